@@ -1,0 +1,64 @@
+"""The contract of a codec: objects to bytes and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from atasks.namespaces import namespaces
+
+__all__ = ["Codec", "get_codec"]
+
+
+class Codec:
+    """Objects to bytes and back, for one namespace.
+
+    A subclass needs `encode` and `decode` only. Constructing a codec makes it the codec of its namespace; both
+    sides of a call need the same one, and a mismatch is a `DecodeError` that names both.
+
+    A call's arguments are encoded as `(args, kwargs)`, a tuple and a dict; a codec may return them as lists.
+    """
+
+    name: str = ""
+    """How envelopes name this codec: the class's name unless it says otherwise."""
+
+    carries_types: bool = False
+    """True where `encode` takes classes by value or by reference, as pickles do: exceptions are then rebuilt
+    through the codec too, and not only by importing their class."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = namespace
+        namespaces.register(namespace, codec=self)
+
+    async def encode(self, obj: Any) -> bytes:
+        """Bytes for `obj`. Whatever it raises reaches the caller as an `EncodeError`."""
+        raise NotImplementedError(f"{type(self).__name__} has no encode()")
+
+    async def decode(self, content: bytes) -> Any:
+        """The object that `encode` was given. Whatever it raises reaches the caller as a `DecodeError`."""
+        raise NotImplementedError(f"{type(self).__name__} has no decode()")
+
+    async def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> tuple[Any, Any]:
+        """`(args, kwargs)` for `function`: a codec with types reads them from its annotations."""
+        args, kwargs = await self.decode(content)
+        return args, kwargs
+
+    async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
+        """What `function` returned: a codec with types reads them from its annotations."""
+        return await self.decode(content)
+
+
+def get_codec(namespace: str = "default") -> Codec:
+    """The codec of the namespace: the one constructed last for it, else a `CloudpickleCodec`."""
+    item = namespaces.get(namespace)
+    codec: Codec | None = getattr(item, "codec", None)
+    if codec is None:
+        from atasks.codecs.cloudpickle import CloudpickleCodec
+
+        codec = CloudpickleCodec(namespace)
+    return codec

@@ -1,0 +1,200 @@
+"""Every error that atasks raises.
+
+    AtasksError
+    ├── CallError                       an await that ended with neither a value nor the atask's own exception
+    │   ├── RemoteError                 it raised something that cannot be rebuilt here
+    │   ├── CallTimeout                 (TimeoutError) the deadline of the call passed
+    │   ├── CallCancelled               it was cancelled at the worker, not by the awaiting task
+    │   ├── TooManyParked               a nested await past the worker's bound of parked calls
+    │   ├── UnknownTask                 (LookupError) a worker answered that it has no such atask
+    │   ├── NoWorker                    on_no_worker="error" and nothing serves the queue
+    │   ├── WorkerLost                  the worker died; the call may or may not have run and will not run again
+    │   ├── QueueFull                   the broker refused the request
+    │   ├── CallConnectionLost          (ConnectionError) the outcome cannot be known
+    │   ├── EncodeError                 (TypeError) an argument or a result cannot be encoded
+    │   ├── DecodeError                 (ValueError) an argument, a result or an envelope cannot be decoded
+    │   └── PayloadTooLarge             (ValueError) an argument list or a result over the transport's limit
+    ├── TransportError                  a transport could not do what it was asked
+    │   ├── NotConnected                (RuntimeError) no transport in this event loop and namespace
+    │   ├── NotSupported                (RuntimeError) the transport does not offer what the call needs
+    │   ├── InvalidURL                  (ValueError) a URL that names no transport, or says it wrongly
+    │   ├── ConnectFailed               (ConnectionError) the other side cannot be reached
+    │   │   └── AccessRefused           (PermissionError) it was reached, and refuses the user or the virtual host
+    │   └── QueueMismatch               a queue exists with other arguments
+    ├── RegisteringTwice                (AttributeError) two definitions under one name
+    ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
+    └── RemoteTraceback                 never raised: the worker's traceback, as the cause of a rebuilt exception
+
+Messages say what to do next and never contain payloads. Every class survives pickling with its attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+__all__ = [
+    "AccessRefused",
+    "AtasksError",
+    "CallCancelled",
+    "CallConnectionLost",
+    "CallError",
+    "CallTimeout",
+    "ConnectFailed",
+    "DecodeError",
+    "EncodeError",
+    "InvalidURL",
+    "LoadError",
+    "NoWorker",
+    "NotConnected",
+    "NotSupported",
+    "PayloadTooLarge",
+    "QueueFull",
+    "QueueMismatch",
+    "RegisteringTwice",
+    "RemoteError",
+    "RemoteTraceback",
+    "TooManyParked",
+    "TransportError",
+    "UnknownTask",
+    "WorkerLost",
+]
+
+
+class AtasksError(Exception):
+    """The base of every error that atasks raises."""
+
+
+class CallError(AtasksError):
+    """An await that ended with neither a value nor the atask's own exception."""
+
+
+class RemoteError(CallError):
+    """The atask raised something that cannot be rebuilt here.
+
+    Its class cannot be imported or its values cannot be pickled here, or it was a `BaseException` that would
+    end this program (`SystemExit`, `KeyboardInterrupt`, `GeneratorExit`). The worker lives on.
+    """
+
+    def __init__(self, type_name: str, message: str = "", traceback: str = "") -> None:
+        super().__init__(type_name, message, traceback)
+        self.type_name = type_name
+        """`module.qualname` of the class that was raised."""
+        self.message = message
+        """`str()` of what was raised."""
+        self.traceback = traceback
+        """The worker's traceback, as text."""
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+class CallTimeout(CallError, TimeoutError):
+    """The deadline of the call passed: its own `timeout`, or one inherited from the call that made it.
+
+    The remote run is cancelled, on a best effort; it may have finished.
+    """
+
+
+class CallCancelled(CallError):
+    """The call was cancelled at the worker by someone else, or raised `CancelledError` itself.
+
+    The awaiting task was not cancelled: that would be an `asyncio.CancelledError`.
+    """
+
+
+class TooManyParked(CallError):
+    """A nested await in a worker that holds as many parked calls as it may. Nothing was sent."""
+
+
+class UnknownTask(CallError, LookupError):
+    """A worker answered that it has no atask of this name. The call did not run."""
+
+
+class NoWorker(CallError):
+    """`on_no_worker="error"`, and nothing serves the queue. The call did not run."""
+
+
+class WorkerLost(CallError):
+    """The worker died. The call may or may not have run, and will not run again."""
+
+    def __init__(self, message: str = "", attempts: int = 1) -> None:
+        super().__init__(message, attempts)
+        self.attempts = attempts
+        """How many deliveries of the call a worker did not survive."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class QueueFull(CallError):
+    """The broker refused the request: the work queue is full. The call did not run."""
+
+
+class CallConnectionLost(CallError, ConnectionError):
+    """The connection was lost, the outcome cannot be known, and the call may not be sent again."""
+
+
+class EncodeError(CallError, TypeError):
+    """The codec cannot encode an argument (nothing was sent) or the result (the call did run)."""
+
+
+class DecodeError(CallError, ValueError):
+    """An argument (the call did not run), a result (it did) or an envelope cannot be decoded."""
+
+
+class PayloadTooLarge(CallError, ValueError):
+    """An argument list (nothing was sent) or a result (the call did run) over the transport's limit."""
+
+
+class TransportError(AtasksError):
+    """A transport could not do what it was asked."""
+
+
+class NotConnected(TransportError, RuntimeError):
+    """No transport in this event loop and namespace: enter `atasks.connect(url)` first."""
+
+
+class NotSupported(TransportError, RuntimeError):
+    """The transport does not offer what the call needs. Nothing was sent."""
+
+
+class InvalidURL(TransportError, ValueError):
+    """A URL that names no transport, or says it wrongly."""
+
+
+class ConnectFailed(TransportError, ConnectionError):
+    """The other side cannot be reached."""
+
+
+class AccessRefused(ConnectFailed, PermissionError):
+    """The other side was reached, and refuses the user or the virtual host."""
+
+
+class QueueMismatch(TransportError):
+    """A queue exists with other arguments than this worker wants."""
+
+
+class RegisteringTwice(AtasksError, AttributeError):
+    """Two different definitions under one name in one namespace."""
+
+
+class LoadError(AtasksError, ImportError):
+    """A module given to the command line cannot be loaded."""
+
+
+class RemoteTraceback(AtasksError):
+    """The worker's traceback, as the `__cause__` of a rebuilt exception. It is never raised."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.text = text
+
+    def __str__(self) -> str:
+        return "\n" + self.text.rstrip("\n")
+
+
+def closest(word: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """The known words that resemble `word` most, best first: for messages that suggest what was meant."""
+    import difflib  # slow to import, and only errors need it
+
+    return difflib.get_close_matches(word, list(known), n=limit, cutoff=0.5)

@@ -1,0 +1,73 @@
+"""Named items, and managers that hold them by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atasks.errors import RegisteringTwice
+
+__all__ = ["Manager", "RegisteringTwice", "RegistryItem"]
+
+
+class RegistryItem:
+    """What is known under one name: a bag of attributes. Two items are equal when their attributes are."""
+
+    def __init__(self, **options: Any) -> None:
+        self.__dict__.update(options)
+
+    def update(self, other: RegistryItem) -> None:
+        """Take over every attribute of the other item, as `dict.update` does."""
+        self.__dict__.update(other.__dict__)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, dict):
+            return self.__dict__ == other
+        if isinstance(other, RegistryItem):
+            return self.__dict__ == other.__dict__
+        return NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # mutable, and equal by value
+
+    def __getattr__(self, name: str) -> Any:  # only for type checkers: attributes are whatever was registered
+        raise AttributeError(f"nothing was registered as {name!r} here")
+
+    def __repr__(self) -> str:
+        return f"RegistryItem({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+
+class Manager:
+    """Items by name.
+
+    With `unite=True` registering a name again adds to its item, and `get` makes an empty item for an unknown
+    name. With `unite=False` registering a name again raises `RegisteringTwice`, and `get` returns None.
+    """
+
+    def __init__(self, name: str, unite: bool = True) -> None:
+        self._name = name
+        self._unite = unite
+        self._items: dict[str, RegistryItem] = {}
+
+    def register(self, name: str, **options: Any) -> None:
+        """Register an item of these attributes under `name`."""
+        known = self._items.get(name)
+        if known is None:
+            self._items[name] = RegistryItem(**options)
+        elif self._unite:
+            known.update(RegistryItem(**options))
+        else:
+            raise RegisteringTwice(f"{name!r} is registered already in {self._name!r}")
+
+    def unregister(self, name: str) -> None:
+        """Forget `name`; a KeyError if it is unknown."""
+        del self._items[name]
+
+    def get(self, name: str) -> RegistryItem | None:
+        """The item of that name; for an unknown one an empty item (`unite=True`) or None."""
+        item = self._items.get(name)
+        if item is None and self._unite:
+            item = self._items[name] = RegistryItem()
+        return item
+
+    def names(self) -> list[str]:
+        """Every registered name, in the order of registration."""
+        return list(self._items)

@@ -1,0 +1,256 @@
+"""Wire format v1: what travels between callers and workers. `docs/wire.md` specifies it field by field.
+
+A message body is a MessagePack array of envelopes; an envelope is an array that begins with its tag and the
+version. Fields may be appended in a later minor revision (readers ignore what they do not know); anything else
+needs a new version, which readers of this one refuse by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from atasks.errors import DecodeError
+
+__all__ = [
+    "AT_LEAST_ONCE",
+    "AT_MOST_ONCE",
+    "CONTENT_TYPE",
+    "VERSION",
+    "Ask",
+    "Call",
+    "Cancel",
+    "Credit",
+    "Decoded",
+    "End",
+    "Envelope",
+    "Held",
+    "Item",
+    "Reply",
+    "Status",
+    "Up",
+    "decode",
+    "encode",
+]
+
+VERSION: Final = 1
+CONTENT_TYPE: Final = "application/vnd.atasks.v1+msgpack"
+
+AT_LEAST_ONCE: Final = 0
+AT_MOST_ONCE: Final = 1
+
+MAX_ENVELOPES: Final = 1024
+"""Envelopes in one message."""
+
+Id = Annotated[str, Meta(min_length=1, max_length=64)]
+Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Ids = Annotated[list[Id], Meta(max_length=65_536)]
+
+
+class Status:
+    """How a call ended, in `Reply.status`. Every status but `VALUE` and `RAISED` carries its message, as UTF-8
+    text, as the payload."""
+
+    VALUE: Final = 0
+    RAISED: Final = 1
+    CANCELLED: Final = 2
+    TIMED_OUT: Final = 3
+    UNKNOWN_TASK: Final = 4
+    WORKER_LOST: Final = 5
+    ENCODE_ERROR: Final = 6
+    DECODE_ERROR: Final = 7
+    TOO_LARGE: Final = 8
+
+
+class Call(Struct, array_like=True, tag=1, gc=False):
+    """A request: run `task` with the arguments in `payload`."""
+
+    v: int
+    id: Id
+    task: Name
+    payload: bytes
+    codec: Name
+    timeout_ms: Count | None = None
+    """Milliseconds that were left of the whole call when it was sent; None: no deadline."""
+    sent_ms: Count = 0
+    """The caller's wall clock when it was sent, in milliseconds since 1970."""
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    max_attempts: Annotated[int, Meta(ge=1, le=1_000_000)] = 3
+    delivery: Annotated[int, Meta(ge=0, le=1)] = AT_LEAST_ONCE
+    orphan: Annotated[int, Meta(ge=0, le=1)] = 0
+    """0: cancel the run when its caller is gone; 1: let it finish."""
+    root: Id | None = None
+    """The call at the top of the chain of calls; None: this one."""
+    parent: Id | None = None
+    """The call that awaits this one; None: none does."""
+    seen: Annotated[list[Id], Meta(max_length=64)] | None = None
+    """Ids of the workers that do not know `task`."""
+    credit: Count = 0
+    """Items that a stream may send at first; 0: not a stream."""
+    context: Annotated[dict[Name, bytes], Meta(max_length=256)] | None = None
+    """Context variables that travel with the call, by name, each in the codec's bytes."""
+    sig: bytes | None = None
+    """Reserved for a signature; ignored in version 1."""
+
+
+class Reply(Struct, array_like=True, tag=2, gc=False):
+    """How the call of that id ended."""
+
+    v: int
+    id: Id
+    status: Count
+    payload: bytes
+    codec: str = ""
+    worker: str = ""
+    run_us: Count = 0
+    """Microseconds from start to end of the run."""
+    parked: bool = False
+    """Whether it awaited another call."""
+
+
+class Cancel(Struct, array_like=True, tag=3, gc=False):
+    """The awaits of these calls have ended: stop their runs, and do not start them."""
+
+    v: int
+    ids: Ids
+
+
+class Ask(Struct, array_like=True, tag=4, gc=False):
+    """Which of these calls do you hold? A worker that holds any answers `Held` to the message's reply address."""
+
+    v: int
+    ids: Ids
+
+
+class Held(Struct, array_like=True, tag=5, gc=False):
+    """The answer to `Ask`: the calls that this worker holds, running or not yet."""
+
+    v: int
+    ids: Ids
+    worker: Id
+
+
+class Up(Struct, array_like=True, tag=6, gc=False):
+    """A worker declared this work queue: send again what may have been lost with an earlier one."""
+
+    v: int
+    namespace: Name
+    queue: Name
+    worker: Id
+
+
+class Credit(Struct, array_like=True, tag=7, gc=False):
+    """The consumer of stream `id` has taken items: so many more, and so many more bytes, may be sent."""
+
+    v: int
+    id: Id
+    items: Count
+    size: Count
+
+
+class Item(Struct, array_like=True, tag=8, gc=False):
+    """Items of stream `id`, in order: the first has the number `first`."""
+
+    v: int
+    id: Id
+    first: Count
+    payloads: Annotated[list[bytes], Meta(max_length=65_536)]
+    codec: str = ""
+
+
+class End(Struct, array_like=True, tag=9, gc=False):
+    """Stream `id` has ended after `count` items; `reply` says how."""
+
+    v: int
+    id: Id
+    count: Count
+    reply: Reply
+
+
+Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End
+
+
+class Decoded(Struct, gc=False):
+    """What a message body held: the good envelopes, and what was wrong with the others."""
+
+    envelopes: list[Envelope]
+    bad: list[Bad]
+
+
+class Bad(Struct, gc=False):
+    """An envelope that cannot be read: why, and its call id where that much can be read."""
+
+    reason: str
+    id: str | None
+    tag: int | None
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list[Envelope])
+_one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
+_pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+encode = _encoder.encode
+"""A list of envelopes -> the bytes of a message body."""
+
+
+def decode(body: bytes) -> list[Envelope]:
+    """The envelopes of a message body; a `DecodeError` if any of them cannot be read (then see `salvage`)."""
+    try:
+        envelopes = _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise DecodeError(f"not a message of wire version {VERSION}: {error}") from None
+    except RecursionError:
+        raise DecodeError(f"not a message of wire version {VERSION}: nested too deep") from None
+    if len(envelopes) > MAX_ENVELOPES:
+        raise DecodeError(f"a message of {len(envelopes)} envelopes: at most {MAX_ENVELOPES} are read")
+    for envelope in envelopes:
+        if envelope.v != VERSION:
+            raise DecodeError(_wrong_version(envelope.v))
+    return envelopes
+
+
+def salvage(body: bytes) -> Decoded:
+    """What can be read of a body that `decode` refuses, envelope by envelope. Never raises."""
+    try:
+        pieces = _pieces.decode(body)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        return Decoded([], [Bad(f"not a MessagePack array of envelopes: {error}", None, None)])
+    good: list[Envelope] = []
+    bad: list[Bad] = []
+    if len(pieces) > MAX_ENVELOPES:
+        bad.append(Bad(f"{len(pieces)} envelopes in one message: only {MAX_ENVELOPES} are read", None, None))
+        del pieces[MAX_ENVELOPES:]
+    for piece in pieces:
+        try:
+            envelope = _one.decode(piece)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            bad.append(_diagnose(piece, str(error)))
+        else:
+            if envelope.v == VERSION:
+                good.append(envelope)
+            else:
+                bad.append(_diagnose(piece, ""))
+    return Decoded(good, bad)
+
+
+def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
+    """Say whether it is the version that is wrong, and find the call id."""
+    try:
+        fields: Any = msgspec.msgpack.decode(piece)
+    except (msgspec.MsgspecError, RecursionError):
+        fields = None
+    if not isinstance(fields, list) or len(fields) < 2:
+        return Bad(f"not an envelope: {reason}", None, None)
+    tag = fields[0] if isinstance(fields[0], int) else None
+    call_id = fields[2] if len(fields) > 2 and isinstance(fields[2], str) and 0 < len(fields[2]) <= 64 else None
+    if isinstance(fields[1], int) and fields[1] != VERSION:
+        reason = _wrong_version(fields[1])
+    return Bad(reason, call_id, tag)
+
+
+def _wrong_version(version: int) -> str:
+    return f"wire version {version}: this side speaks version {VERSION}; upgrade the older side"
