@@ -1,0 +1,92 @@
+"""Await coroutines on other processes and hosts.
+
+    @atask
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with atasks.connect("amqp://localhost/"):
+        print(await add(1, 2))
+"""
+
+from __future__ import annotations
+
+from atasks.calls import CurrentCall, carry, current_call
+from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, get_codec
+from atasks.connection import connect, serve
+from atasks.errors import (
+    AccessRefused,
+    AtasksError,
+    CallCancelled,
+    CallConnectionLost,
+    CallError,
+    CallTimeout,
+    ConnectFailed,
+    DecodeError,
+    EncodeError,
+    InvalidURL,
+    LoadError,
+    NotConnected,
+    NotSupported,
+    NoWorker,
+    PayloadTooLarge,
+    QueueFull,
+    QueueMismatch,
+    RegisteringTwice,
+    RemoteError,
+    RemoteTraceback,
+    TooManyParked,
+    TransportError,
+    UnknownTask,
+    WorkerLost,
+)
+from atasks.router import Router, get_router
+from atasks.tasks import ATask, atask
+from atasks.transport.base import LoopbackTransport, Transport, get_transport
+from atasks.worker import Worker
+
+__all__ = [
+    "ATask",
+    "AccessRefused",
+    "AtasksError",
+    "CallCancelled",
+    "CallConnectionLost",
+    "CallError",
+    "CallTimeout",
+    "CloudpickleCodec",
+    "Codec",
+    "ConnectFailed",
+    "CurrentCall",
+    "DecodeError",
+    "EncodeError",
+    "InvalidURL",
+    "LoadError",
+    "LoopbackTransport",
+    "MsgpackCodec",
+    "NoWorker",
+    "NotConnected",
+    "NotSupported",
+    "PayloadTooLarge",
+    "PickleCodec",
+    "QueueFull",
+    "QueueMismatch",
+    "RegisteringTwice",
+    "RemoteError",
+    "RemoteTraceback",
+    "Router",
+    "TooManyParked",
+    "Transport",
+    "TransportError",
+    "UnknownTask",
+    "Worker",
+    "WorkerLost",
+    "atask",
+    "carry",
+    "connect",
+    "current_call",
+    "get_codec",
+    "get_router",
+    "get_transport",
+    "serve",
+]
+
+__version__ = "0.1.0"

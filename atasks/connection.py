@@ -1,0 +1,137 @@
+"""`connect` and `serve`: a transport for the running event loop, by URL."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from atasks.errors import InvalidURL, closest
+from atasks.namespaces import namespaces
+from atasks.router import get_router
+from atasks.transport.base import Transport, get_transport
+from atasks.worker import Worker
+
+__all__ = ["connect", "serve"]
+
+TRANSPORTS: Final = {
+    "loopback": "atasks.transport.base:LoopbackTransport",
+    "amqp": "atasks.transport.backends.amqp:AMQPTransport",
+    "amqps": "atasks.transport.backends.amqp:AMQPTransport",
+}
+"""URL scheme -> the transport's class."""
+
+Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
+
+
+@asynccontextmanager
+async def connect(url: str = "loopback:", *, namespace: str = "default", **options: Any) -> AsyncIterator[Transport]:
+    """Await atasks of the namespace over this transport, in this event loop and inside this block.
+
+    `url`: "loopback:" (calls run in this process) or "amqp://user:password@host:port/vhost" (they run on workers).
+    A nested connect shadows the outer one. `options` are those of the transport's class.
+
+    Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`.
+
+    Raises InvalidURL, ConnectFailed, AccessRefused.
+    """
+    transport = _make(url, namespace, options)
+    async with _connected(transport):
+        if _scheme(url) != "loopback":
+            yield transport
+            return
+        worker = Worker(get_router(namespace), transport)
+        await worker.start()
+        try:
+            yield transport
+        finally:
+            await worker.drain(grace=0)
+
+
+@asynccontextmanager
+async def serve(
+    url: str,
+    *,
+    namespace: str = "default",
+    queues: Sequence[str] | None = None,
+    concurrency: int = 100,
+    max_parked: int = 50_000,
+    lifespan: Lifespan | None = None,
+    grace: float = 30.0,
+    **options: Any,
+) -> AsyncIterator[Worker]:
+    """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
+
+    `queues` are the work queues to serve (None: those of the atasks that are registered now); at most `concurrency`
+    calls run at once, and at most `max_parked` wait for calls that they made. `lifespan` is an async context
+    manager, or a function that returns one, entered before the first call and left after the last; a call reads
+    its value as `current_call().state`. Awaits inside the block go over the same transport.
+
+    Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds.
+
+    Raises what `connect` raises, and QueueMismatch.
+    """
+    transport = _make(url, namespace, options)
+    async with _connected(transport), AsyncExitStack() as stack:
+        state = None
+        if lifespan is not None:
+            manager = lifespan if isinstance(lifespan, AbstractAsyncContextManager) else lifespan()
+            state = await stack.enter_async_context(manager)
+        worker = Worker(
+            get_router(namespace), transport, concurrency=concurrency, max_parked=max_parked, state=state
+        )
+        await worker.start(queues)
+        try:
+            yield worker
+        finally:
+            await worker.drain(grace)
+
+
+@asynccontextmanager
+async def _connected(transport: Transport) -> AsyncIterator[None]:
+    """The transport, connected, as the running event loop's for its namespace."""
+    await transport.connect()
+    loop = asyncio.get_running_loop()
+    connected = get_router(transport.namespace)._connected
+    connected.setdefault(loop, []).append(transport)
+    try:
+        yield
+    finally:
+        stack = connected[loop]
+        stack.remove(transport)
+        if not stack:
+            del connected[loop]
+        await transport.disconnect()
+
+
+def _scheme(url: str) -> str:
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a string, not {url!r}")
+    scheme = urlsplit(url).scheme
+    if scheme in TRANSPORTS:
+        return scheme
+    near = closest(scheme or url, TRANSPORTS, limit=1)
+    hint = f"did you mean {near[0]}:?" if near else f"known schemes: {', '.join(f'{name}:' for name in TRANSPORTS)}"
+    raise InvalidURL(f"{_without_password(url)!r} names no transport; {hint}")
+
+
+def _without_password(url: str) -> str:
+    head, at, tail = url.rpartition("@")
+    return f"{head.split('://', 1)[0]}://…@{tail}" if at and "://" in head else url
+
+
+def _make(url: str, namespace: str, options: dict[str, Any]) -> Transport:
+    """A transport for the URL, without becoming the one that is registered in the namespace."""
+    scheme = _scheme(url)
+    module, _, name = TRANSPORTS[scheme].partition(":")
+    cls: type[Transport] = getattr(importlib.import_module(module), name)
+    registered = get_transport(namespace)
+    try:
+        if scheme == "loopback":
+            return cls(namespace=namespace, **options)
+        return cls(url=url, namespace=namespace, **options)  # type: ignore[call-arg]
+    finally:
+        namespaces.register(namespace, transport=registered)

@@ -1,0 +1,134 @@
+"""The options of an atask: what they are, what values they take, and their defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final, Literal, TypedDict
+
+from atasks.errors import closest
+
+__all__ = ["CallOptions", "DecorationOptions", "TaskOptions", "validate_queue"]
+
+
+class CallOptions(TypedDict, total=False):
+    """What `.options(...)` takes."""
+
+    queue: str | None
+    timeout: float | None
+    delivery: Literal["at_least_once", "at_most_once"]
+    max_attempts: int
+    on_no_worker: Literal["wait", "error"]
+    orphan: Literal["cancel", "run"]
+    priority: int
+    durable: bool
+
+
+class DecorationOptions(CallOptions, total=False):
+    """What `@atask(...)` takes besides `name` and `namespace`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """The options of one atask, or of a re-optioned view of it; every value is valid."""
+
+    queue: str | None = None
+    """The work queue; None: the transport's default."""
+    timeout: float | None = None
+    """Seconds for the whole call; None: no deadline of its own."""
+    delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
+    max_attempts: int = 3
+    """How many workers may die with the call before it ends in `WorkerLost`."""
+    on_no_worker: Literal["wait", "error"] = "wait"
+    orphan: Literal["cancel", "run"] = "cancel"
+    """What happens to a run whose caller is gone."""
+    priority: int = 0
+    """0..3, on queues that workers declare with `max_priority`."""
+    durable: bool = True
+    """Whether the request survives a restart of the broker."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Options that a Router subclass declares."""
+
+    def with_changes(self, changes: Mapping[str, Any], extra_names: tuple[str, ...] = ()) -> TaskOptions:
+        """These options with changes. A TypeError for an unknown name, a ValueError or TypeError for a bad value."""
+        known: dict[str, Any] = {}
+        extra = dict(self.extra)
+        for name, value in changes.items():
+            if name in extra_names:
+                extra[name] = value
+            elif name in _NAMES:
+                known[name] = _check(name, value)
+            else:
+                raise TypeError(_unknown(name, extra_names))
+        return replace(self, **known, extra=extra)
+
+
+_NAMES: Final = tuple(item.name for item in fields(TaskOptions) if item.name != "extra")
+_CHOICES: Final = {
+    "delivery": ("at_least_once", "at_most_once"),
+    "on_no_worker": ("wait", "error"),
+    "orphan": ("cancel", "run"),
+}
+MAX_PRIORITY: Final = 3
+
+
+def _unknown(name: str, extra_names: tuple[str, ...]) -> str:
+    if name in ("name", "namespace"):
+        return f"{name!r} is the identity of an atask and cannot be changed by .options()"
+    known = (*_NAMES, *extra_names)
+    near = closest(name, known, limit=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(known)}"
+    return f"unknown option {name!r}: {hint}"
+
+
+def _check(name: str, value: Any) -> Any:
+    match name:
+        case "queue":
+            return None if value is None else validate_queue(value)
+        case "timeout":
+            if value is not None:
+                _number(name, value)
+                if not value > 0:
+                    raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
+                return min(float(value), 1e9)
+        case "max_attempts":
+            _integer(name, value, 1, 1_000_000)
+        case "priority":
+            _integer(name, value, 0, MAX_PRIORITY)
+        case "durable":
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} is True or False, not {value!r}")
+        case _:
+            if value not in _CHOICES[name]:
+                raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, _CHOICES[name]))}")
+    return value
+
+
+def _number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if value != value:
+        raise ValueError(f"{name} is a number of seconds, not NaN")
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: {low} to {high}")
+
+
+_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+")
+
+
+def validate_queue(value: Any, what: str = "queue") -> str:
+    """The name of a queue, a namespace or a prefix, if brokers take it: letters, digits and `-_.:@#,/+`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a string, not {value!r}")
+    bad = sorted(set(value) - _NAME_CHARACTERS)
+    if bad or not value:
+        found = f"not {''.join(bad)!r}" if bad else "and not empty"
+        raise ValueError(f"{what}={value!r}: letters, digits and -_.:@#,/+ only, {found}")
+    if len(value) > 100:
+        raise ValueError(f"{what} of {len(value)} characters: at most 100")
+    return value

@@ -1,0 +1,287 @@
+"""The router of a namespace: turns an await into a request, and a reply into its value or its exception."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from atasks.calls import carried, new_call_id, serving
+from atasks.codecs.base import Codec, get_codec
+from atasks.errors import (
+    CallCancelled,
+    CallError,
+    CallTimeout,
+    DecodeError,
+    EncodeError,
+    NotConnected,
+    PayloadTooLarge,
+    RegisteringTwice,
+    UnknownTask,
+    WorkerLost,
+)
+from atasks.failures import decode_failure
+from atasks.namespaces import namespaces
+from atasks.options import TaskOptions, validate_queue
+from atasks.registry import Manager
+from atasks.tasks import ATask, TaskName
+from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
+from atasks.worker import Run, Worker
+
+if TYPE_CHECKING:
+    from atasks.transport.base import Transport
+
+__all__ = ["Router", "get_router"]
+
+
+class Router:
+    """Encodes calls, sends them, and decodes replies; registers atasks; activates transports to serve them.
+
+    Constructing a router makes it the router of its namespace; it adopts the atasks that are registered there.
+    Override `send_request` to see or change every call of the namespace, and call super's.
+    """
+
+    extra_options: ClassVar[tuple[str, ...]] = ()
+    """Further options that `@atask` accepts in this router's namespace; they are in `ATask.task_options.extra`."""
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = validate_queue(namespace, "namespace")
+        self._space = namespaces.get(namespace)
+        self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
+        self._worker: Worker | None = None
+        namespaces.register(namespace, router=self, registry=self.registry)
+        # The running event loop -> the transports that `connect` entered there; the last one counts.
+        self._connected: dict[asyncio.AbstractEventLoop, list[Transport]] = getattr(self._space, "connected", {})
+        namespaces.register(namespace, connected=self._connected)
+
+    # -- registration
+
+    def register_atask(
+        self, name: str, coro: Callable[..., Any], options: Mapping[str, Any] | None = None
+    ) -> ATask[..., Any]:
+        """The ATask of this name, whose calls run `coro` at the worker.
+
+        The same definition (file, qualified name, line) replaces itself, as a reload does; any other one under a
+        registered name raises `RegisteringTwice`. Options are those of `@atask`.
+        """
+        known = self.registry.get(name)
+        if known is not None:
+            if not _same_definition(known.coro, coro):
+                raise RegisteringTwice(
+                    f"two atasks are named {name!r} in namespace {self.namespace!r}: {_place(known.coro)} and "
+                    f"{_place(coro)}; rename one, or give it @atask(name=...)"
+                )
+            self.registry.unregister(name)
+        resolved = TaskOptions().with_changes(options or {}, self.extra_options)
+        task: ATask[..., Any] = ATask(coro, name, self.namespace, resolved)
+        self.registry.register(name, coro=coro, options=resolved, task=task)
+        return task
+
+    # -- calling
+
+    async def send_request(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Run the atask `name` on a worker and return its result.
+
+        Raises the exception that it raised, or a `CallError`; `asyncio.CancelledError` only if the awaiting task
+        was cancelled.
+        """
+        task, options = (name.task, name.options) if isinstance(name, TaskName) else self._named(name)
+        run = serving.get()
+        if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
+            run = None  # a task that outlived its call, or a thread's own event loop
+        transport = self._transport(run)
+        codec = self.codec
+        payload = await self._encode(name, codec, (args, kwargs))
+        if len(payload) > transport.max_payload:
+            raise PayloadTooLarge(
+                f"the arguments of {name} have {len(payload)} bytes, over the limit of {transport.max_payload}: "
+                "pass a reference to them instead"
+            )
+        call = Call(
+            VERSION,
+            new_call_id(),
+            str(name),
+            payload,
+            codec.name,
+            None,
+            int(time.time() * 1000),
+            1,
+            options.max_attempts,
+            AT_LEAST_ONCE if options.delivery == "at_least_once" else AT_MOST_ONCE,
+            0 if options.orphan == "cancel" else 1,
+        )
+        timeout = options.timeout
+        if carried:
+            call.context = await self._carried(name, codec)
+        if run is None:
+            if timeout is not None:
+                call.timeout_ms = max(1, round(timeout * 1000))
+            reply = await transport.request(call, options)
+        else:
+            _inherit(call, run, timeout)
+            run.park()
+            try:
+                reply = await transport.request(call, options)
+            finally:
+                await run.unpark()
+        if reply.status != Status.VALUE:
+            raise await self._error(reply, call, codec)
+        return await self._result(reply, call, task, codec)
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the namespace."""
+        codec: Codec | None = getattr(self._space, "codec", None)
+        return codec if codec is not None else get_codec(self.namespace)
+
+    def _named(self, name: str) -> tuple[ATask[..., Any] | None, TaskOptions]:
+        """For a call by name alone: the atask need not be known here."""
+        item = self.registry.get(name)
+        return (None, TaskOptions()) if item is None else (item.task, item.options)
+
+    def _transport(self, run: Run | None) -> Transport:
+        """The serving transport inside a served call, else the running event loop's, else the namespace's."""
+        if run is not None and run.worker.namespace == self.namespace:
+            return run.worker.transport
+        loop = asyncio.get_running_loop()
+        connected = self._connected.get(loop)
+        if connected:
+            return connected[-1]
+        transport: Transport | None = getattr(self._space, "transport", None)
+        if transport is None or not transport.usable(loop):
+            where = "" if self.namespace == "default" else f", namespace={self.namespace!r}"
+            raise NotConnected(
+                f"namespace {self.namespace!r} has no transport in this event loop: "
+                f'enter `async with atasks.connect("loopback:"{where})` or another URL first'
+            )
+        return transport
+
+    async def _encode(self, name: str, codec: Codec, value: Any) -> bytes:
+        try:
+            data = await codec.encode(value)
+        except asyncio.CancelledError:
+            raise
+        except EncodeError:
+            raise
+        except Exception as error:
+            message = str(error).split("\n", 1)[0][:200]
+            raise EncodeError(
+                f"an argument of {name} cannot be encoded by {codec.name} ({type(error).__name__}: {message})"
+            ) from error
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")
+        return data if type(data) is bytes else bytes(data)
+
+    async def _carried(self, name: str, codec: Codec) -> dict[str, bytes] | None:
+        here = contextvars.copy_context()
+        values = [(variable.name, here[variable]) for variable in carried.values() if variable in here]
+        return {label: await self._encode(name, codec, value) for label, value in values} or None
+
+    async def _result(self, reply: Reply, call: Call, task: ATask[..., Any] | None, codec: Codec) -> Any:
+        _check_codec(reply, call, codec)
+        try:
+            if task is None:
+                return await codec.decode(reply.payload)
+            return await codec.decode_result(reply.payload, task.local)
+        except (asyncio.CancelledError, DecodeError):
+            raise
+        except Exception as error:
+            raise DecodeError(
+                f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
+            ) from error
+
+    async def _error(self, reply: Reply, call: Call, codec: Codec) -> BaseException:
+        """The exception that a reply without a value stands for."""
+        if reply.status == Status.RAISED:
+            _check_codec(reply, call, codec)
+            return await decode_failure(reply.payload, codec)
+        message = reply.payload.decode(errors="replace")
+        match reply.status:
+            case Status.WORKER_LOST:
+                return WorkerLost(message, call.attempt)
+            case Status.CANCELLED:
+                return CallCancelled(message)
+            case Status.TIMED_OUT:
+                return CallTimeout(message)
+            case Status.UNKNOWN_TASK:
+                return UnknownTask(message)
+            case Status.ENCODE_ERROR:
+                return EncodeError(message)
+            case Status.DECODE_ERROR:
+                return DecodeError(message)
+            case Status.TOO_LARGE:
+                return PayloadTooLarge(message)
+            case _:
+                return CallError(f"{call.task} ended with status {reply.status}, which this version does not know")
+
+    # -- serving
+
+    async def activate(self, transport: Transport, *, concurrency: int = 100) -> None:
+        """Serve the atasks of the namespace on this transport, which is connected, until `deactivate`."""
+        if self._worker is not None:
+            if self._worker.transport is transport:
+                return
+            await self.deactivate()
+        worker = Worker(self, transport, concurrency=concurrency)
+        await worker.start()
+        self._worker = worker
+
+    async def deactivate(self, grace: float = 30.0) -> None:
+        """Serve no more: drain for up to `grace` seconds. Does nothing if nothing was activated."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            await worker.drain(grace)
+
+
+def get_router(namespace: str = "default") -> Router:
+    """The router that was constructed last for the namespace, made now if there is none."""
+    router: Router | None = getattr(namespaces.get(namespace), "router", None)
+    return Router(namespace) if router is None else router
+
+
+def _inherit(call: Call, run: Run, timeout: float | None) -> None:
+    """A nested call knows its parents, and has at most the time that is left to the call that makes it."""
+    parent = run.call
+    call.parent = parent.id
+    call.root = parent.root or parent.id
+    if run.deadline is not None:
+        left = run.deadline - run.loop.time()
+        if left <= 0:
+            raise CallTimeout(f"no time is left for {call.task}: the deadline of {parent.task} has passed")
+        timeout = left if timeout is None else min(timeout, left)
+    if timeout is not None:
+        call.timeout_ms = max(1, round(timeout * 1000))
+
+
+def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
+    if reply.codec != codec.name:
+        raise DecodeError(
+            f"the reply to {call.task} is encoded by {reply.codec!r}, and this side has {codec.name!r}: "
+            "construct the same codec on both sides"
+        )
+
+
+def _same_definition(known: Any, new: Any) -> bool:
+    if known is new:
+        return True
+    here, there = _definition(known), _definition(new)
+    return here is not None and here == there
+
+
+def _definition(function: Any) -> tuple[str, str, int] | None:
+    import os.path
+
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return None
+    name = getattr(function, "__qualname__", "")
+    if code.co_filename.startswith("<"):  # typed into an interpreter: the later one replaces the earlier one
+        return (code.co_filename.split("-")[0], name, 0)
+    return (os.path.realpath(code.co_filename), name, code.co_firstlineno)
+
+
+def _place(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)

@@ -1,0 +1,52 @@
+"""Slots: the right to run a call. Calls that resume go ahead of calls that are new."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Slots"]
+
+
+class Slots:
+    """`size` slots, and the calls that wait to take one again.
+
+    A parked call holds none. On resuming it takes a slot ahead of every new call; while it waits for one it holds
+    nothing, so calls that await calls cannot deadlock.
+    """
+
+    def __init__(self, size: int, on_free: Callable[[], None]) -> None:
+        self.size = size
+        self.free = size
+        self._on_free = on_free
+        self._resuming: deque[asyncio.Future[None]] = deque()
+
+    def take(self) -> None:
+        """Take a free slot for a new call."""
+        assert self.free, "a call was started without a free slot"
+        self.free -= 1
+
+    def give(self) -> None:
+        """Give a slot back: to the call that has waited longest to resume, else to whoever comes."""
+        while self._resuming:
+            waiter = self._resuming.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.free += 1
+        self._on_free()
+
+    async def retake(self) -> None:
+        """Take a slot for a call that resumes, waiting for one if need be. If cancelled, it took none."""
+        if self.free:
+            self.free -= 1
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resuming.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it was handed a slot and cancelled in the same turn
+                self.give()
+            raise

@@ -1,0 +1,288 @@
+"""`@atask` makes a coroutine function awaitable across processes and hosts."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from atasks import modules
+from atasks.namespaces import namespaces
+from atasks.options import CallOptions, DecorationOptions, TaskOptions
+
+__all__ = ["ATask", "atask"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class TaskName(str):
+    """The name of an atask on its way through `Router.send_request`, with the atask and the options of the call.
+
+    A router may be overridden with a `send_request(name, *args, **kwargs)` that knows of no options: they travel
+    with the name, so they apply to this call and to no other one that the override makes.
+    """
+
+    __slots__ = ("options", "task")
+
+    task: ATask[..., Any] | None
+    options: TaskOptions
+
+
+class ATask(Generic[P, R]):
+    """A decorated function. Awaiting `task(...)` runs it on a worker and gives its result or raises its exception.
+
+    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
+    returns a coroutine that does nothing until it is awaited or made a task. How an await can end is listed in
+    `atasks.errors`. An ATask pickles as a reference (module, namespace, name, overrides), never by value.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str, namespace: str, options: TaskOptions) -> None:
+        functools.update_wrapper(self, function)
+        self.name = name
+        """The name on the wire: module and qualified name, unless the decoration says otherwise."""
+        self.namespace = namespace
+        self.module = _importable_module(function)
+        """The module whose import defines this atask; None where there is none (a notebook, say)."""
+        self._function = function
+        self._space = namespaces.get(namespace)
+        self._check_arguments = _signature_check(function)
+        self._is_static = False
+        self._set_options(options, {})
+        # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
+        self.__code__ = _coroutine_code(function)
+        self.__defaults__ = getattr(function, "__defaults__", None)
+        self.__kwdefaults__ = getattr(function, "__kwdefaults__", None)
+        if hasattr(inspect, "markcoroutinefunction"):
+            inspect.markcoroutinefunction(self)
+
+    def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
+        self._options = options
+        self._overrides = overrides
+        self._sent_name = TaskName(self.name)
+        self._sent_name.task = self
+        self._sent_name.options = options
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
+        self._check_arguments(*args, **kwargs)
+        return cast("Coroutine[Any, Any, R]", self._space.router.send_request(self._sent_name, *args, **kwargs))
+
+    @property
+    def local(self) -> Callable[P, Coroutine[Any, Any, R]]:
+        """The undecorated function: calling it runs it here."""
+        return self._function
+
+    @property
+    def task_options(self) -> TaskOptions:
+        """The options that calls of this atask have."""
+        return self._options
+
+    def options(self, **changes: Unpack[CallOptions]) -> ATask[P, R]:
+        """A view of this atask whose calls have other options; the atask itself stays as it is.
+
+        Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
+        """
+        view: ATask[P, R] = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        extra = self._space.router.extra_options
+        view._set_options(self._options.with_changes(changes, extra), {**self._overrides, **changes})
+        return view
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self._is_static and f"{owner.__qualname__}.{name}" == getattr(self, "__qualname__", None):
+            raise TypeError(_METHOD.format(self.__qualname__))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.module, self.namespace, self.name, self._overrides)
+
+    def __copy__(self) -> ATask[P, R]:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ATask[P, R]:
+        return self
+
+    def __repr__(self) -> str:
+        changed = "".join(f", {name}={value!r}" for name, value in self._overrides.items())
+        return f"<atask {self.name!r}{changed}>"
+
+
+class AtaskDecorator(Protocol):
+    """What `@atask(...)` with options returns."""
+
+    @overload
+    def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[R]], /) -> ATask[P, R]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> ATask[P, R]: ...
+
+
+@overload
+def atask(
+    function: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Unpack[DecorationOptions],
+) -> ATask[P, R]: ...
+@overload
+def atask(
+    function: Callable[P, Awaitable[R]],
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Unpack[DecorationOptions],
+) -> ATask[P, R]: ...
+@overload
+def atask(
+    function: Callable[P, R],
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Unpack[DecorationOptions],
+) -> ATask[P, R]: ...
+@overload
+def atask(
+    function: None = None,
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Unpack[DecorationOptions],
+) -> AtaskDecorator: ...
+def atask(
+    function: Any = None,
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Any,
+) -> Any:
+    """Make a function awaitable on workers: bare `@atask`, or `@atask(timeout=5, queue="gpu")`.
+
+    A coroutine function runs as an asyncio task of the worker. A plain function is called on the worker's event
+    loop, and what it returns is awaited if it is awaitable. Static methods work, with `@staticmethod` above or
+    below.
+
+    `name` (default: module and qualified name) and `namespace` are the identity of the atask; the other options
+    are those of `TaskOptions`, and those that a Router subclass declares.
+
+    Raises TypeError for what cannot be an atask (a method, a class method, a generator function, a class) and for
+    an unknown option, ValueError for an option's value, `RegisteringTwice` for another definition of that name.
+    """
+    if function is None:
+        return functools.partial(atask, name=name, namespace=namespace, **options)
+    static = isinstance(function, staticmethod)
+    if static:
+        function = function.__func__
+    _refuse(function, static)
+    from atasks.router import get_router  # the router imports this module
+
+    if name is None:
+        name = _default_name(function)
+    elif not isinstance(name, str) or not name:
+        raise TypeError(f"the name of an atask is a non-empty string, not {name!r}")
+    task = get_router(namespace).register_atask(name, coro=function, options=options)
+    task._is_static = static
+    return task
+
+
+_METHOD = (
+    "{0} is a method: an atask runs on a worker, which has no 'self'. "
+    "Make it a function or a @staticmethod and pass what it needs as arguments"
+)
+
+
+def _refuse(function: Any, static: bool) -> None:
+    """Raise a TypeError that says why, if `function` cannot be an atask."""
+    name = getattr(function, "__qualname__", repr(function))
+    if isinstance(function, ATask):
+        raise TypeError(f"{name} is an atask already")
+    if isinstance(function, classmethod):
+        inner = function.__func__.__qualname__
+        raise TypeError(f"{inner} is a class method: make it a @staticmethod, or a function that takes the class")
+    if isinstance(function, type):
+        raise TypeError(f"{name} is a class: decorate a coroutine function")
+    if not callable(function):
+        raise TypeError(f"@atask decorates a coroutine function, not {function!r}")
+    if inspect.isasyncgenfunction(function):
+        raise TypeError(f"{name} is an async generator: this version has no remote streams; return a list instead")
+    if inspect.isgeneratorfunction(function):
+        raise TypeError(f"{name} is a generator function, which cannot be awaited: make it a coroutine function")
+    if not static and _looks_like_a_method(function):
+        raise TypeError(_METHOD.format(name))
+
+
+def _looks_like_a_method(function: Any) -> bool:
+    """Defined in a class body, with a first parameter called self or cls.
+
+    Any other function in a class body may still get a `@staticmethod` above; `ATask.__set_name__` sees those
+    that did not.
+    """
+    outer = getattr(function, "__qualname__", "").rpartition(".")[0]
+    code = getattr(function, "__code__", None)
+    if not outer or outer.endswith("<locals>") or code is None or not code.co_argcount:
+        return False
+    return code.co_varnames[0] in ("self", "cls")
+
+
+def _importable_module(function: Any) -> str | None:
+    module: str | None = getattr(function, "__module__", None)
+    return modules.main_name() if module == "__main__" else module
+
+
+def _default_name(function: Any) -> str:
+    qualname = getattr(function, "__qualname__", None)
+    if qualname is None:
+        raise TypeError(f"{function!r} has no name: give one, atask(..., name='...')")
+    return f"{_importable_module(function) or '__main__'}.{qualname.replace('<locals>.', '')}"
+
+
+def _signature_check(function: Any) -> Callable[..., None]:
+    """A function with the signature of `function` that does nothing: calling it checks arguments as Python does.
+
+    An order of magnitude faster than `inspect.Signature.bind`, with Python's own messages.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none: the worker will find out
+        return lambda *args, **kwargs: None
+    parameters = [
+        parameter.replace(
+            annotation=parameter.empty,
+            default=parameter.default if parameter.default is parameter.empty else None,
+        )
+        for parameter in signature.parameters.values()
+    ]
+    bare = signature.replace(parameters=parameters, return_annotation=signature.empty)
+    scope: dict[str, Any] = {}
+    exec(f"def check{bare}: pass", scope)
+    check: Callable[..., None] = scope["check"]
+    check.__qualname__ = getattr(function, "__qualname__", repr(function))
+    return check
+
+
+def _coroutine_code(function: Any) -> Any:
+    """The function's code marked as a coroutine function's: calling the atask returns a coroutine whatever it is."""
+    code = getattr(function, "__code__", None) or _template.__code__
+    return code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
+
+
+async def _template(*args: Any, **kwargs: Any) -> None:
+    """The code of an atask whose function has none (a builtin, a partial)."""
+
+
+def _restore(module: str | None, namespace: str, name: str, overrides: dict[str, Any]) -> ATask[..., Any]:
+    """The ATask that a pickle refers to, importing its module if need be."""
+    import importlib
+
+    from atasks.router import get_router
+
+    registry = get_router(namespace).registry
+    if registry.get(name) is None and module is not None:
+        importlib.import_module(module)
+    item = registry.get(name)
+    if item is None:
+        raise LookupError(f"no atask {name!r} in namespace {namespace!r} here: import the module that defines it")
+    task: ATask[..., Any] = item.task
+    return task.options(**cast("CallOptions", overrides)) if overrides else task

@@ -1,0 +1,360 @@
+"""The contract of a transport, and the loopback transport.
+
+A transport moves requests and replies of one namespace. There are two levels:
+
+- The minimal contract, for a transport of your own: `connect`, `disconnect` and `send_request(name, content)`.
+  Both contents are opaque messages of wire v1, so ids, deadlines and the chain of calls travel inside.
+- The rich contract, which the router and the worker speak: `request(call, options)` and `serve(worker)`. This base
+  class adapts the minimal contract to it; `CallTransport` implements the caller's half for transports that move
+  `Call` and `Reply` objects, cancellation included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from abc import abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from atasks import wire
+from atasks.errors import (
+    CallConnectionLost,
+    CallError,
+    CallTimeout,
+    NotConnected,
+    NotSupported,
+    NoWorker,
+)
+from atasks.namespaces import namespaces
+from atasks.options import TaskOptions, validate_queue
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.worker import Worker
+
+__all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "Transport", "get_transport"]
+
+RequestCallback = Callable[[str, bytes], Awaitable[bytes]]
+"""`await callback(name, content) -> bytes`: what serves the requests that a minimal transport receives."""
+
+DEFAULT_MAX_PAYLOAD = 64 * 2**20
+
+
+class Transport:
+    """Moves requests and replies of one namespace.
+
+    Constructing a transport registers it in its namespace: awaits there use it, unless an `atasks.connect` of the
+    running event loop shadows it. A subclass needs `connect`, `disconnect` and `send_request`.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset()
+    """What else it offers: "cancel" (the remote run ends when the await does) and "at_most_once"."""
+
+    redelivers: ClassVar[bool] = False
+    """Whether one call may be delivered more than once, so that workers must remember those they finished."""
+
+    max_payload: int = DEFAULT_MAX_PAYLOAD
+    """Bytes of arguments or of a result that it moves; more is a `PayloadTooLarge`."""
+
+    clock_skew: float = 2.0
+    """Seconds by which the clocks of caller and worker may differ."""
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = validate_queue(namespace, "namespace")
+        self.callback: RequestCallback | None = None
+        namespaces.register(namespace, transport=self)
+
+    # -- the minimal contract
+
+    async def connect(self) -> None:
+        """Be ready to send requests and to register a callback."""
+        raise NotImplementedError(f"{type(self).__name__} has no connect()")
+
+    async def disconnect(self) -> None:
+        """Let go of everything. Awaits that are pending end in `CallConnectionLost`."""
+        raise NotImplementedError(f"{type(self).__name__} has no disconnect()")
+
+    async def send_request(self, name: str, content: bytes) -> bytes:
+        """Have the callback of some process answer `content`, a message for the atask `name`.
+
+        Whatever it raises, and an answer that is not bytes, ends the await in `CallConnectionLost`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no send_request()")
+
+    async def register_callback(self, callback: RequestCallback) -> None:
+        """Serve requests with `await callback(name, content) -> bytes` from now on."""
+        self.callback = callback
+
+    async def unregister_callback(self) -> None:
+        """Serve no more requests."""
+        self.callback = None
+
+    # -- the rich contract
+
+    def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether awaits of this event loop may use it."""
+        return True
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""
+        if options.delivery == "at_most_once":
+            raise NotSupported(
+                f"{type(self).__name__} does not promise at-most-once delivery: "
+                "use delivery='at_least_once' or another transport"
+            )
+        timeout = None if call.timeout_ms is None else call.timeout_ms / 1000
+        scope = asyncio.timeout(timeout)
+        try:
+            async with scope:
+                content = await self.send_request(call.task, wire.encode([call]))
+        except CallError:
+            raise
+        except TimeoutError as error:
+            if scope.expired():
+                raise timed_out(call) from None
+            raise _lost(self, call, error) from error
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            raise _lost(self, call, error) from error  # a library's way to say that the connection is gone
+        except Exception as error:
+            raise _lost(self, call, error) from error
+        if not isinstance(content, bytes):
+            raise CallConnectionLost(
+                f"{type(self).__name__}.send_request returned {type(content).__name__} instead of bytes "
+                f"for {call.task}: the outcome cannot be known"
+            )
+        envelopes = wire.decode(content)
+        if len(envelopes) != 1 or not isinstance(envelopes[0], Reply) or envelopes[0].id not in (call.id, "?"):
+            raise CallConnectionLost(f"the answer to {call.task} is not the reply to this call")
+        return envelopes[0]
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        """Deliver requests to the worker from now on."""
+        await self.register_callback(worker.answer)
+
+    async def stop_serving(self, worker: Worker) -> None:
+        """Deliver no more requests; replies to those that were delivered still leave."""
+        await self.unregister_callback()
+
+    async def flush(self) -> None:
+        """Return when every reply handed over so far is safe."""
+
+    def slots_changed(self, worker: Worker) -> None:
+        """The worker has free slots and nothing to put in them: a chance to ask for more."""
+
+    async def pass_on(self, call: Call, worker: Worker) -> Call | None:
+        """The call as it should be given back for another worker, one that may know its atask; None: there is none."""
+        return None
+
+
+def timed_out(call: Call) -> CallTimeout:
+    """The error of a call whose deadline passed."""
+    return CallTimeout(f"{call.task} did not finish within {(call.timeout_ms or 0) / 1000:g} s")
+
+
+def _lost(transport: Transport, call: Call, error: BaseException) -> CallConnectionLost:
+    return CallConnectionLost(
+        f"{type(transport).__name__} lost {call.task} ({type(error).__name__}): the outcome cannot be known"
+    )
+
+
+def get_transport(namespace: str = "default") -> Transport | None:
+    """The transport that was constructed last for the namespace, or None."""
+    return getattr(namespaces.get(namespace), "transport", None)
+
+
+class Pending:
+    """A call whose await has not ended."""
+
+    __slots__ = ("call", "future", "options", "timer", "__weakref__")
+
+    def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
+        self.call = call
+        self.options = options
+        self.future = future
+        self.timer: asyncio.TimerHandle | None = None
+
+    def fail(self, error: Exception) -> None:
+        """End the await with an error, unless it ended already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class CallTransport(Transport):
+    """A transport that moves `Call` and `Reply` objects. A subclass hands calls over in `_post` (without waiting),
+    gives every reply to `_resolve`, and tells workers of ended awaits in `_withdraw`.
+
+    Guarantees: every await ends in one reply (later ones are dropped), in `CallTimeout` at its deadline by this
+    side's clock, in `CancelledError` when its task is cancelled, or in `CallConnectionLost` at disconnect.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once"})
+
+    def __init__(self, namespace: str = "default") -> None:
+        super().__init__(namespace)
+        self._pending: dict[str, Pending] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._refusal: str | None = f"{type(self).__name__} is not connected: await its connect() first"
+
+    def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self._loop is loop
+
+    def _opened(self) -> None:
+        """Call at the end of `connect`: awaits of the running event loop are welcome."""
+        self._loop = asyncio.get_running_loop()
+        self._refusal = None
+        _open.add(self)
+
+    def _closed(self, reason: str) -> None:
+        """Call at the start of `disconnect`: no more awaits, and those that are pending end here."""
+        self._refusal = reason
+        self._loop = None
+        _open.discard(self)
+        for pending in list(self._pending.values()):
+            pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        loop = asyncio.get_running_loop()
+        pending = Pending(call, options, loop.create_future())
+        self._pending[call.id] = pending
+        try:
+            if call.timeout_ms is not None:
+                pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+            room = self._room()
+            if room is not None:
+                await room
+            self._post(pending)
+            return await pending.future
+        except asyncio.CancelledError:
+            self._withdraw(pending)
+            raise
+        finally:
+            if pending.timer is not None:
+                pending.timer.cancel()
+            del self._pending[call.id]
+
+    def _room(self) -> asyncio.Future[None] | None:
+        """What to await before more may be handed over; None: nothing."""
+        return None
+
+    @abstractmethod
+    def _post(self, pending: Pending) -> None:
+        """Hand the call over to the wire, without waiting."""
+
+    @abstractmethod
+    def _withdraw(self, pending: Pending) -> None:
+        """The await has ended without a reply: tell the workers, without waiting."""
+
+    def _resolve(self, reply: Reply) -> None:
+        """A reply has arrived; one that nobody awaits (any more) is dropped."""
+        pending = self._pending.get(reply.id)
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(reply)
+
+    def _expire(self, pending: Pending) -> None:
+        if not pending.future.done():
+            pending.future.set_exception(timed_out(pending.call))
+            self._withdraw(pending)
+
+
+_open: weakref.WeakSet[CallTransport] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A connection shared with the parent process would mix both conversations: the child must open its own."""
+    for transport in list(_open):
+        transport._refusal = (
+            "this process was forked from one that had connected; connections do not survive a fork: "
+            "enter atasks.connect(url) in the child"
+        )
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class LoopbackTransport(CallTransport):
+    """Runs every call in this process, for unit tests and a first run.
+
+    Arguments and results go through the codec, calls through a worker with slots, deadlines and cancellation, so
+    what works here works over a broker. Calls wait until a worker serves, as they do on a queue.
+    """
+
+    clock_skew = 0.0
+
+    def __init__(self, namespace: str = "default") -> None:
+        super().__init__(namespace)
+        self._worker: Worker | None = None
+        self._waiting: dict[str, Pending] = {}
+        # a subclass with a send_request of its own (a test's spy, say) gets every call through it
+        self._minimal = type(self).send_request is not LoopbackTransport.send_request
+
+    async def connect(self) -> None:
+        self._opened()
+
+    async def disconnect(self) -> None:
+        self._closed("the loopback transport was disconnected")
+
+    async def send_request(self, name: str, content: bytes) -> bytes:
+        if self.callback is None:
+            raise NoWorker(f"nothing serves {name!r}: register a callback, or activate a router, first")
+        return await self.callback(name, content)
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        if self._minimal:
+            return await Transport.request(self, call, options)
+        return await super().request(call, options)
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        await super().serve(worker, queues)
+        self._worker = worker
+        waiting, self._waiting = self._waiting, {}
+        for pending in waiting.values():
+            self._post(pending)
+
+    async def stop_serving(self, worker: Worker) -> None:
+        await super().stop_serving(worker)
+        self._worker = None
+
+    def _post(self, pending: Pending) -> None:
+        if self._worker is not None:
+            self._worker.deliver(pending.call, _Delivery(self, pending))
+        elif pending.options.on_no_worker == "error":
+            raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
+        else:
+            self._waiting[pending.call.id] = pending
+
+    def _withdraw(self, pending: Pending) -> None:
+        if self._waiting.pop(pending.call.id, None) is None and self._worker is not None:
+            self._worker.cancel(pending.call.id)
+
+
+class _Delivery:
+    """A call that the worker has in hand."""
+
+    __slots__ = ("pending", "transport")
+
+    def __init__(self, transport: LoopbackTransport, pending: Pending) -> None:
+        self.transport = transport
+        self.pending = pending
+
+    def reply(self, reply: Reply) -> None:
+        self.transport._resolve(reply)
+
+    def drop(self) -> None:
+        pass
+
+    def give_back(self, call: Call) -> None:
+        if not self.pending.future.done():
+            asyncio.get_running_loop().call_soon(self._return)
+
+    def _return(self) -> None:
+        """Wait for the next worker: the one that gave it back is draining, and may be the one that is attached."""
+        if not self.pending.future.done():
+            self.transport._waiting[self.pending.call.id] = self.pending

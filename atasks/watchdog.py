@@ -1,0 +1,94 @@
+"""Names the call that blocks the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+import traceback
+
+__all__ = ["Watchdog"]
+
+logger = logging.getLogger("atasks.worker")
+
+LIMIT = 0.1
+"""Seconds without a turn of the event loop that are reported."""
+PERIOD = 0.03
+IDLE_PROBES = 30
+"""Probes without a call running after which the thread sleeps until the next call."""
+STILL_BLOCKED = 10.0
+
+
+class Watchdog:
+    """A thread that asks the event loop for a sign of life while calls run, and logs what runs when none comes.
+
+    It sleeps while no call runs. A block shorter than `LIMIT + PERIOD` may go unseen.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._loop_thread = threading.get_ident()
+        self._wake = threading.Event()
+        self._answered = threading.Event()
+        self._stopping = False
+        self.busy = 0
+        """Calls that run; the worker keeps it."""
+        self.asleep = True
+        self._thread = threading.Thread(target=self._watch, name="atasks-watchdog", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """A call has started: watch."""
+        self.asleep = False
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread, and return when it has ended."""
+        self._stopping = True
+        self._wake.set()
+        self._answered.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        idle = 0
+        while not self._stopping:
+            idle = 0 if self.busy else idle + 1
+            if idle > IDLE_PROBES:
+                self._wake.clear()
+                self.asleep = True
+                if not self.busy:  # else a call started in between and saw a thread that was awake
+                    self._wake.wait()
+                self.asleep = False
+                idle = 0
+                continue
+            self._answered.clear()
+            asked = time.monotonic()
+            try:
+                self._loop.call_soon_threadsafe(self._answered.set)
+            except RuntimeError:  # the event loop is closed
+                return
+            if not self._answered.wait(LIMIT) and not self._stopping:
+                self._report(asked)
+            time.sleep(PERIOD)
+
+    def _report(self, asked: float) -> None:
+        task = asyncio.current_task(self._loop)
+        if task is None:  # the machine is busy, or a callback that is nobody's call
+            self._answered.wait()
+            return
+        frame = sys._current_frames().get(self._loop_thread)
+        where = traceback.extract_stack(frame)[-1] if frame is not None else None
+        place = f" at {where.filename}:{where.lineno} in {where.name}" if where is not None else ""
+        del frame
+        name = task.get_name()
+        if not self._answered.wait(STILL_BLOCKED) and not self._stopping:
+            logger.error("%s has blocked the event loop for %.0f s now%s", name, time.monotonic() - asked, place)
+            self._answered.wait()
+        logger.warning(
+            "%s blocked the event loop for %.0f ms%s: nothing else ran meanwhile, heartbeats included",
+            name,
+            (time.monotonic() - asked) * 1000,
+            place,
+        )
