@@ -1,0 +1,59 @@
+#!/bin/sh
+# venv.sh EXTRA...: make sure that $VENV (.venv) exists and holds this package, editable, with these extras.
+# Installs nothing where pyproject.toml is what it was at the last installation.
+set -eu
+cd "$(dirname "$0")/.."
+venv=${VENV:-.venv}
+bin=$venv/bin
+
+# What the stamp of an extra holds: change any of it and the extra is installed again.
+state() {
+    pwd
+    cat pyproject.toml
+}
+
+version() {
+    "$1" -c 'import sys; print(sys.implementation.name, sys.version_info[:2])' 2>/dev/null || echo none
+}
+
+# As root on Debian or Ubuntu, install the package that `python3 -m venv` lacks there; elsewhere say what to do.
+add_ensurepip() {
+    package=$("$1" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "Installing $package, which \`$1 -m venv\` needs ..."
+        apt-get install -y --no-install-recommends "$package" >/dev/null 2>&1 || {
+            apt-get update >/dev/null
+            DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "$package" >/dev/null
+        }
+    else
+        echo "\`$1 -m venv\` needs the package $package: install it (sudo apt-get install $package)," >&2
+        echo "or name another interpreter: make ... PYTHON=/path/to/python3" >&2
+        exit 1
+    fi
+}
+
+if [ ! -x "$bin/python" ] || ! "$bin/python" -m pip --version >/dev/null 2>&1; then
+    stale=1
+elif [ -n "${PYTHON:-}" ] && [ "$(version "$PYTHON")" != "$(version "$bin/python")" ]; then
+    stale=1
+else
+    stale=
+fi
+if [ -n "$stale" ]; then
+    python=$(scripts/python.sh)
+    "$python" -c 'import ensurepip, venv' 2>/dev/null || add_ensurepip "$python"
+    echo "Making $venv with $python ($(version "$python")) ..."
+    "$python" -m venv --clear "$venv"
+fi
+
+missing=
+for extra in "$@"; do
+    state | cmp -s - "$venv/installed-$extra" || missing="$missing${missing:+,}$extra"
+done
+if [ -n "$missing" ]; then
+    echo "Installing atasks[$missing] into $venv ..."
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$missing]"
+    for extra in "$@"; do
+        state >"$venv/installed-$extra"
+    done
+fi
