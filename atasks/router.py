@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from atasks import wire
 from atasks.calls import carried, new_call_id, serving
 from atasks.codecs.base import Codec, get_codec
 from atasks.errors import (
@@ -197,10 +198,11 @@ class Router:
         if reply.status == Status.RAISED:
             _check_codec(reply, call, codec)
             return await decode_failure(reply.payload, codec)
-        message = reply.payload.decode(errors="replace")
+        ending = wire.ending(reply)
+        message = ending.message
         match reply.status:
             case Status.WORKER_LOST:
-                return WorkerLost(message, call.attempt)
+                return WorkerLost(message, ending.attempts)
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:

@@ -20,11 +20,13 @@ __all__ = [
     "CONTENT_TYPE",
     "VERSION",
     "Ask",
+    "Bad",
     "Call",
     "Cancel",
     "Credit",
     "Decoded",
     "End",
+    "Ending",
     "Envelope",
     "Held",
     "Item",
@@ -33,6 +35,9 @@ __all__ = [
     "Up",
     "decode",
     "encode",
+    "ended",
+    "ending",
+    "salvage",
 ]
 
 VERSION: Final = 1
@@ -51,8 +56,8 @@ Ids = Annotated[list[Id], Meta(max_length=65_536)]
 
 
 class Status:
-    """How a call ended, in `Reply.status`. Every status but `VALUE` and `RAISED` carries its message, as UTF-8
-    text, as the payload."""
+    """How a call ended, in `Reply.status`. The payload of `VALUE` is the codec's bytes, that of `RAISED` a failure
+    (see `atasks.failures`), that of any other status an `Ending`."""
 
     VALUE: Final = 0
     RAISED: Final = 1
@@ -109,6 +114,14 @@ class Reply(Struct, array_like=True, tag=2, gc=False):
     """Microseconds from start to end of the run."""
     parked: bool = False
     """Whether it awaited another call."""
+
+
+class Ending(Struct, array_like=True, gc=False):
+    """The payload of a reply with neither a value nor an exception."""
+
+    message: str
+    attempts: Count = 0
+    """With `WORKER_LOST`: how many deliveries of the call a worker did not survive."""
 
 
 class Cancel(Struct, array_like=True, tag=3, gc=False):
@@ -190,6 +203,7 @@ class Bad(Struct, gc=False):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list[Envelope])
+_ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
@@ -211,6 +225,19 @@ def decode(body: bytes) -> list[Envelope]:
         if envelope.v != VERSION:
             raise DecodeError(_wrong_version(envelope.v))
     return envelopes
+
+
+def ending(reply: Reply) -> Ending:
+    """The payload of a reply with neither a value nor an exception. Never raises."""
+    try:
+        return _ending.decode(reply.payload)
+    except (msgspec.MsgspecError, RecursionError):
+        return Ending("(the worker's message cannot be read)")
+
+
+def ended(call_id: str, status: int, message: str, worker: str = "", attempts: int = 0) -> Reply:
+    """A reply with neither a value nor an exception."""
+    return Reply(VERSION, call_id, status, _encoder.encode(Ending(message, attempts)), "", worker)
 
 
 def salvage(body: bytes) -> Decoded:

@@ -54,6 +54,10 @@ class Delivery(Protocol):
     def give_back(self, call: Call) -> None:
         """Return the call, as it is given here, to the queue for another worker."""
 
+    async def pass_on(self, call: Call) -> Call | None:
+        """The worker does not know the atask: the call as it should be given back for a worker that may know it,
+        or None if there is no such worker. May wait a little, so that the same worker does not get it at once."""
+
 
 class Reason(enum.Enum):
     """Why a run was cancelled by the worker."""
@@ -275,8 +279,8 @@ class Worker:
         except DecodeError as error:
             salvaged = [bad.id for bad in wire.salvage(content).bad if bad.id is not None]
             self.count_bad(str(error))
-            message = f"request refused: {error}".encode()
-            return wire.encode([Reply(VERSION, salvaged[0] if salvaged else "?", Status.DECODE_ERROR, message)])
+            call_id = salvaged[0] if salvaged else "?"
+            return wire.encode([wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {error}", self.id)])
         call = envelopes[0]
         delivery = _Answer(self.loop.create_future())
         self.deliver(call, delivery)
@@ -333,6 +337,10 @@ class Worker:
     def holds(self, call_id: str) -> bool:
         """Whether the call is in hand here."""
         return call_id in self._held
+
+    def knows(self, call_id: str) -> bool:
+        """Whether the call is in hand here, or finished here lately."""
+        return call_id in self._held or (self._finished is not None and self._finished.get(call_id) is not None)
 
     def count_bad(self, reason: str) -> None:
         """Count a request that could not be read; log the first one."""
@@ -461,7 +469,7 @@ class Worker:
         call = run.call
         reply: Reply | None = None
         try:
-            changed = await self.transport.pass_on(call, self)
+            changed = await run.deliveries[0].pass_on(call)
             if changed is not None:
                 run.call = changed
                 run.reason = Reason.PASSED_ON
@@ -490,7 +498,7 @@ class Worker:
                 return None
 
     def _status(self, run: Run, status: int, message: str) -> Reply:
-        return Reply(VERSION, run.call.id, status, message.encode(errors="replace"), "", self.id)
+        return wire.ended(run.call.id, status, message, self.id)
 
     def _end(self, run: Run, reply: Reply | None) -> None:
         """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""
@@ -535,9 +543,12 @@ class _Answer:
     def drop(self) -> None:
         self.future.cancel()
 
+    async def pass_on(self, call: Call) -> Call | None:
+        return None
+
     def give_back(self, call: Call) -> None:
         message = f"{describe(call)} met a worker that shuts down"
-        self.reply(Reply(VERSION, call.id, Status.WORKER_LOST, message.encode()))
+        self.reply(wire.ended(call.id, Status.WORKER_LOST, message))
 
 
 def describe(call: Call) -> str:

@@ -146,10 +146,6 @@ class Transport:
     def slots_changed(self, worker: Worker) -> None:
         """The worker has free slots and nothing to put in them: a chance to ask for more."""
 
-    async def pass_on(self, call: Call, worker: Worker) -> Call | None:
-        """The call as it should be given back for another worker, one that may know its atask; None: there is none."""
-        return None
-
 
 def timed_out(call: Call) -> CallTimeout:
     """The error of a call whose deadline passed."""
@@ -170,13 +166,19 @@ def get_transport(namespace: str = "default") -> Transport | None:
 class Pending:
     """A call whose await has not ended."""
 
-    __slots__ = ("call", "future", "options", "timer", "__weakref__")
+    __slots__ = ("call", "confirmed", "future", "options", "posted", "timer", "unheard")
 
     def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
         self.call = call
         self.options = options
         self.future = future
         self.timer: asyncio.TimerHandle | None = None
+        self.posted = False
+        """Whether it was handed over to the wire."""
+        self.confirmed = False
+        """Whether the broker has it."""
+        self.unheard = False
+        """Whether the broker had no queue for it: it waits for a worker that declares one."""
 
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
@@ -226,8 +228,7 @@ class CallTransport(Transport):
         try:
             if call.timeout_ms is not None:
                 pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
-            room = self._room()
-            if room is not None:
+            while (room := self._room()) is not None:
                 await room
             self._post(pending)
             return await pending.future
@@ -240,7 +241,7 @@ class CallTransport(Transport):
             del self._pending[call.id]
 
     def _room(self) -> asyncio.Future[None] | None:
-        """What to await before more may be handed over; None: nothing."""
+        """What to await before asking again whether more may be handed over; None: it may."""
         return None
 
     @abstractmethod
@@ -349,6 +350,9 @@ class _Delivery:
 
     def drop(self) -> None:
         pass
+
+    async def pass_on(self, call: Call) -> Call | None:
+        return None
 
     def give_back(self, call: Call) -> None:
         if not self.pending.future.done():

@@ -1,0 +1,220 @@
+"""One connected epoch: two connections with their channels, and the mapping of the client library's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import aio_pika
+import aiormq
+from aiormq.abc import AbstractChannel, AbstractConnection
+from aiormq.exceptions import (
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from yarl import URL
+
+from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
+
+__all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
+
+logger = logging.getLogger("atasks.amqp")
+
+T = TypeVar("T")
+
+CLIENT_ERRORS: Final = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, ValueError, asyncio.TimeoutError)
+"""What the client library raises when a connection or a channel fails. A `CancelledError` while nobody cancelled
+the running task belongs to them: see `guard`."""
+
+HEARTBEAT: Final = 30
+CLOSE_SECONDS: Final = 5.0
+
+
+class Link:
+    """Two connections to one broker: one publishes and one consumes, so that a publisher which the broker blocks
+    can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is."""
+
+    def __init__(self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection) -> None:
+        self._connections = (publishing, consuming)
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.publish: AbstractChannel
+        """With publisher confirms: requests, replies and control messages leave here."""
+        self.work: AbstractChannel
+        """Work queues are consumed here."""
+        self.inbox: AbstractChannel
+        """The reply queue and the control queue are consumed here."""
+        self._declare: AbstractChannel | None = None
+        self._declare_lock = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, urls: Sequence[str], name: str, timeout: float) -> Link:
+        """A link to the first of the URLs that answers. Raises the mapped error of the last one."""
+        error: TransportError | None = None
+        for url in urls:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await cls._open(url, name)
+            except (*CLIENT_ERRORS, asyncio.CancelledError) as reason:
+                _reraise_own_cancellation(reason)
+                error = map_error(reason, url)
+        assert error is not None, "no URL was given"
+        raise error
+
+    @classmethod
+    async def _open(cls, url: str, name: str) -> Link:
+        address = URL(url)
+        if "heartbeat" not in address.query:
+            address = address.update_query(heartbeat=str(HEARTBEAT))
+        opened: list[aio_pika.abc.AbstractConnection] = []
+        try:
+            for role in ("publish", "consume"):
+                properties = {"connection_name": f"{name} {role}"}
+                opened.append(await aio_pika.connect(address, client_properties=properties))
+            link = cls(opened[0], opened[1])
+            link.publish = await link._channel(0)
+            link.work = await link._channel(1)
+            link.inbox = await link._channel(1)
+        except BaseException:
+            await _close_all(opened)
+            raise
+        for connection in opened:
+            _underlay(connection).closing.add_done_callback(link._on_closed)
+        return link
+
+    async def _channel(self, index: int) -> AbstractChannel:
+        confirms = index == 0
+        channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=True)
+        await channel.initialize()
+        underlay = await channel.get_underlay_channel()
+        underlay.closing.add_done_callback(self._on_closed)
+        underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        return underlay
+
+    def _on_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self._lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
+
+    def _on_consumer_cancelled(self, frame: aiormq.spec.Basic.Cancel) -> None:
+        self._lose(f"the broker cancelled consumer {frame.consumer_tag}")
+
+    def _lose(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    @property
+    def server_version(self) -> tuple[int, ...]:
+        """The broker's version, (0,) if it does not say one."""
+        properties = _underlay(self._connections[0]).server_properties or {}
+        version = properties.get("version", "0")
+        text = version.decode() if isinstance(version, bytes) else str(version)
+        return tuple(int(part) for part in text.split(".")[:2] if part.isdigit()) or (0,)
+
+    async def queue_state(self, name: str) -> tuple[int, int] | None:
+        """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
+        async with self._declare_lock:
+            # A passive declaration of a missing queue closes its channel: it has one of its own.
+            if self._declare is None or self._declare.is_closed:
+                channel = self._connections[1].channel(publisher_confirms=False)
+                await guard(channel.initialize())
+                self._declare = await channel.get_underlay_channel()
+            try:
+                found = await guard(asyncio.shield(self._declare.queue_declare(queue=name, passive=True)))
+            except ChannelNotFoundEntity:
+                self._declare = None
+                return None
+            except ChannelLockedResource:  # another connection's exclusive queue: it exists
+                self._declare = None
+                return (0, 1)
+        return (found.message_count or 0, found.consumer_count or 0)
+
+    async def close(self) -> None:
+        """Close both connections, within a few seconds."""
+        self._lose("closed by this side")
+        await _close_all(self._connections)
+
+
+async def guard(operation: Awaitable[T]) -> T:
+    """Await an operation of the client library. Its way to say that the connection is gone, a `CancelledError` while
+    nobody cancelled the running task, becomes a ConnectionError."""
+    try:
+        return await operation
+    except asyncio.CancelledError as error:
+        _reraise_own_cancellation(error)
+        raise ConnectionError("the connection to the broker was lost") from error
+
+
+def _reraise_own_cancellation(error: BaseException) -> None:
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+        raise error
+
+
+async def _close_all(connections: Sequence[aio_pika.abc.AbstractConnection]) -> None:
+    async def close(connection: aio_pika.abc.AbstractConnection) -> None:
+        with suppress(*CLIENT_ERRORS):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await guard(connection.close())
+
+    await asyncio.gather(*map(close, connections))
+
+
+def _underlay(connection: aio_pika.abc.AbstractConnection) -> AbstractConnection:
+    assert connection.transport is not None
+    return connection.transport.connection
+
+
+def server_name(url: str) -> str:
+    """host:port of a URL, without credentials."""
+    address = URL(url)
+    return f"{address.host or 'localhost'}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+
+
+def map_error(error: BaseException, url: str) -> TransportError:
+    """The atasks error for what the client library raised while connecting or declaring."""
+    where = f"RabbitMQ at {server_name(url)}"
+    user, vhost = URL(url).user or "guest", URL(url).path.removeprefix("/") or "/"
+    text = str(error)
+    mapped: TransportError
+    if isinstance(error, ChannelPreconditionFailed):
+        mapped = QueueMismatch(
+            f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same queue_type and "
+            "max_priority, or delete the queue first"
+        )
+    elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text:
+        mapped = AccessRefused(
+            f"{where} has no virtual host {vhost!r} for user {user!r}: check the path of the URL "
+            "(amqp://user:password@host/vhost) and the user's permissions"
+        )
+    elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)) or "ACCESS_REFUSED" in text:
+        if isinstance(error, ChannelAccessRefused):
+            detail = text.removeprefix("ACCESS_REFUSED - ")
+            mapped = AccessRefused(f"{where} refuses user {user!r}: {detail}. Give the user permissions on {vhost!r}")
+        else:
+            mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
+    else:
+        reason = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
+        mapped = ConnectFailed(
+            f"cannot reach {where} ({reason}): start it (docker compose up -d), or give the URL of another one"
+        )
+    mapped.__cause__ = error
+    return mapped
+
+
+def _reason(error: BaseException) -> str:
+    """An OSError's own words, found behind the client library's wrapping."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error).split("\n", 1)[0] or type(error).__name__

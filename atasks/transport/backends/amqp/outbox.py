@@ -1,0 +1,157 @@
+"""What waits to be sent, and what was sent and is not confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from aiormq.abc import AbstractChannel
+from aiormq.exceptions import DeliveryError, PublishError
+from aiormq.spec import Basic
+
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS
+
+__all__ = ["Outbox", "Outgoing"]
+
+MAX_UNCONFIRMED: Final = 1000
+"""The client library scans what is unconfirmed on each confirm of many."""
+MAX_BYTES: Final = 32 * 2**20
+"""Bytes that may wait here; past it, `room` makes callers wait."""
+
+
+class Outgoing:
+    """A message on its way to the broker. Subclasses say what each ending means.
+
+    Exactly one of `confirmed`, `returned` and `refused` is called, unless `lost` says not to send it again.
+    """
+
+    __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key")
+
+    def __init__(
+        self, body: bytes, routing_key: str, properties: Basic.Properties, *, exchange: str = "", mandatory: bool = True
+    ) -> None:
+        self.body = body
+        self.routing_key = routing_key
+        self.properties = properties
+        self.exchange = exchange
+        self.mandatory = mandatory
+
+    def wanted(self) -> bool:
+        """Asked right before it is sent: False drops it."""
+        return True
+
+    def confirmed(self) -> None:
+        """It is safe at the broker."""
+
+    def returned(self) -> None:
+        """There is no queue to take it."""
+
+    def refused(self) -> None:
+        """The broker rejected it: its queue is full."""
+
+    def lost(self) -> bool:
+        """The connection went before a confirm: it may or may not have arrived. True: send it again."""
+        return True
+
+
+class Outbox:
+    """Sends messages over the channel that is attached, and keeps them while none is.
+
+    Nothing waits for a confirm before the next message leaves; at most `MAX_UNCONFIRMED` are unconfirmed.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Outgoing] = deque()
+        self._unconfirmed: dict[int, Outgoing] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel: AbstractChannel | None = None
+        self._bytes = 0
+        self._numbers = 0
+        self._wanting_room: deque[asyncio.Future[None]] = deque()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, message: Outgoing) -> None:
+        """Send it as soon as possible, after what was put before."""
+        self._bytes += len(message.body)
+        self._waiting.append(message)
+        self._idle.clear()
+        self._pump()
+
+    def attach(self, channel: AbstractChannel) -> None:
+        """Send over this channel from now on."""
+        self._channel = channel
+        self._pump()
+
+    def detach(self) -> None:
+        """The channel is gone: what is unconfirmed is lost, and what may be sent again waits for the next channel."""
+        self._channel = None
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        again = [message for message in unconfirmed.values() if message.lost()]
+        self._bytes -= sum(len(message.body) for message in unconfirmed.values())
+        self._bytes += sum(len(message.body) for message in again)
+        self._waiting.extendleft(reversed(again))
+        self._settled()
+
+    def room(self) -> asyncio.Future[None] | None:
+        """What to await before asking again; None: there is room."""
+        if self._bytes < MAX_BYTES:
+            return None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanting_room.append(waiter)
+        return waiter
+
+    async def flushed(self) -> None:
+        """Return when nothing waits and nothing is unconfirmed."""
+        await self._idle.wait()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._unconfirmed)
+
+    def _pump(self) -> None:
+        channel = self._channel
+        while channel is not None and self._waiting and len(self._unconfirmed) < MAX_UNCONFIRMED:
+            message = self._waiting.popleft()
+            if not message.wanted():
+                self._bytes -= len(message.body)
+                continue
+            self._numbers += 1
+            self._unconfirmed[self._numbers] = message
+            task = asyncio.get_running_loop().create_task(self._send(channel, self._numbers, message))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._settled()
+
+    async def _send(self, channel: AbstractChannel, number: int, message: Outgoing) -> None:
+        try:
+            await channel.basic_publish(
+                message.body,
+                exchange=message.exchange,
+                routing_key=message.routing_key,
+                properties=message.properties,
+                mandatory=message.mandatory,
+                wait=False,
+            )
+        except PublishError:
+            ending = message.returned
+        except DeliveryError:
+            ending = message.refused
+        except (*CLIENT_ERRORS, asyncio.CancelledError):
+            return  # the link is gone, or goes now: detach() deals with everything unconfirmed
+        else:
+            ending = message.confirmed
+        if self._unconfirmed.pop(number, None) is None:
+            return  # it was declared lost before its confirm arrived here
+        self._bytes -= len(message.body)
+        ending()
+        self._pump()
+
+    def _settled(self) -> None:
+        if self._wanting_room and self._bytes < MAX_BYTES // 2:
+            waiting, self._wanting_room = self._wanting_room, deque()
+            for waiter in waiting:  # each looks again, and those that find no room wait again
+                if not waiter.done():
+                    waiter.set_result(None)
+        if not self._waiting and not self._unconfirmed:
+            self._idle.set()

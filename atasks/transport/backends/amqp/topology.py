@@ -1,0 +1,93 @@
+"""The names and arguments of every queue and exchange. They are fixed: a broker refuses to change them later."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final, Literal
+
+from atasks.options import MAX_PRIORITY, validate_queue
+
+__all__ = ["Topology"]
+
+REPLY_EXPIRES_MS: Final = 300_000
+"""How long the reply queue of a caller that is gone is kept."""
+DEAD_LETTERS: Final = 10_000
+DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
+DELIVERY_LIMIT: Final = 1_000_000
+"""Quorum queues: RabbitMQ 4 drops a message after 20 deliveries unless told otherwise. Attempts are counted in the
+envelope, so the broker's count must never be reached."""
+
+
+class Topology:
+    """Names and arguments under one prefix, for one namespace."""
+
+    def __init__(
+        self,
+        prefix: str,
+        namespace: str,
+        queue_type: Literal["classic", "quorum"] = "classic",
+        max_priority: int | None = None,
+    ) -> None:
+        self.prefix = validate_queue(prefix, "prefix")
+        self.namespace = validate_queue(namespace, "namespace")
+        if queue_type not in ("classic", "quorum"):
+            raise ValueError(f"queue_type={queue_type!r}: 'classic' or 'quorum'")
+        if max_priority is not None and max_priority not in range(1, MAX_PRIORITY + 1):
+            raise ValueError(f"max_priority={max_priority!r}: 1 to {MAX_PRIORITY}, or None for none")
+        if max_priority is not None and queue_type == "quorum":
+            raise ValueError("max_priority needs queue_type='classic': quorum queues take no x-max-priority")
+        self.queue_type = queue_type
+        self.max_priority = max_priority
+        self.control = f"{prefix}.control"
+        """The direct exchange between callers and workers."""
+        self.dead = f"{prefix}.dead"
+        """The queue of what could neither be read nor answered."""
+
+    def work(self, queue: str) -> str:
+        """The broker's name of a work queue."""
+        return f"{self.prefix}.q.{self.namespace}.{queue}"
+
+    def solo(self, queue: str) -> str:
+        """The queue of last attempts beside a work queue."""
+        return f"{self.work(queue)}.solo"
+
+    def new_reply_queue(self) -> str:
+        """A name for a caller's reply queue."""
+        return f"{self.prefix}.r.{uuid.uuid4().hex}"
+
+    def control_queue(self, worker_id: str) -> str:
+        """The queue of control messages for one worker."""
+        return f"{self.prefix}.c.{worker_id}"
+
+    def up_key(self, queue: str) -> str:
+        """Routing key of `Up`: callers listen."""
+        return f"up:{self.namespace}:{queue}"
+
+    def queue_key(self, queue: str) -> str:
+        """Routing key of what concerns every worker of a queue."""
+        return f"queue:{self.namespace}:{queue}"
+
+    def worker_key(self, worker_id: str) -> str:
+        """Routing key of what concerns one worker."""
+        return f"worker:{worker_id}"
+
+    def work_arguments(self) -> dict[str, Any]:
+        """Arguments of work queues and of their solo queues."""
+        arguments: dict[str, Any] = {
+            "x-queue-type": self.queue_type,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.dead,
+        }
+        if self.queue_type == "quorum":
+            arguments["x-delivery-limit"] = DELIVERY_LIMIT
+        if self.max_priority is not None:
+            arguments["x-max-priority"] = self.max_priority
+        return arguments
+
+    def reply_arguments(self) -> dict[str, Any]:
+        """Arguments of reply queues."""
+        return {"x-queue-type": "classic", "x-expires": REPLY_EXPIRES_MS}
+
+    def dead_arguments(self) -> dict[str, Any]:
+        """Arguments of the dead queue."""
+        return {"x-queue-type": "classic", "x-max-length": DEAD_LETTERS, "x-message-ttl": DEAD_LETTER_TTL_MS}

@@ -1,0 +1,477 @@
+"""The AMQP transport: the life of the connection, and the caller's side of calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, Literal
+
+from aiormq.abc import DeliveredMessage
+from aiormq.spec import Basic
+from yarl import URL
+
+from atasks import wire
+from atasks.errors import (
+    CallConnectionLost,
+    DecodeError,
+    InvalidURL,
+    NotConnected,
+    NoWorker,
+    QueueFull,
+    TransportError,
+)
+from atasks.options import TaskOptions, validate_queue
+from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.intake import Intake
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.base import CallTransport, Pending
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Reply, Up
+from atasks.worker import Worker
+
+__all__ = ["AMQPTransport"]
+
+logger = logging.getLogger("atasks.amqp")
+
+MAX_PAYLOAD_3: Final = 64 * 2**20
+MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
+"""RabbitMQ 4 takes messages of at most 16 MiB; the rest is for the envelope."""
+CLOSE_SECONDS: Final = 5.0
+CONSUMERS_KNOWN_FOR: Final = 1.0
+"""Seconds for which "this queue has consumers" is believed."""
+BACKOFF: Final = (0.05, 15.0)
+"""Seconds before the first and, at most, before any later attempt to reconnect."""
+WITHDRAW_SECONDS: Final = 10.0
+
+
+class AMQPTransport(CallTransport):
+    """Calls over RabbitMQ 3.10 to 4.x: durable work queues, publisher confirms, and a reply queue of its own.
+
+    `url` is one URL, or several to be tried in turn. Processes that share a broker and a `prefix` see each other's
+    calls. `queue` is the work queue of atasks that name none. `queue_type` ("classic" or "quorum") and
+    `max_priority` (None, or 1..3) are how workers declare work queues: they cannot be changed while a queue exists.
+    `timeout` is in seconds, for one attempt to connect.
+
+    A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
+    at-least-once calls are sent again if their reply queue is gone.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once"})
+    redelivers: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        url: str | Sequence[str] = "amqp://guest:guest@localhost/",
+        namespace: str = "default",
+        *,
+        prefix: str = "atasks",
+        queue: str = "default",
+        queue_type: Literal["classic", "quorum"] = "classic",
+        max_priority: int | None = None,
+        timeout: float = 10.0,
+    ) -> None:
+        self.topology = Topology(prefix, namespace, queue_type, max_priority)
+        super().__init__(namespace)
+        self.urls = [_checked(item) for item in ([url] if isinstance(url, str) else url)]
+        self.queue = validate_queue(queue)
+        self.timeout = timeout
+        self.outbox = Outbox()
+        self.link: Link | None = None
+        """The connected epoch; None while there is none."""
+        self._intake: Intake | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._reply_queue = ""
+        self._reply_acks: Acks | None = None
+        self._epoch = 0
+        self._listening: set[str] = set()
+        """Queues whose `Up` would reach this caller."""
+        self._binding: dict[str, asyncio.Task[None]] = {}
+        self._homeless: dict[str, dict[str, Pending]] = {}
+        """Queue -> calls that wait for a worker to declare it."""
+        self._served: dict[str, float] = {}
+        """Queue -> until when it is believed to have consumers (event loop time)."""
+        self._withdrawn: dict[str, list[str]] = {}
+        """Queue -> ids to be cancelled, sent together at the end of this turn of the event loop."""
+        self._bad_replies = 0
+
+    # -- life
+
+    async def connect(self) -> None:
+        if self._keeper is not None:
+            raise TransportError("this transport is connected already")
+        self._reply_queue = self.topology.new_reply_queue()
+        link = await self._open()
+        try:
+            await self._set_up(link)
+        except BaseException as error:
+            await link.close()
+            if isinstance(error, CLIENT_ERRORS):
+                raise map_error(error, self.urls[0]) from error
+            raise
+        self._opened()
+        self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
+
+    async def disconnect(self) -> None:
+        if self._keeper is None:
+            return
+        self._closed("the transport was disconnected")
+        link, keeper = self.link, self._keeper
+        try:
+            if link is not None:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await self.outbox.flushed()
+                    await guard(link.inbox.queue_delete(self._reply_queue))
+        except CLIENT_ERRORS as error:
+            logger.info("not everything could be cleaned up at the broker: %s", error)
+        finally:
+            self._keeper = None
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            if link is not None:
+                await link.close()
+            self._detach()
+
+    async def _open(self) -> Link:
+        return await Link.open(self.urls, f"atasks {os.getpid()}", self.timeout)
+
+    async def _set_up(self, link: Link) -> None:
+        """Declare and consume over a new link, then send what waits. The order matters: nobody may be told of this
+        caller before its reply queue is consumed, and no call may be lost between two reply queues."""
+        self._epoch += 1
+        self.max_payload = MAX_PAYLOAD_4 if link.server_version >= (4,) else MAX_PAYLOAD_3
+        survived = self._epoch == 1 or await link.queue_state(self._reply_queue) is not None
+        inbox = link.inbox
+        await guard(inbox.exchange_declare(self.topology.control, exchange_type="direct", durable=True))
+        await guard(
+            inbox.queue_declare(self._reply_queue, durable=True, arguments=self.topology.reply_arguments())
+        )
+        self._reply_acks = Acks(inbox)
+        # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
+        await guard(
+            inbox.basic_consume(self._reply_queue, self._on_inbox, arguments={"x-priority": self._epoch})
+        )
+        for queue in {self._queue_of(pending.options) for pending in self._pending.values()}:
+            await self._bind(queue, link)
+        if self._intake is not None:
+            await self._intake.resume(link)
+        self.link = link
+        self.outbox.attach(link.publish)
+        pendings = list(self._pending.values())
+        if not survived:
+            self._resend(pendings, "the reply queue is gone")
+        else:  # an announcement may have been missed
+            self._resend([item for item in pendings if item.unheard], "")
+        self._homeless.clear()
+
+    async def _keep(self, link: Link) -> None:
+        """Restore the connection whenever it is lost."""
+        while True:
+            reason = await asyncio.shield(link.lost)
+            logger.warning("connection lost: %s", reason)
+            self._detach()
+            await link.close()
+            link = await self._reconnect()
+            logger.warning("connection restored")
+
+    async def _reconnect(self) -> Link:
+        pause, longest = BACKOFF
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
+            pause = min(pause * 2, longest)
+            link: Link | None = None
+            try:
+                link = await self._open()
+                await self._set_up(link)
+            except (*CLIENT_ERRORS, TransportError) as error:
+                logger.warning("cannot reconnect yet: %s", error)
+                if link is not None:
+                    await link.close()
+                    self._detach()
+            else:
+                return link
+
+    def _detach(self) -> None:
+        """The link is gone: nothing of it may be acknowledged on another one."""
+        self.link = None
+        for task in self._binding.values():
+            task.cancel()
+        self._binding.clear()
+        self._listening.clear()
+        self._served.clear()
+        if self._intake is not None:
+            self._intake.suspend()
+        self.outbox.detach()
+
+    # -- calls
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        if options.on_no_worker == "error" and self._refusal is None:
+            await self._require_worker(self._queue_of(options))
+        return await super().request(call, options)
+
+    def _room(self) -> asyncio.Future[None] | None:
+        return self.outbox.room()
+
+    def _queue_of(self, options: TaskOptions) -> str:
+        return options.queue or self.queue
+
+    def _post(self, pending: Pending) -> None:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        self.outbox.put(_Request(self, pending))
+
+    def _withdraw(self, pending: Pending) -> None:
+        queue = self._queue_of(pending.options)
+        self._homeless.get(queue, {}).pop(pending.call.id, None)
+        if not self._withdrawn:
+            asyncio.get_running_loop().call_soon(self._send_cancels)
+        self._withdrawn.setdefault(queue, []).append(pending.call.id)
+
+    def _send_cancels(self) -> None:
+        withdrawn, self._withdrawn = self._withdrawn, {}
+        for queue, ids in withdrawn.items():
+            for start in range(0, len(ids), 1000):
+                body = wire.encode([Cancel(VERSION, ids[start : start + 1000])])
+                self.outbox.put(self.control(body, self.topology.queue_key(queue)))
+
+    def control(self, body: bytes, routing_key: str) -> Outgoing:
+        """A message for the control exchange, which nobody need be there to receive."""
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
+        return Outgoing(body, routing_key, properties, exchange=self.topology.control, mandatory=False)
+
+    def _resend(self, pendings: list[Pending], why: str) -> None:
+        """Send calls again that may have been lost; end those that may not be sent again."""
+        for pending in pendings:
+            if pending.future.done() or not pending.posted:
+                continue
+            if pending.call.delivery == AT_MOST_ONCE and pending.confirmed:
+                pending.fail(
+                    CallConnectionLost(f"{why}: whether {pending.call.task} ran cannot be known, and it runs at most once")
+                )
+            else:
+                self.outbox.put(_Request(self, pending))
+
+    # -- workers that come and go
+
+    async def _require_worker(self, queue: str) -> None:
+        """Raise NoWorker unless something consumes the queue."""
+        loop = asyncio.get_running_loop()
+        if self._served.get(queue, 0.0) > loop.time():
+            return
+        link = self.link
+        if link is None:
+            return  # it is sent after the reconnect, and the broker returns it if there is no queue
+        name = self.topology.work(queue)
+        try:
+            for _ in range(2):  # a quorum queue may say 0 consumers for a moment
+                state = await link.queue_state(name)
+                if state is None:
+                    break
+                if state[1]:
+                    self._served[queue] = loop.time() + CONSUMERS_KNOWN_FOR
+                    return
+        except CLIENT_ERRORS:
+            return
+        raise NoWorker(_no_worker(queue))
+
+    def returned(self, pending: Pending) -> None:
+        """The broker has no such work queue: no worker ever declared it, or it was deleted."""
+        queue = self._queue_of(pending.options)
+        if pending.options.on_no_worker == "error":
+            pending.fail(NoWorker(_no_worker(queue)))
+        elif self._listens(queue):
+            if not self._homeless.get(queue):
+                logger.warning("nothing serves queue %r yet: calls wait for a worker", queue)
+            self._homeless.setdefault(queue, {})[pending.call.id] = pending
+            pending.unheard = True
+        else:
+            pending.unheard = True
+
+    def _listens(self, queue: str) -> bool:
+        """Whether this caller would be told of a worker that declares the queue. If not yet, calls that the broker
+        returned meanwhile are sent once more as soon as it would be: the announcement may have been missed."""
+        if queue in self._listening:
+            return True
+        link = self.link
+        if link is not None and queue not in self._binding:
+            task = self._binding[queue] = asyncio.create_task(self._bind(queue, link), name="atasks bind")
+            task.add_done_callback(lambda task: self._on_listening(task, queue))
+        return False
+
+    async def _bind(self, queue: str, link: Link) -> None:
+        await guard(link.inbox.queue_bind(self._reply_queue, self.topology.control, self.topology.up_key(queue)))
+        self._listening.add(queue)
+
+    def _on_listening(self, task: asyncio.Task[None], queue: str) -> None:
+        if task.cancelled() or task.exception() is not None:
+            return  # the link is lost: the next one binds anew
+        del self._binding[queue]
+        for pending in list(self._pending.values()):
+            if pending.unheard and self._queue_of(pending.options) == queue:
+                self.outbox.put(_Request(self, pending))
+
+    def _on_up(self, queue: str) -> None:
+        """A worker declared this queue, which was not there before."""
+        homeless = self._homeless.pop(queue, {})
+        for pending in homeless.values():
+            if not pending.future.done():
+                self.outbox.put(_Request(self, pending))
+        rest = [
+            pending
+            for pending in self._pending.values()
+            if pending.confirmed and pending.call.id not in homeless and self._queue_of(pending.options) == queue
+        ]
+        self._resend(rest, f"queue {queue!r} was deleted")
+
+    # -- what arrives for this caller
+
+    async def _on_inbox(self, message: DeliveredMessage) -> None:
+        """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
+        try:
+            envelopes = wire.decode(message.body)
+        except DecodeError as error:
+            envelopes = wire.salvage(message.body).envelopes
+            self._bad_replies += 1
+            if self._bad_replies == 1:
+                logger.error("a bad message on the reply queue was dropped, further ones will be silently: %s", error)
+        for envelope in envelopes:
+            if isinstance(envelope, Reply):
+                self._resolve(envelope)
+            elif isinstance(envelope, Up):
+                self._on_up(envelope.queue)
+        acks = self._reply_acks
+        if acks is not None and acks.channel is message.channel:
+            acks.ack(message.delivery_tag or 0)
+
+    # -- serving
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        if self._intake is not None:
+            raise TransportError("this transport serves a worker already: use one transport for each worker")
+        link = self.link
+        if link is None:
+            raise NotConnected(self._refusal or "the connection is lost just now: try again")
+        names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
+        intake = Intake(self, worker, names)
+        try:
+            await intake.resume(link)
+        except CLIENT_ERRORS as error:
+            raise map_error(error, self.urls[0]) from error
+        self._intake = intake
+
+    async def stop_serving(self, worker: Worker) -> None:
+        if self._intake is not None:
+            await self._intake.stop()
+
+    async def flush(self) -> None:
+        if self._intake is not None:
+            self._intake.flush()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.outbox.flushed()
+                if self._intake is not None:
+                    await self._intake.acknowledged()
+        except TimeoutError:
+            logger.error("%d messages could not be sent before the end", len(self.outbox))
+
+    def slots_changed(self, worker: Worker) -> None:
+        if self._intake is not None:
+            self._intake.slots_changed()
+
+
+class _Request(Outgoing):
+    """The message of a call."""
+
+    __slots__ = ("pending", "transport")
+
+    def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
+        call, options = pending.call, pending.options
+        pending.posted = True
+        pending.confirmed = pending.unheard = False
+        expiration = None
+        if call.timeout_ms is not None:
+            expiration = str(call.timeout_ms + int(transport.clock_skew * 1000))
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=call.id,
+            reply_to=transport._reply_queue,
+            delivery_mode=2 if options.durable else 1,
+            priority=options.priority or None,
+            expiration=expiration,
+        )
+        super().__init__(wire.encode([call]), transport.topology.work(transport._queue_of(options)), properties)
+        self.transport = transport
+        self.pending = pending
+
+    def wanted(self) -> bool:
+        return not self.pending.future.done()
+
+    def confirmed(self) -> None:
+        self.pending.confirmed = True
+
+    def returned(self) -> None:
+        if self.wanted():
+            self.transport.returned(self.pending)
+
+    def refused(self) -> None:
+        self.pending.fail(QueueFull(f"{self.pending.call.task} was refused by the broker: its queue is full"))
+
+    def lost(self) -> bool:
+        pending = self.pending
+        if pending.call.delivery != AT_MOST_ONCE:
+            return self.wanted()
+        if self.wanted():
+            _Withdrawal(self.transport, pending)
+        return False
+
+
+class _Withdrawal(Outgoing):
+    """Cancels an at-most-once call of which it is not known whether it arrived; its await ends when that is sent, or
+    after 10 s without a connection."""
+
+    __slots__ = ("error", "pending")
+
+    def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
+        key = transport.topology.queue_key(transport._queue_of(pending.options))
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=key, delivery_mode=1)
+        body = wire.encode([Cancel(VERSION, [pending.call.id])])
+        super().__init__(body, key, properties, exchange=transport.topology.control, mandatory=False)
+        self.pending = pending
+        self.error = CallConnectionLost(
+            f"the connection was lost while {pending.call.task} was being sent: it may have run, and runs at most once"
+        )
+        asyncio.get_running_loop().call_later(WITHDRAW_SECONDS, pending.fail, self.error)
+        transport.outbox.put(self)
+
+    def confirmed(self) -> None:
+        self.pending.fail(self.error)
+
+
+def _queues(worker: Worker, default: str) -> list[str]:
+    """The work queues of the atasks that are registered, and the default one if there are none."""
+    registry = worker.router.registry
+    items = [registry.get(name) for name in registry.names()]
+    return sorted({item.options.queue or default for item in items if item is not None}) or [default]
+
+
+def _no_worker(queue: str) -> str:
+    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server), or use on_no_worker='wait'"
+
+
+def _checked(url: Any) -> str:
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a string, not {url!r}")
+    try:
+        address = URL(url)
+        valid = address.scheme in ("amqp", "amqps") and bool(address.host)
+    except ValueError as error:
+        raise InvalidURL(f"not a URL ({error}): amqp://user:password@host:port/vhost") from None
+    if not valid:
+        raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")
+    return url
+
+
