@@ -205,7 +205,8 @@ def _import(name: str, target: str) -> None:
 def _import_from(name: str, path: Path) -> ModuleType:
     """Import a file under a name that leads to it only here."""
     spec = importlib.util.spec_from_file_location(name, path.absolute())
-    assert spec is not None and spec.loader is not None  # it ends in .py
+    assert spec is not None  # it ends in .py
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:

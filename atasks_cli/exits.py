@@ -1,0 +1,77 @@
+"""How the command ends: exit codes, and the error that carries one."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from atasks.errors import AccessRefused, ConnectFailed, InvalidURL, LoadError, QueueMismatch, TransportError
+
+__all__ = ["MEANINGS", "CommandError", "Exit", "explain"]
+
+
+class Exit(IntEnum):
+    """The exit codes of the command. A second signal ends it at once, with 128 + the signal's number."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    LOAD = 3
+    UNREACHABLE = 4
+    REFUSED = 5
+    LOST = 6
+    MISMATCH = 7
+    INTERNAL = 70
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+MEANINGS = {
+    Exit.OK: "every aiomain() returned, or a signal stopped the server and it drained",
+    Exit.FAILED: "an aiomain() raised; its traceback was shown",
+    Exit.USAGE: "a wrong command line, or nothing to run or to serve in the modules",
+    Exit.LOAD: "a module cannot be loaded",
+    Exit.UNREACHABLE: "the broker cannot be reached",
+    Exit.REFUSED: "the broker refuses the user or the virtual host",
+    Exit.LOST: "the connection was lost for good while serving",
+    Exit.MISMATCH: "a queue exists at the broker with other arguments",
+    Exit.INTERNAL: "an error of atasks itself: please report it",
+    Exit.INTERRUPTED: "interrupted (Ctrl-C), in loopback and client mode",
+    Exit.TERMINATED: "terminated (SIGTERM), in loopback and client mode",
+}
+
+
+class CommandError(Exception):
+    """Ends the command with one line on stderr and an exit code."""
+
+    def __init__(self, exit: Exit, message: str) -> None:
+        super().__init__(message)
+        self.exit = exit
+
+
+def explain(error: Exception, url: str) -> CommandError:
+    """What the command says of an error that came out of the library before or while it served.
+
+    `url` is shown, so it holds no credentials.
+    """
+    message = " ".join(str(error).split())
+    match error:
+        case LoadError():
+            return CommandError(Exit.LOAD, message)
+        case InvalidURL():
+            return CommandError(Exit.USAGE, message)
+        case AccessRefused():
+            return CommandError(Exit.REFUSED, f"{message}; correct --url or $ATASKS_URL ({url})")
+        case ConnectFailed():
+            return CommandError(
+                Exit.UNREACHABLE,
+                f"{message}; start the broker of {url}, name another with --url or $ATASKS_URL, "
+                "or use --mode loopback, which needs none",
+            )
+        case QueueMismatch():
+            return CommandError(Exit.MISMATCH, message)
+        case TransportError():
+            return CommandError(Exit.LOST, message)
+        case _:
+            return CommandError(
+                Exit.INTERNAL, f"internal error, {type(error).__name__}: {message}; -vv shows where it came from"
+            )

@@ -1,0 +1,157 @@
+"""The command line: `atasks run ...`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import atasks
+from atasks_cli import runner
+from atasks_cli.aiomain import find
+from atasks_cli.exits import MEANINGS, CommandError, Exit
+from atasks_cli.messages import configure_logging, say, show_traceback
+from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES, Mode, Settings, parse_options
+
+__all__ = ["main"]
+
+EXAMPLES = """\b
+Examples:
+  atasks run tour.py                        run aiomain() of tour.py, calls in this process
+  atasks run app/tasks.py --mode server     serve the atasks of app/tasks.py over RabbitMQ
+  atasks run app.tasks --mode client        run aiomain() of the module against those workers
+  atasks run app.tasks -o n=5 -o name=Ann   as aiomain(n=5, name="Ann")
+"""
+
+CODES = "\b\nExit codes:\n" + "".join(f"  {code:3}  {meaning}\n" for code, meaning in MEANINGS.items())
+
+
+class OneLineGroup(click.Group):
+    """A group whose every error is one line on stderr that begins with `atasks: error:`."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        kwargs.setdefault("prog_name", "atasks")
+        try:
+            code = super().main(*args, **kwargs)
+        except click.UsageError as error:
+            code = _usage(error)
+        except click.ClickException as error:
+            code = _fail(Exit.USAGE, error.format_message())
+        except CommandError as error:
+            code = _fail(error.exit, str(error))
+        except (click.Abort, KeyboardInterrupt):
+            code = Exit.INTERRUPTED
+        sys.exit(int(code or 0))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if self.get_command(ctx, args[0]) is None and (args[0].endswith(".py") or Path(args[0]).exists()):
+            ctx.fail(f"no such command: {args[0]}; did you mean atasks run {args[0]}?")
+        return super().resolve_command(ctx, args)
+
+
+def _fail(code: Exit, message: str) -> Exit:
+    say(f"error: {' '.join(message.split())}")
+    return code
+
+
+def _usage(error: click.UsageError) -> Exit:
+    if type(error).__name__ == "NoArgsIsHelpError":  # click >= 8.2: `atasks` alone
+        click.echo(error.format_message(), err=True)
+        return Exit.USAGE
+    path = error.ctx.command_path if error.ctx is not None else "atasks"
+    return _fail(Exit.USAGE, f"{error.format_message().rstrip('.')} (see {path} --help)")
+
+
+@click.group(cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(atasks.__version__, prog_name="atasks", message="%(prog)s %(version)s")
+def main() -> None:
+    """Await coroutines on other processes and hosts."""
+
+
+@main.command("run", epilog=f"{EXAMPLES}\n{CODES}")
+@click.argument("targets", metavar="FILE_OR_MODULE...", nargs=-1, required=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["loopback", "server", "client"]),
+    default="loopback",
+    show_default=True,
+    help="loopback: run aiomain(), calls run in this process. server: serve the atasks until SIGINT or SIGTERM. "
+    "client: run aiomain(), calls run on workers.",
+)
+@click.option(
+    "--url",
+    metavar="URL",
+    help=f"The transport's URL. Default: $ATASKS_URL, else {AMQP_URL}; loopback needs none.",
+)
+@click.option(
+    "--transport", type=click.Choice(TRANSPORT_NAMES), help="The transport by name, with its default URL."
+)
+@click.option(
+    "--concurrency", metavar="C", type=click.IntRange(min=1), help="Calls that run at once. Default: 100."
+)
+@click.option(
+    "--queue",
+    "queues",
+    metavar="Q",
+    multiple=True,
+    help="Serve this queue; may be repeated. Default: the queues of the atasks.",
+)
+@click.option(
+    "--namespace", metavar="NS", default="default", show_default=True, help="The namespace of the atasks."
+)
+@click.option(
+    "-o",
+    "pairs",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="An option for aiomain(); may be repeated. The value is JSON if it parses, else text.",
+)
+@click.option(
+    "--grace",
+    metavar="S",
+    type=click.FloatRange(min=0, max=1e9),
+    help="Seconds for running calls to finish when a server drains. Default: 30.",
+)
+@click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
+@click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")
+def run_command(
+    targets: tuple[str, ...],
+    mode: Mode,
+    pairs: tuple[str, ...],
+    verbosity: int,
+    use_uvloop: bool,
+    **options: Any,
+) -> int:
+    """Load files or modules, and run or serve what they define.
+
+    Each FILE_OR_MODULE is a path (app/tasks.py) or a dotted name (app.tasks). Its aiomain(), if it has one, is
+    called with mode, url, transport, namespace, concurrency, queue and grace, and with the options of -o: those
+    that it accepts. In server mode aiomain() runs beside the worker, and its return ends nothing.
+    """
+    configure_logging(verbosity)
+    try:
+        settings = Settings.make(mode, verbosity=verbosity, **options)
+        offered = settings.for_aiomain()
+        given = parse_options(pairs, offered)
+        loop_factory = _uvloop() if use_uvloop else None
+        aiomains = find(runner.load_all(targets, settings), offered, given)
+        return runner.run(settings, aiomains, loop_factory)
+    except CommandError as error:
+        if verbosity >= 2 and error.__cause__ is not None:
+            show_traceback(error.__cause__, whole=True)
+        raise
+
+
+def _uvloop() -> Callable[[], Any]:
+    try:
+        import uvloop
+    except ImportError:
+        raise CommandError(Exit.USAGE, "uvloop is not installed: pip install 'atasks[uvloop]'") from None
+    factory: Callable[[], Any] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,68 @@
+"""What the command writes to stderr: single lines, logs, and tracebacks without its own frames."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from urllib.parse import urlsplit
+
+import click
+
+import atasks
+
+__all__ = ["configure_logging", "say", "show_traceback", "shown_url"]
+
+CLIENT_LIBRARIES = ("aio_pika", "aiormq", "pamqp")
+
+_OWN = tuple(
+    os.path.join(os.path.dirname(os.path.realpath(str(file))), "")
+    for file in (atasks.__file__, __file__, click.__file__)
+)
+
+
+def say(message: str) -> None:
+    """One line on stderr, whatever the log level."""
+    print(f"atasks: {message}", file=sys.stderr, flush=True)
+
+
+def configure_logging(verbosity: int) -> None:
+    """Warnings and worse to stderr; with -v also what happens, with -vv everything.
+
+    The client libraries log what atasks reports itself, with tracebacks of their own: only -vv shows it.
+    """
+    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+    )
+    if verbosity < 2:
+        for name in CLIENT_LIBRARIES:
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+
+
+def show_traceback(error: BaseException, *, whole: bool = False) -> None:
+    """The traceback of an error and of its causes; without the frames of atasks and click unless `whole`."""
+    shown = traceback.TracebackException.from_exception(error)
+    if not whole:
+        _trim(shown, set())
+    print("".join(shown.format()), end="", file=sys.stderr, flush=True)
+
+
+def _trim(shown: traceback.TracebackException, seen: set[int]) -> None:
+    if id(shown) in seen:
+        return
+    seen.add(id(shown))
+    kept = [frame for frame in shown.stack if not os.path.realpath(frame.filename).startswith(_OWN)]
+    shown.stack = traceback.StackSummary.from_list(kept)
+    for other in (shown.__cause__, shown.__context__, *(getattr(shown, "exceptions", None) or ())):
+        if other is not None:
+            _trim(other, seen)
+
+
+def shown_url(url: str) -> str:
+    """The URL without user, password and query: what may appear on a terminal or in a log."""
+    if "://" not in url:
+        return url
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path or '/'}"

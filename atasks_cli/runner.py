@@ -1,0 +1,186 @@
+"""Runs what was loaded: a worker until a signal, or every aiomain until it returns."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+
+import atasks
+from atasks import modules as loader
+from atasks.errors import AtasksError, TransportError
+from atasks.namespaces import namespaces
+from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
+from atasks_cli.exits import CommandError, Exit, explain
+from atasks_cli.messages import say, show_traceback, shown_url
+from atasks_cli.settings import Settings
+from atasks_cli.signals import Signals
+
+__all__ = ["load_all", "run"]
+
+logger = logging.getLogger("atasks.cli")
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
+    """Import every target, and see that they leave something to do in this mode. Raises a CommandError."""
+    modules: list[ModuleType] = []
+    for target in targets:
+        try:
+            module = loader.load(target)
+        except AtasksError as error:
+            raise explain(error, shown_url(settings.url)) from error
+        if module not in modules:
+            modules.append(module)
+    if any(hasattr(module, "aiomain") for module in modules):
+        return modules
+    names = " or ".join(module.__name__ for module in modules)
+    if settings.mode != "server":
+        raise CommandError(
+            Exit.USAGE,
+            f"nothing to run: no aiomain() in {names}; define async def aiomain(), "
+            "or serve its atasks with --mode server",
+        )
+    if not _atasks_in(settings.namespace):
+        others = [name for name in namespaces.names() if _atasks_in(name)]
+        if others:
+            hint = f"those in it are in namespace {others[0]!r}: add --namespace {others[0]}"
+        else:
+            hint = "decorate a coroutine function with @atask"
+        where = "" if settings.namespace == "default" else f" of namespace {settings.namespace!r}"
+        raise CommandError(Exit.USAGE, f"nothing to serve: no atask{where} in {names}; {hint}")
+    return modules
+
+
+def _atasks_in(namespace: str) -> list[str]:
+    registry = getattr(namespaces.get(namespace), "registry", None)
+    return registry.names() if registry is not None else []
+
+
+def run(settings: Settings, aiomains: Sequence[Aiomain], loop_factory: LoopFactory | None = None) -> int:
+    """Run it in an event loop of its own until it ends or a signal ends it; the exit code.
+
+    Raises a CommandError, whose cause is the library's error, for what the library raises.
+    """
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(_run(settings, aiomains))
+
+
+async def _run(settings: Settings, aiomains: Sequence[Aiomain]) -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    signals = Signals(task.cancel)
+    try:
+        if settings.mode == "server":
+            return await _serve(settings, aiomains, signals)
+        await _call(settings, aiomains)
+        return Exit.OK
+    except asyncio.CancelledError:
+        if signals.received is None:
+            raise
+        return 128 + signals.received
+    except AiomainFailed as failure:
+        return _report(failure, settings)
+    except CommandError:
+        raise
+    except Exception as error:
+        raise explain(error, shown_url(settings.url)) from error
+
+
+async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
+    """Run every aiomain against the workers, or in this process in loopback mode."""
+    if settings.mode == "loopback":
+        serving = atasks.serve(
+            settings.url, namespace=settings.namespace, concurrency=settings.concurrency, grace=0
+        )
+        async with serving:
+            await run_all(aiomains)
+    else:
+        async with atasks.connect(settings.url, namespace=settings.namespace):
+            await run_all(aiomains)
+
+
+async def _serve(settings: Settings, aiomains: Sequence[Aiomain], signals: Signals) -> int:
+    """Serve until a signal, a lost connection, or an aiomain that raises."""
+    serving = atasks.serve(
+        settings.url,
+        namespace=settings.namespace,
+        queues=settings.queues or None,
+        concurrency=settings.concurrency,
+        grace=settings.grace,
+    )
+    code: int = Exit.OK
+    async with serving as worker:
+        stop = asyncio.Event()
+        signals.first = stop.set
+        say(_ready(settings, worker))
+        lost = asyncio.create_task(worker.wait())
+        stopped = asyncio.create_task(stop.wait())
+        running = asyncio.create_task(run_all(aiomains))
+        waiting = {lost, stopped, running}
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if running.done() and running.exception() is None:  # the return of an aiomain ends nothing
+                await asyncio.wait({lost, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            elif running.done():
+                code = _report(running.exception(), settings)
+            if not lost.done():
+                say(_draining(settings, worker))
+                await worker.drain(settings.grace)
+            await lost
+        except TransportError as error:
+            raise CommandError(Exit.LOST, f"{' '.join(str(error).split())}; start it again") from error
+        finally:
+            # Last, because running calls may use what an aiomain holds open.
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+    logger.info("worker %s has drained", worker.id)
+    return code
+
+
+def _report(failure: BaseException | None, settings: Settings) -> int:
+    """Show what an aiomain raised, the exit code for it."""
+    if not isinstance(failure, AiomainFailed):
+        assert failure is not None
+        raise failure
+    error = failure.error
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, int):
+            return error.code
+        if error.code is None:
+            return Exit.OK
+        say(str(error.code))
+        return Exit.FAILED
+    show_traceback(error, whole=settings.verbosity >= 2)
+    say(f"error: aiomain() of {failure.module} raised {type(error).__name__}; its traceback is above")
+    return Exit.FAILED
+
+
+def _ready(settings: Settings, worker: atasks.Worker) -> str:
+    count = len(worker.tasks)
+    queues = settings.queues or _queues(worker)
+    what = "1 atask" if count == 1 else f"{count} atasks"
+    where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
+    return (
+        f"serving {what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}; "
+        "Ctrl-C to drain"
+    )
+
+
+def _queues(worker: atasks.Worker) -> list[str]:
+    """The queues that a worker serves when none are named: those of its atasks."""
+    default: str = getattr(worker.transport, "queue", "default")
+    registry = worker.router.registry
+    items = [registry.get(name) for name in registry.names()]
+    return sorted({item.options.queue or default for item in items if item is not None}) or [default]
+
+
+def _draining(settings: Settings, worker: atasks.Worker) -> str:
+    running = worker.held - worker.unstarted
+    if not running:
+        return "draining: no call is running"
+    calls = "1 call is" if running == 1 else f"{running} calls are"
+    return f"draining: {calls} running, for at most {settings.grace:g} s; Ctrl-C again to exit at once"

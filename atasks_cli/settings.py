@@ -1,0 +1,174 @@
+"""What one run of the command was asked to do, checked for contradictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+from urllib.parse import urlsplit
+
+from atasks.connection import TRANSPORTS
+from atasks.options import validate_queue
+from atasks_cli.exits import CommandError, Exit
+
+__all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options"]
+
+Mode = Literal["loopback", "server", "client"]
+
+AMQP_URL: Final = "amqp://guest:guest@localhost/"
+"""The URL for servers and clients where nothing names one: RabbitMQ's own default."""
+
+
+def _names() -> dict[str, str]:
+    """URL scheme -> name of the transport: the first scheme of its class."""
+    first: dict[str, str] = {}
+    return {scheme: first.setdefault(target, scheme) for scheme, target in TRANSPORTS.items()}
+
+
+_NAMES: Final = _names()
+TRANSPORT_NAMES: Final = list(dict.fromkeys(_NAMES.values()))
+_DEFAULT_URLS: Final = {"loopback": "loopback:", "amqp": AMQP_URL}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run, and over what. `make` checks it."""
+
+    mode: Mode
+    url: str
+    transport: str
+    namespace: str
+    concurrency: int
+    queues: list[str]
+    grace: float
+    """Seconds that a drain gives to running calls."""
+    verbosity: int = 0
+
+    @classmethod
+    def make(
+        cls,
+        mode: Mode,
+        *,
+        url: str | None = None,
+        transport: str | None = None,
+        namespace: str = "default",
+        concurrency: int | None = None,
+        queues: Iterable[str] = (),
+        grace: float | None = None,
+        verbosity: int = 0,
+    ) -> Settings:
+        """None stands for what was not said. Raises a CommandError for what does not go together."""
+        queues = list(dict.fromkeys(queues))
+        if mode != "server" and (queues or grace is not None):
+            option = "--queue" if queues else "--grace"
+            raise CommandError(
+                Exit.USAGE, f"{option} is for --mode server, and this is --mode {mode}: leave it out"
+            )
+        if mode == "client" and concurrency is not None:
+            raise CommandError(
+                Exit.USAGE, "--concurrency is for workers, and --mode client runs none: leave it out"
+            )
+        try:
+            validate_queue(namespace, "--namespace ")
+            for queue in queues:
+                validate_queue(queue, "--queue ")
+        except ValueError as error:
+            raise CommandError(Exit.USAGE, str(error).replace(" =", " ")) from None
+        url, transport = _choose(mode, url, transport)
+        return cls(
+            mode,
+            url,
+            transport,
+            namespace,
+            100 if concurrency is None else concurrency,
+            queues,
+            30.0 if grace is None else grace,
+            verbosity,
+        )
+
+    def for_aiomain(self) -> dict[str, Any]:
+        """The settings that every aiomain is offered."""
+        return {
+            "mode": self.mode,
+            "url": self.url,
+            "transport": self.transport,
+            "namespace": self.namespace,
+            "concurrency": self.concurrency,
+            "queue": self.queues,
+            "grace": self.grace,
+        }
+
+
+def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, str]:
+    """The URL and the name of its transport: what was said, else $ATASKS_URL where it fits, else the default."""
+    source = "--url"
+    if mode == "loopback":
+        default = "loopback"
+    else:
+        default = "amqp"
+        environ = os.environ.get("ATASKS_URL")
+        if url is None and environ and (transport is None or _name(environ, "$ATASKS_URL") == transport):
+            source, url = "$ATASKS_URL", environ
+    if url is None:
+        url = _DEFAULT_URLS[transport or default]
+        source = "--transport" if transport else source
+    name = _name(url, source)
+    if transport is not None and name != transport:
+        raise CommandError(Exit.USAGE, f"--transport {transport} contradicts {source} {name}:...: leave one out")
+    if mode == "loopback" and name != "loopback":
+        raise CommandError(
+            Exit.USAGE,
+            f"--mode loopback runs every call in this process, and {source} names {name}: "
+            "leave it out, or say --mode server or --mode client",
+        )
+    if mode != "loopback" and name == "loopback":
+        raise CommandError(
+            Exit.USAGE,
+            f"--mode {mode} needs a transport that reaches other processes, and {source} names loopback: "
+            "use amqp, or --mode loopback",
+        )
+    return url, name
+
+
+def _name(url: str, source: str) -> str:
+    """The name of the URL's transport."""
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError as error:  # its message quotes no more than the host
+        raise CommandError(
+            Exit.USAGE, f"{source} is no URL ({error}): give one like amqp://user:password@host/"
+        ) from None
+    if scheme in _NAMES:
+        return _NAMES[scheme]
+    known = ", ".join(f"{name}:" for name in _NAMES)
+    hint = f"amqp://{url}" if "@" not in url and "://" not in url and url else "amqp://user:password@host:5672/"
+    problem = f"begins with {scheme}:" if scheme and "://" in url else "names no transport"
+    raise CommandError(Exit.USAGE, f"{source} {problem}: give a URL like {hint} (known: {known})")
+
+
+def parse_options(pairs: Iterable[str], reserved: Iterable[str]) -> dict[str, Any]:
+    """The values of -o key=value: JSON where it parses, else the text. Of a repeated key the last counts."""
+    reserved = set(reserved)
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise CommandError(Exit.USAGE, f"-o {pair}: not key=value; write -o {key or 'key'}=VALUE")
+        if key in reserved:
+            raise CommandError(Exit.USAGE, f"-o {key}=...: aiomain() gets {key!r} from --{key}; use that")
+        options[key] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_not_json)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _not_json(constant: str) -> Any:
+    """NaN and Infinity, which Python's parser takes and JSON does not have."""
+    raise ValueError(constant)

@@ -1,0 +1,45 @@
+"""SIGINT and SIGTERM: the first one asks the command to end, a second one ends it at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+__all__ = ["Signals"]
+
+
+class Signals:
+    """Takes SIGINT and SIGTERM over for the rest of the process.
+
+    The first one calls `first` in the event loop; a second one ends the process with 128 + its number, whatever
+    the process is doing: an aiomain that blocks, a drain, the interpreter's own shutdown.
+    """
+
+    def __init__(self, first: Callable[[], object]) -> None:
+        self.first = first
+        """What the first signal does: no coroutine, and called in the event loop."""
+        self.received: int | None = None
+        """The number of the first signal, once it has come."""
+        self._loop = asyncio.get_running_loop()
+        # Not loop.add_signal_handler: its callbacks wait for the event loop's turn, which never comes while code
+        # blocks it. A plain handler runs between two instructions of whatever is running.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None or self._loop.is_closed():
+            for stream in (sys.stdout, sys.stderr):
+                # broken, closed, or in the middle of a write that the signal interrupted
+                with contextlib.suppress(OSError, RuntimeError, ValueError):
+                    stream.flush()
+            os._exit(128 + number)
+        self.received = number
+        self._loop.call_soon_threadsafe(self._call_first)
+
+    def _call_first(self) -> None:
+        self.first()

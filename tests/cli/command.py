@@ -1,0 +1,99 @@
+"""Runs the real command in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import atasks
+
+PATIENCE = 30.0
+"""Seconds after which a command that does not do what a test waits for has failed it."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def line(self) -> str:
+        """What it said on stderr, which has to be one line, after `atasks: error: `."""
+        lines = self.err.splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("atasks: error: "), self.err
+        return lines[0].removeprefix("atasks: error: ")
+
+
+class Command:
+    """A running command. Its output can be waited for line by line."""
+
+    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> None:
+        environ = {key: value for key, value in os.environ.items() if key not in ("ATASKS_URL", "PYTHONSTARTUP")}
+        environ["PYTHONPATH"] = str(Path(atasks.__file__).parent.parent)
+        environ["PYTHONWARNINGS"] = "error"
+        environ["PYTHONUNBUFFERED"] = "1"
+        environ["COLUMNS"] = "200"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "atasks", *arguments],
+            cwd=cwd,
+            env={**environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._lines: queue.Queue[str] = queue.Queue()
+        self.out: list[str] = []
+        self.err: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._read, args=pair)
+            for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, stream: IO[str], lines: list[str]) -> None:
+        with stream:
+            for line in stream:
+                lines.append(line)
+                self._lines.put(line)
+
+    def wait_for(self, text: str) -> str:
+        """The next line of stdout or stderr that contains this text."""
+        seen = []
+        while True:
+            try:
+                line = self._lines.get(timeout=PATIENCE)
+            except queue.Empty:
+                raise AssertionError(f"no line with {text!r} after {seen}") from None
+            seen.append(line)
+            if text in line:
+                return line
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def finish(self) -> Done:
+        """Wait until it has ended."""
+        code = self.process.wait(PATIENCE)
+        for reader in self._readers:
+            reader.join(PATIENCE)
+        return Done(code, "".join(self.out), "".join(self.err))
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for reader in self._readers:
+            reader.join()
