@@ -1,0 +1,104 @@
+"""A broker as the tests see it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import pika
+import pika.exceptions
+
+__all__ = ["URL_VARIABLE", "Broker", "BrokerError", "Queue"]
+
+URL_VARIABLE = "ATASKS_TEST_AMQP_URL"
+
+
+class BrokerError(Exception):
+    """The broker did not do what it was asked."""
+
+
+class Queue(NamedTuple):
+    """A queue of the broker."""
+
+    name: str
+    messages: int
+    """Ready and unacknowledged ones."""
+    consumers: int
+
+
+class Broker:
+    """A broker that somebody else runs. The other kinds, which the tests run, extend it."""
+
+    controllable = False
+    """Whether `stop`, `kill`, `ctl` and what is built on them work."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @property
+    def running(self) -> bool:
+        """Whether it was started and not stopped since."""
+        return True
+
+    def start(self) -> None:
+        """Make it run unless it does, and return when it answers; raises `BrokerError` if it does not."""
+        try:
+            pika.BlockingConnection(pika.URLParameters(self.url)).close()
+        except (pika.exceptions.AMQPError, OSError) as error:
+            raise BrokerError(f"the broker named by {URL_VARIABLE} does not answer: {error!r}") from None
+
+    def stop(self) -> None:
+        """Stop it in good order. What is durable survives; `start()` runs it again at the same URL."""
+        raise self._refuse("stop")
+
+    def kill(self) -> None:
+        """End it as a power failure would. What is durable survives; `start()` runs it again at the same URL."""
+        raise self._refuse("kill")
+
+    def restart(self) -> None:
+        """Stop it in good order and start it again."""
+        self.stop()
+        self.start()
+
+    def close(self, *, keep_logs: bool = False) -> Path | None:
+        """End it, and remove what it has on disk; returns the folder of its logs where these are kept."""
+        return None
+
+    def ctl(self, *arguments: str) -> str:
+        """What `rabbitmqctl` with these arguments prints; raises `BrokerError` where it fails."""
+        raise self._refuse("run rabbitmqctl on")
+
+    def queues(self, vhost: str = "/") -> list[Queue]:
+        """The queues of a virtual host."""
+        columns = ("name", "messages", "consumers")
+        rows = json.loads(self.ctl("list_queues", "--silent", "--formatter", "json", "--vhost", vhost, *columns))
+        return [Queue(*(row[column] for column in columns)) for row in rows]
+
+    def close_all_connections(self, reason: str = "closed by a test") -> None:
+        """Have the broker close every client connection."""
+        self.ctl("close_all_connections", reason)
+
+    def add_vhost(self) -> str:
+        """The URL of a new virtual host."""
+        name = f"test-{uuid.uuid4().hex}"
+        self.ctl("add_vhost", name)
+        self.ctl("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
+        return self.url.rstrip("/") + "/" + quote(name, safe="")
+
+    @contextlib.contextmanager
+    def channel(self) -> Iterator[Any]:
+        """A fresh connection's channel, of a client library that is not the one under test."""
+        connection = pika.BlockingConnection(pika.URLParameters(self.url))
+        try:
+            yield connection.channel()
+        finally:
+            if connection.is_open:
+                connection.close()
+
+    def _refuse(self, verb: str) -> BrokerError:
+        return BrokerError(f"cannot {verb} a broker that was given: unset {URL_VARIABLE} to run a private one")

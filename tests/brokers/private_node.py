@@ -1,0 +1,274 @@
+"""A RabbitMQ node that the tests start from an installed server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from tests.brokers.base import Broker, BrokerError, Queue
+from tests.brokers.ports import accepts, free_ports, speaks_amqp, wait_for
+
+__all__ = ["PrivateNode", "find_sbin", "own_processes"]
+
+SBIN_VARIABLE = "ATASKS_TEST_RABBITMQ_SBIN"
+STOP_TIMEOUT = 60.0
+
+own_processes: set[int] = set()
+"""Ids of the processes that brokers of this process have running: no test has leaked these."""
+
+
+class PrivateNode(Broker):
+    """A node of an installed RabbitMQ, run by the tests with name, ports and folders of its own.
+
+    Its Erlang port mapper is its own too, so nothing is shared with a broker that runs already, and all ends with
+    the node. Ports are the same after a restart. Should this process die, a guard process ends the node.
+    """
+
+    controllable = True
+
+    def __init__(self, sbin: Path) -> None:
+        self._sbin = sbin
+        self._name = f"atasks-{uuid.uuid4().hex[:12]}@localhost"
+        self.port, self._epmd_port, dist_port = free_ports(3)
+        super().__init__(f"amqp://guest:guest@127.0.0.1:{self.port}/")
+        self._dist_port = dist_port
+        self._folder: Path | None = None
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._lister: subprocess.Popen[str] | None = None
+
+    @property
+    def running(self) -> bool:
+        return bool(self._processes) and self._processes[-1].poll() is None
+
+    def start(self) -> None:
+        if self.running:
+            return
+        self._end(signal.SIGKILL)
+        folder = self._folder or self._new_folder()
+        with (folder / "log" / "output").open("ab") as output:
+            # In the foreground, so that it is a child: started by the node it would outlive the node.
+            epmd = _spawn(
+                [_program("epmd"), "-address", "127.0.0.1", "-port", str(self._epmd_port)],
+                self._environment,
+                output,
+            )
+            self._processes.append(epmd)
+            wait_for(lambda: accepts(self._epmd_port), epmd, "Erlang's port mapper", folder)
+            node = _spawn([str(self._sbin / "rabbitmq-server")], self._environment, output)
+            self._processes.append(node)
+        self._guard = subprocess.Popen(
+            ["/bin/sh", "-c", GUARD, "guard", str(node.pid), str(epmd.pid), str(folder)],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        own_processes.add(self._guard.pid)
+        try:
+            wait_for(lambda: speaks_amqp(self.port), node, "RabbitMQ", folder)
+        except BrokerError:
+            self._end(signal.SIGKILL)
+            raise
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def close(self, *, keep_logs: bool = False) -> Path | None:
+        self._end(signal.SIGKILL)
+        folder, self._folder = self._folder, None
+        if folder is None:
+            return None
+        logs = None
+        if keep_logs:
+            logs = Path(tempfile.mkdtemp(prefix="atasks-broker-logs-"))
+            shutil.copytree(folder / "log", logs, dirs_exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        return logs
+
+    def ctl(self, *arguments: str) -> str:
+        command = [str(self._sbin / "rabbitmqctl"), "--node", self._name, *arguments]
+        done = subprocess.run(
+            command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+        )
+        if done.returncode:
+            raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    def queues(self, vhost: str = "/") -> list[Queue]:
+        # rabbitmqctl takes 0.6 s to start; every AMQP test asks, so one Erlang process is kept to ask through.
+        if not self.running:
+            raise BrokerError("the broker does not run: start() it first")
+        if self._lister is None:
+            self._lister = self._start_lister()
+        assert self._lister.stdin is not None
+        assert self._lister.stdout is not None
+        self._lister.stdin.write(f"{vhost}\n")
+        self._lister.stdin.flush()
+        queues: list[Queue] = []
+        for line in self._lister.stdout:
+            word, _, rest = line.rstrip("\n").partition(" ")
+            if word == "end":
+                return queues
+            if word == "error":
+                raise BrokerError(f"the queues of {vhost!r} cannot be listed: {rest}")
+            messages, consumers, name = rest.split(" ", 2)
+            queues.append(Queue(name, int(messages), int(consumers)))
+        raise BrokerError("the process that lists queues ended")
+
+    def _start_lister(self) -> subprocess.Popen[str]:
+        loopback = ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
+        name = f"lister-{uuid.uuid4().hex[:12]}@localhost"
+        code = LISTER.replace("NODE", f"'{self._name}'")
+        process = subprocess.Popen(
+            [_program("erl"), "-noshell", "-hidden", "-sname", name, *loopback, "-eval", code],
+            env=self._environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        own_processes.add(process.pid)
+        return process
+
+    def _new_folder(self) -> Path:
+        self._folder = folder = Path(tempfile.mkdtemp(prefix="atasks-broker-"))
+        for name in ("data", "home", "log"):
+            (folder / name).mkdir()
+        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "environment.conf").write_text("")
+        (folder / "rabbitmq.conf").write_text("log.console = false\ndisk_free_limit.absolute = 10MB\n")
+        return folder
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """This process's own, with what configures this node in place of what configures another."""
+        if self._folder is None:
+            raise BrokerError("the broker does not run: start() it first")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("RABBITMQ_", "ERL_"))}
+        folder = self._folder
+        return {
+            **kept,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "HOME": str(folder / "home"),
+            "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq.conf"),
+            "RABBITMQ_CONF_ENV_FILE": str(folder / "environment.conf"),
+            "RABBITMQ_DIST_PORT": str(self._dist_port),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
+            "RABBITMQ_LOG_BASE": str(folder / "log"),
+            "RABBITMQ_MNESIA_BASE": str(folder / "data"),
+            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_PID_FILE": str(folder / "data" / "pid"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def _end(self, how: signal.Signals) -> None:
+        """End the node by this signal, and everything else that was started for it by SIGKILL."""
+        if self._lister is not None:
+            _kill(self._lister)
+            self._lister = None
+        for process in reversed(self._processes):  # the node, and then its port mapper
+            if how is signal.SIGTERM and process is self._processes[-1]:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(STOP_TIMEOUT)
+            _kill(process)
+        self._processes.clear()
+        if self._guard is not None:
+            _kill(self._guard)
+            self._guard = None
+
+
+GUARD = """
+trap '' INT
+read -r line && exit
+kill -s KILL -- "-$1" "-$2"
+rm -rf "$3"
+"""
+"""Ends node and port mapper, each with its process group, and removes their folder, when its input is closed."""
+
+LISTER = """
+Loop = fun Loop() ->
+    case io:get_line("") of
+        Line when is_list(Line) ->
+            VHost = list_to_binary(string:trim(Line)),
+            Columns = [name, messages, consumers],
+            case rpc:call(NODE, rabbit_amqqueue, info_all, [VHost, Columns], 20000) of
+                Rows when is_list(Rows) ->
+                    [io:format("queue ~b ~b ~ts~n", [Messages, Consumers, Name])
+                     || [{name, {resource, _, queue, Name}}, {messages, Messages}, {consumers, Consumers}] <- Rows,
+                        is_integer(Messages), is_integer(Consumers)],
+                    io:format("end~n");
+                Other ->
+                    io:format("error ~0p~n", [Other])
+            end,
+            Loop();
+        _ ->
+            halt()
+    end
+end,
+Loop().
+"""
+"""Erlang that answers each line, the name of a virtual host, with its queues."""
+
+
+def find_sbin(environ: Mapping[str, str] = os.environ) -> Path | None:
+    """The folder of an installed RabbitMQ's scripts; not that of a wrapper which would switch to another user."""
+    if SBIN_VARIABLE in environ:
+        return Path(environ[SBIN_VARIABLE])
+    folders = [
+        Path("/usr/lib/rabbitmq/bin"),
+        *sorted(Path("/usr/lib/rabbitmq/lib").glob("rabbitmq_server-*/sbin")),
+    ]
+    # Servers are often not on the PATH of users other than root.
+    path = os.pathsep.join((environ.get("PATH", ""), "/usr/local/sbin", "/opt/homebrew/sbin", "/usr/sbin"))
+    on_path = shutil.which("rabbitmq-server", path=path)
+    if on_path is not None:
+        folders.append(Path(on_path).parent)
+    return next((folder for folder in folders if os.access(folder / "rabbitmq-server", os.X_OK)), None)
+
+
+def _program(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise BrokerError(f"RabbitMQ is installed, but Erlang's {name!r} is not on the PATH: add its folder")
+    return path
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own: a Ctrl-C is for the tests, and `_kill` takes its children too."""
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=environment["HOME"],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    own_processes.add(process.pid)
+    return process
+
+
+def _kill(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL the process group that it leads, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+    own_processes.discard(process.pid)

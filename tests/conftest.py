@@ -1,0 +1,125 @@
+"""What every test can use, and what every test is held to.
+
+Held to: a test that ends with a pending asyncio task, a running thread or a child process that was not there when
+it began fails, and so does one that leaves a reply queue at the broker (where it uses `amqp_leaks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from multiprocessing import forkserver, resource_tracker
+
+import psutil
+import pytest
+
+from tests.broker import Broker, BrokerError, choose
+from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
+
+GRACE = 2.0
+"""Seconds in which what a test has told to end may do so."""
+
+
+@pytest.fixture(scope="session")
+def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """The broker of this run, started when the first test asks for it. A test may stop, kill and restart it."""
+    broker = choose()
+    broker.start()
+    yield broker
+    logs = broker.close(keep_logs=request.session.testsfailed > 0)
+    if logs is not None:
+        print(f"\nTests failed: the broker's logs are kept in {logs}")
+
+
+@pytest.fixture(scope="session")
+def controllable_broker(broker: Broker) -> Iterator[Broker]:
+    """`broker` if the tests run it, else a private node beside it: for tests that stop, kill or ask the broker."""
+    if broker.controllable:
+        yield broker
+        return
+    sbin = find_sbin()
+    if sbin is None:
+        raise BrokerError("this test stops the broker, which was given: install rabbitmq-server for a private one")
+    node = PrivateNode(sbin)
+    node.start()
+    yield node
+    node.close()
+
+
+@pytest.fixture
+def amqp_url(broker: Broker) -> str:
+    """The URL of the running broker."""
+    broker.start()  # an earlier test may have stopped it
+    return broker.url
+
+
+@pytest.fixture
+def prefix() -> str:
+    """A prefix for this test's queues and exchanges that no other test has."""
+    return f"test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
+    """Holds the test to leaving no reply queue of its prefix, and removes what workers leave there on purpose.
+
+    Whatever connects in the test must end before this: make fixtures that connect depend on it. A broker that was
+    given cannot list its queues: there nothing is checked, and what workers leave stays.
+    """
+    yield
+    broker.start()
+    if not broker.controllable:
+        return
+    names = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")]
+    with broker.channel() as channel:
+        for name in names:
+            channel.queue_delete(name)
+        channel.exchange_delete(f"{prefix}.control")
+    leaked = [name for name in names if name.startswith(f"{prefix}.r.")]
+    if leaked:
+        pytest.fail(f"reply queues left at the broker: {leaked}")
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Holds every test to leaving no asyncio task, thread or child process behind."""
+    threads = set(threading.enumerate())
+    processes = {process.pid for process in psutil.Process().children()}
+    if inspect.iscoroutinefunction(inspect.unwrap(request.function)):
+        request.getfixturevalue("no_leaked_tasks")
+    yield
+    problems = []
+    for thread in set(threading.enumerate()) - threads:
+        if not thread.daemon:
+            thread.join(GRACE)
+            if thread.is_alive():
+                problems.append(f"thread {thread.name}")
+    ours = {
+        *processes,
+        *own_processes,
+        resource_tracker._resource_tracker._pid,
+        forkserver._forkserver._forkserver_pid,
+    }
+    children = [child for child in psutil.Process().children() if child.pid not in ours]
+    for child in psutil.wait_procs(children, timeout=GRACE if children else 0)[1]:
+        with child.oneshot():
+            problems.append(f"process {child.pid} ({child.status()}): {' '.join(child.cmdline())[:200]}")
+        child.kill()
+        child.wait()
+    if problems:
+        pytest.fail("left behind: " + "; ".join(sorted(problems)))
+
+
+@pytest.fixture
+async def no_leaked_tasks() -> AsyncIterator[None]:
+    """`no_leaks` for the tasks of an async test's loop; set up before every async fixture, it ends after them."""
+    before = asyncio.all_tasks()
+    yield
+    tasks = asyncio.all_tasks() - before - {asyncio.current_task()}
+    if tasks:
+        _, pending = await asyncio.wait(tasks, timeout=GRACE)
+        if pending:
+            pytest.fail(f"asyncio tasks left pending: {sorted(map(repr, pending))}")
