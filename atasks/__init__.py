@@ -1,11 +1,11 @@
 """Await coroutines on other processes and hosts.
 
-    @atask
-    async def add(a: int, b: int) -> int:
-        return a + b
+@atask
+async def add(a: int, b: int) -> int:
+    return a + b
 
-    async with atasks.connect("amqp://localhost/"):
-        print(await add(1, 2))
+async with atasks.connect("amqp://localhost/"):
+    print(await add(1, 2))
 """
 
 from __future__ import annotations

@@ -28,7 +28,9 @@ Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextM
 
 
 @asynccontextmanager
-async def connect(url: str = "loopback:", *, namespace: str = "default", **options: Any) -> AsyncIterator[Transport]:
+async def connect(
+    url: str = "loopback:", *, namespace: str = "default", **options: Any
+) -> AsyncIterator[Transport]:
     """Await atasks of the namespace over this transport, in this event loop and inside this block.
 
     `url`: "loopback:" (calls run in this process) or "amqp://user:password@host:port/vhost" (they run on workers).
@@ -114,7 +116,9 @@ def _scheme(url: str) -> str:
     if scheme in TRANSPORTS:
         return scheme
     near = closest(scheme or url, TRANSPORTS, limit=1)
-    hint = f"did you mean {near[0]}:?" if near else f"known schemes: {', '.join(f'{name}:' for name in TRANSPORTS)}"
+    hint = (
+        f"did you mean {near[0]}:?" if near else f"known schemes: {', '.join(f'{name}:' for name in TRANSPORTS)}"
+    )
     raise InvalidURL(f"{_without_password(url)!r} names no transport; {hint}")
 
 

@@ -215,6 +215,8 @@ class Router:
                 return DecodeError(message)
             case Status.TOO_LARGE:
                 return PayloadTooLarge(message)
+            case Status.FAILED:
+                return CallError(message)
             case _:
                 return CallError(f"{call.task} ended with status {reply.status}, which this version does not know")
 

@@ -68,6 +68,8 @@ class Status:
     ENCODE_ERROR: Final = 6
     DECODE_ERROR: Final = 7
     TOO_LARGE: Final = 8
+    FAILED: Final = 9
+    """The worker itself failed; the call may have run."""
 
 
 class Call(Struct, array_like=True, tag=1, gc=False):

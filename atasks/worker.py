@@ -392,6 +392,12 @@ class Worker:
             reply = await self._serve(run)
         except asyncio.CancelledError:
             reply = self._cancelled_reply(run)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not self.loop.is_running():
+                raise  # the event loop is gone, and this coroutine is being thrown away
+            logger.exception("%s could not be served", describe(call))
+            message = f"the worker failed to serve {describe(call)} ({_brief(error)}): its log says more"
+            reply = self._status(run, Status.FAILED, message)
         reply_us = int((time.perf_counter() - started) * 1e6)
         self._watchdog.busy -= 1
         if reply is None:
@@ -409,7 +415,7 @@ class Worker:
         self._end(run, reply)
 
     async def _serve(self, run: Run) -> Reply | None:
-        """Decode, run, encode. Raises only CancelledError."""
+        """Decode, run, encode."""
         call = run.call
         codec = self.router.codec
         task: ATask[..., Any] = self.router.registry.get(call.task).task  # type: ignore[union-attr]  # deliver looked
@@ -425,7 +431,7 @@ class Worker:
             raise
         except BaseException as error:
             if isinstance(error, GeneratorExit) and not self.loop.is_running():
-                raise  # the event loop is gone, and this coroutine is being thrown away
+                raise
             return await self._raised(run, error, codec)
         finally:
             del args, kwargs
@@ -475,7 +481,11 @@ class Worker:
                 run.reason = Reason.PASSED_ON
             else:
                 near = closest(call.task, self.tasks)
-                hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it serves {len(self.tasks)} atasks"
+                hint = (
+                    f"did you mean {' or '.join(map(repr, near))}?"
+                    if near
+                    else f"it serves {len(self.tasks)} atasks"
+                )
                 reply = self._status(
                     run,
                     Status.UNKNOWN_TASK,

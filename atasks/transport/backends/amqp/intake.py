@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
-from aiormq.spec import Basic
+from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import DecodeError
@@ -358,7 +358,17 @@ class _Consumer:
 class _Inbound:
     """One message from a work queue: acknowledged when each of its calls is settled."""
 
-    __slots__ = ("_acks", "_generation", "_tag", "calls", "consumer", "intake", "properties", "reply_to", "unsettled")
+    __slots__ = (
+        "_acks",
+        "_generation",
+        "_tag",
+        "calls",
+        "consumer",
+        "intake",
+        "properties",
+        "reply_to",
+        "unsettled",
+    )
 
     def __init__(self, intake: Intake, consumer: _Consumer, message: DeliveredMessage) -> None:
         self.intake = intake

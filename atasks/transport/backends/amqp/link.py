@@ -9,7 +9,6 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import aio_pika
-import aiormq
 from aiormq.abc import AbstractChannel, AbstractConnection
 from aiormq.exceptions import (
     AMQPError,
@@ -22,6 +21,7 @@ from aiormq.exceptions import (
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
+from pamqp.commands import Basic
 from yarl import URL
 
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
@@ -32,7 +32,14 @@ logger = logging.getLogger("atasks.amqp")
 
 T = TypeVar("T")
 
-CLIENT_ERRORS: Final = (AMQPError, ChannelInvalidStateError, OSError, RuntimeError, ValueError, asyncio.TimeoutError)
+CLIENT_ERRORS: Final = (
+    AMQPError,
+    ChannelInvalidStateError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    asyncio.TimeoutError,
+)
 """What the client library raises when a connection or a channel fails. A `CancelledError` while nobody cancelled
 the running task belongs to them: see `guard`."""
 
@@ -44,7 +51,9 @@ class Link:
     """Two connections to one broker: one publishes and one consumes, so that a publisher which the broker blocks
     can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is."""
 
-    def __init__(self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection) -> None:
+    def __init__(
+        self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection
+    ) -> None:
         self._connections = (publishing, consuming)
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.publish: AbstractChannel
@@ -64,7 +73,7 @@ class Link:
             try:
                 async with asyncio.timeout(timeout):
                     return await cls._open(url, name)
-            except (*CLIENT_ERRORS, asyncio.CancelledError) as reason:
+            except (AMQPError, ChannelInvalidStateError, OSError, asyncio.CancelledError) as reason:
                 _reraise_own_cancellation(reason)
                 error = map_error(reason, url)
         assert error is not None, "no URL was given"
@@ -93,7 +102,7 @@ class Link:
 
     async def _channel(self, index: int) -> AbstractChannel:
         confirms = index == 0
-        channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=True)
+        channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=confirms)
         await channel.initialize()
         underlay = await channel.get_underlay_channel()
         underlay.closing.add_done_callback(self._on_closed)
@@ -104,7 +113,7 @@ class Link:
         error = None if closing.cancelled() else closing.exception()
         self._lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
 
-    def _on_consumer_cancelled(self, frame: aiormq.spec.Basic.Cancel) -> None:
+    def _on_consumer_cancelled(self, frame: Basic.Cancel) -> None:
         self._lose(f"the broker cancelled consumer {frame.consumer_tag}")
 
     def _lose(self, reason: str) -> None:
@@ -198,7 +207,9 @@ def map_error(error: BaseException, url: str) -> TransportError:
     elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)) or "ACCESS_REFUSED" in text:
         if isinstance(error, ChannelAccessRefused):
             detail = text.removeprefix("ACCESS_REFUSED - ")
-            mapped = AccessRefused(f"{where} refuses user {user!r}: {detail}. Give the user permissions on {vhost!r}")
+            mapped = AccessRefused(
+                f"{where} refuses user {user!r}: {detail}. Give the user permissions on {vhost!r}"
+            )
         else:
             mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
     else:

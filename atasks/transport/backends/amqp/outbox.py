@@ -8,7 +8,7 @@ from typing import Final
 
 from aiormq.abc import AbstractChannel
 from aiormq.exceptions import DeliveryError, PublishError
-from aiormq.spec import Basic
+from pamqp.commands import Basic
 
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 
@@ -29,7 +29,13 @@ class Outgoing:
     __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key")
 
     def __init__(
-        self, body: bytes, routing_key: str, properties: Basic.Properties, *, exchange: str = "", mandatory: bool = True
+        self,
+        body: bytes,
+        routing_key: str,
+        properties: Basic.Properties,
+        *,
+        exchange: str = "",
+        mandatory: bool = True,
     ) -> None:
         self.body = body
         self.routing_key = routing_key

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
-from aiormq.spec import Basic
+from pamqp.commands import Basic
 from yarl import URL
 
 from atasks import wire
@@ -85,6 +85,7 @@ class AMQPTransport(CallTransport):
         self._intake: Intake | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._reply_queue = ""
+        self._reply_tag: str | None = None
         self._reply_acks: Acks | None = None
         self._epoch = 0
         self._listening: set[str] = set()
@@ -124,6 +125,8 @@ class AMQPTransport(CallTransport):
             if link is not None:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await self.outbox.flushed()
+                    if self._reply_tag is not None:
+                        await guard(link.inbox.basic_cancel(self._reply_tag))
                     await guard(link.inbox.queue_delete(self._reply_queue))
         except CLIENT_ERRORS as error:
             logger.info("not everything could be cleaned up at the broker: %s", error)
@@ -151,9 +154,9 @@ class AMQPTransport(CallTransport):
         )
         self._reply_acks = Acks(inbox)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
-        await guard(
-            inbox.basic_consume(self._reply_queue, self._on_inbox, arguments={"x-priority": self._epoch})
-        )
+        priority = {"x-priority": self._epoch}
+        consumed = await guard(inbox.basic_consume(self._reply_queue, self._on_inbox, arguments=priority))
+        self._reply_tag = consumed.consumer_tag
         for queue in {self._queue_of(pending.options) for pending in self._pending.values()}:
             await self._bind(queue, link)
         if self._intake is not None:
@@ -250,7 +253,9 @@ class AMQPTransport(CallTransport):
                 continue
             if pending.call.delivery == AT_MOST_ONCE and pending.confirmed:
                 pending.fail(
-                    CallConnectionLost(f"{why}: whether {pending.call.task} ran cannot be known, and it runs at most once")
+                    CallConnectionLost(
+                        f"{why}: whether {pending.call.task} ran cannot be known, and it runs at most once"
+                    )
                 )
             else:
                 self.outbox.put(_Request(self, pending))
@@ -337,7 +342,9 @@ class AMQPTransport(CallTransport):
             envelopes = wire.salvage(message.body).envelopes
             self._bad_replies += 1
             if self._bad_replies == 1:
-                logger.error("a bad message on the reply queue was dropped, further ones will be silently: %s", error)
+                logger.error(
+                    "a bad message on the reply queue was dropped, further ones will be silently: %s", error
+                )
         for envelope in envelopes:
             if isinstance(envelope, Reply):
                 self._resolve(envelope)
@@ -473,5 +480,3 @@ def _checked(url: Any) -> str:
     if not valid:
         raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")
     return url
-
-
