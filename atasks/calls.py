@@ -34,7 +34,7 @@ class CurrentCall:
         self.attempt = attempt
         """1, and one more for each worker that died while it held the call."""
         self.deadline = deadline
-        """When the call times out, in seconds of the event loop's clock (for `asyncio.timeout_at`); None: never."""
+        """When the call times out, by the event loop's clock (for `asyncio.timeout_at`); None: never."""
         self.parent_id = parent_id
         """The call that awaits this one, or None."""
         self.root_id = root_id

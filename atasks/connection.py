@@ -67,10 +67,10 @@ async def serve(
 ) -> AsyncIterator[Worker]:
     """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
 
-    `queues` are the work queues to serve (None: those of the atasks that are registered now); at most `concurrency`
-    calls run at once, and at most `max_parked` wait for calls that they made. `lifespan` is an async context
-    manager, or a function that returns one, entered before the first call and left after the last; a call reads
-    its value as `current_call().state`. Awaits inside the block go over the same transport.
+    `queues` are the work queues to serve (None: those of the atasks that are registered now); at most
+    `concurrency` calls run at once, and at most `max_parked` wait for calls that they made. `lifespan` is an async
+    context manager, or a function that returns one, entered before the first call and left after the last; a call
+    reads its value as `current_call().state`. Awaits inside the block go over the same transport.
 
     Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds.
 

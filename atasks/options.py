@@ -50,7 +50,7 @@ class TaskOptions:
     """Options that a Router subclass declares."""
 
     def with_changes(self, changes: Mapping[str, Any], extra_names: tuple[str, ...] = ()) -> TaskOptions:
-        """These options with changes. A TypeError for an unknown name, a ValueError or TypeError for a bad value."""
+        """These options with changes: TypeError for an unknown name, ValueError or TypeError for a bad value."""
         known: dict[str, Any] = {}
         extra = dict(self.extra)
         for name, value in changes.items():

@@ -24,7 +24,7 @@ from atasks.errors import (
     WorkerLost,
 )
 from atasks.failures import decode_failure
-from atasks.namespaces import namespaces
+from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
 from atasks.tasks import ATask, TaskName
@@ -49,7 +49,7 @@ class Router:
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")
-        self._space = namespaces.get(namespace)
+        self._space = namespace_item(namespace)
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
         self._worker: Worker | None = None
         namespaces.register(namespace, router=self, registry=self.registry)
@@ -241,7 +241,7 @@ class Router:
 
 def get_router(namespace: str = "default") -> Router:
     """The router that was constructed last for the namespace, made now if there is none."""
-    router: Router | None = getattr(namespaces.get(namespace), "router", None)
+    router: Router | None = getattr(namespace_item(namespace), "router", None)
     return Router(namespace) if router is None else router
 
 

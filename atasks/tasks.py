@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
 from atasks import modules
-from atasks.namespaces import namespaces
+from atasks.namespaces import namespace_item
 from atasks.options import CallOptions, DecorationOptions, TaskOptions
 
 __all__ = ["ATask", "atask"]
@@ -46,7 +46,7 @@ class ATask(Generic[P, R]):
         self.module = _importable_module(function)
         """The module whose import defines this atask; None where there is none (a notebook, say)."""
         self._function = function
-        self._space = namespaces.get(namespace)
+        self._space = namespace_item(namespace)
         self._check_arguments = _signature_check(function)
         self._is_static = False
         self._set_options(options, {})
@@ -92,7 +92,7 @@ class ATask(Generic[P, R]):
 
     def __set_name__(self, owner: type, name: str) -> None:
         if not self._is_static and f"{owner.__qualname__}.{name}" == getattr(self, "__qualname__", None):
-            raise TypeError(_METHOD.format(self.__qualname__))
+            raise TypeError(_METHOD.format(f"{owner.__qualname__}.{name}"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.module, self.namespace, self.name, self._overrides)
@@ -180,7 +180,7 @@ def atask(
 
     if name is None:
         name = _default_name(function)
-    elif not isinstance(name, str) or not name:
+    elif type(name) is not str or name == "":
         raise TypeError(f"the name of an atask is a non-empty string, not {name!r}")
     task = get_router(namespace).register_atask(name, coro=function, options=options)
     task._is_static = static
@@ -263,7 +263,7 @@ def _signature_check(function: Any) -> Callable[..., None]:
 
 
 def _coroutine_code(function: Any) -> Any:
-    """The function's code marked as a coroutine function's: calling the atask returns a coroutine whatever it is."""
+    """The function's code, marked as a coroutine function's: calling the atask returns a coroutine."""
     code = getattr(function, "__code__", None) or _template.__code__
     return code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
 

@@ -123,8 +123,8 @@ class Run:
             worker = self.worker
             if worker.parked >= worker.max_parked:
                 raise TooManyParked(
-                    f"{self.call.task} may not await another call: this worker holds {worker.parked} parked calls, "
-                    "its limit; add workers, raise max_parked, or start fewer calls at once"
+                    f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
+                    "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
                 )
             worker.parked += 1
             self.parked = True
@@ -142,10 +142,14 @@ class Run:
             self.worker.parked -= 1
             if not self.ended:
                 await self.worker.slots.retake()
-                if self.ended or self.awaits or self.holds_slot:
-                    self.worker.slots.give()  # meanwhile it ended, or parked again, or resumed
-                else:
-                    self.holds_slot = True
+                self._resume()
+
+    def _resume(self) -> None:
+        """It was given a slot. Meanwhile it may have ended, or parked again, or resumed otherwise."""
+        if self.ended or self.awaits or self.holds_slot:
+            self.worker.slots.give()
+        else:
+            self.holds_slot = True
 
     def cancel(self, reason: Reason) -> None:
         """Cancel the task that runs it, once."""
@@ -349,7 +353,7 @@ class Worker:
             logger.error("a bad message was refused, and further ones will be without a line here: %s", reason)
 
     def _deadline(self, call: Call) -> float | None:
-        """When the call times out, in event loop time: by the caller's clock, minus the skew that clocks may have."""
+        """When the call times out, in event loop time, allowing for the skew that clocks may have."""
         if call.timeout_ms is None:
             return None
         waited = time.time() - call.sent_ms / 1000 - self.transport.clock_skew

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
 
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 
@@ -18,7 +18,7 @@ class Acks:
     Never waits and never raises: if the channel is gone, the broker delivers again, on another one.
     """
 
-    def __init__(self, channel: AbstractChannel) -> None:
+    def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._done: set[int] = set()
         self._below = 0

@@ -210,7 +210,7 @@ class Intake:
             delivery.give_back(call, solo=call.attempt == call.max_attempts)
 
     async def _lost_once(self, call: Call, delivery: _Delivery) -> None:
-        """An at-most-once call that was delivered before: does a worker still run it? If none says so, it is lost."""
+        """An at-most-once call that was delivered before: unless a worker still runs it, it is lost."""
         topology = self.transport.topology
         answer = self._asks[call.id] = asyncio.get_running_loop().create_future()
         properties = Basic.Properties(

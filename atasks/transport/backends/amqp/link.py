@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import aio_pika
-from aiormq.abc import AbstractChannel, AbstractConnection
+from aio_pika.abc import AbstractConnection as AioPikaConnection
+from aiormq.abc import AbstractConnection
+from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -22,6 +24,7 @@ from aiormq.exceptions import (
     ProbableAuthenticationError,
 )
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 from yarl import URL
 
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
@@ -51,18 +54,16 @@ class Link:
     """Two connections to one broker: one publishes and one consumes, so that a publisher which the broker blocks
     can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is."""
 
-    def __init__(
-        self, publishing: aio_pika.abc.AbstractConnection, consuming: aio_pika.abc.AbstractConnection
-    ) -> None:
+    def __init__(self, publishing: AioPikaConnection, consuming: AioPikaConnection) -> None:
         self._connections = (publishing, consuming)
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.publish: AbstractChannel
+        self.publish: Channel
         """With publisher confirms: requests, replies and control messages leave here."""
-        self.work: AbstractChannel
+        self.work: Channel
         """Work queues are consumed here."""
-        self.inbox: AbstractChannel
+        self.inbox: Channel
         """The reply queue and the control queue are consumed here."""
-        self._declare: AbstractChannel | None = None
+        self._declare: Channel | None = None
         self._declare_lock = asyncio.Lock()
 
     @classmethod
@@ -84,10 +85,10 @@ class Link:
         address = URL(url)
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=str(HEARTBEAT))
-        opened: list[aio_pika.abc.AbstractConnection] = []
+        opened: list[AioPikaConnection] = []
         try:
             for role in ("publish", "consume"):
-                properties = {"connection_name": f"{name} {role}"}
+                properties: FieldTable = {"connection_name": f"{name} {role}"}
                 opened.append(await aio_pika.connect(address, client_properties=properties))
             link = cls(opened[0], opened[1])
             link.publish = await link._channel(0)
@@ -100,11 +101,12 @@ class Link:
             _underlay(connection).closing.add_done_callback(link._on_closed)
         return link
 
-    async def _channel(self, index: int) -> AbstractChannel:
+    async def _channel(self, index: int) -> Channel:
         confirms = index == 0
         channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=confirms)
         await channel.initialize()
         underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
         underlay.closing.add_done_callback(self._on_closed)
         underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         return underlay
@@ -135,7 +137,9 @@ class Link:
             if self._declare is None or self._declare.is_closed:
                 channel = self._connections[1].channel(publisher_confirms=False)
                 await guard(channel.initialize())
-                self._declare = await channel.get_underlay_channel()
+                underlay = await channel.get_underlay_channel()
+                assert isinstance(underlay, Channel)
+                self._declare = underlay
             try:
                 found = await guard(asyncio.shield(self._declare.queue_declare(queue=name, passive=True)))
             except ChannelNotFoundEntity:
@@ -153,8 +157,8 @@ class Link:
 
 
 async def guard(operation: Awaitable[T]) -> T:
-    """Await an operation of the client library. Its way to say that the connection is gone, a `CancelledError` while
-    nobody cancelled the running task, becomes a ConnectionError."""
+    """Await an operation of the client library. Its way to say that the connection is gone, a `CancelledError`
+    while nobody cancelled the running task, becomes a ConnectionError."""
     try:
         return await operation
     except asyncio.CancelledError as error:
@@ -168,8 +172,8 @@ def _reraise_own_cancellation(error: BaseException) -> None:
         raise error
 
 
-async def _close_all(connections: Sequence[aio_pika.abc.AbstractConnection]) -> None:
-    async def close(connection: aio_pika.abc.AbstractConnection) -> None:
+async def _close_all(connections: Sequence[AioPikaConnection]) -> None:
+    async def close(connection: AioPikaConnection) -> None:
         with suppress(*CLIENT_ERRORS):
             async with asyncio.timeout(CLOSE_SECONDS):
                 await guard(connection.close())
@@ -177,7 +181,7 @@ async def _close_all(connections: Sequence[aio_pika.abc.AbstractConnection]) -> 
     await asyncio.gather(*map(close, connections))
 
 
-def _underlay(connection: aio_pika.abc.AbstractConnection) -> AbstractConnection:
+def _underlay(connection: AioPikaConnection) -> AbstractConnection:
     assert connection.transport is not None
     return connection.transport.connection
 
@@ -196,8 +200,8 @@ def map_error(error: BaseException, url: str) -> TransportError:
     mapped: TransportError
     if isinstance(error, ChannelPreconditionFailed):
         mapped = QueueMismatch(
-            f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same queue_type and "
-            "max_priority, or delete the queue first"
+            f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same "
+            "queue_type and max_priority, or delete the queue first"
         )
     elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text:
         mapped = AccessRefused(

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from aiormq.abc import AbstractChannel
+from aiormq.channel import Channel
 from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
@@ -71,7 +71,7 @@ class Outbox:
         self._waiting: deque[Outgoing] = deque()
         self._unconfirmed: dict[int, Outgoing] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._channel: AbstractChannel | None = None
+        self._channel: Channel | None = None
         self._bytes = 0
         self._numbers = 0
         self._wanting_room: deque[asyncio.Future[None]] = deque()
@@ -85,13 +85,13 @@ class Outbox:
         self._idle.clear()
         self._pump()
 
-    def attach(self, channel: AbstractChannel) -> None:
+    def attach(self, channel: Channel) -> None:
         """Send over this channel from now on."""
         self._channel = channel
         self._pump()
 
     def detach(self) -> None:
-        """The channel is gone: what is unconfirmed is lost, and what may be sent again waits for the next channel."""
+        """The channel is gone: what is unconfirmed is lost; what may be sent again waits for the next one."""
         self._channel = None
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         again = [message for message in unconfirmed.values() if message.lost()]
@@ -129,7 +129,7 @@ class Outbox:
             task.add_done_callback(self._tasks.discard)
         self._settled()
 
-    async def _send(self, channel: AbstractChannel, number: int, message: Outgoing) -> None:
+    async def _send(self, channel: Channel, number: int, message: Outgoing) -> None:
         try:
             await channel.basic_publish(
                 message.body,

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 from yarl import URL
 
 from atasks import wire
@@ -53,7 +54,7 @@ class AMQPTransport(CallTransport):
 
     `url` is one URL, or several to be tried in turn. Processes that share a broker and a `prefix` see each other's
     calls. `queue` is the work queue of atasks that name none. `queue_type` ("classic" or "quorum") and
-    `max_priority` (None, or 1..3) are how workers declare work queues: they cannot be changed while a queue exists.
+    `max_priority` (None, or 1..3) are how workers declare work queues, and cannot be changed while a queue exists.
     `timeout` is in seconds, for one attempt to connect.
 
     A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
@@ -154,7 +155,7 @@ class AMQPTransport(CallTransport):
         )
         self._reply_acks = Acks(inbox)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
-        priority = {"x-priority": self._epoch}
+        priority: FieldTable = {"x-priority": self._epoch}
         consumed = await guard(inbox.basic_consume(self._reply_queue, self._on_inbox, arguments=priority))
         self._reply_tag = consumed.consumer_tag
         for queue in {self._queue_of(pending.options) for pending in self._pending.values()}:
@@ -437,8 +438,8 @@ class _Request(Outgoing):
 
 
 class _Withdrawal(Outgoing):
-    """Cancels an at-most-once call of which it is not known whether it arrived; its await ends when that is sent, or
-    after 10 s without a connection."""
+    """Cancels an at-most-once call of which it is not known whether it arrived; its await ends when that is sent,
+    or after 10 s without a connection."""
 
     __slots__ = ("error", "pending")
 
@@ -449,7 +450,8 @@ class _Withdrawal(Outgoing):
         super().__init__(body, key, properties, exchange=transport.topology.control, mandatory=False)
         self.pending = pending
         self.error = CallConnectionLost(
-            f"the connection was lost while {pending.call.task} was being sent: it may have run, and runs at most once"
+            f"the connection was lost while {pending.call.task} was being sent: "
+            "it may have run, and runs at most once"
         )
         asyncio.get_running_loop().call_later(WITHDRAW_SECONDS, pending.fail, self.error)
         transport.outbox.put(self)
@@ -466,7 +468,7 @@ def _queues(worker: Worker, default: str) -> list[str]:
 
 
 def _no_worker(queue: str) -> str:
-    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server), or use on_no_worker='wait'"
+    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"
 
 
 def _checked(url: Any) -> str:
