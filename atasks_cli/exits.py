@@ -48,11 +48,8 @@ class CommandError(Exception):
         self.exit = exit
 
 
-def explain(error: Exception, url: str) -> CommandError:
-    """What the command says of an error that came out of the library before or while it served.
-
-    `url` is shown, so it holds no credentials.
-    """
+def explain(error: Exception) -> CommandError:
+    """What the command says of an error that came out of the library before or while it served."""
     message = " ".join(str(error).split())
     match error:
         case LoadError():
@@ -60,13 +57,9 @@ def explain(error: Exception, url: str) -> CommandError:
         case InvalidURL():
             return CommandError(Exit.USAGE, message)
         case AccessRefused():
-            return CommandError(Exit.REFUSED, f"{message}; correct --url or $ATASKS_URL ({url})")
+            return CommandError(Exit.REFUSED, f"{message} (--url or $ATASKS_URL)")
         case ConnectFailed():
-            return CommandError(
-                Exit.UNREACHABLE,
-                f"{message}; start the broker of {url}, name another with --url or $ATASKS_URL, "
-                "or use --mode loopback, which needs none",
-            )
+            return CommandError(Exit.UNREACHABLE, f"{message} (--url or $ATASKS_URL)")
         case QueueMismatch():
             return CommandError(Exit.MISMATCH, message)
         case TransportError():

@@ -146,6 +146,8 @@ def run_command(
         if verbosity >= 2 and error.__cause__ is not None:
             show_traceback(error.__cause__, whole=True)
         raise
+    except KeyboardInterrupt:  # while a module loads; click would print an empty line
+        return Exit.INTERRUPTED
 
 
 def _uvloop() -> Callable[[], Any]:

@@ -31,7 +31,7 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
         try:
             module = loader.load(target)
         except AtasksError as error:
-            raise explain(error, shown_url(settings.url)) from error
+            raise explain(error) from error
         if module not in modules:
             modules.append(module)
     if any(hasattr(module, "aiomain") for module in modules):
@@ -86,7 +86,7 @@ async def _run(settings: Settings, aiomains: Sequence[Aiomain]) -> int:
     except CommandError:
         raise
     except Exception as error:
-        raise explain(error, shown_url(settings.url)) from error
+        raise explain(error) from error
 
 
 async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:

@@ -1,0 +1,190 @@
+"""What a newcomer gets wrong: one line that says what to do, and an exit code."""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.cli.conftest import Shell
+
+TASKS = "from atasks import atask\n@atask\nasync def add(a, b):\n    return a + b\n"
+MAIN = "async def aiomain(**options):\n    print('ran')\n"
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A port of this host that refuses connections: bound, and not listening."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
+
+
+# --- modules
+
+
+def test_module_that_does_not_exist(shell: Shell) -> None:
+    shell.write("tasks.py", MAIN)
+    done = shell.run("run", "taks.py")
+    assert (done.code, done.line()) == (3, "no such file: taks.py; did you mean tasks.py?")
+    done = shell.run("run", "taks")
+    assert (done.code, done.line()) == (3, "no such module: taks; did you mean tasks?")
+
+
+def test_module_that_fails_on_import(shell: Shell) -> None:
+    shell.write("bad.py", "import json\n\njson.loads('')\n")
+    done = shell.run("run", "bad.py")
+    assert done.code == 3
+    assert done.line().startswith("cannot import bad.py: JSONDecodeError: ")
+    assert done.line().endswith(" (bad.py:3)")
+    whole = shell.run("run", "bad.py", "-vv")
+    assert "json/decoder.py" in whole.err
+    assert whole.err.splitlines()[-1] == "atasks: error: " + done.line()
+
+
+def test_two_atasks_of_one_name(shell: Shell) -> None:
+    shell.write("one.py", "from atasks import atask\n@atask(name='add')\nasync def add():\n    pass\n")
+    shell.write("two.py", "from atasks import atask\n@atask(name='add')\nasync def sum():\n    pass\n")
+    done = shell.run("run", "one.py", "two.py")
+    assert done.code == 3
+    assert done.line().startswith("cannot import two.py: RegisteringTwice: two atasks are named 'add'")
+
+
+def test_nothing_to_run(shell: Shell) -> None:
+    shell.write("tasks.py", TASKS)
+    for mode in ("loopback", "client"):
+        done = shell.run("run", "tasks.py", "--mode", mode)
+        assert done.code == 2
+        assert done.line() == (
+            "nothing to run: no aiomain() in tasks; define async def aiomain(), "
+            "or serve its atasks with --mode server"
+        )
+
+
+def test_nothing_to_serve(shell: Shell) -> None:
+    shell.write("empty.py", "")
+    shell.write("other.py", TASKS.replace("@atask", "@atask(namespace='other')"))
+    done = shell.run("run", "empty.py", "--mode", "server")
+    assert done.code == 2
+    assert done.line() == "nothing to serve: no atask in empty; decorate a coroutine function with @atask"
+    assert shell.run("run", "empty.py", "other.py", "--mode", "server").line() == (
+        "nothing to serve: no atask in empty or other; those in it are in namespace 'other': add --namespace other"
+    )
+
+
+def test_aiomain_that_is_no_function(shell: Shell) -> None:
+    shell.write("value.py", "aiomain = 3")
+    shell.write("generator.py", "async def aiomain():\n    yield")
+    done = shell.run("run", "value.py")
+    assert (done.code, done.line()) == (2, "aiomain in value is no function: define async def aiomain()")
+    done = shell.run("run", "generator.py")
+    assert (done.code, done.line()) == (2, "aiomain() of generator is a generator: it may not yield")
+
+
+# --- the command line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mode", "serve"], ["--mode", "'serve'", "loopback", "server", "client"]),
+        (["--concurrency", "0"], ["--concurrency", "0", "1"]),
+        (["--concurrency", "many"], ["--concurrency", "'many'"]),
+        (["--transport", "redis"], ["--transport", "'redis'", "loopback", "amqp"]),
+        (["--grace", "-1"], ["--grace", "-1"]),
+        (["--workers", "2"], ["--workers", "--help"]),
+        (["--namespace", "a b", "--mode", "server"], ["--namespace 'a b'", "letters, digits"]),
+        (["--queue", "", "--mode", "server"], ["--queue ''", "letters, digits"]),
+        (["--queue", "gpu"], ["--queue is for --mode server", "--mode loopback"]),
+        (["--grace", "5", "--mode", "client"], ["--grace is for --mode server", "--mode client"]),
+        (["--concurrency", "5", "--mode", "client"], ["--concurrency is for workers"]),
+        (["--mode", "server", "--transport", "loopback"], ["--mode server needs", "--transport names loopback"]),
+        (["--mode", "client", "--url", "loopback:"], ["--mode client needs", "--url names loopback"]),
+        (["--url", "amqp://localhost/"], ["--mode loopback", "--url names amqp", "--mode server"]),
+        (["--transport", "amqp"], ["--mode loopback", "--transport names amqp"]),
+        (
+            ["--mode", "client", "--transport", "loopback", "--url", "amqp://u:secret@host/"],
+            ["--transport loopback contradicts --url amqp:..."],
+        ),
+        (["--mode", "client", "--url", "localhost"], ["--url names no transport", "amqp://localhost"]),
+        (["--mode", "client", "--url", "localhost:5672"], ["--url names no transport", "amqp://localhost:5672"]),
+        (["--mode", "client", "--url", "ampq://u:secret@host/"], ["--url begins with ampq:", "amqp:"]),
+        (["--mode", "client", "--url", "amqp://u:secret@[/"], ["--url is no URL"]),
+        (["--mode", "client", "--url", "amqp://u:secret@host:port/"], ["amqp://user:password@host"]),
+        (["--mode", "client", "--url", ""], ["--url names no transport"]),
+    ],
+)
+def test_wrong_command_line(shell: Shell, arguments: list[str], words: list[str]) -> None:
+    shell.write("tasks.py", TASKS + MAIN)
+    done = shell.run("run", "tasks.py", *arguments)
+    assert done.code == 2
+    line = done.line()
+    for word in words:
+        assert word in line
+    assert "secret" not in line
+
+
+def test_url_of_the_environment(shell: Shell) -> None:
+    shell.write("show.py", "async def aiomain(url):\n    print(url)")
+    bad = {"ATASKS_URL": "ampq://u:secret@host/"}
+    done = shell.run("run", "show.py", "--mode", "client", env=bad)
+    assert done.code == 2
+    assert done.line().startswith("$ATASKS_URL begins with ampq:")
+    assert shell.run("run", "show.py", env=bad).out == "loopback:\n"
+
+
+def test_file_without_run(shell: Shell) -> None:
+    shell.write("tasks.py", MAIN)
+    done = shell.run("tasks.py")
+    assert done.code == 2
+    assert "did you mean atasks run tasks.py?" in done.line()
+
+
+def test_no_arguments(shell: Shell) -> None:
+    done = shell.run()
+    assert done.code == 2
+    assert "Usage: atasks" in done.err
+    done = shell.run("run")
+    assert done.code == 2
+    assert "FILE_OR_MODULE" in done.line()
+    assert "atasks run --help" in done.line()
+
+
+# --- the broker
+
+
+@pytest.mark.parametrize("mode", ["server", "client"])
+def test_broker_that_is_down(shell: Shell, closed_port: int, mode: str) -> None:
+    shell.write("tasks.py", TASKS + MAIN)
+    url = f"amqp://ann:secret@127.0.0.1:{closed_port}/"
+    done = shell.run("run", "tasks.py", "--mode", mode, "--url", url)
+    assert (done.code, done.out) == (4, "")
+    line = done.line()
+    assert f"127.0.0.1:{closed_port}" in line
+    assert "--url or $ATASKS_URL" in line
+    assert "secret" not in line
+    whole = shell.run("run", "tasks.py", "--mode", mode, "--url", url, "-vv")
+    assert whole.code == 4
+    assert "Traceback" in whole.err
+    assert whole.err.splitlines()[-1] == "atasks: error: " + line
+
+
+def test_wrong_password(shell: Shell, amqp_url: str) -> None:
+    shell.write("tasks.py", TASKS)
+    address = urlsplit(amqp_url)
+    wrong = f"amqp://{address.username}:secret@{address.hostname}:{address.port}{address.path}"
+    done = shell.run("run", "tasks.py", "--mode", "server", env={"ATASKS_URL": wrong})
+    assert done.code == 5
+    assert "check the user and the password" in done.line()
+    assert "secret" not in done.line()
+
+
+def test_unknown_virtual_host(shell: Shell, amqp_url: str) -> None:
+    shell.write("tasks.py", TASKS)
+    host = f"none-{uuid.uuid4().hex}"
+    done = shell.run("run", "tasks.py", "--mode", "server", "--url", f"{amqp_url.rpartition('/')[0]}/{host}")
+    assert done.code == 5
+    assert host in done.line()

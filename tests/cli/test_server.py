@@ -1,0 +1,269 @@
+"""`--mode server` and `--mode client` over a real broker."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from signal import SIGINT, SIGTERM, Signals
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.broker import Broker
+from tests.cli.command import Command
+from tests.cli.conftest import Shell
+
+TASKS = """
+    import asyncio, os, pathlib
+    from atasks import atask
+
+    @atask(namespace="NAMESPACE")
+    async def add(a, b):
+        return a + b
+
+    @atask(namespace="NAMESPACE")
+    async def pid():
+        return os.getpid()
+
+    @atask(namespace="NAMESPACE")
+    async def gated():
+        print("running", flush=True)
+        await asyncio.to_thread(pathlib.Path("gate").read_text)  # a pipe: until the test writes to it
+        return "through"
+
+    @atask(namespace="NAMESPACE")
+    async def handed_on():
+        first = not pathlib.Path("begun").exists()
+        pathlib.Path("begun").touch()
+        print("running", flush=True)
+        if first:
+            await asyncio.Event().wait()
+        return "through"
+
+    @atask(namespace="NAMESPACE", queue="gpu")
+    async def train():
+        return "trained"
+
+    @atask(namespace="NAMESPACE", max_attempts=1)
+    async def forever():
+        print("running", flush=True)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            print("cancelled", flush=True)
+"""
+
+CLIENT = """
+    import tasks
+
+    async def aiomain(task="add", args=()):
+        print(await getattr(tasks, task)(*args))
+"""
+
+
+class App:
+    """The files of a program in a namespace of its own, and the commands that run it."""
+
+    def __init__(self, shell: Shell, url: str, namespace: str) -> None:
+        self.shell = shell
+        self.namespace = namespace
+        address = urlsplit(url)
+        self.shown = f"amqp://{address.hostname}:{address.port}/"
+        self.gate = shell.directory / "gate"
+        os.mkfifo(self.gate)
+        self.env = {"ATASKS_URL": url}
+        shell.write("tasks.py", TASKS.replace("NAMESPACE", namespace))
+        shell.write("client.py", CLIENT)
+
+    def serve(self, *arguments: str) -> Command:
+        """A server, ready."""
+        targets = arguments or ("tasks.py",)
+        command = self.shell.start(
+            "run", *targets, "--mode", "server", "--namespace", self.namespace, env=self.env
+        )
+        command.wait_for("atasks: serving")
+        return command
+
+    def call(self, task: str, *arguments: str) -> Command:
+        """A client that awaits one atask."""
+        where = ("--mode", "client", "--namespace", self.namespace)
+        return self.shell.start("run", "client.py", *where, "-o", f"task={task}", *arguments, env=self.env)
+
+
+@pytest.fixture
+def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
+    app = App(shell, amqp_url, f"cli-{uuid.uuid4().hex}")
+    yield app
+    shell.close()
+    if broker.controllable:
+        broker.start()
+        names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
+        with broker.channel() as channel:
+            for name in names:
+                channel.queue_delete(name)
+
+
+def test_client_awaits_a_server(app: App) -> None:
+    server = app.serve()
+    assert app.call("add", "-o", "args=[1, 2]").finish().out == "3\n"
+    assert app.call("pid").finish().out == f"{server.process.pid}\n"
+    server.signal(SIGTERM)
+    done = server.finish()
+    assert done.code == 0
+    ready, drained = done.err.splitlines()
+    where = f"on queues 'default', 'gpu' of {app.shown} with concurrency 100"
+    assert ready == f"atasks: serving 6 atasks {where}; Ctrl-C to drain"
+    assert drained == "atasks: draining: no call is running"
+
+
+def test_file_and_module_serve_the_same_names(app: App) -> None:
+    server = app.serve("tasks")
+    assert app.call("add", "-o", "args=[1, 2]").finish().out == "3\n"
+    server.signal(SIGINT)
+    assert server.finish().code == 0
+
+
+def test_server_takes_only_the_queues_it_is_given(app: App) -> None:
+    default = app.serve("tasks.py", "--queue", "default")
+    gpu = app.serve("tasks.py", "--queue", "gpu", "--concurrency", "2")
+    assert "on queue 'gpu' of" in gpu.err[0]
+    assert "with concurrency 2;" in gpu.err[0]
+    assert app.call("train").finish().out == "trained\n"
+    assert app.call("pid").finish().out == f"{default.process.pid}\n"
+    for server in (default, gpu):
+        server.signal(SIGTERM)
+        assert server.finish().code == 0
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+def test_drain_lets_a_running_call_finish(app: App, number: Signals) -> None:
+    server = app.serve()
+    client = app.call("gated")
+    server.wait_for("running")
+    server.signal(number)
+    line = server.wait_for("draining")
+    assert line == "atasks: draining: 1 call is running, for at most 30 s; Ctrl-C again to exit at once\n"
+    app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    assert server.finish().code == 0
+
+
+def test_drain_gives_back_what_does_not_finish(app: App) -> None:
+    server = app.serve("tasks.py", "--grace", "0")
+    client = app.call("handed_on")
+    server.wait_for("running")
+    other = app.serve()
+    server.signal(SIGTERM)
+    assert server.finish().code == 0
+    other.wait_for("running")
+    assert client.finish().out == "through\n"
+    other.signal(SIGTERM)
+    assert other.finish().code == 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
+def test_second_signal_exits_at_once(app: App, number: Signals, code: int) -> None:
+    server = app.serve()
+    client = app.call("forever")
+    server.wait_for("running")
+    server.signal(number)
+    server.wait_for("draining: 1 call is running")
+    server.signal(number)
+    done = server.finish()
+    assert done.code == code
+    assert "cancelled" not in done.out
+    assert "Traceback" not in done.err
+    client.signal(SIGINT)
+    ended = client.finish()
+    assert (ended.code, ended.out, ended.err) == (130, "", "")
+
+
+def test_interrupted_client_withdraws_its_call(app: App) -> None:
+    server = app.serve()
+    client = app.call("forever")
+    server.wait_for("running")
+    client.signal(SIGINT)
+    server.wait_for("cancelled")
+    done = client.finish()
+    assert (done.code, done.out, done.err) == (130, "", "")
+    server.signal(SIGTERM)
+    assert server.finish().code == 0
+
+
+def test_interrupted_client_that_waits_for_a_worker(app: App) -> None:
+    app.shell.write(
+        "client.py", "import tasks\nasync def aiomain():\n    print('calling')\n    await tasks.add(1, 2)"
+    )
+    client = app.shell.start("run", "client.py", "--mode", "client", "--namespace", app.namespace, env=app.env)
+    client.wait_for("calling")
+    client.signal(SIGINT)
+    done = client.finish()
+    assert (done.code, done.out, done.err) == (130, "calling\n", "")
+
+
+def test_aiomain_of_a_server_runs_beside_it(app: App) -> None:
+    app.shell.write(
+        "beside.py",
+        """
+        import tasks
+
+        async def aiomain(mode, transport):
+            print(mode, transport, await tasks.add(1, 2), flush=True)
+        """,
+    )
+    server = app.serve("beside.py")
+    assert server.wait_for("server") == "server amqp 3\n"
+    assert app.call("pid").finish().out == f"{server.process.pid}\n"  # it returned, and that ended nothing
+    server.signal(SIGTERM)
+    assert server.finish().code == 0
+
+
+def test_aiomain_of_a_server_is_cancelled_after_the_drain(app: App) -> None:
+    app.shell.write(
+        "holding.py",
+        """
+        import asyncio, tasks
+
+        async def aiomain():
+            print("open", flush=True)
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("closed", flush=True)
+        """,
+    )
+    server = app.serve("holding.py")
+    server.wait_for("open")
+    client = app.call("gated")
+    server.wait_for("running")
+    server.signal(SIGTERM)
+    server.wait_for("draining")
+    app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    done = server.finish()
+    assert (done.code, done.out) == (0, "open\nrunning\nclosed\n")
+
+
+def test_aiomain_of_a_server_that_raises_ends_it(app: App) -> None:
+    app.shell.write("failing.py", "import tasks\nasync def aiomain():\n    raise ValueError(3)")
+    server = app.serve("failing.py")
+    done = server.finish()
+    assert done.code == 1
+    assert "ValueError: 3\n" in done.err
+    assert "error: aiomain() of failing raised ValueError" in done.err
+    assert "draining: no call is running" in done.err
+    assert "atasks_cli" not in done.err
+
+
+def test_queue_that_exists_with_other_arguments(app: App, broker: Broker) -> None:
+    name = f"atasks.q.{app.namespace}.default"
+    with broker.channel() as channel:
+        channel.queue_declare(name, durable=True, arguments={"x-max-length": 3})
+    arguments = ("--mode", "server", "--namespace", app.namespace)
+    done = app.shell.run("run", "tasks.py", *arguments, env=app.env)
+    with broker.channel() as channel:
+        channel.queue_delete(name)
+    assert done.code == 7
+    assert "inequivalent arg" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
