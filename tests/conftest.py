@@ -19,7 +19,7 @@ import pytest
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
 
-GRACE = 2.0
+GRACE = 1.0
 """Seconds in which what a test has told to end may do so."""
 
 
@@ -84,12 +84,10 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Holds every test to leaving no asyncio task, thread or child process behind."""
+def no_leaks() -> Iterator[None]:
+    """Holds every test to leaving no thread or child process behind: its event loop has closed by then."""
     threads = set(threading.enumerate())
     processes = {process.pid for process in psutil.Process().children()}
-    if inspect.iscoroutinefunction(inspect.unwrap(request.function)):
-        request.getfixturevalue("no_leaked_tasks")
     yield
     problems = []
     for thread in set(threading.enumerate()) - threads:
@@ -113,9 +111,16 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.fail("left behind: " + "; ".join(sorted(problems)))
 
 
+@pytest.fixture(autouse=True)
+def no_leaks_of_async_tests(request: pytest.FixtureRequest, no_leaks: None) -> None:
+    """Requests `no_leaked_tasks` where there is an event loop to look at."""
+    if inspect.iscoroutinefunction(inspect.unwrap(request.function)):
+        request.getfixturevalue("no_leaked_tasks")
+
+
 @pytest.fixture
 async def no_leaked_tasks() -> AsyncIterator[None]:
-    """`no_leaks` for the tasks of an async test's loop; set up before every async fixture, it ends after them."""
+    """Holds a test to leaving no asyncio task pending. Set up before every async fixture, it ends after them."""
     before = asyncio.all_tasks()
     yield
     tasks = asyncio.all_tasks() - before - {asyncio.current_task()}
