@@ -1,0 +1,1 @@
+"""The harness that measures atasks beside its peers in one run: `python -m benchmarks`."""
