@@ -203,7 +203,8 @@ def map_error(error: BaseException, url: str) -> TransportError:
             f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same "
             "queue_type and max_priority, or delete the queue first"
         )
-    elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text:
+    elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text or "['Connection.OpenOk'], got" in text:
+        # the last one is how aiormq says that the broker closed the connection when the virtual host was opened
         mapped = AccessRefused(
             f"{where} has no virtual host {vhost!r} for user {user!r}: check the path of the URL "
             "(amqp://user:password@host/vhost) and the user's permissions"
