@@ -267,3 +267,42 @@ def test_queue_that_exists_with_other_arguments(app: App, broker: Broker) -> Non
     assert done.code == 7
     assert "inequivalent arg" in done.err.splitlines()[-1]
     assert "Traceback" not in done.err
+
+
+def test_connection_that_is_lost_for_good(shell: Shell) -> None:
+    shell.write(
+        "losing.py",
+        """
+        import asyncio, atasks
+        from atasks.connection import TRANSPORTS
+
+        class Losing(atasks.Transport):
+            def __init__(self, url, namespace):
+                super().__init__(namespace)
+
+            async def connect(self):
+                pass
+
+            async def disconnect(self):
+                print("disconnected")
+
+            async def serve(self, worker, queues=None):
+                asyncio.get_running_loop().call_soon(worker.fail, atasks.ConnectFailed("the broker has moved"))
+
+        TRANSPORTS["amqp"] = "losing:Losing"
+
+        @atasks.atask
+        async def add(a, b):
+            return a + b
+
+        async def aiomain():
+            try:
+                await asyncio.Event().wait()
+            finally:
+                print("cancelled")
+        """,
+    )
+    done = shell.run("run", "losing.py", "--mode", "server")
+    assert (done.code, done.out) == (6, "cancelled\ndisconnected\n")
+    assert done.err.splitlines()[-1] == "atasks: error: the broker has moved; start it again"
+    assert "Traceback" not in done.err
