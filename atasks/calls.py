@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from atasks.worker import Run
+    from atasks.run import Run
 
 __all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
 from atasks.calls import carried, new_call_id, serving
-from atasks.codecs.base import Codec, get_codec
+from atasks.codecs.base import Codec, as_bytes, get_codec
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -29,7 +29,8 @@ from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
 from atasks.tasks import ATask, TaskName
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
-from atasks.worker import Run, Worker
+from atasks.run import Run
+from atasks.worker import Worker
 
 if TYPE_CHECKING:
     from atasks.transport.base import Transport
@@ -171,9 +172,7 @@ class Router:
             raise EncodeError(
                 f"an argument of {name} cannot be encoded by {codec.name} ({type(error).__name__}: {message})"
             ) from error
-        if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")
-        return data if type(data) is bytes else bytes(data)
+        return as_bytes(data, codec)
 
     async def _carried(self, name: str, codec: Codec) -> dict[str, bytes] | None:
         here = contextvars.copy_context()

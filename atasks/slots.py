@@ -22,20 +22,23 @@ class Slots:
         self._on_free = on_free
         self._resuming: deque[asyncio.Future[None]] = deque()
 
-    def take(self) -> None:
-        """Take a free slot for a new call."""
+    def take(self, count: int = 1) -> int:
+        """Take up to `count` free slots for a new call, at least one; returns how many."""
         assert self.free, "a call was started without a free slot"
-        self.free -= 1
+        taken = min(count, self.free)
+        self.free -= taken
+        return taken
 
-    def give(self) -> None:
-        """Give a slot back: to the call that has waited longest to resume, else to whoever comes."""
-        while self._resuming:
+    def give(self, count: int = 1) -> None:
+        """Give slots back: to the calls that have waited longest to resume, else to whoever comes."""
+        while count and self._resuming:
             waiter = self._resuming.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                return
-        self.free += 1
-        self._on_free()
+                count -= 1
+        if count:
+            self.free += count
+            self._on_free()
 
     async def retake(self) -> None:
         """Take a slot for a call that resumes, waiting for one if need be. If cancelled, it took none."""

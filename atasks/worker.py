@@ -7,25 +7,22 @@ The way of a call: `deliver` (from the transport) -> `_start` when a slot is fre
 from __future__ import annotations
 
 import asyncio
-import enum
-import inspect
 import logging
 import os
 import socket
 import time
 from collections import deque
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
-from atasks.calls import CurrentCall, carried, serving
-from atasks.codecs.base import Codec
-from atasks.errors import DecodeError, EncodeError, TooManyParked, TransportError, closest
-from atasks.failures import encode_failure
+from atasks.errors import DecodeError, TransportError, closest
+from atasks.execution import cancelled_reply, execute, status
 from atasks.memory import RecentIds, RecentReplies
+from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
 from atasks.watchdog import Watchdog
-from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,128 +31,16 @@ if TYPE_CHECKING:
     from atasks.tasks import ATask
     from atasks.transport.base import Transport
 
-__all__ = ["Delivery", "Run", "Worker"]
+__all__ = ["Worker"]
 
 logger = logging.getLogger("atasks.worker")
 
+ALONE_PATIENCE: Final = 10.0
+"""Seconds for which a call that is to run alone waits for those that run to end."""
+DRAIN_LOOK: Final = 0.2
+"""Seconds between two looks at the calls that a drain waits for."""
 CANCEL_PATIENCE: Final = 5.0
 """Seconds that a cancelled run gets to end before a drain leaves it behind."""
-
-
-class Delivery(Protocol):
-    """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
-
-    def reply(self, reply: Reply) -> None:
-        """Send the reply."""
-
-    def drop(self) -> None:
-        """Nobody awaits the call: no reply."""
-
-    def give_back(self, call: Call) -> None:
-        """Return the call, as it is given here, to the queue for another worker."""
-
-    async def pass_on(self, call: Call) -> Call | None:
-        """The worker does not know the atask: the call as it should be given back for a worker that may know it,
-        or None if there is no such worker. May wait a little, so that the same worker does not get it at once."""
-
-
-class Reason(enum.Enum):
-    """Why a run was cancelled by the worker."""
-
-    WITHDRAWN = enum.auto()
-    """Its await has ended."""
-    TIMED_OUT = enum.auto()
-    DRAINED = enum.auto()
-    PASSED_ON = enum.auto()
-    """Not cancelled: this worker does not know its atask."""
-
-
-class Run:
-    """A call that a worker holds: not started, running, or parked."""
-
-    __slots__ = (
-        "_current",
-        "awaits",
-        "call",
-        "deadline",
-        "deliveries",
-        "ended",
-        "holds_slot",
-        "loop",
-        "parked",
-        "reason",
-        "task",
-        "timer",
-        "worker",
-    )
-
-    def __init__(self, worker: Worker, call: Call, delivery: Delivery, deadline: float | None) -> None:
-        self.worker = worker
-        self.call = call
-        self.deliveries = [delivery]
-        self.deadline = deadline
-        """Event loop time."""
-        self.loop = worker.loop
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.reason: Reason | None = None
-        self.awaits = 0
-        """Remote awaits made by this run that are pending."""
-        self.holds_slot = False
-        self.parked = False
-        """Whether it ever awaited another call."""
-        self.ended = False
-        self._current: CurrentCall | None = None
-
-    @property
-    def current(self) -> CurrentCall:
-        """What `current_call()` shows."""
-        if self._current is None:
-            call = self.call
-            self._current = CurrentCall(
-                call.id, call.attempt, self.deadline, call.parent, call.root or call.id, self.worker.state
-            )
-        return self._current
-
-    def park(self) -> None:
-        """A remote await begins: give the slot up. Raises TooManyParked at the worker's bound."""
-        if self.awaits == 0:
-            worker = self.worker
-            if worker.parked >= worker.max_parked:
-                raise TooManyParked(
-                    f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
-                    "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
-                )
-            worker.parked += 1
-            self.parked = True
-            self.awaits = 1
-            if self.holds_slot:
-                self.holds_slot = False
-                worker.slots.give()
-        else:
-            self.awaits += 1
-
-    async def unpark(self) -> None:
-        """A remote await has ended: go on when there is a slot, if it was the last one."""
-        self.awaits -= 1
-        if self.awaits == 0:
-            self.worker.parked -= 1
-            if not self.ended:
-                await self.worker.slots.retake()
-                self._resume()
-
-    def _resume(self) -> None:
-        """It was given a slot. Meanwhile it may have ended, or parked again, or resumed otherwise."""
-        if self.ended or self.awaits or self.holds_slot:
-            self.worker.slots.give()
-        else:
-            self.holds_slot = True
-
-    def cancel(self, reason: Reason) -> None:
-        """Cancel the task that runs it, once."""
-        if self.reason is None and self.task is not None:
-            self.reason = reason
-            self.task.cancel()
 
 
 class Worker:
@@ -189,7 +74,10 @@ class Worker:
         """Requests that could not be read."""
         self.slots = Slots(concurrency, self._fill)
         self.draining = False
+        self._accepting = True
+        self._alone: Run | None = None
         self._held: dict[str, Run] = {}
+        self._new_alone: deque[Run] = deque()
         self._new_children: deque[Run] = deque()
         self._new_roots: deque[Run] = deque()
         self.unstarted = 0
@@ -243,17 +131,17 @@ class Worker:
     async def _drain(self, grace: float) -> None:
         # Stop consuming first; replies, heartbeats and nested calls of running calls go on meanwhile.
         self.draining = True
+        until = self.loop.time() + grace
         try:
-            await self.transport.stop_serving(self)
-            for run in [*self._new_children, *self._new_roots]:
-                if run.reason is None:
-                    self._forget(run)
-                    run.reason = Reason.DRAINED
-                    run.deliveries[0].give_back(run.call)
-            self._new_children.clear()
-            self._new_roots.clear()
-            self.unstarted = 0
-            await self._until_empty(grace)
+            await self._stop_accepting()
+            while self._held and self.loop.time() < until:
+                if self.parked and await self.transport.has_other_workers(self):
+                    for run in list(self._held.values()):
+                        if run.awaits and run.call.delivery != AT_MOST_ONCE:
+                            run.cancel(Reason.DRAINED)
+                elif self.parked:
+                    await self._serve_children(until)
+                await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
             for run in list(self._held.values()):
                 run.cancel(Reason.DRAINED)
             await self._until_empty(CANCEL_PATIENCE)
@@ -264,6 +152,37 @@ class Worker:
             self._watchdog.stop()
             if not self._stopped.done():
                 self._stopped.set_result(None)
+
+    async def _stop_accepting(self) -> None:
+        await self.transport.stop_serving(self)
+        self._accepting = False
+        self.give_back_unstarted()
+
+    async def _serve_children(self, until: float) -> None:
+        """The only worker of its queues drains with parked calls: nobody else runs what they await."""
+        self._accepting = True
+        await self.transport.serve(self)
+        while self.parked and self.loop.time() < until:
+            await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
+        await self._stop_accepting()
+
+    def give_back_unstarted(self) -> None:
+        """Return the calls that wait here for a slot to the queue, uncharged."""
+        for run in [*self._new_alone, *self._new_children, *self._new_roots]:
+            if run.reason is None and not (run.alone and self._accepting):
+                run.reason = Reason.DRAINED
+                self.unstarted -= 1
+                self._forget(run)
+                run.deliveries[-1].give_back(run.call)
+                for delivery in run.deliveries[:-1]:
+                    delivery.drop()
+        self._new_children.clear()
+        self._new_roots.clear()
+
+    @property
+    def runs(self) -> list[Run]:
+        """The calls in hand."""
+        return list(self._held.values())
 
     async def _until_empty(self, seconds: float) -> None:
         try:
@@ -295,8 +214,9 @@ class Worker:
             raise
         return wire.encode([reply])
 
-    def deliver(self, call: Call, delivery: Delivery) -> None:
-        """A request has arrived: run it as soon as there is a slot. Never raises and never waits."""
+    def deliver(self, call: Call, delivery: Delivery, alone: bool = False) -> None:
+        """A request has arrived: run it as soon as there is a slot, or, if `alone`, as soon as nothing else runs.
+        Never raises and never waits."""
         call_id = call.id
         if self._finished is not None:
             held = self._held.get(call_id)
@@ -310,7 +230,7 @@ class Worker:
         if call_id in self._cancelled:
             delivery.drop()
             return
-        if self.draining:
+        if not self._accepting:
             delivery.give_back(call)
             return
         run = Run(self, call, delivery, self._deadline(call))
@@ -318,6 +238,13 @@ class Worker:
         self._empty.clear()
         if self.router.registry.get(call.task) is None:
             run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
+        elif alone:
+            run.alone = True
+            run.patient_until = self.loop.time() + ALONE_PATIENCE
+            self.loop.call_at(run.patient_until, self._fill)
+            self._new_alone.append(run)
+            self.unstarted += 1
+            self._fill()
         elif not self.unstarted and self.slots.free:
             self._start(run)
         else:
@@ -342,9 +269,13 @@ class Worker:
         """Whether the call is in hand here."""
         return call_id in self._held
 
+    def finished(self, call_id: str) -> Reply | None:
+        """The reply of a call that finished here lately."""
+        return None if self._finished is None else self._finished.get(call_id)
+
     def knows(self, call_id: str) -> bool:
         """Whether the call is in hand here, or finished here lately."""
-        return call_id in self._held or (self._finished is not None and self._finished.get(call_id) is not None)
+        return self.holds(call_id) or self.finished(call_id) is not None
 
     def count_bad(self, reason: str) -> None:
         """Count a request that could not be read; log the first one."""
@@ -364,115 +295,51 @@ class Worker:
     def _fill(self) -> None:
         """A slot is free: start the next call, children before new roots, or let the transport ask for more."""
         while self.unstarted and self.slots.free:
-            run = (self._new_children or self._new_roots).popleft()
+            if self._new_alone:
+                run = self._new_alone[0]
+                if run.reason is None and not self._may_start_alone(run):
+                    return  # nothing else starts meanwhile
+                self._new_alone.popleft()
+            else:
+                run = (self._new_children or self._new_roots).popleft()
             if run.reason is None:
                 self.unstarted -= 1
                 self._start(run)
-        if not self.unstarted and not self.draining:
+        if not self.unstarted:
             self.transport.slots_changed(self)
+
+    def _may_start_alone(self, run: Run) -> bool:
+        """Nothing else runs, or it waited long enough: a call that runs for hours must not keep a worker
+        from its other calls."""
+        return self.slots.free == self.concurrency or self.loop.time() >= run.patient_until
+
+    @property
+    def alone(self) -> bool:
+        """Whether a call runs alone here, or waits to."""
+        return bool(self._new_alone) or (self._alone is not None and self._alone.slots > 0)
 
     def _start(self, run: Run) -> None:
         deadline = run.deadline
         if deadline is not None:
             if deadline <= self.loop.time():
-                self._end(run, self._status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
+                self._end(run, status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
                 return
             run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT)
-        self.slots.take()
-        run.holds_slot = True
+        if run.alone:
+            self._alone = run
+        run.slots = self.slots.take(self.concurrency if run.alone else 1)
         watchdog = self._watchdog
         watchdog.busy += 1
         if watchdog.asleep:
             watchdog.wake()
         # An empty context: nothing but carried variables travels, loopback included.
-        run.task = self.loop.create_task(self._execute(run), name=run.call.task, context=Context())
+        task: ATask[..., Any] = self.router.registry.get(run.call.task).task  # type: ignore[union-attr]  # deliver looked
+        run.task = self.loop.create_task(self._execute(run, task), name=run.call.task, context=Context())
 
-    async def _execute(self, run: Run) -> None:
-        serving.set(run)
-        call = run.call
-        reply: Reply | None
-        started = time.perf_counter()
-        try:
-            reply = await self._serve(run)
-        except asyncio.CancelledError:
-            reply = self._cancelled_reply(run)
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) and not self.loop.is_running():
-                raise  # the event loop is gone, and this coroutine is being thrown away
-            logger.exception("%s could not be served", describe(call))
-            message = f"the worker failed to serve {describe(call)} ({_brief(error)}): its log says more"
-            reply = self._status(run, Status.FAILED, message)
-        reply_us = int((time.perf_counter() - started) * 1e6)
+    async def _execute(self, run: Run, task: ATask[..., Any]) -> None:
+        reply = await execute(run, task)
         self._watchdog.busy -= 1
-        if reply is None:
-            self._end(run, None)
-            return
-        reply.run_us = reply_us
-        reply.parked = run.parked
-        if len(reply.payload) > self.transport.max_payload:
-            reply = self._status(
-                run,
-                Status.TOO_LARGE,
-                f"the result of {call.task} has {len(reply.payload)} bytes, over the limit of "
-                f"{self.transport.max_payload}: return a reference to it instead",
-            )
         self._end(run, reply)
-
-    async def _serve(self, run: Run) -> Reply | None:
-        """Decode, run, encode."""
-        call = run.call
-        codec = self.router.codec
-        task: ATask[..., Any] = self.router.registry.get(call.task).task  # type: ignore[union-attr]  # deliver looked
-        try:
-            args, kwargs = await self._arguments(call, codec, task)
-        except DecodeError as error:
-            return self._status(run, Status.DECODE_ERROR, str(error))
-        try:
-            result = task.local(*args, **kwargs)
-            if inspect.isawaitable(result):
-                result = await result
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            if isinstance(error, GeneratorExit) and not self.loop.is_running():
-                raise
-            return await self._raised(run, error, codec)
-        finally:
-            del args, kwargs
-        try:
-            payload = _as_bytes(await codec.encode(result), codec)
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:
-            message = f"the result of {call.task}, a {type(result).__name__}, cannot be encoded by {codec.name}"
-            return self._status(run, Status.ENCODE_ERROR, f"{message} ({_brief(error)})")
-        return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, self.id)
-
-    async def _arguments(self, call: Call, codec: Codec, task: ATask[..., Any]) -> tuple[Any, Any]:
-        """The decoded arguments, with the carried context variables set; a DecodeError if that cannot be."""
-        if call.codec != codec.name:
-            raise DecodeError(
-                f"{call.task} was called with codec {call.codec!r}, and this worker has {codec.name!r}: "
-                "construct the same codec on both sides"
-            )
-        try:
-            if call.context:
-                for name, value in call.context.items():
-                    variable = carried.get(name)
-                    if variable is not None:
-                        variable.set(await codec.decode(value))
-            return await codec.decode_arguments(call.payload, task.local)
-        except (asyncio.CancelledError, DecodeError):
-            raise
-        except Exception as error:
-            message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({_brief(error)})"
-            raise DecodeError(message) from error
-
-    async def _raised(self, run: Run, error: BaseException, codec: Codec) -> Reply:
-        call = run.call
-        hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
-        payload = await encode_failure(error, codec, hop=hop)
-        return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, self.id)
 
     async def _pass_on(self, run: Run) -> None:
         """The atask of this call is not known here: have another worker run it, or say so. Takes no slot."""
@@ -490,29 +357,14 @@ class Worker:
                     if near
                     else f"it serves {len(self.tasks)} atasks"
                 )
-                reply = self._status(
+                reply = status(
                     run,
                     Status.UNKNOWN_TASK,
                     f"no worker here knows {call.task!r} ({hint}): start a worker with the module that defines it",
                 )
         except asyncio.CancelledError:
-            reply = self._cancelled_reply(run)
+            reply = cancelled_reply(run)
         self._end(run, reply)
-
-    def _cancelled_reply(self, run: Run) -> Reply | None:
-        task = describe(run.call)
-        match run.reason:
-            case Reason.TIMED_OUT:
-                return self._status(run, Status.TIMED_OUT, f"{task} was cancelled at its deadline")
-            case None:
-                return self._status(run, Status.CANCELLED, f"{task} was cancelled at the worker")
-            case Reason.DRAINED if run.call.delivery == AT_MOST_ONCE:
-                return self._status(run, Status.WORKER_LOST, f"{task} was cut off by its worker's shutdown")
-            case _:
-                return None
-
-    def _status(self, run: Run, status: int, message: str) -> Reply:
-        return wire.ended(run.call.id, status, message, self.id)
 
     def _end(self, run: Run, reply: Reply | None) -> None:
         """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""
@@ -526,15 +378,14 @@ class Worker:
             for delivery in run.deliveries:
                 delivery.reply(reply)
         elif run.reason in (Reason.DRAINED, Reason.PASSED_ON):
-            run.deliveries[0].give_back(run.call)
-            for delivery in run.deliveries[1:]:
+            # Through the last delivery: the earlier ones may be of a connection that is gone.
+            run.deliveries[-1].give_back(run.call)
+            for delivery in run.deliveries[:-1]:
                 delivery.drop()
         else:
             for delivery in run.deliveries:
                 delivery.drop()
-        if run.holds_slot:
-            run.holds_slot = False
-            self.slots.give()
+        run.free_slots()
 
     def _forget(self, run: Run) -> None:
         del self._held[run.call.id]
@@ -563,28 +414,6 @@ class _Answer:
     def give_back(self, call: Call) -> None:
         message = f"{describe(call)} met a worker that shuts down"
         self.reply(wire.ended(call.id, Status.WORKER_LOST, message))
-
-
-def describe(call: Call) -> str:
-    """How logs, notes and errors name a call."""
-    return f"task {call.task!r}, call {call.id}"
-
-
-def _as_bytes(data: Any, codec: Codec) -> bytes:
-    if type(data) is bytes:
-        return data
-    if isinstance(data, (bytes, bytearray, memoryview)):
-        return bytes(data)
-    raise EncodeError(f"{codec.name}.encode returned {type(data).__name__} instead of bytes")
-
-
-def _brief(error: BaseException) -> str:
-    """A third party's error in one line, without the values that it may quote at length."""
-    try:
-        text = str(error).split("\n", 1)[0]
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 
-__all__ = ["Codec", "get_codec"]
+__all__ = ["Codec", "as_bytes", "get_codec"]
 
 
 class Codec:
@@ -51,6 +52,15 @@ class Codec:
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
         """What `function` returned: a codec with types reads them from its annotations."""
         return await self.decode(content)
+
+
+def as_bytes(data: Any, codec: Codec) -> bytes:
+    """What `encode` returned, as bytes; an EncodeError if it is nothing of the kind."""
+    if type(data) is bytes:
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return bytes(data)
+    raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")
 
 
 def get_codec(namespace: str = "default") -> Codec:

@@ -133,12 +133,16 @@ class Transport:
         return envelopes[0]
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
-        """Deliver requests to the worker from now on."""
+        """Deliver requests to the worker from now on; again after `stop_serving`, for the same worker."""
         await self.register_callback(worker.answer)
 
     async def stop_serving(self, worker: Worker) -> None:
         """Deliver no more requests; replies to those that were delivered still leave."""
         await self.unregister_callback()
+
+    async def has_other_workers(self, worker: Worker) -> bool:
+        """Whether another worker serves each of the queues of this one, as far as can be known."""
+        return False
 
     async def flush(self) -> None:
         """Return when every reply handed over so far is safe."""
@@ -166,13 +170,17 @@ def get_transport(namespace: str = "default") -> Transport | None:
 class Pending:
     """A call whose await has not ended."""
 
-    __slots__ = ("call", "confirmed", "future", "options", "posted", "timer", "unheard")
+    __slots__ = ("asked", "call", "confirmed", "future", "options", "posted", "since", "timer", "unheard")
 
     def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
         self.call = call
         self.options = options
         self.future = future
         self.timer: asyncio.TimerHandle | None = None
+        self.since = 0.0
+        """When it was sent, or a worker last said that it holds it (event loop time)."""
+        self.asked = 0
+        """How often workers were asked for it since then."""
         self.posted = False
         """Whether it was handed over to the wire."""
         self.confirmed = False

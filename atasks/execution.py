@@ -1,0 +1,137 @@
+"""Serving one call: decode its arguments, run the function, encode how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import socket
+import time
+from typing import Any
+
+from atasks import wire
+from atasks.calls import carried, serving
+from atasks.codecs.base import Codec, as_bytes
+from atasks.errors import DecodeError
+from atasks.failures import encode_failure
+from atasks.run import Reason, Run, describe
+from atasks.tasks import ATask
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
+
+__all__ = ["cancelled_reply", "execute", "status"]
+
+logger = logging.getLogger("atasks.worker")
+
+
+async def execute(run: Run, task: ATask[..., Any]) -> Reply | None:
+    """The reply of this run; None where there is nobody to reply to, or another worker will.
+
+    Never raises: whatever the function, the codec or a cancellation does becomes a reply.
+    """
+    serving.set(run)
+    started = time.perf_counter()
+    try:
+        reply = await _serve(run, task)
+    except asyncio.CancelledError:
+        return cancelled_reply(run)
+    except BaseException as error:
+        if _thrown_away(run, error):
+            raise
+        logger.exception("%s could not be served", describe(run.call))
+        message = f"the worker failed to serve {describe(run.call)} ({_brief(error)}): its log says more"
+        return status(run, Status.FAILED, message)
+    limit = run.worker.transport.max_payload
+    if len(reply.payload) > limit:
+        size = len(reply.payload)
+        message = f"the result of {run.call.task} has {size} bytes, over the limit of {limit}: return a reference"
+        return status(run, Status.TOO_LARGE, message)
+    reply.run_us = int((time.perf_counter() - started) * 1e6)
+    reply.parked = run.parked
+    return reply
+
+
+async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
+    call, codec = run.call, run.worker.router.codec
+    try:
+        args, kwargs = await _arguments(call, codec, task)
+    except DecodeError as error:
+        return status(run, Status.DECODE_ERROR, str(error))
+    try:
+        result = task.local(*args, **kwargs)
+        if inspect.isawaitable(result):
+            result = await result
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if _thrown_away(run, error):
+            raise
+        hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
+        payload = await encode_failure(error, codec, hop=hop)
+        return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, run.worker.id)
+    finally:
+        del args, kwargs
+    try:
+        payload = as_bytes(await codec.encode(result), codec)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        kind = type(result).__name__
+        message = f"the result of {call.task}, a {kind}, cannot be encoded by {codec.name} ({_brief(error)})"
+        return status(run, Status.ENCODE_ERROR, message)
+    return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, run.worker.id)
+
+
+async def _arguments(call: Call, codec: Codec, task: ATask[..., Any]) -> tuple[Any, Any]:
+    """The decoded arguments, with the carried context variables set; a DecodeError if that cannot be."""
+    if call.codec != codec.name:
+        raise DecodeError(
+            f"{call.task} was called with codec {call.codec!r}, and this worker has {codec.name!r}: "
+            "construct the same codec on both sides"
+        )
+    try:
+        if call.context:
+            for name, value in call.context.items():
+                variable = carried.get(name)
+                if variable is not None:
+                    variable.set(await codec.decode(value))
+        return await codec.decode_arguments(call.payload, task.local)
+    except (asyncio.CancelledError, DecodeError):
+        raise
+    except Exception as error:
+        message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({_brief(error)})"
+        raise DecodeError(message) from error
+
+
+def cancelled_reply(run: Run) -> Reply | None:
+    """The reply of a run that was cancelled, by why it was."""
+    task = describe(run.call)
+    match run.reason:
+        case Reason.TIMED_OUT:
+            return status(run, Status.TIMED_OUT, f"{task} was cancelled at its deadline")
+        case None:
+            return status(run, Status.CANCELLED, f"{task} was cancelled at the worker")
+        case Reason.DRAINED if run.call.delivery == AT_MOST_ONCE:
+            return status(run, Status.WORKER_LOST, f"{task} was cut off by its worker's shutdown")
+        case _:
+            return None
+
+
+def status(run: Run, value: int, message: str) -> Reply:
+    """A reply with neither a value nor an exception."""
+    attempts = run.call.attempt if value == Status.WORKER_LOST else 0
+    return wire.ended(run.call.id, value, message, run.worker.id, attempts)
+
+
+def _thrown_away(run: Run, error: BaseException) -> bool:
+    """Whether the event loop is gone, and this coroutine is being closed by the garbage collector."""
+    return isinstance(error, GeneratorExit) and not run.loop.is_running()
+
+
+def _brief(error: BaseException) -> str:
+    """A third party's error in one line, without the values that it may quote at length."""
+    try:
+        text = str(error).split("\n", 1)[0]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -1,0 +1,148 @@
+"""A call that a worker holds."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+from atasks.calls import CurrentCall
+from atasks.errors import TooManyParked
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.worker import Worker
+
+__all__ = ["Delivery", "Reason", "Run", "describe"]
+
+
+class Delivery(Protocol):
+    """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
+
+    def reply(self, reply: Reply) -> None:
+        """Send the reply."""
+
+    def drop(self) -> None:
+        """Nobody awaits the call: no reply."""
+
+    def give_back(self, call: Call) -> None:
+        """Return the call, as it is given here, to the queue for another worker."""
+
+    async def pass_on(self, call: Call) -> Call | None:
+        """The worker does not know the atask: the call as it should be given back for a worker that may know it,
+        or None if there is no such worker. May wait a little, so that the same worker does not get it at once."""
+
+
+class Reason(enum.Enum):
+    """Why a run was cancelled by the worker."""
+
+    WITHDRAWN = enum.auto()
+    """Its await has ended."""
+    TIMED_OUT = enum.auto()
+    DRAINED = enum.auto()
+    PASSED_ON = enum.auto()
+    """Not cancelled: this worker does not know its atask."""
+
+
+class Run:
+    """A call that a worker holds: not started, running, or parked."""
+
+    __slots__ = (
+        "_current",
+        "alone",
+        "awaits",
+        "call",
+        "deadline",
+        "deliveries",
+        "ended",
+        "loop",
+        "parked",
+        "patient_until",
+        "reason",
+        "slots",
+        "task",
+        "timer",
+        "worker",
+    )
+
+    def __init__(self, worker: Worker, call: Call, delivery: Delivery, deadline: float | None) -> None:
+        self.worker = worker
+        self.call = call
+        self.deliveries = [delivery]
+        self.deadline = deadline
+        """Event loop time."""
+        self.loop = worker.loop
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.reason: Reason | None = None
+        self.awaits = 0
+        """Remote awaits made by this run that are pending."""
+        self.slots = 0
+        """Slots that it holds: one, or all of the worker's if it runs alone."""
+        self.parked = False
+        """Whether it ever awaited another call."""
+        self.ended = False
+        self.alone = False
+        """Whether no other call should run beside it: its last attempt."""
+        self.patient_until = 0.0
+        """If it runs alone: when it stops waiting for others to end (event loop time)."""
+        self._current: CurrentCall | None = None
+
+    @property
+    def current(self) -> CurrentCall:
+        """What `current_call()` shows."""
+        if self._current is None:
+            call = self.call
+            self._current = CurrentCall(
+                call.id, call.attempt, self.deadline, call.parent, call.root or call.id, self.worker.state
+            )
+        return self._current
+
+    def park(self) -> None:
+        """A remote await begins: give the slot up. Raises TooManyParked at the worker's bound."""
+        if self.awaits == 0:
+            worker = self.worker
+            if worker.parked >= worker.max_parked:
+                raise TooManyParked(
+                    f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
+                    "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
+                )
+            worker.parked += 1
+            self.parked = True
+            self.awaits = 1
+            self.free_slots()
+        else:
+            self.awaits += 1
+
+    async def unpark(self) -> None:
+        """A remote await has ended: go on when there is a slot, if it was the last one."""
+        self.awaits -= 1
+        if self.awaits == 0:
+            self.worker.parked -= 1
+            if not self.ended:
+                await self.worker.slots.retake()
+                self._resume()
+
+    def _resume(self) -> None:
+        """It was given a slot. Meanwhile it may have ended, or parked again, or resumed otherwise."""
+        if self.ended or self.awaits or self.slots:
+            self.worker.slots.give()
+        else:
+            self.slots = 1
+
+    def free_slots(self) -> None:
+        """Give back what it holds."""
+        held, self.slots = self.slots, 0
+        if held:
+            self.worker.slots.give(held)
+
+    def cancel(self, reason: Reason) -> None:
+        """Cancel the task that runs it, once."""
+        if self.reason is None and self.task is not None:
+            self.reason = reason
+            self.task.cancel()
+
+
+def describe(call: Call) -> str:
+    """How logs, notes and errors name a call."""
+    return f"task {call.task!r}, call {call.id}"
