@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
 from aiormq.channel import Channel
 
@@ -21,6 +20,7 @@ class Acks:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self._done: set[int] = set()
+        self._rejected: list[tuple[int, bool]] = []
         self._below = 0
         """Every tag up to this one was acknowledged or rejected."""
         self._above: set[int] = set()
@@ -35,9 +35,13 @@ class Acks:
 
     def reject(self, tag: int) -> None:
         """Dead-letter the delivery of this tag."""
-        self._done.add(-tag)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._flush())
+        self._rejected.append((tag, False))
+        self.ack(0)
+
+    def requeue(self, tag: int) -> None:
+        """Return the delivery of this tag to its queue."""
+        self._rejected.append((tag, True))
+        self.ack(0)
 
     async def flushed(self) -> None:
         """Return when every acknowledgement was written."""
@@ -54,12 +58,12 @@ class Acks:
         finally:
             self._task = None
 
-    async def _send(self, done: Iterable[int]) -> None:
-        rejected = sorted(-tag for tag in done if tag < 0)
-        for tag in rejected:
-            await self.channel.basic_reject(tag, requeue=False, wait=False)
-        tags = sorted(tag for tag in done if tag > 0)
-        self._above.update(rejected, tags)
+    async def _send(self, done: set[int]) -> None:
+        rejected, self._rejected = self._rejected, []
+        for tag, requeue in rejected:
+            await self.channel.basic_reject(tag, requeue=requeue, wait=False)
+        tags = sorted(done - {0})
+        self._above.update(tags, (tag for tag, _ in rejected))
         while self._below + 1 in self._above:
             self._below += 1
             self._above.remove(self._below)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import DecodeError
+from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Cancel, Held, Reply, Status, Up
@@ -32,6 +34,7 @@ MAX_SEEN: Final = 8
 """Workers that a call of an unknown atask may visit."""
 PASS_ON_PAUSE: Final = 0.05
 ASK_SECONDS: Final = 1.0
+REFUSED_PAUSE: Final = 0.5
 
 
 class Intake:
@@ -52,18 +55,23 @@ class Intake:
         self._stopping = False
         self._replies: dict[str, list[tuple[Reply, _Inbound]]] = {}
         self._numbers = 0
-        self._asks: dict[str, asyncio.Future[None]] = {}
+        self._asks: dict[str, asyncio.Future[Reply | None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
+        self._epoch = 0
+        self._control = ""
+        self._paused = False
+        self._callers = CallerWatch(self)
+        self._watcher = asyncio.create_task(self._callers.run(), name="atasks caller watch")
 
     # -- life
 
     async def resume(self, link: Link) -> None:
         """Declare and consume everything over a new link."""
-        self.link = link
-        self.acks = Acks(link.work)
         topology, worker = self.transport.topology, self.worker
+        self._epoch += 1
+        acks = Acks(link.work)
         await guard(link.work.queue_declare(topology.dead, durable=True, arguments=topology.dead_arguments()))
-        control = topology.control_queue(worker.id)
+        control = self._control = topology.control_queue(worker.id, self._epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
         for queue in self.queues:
@@ -72,14 +80,15 @@ class Intake:
         created = [queue for queue in self.queues if await link.queue_state(topology.work(queue)) is None]
         arguments = topology.work_arguments()
         share = min(MAX_PREFETCH, -(-worker.concurrency // len(self.queues)))
-        self._consumers = []
+        consumers: list[_Consumer] = []
         for queue in self.queues:
             for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
                 await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
-                consumer = _Consumer(self, queue, name, size)
-                if not self._stopping:
-                    await consumer.start(link, size)
-                self._consumers.append(consumer)
+                consumers.append(_Consumer(self, queue, name, size, solo=name != topology.work(queue)))
+        self.link, self.acks, self._consumers, self._paused = link, acks, consumers, False
+        if not self._stopping:
+            for consumer in consumers:
+                await consumer.start(link, consumer.full_size)
         for queue in created:
             body = wire.encode([Up(VERSION, topology.namespace, queue, worker.id)])
             self.transport.outbox.put(self.transport.control(body, topology.up_key(queue)))
@@ -88,6 +97,7 @@ class Intake:
         """The link is gone. Runs go on; what they were delivered by will be delivered again."""
         self.link = None
         self.acks = None
+        self._callers.reset()
         if self._changing is not None:
             self._changing.cancel()
             self._changing = None
@@ -103,6 +113,42 @@ class Intake:
                 await consumer.stop()
             except CLIENT_ERRORS:
                 return  # the link is gone, and its consumers with it
+
+    async def restart(self) -> None:
+        """Consume again after `stop`."""
+        self._stopping = False
+        link = self.link
+        for consumer in self._consumers:
+            if link is not None:
+                await consumer.start(link, min(consumer.full_size, self.worker.slots.free))
+
+    async def has_other_workers(self) -> bool:
+        """Whether others consume each of the work queues."""
+        link = self.link
+        if link is None:
+            return False
+        try:
+            for consumer in self._consumers:
+                state = await link.queue_state(consumer.name)
+                if not consumer.solo and (state is None or state[1] <= consumer.running):
+                    return False
+        except CLIENT_ERRORS:
+            return False
+        return True
+
+    def callers(self, orphan: int) -> dict[str, list[Run]]:
+        """Reply queue -> the runs in hand that are to be treated so when their caller is gone."""
+        found: dict[str, list[Run]] = {}
+        for run in self.worker.runs:
+            delivery = run.deliveries[-1]
+            if run.call.orphan == orphan and isinstance(delivery, _Delivery):
+                found.setdefault(delivery.inbound.reply_to, []).append(run)
+        return found
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        self._watcher.cancel()
+        await asyncio.wait([self._watcher])
 
     async def acknowledged(self) -> None:
         """Return when every acknowledgement was written."""
@@ -121,6 +167,14 @@ class Intake:
             return
         worker = self.worker
         free = worker.slots.free
+        if self._paused:
+            if not worker.alone:
+                self._change(self._go_on(self.link))
+            elif any(consumer.running and not consumer.solo for consumer in self._consumers):
+                self._change(self._stop_others())
+            return
+        if worker.unstarted or not free:
+            return
         for consumer in self._consumers:
             if consumer.unfinished >= consumer.prefetch:
                 if worker.parked or 2 * free >= worker.concurrency:
@@ -132,20 +186,44 @@ class Intake:
 
     def _replace(self, consumer: _Consumer, prefetch: int) -> None:
         assert self.link is not None, "slots_changed looked"
-        self._changing = asyncio.create_task(self._replaced(self.link, consumer, prefetch), name="atasks window")
+        self._change(self._replaced(self.link, consumer, prefetch))
 
-    async def _replaced(self, link: Link, consumer: _Consumer, prefetch: int) -> None:
+    def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        """Make one change of the consumers at a time."""
+        self._changing = asyncio.create_task(self._changed(change), name="atasks window")
+
+    async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
         try:
-            await consumer.stop()
-            if not self._stopping:
-                await consumer.start(link, prefetch)
+            await change
         except CLIENT_ERRORS:
             return  # the link is gone: the next one starts with full windows
         finally:
-            if self.link is link:
+            if self._changing is asyncio.current_task():
                 self._changing = None
-        if self.worker.slots.free and not self.worker.unstarted:
-            self.slots_changed()
+        self.slots_changed()
+
+    async def _replaced(self, link: Link, consumer: _Consumer, prefetch: int) -> None:
+        await consumer.stop()
+        if not self._stopping:
+            await consumer.start(link, prefetch)
+
+    def _pause(self) -> None:
+        """A call is to run alone: leave the others to other workers meanwhile."""
+        self._paused = True
+        self.worker.give_back_unstarted()
+        self.slots_changed()
+
+    async def _stop_others(self) -> None:
+        for consumer in self._consumers:
+            if not consumer.solo:
+                await consumer.stop()
+        self.worker.give_back_unstarted()  # what arrived meanwhile
+
+    async def _go_on(self, link: Link) -> None:
+        self._paused = False
+        for consumer in self._consumers:
+            if not consumer.running and not self._stopping:
+                await consumer.start(link, min(consumer.full_size, self.worker.slots.free))
 
     # -- requests
 
@@ -172,7 +250,9 @@ class Intake:
             if message.redelivered and not self.worker.knows(call.id):
                 self._redelivered(call, delivery)
             else:
-                self.worker.deliver(call, delivery)
+                self.worker.deliver(call, delivery, alone=consumer.solo)
+        if consumer.solo and self.worker.alone:
+            self._pause()
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""
@@ -216,7 +296,7 @@ class Intake:
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=call.id,
-            reply_to=topology.control_queue(self.worker.id),
+            reply_to=self._control,
             delivery_mode=1,
         )
         question = Outgoing(
@@ -229,20 +309,21 @@ class Intake:
         self.transport.outbox.put(question)
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                await answer
+                reply = await answer
         except TimeoutError:
-            delivery.reply(self._worker_lost(call))
-        else:
+            reply = self._worker_lost(call)
+        if reply is None:
             delivery.drop()  # whoever runs it replies
-        finally:
-            del self._asks[call.id]
+        else:
+            delivery.reply(reply)
+        del self._asks[call.id]
 
     def _worker_lost(self, call: Call) -> Reply:
         times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
         message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
         return wire.ended(call.id, Status.WORKER_LOST, message, self.worker.id, call.attempt)
 
-    def _errand(self, coroutine: asyncio._CoroutineLike[None]) -> None:
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
@@ -286,7 +367,7 @@ class Intake:
             priority=old.priority,
             expiration=old.expiration,
         )
-        self.transport.outbox.put(_Settling(wire.encode([call]), queue, properties, [inbound]))
+        self.transport.outbox.put(_GivenBack(wire.encode([call]), queue, properties, inbound))
 
     def _number(self) -> str:
         """A message id of this worker's: returns are matched by it."""
@@ -309,14 +390,22 @@ class Intake:
                 self._answer(envelope, message.header.properties.reply_to)
             elif isinstance(envelope, Held):
                 for call_id in envelope.ids:
-                    asked = self._asks.get(call_id)
-                    if asked is not None and not asked.done():
-                        asked.set_result(None)
+                    self._told(call_id, None)
+            elif isinstance(envelope, Reply):
+                self._told(envelope.id, envelope)
+
+    def _told(self, call_id: str, reply: Reply | None) -> None:
+        """A worker answered: it runs the call (None), or has finished it."""
+        asked = self._asks.get(call_id)
+        if asked is not None and not asked.done():
+            asked.set_result(reply)
 
     def _answer(self, question: Ask, reply_to: str | None) -> None:
+        """Say which of the calls are in hand here, and send the replies of those that finished again."""
         held = [call_id for call_id in question.ids if self.worker.holds(call_id)]
-        if held and reply_to:
-            body = wire.encode([Held(VERSION, held, self.worker.id)])
+        replies = [reply for call_id in question.ids if (reply := self.worker.finished(call_id)) is not None]
+        if reply_to and (held or replies):
+            body = wire.encode([Held(VERSION, held, self.worker.id), *replies])
             properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
             self.transport.outbox.put(Outgoing(body, reply_to, properties, mandatory=False))
 
@@ -324,9 +413,11 @@ class Intake:
 class _Consumer:
     """The live consumer of one queue, and how much of its window is in use."""
 
-    def __init__(self, intake: Intake, queue: str, name: str, full_size: int) -> None:
+    def __init__(self, intake: Intake, queue: str, name: str, full_size: int, solo: bool) -> None:
         self.intake = intake
         self.queue = queue
+        self.solo = solo
+        """Whether it is the queue of last attempts, which run alone."""
         self.name = name
         """The broker's name of the queue."""
         self.full_size = full_size
@@ -336,6 +427,11 @@ class _Consumer:
         self.generation = 0
         self._link: Link | None = None
         self._tag: str | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether the broker sends to it."""
+        return self._tag is not None
 
     async def start(self, link: Link, prefetch: int) -> None:
         self._link = link
@@ -396,6 +492,11 @@ class _Inbound:
         if self.unsettled == 0 and self._acks is not None:
             self._acks.ack(self._tag)
 
+    def requeue(self) -> None:
+        """Have the broker deliver it again."""
+        if self._acks is not None:
+            self._acks.requeue(self._tag)
+
     def dead_letter(self) -> None:
         """It can be neither read nor answered."""
         self.calls = 1
@@ -450,11 +551,7 @@ class _Delivery:
 
 
 class _Settling(Outgoing):
-    """A message that settles deliveries: replies to a caller, or a call that goes back to a queue.
-
-    Returned means that nobody is there to be told: the caller is gone, or the queue was deleted, and the caller
-    sends again what it still awaits.
-    """
+    """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
 
     __slots__ = ("inbounds",)
 
@@ -468,3 +565,25 @@ class _Settling(Outgoing):
 
     returned = confirmed
     refused = confirmed
+
+
+class _GivenBack(Outgoing):
+    """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
+
+    __slots__ = ("inbound",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: _Inbound) -> None:
+        super().__init__(body, key, properties)
+        self.inbound = inbound
+
+    def confirmed(self) -> None:
+        self.inbound.settled()
+
+    returned = confirmed
+
+    def refused(self) -> None:
+        """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
+
+    def lost(self) -> bool:
+        return False  # the broker delivers the original again

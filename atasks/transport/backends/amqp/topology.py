@@ -55,9 +55,10 @@ class Topology:
         """A name for a caller's reply queue."""
         return f"{self.prefix}.r.{uuid.uuid4().hex}"
 
-    def control_queue(self, worker_id: str) -> str:
-        """The queue of control messages for one worker."""
-        return f"{self.prefix}.c.{worker_id}"
+    def control_queue(self, worker_id: str, epoch: int) -> str:
+        """The queue of control messages for one connection of one worker. It is exclusive: after a half-open drop
+        the broker may still hold the one of the connection before."""
+        return f"{self.prefix}.c.{worker_id}.{epoch}"
 
     def up_key(self, queue: str) -> str:
         """Routing key of `Up`: callers listen."""

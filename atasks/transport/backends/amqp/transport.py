@@ -21,17 +21,18 @@ from atasks.errors import (
     InvalidURL,
     NotConnected,
     NoWorker,
-    QueueFull,
     TransportError,
 )
 from atasks.options import TaskOptions, validate_queue
 from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.requests import Request
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.base import CallTransport, Pending
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Reply, Up
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Held, Reply, Up
 from atasks.worker import Worker
 
 __all__ = ["AMQPTransport"]
@@ -46,7 +47,6 @@ CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
-WITHDRAW_SECONDS: Final = 10.0
 
 
 class AMQPTransport(CallTransport):
@@ -85,7 +85,9 @@ class AMQPTransport(CallTransport):
         """The connected epoch; None while there is none."""
         self._intake: Intake | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._reply_queue = ""
+        self._inquiry = Inquiry(self)
+        self._inquirer: asyncio.Task[None] | None = None
+        self.reply_queue = ""
         self._reply_tag: str | None = None
         self._reply_acks: Acks | None = None
         self._epoch = 0
@@ -105,7 +107,7 @@ class AMQPTransport(CallTransport):
     async def connect(self) -> None:
         if self._keeper is not None:
             raise TransportError("this transport is connected already")
-        self._reply_queue = self.topology.new_reply_queue()
+        self.reply_queue = self.topology.new_reply_queue()
         link = await self._open()
         try:
             await self._set_up(link)
@@ -116,6 +118,8 @@ class AMQPTransport(CallTransport):
             raise
         self._opened()
         self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
+        self._keeper.add_done_callback(self._on_keeper_done)
+        self._inquirer = asyncio.create_task(self._inquiry.run(), name="atasks inquiry")
 
     async def disconnect(self) -> None:
         if self._keeper is None:
@@ -128,13 +132,17 @@ class AMQPTransport(CallTransport):
                     await self.outbox.flushed()
                     if self._reply_tag is not None:
                         await guard(link.inbox.basic_cancel(self._reply_tag))
-                    await guard(link.inbox.queue_delete(self._reply_queue))
+                    await guard(link.inbox.queue_delete(self.reply_queue))
         except CLIENT_ERRORS as error:
             logger.info("not everything could be cleaned up at the broker: %s", error)
         finally:
             self._keeper = None
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            background = [task for task in (keeper, self._inquirer) if task is not None]
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+            if self._intake is not None:
+                await self._intake.close()
             if link is not None:
                 await link.close()
             self._detach()
@@ -147,28 +155,26 @@ class AMQPTransport(CallTransport):
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
         self._epoch += 1
         self.max_payload = MAX_PAYLOAD_4 if link.server_version >= (4,) else MAX_PAYLOAD_3
-        survived = self._epoch == 1 or await link.queue_state(self._reply_queue) is not None
+        survived = self._epoch == 1 or await link.queue_state(self.reply_queue) is not None
         inbox = link.inbox
         await guard(inbox.exchange_declare(self.topology.control, exchange_type="direct", durable=True))
-        await guard(
-            inbox.queue_declare(self._reply_queue, durable=True, arguments=self.topology.reply_arguments())
-        )
+        await guard(inbox.queue_declare(self.reply_queue, durable=True, arguments=self.topology.reply_arguments()))
         self._reply_acks = Acks(inbox)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
         priority: FieldTable = {"x-priority": self._epoch}
-        consumed = await guard(inbox.basic_consume(self._reply_queue, self._on_inbox, arguments=priority))
+        consumed = await guard(inbox.basic_consume(self.reply_queue, self._on_inbox, arguments=priority))
         self._reply_tag = consumed.consumer_tag
-        for queue in {self._queue_of(pending.options) for pending in self._pending.values()}:
+        for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
             await self._bind(queue, link)
         if self._intake is not None:
             await self._intake.resume(link)
         self.link = link
         self.outbox.attach(link.publish)
-        pendings = list(self._pending.values())
+        pendings = self.pendings()
         if not survived:
-            self._resend(pendings, "the reply queue is gone")
+            self.resend(pendings, "the reply queue is gone")
         else:  # an announcement may have been missed
-            self._resend([item for item in pendings if item.unheard], "")
+            self.resend([item for item in pendings if item.unheard], "")
         self._homeless.clear()
 
     async def _keep(self, link: Link) -> None:
@@ -180,6 +186,15 @@ class AMQPTransport(CallTransport):
             await link.close()
             link = await self._reconnect()
             logger.warning("connection restored")
+
+    def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
+        """Nothing restores the connection any more: say so loudly, and end every await."""
+        if not keeper.cancelled():
+            error = keeper.exception()
+            logger.critical("the connection is not restored any more", exc_info=error)
+            self._closed(f"the transport failed ({type(error).__name__})")
+            if self._intake is not None:
+                self._intake.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
     async def _reconnect(self) -> Link:
         pause, longest = BACKOFF
@@ -214,22 +229,31 @@ class AMQPTransport(CallTransport):
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         if options.on_no_worker == "error" and self._refusal is None:
-            await self._require_worker(self._queue_of(options))
+            await self._require_worker(self.queue_of(options))
         return await super().request(call, options)
 
     def _room(self) -> asyncio.Future[None] | None:
         return self.outbox.room()
 
-    def _queue_of(self, options: TaskOptions) -> str:
+    def queue_of(self, options: TaskOptions) -> str:
+        """The work queue of a call."""
         return options.queue or self.queue
+
+    def pendings(self) -> list[Pending]:
+        """The calls that are awaited."""
+        return list(self._pending.values())
+
+    def pending(self, call_id: str) -> Pending | None:
+        """The awaited call of that id."""
+        return self._pending.get(call_id)
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        self.outbox.put(_Request(self, pending))
+        self.outbox.put(Request(self, pending))
 
     def _withdraw(self, pending: Pending) -> None:
-        queue = self._queue_of(pending.options)
+        queue = self.queue_of(pending.options)
         self._homeless.get(queue, {}).pop(pending.call.id, None)
         if not self._withdrawn:
             asyncio.get_running_loop().call_soon(self._send_cancels)
@@ -247,7 +271,7 @@ class AMQPTransport(CallTransport):
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
         return Outgoing(body, routing_key, properties, exchange=self.topology.control, mandatory=False)
 
-    def _resend(self, pendings: list[Pending], why: str) -> None:
+    def resend(self, pendings: Sequence[Pending], why: str) -> None:
         """Send calls again that may have been lost; end those that may not be sent again."""
         for pending in pendings:
             if pending.future.done() or not pending.posted:
@@ -259,7 +283,7 @@ class AMQPTransport(CallTransport):
                     )
                 )
             else:
-                self.outbox.put(_Request(self, pending))
+                self.outbox.put(Request(self, pending))
 
     # -- workers that come and go
 
@@ -286,7 +310,7 @@ class AMQPTransport(CallTransport):
 
     def returned(self, pending: Pending) -> None:
         """The broker has no such work queue: no worker ever declared it, or it was deleted."""
-        queue = self._queue_of(pending.options)
+        queue = self.queue_of(pending.options)
         if pending.options.on_no_worker == "error":
             pending.fail(NoWorker(_no_worker(queue)))
         elif self._listens(queue):
@@ -309,29 +333,29 @@ class AMQPTransport(CallTransport):
         return False
 
     async def _bind(self, queue: str, link: Link) -> None:
-        await guard(link.inbox.queue_bind(self._reply_queue, self.topology.control, self.topology.up_key(queue)))
+        await guard(link.inbox.queue_bind(self.reply_queue, self.topology.control, self.topology.up_key(queue)))
         self._listening.add(queue)
 
     def _on_listening(self, task: asyncio.Task[None], queue: str) -> None:
         if task.cancelled() or task.exception() is not None:
             return  # the link is lost: the next one binds anew
         del self._binding[queue]
-        for pending in list(self._pending.values()):
-            if pending.unheard and self._queue_of(pending.options) == queue:
-                self.outbox.put(_Request(self, pending))
+        for pending in self.pendings():
+            if pending.unheard and self.queue_of(pending.options) == queue:
+                self.outbox.put(Request(self, pending))
 
     def _on_up(self, queue: str) -> None:
         """A worker declared this queue, which was not there before."""
         homeless = self._homeless.pop(queue, {})
         for pending in homeless.values():
             if not pending.future.done():
-                self.outbox.put(_Request(self, pending))
+                self.outbox.put(Request(self, pending))
         rest = [
             pending
             for pending in self._pending.values()
-            if pending.confirmed and pending.call.id not in homeless and self._queue_of(pending.options) == queue
+            if pending.confirmed and pending.call.id not in homeless and self.queue_of(pending.options) == queue
         ]
-        self._resend(rest, f"queue {queue!r} was deleted")
+        self.resend(rest, f"queue {queue!r} was deleted")
 
     # -- what arrives for this caller
 
@@ -351,6 +375,8 @@ class AMQPTransport(CallTransport):
                 self._resolve(envelope)
             elif isinstance(envelope, Up):
                 self._on_up(envelope.queue)
+            elif isinstance(envelope, Held):
+                self._inquiry.heard(envelope)
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
@@ -359,7 +385,10 @@ class AMQPTransport(CallTransport):
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         if self._intake is not None:
-            raise TransportError("this transport serves a worker already: use one transport for each worker")
+            if self._intake.worker is not worker:
+                raise TransportError("this transport serves a worker already: use one transport for each worker")
+            await self._intake.restart()
+            return
         link = self.link
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
@@ -367,13 +396,19 @@ class AMQPTransport(CallTransport):
         intake = Intake(self, worker, names)
         try:
             await intake.resume(link)
-        except CLIENT_ERRORS as error:
-            raise map_error(error, self.urls[0]) from error
+        except BaseException as error:
+            await intake.close()
+            if isinstance(error, CLIENT_ERRORS):
+                raise map_error(error, self.urls[0]) from error
+            raise
         self._intake = intake
 
     async def stop_serving(self, worker: Worker) -> None:
         if self._intake is not None:
             await self._intake.stop()
+
+    async def has_other_workers(self, worker: Worker) -> bool:
+        return self._intake is not None and await self._intake.has_other_workers()
 
     async def flush(self) -> None:
         if self._intake is not None:
@@ -389,75 +424,6 @@ class AMQPTransport(CallTransport):
     def slots_changed(self, worker: Worker) -> None:
         if self._intake is not None:
             self._intake.slots_changed()
-
-
-class _Request(Outgoing):
-    """The message of a call."""
-
-    __slots__ = ("pending", "transport")
-
-    def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
-        call, options = pending.call, pending.options
-        pending.posted = True
-        pending.confirmed = pending.unheard = False
-        expiration = None
-        if call.timeout_ms is not None:
-            expiration = str(call.timeout_ms + int(transport.clock_skew * 1000))
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=call.id,
-            reply_to=transport._reply_queue,
-            delivery_mode=2 if options.durable else 1,
-            priority=options.priority or None,
-            expiration=expiration,
-        )
-        super().__init__(wire.encode([call]), transport.topology.work(transport._queue_of(options)), properties)
-        self.transport = transport
-        self.pending = pending
-
-    def wanted(self) -> bool:
-        return not self.pending.future.done()
-
-    def confirmed(self) -> None:
-        self.pending.confirmed = True
-
-    def returned(self) -> None:
-        if self.wanted():
-            self.transport.returned(self.pending)
-
-    def refused(self) -> None:
-        self.pending.fail(QueueFull(f"{self.pending.call.task} was refused by the broker: its queue is full"))
-
-    def lost(self) -> bool:
-        pending = self.pending
-        if pending.call.delivery != AT_MOST_ONCE:
-            return self.wanted()
-        if self.wanted():
-            _Withdrawal(self.transport, pending)
-        return False
-
-
-class _Withdrawal(Outgoing):
-    """Cancels an at-most-once call of which it is not known whether it arrived; its await ends when that is sent,
-    or after 10 s without a connection."""
-
-    __slots__ = ("error", "pending")
-
-    def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
-        key = transport.topology.queue_key(transport._queue_of(pending.options))
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=key, delivery_mode=1)
-        body = wire.encode([Cancel(VERSION, [pending.call.id])])
-        super().__init__(body, key, properties, exchange=transport.topology.control, mandatory=False)
-        self.pending = pending
-        self.error = CallConnectionLost(
-            f"the connection was lost while {pending.call.task} was being sent: "
-            "it may have run, and runs at most once"
-        )
-        asyncio.get_running_loop().call_later(WITHDRAW_SECONDS, pending.fail, self.error)
-        transport.outbox.put(self)
-
-    def confirmed(self) -> None:
-        self.pending.fail(self.error)
 
 
 def _queues(worker: Worker, default: str) -> list[str]:
