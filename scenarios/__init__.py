@@ -1,0 +1,1 @@
+"""Programs to read first and to run: `atasks run scenarios/tour.py`."""
