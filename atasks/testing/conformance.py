@@ -1,0 +1,19 @@
+"""The whole list of cases."""
+
+from __future__ import annotations
+
+from atasks.testing.calls import CallCases
+from atasks.testing.endings import EndingCases
+from atasks.testing.exceptions import ExceptionCases
+from atasks.testing.nesting import NestingCases
+from atasks.testing.values import ValueCases
+
+__all__ = ["TransportConformance"]
+
+
+class TransportConformance(ValueCases, CallCases, ExceptionCases, EndingCases, NestingCases):
+    """Every case that needs neither the death of a worker nor a lost connection.
+
+    Subclass it in a test module, as a class named `Test...`, and override the fixture `new_transport`; set
+    `shared_transport` and `knows_workers` to what holds for your transport.
+    """
