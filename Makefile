@@ -43,4 +43,5 @@ bench: ## Run the benchmarks, with a real RabbitMQ; ARGS="..." goes to them
 	$(VENV)/bin/python -m benchmarks $(ARGS)
 
 clean: ## Remove the virtual environment and what builds and tools left behind
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache

@@ -5,10 +5,13 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${VENV:-.venv}/bin/python
 
-if instructions=$("$python" -m tests.broker 2>&1); then
+code=0
+instructions=$("$python" -m tests.broker 2>&1) || code=$?
+if [ "$code" = 0 ]; then
     exit
 fi
-if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+none=3
+if [ "$code" != "$none" ] || [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "$instructions" >&2
     exit 1
 fi

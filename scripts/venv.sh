@@ -40,6 +40,10 @@ else
     stale=
 fi
 if [ -n "$stale" ]; then
+    if [ -e "$venv" ] && [ ! -e "$venv/pyvenv.cfg" ]; then
+        echo "VENV=$venv exists and is no virtual environment: name another folder, or remove it." >&2
+        exit 1
+    fi
     python=$(scripts/python.sh)
     "$python" -c 'import ensurepip, venv' 2>/dev/null || add_ensurepip "$python"
     echo "Making $venv with $python ($(version "$python")) ..."

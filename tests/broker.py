@@ -9,13 +9,14 @@
 
 and raises `NoBroker`, which says what to do, where none does: tests never skip for want of a broker.
 
-`python -m tests.broker` says which it would be (exit code 1: none); `python -m tests.broker run` runs it until
-interrupted and prints its URL.
+`python -m tests.broker` says which it would be (exit code 3: none; 1: one was given and does not answer);
+`python -m tests.broker run` runs it until interrupted and prints its URL.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -72,16 +73,20 @@ def running() -> Iterator[Broker]:
 
 def main(arguments: Sequence[str]) -> int:
     """See the top."""
+    logging.disable()  # what pika logs of a failure, the error says
     try:
         if list(arguments) == ["run"]:
             with running() as broker, contextlib.suppress(KeyboardInterrupt):
                 print(broker.url, flush=True)
                 signal.pause()
         else:
-            print(f"Broker for the tests: {type(choose()).__name__}")
+            broker = choose()
+            if not broker.controllable:
+                broker.start()
+            print(f"Broker for the tests: {type(broker).__name__}")
     except BrokerError as error:
         print(error, file=sys.stderr)
-        return 1
+        return 3 if isinstance(error, NoBroker) else 1
     return 0
 
 

@@ -29,6 +29,13 @@ def must_not_be_asked() -> bool:
     raise AssertionError("an earlier choice applies")
 
 
+def run_command(url: str) -> subprocess.CompletedProcess[str]:
+    """`python -m tests.broker` where this broker is given."""
+    environ = {**os.environ, "ATASKS_TEST_AMQP_URL": url}
+    command = [sys.executable, "-m", "tests.broker"]
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture
 def queue(controllable_broker: Broker) -> Iterator[str]:
     """The name of a durable queue that holds one persistent message."""
@@ -74,11 +81,16 @@ class TestChoice:
         installed = find_sbin({"PATH": "/nowhere"})
         assert find_sbin({"PATH": str(tmp_path)}) == (installed or tmp_path)
 
-    def test_the_command_says_which_it_is(self) -> None:
-        environ = {**os.environ, "ATASKS_TEST_AMQP_URL": "amqp://user:secret@localhost/"}
-        command = [sys.executable, "-m", "tests.broker"]
-        done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
-        assert done.stdout == "Broker for the tests: Broker\n"
+    def test_the_command_says_which_it_is(self, controllable_broker: Broker) -> None:
+        controllable_broker.start()
+        done = run_command(controllable_broker.url)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "Broker for the tests: Broker\n", "")
+
+    def test_the_command_refuses_one_that_does_not_answer(self, unused_tcp_port: int) -> None:
+        done = run_command(f"amqp://guest:secret@127.0.0.1:{unused_tcp_port}/")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "ATASKS_TEST_AMQP_URL does not answer" in done.stderr
+        assert "secret" not in done.stderr
 
 
 class TestGiven:
