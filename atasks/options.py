@@ -21,6 +21,7 @@ class CallOptions(TypedDict, total=False):
     on_no_worker: Literal["wait", "error"]
     orphan: Literal["cancel", "run"]
     priority: int
+    batch: Literal["auto", False] | int
     durable: bool
 
 
@@ -44,6 +45,9 @@ class TaskOptions:
     """What happens to a run whose caller is gone."""
     priority: int = 0
     """0..3, on queues that workers declare with `max_priority`."""
+    batch: Literal["auto", False] | int = "auto"
+    """Whether calls may share a message: "auto" (calls of short atasks that are made together), False, or a number
+    (up to so many do, whatever they cost)."""
     durable: bool = True
     """Whether the request survives a restart of the broker."""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -70,6 +74,7 @@ _CHOICES: Final = {
     "orphan": ("cancel", "run"),
 }
 MAX_PRIORITY: Final = 3
+MAX_BATCH: Final = 64
 
 
 def _unknown(name: str, extra_names: tuple[str, ...]) -> str:
@@ -95,6 +100,9 @@ def _check(name: str, value: Any) -> Any:
             _integer(name, value, 1, 1_000_000)
         case "priority":
             _integer(name, value, 0, MAX_PRIORITY)
+        case "batch":
+            if value is not False and value != "auto":
+                _integer(name, value, 1, MAX_BATCH)
         case "durable":
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")

@@ -354,7 +354,7 @@ class Intake:
         body = wire.encode([reply for reply, _ in batch])
         mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
-        self.transport.outbox.put(_Settling(body, reply_to, properties, [inbound for _, inbound in batch]))
+        self.transport.outbox.put_now(_Settling(body, reply_to, properties, [inbound for _, inbound in batch]))
 
     def republish(self, call: Call, inbound: _Inbound, queue: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed."""

@@ -26,7 +26,7 @@ class Outgoing:
     Exactly one of `confirmed`, `returned` and `refused` is called, unless `lost` says not to send it again.
     """
 
-    __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key")
+    __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key", "size")
 
     def __init__(
         self,
@@ -38,6 +38,8 @@ class Outgoing:
         mandatory: bool = True,
     ) -> None:
         self.body = body
+        self.size = len(body)
+        """Bytes, or a good guess, while it waits."""
         self.routing_key = routing_key
         self.properties = properties
         self.exchange = exchange
@@ -46,6 +48,10 @@ class Outgoing:
     def wanted(self) -> bool:
         """Asked right before it is sent: False drops it."""
         return True
+
+    def prepare(self, waiting: deque[Outgoing]) -> None:
+        """Called right before it is sent: it may take in messages that wait behind it, removing them there and
+        adding their sizes to its own."""
 
     def confirmed(self) -> None:
         """It is safe at the broker."""
@@ -74,15 +80,24 @@ class Outbox:
         self._channel: Channel | None = None
         self._bytes = 0
         self._numbers = 0
+        self._scheduled = False
         self._wanting_room: deque[asyncio.Future[None]] = deque()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def put(self, message: Outgoing) -> None:
-        """Send it as soon as possible, after what was put before."""
-        self._bytes += len(message.body)
+        """Send it at the end of this turn of the event loop, after what was put before."""
+        self._bytes += message.size
         self._waiting.append(message)
         self._idle.clear()
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def put_now(self, message: Outgoing) -> None:
+        """Send it at once, after what was put before."""
+        self._scheduled = True
+        self.put(message)
         self._pump()
 
     def attach(self, channel: Channel) -> None:
@@ -95,8 +110,8 @@ class Outbox:
         self._channel = None
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         again = [message for message in unconfirmed.values() if message.lost()]
-        self._bytes -= sum(len(message.body) for message in unconfirmed.values())
-        self._bytes += sum(len(message.body) for message in again)
+        self._bytes -= sum(message.size for message in unconfirmed.values())
+        self._bytes += sum(message.size for message in again)
         self._waiting.extendleft(reversed(again))
         self._settled()
 
@@ -116,12 +131,14 @@ class Outbox:
         return len(self._waiting) + len(self._unconfirmed)
 
     def _pump(self) -> None:
+        self._scheduled = False
         channel = self._channel
         while channel is not None and self._waiting and len(self._unconfirmed) < MAX_UNCONFIRMED:
             message = self._waiting.popleft()
             if not message.wanted():
-                self._bytes -= len(message.body)
+                self._bytes -= message.size
                 continue
+            message.prepare(self._waiting)
             self._numbers += 1
             self._unconfirmed[self._numbers] = message
             task = asyncio.get_running_loop().create_task(self._send(channel, self._numbers, message))
@@ -149,7 +166,7 @@ class Outbox:
             ending = message.confirmed
         if self._unconfirmed.pop(number, None) is None:
             return  # it was declared lost before its confirm arrived here
-        self._bytes -= len(message.body)
+        self._bytes -= message.size
         ending()
         self._pump()
 

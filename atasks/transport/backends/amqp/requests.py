@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import CallConnectionLost, QueueFull
+from atasks.options import MAX_BATCH
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.base import Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Cancel
@@ -18,13 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Request"]
 
+WORK_US: Final = 1000.0
+MAX_BATCH_BYTES: Final = 64 * 2**10
+ENVELOPE_BYTES: Final = 200
+"""A guess at what a call has besides its payload."""
 WITHDRAW_SECONDS: Final = 10.0
 
 
 class Request(Outgoing):
-    """The message of a call."""
+    """The message of a call, or of several that wait for the same queue.
 
-    __slots__ = ("pending", "transport")
+    Only calls that are safe and cheap to hold together share a message: at-least-once ones of atasks that run
+    short, up to `WORK_US` of work, so that long calls spread over the workers one by one.
+    """
+
+    __slots__ = ("kind", "pendings", "transport")
 
     def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
         call, options = pending.call, pending.options
@@ -32,39 +43,79 @@ class Request(Outgoing):
         pending.confirmed = pending.unheard = False
         pending.since = asyncio.get_running_loop().time()
         pending.asked = 0
-        expiration = None
-        if call.timeout_ms is not None:
-            expiration = str(call.timeout_ms + int(transport.clock_skew * 1000))
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=call.id,
-            reply_to=transport.reply_queue,
-            delivery_mode=2 if options.durable else 1,
-            priority=options.priority or None,
-            expiration=expiration,
-        )
-        super().__init__(wire.encode([call]), transport.topology.work(transport.queue_of(options)), properties)
         self.transport = transport
-        self.pending = pending
+        self.pendings = [pending]
+        self.kind = (transport.queue_of(options), options.priority, options.durable, options.batch)
+        """Requests of one kind may share a message."""
+        super().__init__(b"", transport.topology.work(self.kind[0]), Basic.Properties())
+        self.size = len(call.payload) + ENVELOPE_BYTES
 
     def wanted(self) -> bool:
-        return not self.pending.future.done()
+        return any(not pending.future.done() for pending in self.pendings)
+
+    def prepare(self, waiting: deque[Outgoing]) -> None:
+        self.pendings = [pending for pending in self.pendings if not pending.future.done()]
+        room = self._room()
+        if room > 0:
+            room -= self._cost(self)
+            while waiting and len(self.pendings) < MAX_BATCH:
+                other = waiting[0]
+                if type(other) is not Request or other.kind != self.kind or not other.wanted():
+                    break
+                cost = self._cost(other)
+                if cost > room or self.size + other.size > MAX_BATCH_BYTES:
+                    break
+                room -= cost
+                waiting.popleft()
+                self.pendings += other.pendings
+                self.size += other.size
+        self.body = wire.encode([pending.call for pending in self.pendings])
+        timeouts = [pending.call.timeout_ms for pending in self.pendings]
+        expiration = None
+        if None not in timeouts:
+            expiration = str(max(map(int, timeouts)) + int(self.transport.clock_skew * 1000))  # type: ignore[arg-type]
+        _, priority, durable, _ = self.kind
+        self.properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=self.pendings[0].call.id,
+            reply_to=self.transport.reply_queue,
+            delivery_mode=2 if durable else 1,
+            priority=priority or None,
+            expiration=expiration,
+        )
+
+    def _room(self) -> float:
+        """How much the message may hold: microseconds of work, or a number of calls if the option says so."""
+        batch = self.kind[3]
+        return WORK_US if batch == "auto" else float(batch)
+
+    def _cost(self, other: Request) -> float:
+        """What the calls of another request would take of that room; infinite: they may not share a message."""
+        if any(pending.call.delivery == AT_MOST_ONCE or pending.call.credit for pending in other.pendings):
+            return math.inf
+        if self.kind[3] != "auto":
+            return float(len(other.pendings))
+        estimate = self.transport.pace.estimate
+        return sum(estimate(pending.call.task) for pending in other.pendings)
 
     def confirmed(self) -> None:
-        self.pending.confirmed = True
+        for pending in self.pendings:
+            pending.confirmed = True
 
     def returned(self) -> None:
-        if self.wanted():
-            self.transport.returned(self.pending)
+        for pending in self.pendings:
+            if not pending.future.done():
+                self.transport.returned(pending)
 
     def refused(self) -> None:
-        self.pending.fail(QueueFull(f"{self.pending.call.task} was refused by the broker: its queue is full"))
+        for pending in self.pendings:
+            pending.fail(QueueFull(f"{pending.call.task} was refused by the broker: its queue is full"))
 
     def lost(self) -> bool:
-        if self.pending.call.delivery != AT_MOST_ONCE:
+        if self.pendings[0].call.delivery != AT_MOST_ONCE:
             return self.wanted()
         if self.wanted():
-            self.transport.outbox.put(_Withdrawal(self.transport, self.pending))
+            self.transport.outbox.put(_Withdrawal(self.transport, self.pendings[0]))
         return False
 
 

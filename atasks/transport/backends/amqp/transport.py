@@ -29,6 +29,7 @@ from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.pace import Pace
 from atasks.transport.backends.amqp.requests import Request
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.base import CallTransport, Pending
@@ -81,6 +82,7 @@ class AMQPTransport(CallTransport):
         self.queue = validate_queue(queue)
         self.timeout = timeout
         self.outbox = Outbox()
+        self.pace = Pace()
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
         self._intake: Intake | None = None
@@ -372,7 +374,10 @@ class AMQPTransport(CallTransport):
                 )
         for envelope in envelopes:
             if isinstance(envelope, Reply):
-                self._resolve(envelope)
+                pending = self._pending.get(envelope.id)
+                if pending is not None:
+                    self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
+                    self._resolve(envelope)
             elif isinstance(envelope, Up):
                 self._on_up(envelope.queue)
             elif isinstance(envelope, Held):
