@@ -1,0 +1,64 @@
+"""A broker that may be stopped, a proxy in front of it, workers that may be killed, and a record of what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.broker import Broker
+from tests.faults.history import History
+from tests.faults.proxy import Proxy
+from tests.faults.workers import Fleet
+
+
+@pytest.fixture
+def node(controllable_broker: Broker) -> Broker:
+    """A running broker that the test may ask, stop and kill."""
+    controllable_broker.start()
+    return controllable_broker
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """What happened in this test."""
+    return History(tmp_path / "runs")
+
+
+@pytest.fixture
+def cleanup(node: Broker, prefix: str) -> Iterator[None]:
+    """Removes what the test left at the broker; reply queues of workers that were killed are among it."""
+    yield
+    node.start()
+    names = [queue.name for queue in node.queues() if queue.name.startswith(f"{prefix}.")]
+    with node.channel() as channel:
+        for name in names:
+            channel.queue_delete(name)
+        channel.exchange_delete(f"{prefix}.control")
+
+
+@pytest.fixture
+def fleet(node: Broker, prefix: str, history: History, cleanup: None) -> Iterator[Fleet]:
+    """Workers; those that still run at the end are ended."""
+    fleet = Fleet(node, prefix, history.path)
+    yield fleet
+    logs = fleet.logs()
+    fleet.close()
+    print(logs)  # shown if the test failed
+
+
+@pytest.fixture
+def proxy(node: Broker) -> Iterator[Proxy]:
+    """A proxy in front of the broker."""
+    proxy = Proxy(node.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def second_proxy(node: Broker) -> Iterator[Proxy]:
+    """Another one: for the workers, where `proxy` is for the caller."""
+    proxy = Proxy(node.url)
+    yield proxy
+    proxy.close()

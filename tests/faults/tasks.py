@@ -1,0 +1,106 @@
+"""The atasks of these tests. Each run is on record in the file that the worker was given before it does anything."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+from atasks import atask, current_call
+from tests.faults.history import Recorder
+
+__all__ = ["CRASHES", "Failed", "boom", "chain", "crash", "echo", "fan", "fib", "gated", "work"]
+
+
+class Failed(Exception):
+    """Raised by `boom`."""
+
+
+def _recorder() -> Recorder:
+    recorder = current_call().state
+    assert isinstance(recorder, Recorder), "workers of these tests have a recorder as their state"
+    return recorder
+
+
+@atask
+async def echo(key: str, nonce: str) -> tuple[str, str, int]:
+    """The arguments, and the process that ran it."""
+    with _recorder().run(key):
+        return key, nonce, os.getpid()
+
+
+@atask
+async def work(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
+    """As `echo`, after a while."""
+    with _recorder().run(key):
+        await asyncio.sleep(seconds)
+        return key, nonce, os.getpid()
+
+
+@atask
+async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
+    """As `echo`, once the file `gate` exists."""
+    with _recorder().run(key):
+        while not Path(gate).exists():
+            await asyncio.sleep(0.02)
+        return key, nonce, os.getpid()
+
+
+@atask
+async def boom(key: str, nonce: str) -> tuple[str, str, int]:
+    """Fails."""
+    with _recorder().run(key):
+        raise Failed(key, nonce)
+
+
+CRASHES = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "exit": lambda: os._exit(3),
+    "segfault": lambda: ctypes.string_at(0),
+}
+
+
+@atask
+async def crash(key: str, nonce: str, how: str) -> tuple[str, str, int]:
+    """Ends its worker."""
+    with _recorder().run(key):
+        CRASHES[how]()
+        return key, nonce, os.getpid()
+
+
+@atask
+async def fib(n: int) -> int:
+    """Two awaited calls on each level."""
+    with _recorder().counted():
+        if n < 2:
+            return n
+        first = fib(n - 1)
+        with _recorder().parked():
+            left = await first
+            return left + await fib(n - 2)
+
+
+@atask
+async def chain(depth: int) -> int:
+    """As many calls in one another as it is deep."""
+    with _recorder().counted():
+        if depth == 0:
+            return 0
+        with _recorder().parked():
+            return 1 + await chain(depth - 1)
+
+
+@atask
+async def leaf(number: int) -> int:
+    """The number."""
+    with _recorder().counted():
+        return number
+
+
+@atask
+async def fan(width: int) -> int:
+    """The sum of as many calls at once."""
+    with _recorder().counted(), _recorder().parked():
+        return sum(await asyncio.gather(*(leaf(number) for number in range(width))))

@@ -1,0 +1,117 @@
+"""Workers that die with calls in hand."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from atasks import WorkerLost
+from tests.broker import Broker
+from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.tasks import CRASHES, crash, echo, gated
+from tests.faults.workers import Fleet
+
+QUEUE_TYPES = ["classic", "quorum"]
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
+@pytest.mark.usefixtures("connected")
+async def test_calls_of_a_killed_worker_complete_at_another(
+    fleet: Fleet, history: History, tmp_path: Path, queue_type: str
+) -> None:
+    gate = tmp_path / "gate"
+    victim = fleet.start_one(concurrency=10, queue_type=queue_type)
+    calls = history.start(40, gated, str(gate))
+    await until(lambda: history.started() == 10, "the victim has all slots in use")
+    fleet.start(concurrency=100, queue_type=queue_type)
+    await until(lambda: history.started() == 40, "the others run at the second worker")
+    victim.kill()
+    await until(lambda: history.started() == 50, "the victim's calls run again")
+    gate.touch()
+    await settled(asyncio.gather(*calls), "40 calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+    attempts = sorted(run.attempt for run in history.runs())
+    assert attempts == [1] * 40 + [2] * 10
+
+
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
+@pytest.mark.usefixtures("connected")
+async def test_at_most_once_calls_of_a_killed_worker_end_promptly(
+    fleet: Fleet, history: History, tmp_path: Path, queue_type: str
+) -> None:
+    gate = tmp_path / "gate"
+    victim = fleet.start_one(concurrency=10, queue_type=queue_type)
+    calls = history.start(10, gated, str(gate), delivery="at_most_once")
+    await until(lambda: history.started() == 10, "the victim runs all of them")
+    fleet.start(queue_type=queue_type)
+    victim.kill()
+    killed = time.monotonic()
+    await settled(asyncio.gather(*calls), "at-most-once calls of a dead worker", 5)
+    assert time.monotonic() - killed < 5
+    assert history.errors() == {"WorkerLost": 10}
+    history.check()
+    await fleet.quiet()
+
+
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
+@pytest.mark.parametrize("how", CRASHES)
+@pytest.mark.usefixtures("connected")
+async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
+    fleet: Fleet, history: History, tmp_path: Path, how: str, queue_type: str
+) -> None:
+    gate = tmp_path / "gate"
+    options = {"concurrency": 30, "queue_type": queue_type}
+    fleet.start(2, **options)
+    innocent = history.start(50, gated, str(gate))
+    await until(lambda: history.started() == 50, "the innocent calls run")
+    killer = asyncio.create_task(history.call(crash, how))
+    dead = 0
+    async with asyncio.timeout(DEADLINE):
+        while not killer.done():
+            for _ in range(dead, sum(not worker.running for worker in fleet.workers)):
+                dead += 1
+                fleet.start_one(wait=False, **options)
+            if dead == 2 and not gate.exists():  # its last attempt waits for theirs, which are one at a time too
+                gate.touch()
+                innocent += history.start(50, echo)
+            await asyncio.wait([killer], timeout=0.05)
+    await settled(asyncio.gather(*innocent), "the innocent calls")
+    ended = killer.result()
+    assert isinstance(ended.error, WorkerLost)
+    assert ended.error.attempts == 3
+    assert dead == 3
+    assert [run.attempt for run in history.runs(ended.key)] == [1, 2, 3]
+    assert history.errors() == {"value": 100, "WorkerLost": 1}
+    history.check()
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_calls_that_wait_while_no_worker_lives_complete_at_the_next_one(
+    fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    victim = fleet.start_one(concurrency=5)
+    calls = history.start(20, gated, str(gate))
+    await until(lambda: history.started() == 5, "the victim is busy")
+    victim.kill()
+    more = history.start(20, echo)
+    gate.touch()
+    await asyncio.to_thread(fleet.start)
+    await settled(asyncio.gather(*calls, *more), "40 calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()

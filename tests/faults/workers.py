@@ -1,0 +1,205 @@
+"""Worker processes that a test may kill."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import IO, Any
+
+import atasks
+from tests.brokers.base import Broker, Queue
+from tests.faults.history import DEADLINE, Recorder, wait_until
+
+__all__ = ["Fleet", "WorkerProcess"]
+
+READY = "ready"
+
+
+class WorkerProcess:
+    """`python -m tests.faults.workers`, serving the atasks of `tests.faults.tasks`."""
+
+    def __init__(self, *arguments: str) -> None:
+        root = Path(atasks.__file__).parent.parent
+        self._log: IO[str] = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.workers", *arguments],
+            cwd=root,
+            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(root)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.pid = self.process.pid
+        self._ready = threading.Event()
+        self._reader = threading.Thread(target=self._read, name=f"worker {self.pid}")
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                if line.strip() == READY:
+                    self._ready.set()
+
+    def wait_ready(self) -> None:
+        """Return when it serves."""
+        wait_until(lambda: self._ready.is_set() or not self.running, f"worker {self.pid} ready")
+        assert self._ready.is_set(), f"worker {self.pid} ended at its start:\n{self.log}"
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """What it wrote to stderr."""
+        self._log.seek(0)
+        return self._log.read()
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and gone."""
+        self.process.kill()
+        self.wait()
+
+    def stop(self) -> int:
+        """SIGTERM: it drains; returns its exit code."""
+        self.process.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        if self.running:
+            self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self._log.close()
+
+
+class Fleet:
+    """The workers of a test: same prefix, same record."""
+
+    def __init__(self, broker: Broker, prefix: str, record: Path) -> None:
+        self.broker = broker
+        self.prefix = prefix
+        self.record = record
+        self.workers: list[WorkerProcess] = []
+
+    def start(
+        self,
+        count: int = 1,
+        *,
+        url: str | None = None,
+        concurrency: int = 100,
+        max_parked: int = 50_000,
+        grace: float = 30.0,
+        wait: bool = True,
+        **options: Any,
+    ) -> list[WorkerProcess]:
+        """As many workers, which serve when this returns if it is to wait. `options` are those of the transport."""
+        arguments = {
+            "url": url or self.broker.url,
+            "prefix": self.prefix,
+            "concurrency": concurrency,
+            "max_parked": max_parked,
+            "grace": grace,
+            **options,
+        }
+        started = [WorkerProcess(str(self.record), json.dumps(arguments)) for _ in range(count)]
+        self.workers += started
+        for worker in started if wait else ():
+            worker.wait_ready()
+        return started
+
+    def start_one(self, **options: Any) -> WorkerProcess:
+        (worker,) = self.start(1, **options)
+        return worker
+
+    def queues(self) -> list[Queue]:
+        """The work queues, solo and dead-letter queues included."""
+        beginnings = (f"{self.prefix}.q.", f"{self.prefix}.dead")
+        return [queue for queue in self.broker.queues() if queue.name.startswith(beginnings)]
+
+    async def quiet(self) -> None:
+        """Return when no work queue holds a message, ready or unacknowledged."""
+
+        def loaded() -> list[Queue]:
+            return [queue for queue in self.queues() if queue.messages]
+
+        deadline = time.monotonic() + DEADLINE
+        while left := await asyncio.to_thread(loaded):
+            assert time.monotonic() < deadline, f"messages are left in work queues: {left}"
+            await asyncio.sleep(0.05)
+
+    def logs(self) -> str:
+        """What every worker wrote to stderr."""
+        return "".join(f"--- worker {worker.pid}\n{worker.log}" for worker in self.workers)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for worker in self.workers:
+            worker.close()
+
+
+@contextlib.asynccontextmanager
+async def _recorder(path: Path) -> AsyncIterator[Recorder]:
+    recorder = Recorder(path)
+    yield recorder
+    recorder.close()
+
+
+async def serve(record: Path, options: dict[str, Any]) -> None:
+    """Serve until a signal; drain at the first one, leave at once at the second."""
+    from tests.faults import tasks  # its atasks are to be registered
+
+    assert tasks.__all__
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set():
+            os._exit(130)
+        stop.set()
+
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    async with atasks.serve(lifespan=lambda: _recorder(record), **options) as worker:
+        print(READY, flush=True)
+        ended = asyncio.create_task(worker.wait())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if ended.done():
+            await ended
+        else:
+            ended.cancel()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("record", type=Path)
+    parser.add_argument("options", type=json.loads)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    asyncio.run(serve(arguments.record, arguments.options))
+
+
+if __name__ == "__main__":
+    main()
