@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 __all__ = [
@@ -170,6 +171,7 @@ class WorkerProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, queue,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[1],
             env={**os.environ, "ATASKS_BENCH_AMQP_URL": url},  # not an argument: it holds a password
             start_new_session=True,  # an interrupt is ours to handle: the worker ends by itself
         )  # fmt: skip
