@@ -115,7 +115,7 @@ def main() -> None:
 @click.option(
     "--grace",
     metavar="S",
-    type=click.FloatRange(min=0, max=1e9),
+    type=click.FloatRange(min=0),
     help="Seconds for running calls to finish when a server drains. Default: 30.",
 )
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -70,6 +71,8 @@ class Settings:
             raise CommandError(
                 Exit.USAGE, "--concurrency is for workers, and --mode client runs none: leave it out"
             )
+        if grace is not None and not math.isfinite(grace):
+            raise CommandError(Exit.USAGE, f"--grace {grace}: give a number of seconds")
         try:
             validate_queue(namespace, "--namespace ")
             for queue in queues:

@@ -53,6 +53,7 @@ class Command:
             text=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()
+        self._skipped: list[str] = []
         self.out: list[str] = []
         self.err: list[str] = []
         self._readers = [
@@ -69,16 +70,19 @@ class Command:
                 self._lines.put(line)
 
     def wait_for(self, text: str) -> str:
-        """The next line of stdout or stderr that contains this text."""
-        seen = []
+        """The first line of stdout or stderr with this text that was not returned before, once there is one."""
+        for line in self._skipped:
+            if text in line:
+                self._skipped.remove(line)
+                return line
         while True:
             try:
                 line = self._lines.get(timeout=PATIENCE)
             except queue.Empty:
-                raise AssertionError(f"no line with {text!r} after {seen}") from None
-            seen.append(line)
+                raise AssertionError(f"no line with {text!r} in {self._skipped}") from None
             if text in line:
                 return line
+            self._skipped.append(line)  # the order of lines of two streams says nothing
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)

@@ -95,6 +95,7 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["--concurrency", "many"], ["--concurrency", "'many'"]),
         (["--transport", "redis"], ["--transport", "'redis'", "loopback", "amqp"]),
         (["--grace", "-1"], ["--grace", "-1"]),
+        (["--grace", "nan", "--mode", "server"], ["--grace nan", "seconds"]),
         (["--workers", "2"], ["--workers", "--help"]),
         (["--namespace", "a b", "--mode", "server"], ["--namespace 'a b'", "letters, digits"]),
         (["--queue", "", "--mode", "server"], ["--queue ''", "letters, digits"]),
