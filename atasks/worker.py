@@ -218,11 +218,11 @@ class Worker:
         """A request has arrived: run it as soon as there is a slot, or, if `alone`, as soon as nothing else runs.
         Never raises and never waits."""
         call_id = call.id
+        held = self._held.get(call_id)
+        if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
+            held.deliveries.append(delivery)
+            return
         if self._finished is not None:
-            held = self._held.get(call_id)
-            if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
-                held.deliveries.append(delivery)
-                return
             finished = self._finished.get(call_id)
             if finished is not None:
                 delivery.reply(finished)
@@ -264,10 +264,19 @@ class Worker:
             self._forget(run)
             for delivery in run.deliveries:
                 delivery.drop()
+            if not self.unstarted:  # what waits there was cancelled: let go of it
+                for queue in (self._new_alone, self._new_children, self._new_roots):
+                    queue.clear()
+            elif run.alone and self.slots.free:  # others waited for it to start
+                self._fill()
 
     def holds(self, call_id: str) -> bool:
         """Whether the call is in hand here."""
         return call_id in self._held
+
+    def find(self, call_id: str) -> Run | None:
+        """The call of that id, if it is in hand here."""
+        return self._held.get(call_id)
 
     def finished(self, call_id: str) -> Reply | None:
         """The reply of a call that finished here lately."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ConsumerCallback, DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -15,6 +16,9 @@ from atasks.errors import DecodeError
 from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.callers import CallerWatch
+from atasks.transport.backends.amqp.consumer import Consumer
+from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Settling
+from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Cancel, Held, Reply, Status, Up
@@ -30,11 +34,7 @@ logger = logging.getLogger("atasks.amqp")
 MAX_PREFETCH: Final = 65_535
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
-MAX_SEEN: Final = 8
-"""Workers that a call of an unknown atask may visit."""
-PASS_ON_PAUSE: Final = 0.05
 ASK_SECONDS: Final = 1.0
-REFUSED_PAUSE: Final = 0.5
 
 
 class Intake:
@@ -50,10 +50,10 @@ class Intake:
         self.queues = list(queues)
         self.link: Link | None = None
         self.acks: Acks | None = None
-        self._consumers: list[_Consumer] = []
+        self._consumers: list[Consumer] = []
         self._changing: asyncio.Task[None] | None = None
         self._stopping = False
-        self._replies: dict[str, list[tuple[Reply, _Inbound]]] = {}
+        self._replies: dict[str, list[tuple[Reply, Inbound]]] = {}
         self._numbers = 0
         self._asks: dict[str, asyncio.Future[Reply | None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
@@ -61,7 +61,11 @@ class Intake:
         self._control = ""
         self._paused = False
         self._callers = CallerWatch(self)
-        self._watcher = asyncio.create_task(self._callers.run(), name="atasks caller watch")
+        self._leases = Leases(self, transport.consumer_timeout)
+        self._background = [
+            asyncio.create_task(self._callers.run(), name="atasks caller watch"),
+            asyncio.create_task(self._leases.run(), name="atasks leases"),
+        ]
 
     # -- life
 
@@ -80,11 +84,11 @@ class Intake:
         created = [queue for queue in self.queues if await link.queue_state(topology.work(queue)) is None]
         arguments = topology.work_arguments()
         share = min(MAX_PREFETCH, -(-worker.concurrency // len(self.queues)))
-        consumers: list[_Consumer] = []
+        consumers: list[Consumer] = []
         for queue in self.queues:
             for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
                 await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
-                consumers.append(_Consumer(self, queue, name, size, solo=name != topology.work(queue)))
+                consumers.append(Consumer(self, queue, name, size, solo=name != topology.work(queue)))
         self.link, self.acks, self._consumers, self._paused = link, acks, consumers, False
         if not self._stopping:
             for consumer in consumers:
@@ -98,6 +102,7 @@ class Intake:
         self.link = None
         self.acks = None
         self._callers.reset()
+        self._leases.reset()
         if self._changing is not None:
             self._changing.cancel()
             self._changing = None
@@ -141,14 +146,18 @@ class Intake:
         found: dict[str, list[Run]] = {}
         for run in self.worker.runs:
             delivery = run.deliveries[-1]
-            if run.call.orphan == orphan and isinstance(delivery, _Delivery):
+            if run.call.orphan == orphan and isinstance(delivery, CallDelivery):
                 found.setdefault(delivery.inbound.reply_to, []).append(run)
         return found
 
     async def close(self) -> None:
-        """End what runs in the background."""
-        self._watcher.cancel()
-        await asyncio.wait([self._watcher])
+        """End what runs in the background, after the last call."""
+        if self.link is not None and not self.worker.held:
+            with suppress(*CLIENT_ERRORS):
+                await self._leases.delete(self.link)
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
 
     async def acknowledged(self) -> None:
         """Return when every acknowledgement was written."""
@@ -184,7 +193,7 @@ class Intake:
                 self._replace(consumer, consumer.full_size)
                 return
 
-    def _replace(self, consumer: _Consumer, prefetch: int) -> None:
+    def _replace(self, consumer: Consumer, prefetch: int) -> None:
         assert self.link is not None, "slots_changed looked"
         self._change(self._replaced(self.link, consumer, prefetch))
 
@@ -202,7 +211,7 @@ class Intake:
                 self._changing = None
         self.slots_changed()
 
-    async def _replaced(self, link: Link, consumer: _Consumer, prefetch: int) -> None:
+    async def _replaced(self, link: Link, consumer: Consumer, prefetch: int) -> None:
         await consumer.stop()
         if not self._stopping:
             await consumer.start(link, prefetch)
@@ -227,9 +236,9 @@ class Intake:
 
     # -- requests
 
-    async def receive(self, consumer: _Consumer, message: DeliveredMessage) -> None:
+    async def receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
-        inbound = _Inbound(self, consumer, message)
+        inbound = Inbound(self, consumer, message)
         properties = message.header.properties
         calls, refusals = self._read(message.body, properties)
         if refusals:
@@ -244,10 +253,11 @@ class Intake:
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
         inbound.calls = inbound.unsettled = len(calls) + len(answerable)
         for call_id, reason in answerable:
-            _Delivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
+            CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         for call in calls:
-            delivery = _Delivery(inbound)
-            if message.redelivered and not self.worker.knows(call.id):
+            delivery = CallDelivery(inbound)
+            again = message.redelivered or was_leased(properties)
+            if again and not self.worker.knows(call.id):
                 self._redelivered(call, delivery)
             else:
                 self.worker.deliver(call, delivery, alone=consumer.solo)
@@ -278,7 +288,7 @@ class Intake:
             ]
         return calls, refusals
 
-    def _redelivered(self, call: Call, delivery: _Delivery) -> None:
+    def _redelivered(self, call: Call, delivery: CallDelivery) -> None:
         """It was delivered to a worker that is gone, which may have started it. The broker says the same of every
         message after a crash of its own, so attempts are counted in the envelope."""
         if call.delivery == AT_MOST_ONCE:
@@ -289,7 +299,7 @@ class Intake:
             call.attempt += 1
             delivery.give_back(call, solo=call.attempt == call.max_attempts)
 
-    async def _lost_once(self, call: Call, delivery: _Delivery) -> None:
+    async def _lost_once(self, call: Call, delivery: CallDelivery) -> None:
         """An at-most-once call that was delivered before: unless a worker still runs it, it is lost."""
         topology = self.transport.topology
         answer = self._asks[call.id] = asyncio.get_running_loop().create_future()
@@ -328,9 +338,19 @@ class Intake:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
+    async def consume_leases(self, link: Link, name: str, callback: ConsumerCallback) -> None:
+        """Consume a lease queue: what is in it is in hand already, so there is no window."""
+        await guard(link.work.basic_qos(prefetch_count=0))
+        await guard(link.work.basic_consume(name, callback))
+
+    def leased(self, message: DeliveredMessage, old: Inbound | None) -> Inbound:
+        """The message of a lease, in the place of an older one."""
+        consumer = old.consumer if old is not None else self._consumers[0]
+        return Inbound(self, consumer, message, counts=False)
+
     # -- replies
 
-    def reply(self, reply: Reply, inbound: _Inbound) -> None:
+    def reply(self, reply: Reply, inbound: Inbound) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._replies:
             asyncio.get_running_loop().call_soon(self.flush)
@@ -340,7 +360,7 @@ class Intake:
         """Send the replies of this turn."""
         replies, self._replies = self._replies, {}
         for reply_to, waiting in replies.items():
-            batch: list[tuple[Reply, _Inbound]] = []
+            batch: list[tuple[Reply, Inbound]] = []
             size = 0
             for item in waiting:
                 if batch and (len(batch) >= REPLY_BATCH or size + len(item[0].payload) > REPLY_BATCH_BYTES):
@@ -350,13 +370,13 @@ class Intake:
                 size += len(item[0].payload)
             self._send_replies(reply_to, batch)
 
-    def _send_replies(self, reply_to: str, batch: list[tuple[Reply, _Inbound]]) -> None:
+    def _send_replies(self, reply_to: str, batch: list[tuple[Reply, Inbound]]) -> None:
         body = wire.encode([reply for reply, _ in batch])
         mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
-        self.transport.outbox.put_now(_Settling(body, reply_to, properties, [inbound for _, inbound in batch]))
+        self.transport.outbox.put_now(Settling(body, reply_to, properties, [inbound for _, inbound in batch]))
 
-    def republish(self, call: Call, inbound: _Inbound, queue: str) -> None:
+    def republish(self, call: Call, inbound: Inbound, queue: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed."""
         old = inbound.properties
         properties = Basic.Properties(
@@ -367,7 +387,7 @@ class Intake:
             priority=old.priority,
             expiration=old.expiration,
         )
-        self.transport.outbox.put(_GivenBack(wire.encode([call]), queue, properties, inbound))
+        self.transport.outbox.put(GivenBack(wire.encode([call]), queue, properties, inbound))
 
     def _number(self) -> str:
         """A message id of this worker's: returns are matched by it."""
@@ -408,182 +428,3 @@ class Intake:
             body = wire.encode([Held(VERSION, held, self.worker.id), *replies])
             properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
             self.transport.outbox.put(Outgoing(body, reply_to, properties, mandatory=False))
-
-
-class _Consumer:
-    """The live consumer of one queue, and how much of its window is in use."""
-
-    def __init__(self, intake: Intake, queue: str, name: str, full_size: int, solo: bool) -> None:
-        self.intake = intake
-        self.queue = queue
-        self.solo = solo
-        """Whether it is the queue of last attempts, which run alone."""
-        self.name = name
-        """The broker's name of the queue."""
-        self.full_size = full_size
-        self.prefetch = full_size
-        self.unfinished = 0
-        """Messages of the live consumer whose calls have not all ended."""
-        self.generation = 0
-        self._link: Link | None = None
-        self._tag: str | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the broker sends to it."""
-        return self._tag is not None
-
-    async def start(self, link: Link, prefetch: int) -> None:
-        self._link = link
-        self.generation += 1
-        self.unfinished = 0
-        self.prefetch = max(1, prefetch)
-        await guard(link.work.basic_qos(prefetch_count=self.prefetch))
-        self._tag = (await guard(link.work.basic_consume(self.name, self._on_message))).consumer_tag
-
-    async def stop(self) -> None:
-        """Wait for the broker's word: a cancel that does not would drop deliveries under way."""
-        tag, self._tag = self._tag, None
-        if tag is not None and self._link is not None:
-            await guard(asyncio.shield(self._link.work.basic_cancel(tag)))
-
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        await self.intake.receive(self, message)
-
-
-class _Inbound:
-    """One message from a work queue: acknowledged when each of its calls is settled."""
-
-    __slots__ = (
-        "_acks",
-        "_generation",
-        "_tag",
-        "calls",
-        "consumer",
-        "intake",
-        "properties",
-        "reply_to",
-        "unsettled",
-    )
-
-    def __init__(self, intake: Intake, consumer: _Consumer, message: DeliveredMessage) -> None:
-        self.intake = intake
-        self.consumer = consumer
-        self.properties = message.header.properties
-        self.reply_to = self.properties.reply_to or ""
-        self.calls = 1
-        """Calls that have not ended."""
-        self.unsettled = 1
-        """Calls whose reply is not safe at the broker."""
-        self._tag = message.delivery_tag or 0
-        self._acks = intake.acks  # of this epoch: on a later channel the tag means another message
-        self._generation = consumer.generation
-        consumer.unfinished += 1
-
-    def ended(self) -> None:
-        """One of its calls has ended."""
-        self.calls -= 1
-        if self.calls == 0 and self._generation == self.consumer.generation:
-            self.consumer.unfinished -= 1
-
-    def settled(self) -> None:
-        """What became of one of its calls is safe."""
-        self.unsettled -= 1
-        if self.unsettled == 0 and self._acks is not None:
-            self._acks.ack(self._tag)
-
-    def requeue(self) -> None:
-        """Have the broker deliver it again."""
-        if self._acks is not None:
-            self._acks.requeue(self._tag)
-
-    def dead_letter(self) -> None:
-        """It can be neither read nor answered."""
-        self.calls = 1
-        self.ended()
-        if self._acks is not None:
-            self._acks.reject(self._tag)
-
-
-class _Delivery:
-    """One call of a message from a work queue."""
-
-    __slots__ = ("inbound",)
-
-    def __init__(self, inbound: _Inbound) -> None:
-        self.inbound = inbound
-
-    def reply(self, reply: Reply) -> None:
-        self.inbound.ended()
-        self.inbound.intake.reply(reply, self.inbound)
-
-    def drop(self) -> None:
-        self.inbound.ended()
-        self.inbound.settled()
-
-    def give_back(self, call: Call, solo: bool = False) -> None:
-        self.inbound.ended()
-        consumer = self.inbound.consumer
-        name = self.inbound.intake.transport.topology.solo(consumer.queue) if solo else consumer.name
-        self.inbound.intake.republish(call, self.inbound, name)
-
-    async def pass_on(self, call: Call) -> Call | None:
-        intake = self.inbound.intake
-        seen = call.seen or []
-        been_here = intake.worker.id in seen
-        for _ in range(2):  # a worker that changes its window is without a consumer for a moment
-            link = intake.link
-            if link is None or len(seen) >= MAX_SEEN:
-                return None
-            try:
-                state = await link.queue_state(self.inbound.consumer.name)
-            except CLIENT_ERRORS:
-                return None
-            visited = len(seen) if been_here else len(seen) + 1
-            if state is not None and state[1] > visited:
-                if been_here:
-                    await asyncio.sleep(PASS_ON_PAUSE)  # or it would come straight back
-                else:
-                    call.seen = [*seen, intake.worker.id]
-                return call
-            await asyncio.sleep(PASS_ON_PAUSE)
-        return None
-
-
-class _Settling(Outgoing):
-    """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
-
-    __slots__ = ("inbounds",)
-
-    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbounds: list[_Inbound]) -> None:
-        super().__init__(body, key, properties)
-        self.inbounds = inbounds
-
-    def confirmed(self) -> None:
-        for inbound in self.inbounds:
-            inbound.settled()
-
-    returned = confirmed
-    refused = confirmed
-
-
-class _GivenBack(Outgoing):
-    """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
-
-    __slots__ = ("inbound",)
-
-    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: _Inbound) -> None:
-        super().__init__(body, key, properties)
-        self.inbound = inbound
-
-    def confirmed(self) -> None:
-        self.inbound.settled()
-
-    returned = confirmed
-
-    def refused(self) -> None:
-        """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
-        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
-
-    def lost(self) -> bool:
-        return False  # the broker delivers the original again

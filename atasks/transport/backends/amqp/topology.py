@@ -11,6 +11,9 @@ __all__ = ["Topology"]
 
 REPLY_EXPIRES_MS: Final = 300_000
 """How long the reply queue of a caller that is gone is kept."""
+LEASE_TTL_MS: Final = 1_000
+LEASE_QUEUE_EXPIRES_MS: Final = 60_000
+"""How long the lease queue of a worker that is gone is kept; its messages leave it within a second."""
 DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
 DELIVERY_LIMIT: Final = 1_000_000
@@ -71,6 +74,20 @@ class Topology:
     def worker_key(self, worker_id: str) -> str:
         """Routing key of what concerns one worker."""
         return f"worker:{worker_id}"
+
+    def lease(self, queue: str, worker_id: str) -> str:
+        """The queue by which a worker keeps its long calls of a work queue."""
+        return f"{self.prefix}.l.{self.namespace}.{queue}.{worker_id}"
+
+    def lease_arguments(self, queue: str) -> dict[str, Any]:
+        """Arguments of a lease queue: what is not held goes to the work queue after a second."""
+        return {
+            "x-queue-type": "classic",
+            "x-message-ttl": LEASE_TTL_MS,
+            "x-dead-letter-exchange": "",
+            "x-dead-letter-routing-key": self.work(queue),
+            "x-expires": LEASE_QUEUE_EXPIRES_MS,
+        }
 
     def work_arguments(self) -> dict[str, Any]:
         """Arguments of work queues and of their solo queues."""

@@ -56,7 +56,8 @@ class AMQPTransport(CallTransport):
     `url` is one URL, or several to be tried in turn. Processes that share a broker and a `prefix` see each other's
     calls. `queue` is the work queue of atasks that name none. `queue_type` ("classic" or "quorum") and
     `max_priority` (None, or 1..3) are how workers declare work queues, and cannot be changed while a queue exists.
-    `timeout` is in seconds, for one attempt to connect.
+    `timeout` is in seconds, for one attempt to connect. `consumer_timeout` is the broker's setting of that name,
+    in seconds: calls may run for longer.
 
     A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
     at-least-once calls are sent again if their reply queue is gone.
@@ -75,12 +76,14 @@ class AMQPTransport(CallTransport):
         queue_type: Literal["classic", "quorum"] = "classic",
         max_priority: int | None = None,
         timeout: float = 10.0,
+        consumer_timeout: float = 1800.0,
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         super().__init__(namespace)
         self.urls = [_checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
         self.timeout = timeout
+        self.consumer_timeout = consumer_timeout
         self.outbox = Outbox()
         self.pace = Pace()
         self.link: Link | None = None

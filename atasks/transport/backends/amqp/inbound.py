@@ -1,0 +1,170 @@
+"""A message from a work queue, its calls, and what settles it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.consumer import Consumer
+    from atasks.transport.backends.amqp.intake import Intake
+
+__all__ = ["CallDelivery", "GivenBack", "Inbound", "Settling"]
+
+MAX_SEEN: Final = 8
+"""Workers that a call of an unknown atask may visit."""
+PASS_ON_PAUSE: Final = 0.05
+REFUSED_PAUSE: Final = 0.5
+
+
+class Inbound:
+    """One message from a work queue: acknowledged when each of its calls is settled."""
+
+    __slots__ = (
+        "_acks",
+        "_generation",
+        "_tag",
+        "calls",
+        "consumer",
+        "intake",
+        "properties",
+        "received",
+        "renewing",
+        "reply_to",
+        "unsettled",
+    )
+
+    def __init__(
+        self, intake: Intake, consumer: Consumer, message: DeliveredMessage, *, counts: bool = True
+    ) -> None:
+        """`counts`: whether it takes a place in the window of the consumer."""
+        self.intake = intake
+        self.consumer = consumer
+        self.properties = message.header.properties
+        self.reply_to = self.properties.reply_to or ""
+        self.calls = 1
+        """Calls that have not ended."""
+        self.unsettled = 1
+        """Calls whose reply is not safe at the broker."""
+        self.received = asyncio.get_running_loop().time()
+        self.renewing = False
+        """Whether a lease is on its way to take its place."""
+        self._tag = message.delivery_tag or 0
+        self._acks = intake.acks  # of this epoch: on a later channel the tag means another message
+        self._generation = consumer.generation if counts else -1
+        consumer.unfinished += counts
+
+    def ended(self) -> None:
+        """One of its calls has ended."""
+        self.calls -= 1
+        if self.calls == 0 and self._generation == self.consumer.generation:
+            self.consumer.unfinished -= 1
+
+    def settled(self) -> None:
+        """What became of one of its calls is safe."""
+        self.unsettled -= 1
+        if self.unsettled == 0 and self._acks is not None:
+            self._acks.ack(self._tag)
+
+    def requeue(self) -> None:
+        """Have the broker deliver it again."""
+        if self._acks is not None:
+            self._acks.requeue(self._tag)
+
+    def dead_letter(self) -> None:
+        """It can be neither read nor answered."""
+        self.calls = 1
+        self.ended()
+        if self._acks is not None:
+            self._acks.reject(self._tag)
+
+
+class CallDelivery:
+    """One call of a message from a work queue."""
+
+    __slots__ = ("inbound",)
+
+    def __init__(self, inbound: Inbound) -> None:
+        self.inbound = inbound
+
+    def reply(self, reply: Reply) -> None:
+        self.inbound.ended()
+        self.inbound.intake.reply(reply, self.inbound)
+
+    def drop(self) -> None:
+        self.inbound.ended()
+        self.inbound.settled()
+
+    def give_back(self, call: Call, solo: bool = False) -> None:
+        self.inbound.ended()
+        consumer = self.inbound.consumer
+        name = self.inbound.intake.transport.topology.solo(consumer.queue) if solo else consumer.name
+        self.inbound.intake.republish(call, self.inbound, name)
+
+    async def pass_on(self, call: Call) -> Call | None:
+        intake = self.inbound.intake
+        seen = call.seen or []
+        been_here = intake.worker.id in seen
+        for _ in range(2):  # a worker that changes its window is without a consumer for a moment
+            link = intake.link
+            if link is None or len(seen) >= MAX_SEEN:
+                return None
+            try:
+                state = await link.queue_state(self.inbound.consumer.name)
+            except CLIENT_ERRORS:
+                return None
+            visited = len(seen) if been_here else len(seen) + 1
+            if state is not None and state[1] > visited:
+                if been_here:
+                    await asyncio.sleep(PASS_ON_PAUSE)  # or it would come straight back
+                else:
+                    call.seen = [*seen, intake.worker.id]
+                return call
+            await asyncio.sleep(PASS_ON_PAUSE)
+        return None
+
+
+class Settling(Outgoing):
+    """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
+
+    __slots__ = ("inbounds",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbounds: list[Inbound]) -> None:
+        super().__init__(body, key, properties)
+        self.inbounds = inbounds
+
+    def confirmed(self) -> None:
+        for inbound in self.inbounds:
+            inbound.settled()
+
+    returned = confirmed
+    refused = confirmed
+
+
+class GivenBack(Outgoing):
+    """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
+
+    __slots__ = ("inbound",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: Inbound) -> None:
+        super().__init__(body, key, properties)
+        self.inbound = inbound
+
+    def confirmed(self) -> None:
+        self.inbound.settled()
+
+    returned = confirmed
+
+    def refused(self) -> None:
+        """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
+
+    def lost(self) -> bool:
+        return False  # the broker delivers the original again

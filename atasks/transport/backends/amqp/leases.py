@@ -1,0 +1,133 @@
+"""Calls that run for longer than the broker waits for an acknowledgement.
+
+RabbitMQ closes the channel of a consumer that holds a message for `consumer_timeout` (30 minutes by default), and
+delivers everything on that channel again. So, at half that time, the worker moves the call to a message that it has
+received just now: it publishes the call to a lease queue of its own, consumes it from there, and acknowledges the
+older message. What a lease queue holds expires after a second unless a worker holds it, and goes back to the work
+queue: so if the worker dies, the broker delivers the call to another one, as it would have otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.errors import DecodeError
+from atasks.run import Run
+from atasks.transport.backends.amqp.inbound import CallDelivery, Inbound
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.wire import CONTENT_TYPE, Call
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.intake import Intake
+
+__all__ = ["Leases", "was_leased"]
+
+logger = logging.getLogger("atasks.amqp")
+
+LOOKS: Final = 12
+"""Looks at the calls in hand in the time after which a message must be acknowledged."""
+
+
+class Leases:
+    """Renews what the calls in hand were delivered by, before the broker takes it back."""
+
+    def __init__(self, intake: Intake, consumer_timeout: float) -> None:
+        self._intake = intake
+        self._timeout = consumer_timeout
+        self._queues: dict[str, str] = {}
+        """Work queue -> the lease queue that is consumed beside it over this link."""
+
+    async def run(self) -> None:
+        """Look, round after round, until cancelled."""
+        while True:
+            await asyncio.sleep(self._timeout / LOOKS)
+            try:
+                await self._round()
+            except CLIENT_ERRORS as error:
+                logger.debug("a round of leases was cut short: %s", error)
+
+    async def delete(self, link: Link) -> None:
+        """Delete the lease queues: nothing is held in them any more."""
+        for name in self._queues.values():
+            await guard(link.work.queue_delete(name, if_empty=True))
+
+    def reset(self) -> None:
+        """The connection was lost: every message is delivered again, and every lease ends."""
+        self._queues.clear()
+
+    async def _round(self) -> None:
+        link = self._intake.link
+        if link is None:
+            return
+        now = asyncio.get_running_loop().time()
+        for run in self._intake.worker.runs:
+            delivery = run.deliveries[-1]
+            if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
+                await self._renew(link, run, delivery.inbound)
+
+    async def _renew(self, link: Link, run: Run, inbound: Inbound) -> None:
+        queue = inbound.consumer.queue
+        lease = self._queues.get(queue)
+        if lease is None:
+            lease = await self._consume(link, queue)
+        if inbound.renewing:
+            return
+        inbound.renewing = True
+        old = inbound.properties
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=f"lease:{run.call.id}",
+            reply_to=old.reply_to,
+            delivery_mode=old.delivery_mode,
+            priority=old.priority,
+        )
+        self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties))
+
+    async def _consume(self, link: Link, queue: str) -> str:
+        topology, worker = self._intake.transport.topology, self._intake.worker
+        name = topology.lease(queue, worker.id)
+        arguments = topology.lease_arguments(queue)
+        await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
+        await self._intake.consume_leases(link, name, self._on_lease)
+        self._queues[queue] = name
+        return name
+
+    async def _on_lease(self, message: DeliveredMessage) -> None:
+        """A lease has come: it takes the place of what the call was delivered by before."""
+        try:
+            envelopes = wire.decode(message.body)
+        except DecodeError:
+            envelopes = []
+        calls = [envelope for envelope in envelopes if isinstance(envelope, Call)]
+        run = self._intake.worker.find(calls[0].id) if calls else None
+        older = [] if run is None else run.deliveries
+        old = older[-1].inbound if older and isinstance(older[-1], CallDelivery) else None
+        delivery = CallDelivery(self._intake.leased(message, old))
+        if run is None:  # it ended meanwhile
+            delivery.drop()
+            return
+        run.deliveries = [delivery]
+        for each in older:
+            each.drop()
+
+
+class _Lease(Outgoing):
+    """A call on its way to its own worker."""
+
+    __slots__ = ()
+
+    def lost(self) -> bool:
+        return False  # the broker delivers the original again, and this one too once its lease ends
+
+
+def was_leased(properties: Basic.Properties) -> bool:
+    """Whether the message comes from the lease of a worker that is gone: the broker does not say redelivered."""
+    deaths = (properties.headers or {}).get("x-death")
+    return isinstance(deaths, list) and bool(deaths)
