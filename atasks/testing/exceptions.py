@@ -39,7 +39,7 @@ class Plain(Exception):
 
 
 class ExceptionCases(Cases):
-    """Type, args, attributes, notes, causes and groups arrive, with the worker's traceback; nothing stops a worker."""
+    """Type, args, attributes, notes, causes and groups arrive, with the worker's traceback. Workers live on."""
 
     @pytest.mark.parametrize("error", [ValueError("text", 1), KeyError("key"), OSError(2, "No such file", "name")])
     async def test_builtin_exception(self, site: Site, error: Exception) -> None:
@@ -202,7 +202,8 @@ class ExceptionCases(Cases):
     async def test_group(self, site: Site) -> None:
         @site.atask
         async def fail() -> NoReturn:
-            raise ExceptionGroup("outer", [ValueError(1), ExceptionGroup("inner", [Refused(2, "two"), KeyError(3)])])
+            inner = ExceptionGroup("inner", [Refused(2, "two"), KeyError(3)])
+            raise ExceptionGroup("outer", [ValueError(1), inner])
 
         async with site.open():
             caught = await _caught(fail())

@@ -111,7 +111,7 @@ class Site:
         codec: Codec | None = None,
         queues: Sequence[str] | None = None,
     ) -> Worker:
-        """Start one more worker, which drains when the site closes; one with a codec of its own if that is given."""
+        """Start one more worker, which drains when the site closes; `codec`: another one than the caller's."""
         assert self._stack is not None, "open() the site first"
         transport = self.caller
         if not self._shared:

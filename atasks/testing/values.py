@@ -40,7 +40,20 @@ class ValueCases(Cases):
 
     @pytest.mark.parametrize(
         "value",
-        [None, True, -1, 2**80, 1.5, "", "Grüße \N{SNOWMAN}", b"\x00\xff", [1, [2]], (1, "a"), {"a": {1: None}}, {1, 2}],
+        [
+            None,
+            True,
+            -1,
+            2**80,
+            1.5,
+            "",
+            "Grüße \N{SNOWMAN}",
+            b"\x00\xff",
+            [1, [2]],
+            (1, "a"),
+            {"a": {1: None}},
+            {1, 2},
+        ],
         ids=lambda value: f"{type(value).__name__}-{value!r:.12}",
     )
     async def test_plain_values_come_back_equal(self, site: Site, value: Any) -> None:
@@ -87,7 +100,7 @@ class ValueCases(Cases):
 
         async with site.open():
             with pytest.raises(TypeError, match="missing 1 required positional argument: 'b'"):
-                add(1)  # type: ignore[call-arg]
+                add(1)  # type: ignore[call-arg, unused-coroutine]
             await soon(add(1, 2))
             assert ran == [(1, 2)]
 
@@ -170,7 +183,7 @@ class ValueCases(Cases):
             return threading.Lock() if wanted else "none"
 
         async with site.open(concurrency=1):
-            with pytest.raises(EncodeError, match="the result of .*lock"):
+            with pytest.raises(EncodeError, match=r"the result of .*lock"):
                 await soon(lock(True))
             assert await soon(lock(False)) == "none"
 
@@ -182,7 +195,7 @@ class ValueCases(Cases):
             ran.append(value)
 
         async with site.open(concurrency=1):
-            with pytest.raises(DecodeError, match="the arguments of .*take") as caught:
+            with pytest.raises(DecodeError, match=r"the arguments of .*take") as caught:
                 await soon(take(Undecodable()))
             assert "secret" not in str(caught.value)
             await soon(take(1))
@@ -194,7 +207,7 @@ class ValueCases(Cases):
             return Undecodable()
 
         async with site.open():
-            with pytest.raises(DecodeError, match="the result of .*give") as caught:
+            with pytest.raises(DecodeError, match=r"the result of .*give") as caught:
                 await soon(give())
             assert "secret" not in str(caught.value)
 

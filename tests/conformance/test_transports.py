@@ -8,6 +8,8 @@ import pytest
 
 from atasks import LoopbackTransport, Transport
 from atasks.testing import TransportConformance
+from atasks.testing.endings import EndingCases
+from atasks.testing.nesting import NestingCases
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.conformance.memory import MemoryTransport, Switchboard
 
@@ -39,8 +41,8 @@ class TestAMQP(TransportConformance):
 
 
 @pytest.mark.usefixtures("amqp_leaks")
-class TestAMQPQuorum(TransportConformance):
-    """The same with replicated queues."""
+class TestAMQPQuorum(NestingCases, EndingCases):
+    """Replicated queues differ in how windows, cancelled consumers and returned messages behave."""
 
     @pytest.fixture
     def new_transport(self, amqp_url: str, prefix: str) -> Callable[[str], Transport]:
