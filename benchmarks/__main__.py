@@ -85,13 +85,15 @@ def broker() -> Iterator[str]:
     if named:
         yield named
         return
-    from tests.broker import NoBroker, running  # imports what only the tests need
+    from tests.broker import BrokerError, NoBroker, running  # imports what only the tests need
 
     with ExitStack() as stack:
         try:
             url = stack.enter_context(running()).url
         except NoBroker:
             url = "amqp://guest:guest@localhost/"
+        except BrokerError as error:
+            raise BenchmarkFailed(f"the private broker does not start: {error}") from error
         yield url
 
 

@@ -68,7 +68,7 @@ class Settings:
 
     inflight: Sequence[int] = (1, 50, 500, 5000)
     """How many calls are kept in flight, one measurement for each."""
-    seconds: float = 0.9
+    seconds: float = 0.7
     """How long new calls are made in each measurement; 0 makes exactly one call per call in flight."""
     rounds: int = 3
     size: int = 100

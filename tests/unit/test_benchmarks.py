@@ -158,7 +158,7 @@ def test_a_cell_is_the_median_of_its_rounds():
 
 def test_json_has_every_round_and_what_it_was_measured_with():
     cell = harness.Cell("x", "a system", 1, [Sample(10, 2.0, 1.0, 2.0, 0.1, None)])
-    written = json.loads(json.dumps(as_json([cell], Settings(inflight=(1,), rounds=1))))
+    written = json.loads(json.dumps(as_json([cell], Settings(inflight=(1,), seconds=0.9, rounds=1))))
     assert written["settings"] == {"inflight": [1], "seconds": 0.9, "rounds": 1, "size": 100}
     assert set(written["packages"]) == {"atasks", "msgspec", "aio-pika", "aiormq", "pamqp"}
     (row,) = written["cells"]
