@@ -140,7 +140,8 @@ class Run:
         """Cancel the task that runs it, once."""
         if self.reason is None and self.task is not None:
             self.reason = reason
-            self.task.cancel()
+            # After its first step, which is scheduled already: a task cancelled before never runs its `finally`.
+            self.loop.call_soon(self.task.cancel)
 
 
 def describe(call: Call) -> str:

@@ -37,6 +37,8 @@ logger = logging.getLogger("atasks.worker")
 
 ALONE_PATIENCE: Final = 10.0
 """Seconds for which a call that is to run alone waits for those that run to end."""
+UNSTARTED_PATIENCE: Final = 0.25
+"""Seconds without a start after which calls that wait here for a slot may go to other workers."""
 DRAIN_LOOK: Final = 0.2
 """Seconds between two looks at the calls that a drain waits for."""
 CANCEL_PATIENCE: Final = 5.0
@@ -76,6 +78,8 @@ class Worker:
         self.draining = False
         self._accepting = True
         self._alone: Run | None = None
+        self._started = 0
+        self._impatience: asyncio.TimerHandle | None = None
         self._held: dict[str, Run] = {}
         self._new_alone: deque[Run] = deque()
         self._new_children: deque[Run] = deque()
@@ -250,6 +254,8 @@ class Worker:
         else:
             (self._new_roots if call.parent is None else self._new_children).append(run)
             self.unstarted += 1
+            if self._impatience is None:
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
@@ -327,6 +333,15 @@ class Worker:
         """Whether a call runs alone here, or waits to."""
         return bool(self._new_alone) or (self._alone is not None and self._alone.slots > 0)
 
+    def _lose_patience(self, started: int) -> None:
+        """Calls have waited here for a slot, and none was started for a while: others may have slots."""
+        self._impatience = None
+        if self.unstarted and self._accepting:
+            if self._started == started:
+                self.transport.overfull(self)
+            else:
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+
     def _start(self, run: Run) -> None:
         deadline = run.deadline
         if deadline is not None:
@@ -337,6 +352,7 @@ class Worker:
         if run.alone:
             self._alone = run
         run.slots = self.slots.take(self.concurrency if run.alone else 1)
+        self._started += 1
         watchdog = self._watchdog
         watchdog.busy += 1
         if watchdog.asleep:

@@ -1,0 +1,48 @@
+"""What the unit tests share: namespaces of their own, and scripts run by an interpreter of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from atasks.namespaces import namespaces
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def namespace() -> Iterator[str]:
+    """A namespace that no other test has; what was registered there is forgotten."""
+    name = f"test-{uuid.uuid4().hex}"
+    yield name
+    if name in namespaces.names():
+        namespaces.unregister(name)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., str]:
+    """Runs the text as `python script.py` and returns what it printed; anything on stderr fails the test."""
+
+    def run(text: str, *options: str, name: str = "script.py") -> str:
+        file = tmp_path / name
+        file.write_text(dedent(text))
+        done = subprocess.run(
+            [sys.executable, *options, name],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONASYNCIODEBUG": "0"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        return done.stdout.strip()
+
+    return run
