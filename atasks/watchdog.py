@@ -13,6 +13,8 @@ __all__ = ["Watchdog"]
 
 logger = logging.getLogger("atasks.worker")
 
+CALL = "atask "
+"""How the names of tasks that run a call begin; the atask's name follows."""
 LIMIT = 0.1
 """Seconds without a turn of the event loop that are reported."""
 PERIOD = 0.03
@@ -83,6 +85,8 @@ class Watchdog:
         place = f" at {where.filename}:{where.lineno} in {where.name}" if where is not None else ""
         del frame
         name = task.get_name()
+        if not name.startswith(CALL):
+            name = f"something that is not a call ({name})"
         if not self._answered.wait(STILL_BLOCKED) and not self._stopping:
             logger.error("%s has blocked the event loop for %.0f s now%s", name, time.monotonic() - asked, place)
             self._answered.wait()

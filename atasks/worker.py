@@ -21,7 +21,7 @@ from atasks.execution import cancelled_reply, execute, status
 from atasks.memory import RecentIds, RecentReplies
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
-from atasks.watchdog import Watchdog
+from atasks.watchdog import CALL, Watchdog
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 
 if TYPE_CHECKING:
@@ -359,7 +359,7 @@ class Worker:
             watchdog.wake()
         # An empty context: nothing but carried variables travels, loopback included.
         task: ATask[..., Any] = self.router.registry.get(run.call.task).task  # type: ignore[union-attr]  # deliver looked
-        run.task = self.loop.create_task(self._execute(run, task), name=run.call.task, context=Context())
+        run.task = self.loop.create_task(self._execute(run, task), name=CALL + run.call.task, context=Context())
 
     async def _execute(self, run: Run, task: ATask[..., Any]) -> None:
         reply = await execute(run, task)

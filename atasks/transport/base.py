@@ -150,6 +150,9 @@ class Transport:
     def slots_changed(self, worker: Worker) -> None:
         """The worker has free slots and nothing to put in them: a chance to ask for more."""
 
+    def overfull(self, worker: Worker) -> None:
+        """Calls wait in the worker for a slot for some time: a chance to let other workers have them."""
+
 
 def timed_out(call: Call) -> CallTimeout:
     """The error of a call whose deadline passed."""

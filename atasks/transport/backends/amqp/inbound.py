@@ -112,12 +112,13 @@ class CallDelivery:
         intake = self.inbound.intake
         seen = call.seen or []
         been_here = intake.worker.id in seen
-        for _ in range(2):  # a worker that changes its window is without a consumer for a moment
+        solo = intake.transport.topology.solo(self.inbound.consumer.queue)  # every worker consumes it all the time
+        for _ in range(2):  # a worker that starts is seen a little later
             link = intake.link
             if link is None or len(seen) >= MAX_SEEN:
                 return None
             try:
-                state = await link.queue_state(self.inbound.consumer.name)
+                state = await link.queue_state(solo)
             except CLIENT_ERRORS:
                 return None
             visited = len(seen) if been_here else len(seen) + 1

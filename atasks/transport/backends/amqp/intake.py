@@ -21,6 +21,7 @@ from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbo
 from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.window import Window
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Cancel, Held, Reply, Status, Up
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Intake:
     """Feeds one worker from its work queues, and sends its replies.
 
     A request is acknowledged when its reply is safe at the broker. The broker sends at most as many requests as
-    there are slots: see `slots_changed`.
+    there are slots: see `Window`.
     """
 
     def __init__(self, transport: AMQPTransport, worker: Worker, queues: Sequence[str]) -> None:
@@ -50,8 +51,7 @@ class Intake:
         self.queues = list(queues)
         self.link: Link | None = None
         self.acks: Acks | None = None
-        self._consumers: list[Consumer] = []
-        self._changing: asyncio.Task[None] | None = None
+        self.window: Window | None = None
         self._stopping = False
         self._replies: dict[str, list[tuple[Reply, Inbound]]] = {}
         self._numbers = 0
@@ -59,7 +59,6 @@ class Intake:
         self._errands: set[asyncio.Task[None]] = set()
         self._epoch = 0
         self._control = ""
-        self._paused = False
         self._callers = CallerWatch(self)
         self._leases = Leases(self, transport.consumer_timeout)
         self._background = [
@@ -89,10 +88,9 @@ class Intake:
             for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
                 await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
                 consumers.append(Consumer(self, queue, name, size, solo=name != topology.work(queue)))
-        self.link, self.acks, self._consumers, self._paused = link, acks, consumers, False
+        self.link, self.acks, self.window = link, acks, Window(link, worker, consumers)
         if not self._stopping:
-            for consumer in consumers:
-                await consumer.start(link, consumer.full_size)
+            await self.window.open()
         for queue in created:
             body = wire.encode([Up(VERSION, topology.namespace, queue, worker.id)])
             self.transport.outbox.put(self.transport.control(body, topology.up_key(queue)))
@@ -103,43 +101,30 @@ class Intake:
         self.acks = None
         self._callers.reset()
         self._leases.reset()
-        if self._changing is not None:
-            self._changing.cancel()
-            self._changing = None
-        self._consumers = []
+        if self.window is not None:
+            self.window.abandon()
+            self.window = None
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand, and can be acknowledged."""
         self._stopping = True
-        if self._changing is not None:
-            await asyncio.wait([self._changing])
-        for consumer in self._consumers:
-            try:
-                await consumer.stop()
-            except CLIENT_ERRORS:
-                return  # the link is gone, and its consumers with it
+        if self.window is not None:
+            with suppress(*CLIENT_ERRORS):  # the link is gone, and its consumers with it
+                await self.window.stop()
 
     async def restart(self) -> None:
         """Consume again after `stop`."""
         self._stopping = False
-        link = self.link
-        for consumer in self._consumers:
-            if link is not None:
-                await consumer.start(link, min(consumer.full_size, self.worker.slots.free))
+        if self.window is not None:
+            with suppress(*CLIENT_ERRORS):  # the next link consumes
+                await self.window.open()
 
     async def has_other_workers(self) -> bool:
-        """Whether others consume each of the work queues."""
-        link = self.link
-        if link is None:
-            return False
-        try:
-            for consumer in self._consumers:
-                state = await link.queue_state(consumer.name)
-                if not consumer.solo and (state is None or state[1] <= consumer.running):
-                    return False
-        except CLIENT_ERRORS:
-            return False
-        return True
+        """Whether others serve each of the queues, as far as can be known."""
+        if self.window is not None:
+            with suppress(*CLIENT_ERRORS):
+                return await self.window.has_other_workers()
+        return False
 
     def callers(self, orphan: int) -> dict[str, list[Run]]:
         """Reply queue -> the runs in hand that are to be treated so when their caller is gone."""
@@ -166,74 +151,6 @@ class Intake:
         if self.acks is not None:
             await self.acks.flushed()
 
-    # -- the window
-
-    def slots_changed(self) -> None:
-        """Slots are free and nothing waits for them here. If that is because parked calls fill the window of a
-        consumer, replace it by one with a window for the free slots: the prefetch of a consumer cannot be changed,
-        and what a cancelled consumer was sent stays acknowledgeable and counts in no window."""
-        if self._changing is not None or self._stopping or self.link is None:
-            return
-        worker = self.worker
-        free = worker.slots.free
-        if self._paused:
-            if not worker.alone:
-                self._change(self._go_on(self.link))
-            elif any(consumer.running and not consumer.solo for consumer in self._consumers):
-                self._change(self._stop_others())
-            return
-        if worker.unstarted or not free:
-            return
-        for consumer in self._consumers:
-            if consumer.unfinished >= consumer.prefetch:
-                if worker.parked or 2 * free >= worker.concurrency:
-                    self._replace(consumer, min(free, consumer.full_size))
-                    return
-            elif consumer.prefetch < consumer.full_size and not worker.held:
-                self._replace(consumer, consumer.full_size)
-                return
-
-    def _replace(self, consumer: Consumer, prefetch: int) -> None:
-        assert self.link is not None, "slots_changed looked"
-        self._change(self._replaced(self.link, consumer, prefetch))
-
-    def _change(self, change: Coroutine[Any, Any, None]) -> None:
-        """Make one change of the consumers at a time."""
-        self._changing = asyncio.create_task(self._changed(change), name="atasks window")
-
-    async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
-        try:
-            await change
-        except CLIENT_ERRORS:
-            return  # the link is gone: the next one starts with full windows
-        finally:
-            if self._changing is asyncio.current_task():
-                self._changing = None
-        self.slots_changed()
-
-    async def _replaced(self, link: Link, consumer: Consumer, prefetch: int) -> None:
-        await consumer.stop()
-        if not self._stopping:
-            await consumer.start(link, prefetch)
-
-    def _pause(self) -> None:
-        """A call is to run alone: leave the others to other workers meanwhile."""
-        self._paused = True
-        self.worker.give_back_unstarted()
-        self.slots_changed()
-
-    async def _stop_others(self) -> None:
-        for consumer in self._consumers:
-            if not consumer.solo:
-                await consumer.stop()
-        self.worker.give_back_unstarted()  # what arrived meanwhile
-
-    async def _go_on(self, link: Link) -> None:
-        self._paused = False
-        for consumer in self._consumers:
-            if not consumer.running and not self._stopping:
-                await consumer.start(link, min(consumer.full_size, self.worker.slots.free))
-
     # -- requests
 
     async def receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
@@ -248,6 +165,8 @@ class Intake:
             inbound.dead_letter()
             return
         if not calls and not any(call_id for call_id, _ in refusals):
+            if not refusals:
+                self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
             inbound.dead_letter()
             return
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
@@ -261,8 +180,8 @@ class Intake:
                 self._redelivered(call, delivery)
             else:
                 self.worker.deliver(call, delivery, alone=consumer.solo)
-        if consumer.solo and self.worker.alone:
-            self._pause()
+        if consumer.solo and self.window is not None:
+            self.window.adapt()
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""
@@ -338,14 +257,15 @@ class Intake:
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
 
-    async def consume_leases(self, link: Link, name: str, callback: ConsumerCallback) -> None:
-        """Consume a lease queue: what is in it is in hand already, so there is no window."""
+    async def consume_leases(self, link: Link, name: str, callback: ConsumerCallback) -> str:
+        """Consume a lease queue, without a window: what is in it is in hand already. Returns the consumer tag."""
         await guard(link.work.basic_qos(prefetch_count=0))
-        await guard(link.work.basic_consume(name, callback))
+        return (await guard(link.work.basic_consume(name, callback))).consumer_tag or ""
 
     def leased(self, message: DeliveredMessage, old: Inbound | None) -> Inbound:
         """The message of a lease, in the place of an older one."""
-        consumer = old.consumer if old is not None else self._consumers[0]
+        assert self.window is not None, "it was delivered over a link"
+        consumer = old.consumer if old is not None else self.window.consumers[0]
         return Inbound(self, consumer, message, counts=False)
 
     # -- replies

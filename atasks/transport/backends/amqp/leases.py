@@ -1,7 +1,7 @@
 """Calls that run for longer than the broker waits for an acknowledgement.
 
 RabbitMQ closes the channel of a consumer that holds a message for `consumer_timeout` (30 minutes by default), and
-delivers everything on that channel again. So, at half that time, the worker moves the call to a message that it has
+delivers everything on that channel again. So, at half that time, the worker moves the call to a message that it
 received just now: it publishes the call to a lease queue of its own, consumes it from there, and acknowledges the
 older message. What a lease queue holds expires after a second unless a worker holds it, and goes back to the work
 queue: so if the worker dies, the broker delivers the call to another one, as it would have otherwise.
@@ -43,6 +43,7 @@ class Leases:
         self._timeout = consumer_timeout
         self._queues: dict[str, str] = {}
         """Work queue -> the lease queue that is consumed beside it over this link."""
+        self._tags: dict[str, str] = {}
 
     async def run(self) -> None:
         """Look, round after round, until cancelled."""
@@ -56,11 +57,13 @@ class Leases:
     async def delete(self, link: Link) -> None:
         """Delete the lease queues: nothing is held in them any more."""
         for name in self._queues.values():
+            await guard(link.work.basic_cancel(self._tags.pop(name)))
             await guard(link.work.queue_delete(name, if_empty=True))
 
     def reset(self) -> None:
         """The connection was lost: every message is delivered again, and every lease ends."""
         self._queues.clear()
+        self._tags.clear()
 
     async def _round(self) -> None:
         link = self._intake.link
@@ -95,7 +98,7 @@ class Leases:
         name = topology.lease(queue, worker.id)
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
-        await self._intake.consume_leases(link, name, self._on_lease)
+        self._tags[name] = await self._intake.consume_leases(link, name, self._on_lease)
         self._queues[queue] = name
         return name
 

@@ -300,7 +300,7 @@ class AMQPTransport(CallTransport):
         link = self.link
         if link is None:
             return  # it is sent after the reconnect, and the broker returns it if there is no queue
-        name = self.topology.work(queue)
+        name = self.topology.solo(queue)  # its consumers stay while those of the work queue are replaced
         try:
             for _ in range(2):  # a quorum queue may say 0 consumers for a moment
                 state = await link.queue_state(name)
@@ -430,8 +430,12 @@ class AMQPTransport(CallTransport):
             logger.error("%d messages could not be sent before the end", len(self.outbox))
 
     def slots_changed(self, worker: Worker) -> None:
-        if self._intake is not None:
-            self._intake.slots_changed()
+        if self._intake is not None and self._intake.window is not None:
+            self._intake.window.adapt()
+
+    def overfull(self, worker: Worker) -> None:
+        if self._intake is not None and self._intake.window is not None:
+            self._intake.window.overfull()
 
 
 def _queues(worker: Worker, default: str) -> list[str]:
