@@ -209,6 +209,9 @@ _ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
+_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
+"""What decoding raises, whatever the bytes are."""
+
 encode = _encoder.encode
 """A list of envelopes -> the bytes of a message body."""
 
@@ -217,10 +220,8 @@ def decode(body: bytes) -> list[Envelope]:
     """The envelopes of a message body; a `DecodeError` if any of them cannot be read (then see `salvage`)."""
     try:
         envelopes = _decoder.decode(body)
-    except msgspec.MsgspecError as error:
-        raise DecodeError(f"not a message of wire version {VERSION}: {error}") from None
-    except RecursionError:
-        raise DecodeError(f"not a message of wire version {VERSION}: nested too deep") from None
+    except _UNREADABLE as error:
+        raise DecodeError(f"not a message of wire version {VERSION}: {_why(error)}") from None
     if len(envelopes) > MAX_ENVELOPES:
         raise DecodeError(f"a message of {len(envelopes)} envelopes: at most {MAX_ENVELOPES} are read")
     for envelope in envelopes:
@@ -233,7 +234,7 @@ def ending(reply: Reply) -> Ending:
     """The payload of a reply with neither a value nor an exception. Never raises."""
     try:
         return _ending.decode(reply.payload)
-    except (msgspec.MsgspecError, RecursionError):
+    except _UNREADABLE:
         return Ending("(the worker's message cannot be read)")
 
 
@@ -246,8 +247,8 @@ def salvage(body: bytes) -> Decoded:
     """What can be read of a body that `decode` refuses, envelope by envelope. Never raises."""
     try:
         pieces = _pieces.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        return Decoded([], [Bad(f"not a MessagePack array of envelopes: {error}", None, None)])
+    except _UNREADABLE as error:
+        return Decoded([], [Bad(f"not a MessagePack array of envelopes: {_why(error)}", None, None)])
     good: list[Envelope] = []
     bad: list[Bad] = []
     if len(pieces) > MAX_ENVELOPES:
@@ -256,8 +257,8 @@ def salvage(body: bytes) -> Decoded:
     for piece in pieces:
         try:
             envelope = _one.decode(piece)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            bad.append(_diagnose(piece, str(error)))
+        except _UNREADABLE as error:
+            bad.append(_diagnose(piece, _why(error)))
         else:
             if envelope.v == VERSION:
                 good.append(envelope)
@@ -269,16 +270,31 @@ def salvage(body: bytes) -> Decoded:
 def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
     """Say whether it is the version that is wrong, and find the call id."""
     try:
-        fields: Any = msgspec.msgpack.decode(piece)
-    except (msgspec.MsgspecError, RecursionError):
-        fields = None
-    if not isinstance(fields, list) or len(fields) < 2:
+        fields = [_field(field) for field in _pieces.decode(piece)[:3]]
+    except _UNREADABLE:
+        fields = []
+    if len(fields) < 2:
         return Bad(f"not an envelope: {reason}", None, None)
-    tag = fields[0] if isinstance(fields[0], int) else None
-    call_id = fields[2] if len(fields) > 2 and isinstance(fields[2], str) and 0 < len(fields[2]) <= 64 else None
-    if isinstance(fields[1], int) and fields[1] != VERSION:
-        reason = _wrong_version(fields[1])
-    return Bad(reason, call_id, tag)
+    tag, version, call_id = (*fields, None)[:3]
+    if isinstance(version, int) and version != VERSION:
+        reason = _wrong_version(version)
+    readable = isinstance(call_id, str) and 0 < len(call_id) <= 64
+    return Bad(reason, call_id if readable else None, tag if isinstance(tag, int) else None)
+
+
+def _field(content: msgspec.Raw) -> Any:
+    """One field of an envelope by itself; None if it cannot be read."""
+    try:
+        return msgspec.msgpack.decode(content)
+    except _UNREADABLE:
+        return None
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with bytes, without quoting them."""
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def _wrong_version(version: int) -> str:

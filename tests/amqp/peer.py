@@ -1,0 +1,102 @@
+"""The other side of a conversation, made by hand with aio-pika and MessagePack alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aio_pika
+import msgspec
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+
+from atasks.testing import PATIENCE, soon
+
+__all__ = ["CONTENT_TYPE", "Peer", "until"]
+
+CONTENT_TYPE = "application/vnd.atasks.v1+msgpack"
+
+
+class Peer:
+    """A client of the broker that knows nothing of atasks but its wire format."""
+
+    def __init__(self, channel: AbstractChannel, prefix: str, namespace: str, replies: AbstractQueue) -> None:
+        self.channel = channel
+        self.prefix = prefix
+        self.namespace = namespace
+        self.replies = replies
+        self._answers: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, prefix: str, namespace: str) -> AsyncIterator[Peer]:
+        connection = await aio_pika.connect(url)
+        async with connection, connection.channel(publisher_confirms=True) as channel:
+            replies = await channel.declare_queue(exclusive=True)
+            peer = cls(channel, prefix, namespace, replies)
+            await replies.consume(peer._on_answer, no_ack=True)
+            yield peer
+
+    async def _on_answer(self, message: AbstractIncomingMessage) -> None:
+        self._answers.put_nowait(message)
+
+    def work_queue(self, queue: str = "default") -> str:
+        """The broker's name of a work queue."""
+        return f"{self.prefix}.q.{self.namespace}.{queue}"
+
+    async def publish(self, body: bytes, queue: str | None = None, **properties: Any) -> None:
+        """Send a body, to the default work queue unless told otherwise, as a caller would."""
+        given = {"content_type": CONTENT_TYPE, "reply_to": self.replies.name, **properties}
+        name = self.work_queue() if queue is None else queue
+        await self.channel.default_exchange.publish(aio_pika.Message(body, **given), name)
+
+    async def send(self, *envelopes: list[Any], queue: str | None = None, **properties: Any) -> None:
+        """Send a message of these envelopes."""
+        await self.publish(msgspec.msgpack.encode(envelopes), queue, **properties)
+
+    async def control(self, body: bytes, key: str) -> None:
+        """Send a body to the control exchange."""
+        exchange = await self.channel.get_exchange(f"{self.prefix}.control", ensure=True)
+        await exchange.publish(aio_pika.Message(body, content_type=CONTENT_TYPE), key)
+
+    async def declare_work_queue(self, queue: str) -> asyncio.Queue[AbstractIncomingMessage]:
+        """Be a worker made by hand: what arrives in that work queue from now on, acknowledged."""
+        await self.channel.declare_queue(self.work_queue(queue), auto_delete=True)
+        return await self.consume(self.work_queue(queue))
+
+    async def answer(self) -> list[Any]:
+        """The envelopes of the next message for this peer."""
+        message = await soon(self._answers.get())
+        assert message.content_type == CONTENT_TYPE
+        envelopes: list[Any] = msgspec.msgpack.decode(message.body)
+        return envelopes
+
+    async def answers(self, count: int) -> list[Any]:
+        """The next envelopes for this peer, at least so many."""
+        found: list[Any] = []
+        while len(found) < count:
+            found += await self.answer()
+        return found
+
+    async def consume(self, name: str) -> asyncio.Queue[AbstractIncomingMessage]:
+        """What arrives in that queue from now on, acknowledged."""
+        arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+
+        async def on_message(message: AbstractIncomingMessage) -> None:
+            arrived.put_nowait(message)
+
+        queue = await self.channel.get_queue(name, ensure=True)
+        await queue.consume(on_message, no_ack=True)
+        return arrived
+
+    async def dead_letters(self) -> asyncio.Queue[AbstractIncomingMessage]:
+        """What is dead-lettered from now on; a worker must have declared the queue."""
+        return await self.consume(f"{self.prefix}.dead")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Return when it holds; for what the library tells nobody of."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():  # noqa: ASYNC110  # there is no event for it
+            await asyncio.sleep(0.005)
