@@ -265,7 +265,9 @@ def test_queue_that_exists_with_other_arguments(app: App, broker: Broker) -> Non
     with broker.channel() as channel:
         channel.queue_delete(name)
     assert done.code == 7
-    assert "inequivalent arg" in done.err.splitlines()[-1]
+    (line,) = [line for line in done.err.splitlines() if line.startswith("atasks: ")]
+    assert "error: RabbitMQ at " in line
+    assert "inequivalent arg" in line
     assert "Traceback" not in done.err
 
 
