@@ -120,11 +120,16 @@ class Run:
         if self.awaits == 0:
             self.worker.parked -= 1
             if not self.ended:
-                await self.worker.slots.retake()
-                self._resume()
+                await self._resume()
 
-    def _resume(self) -> None:
-        """It was given a slot. Meanwhile it may have ended, or parked again, or resumed otherwise."""
+    async def _resume(self) -> None:
+        """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise."""
+        try:
+            await self.worker.slots.retake()
+        except asyncio.CancelledError:
+            if not (self.ended or self.awaits or self.slots):
+                await self._resume()  # it goes on, if only to clean up: with a slot, as everything that runs
+            raise
         if self.ended or self.awaits or self.slots:
             self.worker.slots.give()
         else:

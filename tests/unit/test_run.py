@@ -1,0 +1,261 @@
+"""Parking: a run that awaits calls holds no slot, and takes one again before it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks.run import Run
+from atasks.tasks import atask
+from atasks.worker import Worker
+
+
+@asynccontextmanager
+async def worker_for(namespace: str, *, concurrency: int = 1, max_parked: int = 50_000) -> AsyncIterator[Worker]:
+    options: dict[str, Any] = {"concurrency": concurrency, "max_parked": max_parked, "grace": 0}
+    async with atasks.serve("loopback:", namespace=namespace, **options) as worker:
+        yield worker
+        assert (worker.slots.free, worker.parked, worker.held) == (concurrency, 0, 0)
+
+
+def this_run() -> Run:
+    from atasks.calls import serving
+
+    run = serving.get()
+    assert run is not None
+    return run
+
+
+async def test_a_parked_run_holds_no_slot(namespace: str) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def look(run: Run) -> None:
+        seen.append((run.slots, run.awaits, run.worker.parked))
+
+    @atask(namespace=namespace)
+    async def inner(outer: bool = False) -> None:
+        look(this_run())
+        (other,) = [run for run in this_run().worker.runs if run is not this_run()]
+        look(other)
+
+    @atask(namespace=namespace)
+    async def outer() -> None:
+        look(this_run())
+        await inner()
+        look(this_run())
+
+    async with worker_for(namespace):
+        await outer()
+    assert seen == [(1, 0, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0)]
+
+
+async def test_several_awaits_park_once(namespace: str) -> None:
+    parked: list[int] = []
+
+    @atask(namespace=namespace)
+    async def inner() -> None:
+        parked.append(this_run().worker.parked)
+
+    @atask(namespace=namespace)
+    async def outer() -> None:
+        await asyncio.gather(*(inner() for _ in range(5)))
+        assert (this_run().slots, this_run().awaits) == (1, 0)
+
+    async with worker_for(namespace):
+        await outer()
+    assert parked == [1] * 5
+
+
+async def test_too_many_parked(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def depth(n: int) -> int:
+        return 0 if n == 0 else 1 + await depth(n - 1)
+
+    async with worker_for(namespace, max_parked=3):
+        assert await depth(3) == 3
+        with pytest.raises(atasks.TooManyParked, match="holds 3 parked calls, its limit; add workers"):
+            await depth(4)
+        assert await depth(3) == 3
+
+
+async def test_too_many_parked_can_be_handled(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def depth(n: int) -> int:
+        try:
+            return 1 + await depth(n + 1)
+        except atasks.TooManyParked:
+            return 0
+
+    async with worker_for(namespace, max_parked=7):
+        assert await depth(0) == 7
+
+
+async def test_a_caught_timeout_of_a_nested_await_leaves_the_run_with_a_slot(namespace: str) -> None:
+    never = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def forever() -> None:
+        await never.wait()
+
+    @atask(namespace=namespace)
+    async def outer() -> int:
+        try:
+            async with asyncio.timeout(0.01):
+                await forever()
+        except TimeoutError:
+            return this_run().slots
+        return -1
+
+    async with worker_for(namespace):
+        assert await outer() == 1
+
+
+@pytest.mark.parametrize("cancellations", [1, 2])
+async def test_cancelled_while_it_waits_to_resume(
+    namespace: str, cancellations: int
+) -> None:
+    """A timeout of the user's that ends while the run waits for a slot must not let it run beside the slots."""
+    quick_runs, blocked, go_on, leave = (asyncio.Event() for _ in range(4))
+    slots: list[int] = []
+
+    @atask(namespace=namespace)
+    async def blocker() -> None:
+        blocked.set()
+        await leave.wait()
+
+    @atask(namespace=namespace)
+    async def quick() -> None:
+        quick_runs.set()
+        await go_on.wait()
+
+    @atask(namespace=namespace)
+    async def outer() -> int:
+        run = this_run()
+        nested = asyncio.create_task(quick())
+        await blocked.wait()
+        for _ in range(cancellations):
+            await asyncio.sleep(0)
+            nested.cancel()
+        try:
+            await nested
+        except asyncio.CancelledError:
+            slots.append(run.slots)
+        return run.slots
+
+    async with worker_for(namespace):
+        call = asyncio.create_task(outer())
+        await quick_runs.wait()
+        other = asyncio.create_task(blocker())
+        await asyncio.sleep(0)
+        go_on.set()
+        await blocked.wait()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not slots
+        leave.set()
+        await other
+        assert await call == 1
+    assert slots == [1]
+
+
+async def test_a_task_that_outlives_its_call_parks_nothing(namespace: str) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[int]] = []
+
+    @atask(namespace=namespace)
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @atask(namespace=namespace)
+    async def outer() -> None:
+        async def later() -> int:
+            started.set()
+            await go_on.wait()
+            return await double(21)
+
+        left.append(asyncio.create_task(later()))
+        await started.wait()
+
+    async with worker_for(namespace) as worker:
+        await outer()
+        go_on.set()
+        assert await left[0] == 42
+        assert worker.slots.free == 1
+
+
+async def test_a_call_that_ends_while_its_task_awaits_gives_nothing_twice(namespace: str) -> None:
+    release, inside = asyncio.Event(), asyncio.Event()
+    left: list[asyncio.Task[None]] = []
+
+    @atask(namespace=namespace)
+    async def wait() -> None:
+        inside.set()
+        await release.wait()
+
+    @atask(namespace=namespace)
+    async def outer() -> None:
+        left.append(asyncio.create_task(wait()))
+        await inside.wait()
+
+    async with worker_for(namespace, concurrency=2) as worker:
+        await outer()
+        assert (worker.parked, worker.slots.free) == (1, 1)
+        release.set()
+        await left[0]
+
+
+@pytest.mark.parametrize("seed", range(10))
+async def test_random_trees_and_cancellations_lose_no_slot(namespace: str, seed: int) -> None:
+    """Calls that await calls, alone, together and in tasks of their own, some cancelled at any moment."""
+    chance = random.Random(seed)
+    concurrency = chance.randint(1, 3)
+    running = 0
+
+    async def work() -> None:
+        """What a run does between awaits of calls, in its own task: it holds a slot."""
+        nonlocal running
+        run = this_run()
+        if run.awaits == 0 and run.slots:
+            running += 1
+            try:
+                assert running <= concurrency
+                await asyncio.sleep(0)
+            finally:
+                running -= 1
+
+    @atask(namespace=namespace)
+    async def tree(depth: int) -> int:
+        await work()
+        if depth == 0:
+            return 1
+        how, width = chance.random(), chance.randint(1, 3)
+        if how < 0.4:
+            total = sum(await asyncio.gather(*(tree(depth - 1) for _ in range(width))))
+        elif how < 0.7:
+            total = sum([await tree(depth - 1) for _ in range(width)])
+        else:
+            tasks = [asyncio.create_task(tree(depth - 1)) for _ in range(width)]
+            for _ in range(chance.randint(0, 6)):
+                await asyncio.sleep(0)
+            tasks[0].cancel()
+            await asyncio.wait(tasks)
+            total = sum(not task.cancelled() for task in tasks)
+        await work()
+        return total
+
+    async with worker_for(namespace, concurrency=concurrency):
+        roots = [asyncio.create_task(tree(4)) for _ in range(6)]
+        for _ in range(chance.randint(5, 200)):
+            await asyncio.sleep(0)
+            if chance.random() < 0.02:
+                chance.choice(roots).cancel()
+        for result in await asyncio.gather(*roots, return_exceptions=True):
+            assert isinstance(result, (int, asyncio.CancelledError))
+        for _ in range(200):  # cancelled runs end behind the cancelled awaits
+            await asyncio.sleep(0)
