@@ -106,21 +106,20 @@ class Transport:
             )
         timeout = None if call.timeout_ms is None else call.timeout_ms / 1000
         scope = asyncio.timeout(timeout)
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
         try:
             async with scope:
                 content = await self.send_request(call.task, wire.encode([call]))
         except CallError:
             raise
-        except TimeoutError as error:
-            if scope.expired():
-                raise timed_out(call) from None
-            raise _lost(self, call, error) from error
         except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+            if task is None or task.cancelling() > cancelled_before:
                 raise
             raise _lost(self, call, error) from error  # a library's way to say that the connection is gone
         except Exception as error:
+            if scope.expired():
+                raise timed_out(call) from None
             raise _lost(self, call, error) from error
         if not isinstance(content, bytes):
             raise CallConnectionLost(
@@ -312,6 +311,7 @@ class LoopbackTransport(CallTransport):
 
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
+        self._waiting.clear()
 
     async def send_request(self, name: str, content: bytes) -> bytes:
         if self.callback is None:
@@ -331,8 +331,9 @@ class LoopbackTransport(CallTransport):
             self._post(pending)
 
     async def stop_serving(self, worker: Worker) -> None:
-        await super().stop_serving(worker)
-        self._worker = None
+        if self._worker is worker:  # else another one took over
+            await super().stop_serving(worker)
+            self._worker = None
 
     def _post(self, pending: Pending) -> None:
         if self._worker is not None:
@@ -370,6 +371,10 @@ class _Delivery:
             asyncio.get_running_loop().call_soon(self._return)
 
     def _return(self) -> None:
-        """Wait for the next worker: the one that gave it back is draining, and may be the one that is attached."""
-        if not self.pending.future.done():
+        """Go to the worker that is attached by now, or wait for the next one."""
+        if self.pending.future.done():
+            return
+        if self.transport._worker is None:
             self.transport._waiting[self.pending.call.id] = self.pending
+        else:
+            self.transport._post(self.pending)

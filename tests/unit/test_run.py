@@ -117,9 +117,7 @@ async def test_a_caught_timeout_of_a_nested_await_leaves_the_run_with_a_slot(nam
 
 
 @pytest.mark.parametrize("cancellations", [1, 2])
-async def test_cancelled_while_it_waits_to_resume(
-    namespace: str, cancellations: int
-) -> None:
+async def test_cancelled_while_it_waits_to_resume(namespace: str, cancellations: int) -> None:
     """A timeout of the user's that ends while the run waits for a slot must not let it run beside the slots."""
     quick_runs, blocked, go_on, leave = (asyncio.Event() for _ in range(4))
     slots: list[int] = []
