@@ -228,7 +228,7 @@ def _looks_like_a_method(function: Any) -> bool:
 
 def _importable_module(function: Any) -> str | None:
     module: str | None = getattr(function, "__module__", None)
-    return modules.main_name() if module == "__main__" else module
+    return modules.main_name() if module in modules.MAIN_NAMES else module
 
 
 def _default_name(function: Any) -> str:

@@ -53,4 +53,7 @@ class Consumer:
             await guard(asyncio.shield(self._link.work.basic_cancel(tag)))
 
     async def _on_message(self, message: DeliveredMessage) -> None:
-        await self.intake.receive(self, message)
+        try:
+            await self.intake.receive(self, message)
+        except Exception:
+            self.intake.fail(message)

@@ -73,7 +73,7 @@ class Intake:
         topology, worker = self.transport.topology, self.worker
         self._epoch += 1
         acks = Acks(link.work)
-        await guard(link.work.queue_declare(topology.dead, durable=True, arguments=topology.dead_arguments()))
+        await link.declare_queue(topology.dead, topology.dead_arguments())
         control = self._control = topology.control_queue(worker.id, self._epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
@@ -86,7 +86,7 @@ class Intake:
         consumers: list[Consumer] = []
         for queue in self.queues:
             for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
-                await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
+                await link.declare_queue(name, arguments)
                 consumers.append(Consumer(self, queue, name, size, solo=name != topology.work(queue)))
         self.link, self.acks, self.window = link, acks, Window(link, worker, consumers)
         if not self._stopping:
@@ -182,6 +182,19 @@ class Intake:
                 self.worker.deliver(call, delivery, alone=consumer.solo)
         if consumer.solo and self.window is not None:
             self.window.adapt()
+
+    def fail(self, message: DeliveredMessage) -> None:
+        """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
+        logger.error("a request could not be served", exc_info=True)
+        reply_to = message.header.properties.reply_to
+        calls = [item for item in wire.salvage(message.body).envelopes if isinstance(item, Call)]
+        reason = "the worker failed to serve the call: its log says more"
+        replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
+        if reply_to and replies:
+            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=2)
+            self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties))
+        if self.acks is not None:
+            self.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""

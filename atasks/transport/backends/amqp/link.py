@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -35,6 +36,20 @@ logger = logging.getLogger("atasks.amqp")
 
 T = TypeVar("T")
 
+SAID_HERE: Final = (
+    "Cancelling cause reader exited abnormally",
+    "Unexpected connection close from remote",
+    "error when creating transport",
+)
+"""What the client library logs with a traceback, and raises too: atasks logs each failure in one line."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(SAID_HERE) or logger.isEnabledFor(logging.DEBUG)
+
+
+logging.getLogger("aiormq.connection").addFilter(_is_news)
+
 CLIENT_ERRORS: Final = (
     AMQPError,
     ChannelInvalidStateError,
@@ -63,8 +78,8 @@ class Link:
         """Work queues are consumed here."""
         self.inbox: Channel
         """The reply queue and the control queue are consumed here."""
-        self._declare: Channel | None = None
-        self._declare_lock = asyncio.Lock()
+        self._spare: Channel | None = None
+        self._spare_lock = asyncio.Lock()
 
     @classmethod
     async def open(cls, urls: Sequence[str], name: str, timeout: float) -> Link:
@@ -132,23 +147,31 @@ class Link:
 
     async def queue_state(self, name: str) -> tuple[int, int] | None:
         """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
-        async with self._declare_lock:
-            # A passive declaration of a missing queue closes its channel: it has one of its own.
-            if self._declare is None or self._declare.is_closed:
-                channel = self._connections[1].channel(publisher_confirms=False)
-                await guard(channel.initialize())
-                underlay = await channel.get_underlay_channel()
-                assert isinstance(underlay, Channel)
-                self._declare = underlay
+        async with self._spare_lock:
             try:
-                found = await guard(asyncio.shield(self._declare.queue_declare(queue=name, passive=True)))
+                channel = await self._spare_channel()
+                found = await guard(asyncio.shield(channel.queue_declare(queue=name, passive=True)))
             except ChannelNotFoundEntity:
-                self._declare = None
                 return None
             except ChannelLockedResource:  # another connection's exclusive queue: it exists
-                self._declare = None
                 return (0, 1)
         return (found.message_count or 0, found.consumer_count or 0)
+
+    async def declare_queue(self, name: str, arguments: FieldTable) -> None:
+        """Declare a durable queue, without losing the link if it exists with other arguments."""
+        async with self._spare_lock:
+            channel = await self._spare_channel()
+            await guard(asyncio.shield(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+
+    async def _spare_channel(self) -> Channel:
+        """A channel of its own for declarations: one that the broker refuses closes its channel."""
+        if self._spare is None or self._spare.is_closed:
+            channel = self._connections[1].channel(publisher_confirms=False)
+            await guard(channel.initialize())
+            underlay = await channel.get_underlay_channel()
+            assert isinstance(underlay, Channel)
+            self._spare = underlay
+        return self._spare
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
@@ -228,9 +251,9 @@ def map_error(error: BaseException, url: str) -> TransportError:
 
 def _reason(error: BaseException) -> str:
     """An OSError's own words, found behind the client library's wrapping."""
-    cause = error.__cause__
-    if isinstance(cause, OSError) and cause.strerror:
-        return cause.strerror
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    for reason in (error.__cause__, error):
+        if isinstance(reason, OSError) and reason.strerror:
+            if reason.errno and reason.strerror.startswith("Connect call failed"):
+                return os.strerror(reason.errno)  # the system says it better than asyncio: "Connection refused"
+            return reason.strerror
     return str(error).split("\n", 1)[0] or type(error).__name__

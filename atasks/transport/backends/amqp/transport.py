@@ -88,6 +88,8 @@ class AMQPTransport(CallTransport):
         self.pace = Pace()
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
+        self._last_link: Link | None = None
+        """The link opened last: to be closed in the end, whatever became of it."""
         self._intake: Intake | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._inquiry = Inquiry(self)
@@ -148,12 +150,13 @@ class AMQPTransport(CallTransport):
             await asyncio.wait(background)
             if self._intake is not None:
                 await self._intake.close()
-            if link is not None:
-                await link.close()
+            if self._last_link is not None:
+                await self._last_link.close()
             self._detach()
 
     async def _open(self) -> Link:
-        return await Link.open(self.urls, f"atasks {os.getpid()}", self.timeout)
+        self._last_link = await Link.open(self.urls, f"atasks {os.getpid()}", self.timeout)
+        return self._last_link
 
     async def _set_up(self, link: Link) -> None:
         """Declare and consume over a new link, then send what waits. The order matters: nobody may be told of this
