@@ -27,9 +27,9 @@ from atasks.failures import decode_failure
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
+from atasks.run import Run
 from atasks.tasks import ATask, TaskName
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
-from atasks.run import Run
 from atasks.worker import Worker
 
 if TYPE_CHECKING:

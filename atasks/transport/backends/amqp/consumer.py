@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
 
 __all__ = ["Consumer"]
+
+logger = logging.getLogger("atasks.amqp")
 
 
 class Consumer:
@@ -56,4 +59,5 @@ class Consumer:
         try:
             await self.intake.receive(self, message)
         except Exception:
+            logger.exception("a request could not be served")
             self.intake.fail(message)

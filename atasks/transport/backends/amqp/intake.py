@@ -185,7 +185,6 @@ class Intake:
 
     def fail(self, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
-        logger.error("a request could not be served", exc_info=True)
         reply_to = message.header.properties.reply_to
         calls = [item for item in wire.salvage(message.body).envelopes if isinstance(item, Call)]
         reason = "the worker failed to serve the call: its log says more"
