@@ -1,0 +1,194 @@
+"""Errors of connecting: the client library's never reach a user, and each says what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiormq.exceptions
+import pamqp.exceptions
+import pytest
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
+from yarl import URL
+
+import atasks
+from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, TransportError
+from atasks.testing import Site, soon
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS, map_error
+from tests.amqp.conftest import NewTransport
+from tests.brokers.ports import free_ports
+
+SECRET = "the-password"
+
+
+async def _refused(url: str, kind: type[TransportError], **options: float) -> str:
+    """The message of the error that connecting to that URL raises."""
+    with pytest.raises(kind) as caught:
+        async with asyncio.timeout(30), atasks.connect(url, namespace="connecting", **options):
+            pass
+    text = str(caught.value)
+    assert "\n" not in text
+    assert SECRET not in text
+    return text
+
+
+async def test_wrong_password(amqp_url: str) -> None:
+    url = URL(amqp_url).with_password(SECRET)
+    text = await _refused(str(url), AccessRefused)
+    assert "user 'guest'" in text
+    assert "password" in text
+
+
+async def test_unknown_user(amqp_url: str) -> None:
+    text = await _refused(str(URL(amqp_url).with_user("nobody").with_password(SECRET)), AccessRefused)
+    assert "user 'nobody'" in text
+
+
+async def test_unknown_virtual_host(amqp_url: str) -> None:
+    text = await _refused(str(URL(amqp_url).with_path("/no-such-vhost")), AccessRefused)
+    assert "'no-such-vhost'" in text
+
+
+async def test_closed_port() -> None:
+    (port,) = free_ports(1)
+    text = await _refused(f"amqp://guest:{SECRET}@127.0.0.1:{port}/", ConnectFailed)
+    assert f"127.0.0.1:{port}" in text
+    assert "Connection refused" in text
+
+
+async def test_unknown_host() -> None:
+    text = await _refused(f"amqp://guest:{SECRET}@no-such-host.invalid/", ConnectFailed)
+    assert "no-such-host.invalid:5672" in text
+
+
+@asynccontextmanager
+async def _server(greeting: bytes | None) -> AsyncIterator[int]:
+    """A server that is no broker: it sends its greeting and hangs up, or says nothing at all."""
+    released = asyncio.Event()
+
+    async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if greeting is None:
+            await released.wait()
+        else:
+            writer.write(greeting)
+        writer.close()
+
+    server = await asyncio.start_server(on_connection, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        released.set()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"AMQP\x00\x01\x00\x00", b"\x01\x00\x00\x00\x00\x00\x00\xce"],
+)
+async def test_server_that_is_no_broker(greeting: bytes) -> None:
+    async with _server(greeting) as port:
+        text = await _refused(f"amqp://guest:{SECRET}@127.0.0.1:{port}/", ConnectFailed)
+    assert f"127.0.0.1:{port}" in text
+
+
+async def test_server_that_does_not_answer() -> None:
+    async with _server(None) as port:
+        text = await _refused(f"amqp://guest:{SECRET}@127.0.0.1:{port}/", ConnectFailed, timeout=0.2)
+    assert "no answer in time" in text
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://",
+        "amqp:",
+        f"amqp://guest:{SECRET}@host:port/",
+        f"ampq://guest:{SECRET}@host/",
+        f"http://u:{SECRET}@h/",
+        "",
+    ],
+)
+async def test_url_that_is_none(url: str) -> None:
+    text = await _refused(url, InvalidURL)
+    assert "amqp:" in text
+
+
+async def test_second_url_is_tried(amqp_url: str, site: Site, prefix: str) -> None:
+    (port,) = free_ports(1)
+    transport = AMQPTransport([f"amqp://127.0.0.1:{port}/", amqp_url], site.namespace, prefix=prefix)
+    await transport.connect()
+    assert transport.usable(asyncio.get_running_loop())
+    await transport.disconnect()
+
+
+async def test_transport_is_used_after_it_was_disconnected(new_transport: NewTransport, site: Site) -> None:
+    @site.atask
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with site.open():
+        pass
+    with pytest.raises(NotConnected, match=r"atasks\.connect"):
+        await soon(add(1, 2))
+
+
+async def test_await_that_is_pending_at_disconnect(site: Site) -> None:
+    @site.atask
+    async def never() -> None: ...
+
+    async with site.open(serve=False):
+        waiting = asyncio.create_task(never())
+        await asyncio.sleep(0)
+        await site.caller.disconnect()
+        with pytest.raises(atasks.CallConnectionLost):
+            await soon(waiting)
+
+
+def _exceptions(module: object) -> list[type[Exception]]:
+    found = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, Exception) and cls.__module__ == getattr(module, "__name__", None)
+    ]
+    assert found
+    return found
+
+
+def _instance(cls: type[Exception]) -> Exception:
+    """One of that class as the client library makes it, with the arguments that it wants."""
+    if issubclass(cls, aiormq.exceptions.DeliveryError):
+        frame = Basic.Return(reply_code=312, reply_text="NO_ROUTE", exchange="", routing_key="key")
+        return cls(DeliveredMessage(frame, ContentHeader(), b"", channel=None), frame)  # type: ignore[arg-type]
+    for count in (2, 1, 0, 3, 4):
+        try:
+            error = cls(*["some text"] * count)
+            str(error)
+        except (TypeError, AttributeError, IndexError):
+            continue
+        return error
+    raise AssertionError(f"{cls} cannot be made")
+
+
+URL_WITH_PASSWORD = f"amqp://guest:{SECRET}@host/vhost"
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [*_exceptions(aiormq.exceptions), *_exceptions(pamqp.exceptions), OSError, ConnectionError, TimeoutError],
+)
+def test_every_exception_of_the_client_library_is_mapped(cls: type[Exception]) -> None:
+    error = _instance(cls)
+    mapped = map_error(error, URL_WITH_PASSWORD)
+    assert isinstance(mapped, TransportError)
+    assert mapped.__cause__ is error
+    assert "host:5672" in str(mapped)
+    assert "\n" not in str(mapped)
+    assert SECRET not in str(mapped)
+
+
+@pytest.mark.parametrize("cls", _exceptions(aiormq.exceptions))
+def test_every_exception_of_the_client_library_is_caught(cls: type[Exception]) -> None:
+    assert issubclass(cls, CLIENT_ERRORS)
