@@ -1,0 +1,211 @@
+"""The documentation does what it says.
+
+Every Python block and every command of every page is run, in the order of the page, in a directory of its own and
+against a broker; links lead somewhere; tests, files and names that are mentioned exist; tables list what there is.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import click
+import pytest
+
+import atasks
+from atasks import errors, failures, wire
+from atasks.options import TaskOptions
+from atasks_cli.exits import Exit
+from atasks_cli.main import run_command
+from tests.docs.pages import PAGES, ROOT, Page, table
+from tests.docs.reader import NOT_RUN, URL, Reader
+
+LANGUAGES = {"python", "console", "mermaid", "text"}
+
+BY_NAME = {page.name: page for page in PAGES}
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def needs_broker(page: Page) -> bool:
+    """Whether it connects to one, or runs workers or clients, which do."""
+    return any(
+        URL.search(block.text) or "--mode" in block.text
+        for block in page.blocks
+        if block.language in ("python", "console")
+    )
+
+
+@pytest.fixture
+def reader(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Reader]:
+    url = None
+    if needs_broker(page):
+        broker = request.getfixturevalue("broker")
+        broker.start()
+        url = broker.add_vhost() if broker.controllable else broker.url  # pages use the default names of queues
+    reader = Reader(tmp_path, url)
+    yield reader
+    reader.kill()
+    if url is not None and broker.controllable:
+        broker.ctl("delete_vhost", urlsplit(url).path.strip("/"))
+
+
+@each_page
+def test_what_the_page_shows_works(page: Page, reader: Reader) -> None:
+    for block in page.blocks:
+        reader.follow(block)
+    reader.close()
+
+
+@each_page
+def test_blocks_are_of_a_known_language(page: Page) -> None:
+    assert {block.language for block in page.blocks} <= LANGUAGES
+    assert not re.search(r"^\s+```|^~~~", page.prose, re.MULTILINE), "a block that begins inside a line is not run"
+
+
+def test_commands_that_are_not_run_are_mentioned() -> None:
+    text = "\n".join(block.text for page in PAGES for block in page.blocks if block.language == "console")
+    assert [command for command in NOT_RUN if f"$ {command}\n" not in text] == []
+
+
+@each_page
+def test_links_lead_somewhere(page: Page) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.prose):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        path = (page.path.parent / file).resolve() if file else page.path
+        assert path.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in BY_NAME[path.relative_to(ROOT).as_posix()].anchors, f"{page.name} links to {target}"
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    found = {target for page in PAGES for target in re.findall(r"\]\((?:docs/)?([\w-]+\.md)", page.prose)}
+    assert {page.path.name for page in PAGES} - found <= {"README.md"}
+
+
+@each_page
+def test_files_that_are_mentioned_exist(page: Page) -> None:
+    for name in re.findall(
+        r"`((?:atasks|atasks_cli|tests|docs|scenarios|scripts|benchmarks)/[\w./-]*)[`:]", page.text
+    ):
+        assert (ROOT / name).exists(), f"{page.name} mentions {name}"
+
+
+@each_page
+def test_tests_that_are_mentioned_exist(page: Page) -> None:
+    for file, name in re.findall(r"`([\w/]+\.py)::([\w:]+)`", page.text):
+        body: list[ast.stmt] = ast.parse((ROOT / file).read_text()).body
+        for part in name.split("::"):
+            found = [item for item in body if getattr(item, "name", None) == part]
+            assert found, f"{page.name} mentions {file}::{name}"
+            body = getattr(found[0], "body", [])
+
+
+@each_page
+def test_names_that_are_mentioned_exist(page: Page) -> None:
+    for name in re.findall(r"`(atasks(?:\.\w+)+)[`(]", page.prose):
+        resolve(name)
+
+
+def resolve(name: str) -> object:
+    """What a dotted name leads to; an error if it leads nowhere."""
+    parts = name.split(".")
+    found: object = importlib.import_module(parts[0])
+    for number, part in enumerate(parts[1:], 2):
+        if not hasattr(found, part):
+            importlib.import_module(".".join(parts[:number]))
+        found = getattr(found, part)
+    return found
+
+
+def test_diagrams_name_functions_that_exist() -> None:
+    source = "\n".join(path.read_text() for path in (ROOT / "atasks").rglob("*.py"))
+    diagrams = "\n".join(
+        block.text for block in BY_NAME["docs/architecture.md"].blocks if block.language == "mermaid"
+    )
+    names = set(re.findall(r"(\w+)\(", diagrams))
+    assert len(names) > 10
+    assert [name for name in names if f"def {name}(" not in source] == []
+
+
+def test_module_map_is_complete() -> None:
+    listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("## Modules"))}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atasks").rglob("*.py")}
+    packages = {"atasks/testing/", "atasks/transport/backends/amqp/"}
+    small = {name for name in modules if name.endswith(("__init__.py", "__main__.py"))}
+    unlisted = {name for name in modules - small - listed if not name.startswith(tuple(packages & listed))}
+    assert unlisted == set()
+    assert packages <= listed
+
+
+def test_map_of_the_amqp_package_is_complete() -> None:
+    folder = ROOT / "atasks/transport/backends/amqp"
+    listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("### The AMQP transport"))}
+    assert listed == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        wire.Call,
+        wire.Reply,
+        wire.Ending,
+        wire.Cancel,
+        wire.Ask,
+        wire.Held,
+        wire.Up,
+        wire.Credit,
+        wire.Item,
+        wire.End,
+        failures.Node,
+    ],
+    ids=lambda envelope: envelope.__name__,
+)
+def test_fields_on_the_wire(envelope: type) -> None:
+    rows = table(BY_NAME["docs/wire.md"].section(f"### {envelope.__name__}"))
+    config = envelope.__struct_config__  # type: ignore[attr-defined]
+    fields = list(envelope.__struct_fields__)  # type: ignore[attr-defined]
+    if config.tag is not None:
+        fields.insert(0, "tag")
+        assert rows[0][2].startswith(f"{config.tag}:")
+    assert [row[1] for row in rows] == fields
+    assert [row[0] for row in rows] == [str(number) for number in range(len(fields))]
+
+
+def test_statuses_on_the_wire() -> None:
+    rows = table(BY_NAME["docs/wire.md"].section("### Statuses"))
+    assert {row[1]: int(row[0]) for row in rows} == {
+        name: value for name, value in vars(wire.Status).items() if name.isupper()
+    }
+
+
+def test_table_of_options() -> None:
+    rows = table(BY_NAME["README.md"].section("## Options"))
+    defaults = {field.name: field.default for field in dataclasses.fields(TaskOptions) if field.name != "extra"}
+    assert {row[0]: ast.literal_eval(row[1]) for row in rows if row[0] not in ("name", "namespace")} == defaults
+
+
+def test_every_error_is_described() -> None:
+    rows = table(BY_NAME["docs/errors.md"].section("## All errors"))
+    assert sorted(row[0] for row in rows) == sorted(errors.__all__)
+    for name, *_ in rows:
+        assert hasattr(atasks, name)
+
+
+def test_every_option_of_the_command_is_described() -> None:
+    rows = table(BY_NAME["docs/cli.md"].section("## Options"))
+    described = {row[0].split()[0] for row in rows}
+    options = [parameter for parameter in run_command.params if isinstance(parameter, click.Option)]
+    assert described == {name for option in options for name in option.opts if "-h" not in option.opts}
+
+
+def test_every_exit_code_is_described() -> None:
+    rows = table(BY_NAME["docs/cli.md"].section("## Exit codes"))
+    assert [int(row[0]) for row in rows] == [code.value for code in Exit]
