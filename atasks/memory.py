@@ -19,6 +19,7 @@ class RecentIds:
     def add(self, call_id: str) -> None:
         """Remember an id."""
         self._ids[call_id] = None
+        self._ids.move_to_end(call_id)
         if len(self._ids) > self._size:
             self._ids.popitem(last=False)
 

@@ -336,7 +336,7 @@ async def test_awaits_end_at_disconnect_and_never_run_later(namespace: str) -> N
     waiting = asyncio.create_task(note(1))
     await asyncio.sleep(0)
     await transport.disconnect()
-    with pytest.raises(atasks.CallConnectionLost, match="disconnected: the outcome of .*note cannot be known"):
+    with pytest.raises(atasks.CallConnectionLost, match=r"disconnected: the outcome of .*note cannot be known"):
         await waiting
     with pytest.raises(atasks.NotConnected):
         await note(2)

@@ -1,0 +1,77 @@
+"""What a worker remembers stays within its bounds."""
+
+from __future__ import annotations
+
+import random
+
+from atasks.memory import RecentIds, RecentReplies
+from atasks.wire import Reply
+
+
+def reply(size: int) -> Reply:
+    return Reply(1, "id", 0, bytes(size))
+
+
+def test_recent_ids_are_the_last_ones() -> None:
+    ids = RecentIds(3)
+    for number in range(10):
+        ids.add(str(number))
+        assert len(ids) <= 3
+    assert [str(number) in ids for number in range(10)] == [False] * 7 + [True] * 3
+
+
+def test_an_id_that_is_added_again_is_recent_again() -> None:
+    ids = RecentIds(2)
+    for call_id in ("a", "b", "a", "c"):
+        ids.add(call_id)
+    assert ("a" in ids, "b" in ids, "c" in ids) == (True, False, True)
+
+
+def test_recent_replies_are_bounded_in_number() -> None:
+    replies = RecentReplies(size=2)
+    kept = [reply(1) for _ in range(4)]
+    for number, item in enumerate(kept):
+        replies.add(str(number), item)
+    assert len(replies) == 2
+    assert [replies.get(str(number)) for number in range(4)] == [None, None, *kept[2:]]
+
+
+def test_recent_replies_are_bounded_in_bytes() -> None:
+    replies = RecentReplies(max_bytes=100)
+    for number in range(10):
+        replies.add(str(number), reply(40))
+    assert len(replies) == 2
+    replies.add("big", reply(100))
+    assert len(replies) == 1
+    assert replies.get("big") is not None
+
+
+def test_a_reply_over_the_bound_is_not_kept() -> None:
+    replies = RecentReplies(max_bytes=100)
+    replies.add("small", reply(1))
+    replies.add("huge", reply(101))
+    assert replies.get("huge") is None
+    replies.add("next", reply(100))
+    assert replies.get("next") is not None
+
+
+def test_the_same_id_again_is_counted_once() -> None:
+    replies = RecentReplies(max_bytes=100)
+    for size in (60, 80, 90):
+        replies.add("same", reply(size))
+    assert len(replies) == 1
+    replies.add("other", reply(10))
+    assert len(replies) == 2
+
+
+def test_random_use_never_exceeds_the_bounds() -> None:
+    chance = random.Random(1)
+    replies = RecentReplies(size=20, max_bytes=1000)
+    sizes: dict[str, int] = {}
+    for _ in range(5000):
+        call_id = str(chance.randrange(60))
+        sizes[call_id] = chance.randrange(300)
+        replies.add(call_id, reply(sizes[call_id]))
+        held = [call_id for call_id in sizes if replies.get(call_id) is not None]
+        assert len(held) == len(replies) <= 20
+        assert sum(sizes[call_id] for call_id in held) == replies._bytes <= 1000
