@@ -179,7 +179,13 @@ async def serve(record: Path, options: dict[str, Any]) -> None:
             os._exit(130)
         stop.set()
 
+    def on_question() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.print_stack(file=sys.stderr)
+        sys.stderr.flush()
+
     loop.add_signal_handler(signal.SIGTERM, on_signal)
+    loop.add_signal_handler(signal.SIGUSR1, on_question)  # what does it wait for?
     async with atasks.serve(lifespan=lambda: _recorder(record), **options) as worker:
         print(READY, flush=True)
         ended = asyncio.create_task(worker.wait())

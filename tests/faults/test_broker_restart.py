@@ -1,0 +1,109 @@
+"""A broker that restarts, or loses power, with calls in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from tests.broker import Broker
+from tests.faults.history import History, settled, until
+from tests.faults.tasks import echo, gated, work
+from tests.faults.workers import Fleet
+
+HOW = ["stop_app", "kill"]
+CALLS = 400
+ONCE = 100
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def _down(node: Broker, how: str) -> AsyncIterator[None]:
+    """The broker is down inside the block, and up after it."""
+    if how == "kill":
+        await asyncio.to_thread(node.kill)
+    else:
+        await asyncio.to_thread(node.ctl, "stop_app")
+    try:
+        yield
+    finally:
+        if how == "kill":
+            await asyncio.to_thread(node.start)
+        else:
+            await asyncio.to_thread(node.ctl, "start_app")
+
+
+def _check(history: History) -> None:
+    history.check()
+    for item in history.awaits:
+        if item.delivery == "at_least_once":
+            assert item.error is None, item
+        else:
+            known = (type(None), atasks.WorkerLost, atasks.CallConnectionLost)
+            assert isinstance(item.error, known), item
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.usefixtures("connected")
+async def test_calls_in_flight_survive_a_restart(
+    fleet: Fleet, history: History, node: Broker, tmp_path: Path, how: str, queue_type: str
+) -> None:
+    gate = tmp_path / "gate"
+    fleet.start(2, concurrency=100, queue_type=queue_type)
+    calls = history.start(CALLS, gated, str(gate)) + history.start(ONCE, gated, str(gate), delivery="at_most_once")
+    await until(lambda: history.started() >= 200, "all slots in use")
+    async with _down(node, how):
+        gate.touch()  # the runs end while the broker is down: their replies wait at the workers
+        calls += history.start(50, echo)
+        calls += history.start(10, echo, delivery="at_most_once")
+        await until(lambda: all(run.ending for run in history.runs()), "what ran has ended")
+    await settled(asyncio.gather(*calls), "calls in flight over a restart", 60)
+    _check(history)
+    await fleet.quiet()
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.usefixtures("connected")
+async def test_calls_that_move_while_the_broker_goes_down(
+    fleet: Fleet, history: History, node: Broker, how: str
+) -> None:
+    dice = random.Random(11)
+    fleet.start(2, concurrency=20)
+    calls = []
+    for number in range(CALLS + ONCE):
+        delivery = "at_most_once" if number % 5 == 0 else "at_least_once"
+        calls += history.start(1, work, dice.random() / 5, delivery=delivery)
+    await until(lambda: len(history.awaits) >= 100, "calls come and go")
+    async with _down(node, how):
+        pass
+    await settled(asyncio.gather(*calls), "calls on the move over a restart", 60)
+    _check(history)
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_calls_without_a_worker_survive_a_power_failure(
+    fleet: Fleet, history: History, node: Broker, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    victim = fleet.start_one(concurrency=1)
+    calls = history.start(200, gated, str(gate)) + history.start(50, gated, str(gate), delivery="at_most_once")
+    await until(lambda: history.started() == 1, "the worker is busy, and the rest is queued")
+    victim.kill()
+    async with _down(node, "kill"):
+        gate.touch()
+    await asyncio.to_thread(fleet.start)
+    await settled(asyncio.gather(*calls), "calls that waited at the broker", 60)
+    _check(history)
+    await fleet.quiet()
