@@ -9,7 +9,7 @@ from typing import Any
 
 import aio_pika
 import msgspec
-from aio_pika.abc import AbstractChannel, AbstractIncomingMessage, AbstractQueue
+from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
 from atasks.testing import PATIENCE, soon
 
@@ -55,10 +55,19 @@ class Peer:
         """Send a message of these envelopes."""
         await self.publish(msgspec.msgpack.encode(envelopes), queue, **properties)
 
-    async def control(self, body: bytes, key: str) -> None:
+    async def control(self, body: bytes, key: str, *, mandatory: bool = True, **properties: Any) -> None:
         """Send a body to the control exchange."""
-        exchange = await self.channel.get_exchange(f"{self.prefix}.control", ensure=True)
-        await exchange.publish(aio_pika.Message(body, content_type=CONTENT_TYPE), key)
+        message = aio_pika.Message(body, **{"content_type": CONTENT_TYPE, **properties})
+        await (await self._control()).publish(message, key, mandatory=mandatory)
+
+    async def listen(self, key: str) -> asyncio.Queue[AbstractIncomingMessage]:
+        """What arrives at the control exchange under that key from now on."""
+        queue = await self.channel.declare_queue(exclusive=True)
+        await queue.bind(await self._control(), key)
+        return await self.consume(queue.name)
+
+    async def _control(self) -> AbstractExchange:
+        return await self.channel.get_exchange(f"{self.prefix}.control", ensure=True)
 
     async def declare_work_queue(self, queue: str) -> asyncio.Queue[AbstractIncomingMessage]:
         """Be a worker made by hand: what arrives in that work queue from now on, acknowledged."""

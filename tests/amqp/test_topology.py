@@ -1,0 +1,187 @@
+"""The queues and exchanges at the broker: who declares them, with which arguments, and what is left of them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pika.exceptions
+import pytest
+
+import atasks
+from atasks import QueueMismatch, TransportError
+from atasks.testing import Site, soon
+from atasks.worker import Worker
+from tests.amqp.conftest import NewTransport
+from tests.amqp.peer import Peer
+from tests.brokers.base import Broker
+
+DAY = 24 * 3600 * 1000
+NOT_FOUND, PRECONDITION_FAILED = 404, 406
+
+
+def _work_arguments(prefix: str, queue_type: str = "classic", **more: Any) -> dict[str, Any]:
+    return {
+        "x-queue-type": queue_type,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": f"{prefix}.dead",
+        **more,
+    }
+
+
+def _is_declared_so(broker: Broker, name: str, arguments: dict[str, Any]) -> bool:
+    """Whether the queue exists with exactly these arguments: the broker refuses to declare it with others."""
+    with broker.channel() as channel:
+        channel.queue_declare(name, passive=True)
+        try:
+            channel.queue_declare(name, durable=True, arguments=arguments)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code == PRECONDITION_FAILED:
+                return False
+            raise
+    return True
+
+
+def _exists(broker: Broker, name: str) -> bool:
+    with broker.channel() as channel:
+        try:
+            channel.queue_declare(name, passive=True)
+        except pika.exceptions.ChannelClosedByBroker as error:
+            if error.reply_code == NOT_FOUND:
+                return False
+            raise
+    return True
+
+
+@pytest.fixture
+def added(site: Site) -> Any:
+    """An atask that adds."""
+
+    @site.atask
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({}, {}),
+        ({"max_priority": 3}, {"x-max-priority": 3}),
+        ({"queue_type": "quorum"}, {"x-delivery-limit": 1_000_000}),
+    ],
+    ids=["classic", "priorities", "quorum"],
+)
+async def test_queues_are_declared(
+    broker: Broker, prefix: str, new_transport: NewTransport, options: dict[str, Any], more: dict[str, Any]
+) -> None:
+    site = Site(lambda namespace: new_transport(namespace, **options))
+
+    @site.atask
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with site.open():
+        assert await soon(add(1, 2)) == 3
+        work = f"{prefix}.q.{site.namespace}.default"
+        arguments = _work_arguments(prefix, options.get("queue_type", "classic"), **more)
+        for name in (work, f"{work}.solo"):
+            assert _is_declared_so(broker, name, arguments)
+            assert not _is_declared_so(broker, name, {**arguments, "x-max-length": 1})
+        assert _is_declared_so(
+            broker,
+            f"{prefix}.dead",
+            {"x-queue-type": "classic", "x-max-length": 10_000, "x-message-ttl": 7 * DAY},
+        )
+        with broker.channel() as channel:
+            channel.exchange_declare(f"{prefix}.control", "direct", durable=True)
+    site.close()
+
+
+async def test_reply_queue_is_the_callers_and_goes_with_it(
+    broker: Broker, site: Site, peer: Peer, added: Any
+) -> None:
+    requests = await peer.declare_work_queue("spy")
+    async with site.open():
+        waiting = asyncio.create_task(added.options(queue="spy")(1, 2))
+        name = (await soon(requests.get())).reply_to
+        assert name is not None
+        assert name.startswith(f"{peer.prefix}.r.")
+        assert _is_declared_so(broker, name, {"x-queue-type": "classic", "x-expires": 300_000})
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    assert not _exists(broker, name)
+
+
+async def test_caller_declares_no_work_queue(broker: Broker, site: Site, peer: Peer, added: Any) -> None:
+    async with site.open(serve=False):
+        with pytest.raises(atasks.CallTimeout):
+            await soon(added.options(timeout=0.1)(1, 2))
+        assert not _exists(broker, peer.work_queue())
+
+
+async def test_control_queue_goes_with_the_worker(broker: Broker, site: Site, prefix: str, added: Any) -> None:
+    async with site.open():
+        await soon(added(1, 2))
+        if broker.controllable:
+            names = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")]
+            assert [name for name in names if site.worker.id in name] != []
+        worker_id = site.worker.id
+    if broker.controllable:
+        names = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")]
+        assert [name for name in names if worker_id in name or name.startswith(f"{prefix}.r.")] == []
+    assert _exists(broker, f"{prefix}.q.{site.namespace}.default")
+
+
+@pytest.mark.parametrize(
+    ("other", "argument"),
+    [({"queue_type": "quorum"}, "x-queue-type"), ({"max_priority": 2}, "x-max-priority")],
+    ids=["type", "priority"],
+)
+async def test_queue_with_other_arguments(
+    site: Site, added: Any, new_transport: NewTransport, other: dict[str, Any], argument: str
+) -> None:
+    async with site.open():
+        transport = new_transport(site.namespace, **other)
+        await transport.connect()
+        try:
+            worker = Worker(site.router, transport)
+            with pytest.raises(QueueMismatch) as caught:
+                await soon(worker.start())
+        finally:
+            await transport.disconnect()
+        text = str(caught.value)
+        assert argument in text
+        assert "\n" not in text
+        assert "max_priority" in text or "queue_type" in text
+        assert await soon(added(1, 2)) == 3
+
+
+async def test_one_transport_serves_one_worker(site: Site, added: Any) -> None:
+    async with site.open():
+        second = Worker(site.router, site.worker.transport)
+        with pytest.raises(TransportError, match="one transport for each worker"):
+            await second.start()
+        assert await soon(added(1, 2)) == 3
+
+
+async def test_work_queue_keeps_what_waits_after_the_worker(site: Site, added: Any) -> None:
+    async with site.open():
+        await soon(added(1, 2))
+        await site.worker.drain()
+        waiting = asyncio.create_task(added(3, 4))
+        await asyncio.sleep(0)
+        await site.serve()
+        assert await soon(waiting) == 7
+
+
+def test_options_that_brokers_refuse(new_transport: NewTransport) -> None:
+    with pytest.raises(ValueError, match="max_priority needs queue_type='classic'"):
+        new_transport("n", max_priority=1, queue_type="quorum")
+    with pytest.raises(ValueError, match="'classic' or 'quorum'"):
+        new_transport("n", queue_type="stream")
+    with pytest.raises(ValueError, match="max_priority=4: 1 to 3"):
+        new_transport("n", max_priority=4)
+    with pytest.raises(ValueError, match="queue='a b': letters"):
+        new_transport("n", queue="a b")

@@ -1,0 +1,261 @@
+"""Wire v1: a peer that knows nothing but the format can call, and can serve."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import msgspec
+import pytest
+
+from atasks import CallCancelled, CallTimeout, MsgpackCodec, UnknownTask, WorkerLost, current_call
+from atasks.testing import Site, soon
+from tests.amqp.peer import CONTENT_TYPE, Peer, until
+
+encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
+
+CALL, REPLY, CANCEL, ASK, HELD, UP = range(1, 7)
+VALUE, RAISED, CANCELLED, TIMED_OUT, UNKNOWN, LOST, ENCODE_ERROR, DECODE_ERROR, TOO_LARGE, FAILED = range(10)
+
+
+@pytest.fixture
+def plain_site(site: Site) -> Site:
+    """A site whose atasks take and give plain MessagePack."""
+    MsgpackCodec(site.namespace)
+
+    @site.atask(name="add")
+    async def add(a: int, b: int = 10) -> int:
+        return a + b
+
+    @site.atask(name="fail")
+    async def fail() -> None:
+        raise ValueError("text", 7)
+
+    @site.atask(name="leave")
+    async def leave() -> None:
+        raise asyncio.CancelledError
+
+    @site.atask(name="lock")
+    async def lock() -> Any:
+        return object()
+
+    @site.atask(name="show")
+    async def show() -> list[Any]:
+        call = current_call()
+        return [call.id, call.attempt, call.parent_id, call.root_id]
+
+    @site.atask(name="forever")
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    return site
+
+
+def _call(id: str, task: str, *args: Any, **kwargs: Any) -> list[Any]:
+    return [CALL, 1, id, task, encode([list(args), kwargs]), "msgpack"]
+
+
+# --- a caller made by hand
+
+
+async def test_shortest_call(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open():
+        await peer.send(_call("my-id", "add", 1, b=2))
+        ((tag, version, call_id, status, payload, codec, worker, run_us, parked),) = await peer.answer()
+        assert (tag, version, call_id, status, codec) == (REPLY, 1, "my-id", VALUE, "msgpack")
+        assert decode(payload) == 3
+        assert worker == plain_site.worker.id
+        assert run_us >= 0
+        assert parked is False
+
+
+async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:
+    now = int(time.time() * 1000)
+    fields = [
+        60_000,
+        now,
+        2,
+        5,
+        0,
+        1,
+        "the-root",
+        "the-parent",
+        ["another-worker"],
+        0,
+        {"variable": encode(1)},
+        b"sig",
+    ]
+    async with plain_site.open():
+        await peer.send([*_call("my-id", "show"), *fields])
+        ((_, _, _, status, payload, *_),) = await peer.answer()
+        assert (status, decode(payload)) == (VALUE, ["my-id", 2, "the-parent", "the-root"])
+        await peer.send([*_call("id-2", "show"), *fields, "a field", "of a later revision"])
+        ((_, _, call_id, status, payload, *_),) = await peer.answer()
+        assert (call_id, status, decode(payload)[0]) == ("id-2", VALUE, "id-2")
+
+
+async def test_several_calls_in_one_message(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open(concurrency=2):
+        await peer.send(*[_call(f"id-{n}", "add", n) for n in range(50)])
+        replies = await peer.answers(50)
+        assert {reply[2]: decode(reply[4]) for reply in replies} == {f"id-{n}": n + 10 for n in range(50)}
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "status"),
+    [
+        ("leave", [], CANCELLED),
+        ("forever", [50], TIMED_OUT),
+        ("add", [1000, 1], TIMED_OUT),
+        ("missing", [], UNKNOWN),
+        ("lock", [], ENCODE_ERROR),
+    ],
+)
+async def test_endings(plain_site: Site, peer: Peer, task: str, fields: list[int], status: int) -> None:
+    sent = fields[1:] or [int(time.time() * 1000)]
+    async with plain_site.open():
+        await peer.send([*_call("my-id", task), *fields[:1], *(sent if fields else [])])
+        ((tag, _, call_id, found, payload, codec, *_),) = await peer.answer()
+        assert (tag, call_id, found, codec) == (REPLY, "my-id", status, "")
+        message, attempts = decode(payload)
+        assert isinstance(message, str)
+        assert message
+        assert attempts == 0
+
+
+async def test_exception(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open():
+        await peer.send(_call("my-id", "fail"))
+        ((_, _, _, status, payload, codec, *_),) = await peer.answer()
+        assert (status, codec) == (RAISED, "msgpack")
+        (nodes,) = decode(payload)
+        _, module, qualname, message, values, notes, cause, context, suppress, members, traceback = nodes[-1]
+        assert (module, qualname, message) == ("builtins", "ValueError", "('text', 7)")
+        assert decode(values) == [["text", 7], {}]
+        assert "my-id" in notes[-1]
+        assert (cause, context, suppress, members) == (None, None, False, [])
+        assert "in fail" in traceback
+
+
+async def test_cancel_by_hand(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open():
+        worker = plain_site.worker
+        await peer.send(_call("one", "forever"), _call("two", "forever"))
+        await until(lambda: worker.held == 2)
+        await peer.control(encode([[CANCEL, 1, ["one", "two", "three"]]]), f"queue:{plain_site.namespace}:default")
+        await until(lambda: worker.held == 0)
+        await peer.send(_call("three", "add", 1), _call("four", "add", 1))
+        ((_, _, call_id, *_),) = await peer.answer()
+        assert call_id == "four"  # the await of "three" had ended before it came
+
+
+async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open():
+        worker = plain_site.worker
+        await peer.send(_call("held", "forever"))
+        await until(lambda: worker.held == 1)
+        key = f"queue:{plain_site.namespace}:default"
+        await peer.control(encode([[ASK, 1, ["unknown", "held"]]]), key, reply_to=peer.replies.name)
+        ((tag, version, ids, worker_id),) = await peer.answer()
+        assert (tag, version, ids, worker_id) == (HELD, 1, ["held"], worker.id)
+        await peer.control(encode([[CANCEL, 1, ["held"]]]), key)
+
+
+# --- a worker made by hand
+
+
+async def test_request_as_a_worker_sees_it(plain_site: Site, peer: Peer) -> None:
+    requests = await peer.declare_work_queue("default")
+    item = plain_site.router.registry.get("add")
+    assert item is not None
+    add = item.task.options(timeout=60, priority=2, durable=False, max_attempts=4, orphan="run", batch=False)
+    async with plain_site.open(serve=False):
+        before = int(time.time() * 1000)
+        waiting = asyncio.create_task(add(1, b=2))
+        request = await soon(requests.get())
+        assert (request.content_type, request.priority, request.delivery_mode) == (CONTENT_TYPE, 2, 1)
+        assert request.expiration is not None
+        assert float(request.expiration) >= 60
+        ((tag, version, call_id, task, payload, codec, timeout, sent, attempt, most, delivery, orphan, *rest),) = (
+            decode(request.body)
+        )
+        assert (tag, version, task, codec) == (CALL, 1, "add", "msgpack")
+        assert request.message_id == call_id
+        assert decode(payload) == [[1], {"b": 2}]
+        assert timeout == 60_000
+        assert before - 1 <= sent <= int(time.time() * 1000)
+        assert (attempt, most, delivery, orphan) == (1, 4, 0, 1)
+        assert rest[:2] == [None, None]
+        await peer.send([REPLY, 1, call_id, VALUE, encode(3), "msgpack"], queue=request.reply_to)
+        assert await soon(waiting) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(CANCELLED, CallCancelled), (TIMED_OUT, CallTimeout), (UNKNOWN, UnknownTask), (LOST, WorkerLost)],
+)
+async def test_endings_made_by_hand(plain_site: Site, peer: Peer, status: int, kind: type[Exception]) -> None:
+    requests = await peer.declare_work_queue("default")
+    async with plain_site.open(serve=False):
+        waiting = asyncio.create_task(plain_site.router.send_request("add", 1))
+        request = await soon(requests.get())
+        ((_, _, call_id, *_),) = decode(request.body)
+        await peer.send([REPLY, 1, call_id, status, encode(["by hand", 3]), ""], queue=request.reply_to)
+        with pytest.raises(kind, match="by hand") as caught:
+            await soon(waiting)
+        if isinstance(caught.value, WorkerLost):
+            assert caught.value.attempts == 3
+
+
+async def test_second_reply_is_ignored(plain_site: Site, peer: Peer) -> None:
+    requests = await peer.declare_work_queue("default")
+    async with plain_site.open(serve=False):
+        for expected in (1, 2):
+            waiting = asyncio.create_task(plain_site.router.send_request("add", 1))
+            request = await soon(requests.get())
+            ((_, _, call_id, *_),) = decode(request.body)
+            replies = [[REPLY, 1, call_id, VALUE, encode(n), "msgpack"] for n in (expected, 77)]
+            await peer.send(*replies, queue=request.reply_to)
+            await peer.send(replies[1], queue=request.reply_to)
+            assert await soon(waiting) == expected
+
+
+async def test_cancellation_is_announced(plain_site: Site, peer: Peer) -> None:
+    requests = await peer.declare_work_queue("default")
+    async with plain_site.open(serve=False):
+        control = await peer.listen(f"queue:{plain_site.namespace}:default")
+        waiting = asyncio.create_task(plain_site.router.send_request("add", 1))
+        ((_, _, call_id, *_),) = decode((await soon(requests.get())).body)
+        waiting.cancel()
+        assert decode((await soon(control.get())).body) == [[CANCEL, 1, [call_id]]]
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+
+
+async def test_announced_worker_gets_the_calls_that_wait(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open(serve=False):
+        waiting = asyncio.create_task(plain_site.router.send_request("add", 1))
+        await asyncio.sleep(0)
+        requests = await peer.declare_work_queue("default")
+        up = [UP, 1, plain_site.namespace, "default", "a worker made by hand"]
+        request = None
+        async with asyncio.timeout(30):
+            while request is None:
+                # Again, as the caller may not listen yet.
+                await peer.control(encode([up]), f"up:{plain_site.namespace}:default", mandatory=False)
+                try:
+                    async with asyncio.timeout(0.1):
+                        request = await requests.get()
+                except TimeoutError:
+                    continue
+        ((_, _, call_id, *_),) = decode(request.body)
+        await peer.send([REPLY, 1, call_id, VALUE, encode(5), "msgpack"], queue=request.reply_to)
+        assert await soon(waiting) == 5
+
+
+async def test_worker_announces_the_queue_that_it_declares(plain_site: Site, peer: Peer) -> None:
+    async with plain_site.open(serve=False):
+        up = await peer.listen(f"up:{plain_site.namespace}:default")
+        worker = await plain_site.serve()
+        assert decode((await soon(up.get())).body) == [[UP, 1, plain_site.namespace, "default", worker.id]]
