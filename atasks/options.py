@@ -95,7 +95,7 @@ def _check(name: str, value: Any) -> Any:
                 _number(name, value)
                 if not value > 0:
                     raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
-                return min(float(value), 1e9)
+                return float(min(value, 1e9))
         case "max_attempts":
             _integer(name, value, 1, 1_000_000)
         case "priority":
