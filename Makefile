@@ -44,4 +44,4 @@ bench: ## Run the benchmarks, with a real RabbitMQ; ARGS="..." goes to them
 
 clean: ## Remove the virtual environment and what builds and tools left behind
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .broker-logs .pytest_cache .mypy_cache .ruff_cache

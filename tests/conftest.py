@@ -29,9 +29,12 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
     broker = choose()
     broker.start()
     yield broker
-    logs = broker.close(keep_logs=request.session.testsfailed > 0)
-    if logs is not None:
+    if request.session.testsfailed and broker.controllable:
+        logs = request.config.rootpath / ".broker-logs"
+        broker.close(logs)
         print(f"\nTests failed: the broker's logs are kept in {logs}")
+    else:
+        broker.close()
 
 
 @pytest.fixture(scope="session")

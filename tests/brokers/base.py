@@ -65,9 +65,8 @@ class Broker:
         self.stop()
         self.start()
 
-    def close(self, *, keep_logs: bool = False) -> Path | None:
-        """End it, and remove what it has on disk; returns the folder of its logs where these are kept."""
-        return None
+    def close(self, logs: Path | None = None) -> None:
+        """End it, and remove what it has on disk; its logs become the contents of the folder `logs`, if named."""
 
     def ctl(self, *arguments: str) -> str:
         """What `rabbitmqctl` with these arguments prints; raises `BrokerError` where it fails."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -58,16 +58,15 @@ class Container(Broker):
         self._container.get_wrapped_container().kill()
         self._running = False
 
-    def close(self, *, keep_logs: bool = False) -> Path | None:
+    def close(self, logs: Path | None = None) -> None:
         container, self._container, self._running = self._container, None, False
         if container is None:
-            return None
-        logs = None
-        if keep_logs:
-            logs = Path(tempfile.mkdtemp(prefix="atasks-broker-"))
+            return
+        if logs is not None:
+            shutil.rmtree(logs, ignore_errors=True)
+            logs.mkdir()
             (logs / "output").write_bytes(b"".join(container.get_logs()))
         container.stop()
-        return logs
 
     def ctl(self, *arguments: str) -> str:
         code, output = self._container.get_wrapped_container().exec_run(["rabbitmqctl", *arguments])

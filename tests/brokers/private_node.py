@@ -83,17 +83,15 @@ class PrivateNode(Broker):
     def kill(self) -> None:
         self._end(signal.SIGKILL)
 
-    def close(self, *, keep_logs: bool = False) -> Path | None:
+    def close(self, logs: Path | None = None) -> None:
         self._end(signal.SIGKILL)
         folder, self._folder = self._folder, None
         if folder is None:
-            return None
-        logs = None
-        if keep_logs:
-            logs = Path(tempfile.mkdtemp(prefix="atasks-broker-logs-"))
-            shutil.copytree(folder / "log", logs, dirs_exist_ok=True)
+            return
+        if logs is not None:
+            shutil.rmtree(logs, ignore_errors=True)
+            shutil.copytree(folder / "log", logs)
         shutil.rmtree(folder, ignore_errors=True)
-        return logs
 
     def ctl(self, *arguments: str) -> str:
         command = [str(self._sbin / "rabbitmqctl"), "--node", self._name, *arguments]

@@ -102,7 +102,7 @@ class TestGiven:
         for control in (given.stop, given.kill, given.restart, given.queues, given.close_all_connections):
             with pytest.raises(BrokerError, match="unset ATASKS_TEST_AMQP_URL"):
                 control()
-        assert given.close() is None
+        given.close()
         given.start()
 
     def test_one_that_does_not_answer_is_named_by_its_variable(self, unused_tcp_port: int) -> None:
@@ -176,3 +176,18 @@ def test_a_private_node_ends_with_the_process_that_started_it() -> None:
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert not speaks_amqp(pika.URLParameters(url).port)
     assert not Path(folder).exists()
+
+
+def test_the_logs_of_a_private_node_can_be_kept(tmp_path: Path) -> None:
+    sbin = find_sbin()
+    if sbin is None:
+        raise BrokerError("this test needs an installed rabbitmq-server")
+    node = PrivateNode(sbin)
+    node.start()
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "of an earlier run").touch()
+    node.close(logs)
+    assert "Starting broker" in (logs / "output").read_text()
+    assert not (logs / "of an earlier run").exists()
+    assert not node.running
