@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -68,6 +69,7 @@ class Router:
         The same definition (file, qualified name, line) replaces itself, as a reload does; any other one under a
         registered name raises `RegisteringTwice`. Options are those of `@atask`.
         """
+        resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         known = self.registry.get(name)
         if known is not None:
             if not _same_definition(known.coro, coro):
@@ -76,7 +78,6 @@ class Router:
                     f"{_place(coro)}; rename one, or give it @atask(name=...)"
                 )
             self.registry.unregister(name)
-        resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         task: ATask[..., Any] = ATask(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task)
         return task
@@ -269,6 +270,9 @@ def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
 def _same_definition(known: Any, new: Any) -> bool:
     if known is new:
         return True
+    if isinstance(known, functools.partial) and isinstance(new, functools.partial):
+        bound = (known.args, known.keywords) == (new.args, new.keywords)
+        return bound and _same_definition(known.func, new.func)
     here, there = _definition(known), _definition(new)
     return here is not None and here == there
 

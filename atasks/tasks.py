@@ -39,7 +39,11 @@ class ATask(Generic[P, R]):
     """
 
     def __init__(self, function: Callable[..., Any], name: str, namespace: str, options: TaskOptions) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())
+        own = getattr(function, "__dict__", {})
+        self.__dict__.update({key: value for key, value in own.items() if not hasattr(type(self), key)})
+        if "__name__" not in self.__dict__:  # a partial, an object that can be called
+            self.__name__ = self.__qualname__ = name
         self.name = name
         """The name on the wire: module and qualified name, unless the decoration says otherwise."""
         self.namespace = namespace
@@ -64,7 +68,7 @@ class ATask(Generic[P, R]):
         self._sent_name.task = self
         self._sent_name.options = options
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
         self._check_arguments(*args, **kwargs)
         return cast("Coroutine[Any, Any, R]", self._space.router.send_request(self._sent_name, *args, **kwargs))
