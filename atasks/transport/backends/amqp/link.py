@@ -62,6 +62,7 @@ CLIENT_ERRORS: Final = (
 the running task belongs to them: see `guard`."""
 
 HEARTBEAT: Final = 30
+ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
 
 
@@ -128,12 +129,13 @@ class Link:
 
     def _on_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
-        self._lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
+        self.lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
 
     def _on_consumer_cancelled(self, frame: Basic.Cancel) -> None:
-        self._lose(f"the broker cancelled consumer {frame.consumer_tag}")
+        self.lose(f"the broker cancelled consumer {frame.consumer_tag}")
 
-    def _lose(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
+        """Declare the link lost."""
         if not self.lost.done():
             self.lost.set_result(reason)
 
@@ -175,15 +177,19 @@ class Link:
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
-        self._lose("closed by this side")
+        self.lose("closed by this side")
         await _close_all(self._connections)
 
 
 async def guard(operation: Awaitable[T]) -> T:
-    """Await an operation of the client library. Its way to say that the connection is gone, a `CancelledError`
-    while nobody cancelled the running task, becomes a ConnectionError."""
+    """Await an operation of the client library, for a bounded time: a broker that comes up may leave a declaration
+    without an answer. The library's way to say that the connection is gone, a `CancelledError` while nobody cancelled
+    the running task, becomes a ConnectionError."""
     try:
-        return await operation
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await operation
+    except TimeoutError as error:
+        raise ConnectionError(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
     except asyncio.CancelledError as error:
         _reraise_own_cancellation(error)
         raise ConnectionError("the connection to the broker was lost") from error

@@ -345,8 +345,13 @@ class AMQPTransport(CallTransport):
         self._listening.add(queue)
 
     def _on_listening(self, task: asyncio.Task[None], queue: str) -> None:
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled():
             return  # the link is lost: the next one binds anew
+        error = task.exception()
+        if error is not None:
+            if self.link is not None:
+                self.link.lose(f"cannot bind the reply queue: {error}")
+            return
         del self._binding[queue]
         for pending in self.pendings():
             if pending.unheard and self.queue_of(pending.options) == queue:

@@ -93,8 +93,9 @@ class Window:
     async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
         try:
             await change
-        except CLIENT_ERRORS:
-            return  # the link is gone: the next one starts with full windows
+        except CLIENT_ERRORS as error:
+            self.link.lose(f"cannot change a consumer: {error}")  # the next link starts with full windows
+            return
         finally:
             self._changing = None
         self.adapt()
