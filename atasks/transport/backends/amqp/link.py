@@ -183,8 +183,8 @@ class Link:
 
 async def guard(operation: Awaitable[T]) -> T:
     """Await an operation of the client library, for a bounded time: a broker that comes up may leave a declaration
-    without an answer. The library's way to say that the connection is gone, a `CancelledError` while nobody cancelled
-    the running task, becomes a ConnectionError."""
+    without an answer. The library's way to say that the connection is gone, a `CancelledError` while nobody
+    cancelled the running task, becomes a ConnectionError."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             return await operation
