@@ -42,7 +42,7 @@ class Reader:
     def __init__(self, directory: Path, url: str | None) -> None:
         self.directory = directory
         self.url = url
-        self._session: subprocess.Popen[str] | None = None
+        self._prompt: subprocess.Popen[str] | None = None
         self._servers: list[Command] = []
         self._environ = {
             **{name: value for name, value in os.environ.items() if name != "ATASKS_URL"},
@@ -66,10 +66,10 @@ class Reader:
 
     def close(self) -> None:
         """End what still runs; every server has to drain and exit with 0."""
-        if self._session is not None:
-            assert self._session.stdin is not None
-            self._session.stdin.close()
-            assert self._session.wait(PATIENCE) == 0
+        if self._prompt is not None:
+            assert self._prompt.stdin is not None
+            self._prompt.stdin.close()
+            assert self._prompt.wait(PATIENCE) == 0
         for server in self._servers:
             if server.process.poll() is None:
                 server.signal(signal.SIGTERM)
@@ -78,30 +78,30 @@ class Reader:
 
     def kill(self) -> None:
         """End what still runs, after a failure."""
-        if self._session is not None:
-            with self._session:  # closes its pipes, and waits
-                self._session.kill()
+        if self._prompt is not None:
+            with self._prompt:  # closes its pipes, and waits
+                self._prompt.kill()
         for server in self._servers:
             server.close()
 
     # -- Python
 
     def _type(self, block: Block) -> None:
-        if self._session is None:
-            self._session = subprocess.Popen(
-                [sys.executable, "-c", "from tests.docs.session import main; main()"],
+        if self._prompt is None:
+            self._prompt = subprocess.Popen(
+                [sys.executable, "-c", "from tests.docs.prompt import main; main()"],
                 cwd=self.directory,
                 env=self._environ,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        assert self._session.stdin is not None
-        assert self._session.stdout is not None
+        assert self._prompt.stdin is not None
+        assert self._prompt.stdout is not None
         name = f"<{block.page}-{block.line}>"  # as at a prompt: a later definition replaces an earlier one
-        self._session.stdin.write(json.dumps({"name": name, "text": self._localize(block.text)}) + "\n")
-        self._session.stdin.flush()
-        answer = json.loads(self._session.stdout.readline())
+        self._prompt.stdin.write(json.dumps({"name": name, "text": self._localize(block.text)}) + "\n")
+        self._prompt.stdin.flush()
+        answer = json.loads(self._prompt.stdout.readline())
         assert answer["error"] is None, f"{block} raised\n{answer['error']}"
         expected = PRINTED.findall(block.text)
         if expected:
