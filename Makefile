@@ -27,10 +27,7 @@ tour: ## Run the first scenario; needs no broker
 
 lint: ## Check style, formatting and types
 	@scripts/venv.sh test lint
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	@scripts/lint.sh
 
 format: ## Format the code, and mend what the linter can mend
 	@scripts/venv.sh test lint

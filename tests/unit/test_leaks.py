@@ -69,7 +69,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     file.write_text(dedent(TESTS))
     command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-rA", "-c"]
     command += [str(ROOT / "pyproject.toml"), f"--rootdir={file.parent}", str(file)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "COLUMNS": "500"}, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "COLUMNS": "500"}  # reasons are cut to the terminal's width
+    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     found = re.findall(r"^(PASSED|FAILED|ERROR) \S*::(\w+)(?: - (.*))?", done.stdout, re.MULTILINE)
     # A leak is found when the test has passed and is torn down: ERROR is listed beside PASSED.
