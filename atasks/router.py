@@ -30,6 +30,7 @@ from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
 from atasks.run import Run
 from atasks.tasks import ATask, TaskName
+from atasks.transport.base import timed_out
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker import Worker
 
@@ -206,7 +207,7 @@ class Router:
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:
-                return CallTimeout(message)
+                return timed_out(call)
             case Status.UNKNOWN_TASK:
                 return UnknownTask(message)
             case Status.ENCODE_ERROR:

@@ -258,6 +258,9 @@ class AMQPTransport(CallTransport):
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
+        queue = self.queue_of(pending.options)
+        if queue not in self._listening:
+            self._listens(queue)
         self.outbox.put(Request(self, pending))
 
     def _withdraw(self, pending: Pending) -> None:
@@ -363,12 +366,13 @@ class AMQPTransport(CallTransport):
         for pending in homeless.values():
             if not pending.future.done():
                 self.outbox.put(Request(self, pending))
-        rest = [
-            pending
-            for pending in self._pending.values()
-            if pending.confirmed and pending.call.id not in homeless and self.queue_of(pending.options) == queue
-        ]
-        self.resend(rest, f"queue {queue!r} was deleted")
+        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
+        # They were lost with an earlier queue, or came right after this one was declared. Sending an at-least-once
+        # call twice does no harm; of the others, workers are asked in the next round.
+        self.resend([item for item in confirmed if item.call.delivery != AT_MOST_ONCE], "")
+        for pending in confirmed:
+            if pending.call.delivery == AT_MOST_ONCE:
+                pending.since = 0.0
 
     # -- what arrives for this caller
 
