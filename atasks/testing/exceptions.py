@@ -41,17 +41,19 @@ class Plain(Exception):
 class ExceptionCases(Cases):
     """Type, args, attributes, notes, causes and groups arrive, with the worker's traceback. Workers live on."""
 
-    @pytest.mark.parametrize("error", [ValueError("text", 1), KeyError("key"), OSError(2, "No such file", "name")])
-    async def test_builtin_exception(self, site: Site, error: Exception) -> None:
+    async def test_builtin_exceptions(self, site: Site) -> None:
+        errors = [ValueError("text", 1), KeyError("key"), OSError(2, "No such file", "name"), TimeoutError()]
+
         @site.atask
-        async def fail() -> NoReturn:
-            raise error
+        async def fail(number: int) -> NoReturn:
+            raise errors[number]
 
         async with site.open():
-            caught = await _caught(fail())
-            assert type(caught) is type(error)
-            assert caught is not error
-            assert (caught.args, str(caught)) == (error.args, str(error))
+            for number, error in enumerate(errors):
+                caught = await _caught(fail(number))
+                assert type(caught) is type(error)
+                assert caught is not error
+                assert (caught.args, str(caught)) == (error.args, str(error))
 
     async def test_exception_of_ones_own(self, site: Site) -> None:
         @site.atask
@@ -275,21 +277,25 @@ class ExceptionCases(Cases):
             assert "in fail" in caught.traceback
             assert await soon(fail(False)) == "none"
 
-    @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException])
-    async def test_exception_that_ends_programs(self, site: Site, kind: type[BaseException]) -> None:
+    async def test_exceptions_that_end_programs(self, site: Site) -> None:
+        kinds = [SystemExit, KeyboardInterrupt, GeneratorExit, BaseException]
+
         @site.atask
-        async def leave(wanted: bool) -> str:
-            if wanted:
-                raise kind("good bye")
+        async def leave(number: int) -> NoReturn:
+            raise kinds[number]("good bye")
+
+        @site.atask
+        async def stay() -> str:
             return "stayed"
 
         async with site.open(concurrency=1):
-            caught = await _caught(leave(True))
-            assert isinstance(caught, RemoteError)
-            assert caught.type_name == f"builtins.{kind.__name__}"
-            assert caught.message == "good bye"
-            assert "in leave" in caught.traceback
-            assert await soon(leave(False)) == "stayed"
+            for number, kind in enumerate(kinds):
+                caught = await _caught(leave(number))
+                assert isinstance(caught, RemoteError)
+                assert caught.type_name == f"builtins.{kind.__name__}"
+                assert caught.message == "good bye"
+                assert "in leave" in caught.traceback
+                assert await soon(stay()) == "stayed"
 
     async def test_exit(self, site: Site) -> None:
         @site.atask

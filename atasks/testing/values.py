@@ -38,33 +38,19 @@ class ValueCases(Cases):
         async with site.open():
             assert await soon(add(1, 2)) == 3
 
-    @pytest.mark.parametrize(
-        "value",
-        [
-            None,
-            True,
-            -1,
-            2**80,
-            1.5,
-            "",
-            "Grüße \N{SNOWMAN}",
-            b"\x00\xff",
-            [1, [2]],
-            (1, "a"),
-            {"a": {1: None}},
-            {1, 2},
-        ],
-        ids=lambda value: f"{type(value).__name__}-{value!r:.12}",
-    )
-    async def test_plain_values_come_back_equal(self, site: Site, value: Any) -> None:
+    async def test_plain_values_come_back_equal(self, site: Site) -> None:
         @site.atask
         async def echo(value: Any) -> Any:
             return value
 
+        numbers = [True, -1, 2**80, 1.5, float("inf")]
+        texts = ["", "Grüße \N{SNOWMAN}", "a\x00b", b"", b"\x00\xff"]
+        containers = [[1, [2]], (1, "a"), {"a": {1: None}}, {1, 2}, []]
         async with site.open():
-            result = await soon(echo(value))
-            assert result == value
-            assert type(result) is type(value)
+            for value in [None, *numbers, *texts, *containers]:
+                result = await soon(echo(value))
+                assert result == value
+                assert type(result) is type(value)
 
     async def test_values_are_copies(self, site: Site) -> None:
         seen = []

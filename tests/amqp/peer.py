@@ -107,5 +107,5 @@ class Peer:
 async def until(condition: Callable[[], object]) -> None:
     """Return when it holds; for what the library tells nobody of."""
     async with asyncio.timeout(PATIENCE):
-        while not condition():  # noqa: ASYNC110  # there is no event for it
+        while not condition():  # there is no event for it
             await asyncio.sleep(0.005)

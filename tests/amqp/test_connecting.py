@@ -175,20 +175,23 @@ def _instance(cls: type[Exception]) -> Exception:
 URL_WITH_PASSWORD = f"amqp://guest:{SECRET}@host/vhost"
 
 
-@pytest.mark.parametrize(
-    "cls",
-    [*_exceptions(aiormq.exceptions), *_exceptions(pamqp.exceptions), OSError, ConnectionError, TimeoutError],
-)
-def test_every_exception_of_the_client_library_is_mapped(cls: type[Exception]) -> None:
-    error = _instance(cls)
-    mapped = map_error(error, URL_WITH_PASSWORD)
-    assert isinstance(mapped, TransportError)
-    assert mapped.__cause__ is error
-    assert "host:5672" in str(mapped)
-    assert "\n" not in str(mapped)
-    assert SECRET not in str(mapped)
+def test_every_exception_of_the_client_library_is_mapped() -> None:
+    kinds = [
+        *_exceptions(aiormq.exceptions),
+        *_exceptions(pamqp.exceptions),
+        OSError,
+        ConnectionError,
+        TimeoutError,
+    ]
+    for kind in kinds:
+        error = _instance(kind)
+        mapped = map_error(error, URL_WITH_PASSWORD)
+        assert isinstance(mapped, TransportError), kind
+        assert mapped.__cause__ is error, kind
+        assert "host:5672" in str(mapped), kind
+        assert "\n" not in str(mapped), kind
+        assert SECRET not in str(mapped), kind
 
 
-@pytest.mark.parametrize("cls", _exceptions(aiormq.exceptions))
-def test_every_exception_of_the_client_library_is_caught(cls: type[Exception]) -> None:
-    assert issubclass(cls, CLIENT_ERRORS)
+def test_every_exception_of_the_client_library_is_caught() -> None:
+    assert [kind for kind in _exceptions(aiormq.exceptions) if not issubclass(kind, CLIENT_ERRORS)] == []
