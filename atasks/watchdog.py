@@ -34,7 +34,7 @@ class Watchdog:
         self._loop_thread = threading.get_ident()
         self._wake = threading.Event()
         self._answered = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self.busy = 0
         """Calls that run; the worker keeps it."""
         self.asleep = True
@@ -48,19 +48,20 @@ class Watchdog:
 
     def stop(self) -> None:
         """End the thread, and return when it has ended."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         self._answered.set()
         self._thread.join()
 
     def _watch(self) -> None:
         idle = 0
-        while not self._stopping:
+        while not self._stopping.is_set():
             idle = 0 if self.busy else idle + 1
             if idle > IDLE_PROBES:
                 self._wake.clear()
                 self.asleep = True
-                if not self.busy:  # else a call started in between and saw a thread that was awake
+                # else a call started in between and saw a thread that was awake, or `stop` woke it before it slept
+                if not self.busy and not self._stopping.is_set():
                     self._wake.wait()
                 self.asleep = False
                 idle = 0
@@ -71,14 +72,14 @@ class Watchdog:
                 self._loop.call_soon_threadsafe(self._answered.set)
             except RuntimeError:  # the event loop is closed
                 return
-            if not self._answered.wait(LIMIT) and not self._stopping:
+            if not self._answered.wait(LIMIT) and not self._stopping.is_set():
                 self._report(asked)
-            time.sleep(PERIOD)
+            self._stopping.wait(PERIOD)
 
     def _report(self, asked: float) -> None:
         task = asyncio.current_task(self._loop)
         if task is None:  # the machine is busy, or a callback that is nobody's call
-            self._answered.wait()
+            self._until_answered()
             return
         frame = sys._current_frames().get(self._loop_thread)
         where = traceback.extract_stack(frame)[-1] if frame is not None else None
@@ -87,12 +88,17 @@ class Watchdog:
         name = task.get_name()
         if not name.startswith(CALL):
             name = f"something that is not a call ({name})"
-        if not self._answered.wait(STILL_BLOCKED) and not self._stopping:
+        if not self._answered.wait(STILL_BLOCKED) and not self._stopping.is_set():
             logger.error("%s has blocked the event loop for %.0f s now%s", name, time.monotonic() - asked, place)
-            self._answered.wait()
+            self._until_answered()
         logger.warning(
             "%s blocked the event loop for %.0f ms%s: nothing else ran meanwhile, heartbeats included",
             name,
             (time.monotonic() - asked) * 1000,
             place,
         )
+
+    def _until_answered(self) -> None:
+        while not self._answered.wait(STILL_BLOCKED):
+            if self._loop.is_closed():  # it will never answer
+                return
