@@ -240,8 +240,8 @@ def _left_out(link: Link) -> Node:
 
 def _notes(exc: BaseException) -> list[str]:
     """The notes, leaving room for that of this hop; the first and the latest ones if they are too many."""
-    notes = exc.__dict__.get("__notes__") or ()
-    notes = list(notes) if isinstance(notes, list | tuple) else [notes]
+    found = exc.__dict__.get("__notes__") or ()
+    notes: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
     half = (MAX_NOTES - 2) // 2
     if len(notes) > 2 * half:
         notes[half:-half] = [f"[... {len(notes) - 2 * half} notes left out ...]"]

@@ -68,7 +68,7 @@ class Run:
     def __init__(self, worker: Worker, call: Call, delivery: Delivery, deadline: float | None) -> None:
         self.worker = worker
         self.call = call
-        self.deliveries = [delivery]
+        self.deliveries: list[Delivery] = [delivery]
         self.deadline = deadline
         """Event loop time."""
         self.loop = worker.loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
 
@@ -58,7 +59,7 @@ class ATask(Generic[P, R]):
         self.__code__ = _coroutine_code(function)
         self.__defaults__ = getattr(function, "__defaults__", None)
         self.__kwdefaults__ = getattr(function, "__kwdefaults__", None)
-        if hasattr(inspect, "markcoroutinefunction"):
+        if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
 
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
