@@ -112,7 +112,10 @@ async def _connected(transport: Transport) -> AsyncIterator[None]:
 def _scheme(url: str) -> str:
     if not isinstance(url, str):
         raise TypeError(f"a URL is a string, not {url!r}")
-    scheme = urlsplit(url).scheme
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:  # brackets that are no IPv6 address
+        scheme = url.partition(":")[0]
     if scheme in TRANSPORTS:
         return scheme
     near = closest(scheme or url, TRANSPORTS, limit=1)

@@ -1,0 +1,570 @@
+"""`connect` and `serve`: which transport an await finds, and in what order things begin and end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from textwrap import dedent
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks.tasks import ATask, atask
+from atasks.transport.base import LoopbackTransport
+
+
+@pytest.fixture
+def add(namespace: str) -> ATask[..., int]:
+    @atask(namespace=namespace, name="add")
+    async def add(a: int, b: int = 10) -> int:
+        return a + b
+
+    return add
+
+
+# -- connect
+
+
+async def test_connect(add: ATask[..., int], namespace: str) -> None:
+    async with atasks.connect("loopback:", namespace=namespace) as transport:
+        assert isinstance(transport, LoopbackTransport)
+        assert await add(1, 2) == 3
+
+
+async def test_the_default_url_is_the_loopback(add: ATask[..., int], namespace: str) -> None:
+    async with atasks.connect(namespace=namespace):
+        assert await add(1) == 11
+
+
+async def test_without_a_connection(add: ATask[..., int], namespace: str) -> None:
+    with pytest.raises(atasks.NotConnected) as caught:
+        await add(1)
+    assert str(caught.value) == (
+        f"namespace {namespace!r} has no transport in this event loop: "
+        f'enter `async with atasks.connect("loopback:", namespace={namespace!r})` or another URL first'
+    )
+    async with atasks.connect(namespace=namespace):
+        pass
+    with pytest.raises(atasks.NotConnected, match=r"atasks\.connect"):
+        await add(1)
+
+
+async def test_a_nested_connect_shadows_and_restores(add: ATask[..., int], namespace: str) -> None:
+    used: list[Any] = []
+    router = atasks.get_router(namespace)
+
+    async def note() -> None:
+        used.append(router._transport(None))
+        await add(1)
+
+    async with atasks.connect(namespace=namespace) as outer:
+        await note()
+        async with atasks.connect(namespace=namespace) as inner:
+            await note()
+            async with atasks.serve("loopback:", namespace=namespace) as worker:
+                await note()
+            await note()
+        await note()
+        with pytest.raises(ValueError, match="an error"):
+            async with atasks.connect(namespace=namespace):
+                raise ValueError("an error")
+        await note()
+    assert used == [outer, inner, worker.transport, inner, outer, outer]
+    assert len({outer, inner, worker.transport}) == 3
+
+
+async def test_connections_may_end_in_any_order(add: ATask[..., int], namespace: str) -> None:
+    first, second = atasks.connect(namespace=namespace), atasks.connect(namespace=namespace)
+    await first.__aenter__()
+    await second.__aenter__()
+    await first.__aexit__(None, None, None)
+    assert await add(1) == 11
+    await second.__aexit__(None, None, None)
+    with pytest.raises(atasks.NotConnected):
+        await add(1)
+
+
+async def test_pending_awaits_end_with_the_block(namespace: str) -> None:
+    inside = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def forever() -> None:
+        inside.set()
+        await asyncio.Event().wait()
+
+    async with atasks.connect(namespace=namespace):
+        pending = [asyncio.create_task(forever()) for _ in range(150)]
+        await inside.wait()
+    for task in pending:
+        with pytest.raises(atasks.CallConnectionLost, match=r"outcome of .* cannot be known"):
+            await task
+
+
+def test_each_event_loop_has_its_own(add: ATask[..., int], namespace: str) -> None:
+    connected, done = threading.Event(), threading.Event()
+    results: list[Any] = []
+
+    async def other() -> None:
+        try:
+            await add(1)
+        except atasks.NotConnected:
+            results.append("not connected")
+        async with atasks.connect(namespace=namespace) as transport:
+            results.extend([await add(1), transport])
+
+    async def main() -> None:
+        async with atasks.connect(namespace=namespace) as transport:
+            connected.set()
+            await asyncio.to_thread(done.wait, 30)
+            results.extend([await add(2), transport])
+
+    def in_thread() -> None:
+        connected.wait(30)
+        asyncio.run(other())
+        done.set()
+
+    thread = threading.Thread(target=in_thread)
+    thread.start()
+    asyncio.run(main())
+    thread.join()
+    assert [*results[:2], results[3]] == ["not connected", 11, 12]
+    assert results[2] is not results[4]
+    assert not atasks.get_router(namespace)._connected, "loops that are gone are forgotten"
+
+
+async def test_a_thread_with_a_loop_of_its_own_inside_a_call(add: ATask[..., int], namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def in_thread() -> str:
+        def run() -> str:
+            try:
+                return str(asyncio.run(_await(add(1))))
+            except atasks.NotConnected:
+                return "not connected"
+
+        return await asyncio.to_thread(run)
+
+    async with atasks.connect(namespace=namespace):
+        assert await in_thread() == "not connected"
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+async def test_inside_a_served_call_the_serving_transport_is_used(namespace: str) -> None:
+    seen: list[Any] = []
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def inner() -> None:
+        worker = serving_worker()
+        seen.append(worker.transport)
+
+    @atask(namespace=namespace)
+    async def outer() -> None:
+        inside.set()
+        await go_on.wait()
+        await inner()
+        await asyncio.create_task(inner())
+
+    async with atasks.connect(namespace=namespace) as first:
+        call = asyncio.create_task(outer())
+        await inside.wait()
+        async with atasks.connect(namespace=namespace) as second:
+            go_on.set()
+            await call
+            await inner()
+    assert seen == [first, first, second]
+
+
+def serving_worker() -> atasks.Worker:
+    from atasks.calls import serving
+
+    run = serving.get()
+    assert run is not None
+    return run.worker
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("loopbck:", "did you mean loopback:"),
+        ("loopback", "did you mean loopback:"),
+        ("ampq://localhost/", "did you mean amqp"),
+        ("http://localhost/", "names no transport; known schemes: loopback:"),
+        ("", "known schemes"),
+        ("http://[bad", "names no transport"),
+    ],
+)
+async def test_urls_that_name_no_transport(url: str, message: str) -> None:
+    for enter in (atasks.connect, atasks.serve):
+        with pytest.raises(atasks.InvalidURL, match="names no transport") as caught:
+            async with enter(url):
+                pass
+        assert message in str(caught.value)
+
+
+async def test_passwords_are_not_repeated() -> None:
+    with pytest.raises(atasks.InvalidURL) as caught:
+        async with atasks.connect("ampq://user:secret@host/"):
+            pass
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_url_is_text() -> None:
+    with pytest.raises(TypeError, match="a URL is a string"):
+        async with atasks.connect(5):  # type: ignore[arg-type]
+            pass
+
+
+async def test_an_option_that_the_transport_does_not_take(namespace: str) -> None:
+    with pytest.raises(TypeError, match="colour"):
+        async with atasks.connect("loopback:", namespace=namespace, colour="red"):
+            pass
+    assert atasks.get_transport(namespace) is None
+
+
+async def test_connect_leaves_the_registered_transport_alone(add: ATask[..., int], namespace: str) -> None:
+    mine = LoopbackTransport(namespace)
+    async with atasks.connect(namespace=namespace) as transport:
+        assert transport is not mine
+        assert atasks.get_transport(namespace) is mine
+    assert atasks.get_transport(namespace) is mine
+
+
+# -- serve
+
+
+async def test_serve(add: ATask[..., int], namespace: str) -> None:
+    async with atasks.serve("loopback:", namespace=namespace, concurrency=3, max_parked=7) as worker:
+        assert isinstance(worker, atasks.Worker)
+        assert (worker.concurrency, worker.max_parked, worker.tasks) == (3, 7, ["add"])
+        assert await add(1, 2) == 3
+    await worker.wait()
+
+
+class Steps:
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[dict[str, str]]:
+        self.steps.append("enter")
+        try:
+            yield {"pool": "of connections"}
+        finally:
+            self.steps.append("exit")
+
+
+@pytest.mark.parametrize("kind", ["object", "factory", "class"])
+async def test_lifespan(namespace: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps()
+    inside = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def look() -> Any:
+        steps.steps.append("call")
+        inside.set()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        steps.steps.append("call ends")
+        return atasks.current_call().state
+
+    class Manager(AbstractAsyncContextManager[Any]):
+        def __init__(self) -> None:
+            self.inner = steps.lifespan()
+
+        async def __aenter__(self) -> Any:
+            return await self.inner.__aenter__()
+
+        async def __aexit__(self, *error: object) -> None:
+            await self.inner.__aexit__(*error)  # type: ignore[arg-type]
+
+    async def note(what: str, method: Callable[[Any], Any], transport: Any) -> None:
+        steps.steps.append(what)
+        await method(transport)
+
+    for name in ("connect", "disconnect"):
+        original = getattr(LoopbackTransport, name)
+        monkeypatch.setattr(
+            LoopbackTransport, name, lambda self, name=name, original=original: note(name, original, self)
+        )
+
+    lifespan: Any = {"object": steps.lifespan(), "factory": steps.lifespan, "class": Manager}[kind]
+    async with atasks.serve("loopback:", namespace=namespace, lifespan=lifespan):
+        call = asyncio.create_task(look())
+        await inside.wait()
+    assert await call == {"pool": "of connections"}
+    assert steps.steps == ["connect", "enter", "call", "call ends", "exit", "disconnect"]
+
+
+async def test_nested_calls_have_the_state_too(namespace: str) -> None:
+    state = object()
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[object]:
+        yield state
+
+    @atask(namespace=namespace)
+    async def inner() -> bool:
+        return atasks.current_call().state is state
+
+    @atask(namespace=namespace)
+    async def outer() -> list[bool]:
+        here = atasks.current_call().state is state
+        return [here, await inner(), await asyncio.create_task(asyncio.wait_for(inner(), 10))]
+
+    async with atasks.serve("loopback:", namespace=namespace, lifespan=lifespan):
+        assert await outer() == [True, True, True]
+        assert atasks.current_call().state is None
+    async with atasks.connect(namespace=namespace):
+        assert await outer() == [False, False, False]
+
+
+async def test_a_lifespan_that_fails_serves_nothing(add: ATask[..., int], namespace: str) -> None:
+    @asynccontextmanager
+    async def lifespan() -> AsyncIterator[None]:
+        raise OSError("no database")
+        yield
+
+    with pytest.raises(OSError, match="no database"):
+        async with atasks.serve("loopback:", namespace=namespace, lifespan=lifespan):
+            pass
+    with pytest.raises(atasks.NotConnected):
+        await add(1)
+
+
+async def test_a_lifespan_is_left_when_the_worker_cannot_be_made(namespace: str) -> None:
+    steps = Steps()
+    with pytest.raises(ValueError, match="concurrency"):
+        async with atasks.serve("loopback:", namespace=namespace, concurrency=0, lifespan=steps.lifespan):
+            pass
+    assert steps.steps == ["enter", "exit"]
+
+
+async def test_leaving_serve_lets_calls_finish_within_the_grace(namespace: str) -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def work(n: int) -> int:
+        inside.set()
+        await go_on.wait()
+        return n
+
+    async with atasks.serve("loopback:", namespace=namespace, grace=20):
+        finishing = asyncio.create_task(work(1))
+        await inside.wait()
+        asyncio.get_running_loop().call_soon(go_on.set)
+    assert await finishing == 1
+
+
+async def test_leaving_serve_cuts_off_what_takes_longer(namespace: str) -> None:
+    inside = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def forever() -> None:
+        inside.set()
+        await asyncio.Event().wait()
+
+    async with atasks.serve("loopback:", namespace=namespace, grace=0.01):
+        pending = asyncio.create_task(forever())
+        await inside.wait()
+    with pytest.raises(atasks.CallConnectionLost):
+        await pending
+
+
+async def test_an_error_in_the_block_is_the_users(namespace: str) -> None:
+    for enter in (atasks.connect, atasks.serve):
+        with pytest.raises(KeyError, match="mine"):
+            async with enter("loopback:", namespace=namespace):
+                raise KeyError("mine")
+
+
+async def test_cancelling_the_block(add: ATask[..., int], namespace: str) -> None:
+    entered = asyncio.Event()
+
+    async def block() -> None:
+        async with atasks.serve("loopback:", namespace=namespace):
+            entered.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(block())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    with pytest.raises(atasks.NotConnected):
+        await add(1)
+
+
+# -- programs of their own
+
+
+def test_a_script_and_its_exceptions(script: Callable[..., str]) -> None:
+    """What `__main__` defines is one class on both sides, and is not imported twice."""
+    output = script(
+        """
+        import asyncio, pickle, sys
+        import atasks
+        from atasks import atask
+
+        print("imported as", __name__)
+
+        class Refused(Exception):
+            def __init__(self, code, *, detail):
+                super().__init__(code)
+                self.detail = detail
+
+        class Point:
+            def __init__(self, x):
+                self.x = x
+
+        @atask
+        async def refuse(point):
+            assert type(point) is Point
+            raise Refused(point.x, detail=Point(2))
+
+        async def main():
+            async with atasks.connect("loopback:"):
+                try:
+                    await refuse(Point(1))
+                except Refused as error:
+                    print(type(error) is Refused, error.args, error.detail.x, type(error.detail) is Point)
+                    print(type(error.__cause__).__name__, error.__notes__[0].split(",")[0])
+
+        if __name__ == "__main__":
+            print(refuse.name, sys.modules["script"] is sys.modules["__main__"])
+            assert pickle.loads(pickle.dumps(refuse)) is refuse
+            asyncio.run(main())
+        """
+    )
+    assert output.splitlines() == [
+        "imported as __main__",
+        "script.refuse True",
+        "True (1,) 2 True",
+        "RemoteTraceback atasks: task 'script.refuse'",
+    ]
+
+
+FORKING = """
+    import asyncio, os
+    import atasks
+    from atasks import atask
+
+    @atask
+    async def whoami():
+        return os.getpid()
+
+    async def child():
+        try:
+            await whoami()
+        except atasks.NotConnected as error:
+            print(error, flush=True)
+        async with atasks.connect("loopback:"):
+            print(await whoami() == os.getpid(), flush=True)
+"""
+
+
+def test_a_forked_child_that_goes_on_with_the_event_loop(script: Callable[..., str]) -> None:
+    output = script(
+        dedent(FORKING)
+        + dedent(
+            """
+            with asyncio.Runner() as runner:
+                connection = atasks.connect("loopback:")
+                runner.run(connection.__aenter__())
+                runner.run(whoami())
+                pid = os.fork()
+                if pid == 0:
+                    runner.run(child())
+                    os._exit(0)
+                print("child:", os.waitpid(pid, 0)[1], flush=True)
+                print(runner.run(whoami()) == os.getpid(), flush=True)
+                runner.run(connection.__aexit__(None, None, None))
+            """
+        )
+    )
+    refused, *rest = output.splitlines()
+    assert refused == (
+        "this process was forked from one that had connected; connections do not survive a fork: "
+        "enter atasks.connect(url) in the child"
+    )
+    assert rest == ["True", "child: 0", "True"]
+
+
+def test_a_forked_child_with_an_event_loop_of_its_own(script: Callable[..., str]) -> None:
+    output = script(
+        dedent(FORKING)
+        + dedent(
+            """
+            async def main():
+                async with atasks.connect("loopback:"):
+                    await whoami()
+                    pid = os.fork()
+                    if pid == 0:
+                        asyncio.run(child())
+                        os._exit(0)
+                    print("child:", os.waitpid(pid, 0)[1], flush=True)
+                    print(await whoami() == os.getpid(), flush=True)
+
+            asyncio.run(main())
+            """
+        ),
+        "-W",
+        "ignore::DeprecationWarning",  # of forking while the watchdog's thread runs
+    )
+    refused, *rest = output.splitlines()
+    assert refused.startswith("namespace 'default' has no transport in this event loop: enter")
+    assert rest == ["True", "child: 0", "True"]
+
+
+def test_forked_children_make_call_ids_of_their_own(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import os
+        from atasks.calls import new_call_id
+
+        read, write = os.pipe()
+        new_call_id()
+        for _ in range(3):
+            if os.fork() == 0:
+                os.write(write, new_call_id().encode() + b" ")
+                os._exit(0)
+        for _ in range(3):
+            os.wait()
+        os.close(write)
+        ids = [new_call_id(), *os.read(read, 10_000).decode().split()]
+        print(len(ids), len(set(ids)))
+        """
+    )
+    assert output == "4 4"
+
+
+def test_a_program_that_ends_in_the_middle_of_calls_is_quiet(script: Callable[..., str]) -> None:
+    """asyncio.run cancels everything; nothing hangs, and nothing is said of tasks or threads left behind."""
+    output = script(
+        """
+        import asyncio
+        import atasks
+        from atasks import atask
+
+        @atask
+        async def tree(n):
+            await asyncio.sleep(0)
+            await asyncio.gather(tree(n + 1), tree(n + 1), return_exceptions=n > 3)
+
+        async def main():
+            async with atasks.serve("loopback:", concurrency=2, max_parked=200, grace=0):
+                call = asyncio.create_task(tree(0))
+                for _ in range(50):
+                    await asyncio.sleep(0)
+                print("leaving")
+            print(type((await asyncio.gather(call, return_exceptions=True))[0]).__name__)
+
+        asyncio.run(main())
+        """
+    )
+    assert output.splitlines() == ["leaving", "CallConnectionLost"]
