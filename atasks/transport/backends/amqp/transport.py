@@ -79,9 +79,9 @@ class AMQPTransport(CallTransport):
         consumer_timeout: float = 1800.0,
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
-        super().__init__(namespace)
         self.urls = [_checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
+        super().__init__(namespace)  # registers it: what is refused above is not
         self.timeout = timeout
         self.consumer_timeout = consumer_timeout
         self.outbox = Outbox()
@@ -283,9 +283,10 @@ class AMQPTransport(CallTransport):
         return Outgoing(body, routing_key, properties, exchange=self.topology.control, mandatory=False)
 
     def resend(self, pendings: Sequence[Pending], why: str) -> None:
-        """Send calls again that may have been lost; end those that may not be sent again."""
+        """Send calls again that may have been lost; end those that may not be sent again. One that the broker has
+        neither confirmed nor returned is in the outbox still."""
         for pending in pendings:
-            if pending.future.done() or not pending.posted:
+            if pending.future.done() or not (pending.confirmed or pending.unheard):
                 continue
             if pending.call.delivery == AT_MOST_ONCE and pending.confirmed:
                 pending.fail(

@@ -1,0 +1,215 @@
+"""The interface of the first releases, for the programs that were written against it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from atasks.codecs import Codec, PickleCodec, get_codec
+from atasks.namespaces import namespaces
+from atasks.registry import Manager, RegisteringTwice, RegistryItem
+from atasks.router import Router, get_router
+from atasks.tasks import atask
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.base import LoopbackTransport, Transport, get_transport
+
+
+@pytest.fixture
+async def activated(namespace: str) -> AsyncIterator[LoopbackTransport]:
+    """What such a program does first and last."""
+    PickleCodec(namespace=namespace)
+    LoopbackTransport(namespace=namespace)
+    transport = get_transport(namespace)
+    assert isinstance(transport, LoopbackTransport)
+    await transport.connect()
+    router = get_router(namespace)
+    await router.activate(transport)
+    yield transport
+    await router.deactivate()
+    await transport.disconnect()
+
+
+async def test_a_whole_program(namespace: str, activated: LoopbackTransport) -> None:
+    @atask(namespace=namespace)
+    async def some_task(a: int, b: int) -> int:
+        return a + b
+
+    @atask(namespace=namespace)
+    def returns_a_future() -> asyncio.Future[str]:
+        future = asyncio.get_running_loop().create_future()
+        future.set_result("result")
+        return future
+
+    assert await some_task(1, b=2) == 3
+    assert await returns_a_future() == "result"
+    with pytest.raises(TypeError):
+        some_task(1)  # type: ignore[call-arg]
+
+
+async def test_the_default_namespace() -> None:
+    name = "tests.original.default"
+    task = get_router().register_atask(name, coro=_echo, options={})
+    before = namespaces.get("default")
+    assert before is not None
+    registered = get_transport()
+    transport = LoopbackTransport()
+    try:
+        assert get_transport() is transport
+        await transport.connect()
+        await get_router().activate(transport)
+        assert await task(5) == 5
+        assert await get_router().send_request(name, 6) == 6
+        await get_router().deactivate()
+        await transport.disconnect()
+    finally:
+        namespaces.register("default", transport=registered)
+        get_router().registry.unregister(name)
+
+
+async def _echo(value: Any) -> Any:
+    return value
+
+
+async def test_register_atask(namespace: str, activated: LoopbackTransport) -> None:
+    router = get_router(namespace)
+    router.register_atask("echo", coro=_echo, options={"timeout": 5})
+    router.register_atask("plain", coro=_echo)
+    assert await router.send_request("echo", "value") == "value"
+    item = router.registry.get("echo")
+    assert isinstance(item, RegistryItem)
+    assert (item.coro, item.options.timeout) == (_echo, 5.0)
+
+    async def another(value: Any) -> Any:
+        return value
+
+    with pytest.raises(RegisteringTwice):
+        router.register_atask("echo", coro=another)
+    with pytest.raises(AttributeError):
+        router.register_atask("echo", coro=another)
+
+
+async def test_a_codec_of_a_program(namespace: str, activated: LoopbackTransport) -> None:
+    class JsonCodec(Codec):
+        async def encode(self, obj: Any) -> bytes:
+            return json.dumps(obj).encode()
+
+        async def decode(self, content: bytes) -> Any:
+            return json.loads(content)
+
+    codec = JsonCodec(namespace=namespace)
+    assert get_codec(namespace) is codec
+    task = get_router(namespace).register_atask("echo", coro=_echo)
+    assert await task((1, 2)) == [1, 2]
+
+
+async def test_a_transport_of_a_program(namespace: str) -> None:
+    class Postman(Transport):
+        connected = False
+        carried = 0
+
+        async def connect(self) -> None:
+            self.connected = True
+
+        async def disconnect(self) -> None:
+            self.connected = False
+
+        async def send_request(self, name: str, content: bytes) -> bytes:
+            assert self.connected
+            assert type(name) is str
+            assert self.callback is not None
+            self.carried += len(content)
+            return await self.callback(name, content)
+
+    transport = Postman(namespace=namespace)
+    assert get_transport(namespace) is transport
+    await transport.connect()
+    await get_router(namespace).activate(transport)
+    task = get_router(namespace).register_atask("echo", coro=_echo)
+    assert await asyncio.gather(*(task(n) for n in range(5))) == list(range(5))
+    assert transport.carried > 0
+    await get_router(namespace).deactivate()
+    assert transport.callback is None
+    await transport.disconnect()
+
+
+async def test_a_loopback_with_callbacks_of_a_program(namespace: str) -> None:
+    transport = LoopbackTransport(namespace=namespace)
+    await transport.connect()
+
+    async def callback(name: str, content: bytes) -> bytes:
+        return name.encode() + content
+
+    await transport.register_callback(callback)
+    assert await transport.send_request("name", b"content") == b"namecontent"
+    await transport.unregister_callback()
+    await transport.disconnect()
+
+
+async def test_a_router_of_a_program(namespace: str, activated: LoopbackTransport) -> None:
+    log: list[str] = []
+
+    class Logging(Router):
+        async def send_request(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+            log.append(name)
+            try:
+                return await super().send_request(name, *args, **kwargs)
+            finally:
+                log.append("done")
+
+    await get_router(namespace).deactivate()
+    router = Logging(namespace=namespace)
+    assert get_router(namespace) is router
+    await router.activate(activated)
+    task = router.register_atask("echo", coro=_echo)
+    assert await task.options(timeout=5)("value") == "value"
+    assert log == ["echo", "done"]
+
+
+def test_the_namespace_registry(namespace: str) -> None:
+    assert isinstance(namespaces, Manager)
+    router, codec, transport = Router(namespace), PickleCodec(namespace), LoopbackTransport(namespace)
+    item = namespaces.get(namespace)
+    assert isinstance(item, RegistryItem)
+    assert (item.router, item.codec, item.transport) == (router, codec, transport)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+async def test_the_pickle_codec(namespace: str, protocol: int) -> None:
+    codec = PickleCodec(namespace, protocol=protocol)
+    value = {"key": [1, (2, 3), None, b"bytes", {4}]}
+    content = await codec.encode(value)
+    assert isinstance(content, bytes)
+    assert content[1] == protocol
+    assert await codec.decode(content) == value
+
+
+def test_the_amqp_transport_is_made_without_a_connection(namespace: str) -> None:
+    transport = AMQPTransport(
+        url="amqp://user:password@example.invalid:5671/vhost", namespace=namespace, prefix="prefix", queue="work"
+    )
+    assert isinstance(transport, Transport)
+    assert get_transport(namespace) is transport
+    assert (transport.namespace, transport.queue) == (namespace, "work")
+    assert "password" not in repr(transport)
+    plain = AMQPTransport(namespace=namespace)
+    assert get_transport(namespace) is plain
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"url": "http://localhost/"}, ValueError),
+        ({"queue": "two words"}, ValueError),
+        ({"prefix": ""}, ValueError),
+        ({"namespace": "two words"}, ValueError),
+        ({"colour": "red"}, TypeError),
+    ],
+)
+def test_what_the_amqp_transport_refuses(namespace: str, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        AMQPTransport(**{"namespace": namespace, **options})
+    assert get_transport(namespace) is None

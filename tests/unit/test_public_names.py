@@ -1,0 +1,105 @@
+"""The names that programs import: listed, sorted, importable, and free of what they do not need."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+
+import pytest
+
+import atasks
+from atasks import errors
+
+NOT_IMPORTED_HERE = {"atasks.__main__"}
+"""Modules that act when they are imported."""
+
+
+def modules() -> Iterator[str]:
+    yield "atasks"
+    for found in pkgutil.walk_packages(atasks.__path__, "atasks."):
+        if found.name not in NOT_IMPORTED_HERE:
+            yield found.name
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_all_is_sorted_and_importable(name: str) -> None:
+    """Sorted as the linter sorts: constants, classes, functions."""
+    module = importlib.import_module(name)
+    public = getattr(module, "__all__", [])
+    assert list(public) == sorted(public, key=lambda item: (not item.isupper(), not item[0].isupper(), item))
+    assert len(set(public)) == len(public)
+    for item in public:
+        assert hasattr(module, item), f"{name}.{item}"
+
+
+def test_every_public_name_of_the_package_is_in_all() -> None:
+    """What `__init__` imports is what it exports."""
+    found = {
+        name
+        for name, value in vars(atasks).items()
+        if not name.startswith("_") and name != "annotations" and not isinstance(value, type(atasks))
+    }
+    assert found == set(atasks.__all__)
+
+
+def test_every_error_is_exported_and_in_the_tree() -> None:
+    assert set(errors.__all__) <= set(atasks.__all__)
+    assert errors.__doc__ is not None
+    for name in errors.__all__:
+        cls = getattr(atasks, name)
+        assert issubclass(cls, atasks.AtasksError)
+        assert name in errors.__doc__
+        assert cls.__module__ == "atasks.errors"
+
+
+PROMISED = """
+    ATask AtasksError CallCancelled CallConnectionLost CallError CallTimeout CloudpickleCodec Codec CurrentCall
+    DecodeError EncodeError LoopbackTransport MsgpackCodec NoWorker NotConnected NotSupported PayloadTooLarge
+    PickleCodec RegisteringTwice RemoteError RemoteTraceback Router TooManyParked Transport UnknownTask Worker WorkerLost
+    atask carry connect current_call get_codec get_router get_transport serve
+"""
+
+
+def test_what_was_promised_stays() -> None:
+    assert set(PROMISED.split()) <= set(atasks.__all__)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    from importlib.metadata import version
+
+    assert atasks.__version__ == version("atasks")
+
+
+def test_importing_atasks_imports_no_client_library(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        import atasks
+        import atasks.codecs, atasks.tasks, atasks.router, atasks.transport.base
+        heavy = {"aio_pika", "aiormq", "pamqp", "click", "pytest", "cloudpickle", "psutil", "uvloop", "atasks_cli"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert output == "[]"
+
+
+def test_a_first_run_over_the_loopback_imports_no_client_library(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import asyncio, sys
+        import atasks
+
+        @atasks.atask
+        async def add(a, b):
+            return a + b
+
+        async def main():
+            async with atasks.connect("loopback:"):
+                print(await add(1, 2))
+
+        asyncio.run(main())
+        print(sorted({"aio_pika", "aiormq", "pamqp", "click", "pytest"} & set(sys.modules)))
+        """
+    )
+    assert output.splitlines() == ["3", "[]"]
