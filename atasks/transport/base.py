@@ -172,7 +172,7 @@ def get_transport(namespace: str = "default") -> Transport | None:
 class Pending:
     """A call whose await has not ended."""
 
-    __slots__ = ("asked", "call", "confirmed", "future", "options", "posted", "since", "timer", "unheard")
+    __slots__ = ("asked", "call", "confirmed", "future", "options", "since", "timer", "unheard")
 
     def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -183,8 +183,6 @@ class Pending:
         """When it was sent, or a worker last said that it holds it (event loop time)."""
         self.asked = 0
         """How often workers were asked for it since then."""
-        self.posted = False
-        """Whether it was handed over to the wire."""
         self.confirmed = False
         """Whether the broker has it."""
         self.unheard = False

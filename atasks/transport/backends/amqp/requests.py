@@ -39,7 +39,6 @@ class Request(Outgoing):
 
     def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
         call, options = pending.call, pending.options
-        pending.posted = True
         pending.confirmed = pending.unheard = False
         pending.since = asyncio.get_running_loop().time()
         pending.asked = 0
