@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request"]
 
+NO_PROPERTIES: Final = Basic.Properties()
 WORK_US: Final = 1000.0
 MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
@@ -46,7 +47,7 @@ class Request(Outgoing):
         self.pendings = [pending]
         self.kind = (transport.queue_of(options), options.priority, options.durable, options.batch)
         """Requests of one kind may share a message."""
-        super().__init__(b"", transport.topology.work(self.kind[0]), Basic.Properties())
+        super().__init__(b"", transport.topology.work(self.kind[0]), NO_PROPERTIES)  # prepare() gives it its own
         self.size = len(call.payload) + ENVELOPE_BYTES
 
     def wanted(self) -> bool:
