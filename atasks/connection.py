@@ -137,8 +137,6 @@ def _make(url: str, namespace: str, options: dict[str, Any]) -> Transport:
     cls: type[Transport] = getattr(importlib.import_module(module), name)
     registered = get_transport(namespace)
     try:
-        if scheme == "loopback":
-            return cls(namespace=namespace, **options)
-        return cls(url=url, namespace=namespace, **options)  # type: ignore[call-arg]
+        return cls.from_url(url, namespace, options)
     finally:
         namespaces.register(namespace, transport=registered)

@@ -2,8 +2,8 @@
 
 A failure is a list of nodes, one for each exception of the chain or of the tree of groups, each one after those
 that it refers to; the last one is what was raised. A node holds how to find the class, the values in the codec's
-bytes, and what a `RemoteError` says in its place where it cannot be rebuilt. Each has its values to itself, so that
-one that the caller cannot decode costs the others nothing.
+bytes, and what a `RemoteError` says in its place where it cannot be rebuilt. Each has its values to itself, so
+that one that the caller cannot decode costs the others nothing.
 """
 
 from __future__ import annotations

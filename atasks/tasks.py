@@ -69,13 +69,16 @@ class ATask(Generic[P, R]):
         self._sent_name.task = self
         self._sent_name.options = options
 
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    # Not Coroutine[Any, Any, R]: with Any in it, mypy gives up on asyncio.gather of different types.
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, R]:
         """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
         self._check_arguments(*args, **kwargs)
-        return cast("Coroutine[Any, Any, R]", self._space.router.send_request(self._sent_name, *args, **kwargs))
+        return cast(
+            "Coroutine[None, object, R]", self._space.router.send_request(self._sent_name, *args, **kwargs)
+        )
 
     @property
-    def local(self) -> Callable[P, Coroutine[Any, Any, R]]:
+    def local(self) -> Callable[P, Coroutine[None, object, R]]:
         """The undecorated function: calling it runs it here."""
         return self._function
 

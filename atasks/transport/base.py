@@ -16,7 +16,7 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
 from atasks.errors import (
@@ -65,6 +65,11 @@ class Transport:
         self.namespace = validate_queue(namespace, "namespace")
         self.callback: RequestCallback | None = None
         namespaces.register(namespace, transport=self)
+
+    @classmethod
+    def from_url(cls, url: str, namespace: str, options: dict[str, Any]) -> Transport:
+        """What `connect` and `serve` make of a URL: here nothing but its scheme counts."""
+        return cls(namespace=namespace, **options)
 
     # -- the minimal contract
 

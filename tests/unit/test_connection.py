@@ -13,6 +13,7 @@ import pytest
 
 import atasks
 from atasks.tasks import ATask, atask
+from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.base import LoopbackTransport
 
 
@@ -568,3 +569,28 @@ def test_a_program_that_ends_in_the_middle_of_calls_is_quiet(script: Callable[..
         """
     )
     assert output.splitlines() == ["leaving", "CallConnectionLost"]
+
+
+# -- options in the URL
+
+
+def test_options_of_the_transport_may_stand_in_an_amqp_url() -> None:
+    url = "amqp://u:p%40s@h:1234/v%2Fh?prefix=shop&queue_type=quorum&consumer_timeout=60&heartbeat=5"
+    transport = AMQPTransport.from_url(url, "default", {"queue": "gpu"})
+    assert transport.urls == ["amqp://u:p%40s@h:1234/v%2Fh?heartbeat=5"]
+    assert (transport.topology.prefix, transport.topology.queue_type) == ("shop", "quorum")
+    assert (transport.consumer_timeout, transport.queue) == (60.0, "gpu")
+
+
+def test_arguments_go_before_options_in_the_url() -> None:
+    transport = AMQPTransport.from_url("amqp://h/?prefix=shop", "default", {"prefix": "bank"})
+    assert transport.topology.prefix == "bank"
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [("max_priority=x", "not a number"), ("queue_type=x", "'classic' or 'quorum'"), ("prefix=a b", "prefix")],
+)
+def test_a_wrong_option_in_the_url_says_so(query: str, message: str) -> None:
+    with pytest.raises(atasks.InvalidURL, match=message):
+        AMQPTransport.from_url(f"amqp://h/?{query}", "default", {})

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
@@ -46,6 +46,13 @@ MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
 CLOSE_SECONDS: Final = 5.0
 CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
+URL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
+    "prefix": str,
+    "queue": str,
+    "queue_type": str,
+    "max_priority": int,
+    "consumer_timeout": float,
+}
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 
@@ -108,6 +115,25 @@ class AMQPTransport(CallTransport):
         self._withdrawn: dict[str, list[str]] = {}
         """Queue -> ids to be cancelled, sent together at the end of this turn of the event loop."""
         self._bad_replies = 0
+
+    @classmethod
+    def from_url(cls, url: str, namespace: str, options: dict[str, Any]) -> AMQPTransport:
+        """Options of this class may stand in the query of the URL: `amqp://host/?prefix=shop&queue_type=quorum`.
+        Arguments go before them. What else is there (heartbeat, say) is for the client library."""
+        address = URL(_checked(url))
+        found: dict[str, Any] = {}
+        for name, kind in URL_OPTIONS.items():
+            if name in address.query:
+                try:
+                    found[name] = kind(address.query[name])
+                except ValueError:
+                    raise InvalidURL(f"{name}={address.query[name]!r} in the URL is not a number") from None
+        try:
+            return cls(str(address.without_query_params(*found)), namespace, **{**found, **options})
+        except ValueError as error:
+            if found and not isinstance(error, InvalidURL):
+                raise InvalidURL(f"an option in the URL is wrong: {error}") from None
+            raise
 
     # -- life
 
@@ -212,7 +238,9 @@ class AMQPTransport(CallTransport):
             link: Link | None = None
             try:
                 link = await self._open()
-                await self._set_up(link)
+                # A broker that is recovering a quorum queue may never answer the one who asks to consume it.
+                async with asyncio.timeout(self.timeout):
+                    await self._set_up(link)
             except (*CLIENT_ERRORS, TransportError) as error:
                 logger.warning("cannot reconnect yet: %s", error)
                 if link is not None:
