@@ -52,6 +52,6 @@ async def aiomain(**options: Any) -> None:
     print("side by side:", parallel)
     assert parallel == (6, 10)
 
-    both = await asyncio.gather(request_sequence(1), request_parallel(1))
-    print("both at once:", *both)
-    assert both == [4, (2, 2)]
+    sequence, parallel = await asyncio.gather(request_sequence(1), request_parallel(1))
+    print("both at once:", sequence, parallel)
+    assert (sequence, parallel) == (4, (2, 2))

@@ -56,8 +56,8 @@ def test_every_error_is_exported_and_in_the_tree() -> None:
 PROMISED = """
     ATask AtasksError CallCancelled CallConnectionLost CallError CallTimeout CloudpickleCodec Codec CurrentCall
     DecodeError EncodeError LoopbackTransport MsgpackCodec NoWorker NotConnected NotSupported PayloadTooLarge
-    PickleCodec RegisteringTwice RemoteError RemoteTraceback Router TooManyParked Transport UnknownTask Worker WorkerLost
-    atask carry connect current_call get_codec get_router get_transport serve
+    PickleCodec RegisteringTwice RemoteError RemoteTraceback Router TooManyParked Transport UnknownTask Worker
+    WorkerLost atask carry connect current_call get_codec get_router get_transport serve
 """
 
 

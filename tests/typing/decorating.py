@@ -1,0 +1,157 @@
+"""What a decorated function is to a type checker. Checked by `make lint`; never run."""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+# pyright: reportUnusedFunction=false, reportUnusedVariable=false
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Generic, TypeVar, assert_type
+
+from atasks import ATask, atask
+
+T = TypeVar("T")
+
+
+# -- bare, with options, as a function
+
+
+@atask
+async def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+@atask(name="renamed", namespace="math", timeout=5, queue="gpu", delivery="at_most_once", max_attempts=1)
+async def scale(values: list[float], *, by: float) -> list[float]:
+    return [value * by for value in values]
+
+
+@atask()
+async def nothing() -> None: ...
+
+
+async def plain(text: str) -> bytes:
+    return text.encode()
+
+
+encode = atask(plain)
+encode_again = atask(plain, name="again", priority=3)
+
+
+# -- plain functions: awaiting gives what they return, or what that gives when it is awaited
+
+
+@atask
+def value(n: int) -> str:
+    return str(n)
+
+
+@atask(timeout=1)
+def value_with_options(n: int) -> str:
+    return str(n)
+
+
+@atask
+def future(n: int) -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+@atask
+def awaitable(n: int) -> Awaitable[str]:
+    return future(n)
+
+
+@atask
+def coroutine(n: int) -> Coroutine[None, None, str]:
+    return value(n)
+
+
+class Shelf:
+    @atask
+    @staticmethod
+    async def above(n: int) -> int:
+        return n
+
+    @staticmethod
+    @atask
+    async def below(n: int) -> int:
+        return n
+
+    @staticmethod
+    @atask(timeout=5)
+    async def below_with_options(n: int) -> int:
+        return n
+
+
+@atask
+async def generic(items: list[T]) -> T:
+    return items[0]
+
+
+class Box(Generic[T]):
+    def __init__(self, content: T) -> None:
+        self.content = content
+
+
+@atask
+async def keyword_only(*numbers: int, flag: bool = False, **more: str) -> Box[int]:
+    return Box(sum(numbers))
+
+
+async def results() -> None:
+    assert_type(await add(1), int)
+    assert_type(await add(1, b=2), int)
+    assert_type(await scale([1.0], by=2), list[float])
+    assert_type(await nothing(), None)
+    assert_type(await encode("text"), bytes)
+    assert_type(await encode_again(text="text"), bytes)
+
+    assert_type(await value(1), str)
+    assert_type(await value_with_options(1), str)
+    assert_type(await future(1), str)
+    assert_type(await awaitable(1), str)
+    assert_type(await coroutine(1), str)
+
+    assert_type(await Shelf.above(1), int)
+    assert_type(await Shelf().above(1), int)
+    assert_type(await Shelf.below(1), int)
+    assert_type(await Shelf().below_with_options(1), int)
+
+    assert_type(await generic(["text"]), str)
+    assert_type((await keyword_only(1, 2, flag=True, name="x")).content, int)
+
+
+async def objects() -> None:
+    pending: Coroutine[Any, Any, int] = add(1)
+    assert_type(await pending, int)
+    assert_type(add.name, str)
+    assert_type(add.namespace, str)
+    task: ATask[[str], bytes] = encode
+    function: Callable[[int], Awaitable[str]] = value
+    strict: Callable[[str], Coroutine[Any, Any, bytes]] = encode.options(timeout=1)
+    assert_type(await function(1), str)
+    assert_type(await task("text"), bytes)
+    assert_type(await strict("text"), bytes)
+    assert_type(await add.local(1, 2), int)
+    assert_type(await encode.options(queue="other").local("text"), bytes)
+
+
+async def composed() -> None:
+    assert_type(await asyncio.gather(add(1), value(2), encode("text")), tuple[int, str, bytes])
+    assert_type(await asyncio.gather(*(add(n) for n in range(3))), list[int])
+    assert_type(asyncio.create_task(add(1)), asyncio.Task[int])
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(scale([1.0], by=2))
+    assert_type(task.result(), list[float])
+    assert_type(await asyncio.wait_for(add(1), timeout=1), int)
+    assert_type([await done for done in asyncio.as_completed([add(1), add(2)])], list[int])
+
+
+async def apply(task: ATask[[int], T] | Callable[[int], Awaitable[T]]) -> T:
+    return await task(1)
+
+
+async def as_arguments() -> None:
+    assert_type(await apply(value), str)
+    assert_type(await apply(Shelf.below), int)

@@ -1,0 +1,62 @@
+"""What a type checker has to complain of. Each such line says so, and both tools report one that is in order.
+Checked by `make lint`; never run."""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+# pyright: reportUnusedFunction=false, reportUnusedCoroutine=false, reportUnknownMemberType=false
+
+from __future__ import annotations
+
+from atasks import ATask, atask
+
+
+@atask
+async def add(a: int, b: int = 0) -> int:
+    return a + b
+
+
+@atask(timeout=5)
+async def named(*, name: str) -> str:
+    return name
+
+
+@atask
+def value(n: int) -> str:
+    return str(n)
+
+
+async def arguments() -> None:
+    await add()  # type: ignore[call-arg]
+    await add("1")  # type: ignore[arg-type]
+    await add(1, 2, 3)  # type: ignore[call-arg]
+    await add(1, c=2)  # type: ignore[call-arg]
+    await add(1, b="2")  # type: ignore[arg-type]
+    await named("positional")  # type: ignore[call-arg]
+    await named(name=1)  # type: ignore[arg-type]
+    await value("1")  # type: ignore[arg-type]
+    await add.options(timeout=1)("1")  # type: ignore[arg-type]
+    await add.local("1")  # type: ignore[arg-type]
+
+
+async def results() -> None:
+    text: str = await add(1)  # type: ignore[assignment]
+    number: int = add(1)  # type: ignore[assignment]
+    print(text, number)
+    task: ATask[[str], int] = add  # type: ignore[assignment]
+    print(task)
+
+
+def options() -> None:
+    add.options(timeot=1)  # type: ignore[call-arg]
+    add.options(timeout="1")  # type: ignore[arg-type]
+    add.options(delivery="exactly_once")  # type: ignore[arg-type]
+    add.options(orphan="keep")  # type: ignore[arg-type]
+    add.options(name="other")  # type: ignore[call-arg]
+    add.delay(1, 2)  # type: ignore[attr-defined]
+    add.name.missing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def decorations() -> None:
+    atask(timeot=1)  # type: ignore[call-overload]
+    atask(5)  # type: ignore[call-overload]
+    atask(name=5)  # type: ignore[call-overload]
+    atask(add.local, timeout="1")  # type: ignore[call-overload]
