@@ -450,6 +450,9 @@ def test_a_script_and_its_exceptions(script: Callable[..., str]) -> None:
     ]
 
 
+QUIET_FORK = ("-W", "ignore::DeprecationWarning")
+"""Python 3.12 on warns of forking while a thread runs: the watchdog's, here."""
+
 FORKING = """
     import asyncio, os
     import atasks
@@ -486,7 +489,8 @@ def test_a_forked_child_that_goes_on_with_the_event_loop(script: Callable[..., s
                 print(runner.run(whoami()) == os.getpid(), flush=True)
                 runner.run(connection.__aexit__(None, None, None))
             """
-        )
+        ),
+        *QUIET_FORK,
     )
     refused, *rest = output.splitlines()
     assert refused == (
@@ -514,8 +518,7 @@ def test_a_forked_child_with_an_event_loop_of_its_own(script: Callable[..., str]
             asyncio.run(main())
             """
         ),
-        "-W",
-        "ignore::DeprecationWarning",  # of forking while the watchdog's thread runs
+        *QUIET_FORK,
     )
     refused, *rest = output.splitlines()
     assert refused.startswith("namespace 'default' has no transport in this event loop: enter")
