@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from atasks import CallCancelled, CallTimeout, MsgpackCodec, UnknownTask, WorkerLost, current_call
+from atasks import CallCancelled, MsgpackCodec, UnknownTask, WorkerLost, current_call
 from atasks.testing import Site, soon
 from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
@@ -193,7 +193,7 @@ async def test_request_as_a_worker_sees_it(plain_site: Site, peer: Peer) -> None
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(CANCELLED, CallCancelled), (TIMED_OUT, CallTimeout), (UNKNOWN, UnknownTask), (LOST, WorkerLost)],
+    [(CANCELLED, CallCancelled), (UNKNOWN, UnknownTask), (LOST, WorkerLost)],
 )
 async def test_endings_made_by_hand(plain_site: Site, peer: Peer, status: int, kind: type[Exception]) -> None:
     requests = await peer.declare_work_queue("default")
@@ -259,3 +259,32 @@ async def test_worker_announces_the_queue_that_it_declares(plain_site: Site, pee
         up = await peer.listen(f"up:{plain_site.namespace}:default")
         worker = await plain_site.serve()
         assert decode((await soon(up.get())).body) == [[UP, 1, plain_site.namespace, "default", worker.id]]
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_announcement_does_not_run_again_what_runs(site: Site, peer: Peer, delivery: Any) -> None:
+    """A worker declares its queue, and then announces it: a call that came in between is not lost."""
+    gate = asyncio.Event()
+    ran = []
+
+    @site.atask(delivery=delivery)
+    async def work() -> str:
+        ran.append(current_call().state)
+        await gate.wait()
+        return "once"
+
+    @site.atask
+    async def other() -> None: ...
+
+    async with site.open(serve=False):
+        await site.serve(concurrency=1, state="one")
+        waiting = asyncio.create_task(work())
+        await until(lambda: ran)
+        await site.serve(concurrency=2, state="two")
+        up = [UP, 1, site.namespace, "default", site.worker.id]
+        await peer.control(encode([up]), f"up:{site.namespace}:default")
+        await soon(other())  # its reply comes after the announcement,
+        await soon(other())  # and it runs after whatever that made the caller send, on the worker that is free
+        assert ran == ["one"]
+        gate.set()
+        assert await soon(waiting) == "once"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -395,13 +396,11 @@ class AMQPTransport(CallTransport):
         for pending in homeless.values():
             if not pending.future.done():
                 self.outbox.put(Request(self, pending))
-        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
-        # They were lost with an earlier queue, or came right after this one was declared. Sending an at-least-once
-        # call twice does no harm; of the others, workers are asked in the next round.
-        self.resend([item for item in confirmed if item.call.delivery != AT_MOST_ONCE], "")
-        for pending in confirmed:
-            if pending.call.delivery == AT_MOST_ONCE:
-                pending.since = 0.0
+        # Others were lost with an earlier queue, or came right after this one was declared, and wait or run:
+        # workers are asked in the next round. Sent at once they would run twice whenever a worker starts.
+        for pending in self.pendings():
+            if pending.confirmed and self.queue_of(pending.options) == queue:
+                pending.since = -math.inf
 
     # -- what arrives for this caller
 
