@@ -104,7 +104,7 @@ class Transport:
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""
-        if options.delivery == "at_most_once":
+        if options.delivery == "at_most_once" and "at_most_once" not in self.supports:
             raise NotSupported(
                 f"{type(self).__name__} does not promise at-most-once delivery: "
                 "use delivery='at_least_once' or another transport"

@@ -219,6 +219,19 @@ async def test_at_most_once_is_refused_before_anything_is_sent(direct: Direct, n
     assert direct.sent == []
 
 
+async def test_at_most_once_over_a_transport_that_declares_it(direct: Direct, namespace: str) -> None:
+    class Promising(Direct):
+        supports = frozenset({"at_most_once"})
+
+    add = adder(namespace)
+    transport = Promising(namespace)
+    await atasks.get_router(namespace).activate(transport)
+    assert await add.options(delivery="at_most_once")(1) == 11
+    (call,) = wire.decode(transport.sent[0][1])
+    assert isinstance(call, Call)
+    assert call.delivery == wire.AT_MOST_ONCE
+
+
 async def test_a_message_that_is_changed_on_its_way_is_answered(direct: Direct, namespace: str) -> None:
     add = adder(namespace)
     callback = direct.callback
