@@ -85,13 +85,14 @@ class Watchdog:
         where = traceback.extract_stack(frame)[-1] if frame is not None else None
         place = f" at {where.filename}:{where.lineno} in {where.name}" if where is not None else ""
         del frame
-        name = task.get_name()
-        if not name.startswith(CALL):
-            name = f"something that is not a call ({name})"
+        name, level = task.get_name(), logging.WARNING
+        if not name.startswith(CALL):  # a task that a call made, or the program's own business
+            name, level = f"something that is not a call ({name})", logging.INFO
         if not self._answered.wait(STILL_BLOCKED) and not self._stopping.is_set():
             logger.error("%s has blocked the event loop for %.0f s now%s", name, time.monotonic() - asked, place)
             self._until_answered()
-        logger.warning(
+        logger.log(
+            level,
             "%s blocked the event loop for %.0f ms%s: nothing else ran meanwhile, heartbeats included",
             name,
             (time.monotonic() - asked) * 1000,

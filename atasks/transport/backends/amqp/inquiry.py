@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pamqp.commands import Basic
@@ -26,6 +29,8 @@ __all__ = ["Inquiry"]
 logger = logging.getLogger("atasks.amqp")
 
 IDS_AT_ONCE: Final = 1000
+QUICK_ROUNDS: Final = 3
+"""Two unanswered questions, and the conclusion."""
 
 
 class Inquiry:
@@ -36,18 +41,32 @@ class Inquiry:
     patience = 30.0
     pause = 5.0
     """Seconds between two rounds."""
+    quick_pause = 1.0
+    """The same, after there was a reason to ask."""
 
     def __init__(self, transport: AMQPTransport) -> None:
         self._transport = transport
+        self._reason = asyncio.Event()
 
     async def run(self) -> None:
         """Ask, round after round, until cancelled."""
+        quick = 0
         while True:
-            await asyncio.sleep(self.pause)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.quick_pause if quick else self.pause):
+                    await self._reason.wait()
+            quick = QUICK_ROUNDS if self._reason.is_set() else max(0, quick - 1)
+            self._reason.clear()
             try:
                 await self._round()
             except CLIENT_ERRORS as error:  # the link went: after the reconnect there is another round
                 logger.debug("a round of questions was cut short: %s", error)
+
+    def suspect(self, pendings: Iterable[Pending]) -> None:
+        """These calls may be lost: ask for them now."""
+        for pending in pendings:
+            pending.since = -math.inf
+        self._reason.set()
 
     async def _round(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -243,7 +242,7 @@ class AMQPTransport(CallTransport):
                 async with asyncio.timeout(self.timeout):
                     await self._set_up(link)
             except (*CLIENT_ERRORS, TransportError) as error:
-                logger.warning("cannot reconnect yet: %s", error)
+                logger.warning("cannot reconnect yet: %s", str(error) or "the broker does not answer")
                 if link is not None:
                     await link.close()
                     self._detach()
@@ -396,11 +395,10 @@ class AMQPTransport(CallTransport):
         for pending in homeless.values():
             if not pending.future.done():
                 self.outbox.put(Request(self, pending))
-        # Others were lost with an earlier queue, or came right after this one was declared, and wait or run:
-        # workers are asked in the next round. Sent at once they would run twice whenever a worker starts.
-        for pending in self.pendings():
-            if pending.confirmed and self.queue_of(pending.options) == queue:
-                pending.since = -math.inf
+        # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
+        # sent at once, the latter would run twice whenever a queue is declared for the first time.
+        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
+        self._inquiry.suspect(confirmed)
 
     # -- what arrives for this caller
 
