@@ -1,4 +1,4 @@
-"""A broker that may be stopped, a proxy in front of it, workers that may be killed, and a record of what happened."""
+"""A broker that may be stopped, a proxy before it, workers that may be killed, and a record of what they did."""
 
 from __future__ import annotations
 

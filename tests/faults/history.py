@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 from atasks import ATask, AtasksError, CallConnectionLost, CallTimeout, WorkerLost, current_call
 
-__all__ = ["DEADLINE", "Await", "History", "Recorder", "RunRecord", "settled", "until", "wait_until"]
+__all__ = ["DEADLINE", "Await", "Delivery", "History", "Recorder", "RunRecord", "settled", "until", "wait_until"]
 
-DEADLINE = 30.0
+DEADLINE = 20.0
 """Seconds after which what a test waits for does not come any more."""
 
 Delivery = Literal["at_least_once", "at_most_once"]
@@ -131,7 +131,7 @@ class History:
     """Where workers put their runs on record."""
     awaits: list[Await] = field(default_factory=list)
     made: dict[str, Delivery] = field(default_factory=dict)
-    _nonces: dict[str, str] = field(default_factory=dict)
+    nonces: dict[str, str] = field(default_factory=dict)
 
     # -- calls
 
@@ -144,7 +144,7 @@ class History:
         key = key or uuid.uuid4().hex
         assert key not in self.made, "every call has a key of its own"
         self.made[key] = delivery
-        nonce = self._nonces[key] = uuid.uuid4().hex
+        nonce = self.nonces[key] = uuid.uuid4().hex
         value: Any = None
         error: BaseException | None = None
         try:
@@ -222,9 +222,16 @@ class History:
             yield "ran under several call ids"
         if ended.delivery == "at_most_once" and len(runs) > 1:
             yield f"at most once, and ran {len(runs)} times"
+        yield from self._check_ending(ended, runs)
+        pids = Counter(run.pid for run in runs if run.ending != "cancelled")
+        for pid, count in pids.items():
+            if count > 1:
+                yield f"worker {pid} ran it {count} times"
+
+    def _check_ending(self, ended: Await, runs: list[RunRecord]) -> Iterator[str]:
         error = ended.error
         if error is None:
-            if not isinstance(ended.value, tuple) or ended.value[:2] != (ended.key, self._nonces[ended.key]):
+            if not isinstance(ended.value, tuple) or ended.value[:2] != (ended.key, self.nonces[ended.key]):
                 yield "has the result of another call"
             elif not any(run.pid == ended.value[2] and run.ending == "end" for run in runs):
                 yield "has a value that no run returned"
@@ -237,14 +244,10 @@ class History:
         elif not isinstance(error, (AtasksError, asyncio.CancelledError)):
             if type(error).__name__ != "Failed":
                 yield f"ended in a foreign error {error!r}"
-            elif error.args != (ended.key, self._nonces[ended.key]):
+            elif error.args != (ended.key, self.nonces[ended.key]):
                 yield "has the exception of another call"
             elif not any(run.ending == "raised" for run in runs):
                 yield "has an exception that no run raised"
-        pids = Counter(run.pid for run in runs if run.ending != "cancelled")
-        for pid, count in pids.items():
-            if count > 1:
-                yield f"worker {pid} ran it {count} times"
 
     def completed(self) -> None:
         """Every await so far ended in a value."""

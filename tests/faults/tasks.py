@@ -1,4 +1,4 @@
-"""The atasks of these tests. Each run is on record in the file that the worker was given before it does anything."""
+"""The atasks of these tests. Each run is put on record before it does anything else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import os
 import signal
-from pathlib import Path
 
 from atasks import atask, current_call
 from tests.faults.history import Recorder
@@ -43,7 +42,7 @@ async def work(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
 async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
     """As `echo`, once the file `gate` exists."""
     with _recorder().run(key):
-        while not Path(gate).exists():
+        while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
         return key, nonce, os.getpid()
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.transport.backends.amqp.inquiry import Inquiry
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import echo, gated, work
 from tests.faults.workers import Fleet
 
-HOW = ["stop_app", "kill"]
 CALLS = 400
 ONCE = 100
 
@@ -31,6 +31,9 @@ async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: N
 async def _down(node: Broker, how: str) -> AsyncIterator[None]:
     """The broker is down inside the block, and up after it."""
     if how == "kill":
+        # RabbitMQ 3.10 writes what it knows of a new quorum queue to disk within five seconds, and if it is killed
+        # before that, the queue never has a leader again. That is not what is tested here.
+        await asyncio.to_thread(node.ctl, "eval", "[dets:sync(Table) || Table <- dets:all()].")
         await asyncio.to_thread(node.kill)
     else:
         await asyncio.to_thread(node.ctl, "stop_app")
@@ -53,8 +56,7 @@ def _check(history: History) -> None:
             assert isinstance(item.error, known), item
 
 
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.parametrize(("how", "queue_type"), [("stop_app", "quorum"), ("kill", "classic"), ("kill", "quorum")])
 @pytest.mark.usefixtures("connected")
 async def test_calls_in_flight_survive_a_restart(
     fleet: Fleet, history: History, node: Broker, tmp_path: Path, how: str, queue_type: str
@@ -73,11 +75,8 @@ async def test_calls_in_flight_survive_a_restart(
     await fleet.quiet()
 
 
-@pytest.mark.parametrize("how", HOW)
 @pytest.mark.usefixtures("connected")
-async def test_calls_that_move_while_the_broker_goes_down(
-    fleet: Fleet, history: History, node: Broker, how: str
-) -> None:
+async def test_calls_that_move_while_the_broker_goes_down(fleet: Fleet, history: History, node: Broker) -> None:
     dice = random.Random(11)
     fleet.start(2, concurrency=20)
     calls = []
@@ -85,7 +84,7 @@ async def test_calls_that_move_while_the_broker_goes_down(
         delivery = "at_most_once" if number % 5 == 0 else "at_least_once"
         calls += history.start(1, work, dice.random() / 5, delivery=delivery)
     await until(lambda: len(history.awaits) >= 100, "calls come and go")
-    async with _down(node, how):
+    async with _down(node, "stop_app"):
         pass
     await settled(asyncio.gather(*calls), "calls on the move over a restart", 60)
     _check(history)
@@ -94,12 +93,16 @@ async def test_calls_that_move_while_the_broker_goes_down(
 
 @pytest.mark.usefixtures("connected")
 async def test_calls_without_a_worker_survive_a_power_failure(
-    fleet: Fleet, history: History, node: Broker, tmp_path: Path
+    fleet: Fleet, history: History, node: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Inquiry, "patience", 1.0)  # this process asks soon for those that were not durable
+    monkeypatch.setattr(Inquiry, "pause", 0.2)
     gate = tmp_path / "gate"
     victim = fleet.start_one(concurrency=1)
     calls = history.start(200, gated, str(gate)) + history.start(50, gated, str(gate), delivery="at_most_once")
-    await until(lambda: history.started() == 1, "the worker is busy, and the rest is queued")
+    calls += history.start(50, gated, str(gate), durable=False)
+    await until(lambda: history.started() == 1, "the worker is busy")
+    await until(lambda: sum(queue.messages for queue in fleet.queues()) == 300, "the rest is at the broker")
     victim.kill()
     async with _down(node, "kill"):
         gate.touch()

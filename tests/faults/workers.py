@@ -9,89 +9,38 @@ import json
 import logging
 import os
 import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import atasks
+from atasks.transport.backends.amqp.callers import CallerWatch
 from tests.brokers.base import Broker, Queue
 from tests.faults.history import DEADLINE, Recorder, wait_until
+from tests.faults.processes import Process
 
 __all__ = ["Fleet", "WorkerProcess"]
 
-READY = "ready"
+READY = "ready to serve\n"
 
 
-class WorkerProcess:
+class WorkerProcess(Process):
     """`python -m tests.faults.workers`, serving the atasks of `tests.faults.tasks`."""
 
-    def __init__(self, *arguments: str) -> None:
-        root = Path(atasks.__file__).parent.parent
-        self._log: IO[str] = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults.workers", *arguments],
-            cwd=root,
-            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(root)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        self.pid = self.process.pid
-        self._ready = threading.Event()
-        self._reader = threading.Thread(target=self._read, name=f"worker {self.pid}")
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        with self.process.stdout as lines:
-            for line in lines:
-                if line.strip() == READY:
-                    self._ready.set()
+    def __init__(self, record: Path, arguments: dict[str, Any]) -> None:
+        super().__init__("tests.faults.workers", str(record), json.dumps(arguments))
 
     def wait_ready(self) -> None:
         """Return when it serves."""
-        wait_until(lambda: self._ready.is_set() or not self.running, f"worker {self.pid} ready")
-        assert self._ready.is_set(), f"worker {self.pid} ended at its start:\n{self.log}"
-
-    @property
-    def running(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def log(self) -> str:
-        """What it wrote to stderr."""
-        self._log.seek(0)
-        return self._log.read()
-
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL, and gone."""
-        self.process.kill()
-        self.wait()
+        wait_until(lambda: READY in self.output or not self.running, f"worker {self.pid} ready")
+        assert READY in self.output, f"worker {self.pid} ended at its start:\n{self.output}"
 
     def stop(self) -> int:
         """SIGTERM: it drains; returns its exit code."""
         self.process.terminate()
         return self.wait()
-
-    def wait(self) -> int:
-        """Its exit code, when it has ended."""
-        return self.process.wait(DEADLINE)
-
-    def close(self) -> None:
-        if self.running:
-            self.process.kill()
-        self.process.wait()
-        self._reader.join()
-        self._log.close()
 
 
 class Fleet:
@@ -111,19 +60,22 @@ class Fleet:
         concurrency: int = 100,
         max_parked: int = 50_000,
         grace: float = 30.0,
+        caller_patience: float = 30.0,
         wait: bool = True,
         **options: Any,
     ) -> list[WorkerProcess]:
-        """As many workers, which serve when this returns if it is to wait. `options` are those of the transport."""
+        """As many workers, which serve when this returns unless it is not to wait. `caller_patience` is for how
+        many seconds a caller may be away; `options` are those of the transport."""
         arguments = {
             "url": url or self.broker.url,
             "prefix": self.prefix,
             "concurrency": concurrency,
             "max_parked": max_parked,
             "grace": grace,
+            "caller_patience": caller_patience,
             **options,
         }
-        started = [WorkerProcess(str(self.record), json.dumps(arguments)) for _ in range(count)]
+        started = [WorkerProcess(self.record, arguments) for _ in range(count)]
         self.workers += started
         for worker in started if wait else ():
             worker.wait_ready()
@@ -150,8 +102,8 @@ class Fleet:
             await asyncio.sleep(0.05)
 
     def logs(self) -> str:
-        """What every worker wrote to stderr."""
-        return "".join(f"--- worker {worker.pid}\n{worker.log}" for worker in self.workers)
+        """What every worker wrote."""
+        return "".join(f"--- worker {worker.pid}\n{worker.output}" for worker in self.workers)
 
     def close(self) -> None:
         """End what still runs."""
@@ -166,8 +118,10 @@ async def _recorder(path: Path) -> AsyncIterator[Recorder]:
     recorder.close()
 
 
-async def serve(record: Path, options: dict[str, Any]) -> None:
+async def serve(record: Path, caller_patience: float, **options: Any) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
+    CallerWatch.patience = caller_patience
+    CallerWatch.pause = caller_patience / 3
     from tests.faults import tasks  # its atasks are to be registered
 
     assert tasks.__all__
@@ -187,7 +141,7 @@ async def serve(record: Path, options: dict[str, Any]) -> None:
     loop.add_signal_handler(signal.SIGTERM, on_signal)
     loop.add_signal_handler(signal.SIGUSR1, on_question)  # what does it wait for?
     async with atasks.serve(lifespan=lambda: _recorder(record), **options) as worker:
-        print(READY, flush=True)
+        print(READY, end="", flush=True)
         ended = asyncio.create_task(worker.wait())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([ended, stopped], return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +158,7 @@ def main() -> None:
     parser.add_argument("options", type=json.loads)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    asyncio.run(serve(arguments.record, arguments.options))
+    asyncio.run(serve(arguments.record, **arguments.options))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""Processes that a test may kill. Each is reaped in the end, whatever became of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import atasks
+from tests.faults.history import DEADLINE
+
+__all__ = ["Process"]
+
+
+class Process:
+    """`python -m module arguments...` with this interpreter and these sources; warnings are errors in it."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        root = Path(atasks.__file__).parent.parent
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed by close()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=root,
+            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(root)},
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+        self.pid = self.process.pid
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """What it wrote to stdout and stderr."""
+        size = os.fstat(self._output.fileno()).st_size
+        return os.pread(self._output.fileno(), size, 0).decode(errors="replace")  # it goes on writing at its end
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and gone."""
+        self.process.kill()
+        self.wait()
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended."""
+        return self.process.wait(DEADLINE)
+
+    def close(self) -> None:
+        """End it, if it still runs."""
+        if self.running:
+            self.process.kill()
+        self.process.wait()
+        self._output.close()

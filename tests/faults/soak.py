@@ -1,0 +1,300 @@
+"""Random load under random faults, for as long as one likes; then the history is checked.
+
+`python -m tests.faults.soak [--minutes N] [--seed N]` (or `make soak MINUTES=n`) runs three workers and a broker
+of its own, calls one after the other, in gathers, in trees, with cancellations and deadlines, at least and at most
+once, and meanwhile kills and freezes workers, cuts and holds connections, and restarts the broker. It prints what
+it did and what became of the calls, and exits with 1 if a promise was broken or something hangs.
+
+The seed decides the order of load and faults; how they meet in time differs from run to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import random
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import atasks
+from tests.broker import Broker, PrivateNode
+from tests.brokers.private_node import find_sbin
+from tests.faults.history import Delivery, History, until
+from tests.faults.proxy import Proxy, Role
+from tests.faults.tasks import boom, crash, echo, fan, fib, work
+from tests.faults.workers import Fleet, WorkerProcess
+
+WORKERS = 3
+CLIENTS = 12
+HEARTBEAT = 2
+PATIENCE = 120.0
+"""Seconds within which every await ends, once the faults have ended."""
+CONCURRENCY = 8
+ALLOWED = {"CallConnectionLost", "CallTimeout", "CancelledError", "Failed", "WorkerLost", "value"}
+
+
+class Soak:
+    """One run of it."""
+
+    def __init__(self, node: Broker, folder: Path, seed: int, minutes: float) -> None:
+        self.node = node
+        self.history = History(folder / "runs")
+        self.prefix = f"soak-{uuid.uuid4().hex}"
+        self.fleet = Fleet(node, self.prefix, self.history.path)
+        self.proxies = [Proxy(node.url), Proxy(node.url)]
+        self.load_dice = random.Random(seed)
+        self.fault_dice = random.Random(seed + 1)
+        self.minutes = minutes
+        self.ending = False
+        self.faults: Counter[str] = Counter()
+        self.trees: Counter[str] = Counter()
+        self.broken: list[str] = []
+
+    async def run(self) -> bool:
+        """Whether every promise was kept."""
+        caller, _ = self.proxies
+        await asyncio.to_thread(self.fleet.start, WORKERS, **self.options)
+        end = time.monotonic() + 60 * self.minutes
+        async with atasks.connect(caller.url(heartbeat=HEARTBEAT), prefix=self.prefix):
+            clients = [asyncio.create_task(self.client()) for _ in range(CLIENTS)]
+            while time.monotonic() < end and not any(client.done() for client in clients):
+                await asyncio.sleep(self.fault_dice.uniform(0.5, 5))
+                await self.fault()
+            self.ending = True
+            await self.replace_dead()
+            _, hanging = await asyncio.wait(clients, timeout=PATIENCE)
+            self.broken += [f"{len(hanging)} clients hang"] * bool(hanging)
+            for client in hanging:
+                client.print_stack()
+                client.cancel()
+            for result in await asyncio.gather(*clients, return_exceptions=True):
+                if isinstance(result, Exception):
+                    self.broken.append(f"a client failed: {result!r}")
+            self.check()
+            await self.quiet()
+        return not self.broken
+
+    @property
+    def options(self) -> dict[str, Any]:
+        url = self.proxies[1].url(heartbeat=HEARTBEAT)
+        return {"url": url, "concurrency": CONCURRENCY, "grace": 5.0, "queue_type": "classic"}
+
+    # -- the load
+
+    async def client(self) -> None:
+        """Calls, one kind after the other, until the end."""
+        kinds: list[tuple[int, Callable[[], Awaitable[Any]]]] = [
+            (30, self.one),
+            (10, self.some),
+            (5, self.failing),
+            (5, self.timed),
+            (5, self.cancelled),
+            (2, self.tree),
+            (1, self.crashing),
+        ]
+        weights, choices = zip(*kinds, strict=True)
+        while not self.ending:
+            (choice,) = self.load_dice.choices(choices, weights)
+            await choice()
+
+    def delivery(self) -> Delivery:
+        return self.load_dice.choice(["at_least_once", "at_least_once", "at_most_once"])
+
+    async def one(self) -> None:
+        await self.history.call(echo, delivery=self.delivery())
+
+    async def some(self) -> None:
+        delivery, seconds = self.delivery(), self.load_dice.uniform(0, 0.5)
+        calls = self.history.start(self.load_dice.randrange(1, 40), work, seconds, delivery=delivery)
+        await asyncio.gather(*calls)
+
+    async def failing(self) -> None:
+        await self.history.call(boom, delivery=self.delivery())
+
+    async def timed(self) -> None:
+        await self.history.call(work, self.load_dice.uniform(0, 1), delivery=self.delivery(), timeout=0.5)
+
+    async def cancelled(self) -> None:
+        (task,) = self.history.start(1, work, 30.0, delivery=self.delivery())
+        await asyncio.sleep(self.load_dice.uniform(0, 0.5))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def crashing(self) -> None:
+        await self.history.call(crash, "kill", delivery=self.delivery(), max_attempts=2)
+
+    async def tree(self) -> None:
+        """A tree may end in `WorkerLost`: three workers died with one of its calls."""
+        calls: list[tuple[Awaitable[int], int]] = [(fib(9), 34), (fan(100), 4950)]
+        awaitable, expected = self.load_dice.choice(calls)
+        for other, _ in calls:
+            if other is not awaitable:
+                other.close()  # type: ignore[attr-defined]  # a coroutine that was never awaited
+        try:
+            value = await awaitable
+        except atasks.WorkerLost:
+            self.trees["WorkerLost"] += 1
+        else:
+            self.trees["value"] += 1
+            if value != expected:
+                self.broken.append(f"a tree gave {value} instead of {expected}")
+
+    # -- the faults
+
+    async def fault(self) -> None:
+        """One of them; the dead are replaced first."""
+        await self.replace_dead()
+        kinds: list[tuple[int, Callable[[], Awaitable[Any]]]] = [
+            (8, self.cut),
+            (4, self.kill_worker),
+            (3, self.drain_worker),
+            (2, self.silence),
+            (2, self.freeze_worker),
+            (2, self.slow),
+            (1, self.close_connections),
+            (1, self.kill_broker),
+            (1, self.stop_broker),
+        ]
+        weights, choices = zip(*kinds, strict=True)
+        (choice,) = self.fault_dice.choices(choices, weights)
+        name = choice.__name__  # type: ignore[attr-defined]
+        self.faults[name] += 1
+        print(f"{time.strftime('%T')} {name}; {len(self.history.awaits)} awaits have ended", flush=True)
+        await choice()
+
+    def worker(self) -> WorkerProcess | None:
+        running = [worker for worker in self.fleet.workers if worker.running]
+        return self.fault_dice.choice(running) if running else None
+
+    async def replace_dead(self) -> None:
+        """As many workers as there should be; those that ended by themselves are told of."""
+        for worker in self.fleet.workers:
+            code = worker.process.poll()
+            if code is not None and code not in (0, -signal.SIGKILL):
+                self.broken.append(f"worker {worker.pid} ended with {code}:\n{worker.output[-2000:]}")
+        for worker in [worker for worker in self.fleet.workers if not worker.running]:
+            worker.close()
+            self.fleet.workers.remove(worker)
+        missing = WORKERS - len(self.fleet.workers)
+        await asyncio.to_thread(self.fleet.start, missing, wait=False, **self.options)
+
+    async def cut(self) -> None:
+        role: Role | None = self.fault_dice.choice([None, "publish", "consume"])
+        self.fault_dice.choice(self.proxies).drop(role)
+
+    async def silence(self) -> None:
+        proxy = self.fault_dice.choice(self.proxies)
+        proxy.blackhole()
+        await asyncio.sleep(self.fault_dice.uniform(1, 12))
+        proxy.resume()
+
+    async def slow(self) -> None:
+        proxy = self.fault_dice.choice(self.proxies)
+        proxy.delay(0.05)
+        await asyncio.sleep(3)
+        proxy.resume()
+
+    async def kill_worker(self) -> None:
+        if worker := self.worker():
+            await asyncio.to_thread(worker.kill)
+
+    async def drain_worker(self) -> None:
+        if worker := self.worker():
+            worker.signal(signal.SIGTERM)
+
+    async def freeze_worker(self) -> None:
+        if worker := self.worker():
+            worker.signal(signal.SIGSTOP)
+            await asyncio.sleep(self.fault_dice.uniform(1, 12))
+            worker.signal(signal.SIGCONT)
+
+    async def close_connections(self) -> None:
+        await asyncio.to_thread(self.node.close_all_connections)
+
+    async def kill_broker(self) -> None:
+        await asyncio.to_thread(self.node.kill)
+        await asyncio.to_thread(self.node.start)
+
+    async def stop_broker(self) -> None:
+        await asyncio.to_thread(self.node.restart)
+
+    # -- the end
+
+    def check(self) -> None:
+        try:
+            self.history.check()
+        except AssertionError as breach:
+            self.broken.append(str(breach))
+        strange = set(self.history.errors()) - ALLOWED
+        if strange:
+            first = next(item for item in self.history.awaits if type(item.error).__name__ in strange)
+            self.broken.append(f"endings that nothing explains: {strange}; the first: {first!r}")
+
+    async def quiet(self) -> None:
+        def empty() -> bool:
+            return not any(queue.messages for queue in self.fleet.queues() if not queue.name.endswith(".dead"))
+
+        try:
+            await until(empty, "every work queue is empty", PATIENCE)
+        except AssertionError as breach:
+            self.broken.append(f"{breach}: {[queue for queue in self.fleet.queues() if queue.messages]}")
+
+    def report(self) -> None:
+        made, runs = len(self.history.made), self.history.runs()
+        print(f"faults: {dict(sorted(self.faults.items()))}")
+        print(f"awaits: {made} calls: {dict(sorted(self.history.errors().items()))}; trees: {dict(self.trees)}")
+        print(f"runs: {len(runs)}, of them cut off: {sum(run.ending is None for run in runs)}")
+        for problem in self.broken:
+            print(f"BROKEN: {problem}")
+
+    def close(self) -> None:
+        for worker in self.fleet.workers:
+            with contextlib.suppress(ProcessLookupError):
+                worker.signal(signal.SIGCONT)
+        if self.broken:
+            print(self.fleet.logs())
+        self.fleet.close()
+        for proxy in self.proxies:
+            proxy.close()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Random load under random faults.")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--seed", type=int, default=None, help="default: a random one, which is printed")
+    arguments = parser.parse_args()
+    seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
+    sbin = find_sbin()
+    if sbin is None:
+        print("the soak stops and kills its broker: install rabbitmq-server", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    print(f"seed {seed}, {arguments.minutes:g} minutes", flush=True)
+    node = PrivateNode(sbin)
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            node.start()
+            soak = Soak(node, Path(folder), seed, arguments.minutes)
+            try:
+                kept = asyncio.run(soak.run())
+            finally:
+                soak.close()
+            soak.report()
+        finally:
+            node.close()
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
