@@ -207,7 +207,7 @@ class Router:
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:
-                return timed_out(call)
+                return timed_out(call) if call.timeout_ms is not None else CallTimeout(message)
             case Status.UNKNOWN_TASK:
                 return UnknownTask(message)
             case Status.ENCODE_ERROR:

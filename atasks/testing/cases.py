@@ -21,9 +21,6 @@ class Cases:
     shared_transport: ClassVar[bool] = False
     """Whether one transport is both the caller's and the worker's, as the loopback is."""
 
-    knows_workers: ClassVar[bool] = True
-    """Whether it can tell that nothing serves: else a call with `on_no_worker="error"` waits to its deadline."""
-
     @pytest.fixture
     def new_transport(self) -> Callable[[str], Transport]:
         """A function that returns a new transport of the given namespace, not connected. Override it."""

@@ -15,5 +15,5 @@ class TransportConformance(ValueCases, CallCases, ExceptionCases, EndingCases, N
     """Every case that needs neither the death of a worker nor a lost connection.
 
     Subclass it in a test module, as a class named `Test...`, and override the fixture `new_transport`; set
-    `shared_transport` and `knows_workers` to what holds for your transport.
+    `shared_transport` to what holds for your transport.
     """

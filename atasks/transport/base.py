@@ -50,7 +50,8 @@ class Transport:
     """
 
     supports: ClassVar[frozenset[str]] = frozenset()
-    """What else it offers: "cancel" (the remote run ends when the await does) and "at_most_once"."""
+    """What else it offers: "cancel" (the remote run ends when the await does), "at_most_once", and "no_worker" (it
+    can tell that nothing serves a queue)."""
 
     redelivers: ClassVar[bool] = False
     """Whether one call may be delivered more than once, so that workers must remember those they finished."""
@@ -108,6 +109,11 @@ class Transport:
             raise NotSupported(
                 f"{type(self).__name__} does not promise at-most-once delivery: "
                 "use delivery='at_least_once' or another transport"
+            )
+        if options.on_no_worker == "error" and "no_worker" not in self.supports:
+            raise NotSupported(
+                f"{type(self).__name__} cannot tell whether anything serves a queue: "
+                "use on_no_worker='wait' with a timeout, or another transport"
             )
         timeout = None if call.timeout_ms is None else call.timeout_ms / 1000
         scope = asyncio.timeout(timeout)
@@ -207,7 +213,7 @@ class CallTransport(Transport):
     side's clock, in `CancelledError` when its task is cancelled, or in `CallConnectionLost` at disconnect.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once"})
+    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once", "no_worker"})
 
     def __init__(self, namespace: str = "default") -> None:
         super().__init__(namespace)

@@ -25,8 +25,6 @@ class TestLoopback(TransportConformance):
 class TestMemory(TransportConformance):
     """A transport of the minimal contract."""
 
-    knows_workers = False
-
     @pytest.fixture
     def new_transport(self) -> Callable[[str], Transport]:
         board = Switchboard()

@@ -58,6 +58,7 @@ class Intake:
         self._asks: dict[str, asyncio.Future[Reply | None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
         self._epoch = 0
+        self._told_of_priority = False
         self._control = ""
         self._callers = CallerWatch(self)
         self._leases = Leases(self, transport.consumer_timeout)
@@ -157,6 +158,12 @@ class Intake:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
         inbound = Inbound(self, consumer, message)
         properties = message.header.properties
+        if properties.priority and self.transport.topology.max_priority is None and not self._told_of_priority:
+            self._told_of_priority = True
+            logger.warning(
+                "calls on queue %r have priorities, which are ignored: workers declare it without max_priority",
+                consumer.queue,
+            )
         calls, refusals = self._read(message.body, properties)
         if refusals:
             self.worker.count_bad(refusals[0][1])

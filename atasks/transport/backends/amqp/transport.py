@@ -70,7 +70,6 @@ class AMQPTransport(CallTransport):
     at-least-once calls are sent again if their reply queue is gone.
     """
 
-    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once"})
     redelivers: ClassVar[bool] = True
 
     def __init__(
