@@ -29,12 +29,13 @@ Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextM
 
 @asynccontextmanager
 async def connect(
-    url: str = "loopback:", *, namespace: str = "default", **options: Any
+    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Any
 ) -> AsyncIterator[Transport]:
     """Await atasks of the namespace over this transport, in this event loop and inside this block.
 
     `url`: "loopback:" (calls run in this process) or "amqp://user:password@host:port/vhost" (they run on workers).
-    A nested connect shadows the outer one. `options` are those of the transport's class.
+    Several URLs are those of the nodes of one broker, to be tried in turn. A nested connect shadows the outer one.
+    `options` are those of the transport's class.
 
     Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`.
 
@@ -55,7 +56,7 @@ async def connect(
 
 @asynccontextmanager
 async def serve(
-    url: str,
+    url: str | Sequence[str],
     *,
     namespace: str = "default",
     queues: Sequence[str] | None = None,
@@ -109,7 +110,12 @@ async def _connected(transport: Transport) -> AsyncIterator[None]:
         await transport.disconnect()
 
 
-def _scheme(url: str) -> str:
+def _scheme(url: str | Sequence[str]) -> str:
+    if isinstance(url, (list, tuple)):
+        schemes = [_scheme(item) for item in url]
+        if len({TRANSPORTS[scheme] for scheme in schemes}) != 1:
+            raise InvalidURL(f"several URLs are nodes of one broker, not {schemes}: give one scheme for all")
+        return schemes[0]
     if not isinstance(url, str):
         raise TypeError(f"a URL is a string, not {url!r}")
     try:
@@ -130,7 +136,7 @@ def _without_password(url: str) -> str:
     return f"{head.split('://', 1)[0]}://…@{tail}" if at and "://" in head else url
 
 
-def _make(url: str, namespace: str, options: dict[str, Any]) -> Transport:
+def _make(url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
     """A transport for the URL, without becoming the one that is registered in the namespace."""
     scheme = _scheme(url)
     module, _, name = TRANSPORTS[scheme].partition(":")

@@ -68,7 +68,7 @@ class Transport:
         namespaces.register(namespace, transport=self)
 
     @classmethod
-    def from_url(cls, url: str, namespace: str, options: dict[str, Any]) -> Transport:
+    def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
         """What `connect` and `serve` make of a URL: here nothing but its scheme counts."""
         return cls(namespace=namespace, **options)
 

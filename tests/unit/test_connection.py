@@ -585,6 +585,21 @@ def test_options_of_the_transport_may_stand_in_an_amqp_url() -> None:
     assert (transport.consumer_timeout, transport.queue) == (60.0, "gpu")
 
 
+def test_several_urls_name_the_nodes_of_one_broker() -> None:
+    transport = AMQPTransport.from_url(["amqp://a/?prefix=shop", "amqps://b/"], "default", {})
+    assert transport.urls == ["amqp://a/", "amqps://b/"]
+    assert transport.topology.prefix == "shop"
+    with pytest.raises(atasks.InvalidURL, match="say different things of prefix: \\['bank', 'shop'\\]"):
+        AMQPTransport.from_url(["amqp://a/?prefix=shop", "amqp://b/?prefix=bank"], "default", {})
+
+
+@pytest.mark.parametrize("urls", [[], ["amqp://a/", "loopback:"]])
+async def test_several_urls_have_one_transport(urls: list[str]) -> None:
+    with pytest.raises(atasks.InvalidURL, match="give one scheme for all"):
+        async with atasks.connect(urls):
+            pass
+
+
 def test_arguments_go_before_options_in_the_url() -> None:
     transport = AMQPTransport.from_url("amqp://h/?prefix=shop", "default", {"prefix": "bank"})
     assert transport.topology.prefix == "bank"

@@ -116,19 +116,23 @@ class AMQPTransport(CallTransport):
         self._bad_replies = 0
 
     @classmethod
-    def from_url(cls, url: str, namespace: str, options: dict[str, Any]) -> AMQPTransport:
-        """Options of this class may stand in the query of the URL: `amqp://host/?prefix=shop&queue_type=quorum`.
+    def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> AMQPTransport:
+        """Options of this class may stand in the query of a URL: `amqp://host/?prefix=shop&queue_type=quorum`.
         Arguments go before them. What else is there (heartbeat, say) is for the client library."""
-        address = URL(_checked(url))
+        addresses = [URL(_checked(item)) for item in ([url] if isinstance(url, str) else url)]
         found: dict[str, Any] = {}
         for name, kind in URL_OPTIONS.items():
-            if name in address.query:
+            texts = {address.query[name] for address in addresses if name in address.query}
+            if len(texts) > 1:
+                raise InvalidURL(f"the URLs say different things of {name}: {sorted(texts)}")
+            for text in texts:
                 try:
-                    found[name] = kind(address.query[name])
+                    found[name] = kind(text)
                 except ValueError:
-                    raise InvalidURL(f"{name}={address.query[name]!r} in the URL is not a number") from None
+                    raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
         try:
-            return cls(str(address.without_query_params(*found)), namespace, **{**found, **options})
+            urls = [str(address.without_query_params(*found)) for address in addresses]
+            return cls(urls, namespace, **{**found, **options})
         except ValueError as error:
             if found and not isinstance(error, InvalidURL):
                 raise InvalidURL(f"an option in the URL is wrong: {error}") from None
