@@ -279,9 +279,6 @@ def test_connection_that_is_lost_for_good(shell: Shell) -> None:
         from atasks.connection import TRANSPORTS
 
         class Losing(atasks.Transport):
-            def __init__(self, url, namespace):
-                super().__init__(namespace)
-
             async def connect(self):
                 pass
 

@@ -327,7 +327,7 @@ def without_value(status: int, message: str = "why", attempts: int = 0) -> Reply
     ("reply", "error", "message"),
     [
         (without_value(Status.CANCELLED), atasks.CallCancelled, "why"),
-        (without_value(Status.TIMED_OUT), atasks.CallTimeout, "did not finish within"),
+        (without_value(Status.TIMED_OUT), atasks.CallTimeout, "why"),
         (without_value(Status.UNKNOWN_TASK), atasks.UnknownTask, "why"),
         (without_value(Status.WORKER_LOST, attempts=3), atasks.WorkerLost, "why"),
         (without_value(Status.ENCODE_ERROR), atasks.EncodeError, "why"),
