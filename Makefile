@@ -1,14 +1,16 @@
 # Thin over scripts/: every target sets up what it needs, and does nothing where that is done.
 #   ARGS=...    goes to pytest (make test) or to the benchmarks (make bench)
+#   MINUTES=... how long to soak; default: 5
 #   PYTHON=...  the interpreter for the virtual environment; default: the newest python3 found, 3.11 or newer
 #   VENV=...    the virtual environment; default: .venv
 
 VENV ?= .venv
 ARGS ?=
+MINUTES ?= 5
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test tour lint format bench clean
+.PHONY: help venv test tour lint format bench soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -38,6 +40,11 @@ bench: ## Run the benchmarks, with a real RabbitMQ; ARGS="..." goes to them
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+soak: ## Run random load under random faults for MINUTES=5, and check what happened; ARGS="--seed N" repeats
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	$(VENV)/bin/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
 
 clean: ## Remove the virtual environment and what builds and tools left behind
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

@@ -180,7 +180,9 @@ class Soak:
         """As many workers as there should be; those that ended by themselves are told of."""
         for worker in self.fleet.workers:
             code = worker.process.poll()
-            if code is not None and code not in (0, -signal.SIGKILL):
+            # One that starts while the broker is down says so; one that is told to drain may not listen yet.
+            excused = code in (None, 0, -signal.SIGKILL, -signal.SIGTERM) or "ConnectFailed" in worker.output
+            if not excused:
                 self.broken.append(f"worker {worker.pid} ended with {code}:\n{worker.output[-2000:]}")
         for worker in [worker for worker in self.fleet.workers if not worker.running]:
             worker.close()
