@@ -20,8 +20,9 @@ CANCEL: Final = 0
 
 
 class CallerWatch:
-    """Cancels the runs of callers that are gone: their reply queue is missing, or had no consumer for `patience`
-    seconds of connection. A caller that comes back later sends again what it still awaits."""
+    """Cancels the runs of callers that are gone: their reply queue was missing in two rounds, or had no consumer
+    for `patience` seconds of connection. One round is not enough: a caller whose reply queue is on a node of a
+    cluster that has just died takes another one, and sends again what it still awaits."""
 
     pause = 10.0
     patience = 30.0
@@ -29,6 +30,7 @@ class CallerWatch:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._away_since: dict[str, float] = {}
+        self._missing: set[str] = set()
 
     async def run(self) -> None:
         """Look, round after round, until cancelled."""
@@ -37,11 +39,12 @@ class CallerWatch:
             try:
                 await self._round()
             except CLIENT_ERRORS:  # the link went: what was seen before does not count after
-                self._away_since.clear()
+                self.reset()
 
     def reset(self) -> None:
         """The connection was lost: absences begin anew."""
         self._away_since.clear()
+        self._missing.clear()
 
     async def _round(self) -> None:
         link = self._intake.link
@@ -49,12 +52,21 @@ class CallerWatch:
             return
         watched = self._intake.callers(CANCEL)
         self._away_since = {name: since for name, since in self._away_since.items() if name in watched}
+        missing, self._missing = self._missing, set()
         now = asyncio.get_running_loop().time()
-        for name, runs in watched.items():
+        for name in watched:
             state = await link.queue_state(name)
-            if state is not None and state[1]:
+            if state is None:
+                self._missing.add(name)
+                gone = name in missing
+            elif state[1]:
                 self._away_since.pop(name, None)
-            elif state is None or now - self._away_since.setdefault(name, now) >= self.patience:
+                gone = False
+            else:
+                gone = now - self._away_since.setdefault(name, now) >= self.patience
+            # Asked again: meanwhile it may have sent some of them with another reply queue.
+            runs = self._intake.callers(CANCEL).get(name, []) if gone else []
+            if runs:
                 logger.warning("a caller is gone: %d of its calls are cancelled", len(runs))
                 for run in runs:
                     run.worker.cancel(run.call.id)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -36,6 +37,8 @@ MAX_PREFETCH: Final = 65_535
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 ASK_SECONDS: Final = 1.0
+ASK_ROUNDS: Final = 3
+"""How often workers are asked for a call before it is declared lost."""
 
 
 class Intake:
@@ -57,7 +60,8 @@ class Intake:
         self._numbers = 0
         self._asks: dict[str, asyncio.Future[Reply | None]] = {}
         self._errands: set[asyncio.Task[None]] = set()
-        self._epoch = 0
+        self.epoch = 0
+        """Counts the links."""
         self._told_of_priority = False
         self._control = ""
         self._callers = CallerWatch(self)
@@ -72,10 +76,13 @@ class Intake:
     async def resume(self, link: Link) -> None:
         """Declare and consume everything over a new link."""
         topology, worker = self.transport.topology, self.worker
-        self._epoch += 1
+        self.epoch += 1
         acks = Acks(link.work)
-        await link.declare_queue(topology.dead, topology.dead_arguments())
-        control = self._control = topology.control_queue(worker.id, self._epoch)
+        try:
+            await link.declare_queue(topology.dead, topology.dead_arguments())
+        except ChannelNotFoundEntity as error:  # its node of the cluster is down: no reason not to serve
+            logger.warning("what cannot be read is dropped, not kept: %s", error)
+        control = self._control = topology.control_queue(worker.id, self.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
         for queue in self.queues:
@@ -227,44 +234,41 @@ class Intake:
         return calls, refusals
 
     def _redelivered(self, call: Call, delivery: CallDelivery) -> None:
-        """It was delivered to a worker that is gone, which may have started it. The broker says the same of every
-        message after a crash of its own, so attempts are counted in the envelope."""
-        if call.delivery == AT_MOST_ONCE:
-            self._errand(self._lost_once(call, delivery))
-        elif call.attempt >= call.max_attempts:
-            delivery.reply(self._worker_lost(call))
+        """It was delivered to a worker before, which may have started it. The broker says the same of every message
+        after a crash of its own, so attempts are counted in the envelope."""
+        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
+            self._errand(self._may_not_run(call, delivery))
         else:
             call.attempt += 1
             delivery.give_back(call, solo=call.attempt == call.max_attempts)
 
-    async def _lost_once(self, call: Call, delivery: CallDelivery) -> None:
-        """An at-most-once call that was delivered before: unless a worker still runs it, it is lost."""
+    async def _may_not_run(self, call: Call, delivery: CallDelivery) -> None:
+        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. A
+        worker whose connection was cut needs a moment to come back, so it is asked for more than once."""
         topology = self.transport.topology
         answer = self._asks[call.id] = asyncio.get_running_loop().create_future()
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=call.id,
-            reply_to=self._control,
-            delivery_mode=1,
-        )
-        question = Outgoing(
-            wire.encode([Ask(VERSION, [call.id])]),
-            topology.queue_key(delivery.inbound.consumer.queue),
-            properties,
-            exchange=topology.control,
-            mandatory=False,
-        )
-        self.transport.outbox.put(question)
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                reply = await answer
-        except TimeoutError:
-            reply = self._worker_lost(call)
+        reply: Reply | None = self._worker_lost(call)
+        for _ in range(ASK_ROUNDS):
+            properties = Basic.Properties(
+                content_type=CONTENT_TYPE, message_id=call.id, reply_to=self._control, delivery_mode=1
+            )
+            question = Outgoing(
+                wire.encode([Ask(VERSION, [call.id])]),
+                topology.queue_key(delivery.inbound.consumer.queue),
+                properties,
+                exchange=topology.control,
+                mandatory=False,
+            )
+            self.transport.outbox.put(question)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    reply = await asyncio.shield(answer)
+                    break
+        del self._asks[call.id]
         if reply is None:
             delivery.drop()  # whoever runs it replies
         else:
             delivery.reply(reply)
-        del self._asks[call.id]
 
     def _worker_lost(self, call: Call) -> Reply:
         times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"

@@ -95,7 +95,7 @@ class Leases:
 
     async def _consume(self, link: Link, queue: str) -> str:
         topology, worker = self._intake.transport.topology, self._intake.worker
-        name = topology.lease(queue, worker.id)
+        name = topology.lease(queue, worker.id, self._intake.epoch)
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
         self._tags[name] = await self._intake.consume_leases(link, name, self._on_lease)

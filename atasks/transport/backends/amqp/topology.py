@@ -75,9 +75,10 @@ class Topology:
         """Routing key of what concerns one worker."""
         return f"worker:{worker_id}"
 
-    def lease(self, queue: str, worker_id: str) -> str:
-        """The queue by which a worker keeps its long calls of a work queue."""
-        return f"{self.prefix}.l.{self.namespace}.{queue}.{worker_id}"
+    def lease(self, queue: str, worker_id: str, epoch: int) -> str:
+        """The queue by which a worker keeps its long calls of a work queue, for one connection: the node of a
+        cluster that holds the one of the connection before may be down."""
+        return f"{self.prefix}.l.{self.namespace}.{queue}.{worker_id}.{epoch}"
 
     def lease_arguments(self, queue: str) -> dict[str, Any]:
         """Arguments of a lease queue: what is not held goes to the work queue after a second."""

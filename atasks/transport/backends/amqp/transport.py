@@ -103,6 +103,8 @@ class AMQPTransport(CallTransport):
         self.reply_queue = ""
         self._reply_tag: str | None = None
         self._reply_acks: Acks | None = None
+        self._forsaken = False
+        """Whether the reply queue was replaced, and what is awaited was not sent again since."""
         self._epoch = 0
         self._listening: set[str] = set()
         """Queues whose `Up` would reach this caller."""
@@ -192,7 +194,10 @@ class AMQPTransport(CallTransport):
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
         self._epoch += 1
         self.max_payload = MAX_PAYLOAD_4 if link.server_version >= (4,) else MAX_PAYLOAD_3
-        survived = self._epoch == 1 or await link.queue_state(self.reply_queue) is not None
+        if self._epoch > 1 and await link.queue_state(self.reply_queue) is None:
+            # It was deleted; or its node of the cluster is down, and so long its name cannot be used.
+            self.reply_queue = self.topology.new_reply_queue()
+            self._forsaken = True
         inbox = link.inbox
         await guard(inbox.exchange_declare(self.topology.control, exchange_type="direct", durable=True))
         await guard(inbox.queue_declare(self.reply_queue, durable=True, arguments=self.topology.reply_arguments()))
@@ -208,7 +213,8 @@ class AMQPTransport(CallTransport):
         self.link = link
         self.outbox.attach(link.publish)
         pendings = self.pendings()
-        if not survived:
+        if self._forsaken:
+            self._forsaken = False
             self.resend(pendings, "the reply queue is gone")
         else:  # an announcement may have been missed
             self.resend([item for item in pendings if item.unheard], "")
