@@ -108,6 +108,8 @@ class Outbox:
     def detach(self) -> None:
         """The channel is gone: what is unconfirmed is lost; what may be sent again waits for the next one."""
         self._channel = None
+        for task in self._tasks:  # the client library may leave one without an ending
+            task.cancel()
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         again = [message for message in unconfirmed.values() if message.lost()]
         self._bytes -= sum(message.size for message in unconfirmed.values())
