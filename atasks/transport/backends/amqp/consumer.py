@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
 
-from atasks.transport.backends.amqp.link import Link, guard
+from atasks.transport.backends.amqp.link import Link, guard, shielded
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
@@ -53,7 +52,7 @@ class Consumer:
         """Wait for the broker's word: a cancel that does not would drop deliveries under way."""
         tag, self._tag = self._tag, None
         if tag is not None and self._link is not None:
-            await guard(asyncio.shield(self._link.work.basic_cancel(tag)))
+            await guard(shielded(self._link.work.basic_cancel(tag)))
 
     async def _on_message(self, message: DeliveredMessage) -> None:
         try:

@@ -152,7 +152,7 @@ class Link:
         async with self._spare_lock:
             try:
                 channel = await self._spare_channel()
-                found = await guard(asyncio.shield(channel.queue_declare(queue=name, passive=True)))
+                found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))
             except ChannelNotFoundEntity:
                 return None
             except ChannelLockedResource:  # another connection's exclusive queue: it exists
@@ -163,7 +163,7 @@ class Link:
         """Declare a durable queue, without losing the link if it exists with other arguments."""
         async with self._spare_lock:
             channel = await self._spare_channel()
-            await guard(asyncio.shield(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+            await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
 
     async def _spare_channel(self) -> Channel:
         """A channel of its own for declarations: one that the broker refuses closes its channel."""
@@ -179,6 +179,13 @@ class Link:
         """Close both connections, within a few seconds."""
         self.lose("closed by this side")
         await _close_all(self._connections)
+
+
+def shielded(operation: Awaitable[T]) -> Awaitable[T]:
+    """An operation that goes on when its await is cancelled: a cancelled one would close its channel."""
+    task = asyncio.ensure_future(operation)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
+    return asyncio.shield(task)
 
 
 async def guard(operation: Awaitable[T]) -> T:
