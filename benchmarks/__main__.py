@@ -1,7 +1,8 @@
 """`python -m benchmarks`: atasks beside its peers, in one run, as a table.
 
-The broker is the one named by `$ATASKS_BENCH_AMQP_URL`, else the private node of the tests, else
-`amqp://guest:guest@localhost/`. Nothing else should be running on the machine.
+RabbitMQ is the one named by `$ATASKS_BENCH_AMQP_URL`, else the one of the tests (see tests/broker.py): a private
+node. Redis, which some peers keep results in, is the one named by `$ATASKS_BENCH_REDIS_URL`, else
+`redis://127.0.0.1:6379`. Nothing else should be running on the machine.
 """
 
 from __future__ import annotations
@@ -10,42 +11,43 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
+import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from importlib import import_module
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from benchmarks.harness import BenchmarkFailed, Cell, Settings, System, run
-from benchmarks.report import as_json, table
+from benchmarks.catalogue import AMQP, REDIS, SYSTEMS, WORKLOADS, System
+from benchmarks.harness import VARIABLES, Settings, run
+from benchmarks.load import BenchmarkFailed
+from benchmarks.report import as_json, promises, table
 
-MODULES = {
-    "loopback": "benchmarks.echo_loopback",
-    "amqp": "benchmarks.echo_amqp",
-    "aiopika": "benchmarks.aiopika_rpc",
-    "aiormq": "benchmarks.aiormq_echo",
-}
-"""System -> its module, imported only if it is measured: loopback needs neither a broker nor its clients."""
-
-LOCAL = frozenset({"loopback"})
-"""The systems that need no broker."""
+USUAL_REDIS = "redis://127.0.0.1:6379"
 
 
-def numbers(text: str) -> list[int]:
-    """`1,50,500` -> the numbers, each at least 1."""
-    values = [int(part) for part in text.split(",")]
-    if min(values) < 1:
-        raise ValueError
-    return values
-
-
-def names(text: str) -> list[str]:
-    """`loopback,amqp` -> the names, each of a system."""
+def workloads(text: str) -> list[str]:
+    """`sequential,50` -> the workloads: names, and numbers of calls in flight."""
     values = text.split(",")
-    unknown = [value for value in values if value not in MODULES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no system {unknown[0]!r}: choose from {','.join(MODULES)}")
+    for value in values:
+        if value not in WORKLOADS and not (value.isdigit() and int(value)):
+            raise argparse.ArgumentTypeError(
+                f"no workload {value!r}: choose from {','.join(WORKLOADS)}, or a number of calls in flight"
+            )
     return values
+
+
+def systems(text: str) -> list[System]:
+    """`loopback,amqp` -> the systems; `ours`, `all`."""
+    if text == "all":
+        return [system for system in SYSTEMS.values() if not system.uvloop]
+    if text == "ours":
+        return [system for system in SYSTEMS.values() if system.ours and not system.uvloop]
+    unknown = [value for value in text.split(",") if value not in SYSTEMS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no system {unknown[0]!r}: choose from ours,all,{','.join(SYSTEMS)}")
+    return [SYSTEMS[value] for value in text.split(",")]
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -54,79 +56,90 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure atasks beside its peers.")
     parser.add_argument(
         "--systems",
-        type=names,
-        default=list(MODULES),
+        type=systems,
+        default="ours",
         metavar="A,B",
-        help=f"of {','.join(MODULES)} (default: all)",
+        help=f"ours (default), all, or of {','.join(SYSTEMS)}",
     )
+    parser.add_argument("--uvloop", action="store_true", help="measure ours on uvloop too")
     parser.add_argument(
-        "--inflight",
-        type=numbers,
-        default=list(usual.inflight),
-        metavar="N,M",
-        help="calls in flight (%(default)s)",
+        "--workloads",
+        type=workloads,
+        default=list(usual.workloads),
+        metavar="A,B",
+        help=f"of {','.join(WORKLOADS)} (default: all), or numbers of calls in flight",
     )
     parser.add_argument(
         "--seconds", type=float, default=usual.seconds, metavar="S", help="for each measurement (%(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=usual.rounds, metavar="N", help="(%(default)s)")
-    parser.add_argument("--size", type=int, default=usual.size, metavar="BYTES", help="of a payload (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every figure there")
     parsed = parser.parse_args(given)
-    if parsed.seconds < 0 or parsed.rounds < 1 or parsed.size < 8:
-        parser.error("--seconds is at least 0, --rounds at least 1, --size at least 8")
+    if parsed.seconds < 0 or parsed.rounds < 1:
+        parser.error("--seconds is at least 0, --rounds at least 1")
+    if parsed.uvloop:
+        # Not beside a named system that has no other loop to compare with, but beside each of ours that was named.
+        parsed.systems = [
+            chosen
+            for system in parsed.systems
+            for chosen in (system, SYSTEMS.get(f"{system.name}-uvloop"))
+            if chosen is not None
+        ]
     return parsed
 
 
 @contextmanager
-def broker() -> Iterator[str]:
-    """The URL of a broker, see the top; a private node ends with the block."""
-    named = os.environ.get("ATASKS_BENCH_AMQP_URL")
-    if named:
-        yield named
+def servers(needed: frozenset[str]) -> Iterator[dict[str, str]]:
+    """The URLs of what is needed, see the top; a private node ends with the block. Redis may be missing."""
+    urls = {need: os.environ[VARIABLES[need]] for need in needed if os.environ.get(VARIABLES[need])}
+    if REDIS in needed - urls.keys() and answers(USUAL_REDIS):
+        urls[REDIS] = USUAL_REDIS
+    if AMQP not in needed - urls.keys():
+        yield urls
         return
-    from tests.broker import BrokerError, NoBroker, running  # imports what only the tests need
+    import tests.broker  # needs what only the tests need
 
-    with ExitStack() as stack:
-        try:
-            url = stack.enter_context(running()).url
-        except NoBroker:
-            url = "amqp://guest:guest@localhost/"
-        except BrokerError as error:
-            raise BenchmarkFailed(f"the private broker does not start: {error}") from error
-        yield url
+    try:
+        with tests.broker.running() as broker:
+            yield {**urls, AMQP: broker.url}
+    except tests.broker.BrokerError as error:
+        raise BenchmarkFailed(str(error)) from error
 
 
-def benchmark(systems: Sequence[str], settings: Settings) -> list[Cell]:
-    """Measure, and say on the standard error how far it is."""
+def answers(url: str) -> bool:
+    """Whether something listens there."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=2).close()
+    except OSError:
+        return False
+    return True
 
-    def progress(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
 
-    loaded: list[System] = [import_module(MODULES[name]).SYSTEM for name in systems]
-    if LOCAL.issuperset(systems):
-        return asyncio.run(run(loaded, "loopback:", settings, progress))
-    with broker() as url:
-        return asyncio.run(run(loaded, url, settings, progress))
+def progress(line: str) -> None:
+    """Say on the standard error how far it is."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Run, print the table, write the JSON."""
+    """Run, print the table, write the JSON. Exits with 1 if a system failed."""
     given = arguments()
-    settings = Settings(given.inflight, given.seconds, given.rounds, given.size)
+    chosen: list[System] = given.systems
+    settings = Settings(given.workloads, given.seconds, given.rounds)
     try:
-        cells = benchmark(given.systems, settings)
-    except ImportError as error:
-        sys.exit(f"{error}: install what the benchmarks need, or choose others with --systems")
+        with servers(frozenset().union(*(system.needs for system in chosen))) as urls:
+            cells = asyncio.run(run(chosen, urls, settings, progress))
     except BenchmarkFailed as error:
         sys.exit(f"no result: {error}")
-    except ConnectionError as error:
-        sys.exit(f"no result: {error}; the broker is the one of $ATASKS_BENCH_AMQP_URL, if that is set")
     except KeyboardInterrupt:
         sys.exit(130)
     print(table(cells))
+    print(promises(chosen))
     if given.json is not None:
-        given.json.write_text(json.dumps(as_json(cells, settings), indent=2) + "\n")
+        command = shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+        given.json.write_text(json.dumps(as_json(cells, chosen, settings, command), indent=2) + "\n")
+    if any(cell.note.startswith("failed") for cell in cells):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aio_pika
 from aio_pika.patterns import RPC
 
-from benchmarks.harness import Echo, System, work
-
-__all__ = ["SYSTEM"]
+from benchmarks.child import amqp_url, main
+from benchmarks.load import Client
 
 
 @asynccontextmanager
-async def client(url: str, queue: str) -> AsyncIterator[Echo]:
-    """Calls the method that is named as the queue."""
-    connection = await aio_pika.connect_robust(url)
-    async with connection:
-        channel = await connection.channel()
-        rpc = await RPC.create(channel)
+async def connected() -> AsyncIterator[RPC]:
+    async with await aio_pika.connect_robust(amqp_url()) as connection:
+        rpc = await RPC.create(await connection.channel())
+        yield rpc
+        await rpc.close()  # deletes the reply queue
+
+
+@asynccontextmanager
+async def client(queue: str) -> AsyncIterator[Client]:
+    """Calls the methods that are named as the queue; the work queues delete themselves."""
+    async with connected() as rpc:
 
         async def echo(payload: bytes) -> bytes:
             answer: bytes = await rpc.call(queue, {"payload": payload})
             return answer
 
-        yield echo
-        await rpc.close()  # deletes the reply queue; the work queue deletes itself
+        async def tree(depth: int) -> int:
+            calls: int = await rpc.call(f"{queue}-tree", {"depth": depth})
+            return calls
+
+        yield Client(echo, tree)
 
 
 @asynccontextmanager
-async def worker(url: str, queue: str) -> AsyncIterator[None]:
-    """Registers the method that is named as the queue."""
+async def worker(queue: str) -> AsyncIterator[None]:
+    """Registers the methods that are named as the queue."""
+    async with connected() as rpc:
 
-    async def echo(*, payload: bytes) -> bytes:
-        return payload
+        async def echo(*, payload: bytes) -> bytes:
+            return payload
 
-    connection = await aio_pika.connect_robust(url)
-    async with connection:
-        channel = await connection.channel()
-        rpc = await RPC.create(channel)
+        async def tree(*, depth: int) -> int:
+            if not depth:
+                return 1
+            below = {"depth": depth - 1}
+            return 1 + sum(await asyncio.gather(*(rpc.call(f"{queue}-tree", below) for _ in range(2))))
+
         await rpc.register(queue, echo, auto_delete=True)
+        await rpc.register(f"{queue}-tree", tree, auto_delete=True)
         yield
+        await rpc.unregister(tree)
         await rpc.unregister(echo)
-        await rpc.close()
 
-
-SYSTEM = System("aiopika", "aio-pika patterns.RPC", client, worker_module="benchmarks.aiopika_rpc")
 
 if __name__ == "__main__":
-    work(worker)
+    main(client, worker)

@@ -17,9 +17,8 @@ import aiormq
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
-from benchmarks.harness import Echo, System, work
-
-__all__ = ["SYSTEM"]
+from benchmarks.child import amqp_url, main
+from benchmarks.load import Client
 
 UNCONFIRMED = 1000
 """Publishes without a confirm at a time: aiormq looks through all of them at each confirm of many."""
@@ -29,9 +28,9 @@ WINDOW = 500
 
 
 @asynccontextmanager
-async def client(url: str, queue: str) -> AsyncIterator[Echo]:
+async def client(queue: str) -> AsyncIterator[Client]:
     """Calls through the default exchange, with a durable reply queue of its own."""
-    connection = await aiormq.connect(url)
+    connection = await aiormq.connect(amqp_url())
     try:
         channel = cast("aiormq.Channel", await connection.channel())  # its abstract class lacks `wait`
         reply_queue = f"{queue}-replies"
@@ -75,7 +74,7 @@ async def client(url: str, queue: str) -> AsyncIterator[Echo]:
             return await answer
 
         consuming = await channel.basic_consume(reply_queue, on_reply)
-        yield echo
+        yield Client(echo)
         assert consuming.consumer_tag is not None
         await channel.basic_cancel(consuming.consumer_tag)
         await channel.queue_delete(reply_queue)
@@ -85,9 +84,9 @@ async def client(url: str, queue: str) -> AsyncIterator[Echo]:
 
 
 @asynccontextmanager
-async def worker(url: str, queue: str) -> AsyncIterator[None]:
+async def worker(queue: str) -> AsyncIterator[None]:
     """Answers each request with its own body, and acknowledges it when the reply is confirmed."""
-    connection = await aiormq.connect(url)
+    connection = await aiormq.connect(amqp_url())
     try:
         channel = cast("aiormq.Channel", await connection.channel())
         await channel.basic_qos(prefetch_count=WINDOW)
@@ -117,7 +116,5 @@ async def declare(channel: aiormq.Channel, queue: str) -> None:
     await channel.queue_declare(queue, durable=True, arguments={"x-queue-type": "classic", "x-expires": 300_000})
 
 
-SYSTEM = System("aiormq", "bare aiormq echo", client, worker_module="benchmarks.aiormq_echo")
-
 if __name__ == "__main__":
-    work(worker)
+    main(client, worker)

@@ -3,56 +3,93 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks import harness
-from benchmarks.__main__ import MODULES, arguments
-from benchmarks.aiopika_rpc import SYSTEM as AIOPIKA
-from benchmarks.aiormq_echo import SYSTEM as AIORMQ
-from benchmarks.echo_amqp import SYSTEM as AMQP
-from benchmarks.echo_loopback import SYSTEM as LOOPBACK
-from benchmarks.harness import BenchmarkFailed, Sample, Settings, System, WorkerProcess, measure, percentile, run
-from benchmarks.report import as_json, table
+from benchmarks import load as loads
+from benchmarks.__main__ import answers, arguments
+from benchmarks.catalogue import SYSTEMS, WORKLOADS, System
+from benchmarks.environments import python_of
+from benchmarks.harness import Cell, Sample, Settings, run
+from benchmarks.load import BenchmarkFailed, Client, Load, WindowClient, measure, percentile
+from benchmarks.processes import Child
+from benchmarks.report import as_json, promises, table
+from benchmarks.usage import Usage
 from tests.broker import Broker
 
 ROOT = Path(__file__).parents[2]
+HERE = sorted(system.name for system in SYSTEMS.values() if not system.requires and "redis" not in system.needs)
+"""The systems that need no environment of their own."""
 
 
-async def test_each_system_is_measured_in_every_round():
+def client(echo: Callable[[bytes], Awaitable[bytes]]) -> Client:
+    return Client(echo)
+
+
+@pytest.mark.parametrize("name", HERE)
+async def test_systems_of_this_environment(name: str, controllable_broker: Broker):
+    controllable_broker.start()
+    before = await asyncio.to_thread(controllable_broker.queues)
     progress: list[str] = []
-    settings = Settings(inflight=(1, 3), seconds=0, rounds=2)
-    cells = await run([LOOPBACK], "loopback:", settings, progress.append)
+    settings = Settings(workloads=("5", "nested"), seconds=0, rounds=2)
+    system = SYSTEMS[name]
+    cells = await run([system], {"amqp": controllable_broker.url}, settings, progress.append)
 
-    assert [(cell.system, cell.inflight) for cell in cells] == [("loopback", 1), ("loopback", 3)]
+    assert [(cell.system, cell.workload) for cell in cells] == [(name, "5"), (name, "nested")]
     for cell in cells:
-        assert [sample.calls for sample in cell.samples] == [cell.inflight] * 2
+        if cell.workload in system.cannot:
+            assert (cell.samples, cell.note) == ([], system.cannot[cell.workload])
+            continue
+        assert [sample.calls for sample in cell.samples] == [5 if cell.workload == "5" else 127] * 2, cell.note
         for sample in cell.samples:
             assert 0 < sample.p50_ms <= sample.p99_ms <= 1000 * sample.seconds
             assert sample.client_cpu > 0
-            assert sample.worker_cpu is None, "the caller is the worker"
-        assert cell.worker_cpu is None
-        rates = sorted(sample.rate for sample in cell.samples)
-        assert rates[0] <= cell.rate <= rates[1]
-    assert progress == [f"round {number} of 2: {inflight} in flight" for number in (1, 2) for inflight in (1, 3)]
-
-
-@pytest.mark.parametrize("system", [AMQP, AIOPIKA, AIORMQ], ids=lambda system: system.name)
-async def test_systems_with_a_broker_and_a_worker_process(system: System, controllable_broker: Broker):
-    controllable_broker.start()
-    before = await asyncio.to_thread(controllable_broker.queues)
-    cells = await run([system], controllable_broker.url, Settings(inflight=(5,), seconds=0, rounds=1))
-
-    (sample,) = cells[0].samples
-    assert sample.calls == 5
-    assert sample.worker_cpu is not None
-    assert sample.worker_cpu >= 0
+            assert sample.client_peak > 1 << 20
+            if system.worker:
+                assert sample.worker_cpu is not None
+                assert sample.worker_peak is not None
+                assert sample.worker_peak > 1 << 20
+            elif name.startswith("loopback"):
+                assert (sample.worker_cpu, sample.worker_peak) == (None, None), "the caller is the worker"
+    rounds = [f"round {number} of 2: {workload}" for number in (1, 2) for workload in ("5", "nested")]
+    assert progress == [f"starting {system.title}", *rounds]
     left = {queue.name for queue in await asyncio.to_thread(controllable_broker.queues)}
     assert left <= {queue.name for queue in before}, "nothing is left at the broker"
+
+
+async def test_a_system_that_fails_says_so_and_the_others_go_on():
+    broken = System("broken", "a broken one", "benchmarks.atasks_loopback", "", needs=frozenset({"redis"}))
+    settings = Settings(workloads=("1", "2"), seconds=0, rounds=1)
+    cells = await run([broken, SYSTEMS["loopback"]], {}, settings)
+
+    assert [(cell.system, len(cell.samples)) for cell in cells] == [
+        ("broken", 0),
+        ("loopback", 1),
+        ("broken", 0),
+        ("loopback", 1),
+    ]
+    assert cells[0].note == "failed: there is no redis server: set $ATASKS_BENCH_REDIS_URL"
+    assert cells[0].note in table(cells)
+    assert cells[0].as_dict() == {
+        "system": "broken",
+        "title": "a broken one",
+        "workload": "1",
+        "note": cells[0].note,
+    }
+
+
+async def test_a_system_whose_worker_ends_says_so():
+    system = dataclasses.replace(SYSTEMS["loopback"], worker=True)  # its module has no worker's side
+    cells = await run([system], {}, Settings(("1",), 0, 1))
+    assert "ended: see its traceback above" in cells[0].note
 
 
 async def test_new_calls_are_made_until_the_time_is_over():
@@ -64,10 +101,9 @@ async def test_new_calls_are_made_until_the_time_is_over():
         await asyncio.sleep(0)
         return payload
 
-    sample = await measure(echo, inflight=4, seconds=0.05)
-    assert sample.calls == calls
-    assert sample.seconds >= 0.05
-    assert sample.rate == sample.calls / sample.seconds
+    figures = await measure(client(echo), Load(4, 0.05))
+    assert figures["calls"] == calls
+    assert figures["seconds"] >= 0.05
 
 
 async def test_as_many_calls_are_in_flight_as_it_says():
@@ -82,8 +118,31 @@ async def test_as_many_calls_are_in_flight_as_it_says():
         waiting -= 1
         return payload
 
-    await measure(echo, inflight=7, seconds=0.01)
+    await measure(client(echo), Load(7, 0.01))
     assert most == 7
+
+
+async def test_a_window_has_as_many_handles_as_it_says():
+    pending: set[bytes] = set()
+    most = 0
+    sizes = set()
+
+    def submit(payload: bytes) -> bytes:
+        nonlocal most
+        pending.add(payload)
+        sizes.add(len(payload))
+        most = max(most, len(pending))
+        return payload
+
+    def result(handle: bytes) -> bytes:
+        pending.remove(handle)
+        return handle
+
+    once = await measure(WindowClient(submit, result), Load(7, 0, size=30))
+    assert (once["calls"], most, sizes, pending) == (7, 7, {30}, set())
+    longer = await measure(WindowClient(submit, result), Load(7, 0.01, size=30))
+    assert longer["calls"] > 7
+    assert (most, pending) == (7, set())
 
 
 async def test_payloads_have_the_size_that_was_asked_for():
@@ -93,8 +152,27 @@ async def test_payloads_have_the_size_that_was_asked_for():
         sizes.add(len(payload))
         return payload
 
-    await measure(echo, inflight=300, seconds=0, size=8)
+    await measure(client(echo), Load(300, 0, size=8))
     assert sizes == {8}
+
+
+async def test_a_tree_counts_all_its_calls():
+    async def tree(depth: int) -> int:
+        return 1 + sum(await asyncio.gather(tree(depth - 1), tree(depth - 1))) if depth else 1
+
+    async def lies(depth: int) -> int:
+        return depth
+
+    async def echo(payload: bytes) -> bytes:
+        return payload
+
+    assert (await measure(Client(echo, tree), Load(2, depth=3)))["calls"] == 2 * 15
+    with pytest.raises(BenchmarkFailed, match="another call's answer"):
+        await measure(Client(echo, lies), Load(depth=3))
+    with pytest.raises(BenchmarkFailed, match="nothing can be awaited inside a call"):
+        await measure(Client(echo), Load(depth=3))
+    with pytest.raises(BenchmarkFailed, match="nothing can be awaited inside a call"):
+        await measure(WindowClient(bytes, bytes), Load(depth=3))
 
 
 async def test_a_swapped_answer_is_a_failure():
@@ -105,32 +183,61 @@ async def test_a_swapped_answer_is_a_failure():
         return first[0]
 
     with pytest.raises(BenchmarkFailed, match="another call's answer"):
-        await measure(echo, inflight=2, seconds=0)
+        await measure(client(echo), Load(2))
+    with pytest.raises(BenchmarkFailed, match="another call's answer"):
+        await measure(WindowClient(bytes, lambda handle: first[0]), Load(2))
 
 
 async def test_a_call_that_raises_is_a_failure():
     async def echo(payload: bytes) -> bytes:
         raise ConnectionResetError("gone")
 
-    with pytest.raises(BenchmarkFailed, match="3 in flight: ConnectionResetError"):
-        await measure(echo, inflight=3, seconds=0)
+    def submit(payload: bytes) -> bytes:
+        raise ConnectionResetError("gone")
+
+    with pytest.raises(BenchmarkFailed, match="ConnectionResetError"):
+        await measure(client(echo), Load(3))
+    with pytest.raises(BenchmarkFailed, match="ConnectionResetError"):
+        await measure(WindowClient(submit, bytes), Load(3))
 
 
 async def test_a_call_without_an_answer_is_a_failure(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(harness, "STUCK", 0.05)
+    monkeypatch.setattr(loads, "STUCK", 0.05)
 
     async def echo(payload: bytes) -> bytes:
         return await asyncio.Future()
 
     with pytest.raises(BenchmarkFailed, match="not answered"):
-        await measure(echo, inflight=1, seconds=0)
+        await measure(client(echo), Load(1))
 
 
-async def test_a_worker_that_cannot_start_is_a_failure(capfd: pytest.CaptureFixture[str]):
-    with pytest.raises(BenchmarkFailed, match=r"the worker ended .*aiormq_echo"):
-        async with WorkerProcess.start("benchmarks.aiormq_echo", "amqp://localhost:1/", "nothing"):
+async def test_a_process_that_cannot_start_is_a_failure(capfd: pytest.CaptureFixture[str]):
+    with pytest.raises(BenchmarkFailed, match=r"aiormq_echo` ended: see its traceback above"):
+        environ = {"ATASKS_BENCH_AMQP_URL": "amqp://localhost:1/"}
+        async with Child.start(
+            Path(sys.executable), "benchmarks.peers.aiormq_echo", "worker", "nothing", environ=environ
+        ):
             pytest.fail("it says that it consumes, from a broker that is not there")
     assert "ConnectionError" in capfd.readouterr().err, "its traceback is shown"
+
+
+def test_usage_is_that_of_processes_and_of_what_they_started():
+    program = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        alone, below = Usage.of(process.pid), Usage.below(process.pid)
+        both = Usage.together(alone, below)
+        for usage in (alone, below, both):
+            usage.reset_peak()
+            assert usage.exists()
+            assert usage.cpu() >= 0
+        assert both.peak() >= max(alone.peak(), below.peak()) > 1 << 20
+        (child,) = psutil.Process(process.pid).children()
+        assert not Usage.below(child.pid).exists()
+        process.communicate(b"\n")
 
 
 def test_percentiles_are_values_that_were_measured():
@@ -140,57 +247,71 @@ def test_percentiles_are_values_that_were_measured():
     assert percentile([1.0, 2.0, 3.0], 50) == 2.0
 
 
+def a_sample(calls: int = 10, p50: float = 1.0, worker: float | None = None) -> Sample:
+    peak = None if worker is None else 3 << 20
+    return Sample(calls, 2.0, p50, 10 * p50, 1.0, worker, 2 << 20, peak)
+
+
 def test_a_cell_is_the_median_of_its_rounds():
-    cell = harness.Cell("x", "a system", 50)
+    cell = Cell("x", "a system", "50")
     for calls, p50, worker in ((100, 1.0, 0.5), (300, 9.0, 0.3), (200, 2.0, 0.2)):
-        cell.samples.append(
-            Sample(calls=calls, seconds=2.0, p50_ms=p50, p99_ms=10 * p50, client_cpu=1.0, worker_cpu=worker)
-        )
+        cell.samples.append(a_sample(calls, p50, worker))
     assert (cell.rate, cell.p50_ms, cell.p99_ms) == (100, 2.0, 20.0)
     assert cell.client_cpu == 5.0, "CPU seconds per 1000 calls"
     assert cell.worker_cpu == 1.0
 
     header, row = table([cell]).splitlines()[1], table([cell]).splitlines()[3]
-    assert header.split()[:2] == ["in", "flight"]
-    assert row.split() == ["50", "a", "system", "100", "50-150", "2.000", "20.000", "5.000", "1.000"]
+    assert header.split()[:2] == ["workload", "system"]
+    figures = ["100", "50-150", "2.000", "20.000", "5.000", "1.000", "2", "3"]
+    assert row.split() == ["50", "a", "system", *figures]
     assert len(row) == len(header)
 
 
 def test_json_has_every_round_and_what_it_was_measured_with():
-    cell = harness.Cell("x", "a system", 1, [Sample(10, 2.0, 1.0, 2.0, 0.1, None)])
-    written = json.loads(json.dumps(as_json([cell], Settings(inflight=(1,), seconds=0.9, rounds=1))))
-    assert written["settings"] == {"inflight": [1], "seconds": 0.9, "rounds": 1, "size": 100}
-    assert set(written["packages"]) == {"atasks", "msgspec", "aio-pika", "aiormq", "pamqp"}
+    cell = Cell("loopback", "a system", "1", [a_sample()])
+    settings = Settings(workloads=("1", "fan-out"), seconds=0.9, rounds=1)
+    written = json.loads(json.dumps(as_json([cell], [SYSTEMS["loopback"]], settings, "python -m benchmarks")))
+    assert written["settings"] == {"workloads": ["1", "fan-out"], "seconds": 0.9, "rounds": 1}
+    assert written["workloads"] == {
+        "1": {"inflight": 1, "seconds": 0.9, "size": 100, "depth": 0},
+        "fan-out": {"inflight": 5000, "seconds": 0.0, "size": 100, "depth": 0},
+    }
+    assert {"atasks", "aiormq"} <= set(written["packages"])
+    assert {"command", "date", "python", "platform", "cpu", "cpus"} <= set(written)
+    assert set(written["systems"]) == {"loopback"}
     (row,) = written["cells"]
     assert row["calls_per_second"] == 5.0
-    assert row["client_cpu_per_1000"] == 10.0
+    assert row["client_cpu_per_1000"] == 100.0
     assert row["worker_cpu_per_1000"] is None
     assert row["rounds"][0]["calls"] == 10
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path):
     file = tmp_path / "figures.json"
-    given = ["--systems", "loopback", "--inflight", "1,2", "--seconds", "0", "--rounds", "1", "--json"]
+    given = ["--systems", "loopback", "--workloads", "1,2", "--seconds", "0", "--rounds", "1", "--json"]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *given, str(file)],
         cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("ATASKS_BENCH")},
         capture_output=True,
         text=True,
         check=True,
     )
-    rows = [line.split() for line in done.stdout.splitlines() if "atasks loopback" in line]
-    assert [row[0] for row in rows] == ["1", "2"]
-    assert [cell["rounds"][0]["calls"] for cell in json.loads(file.read_text())["cells"]] == [1, 2]
+    rows = [line.split() for line in done.stdout.splitlines() if " atasks loopback" in line]
+    assert [row[0] for row in rows[:2]] == ["1", "2"]
+    assert "Not the price of the same thing" in done.stdout
+    written = json.loads(file.read_text())
+    assert written["command"] == f"python -m benchmarks {' '.join(given)} {file}"
+    assert [cell["rounds"][0]["calls"] for cell in written["cells"]] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("--systems lopback", "no system 'lopback': choose from loopback,amqp,aiopika,aiormq"),
-        ("--inflight 0", "argument --inflight"),
-        ("--inflight many", "argument --inflight"),
+        ("--systems lopback", "no system 'lopback': choose from ours,all,loopback,amqp"),
+        ("--workloads 0", "no workload '0': choose from sequential,concurrent"),
+        ("--workloads many", "no workload 'many'"),
         ("--seconds -1", "--seconds is at least 0"),
-        ("--size 7", "--size at least 8"),
         ("--rounds 0", "--rounds at least 1"),
     ],
 )
@@ -201,6 +322,40 @@ def test_a_wrong_command_line_says_what_is_wrong(given: str, complaint: str, cap
     assert complaint in capsys.readouterr().err
 
 
-def test_all_systems_are_measured_unless_some_are_named():
-    assert arguments([]).systems == list(MODULES)
-    assert arguments(["--systems", "aiormq,loopback"]).systems == ["aiormq", "loopback"]
+def test_ours_are_measured_unless_others_are_named():
+    assert {"loopback", "amqp"} <= {system.name for system in arguments([]).systems}
+    assert all(system.ours and not system.uvloop for system in arguments([]).systems)
+    named = arguments(["--systems", "aiormq,loopback", "--uvloop"]).systems
+    assert [system.name for system in named] == ["aiormq", "loopback", "loopback-uvloop"]
+    everything = [system.name for system in arguments(["--systems", "all"]).systems]
+    assert everything == [name for name, system in SYSTEMS.items() if not system.uvloop]
+
+
+def test_every_system_can_be_started_and_says_what_it_promises():
+    for name, system in SYSTEMS.items():
+        assert system.name == name
+        assert (ROOT / f"{system.module.replace('.', '/')}.py").is_file()
+        assert system.cannot.keys() <= WORKLOADS.keys()
+        assert system.title in promises([system])
+        assert all("==" in requirement for requirement in system.requires), "figures are those of a version"
+    used = {ROOT / f"{system.module.replace('.', '/')}.py" for system in SYSTEMS.values()}
+    assert used >= set((ROOT / "benchmarks" / "peers").glob("[!_]*.py"))
+
+
+def test_a_system_runs_in_the_environment_that_it_requires(tmp_path: Path):
+    assert python_of(SYSTEMS["amqp"]) == Path(sys.executable)
+    nowhere = dataclasses.replace(SYSTEMS["amqp"], name="nowhere", requires=(str(tmp_path / "no-such-package"),))
+    said: list[str] = []
+    with pytest.raises(BenchmarkFailed, match=r"cannot be installed: .*no-such-package"):
+        python_of(nowhere, said.append, tmp_path)
+    assert said == [f"installing {tmp_path}/no-such-package"]
+    here = dataclasses.replace(nowhere, requires=("pip",))  # a virtual environment has it: nothing is downloaded
+    for _ in range(2):
+        python = python_of(here, said.append, tmp_path)
+        assert python == tmp_path / "nowhere" / "bin" / "python"
+        assert python.exists()
+    assert said[1:] == ["installing pip"], "once"
+
+
+def test_whether_something_listens():
+    assert not answers("redis://127.0.0.1:1")
