@@ -234,8 +234,8 @@ class Intake:
         return calls, refusals
 
     def _redelivered(self, call: Call, delivery: CallDelivery) -> None:
-        """It was delivered to a worker before, which may have started it. The broker says the same of every message
-        after a crash of its own, so attempts are counted in the envelope."""
+        """It was delivered to a worker before, which may have started it. The broker says the same of every
+        message after a crash of its own, so attempts are counted in the envelope."""
         if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
             self._errand(self._may_not_run(call, delivery))
         else:
