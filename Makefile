@@ -48,4 +48,4 @@ soak: ## Run random load under random faults for MINUTES=5, and check what happe
 
 clean: ## Remove the virtual environment and what builds and tools left behind
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
-	rm -rf build dist .broker-logs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build dist .broker-logs* .cache .pytest_cache .mypy_cache .ruff_cache

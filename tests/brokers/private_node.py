@@ -16,7 +16,7 @@ from typing import IO, Any
 from tests.brokers.base import Broker, BrokerError, Queue
 from tests.brokers.ports import accepts, free_ports, speaks_amqp, wait_for
 
-__all__ = ["PrivateNode", "find_sbin", "own_processes"]
+__all__ = ["PrivateNode", "find_sbin", "guard", "kill", "own_processes", "start_port_mapper"]
 
 SBIN_VARIABLE = "ATASKS_TEST_RABBITMQ_SBIN"
 STOP_TIMEOUT = 60.0
@@ -34,12 +34,12 @@ class PrivateNode(Broker):
 
     controllable = True
 
-    def __init__(self, sbin: Path) -> None:
+    def __init__(self, sbin: Path, ports: Sequence[int] | None = None) -> None:
+        """`ports`: for clients, for Erlang's port mapper and for other nodes; None: ones that are free now."""
         self._sbin = sbin
-        self._name = f"atasks-{uuid.uuid4().hex[:12]}@localhost"
-        self.port, self._epmd_port, dist_port = free_ports(3)
+        self.name = f"atasks-{uuid.uuid4().hex[:12]}@localhost"
+        self.port, self._epmd_port, self._dist_port = ports or free_ports(3)
         super().__init__(f"amqp://guest:guest@127.0.0.1:{self.port}/")
-        self._dist_port = dist_port
         self._folder: Path | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guard: subprocess.Popen[bytes] | None = None
@@ -55,22 +55,10 @@ class PrivateNode(Broker):
         self._end(signal.SIGKILL)
         folder = self._folder or self._new_folder()
         with (folder / "log" / "output").open("ab") as output:
-            # In the foreground, so that it is a child: started by the node it would outlive the node.
-            epmd = _spawn(
-                [_program("epmd"), "-address", "127.0.0.1", "-port", str(self._epmd_port)],
-                self._environment,
-                output,
-            )
-            self._processes.append(epmd)
-            wait_for(lambda: accepts(self._epmd_port), epmd, "Erlang's port mapper", folder)
-            node = _spawn([str(self._sbin / "rabbitmq-server")], self._environment, output)
+            self._start_port_mapper(folder, output)
+            node = spawn([str(self._sbin / "rabbitmq-server")], self._environment, output)
             self._processes.append(node)
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", GUARD, "guard", str(node.pid), str(epmd.pid), str(folder)],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-        )
-        own_processes.add(self._guard.pid)
+        self._guard = guard(self._processes, folder)
         try:
             wait_for(lambda: speaks_amqp(self.port), node, "RabbitMQ", folder)
         except BrokerError:
@@ -94,7 +82,7 @@ class PrivateNode(Broker):
         shutil.rmtree(folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
-        command = [str(self._sbin / "rabbitmqctl"), "--node", self._name, *arguments]
+        command = [str(self._sbin / "rabbitmqctl"), "--node", self.name, *arguments]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -123,10 +111,13 @@ class PrivateNode(Broker):
             queues.append(Queue(name, int(messages), int(consumers)))
         raise BrokerError("the process that lists queues ended")
 
+    def _start_port_mapper(self, folder: Path, output: IO[bytes]) -> None:
+        self._processes.append(start_port_mapper(self._epmd_port, self._environment, folder, output))
+
     def _start_lister(self) -> subprocess.Popen[str]:
         loopback = ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
         name = f"lister-{uuid.uuid4().hex[:12]}@localhost"
-        code = LISTER.replace("NODE", f"'{self._name}'")
+        code = LISTER.replace("NODE", f"'{self.name}'")
         process = subprocess.Popen(
             [_program("erl"), "-noshell", "-hidden", "-sname", name, *loopback, "-eval", code],
             env=self._environment,
@@ -165,7 +156,7 @@ class PrivateNode(Broker):
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "enabled_plugins"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_MNESIA_BASE": str(folder / "data"),
-            "RABBITMQ_NODENAME": self._name,
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
             "RABBITMQ_PID_FILE": str(folder / "data" / "pid"),
@@ -175,27 +166,29 @@ class PrivateNode(Broker):
     def _end(self, how: signal.Signals) -> None:
         """End the node by this signal, and everything else that was started for it by SIGKILL."""
         if self._lister is not None:
-            _kill(self._lister)
+            kill(self._lister)
             self._lister = None
         for process in reversed(self._processes):  # the node, and then its port mapper
             if how is signal.SIGTERM and process is self._processes[-1]:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_TIMEOUT)
-            _kill(process)
+            kill(process)
         self._processes.clear()
         if self._guard is not None:
-            _kill(self._guard)
+            kill(self._guard)
             self._guard = None
 
 
 GUARD = """
 trap '' INT
 read -r line && exit
-kill -s KILL -- "-$1" "-$2"
-rm -rf "$3"
+folder=$1
+shift
+for leader; do kill -s KILL -- "-$leader"; done
+rm -rf "$folder"
 """
-"""Ends node and port mapper, each with its process group, and removes their folder, when its input is closed."""
+"""Ends processes, each with its process group, and removes their folder, when its input is closed."""
 
 LISTER = """
 Loop = fun Loop() ->
@@ -245,8 +238,31 @@ def _program(name: str) -> str:
     return path
 
 
-def _spawn(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start it in a session of its own: a Ctrl-C is for the tests, and `_kill` takes its children too."""
+def start_port_mapper(
+    port: int, environment: Mapping[str, str], folder: Path, output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Erlang's port mapper, listening. It is a child of this process: one that a node starts outlives the node."""
+    process = spawn([_program("epmd"), "-address", "127.0.0.1", "-port", str(port)], environment, output)
+    try:
+        wait_for(lambda: accepts(port), process, "Erlang's port mapper", folder)
+    except BrokerError:
+        kill(process)
+        raise
+    return process
+
+
+def guard(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> subprocess.Popen[bytes]:
+    """A process that ends these and removes the folder, should this process die."""
+    leaders = [str(process.pid) for process in processes]
+    process = subprocess.Popen(
+        ["/bin/sh", "-c", GUARD, "guard", str(folder), *leaders], stdin=subprocess.PIPE, start_new_session=True
+    )
+    own_processes.add(process.pid)
+    return process
+
+
+def spawn(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start it in a session of its own: a Ctrl-C is for the tests, and `kill` takes its children too."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -260,7 +276,7 @@ def _spawn(command: Sequence[str], environment: Mapping[str, str], output: IO[by
     return process
 
 
-def _kill(process: subprocess.Popen[Any]) -> None:
+def kill(process: subprocess.Popen[Any]) -> None:
     """SIGKILL the process group that it leads, and wait for it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)

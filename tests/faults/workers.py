@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class Fleet:
         self,
         count: int = 1,
         *,
-        url: str | None = None,
+        url: str | Sequence[str] | None = None,
         concurrency: int = 100,
         max_parked: int = 50_000,
         grace: float = 30.0,
