@@ -207,6 +207,26 @@ async def test_an_at_most_once_call_whose_acknowledgement_died_with_its_worker_d
     assert len(history.runs()) == 51
 
 
+async def test_a_last_attempt_whose_worker_was_only_cut_off_is_not_lost(
+    fleet: Fleet, history: History, second_proxy: Proxy, prefix: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    fleet.start_one(url=second_proxy.url())
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        calls = history.start(5, gated, str(gate), max_attempts=1)
+        await until(lambda: history.started() == 5, "the calls run")
+        await asyncio.to_thread(fleet.start)
+        before = second_proxy.accepted
+        second_proxy.drop()
+        await _reconnected([second_proxy], [before])
+        await until(lambda: sum(queue.consumers for queue in fleet.queues()) == 4, "both workers consume")
+        gate.touch()
+        await settled(asyncio.gather(*calls), "calls whose worker lives")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+
+
 async def test_connections_that_are_cut_again_and_again(
     fleet: Fleet, history: History, proxy: Proxy, second_proxy: Proxy, prefix: str
 ) -> None:
