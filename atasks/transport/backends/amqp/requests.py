@@ -27,6 +27,9 @@ MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
 WITHDRAW_SECONDS: Final = 10.0
+REFUSED_PAUSES: Final = (0.1, 0.4, 1.5)
+"""Seconds before a refused request is sent again. A broker says no where the queue is full, but also while a quorum
+queue has no leader because its node of the cluster died: a new one is elected within about a second."""
 
 
 class Request(Outgoing):
@@ -36,14 +39,16 @@ class Request(Outgoing):
     short, up to `WORK_US` of work, so that long calls spread over the workers one by one.
     """
 
-    __slots__ = ("kind", "pendings", "transport")
+    __slots__ = ("kind", "pendings", "refusals", "transport")
 
-    def __init__(self, transport: AMQPTransport, pending: Pending) -> None:
+    def __init__(self, transport: AMQPTransport, pending: Pending, refusals: int = 0) -> None:
         call, options = pending.call, pending.options
         pending.confirmed = pending.unheard = False
         pending.since = asyncio.get_running_loop().time()
         pending.asked = 0
         self.transport = transport
+        self.refusals = refusals
+        """How often the broker has refused it."""
         self.pendings = [pending]
         self.kind = (transport.queue_of(options), options.priority, options.durable, options.batch)
         """Requests of one kind may share a message."""
@@ -91,6 +96,8 @@ class Request(Outgoing):
 
     def _cost(self, other: Request) -> float:
         """What the calls of another request would take of that room; infinite: they may not share a message."""
+        if other.refusals:  # it keeps its own count of them
+            return math.inf
         if any(pending.call.delivery == AT_MOST_ONCE or pending.call.credit for pending in other.pendings):
             return math.inf
         if self.kind[3] != "auto":
@@ -108,8 +115,17 @@ class Request(Outgoing):
                 self.transport.returned(pending)
 
     def refused(self) -> None:
+        again = self.refusals < len(REFUSED_PAUSES)
         for pending in self.pendings:
-            pending.fail(QueueFull(f"{pending.call.task} was refused by the broker: its queue is full"))
+            if again and pending.call.delivery != AT_MOST_ONCE and not pending.future.done():
+                loop = asyncio.get_running_loop()
+                loop.call_later(REFUSED_PAUSES[self.refusals], self._send_again, pending)
+            else:
+                pending.fail(QueueFull(f"{pending.call.task} was refused by the broker: its queue is full"))
+
+    def _send_again(self, pending: Pending) -> None:
+        if not pending.future.done():
+            self.transport.outbox.put(Request(self.transport, pending, self.refusals + 1))
 
     def lost(self) -> bool:
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
