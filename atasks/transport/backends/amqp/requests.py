@@ -28,8 +28,8 @@ ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
 WITHDRAW_SECONDS: Final = 10.0
 REFUSED_PAUSES: Final = (0.1, 0.4, 1.5)
-"""Seconds before a refused request is sent again. A broker says no where the queue is full, but also while a quorum
-queue has no leader because its node of the cluster died: a new one is elected within about a second."""
+"""Seconds before a refused request is sent again. A broker refuses where the queue is full, but also while a
+quorum queue has no leader because its node of the cluster died: a new one is elected within about a second."""
 
 
 class Request(Outgoing):
