@@ -92,8 +92,55 @@ AIOPIKA = System(
     " no limit of what it runs at once",
 )
 
+ORIGINAL = System(
+    "original",
+    "atasks 0.0.3",
+    "benchmarks.peers.atasks_original",
+    "a call is acknowledged before it runs, and a worker that dies leaves its caller waiting; transient messages,"
+    " one queue for all functions",
+    requires=("atasks==0.0.3", "aio-pika==10.2.1"),
+)
+CELERY = System(
+    "celery",
+    "Celery, rpc:// results",
+    "benchmarks.peers.celery_rpc",
+    "persistent requests that are acknowledged before they run, transient results; one call at a time per process;"
+    " schedules, retries, chains, monitors and other brokers are its own; nothing can be awaited",
+    requires=("celery==5.7.0",),
+    cannot={"nested": BLOCKS},
+)
+TASKIQ = System(
+    "taskiq",
+    "taskiq, Redis results",
+    "benchmarks.peers.taskiq_redis",
+    "durable classic queues (its default are quorum queues), acknowledged after the run; any process can read a"
+    " result later; results are polled for; a call that waits holds its slot, so a tree wider than that never ends",
+    needs=frozenset({AMQP, REDIS}),
+    requires=("taskiq==0.13.0", "taskiq-aio-pika==0.6.1", "taskiq-redis==1.2.4"),
+)
+FASTSTREAM = System(
+    "faststream",
+    "FastStream request()",
+    "benchmarks.peers.faststream_request",
+    "an event framework: transient messages, acknowledged after the run; request() lets a connection have one"
+    " request at a time, whatever is asked at once; schemas and other brokers are its own",
+    requires=("faststream[rabbit]==0.7.8",),
+    cannot={"nested": "request() inside a request waits for its own connection: never ends"},
+)
+
 SYSTEMS: dict[str, System] = {
     system.name: system
-    for system in (LOOPBACK, ATASKS, _with_uvloop(LOOPBACK), _with_uvloop(ATASKS), AIORMQ, AIOPIKA)
+    for system in (
+        LOOPBACK,
+        ATASKS,
+        _with_uvloop(LOOPBACK),
+        _with_uvloop(ATASKS),
+        AIORMQ,
+        AIOPIKA,
+        ORIGINAL,
+        CELERY,
+        TASKIQ,
+        FASTSTREAM,
+    )
 }
 """By name, in the order of the table."""

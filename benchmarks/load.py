@@ -20,7 +20,7 @@ __all__ = [
     "percentile",
 ]
 
-STUCK = 60.0
+STUCK = 120.0
 """Seconds past its end after which a measurement counts as stuck."""
 
 
@@ -74,7 +74,7 @@ async def measure(client: Client | WindowClient, load: Load) -> dict[str, float]
     """Put that load on the system, wait for the last answer, and return the figures.
 
     Each caller has a payload of its own and checks what came back: answers that were swapped are a BenchmarkFailed
-    and not a good figure. So are calls without an answer a minute after the end.
+    and not a good figure. So are calls without an answer two minutes after the end.
     """
     gc.collect()  # the garbage of the previous measurement is not this one's to clear
     latencies: list[float] = []
