@@ -114,7 +114,7 @@ TASKIQ = System(
     "taskiq, Redis results",
     "benchmarks.peers.taskiq_redis",
     "durable classic queues (its default are quorum queues), acknowledged after the run; any process can read a"
-    " result later; results are polled for; a call that waits holds its slot, so a tree wider than that never ends",
+    " result later; results are polled for; a call that waits holds its slot: enough of them never end",
     needs=frozenset({AMQP, REDIS}),
     requires=("taskiq==0.13.0", "taskiq-aio-pika==0.6.1", "taskiq-redis==1.2.4"),
 )
@@ -126,6 +126,36 @@ FASTSTREAM = System(
     " request at a time, whatever is asked at once; schemas and other brokers are its own",
     requires=("faststream[rabbit]==0.7.8",),
     cannot={"nested": "request() inside a request waits for its own connection: never ends"},
+)
+
+DRAMATIQ = System(
+    "dramatiq",
+    "dramatiq, Redis results",
+    "benchmarks.peers.dramatiq_redis",
+    "persistent, confirmed, acknowledged after the run, and retried when it raises; functions run in threads;"
+    " nothing can be awaited",
+    needs=frozenset({AMQP, REDIS}),
+    requires=("dramatiq[rabbitmq,redis]==2.2.1",),
+    cannot={"nested": BLOCKS},
+)
+POOL = System(
+    "pool",
+    "ProcessPoolExecutor(1)",
+    "benchmarks.peers.process_pool",
+    "one host and no broker: a worker that dies takes all calls with it, and nothing outlives the caller",
+    needs=frozenset(),
+    worker=False,
+    cannot={"nested": "a worker has no pool to call"},
+)
+DASK = System(
+    "dask",
+    "Dask distributed",
+    "benchmarks.peers.dask_distributed",
+    "no broker: the scheduler, here in the client's process, knows every call, places it by load and data, runs"
+    " graphs of them and runs again what a dead worker held; nothing outlives the scheduler",
+    needs=frozenset(),
+    requires=("distributed==2026.8.0",),
+    worker=False,
 )
 
 SYSTEMS: dict[str, System] = {
@@ -141,6 +171,9 @@ SYSTEMS: dict[str, System] = {
         CELERY,
         TASKIQ,
         FASTSTREAM,
+        DRAMATIQ,
+        POOL,
+        DASK,
     )
 }
 """By name, in the order of the table."""
