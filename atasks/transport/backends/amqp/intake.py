@@ -58,7 +58,8 @@ class Intake:
         self._stopping = False
         self._replies: dict[str, list[tuple[Reply, Inbound]]] = {}
         self._numbers = 0
-        self._asks: dict[str, asyncio.Future[Reply | None]] = {}
+        self._asks: dict[str, _Question] = {}
+        """Call id -> what the other workers are asked."""
         self._errands: set[asyncio.Task[None]] = set()
         self.epoch = 0
         """Counts the links."""
@@ -245,30 +246,33 @@ class Intake:
     async def _may_not_run(self, call: Call, delivery: CallDelivery) -> None:
         """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. A
         worker whose connection was cut needs a moment to come back, so it is asked for more than once."""
-        topology = self.transport.topology
-        answer = self._asks[call.id] = asyncio.get_running_loop().create_future()
+        asked = self._asks.get(call.id)
+        if asked is not None:  # it was delivered once more meanwhile, over the next link
+            asked.deliveries.append(delivery)
+            return
+        asked = self._asks[call.id] = _Question(delivery)
         reply: Reply | None = self._worker_lost(call)
         for _ in range(ASK_ROUNDS):
-            properties = Basic.Properties(
-                content_type=CONTENT_TYPE, message_id=call.id, reply_to=self._control, delivery_mode=1
-            )
-            question = Outgoing(
-                wire.encode([Ask(VERSION, [call.id])]),
-                topology.queue_key(delivery.inbound.consumer.queue),
-                properties,
-                exchange=topology.control,
-                mandatory=False,
-            )
-            self.transport.outbox.put(question)
+            self._ask(call, delivery)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
-                    reply = await asyncio.shield(answer)
+                    reply = await asyncio.shield(asked.answer)
                     break
         del self._asks[call.id]
-        if reply is None:
-            delivery.drop()  # whoever runs it replies
-        else:
-            delivery.reply(reply)
+        for each in asked.deliveries:
+            if reply is None:
+                each.drop()  # whoever runs it replies
+            else:
+                each.reply(reply)
+
+    def _ask(self, call: Call, delivery: CallDelivery) -> None:
+        topology = self.transport.topology
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE, message_id=call.id, reply_to=self._control, delivery_mode=1
+        )
+        key = topology.queue_key(delivery.inbound.consumer.queue)
+        body = wire.encode([Ask(VERSION, [call.id])])
+        self.transport.outbox.put(Outgoing(body, key, properties, exchange=topology.control, mandatory=False))
 
     def _worker_lost(self, call: Call) -> Reply:
         times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
@@ -360,8 +364,8 @@ class Intake:
     def _told(self, call_id: str, reply: Reply | None) -> None:
         """A worker answered: it runs the call (None), or has finished it."""
         asked = self._asks.get(call_id)
-        if asked is not None and not asked.done():
-            asked.set_result(reply)
+        if asked is not None and not asked.answer.done():
+            asked.answer.set_result(reply)
 
     def _answer(self, question: Ask, reply_to: str | None) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again."""
@@ -371,3 +375,11 @@ class Intake:
             body = wire.encode([Held(VERSION, held, self.worker.id), *replies])
             properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
             self.transport.outbox.put(Outgoing(body, reply_to, properties, mandatory=False))
+
+
+class _Question:
+    """Whether a worker still holds a call. The answer is None if one does, and the reply if one has finished it."""
+
+    def __init__(self, delivery: CallDelivery) -> None:
+        self.answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self.deliveries = [delivery]
