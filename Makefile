@@ -1,5 +1,5 @@
 # Thin over scripts/: every target sets up what it needs, and does nothing where that is done.
-#   ARGS=...    goes to pytest (make test) or to the benchmarks (make bench)
+#   ARGS=...    goes to pytest (make test) or to the benchmarks (make bench, make bench-peers)
 #   MINUTES=... how long to soak; default: 5
 #   PYTHON=...  the interpreter for the virtual environment; default: the newest python3 found, 3.11 or newer
 #   VENV=...    the virtual environment; default: .venv
@@ -10,18 +10,23 @@ MINUTES ?= 5
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test tour lint format bench soak clean
+.PHONY: help venv test test-faults tour lint format bench bench-peers bench-plot bench-guard soak clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 venv: ## Make the virtual environment with everything that tests and linters need
 	@scripts/venv.sh test lint
 
-test: ## Run the tests, with a real RabbitMQ; ARGS="..." goes to pytest
+test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults; ARGS="..." goes to pytest instead
 	@scripts/venv.sh test
 	@scripts/broker.sh
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal --ignore tests/faults)
+
+test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a short soak
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal tests/faults)
 
 tour: ## Run the first scenario; needs no broker
 	@scripts/venv.sh test
@@ -36,10 +41,24 @@ format: ## Format the code, and mend what the linter can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: ## Run the benchmarks, with a real RabbitMQ; ARGS="..." goes to them
+bench: ## Measure atasks, with a real RabbitMQ, in a minute; ARGS="..." goes to the benchmarks
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+bench-peers: ## Measure atasks beside its peers, for several minutes, and write docs/benchmarks.json
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	@scripts/bench-redis.sh
+	$(VENV)/bin/python -m benchmarks --systems all --uvloop --json docs/benchmarks.json $(ARGS)
+
+bench-plot: ## Draw docs/benchmarks.json as docs/benchmarks.png
+	scripts/bench-plot.sh docs/benchmarks.json docs/benchmarks.png
+
+bench-guard: ## Has it become slower? Compare atasks with a bare echo, in under 30 s
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	$(VENV)/bin/python -m benchmarks.guard
 
 soak: ## Run random load under random faults for MINUTES=5, and check what happened; ARGS="--seed N" repeats
 	@scripts/venv.sh test

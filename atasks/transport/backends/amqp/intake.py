@@ -80,9 +80,10 @@ class Intake:
         self.epoch += 1
         acks = Acks(link.work)
         try:
-            await link.declare_queue(topology.dead, topology.dead_arguments())
-        except ChannelNotFoundEntity as error:  # its node of the cluster is down: no reason not to serve
-            logger.warning("what cannot be read is dropped, not kept: %s", error)
+            async with asyncio.timeout(self.transport.timeout / 4):
+                await link.declare_queue(topology.dead, topology.dead_arguments())
+        except (ChannelNotFoundEntity, TimeoutError):  # its node of the cluster is down: no reason not to serve
+            logger.warning("queue %r cannot be used: what cannot be read is dropped for now", topology.dead)
         control = self._control = topology.control_queue(worker.id, self.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
@@ -378,7 +379,7 @@ class Intake:
 
 
 class _Question:
-    """Whether a worker still holds a call. The answer is None if one does, and the reply if one has finished it."""
+    """Whether a worker still holds a call. The answer: None if one does, the reply if one has finished it."""
 
     def __init__(self, delivery: CallDelivery) -> None:
         self.answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
