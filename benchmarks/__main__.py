@@ -1,8 +1,8 @@
 """`python -m benchmarks`: atasks beside its peers, in one run, as a table.
 
 RabbitMQ is the one named by `$ATASKS_BENCH_AMQP_URL`, else the one of the tests (see tests/broker.py): a private
-node. Redis, which some peers keep results in, is the one named by `$ATASKS_BENCH_REDIS_URL`, else
-`redis://127.0.0.1:6379`. Nothing else should be running on the machine.
+node. Redis, which some peers keep results in, is the one named by `$ATASKS_BENCH_REDIS_URL`, else the one at
+`redis://127.0.0.1:6379`, else a private one. Nothing else should be running on the machine.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ import asyncio
 import json
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
+from benchmarks import redis_server
 from benchmarks.catalogue import AMQP, REDIS, SYSTEMS, WORKLOADS, System
 from benchmarks.harness import VARIABLES, Settings, run
 from benchmarks.load import BenchmarkFailed
 from benchmarks.report import as_json, promises, table
-
-USUAL_REDIS = "redis://127.0.0.1:6379"
 
 
 def workloads(text: str) -> list[str]:
@@ -90,30 +87,28 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 @contextmanager
 def servers(needed: frozenset[str]) -> Iterator[dict[str, str]]:
-    """The URLs of what is needed, see the top; a private node ends with the block. Redis may be missing."""
-    urls = {need: os.environ[VARIABLES[need]] for need in needed if os.environ.get(VARIABLES[need])}
-    if REDIS in needed - urls.keys() and answers(USUAL_REDIS):
-        urls[REDIS] = USUAL_REDIS
-    if AMQP not in needed - urls.keys():
+    """The URLs of what is needed, see the top; what was started ends with the block. Redis may be missing."""
+    urls: dict[str, str] = {}
+    with ExitStack() as stack:
+        if REDIS in needed:
+            redis = stack.enter_context(redis_server.running())
+            if redis is not None:
+                urls[REDIS] = redis
+        if AMQP in needed:
+            urls[AMQP] = os.environ.get(VARIABLES[AMQP]) or stack.enter_context(broker())
         yield urls
-        return
+
+
+@contextmanager
+def broker() -> Iterator[str]:
+    """The URL of the broker of the tests, running."""
     import tests.broker  # needs what only the tests need
 
     try:
-        with tests.broker.running() as broker:
-            yield {**urls, AMQP: broker.url}
+        with tests.broker.running() as running:
+            yield running.url
     except tests.broker.BrokerError as error:
         raise BenchmarkFailed(str(error)) from error
-
-
-def answers(url: str) -> bool:
-    """Whether something listens there."""
-    parts = urlsplit(url)
-    try:
-        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=2).close()
-    except OSError:
-        return False
-    return True
 
 
 def progress(line: str) -> None:

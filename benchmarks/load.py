@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
+import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -66,8 +67,8 @@ class Load:
         return 2 ** (self.depth + 1) - 1
 
     def payload(self, number: int) -> bytes:
-        """The payload of a caller of that number: no other has it."""
-        return number.to_bytes(8, "big").ljust(self.size, b".")
+        """The payload of a caller of that number: no other has it. ASCII, for systems that send text alone."""
+        return b"%08d" % number + b"." * (self.size - 8)
 
 
 async def measure(client: Client | WindowClient, load: Load) -> dict[str, float]:
@@ -122,6 +123,7 @@ async def _callers(client: Client, load: Load, end: float, latencies: list[float
     except TimeoutError:
         raise BenchmarkFailed(f"some of {load.inflight} calls were not answered in {STUCK:.0f} s") from None
     except ExceptionGroup as errors:
+        traceback.print_exception(errors.exceptions[0])  # the table has room for a line only
         raise BenchmarkFailed(repr(errors.exceptions[0])) from errors
 
 
@@ -155,6 +157,7 @@ def _window(client: WindowClient, load: Load, end: float, latencies: list[float]
     except BenchmarkFailed:
         raise
     except Exception as error:
+        traceback.print_exception(error)
         raise BenchmarkFailed(repr(error)) from error
 
 

@@ -15,9 +15,11 @@ import psutil
 import pytest
 
 from benchmarks import load as loads
-from benchmarks.__main__ import answers, arguments
+from benchmarks import redis_server
+from benchmarks.__main__ import arguments
 from benchmarks.catalogue import SYSTEMS, WORKLOADS, System
 from benchmarks.environments import python_of
+from benchmarks.guard import verdict
 from benchmarks.harness import Cell, Sample, Settings, run
 from benchmarks.load import BenchmarkFailed, Client, Load, WindowClient, measure, percentile
 from benchmarks.processes import Child
@@ -357,5 +359,39 @@ def test_a_system_runs_in_the_environment_that_it_requires(tmp_path: Path):
     assert said[1:] == ["installing pip"], "once"
 
 
-def test_whether_something_listens():
-    assert not answers("redis://127.0.0.1:1")
+def test_a_redis_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ATASKS_BENCH_REDIS_URL", "redis://elsewhere:1")
+    with redis_server.running() as url:
+        assert url == "redis://elsewhere:1"
+
+
+def test_without_any_redis_there_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.delenv("ATASKS_BENCH_REDIS_URL", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(redis_server, "USUAL_PORT", 1)
+    assert not redis_server.answers(1)
+    with redis_server.running() as url:
+        assert url is None
+
+
+def rounds(system: str, workload: str, p50: float, rate: int, cpu: float) -> Cell:
+    sample = Sample(rate, 1.0, p50, p50, cpu / 2, cpu / 2, 1, 1)
+    slow = dataclasses.replace(sample, p50_ms=100 * p50, calls=1)
+    return Cell(system, system, workload, [sample, slow, sample])
+
+
+def test_the_guard_compares_with_the_bare_echo():
+    bare = [rounds("aiormq", "sequential", 1.0, 1000, 1.0), rounds("aiormq", "concurrent", 9.0, 1000, 1.0)]
+    good = [rounds("amqp", "sequential", 1.2, 900, 1.1), rounds("amqp", "concurrent", 2.0, 5000, 1.0)]
+    said, within = verdict(good + bare)
+    assert within
+    assert [line.partition(" of ")[0].split()[-1] for line in said.splitlines()] == [
+        "1.20",
+        "1.22",
+        "0.20",
+        "0.20",
+    ]
+    slow = [good[0], rounds("amqp", "concurrent", 2.0, 2000, 1.0)]
+    said, within = verdict(slow + bare)
+    assert not within
+    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [False, False, True, True]
