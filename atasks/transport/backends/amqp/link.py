@@ -157,13 +157,20 @@ class Link:
                 return None
             except ChannelLockedResource:  # another connection's exclusive queue: it exists
                 return (0, 1)
+            except BaseException:
+                self._spare = None  # it may wait for the broker's answer still
+                raise
         return (found.message_count or 0, found.consumer_count or 0)
 
     async def declare_queue(self, name: str, arguments: FieldTable) -> None:
         """Declare a durable queue, without losing the link if it exists with other arguments."""
         async with self._spare_lock:
             channel = await self._spare_channel()
-            await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+            try:
+                await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+            except BaseException:
+                self._spare = None  # as above
+                raise
 
     async def _spare_channel(self) -> Channel:
         """A channel of its own for declarations: one that the broker refuses closes its channel."""

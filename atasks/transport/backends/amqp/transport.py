@@ -194,8 +194,7 @@ class AMQPTransport(CallTransport):
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
         self._epoch += 1
         self.max_payload = MAX_PAYLOAD_4 if link.server_version >= (4,) else MAX_PAYLOAD_3
-        if self._epoch > 1 and await link.queue_state(self.reply_queue) is None:
-            # It was deleted; or its node of the cluster is down, and so long its name cannot be used.
+        if self._epoch > 1 and not await self._finds_reply_queue(link):
             self.reply_queue = self.topology.new_reply_queue()
             self._forsaken = True
         inbox = link.inbox
@@ -219,6 +218,15 @@ class AMQPTransport(CallTransport):
         else:  # an announcement may have been missed
             self.resend([item for item in pendings if item.unheard], "")
         self._homeless.clear()
+
+    async def _finds_reply_queue(self, link: Link) -> bool:
+        """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
+        down. In that case RabbitMQ 3 says that it is not there, and RabbitMQ 4 does not answer."""
+        try:
+            async with asyncio.timeout(self.timeout / 2):
+                return await link.queue_state(self.reply_queue) is not None
+        except TimeoutError:
+            return False
 
     async def _keep(self, link: Link) -> None:
         """Restore the connection whenever it is lost."""
