@@ -19,7 +19,7 @@ from benchmarks.load import BenchmarkFailed
 
 __all__ = ["CHECKS", "Check", "verdict"]
 
-SETTINGS = Settings(workloads=("sequential", "concurrent"), seconds=0.5, rounds=5)
+SETTINGS = Settings(workloads=("sequential", "concurrent"), seconds=0.4, rounds=5)
 
 
 def _cpu(sample: Sample) -> float:
@@ -49,10 +49,11 @@ class Check:
 CHECKS = (
     Check("sequential", "p50", lambda sample: sample.p50_ms, 1.6),
     Check("sequential", "CPU per call", _cpu, 1.6),
-    Check("concurrent", "time per call", lambda sample: 1 / sample.rate, 0.35),
-    Check("concurrent", "CPU per call", _cpu, 0.35),
+    Check("concurrent", "time per call", lambda sample: 1 / sample.rate, 0.5),
+    Check("concurrent", "CPU per call", _cpu, 0.5),
 )
-"""With room for noise. Calls in flight are cheaper than the bare echo's because they share messages."""
+"""With room for noise: seen were 1.0 to 1.3, and 0.14 to 0.4 the busier the machine was. Calls in flight cost less than
+the bare echo's because they share messages; a bound of 0.5 is passed where they no longer do."""
 
 
 def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:

@@ -391,7 +391,7 @@ def test_the_guard_compares_with_the_bare_echo():
         "0.20",
         "0.20",
     ]
-    slow = [good[0], rounds("amqp", "concurrent", 2.0, 2000, 1.0)]
+    slow = [good[0], rounds("amqp", "concurrent", 2.0, 1500, 1.0)]
     said, within = verdict(slow + bare)
     assert not within
     assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [False, False, True, True]
