@@ -52,8 +52,8 @@ CHECKS = (
     Check("concurrent", "time per call", lambda sample: 1 / sample.rate, 0.5),
     Check("concurrent", "CPU per call", _cpu, 0.5),
 )
-"""With room for noise: seen were 1.0 to 1.3, and 0.14 to 0.4 the busier the machine was. Calls in flight cost less than
-the bare echo's because they share messages; a bound of 0.5 is passed where they no longer do."""
+"""With room for noise: seen were 1.0 to 1.3, and 0.14 to 0.4 the busier the machine was. Calls in flight cost less
+than the bare echo's because they share messages; a bound of 0.5 is passed where they no longer do."""
 
 
 def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:
