@@ -91,10 +91,8 @@ def test_second_signal_ends_an_aiomain_that_does_not_stop(shell: Shell) -> None:
 
 
 def test_interrupt_while_a_module_loads(shell: Shell) -> None:
-    shell.write(
-        "slow.py",
-        "import time\nprint('loading')\nwhile True:\n    time.sleep(0.05)  # pause() could miss a signal that comes just before it",
-    )
+    # signal.pause() could miss a signal that comes just before it
+    shell.write("slow.py", "import time\nprint('loading')\nwhile True:\n    time.sleep(0.05)")
     command = shell.start("run", "slow.py")
     command.wait_for("loading")
     command.signal(SIGINT)
