@@ -1,0 +1,51 @@
+"""Calls that run for longer than the broker waits for an acknowledgement."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Iterator
+
+import pytest
+
+from atasks.testing import Site, soon
+from tests.amqp.conftest import NewTransport
+from tests.brokers.base import Broker
+
+
+@pytest.fixture
+def site(new_transport: NewTransport) -> Iterator[Site]:
+    """Transports that take the broker's patience for a second, so that leases are due after half of it."""
+    site = Site(functools.partial(new_transport, consumer_timeout=1.0))
+    yield site
+    site.close()
+
+
+async def _until_in(broker: Broker, name: str, messages: int) -> None:
+    """Return when the queues whose names begin so hold that many messages."""
+    found = -1
+    while found != messages:
+        queues = await asyncio.to_thread(broker.queues)
+        found = sum(queue.messages for queue in queues if queue.name.startswith(name))
+
+
+async def test_long_calls_move_to_leases_and_run_once(
+    site: Site, controllable_broker: Broker, prefix: str
+) -> None:
+    runs: list[int] = []
+    ended = asyncio.Event()
+
+    @site.atask
+    async def work(number: int) -> int:
+        runs.append(number)
+        await ended.wait()
+        return number
+
+    async with site.open():
+        calls = [asyncio.create_task(work(number)) for number in range(5)]
+        await soon(_until_in(controllable_broker, f"{prefix}.l.", 5))
+        await soon(_until_in(controllable_broker, f"{prefix}.q.", 0))  # what they came by is acknowledged
+        ended.set()
+        assert await soon(asyncio.gather(*calls)) == list(range(5))
+        assert sorted(runs) == list(range(5))
+        await soon(_until_in(controllable_broker, f"{prefix}.l.", 0))
