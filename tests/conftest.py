@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,10 @@ import pytest
 
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
+
+# A shell starts what it runs in the background with SIGINT ignored, and so would be what the tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GRACE = 1.0
 """Seconds in which what a test has told to end may do so."""
