@@ -1,7 +1,7 @@
 #!/bin/sh
 # rabbitmq4.sh [FOLDER [PYTEST-ARGUMENT...]]: run the AMQP suites against RabbitMQ 4, of Debian trixie.
 #
-# Sets it up in FOLDER (default: .cache/rabbitmq4 in this checkout; about 400 MB, two minutes) unless that is done.
+# Sets it up in FOLDER (default: .cache/rabbitmq4 in this checkout; about 300 MB, two minutes) unless that is done.
 # Needs root and debootstrap, and runs on Debian and its kin. Nothing is installed outside of FOLDER but debootstrap,
 # no service is started, and no mount outlives the process that needs it. With arguments, pytest gets these.
 set -eu
