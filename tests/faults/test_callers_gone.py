@@ -28,6 +28,7 @@ async def test_the_runs_of_a_dead_caller_are_cancelled_unless_told_otherwise(
     caller = CallerProcess(history.path, fleet.broker.url, prefix, 20, gate, orphan=orphan)
     try:
         await until(lambda: history.started() == 10, "all slots in use")
+        await until(lambda: sum(queue.messages for queue in fleet.queues()) == 20, "the calls are at the broker")
         caller.kill()
         if orphan == "run":
             await asyncio.sleep(3 * PATIENCE)  # nothing is to happen
