@@ -19,7 +19,7 @@ class EndingCases(Cases):
     async def test_timeout(self, site: Site) -> None:
         ended = asyncio.Event()
 
-        @site.atask(timeout=0.1)
+        @site.atask(timeout=1)  # time enough to start
         async def forever() -> None:
             try:
                 await asyncio.Event().wait()
@@ -58,7 +58,7 @@ class EndingCases(Cases):
 
         async with site.open():
             with pytest.raises(CallTimeout, match="outer"):
-                await soon(outer.options(timeout=0.2)())
+                await soon(outer.options(timeout=2)())  # time enough for all three to start
             assert {await soon(ended.get()) for _ in range(3)} == {"inner", "middle", "outer"}
 
     async def test_nested_call_has_no_more_time_than_its_parent(self, site: Site) -> None:

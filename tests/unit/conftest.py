@@ -33,10 +33,14 @@ def script(tmp_path: Path) -> Callable[..., str]:
     def run(text: str, *options: str, name: str = "script.py") -> str:
         file = tmp_path / name
         file.write_text(dedent(text))
+        environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+        environ.pop(
+            "PYTHONASYNCIODEBUG", None
+        )  # any value turns it on, and it complains of a busy machine on stderr
         done = subprocess.run(
             [sys.executable, *options, name],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONASYNCIODEBUG": "0"},
+            env=environ,
             capture_output=True,
             text=True,
             check=False,
