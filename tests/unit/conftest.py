@@ -34,9 +34,8 @@ def script(tmp_path: Path) -> Callable[..., str]:
         file = tmp_path / name
         file.write_text(dedent(text))
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-        environ.pop(
-            "PYTHONASYNCIODEBUG", None
-        )  # any value turns it on, and it complains of a busy machine on stderr
+        # Any value turns it on, and then stderr tells of a busy machine.
+        environ.pop("PYTHONASYNCIODEBUG", None)
         done = subprocess.run(
             [sys.executable, *options, name],
             cwd=tmp_path,
