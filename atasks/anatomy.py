@@ -12,8 +12,10 @@ __all__ = [
     "bare",
     "class_name",
     "find",
+    "get_plainly",
     "importable_name",
     "is_rebuildable",
+    "members",
     "pickles_itself",
     "restore",
     "set_plainly",
@@ -32,8 +34,9 @@ _PICKLING = (
 
 def class_name(cls: type) -> tuple[str, str]:
     """Module and qualified name, whatever the class makes of them."""
-    module, qualname = getattr(cls, "__module__", None), getattr(cls, "__qualname__", None)
-    return module if isinstance(module, str) else "?", qualname if isinstance(qualname, str) else cls.__name__
+    module = vars(type)["__module__"].__get__(cls)
+    qualname: str = vars(type)["__qualname__"].__get__(cls)
+    return module if isinstance(module, str) else "?", qualname
 
 
 def importable_name(cls: type) -> tuple[str, str] | None:
@@ -103,7 +106,7 @@ def state(exc: BaseException) -> dict[str, Any]:
             continue
         if value is not None or descriptor.__objclass__.__module__ != "builtins":
             found[name] = value  # None is what Python's own have when nothing was set
-    found.update(exc.__dict__)
+    found.update(get_plainly(exc, "__dict__"))
     found.pop("__notes__", None)
     return found
 
@@ -114,7 +117,7 @@ def restore(exc: BaseException, attributes: dict[str, Any]) -> None:
     for name, value in attributes.items():
         descriptor = descriptors.get(name)
         if descriptor is None:
-            exc.__dict__[name] = value
+            get_plainly(exc, "__dict__")[name] = value
             continue
         try:
             descriptor.__set__(exc, value)
@@ -123,9 +126,22 @@ def restore(exc: BaseException, attributes: dict[str, Any]) -> None:
                 raise
 
 
+def get_plainly(exc: BaseException, name: str) -> Any:
+    """`args`, `__dict__` or one of the links, whatever the class makes of these names."""
+    return vars(BaseException)[name].__get__(exc)
+
+
 def set_plainly(exc: BaseException, name: str, value: Any) -> None:
     """Set `args` or one of the links, although the class may refuse to have its attributes set."""
     vars(BaseException)[name].__set__(exc, value)
+
+
+def members(exc: BaseException) -> tuple[BaseException, ...]:
+    """Those of a group, whatever its class makes of `exceptions`; empty for other exceptions."""
+    if not issubclass(type(exc), BaseExceptionGroup):
+        return ()
+    found: tuple[BaseException, ...] = vars(BaseExceptionGroup)["exceptions"].__get__(exc)
+    return found
 
 
 def _descriptors(cls: type) -> dict[str, GetSetDescriptorType | MemberDescriptorType]:

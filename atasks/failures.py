@@ -166,7 +166,7 @@ async def _values(exc: BaseException, codec: Codec) -> tuple[int, bytes]:
                 return Kind.OBJECT, bytes(memoryview(content))
         except (Exception, SystemExit):  # its own way does not work: take it apart
             pass
-    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(exc.args)
+    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(anatomy.get_plainly(exc, "args"))
     values: list[Any] = [args, anatomy.state(exc)]
     if anatomy.importable_name(cls) is None:
         if not codec.carries_types:
@@ -180,7 +180,7 @@ async def _rebuild(node: Node, group: list[BaseException], codec: Codec, traceba
         exc = await _instance(node, group, codec)
     except (Exception, SystemExit):  # importing runs the user's modules, decoding their classes
         exc = None
-    return exc or RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
+    return exc if exc is not None else RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
 
 
 async def _instance(node: Node, group: list[BaseException], codec: Codec) -> BaseException | None:
@@ -206,7 +206,7 @@ async def _instance(node: Node, group: list[BaseException], codec: Codec) -> Bas
 def _link(exc: BaseException, node: Node, cause: BaseException | None, context: BaseException | None) -> None:
     """Give an exception its notes, and those that it refers to."""
     if node.notes:
-        exc.__dict__["__notes__"] = node.notes
+        anatomy.get_plainly(exc, "__dict__")["__notes__"] = node.notes
     if node.traceback and cause is None:
         cause = RemoteTraceback(node.traceback)
     anatomy.set_plainly(exc, "__cause__", cause)
@@ -240,8 +240,8 @@ def _left_out(link: Link) -> Node:
 
 def _notes(exc: BaseException) -> list[str]:
     """The notes, leaving room for that of this hop; the first and the latest ones if they are too many."""
-    found = exc.__dict__.get("__notes__") or ()
-    notes: list[Any] = list(found) if isinstance(found, list | tuple) else [found]
+    found = anatomy.get_plainly(exc, "__dict__").get("__notes__", ())
+    notes: list[Any] = list(found) if type(found) in (list, tuple) else [found]
     half = (MAX_NOTES - 2) // 2
     if len(notes) > 2 * half:
         notes[half:-half] = [f"[... {len(notes) - 2 * half} notes left out ...]"]
@@ -254,6 +254,6 @@ def _note(note: object) -> str:
 
 def _str(value: object) -> str:
     try:
-        return str(value)
+        return "".join([str(value)])  # str() may give an instance of a subclass, with methods of its own
     except BaseException:  # no await in here: it can only be the object's own
-        return f"<str() of this {type(value).__name__} failed>"
+        return f"<str() of this {anatomy.class_name(type(value))[1]} failed>"

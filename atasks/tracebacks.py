@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from traceback import TracebackException, format_tb
 
+from atasks.anatomy import get_plainly, members
 from atasks.errors import RemoteTraceback
 
 __all__ = ["Link", "links", "shorten", "texts"]
@@ -33,7 +34,7 @@ class Link:
         self.exception = exception
         self.cause: int | None = None
         self.context: int | None = None
-        self.suppress = bool(exception.__suppress_context__)
+        self.suppress: bool = get_plainly(exception, "__suppress_context__")
         self.members: list[tuple[int, int]] = []
         """Of a group: position in `exceptions`, and index."""
         self.left_out = 0
@@ -53,32 +54,38 @@ def links(root: BaseException) -> list[Link]:
     At most `MAX_LINKS`, the nearest ones. What closes a circle is left out, and so are the `RemoteTraceback`s: the
     text of this hop's traceback contains theirs.
     """
-    near = {id(exception) for exception in itertools.islice(_nearest(root), MAX_LINKS)}
     found: list[Link] = []
-    numbers: dict[int, int | None] = {}
-
-    def visit(exception: BaseException | None) -> int | None:
-        key = id(exception)
-        if exception is None or key not in near:
-            return None
-        if key in numbers:
-            return numbers[key]  # None while it is being visited: a circle
-        numbers[key] = None
-        link = Link(exception)
-        link.cause = visit(exception.__cause__)
-        link.context = visit(exception.__context__)
-        for position, member in enumerate(_members(exception)):
-            number = visit(member)
-            if number is None:
-                link.left_out += 1
-            else:
-                link.members.append((position, number))
-        found.append(link)
-        numbers[key] = len(found) - 1
-        return numbers[key]
-
-    visit(root)
+    numbers: dict[int, int | None] = dict.fromkeys(map(id, itertools.islice(_nearest(root), MAX_LINKS)))
+    _add_link(root, found, numbers)
     return found
+
+
+def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[int, int | None]) -> int | None:
+    """The index of an exception's link, which is added if need be.
+
+    `numbers` knows the exceptions that are still to be added (None), and those that have an index. None for one
+    that is being added, which would close a circle, and for one that is over the limit.
+
+    A function of its own: one within `links` would be a circle of references, which keeps frames alive.
+    """
+    key = id(exception)
+    if exception is None or key not in numbers:
+        return None
+    if numbers[key] is not None:
+        return numbers[key]
+    del numbers[key]
+    link = Link(exception)
+    link.cause = _add_link(get_plainly(exception, "__cause__"), found, numbers)
+    link.context = _add_link(get_plainly(exception, "__context__"), found, numbers)
+    for position, member in enumerate(members(exception)):
+        number = _add_link(member, found, numbers)
+        if number is None:
+            link.left_out += 1
+        else:
+            link.members.append((position, number))
+    found.append(link)
+    numbers[key] = len(found) - 1
+    return numbers[key]
 
 
 def texts(chain: list[Link]) -> dict[int, str]:
@@ -88,44 +95,60 @@ def texts(chain: list[Link]) -> dict[int, str]:
     The frames of atasks that lead to the user's code are left out.
     """
     root = chain[-1].exception
-    if sum(1 for _ in itertools.islice(_nearest(root), MAX_FORMATTED + 1)) > MAX_FORMATTED:
-        text = shorten("".join(format_tb(root.__traceback__)), MAX_TEXT)
-        return {index: text for index, link in enumerate(chain) if _is_end(link)}
-    whole = TracebackException.from_exception(root)
-    _drop_own_frames(whole)
-    limit = max(2048, MAX_TEXT // max(1, sum(map(_is_end, chain))))
-    found: dict[int, str] = {}
-    seen: set[int] = set()
+    try:
+        if sum(1 for _ in itertools.islice(_nearest(root), MAX_FORMATTED + 1)) <= MAX_FORMATTED:
+            return _Formatting(chain, TracebackException.from_exception(root)).texts
+    except Exception:  # a user's class gets in the way: it is not asked again
+        pass
+    frames = "".join(format_tb(get_plainly(root, "__traceback__")))
+    text = shorten(f"Traceback (most recent call last):\n{frames}", MAX_TEXT)
+    return {index: text for index, link in enumerate(chain) if _is_end(link)}
 
-    def visit(index: int, part: TracebackException | None) -> None:
-        if index in seen:
+
+class _Formatting:
+    """Formats one traceback for each end of the chain."""
+
+    def __init__(self, chain: list[Link], whole: TracebackException) -> None:
+        self._chain = chain
+        self._whole = whole
+        self._limit = max(2048, MAX_TEXT // max(1, sum(map(_is_end, chain))))
+        self._seen: set[int] = set()
+        self.texts: dict[int, str] = {}
+        _drop_own_frames(whole)
+        self._visit(len(chain) - 1, whole)
+
+    def _visit(self, index: int, part: TracebackException | None) -> None:
+        """Go on from a link, and from the part of the traceback that shows it, if any does.
+
+        While a member of a group is visited, the traceback shows no other members of that group.
+        """
+        if index in self._seen:
             return
-        seen.add(index)
-        link = chain[index]
+        self._seen.add(index)
+        link = self._chain[index]
         if link.following is not None:
-            visit(link.following, part and (part.__cause__ if link.cause is not None else part.__context__))
+            self._visit(link.following, part and (part.__cause__ if link.cause is not None else part.__context__))
         everyone = part.exceptions if part is not None else None
         for position, member in link.members:
             if part is None or everyone is None:  # the traceback module leaves out what it has shown elsewhere
-                visit(member, None)
+                self._visit(member, None)
             else:
                 part.exceptions = [everyone[position]]
-                visit(member, everyone[position])
+                self._visit(member, everyone[position])
                 part.exceptions = everyone
         if _is_end(link):
-            found[index] = shorten("".join(whole.format()), limit)
-
-    visit(len(chain) - 1, whole)
-    return found
+            self.texts[index] = shorten("".join(self._whole.format()), self._limit)
 
 
 def shorten(text: str, limit: int) -> str:
     """The text with its middle left out if it is longer than `limit` characters, and fit for UTF-8."""
+    if not text.isascii():
+        text = text.encode("utf-8", "backslashreplace").decode()
     if len(text) > limit:
         head = limit // 4
         tail = limit - head - 64
         text = f"{text[:head]}\n[... {len(text) - head - tail} characters left out ...]\n{text[-tail:]}"
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text
 
 
 def _is_end(link: Link) -> bool:
@@ -139,14 +162,11 @@ def _nearest(root: BaseException) -> Iterator[BaseException]:
     while waiting:
         exception = waiting.popleft()
         yield exception
-        for other in (exception.__cause__, exception.__context__, *_members(exception)):
-            if other is not None and id(other) not in seen and not isinstance(other, RemoteTraceback):
+        cause, context = get_plainly(exception, "__cause__"), get_plainly(exception, "__context__")
+        for other in (cause, context, *members(exception)):
+            if other is not None and id(other) not in seen and type(other) is not RemoteTraceback:
                 seen.add(id(other))
                 waiting.append(other)
-
-
-def _members(exception: BaseException) -> tuple[BaseException, ...]:
-    return exception.exceptions if isinstance(exception, BaseExceptionGroup) else ()
 
 
 def _drop_own_frames(whole: TracebackException) -> None:
