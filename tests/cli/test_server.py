@@ -199,7 +199,9 @@ def test_interrupted_client_that_waits_for_a_worker(app: App) -> None:
     client.wait_for("calling")
     client.signal(SIGINT)
     done = client.finish()
-    assert (done.code, done.out, done.err) == (130, "calling\n", "")
+    assert (done.code, done.out) == (130, "calling\n")
+    # Whether the broker has returned the call by then, which is logged, depends on who is faster.
+    assert all("calls wait for a worker" in line for line in done.err.splitlines())
 
 
 def test_aiomain_of_a_server_runs_beside_it(app: App) -> None:
