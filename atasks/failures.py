@@ -149,7 +149,7 @@ async def _node(exc: BaseException, codec: Codec) -> Node:
     node = _described(exc)
     node.kind, node.values = kind, values
     names = anatomy.importable_name(type(exc))
-    if names is not None:
+    if names is not None and max(map(len, names)) <= MAX_NAME:
         node.module, node.qualname = names
     return node
 

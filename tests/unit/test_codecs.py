@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import enum
+import functools
+import gc
 import pickle
+import re
+import subprocess
+import sys
+import threading
 import uuid
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, Unpack
 
+import cloudpickle  # type: ignore[import-untyped]
 import msgspec
 import pytest
 
 import atasks
 from atasks import CloudpickleCodec, Codec, DecodeError, EncodeError, MsgpackCodec, PickleCodec, atask, get_codec
+
+if TYPE_CHECKING:
+    from nowhere import Missing
 
 PLAIN = [
     ((1, 2.5, "three", b"four", None, True), {"five": [6, {"seven": (8,)}]}),
@@ -140,6 +152,104 @@ def test_closures_of_a_script_travel_by_value(script: Callable[..., str]) -> Non
     assert out == "42"
 
 
+SHOP = """
+    import asyncio, sys
+    from atasks import CloudpickleCodec, PickleCodec
+
+    class Thing:
+        def __init__(self, size):
+            self.size = size
+
+    if __name__ == "__main__":
+        codec = {"pickle": PickleCodec, "cloudpickle": CloudpickleCodec}[CODEC]()
+        print(asyncio.run(codec.encode([Thing(3)])).hex())
+"""
+
+
+@pytest.mark.parametrize("codec", ["pickle", "cloudpickle"])
+def test_another_process_imports_the_script(script: Callable[..., str], codec: str) -> None:
+    content = script(SHOP.replace("CODEC", repr(codec)), name="shop.py")
+    out = script(
+        f"""
+        import asyncio
+        from atasks import CloudpickleCodec
+
+        thing, = asyncio.run(CloudpickleCodec().decode(bytes.fromhex("{content}")))
+        import shop
+        assert type(thing) is shop.Thing
+        print(thing.size)
+        """,
+        name="reader.py",
+    )
+    assert out == "3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("raise ImportError('no way')", "cannot be imported as 'shop' here .no way."),
+        ("", "shop has no Thing here"),
+    ],
+)
+def test_a_script_that_is_another_one_here(script: Callable[..., str], text: str, message: str) -> None:
+    content = script(SHOP.replace("CODEC", "'pickle'"), name="shop.py")
+    reader = f"""
+        import asyncio, re
+        from pathlib import Path
+        from atasks import DecodeError, PickleCodec
+
+        Path("shop.py").write_text({text!r})
+        try:
+            asyncio.run(PickleCodec().decode(bytes.fromhex("{content}")))
+        except DecodeError as error:
+            print("DecodeError:", error)
+        """
+    assert re.match(f"DecodeError: .*{message}.*both sides", script(reader, name="reader.py"))
+
+
+@pytest.mark.parametrize("codec", ["PickleCodec", "CloudpickleCodec"])
+def test_what_a_prompt_defines(codec: str) -> None:
+    """Nothing can import it: it is found where it was defined, and cloudpickle takes it elsewhere by value."""
+    code = f"""if True:
+        import asyncio, subprocess, sys
+        from atasks import {codec}
+        class Thing:
+            def size(self):
+                return 3
+        codec = {codec}()
+        content = asyncio.run(codec.encode(Thing()))
+        assert type(asyncio.run(codec.decode(content))) is Thing
+        sys.stdout.buffer.write(content)
+        """
+    content = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60).stdout
+    if codec == "CloudpickleCodec":
+        assert pickle.loads(content).size() == 3
+    else:
+        with pytest.raises(AttributeError, match="Thing"):
+            pickle.loads(content)
+
+
+async def test_modules_that_cloudpickle_was_told_to_take_by_value(namespace: str) -> None:
+    codec = CloudpickleCodec(namespace)
+    assert b"points" not in await codec.encode(Order)
+    module = sys.modules[__name__]
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert b"points" in await codec.encode(Order)
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+async def test_values_that_raise_when_they_are_pickled(pickling: Codec) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises((RecursionError, pickle.PicklingError), match="recursion"):
+        await pickling.encode(deep)
+    with pytest.raises(TypeError, match="lock"):
+        await pickling.encode(threading.Lock())
+
+
 async def test_the_default_is_cloudpickle(namespace: str) -> None:
     assert type(get_codec(namespace)) is CloudpickleCodec
     chosen = MsgpackCodec(namespace)
@@ -244,3 +354,125 @@ async def test_exceptions_under_messagepack(namespace: str) -> None:
             await fail("local")
         with pytest.raises(atasks.RemoteError, match="KeyError"):
             await fail("value")
+
+
+class Settings(TypedDict):
+    origin: Point
+    scale: NotRequired[float]
+
+
+async def settled(origin: Point, /, **settings: Unpack[Settings]) -> None: ...
+
+
+def future_point() -> asyncio.Future[Point]: ...  # type: ignore[empty-body]
+
+
+def awaitable_point() -> Awaitable[Point]: ...  # type: ignore[empty-body]
+
+
+async def points() -> AsyncIterator[Point]:
+    yield Point(1)
+
+
+async def anything(value: object, values: dict[str, object]) -> None: ...
+
+
+async def unusable(missing: Missing, number: complex, some: Iterable[int], fine: int = 0) -> Missing: ...
+
+
+@pytest.fixture
+def msgpack(namespace: str) -> MsgpackCodec:
+    return MsgpackCodec(namespace)
+
+
+async def decoded(codec: Codec, function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    return await codec.decode_arguments(await codec.encode((args, kwargs)), function)
+
+
+async def test_keyword_options_by_a_typed_dict(msgpack: MsgpackCodec) -> None:
+    args, kwargs = await decoded(msgpack, settled, Point(1), origin=Point(2), scale=1)
+    assert (args, kwargs) == ([Point(1)], {"origin": Point(2), "scale": 1.0})
+    with pytest.raises(DecodeError, match=r"argument 'scale' of .*settled: Expected `float`, got `str`"):
+        await decoded(msgpack, settled, Point(1), scale="x")
+
+
+@pytest.mark.parametrize("function", [future_point, awaitable_point, points])
+async def test_what_is_awaited_or_iterated_has_the_type(
+    msgpack: MsgpackCodec, function: Callable[..., Any]
+) -> None:
+    assert await msgpack.decode_result(await msgpack.encode(Point(1)), function) == Point(1)
+
+
+async def test_functions_in_disguise(msgpack: MsgpackCodec) -> None:
+    class Caller:
+        def __call__(self, origin: Point) -> None: ...
+
+    @functools.wraps(settled)
+    async def wrapped(*args: Any, **kwargs: Any) -> None: ...
+
+    for function in (functools.partial(settled), Caller(), wrapped):
+        assert await decoded(msgpack, function, Point(1)) == ([Point(1)], {})
+
+
+async def test_a_type_of_the_function_s_closure(msgpack: MsgpackCodec) -> None:
+    @dataclass
+    class Local:
+        x: int
+
+    async def move(by: Local) -> type[Local]:
+        return Local
+
+    assert await decoded(msgpack, move, Local(1)) == ([Local(1)], {})
+
+
+async def test_object_is_anything(msgpack: MsgpackCodec) -> None:
+    assert await decoded(msgpack, anything, 1, {"a": [None]}) == ([1, {"a": [None]}], {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "missing",
+            r"annotation Missing cannot be resolved \(name 'Missing' is not defined\): define it",
+        ),
+        ("number", "MsgpackCodec cannot make complex: annotate it with"),
+        ("some", "MsgpackCodec cannot make .*Iterable.*: annotate it with"),
+    ],
+)
+async def test_annotations_of_no_use_are_named(msgpack: MsgpackCodec, name: str, message: str) -> None:
+    with pytest.raises(DecodeError, match=rf"argument '{name}' of .*test_codecs\.unusable: .*{message}"):
+        await decoded(msgpack, unusable, **{name: [1]})
+    assert await decoded(msgpack, unusable, fine=1) == ([], {"fine": 1})
+    with pytest.raises(DecodeError, match=r"the result of .*unusable: its annotation Missing cannot be resolved"):
+        await msgpack.decode_result(b"\xc0", unusable)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xc1", b"\x92\x90", b"\x93\x90\x80\x80", b"\x91" * 100_000])
+async def test_bytes_that_are_no_arguments(msgpack: MsgpackCodec, content: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"not the arguments of a call of .*settled"):
+        await msgpack.decode_arguments(content, settled)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (2**64, "ints"),
+        ("\ud800", "lone surrogates"),
+        ({Point: 1}, r"builtins\.type"),
+        (lambda: 1, r"builtins\.function.*construct a CloudpickleCodec on both sides"),
+    ],
+)
+async def test_what_it_says_of_values_that_do_not_fit(msgpack: MsgpackCodec, value: Any, message: str) -> None:
+    with pytest.raises(EncodeError, match=message):
+        await msgpack.encode(((value,), {}))
+
+
+async def test_functions_are_not_kept_alive(msgpack: MsgpackCodec) -> None:
+    async def short_lived(by: int) -> None: ...
+
+    assert await decoded(msgpack, short_lived, 1) == ([1], {})
+    gone = weakref.ref(short_lived)
+    del short_lived
+    gc.collect()
+    assert gone() is None
