@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_right
 
 from aiormq.channel import Channel
+from pamqp import frame
+from pamqp.commands import Basic
 
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.frames import FrameWriter
 
 __all__ = ["Acks"]
 
@@ -19,56 +22,57 @@ class Acks:
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
-        self._done: set[int] = set()
+        self._writer = FrameWriter(channel)
+        self._scheduled = False
+        self._done: list[int] = []
         self._rejected: list[tuple[int, bool]] = []
         self._below = 0
         """Every tag up to this one was acknowledged or rejected."""
         self._above: set[int] = set()
         """Those above it that were."""
-        self._task: asyncio.Task[None] | None = None
 
     def ack(self, tag: int) -> None:
         """The delivery of this tag has been dealt with."""
-        self._done.add(tag)
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._flush())
+        self._done.append(tag)
+        self._schedule()
 
     def reject(self, tag: int) -> None:
         """Dead-letter the delivery of this tag."""
         self._rejected.append((tag, False))
-        self.ack(0)
+        self._schedule()
 
     def requeue(self, tag: int) -> None:
         """Return the delivery of this tag to its queue."""
         self._rejected.append((tag, True))
-        self.ack(0)
+        self._schedule()
 
     async def flushed(self) -> None:
-        """Return when every acknowledgement was written."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        """Return when the client library has taken every acknowledgement."""
+        self._flush()
+        await self._writer.flushed()
 
-    async def _flush(self) -> None:
-        try:
-            while self._done:
-                done, self._done = self._done, set()
-                await self._send(done)
-        except (*CLIENT_ERRORS, asyncio.CancelledError):
-            self._done.clear()
-        finally:
-            self._task = None
+    def close(self) -> None:
+        """The channel is gone."""
+        self._writer.close()
 
-    async def _send(self, done: set[int]) -> None:
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        done, self._done = self._done, []
         rejected, self._rejected = self._rejected, []
-        for tag, requeue in rejected:
-            await self.channel.basic_reject(tag, requeue=requeue, wait=False)
-        tags = sorted(done - {0})
-        self._above.update(tags, (tag for tag, _ in rejected))
+        frames: list[Basic.Ack | Basic.Reject] = [Basic.Reject(tag, requeue) for tag, requeue in rejected]
+        done.sort()
+        self._above.update(done, (tag for tag, _ in rejected))
         while self._below + 1 in self._above:
             self._below += 1
             self._above.remove(self._below)
-        together = [tag for tag in tags if tag <= self._below]
-        if together:  # everything below was acknowledged, or is now
-            await self.channel.basic_ack(together[-1], multiple=True, wait=False)
-        for tag in tags[len(together) :]:
-            await self.channel.basic_ack(tag, wait=False)
+        together = bisect_right(done, self._below)
+        if together:  # everything below was acknowledged or rejected before, or is acknowledged now
+            frames.append(Basic.Ack(done[together - 1], multiple=True))
+        frames += [Basic.Ack(tag) for tag in done[together:]]
+        if frames and not self.channel.is_closed:
+            self._writer.write([frame.marshal(item, self.channel.number) for item in frames])

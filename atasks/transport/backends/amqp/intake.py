@@ -108,7 +108,9 @@ class Intake:
     def suspend(self) -> None:
         """The link is gone. Runs go on; what they were delivered by will be delivered again."""
         self.link = None
-        self.acks = None
+        if self.acks is not None:
+            self.acks.close()
+            self.acks = None
         self._callers.reset()
         self._leases.reset()
         if self.window is not None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final
 
 from aiormq.channel import Channel
-from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.publisher import Publisher
 
 __all__ = ["Outbox", "Outgoing"]
 
@@ -45,13 +45,9 @@ class Outgoing:
         self.exchange = exchange
         self.mandatory = mandatory
 
-    def wanted(self) -> bool:
-        """Asked right before it is sent: False drops it."""
+    def prepare(self) -> bool:
+        """Called right before it is sent: False drops it."""
         return True
-
-    def prepare(self, waiting: deque[Outgoing]) -> None:
-        """Called right before it is sent: it may take in messages that wait behind it, removing them there and
-        adding their sizes to its own."""
 
     def confirmed(self) -> None:
         """It is safe at the broker."""
@@ -76,10 +72,9 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: deque[Outgoing] = deque()
         self._unconfirmed: dict[int, Outgoing] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._channel: Channel | None = None
+        """By identity, in the order in which they were sent."""
+        self._publisher: Publisher | None = None
         self._bytes = 0
-        self._numbers = 0
         self._scheduled = False
         self._wanting_room: deque[asyncio.Future[None]] = deque()
         self._idle = asyncio.Event()
@@ -100,16 +95,20 @@ class Outbox:
         self.put(message)
         self._pump()
 
+    def grew(self, size: int) -> None:
+        """A message that waits here has grown by so many bytes."""
+        self._bytes += size
+
     def attach(self, channel: Channel) -> None:
         """Send over this channel from now on."""
-        self._channel = channel
+        self._publisher = Publisher(channel, self._ended)
         self._pump()
 
     def detach(self) -> None:
         """The channel is gone: what is unconfirmed is lost; what may be sent again waits for the next one."""
-        self._channel = None
-        for task in self._tasks:  # the client library may leave one without an ending
-            task.cancel()
+        if self._publisher is not None:
+            self._publisher.close()
+            self._publisher = None
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         again = [message for message in unconfirmed.values() if message.lost()]
         self._bytes -= sum(message.size for message in unconfirmed.values())
@@ -134,43 +133,29 @@ class Outbox:
 
     def _pump(self) -> None:
         self._scheduled = False
-        channel = self._channel
-        while channel is not None and self._waiting and len(self._unconfirmed) < MAX_UNCONFIRMED:
+        publisher = self._publisher
+        if publisher is None:
+            return
+        leaving: list[Outgoing] = []
+        while self._waiting and len(self._unconfirmed) < MAX_UNCONFIRMED:
             message = self._waiting.popleft()
-            if not message.wanted():
+            if not message.prepare():
                 self._bytes -= message.size
                 continue
-            message.prepare(self._waiting)
-            self._numbers += 1
-            self._unconfirmed[self._numbers] = message
-            task = asyncio.get_running_loop().create_task(self._send(channel, self._numbers, message))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._unconfirmed[id(message)] = message
+            leaving.append(message)
+        publisher.publish(leaving)
         self._settled()
 
-    async def _send(self, channel: Channel, number: int, message: Outgoing) -> None:
-        try:
-            await channel.basic_publish(
-                message.body,
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                properties=message.properties,
-                mandatory=message.mandatory,
-                wait=False,
-            )
-        except PublishError:
-            ending = message.returned
-        except DeliveryError:
-            ending = message.refused
-        except (*CLIENT_ERRORS, asyncio.CancelledError):
-            return  # the link is gone, or goes now: detach() deals with everything unconfirmed
-        else:
-            ending = message.confirmed
-        if self._unconfirmed.pop(number, None) is None:
+    def _ended(self, message: Outgoing, ending: Callable[[], None]) -> None:
+        if self._unconfirmed.pop(id(message), None) is None:
             return  # it was declared lost before its confirm arrived here
         self._bytes -= message.size
         ending()
-        self._pump()
+        if self._waiting:
+            self._pump()
+        else:
+            self._settled()
 
     def _settled(self) -> None:
         if self._wanting_room and self._bytes < MAX_BYTES // 2:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pamqp.commands import Basic
 
@@ -14,12 +13,12 @@ from atasks.errors import CallConnectionLost, QueueFull
 from atasks.options import MAX_BATCH
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.base import Pending
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Cancel
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
 
-__all__ = ["Request"]
+__all__ = ["Requests"]
 
 NO_PROPERTIES: Final = Basic.Properties()
 WORK_US: Final = 1000.0
@@ -32,78 +31,105 @@ REFUSED_PAUSES: Final = (0.1, 0.4, 1.5)
 quorum queue has no leader because its node of the cluster died: a new one is elected within about a second."""
 
 
-class Request(Outgoing):
-    """The message of a call, or of several that wait for the same queue.
+Kind = tuple[str, int, bool, Any]
+"""Work queue, priority, durable and batch: calls of one kind may share a message."""
+
+
+class Requests:
+    """Packs the calls of a caller into messages, and hands these to the outbox.
 
     Only calls that are safe and cheap to hold together share a message: at-least-once ones of atasks that run
     short, up to `WORK_US` of work, so that long calls spread over the workers one by one.
     """
 
-    __slots__ = ("kind", "pendings", "refusals", "transport")
+    def __init__(self, transport: AMQPTransport) -> None:
+        self._transport = transport
+        self._open: dict[Kind, Request] = {}
+        """The message of each kind that waits to be sent and has room left."""
 
-    def __init__(self, transport: AMQPTransport, pending: Pending, refusals: int = 0) -> None:
-        call, options = pending.call, pending.options
+    def send(self, pending: Pending) -> None:
+        """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
+        transport, options, call = self._transport, pending.options, pending.call
         pending.confirmed = pending.unheard = False
         pending.since = asyncio.get_running_loop().time()
         pending.asked = 0
+        kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
+        size = len(call.payload) + ENVELOPE_BYTES
+        if call.delivery == AT_MOST_ONCE or call.credit:
+            cost = math.inf
+        else:
+            cost = transport.pace.estimate(call.task) if options.batch == "auto" else 1.0
+        request = self._open.get(kind)
+        if request is not None and request.takes(size, cost):
+            request.pendings.append(pending)
+            request.size += size
+            request.room -= cost
+            transport.outbox.grew(size)
+            return
+        request = Request(transport, kind, pending, size)
+        request.room -= cost
+        if request.room > 0:
+            self._open[kind] = request
+        transport.outbox.put(request)
+
+    def left(self, request: Request) -> None:
+        """The message is being sent: it takes no more."""
+        if self._open.get(request.kind) is request:
+            del self._open[request.kind]
+
+
+class Request(Outgoing):
+    """The message of a call, or of several for the same queue."""
+
+    __slots__ = ("kind", "pendings", "refusals", "room", "transport")
+
+    def __init__(
+        self, transport: AMQPTransport, kind: Kind, pending: Pending, size: int, refusals: int = 0
+    ) -> None:
+        super().__init__(b"", transport.topology.work(kind[0]), NO_PROPERTIES)  # prepare() gives it its own
         self.transport = transport
+        self.kind = kind
+        self.pendings = [pending]
+        self.size = size
+        self.room = WORK_US if kind[3] == "auto" else float(kind[3])
+        """What it can take still: microseconds of work, or a number of calls if the option says so."""
         self.refusals = refusals
         """How often the broker has refused it."""
-        self.pendings = [pending]
-        self.kind = (transport.queue_of(options), options.priority, options.durable, options.batch)
-        """Requests of one kind may share a message."""
-        super().__init__(b"", transport.topology.work(self.kind[0]), NO_PROPERTIES)  # prepare() gives it its own
-        self.size = len(call.payload) + ENVELOPE_BYTES
 
-    def wanted(self) -> bool:
-        return any(not pending.future.done() for pending in self.pendings)
+    def takes(self, size: int, cost: float) -> bool:
+        """Whether there is room for a call of so many bytes and so much work."""
+        return (
+            cost <= self.room and self.size + size <= MAX_BATCH_BYTES and len(self.pendings) < MAX_BATCH
+        )
 
-    def prepare(self, waiting: deque[Outgoing]) -> None:
-        self.pendings = [pending for pending in self.pendings if not pending.future.done()]
-        room = self._room()
-        if room > 0:
-            room -= self._cost(self)
-            while waiting and len(self.pendings) < MAX_BATCH:
-                other = waiting[0]
-                if type(other) is not Request or other.kind != self.kind or not other.wanted():
-                    break
-                cost = self._cost(other)
-                if cost > room or self.size + other.size > MAX_BATCH_BYTES:
-                    break
-                room -= cost
-                waiting.popleft()
-                self.pendings += other.pendings
-                self.size += other.size
-        self.body = wire.encode([pending.call for pending in self.pendings])
-        timeouts = [pending.call.timeout_ms for pending in self.pendings]
-        expiration = None
-        if None not in timeouts:
-            expiration = str(max(map(int, timeouts)) + int(self.transport.clock_skew * 1000))  # type: ignore[arg-type]
+    def prepare(self) -> bool:
+        transport = self.transport
+        transport.requests.left(self)
+        calls: list[Call] = []
+        longest: int | None = 0
+        for pending in self.pendings:
+            if not pending.future.done():
+                call = pending.call
+                calls.append(call)
+                if call.timeout_ms is None:
+                    longest = None
+                elif longest is not None:
+                    longest = max(longest, call.timeout_ms)
+        if len(calls) < len(self.pendings):
+            self.pendings = [pending for pending in self.pendings if not pending.future.done()]
+        if not calls:
+            return False
+        self.body = wire.encode(calls)
         _, priority, durable, _ = self.kind
         self.properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=self.pendings[0].call.id,
-            reply_to=self.transport.reply_queue,
+            message_id=calls[0].id,
+            reply_to=transport.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
-            expiration=expiration,
+            expiration=None if longest is None else str(longest + int(transport.clock_skew * 1000)),
         )
-
-    def _room(self) -> float:
-        """How much the message may hold: microseconds of work, or a number of calls if the option says so."""
-        batch = self.kind[3]
-        return WORK_US if batch == "auto" else float(batch)
-
-    def _cost(self, other: Request) -> float:
-        """What the calls of another request would take of that room; infinite: they may not share a message."""
-        if other.refusals:  # it keeps its own count of them
-            return math.inf
-        if any(pending.call.delivery == AT_MOST_ONCE or pending.call.credit for pending in other.pendings):
-            return math.inf
-        if self.kind[3] != "auto":
-            return float(len(other.pendings))
-        estimate = self.transport.pace.estimate
-        return sum(estimate(pending.call.task) for pending in other.pendings)
+        return True
 
     def confirmed(self) -> None:
         for pending in self.pendings:
@@ -125,13 +151,15 @@ class Request(Outgoing):
 
     def _send_again(self, pending: Pending) -> None:
         if not pending.future.done():
-            self.transport.outbox.put(Request(self.transport, pending, self.refusals + 1))
+            size = len(pending.call.payload) + ENVELOPE_BYTES
+            self.transport.outbox.put(Request(self.transport, self.kind, pending, size, self.refusals + 1))
 
     def lost(self) -> bool:
+        if all(pending.future.done() for pending in self.pendings):
+            return False
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
-            return self.wanted()
-        if self.wanted():
-            self.transport.outbox.put(_Withdrawal(self.transport, self.pendings[0]))
+            return True
+        self.transport.outbox.put(_Withdrawal(self.transport, self.pendings[0]))
         return False
 
 

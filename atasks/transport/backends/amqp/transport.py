@@ -30,7 +30,7 @@ from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
 from atasks.transport.backends.amqp.pace import Pace
-from atasks.transport.backends.amqp.requests import Request
+from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.base import CallTransport, Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Held, Reply, Up
@@ -92,6 +92,7 @@ class AMQPTransport(CallTransport):
         self.consumer_timeout = consumer_timeout
         self.outbox = Outbox()
         self.pace = Pace()
+        self.requests = Requests(self)
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
         self._last_link: Link | None = None
@@ -274,6 +275,9 @@ class AMQPTransport(CallTransport):
         self._binding.clear()
         self._listening.clear()
         self._served.clear()
+        if self._reply_acks is not None:
+            self._reply_acks.close()
+            self._reply_acks = None
         if self._intake is not None:
             self._intake.suspend()
         self.outbox.detach()
@@ -306,7 +310,7 @@ class AMQPTransport(CallTransport):
         queue = self.queue_of(pending.options)
         if queue not in self._listening:
             self._listens(queue)
-        self.outbox.put(Request(self, pending))
+        self.requests.send(pending)
 
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)
@@ -340,7 +344,7 @@ class AMQPTransport(CallTransport):
                     )
                 )
             else:
-                self.outbox.put(Request(self, pending))
+                self.requests.send(pending)
 
     # -- workers that come and go
 
@@ -404,14 +408,14 @@ class AMQPTransport(CallTransport):
         del self._binding[queue]
         for pending in self.pendings():
             if pending.unheard and self.queue_of(pending.options) == queue:
-                self.outbox.put(Request(self, pending))
+                self.requests.send(pending)
 
     def _on_up(self, queue: str) -> None:
         """A worker declared this queue, which was not there before."""
         homeless = self._homeless.pop(queue, {})
         for pending in homeless.values():
             if not pending.future.done():
-                self.outbox.put(Request(self, pending))
+                self.requests.send(pending)
         # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
         # sent at once, the latter would run twice whenever a queue is declared for the first time.
         confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]

@@ -1,0 +1,64 @@
+"""Writes frames to a connection of the client library, in order and without waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final
+
+from aiormq.abc import ChannelFrame
+from aiormq.channel import Channel
+
+__all__ = ["FrameWriter"]
+
+WRITE_BYTES: Final = 256 * 2**10
+"""Frames are put together for one write, up to so many bytes."""
+
+
+class FrameWriter:
+    """What one side writes over one channel. The client library's writer takes it from a short queue; what does not
+    fit there waits here, so whoever writes must bound what that may be."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._waiting: deque[bytes] = deque()
+        self._feeder: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def write(self, frames: list[bytes]) -> None:
+        """Write these, behind what was written before; whole frames each. If the connection is gone, or goes, they
+        are lost without a word: so are those that the socket took."""
+        if self._closed:
+            return
+        self._waiting.extend(frames)
+        queue = self._channel.write_queue
+        while self._waiting and self._feeder is None:
+            if queue.full():
+                self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="atasks writer")
+            else:
+                queue.put_nowait(self._next())
+
+    async def _feed(self) -> None:
+        while self._waiting:
+            await self._channel.write_queue.put(self._next())
+        self._feeder = None
+
+    def _next(self) -> ChannelFrame:
+        frames = [self._waiting.popleft()]
+        size = len(frames[0])
+        while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
+            size += len(self._waiting[0])
+            frames.append(self._waiting.popleft())
+        return ChannelFrame(b"".join(frames) if len(frames) > 1 else frames[0], should_close=False)
+
+    async def flushed(self) -> None:
+        """Return when the client library has taken everything."""
+        if self._feeder is not None:
+            await asyncio.wait([self._feeder])
+
+    def close(self) -> None:
+        """The connection is gone: let go of what waits."""
+        self._closed = True
+        self._waiting.clear()
+        if self._feeder is not None:
+            self._feeder.cancel()
