@@ -16,8 +16,8 @@ WRITE_BYTES: Final = 256 * 2**10
 
 
 class FrameWriter:
-    """What one side writes over one channel. The client library's writer takes it from a short queue; what does not
-    fit there waits here, so whoever writes must bound what that may be."""
+    """What one side writes over one channel. The client library's writer takes it from a short queue; what does
+    not fit there waits here, so whoever writes must bound what that may be."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

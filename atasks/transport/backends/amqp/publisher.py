@@ -29,11 +29,11 @@ FRAME_OVERHEAD: Final = 8
 
 
 class Publisher:
-    """The publishing half of a channel. The client library's `Channel.basic_publish` does the same, with a coroutine
-    to be driven per message, which costs several times as much and two more turns of the event loop.
+    """The publishing half of a channel. The client library's `Channel.basic_publish` does the same, with a
+    coroutine to be driven per message, which costs several times as much and two more turns of the event loop.
 
-    It keeps to what the channel offers: the write queue, where `basic_publish` puts its frames, and `confirmations`,
-    where it keeps what is to be told of each message. Nothing else may publish over the channel.
+    It keeps to what the channel offers: the write queue, where `basic_publish` puts its frames, and
+    `confirmations`, where it keeps what is to be told of each message. Nothing else may publish over the channel.
     """
 
     def __init__(self, channel: Channel, ended: Callable[[Outgoing, Callable[[], None]], None]) -> None:

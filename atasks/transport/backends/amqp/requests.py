@@ -98,9 +98,7 @@ class Request(Outgoing):
 
     def takes(self, size: int, cost: float) -> bool:
         """Whether there is room for a call of so many bytes and so much work."""
-        return (
-            cost <= self.room and self.size + size <= MAX_BATCH_BYTES and len(self.pendings) < MAX_BATCH
-        )
+        return cost <= self.room and self.size + size <= MAX_BATCH_BYTES and len(self.pendings) < MAX_BATCH
 
     def prepare(self) -> bool:
         transport = self.transport
