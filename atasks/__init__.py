@@ -38,6 +38,7 @@ from atasks.errors import (
     TransportError,
     UnknownTask,
     WorkerLost,
+    WorkersFailed,
 )
 from atasks.router import Router, get_router
 from atasks.tasks import ATask, atask
@@ -79,6 +80,7 @@ __all__ = [
     "UnknownTask",
     "Worker",
     "WorkerLost",
+    "WorkersFailed",
     "atask",
     "carry",
     "connect",

@@ -23,6 +23,7 @@
     │   └── QueueMismatch               a queue exists with other arguments
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
+    ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
     └── RemoteTraceback                 never raised: the worker's traceback, as the cause of a rebuilt exception
 
 Messages say what to do next and never contain payloads. Every class survives pickling with its attributes.
@@ -57,6 +58,7 @@ __all__ = [
     "TransportError",
     "UnknownTask",
     "WorkerLost",
+    "WorkersFailed",
 ]
 
 
@@ -180,6 +182,18 @@ class RegisteringTwice(AtasksError, AttributeError):
 
 class LoadError(AtasksError, ImportError):
     """A module given to the command line cannot be loaded."""
+
+
+class WorkersFailed(AtasksError):
+    """A supervisor gave up: its worker processes cannot serve, or die faster than they start."""
+
+    def __init__(self, message: str = "", code: int | None = None) -> None:
+        super().__init__(message, code)
+        self.code = code
+        """The exit code of the process that said that it cannot serve; None where none said so."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class RemoteTraceback(AtasksError):

@@ -15,7 +15,7 @@ from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks import wire
+from atasks import blackbox, wire
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.memory import RecentIds, RecentReplies
@@ -93,6 +93,7 @@ class Worker:
         self._stopped: asyncio.Future[None] = self.loop.create_future()
         self._drain_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self.loop)
+        self._recorder = blackbox.installed()
 
     # -- life
 
@@ -105,6 +106,11 @@ class Worker:
     def held(self) -> int:
         """Calls in hand: running, parked, or waiting for a slot."""
         return len(self._held)
+
+    @property
+    def started(self) -> int:
+        """Calls that it has started so far."""
+        return self._started
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
@@ -353,6 +359,8 @@ class Worker:
             self._alone = run
         run.slots = self.slots.take(self.concurrency if run.alone else 1)
         self._started += 1
+        if self._recorder is not None:
+            self._recorder.enter(run.call)
         watchdog = self._watchdog
         watchdog.busy += 1
         if watchdog.asleep:
@@ -396,6 +404,8 @@ class Worker:
         if run.timer is not None:
             run.timer.cancel()
         self._forget(run)
+        if self._recorder is not None:
+            self._recorder.leave(run.call)
         run.ended = True
         if reply is not None:
             if self._finished is not None:

@@ -1,0 +1,94 @@
+"""A worker process for the tests of supervisors: does what its arguments say, and needs no broker."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+
+from atasks import blackbox
+from atasks.tether import Tether
+from atasks.wire import Call
+
+
+async def serve(tether: Tether) -> None:
+    """Be ready, and drain when released."""
+    tether.ready(f"as {tether.number}")
+    await tether.released()
+    tether.report("drained", os.getpid())
+
+
+async def hold(tether: Tether) -> None:
+    """Run a call that never ends."""
+    recorder = blackbox.installed()
+    assert recorder is not None
+    recorder.enter(Call(1, f"call-{tether.number}", "app.held", b"", "pickle"))
+    await serve(tether)
+
+
+async def retire(tether: Tether, mark: str) -> None:
+    """Want to be replaced, unless somebody did before."""
+    if not Path(mark).exists():
+        Path(mark).touch()
+        tether.retire("it is old")
+    await serve(tether)
+
+
+async def refuse(tether: Tether) -> None:
+    """Say that no process can serve."""
+    tether.failed("there is no broker", 4)
+    sys.exit(4)
+
+
+async def die_once(tether: Tether, mark: str) -> None:
+    """The first process dies before it serves."""
+    if not Path(mark).exists():
+        Path(mark).touch()
+        os._exit(9)
+    await serve(tether)
+
+
+async def die(tether: Tether) -> None:
+    """Die before it serves."""
+    os._exit(9)
+
+
+async def ready_and_die(tether: Tether) -> None:
+    """Die as soon as it serves."""
+    tether.ready("for a moment")
+    os._exit(9)
+
+
+async def ignore(tether: Tether) -> None:
+    """Do not drain."""
+    tether.ready("forever")
+    await tether.released()
+    tether.report("ignored", os.getpid())
+    while True:
+        time.sleep(3600)  # noqa: ASYNC251 - this is what it is about
+
+
+async def write(tether: Tether, lines: str, length: str) -> None:
+    """Write long lines to stderr, in pieces, and one that has no end."""
+    tether.ready("to write")
+    for _ in range(int(lines)):
+        for _ in range(int(length)):
+            os.write(2, str(tether.number).encode() * 100)
+        os.write(2, b"\n")
+    os.write(2, b"end")
+    tether.report("written")
+    await tether.released()
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:]
+    tether = Tether.inherited()
+    assert tether is not None
+    assert Tether.inherited() is None
+    asyncio.run(globals()[name](tether, *arguments))
+
+
+if __name__ == "__main__":
+    main()

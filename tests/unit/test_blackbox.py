@@ -1,0 +1,97 @@
+"""Notes of running calls that outlive the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from atasks.blackbox import RECORDS, BlackBox, Recorder
+from atasks.wire import Call
+
+NOTING = """
+import sys, time
+from atasks.blackbox import Recorder
+from atasks.wire import Call
+recorder = Recorder(int(sys.argv[1]))
+for number in range(3):
+    recorder.enter(Call(1, f"id-{number}", f"app.task{number}", b"", "pickle"))
+recorder.leave(Call(1, "id-1", "app.task1", b"", "pickle"))
+print("noted", flush=True)
+time.sleep(3600)
+"""
+
+
+def call(call_id: str, task: str = "app.task") -> Call:
+    return Call(1, call_id, task, b"", "pickle")
+
+
+@pytest.fixture
+def box() -> Iterator[BlackBox]:
+    box = BlackBox()
+    yield box
+    box.close()
+
+
+def test_calls_are_named_the_latest_first(box: BlackBox) -> None:
+    recorder = Recorder(box.fd)
+    assert box.read() == ([], 0)
+    recorder.enter(call("a", "app.first"))
+    recorder.enter(call("b", "app.second"))
+    assert box.read() == ([("b", "app.second"), ("a", "app.first")], 0)
+    recorder.leave(call("b"))
+    recorder.enter(call("c", "app.third"))  # in the record of the one that ended, and still the latest
+    assert box.read() == ([("c", "app.third"), ("a", "app.first")], 0)
+
+
+def test_call_that_never_started_may_end(box: BlackBox) -> None:
+    recorder = Recorder(box.fd)
+    recorder.leave(call("a"))
+    assert box.read() == ([], 0)
+
+
+def test_calls_without_a_record_are_counted(box: BlackBox) -> None:
+    recorder = Recorder(box.fd)
+    calls = [call(str(number)) for number in range(RECORDS + 3)]
+    for each in calls:
+        recorder.enter(each)
+    named, more = box.read()
+    assert (len(named), more) == (RECORDS, 3)
+    for each in calls:
+        recorder.leave(each)
+    assert box.read() == ([], 0)
+    recorder.enter(calls[-1])
+    assert box.read() == ([(calls[-1].id, "app.task")], 0)
+
+
+def test_long_name_is_cut_and_costs_no_other_record(box: BlackBox) -> None:
+    recorder = Recorder(box.fd)
+    recorder.enter(call("a", "app." + "ä" * 500))
+    recorder.enter(call("b"))
+    (second, first), _ = box.read()
+    assert second == ("b", "app.task")
+    assert first[0] == "a"
+    assert first[1].startswith("app.ää")
+
+
+def test_box_without_anonymous_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)  # as on macOS
+    box = BlackBox()
+    Recorder(box.fd).enter(call("a"))
+    assert box.read() == ([("a", "app.task")], 0)
+    box.close()
+
+
+def test_notes_outlive_a_process_that_is_killed(box: BlackBox) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", NOTING, str(box.fd)], pass_fds=[box.fd], stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "noted\n"
+        os.kill(process.pid, signal.SIGKILL)
+    assert box.read() == ([("id-2", "app.task2"), ("id-0", "app.task0")], 0)
