@@ -95,7 +95,8 @@ async def _arguments(call: Call, codec: Codec, task: ATask[..., Any]) -> tuple[A
                 variable = carried.get(name)
                 if variable is not None:
                     variable.set(await codec.decode(value))
-        return await codec.decode_arguments(call.payload, task.local)
+        args, kwargs = await codec.decode_arguments(call.payload, task.local)
+        return args, kwargs
     except (asyncio.CancelledError, DecodeError):
         raise
     except Exception as error:

@@ -50,7 +50,8 @@ class ATask(Generic[P, R]):
         self.namespace = namespace
         self.module = _importable_module(function)
         """The module whose import defines this atask; None where there is none (a notebook, say)."""
-        self._function = function
+        self.local: Callable[P, Coroutine[None, object, R]] = function
+        """The undecorated function: calling it runs it here."""
         self._space = namespace_item(namespace)
         self._check_arguments = _signature_check(function)
         self._is_static = False
@@ -76,11 +77,6 @@ class ATask(Generic[P, R]):
         return cast(
             "Coroutine[None, object, R]", self._space.router.send_request(self._sent_name, *args, **kwargs)
         )
-
-    @property
-    def local(self) -> Callable[P, Coroutine[None, object, R]]:
-        """The undecorated function: calling it runs it here."""
-        return self._function
 
     @property
     def task_options(self) -> TaskOptions:

@@ -243,10 +243,12 @@ class Worker:
         if not self._accepting:
             delivery.give_back(call)
             return
+        item = self.router.registry.get(call.task)
         run = Run(self, call, delivery, self._deadline(call))
+        if not self._held:
+            self._empty.clear()
         self._held[call_id] = run
-        self._empty.clear()
-        if self.router.registry.get(call.task) is None:
+        if item is None:
             run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
         elif alone:
             run.alone = True

@@ -15,7 +15,7 @@ import asyncio
 import os
 import weakref
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
@@ -327,10 +327,8 @@ class LoopbackTransport(CallTransport):
             raise NoWorker(f"nothing serves {name!r}: register a callback, or activate a router, first")
         return await self.callback(name, content)
 
-    async def request(self, call: Call, options: TaskOptions) -> Reply:
-        if self._minimal:
-            return await Transport.request(self, call, options)
-        return await super().request(call, options)
+    def request(self, call: Call, options: TaskOptions) -> Coroutine[Any, Any, Reply]:
+        return Transport.request(self, call, options) if self._minimal else super().request(call, options)
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         await super().serve(worker, queues)

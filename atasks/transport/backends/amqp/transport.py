@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
@@ -284,9 +284,13 @@ class AMQPTransport(CallTransport):
 
     # -- calls
 
-    async def request(self, call: Call, options: TaskOptions) -> Reply:
+    def request(self, call: Call, options: TaskOptions) -> Coroutine[Any, Any, Reply]:
         if options.on_no_worker == "error" and self._refusal is None:
-            await self._require_worker(self.queue_of(options))
+            return self._request_served(call, options)
+        return super().request(call, options)
+
+    async def _request_served(self, call: Call, options: TaskOptions) -> Reply:
+        await self._require_worker(self.queue_of(options))
         return await super().request(call, options)
 
     def _room(self) -> asyncio.Future[None] | None:
@@ -490,7 +494,7 @@ class AMQPTransport(CallTransport):
 
     def slots_changed(self, worker: Worker) -> None:
         if self._intake is not None and self._intake.window is not None:
-            self._intake.window.adapt()
+            self._intake.window.adapt_soon()
 
     def overfull(self, worker: Worker) -> None:
         if self._intake is not None and self._intake.window is not None:

@@ -28,6 +28,8 @@ class Window:
         self._worker = worker
         self._changing: asyncio.Task[None] | None = None
         self._stopped = False
+        self._looking = False
+        """Whether `adapt` is to be called soon."""
 
     async def open(self) -> None:
         """Consume, with full windows."""
@@ -49,8 +51,15 @@ class Window:
         if self._changing is not None:
             self._changing.cancel()
 
+    def adapt_soon(self) -> None:
+        """Slots have become free: look at them once this turn of the event loop has ended."""
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self.adapt)
+
     def adapt(self) -> None:
-        """Look at the slots, and begin a change if one is due. Called whenever slots become free."""
+        """Look at the slots, and begin a change if one is due."""
+        self._looking = False
         if self._changing is not None or self._stopped:
             return
         worker = self._worker
