@@ -11,7 +11,7 @@ async with atasks.connect("amqp://localhost/"):
 from __future__ import annotations
 
 from atasks.calls import CurrentCall, carry, current_call
-from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, get_codec
+from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
 from atasks.connection import connect, serve
 from atasks.errors import (
     AccessRefused,
@@ -81,6 +81,7 @@ __all__ = [
     "Worker",
     "WorkerLost",
     "WorkersFailed",
+    "ZstdCodec",
     "atask",
     "carry",
     "connect",

@@ -6,5 +6,6 @@ from atasks.codecs.base import Codec, get_codec
 from atasks.codecs.cloudpickle import CloudpickleCodec
 from atasks.codecs.msgpack import MsgpackCodec
 from atasks.codecs.pickle import PickleCodec
+from atasks.codecs.zstd import ZstdCodec
 
-__all__ = ["CloudpickleCodec", "Codec", "MsgpackCodec", "PickleCodec", "get_codec"]
+__all__ = ["CloudpickleCodec", "Codec", "MsgpackCodec", "PickleCodec", "ZstdCodec", "get_codec"]

@@ -1,0 +1,86 @@
+"""Any codec, with large payloads compressed by zstd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from atasks.codecs.base import Codec, as_bytes
+from atasks.codecs.cloudpickle import CloudpickleCodec
+from atasks.errors import DecodeError
+
+__all__ = ["ZstdCodec"]
+
+MAGIC: Final = b"\x28\xb5\x2f\xfd"
+"""How every zstd frame begins (RFC 8878, section 3.1.1)."""
+
+
+class ZstdCodec(Codec):
+    """Payloads of `threshold` bytes or more travel compressed, if that makes them smaller.
+
+    `inner` (default: `CloudpickleCodec`) makes the bytes; both sides need the same one. `level` is zstd's, 1 to
+    19: higher is slower to write and smaller. What decompresses to more than `max_bytes` is a `DecodeError`,
+    before the memory is taken.
+
+    Needs the package zstandard: `pip install "atasks[zstd]"`, else an ImportError that says so.
+    """
+
+    def __init__(
+        self,
+        inner: Codec | None = None,
+        *,
+        namespace: str = "default",
+        threshold: int = 64 * 2**10,
+        level: int = 1,
+        max_bytes: int = 256 * 2**20,
+    ) -> None:
+        try:
+            import zstandard
+        except ImportError:
+            raise ImportError('ZstdCodec needs the package zstandard: pip install "atasks[zstd]"') from None
+        if not 1 <= level <= 19:
+            raise ValueError(f"level={level}: 1 to 19")
+        self.inner = CloudpickleCodec(namespace) if inner is None else inner
+        super().__init__(self.inner.namespace)  # in the place of the inner one, which has registered itself
+        self.name = f"{self.inner.name}+zstd"
+        self.carries_types = self.inner.carries_types
+        self.threshold = threshold
+        self._max_bytes = max_bytes
+        self._level = level
+        self._zstd = zstandard
+
+    async def encode(self, obj: Any) -> bytes:
+        content = as_bytes(await self.inner.encode(obj), self.inner)
+        if len(content) >= self.threshold:
+            smaller = self._compress(content)
+            if len(smaller) < len(content):
+                return smaller
+        if content.startswith(MAGIC):  # it would be taken for compressed
+            return self._compress(content)
+        return content
+
+    async def decode(self, content: bytes) -> Any:
+        return await self.inner.decode(self._plain(content))
+
+    async def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> tuple[Any, Any]:
+        return await self.inner.decode_arguments(self._plain(content), function)
+
+    async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
+        return await self.inner.decode_result(self._plain(content), function)
+
+    def _compress(self, content: bytes) -> bytes:
+        return self._zstd.compress(content, self._level)
+
+    def _plain(self, content: bytes) -> bytes:
+        if not content.startswith(MAGIC):
+            return content
+        try:
+            size = self._zstd.get_frame_parameters(content).content_size
+            if size > self._max_bytes:  # unknown is the largest number there is
+                raise DecodeError(
+                    f"a compressed payload says that it has {size} bytes inside: at most "
+                    f"{self._max_bytes} are taken (max_bytes)"
+                )
+            return self._zstd.decompress(content, size)
+        except self._zstd.ZstdError as error:
+            raise DecodeError(f"a payload cannot be decompressed ({error})") from None
