@@ -129,7 +129,8 @@ class WorkerLost(CallError):
 
 
 class QueueFull(CallError):
-    """The broker refused the request: the work queue is full. The call did not run."""
+    """The broker refused the request: the work queue is full, or has no leader. It refused an at-least-once call
+    four times, over two seconds. The call did not run."""
 
 
 class CallConnectionLost(CallError, ConnectionError):

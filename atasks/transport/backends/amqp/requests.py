@@ -145,7 +145,12 @@ class Request(Outgoing):
                 loop = asyncio.get_running_loop()
                 loop.call_later(REFUSED_PAUSES[self.refusals], self._send_again, pending)
             else:
-                pending.fail(QueueFull(f"{pending.call.task} was refused by the broker: its queue is full"))
+                pending.fail(
+                    QueueFull(
+                        f"{pending.call.task} was refused by the broker: its queue is full, or has no leader; "
+                        "try later, or add workers"
+                    )
+                )
 
     def _send_again(self, pending: Pending) -> None:
         if not pending.future.done():
