@@ -89,9 +89,8 @@ class Link:
         for url in urls:
             try:
                 async with asyncio.timeout(timeout):
-                    return await cls._open(url, name)
-            except (AMQPError, ChannelInvalidStateError, OSError, asyncio.CancelledError) as reason:
-                _reraise_own_cancellation(reason)
+                    return await _named(cls._open(url, name))
+            except (AMQPError, ChannelInvalidStateError, OSError) as reason:
                 error = map_error(reason, url)
         assert error is not None, "no URL was given"
         raise error
@@ -197,22 +196,28 @@ def shielded(operation: Awaitable[T]) -> Awaitable[T]:
 
 async def guard(operation: Awaitable[T]) -> T:
     """Await an operation of the client library, for a bounded time: a broker that comes up may leave a declaration
-    without an answer. The library's way to say that the connection is gone, a `CancelledError` while nobody
-    cancelled the running task, becomes a ConnectionError."""
+    without an answer. Raises one of `CLIENT_ERRORS`."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            return await operation
+            return await _named(operation)
     except TimeoutError as error:
         raise ConnectionError(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
+
+
+async def _named(operation: Awaitable[T]) -> T:
+    """Await it; the library's nameless ways to say that the connection is gone, a `CancelledError` while nobody
+    cancelled the running task and an `Exception` of no class of its own, become a ConnectionError."""
+    try:
+        return await operation
     except asyncio.CancelledError as error:
-        _reraise_own_cancellation(error)
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
         raise ConnectionError("the connection to the broker was lost") from error
-
-
-def _reraise_own_cancellation(error: BaseException) -> None:
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
-        raise error
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        raise ConnectionError("the connection to the broker was lost") from error
 
 
 async def _close_all(connections: Sequence[AioPikaConnection]) -> None:

@@ -27,7 +27,8 @@ class Window:
         self.consumers = consumers
         self._worker = worker
         self._changing: asyncio.Task[None] | None = None
-        self._stopped = False
+        self._stopped = True
+        """Until it is opened: a worker that drains may have to restore its link, and consumes nothing then."""
         self._looking = False
         """Whether `adapt` is to be called soon."""
 
