@@ -158,6 +158,39 @@ async def test_queue_with_other_arguments(
         assert await soon(added(1, 2)) == 3
 
 
+def _members(broker: Broker, action: str, name: str) -> None:
+    """Stop or restart what keeps a quorum queue, as RabbitMQ does when it creates one."""
+    queue = f'rabbit_misc:r(<<"/">>, queue, <<"{name}">>)'
+    broker.ctl(
+        "eval", f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), ra:{action}(quorum_queues, amqqueue:get_pid(Q))."
+    )
+
+
+async def test_worker_that_begins_while_the_broker_creates_its_queue(
+    controllable_broker: Broker, prefix: str, new_transport: NewTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As it does when another worker has just declared it: RabbitMQ 3.10 fails, and closes the connection."""
+    site = Site(lambda namespace: new_transport(namespace, queue_type="quorum"))
+    name = f"{prefix}.q.{site.namespace}.default"
+
+    @site.atask
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with site.open():
+        assert await soon(add(1, 2)) == 3
+    await asyncio.to_thread(_members, controllable_broker, "stop_server", name)
+    async with site.open(serve=False):
+        serving = asyncio.create_task(site.serve())
+        while "cannot serve yet" not in caplog.text:
+            await asyncio.wait([serving], timeout=0.01)
+            assert not serving.done()
+        await asyncio.to_thread(_members, controllable_broker, "restart_server", name)
+        await soon(serving)
+        assert await soon(add(1, 2)) == 3
+    site.close()
+
+
 async def test_one_transport_serves_one_worker(site: Site, added: Any) -> None:
     async with site.open():
         second = Worker(site.router, site.worker.transport)

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelInvalidStateError
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
-from yarl import URL
 
 from atasks import wire
 from atasks.errors import (
@@ -32,6 +32,7 @@ from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
 from atasks.transport.backends.amqp.pace import Pace
 from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.backends.amqp.urls import checked, split
 from atasks.transport.base import CallTransport, Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Held, Reply, Up
 from atasks.worker import Worker
@@ -46,13 +47,6 @@ MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
 CLOSE_SECONDS: Final = 5.0
 CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
-URL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
-    "prefix": str,
-    "queue": str,
-    "queue_type": str,
-    "max_priority": int,
-    "consumer_timeout": float,
-}
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 
@@ -85,7 +79,7 @@ class AMQPTransport(CallTransport):
         consumer_timeout: float = 1800.0,
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
-        self.urls = [_checked(item) for item in ([url] if isinstance(url, str) else url)]
+        self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.timeout = timeout
@@ -95,6 +89,8 @@ class AMQPTransport(CallTransport):
         self.requests = Requests(self)
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
+        self._restored = asyncio.Event()
+        """Whether there is one."""
         self._last_link: Link | None = None
         """The link opened last: to be closed in the end, whatever became of it."""
         self._intake: Intake | None = None
@@ -122,19 +118,8 @@ class AMQPTransport(CallTransport):
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> AMQPTransport:
         """Options of this class may stand in the query of a URL: `amqp://host/?prefix=shop&queue_type=quorum`.
         Arguments go before them. What else is there (heartbeat, say) is for the client library."""
-        addresses = [URL(_checked(item)) for item in ([url] if isinstance(url, str) else url)]
-        found: dict[str, Any] = {}
-        for name, kind in URL_OPTIONS.items():
-            texts = {address.query[name] for address in addresses if name in address.query}
-            if len(texts) > 1:
-                raise InvalidURL(f"the URLs say different things of {name}: {sorted(texts)}")
-            for text in texts:
-                try:
-                    found[name] = kind(text)
-                except ValueError:
-                    raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
+        urls, found = split([url] if isinstance(url, str) else url)
         try:
-            urls = [str(address.without_query_params(*found)) for address in addresses]
             return cls(urls, namespace, **{**found, **options})
         except ValueError as error:
             if found and not isinstance(error, InvalidURL):
@@ -211,6 +196,7 @@ class AMQPTransport(CallTransport):
         if self._intake is not None:
             await self._intake.resume(link)
         self.link = link
+        self._restored.set()
         self.outbox.attach(link.publish)
         pendings = self.pendings()
         if self._forsaken:
@@ -270,6 +256,7 @@ class AMQPTransport(CallTransport):
     def _detach(self) -> None:
         """The link is gone: nothing of it may be acknowledged on another one."""
         self.link = None
+        self._restored.clear()
         for task in self._binding.values():
             task.cancel()
         self._binding.clear()
@@ -466,13 +453,39 @@ class AMQPTransport(CallTransport):
         names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
         intake = Intake(self, worker, names)
         try:
-            await intake.resume(link)
+            await self._begin(intake, link)
         except BaseException as error:
             await intake.close()
             if isinstance(error, CLIENT_ERRORS):
                 raise map_error(error, self.urls[0]) from error
             raise
         self._intake = intake
+
+    async def _begin(self, intake: Intake, link: Link) -> None:
+        """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for
+        `timeout` seconds: RabbitMQ 3.10 closes the connection (541) of who consumes a quorum queue that another
+        worker has just declared."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self.timeout
+        pause, longest = BACKOFF
+        while True:
+            try:
+                await intake.resume(link)
+                return
+            except (ConnectionError, ChannelInvalidStateError) as error:
+                if loop.time() >= until:
+                    raise
+                logger.warning("cannot serve yet: %s", error)
+                intake.suspend()
+                if self.link is link:  # not restored yet
+                    self._restored.clear()
+                    link.lose(f"serving failed: {error}")
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, longest)
+            async with asyncio.timeout(self.timeout):
+                await self._restored.wait()
+            assert self.link is not None, "a restored connection has a link"
+            link = self.link
 
     async def stop_serving(self, worker: Worker) -> None:
         if self._intake is not None:
@@ -510,16 +523,3 @@ def _queues(worker: Worker, default: str) -> list[str]:
 
 def _no_worker(queue: str) -> str:
     return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"
-
-
-def _checked(url: Any) -> str:
-    if not isinstance(url, str):
-        raise TypeError(f"a URL is a string, not {url!r}")
-    try:
-        address = URL(url)
-        valid = address.scheme in ("amqp", "amqps") and bool(address.host)
-    except ValueError as error:
-        raise InvalidURL(f"not a URL ({error}): amqp://user:password@host:port/vhost") from None
-    if not valid:
-        raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")
-    return url

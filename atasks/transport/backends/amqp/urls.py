@@ -1,0 +1,51 @@
+"""What stands in the URL of a broker: its address, and options of the transport."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from yarl import URL
+
+from atasks.errors import InvalidURL
+
+__all__ = ["checked", "split"]
+
+OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
+    "prefix": str,
+    "queue": str,
+    "queue_type": str,
+    "max_priority": int,
+    "consumer_timeout": float,
+}
+
+
+def checked(url: Any) -> str:
+    """The URL, if it is one of a broker. Raises TypeError, InvalidURL."""
+    if not isinstance(url, str):
+        raise TypeError(f"a URL is a string, not {url!r}")
+    try:
+        address = URL(url)
+        valid = address.scheme in ("amqp", "amqps") and bool(address.host)
+    except ValueError as error:
+        raise InvalidURL(f"not a URL ({error}): amqp://user:password@host:port/vhost") from None
+    if not valid:
+        raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")
+    return url
+
+
+def split(urls: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """The URLs without the options of the transport in their queries, and these options. What else is in a query
+    stays there, for the client library. Raises TypeError, InvalidURL."""
+    addresses = [URL(checked(item)) for item in urls]
+    found: dict[str, Any] = {}
+    for name, kind in OPTIONS.items():
+        texts = {address.query[name] for address in addresses if name in address.query}
+        if len(texts) > 1:
+            raise InvalidURL(f"the URLs say different things of {name}: {sorted(texts)}")
+        for text in texts:
+            try:
+                found[name] = kind(text)
+            except ValueError:
+                raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
+    return [str(address.without_query_params(*found)) for address in addresses], found
