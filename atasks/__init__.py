@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from atasks.calls import CurrentCall, carry, current_call
 from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
-from atasks.connection import connect, serve
+from atasks.connection import connect, local, serve
 from atasks.errors import (
     AccessRefused,
     AtasksError,
@@ -24,6 +24,7 @@ from atasks.errors import (
     DecodeError,
     EncodeError,
     InvalidURL,
+    ListenFailed,
     LoadError,
     NotConnected,
     NotSupported,
@@ -60,6 +61,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "InvalidURL",
+    "ListenFailed",
     "LoadError",
     "LoopbackTransport",
     "MsgpackCodec",
@@ -89,6 +91,7 @@ __all__ = [
     "get_codec",
     "get_router",
     "get_transport",
+    "local",
     "serve",
 ]
 

@@ -21,6 +21,8 @@ TRANSPORTS: Final = {
     "loopback": "atasks.transport.base:LoopbackTransport",
     "amqp": "atasks.transport.backends.amqp:AMQPTransport",
     "amqps": "atasks.transport.backends.amqp:AMQPTransport",
+    "unix": "atasks.transport.backends.local:LocalTransport",
+    "local": "atasks.transport.backends.local:LocalTransport",
 }
 """URL scheme -> the transport's class."""
 
@@ -33,13 +35,14 @@ async def connect(
 ) -> AsyncIterator[Transport]:
     """Await atasks of the namespace over this transport, in this event loop and inside this block.
 
-    `url`: "loopback:" (calls run in this process) or "amqp://user:password@host:port/vhost" (they run on workers).
-    Several URLs are those of the nodes of one broker, to be tried in turn. A nested connect shadows the outer one.
-    `options` are those of the transport's class.
+    `url`: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
+    "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost" (on
+    workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. A nested connect
+    shadows the outer one. `options` are those of the transport's class.
 
     Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`.
 
-    Raises InvalidURL, ConnectFailed, AccessRefused.
+    Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed.
     """
     transport = _make(url, namespace, options)
     async with _connected(transport):
@@ -78,6 +81,7 @@ async def serve(
     Raises what `connect` raises, and QueueMismatch.
     """
     transport = _make(url, namespace, options)
+    transport.will_serve()
     async with _connected(transport), AsyncExitStack() as stack:
         state = None
         if lifespan is not None:
@@ -91,6 +95,24 @@ async def serve(
             yield worker
         finally:
             await worker.drain(grace)
+
+
+def local(
+    workers: int | None = None, *, namespace: str = "default", **options: Any
+) -> AbstractAsyncContextManager[Transport]:
+    """Await atasks of the namespace on worker processes of this program, as many as there are cores unless told.
+
+    They are fresh interpreters, which import the modules of the atasks that are registered now; a script should
+    have what starts it under `if __name__ == "__main__":`. `options` are those of `LocalTransport`: `concurrency`
+    is for how many calls a process runs at once (1 is best for calls that keep a core busy), `grace` for how many
+    seconds calls get to finish when the block ends.
+
+    Guarantees: a process that dies is replaced, and its calls run in another one, up to their `max_attempts`. No
+    process is left when the block ends, nor a while after this program was killed.
+
+    Raises WorkersFailed if the processes cannot serve, NotSupported if the atasks are in no module.
+    """
+    return connect("local:", namespace=namespace, workers=workers, **options)
 
 
 @asynccontextmanager

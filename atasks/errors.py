@@ -20,6 +20,7 @@
     │   ├── InvalidURL                  (ValueError) a URL that names no transport, or says it wrongly
     │   ├── ConnectFailed               (ConnectionError) the other side cannot be reached
     │   │   └── AccessRefused           (PermissionError) it was reached, and refuses the user or the virtual host
+    │   ├── ListenFailed                (OSError) this process cannot listen at the path of a socket
     │   └── QueueMismatch               a queue exists with other arguments
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
@@ -44,6 +45,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "InvalidURL",
+    "ListenFailed",
     "LoadError",
     "NoWorker",
     "NotConnected",
@@ -171,6 +173,10 @@ class ConnectFailed(TransportError, ConnectionError):
 
 class AccessRefused(ConnectFailed, PermissionError):
     """The other side was reached, and refuses the user or the virtual host."""
+
+
+class ListenFailed(TransportError, OSError):
+    """This process cannot listen at the path of a socket: another one does, or the path cannot be used."""
 
 
 class QueueMismatch(TransportError):

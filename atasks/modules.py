@@ -27,7 +27,7 @@ from types import ModuleType
 
 from atasks.errors import LoadError, closest
 
-__all__ = ["MAIN_NAMES", "dotted_name", "load", "main_name"]
+__all__ = ["MAIN_NAMES", "dotted_name", "explained", "load", "main_name"]
 
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
 """What `__module__` says in the program that was started, and in processes that `multiprocessing` spawns of it."""
@@ -196,7 +196,7 @@ def _import(name: str, target: str) -> None:
             continue
         if parent and not hasattr(sys.modules[parent], "__path__"):
             raise LoadError(f"no such module: {part}; {parent} is a module, not a package: give {parent}")
-        with _explained(target):
+        with explained(target):
             if importlib.util.find_spec(part) is None:
                 raise LoadError(_missing(name, parent, parts[length - 1]))
             importlib.import_module(part)
@@ -210,7 +210,7 @@ def _import_from(name: str, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        with _explained(str(path)):
+        with explained(str(path)):
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(name, None)
@@ -219,8 +219,8 @@ def _import_from(name: str, path: Path) -> ModuleType:
 
 
 @contextmanager
-def _explained(target: str) -> Iterator[None]:
-    """Turn whatever a module raises on import, but a keyboard interrupt, into one line."""
+def explained(target: str) -> Iterator[None]:
+    """Turn whatever a module raises on import, but a keyboard interrupt, into a `LoadError` of one line."""
     try:
         yield
     except (LoadError, KeyboardInterrupt):

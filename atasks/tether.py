@@ -17,6 +17,8 @@ import contextlib
 import json
 import os
 import socket
+import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,6 +28,8 @@ __all__ = ["VARIABLE", "Tether"]
 
 VARIABLE: Final = "ATASKS_TETHER"
 """The environment variable in which a supervisor tells a worker process of its tether."""
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at whether the supervisor of a released process is still there."""
 
 
 class Tether:
@@ -90,6 +94,12 @@ class Tether:
         """Whether this process should drain and end, as far as the event loop has seen."""
         return self._released is not None and self._released.done()
 
+    def end_with_supervisor(self, seconds: float) -> None:
+        """See to it that this process ends within so many seconds after its supervisor is gone, although its event
+        loop may be blocked then."""
+        channel = self._socket.dup()
+        threading.Thread(target=_end_after, args=(channel, seconds), name="atasks tether", daemon=True).start()
+
     def _watch(self) -> asyncio.Future[None]:
         if self._released is None:
             loop = asyncio.get_running_loop()
@@ -106,6 +116,17 @@ class Tether:
         ):  # the supervisor is gone, and nobody reads the pipe that stderr was: writing there would raise
             os.dup2(self._stderr, 2)
         released.set_result(None)
+
+
+def _end_after(channel: socket.socket, seconds: float) -> None:
+    """Wait until the other end of the tether is gone, and so much longer."""
+    channel.recv(1, socket.MSG_PEEK)  # it returns when this process is released, or the supervisor gone
+    with contextlib.suppress(OSError):
+        while True:
+            channel.sendall(b"\n")
+            time.sleep(LOOK_SECONDS)
+    time.sleep(seconds)
+    os._exit(1)
 
 
 def _name_process(name: str) -> None:

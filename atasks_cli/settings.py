@@ -115,6 +115,10 @@ def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, st
         if url is None and environ and (transport is None or _name(environ, "$ATASKS_URL") == transport):
             source, url = "$ATASKS_URL", environ
     if url is None:
+        if transport is not None and transport not in _DEFAULT_URLS:
+            raise CommandError(
+                Exit.USAGE, f"--transport {transport} has no default: add --url unix:///run/app.sock"
+            )
         url = _DEFAULT_URLS[transport or default]
         source = "--transport" if transport else source
     name = _name(url, source)

@@ -99,6 +99,9 @@ class Transport:
 
     # -- the rich contract
 
+    def will_serve(self) -> None:
+        """Called before `connect` where a worker is going to be attached, for transports to which that matters."""
+
     def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether awaits of this event loop may use it."""
         return True
@@ -247,9 +250,10 @@ class CallTransport(Transport):
         try:
             if call.timeout_ms is not None:
                 pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
-            while (room := self._room()) is not None:
-                await room
-            self._post(pending)
+            while (room := self._room()) is not None and not pending.future.done():
+                await asyncio.wait((room, pending.future), return_when=asyncio.FIRST_COMPLETED)
+            if not pending.future.done():
+                self._post(pending)
             return await pending.future
         except asyncio.CancelledError:
             self._withdraw(pending)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,8 @@ from atasks.testing import TransportConformance
 from atasks.testing.endings import EndingCases
 from atasks.testing.nesting import NestingCases
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.local import LocalTransport
+from atasks.transport.backends.local.host import Host
 from tests.conformance.memory import MemoryTransport, Switchboard
 
 
@@ -29,6 +33,33 @@ class TestMemory(TransportConformance):
     def new_transport(self) -> Callable[[str], Transport]:
         board = Switchboard()
         return lambda namespace: MemoryTransport(board, namespace)
+
+
+@pytest.fixture
+def socket_path() -> Iterator[str]:
+    """Short enough for a socket, which the paths of pytest may not be."""
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:
+        yield str(Path(directory) / "hub.sock")
+
+
+class TestLocal(TransportConformance):
+    """Caller and workers around a hub, each with a socket of its own."""
+
+    @pytest.fixture
+    async def new_transport(self, socket_path: str) -> AsyncIterator[Callable[[str], Transport]]:
+        host = await Host.open(socket_path)
+        yield lambda namespace: LocalTransport(socket_path, namespace, hub=False)
+        await host.close()
+
+
+class TestLocalHub(TransportConformance):
+    """The process that has the hub calls itself."""
+
+    shared_transport = True
+
+    @pytest.fixture
+    def new_transport(self, socket_path: str) -> Callable[[str], Transport]:
+        return lambda namespace: LocalTransport(socket_path, namespace, hub=True)
 
 
 @pytest.mark.usefixtures("amqp_leaks")

@@ -138,17 +138,18 @@ def test_diagrams_name_functions_that_exist() -> None:
 def test_module_map_is_complete() -> None:
     listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("## Modules"))}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atasks").rglob("*.py")}
-    packages = {"atasks/testing/", "atasks/transport/backends/amqp/"}
+    packages = {"atasks/testing/", "atasks/transport/backends/amqp/", "atasks/transport/backends/local/"}
     small = {name for name in modules if name.endswith(("__init__.py", "__main__.py"))}
     unlisted = {name for name in modules - small - listed if not name.startswith(tuple(packages & listed))}
     assert unlisted == set()
     assert packages <= listed
 
 
-def test_map_of_the_amqp_package_is_complete() -> None:
-    folder = ROOT / "atasks/transport/backends/amqp"
-    listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("### The AMQP transport"))}
-    assert listed == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+@pytest.mark.parametrize(("folder", "title"), [("amqp", "The AMQP transport"), ("local", "The local transport")])
+def test_map_of_a_transport_is_complete(folder: str, title: str) -> None:
+    listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section(f"### {title}"))}
+    modules = {path.name for path in (ROOT / "atasks/transport/backends" / folder).glob("*.py")}
+    assert listed == modules - {"__init__.py"}
 
 
 @pytest.mark.parametrize(

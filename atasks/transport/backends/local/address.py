@@ -1,0 +1,57 @@
+"""Where a hub listens: the path in a URL."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from atasks.errors import InvalidURL
+
+__all__ = ["checked_path", "parse"]
+
+MAX_PATH: Final = 107 if sys.platform == "linux" else 103
+"""Bytes in the path of a Unix socket."""
+URL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {"queue": str, "workers": int}
+
+
+def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
+    """The path of the socket, None for a private one (`local:`), and the options of the query. Or InvalidURL."""
+    if not isinstance(url, str):
+        if len(url) != 1:
+            raise InvalidURL("several URLs are for nodes of one broker, and a hub is one process: give one URL")
+        (url,) = url
+    parts = urlsplit(url)
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in URL_OPTIONS:
+            raise InvalidURL(f"unknown option {name!r} in the URL: known are {', '.join(URL_OPTIONS)}")
+        try:
+            options[name] = URL_OPTIONS[name](text)
+        except ValueError:
+            raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
+    if parts.netloc:
+        raise InvalidURL(f"a URL of a socket has three slashes: {parts.scheme}:///{parts.netloc}{parts.path}")
+    path = unquote(parts.path)
+    if parts.scheme == "local":
+        if path:
+            raise InvalidURL(f"local: is a private socket, without a path: did you mean unix://{path}?")
+        return None, options
+    if not path.strip("/"):
+        raise InvalidURL("a URL of a socket needs its path: unix:///run/app.sock")
+    return path, options
+
+
+def checked_path(path: str) -> str:
+    """The absolute path, if a socket can have it. Raises InvalidURL."""
+    path = os.path.abspath(path)
+    size = len(os.fsencode(path))
+    if size > MAX_PATH:
+        raise InvalidURL(
+            f"the path of a socket has at most {MAX_PATH} bytes on this system, and this one has {size}: {path}"
+        )
+    if "\0" in path:
+        raise InvalidURL("the path of a socket cannot contain a zero byte")
+    return path

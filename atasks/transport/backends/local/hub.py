@@ -1,0 +1,351 @@
+"""The hub: hands the calls of all callers to the workers of their queues, and the replies back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from atasks import wire
+from atasks.transport.backends.local.backlog import Entry, Queue
+from atasks.transport.backends.local.items import (
+    PROTOCOL,
+    Bye,
+    Deliver,
+    GiveBack,
+    Handed,
+    Hello,
+    Item,
+    NoneServes,
+    Ping,
+    Pong,
+    Refused,
+    Request,
+    Salvaged,
+    Serve,
+    Slots,
+    Stop,
+    Welcome,
+)
+from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.peer import Peer
+from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Reply, Status
+
+__all__ = ["Hub"]
+
+logger = logging.getLogger("atasks.local")
+
+CLOSE_SECONDS: Final = 5.0
+"""Seconds that the others get to read what the hub sent before it was closed."""
+RUN: Final = 1
+"""`Call.orphan`: let the run finish when its caller is gone."""
+
+
+class Hub:
+    """Knows every call that has not ended. It keeps nothing anywhere else: what it knows ends with its process.
+
+    A worker is handed a call when it has a slot for it, and never before. One whose connection closes is dead: its
+    calls are handed to others, with one attempt more. A caller whose connection closes is gone: its calls are
+    cancelled, or, if they say so, run without anybody to await them.
+    """
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._peers: list[Peer] = []
+        self._entries: dict[str, Entry] = {}
+        self._queues: dict[tuple[str, str], Queue] = {}
+        self._bad_items = 0
+        self._loop = asyncio.get_running_loop()
+        self._receiving = False
+        self._unsent: list[Link] = []
+        """Those to whom something was sent while what has arrived is dealt with."""
+        self._handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
+            Request: self._request,
+            Reply: self._reply,
+            Slots: self._slots,
+            Cancel: self._cancel,
+            GiveBack: self._give_back,
+            Serve: self._serve,
+            Stop: self._stop,
+            Ping: self._ping,
+        }
+
+    def __len__(self) -> int:
+        """Calls that have not ended."""
+        return len(self._entries)
+
+    # -- the processes around it
+
+    def attach(self, link: Link) -> None:
+        """Converse with one more process. Nothing is taken from it before its `Hello`."""
+        peer = Peer(link)
+        self._peers.append(peer)
+        link.schedule = self._schedule
+        link.receive = partial(self._receive, peer)
+        link.unreadable = partial(self._unreadable, peer)
+        link.lost = partial(self._gone, peer)
+        link.freed = partial(self._freed, peer)
+
+    async def close(self) -> None:
+        """Tell everybody that no call is running any more, and end every conversation.
+
+        At-most-once calls that a worker has end in `WorkerLost`; everything else may be sent to the next hub.
+        """
+        self.closed = True
+        for entry in list(self._entries.values()):
+            if entry.worker is not None and entry.call.delivery == AT_MOST_ONCE:
+                self._end(entry, _lost(entry, "was cut off when its hub was closed"))
+        for peer in self._peers:
+            peer.link.send(Bye())
+        await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self._peers))
+        self._peers.clear()
+        self._entries.clear()
+        self._queues.clear()
+
+    def _receive(self, peer: Peer, items: list[Item]) -> None:
+        if self.closed:
+            return
+        if peer.namespace is None and not self._welcomed(peer, items.pop(0) if items else None):
+            return
+        handlers = self._handlers
+        self._receiving = True
+        for item in items:
+            handler = handlers.get(type(item))
+            if handler is not None:
+                handler(peer, item)
+        self._receiving = False
+        unsent, self._unsent = self._unsent, []
+        for link in unsent:  # at once: what arrives together was sent together, and leaves together
+            link.end_turn()
+
+    def _schedule(self, link: Link) -> None:
+        if self._receiving:
+            self._unsent.append(link)
+        else:
+            self._loop.call_soon(link.end_turn)
+
+    def _welcomed(self, peer: Peer, item: Item | None) -> bool:
+        """Whether the first item is a `Hello` of this protocol."""
+        if isinstance(item, Hello) and item.protocol == PROTOCOL:
+            peer.namespace, peer.pid = item.namespace, item.pid
+            peer.link.send(Welcome(os.getpid()))
+            return True
+        theirs = item.protocol if isinstance(item, Hello) else "none"
+        reason = (
+            f"the hub speaks protocol {PROTOCOL} and was addressed in {theirs}: run the same version of atasks"
+        )
+        logger.error("a process was refused: %s", reason)
+        peer.link.send(Refused(reason))
+        self._peers.remove(peer)
+        peer.link.close()
+        return False
+
+    def _unreadable(self, peer: Peer, salvaged: Salvaged) -> None:
+        """Some items make no sense: those that are requests are answered, and the others are dropped."""
+        self._bad_items += len(salvaged.bad)
+        if self._bad_items == len(salvaged.bad):
+            logger.error("a bad item was refused, further ones will be without a line: %s", salvaged.bad[0][1])
+        self._receive(peer, salvaged.items)
+        for call_id, reason in salvaged.bad:
+            if call_id is not None:
+                peer.link.send(wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {reason}"))
+
+    def _gone(self, peer: Peer, reason: str) -> None:
+        """Its connection is closed."""
+        if self.closed:
+            return
+        self._peers.remove(peer)
+        logger.info("process %d is gone: %s", peer.pid, reason)
+        self._leave(peer)
+        mine = list(self._entries.values())
+        for entry in mine:
+            if entry.caller is peer:
+                self._orphan(entry)
+        for entry in reversed(mine):  # each is put before the others
+            if entry.worker is peer:
+                self._again(entry)
+
+    def _freed(self, peer: Peer) -> None:
+        """It reads again."""
+        stalled = list(peer.stalled.values())
+        peer.stalled.clear()
+        for entry in reversed(stalled):
+            entry.queue.push(entry, front=True)
+        for queue in {entry.queue for entry in stalled}:
+            self._offer(queue)
+        self._fill(peer)
+
+    # -- as callers
+
+    def _request(self, peer: Peer, item: Request) -> None:
+        call = item.call
+        queue = self._queue(peer, item.queue)
+        if not item.wait and not queue.workers:
+            peer.link.send(NoneServes(call.id))
+            self._tidy(queue)
+            return
+        known = self._entries.get(call.id)
+        if known is not None:
+            known.caller = peer  # it runs without anybody who awaits it, and somebody does again
+            return
+        entry = self._entries[call.id] = Entry(call, peer, queue, item.priority)
+        entry.alone = 1 < call.attempt >= call.max_attempts
+        worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
+        if worker is not None:
+            self._hand(entry, worker)
+        else:
+            queue.push(entry)
+            peer.check_room()
+            if entry.alone or peer.link.clogged:
+                self._offer(queue)
+
+    def _cancel(self, peer: Peer, item: Cancel) -> None:
+        running: dict[int, tuple[Peer, list[str]]] = {}
+        for call_id in item.ids:
+            entry = self._entries.get(call_id)
+            if entry is not None and entry.caller is peer:
+                worker = entry.worker
+                self._forget(entry)
+                if worker is not None:
+                    running.setdefault(id(worker), (worker, []))[1].append(call_id)
+        for worker, ids in running.values():
+            worker.link.send(Cancel(VERSION, ids))
+
+    def _orphan(self, entry: Entry) -> None:
+        """Its caller is gone."""
+        if entry.call.orphan == RUN:
+            if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
+                entry.caller = None
+                entry.queue.push(entry)
+                self._offer(entry.queue)
+            entry.caller = None
+            return
+        worker = entry.worker
+        self._forget(entry)
+        if worker is not None:
+            worker.link.send(Cancel(VERSION, [entry.call.id]))
+
+    # -- as workers
+
+    def _serve(self, peer: Peer, item: Serve) -> None:
+        self._leave(peer)
+        peer.worker_id = item.worker
+        peer.queues = [self._queue(peer, name) for name in item.queues]
+        for queue in peer.queues:
+            queue.workers.append(peer)
+
+    def _stop(self, peer: Peer, _: Stop) -> None:
+        self._leave(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        """Hand it no more calls."""
+        peer.room = 0
+        for queue in peer.queues:
+            if peer in queue.workers:
+                queue.workers.remove(peer)
+                self._tidy(queue)
+
+    def _slots(self, peer: Peer, item: Slots) -> None:
+        peer.told(item)
+        if peer.room > 0:
+            self._fill(peer)
+
+    def _reply(self, peer: Peer, reply: Reply) -> None:
+        entry = self._entries.get(reply.id)
+        if entry is not None and entry.worker is peer:
+            self._end(entry, reply)
+
+    def _give_back(self, peer: Peer, item: GiveBack) -> None:
+        entry = self._entries.get(item.call.id)
+        if entry is not None and entry.worker is peer:
+            peer.let_go(entry)
+            entry.worker = None
+            entry.call = item.call
+            entry.queue.push(entry, front=True)
+            self._offer(entry.queue)
+
+    def _ping(self, peer: Peer, item: Ping) -> None:
+        queues = [self._queue(peer, queue.name) for queue in peer.queues]
+        others = bool(queues) and all(queue.served_beside(peer, item.seen) for queue in queues)
+        for queue in queues:
+            self._tidy(queue)
+        peer.link.send(Pong(item.number, others))
+
+    def _again(self, entry: Entry) -> None:
+        """The worker that had the call is dead: another one may have it, if there may be one more attempt."""
+        call = entry.call
+        entry.worker = None
+        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
+            self._end(entry, _lost(entry, "will not run again: its worker died"))
+        else:
+            call.attempt += 1
+            entry.alone = call.attempt == call.max_attempts
+            entry.queue.push(entry, front=True)
+            self._offer(entry.queue)
+
+    # -- from queues to workers
+
+    def _queue(self, peer: Peer, name: str) -> Queue:
+        assert peer.namespace is not None, "it was welcomed"
+        queue = self._queues.get((peer.namespace, name))
+        if queue is None:
+            queue = self._queues[peer.namespace, name] = Queue(peer.namespace, name)
+        return queue
+
+    def _tidy(self, queue: Queue) -> None:
+        """Forget a queue that has neither workers nor calls."""
+        if not queue.workers and not queue:
+            self._queues.pop((queue.namespace, queue.name), None)
+
+    def _offer(self, queue: Queue) -> None:
+        """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
+        for worker in sorted(queue.workers, key=lambda worker: -worker.room):
+            self._fill(worker)
+
+    def _fill(self, worker: Peer) -> None:
+        """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
+        queues = worker.queues
+        for queue in queues:
+            while worker.room > 0 and queue and not worker.link.clogged:
+                entry = queue.pop(worker)
+                if entry is None:
+                    break
+                caller = entry.caller
+                if caller is not None and caller.link.clogged:
+                    caller.stalled[entry.call.id] = entry
+                else:
+                    self._hand(entry, worker)
+        if len(queues) > 1:
+            queues.append(queues.pop(0))
+
+    def _hand(self, entry: Entry, worker: Peer) -> None:
+        entry.worker = worker
+        worker.hand(entry)
+        if entry.alone and entry.caller is not None:
+            entry.caller.link.send(Handed(entry.call.id))
+        worker.link.send(Deliver(entry.call, entry.alone), entry.size)
+
+    def _end(self, entry: Entry, reply: Reply) -> None:
+        del self._entries[entry.call.id]
+        if entry.worker is not None:
+            entry.worker.let_go(entry)
+        if entry.caller is not None:
+            entry.caller.link.send(reply, len(reply.payload))
+
+    def _forget(self, entry: Entry) -> None:
+        """Nobody awaits the call any more."""
+        del self._entries[entry.call.id]
+        if entry.worker is not None:
+            entry.worker.let_go(entry)
+        elif entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is None:
+            entry.queue.remove(entry)
+            self._tidy(entry.queue)
+
+
+def _lost(entry: Entry, what: str) -> Reply:
+    call = entry.call
+    message = f"task {call.task!r}, call {call.id}, {what}"
+    return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)

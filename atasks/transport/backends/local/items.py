@@ -1,0 +1,205 @@
+"""What travels between a hub and the processes around it.
+
+A frame is its length, in four bytes, and a MessagePack array of items. Calls, replies and cancellations are the
+envelopes of wire v1; around them is what the hub needs to route them. Both ends are of one version: `Hello` says
+so.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from atasks.wire import Call, Cancel, Reply
+
+__all__ = [
+    "PROTOCOL",
+    "UNREADABLE",
+    "Bye",
+    "Deliver",
+    "GiveBack",
+    "Handed",
+    "Hello",
+    "Hold",
+    "Item",
+    "NoneServes",
+    "Ping",
+    "Pong",
+    "Refused",
+    "Request",
+    "Salvaged",
+    "Serve",
+    "Slots",
+    "Stop",
+    "Welcome",
+    "decode",
+    "encode",
+    "salvage",
+]
+
+PROTOCOL: Final = 1
+"""The version of the items."""
+
+
+class Hello(Struct, array_like=True, tag=32, gc=False):
+    """The first item of a process that connects."""
+
+    protocol: int
+    namespace: str
+    pid: int
+
+
+class Welcome(Struct, array_like=True, tag=33, gc=False):
+    """The hub's answer to `Hello`."""
+
+    pid: int
+
+
+class Refused(Struct, array_like=True, tag=34, gc=False):
+    """The hub's last item to a process that it does not understand."""
+
+    reason: str
+
+
+class Bye(Struct, array_like=True, tag=35, gc=False):
+    """The hub's last item when it is closed: no call that is not answered by now has been started."""
+
+
+class Request(Struct, array_like=True, tag=36, gc=False):
+    """From a caller: have a worker of this queue run the call."""
+
+    queue: str
+    call: Call
+    priority: int = 0
+    wait: bool = True
+    """Whether it may wait for a worker of the queue."""
+
+
+class NoneServes(Struct, array_like=True, tag=37, gc=False):
+    """To a caller: the call did not want to wait for a worker, and there is none."""
+
+    id: str
+
+
+class Handed(Struct, array_like=True, tag=38, gc=False):
+    """To a caller: the last attempt of this call begins. Should the hub die with it, do not send it again."""
+
+    id: str
+
+
+class Hold(Struct, array_like=True, tag=39, gc=False):
+    """To a caller: send no more requests for now (or do again); too much of what it sent waits for workers."""
+
+    on: bool
+
+
+class Serve(Struct, array_like=True, tag=40, gc=False):
+    """From a worker: hand me calls of these queues. As many as `Slots` says, which follows."""
+
+    worker: str
+    queues: list[str]
+
+
+class Stop(Struct, array_like=True, tag=41, gc=False):
+    """From a worker: hand me no more calls."""
+
+
+class Slots(Struct, array_like=True, tag=42, gc=False):
+    """From a worker: after `received` calls in all I could start so many more."""
+
+    free: int
+    received: int
+
+
+class Deliver(Struct, array_like=True, tag=43, gc=False):
+    """To a worker: run the call, beside nothing else if `alone`."""
+
+    call: Call
+    alone: bool = False
+
+
+class GiveBack(Struct, array_like=True, tag=44, gc=False):
+    """From a worker: another one may have the call, which was not started, or was cancelled."""
+
+    call: Call
+
+
+class Ping(Struct, array_like=True, tag=45, gc=False):
+    """From a worker: say `Pong` when all I sent before is in your hands."""
+
+    number: int
+    seen: list[str] = []
+    """Workers that do not count as others."""
+
+
+class Pong(Struct, array_like=True, tag=46, gc=False):
+    """To a worker: the answer to its `Ping`, after all that was sent to it before."""
+
+    number: int
+    others: bool
+    """Whether each of its queues has another worker."""
+
+
+Item = (
+    Hello
+    | Welcome
+    | Refused
+    | Bye
+    | Request
+    | NoneServes
+    | Handed
+    | Hold
+    | Serve
+    | Stop
+    | Slots
+    | Deliver
+    | GiveBack
+    | Ping
+    | Pong
+    | Reply
+    | Cancel
+)
+
+UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding raises, whatever the bytes are."""
+
+_decoder: msgspec.msgpack.Decoder[list[Item]] = msgspec.msgpack.Decoder(list[Item])
+_one: msgspec.msgpack.Decoder[Item] = msgspec.msgpack.Decoder(Item)
+_pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+
+encode = msgspec.msgpack.Encoder().encode
+"""A list of items -> the body of a frame."""
+
+decode = _decoder.decode
+"""The body of a frame -> its items; one of `UNREADABLE` is raised if not all can be read (then see `salvage`)."""
+
+
+class Salvaged(Struct, gc=False):
+    """What could be read of a frame, and for each of the other items its call id, if it has one, and why not."""
+
+    items: list[Item]
+    bad: list[tuple[str | None, str]]
+
+
+def salvage(body: bytes | memoryview) -> Salvaged:
+    """What can be read of a body that `decode` refuses. Raises one of `UNREADABLE` if it is no array."""
+    found = Salvaged([], [])
+    for piece in _pieces.decode(body):
+        try:
+            found.items.append(_one.decode(piece))
+        except UNREADABLE as error:
+            found.bad.append((_call_id(piece), str(error)))
+    return found
+
+
+def _call_id(piece: msgspec.Raw) -> str | None:
+    """The id of the call in a request that cannot be read."""
+    try:
+        match msgspec.msgpack.decode(piece):
+            case [36, _, [_, _, str(call_id), *_], *_]:
+                return call_id
+    except UNREADABLE:
+        pass
+    return None

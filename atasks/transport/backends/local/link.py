@@ -1,0 +1,232 @@
+"""A conversation between a hub and one of the processes around it: items out, items in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from atasks.transport.backends.local.items import UNREADABLE, Item, Salvaged, decode, encode, salvage
+
+__all__ = ["InnerLink", "Link", "SocketLink"]
+
+logger = logging.getLogger("atasks.local")
+
+FLUSH_ITEMS: Final = 64
+FLUSH_BYTES: Final = 256 * 2**10
+"""What is sent before the end of the turn, so that the other side can begin."""
+HIGH_WATER: Final = 2**20
+"""Bytes that wait for the other side to read: past it, the link is clogged."""
+MAX_FRAME: Final = 2**31
+
+
+class Link:
+    """One end. What is sent in one turn of the event loop leaves together at its end, in order.
+
+    Whoever holds it sets the callbacks. None of them is called from within `send`.
+    """
+
+    def __init__(self) -> None:
+        self.receive: Callable[[list[Item]], None] = _ignore
+        """Called with the items that have arrived."""
+        self.unreadable: Callable[[Salvaged], None] = _ignore
+        """Called instead, with what could be read of a frame that was not all right."""
+        self.lost: Callable[[str], None] = _ignore
+        """Called once, with the reason, when the conversation is over; not after `close`."""
+        self.freed: Callable[[], None] = _ignore
+        """Called when it is clogged no more."""
+        self.last_word: Callable[[], Item | None] | None = None
+        """Asked for one more item right before the others leave."""
+        self.clogged = False
+        """Whether the other side is slow to read. Nothing is dropped: send less."""
+        self.closed = False
+        self.schedule: Callable[[Link], object] = self._call_soon
+        """Called when there is something to send: has `end_turn` called before the next turn ends."""
+        self._items: list[Item] = []
+        self._size = 0
+        self._scheduled = False
+        self._loop = asyncio.get_running_loop()
+
+    def send(self, item: Item, size: int = 0) -> None:
+        """Send it at the end of this turn of the event loop, if it is not closed. `size`: its bytes, roughly."""
+        self._items.append(item)
+        if not self._scheduled:
+            self._scheduled = True
+            self.schedule(self)
+        self._size += size
+        if len(self._items) >= FLUSH_ITEMS or self._size >= FLUSH_BYTES:
+            self._overflow()
+
+    def speak(self) -> None:
+        """Ask for the last word, and send it, although there may be nothing else to send."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.schedule(self)
+
+    def end_turn(self) -> None:
+        """Send what waits; what is sent from now on is scheduled anew."""
+        self._scheduled = False
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, now."""
+        if self.last_word is not None and (item := self.last_word()) is not None:
+            self._items.append(item)
+        if self._items:
+            items, self._items, self._size = self._items, [], 0
+            if not self.closed:
+                self._write(items)
+
+    def _call_soon(self, _: Link) -> None:
+        self._loop.call_soon(self.end_turn)
+
+    def _overflow(self) -> None:
+        """Much waits, and the turn is not over."""
+        self.flush()
+
+    def _write(self, items: list[Item]) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """End the conversation, when the other side has read what was sent."""
+        raise NotImplementedError
+
+    async def aclose(self, seconds: float) -> None:
+        """End the conversation, and return when it is over, after so many seconds at most."""
+        self.close()
+
+
+class SocketLink(Link, asyncio.Protocol):
+    """Over a socket."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transport: asyncio.Transport | None = None
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        """Done when the socket is closed."""
+        self._partial = bytearray()
+
+    def _write(self, items: list[Item]) -> None:
+        assert self.transport is not None, "it is connected before anything is sent"
+        body = encode(items)
+        self.transport.write(b"".join((len(body).to_bytes(4, "big"), body)))
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            self.closed = True
+            if self.transport is not None:
+                self.transport.close()
+
+    async def aclose(self, seconds: float) -> None:
+        self.close()
+        if self.transport is not None:
+            try:
+                await asyncio.wait([self.ended], timeout=seconds)
+            finally:
+                self.transport.abort()
+            await self.ended
+
+    # -- what asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        partial = self._partial
+        if partial:
+            partial += data
+            done = self._frames(partial)
+            del partial[:done]
+        else:
+            done = self._frames(data)
+            if done < len(data):
+                partial += memoryview(data)[done:]
+
+    def _frames(self, data: bytes | bytearray) -> int:
+        """Hand over the frames that are complete; returns how many bytes that were."""
+        position, end = 0, len(data)
+        with memoryview(data) as view:
+            while end - position >= 4:
+                start = position + 4
+                stop = start + int.from_bytes(view[position:start], "big")
+                if stop - start > MAX_FRAME:
+                    self._refuse("a frame of more than 2 GiB")
+                    return end
+                if stop > end:
+                    break
+                with view[start:stop] as body:
+                    self._frame(body)
+                position = stop
+        return position
+
+    def _frame(self, body: memoryview) -> None:
+        if self.closed:
+            return
+        try:
+            items = decode(body)
+        except UNREADABLE:
+            try:
+                salvaged = salvage(body)
+            except UNREADABLE as error:
+                self._refuse(f"a frame that is no list of items ({error})")
+            else:
+                self.unreadable(salvaged)
+        else:
+            self.receive(items)
+
+    def _refuse(self, reason: str) -> None:
+        logger.error("the other side of a local connection sent %s: it is closed", reason)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def pause_writing(self) -> None:
+        self.clogged = True
+
+    def resume_writing(self) -> None:
+        self.clogged = False
+        self.freed()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        closed, self.closed = self.closed, True
+        if not self.ended.done():
+            self.ended.set_result(None)
+        if not closed:
+            self.lost("it was closed by the other side" if exc is None else str(exc))
+
+
+class InnerLink(Link):
+    """Within the process: the items themselves are handed over."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._other: InnerLink | None = None
+
+    @classmethod
+    def pair(cls) -> tuple[InnerLink, InnerLink]:
+        """Both ends."""
+        here, there = cls(), cls()
+        here._other, there._other = there, here
+        return here, there
+
+    def _overflow(self) -> None:
+        pass  # the other side would be called from within send()
+
+    def _write(self, items: list[Item]) -> None:
+        assert self._other is not None, "both ends are made together"
+        if not self._other.closed:
+            self._other.receive(items)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.flush()
+            self.closed = True
+            if self._other is not None and not self._other.closed:
+                self._other.closed = True
+                self._other.lost("it was closed by the other side")
+
+
+def _ignore(*_: Any) -> None:
+    """What happens when nobody has set a callback."""

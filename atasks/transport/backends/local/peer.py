@@ -1,0 +1,73 @@
+"""A process, as the hub knows it: a caller, a worker, or both."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Final
+
+from atasks.transport.backends.local.backlog import Entry, Queue
+from atasks.transport.backends.local.items import Hold, Slots
+from atasks.transport.backends.local.link import Link
+
+__all__ = ["Peer"]
+
+MAX_QUEUED: Final = 64 * 2**20
+"""Bytes of one caller's calls that may wait at the hub: past it, the caller is told to hold."""
+
+
+class Peer:
+    """One process and one namespace."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.namespace: str | None = None
+        """None until it has said `Hello`."""
+        self.pid = 0
+        # as a caller
+        self.queued = 0
+        """Bytes of its calls that wait in queues."""
+        self.stalled: OrderedDict[str, Entry] = OrderedDict()
+        """Calls that are not handed out because it is slow to read the replies that it has."""
+        self._on_hold = False
+        # as a worker
+        self.worker_id = ""
+        self.queues: list[Queue] = []
+        """Those it serves, or, while it drains, served."""
+        self.room = 0
+        """How many calls it may be handed now; less than 0: it has more than it can start."""
+        self.alone: Entry | None = None
+        """The call that it has, or is about to have, in a slot for itself."""
+        self._handed = 0
+        self._alone_number = 0
+
+    def hand(self, entry: Entry) -> None:
+        """Count a call that it is handed now."""
+        self._handed += 1
+        self.room -= 1
+        if entry.alone:
+            self.alone = entry
+            self.room = 0
+            self._alone_number = self._handed
+
+    def told(self, slots: Slots) -> None:
+        """It says how many calls it could start; some may have been on their way to it when it said so."""
+        self.room = slots.free - (self._handed - slots.received)
+        if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
+            self.room = min(self.room, 0)
+
+    def let_go(self, entry: Entry) -> None:
+        """It has the call no longer."""
+        if self.alone is entry:
+            self.alone = None
+
+    def check_room(self) -> None:
+        """It has sent a request that waits now: tell it to hold if too much does."""
+        if self.queued > MAX_QUEUED and not self._on_hold:
+            self._on_hold = True
+            self.link.send(Hold(True))
+
+    def may_send_again(self) -> None:
+        """Less waits now: tell it to go on, if it was told to hold."""
+        if self._on_hold and self.queued < MAX_QUEUED // 2:
+            self._on_hold = False
+            self.link.send(Hold(False))

@@ -1,0 +1,79 @@
+"""What a worker process of a crew runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+import atasks
+from atasks import modules as loader
+from atasks.errors import AtasksError, TransportError
+from atasks.tether import Tether
+
+__all__ = ["loading", "main"]
+
+ORPHAN_SECONDS: Final = 10.0
+"""Seconds that this process has to end by itself when the program that started it is gone."""
+LOAD: Final = 3
+"""The exit code where a module cannot be imported."""
+
+_loading = False
+
+
+def loading() -> bool:
+    """Whether this is a worker process that imports its modules just now."""
+    return _loading
+
+
+def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> None:
+    """Import the modules, and serve their atasks until told to drain, or until the hub is gone."""
+    tether = Tether.inherited()
+    assert tether is not None, "a supervisor starts it"
+    tether.end_with_supervisor(ORPHAN_SECONDS)
+    try:
+        _load(modules)
+    except AtasksError as error:
+        tether.failed(" ".join(str(error).split()), LOAD)
+        raise SystemExit(LOAD) from None
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if uvloop:
+        import uvloop as library
+
+        factory = library.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(f"unix://{quote(socket)}", tether, options))
+
+
+def _load(modules: Sequence[str]) -> None:
+    """Import them: a module by its dotted name, as the program did, a script by its file. Raises LoadError."""
+    global _loading
+    _loading = True
+    for name in modules:
+        if name.endswith(".py"):
+            loader.load(name)
+        else:
+            with loader.explained(name):
+                importlib.import_module(name)
+    _loading = False
+
+
+async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> None:
+    loop = asyncio.get_running_loop()
+    with contextlib.suppress(TransportError):  # the hub is gone, and this process ends with it
+        async with atasks.serve(url, hub=False, **options) as worker:
+            tether.ready(f"{len(worker.tasks)} atasks in process {os.getpid()}")
+            stopped = asyncio.create_task(tether.released())
+            loop.add_signal_handler(signal.SIGTERM, stopped.cancel)
+            ended = asyncio.create_task(worker.wait())
+            await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+            if ended.done():
+                await worker.drain(grace=0)  # nobody awaits what it runs
+            else:
+                ended.cancel()

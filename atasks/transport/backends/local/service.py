@@ -1,0 +1,136 @@
+"""The worker's side: takes the calls that the hub hands out, and says how many more there may be."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+from atasks.transport.backends.local.items import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
+from atasks.transport.backends.local.link import Link
+from atasks.wire import Call, Cancel, Reply
+
+if TYPE_CHECKING:
+    from atasks.worker import Worker
+
+__all__ = ["Service"]
+
+MAX_SEEN: Final = 8
+"""Workers that may look for an atask before the call is answered with `UnknownTask`."""
+
+
+class Service:
+    """Feeds one worker over a link to a hub.
+
+    Whenever something leaves, and something has changed, the hub is told for how many calls the worker has a slot.
+    So it never sits on a call that another worker could start, but for those that were under way when a parked
+    call resumed; those go back to the hub if they wait for long.
+    """
+
+    def __init__(self, worker: Worker, queues: Sequence[str], link: Link) -> None:
+        self.worker = worker
+        self.queues = list(queues)
+        self.link = link
+        self._received = 0
+        self._told = Slots(0, 0)
+        self._serving = False
+        self._numbers = itertools.count(1)
+        self._questions: dict[int, asyncio.Future[bool]] = {}
+        link.last_word = self._slots
+
+    # -- life
+
+    def start(self) -> None:
+        """Have calls handed out from now on."""
+        self._serving = True
+        self._told = Slots(0, self._received)
+        self.link.send(Serve(self.worker.id, self.queues))
+
+    async def stop(self) -> None:
+        """Return when no more calls can come."""
+        if self._serving:
+            self._serving = False
+            self.link.send(Stop())
+            await self.others()
+
+    async def others(self, seen: Sequence[str] = ()) -> bool:
+        """Whether each queue has another worker, not counting those in `seen`. What was sent before this is with
+        the hub when this returns; False if the hub is gone."""
+        if self.link.closed:
+            return False
+        number = next(self._numbers)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.link.send(Ping(number, list(seen)))
+        try:
+            return await answer
+        finally:
+            del self._questions[number]
+
+    def lost(self) -> None:
+        """The hub is gone, and with it whoever awaits the calls in hand."""
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_result(False)
+        for run in self.worker.runs:
+            self.worker.cancel(run.call.id)
+
+    # -- what arrives
+
+    def deliver(self, item: Deliver) -> None:
+        """A call."""
+        self._received += 1
+        self.worker.deliver(item.call, _Handed(self), item.alone)
+
+    def told(self, item: Cancel | Pong) -> None:
+        """Calls that nobody awaits any more, or the answer to a question."""
+        if isinstance(item, Cancel):
+            for call_id in item.ids:
+                self.worker.cancel(call_id)
+            return
+        answer = self._questions.get(item.number)
+        if answer is not None and not answer.done():
+            answer.set_result(item.others)
+
+    # -- slots
+
+    def overfull(self) -> None:
+        """Calls have waited here for a slot: any worker may have them."""
+        self.worker.give_back_unstarted()
+
+    def _slots(self) -> Slots | None:
+        """What the hub is to be told, if it would guess wrong."""
+        if not self._serving:
+            return None
+        worker, told = self.worker, self._told
+        free = 0 if worker.alone else worker.slots.free - worker.unstarted
+        if free == told.free - (self._received - told.received):
+            return None
+        self._told = Slots(free, self._received)
+        return self._told
+
+
+class _Handed:
+    """A call in hand."""
+
+    __slots__ = ("service",)
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def reply(self, reply: Reply) -> None:
+        self.service.link.send(reply, len(reply.payload))
+
+    def drop(self) -> None:
+        """The hub has told that nobody awaits it."""
+
+    def give_back(self, call: Call) -> None:
+        self.service.link.send(GiveBack(call), len(call.payload))
+
+    async def pass_on(self, call: Call) -> Call | None:
+        seen = [*(call.seen or ()), self.service.worker.id]
+        if len(seen) > MAX_SEEN or not await self.service.others(seen):
+            return None
+        call.seen = seen
+        return call

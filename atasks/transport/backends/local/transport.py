@@ -1,0 +1,438 @@
+"""The local transport: the caller's side, and the life of the connection to the hub."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Sequence
+from typing import Any, Final
+
+from atasks.errors import (
+    AccessRefused,
+    CallConnectionLost,
+    ConnectFailed,
+    NotConnected,
+    NoWorker,
+    TransportError,
+    WorkerLost,
+    WorkersFailed,
+)
+from atasks.options import validate_queue
+from atasks.transport.backends.local import process
+from atasks.transport.backends.local.address import checked_path, parse
+from atasks.transport.backends.local.crew import Crew
+from atasks.transport.backends.local.gate import Gate
+from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.items import (
+    PROTOCOL,
+    Bye,
+    Deliver,
+    Handed,
+    Hello,
+    Hold,
+    Item,
+    NoneServes,
+    Pong,
+    Refused,
+    Request,
+    Salvaged,
+    Welcome,
+)
+from atasks.transport.backends.local.link import Link, SocketLink
+from atasks.transport.backends.local.service import Service
+from atasks.transport.backends.local.socket_file import trusts
+from atasks.transport.base import CallTransport, Pending
+from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Reply
+from atasks.worker import Worker
+
+__all__ = ["LocalTransport"]
+
+logger = logging.getLogger("atasks.local")
+
+BACKOFF: Final = (0.02, 1.0)
+"""Seconds before the first and, at most, before any later attempt to reconnect."""
+CLOSE_SECONDS: Final = 5.0
+
+
+class LocalTransport(CallTransport):
+    """Calls between processes of one user on one host, without a broker.
+
+    One process has the hub, which listens on a Unix socket at `path`; the others connect to it. `hub` says whether
+    this one has it; None: if it is given to `atasks.serve`. Without a `path` the socket is a private one, and the
+    hub is here. `workers` is how many worker processes to start beside a hub that is here (None: as many as there
+    are cores if the socket is private, else none); they import `modules` (None: those of the atasks that are
+    registered when it connects), and each runs `concurrency` calls at once, with at most `max_parked` parked. On
+    disconnecting they have `grace` seconds to finish. `queue` is the work queue of atasks that name none.
+    `timeout` is in seconds, for connecting, and for each worker process to become ready.
+
+    Guarantees: a caller whose hub is gone connects to the next one; what it awaits at least once is sent again,
+    and what it awaits at most once ends in `CallConnectionLost`. A worker that is not in the hub's process ends
+    with its hub.
+    """
+
+    clock_skew = 0.0
+
+    def __init__(
+        self,
+        path: str | None = None,
+        namespace: str = "default",
+        *,
+        hub: bool | None = None,
+        queue: str = "default",
+        workers: int | None = None,
+        modules: Sequence[str] | None = None,
+        concurrency: int = 100,
+        max_parked: int = 50_000,
+        grace: float = 0.0,
+        timeout: float = 30.0,
+    ) -> None:
+        self.path = None if path is None else checked_path(path)
+        self.queue = validate_queue(queue)
+        if workers is None:
+            workers = (os.cpu_count() or 1) if path is None else 0
+        _check_workers(workers)
+        if hub is False and (path is None or workers):
+            raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
+        super().__init__(namespace)
+        self.timeout = timeout
+        self.workers = workers
+        self._crew_options = {"concurrency": concurrency, "max_parked": max_parked, "grace": grace}
+        self._modules = modules
+        self._hosts = hub if hub is not None else bool(path is None or workers)
+        self._may_host = hub is None
+        self._link: Link | None = None
+        """To the hub; None while there is none."""
+        self._welcome: asyncio.Future[None] | None = None
+        self._host: Host | None = None
+        self.crew: Crew | None = None
+        """The worker processes, if it has some."""
+        self._crew_watch: asyncio.Task[None] | None = None
+        self._private: str | None = None
+        """The directory of a private socket."""
+        self._service: Service | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._gate = Gate()
+        self._withdrawn: list[str] = []
+        self._last_attempts: set[str] = set()
+        """Calls whose last permitted attempt has begun."""
+        self._said_bye = False
+
+    @classmethod
+    def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LocalTransport:
+        """`unix:///run/app.sock` or `local:`; `queue` and `workers` may stand in the query."""
+        path, found = parse(url)
+        return cls(path, namespace, **{**found, **options})
+
+    # -- life
+
+    def will_serve(self) -> None:
+        if self._may_host:
+            self._hosts = True
+
+    async def connect(self) -> None:
+        if self._link is not None or self._keeper is not None:
+            raise TransportError("this transport is connected already")
+        if self.workers and process.loading():
+            raise TransportError(
+                "a module starts worker processes when it is imported, and a worker process imports it: "
+                'put what starts the program under if __name__ == "__main__":'
+            )
+        path = self.path
+        if path is None:
+            self._private = tempfile.mkdtemp(prefix="atasks-")  # its mode is 0700
+            path = os.path.join(self._private, "hub.sock")
+        try:
+            if self._hosts:
+                self._host = await Host.open(path)
+                self._attach(self._host.inner_link())
+            else:
+                await self._join(path)
+            await self._greet()
+            if self.workers:
+                self.crew = Crew(self.workers, path, self.namespace, self._modules, **self._crew_options)
+                await self.crew.start(self.timeout)
+                self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
+        except BaseException:
+            await self._close()
+            raise
+        self._opened()
+
+    async def disconnect(self) -> None:
+        self._closed("the transport was disconnected")
+        await self._close()
+
+    async def _watch_crew(self, crew: Crew) -> None:
+        """End every await when worker processes die faster than they start: nobody will run what waits."""
+        try:
+            await crew.wait()
+        except WorkersFailed as error:
+            logger.error("no more worker processes are started: %s", error)
+            self._closed(str(error))
+
+    async def _close(self) -> None:
+        background = [task for task in (self._keeper, self._crew_watch) if task is not None]
+        self._keeper = self._crew_watch = None
+        for task in background:
+            task.cancel()
+        if background:
+            await asyncio.wait(background)
+        try:
+            if self.crew is not None:  # while there is a hub, to which they give back what they do not finish
+                await self.crew.stop()
+        finally:
+            self.crew = None
+            link, self._link = self._link, None
+            host, self._host = self._host, None
+            if host is not None:
+                await host.close()
+            if link is not None:
+                await link.aclose(CLOSE_SECONDS)
+            if self._private is not None:
+                shutil.rmtree(self._private, ignore_errors=True)
+                self._private = None
+
+    # -- the connection
+
+    async def _join(self, path: str) -> None:
+        """Connect to the hub of another process. Raises ConnectFailed, AccessRefused."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self.timeout):
+                socket, link = await loop.create_unix_connection(SocketLink, path)
+        except PermissionError as error:
+            raise AccessRefused(f"the socket {path} belongs to another user: connect as that one") from error
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            raise ConnectFailed(
+                f"nothing serves at {path}: start a server there (atasks run MODULE --mode server --url unix://{path})"
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise ConnectFailed(f"cannot connect to {path}: {str(error) or 'no answer in time'}") from error
+        self._attach(link)
+        if not trusts(socket.get_extra_info("socket")):
+            raise AccessRefused(f"the hub at {path} is run by another user, who is not trusted: name another path")
+
+    def _attach(self, link: Link) -> None:
+        link.receive = self._receive
+        link.unreadable = self._unreadable
+        link.lost = self._lost
+        link.freed = self._gate.open_link
+        self._link = link
+        self._said_bye = False
+        self._gate.attach(link)
+
+    async def _greet(self) -> None:
+        """Say Hello. Raises ConnectFailed if that does not make us welcome."""
+        assert self._link is not None, "it is attached"
+        self._welcome = asyncio.get_running_loop().create_future()
+        self._link.send(Hello(PROTOCOL, self.namespace, os.getpid()))
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._welcome
+        except TimeoutError as error:
+            raise ConnectFailed(f"the hub at {self.path} does not answer: is its process stopped?") from error
+        finally:
+            self._welcome = None
+
+    def _lost(self, reason: str) -> None:
+        """The hub is gone, or refused us."""
+        link, self._link = self._link, None
+        if self._welcome is not None:
+            if not self._welcome.done():
+                self._welcome.set_exception(ConnectFailed(f"the hub at {self.path} went away: {reason}"))
+            return
+        if self._refusal is not None:
+            return  # it is being disconnected
+        graceful = self._said_bye
+        for pending in list(self._pending.values()):
+            if pending.confirmed:
+                self._hub_died_with(pending, graceful)
+        self._last_attempts.clear()
+        if self._service is not None:
+            self._service.lost()
+            self._service.worker.fail(TransportError(f"the hub at {self.path} is gone ({reason})"))
+            self._closed(f"the hub at {self.path} is gone")
+        else:
+            logger.log(
+                logging.INFO if graceful else logging.WARNING, "the hub at %s is gone: %s", self.path, reason
+            )
+            if isinstance(link, SocketLink):
+                self._keeper = asyncio.create_task(self._reconnect(), name="atasks reconnect")
+
+    def _hub_died_with(self, pending: Pending, graceful: bool) -> None:
+        """Whether a worker had begun with it cannot be known, unless the hub said that none had."""
+        pending.confirmed = False
+        call = pending.call
+        if graceful:
+            return
+        last = call.attempt >= call.max_attempts
+        if call.delivery == AT_MOST_ONCE:
+            pending.fail(
+                CallConnectionLost(
+                    f"the hub is gone: whether {call.task} ran cannot be known, and it runs at most once"
+                )
+            )
+        elif last and (call.attempt == 1 or call.id in self._last_attempts):
+            message = f"task {call.task!r}, call {call.id}, will not run again: the process of its hub died"
+            pending.fail(WorkerLost(message, call.attempt))
+        elif not last:
+            call.attempt += 1
+
+    async def _reconnect(self) -> None:
+        """Connect to the next hub, and send again what is awaited."""
+        assert self.path is not None, "a hub with a private socket is in this process"
+        pause, longest = BACKOFF
+        while True:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
+            pause = min(pause * 2, longest)
+            try:
+                await self._join(self.path)
+                await self._greet()
+            except TransportError as error:
+                logger.debug("cannot reconnect yet: %s", error)
+                link, self._link = self._link, None
+                if link is not None:
+                    await link.aclose(0)
+            else:
+                break
+        logger.info("connected to the hub at %s again", self.path)
+        self._keeper = None
+        for pending in list(self._pending.values()):
+            if not pending.future.done():
+                self._post(pending)
+
+    # -- calls
+
+    def _room(self) -> asyncio.Future[None] | None:
+        return self._gate.room()
+
+    def _post(self, pending: Pending) -> None:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        if pending.confirmed or pending.future.done():
+            return  # it was sent after a reconnect, while it waited for room
+        options, link = pending.options, self._link
+        wait = options.on_no_worker != "error"
+        if link is None or self._welcome is not None:
+            if not wait:
+                raise NoWorker(
+                    f"the hub at {self.path} is gone, and nothing serves queue {self._queue_of(pending)!r}"
+                )
+            return  # it is sent after the reconnect
+        pending.confirmed = True
+        call = pending.call
+        link.send(Request(options.queue or self.queue, call, options.priority, wait), len(call.payload))
+
+    def _queue_of(self, pending: Pending) -> str:
+        return pending.options.queue or self.queue
+
+    def _withdraw(self, pending: Pending) -> None:
+        if pending.confirmed:
+            if not self._withdrawn:
+                asyncio.get_running_loop().call_soon(self._send_cancels)
+            self._withdrawn.append(pending.call.id)
+
+    def _send_cancels(self) -> None:
+        withdrawn, self._withdrawn = self._withdrawn, []
+        if self._link is not None:
+            self._link.send(Cancel(VERSION, withdrawn))
+
+    # -- what arrives
+
+    def _receive(self, items: list[Item]) -> None:
+        service = self._service
+        for item in items:
+            if type(item) is Reply:
+                self._resolve(item)
+            elif type(item) is Deliver:
+                if service is not None:
+                    service.deliver(item)
+            else:
+                self._control(item)
+        if service is not None:
+            service.link.speak()  # calls that resume take slots, later in this turn
+
+    def _control(self, item: Item) -> None:
+        match item:
+            case Cancel() | Pong():
+                if self._service is not None:
+                    self._service.told(item)
+            case NoneServes():
+                pending = self._pending.get(item.id)
+                if pending is not None:
+                    pending.fail(NoWorker(_no_worker(self._queue_of(pending))))
+            case Handed():
+                self._last_attempts.add(item.id)
+            case Hold():
+                self._gate.hold(item.on)
+            case Bye():
+                self._said_bye = True
+            case Welcome() | Refused():
+                self._greeted(item)
+
+    def _greeted(self, item: Welcome | Refused) -> None:
+        """The answer to our Hello."""
+        if self._welcome is None or self._welcome.done():
+            return
+        if isinstance(item, Welcome):
+            self._welcome.set_result(None)
+        else:
+            self._welcome.set_exception(ConnectFailed(item.reason))
+
+    def _unreadable(self, salvaged: Salvaged) -> None:
+        logger.error("an item of the hub makes no sense, and is dropped: %s", salvaged.bad[0][1])
+        self._receive(salvaged.items)
+
+    # -- serving
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        service = self._service
+        if service is None:
+            if self._link is None:
+                raise NotConnected(self._refusal or "the connection is lost just now: try again")
+            names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
+            service = self._service = Service(worker, names, self._link)
+        elif service.worker is not worker:
+            raise TransportError("this transport serves a worker already: use one transport for each worker")
+        service.start()
+        await service.others()  # when this returns, the hub knows
+
+    async def stop_serving(self, worker: Worker) -> None:
+        if self._service is not None:
+            await self._service.stop()
+
+    async def has_other_workers(self, worker: Worker) -> bool:
+        return self._service is not None and await self._service.others()
+
+    async def flush(self) -> None:
+        if self._service is not None:
+            await self._service.others()  # the answer means that the hub has what was sent before
+
+    def slots_changed(self, worker: Worker) -> None:
+        if self._service is not None:
+            self._service.link.speak()
+
+    def overfull(self, worker: Worker) -> None:
+        if self._service is not None:
+            self._service.overfull()
+
+
+def _queues(worker: Worker, default: str) -> list[str]:
+    """The work queues of the atasks that are registered, and the default one if there are none."""
+    registry = worker.router.registry
+    items = [registry.get(name) for name in registry.names()]
+    return sorted({item.options.queue or default for item in items if item is not None}) or [default]
+
+
+def _check_workers(workers: Any) -> None:
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers is a number of processes, not {workers!r}")
+    if workers < 0:
+        raise ValueError(f"workers={workers}: 0 or more")
+
+
+def _no_worker(queue: str) -> str:
+    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"
