@@ -42,6 +42,7 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.router import Router, get_router
+from atasks.sync import connect_sync
 from atasks.tasks import ATask, atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
 from atasks.worker import Worker
@@ -87,6 +88,7 @@ __all__ = [
     "atask",
     "carry",
     "connect",
+    "connect_sync",
     "current_call",
     "get_codec",
     "get_router",

@@ -49,13 +49,18 @@ class CurrentCall:
 serving: ContextVar[Run | None] = ContextVar("atasks.serving", default=None)
 """The run that this context belongs to. Set by the worker for the task that runs the call."""
 
+lone_call: CurrentCall | None = None
+"""In a process of `executor="process"`: the one call that it serves now."""
+
 _no_call = CurrentCall()
 
 
 def current_call() -> CurrentCall:
     """The call that is being served by the code that asks; all attributes are None outside a call."""
     run = serving.get()
-    return _no_call if run is None else run.current
+    if run is None:
+        return lone_call or _no_call
+    return run.current
 
 
 carried: dict[str, ContextVar[Any]] = {}

@@ -65,6 +65,8 @@ async def serve(
     queues: Sequence[str] | None = None,
     concurrency: int = 100,
     max_parked: int = 50_000,
+    threads: int | None = None,
+    processes: int | None = None,
     lifespan: Lifespan | None = None,
     grace: float = 30.0,
     **options: Any,
@@ -72,9 +74,11 @@ async def serve(
     """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
 
     `queues` are the work queues to serve (None: those of the atasks that are registered now); at most
-    `concurrency` calls run at once, and at most `max_parked` wait for calls that they made. `lifespan` is an async
-    context manager, or a function that returns one, entered before the first call and left after the last; a call
-    reads its value as `current_call().state`. Awaits inside the block go over the same transport.
+    `concurrency` calls run at once, and at most `max_parked` wait for calls that they made. Blocking functions run
+    in at most `threads` threads (None: as many as calls run at once, at most 100) and `processes` processes (None:
+    one for each processor). `lifespan` is an async context manager, or a function that returns one, entered before
+    the first call and left after the last; a call reads its value as `current_call().state`. Awaits inside the
+    block go over the same transport.
 
     Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds.
 
@@ -88,7 +92,13 @@ async def serve(
             manager = lifespan if isinstance(lifespan, AbstractAsyncContextManager) else lifespan()
             state = await stack.enter_async_context(manager)
         worker = Worker(
-            get_router(namespace), transport, concurrency=concurrency, max_parked=max_parked, state=state
+            get_router(namespace),
+            transport,
+            concurrency=concurrency,
+            max_parked=max_parked,
+            threads=threads,
+            processes=processes,
+            state=state,
         )
         await worker.start(queues)
         try:

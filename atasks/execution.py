@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 from atasks import wire
@@ -19,7 +20,7 @@ from atasks.run import Reason, Run, describe
 from atasks.tasks import ATask
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 
-__all__ = ["cancelled_reply", "execute", "status"]
+__all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -52,13 +53,19 @@ async def execute(run: Run, task: ATask[..., Any]) -> Reply | None:
 
 
 async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
-    call, codec = run.call, run.worker.router.codec
+    call, worker, executor = run.call, run.worker, task.executor
+    codec = worker.router.codec
+    if executor == "process":
+        return await worker.pools.in_process(run, task)
     try:
-        args, kwargs = await _arguments(call, codec, task)
+        args, kwargs = await decode_arguments(call, codec, task.local)
     except DecodeError as error:
         return status(run, Status.DECODE_ERROR, str(error))
     try:
-        result = task.local(*args, **kwargs)
+        if executor is None:
+            result = task.local(*args, **kwargs)
+        else:
+            result = await worker.pools.in_thread(run, task.local, args, kwargs)
         if inspect.isawaitable(result):
             result = await result
     except asyncio.CancelledError:
@@ -66,23 +73,13 @@ async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
-        payload = await encode_failure(error, codec, hop=hop)
-        return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, run.worker.id)
+        return await raised(call, codec, worker.id, error)
     finally:
         del args, kwargs
-    try:
-        payload = as_bytes(await codec.encode(result), codec)
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        kind = type(result).__name__
-        message = f"the result of {call.task}, a {kind}, cannot be encoded by {codec.name} ({_brief(error)})"
-        return status(run, Status.ENCODE_ERROR, message)
-    return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, run.worker.id)
+    return await returned(call, codec, worker.id, result)
 
 
-async def _arguments(call: Call, codec: Codec, task: ATask[..., Any]) -> tuple[Any, Any]:
+async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any]) -> tuple[Any, Any]:
     """The decoded arguments, with the carried context variables set; a DecodeError if that cannot be."""
     if call.codec != codec.name:
         raise DecodeError(
@@ -95,13 +92,33 @@ async def _arguments(call: Call, codec: Codec, task: ATask[..., Any]) -> tuple[A
                 variable = carried.get(name)
                 if variable is not None:
                     variable.set(await codec.decode(value))
-        args, kwargs = await codec.decode_arguments(call.payload, task.local)
+        args, kwargs = await codec.decode_arguments(call.payload, function)
         return args, kwargs
     except (asyncio.CancelledError, DecodeError):
         raise
     except Exception as error:
         message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({_brief(error)})"
         raise DecodeError(message) from error
+
+
+async def raised(call: Call, codec: Codec, worker: str, error: BaseException) -> Reply:
+    """The reply of a function that raised."""
+    hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
+    payload = await encode_failure(error, codec, hop=hop)
+    return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
+
+
+async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
+    """The reply of a function that returned."""
+    try:
+        payload = as_bytes(await codec.encode(result), codec)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        kind = type(result).__name__
+        message = f"the result of {call.task}, a {kind}, cannot be encoded by {codec.name} ({_brief(error)})"
+        return wire.ended(call.id, Status.ENCODE_ERROR, message, worker)
+    return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
 
 
 def cancelled_reply(run: Run) -> Reply | None:

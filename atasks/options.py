@@ -28,6 +28,8 @@ class CallOptions(TypedDict, total=False):
 class DecorationOptions(CallOptions, total=False):
     """What `@atask(...)` takes besides `name` and `namespace`."""
 
+    executor: Literal["thread", "process"] | None
+
 
 @dataclass(frozen=True, slots=True)
 class TaskOptions:
@@ -50,6 +52,8 @@ class TaskOptions:
     (up to so many do, whatever they cost)."""
     durable: bool = True
     """Whether the request survives a restart of the broker."""
+    executor: Literal["thread", "process"] | None = None
+    """Where a blocking function runs at the worker: None, on its event loop."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that a Router subclass declares."""
 
@@ -72,6 +76,7 @@ _CHOICES: Final = {
     "delivery": ("at_least_once", "at_most_once"),
     "on_no_worker": ("wait", "error"),
     "orphan": ("cancel", "run"),
+    "executor": (None, "thread", "process"),
 }
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64

@@ -24,6 +24,7 @@ from atasks.errors import (
     UnknownTask,
     WorkerLost,
 )
+from atasks.executors.references import check
 from atasks.failures import decode_failure
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_queue
@@ -71,6 +72,8 @@ class Router:
         registered name raises `RegisteringTwice`. Options are those of `@atask`.
         """
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
+        if resolved.executor is not None:
+            check(coro, resolved.executor)
         known = self.registry.get(name)
         if known is not None:
             if not _same_definition(known.coro, coro):

@@ -53,6 +53,8 @@ class ATask(Generic[P, R]):
         self.local: Callable[P, Coroutine[None, object, R]] = function
         """The undecorated function: calling it runs it here."""
         self._space = namespace_item(namespace)
+        self.executor = options.executor
+        """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
         self._check_arguments = _signature_check(function)
         self._is_static = False
         self._set_options(options, {})
@@ -83,11 +85,30 @@ class ATask(Generic[P, R]):
         """The options that calls of this atask have."""
         return self._options
 
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the atask on a worker, from code without an event loop, and return its result.
+
+        Blocks this thread until the call has ended, as an await of it would end. A `KeyboardInterrupt` meanwhile
+        cancels the call. Inside an atask with `executor="thread"` it goes over the worker's connection, and the
+        run is parked meanwhile; elsewhere it needs `atasks.connect_sync`.
+
+        Raises what an await of it raises, RuntimeError where an event loop runs, NotConnected, and NotSupported
+        inside an atask with `executor="process"`.
+        """
+        self._check_arguments(*args, **kwargs)
+        from atasks import sync  # it imports the router, which imports this module
+
+        return cast("R", sync.call(self._sent_name, self._space.router, args, kwargs))
+
     def options(self, **changes: Unpack[CallOptions]) -> ATask[P, R]:
         """A view of this atask whose calls have other options; the atask itself stays as it is.
 
         Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
         """
+        if "executor" in changes:
+            raise TypeError(
+                "'executor' is the worker's business and cannot be changed by .options(): @atask(executor=...)"
+            )
         view: ATask[P, R] = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         extra = self._space.router.extra_options
@@ -165,14 +186,16 @@ def atask(
     """Make a function awaitable on workers: bare `@atask`, or `@atask(timeout=5, queue="gpu")`.
 
     A coroutine function runs as an asyncio task of the worker. A plain function is called on the worker's event
-    loop, and what it returns is awaited if it is awaitable. Static methods work, with `@staticmethod` above or
+    loop, and what it returns is awaited if it is awaitable; with `executor="thread"` or `"process"` it may block,
+    because it runs there. Static methods work, with `@staticmethod` above or
     below.
 
     `name` (default: module and qualified name) and `namespace` are the identity of the atask; the other options
     are those of `TaskOptions`, and those that a Router subclass declares.
 
-    Raises TypeError for what cannot be an atask (a method, a class method, a generator function, a class) and for
-    an unknown option, ValueError for an option's value, `RegisteringTwice` for another definition of that name.
+    Raises TypeError for what cannot be an atask (a method, a class method, a generator function, a class), for a
+    function that its executor cannot run, and for an unknown option; ValueError for an option's value;
+    `RegisteringTwice` for another definition of that name.
     """
     if function is None:
         return functools.partial(atask, name=name, namespace=namespace, **options)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from atasks import blackbox, wire
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
+from atasks.executors import Pools
 from atasks.memory import RecentIds, RecentReplies
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
@@ -49,6 +50,7 @@ class Worker:
     """Serves the calls of one namespace that one transport delivers.
 
     At most `concurrency` calls run at any time, parked ones not counted; at most `max_parked` are parked.
+    Blocking functions run in at most `threads` threads and `processes` processes: `Pools` has the defaults.
     """
 
     def __init__(
@@ -58,10 +60,16 @@ class Worker:
         *,
         concurrency: int = 100,
         max_parked: int = 50_000,
+        threads: int | None = None,
+        processes: int | None = None,
         state: Any = None,
     ) -> None:
         _check_count("concurrency", concurrency)
         _check_count("max_parked", max_parked)
+        if threads is not None:
+            _check_count("threads", threads)
+        if processes is not None:
+            _check_count("processes", processes)
         self.id = f"{socket.gethostname()[:24]}.{os.getpid()}.{os.urandom(4).hex()}"
         self.router = router
         self.namespace = router.namespace
@@ -70,6 +78,8 @@ class Worker:
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state
+        self.pools = Pools(threads, processes, concurrency)
+        """For blocking functions."""
         self.parked = 0
         """Calls that await other calls now."""
         self.bad_messages = 0
@@ -159,6 +169,7 @@ class Worker:
                 logger.error("%s ignores its cancellation: left behind by the drain", describe(run.call))
             await self.transport.flush()
         finally:
+            await self.pools.close()
             self._watchdog.stop()
             if not self._stopped.done():
                 self._stopped.set_result(None)

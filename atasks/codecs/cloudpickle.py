@@ -12,7 +12,7 @@ from typing import Any
 from atasks.codecs.base import Codec
 from atasks.codecs.pickle import STACK_GLOBAL, main_reference, mentions_main
 
-__all__ = ["CloudpickleCodec"]
+__all__ = ["CloudpickleCodec", "dumps"]
 
 _PROTOCOL = 5
 
@@ -39,12 +39,18 @@ class CloudpickleCodec(Codec):
         # Plain data refers to nothing, and a search for one byte is the only price that it pays here.
         if content and not (STACK_GLOBAL in content and (mentions_main(content) or _by_value_modules())):
             return content
-        file = io.BytesIO()
-        _pickler()(file).dump(obj)
-        return file.getvalue()
+        return dumps(obj)
 
     async def decode(self, content: bytes) -> Any:
         return pickle.loads(content)
+
+
+def dumps(obj: Any) -> bytes:
+    """A pickle that refers to what can be imported elsewhere, the script that was started included, and holds the
+    rest by value."""
+    file = io.BytesIO()
+    _pickler()(file).dump(obj)
+    return file.getvalue()
 
 
 def _by_value_modules() -> bool:

@@ -37,6 +37,9 @@ class MsgpackCodec(Codec):
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_cannot_encode)
         self._signatures: WeakKeyDictionary[Callable[..., Any], _Signature] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[Any, ...]:  # for the processes of a worker
+        return type(self), (self.namespace,)
+
     async def encode(self, obj: Any) -> bytes:
         try:
             return self._encoder.encode(obj)

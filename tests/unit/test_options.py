@@ -86,6 +86,7 @@ BAD: list[tuple[str, Any, Any, str]] = [
 def test_defaults() -> None:
     options = dataclasses.asdict(TaskOptions())
     assert options.pop("extra") == {}
+    assert options.pop("executor") is None
     assert options == DEFAULTS
 
 

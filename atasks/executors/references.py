@@ -1,0 +1,103 @@
+"""How a process finds the function of an atask: by importing it, or by value."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from atasks.tasks import ATask
+
+__all__ = ["Reference", "check", "find", "refer"]
+
+
+class Reference(Struct, array_like=True, frozen=True):
+    """Where a function is to be found."""
+
+    module: str | None
+    """What to import; None: the function is in `pickled`."""
+    file: str | None
+    """Of the module, for where its name does not lead to it."""
+    qualname: str
+    namespace: str
+    name: str
+    """Of the atask."""
+    pickled: bytes = b""
+
+
+def check(function: Callable[..., Any], executor: str) -> None:
+    """Raise a TypeError that says why, if `function` cannot run in such an executor."""
+    name = getattr(function, "__qualname__", repr(function))
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        raise TypeError(
+            f"{name} is a coroutine function, which runs on the event loop: executor={executor!r} is for blocking "
+            "functions; leave the option out, or make it a plain function"
+        )
+    if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+        raise TypeError(
+            f"{name} is a generator, and executor={executor!r} is for blocking functions: return a list"
+        )
+    if executor != "process":
+        return
+    if not hasattr(function, "__qualname__"):  # a partial, an object that can be called: it travels by value
+        try:
+            pickle.dumps(function)
+        except Exception as error:
+            raise TypeError(
+                f"{name} cannot be pickled for another process ({type(error).__name__}: {error}): "
+                "use executor='thread', or decorate a function at the top level of a module"
+            ) from error
+    elif "<locals>" in name or "<lambda>" in name:
+        raise TypeError(
+            f"{name} cannot be imported by another process: executor='process' takes functions at the top level "
+            "of a module, and static methods; use executor='thread', or move it"
+        )
+
+
+def refer(task: ATask[..., Any]) -> Reference:
+    """The reference to the function of an atask."""
+    function = task.local
+    qualname = getattr(function, "__qualname__", None)
+    if qualname is not None and task.module is not None:
+        file = getattr(sys.modules.get(function.__module__), "__file__", None)
+        path = os.path.abspath(file) if isinstance(file, str) else None
+        return Reference(task.module, path, qualname, task.namespace, task.name)
+    from atasks.codecs.cloudpickle import dumps  # a prompt or a notebook: nothing can be imported from it
+
+    return Reference(None, None, qualname or task.name, task.namespace, task.name, dumps(function))
+
+
+def find(reference: Reference) -> Callable[..., Any]:
+    """The function, importing its module if need be. Raises whatever the import raises."""
+    if reference.module is None:
+        function: Callable[..., Any] = pickle.loads(reference.pickled)
+        return function
+    _import(reference.module, reference.file)
+    from atasks.router import get_router
+    from atasks.tasks import ATask
+
+    item = get_router(reference.namespace).registry.get(reference.name)
+    if item is not None:
+        return item.task.local  # type: ignore[no-any-return]  # an item holds anything
+    found: Any = sys.modules[reference.module]
+    for part in reference.qualname.split("."):
+        found = getattr(found, part)
+    return found.local if isinstance(found, ATask) else found
+
+
+def _import(module: str, file: str | None) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}.") or file is None:
+            raise
+        from atasks.modules import load  # a script whose file has another name than its module, or is a link
+
+        load(file)

@@ -1,0 +1,218 @@
+"""Calls from code without an event loop: a script, a view, a thread.
+
+They run in one event loop per process, in a thread of its own that lives while a `connect_sync` or a call needs
+it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from atasks import calls
+from atasks.calls import serving
+from atasks.connection import connect
+from atasks.errors import NotConnected, NotSupported, TransportError
+from atasks.executors.threads import State, seated
+
+if TYPE_CHECKING:
+    from atasks.router import Router
+    from atasks.transport.base import Transport
+
+__all__ = ["call", "connect_sync"]
+
+T = TypeVar("T")
+
+CANCEL_PATIENCE: Final = 5.0
+"""Seconds for which an interrupted thread waits for its call to be cancelled."""
+
+
+@contextmanager
+def connect_sync(
+    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Any
+) -> Iterator[Transport]:
+    """Call atasks of the namespace by `.sync` over this transport, from every thread, inside this block.
+
+    As `atasks.connect`, for code without an event loop: a nested one shadows the outer one, and when the block
+    ends calls that are pending end in `CallConnectionLost`. A process that is forked inside the block has to enter
+    one of its own.
+
+    Raises what `connect` raises, and RuntimeError where an event loop runs.
+    """
+    _refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
+    with _background_loop() as background:
+        manager = connect(url, namespace=namespace, **options)
+        transport = _run(background.loop, manager.__aenter__)
+        try:
+            yield transport
+        finally:
+            if background.pid == os.getpid():  # a forked process has no business with its parent's connection
+                _run(background.loop, lambda: manager.__aexit__(None, None, None))
+
+
+def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
+    _refuse_in_loop(f"{name}.sync()", "`await` it")
+
+    def send() -> Coroutine[Any, Any, Any]:
+        return router.send_request(name, *args, **kwargs)
+
+    seat = seated.get()
+    if seat is not None and seat.state is not State.ENDED:
+        return _run(seat.loop, lambda: seat.wait_for(send))
+    run = serving.get()
+    if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
+        return _run(run.loop, send)
+    with _background_loop(router.namespace) as background:
+        if background.loop not in router._connected:
+            raise _unconnected(router.namespace)
+        return _run(background.loop, send)
+
+
+class _Background:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.users = 0
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._main, args=(started,), name="atasks-sync", daemon=True)
+        self._thread.start()
+        self.loop = started.result()
+
+    def _main(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        try:
+            asyncio.run(self._until_stopped(started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)  # no loop could be made
+
+    async def _until_stopped(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        self._stopped = asyncio.Event()
+        started.set_result(asyncio.get_running_loop())
+        await self._stopped.wait()
+
+    def stop(self) -> None:
+        """End the loop, and return when its thread has ended."""
+        self.loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join()
+
+
+_lock = threading.Lock()
+_background: _Background | None = None
+_forked = False
+"""Whether this process was forked from one that had connected, and has not connected itself since."""
+
+
+@contextmanager
+def _background_loop(connected: str | None = None) -> Iterator[_Background]:
+    """The process's background loop, which lives at least as long as this block. It is started if there is none,
+    but for a namespace that should be `connected` that is NotConnected."""
+    global _background, _forked
+    with _lock:
+        if _background is None:
+            if connected is not None:
+                raise _unconnected(connected)
+            _background = _Background()
+            _forked = False
+        background = _background
+        background.users += 1
+    try:
+        yield background
+    finally:
+        with _lock:
+            background.users -= 1
+            last = background.users == 0 and background is _background
+            if last:
+                _background = None
+        if last:
+            background.stop()
+
+
+def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine that `make` makes returns or raises, in a task of that loop of another thread.
+
+    The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
+    """
+    errand = _Errand(make)
+    try:
+        loop.call_soon_threadsafe(errand.begin)
+    except RuntimeError:
+        raise NotConnected("the event loop of this connection has ended") from None
+    try:
+        return errand.result()
+    except BaseException:
+        if not errand.ended.is_set():
+            loop.call_soon_threadsafe(errand.cancel)
+            errand.ended.wait(CANCEL_PATIENCE)
+        raise
+
+
+class _Errand(Generic[T]):
+    """A coroutine that a thread has run by an event loop."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._task: asyncio.Task[T] | None = None
+        self.ended = threading.Event()
+
+    def begin(self) -> None:
+        """In the event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._make())
+        self._task.add_done_callback(lambda _: self.ended.set())
+
+    def cancel(self) -> None:
+        """In the event loop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def result(self) -> T:
+        """In the thread: wait for its end. Raises what the coroutine raised, and what interrupts the thread."""
+        self.ended.wait()
+        task, self._task = self._task, None  # its exception leads to the frames above: no circle may stay
+        assert task is not None
+        try:
+            return task.result()
+        finally:
+            del task
+
+
+def _refuse_in_loop(what: str, instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise RuntimeError(f"{what} blocks, and an event loop runs in this thread: {instead} instead")
+
+
+def _unconnected(namespace: str) -> TransportError:
+    """The error of a call for which there is no connection."""
+    where = "" if namespace == "default" else f", namespace={namespace!r}"
+    advice = f'enter `with atasks.connect_sync("amqp://localhost/"{where})` or another URL'
+    if calls.lone_call is not None:
+        return NotSupported(
+            "a function with executor='process' has no connection to call other atasks by: "
+            f"use executor='thread', or {advice} in the function"
+        )
+    if _forked:
+        return NotConnected(
+            "this process was forked from one that had connected; connections do not survive a fork: "
+            f"{advice} in the child"
+        )
+    return NotConnected(f"namespace {namespace!r} has no connection for synchronous callers: {advice} first")
+
+
+def _after_fork() -> None:
+    """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
+    global _lock, _background, _forked
+    _forked = _forked or _background is not None
+    _lock, _background = threading.Lock(), None
+
+
+os.register_at_fork(after_in_child=_after_fork)

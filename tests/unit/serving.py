@@ -1,0 +1,41 @@
+"""What tests of workers in this process share: serving, and waiting for what no event tells of."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import atasks
+from atasks.worker import Worker
+
+PATIENCE = 60
+"""Seconds after which something is taken to hang: these machines may be busy."""
+
+
+def serve(namespace: str, **options: Any) -> Any:
+    """`atasks.serve` over the loopback transport, without patience at its end."""
+    return atasks.serve("loopback:", namespace=namespace, grace=0, **options)
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Return when it holds."""
+    async with asyncio.timeout(PATIENCE):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
+async def happened(event: threading.Event) -> None:
+    """Return when a thread has set the event."""
+    assert await asyncio.to_thread(event.wait, PATIENCE)
+
+
+def idle(worker: Worker) -> bool:
+    """Whether it holds no call, and all its slots and places for threads are free."""
+    pool = worker.pools.threads
+    return (
+        worker.slots.free == worker.concurrency
+        and (worker.held, worker.parked, pool._parked) == (0, 0, 0)
+        and pool._places.free == pool.size
+    )
