@@ -19,6 +19,7 @@ from atasks.errors import DecodeError
 from atasks.execution import decode_arguments, raised, returned
 from atasks.executors.frames import HEADER, Request, decode_request, frame
 from atasks.executors.references import Reference, find
+from atasks.namespaces import namespaces
 from atasks.wire import Call, Reply, Status
 
 __all__ = ["serve"]
@@ -33,6 +34,7 @@ def serve(channel: socket.socket, stream: BinaryIO, codec: Codec) -> None:
     # that does nothing, unlike SIG_IGN, is not inherited by the programs that a function starts.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _do_nothing)
+    namespaces.register(codec.namespace, codec=codec)
     requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_read, args=(stream, requests, busy), name="atasks-requests", daemon=True).start()

@@ -22,6 +22,7 @@ from atasks import (
     PickleCodec,
     RemoteError,
     WorkerLost,
+    ZstdCodec,
     atask,
 )
 from atasks.codecs import CloudpickleCodec
@@ -212,7 +213,11 @@ async def test_calling_another_atask_needs_a_connection_of_its_own() -> None:
     assert call_id is not None
 
 
-@pytest.mark.parametrize("codec", [PickleCodec, CloudpickleCodec, MsgpackCodec])
+def zstd(namespace: str) -> ZstdCodec:
+    return ZstdCodec(namespace=namespace, threshold=1)
+
+
+@pytest.mark.parametrize("codec", [PickleCodec, CloudpickleCodec, MsgpackCodec, zstd])
 async def test_processes_have_the_codec_of_the_worker(codec: Any) -> None:
     codec(blocking.NAMESPACE)
     try:
