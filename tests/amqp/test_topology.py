@@ -158,14 +158,6 @@ async def test_queue_with_other_arguments(
         assert await soon(added(1, 2)) == 3
 
 
-def _members(broker: Broker, action: str, name: str) -> None:
-    """Stop or restart what keeps a quorum queue, as RabbitMQ does when it creates one."""
-    queue = f'rabbit_misc:r(<<"/">>, queue, <<"{name}">>)'
-    broker.ctl(
-        "eval", f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), ra:{action}(quorum_queues, amqqueue:get_pid(Q))."
-    )
-
-
 async def test_worker_that_begins_while_the_broker_creates_its_queue(
     controllable_broker: Broker, prefix: str, new_transport: NewTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -179,13 +171,13 @@ async def test_worker_that_begins_while_the_broker_creates_its_queue(
 
     async with site.open():
         assert await soon(add(1, 2)) == 3
-    await asyncio.to_thread(_members, controllable_broker, "stop_server", name)
+    await asyncio.to_thread(controllable_broker.silence_quorum_queue, name)
     async with site.open(serve=False):
         serving = asyncio.create_task(site.serve())
         while "cannot serve yet" not in caplog.text:
             await asyncio.wait([serving], timeout=0.01)
             assert not serving.done()
-        await asyncio.to_thread(_members, controllable_broker, "restart_server", name)
+        await asyncio.to_thread(controllable_broker.wake_quorum_queue, name)
         await soon(serving)
         assert await soon(add(1, 2)) == 3
     site.close()

@@ -82,6 +82,19 @@ class Broker:
         """Have the broker close every client connection."""
         self.ctl("close_all_connections", reason)
 
+    def silence_quorum_queue(self, name: str) -> None:
+        """Stop what keeps a quorum queue, so that it has no leader, until `wake_quorum_queue`."""
+        self._quorum_queue(name, "stop_server")
+
+    def wake_quorum_queue(self, name: str) -> None:
+        """Start it again."""
+        self._quorum_queue(name, "restart_server")
+
+    def _quorum_queue(self, name: str, action: str) -> None:
+        queue = f'rabbit_misc:r(<<"/">>, queue, <<"{name}">>)'
+        code = f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), ra:{action}(quorum_queues, amqqueue:get_pid(Q))."
+        self.ctl("eval", code)
+
     def add_vhost(self) -> str:
         """The URL of a new virtual host."""
         name = f"test-{uuid.uuid4().hex}"

@@ -136,3 +136,30 @@ async def test_nodes_die_one_after_the_other_while_calls_come_and_go(
     await settled(asyncio.gather(*clients), "calls on the move while nodes died", 60)
     _check(history)
     await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_queue_whose_node_is_down_keeps_no_worker_from_its_other_queues(
+    cluster: Cluster, fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    """Classic queues live on the node where they were declared."""
+    gate = tmp_path / "gate"
+    for queue, first in (("well", 0), ("ailing", 2)):
+        worker = await asyncio.to_thread(fleet.start_one, url=cluster.urls(first), queues=[queue])
+        assert await asyncio.to_thread(worker.stop) == 0
+    worker = await asyncio.to_thread(fleet.start_one, url=cluster.urls(0), queues=["ailing", "well"])
+    calls = history.start(20, gated, str(gate), queue="ailing")
+    await until(lambda: history.started() == 20, "the calls run")
+    dead = cluster.nodes[2]
+    await asyncio.to_thread(dead.kill)
+    await settled(asyncio.gather(*history.start(50, echo, queue="well")), "calls on the other queue", 60)
+    await until(lambda: "queue 'ailing' cannot be served for now" in worker.output, "the worker says so", 60)
+    assert not any(call.done() for call in calls)
+    gate.touch()
+    await asyncio.to_thread(dead.start)
+    await settled(asyncio.gather(*calls), "calls that ran while their queue was away", 60)
+    await until(lambda: "queue 'ailing' is served again" in worker.output, "the worker serves it", 60)
+    await settled(asyncio.gather(*history.start(20, echo, queue="ailing")), "calls on it")
+    history.completed()
+    history.check()
+    await fleet.quiet()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ConnectionInternalError
 
+from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.link import Link, guard, shielded
 
 if TYPE_CHECKING:
@@ -18,10 +21,14 @@ logger = logging.getLogger("atasks.amqp")
 
 
 class Consumer:
-    """The live consumer of one queue, and how much of its window is in use."""
+    """The live consumer of one queue over one link, and how much of its window is in use."""
 
-    def __init__(self, intake: Intake, queue: str, name: str, full_size: int, solo: bool) -> None:
+    def __init__(
+        self, intake: Intake, link: Link, acks: Acks, queue: str, name: str, full_size: int, solo: bool
+    ) -> None:
         self.intake = intake
+        self.acks = acks
+        """Of the channel of its deliveries."""
         self.queue = queue
         self.solo = solo
         """Whether it is the queue of last attempts, which run alone."""
@@ -32,7 +39,7 @@ class Consumer:
         self.unfinished = 0
         """Messages of the live consumer whose calls have not all ended."""
         self.generation = 0
-        self._link: Link | None = None
+        self._link = link
         self._tag: str | None = None
 
     @property
@@ -40,18 +47,25 @@ class Consumer:
         """Whether the broker sends to it."""
         return self._tag is not None
 
-    async def start(self, link: Link, prefetch: int) -> None:
-        self._link = link
+    async def start(self, prefetch: int) -> None:
+        """Consume with this window. Where the queue cannot be consumed the link is of no use afterwards: the
+        broker has closed the connection, or its channel waits for an answer."""
         self.generation += 1
         self.unfinished = 0
         self.prefetch = max(1, prefetch)
-        await guard(link.work.basic_qos(prefetch_count=self.prefetch))
-        self._tag = (await guard(link.work.basic_consume(self.name, self._on_message))).consumer_tag
+        work = self._link.work
+        try:
+            async with asyncio.timeout(self.intake.transport.timeout / 2):
+                await guard(work.basic_qos(prefetch_count=self.prefetch))
+                self._tag = (await guard(work.basic_consume(self.name, self._on_message))).consumer_tag
+        except (ConnectionInternalError, TimeoutError) as error:
+            self.intake.ailing.add(self.queue, error)
+            raise
 
     async def stop(self) -> None:
         """Wait for the broker's word: a cancel that does not would drop deliveries under way."""
         tag, self._tag = self._tag, None
-        if tag is not None and self._link is not None:
+        if tag is not None:
             await guard(shielded(self._link.work.basic_cancel(tag)))
 
     async def _on_message(self, message: DeliveredMessage) -> None:
@@ -59,4 +73,4 @@ class Consumer:
             await self.intake.receive(self, message)
         except Exception:
             logger.exception("a request could not be served")
-            self.intake.fail(message)
+            self.intake.fail(self, message)

@@ -13,6 +13,7 @@ from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.acks import Acks
     from atasks.transport.backends.amqp.consumer import Consumer
     from atasks.transport.backends.amqp.intake import Intake
 
@@ -42,9 +43,10 @@ class Inbound:
     )
 
     def __init__(
-        self, intake: Intake, consumer: Consumer, message: DeliveredMessage, *, counts: bool = True
+        self, intake: Intake, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None
     ) -> None:
-        """`counts`: whether it takes a place in the window of the consumer."""
+        """`lease`: the acknowledgements of its channel, if it comes from a lease queue and takes no place in the
+        window of the consumer."""
         self.intake = intake
         self.consumer = consumer
         self.properties = message.header.properties
@@ -57,9 +59,9 @@ class Inbound:
         self.renewing = False
         """Whether a lease is on its way to take its place."""
         self._tag = message.delivery_tag or 0
-        self._acks = intake.acks  # of this epoch: on a later channel the tag means another message
-        self._generation = consumer.generation if counts else -1
-        consumer.unfinished += counts
+        self._acks = lease or consumer.acks  # of its channel: on another one the tag means another message
+        self._generation = consumer.generation if lease is None else -1
+        consumer.unfinished += lease is None
 
     def ended(self) -> None:
         """One of its calls has ended."""
@@ -70,20 +72,18 @@ class Inbound:
     def settled(self) -> None:
         """What became of one of its calls is safe."""
         self.unsettled -= 1
-        if self.unsettled == 0 and self._acks is not None:
+        if self.unsettled == 0:
             self._acks.ack(self._tag)
 
     def requeue(self) -> None:
         """Have the broker deliver it again."""
-        if self._acks is not None:
-            self._acks.requeue(self._tag)
+        self._acks.requeue(self._tag)
 
     def dead_letter(self) -> None:
         """It can be neither read nor answered."""
         self.calls = 1
         self.ended()
-        if self._acks is not None:
-            self._acks.reject(self._tag)
+        self._acks.reject(self._tag)
 
 
 class CallDelivery:

@@ -16,6 +16,7 @@ from atasks import wire
 from atasks.errors import DecodeError
 from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.ailing import Ailing
 from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.consumer import Consumer
 from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Settling
@@ -67,9 +68,11 @@ class Intake:
         self._control = ""
         self._callers = CallerWatch(self)
         self._leases = Leases(self, transport.consumer_timeout)
+        self.ailing = Ailing(self)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
             asyncio.create_task(self._leases.run(), name="atasks leases"),
+            asyncio.create_task(self.ailing.run(), name="atasks ailing queues"),
         ]
 
     # -- life
@@ -78,7 +81,6 @@ class Intake:
         """Declare and consume everything over a new link."""
         topology, worker = self.transport.topology, self.worker
         self.epoch += 1
-        acks = Acks(link.work)
         try:
             async with asyncio.timeout(self.transport.timeout / 4):
                 await link.declare_queue(topology.dead, topology.dead_arguments())
@@ -90,32 +92,53 @@ class Intake:
         for queue in self.queues:
             await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
         await guard(link.inbox.basic_consume(control, self._on_control, no_ack=True))
-        created = [queue for queue in self.queues if await link.queue_state(topology.work(queue)) is None]
-        arguments = topology.work_arguments()
-        share = min(MAX_PREFETCH, -(-worker.concurrency // len(self.queues)))
+        self.link, self.acks = link, Acks(link.work)
         consumers: list[Consumer] = []
         for queue in self.queues:
-            for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
-                await link.declare_queue(name, arguments)
-                consumers.append(Consumer(self, queue, name, size, solo=name != topology.work(queue)))
-        self.link, self.acks, self.window = link, acks, Window(link, worker, consumers)
+            if queue not in self.ailing:
+                try:
+                    consumers += await self.declare(link, queue)
+                except (ChannelNotFoundEntity, TimeoutError) as error:
+                    self.ailing.add(queue, error)
+        self.window = Window(link, worker, consumers)
         if not self._stopping:
             await self.window.open()
-        for queue in created:
-            body = wire.encode([Up(VERSION, topology.namespace, queue, worker.id)])
+
+    async def declare(self, link: Link, queue: str) -> list[Consumer]:
+        """Declare a work queue and its solo queue, and announce them if they are new. Returns their consumers, not
+        started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer."""
+        topology = self.transport.topology
+        acks = self.acks if self.acks is not None and link is self.link else Acks(link.work)
+        share = min(MAX_PREFETCH, -(-self.worker.concurrency // len(self.queues)))
+        consumers: list[Consumer] = []
+        async with asyncio.timeout(self.transport.timeout / 4):
+            new = await link.queue_state(topology.work(queue)) is None
+            for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
+                await link.declare_queue(name, topology.work_arguments())
+                solo = name != topology.work(queue)
+                consumers.append(Consumer(self, link, acks, queue, name, size, solo))
+        if new:
+            body = wire.encode([Up(VERSION, topology.namespace, queue, self.worker.id)])
             self.transport.outbox.put(self.transport.control(body, topology.up_key(queue)))
+        return consumers
 
     def suspend(self) -> None:
         """The link is gone. Runs go on; what they were delivered by will be delivered again."""
         self.link = None
-        if self.acks is not None:
-            self.acks.close()
-            self.acks = None
+        for acks in self._all_acks():
+            acks.close()
+        self.acks = None
+        self.ailing.abandon()
         self._callers.reset()
         self._leases.reset()
         if self.window is not None:
             self.window.abandon()
             self.window = None
+
+    def _all_acks(self) -> set[Acks]:
+        """Those of every channel that is consumed from."""
+        found = {consumer.acks for consumer in self.window.consumers} if self.window is not None else set()
+        return found | {self.acks} if self.acks is not None else found
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand, and can be acknowledged."""
@@ -155,13 +178,14 @@ class Intake:
         for task in self._background:
             task.cancel()
         await asyncio.wait(self._background)
+        await self.ailing.close()
 
     async def acknowledged(self) -> None:
         """Return when every acknowledgement was written."""
         for errand in list(self._errands):
             await asyncio.wait([errand])
-        if self.acks is not None:
-            await self.acks.flushed()
+        for acks in self._all_acks():
+            await acks.flushed()
 
     # -- requests
 
@@ -201,7 +225,7 @@ class Intake:
         if consumer.solo and self.window is not None:
             self.window.adapt()
 
-    def fail(self, message: DeliveredMessage) -> None:
+    def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
         reply_to = message.header.properties.reply_to
         calls = [item for item in wire.salvage(message.body).envelopes if isinstance(item, Call)]
@@ -210,8 +234,7 @@ class Intake:
         if reply_to and replies:
             properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=2)
             self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties))
-        if self.acks is not None:
-            self.acks.reject(message.delivery_tag or 0)
+        consumer.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""
@@ -291,12 +314,6 @@ class Intake:
         """Consume a lease queue, without a window: what is in it is in hand already. Returns the consumer tag."""
         await guard(link.work.basic_qos(prefetch_count=0))
         return (await guard(link.work.basic_consume(name, callback))).consumer_tag or ""
-
-    def leased(self, message: DeliveredMessage, old: Inbound | None) -> Inbound:
-        """The message of a lease, in the place of an older one."""
-        assert self.window is not None, "it was delivered over a link"
-        consumer = old.consumer if old is not None else self.window.consumers[0]
-        return Inbound(self, consumer, message, counts=False)
 
     # -- replies
 

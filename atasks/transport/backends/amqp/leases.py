@@ -109,14 +109,15 @@ class Leases:
         except DecodeError:
             envelopes = []
         calls = [envelope for envelope in envelopes if isinstance(envelope, Call)]
+        acks = self._intake.acks
+        if acks is None:
+            return  # the link is gone, and the lease with it
         run = self._intake.worker.find(calls[0].id) if calls else None
         older = [] if run is None else run.deliveries
-        old = older[-1].inbound if older and isinstance(older[-1], CallDelivery) else None
-        delivery = CallDelivery(self._intake.leased(message, old))
-        if run is None:  # it ended meanwhile
-            delivery.drop()
+        if run is None or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
+            acks.ack(message.delivery_tag or 0)
             return
-        run.deliveries = [delivery]
+        run.deliveries = [CallDelivery(Inbound(self._intake, older[-1].inbound.consumer, message, acks))]
         for each in older:
             each.drop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -47,6 +48,8 @@ MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
 CLOSE_SECONDS: Final = 5.0
 CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
+WHOLE_ATTEMPTS: Final = 3
+"""How often a worker tries to begin with all of its queues."""
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 
@@ -464,19 +467,21 @@ class AMQPTransport(CallTransport):
     async def _begin(self, intake: Intake, link: Link) -> None:
         """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for
         `timeout` seconds: RabbitMQ 3.10 closes the connection (541) of who consumes a quorum queue that another
-        worker has just declared."""
+        worker has just declared. A queue that fails again and again is left out."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.timeout
         pause, longest = BACKOFF
-        while True:
+        for attempt in itertools.count(1):
             try:
                 await intake.resume(link)
                 return
-            except (ConnectionError, ChannelInvalidStateError) as error:
+            except (ConnectionError, TimeoutError, ChannelInvalidStateError) as error:
                 if loop.time() >= until:
                     raise
                 logger.warning("cannot serve yet: %s", error)
                 intake.suspend()
+                if attempt < WHOLE_ATTEMPTS:
+                    intake.ailing.forgive()
                 if self.link is link:  # not restored yet
                     self._restored.clear()
                     link.lose(f"serving failed: {error}")

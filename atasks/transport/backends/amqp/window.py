@@ -32,11 +32,26 @@ class Window:
         self._looking = False
         """Whether `adapt` is to be called soon."""
 
+    @property
+    def opened(self) -> bool:
+        """Whether it is to consume."""
+        return not self._stopped
+
     async def open(self) -> None:
         """Consume, with full windows."""
         self._stopped = False
         for consumer in self.consumers:
-            await consumer.start(self.link, min(consumer.full_size, max(1, self._worker.slots.free)))
+            await consumer.start(self.size(consumer))
+
+    def add(self, consumers: list[Consumer]) -> bool:
+        """Take in consumers that have started over another link; False if nothing is consumed any more."""
+        if not self._stopped:
+            self.consumers += consumers
+        return not self._stopped
+
+    def size(self, consumer: Consumer) -> int:
+        """The prefetch to start a consumer with."""
+        return min(consumer.full_size, max(1, self._worker.slots.free))
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand."""
@@ -113,7 +128,7 @@ class Window:
     async def _replace(self, consumer: Consumer, prefetch: int) -> None:
         await consumer.stop()
         if not self._stopped:
-            await consumer.start(self.link, prefetch)
+            await consumer.start(prefetch)
 
     async def _step_aside(self) -> None:
         """Leave everything to other workers, but for the call that runs alone."""

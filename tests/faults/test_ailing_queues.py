@@ -1,0 +1,88 @@
+"""Queues that cannot be served for a while, beside others that can."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from tests.broker import Broker
+from tests.faults.history import History, settled, until
+from tests.faults.proxy import Proxy
+from tests.faults.tasks import echo, gated
+from tests.faults.workers import Fleet
+
+LEFT_OUT = "queue 'ailing' cannot be served for now"
+SERVED_AGAIN = "queue 'ailing' is served again"
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+@pytest.mark.parametrize("part", ["", ".solo"])
+@pytest.mark.usefixtures("connected")
+async def test_a_queue_without_a_leader_keeps_no_worker_from_its_other_queues(
+    fleet: Fleet,
+    history: History,
+    node: Broker,
+    second_proxy: Proxy,
+    prefix: str,
+    tmp_path: Path,
+    part: str,
+) -> None:
+    """While it serves, and then while it begins to."""
+    gate = tmp_path / "gate"
+    ailing = f"{prefix}.q.default.ailing{part}"
+    queues = {"queues": ["ailing", "well"], "queue_type": "quorum", "concurrency": 40}
+    first = fleet.start_one(url=second_proxy.url(), **queues)
+    calls = history.start(10, gated, str(gate), queue="ailing")
+    await until(lambda: history.started() == 10, "the calls run")
+    await asyncio.to_thread(node.silence_quorum_queue, ailing)
+    second_proxy.drop()
+    await until(lambda: LEFT_OUT in first.output, "the worker leaves the queue out")
+    await settled(asyncio.gather(*history.start(20, echo, queue="well")), "calls on the other queue")
+    second = fleet.start_one(**queues)
+    assert LEFT_OUT in second.output
+    first.kill()
+    await settled(asyncio.gather(*history.start(20, echo, queue="well")), "calls on the other queue")
+    assert not any(call.done() for call in calls)
+    gate.touch()
+    await asyncio.to_thread(node.wake_quorum_queue, ailing)
+    await settled(asyncio.gather(*calls), "calls on the queue that has recovered", 60)
+    await until(lambda: SERVED_AGAIN in second.output, "the worker says so")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_queue_that_has_recovered_survives_a_reconnect_and_a_drain(
+    fleet: Fleet, history: History, node: Broker, second_proxy: Proxy, prefix: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    queues = {"queues": ["ailing", "well"], "queue_type": "quorum"}
+    fleet.start_one(**queues).kill()
+    ailing = f"{prefix}.q.default.ailing"
+    await asyncio.to_thread(node.silence_quorum_queue, ailing)
+    worker = fleet.start_one(url=second_proxy.url(), **queues)
+    await asyncio.to_thread(node.wake_quorum_queue, ailing)
+    await until(lambda: SERVED_AGAIN in worker.output, "the queue is served")
+    calls = history.start(10, gated, str(gate), queue="ailing")
+    await until(lambda: history.started() == 10, "the calls run")
+    second_proxy.drop()
+    await until(lambda: "connection restored" in worker.output, "the worker is back")
+    gate.touch()
+    await settled(asyncio.gather(*calls), "calls whose connection was lost")
+    assert len(history.runs()) == 10
+    calls = history.start(10, echo, queue="ailing") + history.start(10, echo, queue="well")
+    await settled(asyncio.gather(*calls), "calls after the reconnect")
+    assert await asyncio.to_thread(worker.stop) == 0
+    history.completed()
+    history.check()
+    await fleet.quiet()
