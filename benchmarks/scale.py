@@ -1,0 +1,281 @@
+"""`python -m benchmarks.scale [STUDY...]`: how atasks behaves at its limits, over RabbitMQ.
+
+Each study answers one question with a table, and compares with a yardstick of the same run where there is one.
+They take some minutes together. RabbitMQ is found as `python -m benchmarks` finds it. Nothing else should be running.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+import atasks
+from benchmarks import scale_functions as functions
+from benchmarks.__main__ import servers
+from benchmarks.atasks_amqp import delete
+from benchmarks.catalogue import AMQP
+from benchmarks.harness import VARIABLES
+from benchmarks.load import BenchmarkFailed
+from benchmarks.processes import Child
+
+ECHO_SERVER = Path(__file__).with_name("socket_echo.py")
+
+
+@asynccontextmanager
+async def fleet(count: int, concurrency: int, **variables: str) -> AsyncIterator[list[psutil.Process]]:
+    """So many workers in processes of their own, and a connection to them. Yields the processes."""
+    prefix = f"scale-{uuid.uuid4().hex[:8]}"
+    environ = {
+        VARIABLES[AMQP]: os.environ[VARIABLES[AMQP]],
+        functions.CONCURRENCY: str(concurrency),
+        **variables,
+    }
+    async with AsyncExitStack() as stack:
+        children = [
+            await stack.enter_async_context(
+                Child.start(Path(sys.executable), "benchmarks.scale_functions", "worker", prefix, environ=environ)
+            )
+            for _ in range(count)
+        ]
+        await stack.enter_async_context(atasks.connect(os.environ[VARIABLES[AMQP]], prefix=prefix))
+        stack.push_async_callback(delete, prefix)
+        for _ in range(200 * count):  # every worker has seen the atask, and its pace is known
+            await functions.echo(b"")
+        yield [psutil.Process(child.pid) for child in children]
+
+
+async def in_flight(calls: int, width: int, call: Callable[[], Awaitable[Any]]) -> float:
+    """Make so many calls, so many of them at a time; the seconds that they took."""
+    left = calls
+
+    async def caller() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            await call()
+
+    begun = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(width, calls)):
+            group.create_task(caller())
+    return time.perf_counter() - begun
+
+
+def cpu(process: psutil.Process) -> float:
+    """CPU seconds so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def rss(process: psutil.Process) -> float:
+    """Resident memory in MiB."""
+    return float(process.memory_info().rss / 2**20)
+
+
+async def fairness() -> None:
+    """Does batching keep work from workers that are free? Makespans with it and without, medians of five."""
+    shuffled = random.Random(1).sample([1.0] * 64 + [0.001] * 2000, 2064)
+    loads: dict[str, Callable[[Any], list[Coroutine[Any, Any, None]]]] = {
+        "2000 calls of 50 ms": lambda batch: [functions.nap.options(batch=batch)(0.05) for _ in range(2000)],
+        "64 calls of 1 s among 2000 of 1 ms, one atask": lambda batch: [
+            functions.nap.options(batch=batch)(seconds) for seconds in shuffled
+        ],
+        "the same, two atasks": lambda batch: [
+            (functions.long_nap if seconds == 1 else functions.quick_nap).options(batch=batch)()
+            for seconds in shuffled
+        ],
+    }
+    print("4 workers of concurrency=4            batch='auto'   batch=False   ratio")
+    async with fleet(4, 4):
+        for name, calls in loads.items():
+            makespans: dict[Any, list[float]] = {"auto": [], False: []}
+            for _ in range(5):
+                for batch, found in makespans.items():
+                    begun = time.perf_counter()
+                    await asyncio.gather(*calls(batch))
+                    found.append(time.perf_counter() - begun)
+            auto, single = (statistics.median(found) for found in makespans.values())
+            print(f"{name:<46} {auto:>6.2f} s {single:>8.2f} s {auto / single:>7.2f}", flush=True)
+
+
+async def width() -> None:
+    """Does the cost of a call grow with the calls in flight?"""
+    payload = b"x" * 100
+    client = psutil.Process()
+    async with fleet(1, 100) as [worker]:
+        print("in flight    calls/s   CPU us per call: client   worker   of 500's")
+        base = 0.0
+        for wide in (500, 5_000, 20_000, 100_000):
+            calls = max(wide, 50_000)
+            gc.collect()
+            before = cpu(client), cpu(worker)
+            seconds = await in_flight(calls, wide, lambda: functions.echo(payload))
+            spent = [
+                1e6 * (now - then) / calls for now, then in zip((cpu(client), cpu(worker)), before, strict=True)
+            ]
+            base = base or sum(spent)
+            print(
+                f"{wide:>9} {calls / seconds:>10.0f} {spent[0]:>25.1f} {spent[1]:>8.1f}"
+                f" {sum(spent) / base:>10.2f}",
+                flush=True,
+            )
+
+
+async def memory() -> None:
+    """What does a call in flight hold, and does anything grow over a million calls?"""
+    client = psutil.Process()
+    count = 100_000
+    async with fleet(1, 100) as [worker]:
+        held = rss(client)
+        loop = asyncio.get_running_loop()
+        release: asyncio.Future[None] = loop.create_future()
+
+        async def local() -> None:
+            await asyncio.shield(release)
+
+        tasks = [asyncio.create_task(local()) for _ in range(count)]
+        await asyncio.sleep(0.1)
+        of_task = (rss(client) - held) * 1024 / count
+        release.set_result(None)
+        await asyncio.wait(tasks)
+        del tasks
+        gc.collect()
+        held = rss(client)
+        tasks = [asyncio.create_task(functions.nap(3600.0)) for _ in range(count)]
+        await asyncio.sleep(15.0)  # all of them are at the broker
+        of_call = (rss(client) - held) * 1024 / count
+        print(f"a call in flight holds {of_call:.2f} KiB at its caller, its asyncio task included;")
+        print(f"an asyncio task that awaits a shielded future holds {of_task:.2f} KiB")
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        del tasks
+        gc.collect()
+    async with fleet(1, 100) as [worker]:
+        print("calls so far    client MiB   worker MiB")
+        for step in range(11):
+            if step:
+                await in_flight(100_000, 500, lambda: functions.echo(b"x" * 100))
+            print(f"{step * 100_000:>12} {rss(client):>13.1f} {rss(worker):>12.1f}", flush=True)
+
+
+async def payloads() -> None:
+    """What do large payloads cost, beside a plain copy through a socket?"""
+    sizes = {"1 KiB": 2**10, "100 KiB": 100 * 2**10, "1 MiB": 2**20, "10 MiB": 10 * 2**20}
+    async with fleet(1, 100):
+        print("echo of     in flight   atasks MiB/s   socket MiB/s   socket / atasks")
+        for name, size in sizes.items():
+            wide = max(2, min(64, 8 * 2**20 // size))
+            calls = max(20, min(5000, 200 * 2**20 // size))
+            payload = random.Random(size).randbytes(size)
+            rates = []
+            for _ in range(3):
+                seconds = await in_flight(calls, wide, lambda payload=payload: functions.echo(payload))  # type: ignore[misc]
+                rates.append(2 * calls * size / 2**20 / seconds)
+            plain = await asyncio.to_thread(_socket_rate, size, calls)
+            rate = statistics.median(rates)
+            print(f"{name:<11} {wide:>9} {rate:>14.1f} {plain:>14.1f} {plain / rate:>17.1f}", flush=True)
+    rows = [(number, f"row {number} of a table") for number in range(100_000)]
+    print("a table of 100 000 rows, 4 in flight: seconds per call")
+    for name, variables in {"plain": {}, "zstd": {functions.ZSTD: "1"}}.items():
+        if variables:
+            atasks.ZstdCodec()
+        async with fleet(1, 100, **variables):
+            seconds = await in_flight(20, 4, lambda: functions.same(rows))
+        size = len(await atasks.get_codec().encode(rows))
+        print(f"  {name}: {seconds / 20:.3f} s, {size / 2**20:.2f} MiB each way", flush=True)
+    atasks.CloudpickleCodec()
+
+
+def _socket_rate(size: int, calls: int) -> float:
+    """MiB/s, both ways, of blocking sockets to an echo in another process: one message after the other."""
+    with subprocess.Popen([sys.executable, ECHO_SERVER], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        with socket.create_connection(("127.0.0.1", int(server.stdout.readline()))) as connection:
+            payload = bytes(size)
+            buffer = memoryview(bytearray(size))
+            begun = time.perf_counter()
+            for _ in range(calls):
+                connection.sendall(len(payload).to_bytes(8, "big"))
+                connection.sendall(payload)
+                got = 0
+                while got < size:
+                    got += connection.recv_into(buffer[got:])
+            seconds = time.perf_counter() - begun
+    return 2 * calls * size / 2**20 / seconds
+
+
+async def recursion() -> None:
+    """What does a nested await cost beside a flat one?"""
+    calls = 21_891
+    async with fleet(2, 100):
+        flat, deep = [], []
+        for _ in range(3):
+            begun = time.perf_counter()
+            await asyncio.gather(*(functions.echo(b"") for _ in range(calls)))
+            flat.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            if await functions.fib(20) != 6765:
+                raise BenchmarkFailed("fib(20) is 6765")
+            deep.append(time.perf_counter() - begun)
+    one, other = statistics.median(flat), statistics.median(deep)
+    print(f"fib(20), {calls} calls over 2 workers: {other:.2f} s, {1e6 * other / calls:.0f} us per call")
+    print(f"a flat gather of {calls} echoes:        {one:.2f} s, {1e6 * one / calls:.0f} us per call")
+    print(f"ratio {other / one:.1f}", flush=True)
+
+
+async def idle() -> None:
+    """What do awaits cost that wait?"""
+    client = psutil.Process()
+    async with fleet(1, 10_000) as [worker]:
+        tasks = [asyncio.create_task(functions.nap(3600.0)) for _ in range(10_000)]
+        await asyncio.sleep(10.0)
+        before, begun = (cpu(client), cpu(worker)), time.perf_counter()
+        await asyncio.sleep(40.0)  # past the first round of asking for them
+        seconds = time.perf_counter() - begun
+        shares = [100 * (cpu(p) - then) / seconds for p, then in zip((client, worker), before, strict=True)]
+        print(f"10 000 calls that wait: client {shares[0]:.2f} %, worker {shares[1]:.2f} % of a processor")
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+STUDIES = {function.__name__: function for function in (fairness, width, memory, payloads, recursion, idle)}
+
+
+def main() -> None:
+    """Run the studies that are named, or all."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scale", description=(__doc__ or "").partition("\n\n")[2]
+    )
+    parser.add_argument("study", nargs="*", choices=[[], *STUDIES], metavar="STUDY", help=", ".join(STUDIES))
+    chosen = parser.parse_args().study or list(STUDIES)
+    try:
+        with servers(frozenset({AMQP})) as urls:
+            os.environ[VARIABLES[AMQP]] = urls[AMQP]
+            for name in chosen:
+                print(f"\n{name}: {STUDIES[name].__doc__}", flush=True)
+                asyncio.run(STUDIES[name]())
+    except BenchmarkFailed as error:
+        sys.exit(f"no result: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
