@@ -1,7 +1,8 @@
 """`python -m benchmarks.scale [STUDY...]`: how atasks behaves at its limits, over RabbitMQ.
 
 Each study answers one question with a table, and compares with a yardstick of the same run where there is one.
-They take some minutes together. RabbitMQ is found as `python -m benchmarks` finds it. Nothing else should be running.
+They take some minutes together. RabbitMQ is found as `python -m benchmarks` finds it. Nothing else should be
+running.
 """
 
 from __future__ import annotations
