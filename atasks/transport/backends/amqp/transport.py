@@ -489,7 +489,8 @@ class AMQPTransport(CallTransport):
             pause = min(pause * 2, longest)
             async with asyncio.timeout(self.timeout):
                 await self._restored.wait()
-            assert self.link is not None, "a restored connection has a link"
+                while self.link is None:  # it was lost again before this went on
+                    await self._restored.wait()
             link = self.link
 
     async def stop_serving(self, worker: Worker) -> None:
