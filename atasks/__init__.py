@@ -35,6 +35,7 @@ from atasks.errors import (
     RegisteringTwice,
     RemoteError,
     RemoteTraceback,
+    StreamLost,
     TooManyParked,
     TransportError,
     UnknownTask,
@@ -42,8 +43,9 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.router import Router, get_router
+from atasks.streams import RemoteStream
 from atasks.sync import connect_sync
-from atasks.tasks import ATask, atask
+from atasks.tasks import ATask, StreamTask, atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
 from atasks.worker import Worker
 
@@ -75,8 +77,11 @@ __all__ = [
     "QueueMismatch",
     "RegisteringTwice",
     "RemoteError",
+    "RemoteStream",
     "RemoteTraceback",
     "Router",
+    "StreamLost",
+    "StreamTask",
     "TooManyParked",
     "Transport",
     "TransportError",

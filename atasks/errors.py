@@ -9,6 +9,7 @@
     │   ├── UnknownTask                 (LookupError) a worker answered that it has no such atask
     │   ├── NoWorker                    on_no_worker="error" and nothing serves the queue
     │   ├── WorkerLost                  the worker died; the call may or may not have run and will not run again
+    │   ├── StreamLost                  the worker of a stream died, and the stream may not begin anew
     │   ├── QueueFull                   the broker refused the request
     │   ├── CallConnectionLost          (ConnectionError) the outcome cannot be known
     │   ├── EncodeError                 (TypeError) an argument or a result cannot be encoded
@@ -56,6 +57,7 @@ __all__ = [
     "RegisteringTwice",
     "RemoteError",
     "RemoteTraceback",
+    "StreamLost",
     "TooManyParked",
     "TransportError",
     "UnknownTask",
@@ -125,6 +127,21 @@ class WorkerLost(CallError):
         super().__init__(message, attempts)
         self.attempts = attempts
         """How many deliveries of the call a worker did not survive."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class StreamLost(CallError):
+    """The worker of a stream died, or was shut down, and the stream may not begin anew: see `replayable`.
+
+    It comes after the items that arrived.
+    """
+
+    def __init__(self, message: str = "", items: int = 0) -> None:
+        super().__init__(message, items)
+        self.items = items
+        """How many items arrived before."""
 
     def __str__(self) -> str:
         return str(self.args[0])

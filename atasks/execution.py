@@ -17,7 +17,8 @@ from atasks.codecs.base import Codec, as_bytes
 from atasks.errors import DecodeError
 from atasks.failures import encode_failure
 from atasks.run import Reason, Run, describe
-from atasks.tasks import ATask
+from atasks.streams.producing import produce
+from atasks.tasks import BaseTask
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 
 __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
@@ -25,7 +26,7 @@ __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned
 logger = logging.getLogger("atasks.worker")
 
 
-async def execute(run: Run, task: ATask[..., Any]) -> Reply | None:
+async def execute(run: Run, task: BaseTask[..., Any]) -> Reply | None:
     """The reply of this run; None where there is nobody to reply to, or another worker will.
 
     Never raises: whatever the function, the codec or a cancellation does becomes a reply.
@@ -52,11 +53,15 @@ async def execute(run: Run, task: ATask[..., Any]) -> Reply | None:
     return reply
 
 
-async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
+async def _serve(run: Run, task: BaseTask[..., Any]) -> Reply:
     call, worker, executor = run.call, run.worker, task.executor
     codec = worker.router.codec
     if executor == "process":
         return await worker.pools.in_process(run, task)
+    if call.credit or task.streams:
+        refusal = _not_a_stream(run, task)
+        if refusal is not None:
+            return refusal
     try:
         args, kwargs = await decode_arguments(call, codec, task.local)
     except DecodeError as error:
@@ -66,7 +71,12 @@ async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
             result = task.local(*args, **kwargs)
         else:
             result = await worker.pools.in_thread(run, task.local, args, kwargs)
-        if inspect.isawaitable(result):
+        if call.credit:
+            reply = await produce(run, codec, result)
+            if reply is not None:
+                return reply
+            result = None
+        elif inspect.isawaitable(result):
             result = await result
     except asyncio.CancelledError:
         raise
@@ -77,6 +87,20 @@ async def _serve(run: Run, task: ATask[..., Any]) -> Reply:
     finally:
         del args, kwargs
     return await returned(call, codec, worker.id, result)
+
+
+def _not_a_stream(run: Run, task: BaseTask[..., Any]) -> Reply | None:
+    """The reply where one side takes the atask for a stream, and the other one does not."""
+    name = run.call.task
+    if not task.streams:
+        message = f"{name} is not a stream at this worker: await it, or start both sides with the same code"
+    elif not run.call.credit:
+        message = f"{name} is a stream at this worker: iterate over it, or start both sides with the same code"
+    elif "streams" not in run.worker.transport.supports:
+        message = f"{type(run.worker.transport).__name__}, by which {name} was called, moves no streams"
+    else:
+        return None
+    return status(run, Status.FAILED, message)
 
 
 async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any]) -> tuple[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from atasks.wire import Reply
+from atasks.wire import End, Reply
 
 __all__ = ["RecentIds", "RecentReplies"]
 
@@ -37,9 +37,9 @@ class RecentReplies:
         self._size = size
         self._max_bytes = max_bytes
         self._bytes = 0
-        self._replies: OrderedDict[str, Reply] = OrderedDict()
+        self._replies: OrderedDict[str, Reply | End] = OrderedDict()
 
-    def add(self, call_id: str, reply: Reply) -> None:
+    def add(self, call_id: str, reply: Reply | End) -> None:
         """Remember a reply; the oldest ones make room."""
         known = self._replies.pop(call_id, None)
         if known is not None:
@@ -50,7 +50,7 @@ class RecentReplies:
             _, old = self._replies.popitem(last=False)
             self._bytes -= len(old.payload)
 
-    def get(self, call_id: str) -> Reply | None:
+    def get(self, call_id: str) -> Reply | End | None:
         """The reply of a call that finished lately, or None."""
         return self._replies.get(call_id)
 

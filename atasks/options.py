@@ -23,6 +23,8 @@ class CallOptions(TypedDict, total=False):
     priority: int
     batch: Literal["auto", False] | int
     durable: bool
+    window: int
+    replayable: bool
 
 
 class DecorationOptions(CallOptions, total=False):
@@ -54,6 +56,10 @@ class TaskOptions:
     """Whether the request survives a restart of the broker."""
     executor: Literal["thread", "process"] | None = None
     """Where a blocking function runs at the worker: None, on its event loop."""
+    window: int = 64
+    """Streams: items that the worker may run ahead of the consumer."""
+    replayable: bool = False
+    """Streams: whether another worker may begin anew when the first one dies, because it yields the same items."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that a Router subclass declares."""
 
@@ -80,6 +86,7 @@ _CHOICES: Final = {
 }
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
+MAX_WINDOW: Final = 65_536
 
 
 def _unknown(name: str, extra_names: tuple[str, ...]) -> str:
@@ -108,7 +115,9 @@ def _check(name: str, value: Any) -> Any:
         case "batch":
             if value is not False and value != "auto":
                 _integer(name, value, 1, MAX_BATCH)
-        case "durable":
+        case "window":
+            _integer(name, value, 1, MAX_WINDOW)
+        case "durable" | "replayable":
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")
         case _:

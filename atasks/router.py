@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,7 +31,8 @@ from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
 from atasks.run import Run
-from atasks.tasks import ATask, TaskName
+from atasks.streams.remote import RemoteStream
+from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
 from atasks.transport.base import timed_out
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker import Worker
@@ -63,10 +65,9 @@ class Router:
 
     # -- registration
 
-    def register_atask(
-        self, name: str, coro: Callable[..., Any], options: Mapping[str, Any] | None = None
-    ) -> ATask[..., Any]:
-        """The ATask of this name, whose calls run `coro` at the worker.
+    def register_atask(self, name: str, coro: Callable[..., Any], options: Mapping[str, Any] | None = None) -> Any:
+        """The ATask of this name, whose calls run `coro` at the worker; a StreamTask if that is an async generator
+        function.
 
         The same definition (file, qualified name, line) replaces itself, as a reload does; any other one under a
         registered name raises `RegisteringTwice`. Options are those of `@atask`.
@@ -82,7 +83,8 @@ class Router:
                     f"{_place(coro)}; rename one, or give it @atask(name=...)"
                 )
             self.registry.unregister(name)
-        task: ATask[..., Any] = ATask(coro, name, self.namespace, resolved)
+        kind = StreamTask if inspect.isasyncgenfunction(coro) else ATask
+        task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task)
         return task
 
@@ -94,13 +96,39 @@ class Router:
         Raises the exception that it raised, or a `CallError`; `asyncio.CancelledError` only if the awaiting task
         was cancelled.
         """
-        task, options = (name.task, name.options) if isinstance(name, TaskName) else self._named(name)
         run = serving.get()
         if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
             run = None  # a task that outlived its call, or a thread's own event loop
         transport = self._transport(run)
         codec = self.codec
+        task, options = self._named(name)
         payload = await self._encode(name, codec, (args, kwargs))
+        call = self._call(name, payload, options, transport, codec, run)
+        if carried:
+            call.context = await self._carried(name, codec)
+        if run is None:
+            reply = await transport.request(call, options)
+        else:
+            run.park()
+            try:
+                reply = await transport.request(call, options)
+            finally:
+                await run.unpark()
+        if reply.status != Status.VALUE:
+            raise await self._error(reply, call, codec)
+        return await self._result(reply, call, task, codec)
+
+    def stream(self, name: str, /, *args: Any, **kwargs: Any) -> RemoteStream[Any]:
+        """The items of the stream `name`, which runs on a worker from the first `__anext__` on.
+
+        Override it to see or change every stream of the namespace, and call super's.
+        """
+        return RemoteStream(self, name, args, kwargs)
+
+    def _call(
+        self, name: str, payload: bytes, options: TaskOptions, transport: Transport, codec: Codec, run: Run | None
+    ) -> Call:
+        """The request of a call that `run` makes, or nobody's; all but its context."""
         if len(payload) > transport.max_payload:
             raise PayloadTooLarge(
                 f"the arguments of {name} have {len(payload)} bytes, over the limit of {transport.max_payload}: "
@@ -120,22 +148,11 @@ class Router:
             0 if options.orphan == "cancel" else 1,
         )
         timeout = options.timeout
-        if carried:
-            call.context = await self._carried(name, codec)
-        if run is None:
-            if timeout is not None:
-                call.timeout_ms = max(1, round(timeout * 1000))
-            reply = await transport.request(call, options)
-        else:
+        if run is not None:
             _inherit(call, run, timeout)
-            run.park()
-            try:
-                reply = await transport.request(call, options)
-            finally:
-                await run.unpark()
-        if reply.status != Status.VALUE:
-            raise await self._error(reply, call, codec)
-        return await self._result(reply, call, task, codec)
+        elif timeout is not None:
+            call.timeout_ms = max(1, round(timeout * 1000))
+        return call
 
     @property
     def codec(self) -> Codec:
@@ -143,8 +160,10 @@ class Router:
         codec: Codec | None = getattr(self._space, "codec", None)
         return codec if codec is not None else get_codec(self.namespace)
 
-    def _named(self, name: str) -> tuple[ATask[..., Any] | None, TaskOptions]:
-        """For a call by name alone: the atask need not be known here."""
+    def _named(self, name: str) -> tuple[BaseTask[..., Any] | None, TaskOptions]:
+        """The atask, if it is known here, and the options that apply."""
+        if isinstance(name, TaskName):
+            return name.task, name.options
         item = self.registry.get(name)
         return (None, TaskOptions()) if item is None else (item.task, item.options)
 
@@ -184,7 +203,7 @@ class Router:
         values = [(variable.name, here[variable]) for variable in carried.values() if variable in here]
         return {label: await self._encode(name, codec, value) for label, value in values} or None
 
-    async def _result(self, reply: Reply, call: Call, task: ATask[..., Any] | None, codec: Codec) -> Any:
+    async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
         _check_codec(reply, call, codec)
         try:
             if task is None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from atasks.calls import CurrentCall
 from atasks.errors import TooManyParked
-from atasks.wire import Call, Reply
+from atasks.wire import Call, End, Item, Reply
 
 if TYPE_CHECKING:
+    from atasks.streams.outflow import Outflow
     from atasks.worker import Worker
 
 __all__ = ["Delivery", "Reason", "Run", "describe"]
@@ -19,8 +21,12 @@ __all__ = ["Delivery", "Reason", "Run", "describe"]
 class Delivery(Protocol):
     """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
 
-    def reply(self, reply: Reply) -> None:
-        """Send the reply."""
+    def reply(self, reply: Reply | End) -> None:
+        """Send the reply; an `End` if items of a stream were sent, or could have been."""
+
+    def send(self, envelope: Item | End) -> None:
+        """Send this to the caller, now or a little later, in the order of these calls and before the reply. It is
+        no reason to acknowledge anything."""
 
     def drop(self) -> None:
         """Nobody awaits the call: no reply."""
@@ -56,6 +62,7 @@ class Run:
         "deliveries",
         "ended",
         "loop",
+        "outflow",
         "parked",
         "patient_until",
         "reason",
@@ -75,6 +82,8 @@ class Run:
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.reason: Reason | None = None
+        self.outflow: Outflow | None = None
+        """What it has sent, if it is a stream that runs."""
         self.awaits = 0
         """Remote awaits made by this run that are pending."""
         self.slots = 0
@@ -114,21 +123,29 @@ class Run:
         else:
             self.awaits += 1
 
-    async def unpark(self) -> None:
-        """A remote await has ended: go on when there is a slot, if it was the last one."""
+    async def unpark(self, give_up: Callable[[], None] | None = None) -> None:
+        """A remote await has ended: go on when there is a slot, if it was the last one.
+
+        `give_up` is called if this is cancelled while it waits for the slot. What was awaited may go on still,
+        if it was the next item of a stream, and may hold that slot.
+        """
         self.awaits -= 1
         if self.awaits == 0:
             self.worker.parked -= 1
             if not self.ended:
-                await self._resume()
+                await self._resume(give_up)
 
-    async def _resume(self) -> None:
+    async def _resume(self, give_up: Callable[[], None] | None) -> None:
         """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise."""
         try:
             await self.worker.slots.retake()
         except asyncio.CancelledError:
+            if give_up is not None:
+                give_up()
             if not (self.ended or self.awaits or self.slots):
-                await self._resume()  # it goes on, if only to clean up: with a slot, as everything that runs
+                await self._resume(
+                    give_up
+                )  # it goes on, if only to clean up: with a slot, as everything that runs
             raise
         if self.ended or self.awaits or self.slots:
             self.worker.slots.give()

@@ -5,17 +5,34 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 from atasks import modules
 from atasks.namespaces import namespace_item
 from atasks.options import CallOptions, DecorationOptions, TaskOptions
 
-__all__ = ["ATask", "atask"]
+if TYPE_CHECKING:
+    from atasks.streams.remote import RemoteStream
+
+__all__ = ["ATask", "BaseTask", "StreamTask", "atask"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
+K = TypeVar("K")
 
 
 class TaskName(str):
@@ -27,20 +44,18 @@ class TaskName(str):
 
     __slots__ = ("options", "task")
 
-    task: ATask[..., Any] | None
+    task: BaseTask[..., Any] | None
     options: TaskOptions
 
 
-class ATask(Generic[P, R]):
-    """A decorated function. Awaiting `task(...)` runs it on a worker and gives its result or raises its exception.
+class BaseTask(Generic[P, K]):
+    """What an `ATask` and a `StreamTask` have in common: all but what calling them gives."""
 
-    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
-    returns a coroutine that does nothing until it is awaited or made a task. How an await can end is listed in
-    `atasks.errors`. An ATask pickles as a reference (module, namespace, name, overrides), never by value.
-    """
+    streams: ClassVar[bool] = False
+    """Whether it yields items, instead of returning a value."""
 
     def __init__(self, function: Callable[..., Any], name: str, namespace: str, options: TaskOptions) -> None:
-        functools.update_wrapper(self, function, updated=())
+        functools.update_wrapper(cast("Any", self), function, updated=())
         own = getattr(function, "__dict__", {})
         self.__dict__.update({key: value for key, value in own.items() if not hasattr(type(self), key)})
         if "__name__" not in self.__dict__:  # a partial, an object that can be called
@@ -50,7 +65,7 @@ class ATask(Generic[P, R]):
         self.namespace = namespace
         self.module = _importable_module(function)
         """The module whose import defines this atask; None where there is none (a notebook, say)."""
-        self.local: Callable[P, Coroutine[None, object, R]] = function
+        self.local: Callable[P, K] = function
         """The undecorated function: calling it runs it here."""
         self._space = namespace_item(namespace)
         self.executor = options.executor
@@ -59,10 +74,10 @@ class ATask(Generic[P, R]):
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
-        self.__code__ = _coroutine_code(function)
+        self.__code__ = _code(function, inspect.CO_ASYNC_GENERATOR if self.streams else inspect.CO_COROUTINE)
         self.__defaults__ = getattr(function, "__defaults__", None)
         self.__kwdefaults__ = getattr(function, "__kwdefaults__", None)
-        if sys.version_info >= (3, 12):
+        if sys.version_info >= (3, 12) and not self.streams:
             inspect.markcoroutinefunction(self)
 
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
@@ -72,6 +87,52 @@ class ATask(Generic[P, R]):
         self._sent_name.task = self
         self._sent_name.options = options
 
+    @property
+    def task_options(self) -> TaskOptions:
+        """The options that calls of this atask have."""
+        return self._options
+
+    def options(self, **changes: Unpack[CallOptions]) -> Self:
+        """A view of this atask whose calls have other options; the atask itself stays as it is.
+
+        Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
+        """
+        if "executor" in changes:
+            raise TypeError(
+                "'executor' is the worker's business and cannot be changed by .options(): @atask(executor=...)"
+            )
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        extra = self._space.router.extra_options
+        view._set_options(self._options.with_changes(changes, extra), {**self._overrides, **changes})
+        return view
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self._is_static and f"{owner.__qualname__}.{name}" == getattr(self, "__qualname__", None):
+            raise TypeError(_METHOD.format(f"{owner.__qualname__}.{name}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.module, self.namespace, self.name, self._overrides)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        changed = "".join(f", {name}={value!r}" for name, value in self._overrides.items())
+        return f"<atask {self.name!r}{changed}>"
+
+
+class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
+    """A decorated function. Awaiting `task(...)` runs it on a worker and gives its result or raises its exception.
+
+    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
+    returns a coroutine that does nothing until it is awaited or made a task. How an await can end is listed in
+    `atasks.errors`. An ATask pickles as a reference (module, namespace, name, overrides), never by value.
+    """
+
     # Not Coroutine[Any, Any, R]: with Any in it, mypy gives up on asyncio.gather of different types.
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, R]:
         """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
@@ -79,11 +140,6 @@ class ATask(Generic[P, R]):
         return cast(
             "Coroutine[None, object, R]", self._space.router.send_request(self._sent_name, *args, **kwargs)
         )
-
-    @property
-    def task_options(self) -> TaskOptions:
-        """The options that calls of this atask have."""
-        return self._options
 
     def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the atask on a worker, from code without an event loop, and return its result.
@@ -100,37 +156,26 @@ class ATask(Generic[P, R]):
 
         return cast("R", sync.call(self._sent_name, self._space.router, args, kwargs))
 
-    def options(self, **changes: Unpack[CallOptions]) -> ATask[P, R]:
-        """A view of this atask whose calls have other options; the atask itself stays as it is.
 
-        Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
-        """
-        if "executor" in changes:
-            raise TypeError(
-                "'executor' is the worker's business and cannot be changed by .options(): @atask(executor=...)"
-            )
-        view: ATask[P, R] = object.__new__(type(self))
-        view.__dict__.update(self.__dict__)
-        extra = self._space.router.extra_options
-        view._set_options(self._options.with_changes(changes, extra), {**self._overrides, **changes})
-        return view
+class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
+    """A decorated async generator function: `async for item in task(...)` runs it on a worker.
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        if not self._is_static and f"{owner.__qualname__}.{name}" == getattr(self, "__qualname__", None):
-            raise TypeError(_METHOD.format(f"{owner.__qualname__}.{name}"))
+    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
+    returns a `RemoteStream` that does nothing until its first item is asked for. It pickles as an ATask does.
+    """
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.module, self.namespace, self.name, self._overrides)
+    streams = True
 
-    def __copy__(self) -> ATask[P, R]:
-        return self
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> RemoteStream[T]:
+        """The stream of its items. Raises TypeError at once if the arguments do not fit."""
+        self._check_arguments(*args, **kwargs)
+        stream: RemoteStream[T] = self._space.router.stream(self._sent_name, *args, **kwargs)
+        return stream
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ATask[P, R]:
-        return self
-
-    def __repr__(self) -> str:
-        changed = "".join(f", {name}={value!r}" for name, value in self._overrides.items())
-        return f"<atask {self.name!r}{changed}>"
+    def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
+        if options.orphan == "run":
+            raise ValueError("orphan='run' is not for a stream: without a consumer it cannot go on")
+        super()._set_options(options, overrides)
 
 
 class AtaskDecorator(Protocol):
@@ -138,6 +183,10 @@ class AtaskDecorator(Protocol):
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
+    @overload
+    def __call__(  # type: ignore[overload-overlap]  # the last one takes every function
+        self, function: Callable[P, AsyncIterator[T]], /
+    ) -> StreamTask[P, T]: ...
     @overload
     def __call__(self, function: Callable[P, Awaitable[R]], /) -> ATask[P, R]: ...
     @overload
@@ -152,6 +201,14 @@ def atask(
     namespace: str = "default",
     **options: Unpack[DecorationOptions],
 ) -> ATask[P, R]: ...
+@overload
+def atask(  # type: ignore[overload-overlap]  # as above
+    function: Callable[P, AsyncIterator[T]],
+    /,
+    name: str | None = None,
+    namespace: str = "default",
+    **options: Unpack[DecorationOptions],
+) -> StreamTask[P, T]: ...
 @overload
 def atask(
     function: Callable[P, Awaitable[R]],
@@ -187,8 +244,8 @@ def atask(
 
     A coroutine function runs as an asyncio task of the worker. A plain function is called on the worker's event
     loop, and what it returns is awaited if it is awaitable; with `executor="thread"` or `"process"` it may block,
-    because it runs there. Static methods work, with `@staticmethod` above or
-    below.
+    because it runs there. An async generator function becomes a `StreamTask`. Static methods work, with
+    `@staticmethod` above or below.
 
     `name` (default: module and qualified name) and `namespace` are the identity of the atask; the other options
     are those of `TaskOptions`, and those that a Router subclass declares.
@@ -223,7 +280,7 @@ _METHOD = (
 def _refuse(function: Any, static: bool) -> None:
     """Raise a TypeError that says why, if `function` cannot be an atask."""
     name = getattr(function, "__qualname__", repr(function))
-    if isinstance(function, ATask):
+    if isinstance(function, BaseTask):
         raise TypeError(f"{name} is an atask already")
     if isinstance(function, classmethod):
         inner = function.__func__.__qualname__
@@ -232,10 +289,11 @@ def _refuse(function: Any, static: bool) -> None:
         raise TypeError(f"{name} is a class: decorate a coroutine function")
     if not callable(function):
         raise TypeError(f"@atask decorates a coroutine function, not {function!r}")
-    if inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name} is an async generator: this version has no remote streams; return a list instead")
     if inspect.isgeneratorfunction(function):
-        raise TypeError(f"{name} is a generator function, which cannot be awaited: make it a coroutine function")
+        raise TypeError(
+            f"{name} is a generator function, which cannot be awaited: make it a coroutine function, or an async "
+            "generator function, which is a stream"
+        )
     if not static and _looks_like_a_method(function):
         raise TypeError(_METHOD.format(name))
 
@@ -289,18 +347,19 @@ def _signature_check(function: Any) -> Callable[..., None]:
     return check
 
 
-def _coroutine_code(function: Any) -> Any:
-    """The function's code, marked as a coroutine function's: calling the atask returns a coroutine."""
+def _code(function: Any, flag: int) -> Any:
+    """The function's code, marked as that of a coroutine function, or of an async generator function."""
     code = getattr(function, "__code__", None) or _template.__code__
-    return code.replace(co_flags=code.co_flags | inspect.CO_COROUTINE)
+    kinds = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    return code.replace(co_flags=code.co_flags & ~kinds | flag)
 
 
 async def _template(*args: Any, **kwargs: Any) -> None:
     """The code of an atask whose function has none (a builtin, a partial)."""
 
 
-def _restore(module: str | None, namespace: str, name: str, overrides: dict[str, Any]) -> ATask[..., Any]:
-    """The ATask that a pickle refers to, importing its module if need be."""
+def _restore(module: str | None, namespace: str, name: str, overrides: dict[str, Any]) -> BaseTask[..., Any]:
+    """The atask that a pickle refers to, importing its module if need be."""
     import importlib
 
     from atasks.router import get_router
@@ -311,5 +370,5 @@ def _restore(module: str | None, namespace: str, name: str, overrides: dict[str,
     item = registry.get(name)
     if item is None:
         raise LookupError(f"no atask {name!r} in namespace {namespace!r} here: import the module that defines it")
-    task: ATask[..., Any] = item.task
+    task: BaseTask[..., Any] = item.task
     return task.options(**cast("CallOptions", overrides)) if overrides else task

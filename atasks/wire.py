@@ -18,6 +18,7 @@ __all__ = [
     "AT_LEAST_ONCE",
     "AT_MOST_ONCE",
     "CONTENT_TYPE",
+    "STREAM_BYTES",
     "VERSION",
     "Ask",
     "Bad",
@@ -46,6 +47,8 @@ CONTENT_TYPE: Final = "application/vnd.atasks.v1+msgpack"
 AT_LEAST_ONCE: Final = 0
 AT_MOST_ONCE: Final = 1
 
+STREAM_BYTES: Final = 2**20
+"""The window of a stream in bytes: a worker that has so many bytes of items on their way sends no further item."""
 MAX_ENVELOPES: Final = 1024
 """Envelopes in one message."""
 
@@ -96,7 +99,7 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     seen: Annotated[list[Id], Meta(max_length=64)] | None = None
     """Ids of the workers that do not know `task`."""
     credit: Count = 0
-    """Items that a stream may send at first; 0: not a stream."""
+    """The window of a stream: how many items may be on their way; 0: not a stream."""
     context: Annotated[dict[Name, bytes], Meta(max_length=256)] | None = None
     """Context variables that travel with the call, by name, each in the codec's bytes."""
     sig: bytes | None = None
@@ -158,22 +161,34 @@ class Up(Struct, array_like=True, tag=6, gc=False):
 
 
 class Credit(Struct, array_like=True, tag=7, gc=False):
-    """The consumer of stream `id` has taken items: so many more, and so many more bytes, may be sent."""
+    """The consumer of stream `id` has taken so many items since its start: the worker may go on up to a window
+    past them. Nothing is lost with a `Credit` that gets lost: the next one says the same and more."""
 
     v: int
     id: Id
     items: Count
     size: Count
+    """Their bytes."""
+    again: Count | None = None
+    """Number of the next item that is wanted: it, and what follows, was not received; None: nothing is missing."""
 
 
 class Item(Struct, array_like=True, tag=8, gc=False):
-    """Items of stream `id`, in order: the first has the number `first`."""
+    """Items of stream `id`, in order: the first has the number `first`, counted from 0.
+
+    Without payloads it is a question, which the caller answers with `Credit`, or with `Cancel` if it does not want
+    the stream any more.
+    """
 
     v: int
     id: Id
     first: Count
     payloads: Annotated[list[bytes], Meta(max_length=65_536)]
     codec: str = ""
+    worker: str = ""
+    """Who sends it, and gets the `Credit`."""
+    attempt: Count = 1
+    """Of the call; what an earlier attempt than the latest one sends is void."""
 
 
 class End(Struct, array_like=True, tag=9, gc=False):
@@ -183,6 +198,12 @@ class End(Struct, array_like=True, tag=9, gc=False):
     id: Id
     count: Count
     reply: Reply
+    attempt: Count = 1
+
+    @property
+    def payload(self) -> bytes:
+        """That of the reply."""
+        return self.reply.payload
 
 
 Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End

@@ -22,14 +22,15 @@ from atasks.executors import Pools
 from atasks.memory import RecentIds, RecentReplies
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
+from atasks.streams.outflows import Outflows
 from atasks.watchdog import CALL, Watchdog
-from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from atasks.router import Router
-    from atasks.tasks import ATask
+    from atasks.tasks import BaseTask
     from atasks.transport.base import Transport
 
 __all__ = ["Worker"]
@@ -98,6 +99,7 @@ class Worker:
         """Calls that wait here for a slot."""
         self._cancelled = RecentIds()
         self._finished = RecentReplies() if transport.redelivers else None
+        self.streams = Outflows(self.loop, remember=transport.redelivers)
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
         self._stopped: asyncio.Future[None] = self.loop.create_future()
@@ -157,7 +159,8 @@ class Worker:
             while self._held and self.loop.time() < until:
                 if self.parked and await self.transport.has_other_workers(self):
                     for run in list(self._held.values()):
-                        if run.awaits and run.call.delivery != AT_MOST_ONCE:
+                        # A stream that waits for its consumer need not begin anew elsewhere, nor may it perhaps.
+                        if run.awaits and run.call.delivery != AT_MOST_ONCE and run.outflow is None:
                             run.cancel(Reason.DRAINED)
                 elif self.parked:
                     await self._serve_children(until)
@@ -242,10 +245,13 @@ class Worker:
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
             held.deliveries.append(delivery)
+            if held.outflow is not None:
+                held.outflow.ask()
             return
         if self._finished is not None:
             finished = self._finished.get(call_id)
             if finished is not None:
+                self.streams.delivered_again(call_id, delivery)
                 delivery.reply(finished)
                 return
         if call_id in self._cancelled:
@@ -303,7 +309,7 @@ class Worker:
         """The call of that id, if it is in hand here."""
         return self._held.get(call_id)
 
-    def finished(self, call_id: str) -> Reply | None:
+    def finished(self, call_id: str) -> Reply | End | None:
         """The reply of a call that finished here lately."""
         return None if self._finished is None else self._finished.get(call_id)
 
@@ -379,10 +385,10 @@ class Worker:
         if watchdog.asleep:
             watchdog.wake()
         # An empty context: nothing but carried variables travels, loopback included.
-        task: ATask[..., Any] = self.router.registry.get(run.call.task).task  # type: ignore[union-attr]  # deliver looked
+        task: BaseTask[..., Any] = self.router.registry.get(run.call.task).task  # type: ignore[union-attr]  # deliver looked
         run.task = self.loop.create_task(self._execute(run, task), name=CALL + run.call.task, context=Context())
 
-    async def _execute(self, run: Run, task: ATask[..., Any]) -> None:
+    async def _execute(self, run: Run, task: BaseTask[..., Any]) -> None:
         reply = await execute(run, task)
         self._watchdog.busy -= 1
         self._end(run, reply)
@@ -420,11 +426,12 @@ class Worker:
         if self._recorder is not None:
             self._recorder.leave(run.call)
         run.ended = True
-        if reply is not None:
+        last = reply if run.outflow is None else self.streams.close(run.outflow, reply)
+        if last is not None:
             if self._finished is not None:
-                self._finished.add(run.call.id, reply)
+                self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
-                delivery.reply(reply)
+                delivery.reply(last)
         elif run.reason in (Reason.DRAINED, Reason.PASSED_ON):
             # Through the last delivery: the earlier ones may be of a connection that is gone.
             run.deliveries[-1].give_back(run.call)
@@ -449,9 +456,12 @@ class _Answer:
     def __init__(self, future: asyncio.Future[Reply]) -> None:
         self.future = future
 
-    def reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply | End) -> None:
         if not self.future.done():
-            self.future.set_result(reply)
+            self.future.set_result(reply if isinstance(reply, Reply) else reply.reply)
+
+    def send(self, envelope: Item | End) -> None:
+        """Nothing: there is one answer, and no streams."""
 
     def drop(self) -> None:
         self.future.cancel()

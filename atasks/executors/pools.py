@@ -11,7 +11,7 @@ from atasks.executors.threads import Threads
 
 if TYPE_CHECKING:
     from atasks.run import Run
-    from atasks.tasks import ATask
+    from atasks.tasks import BaseTask
     from atasks.wire import Reply
 
 __all__ = ["Pools"]
@@ -34,7 +34,7 @@ class Pools:
         """What the function returns, or raises, in a thread."""
         return await self.threads.call(run, function, args, kwargs)
 
-    async def in_process(self, run: Run, task: ATask[..., Any]) -> Reply:
+    async def in_process(self, run: Run, task: BaseTask[..., Any]) -> Reply:
         """The reply of a process that ran the call, or lost it."""
         return await self.processes.serve(run, task)
 

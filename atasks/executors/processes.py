@@ -22,7 +22,7 @@ from atasks.wire import AT_MOST_ONCE, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
-    from atasks.tasks import ATask
+    from atasks.tasks import BaseTask
 
 __all__ = ["Processes"]
 
@@ -44,11 +44,11 @@ class Processes:
         self._alive: set[Worked] = set()
         self._waiting: deque[asyncio.Future[Worked]] = deque()
         self._starting: set[asyncio.Task[None]] = set()
-        self._references: dict[ATask[..., Any], Reference] = {}
+        self._references: dict[BaseTask[..., Any], Reference] = {}
         self._codec: Codec | None = None
         self._closed = False
 
-    async def serve(self, run: Run, task: ATask[..., Any]) -> Reply:
+    async def serve(self, run: Run, task: BaseTask[..., Any]) -> Reply:
         """The reply of a process. A call that kills its process is tried again in another one, as often as its
         delivery and `max_attempts` permit, and ends in `WorkerLost` then."""
         self._codec = run.worker.router.codec

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from atasks.tasks import ATask
+    from atasks.tasks import BaseTask
 
 __all__ = ["Reference", "check", "find", "refer"]
 
@@ -61,7 +61,7 @@ def check(function: Callable[..., Any], executor: str) -> None:
         )
 
 
-def refer(task: ATask[..., Any]) -> Reference:
+def refer(task: BaseTask[..., Any]) -> Reference:
     """The reference to the function of an atask."""
     function = task.local
     qualname = getattr(function, "__qualname__", None)
@@ -81,7 +81,7 @@ def find(reference: Reference) -> Callable[..., Any]:
         return function
     _import(reference.module, reference.file)
     from atasks.router import get_router
-    from atasks.tasks import ATask
+    from atasks.tasks import BaseTask
 
     item = get_router(reference.namespace).registry.get(reference.name)
     if item is not None:
@@ -89,7 +89,7 @@ def find(reference: Reference) -> Callable[..., Any]:
     found: Any = sys.modules[reference.module]
     for part in reference.qualname.split("."):
         found = getattr(found, part)
-    return found.local if isinstance(found, ATask) else found
+    return found.local if isinstance(found, BaseTask) else found
 
 
 def _import(module: str, file: str | None) -> None:

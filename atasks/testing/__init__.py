@@ -25,6 +25,8 @@ pytest.register_assert_rewrite(
     "atasks.testing.exceptions",
     "atasks.testing.nesting",
     "atasks.testing.site",
+    "atasks.testing.stream_endings",
+    "atasks.testing.streams",
     "atasks.testing.values",
 )
 

@@ -6,12 +6,16 @@ from atasks.testing.calls import CallCases
 from atasks.testing.endings import EndingCases
 from atasks.testing.exceptions import ExceptionCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.stream_endings import StreamEndingCases
+from atasks.testing.streams import StreamCases
 from atasks.testing.values import ValueCases
 
 __all__ = ["TransportConformance"]
 
 
-class TransportConformance(ValueCases, CallCases, ExceptionCases, EndingCases, NestingCases):
+class TransportConformance(
+    ValueCases, CallCases, ExceptionCases, EndingCases, NestingCases, StreamCases, StreamEndingCases
+):
     """Every case that needs neither the death of a worker nor a lost connection.
 
     Subclass it in a test module, as a class named `Test...`, and override the fixture `new_transport`; set

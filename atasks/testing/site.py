@@ -13,7 +13,7 @@ from atasks.connection import _connected
 from atasks.namespaces import namespaces
 from atasks.options import DecorationOptions
 from atasks.router import Router, get_router
-from atasks.tasks import ATask, AtaskDecorator, atask
+from atasks.tasks import ATask, AtaskDecorator, StreamTask, atask
 from atasks.transport.base import CallTransport, Transport
 from atasks.worker import Worker
 
@@ -67,6 +67,10 @@ class Site:
 
     @overload
     def atask(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
+    @overload
+    def atask(  # type: ignore[overload-overlap]  # as those of `atasks.atask`
+        self, function: Callable[P, AsyncIterator[T]], /
+    ) -> StreamTask[P, T]: ...
     @overload
     def atask(self, function: Callable[P, Awaitable[R]], /) -> ATask[P, R]: ...
     @overload

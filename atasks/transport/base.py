@@ -29,9 +29,10 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import TaskOptions, validate_queue
-from atasks.wire import Call, Reply
+from atasks.wire import Call, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
+    from atasks.streams.inflow import Inflow
     from atasks.worker import Worker
 
 __all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "Transport", "get_transport"]
@@ -50,8 +51,8 @@ class Transport:
     """
 
     supports: ClassVar[frozenset[str]] = frozenset()
-    """What else it offers: "cancel" (the remote run ends when the await does), "at_most_once", and "no_worker" (it
-    can tell that nothing serves a queue)."""
+    """What else it offers: "cancel" (the remote run ends when the await does), "at_most_once", "no_worker" (it can
+    tell that nothing serves a queue), and "streams"."""
 
     redelivers: ClassVar[bool] = False
     """Whether one call may be delivered more than once, so that workers must remember those they finished."""
@@ -186,13 +187,15 @@ def get_transport(namespace: str = "default") -> Transport | None:
 class Pending:
     """A call whose await has not ended."""
 
-    __slots__ = ("asked", "call", "confirmed", "future", "options", "since", "timer", "unheard")
+    __slots__ = ("asked", "call", "confirmed", "future", "inflow", "options", "since", "timer", "unheard")
 
     def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
         self.call = call
         self.options = options
         self.future = future
         self.timer: asyncio.TimerHandle | None = None
+        self.inflow: Inflow | None = None
+        """What takes its items in; None: not a stream."""
         self.since = 0.0
         """When it was sent, or a worker last said that it holds it (event loop time)."""
         self.asked = 0
@@ -210,7 +213,8 @@ class Pending:
 
 class CallTransport(Transport):
     """A transport that moves `Call` and `Reply` objects. A subclass hands calls over in `_post` (without waiting),
-    gives every reply to `_resolve`, and tells workers of ended awaits in `_withdraw`.
+    gives every reply to `_resolve`, and tells workers of ended awaits in `_withdraw`. One that supports "streams"
+    gives every `Item` and `End` to `_take_in`, and hands a `Credit` to its worker in `_grant`.
 
     Guarantees: every await ends in one reply (later ones are dropped), in `CallTimeout` at its deadline by this
     side's clock, in `CancelledError` when its task is cancelled, or in `CallConnectionLost` at disconnect.
@@ -267,6 +271,40 @@ class CallTransport(Transport):
         """What to await before asking again whether more may be handed over; None: it may."""
         return None
 
+    async def open_stream(self, inflow: Inflow) -> None:
+        """Have a worker run a stream, whose items go to `inflow`. Raises as `request` does. Its consumer calls
+        `close_stream` in any case."""
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        call, loop = inflow.call, asyncio.get_running_loop()
+        pending = Pending(call, inflow.options, loop.create_future())
+        pending.inflow = inflow
+        self._pending[call.id] = pending
+        inflow.opened(pending)
+        if call.timeout_ms is not None:
+            pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+        while (room := self._room()) is not None:
+            await room
+        self._post(pending)
+
+    def close_stream(self, pending: Pending) -> None:
+        """The consumer wants no more of it: tell the workers, unless it has ended. Safe to call again."""
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if self._pending.pop(pending.call.id, None) is not None and not pending.future.done():
+            pending.future.cancel()
+            self._withdraw(pending)
+
+    def _take_in(self, envelope: Item | End) -> None:
+        """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
+        pending = self._pending.get(envelope.id)
+        if pending is not None and pending.inflow is not None:
+            pending.inflow.receive(envelope)
+
+    def _grant(self, credit: Credit, worker: str) -> None:
+        """Hand this to the worker of that id, without waiting. It may get lost, if a later one arrives."""
+        raise NotImplementedError(f"{type(self).__name__} supports streams and has no _grant()")
+
     @abstractmethod
     def _post(self, pending: Pending) -> None:
         """Hand the call over to the wire, without waiting."""
@@ -310,11 +348,14 @@ class LoopbackTransport(CallTransport):
     what works here works over a broker. Calls wait until a worker serves, as they do on a queue.
     """
 
+    supports = CallTransport.supports | {"streams"}
     clock_skew = 0.0
 
     def __init__(self, namespace: str = "default") -> None:
         super().__init__(namespace)
         self._worker: Worker | None = None
+        self._workers: dict[str, Worker] = {}
+        """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
@@ -325,6 +366,7 @@ class LoopbackTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
         self._waiting.clear()
+        self._workers.clear()
 
     async def send_request(self, name: str, content: bytes) -> bytes:
         if self.callback is None:
@@ -336,7 +378,7 @@ class LoopbackTransport(CallTransport):
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         await super().serve(worker, queues)
-        self._worker = worker
+        self._worker = self._workers[worker.id] = worker
         waiting, self._waiting = self._waiting, {}
         for pending in waiting.values():
             self._post(pending)
@@ -355,8 +397,13 @@ class LoopbackTransport(CallTransport):
             self._waiting[pending.call.id] = pending
 
     def _withdraw(self, pending: Pending) -> None:
-        if self._waiting.pop(pending.call.id, None) is None and self._worker is not None:
-            self._worker.cancel(pending.call.id)
+        if self._waiting.pop(pending.call.id, None) is None:
+            for worker in self._workers.values():
+                worker.cancel(pending.call.id)
+
+    def _grant(self, credit: Credit, worker: str) -> None:
+        if worker in self._workers:
+            self._workers[worker].streams.credit(credit)
 
 
 class _Delivery:
@@ -368,8 +415,14 @@ class _Delivery:
         self.transport = transport
         self.pending = pending
 
-    def reply(self, reply: Reply) -> None:
-        self.transport._resolve(reply)
+    def reply(self, reply: Reply | End) -> None:
+        if isinstance(reply, End):
+            self.transport._take_in(reply)
+        else:
+            self.transport._resolve(reply)
+
+    def send(self, envelope: Item | End) -> None:
+        self.transport._take_in(envelope)
 
     def drop(self) -> None:
         pass

@@ -24,6 +24,8 @@ DEFAULTS = {
     "priority": 0,
     "batch": "auto",
     "durable": True,
+    "window": 64,
+    "replayable": False,
 }
 
 GOOD: list[Any] = [
@@ -48,6 +50,9 @@ GOOD: list[Any] = [
     ("batch", 1),
     ("batch", 64),
     ("durable", False),
+    ("window", 1),
+    ("window", 65_536),
+    ("replayable", True),
 ]
 
 BAD: list[tuple[str, Any, Any, str]] = [
@@ -80,6 +85,10 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("batch", "often", TypeError, "whole number"),
     ("durable", 1, TypeError, "True or False"),
     ("durable", None, TypeError, "True or False"),
+    ("window", 0, ValueError, "1 to 65536"),
+    ("window", 65_537, ValueError, "1 to 65536"),
+    ("window", None, TypeError, "whole number"),
+    ("replayable", 1, TypeError, "True or False"),
 ]
 
 

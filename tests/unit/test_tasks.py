@@ -114,10 +114,6 @@ def test_a_name_is_needed_where_there_is_none(namespace: str) -> None:
     assert atask(partial, namespace=namespace, name="at least three").name == "at least three"
 
 
-async def generator() -> AsyncIterator[int]:
-    yield 1
-
-
 def plain_generator() -> Iterator[int]:
     yield 1
 
@@ -137,7 +133,6 @@ REFUSED: list[tuple[Any, str]] = [
     (Thing.__dict__["make"], "Thing.make is a class method: make it a @staticmethod"),
     (Thing, "Thing is a class: decorate a coroutine function"),
     (plain_generator, "plain_generator is a generator function, which cannot be awaited"),
-    (generator, "generator is an async generator: this version has no remote streams"),
     (add, "add is an atask already"),
     (5, "@atask decorates a coroutine function, not 5"),
     ("name", "@atask decorates a coroutine function, not 'name'"),

@@ -10,7 +10,7 @@ from pamqp.commands import Basic
 
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.wire import Call, Reply
+from atasks.wire import Call, End, Item, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.acks import Acks
@@ -94,7 +94,10 @@ class CallDelivery:
     def __init__(self, inbound: Inbound) -> None:
         self.inbound = inbound
 
-    def reply(self, reply: Reply) -> None:
+    def send(self, envelope: Item | End) -> None:
+        self.inbound.intake.send(envelope, self.inbound)
+
+    def reply(self, reply: Reply | End) -> None:
         self.inbound.ended()
         self.inbound.intake.reply(reply, self.inbound)
 

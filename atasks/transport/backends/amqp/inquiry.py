@@ -110,9 +110,12 @@ class Inquiry:
 
     def heard(self, answer: Held) -> None:
         """A worker holds these calls."""
-        now = asyncio.get_running_loop().time()
         for call_id in answer.ids:
             pending = self._transport.pending(call_id)
             if pending is not None:
-                pending.since = now
-                pending.asked = 0
+                self.heard_of(pending)
+
+    def heard_of(self, pending: Pending) -> None:
+        """A worker holds this call."""
+        pending.since = asyncio.get_running_loop().time()
+        pending.asked = 0

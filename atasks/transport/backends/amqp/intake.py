@@ -24,7 +24,21 @@ from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.backends.amqp.window import Window
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Cancel, Held, Reply, Status, Up
+from atasks.wire import (
+    AT_MOST_ONCE,
+    CONTENT_TYPE,
+    VERSION,
+    Ask,
+    Call,
+    Cancel,
+    Credit,
+    End,
+    Held,
+    Item,
+    Reply,
+    Status,
+    Up,
+)
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
@@ -57,7 +71,7 @@ class Intake:
         self.acks: Acks | None = None
         self.window: Window | None = None
         self._stopping = False
-        self._replies: dict[str, list[tuple[Reply, Inbound]]] = {}
+        self._replies: dict[str, list[tuple[Reply | End, Inbound]]] = {}
         self._numbers = 0
         self._asks: dict[str, _Question] = {}
         """Call id -> what the other workers are asked."""
@@ -103,6 +117,7 @@ class Intake:
         self.window = Window(link, worker, consumers)
         if not self._stopping:
             await self.window.open()
+        worker.streams.ask()
 
     async def declare(self, link: Link, queue: str) -> list[Consumer]:
         """Declare a work queue and its solo queue, and announce them if they are new. Returns their consumers, not
@@ -263,28 +278,36 @@ class Intake:
     def _redelivered(self, call: Call, delivery: CallDelivery) -> None:
         """It was delivered to a worker before, which may have started it. The broker says the same of every
         message after a crash of its own, so attempts are counted in the envelope."""
-        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
-            self._errand(self._may_not_run(call, delivery))
+        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts or call.credit:
+            self._errand(self._ask_before(call, delivery))
         else:
-            call.attempt += 1
-            delivery.give_back(call, solo=call.attempt == call.max_attempts)
+            self._try_again(call, delivery)
 
-    async def _may_not_run(self, call: Call, delivery: CallDelivery) -> None:
-        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. A
-        worker whose connection was cut needs a moment to come back, so it is asked for more than once."""
+    def _try_again(self, call: Call, delivery: CallDelivery) -> None:
+        call.attempt += 1
+        delivery.give_back(call, solo=call.attempt == call.max_attempts)
+
+    async def _ask_before(self, call: Call, delivery: CallDelivery) -> None:
+        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
+        a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
+        moment to come back, so it is asked for more than once."""
         asked = self._asks.get(call.id)
         if asked is not None:  # it was delivered once more meanwhile, over the next link
             asked.deliveries.append(delivery)
             return
         asked = self._asks[call.id] = _Question(delivery)
-        reply: Reply | None = self._worker_lost(call)
+        again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
+        reply: Reply | End | None = None if again else self._worker_lost(call)
         for _ in range(ASK_ROUNDS):
             self._ask(call, delivery)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
                     reply = await asyncio.shield(asked.answer)
+                    again = False
                     break
         del self._asks[call.id]
+        if again:
+            self._try_again(call, asked.deliveries.pop())
         for each in asked.deliveries:
             if reply is None:
                 each.drop()  # whoever runs it replies
@@ -317,7 +340,13 @@ class Intake:
 
     # -- replies
 
-    def reply(self, reply: Reply, inbound: Inbound) -> None:
+    def send(self, envelope: Item | End, inbound: Inbound) -> None:
+        """Send items of a stream. If the reply queue is gone, they stay at the worker for the next one."""
+        mode = inbound.properties.delivery_mode
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
+        self.transport.outbox.put(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
+
+    def reply(self, reply: Reply | End, inbound: Inbound) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._replies:
             asyncio.get_running_loop().call_soon(self.flush)
@@ -327,7 +356,7 @@ class Intake:
         """Send the replies of this turn."""
         replies, self._replies = self._replies, {}
         for reply_to, waiting in replies.items():
-            batch: list[tuple[Reply, Inbound]] = []
+            batch: list[tuple[Reply | End, Inbound]] = []
             size = 0
             for item in waiting:
                 if batch and (len(batch) >= REPLY_BATCH or size + len(item[0].payload) > REPLY_BATCH_BYTES):
@@ -337,7 +366,7 @@ class Intake:
                 size += len(item[0].payload)
             self._send_replies(reply_to, batch)
 
-    def _send_replies(self, reply_to: str, batch: list[tuple[Reply, Inbound]]) -> None:
+    def _send_replies(self, reply_to: str, batch: list[tuple[Reply | End, Inbound]]) -> None:
         body = wire.encode([reply for reply, _ in batch])
         mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
@@ -378,10 +407,12 @@ class Intake:
             elif isinstance(envelope, Held):
                 for call_id in envelope.ids:
                     self._told(call_id, None)
-            elif isinstance(envelope, Reply):
+            elif isinstance(envelope, Credit):
+                self.worker.streams.credit(envelope)
+            elif isinstance(envelope, Reply | End):
                 self._told(envelope.id, envelope)
 
-    def _told(self, call_id: str, reply: Reply | None) -> None:
+    def _told(self, call_id: str, reply: Reply | End | None) -> None:
         """A worker answered: it runs the call (None), or has finished it."""
         asked = self._asks.get(call_id)
         if asked is not None and not asked.answer.done():
@@ -401,5 +432,5 @@ class _Question:
     """Whether a worker still holds a call. The answer: None if one does, the reply if one has finished it."""
 
     def __init__(self, delivery: CallDelivery) -> None:
-        self.answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        self.answer: asyncio.Future[Reply | End | None] = asyncio.get_running_loop().create_future()
         self.deliveries = [delivery]

@@ -25,6 +25,7 @@ from atasks.errors import (
     TransportError,
 )
 from atasks.options import TaskOptions, validate_queue
+from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
@@ -35,7 +36,7 @@ from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.backends.amqp.urls import checked, split
 from atasks.transport.base import CallTransport, Pending
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Held, Reply, Up
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Credit, End, Held, Item, Reply, Up
 from atasks.worker import Worker
 
 __all__ = ["AMQPTransport"]
@@ -67,6 +68,7 @@ class AMQPTransport(CallTransport):
     at-least-once calls are sent again if their reply queue is gone.
     """
 
+    supports = CallTransport.supports | {"streams"}
     redelivers: ClassVar[bool] = True
 
     def __init__(
@@ -115,6 +117,8 @@ class AMQPTransport(CallTransport):
         """Queue -> until when it is believed to have consumers (event loop time)."""
         self._withdrawn: dict[str, list[str]] = {}
         """Queue -> ids to be cancelled, sent together at the end of this turn of the event loop."""
+        self._credits: dict[str, dict[str, Credit]] = {}
+        """Worker -> what it is to be told of its streams at the end of this turn of the event loop."""
         self._bad_replies = 0
 
     @classmethod
@@ -283,6 +287,11 @@ class AMQPTransport(CallTransport):
         await self._require_worker(self.queue_of(options))
         return await super().request(call, options)
 
+    async def open_stream(self, inflow: Inflow) -> None:
+        if inflow.options.on_no_worker == "error" and self._refusal is None:
+            await self._require_worker(self.queue_of(inflow.options))
+        await super().open_stream(inflow)
+
     def _room(self) -> asyncio.Future[None] | None:
         return self.outbox.room()
 
@@ -434,6 +443,8 @@ class AMQPTransport(CallTransport):
                 if pending is not None:
                     self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
                     self._resolve(envelope)
+            elif isinstance(envelope, Item | End):
+                self._on_stream(envelope)
             elif isinstance(envelope, Up):
                 self._on_up(envelope.queue)
             elif isinstance(envelope, Held):
@@ -441,6 +452,30 @@ class AMQPTransport(CallTransport):
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
+
+    def _on_stream(self, envelope: Item | End) -> None:
+        pending = self._pending.get(envelope.id)
+        if pending is not None:
+            self._inquiry.heard_of(pending)
+            self._take_in(envelope)
+        elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
+            body = wire.encode([Cancel(VERSION, [envelope.id])])
+            self.outbox.put(self.control(body, self.topology.worker_key(envelope.worker)))
+
+    def _grant(self, credit: Credit, worker: str) -> None:
+        if not self._credits:
+            asyncio.get_running_loop().call_soon(self._send_credits)
+        credits = self._credits.setdefault(worker, {})
+        earlier = credits.get(credit.id)
+        if earlier is not None and credit.again is None:
+            credit.again = earlier.again
+        credits[credit.id] = credit
+
+    def _send_credits(self) -> None:
+        """The credits of this turn of the event loop, by worker."""
+        credits, self._credits = self._credits, {}
+        for worker, latest in credits.items():
+            self.outbox.put(self.control(wire.encode(list(latest.values())), self.topology.worker_key(worker)))
 
     # -- serving
 

@@ -32,7 +32,7 @@ from atasks.transport.backends.local.items import (
 )
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.peer import Peer
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Reply, Status
+from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status
 
 __all__ = ["Hub"]
 
@@ -65,6 +65,9 @@ class Hub:
         self._handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
             Request: self._request,
             Reply: self._reply,
+            End: self._reply,
+            wire.Item: self._stream,
+            Credit: self._credit,
             Slots: self._slots,
             Cancel: self._cancel,
             GiveBack: self._give_back,
@@ -214,6 +217,11 @@ class Hub:
         for worker, ids in running.values():
             worker.link.send(Cancel(VERSION, ids))
 
+    def _credit(self, peer: Peer, credit: Credit) -> None:
+        entry = self._entries.get(credit.id)
+        if entry is not None and entry.caller is peer and entry.worker is not None:
+            entry.worker.link.send(credit)
+
     def _orphan(self, entry: Entry) -> None:
         """Its caller is gone."""
         if entry.call.orphan == RUN:
@@ -253,7 +261,12 @@ class Hub:
         if peer.room > 0:
             self._fill(peer)
 
-    def _reply(self, peer: Peer, reply: Reply) -> None:
+    def _stream(self, peer: Peer, items: wire.Item) -> None:
+        entry = self._entries.get(items.id)
+        if entry is not None and entry.worker is peer and entry.caller is not None:
+            entry.caller.link.send(items, sum(map(len, items.payloads)))
+
+    def _reply(self, peer: Peer, reply: Reply | End) -> None:
         entry = self._entries.get(reply.id)
         if entry is not None and entry.worker is peer:
             self._end(entry, reply)
@@ -328,7 +341,7 @@ class Hub:
             entry.caller.link.send(Handed(entry.call.id))
         worker.link.send(Deliver(entry.call, entry.alone), entry.size)
 
-    def _end(self, entry: Entry, reply: Reply) -> None:
+    def _end(self, entry: Entry, reply: Reply | End) -> None:
         del self._entries[entry.call.id]
         if entry.worker is not None:
             entry.worker.let_go(entry)

@@ -12,7 +12,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from atasks.wire import Call, Cancel, Reply
+from atasks import wire
+from atasks.wire import Call, Cancel, Credit, End, Reply
 
 __all__ = [
     "PROTOCOL",
@@ -160,6 +161,9 @@ Item = (
     | Pong
     | Reply
     | Cancel
+    | wire.Item
+    | End
+    | Credit
 )
 
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

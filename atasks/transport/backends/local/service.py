@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.items import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
 from atasks.transport.backends.local.link import Link
-from atasks.wire import Call, Cancel, Reply
+from atasks.wire import Call, Cancel, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
     from atasks.worker import Worker
@@ -83,8 +83,11 @@ class Service:
         self._received += 1
         self.worker.deliver(item.call, _Handed(self), item.alone)
 
-    def told(self, item: Cancel | Pong) -> None:
-        """Calls that nobody awaits any more, or the answer to a question."""
+    def told(self, item: Cancel | Credit | Pong) -> None:
+        """Calls that nobody awaits any more, what was taken of a stream, or the answer to a question."""
+        if isinstance(item, Credit):
+            self.worker.streams.credit(item)
+            return
         if isinstance(item, Cancel):
             for call_id in item.ids:
                 self.worker.cancel(call_id)
@@ -119,8 +122,12 @@ class _Handed:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def reply(self, reply: Reply) -> None:
+    def reply(self, reply: Reply | End) -> None:
         self.service.link.send(reply, len(reply.payload))
+
+    def send(self, envelope: Item | End) -> None:
+        size = sum(map(len, envelope.payloads)) if isinstance(envelope, Item) else 0
+        self.service.link.send(envelope, size)
 
     def drop(self) -> None:
         """The hub has told that nobody awaits it."""

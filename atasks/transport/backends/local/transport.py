@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, Final
 
+from atasks import wire
 from atasks.errors import (
     AccessRefused,
     CallConnectionLost,
@@ -46,7 +47,7 @@ from atasks.transport.backends.local.link import Link, SocketLink
 from atasks.transport.backends.local.service import Service
 from atasks.transport.backends.local.socket_file import trusts
 from atasks.transport.base import CallTransport, Pending
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Reply
+from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply
 from atasks.worker import Worker
 
 __all__ = ["LocalTransport"]
@@ -74,6 +75,7 @@ class LocalTransport(CallTransport):
     with its hub.
     """
 
+    supports = CallTransport.supports | {"streams"}
     clock_skew = 0.0
 
     def __init__(
@@ -340,6 +342,10 @@ class LocalTransport(CallTransport):
         if self._link is not None:
             self._link.send(Cancel(VERSION, withdrawn))
 
+    def _grant(self, credit: Credit, worker: str) -> None:
+        if self._link is not None:
+            self._link.send(credit)
+
     # -- what arrives
 
     def _receive(self, items: list[Item]) -> None:
@@ -350,6 +356,8 @@ class LocalTransport(CallTransport):
             elif type(item) is Deliver:
                 if service is not None:
                     service.deliver(item)
+            elif type(item) is wire.Item or type(item) is End:
+                self._take_in(item)
             else:
                 self._control(item)
         if service is not None:
@@ -357,7 +365,7 @@ class LocalTransport(CallTransport):
 
     def _control(self, item: Item) -> None:
         match item:
-            case Cancel() | Pong():
+            case Cancel() | Credit() | Pong():
                 if self._service is not None:
                     self._service.told(item)
             case NoneServes():

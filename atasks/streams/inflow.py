@@ -1,0 +1,226 @@
+"""What has arrived of a stream, at its consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from atasks.errors import CallTimeout, DecodeError, StreamLost
+from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply
+
+if TYPE_CHECKING:
+    from atasks.options import TaskOptions
+    from atasks.transport.base import CallTransport, Pending
+
+__all__ = ["Inflow"]
+
+MAX_ASKED: Final = 5
+"""How often in a row the end of a stream may come without the items before it."""
+
+
+class Inflow:
+    """Takes the items of one stream in, and hands them out in order, each once.
+
+    Tells the worker whenever half a window was taken, and when something is missing. What arrives of a run that
+    another one has replaced is dropped.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_attempt",
+        "_codec",
+        "_credit_at",
+        "_credit_bytes_at",
+        "_early",
+        "_end",
+        "_former",
+        "_missing",
+        "_taken",
+        "_taken_bytes",
+        "_transport",
+        "_waiter",
+        "_worker",
+        "call",
+        "complete",
+        "options",
+        "payloads",
+        "pending",
+        "received",
+    )
+
+    def __init__(self, transport: CallTransport, call: Call, options: TaskOptions) -> None:
+        self.call = call
+        self.pending: Pending | None = None
+        self.payloads: deque[bytes] = deque()
+        """Received and not taken; the consumer of the stream takes them by `take`."""
+        self.received = 0
+        """Items that arrived, none missing before them."""
+        self.complete = False
+        """Whether the worker said how the stream ended, and no item before that is missing."""
+        self.options = options
+        self._transport = transport
+        self._codec = call.codec
+        self._taken = 0
+        self._taken_bytes = 0
+        self._credit_at = self._half_window
+        self._credit_bytes_at = STREAM_BYTES // 2
+        self._early: dict[int, Item] = {}
+        """What came before the items that precede it, by the number of its first item."""
+        self._missing = -1
+        """The item that the worker was asked to send again."""
+        self._end: End | None = None
+        self._asked = 0
+        self._worker = ""
+        """The worker that runs it."""
+        self._former: set[str] = set()
+        """Workers that ran it before."""
+        self._attempt = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def _half_window(self) -> int:
+        return max(1, self.call.credit // 2)
+
+    # -- for the consumer
+
+    async def open(self) -> None:
+        """Have a worker run the stream."""
+        await self._transport.open_stream(self)
+
+    def take(self) -> bytes:
+        """The next item, which is there."""
+        payload = self.payloads.popleft()
+        self._taken += 1
+        self._taken_bytes += len(payload)
+        if self._taken >= self._credit_at or self._taken_bytes >= self._credit_bytes_at:
+            self._credit()
+        return payload
+
+    async def wait(self) -> None:
+        """Return when there are items, or the stream has ended."""
+        assert self.pending is not None, "it was opened"
+        while not self.payloads and not self.pending.future.done():
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    # -- for the transport
+
+    def opened(self, pending: Pending) -> None:
+        """It is about to be sent."""
+        self.pending = pending
+        pending.future.add_done_callback(self._on_ending)
+
+    def receive(self, envelope: Item | End) -> None:
+        """Something arrived for this stream."""
+        pending = self.pending
+        if pending is None or pending.future.done():
+            return
+        if isinstance(envelope, Item):
+            if self._is_current(envelope.worker, envelope.attempt):
+                self._take_in(envelope)
+        elif self._is_current(envelope.reply.worker, envelope.attempt):
+            self._end = envelope
+            if envelope.count > self.received:
+                self._asked += 1
+                if self._asked > MAX_ASKED:
+                    self._lose("its last items were lost on the way")
+                else:
+                    self._credit(self.received)
+        if self._end is not None and self._end.count <= self.received and not pending.future.done():
+            self.complete = True
+            pending.future.set_result(self._end.reply)
+
+    def _is_current(self, worker: str, attempt: int) -> bool:
+        """Whether this is from the run that counts; a newer one takes the place of the one before."""
+        if worker == self._worker:
+            self._attempt = max(self._attempt, attempt)
+            return True
+        if worker in self._former or attempt < self._attempt:
+            return False
+        if self.received and not self.options.replayable:
+            self._lose("the worker that ran it is gone")
+            return False
+        if self._worker:
+            self._former.add(self._worker)
+        self._worker, self._attempt = worker, attempt
+        self._early.clear()
+        self._end = None
+        self._missing = -1
+        return True
+
+    def _take_in(self, item: Item) -> None:
+        if item.codec != self._codec:
+            self._fail(
+                DecodeError(
+                    f"the items of {self.call.task} are encoded by {item.codec!r}, and this side has "
+                    f"{self._codec!r}: construct the same codec on both sides"
+                )
+            )
+            return
+        if not item.payloads:
+            self._credit(self.received if item.first != self.received else None)
+        elif item.first > self.received:
+            if len(self._early) <= self.call.credit:
+                self._early[item.first] = item
+            if self._missing != self.received:
+                self._missing = self.received
+                self._credit(self.received)
+        else:
+            self._append(item)
+            while self._early and (first := min(self._early)) <= self.received:
+                self._append(self._early.pop(first))
+            if self._waiter is not None and self.payloads and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def _append(self, item: Item) -> None:
+        """Of items that begin at the next one or before it, those that are new."""
+        known = self.received - item.first
+        fresh = item.payloads[known:] if known else item.payloads
+        if fresh:
+            self.payloads.extend(fresh)
+            self.received += len(fresh)
+            self._asked = 0
+
+    def _credit(self, again: int | None = None) -> None:
+        """Tell the worker how far this side is."""
+        self._credit_at = self._taken + self._half_window
+        self._credit_bytes_at = self._taken_bytes + STREAM_BYTES // 2
+        if not self.complete and self._worker:
+            credit = Credit(VERSION, self.call.id, self._taken, self._taken_bytes, again)
+            self._transport._grant(credit, self._worker)
+
+    def _lose(self, why: str) -> None:
+        self._fail(lost(self.call, self.received, why))
+
+    def _fail(self, error: Exception) -> None:
+        """End it here, and have whoever runs it stop."""
+        assert self.pending is not None, "something arrived for it"
+        if not self.pending.future.done():
+            self._transport._withdraw(self.pending)
+            self.pending.fail(error)
+
+    def _on_ending(self, ending: asyncio.Future[Reply]) -> None:
+        """It has ended, whoever said so."""
+        if not ending.cancelled() and isinstance(ending.exception(), CallTimeout):
+            self.payloads.clear()  # the time is up for the consumer too
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self.close()
+
+    def close(self) -> None:
+        """The consumer wants no more: whoever runs it is told. Does nothing if it has ended."""
+        if self.pending is not None:
+            self._transport.close_stream(self.pending)
+
+
+def lost(call: Call, items: int, why: str) -> StreamLost:
+    """The error of a stream that cannot go on."""
+    return StreamLost(
+        f"{call.task} was lost after {items} items: {why}; if it yields the same items each time, "
+        "replayable=True lets another worker begin anew",
+        items,
+    )

@@ -1,0 +1,61 @@
+"""Running a stream: what its generator yields goes to the consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from atasks import wire
+from atasks.codecs.base import Codec, as_bytes
+from atasks.wire import Reply, Status
+
+if TYPE_CHECKING:
+    from atasks.run import Run
+
+__all__ = ["produce"]
+
+
+async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) -> Reply | None:
+    """Send what the generator yields, never more than a window ahead of the consumer.
+
+    Returns None at its end, or the reply for an item that cannot be sent. Raises what the generator raises. The
+    generator is closed in any case: what its `finally` awaits is waited for.
+    """
+    outflow = run.worker.streams.open(run, codec.name)
+    limit = run.worker.transport.max_payload
+    try:
+        if run.call.attempt > 1:
+            await outflow.greet()
+        async for item in generator:
+            try:
+                payload = as_bytes(await codec.encode(item), codec)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                kind, reason = type(item).__name__, str(error).split("\n", 1)[0][:200]
+                return _refusal(
+                    run,
+                    Status.ENCODE_ERROR,
+                    f"item {outflow.produced} of {run.call.task}, a {kind}, cannot be encoded by {codec.name} "
+                    f"({type(error).__name__}: {reason})",
+                )
+            if len(payload) > limit:
+                return _refusal(
+                    run,
+                    Status.TOO_LARGE,
+                    f"item {outflow.produced} of {run.call.task} has {len(payload)} bytes, over the limit of "
+                    f"{limit}: yield a reference",
+                )
+            outflow.put(payload)
+            if outflow.full:
+                await outflow.room()
+            elif outflow.skipping and outflow.produced % outflow.window == 0:
+                await asyncio.sleep(0)  # nothing else lets other calls run while items are skipped
+    finally:
+        await generator.aclose()
+    return None
+
+
+def _refusal(run: Run, status: int, message: str) -> Reply:
+    return wire.ended(run.call.id, status, message, run.worker.id)
