@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
+import select
 import threading
 import time
 from collections.abc import Callable
@@ -39,8 +39,7 @@ class Tether:
         self.number = number
         """Which worker of its supervisor this process is: 1, 2, ..."""
         self._stderr = stderr
-        self._socket = socket.socket(fileno=channel)
-        self._socket.setblocking(True)
+        self._channel = channel
         self._released: asyncio.Future[None] | None = None
 
     @classmethod
@@ -77,7 +76,11 @@ class Tether:
     def report(self, kind: str, *values: Any) -> None:
         """Tell the supervisor something else, which its `on_report` gets."""
         with contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps([kind, *values]).encode() + b"\n")
+            self._send(json.dumps([kind, *values]).encode() + b"\n")
+
+    def _send(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self._channel, data) :]
 
     # -- the end
 
@@ -97,33 +100,34 @@ class Tether:
     def end_with_supervisor(self, seconds: float) -> None:
         """See to it that this process ends within so many seconds after its supervisor is gone, although its event
         loop may be blocked then."""
-        channel = self._socket.dup()
-        threading.Thread(target=_end_after, args=(channel, seconds), name="atasks tether", daemon=True).start()
+        threading.Thread(
+            target=_end_after, args=(self._channel, seconds), name="atasks tether", daemon=True
+        ).start()
 
     def _watch(self) -> asyncio.Future[None]:
         if self._released is None:
             loop = asyncio.get_running_loop()
             self._released = loop.create_future()
-            loop.add_reader(self._socket, self._read, loop, self._released)
+            loop.add_reader(self._channel, self._read, loop, self._released)
         return self._released
 
     def _read(self, loop: asyncio.AbstractEventLoop, released: asyncio.Future[None]) -> None:
-        loop.remove_reader(self._socket)  # nothing but the end ever comes
+        loop.remove_reader(self._channel)  # nothing but the end ever comes
         try:
-            self._socket.sendall(b"\n")
-        except (
-            OSError
-        ):  # the supervisor is gone, and nobody reads the pipe that stderr was: writing there would raise
+            self._send(b"\n")
+        except OSError:  # the supervisor is gone: writing to the pipe that stderr was would raise
             os.dup2(self._stderr, 2)
         released.set_result(None)
 
 
-def _end_after(channel: socket.socket, seconds: float) -> None:
+def _end_after(channel: int, seconds: float) -> None:
     """Wait until the other end of the tether is gone, and so much longer."""
-    channel.recv(1, socket.MSG_PEEK)  # it returns when this process is released, or the supervisor gone
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    poll.poll()  # it returns when this process is released, or the supervisor gone
     with contextlib.suppress(OSError):
         while True:
-            channel.sendall(b"\n")
+            os.write(channel, b"\n")
             time.sleep(LOOK_SECONDS)
     time.sleep(seconds)
     os._exit(1)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from atasks.errors import AccessRefused, ConnectFailed, InvalidURL, LoadError, QueueMismatch, TransportError
+from atasks.errors import (
+    AccessRefused,
+    ConnectFailed,
+    InvalidURL,
+    LoadError,
+    QueueMismatch,
+    TransportError,
+    WorkersFailed,
+)
 
 __all__ = ["MEANINGS", "CommandError", "Exit", "explain"]
 
@@ -20,6 +28,7 @@ class Exit(IntEnum):
     REFUSED = 5
     LOST = 6
     MISMATCH = 7
+    WORKERS = 8
     INTERNAL = 70
     INTERRUPTED = 130
     TERMINATED = 143
@@ -34,6 +43,7 @@ MEANINGS = {
     Exit.REFUSED: "the broker refuses the user or the virtual host",
     Exit.LOST: "the connection was lost for good while serving",
     Exit.MISMATCH: "a queue exists at the broker with other arguments",
+    Exit.WORKERS: "the worker processes of --workers die faster than they start",
     Exit.INTERNAL: "an error of atasks itself: please report it",
     Exit.INTERRUPTED: "interrupted (Ctrl-C), in loopback and client mode",
     Exit.TERMINATED: "terminated (SIGTERM), in loopback and client mode",
@@ -62,6 +72,8 @@ def explain(error: Exception) -> CommandError:
             return CommandError(Exit.UNREACHABLE, f"{message} (--url or $ATASKS_URL)")
         case QueueMismatch():
             return CommandError(Exit.MISMATCH, message)
+        case WorkersFailed():
+            return CommandError(Exit.WORKERS if error.code is None else Exit(error.code), message)
         case TransportError():
             return CommandError(Exit.LOST, message)
         case _:

@@ -10,11 +10,15 @@ from typing import Any, NoReturn
 import click
 
 import atasks
+from atasks.tether import Tether
 from atasks_cli import runner
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, say, show_traceback
 from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES, Mode, Settings, parse_options
+from atasks_cli.size import Size
+from atasks_cli.supervised import Supervised
+from atasks_cli.supervision import Supervision, supervise
 
 __all__ = ["main"]
 
@@ -22,6 +26,7 @@ EXAMPLES = """\b
 Examples:
   atasks run tour.py                        run aiomain() of tour.py, calls in this process
   atasks run app/tasks.py --mode server     serve the atasks of app/tasks.py over RabbitMQ
+  atasks run app.tasks --mode server --workers 4       in four processes, which are replaced when they die
   atasks run app.tasks --mode client        run aiomain() of the module against those workers
   atasks run app.tasks -o n=5 -o name=Ann   as aiomain(n=5, name="Ann")
 """
@@ -118,6 +123,27 @@ def main() -> None:
     type=click.FloatRange(min=0),
     help="Seconds for running calls to finish when a server drains. Default: 30.",
 )
+@click.option(
+    "--workers",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Serve in N processes, and replace those that die. Default: serve in this process.",
+)
+@click.option(
+    "--max-calls-per-worker",
+    "max_calls",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Replace a worker process after so many calls; it drains while its replacement serves.",
+)
+@click.option(
+    "--max-memory-per-worker",
+    "max_memory",
+    metavar="SIZE",
+    type=Size(),
+    help="Replace a worker process that takes more: bytes, or with K, M or G, as in 500M.",
+)
+@click.option("--reload", is_flag=True, help="Drain and start again when a file of the loaded modules changes.")
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")
 def run_command(
@@ -126,6 +152,10 @@ def run_command(
     pairs: tuple[str, ...],
     verbosity: int,
     use_uvloop: bool,
+    workers: int | None,
+    max_calls: int | None,
+    max_memory: int | None,
+    reload: bool,
     **options: Any,
 ) -> int:
     """Load files or modules, and run or serve what they define.
@@ -135,16 +165,28 @@ def run_command(
     that it accepts. In server mode aiomain() runs beside the worker, and its return ends nothing.
     """
     configure_logging(verbosity)
+    tether = Tether.inherited()
+    supervised = None
     try:
         settings = Settings.make(mode, verbosity=verbosity, **options)
+        supervision = Supervision.make(
+            mode, workers=workers, reload=reload, max_calls=max_calls, max_memory=max_memory
+        )
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)
         loop_factory = _uvloop() if use_uvloop else None
+        if supervision is not None:
+            if tether is None:
+                return supervise(settings, supervision)
+            supervised = Supervised(tether, supervision)
         aiomains = find(runner.load_all(targets, settings), offered, given)
-        return runner.run(settings, aiomains, loop_factory)
+        return runner.run(settings, aiomains, loop_factory, supervised)
     except CommandError as error:
         if verbosity >= 2 and error.__cause__ is not None:
             show_traceback(error.__cause__, whole=True)
+        if supervised is not None:
+            supervised.failed(error)
+            return error.exit
         raise
     except KeyboardInterrupt:  # while a module loads; click would print an empty line
         return Exit.INTERRUPTED

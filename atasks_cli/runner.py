@@ -16,6 +16,7 @@ from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say, show_traceback, shown_url
 from atasks_cli.settings import Settings
 from atasks_cli.signals import Signals
+from atasks_cli.supervised import Supervised
 
 __all__ = ["load_all", "run"]
 
@@ -59,28 +60,37 @@ def _atasks_in(namespace: str) -> list[str]:
     return registry.names() if registry is not None else []
 
 
-def run(settings: Settings, aiomains: Sequence[Aiomain], loop_factory: LoopFactory | None = None) -> int:
-    """Run it in an event loop of its own until it ends or a signal ends it; the exit code.
+def run(
+    settings: Settings,
+    aiomains: Sequence[Aiomain],
+    loop_factory: LoopFactory | None = None,
+    supervised: Supervised | None = None,
+) -> int:
+    """Run it in an event loop of its own until it ends or a signal or a supervisor ends it; the exit code.
 
     Raises a CommandError, whose cause is the library's error, for what the library raises.
     """
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_run(settings, aiomains))
+        return runner.run(_run(settings, aiomains, supervised))
 
 
-async def _run(settings: Settings, aiomains: Sequence[Aiomain]) -> int:
+async def _run(settings: Settings, aiomains: Sequence[Aiomain], supervised: Supervised | None) -> int:
     task = asyncio.current_task()
     assert task is not None
     signals = Signals(task.cancel)
+    if supervised is not None:
+        supervised.tether.on_release(signals.end)
     try:
         if settings.mode == "server":
-            return await _serve(settings, aiomains, signals)
+            return await _serve(settings, aiomains, signals, supervised)
         await _call(settings, aiomains)
         return Exit.OK
     except asyncio.CancelledError:
-        if signals.received is None:
-            raise
-        return 128 + signals.received
+        if signals.received is not None:
+            return 128 + signals.received
+        if supervised is not None and supervised.tether.is_released:
+            return Exit.OK
+        raise
     except AiomainFailed as failure:
         return _report(failure, settings)
     except CommandError:
@@ -102,8 +112,10 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
             await run_all(aiomains)
 
 
-async def _serve(settings: Settings, aiomains: Sequence[Aiomain], signals: Signals) -> int:
-    """Serve until a signal, a lost connection, or an aiomain that raises."""
+async def _serve(
+    settings: Settings, aiomains: Sequence[Aiomain], signals: Signals, supervised: Supervised | None
+) -> int:
+    """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
     serving = atasks.serve(
         settings.url,
         namespace=settings.namespace,
@@ -115,28 +127,33 @@ async def _serve(settings: Settings, aiomains: Sequence[Aiomain], signals: Signa
     async with serving as worker:
         stop = asyncio.Event()
         signals.first = stop.set
-        say(_ready(settings, worker))
+        what = _what(settings, worker)
+        if supervised is None:
+            say(f"serving {what}; Ctrl-C to drain")
+        else:
+            supervised.ready(what)
         lost = asyncio.create_task(worker.wait())
         stopped = asyncio.create_task(stop.wait())
         running = asyncio.create_task(run_all(aiomains))
-        waiting = {lost, stopped, running}
+        ends = {lost, stopped, running}
+        watching = {asyncio.create_task(supervised.watch(worker))} if supervised is not None else set()
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if running.done() and running.exception() is None:  # the return of an aiomain ends nothing
                 await asyncio.wait({lost, stopped}, return_when=asyncio.FIRST_COMPLETED)
             elif running.done():
                 code = _report(running.exception(), settings)
             if not lost.done():
-                say(_draining(settings, worker))
+                (say if supervised is None else logger.info)(_draining(settings, worker))
                 await worker.drain(settings.grace)
             await lost
         except TransportError as error:
             raise CommandError(Exit.LOST, f"{' '.join(str(error).split())}; start it again") from error
         finally:
             # Last, because running calls may use what an aiomain holds open.
-            for task in waiting:
+            for task in ends | watching:
                 task.cancel()
-            await asyncio.wait(waiting)
+            await asyncio.wait(ends | watching)
     logger.info("worker %s has drained", worker.id)
     return code
 
@@ -159,15 +176,12 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
     return Exit.FAILED
 
 
-def _ready(settings: Settings, worker: atasks.Worker) -> str:
+def _what(settings: Settings, worker: atasks.Worker) -> str:
     count = len(worker.tasks)
     queues = settings.queues or _queues(worker)
     what = "1 atask" if count == 1 else f"{count} atasks"
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
-    return (
-        f"serving {what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}; "
-        "Ctrl-C to drain"
-    )
+    return f"{what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}"
 
 
 def _queues(worker: atasks.Worker) -> list[str]:

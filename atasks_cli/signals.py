@@ -23,8 +23,11 @@ class Signals:
     def __init__(self, first: Callable[[], object]) -> None:
         self.first = first
         """What the first signal does: no coroutine, and called in the event loop."""
+        self.last: Callable[[], object] | None = None
+        """What the second signal does before the process ends: called by the signal handler, whatever runs."""
         self.received: int | None = None
         """The number of the first signal, once it has come."""
+        self._ending = False
         self._loop = asyncio.get_running_loop()
         # Not loop.add_signal_handler: its callbacks wait for the event loop's turn, which never comes while code
         # blocks it. A plain handler runs between two instructions of whatever is running.
@@ -37,9 +40,14 @@ class Signals:
                 # broken, closed, or in the middle of a write that the signal interrupted
                 with contextlib.suppress(OSError, RuntimeError, ValueError):
                     stream.flush()
+            if self.last is not None:
+                self.last()
             os._exit(128 + number)
         self.received = number
-        self._loop.call_soon_threadsafe(self._call_first)
+        self._loop.call_soon_threadsafe(self.end)
 
-    def _call_first(self) -> None:
-        self.first()
+    def end(self) -> None:
+        """Do what the first signal does, once; a signal that follows is the first one nevertheless."""
+        if not self._ending:
+            self._ending = True
+            self.first()

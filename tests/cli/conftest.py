@@ -1,43 +1,16 @@
-"""A directory with module files, and the command that runs them."""
+"""What the tests of the command line use."""
 
 from __future__ import annotations
 
-import textwrap
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import Command, Done
-
-
-class Shell:
-    """A current directory, and commands that are run in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._commands: list[Command] = []
-
-    def write(self, name: str, text: str) -> Path:
-        """A file in the directory."""
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(textwrap.dedent(text))
-        return path
-
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> Command:
-        """The command with these arguments, running."""
-        command = Command(*arguments, cwd=self.directory, env=env)
-        self._commands.append(command)
-        return command
-
-    def run(self, *arguments: str, env: dict[str, str] | None = None) -> Done:
-        """The command with these arguments, after it has ended."""
-        return self.start(*arguments, env=env).finish()
-
-    def close(self) -> None:
-        for command in self._commands:
-            command.close()
+from tests.broker import Broker
+from tests.cli.app import App
+from tests.cli.shell import Shell
 
 
 @pytest.fixture
@@ -45,3 +18,16 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     shell = Shell(tmp_path)
     yield shell
     shell.close()
+
+
+@pytest.fixture
+def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
+    app = App(shell, amqp_url, f"cli-{uuid.uuid4().hex}")
+    yield app
+    shell.close()
+    if broker.controllable:
+        broker.start()
+        names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
+        with broker.channel() as channel:
+            for name in names:
+                channel.queue_delete(name)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.cli.conftest import Shell
+from tests.cli.shell import Shell
 
 TASKS = "from atasks import atask\n@atask\nasync def add(a, b):\n    return a + b\n"
 MAIN = "async def aiomain(**options):\n    print('ran')\n"
@@ -96,7 +96,7 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["--transport", "redis"], ["--transport", "'redis'", "loopback", "amqp"]),
         (["--grace", "-1"], ["--grace", "-1"]),
         (["--grace", "nan", "--mode", "server"], ["--grace nan", "seconds"]),
-        (["--workers", "2"], ["--workers", "--help"]),
+        (["--wrkers", "2"], ["--wrkers", "--help"]),
         (["--namespace", "a b", "--mode", "server"], ["--namespace 'a b'", "letters, digits"]),
         (["--queue", "", "--mode", "server"], ["--queue ''", "letters, digits"]),
         (["--queue", "gpu"], ["--queue is for --mode server", "--mode loopback"]),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from tests.cli.conftest import Shell
+from tests.cli.shell import Shell
 
 ADD = """
     from atasks import atask

@@ -2,106 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator
 from signal import SIGINT, SIGTERM, Signals
-from urllib.parse import urlsplit
 
 import pytest
 
 from tests.broker import Broker
-from tests.cli.command import Command
-from tests.cli.conftest import Shell
-
-TASKS = """
-    import asyncio, os, pathlib
-    from atasks import atask
-
-    @atask(namespace="NAMESPACE")
-    async def add(a, b):
-        return a + b
-
-    @atask(namespace="NAMESPACE")
-    async def pid():
-        return os.getpid()
-
-    @atask(namespace="NAMESPACE")
-    async def gated():
-        print("running", flush=True)
-        await asyncio.to_thread(pathlib.Path("gate").read_text)  # a pipe: until the test writes to it
-        return "through"
-
-    @atask(namespace="NAMESPACE")
-    async def handed_on():
-        first = not pathlib.Path("begun").exists()
-        pathlib.Path("begun").touch()
-        print("running", flush=True)
-        if first:
-            await asyncio.Event().wait()
-        return "through"
-
-    @atask(namespace="NAMESPACE", queue="gpu")
-    async def train():
-        return "trained"
-
-    @atask(namespace="NAMESPACE", max_attempts=1)
-    async def forever():
-        print("running", flush=True)
-        try:
-            await asyncio.Event().wait()
-        finally:
-            print("cancelled", flush=True)
-"""
-
-CLIENT = """
-    import tasks
-
-    async def aiomain(task="add", args=()):
-        print(await getattr(tasks, task)(*args))
-"""
-
-
-class App:
-    """The files of a program in a namespace of its own, and the commands that run it."""
-
-    def __init__(self, shell: Shell, url: str, namespace: str) -> None:
-        self.shell = shell
-        self.namespace = namespace
-        address = urlsplit(url)
-        self.shown = f"amqp://{address.hostname}:{address.port}/"
-        self.gate = shell.directory / "gate"
-        os.mkfifo(self.gate)
-        self.env = {"ATASKS_URL": url}
-        shell.write("tasks.py", TASKS.replace("NAMESPACE", namespace))
-        shell.write("client.py", CLIENT)
-
-    def serve(self, *arguments: str) -> Command:
-        """A server, ready."""
-        targets = arguments or ("tasks.py",)
-        command = self.shell.start(
-            "run", *targets, "--mode", "server", "--namespace", self.namespace, env=self.env
-        )
-        command.wait_for("atasks: serving")
-        return command
-
-    def call(self, task: str, *arguments: str) -> Command:
-        """A client that awaits one atask."""
-        where = ("--mode", "client", "--namespace", self.namespace)
-        return self.shell.start("run", "client.py", *where, "-o", f"task={task}", *arguments, env=self.env)
-
-
-@pytest.fixture
-def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
-    app = App(shell, amqp_url, f"cli-{uuid.uuid4().hex}")
-    yield app
-    shell.close()
-    if broker.controllable:
-        broker.start()
-        names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
-        with broker.channel() as channel:
-            for name in names:
-                channel.queue_delete(name)
+from tests.cli.app import App
+from tests.cli.shell import Shell
 
 
 def test_client_awaits_a_server(app: App) -> None:
@@ -113,7 +20,7 @@ def test_client_awaits_a_server(app: App) -> None:
     assert done.code == 0
     ready, drained = done.err.splitlines()
     where = f"on queues 'default', 'gpu' of {app.shown} with concurrency 100"
-    assert ready == f"atasks: serving 6 atasks {where}; Ctrl-C to drain"
+    assert ready == f"atasks: serving 7 atasks {where}; Ctrl-C to drain"
     assert drained == "atasks: draining: no call is running"
 
 

@@ -6,7 +6,7 @@ from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 
-from tests.cli.conftest import Shell
+from tests.cli.shell import Shell
 
 WAITING = """
     import asyncio

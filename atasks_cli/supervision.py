@@ -1,0 +1,161 @@
+"""The supervisor's side of --workers, --reload and the limits of worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from atasks.errors import WorkersFailed
+from atasks.supervisor import Supervisor
+from atasks_cli.exits import CommandError, Exit, explain
+from atasks_cli.messages import say
+from atasks_cli.reload import Watcher
+from atasks_cli.settings import Mode, Settings
+from atasks_cli.signals import Signals
+
+__all__ = ["Supervision", "supervise"]
+
+MARGIN = 15.0
+"""Seconds past the grace in which a worker may clean up and close its connections: see docs/shutdown.md."""
+
+MENDED_BY_CHANGE = {Exit.LOAD, Exit.USAGE, Exit.WORKERS}
+"""What another version of the modules may put right."""
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """What was asked of a supervisor and of its workers."""
+
+    workers: int
+    reload: bool
+    max_calls: int | None
+    max_memory: int | None
+    """Bytes."""
+
+    @classmethod
+    def make(
+        cls,
+        mode: Mode,
+        *,
+        workers: int | None = None,
+        reload: bool = False,
+        max_calls: int | None = None,
+        max_memory: int | None = None,
+    ) -> Supervision | None:
+        """None if nothing of it was asked for. Raises a CommandError outside of server mode."""
+        asked = {
+            "--workers": workers,
+            "--reload": reload or None,
+            "--max-calls-per-worker": max_calls,
+            "--max-memory-per-worker": max_memory,
+        }
+        options = [option for option, value in asked.items() if value is not None]
+        if not options:
+            return None
+        if mode != "server":
+            raise CommandError(
+                Exit.USAGE, f"{options[0]} is for --mode server, and this is --mode {mode}: leave it out"
+            )
+        return cls(workers or 1, reload, max_calls, max_memory)
+
+
+def supervise(settings: Settings, supervision: Supervision) -> int:
+    """Run this very command in worker processes until a signal; the exit code. Raises a CommandError."""
+    with asyncio.Runner() as runner:
+        return runner.run(_supervise(settings, supervision))
+
+
+async def _supervise(settings: Settings, supervision: Supervision) -> int:
+    async with AsyncExitStack() as stack:
+        watcher = await stack.enter_async_context(Watcher()) if supervision.reload else None
+
+        def hear(number: int, kind: str, values: list[Any]) -> None:
+            if kind == "files" and watcher is not None:
+                watcher.add(values[0])
+
+        command = [sys.executable, *sys.orig_argv[1:]]
+        supervisor = Supervisor(command, supervision.workers, on_output=_relay, on_report=hear)
+        stop = asyncio.Event()
+        signals = Signals(stop.set)
+        signals.last = supervisor.kill
+        await stack.enter_async_context(supervisor)
+        running = asyncio.create_task(_run(supervisor, watcher, settings.grace + MARGIN))
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+        except WorkersFailed as error:
+            raise explain(error) from error
+        finally:
+            running.cancel()
+            stopped.cancel()
+            await asyncio.wait({running, stopped})
+        if supervisor.processes:
+            say(f"draining {_workers(supervisor)}, for at most {settings.grace:g} s; Ctrl-C again to exit at once")
+            await supervisor.stop(settings.grace + MARGIN)
+    return Exit.OK
+
+
+async def _run(supervisor: Supervisor, watcher: Watcher | None, patience: float) -> None:
+    """Keep the workers serving. With a watcher, start them again on each change; `patience`: seconds to drain."""
+    if watcher is None:
+        await _serve(supervisor)
+        return
+    while True:
+        watcher.forget_changes()
+        serving = asyncio.create_task(_serve(supervisor))
+        change = asyncio.create_task(watcher.change())
+        try:
+            await asyncio.wait({serving, change}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            change.cancel()
+            serving.cancel()
+            await asyncio.wait({serving, change})
+        files = await _mended(serving, watcher) if change.cancelled() else change.result()
+        say(f"{_shown(files)} changed: starting {_workers(supervisor)} again")
+        await supervisor.stop(patience)
+
+
+async def _serve(supervisor: Supervisor) -> None:
+    await supervisor.start()
+    plural = supervisor.count > 1
+    what = supervisor.processes[0].serves
+    say(f"{_workers(supervisor)} {'serve' if plural else 'serves'} {what}{' each' * plural}; Ctrl-C to drain")
+    await supervisor.wait()
+
+
+async def _mended(serving: asyncio.Task[None], watcher: Watcher) -> list[str]:
+    """The workers cannot serve: the files whose change may help, once there was one. Raises why, if none can."""
+    try:
+        await serving
+    except WorkersFailed as error:
+        failure = explain(error)
+        if failure.exit not in MENDED_BY_CHANGE or not watcher.files:
+            raise
+        say(f"{failure}; waiting for a change")
+    return await watcher.change(beside=True)
+
+
+def _workers(supervisor: Supervisor) -> str:
+    return "1 worker" if supervisor.count == 1 else f"{supervisor.count} workers"
+
+
+def _shown(files: Sequence[str]) -> str:
+    name = os.path.relpath(files[0])
+    return name if len(files) == 1 else f"{name} and {len(files) - 1} more"
+
+
+def _relay(number: int, lines: bytes) -> None:
+    """What a worker has written to stderr, under its number."""
+    prefix = f"[worker {number}] ".encode()
+    with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
+        sys.stderr.flush()
+        sys.stderr.buffer.write(b"".join(prefix + line for line in lines.splitlines(keepends=True)))
+        sys.stderr.buffer.flush()

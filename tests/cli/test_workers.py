@@ -1,0 +1,201 @@
+"""`--workers`: a supervisor and its worker processes, over a real broker."""
+
+from __future__ import annotations
+
+import re
+from signal import SIGINT, SIGKILL, SIGTERM, Signals
+
+import psutil
+import pytest
+
+from tests.cli.app import App, workers
+from tests.cli.command import PATIENCE, wait_until
+from tests.cli.shell import Shell
+
+
+def test_workers_serve_and_drain(app: App) -> None:
+    supervisor = app.supervise("--workers", "2", "--concurrency", "3")
+    processes = workers(supervisor)
+    assert app.pids(count=2) == [process.pid for process in processes]
+    ready, draining = app.end(supervisor).splitlines()
+    where = f"on queues 'default', 'gpu' of {app.shown} with concurrency 3 each"
+    assert ready == f"atasks: 2 workers serve 7 atasks {where}; Ctrl-C to drain"
+    assert draining == "atasks: draining 2 workers, for at most 30 s; Ctrl-C again to exit at once"
+
+
+def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(app: App) -> None:
+    supervisor = app.supervise("--workers", "2")
+    before = [process.pid for process in workers(supervisor)]
+    assert "WorkerLost" in app.call("die").finish().err
+    line = supervisor.wait_for("takes its place")
+    match = re.search(
+        r"worker \d \(pid (\d+)\) was killed by SIGKILL while it ran 1 call: task 'tasks.die' \(", line
+    )
+    assert match is not None, line
+    (survivor,) = {*before} - {int(match[1])}
+    app.pids(other_than=before)
+    wait_until(lambda: len(workers(supervisor)) == 2)
+    assert survivor in [process.pid for process in workers(supervisor)]
+    assert len(app.end(supervisor).splitlines()) == 3
+
+
+def test_call_of_a_worker_that_is_killed_runs_on_another(app: App) -> None:
+    supervisor = app.supervise("--workers", "2")
+    client = app.call("handed_on")
+    supervisor.wait_for("running")
+    for process in workers(supervisor):
+        process.kill()
+    supervisor.wait_for("while it ran 1 call: task 'tasks.handed_on'")
+    assert client.finish().out == "through\n"
+    app.end(supervisor)
+
+
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM])
+@pytest.mark.parametrize("to_all", [False, True], ids=["supervisor", "all"])
+def test_signal_drains(app: App, number: Signals, to_all: bool) -> None:
+    """`to_all`: as a terminal and service managers do, which signal every process of a group."""
+    supervisor = app.supervise("--workers", "2")
+    client = app.call("gated")
+    supervisor.wait_for("running")
+    for process in workers(supervisor) if to_all else []:
+        process.send_signal(number)
+    supervisor.signal(number)
+    supervisor.wait_for("draining 2 workers")
+    app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    done = supervisor.finish()
+    assert done.code == 0
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
+def test_second_signal_ends_all_at_once(app: App, number: Signals, code: int) -> None:
+    supervisor = app.supervise("--workers", "2")
+    client = app.call("forever")
+    supervisor.wait_for("running")
+    processes = workers(supervisor)
+    supervisor.signal(number)
+    supervisor.wait_for("draining 2 workers")
+    supervisor.signal(number)
+    done = supervisor.finish()
+    assert done.code == code
+    assert "cancelled" not in done.out
+    assert psutil.wait_procs(processes, PATIENCE)[1] == []
+    client.signal(SIGINT)
+    assert client.finish().code == 130
+
+
+def test_workers_drain_when_their_supervisor_is_killed(app: App) -> None:
+    supervisor = app.supervise("--workers", "2", "-v")
+    client = app.call("gated")
+    supervisor.wait_for("running")
+    processes = workers(supervisor)
+    supervisor.signal(SIGKILL)
+    supervisor.wait_for("draining: 1 call is running")  # where the supervisor wrote to: it can be read still
+    app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    assert psutil.wait_procs(processes, PATIENCE)[1] == []
+    assert supervisor.finish().code == -SIGKILL
+
+
+def test_worker_that_does_not_drain_in_time_gives_its_calls_back(app: App) -> None:
+    supervisor = app.supervise("--workers", "1", "--grace", "0")
+    client = app.call("handed_on")
+    supervisor.wait_for("running")
+    app.end(supervisor)
+    other = app.supervise("--workers", "1")
+    assert client.finish().out == "through\n"
+    app.end(other)
+
+
+def test_lines_of_workers_name_them(app: App) -> None:
+    app.shell.write(
+        "writing.py",
+        """
+        import sys, tasks
+
+        async def aiomain():
+            print("on stdout", flush=True)
+            print("on stderr", "in pieces", file=sys.stderr)
+        """,
+    )
+    supervisor = app.supervise("--workers", "2", target="writing.py")
+    for _ in range(2):
+        supervisor.wait_for("on stdout")
+        supervisor.wait_for("on stderr")
+    app.end(supervisor)
+    assert {"[worker 1] on stderr in pieces\n", "[worker 2] on stderr in pieces\n"} <= set(supervisor.err)
+    assert supervisor.out == ["on stdout\n", "on stdout\n"]
+
+
+def test_uvloop_in_every_worker(app: App) -> None:
+    app.shell.write(
+        "loop.py",
+        "import asyncio, tasks\nasync def aiomain():\n    print(type(asyncio.get_running_loop()).__module__)\n",
+    )
+    supervisor = app.supervise("--workers", "2", "--uvloop", target="loop.py")
+    for _ in range(2):
+        assert supervisor.wait_for("uvloop") == "uvloop\n"
+    app.pids(count=2)
+    app.end(supervisor)
+
+
+# -- what cannot serve
+
+
+def test_broker_that_cannot_be_reached(app: App) -> None:
+    done = app.start("--workers", "3", "--url", "amqp://localhost:1/").finish()
+    assert done.code == 4
+    assert done.line().startswith("cannot reach RabbitMQ at localhost:1 (")
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message"),
+    [
+        ("import nothing_of_that_name", 3, "cannot import broken.py: ModuleNotFoundError: No module named"),
+        ("x = 1", 2, "nothing to serve: no atask of namespace"),
+        ("import os\nos._exit(11)", 8, "5 worker processes in a row died at their start, the last: worker "),
+    ],
+    ids=["load", "usage", "workers"],
+)
+def test_module_that_cannot_be_served(app: App, text: str, code: int, message: str) -> None:
+    app.shell.write("broken.py", text)
+    done = app.start("--workers", "2", target="broken.py").finish()
+    assert done.code == code
+    *deaths, last = done.err.splitlines()
+    assert last.startswith(f"atasks: error: {message}")
+    assert len(deaths) == (5 if code == 8 else 0)
+    assert all("exited with code 11, before it could serve; a new one takes its place" in line for line in deaths)
+
+
+def test_aiomain_that_raises_in_every_worker(app: App) -> None:
+    app.shell.write("failing.py", "import tasks\nasync def aiomain():\n    raise ValueError(3)")
+    done = app.start("--workers", "2", target="failing.py").finish()
+    assert done.code == 8
+    assert "] ValueError: 3\n" in done.err
+    assert "exited with code 1" in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workers", "2"), "--workers is for --mode server, and this is --mode loopback: leave it out"),
+        (
+            ("--reload", "--mode", "client"),
+            "--reload is for --mode server, and this is --mode client: leave it out",
+        ),
+        (("--workers", "0", "--mode", "server"), "Invalid value for '--workers': 0 is not in the range x>=1."),
+        (
+            ("--max-memory-per-worker", "much", "--mode", "server"),
+            (
+                "Invalid value for '--max-memory-per-worker': 'much' is no size: "
+                "give bytes, or a number with K, M or G, like 500M"
+            ),
+        ),
+    ],
+)
+def test_options_that_do_not_fit(shell: Shell, arguments: tuple[str, ...], message: str) -> None:
+    shell.write("tasks.py", "")
+    done = shell.run("run", "tasks.py", *arguments)
+    assert done.code == 2
+    assert done.line().removesuffix(" (see atasks run --help)") == message.rstrip(".")
