@@ -2,8 +2,9 @@
 
 `python -m tests.faults.soak [--minutes N] [--seed N]` (or `make soak MINUTES=n`) runs three workers and a broker
 of its own, calls one after the other, in gathers, in trees, with cancellations and deadlines, at least and at most
-once, and meanwhile kills and freezes workers, cuts and holds connections, and restarts the broker. It prints what
-it did and what became of the calls, and exits with 1 if a promise was broken or something hangs.
+once, and meanwhile kills and freezes workers, cuts and holds connections, deletes and purges queues, raises
+alarms, and restarts the broker. It prints what it did and what became of the calls, and exits with 1 if a promise
+was broken, something hangs, or a queue, a message, a task or a descriptor is left behind.
 
 The seed decides the order of load and faults; how they meet in time differs from run to run.
 """
@@ -25,6 +26,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 import atasks
 from tests.broker import Broker, PrivateNode
 from tests.brokers.private_node import find_sbin
@@ -39,6 +42,8 @@ HEARTBEAT = 2
 PATIENCE = 120.0
 """Seconds within which every await ends, once the faults have ended."""
 CONCURRENCY = 8
+WORKER_DESCRIPTORS = 30
+"""A worker has two connections, a few pipes and files, and for a while the connections of a queue that ails."""
 ALLOWED = {"CallConnectionLost", "CallTimeout", "CancelledError", "Failed", "WorkerLost", "value"}
 
 
@@ -58,12 +63,18 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.trees: Counter[str] = Counter()
         self.broken: list[str] = []
+        self.killed = 0
+        """Workers that did not clean up after themselves."""
+        node.queues()  # opens what asking takes
+        self.process = psutil.Process()
+        self.descriptors = self.process.num_fds()
 
-    async def run(self) -> bool:
-        """Whether every promise was kept."""
+    async def run(self) -> None:
+        """Load and faults, and then the checks: `broken` says what was."""
         caller, _ = self.proxies
         await asyncio.to_thread(self.fleet.start, WORKERS, **self.options)
         end = time.monotonic() + 60 * self.minutes
+        before = asyncio.all_tasks()
         async with atasks.connect(caller.url(heartbeat=HEARTBEAT), prefix=self.prefix):
             clients = [asyncio.create_task(self.client()) for _ in range(CLIENTS)]
             while time.monotonic() < end and not any(client.done() for client in clients):
@@ -81,7 +92,10 @@ class Soak:
                     self.broken.append(f"a client failed: {result!r}")
             self.check()
             await self.quiet()
-        return not self.broken
+            with contextlib.suppress(AssertionError):  # the last workers may start or drain still
+                await until(lambda: not self.leaks(), "nothing is left behind", PATIENCE)
+            self.broken += self.leaks()
+        self.broken += [f"task {task!r} is left" for task in asyncio.all_tasks() - before]
 
     @property
     def options(self) -> dict[str, Any]:
@@ -162,6 +176,10 @@ class Soak:
             (2, self.freeze_worker),
             (2, self.slow),
             (1, self.close_connections),
+            (1, self.delete_work_queue),
+            (1, self.purge_work_queue),
+            (1, self.delete_reply_queues),
+            (1, self.raise_alarm),
             (1, self.kill_broker),
             (1, self.stop_broker),
         ]
@@ -185,6 +203,7 @@ class Soak:
             if not excused:
                 self.broken.append(f"worker {worker.pid} ended with {code}:\n{worker.output[-2000:]}")
         for worker in [worker for worker in self.fleet.workers if not worker.running]:
+            self.killed += worker.process.returncode != 0
             worker.close()
             self.fleet.workers.remove(worker)
         missing = WORKERS - len(self.fleet.workers)
@@ -223,6 +242,26 @@ class Soak:
     async def close_connections(self) -> None:
         await asyncio.to_thread(self.node.close_all_connections)
 
+    async def delete_work_queue(self) -> None:
+        await asyncio.to_thread(self.change_queues, f"{self.prefix}.q.default.default", "queue_delete")
+
+    async def purge_work_queue(self) -> None:
+        await asyncio.to_thread(self.change_queues, f"{self.prefix}.q.default.default", "queue_purge")
+
+    async def delete_reply_queues(self) -> None:
+        await asyncio.to_thread(self.change_queues, f"{self.prefix}.r.", "queue_delete")
+
+    def change_queues(self, beginning: str, action: str) -> None:
+        names = [queue.name for queue in self.node.queues() if queue.name.startswith(beginning)]
+        with self.node.channel() as channel:
+            for name in names:
+                getattr(channel, action)(name)
+
+    async def raise_alarm(self) -> None:
+        await asyncio.to_thread(self.node.ctl, "set_vm_memory_high_watermark", "0.00001")
+        await asyncio.sleep(self.fault_dice.uniform(0, 3))
+        await asyncio.to_thread(self.node.ctl, "set_vm_memory_high_watermark", "0.4")
+
     async def kill_broker(self) -> None:
         await asyncio.to_thread(self.node.kill)
         await asyncio.to_thread(self.node.start)
@@ -234,7 +273,7 @@ class Soak:
 
     def check(self) -> None:
         try:
-            self.history.check()
+            self.history.check(resent=True)
         except AssertionError as breach:
             self.broken.append(str(breach))
         strange = set(self.history.errors()) - ALLOWED
@@ -251,11 +290,30 @@ class Soak:
         except AssertionError as breach:
             self.broken.append(f"{breach}: {[queue for queue in self.fleet.queues() if queue.messages]}")
 
+    def leaks(self) -> list[str]:
+        """What is left at the broker and in the workers, and should not be."""
+        queues = [queue for queue in self.node.queues() if queue.name.startswith(f"{self.prefix}.")]
+        kinds = Counter(queue.name.removeprefix(f"{self.prefix}.").partition(".")[0] for queue in queues)
+        workers = [worker for worker in self.fleet.workers if worker.running]
+        clients = 1 + len(workers)
+        abandoned = sum(queue.name.startswith(f"{self.prefix}.r.") and not queue.consumers for queue in queues)
+        # A client that comes back while its broker starts may not find its reply queue, and takes another one.
+        restarts = self.faults["kill_broker"] + self.faults["stop_broker"] + self.faults["delete_reply_queues"]
+        found = [f"{kinds['r'] - abandoned} reply queues are consumed"] * (kinds["r"] - abandoned != clients)
+        found += [f"{abandoned} reply queues are left"] * (abandoned > self.killed + clients * restarts)
+        found += [f"{kinds['c']} control queues are left"] * (kinds["c"] != len(workers))
+        found += [f"queues of an unknown kind are left: {kinds}"] * (set(kinds) > {"q", "dead", "r", "c"})
+        for worker in workers:
+            descriptors = psutil.Process(worker.pid).num_fds()
+            found += [f"worker {worker.pid} has {descriptors} descriptors"] * (descriptors > WORKER_DESCRIPTORS)
+        return found
+
     def report(self) -> None:
         made, runs = len(self.history.made), self.history.runs()
         print(f"faults: {dict(sorted(self.faults.items()))}")
         print(f"awaits: {made} calls: {dict(sorted(self.history.errors().items()))}; trees: {dict(self.trees)}")
         print(f"runs: {len(runs)}, of them cut off: {sum(run.ending is None for run in runs)}")
+        print(f"memory of the caller and its records: {self.process.memory_info().rss / 2**20:.0f} MiB")
         for problem in self.broken:
             print(f"BROKEN: {problem}")
 
@@ -268,6 +326,8 @@ class Soak:
         self.fleet.close()
         for proxy in self.proxies:
             proxy.close()
+        left = self.process.num_fds() - self.descriptors
+        self.broken += [f"{left} descriptors are left"] * (left > 0)
 
 
 def main() -> int:
@@ -289,13 +349,13 @@ def main() -> int:
             node.start()
             soak = Soak(node, Path(folder), seed, arguments.minutes)
             try:
-                kept = asyncio.run(soak.run())
+                asyncio.run(soak.run())
             finally:
                 soak.close()
             soak.report()
         finally:
             node.close()
-    return 0 if kept else 1
+    return 1 if soak.broken else 0
 
 
 if __name__ == "__main__":

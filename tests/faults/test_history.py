@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atasks import CallConnectionLost, WorkerLost
-from tests.faults.history import Await, Delivery, History
+from atasks import CallConnectionLost, CallTimeout, WorkerLost
+from tests.faults.history import Await, Delivery, History, settled, until, wait_until
 from tests.faults.tasks import Failed
 
 
@@ -78,6 +79,19 @@ def test_good_histories_pass(tmp_path: Path) -> None:
         ),
         (["start k id 1 10", "start k jd 1 11", "end k jd 1 11"], {"value": ("k", "n", 11)}, "several call ids"),
         (["start j id 1 10"], {"error": WorkerLost("gone", 1)}, "j: ran and was never called"),
+        ([], {"error": CallConnectionLost("gone"), "times": 2, "delivery": "at_most_once"}, "ended 2 times"),
+        (
+            ["start k id 1 10", "cancelled k id 1 10", "start k id 1 10"],
+            {"error": asyncio.CancelledError(), "delivery": "at_most_once"},
+            "at most once, and ran 2 times",
+        ),
+        (
+            ["start k id 1 10", "start k id 1 11"],
+            {"error": WorkerLost("gone", 1), "delivery": "at_most_once"},
+            "at most once, and ran 2 times",
+        ),
+        (["start k id 1 10"], {"value": ("k", "n", 10)}, "a value that no run returned"),
+        (["start k id 1 10"], {"error": Failed("k", "n")}, "an exception that no run raised"),
     ],
 )
 def test_breaches_are_found(tmp_path: Path, lines: list[str], ending: dict[str, Any], breach: str) -> None:
@@ -85,3 +99,69 @@ def test_breaches_are_found(tmp_path: Path, lines: list[str], ending: dict[str, 
     _add(history, **ending)
     with pytest.raises(AssertionError, match=breach):
         history.check()
+
+
+ONCE_MORE = ["start k id 1 10", "start k id 1 11", "start k id 2 12", "start k id 2 13"]
+
+
+def test_a_request_that_was_sent_again_has_twice_the_attempts_where_that_is_allowed(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", ONCE_MORE)
+    _add(history, error=WorkerLost("gone", 2))
+    history.check(resent=True)
+    with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 4 runs"):
+        history.check()
+
+
+def test_more_runs_than_a_request_that_was_sent_again_has_attempts_are_found(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", [*ONCE_MORE, "start k id 2 14"])
+    _add(history, error=WorkerLost("gone", 2))
+    with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 5 runs"):
+        history.check(resent=True)
+
+
+def test_every_breach_is_named(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", ["start k id 1 10", "start j id 1 10"])
+    _add(history, value=("k", "n", 10))
+    with pytest.raises(AssertionError, match="2 breaches") as caught:
+        history.check()
+    assert "k: has a value that no run returned" in str(caught.value)
+    assert "j: ran and was never called" in str(caught.value)
+
+
+def test_a_line_that_is_being_written_is_left_for_the_next_look(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", GOOD)
+    with history.path.open("a") as record:
+        record.write("start k id")
+    assert [run.ending for run in history.runs()] == ["end"]
+    with history.path.open("a") as record:
+        record.write(" 2 11\n")
+    assert [run.attempt for run in history.runs()] == [1, 2]
+
+
+def test_an_await_that_did_not_complete_is_found(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", GOOD)
+    _add(history, value=("k", "n", 10))
+    history.completed()
+    history.awaits.append(Await("k", "at_least_once", None, WorkerLost("gone", 1)))
+    with pytest.raises(AssertionError, match="1 of 2 did not complete"):
+        history.completed()
+
+
+async def test_an_await_that_hangs_is_found() -> None:
+    with pytest.raises(AssertionError, match="it hangs: not done"):
+        await settled(asyncio.get_running_loop().create_future(), "it", 0.01)
+
+
+async def test_a_call_that_times_out_does_not_hang() -> None:
+    async def call() -> None:
+        raise CallTimeout("in time")
+
+    with pytest.raises(CallTimeout):
+        await settled(call(), "it")
+
+
+async def test_what_does_not_happen_is_named() -> None:
+    with pytest.raises(AssertionError, match="still not: that"):
+        await until(lambda: False, "that", 0.01)
+    with pytest.raises(AssertionError, match="still not: that"):
+        wait_until(lambda: False, "that", 0.01)
