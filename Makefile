@@ -1,5 +1,5 @@
 # Thin over scripts/: every target sets up what it needs, and does nothing where that is done.
-#   ARGS=...    goes to pytest (make test) or to the benchmarks (make bench, make bench-peers)
+#   ARGS=...    goes to pytest (make test, make test-faults) or to the benchmarks (make bench, make bench-peers)
 #   MINUTES=... how long to soak; default: 5
 #   PYTHON=...  the interpreter for the virtual environment; default: the newest python3 found, 3.11 or newer
 #   VENV=...    the virtual environment; default: .venv
@@ -23,10 +23,10 @@ test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults;
 	@scripts/broker.sh
 	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal --ignore tests/faults)
 
-test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a short soak
+test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a minute's soak
 	@scripts/venv.sh test
 	@scripts/broker.sh
-	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal tests/faults)
+	$(if $(ARGS),$(VENV)/bin/python -m pytest $(ARGS),scripts/test-faults.sh)
 
 tour: ## Run the first scenario; needs no broker
 	@scripts/venv.sh test

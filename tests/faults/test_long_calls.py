@@ -100,7 +100,7 @@ async def test_a_limit_of_a_minute(
     limit(node, 60, look=60)
     worker = fleet.start_one(consumer_timeout=60)
     async with atasks.connect(node.url, prefix=prefix):
-        await _run_past_the_limit(worker, fleet, history, tmp_path / "gate", 150)
+        await _run_past_the_limit(worker, fleet, history, tmp_path / "gate", 125)
 
 
 @pytest.mark.usefixtures("connected")
