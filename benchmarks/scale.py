@@ -47,6 +47,7 @@ async def fleet(count: int, concurrency: int, **variables: str) -> AsyncIterator
         **variables,
     }
     async with AsyncExitStack() as stack:
+        stack.push_async_callback(delete, prefix)  # once everything else has ended
         children = [
             await stack.enter_async_context(
                 Child.start(Path(sys.executable), "benchmarks.scale_functions", "worker", prefix, environ=environ)
@@ -54,7 +55,6 @@ async def fleet(count: int, concurrency: int, **variables: str) -> AsyncIterator
             for _ in range(count)
         ]
         await stack.enter_async_context(atasks.connect(os.environ[VARIABLES[AMQP]], prefix=prefix))
-        stack.push_async_callback(delete, prefix)
         for _ in range(200 * count):  # every worker has seen the atask, and its pace is known
             await functions.echo(b"")
         yield [psutil.Process(child.pid) for child in children]
