@@ -14,6 +14,7 @@ from atasks.calls import CurrentCall, carry, current_call
 from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
 from atasks.connection import connect, local, serve
 from atasks.errors import (
+    AbortPipeline,
     AccessRefused,
     AtasksError,
     CallCancelled,
@@ -30,6 +31,7 @@ from atasks.errors import (
     NotSupported,
     NoWorker,
     PayloadTooLarge,
+    PipelineError,
     QueueFull,
     QueueMismatch,
     RegisteringTwice,
@@ -51,6 +53,7 @@ from atasks.worker import Worker
 
 __all__ = [
     "ATask",
+    "AbortPipeline",
     "AccessRefused",
     "AtasksError",
     "CallCancelled",
@@ -73,6 +76,7 @@ __all__ = [
     "NotSupported",
     "PayloadTooLarge",
     "PickleCodec",
+    "PipelineError",
     "QueueFull",
     "QueueMismatch",
     "RegisteringTwice",

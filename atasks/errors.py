@@ -23,6 +23,8 @@
     │   │   └── AccessRefused           (PermissionError) it was reached, and refuses the user or the virtual host
     │   ├── ListenFailed                (OSError) this process cannot listen at the path of a socket
     │   └── QueueMismatch               a queue exists with other arguments
+    ├── PipelineError                   (RuntimeError) a pipeline could not do what it was asked
+    │   └── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
     ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
@@ -36,6 +38,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 __all__ = [
+    "AbortPipeline",
     "AccessRefused",
     "AtasksError",
     "CallCancelled",
@@ -52,6 +55,7 @@ __all__ = [
     "NotConnected",
     "NotSupported",
     "PayloadTooLarge",
+    "PipelineError",
     "QueueFull",
     "QueueMismatch",
     "RegisteringTwice",
@@ -198,6 +202,19 @@ class ListenFailed(TransportError, OSError):
 
 class QueueMismatch(TransportError):
     """A queue exists with other arguments than this worker wants."""
+
+
+class PipelineError(AtasksError, RuntimeError):
+    """A pipeline could not do what it was asked, for a reason that is not an exception of a stage's function."""
+
+
+class AbortPipeline(PipelineError):
+    """Raise it in a stage's function to end the run, also where the stage skips errors. The consumer gets it."""
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        """Why; also the message."""
 
 
 class RegisteringTwice(AtasksError, AttributeError):

@@ -138,17 +138,29 @@ def test_diagrams_name_functions_that_exist() -> None:
 def test_module_map_is_complete() -> None:
     listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("## Modules"))}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atasks").rglob("*.py")}
-    packages = {"atasks/testing/", "atasks/transport/backends/amqp/", "atasks/transport/backends/local/"}
+    packages = {
+        "atasks/pipeline/",
+        "atasks/testing/",
+        "atasks/transport/backends/amqp/",
+        "atasks/transport/backends/local/",
+    }
     small = {name for name in modules if name.endswith(("__init__.py", "__main__.py"))}
     unlisted = {name for name in modules - small - listed if not name.startswith(tuple(packages & listed))}
     assert unlisted == set()
     assert packages <= listed
 
 
-@pytest.mark.parametrize(("folder", "title"), [("amqp", "The AMQP transport"), ("local", "The local transport")])
-def test_map_of_a_transport_is_complete(folder: str, title: str) -> None:
+@pytest.mark.parametrize(
+    ("folder", "title"),
+    [
+        ("transport/backends/amqp", "The AMQP transport"),
+        ("transport/backends/local", "The local transport"),
+        ("pipeline", "Pipelines"),
+    ],
+)
+def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
     listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section(f"### {title}"))}
-    modules = {path.name for path in (ROOT / "atasks/transport/backends" / folder).glob("*.py")}
+    modules = {path.name for path in (ROOT / "atasks" / folder).glob("*.py")}
     assert listed == modules - {"__init__.py"}
 
 

@@ -1,0 +1,52 @@
+"""Pipelines: functions over streams, whose stages are atasks and local functions alike.
+
+results = await (urls | map(fetch, workers=20) | filter(is_new) | ordered())
+"""
+
+from __future__ import annotations
+
+from atasks.errors import AbortPipeline, PipelineError
+from atasks.pipeline.api import (
+    after,
+    collect,
+    drain,
+    each,
+    filter,
+    flat_map,
+    fork,
+    from_iterable,
+    group,
+    map,
+    merge,
+    ordered,
+    stage,
+)
+from atasks.pipeline.calling import WorkerInfo, bind
+from atasks.pipeline.pipeline import Pipeline
+from atasks.pipeline.progress import StageProgress
+from atasks.pipeline.run import Run
+from atasks.pipeline.stages import Stage
+
+__all__ = [
+    "AbortPipeline",
+    "Pipeline",
+    "PipelineError",
+    "Run",
+    "Stage",
+    "StageProgress",
+    "WorkerInfo",
+    "after",
+    "bind",
+    "collect",
+    "drain",
+    "each",
+    "filter",
+    "flat_map",
+    "fork",
+    "from_iterable",
+    "group",
+    "map",
+    "merge",
+    "ordered",
+    "stage",
+]

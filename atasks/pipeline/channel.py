@@ -1,0 +1,186 @@
+"""What lies between two stages: a bounded queue of tokens, with direct access for the loops that are hot.
+
+A token is `(lineage, value)`. A value that is a `Mark` stands for none: `GAP` where an item was dropped, and `END`
+behind the last child of a branch, at the index that the next child would have had. Marks travel only where a later
+stage puts items in order again, so that it does not wait for what will never come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+__all__ = ["END", "GAP", "Channel", "Inlet", "Lineage", "Mark", "Token"]
+
+Lineage = tuple[int, ...]
+Token = tuple[Lineage, Any]
+
+
+class Mark(enum.Enum):
+    """Stands in a token for a value that there is not."""
+
+    GAP = enum.auto()
+    END = enum.auto()
+
+
+GAP = Mark.GAP
+END = Mark.END
+
+
+class Inlet(Protocol):
+    """Where a stage's workers take tokens from: a `Channel`, or the source."""
+
+    items: deque[Token]
+    """What can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards."""
+    putters: deque[asyncio.Future[None]]
+    called: bool
+    """Whether its one item is a `Start`: the arguments of a pipeline that was called."""
+    error: BaseException | None
+    """Why the stream ended, once `take` has given None; None for an ordinary end."""
+
+    async def take(self) -> Token | None:
+        """The next token, or None at the end of the stream."""
+
+    def wake_putter(self) -> None:
+        """Let one of `putters` go on, if there is room."""
+
+    def stop(self) -> None:
+        """Nothing will be taken any more: end at once all that produces for it. May be called again."""
+
+
+class Channel:
+    """Tokens on their way from one stage to the next, at most `capacity` of them.
+
+    With capacity 0 a token is put only while somebody waits for it. The end and the error come behind all tokens.
+    Not safe for threads, but that tokens may be taken from `items` by other threads.
+    """
+
+    called = False
+
+    def __init__(self, capacity: float) -> None:
+        self.items: deque[Token] = deque()
+        self.capacity = capacity
+        self.error: BaseException | None = None
+        self.ended = False
+        self.stopped = False
+        self.loop = asyncio.get_running_loop()
+        self.takers: deque[asyncio.Future[None]] = deque()
+        self.putters: deque[asyncio.Future[None]] = deque()
+        self._stops: list[Callable[[], None]] = []
+        self._producers = 0
+
+    # -- taking
+
+    async def take(self) -> Token | None:
+        while True:
+            try:  # another thread may have taken what was there a moment ago
+                token = self.items.popleft()
+            except IndexError:
+                if self.ended:
+                    return None
+            else:
+                if self.putters:
+                    self.wake_putter()
+                return token
+            waiter = self.loop.create_future()
+            self.takers.append(waiter)
+            if self.putters:
+                self.wake_putter()
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if not waiter.cancelled():
+                    self.wake_taker()  # it was woken for a token that it will not take
+                elif waiter in self.takers:
+                    self.takers.remove(waiter)
+                raise
+
+    def wake_taker(self) -> None:
+        """Let one of `takers` look again."""
+        while self.takers:
+            waiter = self.takers.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def stop(self) -> None:
+        if self.stopped:
+            return
+        self.stopped = self.ended = True
+        self.items.clear()
+        for stop in self._stops:
+            stop()
+        self._wake_all()
+
+    # -- putting
+
+    def add_producer(self, stop: Callable[[], None]) -> None:
+        """Another one that puts tokens and then calls `close`; `stop` ends it at once."""
+        self._producers += 1
+        self._stops.append(stop)
+
+    def has_room(self) -> bool:
+        """Whether a token may be put."""
+        return len(self.items) < self.capacity or len(self.items) < len(self.takers) or self.ended
+
+    async def room(self) -> None:
+        """Wait until a token may be put; it has to be put before anything else is awaited."""
+        while not self.has_room():
+            waiter = self.loop.create_future()
+            self.putters.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if not waiter.cancelled():
+                    self.wake_putter()
+                elif waiter in self.putters:
+                    self.putters.remove(waiter)
+                raise
+
+    async def put(self, token: Token) -> None:
+        """Put a token as soon as there is room. After the end it is dropped."""
+        if not self.has_room():
+            await self.room()
+        if not self.stopped:
+            self.items.append(token)
+            if self.takers:
+                self.wake_taker()
+
+    def wake_putter(self) -> None:
+        if self.has_room():
+            while self.putters:
+                waiter = self.putters.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)
+                    return
+
+    # -- the end
+
+    def close(self, error: BaseException | None = None) -> None:
+        """One of the producers puts no more; with an error if that is why. The last one ends the stream."""
+        if self.error is None:
+            self.error = error
+        self._producers -= 1
+        if self._producers <= 0 and not self.ended:
+            self.ended = True
+            self._wake_all()
+
+    def fail(self, error: BaseException) -> None:
+        """End the stream behind what was put, and all that produces for it at once."""
+        if self.ended:
+            return
+        self.error = error
+        self.ended = True
+        for stop in self._stops:
+            stop()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        for waiters in (self.takers, self.putters):
+            while waiters:
+                waiter = waiters.popleft()
+                if not waiter.done():
+                    waiter.set_result(None)

@@ -1,0 +1,31 @@
+"""Exceptions on their way to the consumer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from atasks.errors import PipelineError
+
+__all__ = ["add_note", "deliverable"]
+
+
+def deliverable(error: BaseException) -> BaseException:
+    """What the consumer is given: the error itself, unless the consumer's own code would take it for a sign.
+
+    A `CancelledError` would look as if the consumer had been cancelled, and the two that end iterations would end
+    its loop: they are the cause of what it is given instead.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        other: BaseException = PipelineError("a call of the pipeline was cancelled, and not by its consumer")
+    elif isinstance(error, (StopIteration, StopAsyncIteration)):
+        other = RuntimeError(f"a stage raised {type(error).__name__}")
+    else:
+        return error
+    other.__cause__ = error
+    return other
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Say where it happened, once: the same exception may be raised for many items."""
+    if note not in getattr(error, "__notes__", ()):
+        error.add_note(note)

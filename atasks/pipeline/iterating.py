@@ -1,0 +1,199 @@
+"""Consuming a run: from a coroutine, or from a thread without an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from atasks.pipeline.background import background_loop
+from atasks.pipeline.channel import Inlet, Mark, Token
+from atasks.pipeline.engine import Engine
+from atasks.pipeline.source import Source
+from atasks.pipeline.stages import Stage, open_stages, plan
+from atasks.pipeline.streams import Abandoned, SyncStream
+
+if TYPE_CHECKING:
+    from atasks.pipeline.progress import Progress, Watch
+
+__all__ = ["AsyncRun", "SyncRun"]
+
+
+class _Execution:
+    """What both kinds have in common: starting the engine, in its event loop."""
+
+    def __init__(self, source: Source, stages: Sequence[Stage], progress: Progress | bool | None) -> None:
+        self._source = source
+        self._stages = stages
+        self._progress = progress
+        self._watch: Watch | None = None
+        self.engine: Engine | None = None
+        self.over = False
+
+    def open(self) -> Inlet:
+        """Start; to be called in the event loop."""
+        engine = self.engine = Engine()
+        steps = plan(self._stages)
+        inlet = self._source.open(engine, steps[0].entering if steps else [])
+        outlet = engine.outlet = open_stages(engine, inlet, steps)
+        if self._progress:
+            from atasks.pipeline.progress import watch
+
+            self._watch = watch(engine, self._progress)
+        return outlet
+
+    async def aclose(self) -> None:
+        """End everything, and wait until it has."""
+        self.over = True
+        if self.engine is not None:
+            await self.engine.aclose()
+        if self._watch is not None:
+            self._watch.finish()
+
+    def forget(self) -> None:
+        """Nobody wants more: end everything soon. May be called from any thread."""
+        engine, watch = self.engine, self._watch
+        if engine is not None and not self.over:
+            self.over = True
+
+            def end() -> None:
+                engine.abort()
+                if watch is not None:
+                    watch.finish()
+
+            engine.call_soon(end)
+
+
+class AsyncRun(_Execution):
+    """A run that a coroutine consumes."""
+
+    def iterator(self, *, indexed: bool) -> AsyncIterator[Any]:
+        """The items as they come."""
+        return _AsyncIterator(self, indexed)
+
+    async def collect(self) -> list[Token]:
+        """All tokens with a value, as they came."""
+        if self.over:
+            return []
+        outlet = self.open()
+        items = outlet.items
+        tokens: list[Token] = []
+        try:
+            while (token := await outlet.take()) is not None:
+                tokens.append(token)
+                while items:
+                    tokens.append(items.popleft())
+                    if outlet.putters:
+                        outlet.wake_putter()
+        finally:
+            await self.aclose()
+        if outlet.error is not None:
+            raise outlet.error
+        return [token for token in tokens if type(token[1]) is not Mark]
+
+
+class _AsyncIterator:
+    """The items of a run. Forgetting it ends the run: that is what a `break` does."""
+
+    def __init__(self, execution: AsyncRun, indexed: bool) -> None:
+        self._execution = execution
+        self._indexed = indexed
+        self._outlet: Inlet | None = None
+
+    def __aiter__(self) -> _AsyncIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        outlet = self._outlet
+        if self._execution.over:
+            raise StopAsyncIteration
+        try:
+            if outlet is None:
+                outlet = self._outlet = self._execution.open()
+            while True:
+                token: Token | None
+                if outlet.items:
+                    token = outlet.items.popleft()
+                    if outlet.putters:
+                        outlet.wake_putter()
+                else:
+                    token = await outlet.take()
+                    if token is None:
+                        break
+                if type(token[1]) is not Mark:
+                    return token if self._indexed else token[1]
+        except BaseException:
+            await self._execution.aclose()
+            raise
+        await self._execution.aclose()
+        if outlet.error is not None:
+            raise outlet.error
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """End the run at once, and wait until it has ended."""
+        await self._execution.aclose()
+
+    def __del__(self) -> None:
+        self._execution.forget()
+
+
+class SyncRun(_Execution):
+    """A run that a thread without an event loop consumes: it executes in the background loop."""
+
+    def iterator(self, *, indexed: bool) -> Iterator[Any]:
+        """The items as they come."""
+        return _SyncIterator(self, indexed)
+
+
+class _SyncIterator:
+    """The items of a run. Forgetting it ends the run."""
+
+    def __init__(self, execution: SyncRun, indexed: bool) -> None:
+        self._execution = execution
+        self._indexed = indexed
+        self._stream: SyncStream | None = None
+
+    def __iter__(self) -> _SyncIterator:
+        return self
+
+    def __next__(self) -> Any:
+        if self._execution.over:
+            raise StopIteration
+        try:
+            if self._stream is None:
+                self._stream = self._open()
+            item = next(self._stream)
+        except BaseException as error:
+            self._end(error)
+            if isinstance(error, Abandoned):
+                raise StopIteration from None
+            raise
+        return (self._stream.lineage, item) if self._indexed else item
+
+    def _open(self) -> SyncStream:
+        async def start() -> Inlet:
+            return self._execution.open()
+
+        outlet = asyncio.run_coroutine_threadsafe(start(), background_loop()).result()
+        assert self._execution.engine is not None
+        return SyncStream(self._execution.engine, outlet)
+
+    def _end(self, error: BaseException) -> None:
+        engine = self._execution.engine
+        if engine is None:
+            return
+        if isinstance(error, Exception):  # the end of the stream, or its error
+            asyncio.run_coroutine_threadsafe(self._execution.aclose(), engine.loop).result()
+        else:  # a Ctrl-C, say: nothing is waited for
+            self._execution.forget()
+
+    def close(self) -> None:
+        """End the run at once, and wait until it has ended."""
+        engine = self._execution.engine
+        if engine is not None and not self._execution.over:
+            asyncio.run_coroutine_threadsafe(self._execution.aclose(), engine.loop).result()
+        self._execution.over = True
+
+    def __del__(self) -> None:
+        self._execution.forget()

@@ -1,0 +1,121 @@
+"""The options of stages, and what values they take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypedDict
+
+from atasks.errors import closest
+from atasks.pipeline.calling import Bound
+
+__all__ = ["GroupOptions", "StageOptions", "StageOptionsDict", "read_options"]
+
+Hook = Callable[..., Any]
+
+LOCAL_WORKERS: Final = 1
+REMOTE_WORKERS: Final = 64
+
+
+class StageOptionsDict(TypedDict, total=False):
+    """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
+
+    workers: int | None
+    throttle: int
+    timeout: float | None
+    skip_errors: bool
+    bind: Bound | None
+    param_name: str | None
+    unpack: bool
+    multiprocess: bool
+    inline: bool
+    on_start: Hook | None
+    on_done: Hook | None
+
+
+class GroupOptions(TypedDict, total=False):
+    """What `group` takes besides `skip_errors`."""
+
+    workers: int | None
+    throttle: int
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage runs its function."""
+
+    workers: int | None = LOCAL_WORKERS
+    """Calls in flight; None: as many as there are items."""
+    throttle: int = 64
+    """How many results wait for the next stage at most; 0: no bound."""
+    timeout: float | None = None
+    """Seconds that the function may take for one item."""
+    skip_errors: bool = False
+    """Drop the items for which the function raises an `Exception`, but for `AbortPipeline`."""
+    bind: Bound | None = None
+    """Extra arguments."""
+    param_name: str | None = None
+    """The parameter that gets the item, by name."""
+    unpack: bool = False
+    """Pass the elements of the item as arguments; those of a mapping by name."""
+    multiprocess: bool = False
+    """Run a plain function in processes, one for each worker."""
+    inline: bool = False
+    """Run a plain function on the event loop."""
+    on_start: Hook | None = None
+    """Called once per worker before its first item; returns a dict of arguments, or None."""
+    on_done: Hook | None = None
+    """Called once per worker at its end, for each `on_start` that has succeeded."""
+
+
+_NAMES: Final = tuple(item.name for item in fields(StageOptions))
+
+
+def read_options(given: Mapping[str, Any], *, remote: bool) -> StageOptions:
+    """The options, checked. Raises TypeError for an unknown one or a wrong type, ValueError for a wrong value."""
+    for name, value in given.items():
+        if name not in _NAMES:
+            near = closest(name, _NAMES, limit=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(_NAMES)}"
+            raise TypeError(f"unknown option {name!r} of a stage: {hint}")
+        _check(name, value)
+    return StageOptions(**{"workers": REMOTE_WORKERS if remote else LOCAL_WORKERS, **given})
+
+
+def _check(name: str, value: Any) -> None:
+    match name:
+        case "workers":
+            if value is not None:
+                _integer(name, value, "calls in flight, at least 1, or None for no bound", 1)
+        case "throttle":
+            _integer(name, value, "results that may wait, at least 0; 0 for no bound", 0)
+        case "timeout":
+            if value is not None:
+                _seconds(value)
+        case "bind":
+            if value is not None and not isinstance(value, Bound):
+                raise TypeError(f"bind is what bind(...) returns: bind=bind(...), not {type(value).__name__}")
+        case "param_name":
+            if value is not None and not (isinstance(value, str) and value.isidentifier()):
+                raise TypeError(f"param_name is the name of a parameter, not {value!r}")
+        case "on_start" | "on_done":
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} is a function, not {type(value).__name__}")
+        case _ if not isinstance(value, bool):
+            raise TypeError(f"{name} is True or False, not {value!r}")
+
+
+def _seconds(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {value!r}")
+    if not value > 0 or math.isinf(value):
+        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
+
+
+def _integer(name: str, value: Any, what: str, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number ({what}), not {value!r}")
+    if value < low:
+        raise ValueError(f"{name}={value}: {what}")

@@ -1,0 +1,202 @@
+"""Pipelines: immutable, composable, callable."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import pickle
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
+
+from atasks.errors import PipelineError
+from atasks.pipeline.calling import Start, name_of
+from atasks.pipeline.run import Many, One, Run
+from atasks.pipeline.source import IterableSource, SingleSource
+from atasks.pipeline.stages import Stage
+
+__all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Whole"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+U = TypeVar("U")
+K = TypeVar("K")
+J = TypeVar("J")
+X = TypeVar("X")
+
+_DUMP = "atasks-pipeline-1:"
+
+
+class Pipeline(Generic[P, T, K]):
+    """A tuple of stages, and a function over streams: `source | pipeline` and `pipeline(...)` give a `Run`.
+
+    It never changes, runs as often as it is asked to, and can be extended: `pipeline | other`. For type checkers
+    `P` is what it is called with, `T` an item that comes out, and `K` says whether awaiting a call gives it
+    (`One`) or a list (`Many`).
+    """
+
+    __array_ufunc__ = None  # so that numpy leaves `array | pipeline` to us
+
+    def __init__(self, *stages: Stage) -> None:
+        for stage in stages:
+            if not isinstance(stage, Stage):
+                raise TypeError(f"a pipeline consists of stages, not of {type(stage).__name__}: write stage(f)")
+        self._stages = stages
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What it consists of."""
+        return self._stages
+
+    # -- running it
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run[T, K]:
+        """A run over one item: the arguments, with which the first stage calls its function.
+
+        Raises ValueError if the first stage needs a stream (a join, several workers, collect).
+        """
+        self.check_callable()
+        first = self._stages[0]
+        item: Any = Start(args, kwargs)
+        if not first.takes_arguments:
+            if len(args) != 1 or kwargs:
+                raise TypeError(f"a pipeline that begins with {first.name!r} is called with one item")
+            item = args[0]
+        return Run(SingleSource(item), self._stages, called=True)
+
+    def check_callable(self) -> None:
+        """Raise a ValueError if it cannot be called with arguments."""
+        if not self._stages:
+            raise ValueError("a pipeline without stages cannot be called: add some, pipeline | stage(f)")
+        self._stages[0].check_first()
+
+    def __ror__(self: Pipeline[[X], U, Any], source: Iterable[X] | AsyncIterable[X]) -> Run[U, Many]:
+        """A run over the items of an iterable, or of an async iterable."""
+        return Run(IterableSource(source), self._stages)
+
+    # -- extending it
+
+    @overload
+    def __or__(self, other: InOrder) -> Pipeline[P, T, K]: ...
+    @overload
+    def __or__(self, other: Whole) -> Pipeline[P, list[T], One]: ...
+    @overload
+    def __or__(self, other: Batches) -> Pipeline[P, list[T], Many]: ...
+    @overload
+    def __or__(self: Pipeline[P, X, One], other: Pipeline[[X], U, J]) -> Pipeline[P, U, J]: ...
+    @overload
+    def __or__(self: Pipeline[P, X, Many], other: Pipeline[[X], U, Any]) -> Pipeline[P, U, Many]: ...
+    def __or__(self, other: Any) -> Any:
+        """Both, one behind the other."""
+        if isinstance(other, Stage):
+            return Pipeline(*self._stages, other)
+        if not isinstance(other, Pipeline):
+            name = name_of(other)
+            raise TypeError(
+                f"pipeline | {name} joins a pipeline and something else: write pipeline | stage({name}), or "
+                f"pipeline.consume({name}) to give {name} the run"
+            )
+        return Pipeline(*self._stages, *other._stages)
+
+    def pipe(self, other: Any) -> Any:
+        """As `|`."""
+        return self | other
+
+    def consume(self, function: Callable[[Run[T, K]], U]) -> Consumer[P, U]:
+        """A function that calls the pipeline and gives the run to `function`."""
+        return Consumer(self, function)
+
+    def __gt__(self, function: Callable[[Run[T, K]], U]) -> Consumer[P, U]:
+        """As `consume`."""
+        return self.consume(function)
+
+    # -- as a string
+
+    def dumps(self) -> str:
+        """The pipeline as a string: functions by reference, those that cannot be imported by value.
+
+        Raises PipelineError, which names the stage, for what cannot be pickled.
+        """
+        from atasks.pipeline.child import to_bytes
+
+        for stage in self._stages:
+            try:
+                to_bytes(stage)
+            except Exception as error:
+                raise PipelineError(f"stage {stage.name!r} cannot be pickled: {error}") from error
+        return _DUMP + base64.b64encode(to_bytes(self._stages)).decode()
+
+    @staticmethod
+    def loads(text: str) -> Pipeline[..., Any, Any]:
+        """The pipeline that `dumps` was called on. Loading runs what the string says: take none from strangers.
+
+        Raises TypeError if it is no string, PipelineError if it is no dump, or one that cannot be loaded here.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"a dump is a string, not {type(text).__name__}")
+        if not text.startswith(_DUMP):
+            raise PipelineError("this is no dump of a pipeline, or one of another version of atasks")
+        try:
+            stages = pickle.loads(base64.b64decode(text.removeprefix(_DUMP), validate=True))
+            return Pipeline(*stages)
+        except binascii.Error as error:
+            raise PipelineError("this dump of a pipeline is damaged") from error
+        except Exception as error:
+            raise PipelineError(f"this dump of a pipeline cannot be loaded here: {error}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Pipeline, self._stages
+
+    # -- comparing it
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the stages are equal; of functions that travel by value, whether they are pickled alike."""
+        if not isinstance(other, Pipeline):
+            return NotImplemented
+        if self._stages == other._stages:
+            return True
+        if [stage.name for stage in self._stages] != [stage.name for stage in other._stages]:
+            return False
+        try:
+            return self.dumps() == other.dumps()
+        except PipelineError:
+            return False
+
+    def __hash__(self) -> int:
+        return hash(tuple(stage.name for stage in self._stages))
+
+    def __repr__(self) -> str:
+        return f"<pipeline {' | '.join(stage.name for stage in self._stages) or 'without stages'}>"
+
+
+class InOrder(Pipeline[[Any], Any, One]):
+    """What `ordered()` makes: for type checkers, items go through it as they are."""
+
+
+class Whole(Pipeline[[Any], list[Any], One]):
+    """What `collect()` makes."""
+
+
+class Batches(Pipeline[[Any], list[Any], Many]):
+    """What `collect(n)` makes."""
+
+
+class Consumer(Generic[P, U]):
+    """Calls a pipeline and gives the run to a function. Made by `pipeline > function`."""
+
+    def __init__(self, pipeline: Pipeline[P, Any, Any], function: Callable[[Any], U]) -> None:
+        if not callable(function):
+            raise TypeError(f"pipeline > f takes a function of a run, not {type(function).__name__}")
+        self._pipeline = pipeline
+        self._function = function
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> U:
+        return self._function(self._pipeline(*args, **kwargs))
+
+    def __bool__(self) -> Never:
+        raise TypeError(
+            "pipeline > f > g compares in a chain, which Python reads as (pipeline > f) and (f > g): "
+            "write pipeline.consume(f), and call g with what that returns"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self._pipeline!r} > {name_of(self._function)}>"

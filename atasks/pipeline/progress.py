@@ -1,0 +1,120 @@
+"""How far a run is: for a callable, as a bar per stage, or as lines where there is no terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atasks.pipeline.engine import Engine
+
+__all__ = ["Progress", "StageProgress", "Watch", "watch"]
+
+INTERVAL = 0.1
+"""Seconds between two looks."""
+
+
+@dataclass(frozen=True)
+class StageProgress:
+    """How far one stage is."""
+
+    name: str
+    done: int
+    """Items that it is done with."""
+    waiting: int
+    """Results that wait for the next stage."""
+    ended: bool
+    """Whether the stage has ended, for whatever reason."""
+
+
+Progress = Callable[[tuple[StageProgress, ...]], object]
+"""Called with the state of all stages when it has changed, at most ten times a second, and at the end."""
+
+
+class Watch:
+    """Looks at a run from time to time, until it is told to finish."""
+
+    def __init__(self, engine: Engine, show: Progress, end: Callable[[], object] | None = None) -> None:
+        self._engine = engine
+        self._show = show
+        self._end = end
+        self._shown: tuple[StageProgress, ...] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+
+    def finish(self) -> None:
+        """Look for the last time. May be called again; by the event loop's thread only."""
+        timer, self._timer = self._timer, None
+        if timer is not None:
+            timer.cancel()
+            self._tell()
+            if self._end is not None:
+                self._end()
+
+    def _look(self) -> None:
+        self._timer = self._engine.loop.call_later(INTERVAL, self._look)
+        self._tell()
+
+    def _tell(self) -> None:
+        state = tuple(
+            StageProgress(crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended)
+            for crew in self._engine.crews
+        )
+        if state != self._shown:
+            self._shown = state
+            try:
+                self._show(state)
+            except Exception as error:
+                self._engine.report(error, "the progress callable of a pipeline raised")
+
+
+def watch(engine: Engine, progress: Progress | bool) -> Watch:
+    """Begin to watch: True shows bars, or lines where there is no terminal or `rich` is not installed."""
+    if not isinstance(progress, bool):
+        return Watch(engine, progress)
+    if sys.stderr.isatty():
+        try:
+            return _bars(engine)
+        except ImportError:  # the extra `progress` is not installed
+            pass
+    return Watch(engine, Lines())
+
+
+def _bars(engine: Engine) -> Watch:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bars = Bars(*columns, console=Console(stderr=True), auto_refresh=False)
+    tasks: list[Any] = []
+
+    def show(state: tuple[StageProgress, ...]) -> None:
+        for number, stage in enumerate(state):
+            if number == len(tasks):
+                tasks.append(bars.add_task(stage.name, total=None))
+            total = stage.done if stage.ended else None
+            bars.update(tasks[number], completed=stage.done, total=total)
+        bars.refresh()
+
+    bars.start()
+    return Watch(engine, show, bars.stop)
+
+
+class Lines:
+    """Prints a line per stage to the standard error, at first often, then less and less so."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._pause = 1.0
+
+    def __call__(self, state: tuple[StageProgress, ...]) -> None:
+        now = asyncio.get_running_loop().time()
+        if now < self._next and not all(stage.ended for stage in state):
+            return
+        self._pause = min(60.0, 2 * self._pause)
+        self._next = now + self._pause
+        print("; ".join(f"{stage.name}: {stage.done}" for stage in state), file=sys.stderr, flush=True)

@@ -1,0 +1,97 @@
+"""Threads that belong to a stage's workers, one each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Outcome", "Thread"]
+
+Outcome = tuple[bool, Any]
+"""Whether it returned, and what it returned or raised: a future cannot hold every exception."""
+
+_Job = tuple[asyncio.Future[Outcome], Callable[..., Any], tuple[Any, ...]]
+
+
+class Thread:
+    """Runs one function after the other for the event loop that it was made in; it starts with the first one.
+
+    It is a daemon: a function that never returns keeps no program from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._context = contextvars.copy_context()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._started = False
+        self._pending = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it runs something, be it given up or not."""
+        return self._pending > 0
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What the function returns or raises. If this is cancelled the function runs on, and is not heard of."""
+        future = self.submit(function, *args)
+        try:
+            returned, value = await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                _drop(future.result())  # it came while the task was being cancelled
+            raise
+        if returned:
+            return value
+        try:
+            raise value
+        finally:
+            del value  # no cycle through this frame
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> asyncio.Future[Outcome]:
+        """Run the function after those that were submitted before."""
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        self._pending += 1
+        if not self._started:
+            self._started = True
+            threading.Thread(target=self._context.run, args=(self._run,), name=self._name, daemon=True).start()
+        self._jobs.put((future, function, args))
+        return future
+
+    def close(self) -> None:
+        """End after what was submitted."""
+        if self._started:
+            self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            future, function, args = job
+            outcome: Outcome
+            try:
+                outcome = True, function(*args)
+            except BaseException as error:
+                outcome = False, error
+            del job, function, args
+            try:
+                self._loop.call_soon_threadsafe(self._settle, future, outcome)
+            except RuntimeError:  # the loop is closed: nobody is left to hear of it
+                return
+            del future, outcome
+
+    def _settle(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
+        self._pending -= 1
+        if not future.done():
+            future.set_result(outcome)
+        else:
+            _drop(outcome)
+
+
+def _drop(outcome: Outcome) -> None:
+    """Nobody gets it: a coroutine will not be awaited, and should not complain of that."""
+    if inspect.iscoroutine(outcome[1]):
+        outcome[1].close()
