@@ -48,6 +48,11 @@ async def sampled(pid: int, target: str) -> Counter[str]:
     _, said = await process.communicate()
     if process.returncode:
         raise BenchmarkFailed(f"py-spy: {said.decode().strip().splitlines()[-1]}")
+    return counted(target)
+
+
+def counted(target: str) -> Counter[str]:
+    """Stages, in a file of py-spy's: a stack and the number of its samples in each line."""
     found: Counter[str] = Counter()
     for line in Path(target).read_text().splitlines():
         stack, _, count = line.rpartition(" ")
