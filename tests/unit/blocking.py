@@ -93,6 +93,15 @@ def spin(file: str, with_child: bool = False) -> None:
 
 
 @in_process
+def spin_once(file: str) -> tuple[int, int | None]:
+    """Run until it is killed, if it is the first one to note its process in the file."""
+    note(file, os.getpid())
+    while len(Path(file).read_text().split()) == 1:
+        time.sleep(0.01)
+    return os.getpid(), current_call().attempt
+
+
+@in_process
 def die(file: str, how: str, until_attempt: int = 1000) -> int:
     attempt = current_call().attempt
     assert attempt is not None
