@@ -101,6 +101,18 @@ def main() -> None:
     "--concurrency", metavar="C", type=click.IntRange(min=1), help="Calls that run at once. Default: 100."
 )
 @click.option(
+    "--threads",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Blocking functions that run at once in threads. Default: as --concurrency, at most 100.",
+)
+@click.option(
+    "--processes",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="Blocking functions that run at once in processes. Default: one for each processor.",
+)
+@click.option(
     "--queue",
     "queues",
     metavar="Q",

@@ -103,7 +103,12 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
     """Run every aiomain against the workers, or in this process in loopback mode."""
     if settings.mode == "loopback":
         serving = atasks.serve(
-            settings.url, namespace=settings.namespace, concurrency=settings.concurrency, grace=0
+            settings.url,
+            namespace=settings.namespace,
+            concurrency=settings.concurrency,
+            threads=settings.threads,
+            processes=settings.processes,
+            grace=0,
         )
         async with serving:
             await run_all(aiomains)
@@ -121,6 +126,8 @@ async def _serve(
         namespace=settings.namespace,
         queues=settings.queues or None,
         concurrency=settings.concurrency,
+        threads=settings.threads,
+        processes=settings.processes,
         grace=settings.grace,
     )
     code: int = Exit.OK

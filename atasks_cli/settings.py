@@ -46,6 +46,9 @@ class Settings:
     grace: float
     """Seconds that a drain gives to running calls."""
     verbosity: int = 0
+    threads: int | None = None
+    """For blocking functions; None: as the worker sees fit."""
+    processes: int | None = None
 
     @classmethod
     def make(
@@ -56,6 +59,8 @@ class Settings:
         transport: str | None = None,
         namespace: str = "default",
         concurrency: int | None = None,
+        threads: int | None = None,
+        processes: int | None = None,
         queues: Iterable[str] = (),
         grace: float | None = None,
         verbosity: int = 0,
@@ -67,10 +72,10 @@ class Settings:
             raise CommandError(
                 Exit.USAGE, f"{option} is for --mode server, and this is --mode {mode}: leave it out"
             )
-        if mode == "client" and concurrency is not None:
-            raise CommandError(
-                Exit.USAGE, "--concurrency is for workers, and --mode client runs none: leave it out"
-            )
+        sizes = {"--concurrency": concurrency, "--threads": threads, "--processes": processes}
+        given = [option for option, size in sizes.items() if size is not None]
+        if mode == "client" and given:
+            raise CommandError(Exit.USAGE, f"{given[0]} is for workers, and --mode client runs none: leave it out")
         if grace is not None and not math.isfinite(grace):
             raise CommandError(Exit.USAGE, f"--grace {grace}: give a number of seconds")
         try:
@@ -89,6 +94,8 @@ class Settings:
             queues,
             30.0 if grace is None else grace,
             verbosity,
+            threads,
+            processes,
         )
 
     def for_aiomain(self) -> dict[str, Any]:

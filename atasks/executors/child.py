@@ -49,7 +49,9 @@ def serve(channel: socket.socket, stream: BinaryIO, codec: Codec) -> None:
             try:
                 channel.sendall(frame(reply))
             except OSError:  # the worker is gone
-                return
+                os._exit(1)
+    stream.close()
+    channel.close()
 
 
 def _do_nothing(number: int, at: object) -> None:

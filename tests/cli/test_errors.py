@@ -102,6 +102,8 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["--queue", "gpu"], ["--queue is for --mode server", "--mode loopback"]),
         (["--grace", "5", "--mode", "client"], ["--grace is for --mode server", "--mode client"]),
         (["--concurrency", "5", "--mode", "client"], ["--concurrency is for workers"]),
+        (["--threads", "0"], ["--threads", "0", "1"]),
+        (["--processes", "5", "--mode", "client"], ["--processes is for workers"]),
         (["--mode", "server", "--transport", "loopback"], ["--mode server needs", "--transport names loopback"]),
         (["--mode", "client", "--url", "loopback:"], ["--mode client needs", "--url names loopback"]),
         (["--url", "amqp://localhost/"], ["--mode loopback", "--url names amqp", "--mode server"]),

@@ -106,6 +106,39 @@ def test_concurrency_is_the_workers(shell: Shell) -> None:
     assert shell.run("run", "tasks.py", "--concurrency", "3").out == "3\n"
 
 
+def test_threads_and_processes_are_the_workers(shell: Shell) -> None:
+    shell.write(
+        "tasks.py",
+        """
+        import asyncio, os, threading, time
+        from atasks import atask
+
+        running = most = 0
+        lock = threading.Lock()
+
+        @atask(executor="thread")
+        def work():
+            global running, most
+            with lock:
+                running += 1
+                most = max(most, running)
+            time.sleep(0.001)
+            with lock:
+                running -= 1
+
+        @atask(executor="process")
+        def pid():
+            return os.getpid()
+
+        async def aiomain():
+            await asyncio.gather(*(work() for _ in range(20)))
+            pids = await asyncio.gather(*(pid() for _ in range(20)))
+            print(most, len(set(pids)))
+        """,
+    )
+    assert shell.run("run", "tasks.py", "--threads", "1", "--processes", "1").out == "1 1\n"
+
+
 def test_namespace_is_the_one_that_is_served(shell: Shell) -> None:
     shell.write("tasks.py", ADD.replace("@atask", "@atask(namespace='other')"))
     assert shell.run("run", "tasks.py", "--namespace", "other").out == "tasks.add 3\n"

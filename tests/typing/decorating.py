@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_type
 
-from atasks import ATask, atask
+from atasks import ATask, Transport, atask, connect_sync
 
 T = TypeVar("T")
 
@@ -146,6 +146,35 @@ async def composed() -> None:
     assert_type(task.result(), list[float])
     assert_type(await asyncio.wait_for(add(1), timeout=1), int)
     assert_type([await done for done in asyncio.as_completed([add(1), add(2)])], list[int])
+
+
+@atask(executor="thread")
+def blocking(n: int) -> str:
+    return str(n)
+
+
+@atask(executor="process", queue="cpu")
+def computing(n: int, *, rounds: int = 1) -> bytes:
+    return bytes(n * rounds)
+
+
+async def executors() -> None:
+    assert_type(await blocking(1), str)
+    assert_type(await computing(1, rounds=2), bytes)
+
+
+def synchronous_callers() -> None:
+    with connect_sync("loopback:") as transport:
+        assert_type(transport, Transport)
+        assert_type(add.sync(1, b=2), int)
+        assert_type(encode.sync("text"), bytes)
+        assert_type(value.sync(1), str)
+        assert_type(future.sync(1), str)
+        assert_type(nothing.sync(), None)
+        assert_type(Shelf.below.sync(1), int)
+        assert_type(computing.options(timeout=1).sync(1, rounds=2), bytes)
+    function: Callable[[int], str] = blocking.sync
+    assert_type(function(1), str)
 
 
 async def apply(task: ATask[[int], T] | Callable[[int], Awaitable[T]]) -> T:

@@ -45,18 +45,26 @@ async def results() -> None:
     print(task)
 
 
+def synchronous_callers() -> None:
+    add.sync("1")  # type: ignore[arg-type]
+    text: str = add.sync(1)  # type: ignore[assignment]
+    print(text)
+
+
 def options() -> None:
     add.options(timeot=1)  # type: ignore[call-arg]
     add.options(timeout="1")  # type: ignore[arg-type]
     add.options(delivery="exactly_once")  # type: ignore[arg-type]
     add.options(orphan="keep")  # type: ignore[arg-type]
     add.options(name="other")  # type: ignore[call-arg]
+    add.options(executor="thread")  # type: ignore[call-arg]
     add.delay(1, 2)  # type: ignore[attr-defined]
     add.name.missing  # type: ignore[attr-defined]  # noqa: B018
 
 
 def decorations() -> None:
     atask(timeot=1)  # type: ignore[call-overload]
+    atask(executor="fork")  # type: ignore[call-overload]
     atask(5)  # type: ignore[call-overload]
     atask(name=5)  # type: ignore[call-overload]
     atask(add.local, timeout="1")  # type: ignore[call-overload]
