@@ -56,12 +56,12 @@ async def execute(run: Run, task: BaseTask[..., Any]) -> Reply | None:
 async def _serve(run: Run, task: BaseTask[..., Any]) -> Reply:
     call, worker, executor = run.call, run.worker, task.executor
     codec = worker.router.codec
-    if executor == "process":
-        return await worker.pools.in_process(run, task)
     if call.credit or task.streams:
         refusal = _not_a_stream(run, task)
         if refusal is not None:
             return refusal
+    if executor == "process":
+        return await worker.pools.in_process(run, task)
     try:
         args, kwargs = await decode_arguments(call, codec, task.local)
     except DecodeError as error:
