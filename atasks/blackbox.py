@@ -1,8 +1,11 @@
 """What a worker process was running when it died: notes in memory that outlives it.
 
 The supervisor makes a `BlackBox` for each process and passes its file descriptor on. The process notes every call
-that starts in it with a `Recorder`, and crosses it out when the call ends. That is a write to memory which both
-share, well below a microsecond, so that it is done for each call, also for one that kills the process at once.
+that starts in it with a `Recorder`, and crosses it out when the call ends. Both share the memory, so that takes a
+few writes and no system call, and is done for each call: also for one that kills the process at once.
+
+The memory holds a count of the calls for which there was no record, `RECORDS` numbers, and as many records. The
+number of a record rises with every call that starts, and is 0 while the record is free.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BlackBox", "Recorder", "install", "installed"]
 
-RECORD: Final = struct.Struct("<Q184s")
-"""A number that rises with every call, or 0 for a free record; then the call's id and the atask's name."""
-NUMBER: Final = struct.Struct("<Q")
+RECORD: Final = struct.Struct("48s144s")
+"""The call's id and the atask's name, cut to these lengths and padded with zeros."""
 RECORDS: Final = 512
-SIZE: Final = RECORD.size * (RECORDS + 1)
-"""Bytes. The first record only counts the calls for which there was no record."""
+NUMBERS: Final = struct.Struct(f"@{1 + RECORDS}Q")
+SIZE: Final = NUMBERS.size + RECORDS * RECORD.size
+"""Bytes."""
 
 
 class BlackBox:
@@ -37,13 +40,13 @@ class BlackBox:
 
     def read(self) -> tuple[list[tuple[str, str]], int]:
         """(call id, name of the atask) of the calls noted, the latest first, and how many more there are."""
-        unnoted: int = NUMBER.unpack_from(self._map, 0)[0]
-        records = [RECORD.unpack_from(self._map, offset) for offset in range(RECORD.size, SIZE, RECORD.size)]
-        calls: list[tuple[str, str]] = []
-        for _, text in sorted((record for record in records if record[0]), reverse=True):
-            call_id, _, name = text.rstrip(b"\0").decode(errors="replace").partition(" ")
-            calls.append((call_id, name))
-        return calls, unnoted
+        unnoted, *numbers = NUMBERS.unpack_from(self._map)
+        used = sorted(((number, index) for index, number in enumerate(numbers) if number), reverse=True)
+        return [self._record(index) for _, index in used], unnoted
+
+    def _record(self, index: int) -> tuple[str, str]:
+        call_id, name = RECORD.unpack_from(self._map, NUMBERS.size + index * RECORD.size)
+        return call_id.rstrip(b"\0").decode(errors="replace"), name.rstrip(b"\0").decode(errors="replace")
 
     def close(self) -> None:
         """Let go of the memory; the process keeps its own hold on it."""
@@ -56,32 +59,37 @@ class Recorder:
 
     def __init__(self, fd: int) -> None:
         """`fd` is that of a `BlackBox`."""
-        self._map = mmap.mmap(fd, SIZE)
-        self._free = list(range(SIZE - RECORD.size, 0, -RECORD.size))
-        self._offsets: dict[str, int] = {}
+        memory = memoryview(mmap.mmap(fd, SIZE))
+        self._numbers = memory[: NUMBERS.size].cast("Q")
+        self._records = memory[NUMBERS.size :]
+        self._free = list(range(RECORDS, 0, -1))
+        self._taken: dict[str, int] = {}
+        """Call id -> its record, counted from 1; 0 where there was none."""
+        self._names: dict[str, bytes] = {}
         self._number = 0
 
     def enter(self, call: Call) -> None:
         """The call starts."""
-        if self._free:
-            self._number += 1
-            self._offsets[call.id] = offset = self._free.pop()
-            RECORD.pack_into(self._map, offset, self._number, f"{call.id} {call.task}".encode())
-        else:
-            self._offsets[call.id] = 0
-            self._count_unnoted(1)
+        if not self._free:
+            self._taken[call.id] = 0
+            self._numbers[0] += 1
+            return
+        self._taken[call.id] = record = self._free.pop()
+        name = self._names.get(call.task)
+        if name is None:
+            name = self._names[call.task] = call.task.encode()
+        RECORD.pack_into(self._records, (record - 1) * RECORD.size, call.id.encode(), name)
+        self._number += 1
+        self._numbers[record] = self._number
 
     def leave(self, call: Call) -> None:
         """The call has ended; nothing happens if it never started."""
-        offset = self._offsets.pop(call.id, None)
-        if offset:
-            NUMBER.pack_into(self._map, offset, 0)
-            self._free.append(offset)
-        elif offset == 0:
-            self._count_unnoted(-1)
-
-    def _count_unnoted(self, more: int) -> None:
-        NUMBER.pack_into(self._map, 0, NUMBER.unpack_from(self._map, 0)[0] + more)
+        record = self._taken.pop(call.id, None)
+        if record:
+            self._numbers[record] = 0
+            self._free.append(record)
+        elif record == 0:
+            self._numbers[0] -= 1
 
 
 _recorder: Recorder | None = None

@@ -87,8 +87,8 @@ class Supervisor:
     async def start(self) -> None:
         """Start the processes, and return when all of them serve; again after `stop`.
 
-        Raises WorkersFailed if one of them says that none could serve, or if they die faster than they start. None
-        is left running then.
+        Raises WorkersFailed if one of them says that none could serve, or if they die faster than they start; none
+        is left running then. If it is cancelled, the processes stay for `stop` to end: some may serve already.
         """
         loop = asyncio.get_running_loop()
         self._failed = failed = loop.create_future()
@@ -101,15 +101,12 @@ class Supervisor:
         ]
         for keeper in self._keepers:
             keeper.add_done_callback(self._check)
-        try:
-            while not failed.done() and not all(serves.done() for serves in all_serve):
-                waiting = [serves for serves in all_serve if not serves.done()]
-                await asyncio.wait([failed, *waiting], return_when=asyncio.FIRST_COMPLETED)
-            if failed.done():
-                await failed
-        except BaseException:
+        while not failed.done() and not all(serves.done() for serves in all_serve):
+            waiting = [serves for serves in all_serve if not serves.done()]
+            await asyncio.wait([failed, *waiting], return_when=asyncio.FIRST_COMPLETED)
+        if failed.done() and failed.exception() is not None:
             await self.stop(grace=0)
-            raise
+            await failed
 
     async def wait(self) -> None:
         """Return when it is stopped. Raises WorkersFailed when it gives up because they die faster than they

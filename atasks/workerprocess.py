@@ -140,12 +140,14 @@ class WorkerProcess:
                 continue
             kind, *values = json.loads(line)
             match kind:
-                case "ready" if not self.ready.done():
-                    self.serves = values[0]
-                    self.since = asyncio.get_running_loop().time()
-                    self.ready.set_result(True)
-                case "retire" if not self.retiring.done():
-                    self.retiring.set_result(values[0])
+                case "ready":
+                    if not self.ready.done():
+                        self.serves = values[0]
+                        self.since = asyncio.get_running_loop().time()
+                        self.ready.set_result(True)
+                case "retire":
+                    if not self.retiring.done():
+                        self.retiring.set_result(values[0])
                 case "failed":
                     self.failure = values[0], values[1]
                 case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from signal import SIGINT, SIGKILL, SIGTERM, Signals
 
@@ -66,6 +67,29 @@ def test_signal_drains(app: App, number: Signals, to_all: bool) -> None:
     done = supervisor.finish()
     assert done.code == 0
     assert "Traceback" not in done.err
+
+
+def test_signal_while_a_worker_loads_drains_those_that_serve(app: App) -> None:
+    app.shell.write(
+        "loading.py",
+        """
+        import os
+        try:
+            os.close(os.open("first", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            open("never").read()
+        import tasks
+        """,
+    )
+    os.mkfifo(app.shell.directory / "never")
+    supervisor = app.start("--workers", "2", target="loading.py")
+    client = app.call("gated")
+    supervisor.wait_for("running")
+    supervisor.signal(SIGTERM)
+    supervisor.wait_for("draining 2 workers")
+    app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    assert supervisor.finish().code == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])
@@ -141,6 +165,13 @@ def test_uvloop_in_every_worker(app: App) -> None:
 
 
 # -- what cannot serve
+
+
+def test_uvloop_that_is_not_installed(shell: Shell) -> None:
+    shell.write("tasks.py", "")
+    shell.write("uvloop.py", "raise ModuleNotFoundError")
+    done = shell.run("run", "tasks.py", "--mode", "server", "--workers", "2", "--uvloop")
+    assert (done.code, done.line()) == (2, "uvloop is not installed: pip install 'atasks[uvloop]'")
 
 
 def test_broker_that_cannot_be_reached(app: App) -> None:

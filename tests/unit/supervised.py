@@ -28,11 +28,23 @@ async def hold(tether: Tether) -> None:
     await serve(tether)
 
 
+async def serve_alone(tether: Tether, mark: str) -> None:
+    """The first process serves; another one is never ready."""
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        tether.report("not ready", os.getpid())
+        await tether.released()
+    else:
+        await serve(tether)
+
+
 async def retire(tether: Tether, mark: str) -> None:
     """Want to be replaced, unless somebody did before."""
     if not Path(mark).exists():
         Path(mark).touch()
         tether.retire("it is old")
+        tether.retire("it is older still")
     await serve(tether)
 
 

@@ -105,6 +105,22 @@ async def test_stopped_supervisor_can_be_started_again(site: Site) -> None:
     assert supervisor.processes[0].pid != first
 
 
+async def test_start_that_is_cancelled_leaves_what_serves_to_be_drained(site: Site, tmp_path: Path) -> None:
+    supervisor = site.make("serve_alone", tmp_path / "mark", count=2)
+    starting = asyncio.create_task(supervisor.start())
+    await site.report("not ready")
+    async with asyncio.timeout(PATIENCE):
+        while not any(process.serving for process in supervisor.processes):
+            await asyncio.sleep(0.02)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    (serving,) = [process for process in supervisor.processes if process.serving]
+    await supervisor.stop(PATIENCE)
+    assert await site.report("drained") == (serving.number, [serving.pid])
+    assert supervisor.processes == []
+
+
 async def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(
     site: Site, logged: Callable[[str], Awaitable[str]]
 ) -> None:
