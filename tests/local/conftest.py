@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from atasks.transport.backends.local.host import Host
+from tests.faults.history import History
+from tests.local.fleet import Fleet
 
 
 @pytest.fixture
@@ -31,4 +33,19 @@ async def host(path: str, no_leaked_tasks: None) -> AsyncIterator[Host]:
     """A hub at `path`."""
     host = await Host.open(path)
     yield host
-    await host.close()
+    if not host.hub.closed:
+        await host.close()
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> History:
+    """What happened in this test."""
+    return History(tmp_path / "runs")
+
+
+@pytest.fixture
+def fleet(path: str, history: History) -> Iterator[Fleet]:
+    """Processes; those that still run at the end are ended."""
+    fleet = Fleet(path, history.path)
+    yield fleet
+    fleet.close()

@@ -176,7 +176,7 @@ class Hub:
         stalled = list(peer.stalled.values())
         peer.stalled.clear()
         for entry in reversed(stalled):
-            entry.queue.push(entry, front=True)
+            self._put_back(entry)
         for queue in {entry.queue for entry in stalled}:
             self._offer(queue)
         self._fill(peer)
@@ -227,7 +227,7 @@ class Hub:
         if entry.call.orphan == RUN:
             if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
                 entry.caller = None
-                entry.queue.push(entry)
+                self._put_back(entry)
                 self._offer(entry.queue)
             entry.caller = None
             return
@@ -277,7 +277,7 @@ class Hub:
             peer.let_go(entry)
             entry.worker = None
             entry.call = item.call
-            entry.queue.push(entry, front=True)
+            self._put_back(entry)
             self._offer(entry.queue)
 
     def _ping(self, peer: Peer, item: Ping) -> None:
@@ -296,7 +296,7 @@ class Hub:
         else:
             call.attempt += 1
             entry.alone = call.attempt == call.max_attempts
-            entry.queue.push(entry, front=True)
+            self._put_back(entry)
             self._offer(entry.queue)
 
     # -- from queues to workers
@@ -307,6 +307,12 @@ class Hub:
         if queue is None:
             queue = self._queues[peer.namespace, name] = Queue(peer.namespace, name)
         return queue
+
+    def _put_back(self, entry: Entry) -> None:
+        """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
+        queue = entry.queue
+        entry.queue = self._queues.setdefault((queue.namespace, queue.name), queue)
+        entry.queue.push(entry, front=True)
 
     def _tidy(self, queue: Queue) -> None:
         """Forget a queue that has neither workers nor calls."""

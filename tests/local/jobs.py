@@ -1,0 +1,81 @@
+"""Atasks that worker processes of these tests run, in a namespace of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+from atasks import atask, current_call
+
+__all__ = ["NAMESPACE", "asleep", "block", "crash", "depth", "echo", "fib", "hold", "pid", "touch"]
+
+NAMESPACE = "local-jobs"
+
+
+@atask(namespace=NAMESPACE)
+async def pid() -> int:
+    """Which process runs it."""
+    return os.getpid()
+
+
+@atask(namespace=NAMESPACE)
+async def echo(value: object) -> object:
+    """The value."""
+    return value
+
+
+@atask(namespace=NAMESPACE)
+async def crash() -> None:
+    """Kills its process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@atask(namespace=NAMESPACE)
+async def hold(mark: str, gate: str) -> tuple[int, int | None]:
+    """Makes a file whose name begins with `mark`, and returns its process and attempt once the file `gate` exists."""
+    call = current_call()
+    Path(f"{mark}.{os.getpid()}.{call.attempt}.{call.id}").touch()
+    while not os.path.exists(gate):  # another process makes it
+        await asyncio.sleep(0.02)
+    return os.getpid(), call.attempt
+
+
+@atask(namespace=NAMESPACE)
+async def asleep(mark: str) -> None:
+    """Makes a file, and another one when it is cancelled."""
+    Path(mark).touch()
+    try:
+        await asyncio.Event().wait()
+    finally:
+        Path(f"{mark}.cancelled").touch()
+
+
+@atask(namespace=NAMESPACE)
+async def touch(mark: str) -> None:
+    """Makes a file."""
+    Path(mark).touch()
+
+
+@atask(namespace=NAMESPACE)
+async def block(mark: str) -> None:
+    """Makes a file, and never lets the event loop of its process go on."""
+    Path(mark).touch()
+    while True:
+        time.sleep(0.01)  # noqa: ASYNC251 - this is what it is about
+
+
+@atask(namespace=NAMESPACE)
+async def fib(n: int) -> int:
+    """Two awaited calls on each level."""
+    if n < 2:
+        return n
+    return sum(await asyncio.gather(fib(n - 1), fib(n - 2)))
+
+
+@atask(namespace=NAMESPACE)
+async def depth(n: int) -> int:
+    """As many calls in one another."""
+    return 0 if n == 0 else 1 + await depth(n - 1)

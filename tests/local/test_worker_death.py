@@ -1,0 +1,165 @@
+"""Workers around a hub that die, stop or drain with calls in hand. The hub and the caller are the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from atasks import WorkerLost
+from atasks.transport.backends.local.host import Host
+from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.tasks import chain, crash, echo, fib, gated, work
+from tests.local.fleet import Fleet
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connected")]
+
+
+@pytest.fixture
+async def connected(host: Host, path: str) -> AsyncIterator[None]:
+    async with atasks.connect(f"unix://{path}"):
+        yield
+
+
+async def test_calls_of_a_killed_worker_complete_at_another(
+    fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    victim = await fleet.worker(concurrency=10)
+    calls = history.start(40, gated, str(gate))
+    await until(lambda: history.started() == 10, "the victim has all slots in use")
+    await fleet.worker(concurrency=100)
+    await until(lambda: history.started() == 40, "the others run at the second worker")
+    victim.kill()
+    await until(lambda: history.started() == 50, "the victim's calls run again")
+    gate.touch()
+    await settled(asyncio.gather(*calls), "40 calls")
+    history.completed()
+    history.check()
+    assert sorted(run.attempt for run in history.runs()) == [1] * 40 + [2] * 10
+
+
+async def test_at_most_once_calls_of_a_killed_worker_end_promptly(
+    fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    victim = await fleet.worker(concurrency=10)
+    calls = history.start(30, gated, str(gate), delivery="at_most_once")
+    await until(lambda: history.started() == 10, "the victim runs as many as it has slots")
+    victim.kill()
+    killed = time.monotonic()
+    await until(lambda: history.errors() == {"WorkerLost": 10}, "those that it ran have ended")
+    assert time.monotonic() - killed < 5
+    gate.touch()
+    await fleet.worker()
+    await settled(asyncio.gather(*calls), "30 calls")
+    assert history.errors() == {"WorkerLost": 10, "value": 20}
+    history.check()
+
+
+@pytest.mark.parametrize("how", ["kill", "exit", "segfault"])
+async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
+    fleet: Fleet, history: History, tmp_path: Path, how: str
+) -> None:
+    gate = tmp_path / "gate"
+    await fleet.start(2, concurrency=30)
+    innocent = history.start(50, gated, str(gate))
+    await until(lambda: history.started() == 50, "the innocent calls run")
+    killer = asyncio.create_task(history.call(crash, how))
+    dead = 0
+    async with asyncio.timeout(DEADLINE * 2):
+        while not killer.done():
+            for _ in range(dead, sum(not worker.running for worker in fleet.processes)):
+                dead += 1
+                await fleet.start(concurrency=30, wait=False)
+            if dead == 2 and not gate.exists():  # its last attempt waits for theirs, which are one at a time too
+                gate.touch()
+                innocent += history.start(50, echo)
+            await asyncio.wait([killer], timeout=0.05)
+    await settled(asyncio.gather(*innocent), "the innocent calls")
+    ended = killer.result()
+    assert isinstance(ended.error, WorkerLost)
+    assert ended.error.attempts == 3
+    await until(lambda: sum(not worker.running for worker in fleet.processes) == 3, "three workers are dead")
+    assert [run.attempt for run in history.runs(ended.key)] == [1, 2, 3]
+    assert history.errors() == {"value": 100, "WorkerLost": 1}
+    history.check()
+
+
+async def test_recursion_survives_a_worker_that_dies(fleet: Fleet, history: History) -> None:
+    victim, _ = await fleet.start(2, concurrency=1)
+    call = asyncio.create_task(fib(14))
+    await until(lambda: len(history.peaks()) == 2, "both workers run parts of it")
+    victim.kill()
+    assert await settled(call, "fib(14)", 60) == 377
+    assert set(history.peaks().values()) == {1}
+
+
+async def test_recursion_needs_one_slot(fleet: Fleet, history: History) -> None:
+    await fleet.worker(concurrency=1)
+    assert await settled(chain(300), "300 calls in one another", 60) == 300
+    assert await settled(fib(13), "fib(13)", 60) == 233
+    assert set(history.peaks().values()) == {1}
+
+
+async def test_a_worker_that_drains_finishes_what_runs_and_charges_nobody(
+    fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    first = await fleet.worker(concurrency=5)
+    calls = history.start(20, gated, str(gate))
+    await until(lambda: history.started() == 5, "all slots are in use")
+    first.signal(signal.SIGTERM)
+    await fleet.worker(concurrency=100)
+    await until(lambda: history.started() == 20, "the others run at the second worker")
+    gate.touch()
+    assert await asyncio.to_thread(first.wait) == 0
+    await settled(asyncio.gather(*calls), "20 calls")
+    history.completed()
+    history.check()
+    assert {run.attempt for run in history.runs()} == {1}
+
+
+async def test_runs_past_the_grace_are_given_back(fleet: Fleet, history: History, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    first = await fleet.worker(grace=0.2)
+    calls = [*history.start(5, gated, str(gate)), *history.start(5, gated, str(gate), delivery="at_most_once")]
+    await until(lambda: history.started() == 10, "it runs them")
+    assert await asyncio.to_thread(first.stop) == 0
+    gate.touch()
+    await fleet.worker()
+    await settled(asyncio.gather(*calls), "10 calls")
+    assert history.errors() == {"value": 5, "WorkerLost": 5}
+    history.check()
+    assert {run.attempt for run in history.runs()} == {1}
+
+
+async def test_a_worker_that_stops_holds_up_nobody_else(fleet: Fleet, history: History) -> None:
+    stopped = await fleet.worker(concurrency=5)
+    held = history.start(5, work, 0.01)
+    stopped.signal(signal.SIGSTOP)
+    await fleet.worker(concurrency=5)
+    others = history.start(500, echo)
+    await until(lambda: sum(task.done() for task in others) >= 490, "nearly all others have ended")
+    stopped.signal(signal.SIGCONT)
+    await settled(asyncio.gather(*held, *others), "505 calls")
+    history.completed()
+    history.check()
+    assert {run.attempt for run in history.runs()} == {1}
+
+
+async def test_a_worker_whose_hub_is_gone_ends(fleet: Fleet, host: Host, history: History, tmp_path: Path) -> None:
+    worker = await fleet.worker()
+    calls = history.start(3, gated, str(tmp_path / "gate"))
+    await until(lambda: history.started() == 3, "it runs them")
+    await host.close()
+    await asyncio.to_thread(worker.wait)
+    assert [run.ending for run in history.runs()] == ["cancelled"] * 3
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
