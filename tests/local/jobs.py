@@ -10,7 +10,7 @@ from pathlib import Path
 
 from atasks import atask, current_call
 
-__all__ = ["NAMESPACE", "asleep", "block", "crash", "depth", "echo", "fib", "hold", "pid", "touch"]
+__all__ = ["NAMESPACE", "asleep", "block", "crash", "depth", "echo", "fib", "hold", "make", "pid", "take", "touch"]
 
 NAMESPACE = "local-jobs"
 
@@ -65,6 +65,18 @@ async def block(mark: str) -> None:
     Path(mark).touch()
     while True:
         time.sleep(0.01)  # noqa: ASYNC251 - this is what it is about
+
+
+@atask(namespace=NAMESPACE)
+async def make(size: int) -> bytes:
+    """So many bytes."""
+    return b"x" * size
+
+
+@atask(namespace=NAMESPACE)
+async def take(content: bytes) -> int:
+    """How many bytes there are."""
+    return len(content)
 
 
 @atask(namespace=NAMESPACE)

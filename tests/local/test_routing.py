@@ -1,0 +1,194 @@
+"""Which worker gets which call, and when."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+import atasks
+from atasks import Router, UnknownTask, Worker
+from atasks.testing import Site, soon
+from atasks.transport.backends.local import LocalTransport
+from atasks.transport.backends.local.host import Host
+
+
+@pytest.fixture
+async def site(host: Host, path: str) -> AsyncIterator[Site]:
+    """A caller and workers, each with a connection of its own."""
+    site = Site(lambda namespace: LocalTransport(path, namespace, hub=False))
+    yield site
+    site.close()
+
+
+async def test_urgent_calls_go_first_and_then_those_made_by_calls(site: Site) -> None:
+    order: list[str] = []
+    gate, running = asyncio.Event(), asyncio.Event()
+
+    @site.atask
+    async def note(name: str) -> None:
+        order.append(name)
+
+    @site.atask
+    async def parent() -> None:
+        running.set()
+        await gate.wait()
+        await note("child")
+
+    async with site.open(concurrency=1):
+        calls = [asyncio.create_task(parent())]
+        await soon(running.wait())
+        for name, priority in (("first", 0), ("second", 0), ("soon", 1), ("urgent", 3)):
+            calls.append(asyncio.create_task(note.options(priority=priority)(name)))
+            await asyncio.sleep(0)
+        await soon(site.worker.transport.flush())
+        gate.set()
+        await soon(asyncio.gather(*calls))
+        assert order == ["urgent", "soon", "child", "first", "second"]
+
+
+async def test_long_calls_spread_evenly(site: Site) -> None:
+    gate = asyncio.Event()
+
+    @site.atask
+    async def work() -> None:
+        await gate.wait()
+
+    async with site.open(concurrency=10):
+        for _ in range(3):
+            await site.serve(concurrency=10)
+        calls = [asyncio.create_task(work()) for _ in range(20)]
+        async with asyncio.timeout(30):
+            while sum(worker.held for worker in site.workers) < 20:
+                await asyncio.sleep(0.01)
+        assert [worker.held for worker in site.workers] == [5] * 4
+        gate.set()
+        await soon(asyncio.gather(*calls))
+
+
+async def test_a_worker_is_handed_no_more_than_it_has_slots_for(site: Site) -> None:
+    gate = asyncio.Event()
+
+    @site.atask
+    async def work() -> None:
+        await gate.wait()
+
+    async with site.open(concurrency=3):
+        calls = [asyncio.create_task(work()) for _ in range(10)]
+        async with asyncio.timeout(30):
+            while site.worker.held < 3:
+                await asyncio.sleep(0.01)
+        await soon(site.worker.transport.flush())
+        assert (site.worker.held, site.worker.unstarted) == (3, 0)
+        second = await site.serve(concurrency=100)
+        async with asyncio.timeout(30):
+            while second.held < 7:
+                await asyncio.sleep(0.01)
+        gate.set()
+        await soon(asyncio.gather(*calls))
+
+
+async def test_a_worker_serves_several_queues_in_turn(site: Site) -> None:
+    @site.atask
+    async def work(n: int) -> int:
+        return n
+
+    async with site.open(serve=False):
+        await site.serve(concurrency=1, queues=["a", "b", "c"])
+        calls = [asyncio.create_task(work.options(queue=queue)(n)) for n in range(20) for queue in "abc"]
+        assert await soon(asyncio.gather(*calls)) == [n for n in range(20) for _ in "abc"]
+
+
+async def test_a_call_finds_the_worker_that_knows_its_atask(site: Site, path: str) -> None:
+    """Two programs serve one queue, and each has atasks that the other lacks."""
+
+    @site.atask
+    async def known() -> str:
+        return "found"
+
+    async with site.open(serve=False):
+        others = []
+        for _ in range(3):  # three that know nothing, and the fourth does
+            stranger = Router(f"{site.namespace}-other")
+            transport = site.new_transport()
+            await transport.connect()
+            worker = Worker(stranger, transport)
+            await worker.start(["default"])
+            others.append((worker, transport))
+        await site.serve(concurrency=1)
+        assert await soon(asyncio.gather(*(known() for _ in range(50)))) == ["found"] * 50
+        with pytest.raises(UnknownTask, match="no_such_thing"):
+            await soon(site.router.send_request("no_such_thing"))
+        for worker, transport in others:
+            await worker.drain(0)
+            await transport.disconnect()
+    atasks.namespaces.namespaces.unregister(f"{site.namespace}-other")
+
+
+async def test_unstarted_calls_go_to_whoever_has_slots(site: Site) -> None:
+    """Calls that were handed out while others were parked wait when these resume, and need not."""
+    gate, release = asyncio.Event(), asyncio.Event()
+    entered = asyncio.Queue[str]()
+
+    @site.atask(queue="child")
+    async def child() -> None:
+        await gate.wait()
+
+    @site.atask(queue="parent")
+    async def parent() -> None:
+        await child()
+        entered.put_nowait("parent")
+        await release.wait()
+
+    @site.atask(queue="parent")
+    async def other() -> None:
+        entered.put_nowait("other")
+
+    async with site.open(serve=False):
+        await site.serve(queues=["child"])
+        await site.serve(concurrency=1, queues=["parent"])
+        calls = [asyncio.create_task(parent()) for _ in range(5)]
+        async with asyncio.timeout(30):
+            while site.workers[1].parked < 5:
+                await asyncio.sleep(0.01)
+        gate.set()
+        assert await soon(entered.get()) == "parent"  # it holds the only slot
+        calls.append(asyncio.create_task(other()))
+        await site.serve(concurrency=1, queues=["parent"])
+        assert await soon(entered.get()) == "other"
+        release.set()
+        await soon(asyncio.gather(*calls))
+
+
+async def test_a_caller_that_goes_has_its_calls_cancelled_unless_they_run_for_nobody(site: Site) -> None:
+    started, ended = asyncio.Queue[str](), asyncio.Queue[str]()
+    gate = asyncio.Event()
+
+    @site.atask
+    async def work(name: str) -> None:
+        started.put_nowait(name)
+        try:
+            await gate.wait()
+            ended.put_nowait(f"{name} ran")
+        except asyncio.CancelledError:
+            ended.put_nowait(f"{name} cancelled")
+            raise
+
+    async with site.open(concurrency=2):
+        transport = site.new_transport()
+        await transport.connect()
+        router = site.router
+        loop = asyncio.get_running_loop()
+        router._connected[loop].append(transport)
+        kinds = {"a": "cancel", "b": "run", "c": "cancel", "d": "run"}
+        calls = [asyncio.create_task(work.options(orphan=kind)(name)) for name, kind in kinds.items()]
+        assert [await soon(started.get()), await soon(started.get())] == ["a", "b"]
+        router._connected[loop].remove(transport)
+        await transport.disconnect()
+        await asyncio.wait(calls)
+        assert await soon(ended.get()) == "a cancelled"
+        assert await soon(started.get()) == "d"  # c was dropped
+        gate.set()
+        assert {await soon(ended.get()), await soon(ended.get())} == {"b ran", "d ran"}
+        assert {type(call.exception()) for call in calls} == {atasks.CallConnectionLost}

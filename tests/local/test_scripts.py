@@ -1,0 +1,147 @@
+"""`atasks.local` in plain scripts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import atasks
+from tests.faults.history import DEADLINE, wait_until
+
+pytestmark = pytest.mark.timeout(180)
+
+SCRIPT = """
+    import asyncio, os, sys, time
+    import atasks
+    from atasks import atask
+
+    class Box:
+        def __init__(self, value):
+            self.value = value
+
+    @atask
+    async def boxed(value: int) -> Box:
+        return Box((value, os.getpid()))
+
+    @atask
+    async def stay(blocked: bool) -> None:
+        print(os.getpid(), flush=True)
+        while blocked:
+            time.sleep(0.01)
+        await asyncio.Event().wait()
+
+    async def main(*words):
+        async with atasks.local(workers=2, concurrency=1):
+            match words:
+                case ["boxes"]:
+                    boxes = await asyncio.gather(*(boxed(n) for n in range(20)))
+                    assert all(type(box) is Box for box in boxes)
+                    assert {box.value[1] for box in boxes} - {os.getpid()}
+                    print(sum(box.value[0] for box in boxes))
+                case ["stay"]:
+                    await asyncio.gather(stay(True), stay(False))
+    """
+GUARDED = SCRIPT + """
+    if __name__ == "__main__":
+        asyncio.run(main(*sys.argv[1:]))
+    """
+UNGUARDED = SCRIPT + """
+    asyncio.run(main("boxes"))
+    """
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Runs a script; what still runs in the end is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(script: str, *arguments: str, name: str = "my-script.py") -> subprocess.Popen[str]:
+        file = tmp_path / name
+        file.write_text(textwrap.dedent(script))
+        process = subprocess.Popen(
+            [sys.executable, str(file), *arguments],
+            env={**os.environ, "PYTHONPATH": str(Path(atasks.__file__).parent.parent), "PYTHONWARNINGS": "error"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def children(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def stays(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The worker processes, each with a call, one of which blocks its event loop."""
+    assert process.stdout is not None
+    pids = {int(process.stdout.readline()) for _ in range(2)}
+    found = children(process)
+    assert pids == {child.pid for child in found}
+    return found
+
+
+def test_a_script_whose_classes_are_the_same_on_both_sides(start: Callable[..., subprocess.Popen[str]]) -> None:
+    out, err = start(GUARDED, "boxes").communicate(timeout=60)
+    assert (out, err) == (f"{sum(range(20))}\n", "")
+
+
+def test_a_script_without_a_guard_is_told_so(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(UNGUARDED)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert 'put what starts the program under if __name__ == "__main__":' in err.splitlines()[-1]
+    assert "WorkersFailed" in err.splitlines()[-1]
+
+
+def test_a_script_that_is_killed_leaves_no_process(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(GUARDED, "stay")
+    workers = stays(process)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not any(alive(worker) for worker in workers), "no worker process is left", 2 * DEADLINE)
+
+
+def test_a_script_that_is_interrupted_ends_its_processes(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start(GUARDED, "stay")
+    workers = stays(process)
+    for each in (process.pid, *(worker.pid for worker in workers)):  # as a terminal does
+        os.kill(each, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert not any(alive(worker) for worker in workers)
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    assert err.count("Traceback") == 2, "one is of the interrupt, and one of the await that it cancelled"
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
+def test_a_prompt_is_told_that_it_cannot(tmp_path: Path) -> None:
+    code = """
+import asyncio, atasks
+@atasks.atask
+async def one(): return 1
+async def main():
+    async with atasks.local(workers=1):
+        pass
+asyncio.run(main())
+"""
+    env = {**os.environ, "PYTHONPATH": str(Path(atasks.__file__).parent.parent)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd=tmp_path)
+    assert "put the atasks into a module" in done.stderr.splitlines()[-1]
