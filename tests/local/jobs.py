@@ -35,7 +35,7 @@ async def crash() -> None:
 
 @atask(namespace=NAMESPACE)
 async def hold(mark: str, gate: str) -> tuple[int, int | None]:
-    """Makes a file whose name begins with `mark`, and returns its process and attempt once the file `gate` exists."""
+    """Makes a file whose name begins with `mark`; returns its process and attempt once the file `gate` exists."""
     call = current_call()
     Path(f"{mark}.{os.getpid()}.{call.attempt}.{call.id}").touch()
     while not os.path.exists(gate):  # another process makes it

@@ -33,7 +33,7 @@ SCRIPT = """
 
     @atask
     async def stay(blocked: bool) -> None:
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())
         while blocked:
             time.sleep(0.01)
         await asyncio.Event().wait()
@@ -49,13 +49,19 @@ SCRIPT = """
                 case ["stay"]:
                     await asyncio.gather(stay(True), stay(False))
     """
-GUARDED = SCRIPT + """
+GUARDED = (
+    SCRIPT
+    + """
     if __name__ == "__main__":
         asyncio.run(main(*sys.argv[1:]))
     """
-UNGUARDED = SCRIPT + """
+)
+UNGUARDED = (
+    SCRIPT
+    + """
     asyncio.run(main("boxes"))
     """
+)
 
 
 @pytest.fixture

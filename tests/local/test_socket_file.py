@@ -57,7 +57,7 @@ def test_a_file_that_is_no_socket_stays(path: str) -> None:
 
 
 def test_a_directory_that_does_not_exist(run_dir: Path) -> None:
-    with pytest.raises(ListenFailed, match="there is no directory .*nowhere; make it"):
+    with pytest.raises(ListenFailed, match=r"there is no directory .*nowhere; make it"):
         SocketFile(str(run_dir / "nowhere" / "hub.sock"))
 
 
@@ -73,7 +73,7 @@ def test_a_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, pat
 
 async def test_a_path_that_is_too_long(run_dir: Path) -> None:
     for enter in (atasks.connect, atasks.serve):
-        with pytest.raises(InvalidURL, match="at most 10[37] bytes on this system, and this one has"):
+        with pytest.raises(InvalidURL, match=r"at most 10[37] bytes on this system, and this one has"):
             async with enter(f"unix://{run_dir}/{'x' * 108}.sock"):
                 pass
 
@@ -111,7 +111,7 @@ async def test_serving_twice_at_one_path(path: str) -> None:
 
 
 async def test_connecting_to_nobody(path: str) -> None:
-    with pytest.raises(ConnectFailed, match="nothing serves at .*hub.sock: start a server"):
+    with pytest.raises(ConnectFailed, match=r"nothing serves at .*hub.sock: start a server"):
         async with atasks.connect(f"unix://{path}"):
             pass
     with socket.socket(socket.AF_UNIX) as left:

@@ -1,4 +1,4 @@
-"""Workers around a hub that die, stop or drain with calls in hand. The hub and the caller are the test's own process."""
+"""Workers around a hub that die, stop or drain with calls in hand. The hub is in the process of the test."""
 
 from __future__ import annotations
 
