@@ -40,7 +40,6 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> N
         _load(modules)
     except AtasksError as error:
         tether.failed(" ".join(str(error).split()), LOAD)
-        tether.close()
         raise SystemExit(LOAD) from None
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if uvloop:
@@ -49,7 +48,6 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> N
         factory = library.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_serve(f"unix://{quote(socket)}", tether, options))
-    tether.close()
 
 
 def _load(modules: Sequence[str]) -> None:
