@@ -90,8 +90,7 @@ class Worked:
     def kill(self) -> None:
         """End it now, with all that it started."""
         if self._process.returncode is None:
-            with suppress(ProcessLookupError):  # it has died, and nobody has said so yet
-                os.killpg(self._process.pid, signal.SIGKILL)
+            self._kill_group()
         self._writer.transport.abort()
 
     async def leave(self) -> None:
@@ -130,4 +129,9 @@ class Worked:
     async def _watch(self) -> None:
         """Return when it has ended. Its channel may stay open, in a process that it has forked."""
         await self._process.wait()
+        self._kill_group()  # so that nothing of it stays behind; while some of it lives, the number is not reused
         self._writer.transport.abort()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # there is nobody left in it; macOS: but the dead
+            os.killpg(self._process.pid, signal.SIGKILL)

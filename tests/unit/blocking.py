@@ -110,8 +110,11 @@ def die(file: str, how: str, until_attempt: int = 1000) -> int:
         return attempt
     if how == "segfault":
         ctypes.string_at(0)
-    if how == "fork" and os.fork() == 0:  # the child keeps what it inherits open
-        time.sleep(1000)
+    if how == "fork":
+        forked = os.fork()
+        if forked == 0:
+            time.sleep(1000)  # and keep open what was inherited
+        note(f"{file}.forked", forked)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     os._exit(3)

@@ -147,6 +147,9 @@ async def test_a_process_that_dies_costs_its_call_an_attempt_and_no_other_call_a
         await until(lambda: idle(worker))
     assert caught.value.attempts == 3
     assert lines(file) == ["1", "2", "3"]
+    forked = [int(pid) for pid in lines(tmp_path / "attempts.forked")]
+    assert len(forked) == (3 if how == "fork" else 0)
+    await until(lambda: all(map(gone, forked)))
     told = [record for record in caplog.records if "it is tried again in another one" in record.getMessage()]
     assert [record.levelno for record in told] == [logging.WARNING] * 2
 
