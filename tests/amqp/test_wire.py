@@ -233,6 +233,28 @@ async def test_cancellation_is_announced(plain_site: Site, peer: Peer) -> None:
         assert waiting.cancelled()
 
 
+async def test_cancelled_await_does_not_wait_for_its_run(site: Site) -> None:
+    cleaning, released = asyncio.Event(), asyncio.Event()
+
+    @site.atask
+    async def slow_to_leave() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaning.set()
+            await released.wait()
+
+    async with site.open():
+        waiting = asyncio.create_task(slow_to_leave())
+        await until(lambda: site.worker.held == 1)
+        waiting.cancel()
+        await soon(asyncio.wait([waiting]))
+        assert waiting.cancelled()
+        await soon(cleaning.wait())
+        assert site.worker.held == 1
+        released.set()
+
+
 async def test_announced_worker_gets_the_calls_that_wait(plain_site: Site, peer: Peer) -> None:
     async with plain_site.open(serve=False):
         waiting = asyncio.create_task(plain_site.router.send_request("add", 1))

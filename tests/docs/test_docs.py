@@ -108,6 +108,13 @@ def test_tests_that_are_mentioned_exist(page: Page) -> None:
             body = getattr(found[0], "body", [])
 
 
+def test_every_promise_of_delivery_names_its_test() -> None:
+    page = BY_NAME["docs/delivery.md"]
+    promises = re.findall(r"^- .*(?:\n  .*)*", page.prose, re.MULTILINE)
+    assert len(promises) > 30
+    assert [promise for promise in promises if "::test_" not in promise] == []
+
+
 @each_page
 def test_names_that_are_mentioned_exist(page: Page) -> None:
     for name in re.findall(r"`(atasks(?:\.\w+)+)[`(]", page.prose):

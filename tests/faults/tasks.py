@@ -6,11 +6,12 @@ import asyncio
 import ctypes
 import os
 import signal
+import time
 
 from atasks import atask, current_call
 from tests.faults.history import Recorder
 
-__all__ = ["CRASHES", "Failed", "boom", "chain", "crash", "echo", "fan", "fib", "gated", "work"]
+__all__ = ["CRASHES", "Failed", "block", "boom", "chain", "crash", "echo", "fan", "fib", "gated", "work"]
 
 
 class Failed(Exception):
@@ -44,6 +45,14 @@ async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
     with _recorder().run(key):
         while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
+        return key, nonce, os.getpid()
+
+
+@atask
+async def block(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
+    """As `work`, and nothing else runs in its worker meanwhile."""
+    with _recorder().run(key):
+        time.sleep(seconds)  # noqa: ASYNC251  # what an atask should not do
         return key, nonce, os.getpid()
 
 

@@ -13,7 +13,7 @@ from atasks.transport.backends.amqp import AMQPTransport, requests
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.proxy import Proxy, Role
-from tests.faults.tasks import echo, gated, work
+from tests.faults.tasks import block, echo, gated, work
 from tests.faults.workers import Fleet
 
 HEARTBEAT = 1
@@ -113,6 +113,26 @@ async def test_calls_go_on_after_silence(
                 side.resume()
         await _ended(history, calls, fleet)
     assert len(history.runs()) <= 500, "a worker that runs a call, or has finished it, does not run it again"
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_a_call_that_blocks_its_worker_past_three_heartbeats_runs_once(
+    fleet: Fleet, history: History, prefix: str, delivery: str
+) -> None:
+    """The broker gives the worker up meanwhile, and delivers what it holds again when it is back."""
+    worker = fleet.start_one(url=f"{fleet.broker.url}?heartbeat={HEARTBEAT}", concurrency=20)
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        calls = history.start(10, work, 4.0, delivery=delivery)
+        await until(lambda: history.started() == 10, "the others run")
+        calls += history.start(1, block, 8.0, delivery=delivery)
+        await settled(asyncio.gather(*calls), "calls of a worker that was blocked", 60)
+        history.completed()
+        history.check()
+        await fleet.quiet()
+    assert len(history.runs()) == 11
+    assert "connection lost" in worker.output
+    assert "tests.faults.tasks.block" in worker.output
+    assert "blocked the event loop" in worker.output
 
 
 async def test_a_pause_shorter_than_the_heartbeat_is_only_a_pause(

@@ -27,9 +27,18 @@ async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: N
 @pytest.mark.usefixtures("connected")
 async def test_recursion_in_one_slot(fleet: Fleet, history: History) -> None:
     worker = fleet.start_one(concurrency=1)
-    assert await settled(fib(14), "fib(14) in one slot", 60) == 377
+    assert await settled(fib(12), "fib(12) in one slot", 60) == 144
     assert await settled(chain(500), "a chain of 500 calls", 60) == 500
     assert await settled(fan(2000), "a fan of 2 000 calls", 60) == sum(range(2000))
+    assert history.peaks() == {worker.pid: 1}
+    await fleet.quiet()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("connected")
+async def test_8361_calls_within_one_another_in_one_slot(fleet: Fleet, history: History) -> None:
+    worker = fleet.start_one(concurrency=1)
+    assert await settled(fib(18), "fib(18) in one slot", 500) == 2584
     assert history.peaks() == {worker.pid: 1}
     await fleet.quiet()
 

@@ -1,0 +1,102 @@
+"""Calls that share a message, and calls that do not."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+import atasks
+from atasks.testing import Site, soon
+from tests.amqp.peer import Peer
+
+
+@pytest.mark.parametrize("batch", [False, 1, 7, 64, "auto"])
+async def test_calls_that_share_a_message(site: Site, batch: Any) -> None:
+    @site.atask(batch=batch)
+    async def double(n: int) -> int:
+        if n % 10 == 9:
+            raise ValueError(n)
+        return 2 * n
+
+    async with site.open(concurrency=5):
+        for _ in range(3):
+            results = await soon(asyncio.gather(*(double(n) for n in range(200)), return_exceptions=True))
+            assert [item.args[0] if isinstance(item, ValueError) else item for item in results] == [
+                n if n % 10 == 9 else 2 * n for n in range(200)
+            ]
+
+
+async def test_batch_is_one_message(site: Site, peer: Peer) -> None:
+    requests = await peer.declare_work_queue("default")
+
+    @site.atask
+    async def work(n: int) -> int:
+        return n
+
+    async with site.open(serve=False):
+        tasks = [asyncio.create_task(work.options(batch=4)(n)) for n in range(10)]
+        sizes = []
+        while sum(sizes) < 10:
+            sizes.append(len(msgspec.msgpack.decode((await soon(requests.get())).body)))
+        assert max(sizes) <= 4
+        assert len(sizes) < 10
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_cancelling_one_call_of_a_batch(site: Site) -> None:
+    started, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    @site.atask(batch=8)
+    async def work(n: int) -> int:
+        started.release()
+        await gate.wait()
+        return n
+
+    async with site.open():
+        tasks = [asyncio.create_task(work(n)) for n in range(8)]
+        for _ in tasks:
+            await soon(started.acquire())
+        tasks[3].cancel()
+        await asyncio.wait([tasks[3]])
+        gate.set()
+        assert await soon(asyncio.gather(*tasks[:3], *tasks[4:])) == [0, 1, 2, 4, 5, 6, 7]
+
+
+async def test_timeout_of_one_call_of_a_batch(site: Site) -> None:
+    @site.atask(batch=8)
+    async def work(n: int) -> int:
+        if n == 3:
+            await asyncio.Event().wait()
+        return n
+
+    async with site.open():
+        options = [work.options(timeout=0.2) if n == 3 else work for n in range(8)]
+        results = await soon(asyncio.gather(*(task(n) for n, task in enumerate(options)), return_exceptions=True))
+        assert isinstance(results.pop(3), atasks.CallTimeout)
+        assert results == [0, 1, 2, 4, 5, 6, 7]
+
+
+async def test_at_most_once_calls_share_no_message(site: Site, peer: Peer) -> None:
+    requests = await peer.declare_work_queue("default")
+
+    @site.atask(batch=8)
+    async def work(n: int) -> int:
+        return n
+
+    async with site.open(serve=False):
+        once = work.options(delivery="at_most_once")
+        tasks = [asyncio.create_task((once if n % 2 else work)(n)) for n in range(20)]
+        messages = []
+        while sum(map(len, messages)) < 20:
+            messages.append(msgspec.msgpack.decode((await soon(requests.get())).body))
+        deliveries = [[call[10] for call in message] for message in messages]
+        assert all(message == [1] for message in deliveries if 1 in message)
+        assert sum(message == [1] for message in deliveries) == 10
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
