@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
+from typing import Any
 
 import atasks
 from atasks import modules as loader
@@ -121,6 +122,9 @@ async def _serve(
     settings: Settings, aiomains: Sequence[Aiomain], signals: Signals, supervised: Supervised | None
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
+    options: dict[str, Any] = {}
+    if supervised is not None and settings.transport == "unix":
+        options = {"hub": False, "workers": 0}  # the hub is the supervisor's
     serving = atasks.serve(
         settings.url,
         namespace=settings.namespace,
@@ -129,6 +133,7 @@ async def _serve(
         threads=settings.threads,
         processes=settings.processes,
         grace=settings.grace,
+        **options,
     )
     code: int = Exit.OK
     async with serving as worker:

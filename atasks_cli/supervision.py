@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from atasks.errors import WorkersFailed
+from atasks.connection import connect
+from atasks.errors import TransportError, WorkersFailed
 from atasks.supervisor import Supervisor
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
@@ -67,6 +68,11 @@ class Supervision:
 
 def supervise(settings: Settings, supervision: Supervision) -> int:
     """Run this very command in worker processes until a signal; the exit code. Raises a CommandError."""
+    if settings.url.startswith("local:"):
+        raise CommandError(
+            Exit.USAGE,
+            "local: is a private socket, which no client finds: give a path, as in unix:///run/app.sock",
+        )
     with asyncio.Runner() as runner:
         return runner.run(_supervise(settings, supervision))
 
@@ -81,6 +87,11 @@ async def _supervise(settings: Settings, supervision: Supervision) -> int:
 
         command = [sys.executable, *sys.orig_argv[1:]]
         supervisor = Supervisor(command, supervision.workers, on_output=_relay, on_report=hear)
+        if settings.transport == "unix":  # its hub is here, and outlives the workers
+            try:
+                await stack.enter_async_context(connect(settings.url, hub=True, workers=0))
+            except TransportError as error:
+                raise explain(error) from error
         stop = asyncio.Event()
         signals = Signals(stop.set)
         signals.last = supervisor.kill
