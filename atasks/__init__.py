@@ -46,7 +46,7 @@ from atasks.errors import (
 )
 from atasks.router import Router, get_router
 from atasks.streams import RemoteStream
-from atasks.sync import connect_sync
+from atasks.sync import SyncStream, connect_sync
 from atasks.tasks import ATask, StreamTask, atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
 from atasks.worker import Worker
@@ -86,6 +86,7 @@ __all__ = [
     "Router",
     "StreamLost",
     "StreamTask",
+    "SyncStream",
     "TooManyParked",
     "Transport",
     "TransportError",

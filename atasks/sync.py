@@ -22,9 +22,10 @@ from atasks.executors.threads import State, seated
 
 if TYPE_CHECKING:
     from atasks.router import Router
+    from atasks.streams import RemoteStream
     from atasks.transport.base import Transport
 
-__all__ = ["call", "connect_sync"]
+__all__ = ["SyncStream", "call", "connect_sync"]
 
 T = TypeVar("T")
 
@@ -58,20 +59,58 @@ def connect_sync(
 def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
     _refuse_in_loop(f"{name}.sync()", "`await` it")
+    return _wait_for(router, lambda: router.send_request(name, *args, **kwargs))
 
-    def send() -> Coroutine[Any, Any, Any]:
-        return router.send_request(name, *args, **kwargs)
 
+class SyncStream(Generic[T]):
+    """The items of a remote stream, for code without an event loop: `for item in numbers.sync(10)`.
+
+    As `RemoteStream`: it begins at the first item that is asked for, and leaving the loop, `close()` and garbage
+    collection close the generator at the worker. One thread at a time reads it.
+    """
+
+    def __init__(self, router: Router, stream: RemoteStream[T]) -> None:
+        self._router = router
+        self._stream = stream
+
+    def __iter__(self) -> SyncStream[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next item. Raises how the stream ended, and what `ATask.sync` raises."""
+        _refuse_in_loop(f"{self!r}", "`async for` over the atask")
+        try:
+            return _wait_for(self._router, self._stream.__anext__)
+        except StopAsyncIteration:
+            raise StopIteration from None
+
+    def close(self) -> None:
+        """Want no more items."""
+        _wait_for(self._router, self._stream.aclose)
+
+    def __enter__(self) -> SyncStream[T]:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<synchronous {repr(self._stream).strip('<>')}>"
+
+
+def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine returns or raises where this thread's calls are made: in the loop of the worker that it
+    works for, else in the background loop."""
     seat = seated.get()
     if seat is not None and seat.state is not State.ENDED:
-        return _run(seat.loop, lambda: seat.wait_for(send))
+        return _run(seat.loop, lambda: seat.wait_for(make))
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
-        return _run(run.loop, send)
+        return _run(run.loop, make)
     with _background_loop(router.namespace) as background:
         if background.loop not in router._connected:
             raise _unconnected(router.namespace)
-        return _run(background.loop, send)
+        return _run(background.loop, make)
 
 
 class _Background:

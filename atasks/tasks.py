@@ -26,6 +26,7 @@ from atasks.options import CallOptions, DecorationOptions, TaskOptions
 
 if TYPE_CHECKING:
     from atasks.streams.remote import RemoteStream
+    from atasks.sync import SyncStream
 
 __all__ = ["ATask", "BaseTask", "StreamTask", "atask"]
 
@@ -171,6 +172,16 @@ class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
         self._check_arguments(*args, **kwargs)
         stream: RemoteStream[T] = self._space.router.stream(self._sent_name, *args, **kwargs)
         return stream
+
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> SyncStream[T]:
+        """The stream of its items, for code without an event loop: `for item in task.sync(...)`.
+
+        Needs `atasks.connect_sync`, as `ATask.sync` does. Raises TypeError at once if the arguments do not fit.
+        """
+        stream = self(*args, **kwargs)
+        from atasks.sync import SyncStream  # it imports the router, which imports this module
+
+        return SyncStream(self._space.router, stream)
 
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         if options.orphan == "run":

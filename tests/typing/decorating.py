@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_type
 
-from atasks import ATask, Transport, atask, connect_sync
+from atasks import ATask, SyncStream, Transport, atask, connect_sync
 
 T = TypeVar("T")
 
@@ -161,6 +161,18 @@ def computing(n: int, *, rounds: int = 1) -> bytes:
 async def executors() -> None:
     assert_type(await blocking(1), str)
     assert_type(await computing(1, rounds=2), bytes)
+
+
+@atask
+async def counting(n: int) -> AsyncIterator[int]:
+    yield n
+
+
+def synchronous_streams() -> None:
+    assert_type(counting.sync(3), SyncStream[int])
+    assert_type(list(counting.options(timeout=1).sync(n=3)), list[int])
+    with counting.sync(1) as stream:
+        assert_type(next(stream), int)
 
 
 def synchronous_callers() -> None:
