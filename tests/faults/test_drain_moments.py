@@ -14,7 +14,7 @@ from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import chain, echo, fan, gated
-from tests.faults.workers import Fleet
+from tests.faults.workers import Fleet, WorkerProcess
 
 LEAVING = 40.0
 """Seconds: a worker that cannot reach its broker gives up sending, cancelling and closing one after the other."""
@@ -47,36 +47,61 @@ async def test_a_signal_while_replies_are_not_confirmed(
     assert len(once) == 50
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
 @pytest.mark.usefixtures("connected")
 async def test_a_signal_while_the_connection_is_cut(
-    fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path, comes_back: bool
+    fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path
 ) -> None:
+    """The connection does not come back: what it runs is for other workers."""
     gate = tmp_path / "gate"
     leaving = fleet.start_one(url=second_proxy.url(), concurrency=50)
     calls = history.start(30, gated, str(gate)) + history.start(10, gated, str(gate), delivery="at_most_once")
     await until(lambda: history.started() == 40, "all of them run")
-    second_proxy.refuse()
-    second_proxy.drop()
-    await until(lambda: "cannot reconnect yet" in leaving.output, "the worker is cut off")
+    await _cut_off(leaving, second_proxy)
     leaving.signal(signal.SIGTERM)
-    if comes_back:
-        second_proxy.resume()
-        await until(lambda: "connection restored" in leaving.output, "the worker is back")
     gate.touch()
-    if not comes_back:
-        await until(lambda: not leaving.running, "the leaving worker has ended", LEAVING)
-        await asyncio.to_thread(fleet.start)
-    await settled(asyncio.gather(*calls), "calls of a worker that was cut off and left", LEAVING)
     await until(lambda: not leaving.running, "the leaving worker has ended", LEAVING)
     assert await asyncio.to_thread(leaving.wait) == 0
-    if comes_back:  # its acknowledgements are void, so others may run at-least-once calls again, for nobody
-        history.completed()
-        await asyncio.to_thread(fleet.start)
-    else:
-        assert history.errors() == {"value": 30, "WorkerLost": 10}
+    await asyncio.to_thread(fleet.start)
+    await settled(asyncio.gather(*calls), "calls of a worker that was cut off and left")
+    assert history.errors() == {"value": 30, "WorkerLost": 10}
+    history.check()
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_connection_that_is_restored_while_its_worker_drains(
+    fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path
+) -> None:
+    """Replies leave, and nothing more is taken."""
+    gate, last_gate = tmp_path / "gate", tmp_path / "last gate"
+    leaving = fleet.start_one(url=second_proxy.url(), concurrency=50)
+    calls = history.start(30, gated, str(gate)) + history.start(10, gated, str(gate), delivery="at_most_once")
+    (last,) = history.start(1, gated, str(last_gate))
+    await until(lambda: history.started() == 41, "all of them run")
+    await _cut_off(leaving, second_proxy)
+    leaving.signal(signal.SIGTERM)
+    second_proxy.resume()
+    await until(lambda: "connection restored" in leaving.output, "the worker is back")
+    gate.touch()
+    await settled(asyncio.gather(*calls), "calls of a worker that drains")
+    more = history.start(20, echo, batch=False)
+    await until(lambda: sum(queue.messages for queue in fleet.queues()) == 61, "they wait at the broker")
+    assert sum(queue.consumers for queue in fleet.queues()) == 0
+    last_gate.touch()
+    await settled(last, "the last call of a worker that drains")
+    assert await asyncio.to_thread(leaving.wait) == 0
+    assert len(history.runs()) == 41
+    await asyncio.to_thread(fleet.start)  # it may run again what was not acknowledged, for nobody
+    await settled(asyncio.gather(*more), "calls that waited")
+    history.completed()
     await fleet.quiet()
     history.check()
+
+
+async def _cut_off(worker: WorkerProcess, proxy: Proxy) -> None:
+    proxy.refuse()
+    proxy.drop()
+    await until(lambda: "cannot reconnect yet" in worker.output, "the worker is cut off")
 
 
 @pytest.mark.parametrize("others", [1, 0])
