@@ -179,7 +179,7 @@ async def test_worker_that_comes_after_the_call(site: Site) -> None:
         waiting = [asyncio.create_task(work(n)) for n in range(20)]
         caller = site.caller
         assert isinstance(caller, AMQPTransport)
-        await until(lambda: len(caller._homeless.get("default", ())) == 20)
+        await until(lambda: len(caller.announcements._homeless.get("default", ())) == 20)
         late = asyncio.create_task(work(20))
         await site.serve()
         assert await soon(asyncio.gather(*waiting, late)) == list(range(21))
@@ -199,7 +199,7 @@ async def test_no_worker_for_a_queue_that_exists(site: Site) -> None:
         await worker.drain()
         caller = site.caller
         assert isinstance(caller, AMQPTransport)
-        caller._served.clear()  # that there were consumers is believed for a second
+        caller.announcements._served.clear()  # that there were consumers is believed for a second
         with pytest.raises(NoWorker, match="'default'"):
             await soon(add(1, 2))
 

@@ -136,7 +136,7 @@ class Request(Outgoing):
     def returned(self) -> None:
         for pending in self.pendings:
             if not pending.future.done():
-                self.transport.returned(pending)
+                self.transport.announcements.returned(pending)
 
     def refused(self) -> None:
         again = self.refusals < len(REFUSED_PAUSES)

@@ -21,12 +21,12 @@ from atasks.errors import (
     DecodeError,
     InvalidURL,
     NotConnected,
-    NoWorker,
     TransportError,
 )
 from atasks.options import TaskOptions, validate_queue
 from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.announcements import Announcements
 from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
@@ -47,8 +47,6 @@ MAX_PAYLOAD_3: Final = 64 * 2**20
 MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
 """RabbitMQ 4 takes messages of at most 16 MiB; the rest is for the envelope."""
 CLOSE_SECONDS: Final = 5.0
-CONSUMERS_KNOWN_FOR: Final = 1.0
-"""Seconds for which "this queue has consumers" is believed."""
 WHOLE_ATTEMPTS: Final = 3
 """How often a worker tries to begin with all of its queues."""
 BACKOFF: Final = (0.05, 15.0)
@@ -108,13 +106,7 @@ class AMQPTransport(CallTransport):
         self._forsaken = False
         """Whether the reply queue was replaced, and what is awaited was not sent again since."""
         self._epoch = 0
-        self._listening: set[str] = set()
-        """Queues whose `Up` would reach this caller."""
-        self._binding: dict[str, asyncio.Task[None]] = {}
-        self._homeless: dict[str, dict[str, Pending]] = {}
-        """Queue -> calls that wait for a worker to declare it."""
-        self._served: dict[str, float] = {}
-        """Queue -> until when it is believed to have consumers (event loop time)."""
+        self.announcements = Announcements(self)
         self._withdrawn: dict[str, list[str]] = {}
         """Queue -> ids to be cancelled, sent together at the end of this turn of the event loop."""
         self._credits: dict[str, dict[str, Credit]] = {}
@@ -199,7 +191,7 @@ class AMQPTransport(CallTransport):
         consumed = await guard(inbox.basic_consume(self.reply_queue, self._on_inbox, arguments=priority))
         self._reply_tag = consumed.consumer_tag
         for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
-            await self._bind(queue, link)
+            await self.announcements.bind(queue, link)
         if self._intake is not None:
             await self._intake.resume(link)
         self.link = link
@@ -211,7 +203,7 @@ class AMQPTransport(CallTransport):
             self.resend(pendings, "the reply queue is gone")
         else:  # an announcement may have been missed
             self.resend([item for item in pendings if item.unheard], "")
-        self._homeless.clear()
+        self.announcements.settle()
 
     async def _finds_reply_queue(self, link: Link) -> bool:
         """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
@@ -264,11 +256,7 @@ class AMQPTransport(CallTransport):
         """The link is gone: nothing of it may be acknowledged on another one."""
         self.link = None
         self._restored.clear()
-        for task in self._binding.values():
-            task.cancel()
-        self._binding.clear()
-        self._listening.clear()
-        self._served.clear()
+        self.announcements.reset()
         if self._reply_acks is not None:
             self._reply_acks.close()
             self._reply_acks = None
@@ -284,12 +272,12 @@ class AMQPTransport(CallTransport):
         return super().request(call, options)
 
     async def _request_served(self, call: Call, options: TaskOptions) -> Reply:
-        await self._require_worker(self.queue_of(options))
+        await self.announcements.require_worker(self.queue_of(options))
         return await super().request(call, options)
 
     async def open_stream(self, inflow: Inflow) -> None:
         if inflow.options.on_no_worker == "error" and self._refusal is None:
-            await self._require_worker(self.queue_of(inflow.options))
+            await self.announcements.require_worker(self.queue_of(inflow.options))
         await super().open_stream(inflow)
 
     def _room(self) -> asyncio.Future[None] | None:
@@ -311,13 +299,13 @@ class AMQPTransport(CallTransport):
         if self._refusal is not None:
             raise NotConnected(self._refusal)
         queue = self.queue_of(pending.options)
-        if queue not in self._listening:
-            self._listens(queue)
+        if queue not in self.announcements.listening:
+            self.announcements.listens(queue)
         self.requests.send(pending)
 
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)
-        self._homeless.get(queue, {}).pop(pending.call.id, None)
+        self.announcements.forget(queue, pending)
         if not self._withdrawn:
             asyncio.get_running_loop().call_soon(self._send_cancels)
         self._withdrawn.setdefault(queue, []).append(pending.call.id)
@@ -349,81 +337,6 @@ class AMQPTransport(CallTransport):
             else:
                 self.requests.send(pending)
 
-    # -- workers that come and go
-
-    async def _require_worker(self, queue: str) -> None:
-        """Raise NoWorker unless something consumes the queue."""
-        loop = asyncio.get_running_loop()
-        if self._served.get(queue, 0.0) > loop.time():
-            return
-        link = self.link
-        if link is None:
-            return  # it is sent after the reconnect, and the broker returns it if there is no queue
-        name = self.topology.solo(queue)  # its consumers stay while those of the work queue are replaced
-        try:
-            for _ in range(2):  # a quorum queue may say 0 consumers for a moment
-                state = await link.queue_state(name)
-                if state is None:
-                    break
-                if state[1]:
-                    self._served[queue] = loop.time() + CONSUMERS_KNOWN_FOR
-                    return
-        except CLIENT_ERRORS:
-            return
-        raise NoWorker(_no_worker(queue))
-
-    def returned(self, pending: Pending) -> None:
-        """The broker has no such work queue: no worker ever declared it, or it was deleted."""
-        queue = self.queue_of(pending.options)
-        if pending.options.on_no_worker == "error":
-            pending.fail(NoWorker(_no_worker(queue)))
-        elif self._listens(queue):
-            if not self._homeless.get(queue):
-                logger.warning("nothing serves queue %r yet: calls wait for a worker", queue)
-            self._homeless.setdefault(queue, {})[pending.call.id] = pending
-            pending.unheard = True
-        else:
-            pending.unheard = True
-
-    def _listens(self, queue: str) -> bool:
-        """Whether this caller would be told of a worker that declares the queue. If not yet, calls that the broker
-        returned meanwhile are sent once more as soon as it would be: the announcement may have been missed."""
-        if queue in self._listening:
-            return True
-        link = self.link
-        if link is not None and queue not in self._binding:
-            task = self._binding[queue] = asyncio.create_task(self._bind(queue, link), name="atasks bind")
-            task.add_done_callback(lambda task: self._on_listening(task, queue))
-        return False
-
-    async def _bind(self, queue: str, link: Link) -> None:
-        await guard(link.inbox.queue_bind(self.reply_queue, self.topology.control, self.topology.up_key(queue)))
-        self._listening.add(queue)
-
-    def _on_listening(self, task: asyncio.Task[None], queue: str) -> None:
-        if task.cancelled():
-            return  # the link is lost: the next one binds anew
-        error = task.exception()
-        if error is not None:
-            if self.link is not None:
-                self.link.lose(f"cannot bind the reply queue: {error}")
-            return
-        del self._binding[queue]
-        for pending in self.pendings():
-            if pending.unheard and self.queue_of(pending.options) == queue:
-                self.requests.send(pending)
-
-    def _on_up(self, queue: str) -> None:
-        """A worker declared this queue, which was not there before."""
-        homeless = self._homeless.pop(queue, {})
-        for pending in homeless.values():
-            if not pending.future.done():
-                self.requests.send(pending)
-        # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
-        # sent at once, the latter would run twice whenever a queue is declared for the first time.
-        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
-        self._inquiry.suspect(confirmed)
-
     # -- what arrives for this caller
 
     async def _on_inbox(self, message: DeliveredMessage) -> None:
@@ -452,6 +365,14 @@ class AMQPTransport(CallTransport):
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
+
+    def _on_up(self, queue: str) -> None:
+        """A worker declared this queue, which was not there before."""
+        self.announcements.heard(queue)
+        # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
+        # sent at once, the latter would run twice whenever a queue is declared for the first time.
+        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
+        self._inquiry.suspect(confirmed)
 
     def _on_stream(self, envelope: Item | End) -> None:
         pending = self._pending.get(envelope.id)
@@ -560,7 +481,3 @@ def _queues(worker: Worker, default: str) -> list[str]:
     registry = worker.router.registry
     items = [registry.get(name) for name in registry.names()]
     return sorted({item.options.queue or default for item in items if item is not None}) or [default]
-
-
-def _no_worker(queue: str) -> str:
-    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"
