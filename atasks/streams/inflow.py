@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Inflow"]
 
-MAX_ASKED: Final = 5
-"""How often in a row the end of a stream may come without the items before it."""
+ASK_SECONDS: Final = 2.0
+"""Seconds after which the worker of a stream that has ended is asked again for the items that are missing."""
+MAX_ASKED: Final = 10
+"""How often it is asked in a row without getting any."""
 
 
 class Inflow:
@@ -27,6 +29,7 @@ class Inflow:
     """
 
     __slots__ = (
+        "_ask_timer",
         "_asked",
         "_attempt",
         "_codec",
@@ -71,6 +74,7 @@ class Inflow:
         """The item that the worker was asked to send again."""
         self._end: End | None = None
         self._asked = 0
+        self._ask_timer: asyncio.TimerHandle | None = None
         self._worker = ""
         """The worker that runs it."""
         self._former: set[str] = set()
@@ -125,14 +129,25 @@ class Inflow:
         elif self._is_current(envelope.reply.worker, envelope.attempt):
             self._end = envelope
             if envelope.count > self.received:
-                self._asked += 1
-                if self._asked > MAX_ASKED:
-                    self._lose("its last items were lost on the way")
-                else:
-                    self._credit(self.received)
+                self._ask_for_the_rest()
         if self._end is not None and self._end.count <= self.received and not pending.future.done():
             self.complete = True
             pending.future.set_result(self._end.reply)
+
+    def _ask_for_the_rest(self) -> None:
+        """The worker is done, and asks no more questions of its own."""
+        self._stop_asking()
+        self._asked += 1
+        if self._asked > MAX_ASKED:
+            self._lose("its last items were lost on the way")
+        else:
+            self._credit(self.received)
+            self._ask_timer = asyncio.get_running_loop().call_later(ASK_SECONDS, self._ask_for_the_rest)
+
+    def _stop_asking(self) -> None:
+        if self._ask_timer is not None:
+            self._ask_timer.cancel()
+            self._ask_timer = None
 
     def _is_current(self, worker: str, attempt: int) -> bool:
         """Whether this is from the run that counts; a newer one takes the place of the one before."""
@@ -148,6 +163,7 @@ class Inflow:
             self._former.add(self._worker)
         self._worker, self._attempt = worker, attempt
         self._early.clear()
+        self._stop_asking()
         self._end = None
         self._missing = -1
         return True
@@ -205,6 +221,7 @@ class Inflow:
 
     def _on_ending(self, ending: asyncio.Future[Reply]) -> None:
         """It has ended, whoever said so."""
+        self._stop_asking()
         if not ending.cancelled() and isinstance(ending.exception(), CallTimeout):
             self.payloads.clear()  # the time is up for the consumer too
         if self._waiter is not None and not self._waiter.done():

@@ -13,7 +13,7 @@ from tests.faults import tasks
 from tests.faults.history import History
 from tests.faults.processes import Process
 
-__all__ = ["CallerProcess"]
+__all__ = ["CallerProcess", "ReaderProcess"]
 
 
 class CallerProcess(Process):
@@ -22,6 +22,20 @@ class CallerProcess(Process):
     def __init__(self, record: Path, url: str, prefix: str, count: int, gate: Path, **options: Any) -> None:
         arguments = {"url": url, "prefix": prefix, "count": count, "gate": str(gate), "options": options}
         super().__init__("tests.faults.callers", str(record), json.dumps(arguments))
+
+
+class ReaderProcess(Process):
+    """`python -m tests.faults.callers`: reads a stream of `counting`."""
+
+    def __init__(self, url: str, prefix: str, key: str, gate: Path) -> None:
+        arguments = {"url": url, "prefix": prefix, "key": key, "gate": str(gate)}
+        super().__init__("tests.faults.callers", "-", json.dumps(arguments))
+
+
+async def read(*, url: str, prefix: str, key: str, gate: str) -> None:
+    async with atasks.connect(url, prefix=prefix):
+        async for number, _ in tasks.counting(key, 100, gate):
+            print(number, flush=True)
 
 
 async def call(record: Path, *, url: str, prefix: str, count: int, gate: str, options: dict[str, Any]) -> None:
@@ -37,7 +51,10 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("arguments", type=json.loads)
     given = parser.parse_args()
-    asyncio.run(call(given.record, **given.arguments))
+    if "key" in given.arguments:
+        asyncio.run(read(**given.arguments))
+    else:
+        asyncio.run(call(given.record, **given.arguments))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,25 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 
 from atasks import atask, current_call
 from tests.faults.history import Recorder
 
-__all__ = ["CRASHES", "Failed", "block", "boom", "chain", "crash", "echo", "fan", "fib", "gated", "work"]
+__all__ = [
+    "CRASHES",
+    "Failed",
+    "block",
+    "boom",
+    "chain",
+    "counting",
+    "crash",
+    "echo",
+    "fan",
+    "fib",
+    "gated",
+    "work",
+]
 
 
 class Failed(Exception):
@@ -46,6 +60,16 @@ async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
         while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
         return key, nonce, os.getpid()
+
+
+@atask(window=8)
+async def counting(key: str, count: int, gate: str) -> AsyncIterator[tuple[int, int]]:
+    """Numbers, each with the process that yields it; the second half once the file `gate` exists."""
+    with _recorder().run(key):
+        for number in range(count):
+            while number == count // 2 and not os.path.exists(gate):
+                await asyncio.sleep(0.02)
+            yield number, os.getpid()
 
 
 @atask

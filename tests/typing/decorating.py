@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_type
 
-from atasks import ATask, SyncStream, Transport, atask, connect_sync
+from atasks import ATask, RemoteStream, StreamTask, SyncStream, Transport, atask, connect_sync
 
 T = TypeVar("T")
 
@@ -196,3 +196,42 @@ async def apply(task: ATask[[int], T] | Callable[[int], Awaitable[T]]) -> T:
 async def as_arguments() -> None:
     assert_type(await apply(value), str)
     assert_type(await apply(Shelf.below), int)
+
+
+# -- streams
+
+
+@atask
+async def numbers(n: int) -> AsyncIterator[int]:
+    for number in range(n):
+        yield number
+
+
+@atask(window=10, replayable=True)
+async def words(text: str, *, upper: bool = False) -> AsyncGenerator[str, None]:
+    for word in text.split():
+        yield word.upper() if upper else word
+
+
+class Lines:
+    @staticmethod
+    @atask
+    async def below(n: int) -> AsyncIterator[bytes]:
+        yield bytes(n)
+
+
+async def streams() -> None:
+    task: StreamTask[[int], int] = numbers
+    assert_type(task(3), RemoteStream[int])
+    assert_type(numbers(3), RemoteStream[int])
+    assert_type([number async for number in numbers(3)], list[int])
+    async for word in words("a b", upper=True):
+        assert_type(word, str)
+    async with numbers.options(window=2)(n=3) as stream:
+        assert_type(await anext(stream), int)
+        await stream.aclose()
+    assert_type([line async for line in Lines.below(3)], list[bytes])
+    async for number in numbers.local(3):
+        assert_type(number, int)
+    iterator: AsyncIterator[str] = words("text")
+    print(iterator)

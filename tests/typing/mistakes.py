@@ -6,6 +6,8 @@ Checked by `make lint`; never run."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 from atasks import ATask, atask
 
 
@@ -24,6 +26,11 @@ def value(n: int) -> str:
     return str(n)
 
 
+@atask
+async def numbers(n: int) -> AsyncIterator[int]:
+    yield n
+
+
 async def arguments() -> None:
     await add()  # type: ignore[call-arg]
     await add("1")  # type: ignore[arg-type]
@@ -35,6 +42,16 @@ async def arguments() -> None:
     await value("1")  # type: ignore[arg-type]
     await add.options(timeout=1)("1")  # type: ignore[arg-type]
     await add.local("1")  # type: ignore[arg-type]
+
+
+async def streams() -> None:
+    numbers("1")  # type: ignore[arg-type]
+    await numbers(1)  # type: ignore[misc]
+    task: ATask[[int], int] = numbers  # type: ignore[assignment]
+    print(task)
+    async for number in numbers(1):
+        text: str = number  # type: ignore[assignment]
+        print(text)
 
 
 async def results() -> None:
