@@ -180,14 +180,14 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
     The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
     """
     errand = _Errand(make)
-    try:
+    try:  # an interrupt may come at any point from here on
         loop.call_soon_threadsafe(errand.begin)
-    except RuntimeError:
-        raise NotConnected("the event loop of this connection has ended") from None
-    try:
         return errand.result()
-    except BaseException:
-        if not errand.ended.is_set():
+    except BaseException as error:
+        if loop.is_closed():
+            if isinstance(error, RuntimeError) and not errand.ended.is_set():
+                raise NotConnected("the event loop of this connection has ended") from None
+        elif not errand.ended.is_set():
             loop.call_soon_threadsafe(errand.cancel)
             errand.ended.wait(CANCEL_PATIENCE)
         raise
@@ -203,12 +203,16 @@ class _Errand(Generic[T]):
 
     def begin(self) -> None:
         """In the event loop."""
+        if self.ended.is_set():  # interrupted before it began
+            return
         self._task = asyncio.get_running_loop().create_task(self._make())
         self._task.add_done_callback(lambda _: self.ended.set())
 
     def cancel(self) -> None:
         """In the event loop."""
-        if self._task is not None:
+        if self._task is None:
+            self.ended.set()
+        else:
             self._task.cancel()
 
     def result(self) -> T:
