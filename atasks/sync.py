@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atasks.streams import RemoteStream
     from atasks.transport.base import Transport
 
-__all__ = ["SyncStream", "call", "connect_sync"]
+__all__ = ["SyncStream", "call", "connect_sync", "connected_loop"]
 
 T = TypeVar("T")
 
@@ -111,6 +111,12 @@ def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if background.loop not in router._connected:
             raise _unconnected(router.namespace)
         return _run(background.loop, make)
+
+
+def connected_loop() -> asyncio.AbstractEventLoop | None:
+    """The background loop, if somebody is connected in it."""
+    background = _background
+    return None if background is None else background.loop
 
 
 class _Background:

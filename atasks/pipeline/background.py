@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 
+from atasks.sync import connected_loop
+
 __all__ = ["background_loop", "refuse_in_loop"]
 
 _lock = threading.Lock()
@@ -13,8 +15,12 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
-    """The process's background loop, started now if there is none. Its thread is a daemon."""
+    """Inside an `atasks.connect_sync` its loop, so that atasks can be stages; else one of this process's own, started
+    now if there is none. Its thread is a daemon."""
     global _loop
+    connected = connected_loop()
+    if connected is not None:
+        return connected
     with _lock:
         if _loop is None or _loop.is_closed():
             _loop = asyncio.new_event_loop()

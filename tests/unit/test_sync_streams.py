@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 import atasks
-from atasks import CallTimeout, NotConnected
+from atasks import CallTimeout, NotConnected, pipeline
+from atasks.pipeline import from_iterable
 from atasks.tasks import StreamTask, atask
 from atasks.testing import soon
 from tests.unit.serving import PATIENCE, idle, serve, until
@@ -112,3 +113,14 @@ async def test_a_function_in_a_thread_reads_streams_over_its_workers_connection(
         assert await soon(first()) == 0
         await until(closed.is_set)
         await until(lambda: idle(worker))
+
+
+def test_atasks_are_stages_of_pipelines_that_are_iterated_by_a_plain_for(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def double(n: int) -> int:
+        return 2 * n
+
+    with atasks.connect_sync(namespace=namespace):
+        assert list(from_iterable(range(20)) | pipeline.map(double, workers=4) | pipeline.ordered()) == [
+            2 * n for n in range(20)
+        ]
