@@ -8,6 +8,7 @@ from atasks.errors import (
     AccessRefused,
     ConnectFailed,
     InvalidURL,
+    ListenFailed,
     LoadError,
     QueueMismatch,
     TransportError,
@@ -29,6 +30,7 @@ class Exit(IntEnum):
     LOST = 6
     MISMATCH = 7
     WORKERS = 8
+    LISTEN = 9
     INTERNAL = 70
     INTERRUPTED = 130
     TERMINATED = 143
@@ -39,11 +41,12 @@ MEANINGS = {
     Exit.FAILED: "an aiomain() raised; its traceback was shown",
     Exit.USAGE: "a wrong command line, or nothing to run or to serve in the modules",
     Exit.LOAD: "a module cannot be loaded",
-    Exit.UNREACHABLE: "the broker cannot be reached",
-    Exit.REFUSED: "the broker refuses the user or the virtual host",
+    Exit.UNREACHABLE: "the broker, or the server at a socket, cannot be reached",
+    Exit.REFUSED: "the broker refuses the user or the virtual host, or the socket is another user's",
     Exit.LOST: "the connection was lost for good while serving",
     Exit.MISMATCH: "a queue exists at the broker with other arguments",
     Exit.WORKERS: "the worker processes of --workers die faster than they start",
+    Exit.LISTEN: "this process cannot serve at the socket: another one does, or the path cannot be used",
     Exit.INTERNAL: "an error of atasks itself: please report it",
     Exit.INTERRUPTED: "interrupted (Ctrl-C), in loopback and client mode",
     Exit.TERMINATED: "terminated (SIGTERM), in loopback and client mode",
@@ -70,6 +73,8 @@ def explain(error: Exception) -> CommandError:
             return CommandError(Exit.REFUSED, f"{message} (--url or $ATASKS_URL)")
         case ConnectFailed():
             return CommandError(Exit.UNREACHABLE, f"{message} (--url or $ATASKS_URL)")
+        case ListenFailed():
+            return CommandError(Exit.LISTEN, message)
         case QueueMismatch():
             return CommandError(Exit.MISMATCH, message)
         case WorkersFailed():

@@ -25,6 +25,7 @@ __all__ = ["main"]
 EXAMPLES = """\b
 Examples:
   atasks run tour.py                        run aiomain() of tour.py, calls in this process
+  atasks run app.tasks --workers 4          run aiomain(), calls run in four worker processes
   atasks run app/tasks.py --mode server     serve the atasks of app/tasks.py over RabbitMQ
   atasks run app.tasks --mode server --workers 4       in four processes, which are replaced when they die
   atasks run app.tasks --mode client        run aiomain() of the module against those workers
@@ -139,7 +140,7 @@ def main() -> None:
     "--workers",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Serve in N processes, and replace those that die. Default: serve in this process.",
+    help="Serve in N processes, and replace those that die. Without --mode: run aiomain() with N of them.",
 )
 @click.option(
     "--max-calls-per-worker",
@@ -180,9 +181,10 @@ def run_command(
     tether = Tether.inherited()
     supervised = None
     try:
-        settings = Settings.make(mode, verbosity=verbosity, **options)
+        settings = Settings.make(mode, verbosity=verbosity, workers=workers, targets=targets, **options)
+        supervised_workers = None if settings.transport == "local" else workers
         supervision = Supervision.make(
-            mode, workers=workers, reload=reload, max_calls=max_calls, max_memory=max_memory
+            mode, workers=supervised_workers, reload=reload, max_calls=max_calls, max_memory=max_memory
         )
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)

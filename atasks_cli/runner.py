@@ -114,8 +114,22 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
         async with serving:
             await run_all(aiomains)
     else:
-        async with atasks.connect(settings.url, namespace=settings.namespace):
+        async with atasks.connect(settings.url, namespace=settings.namespace, **_crew_options(settings)):
             await run_all(aiomains)
+
+
+def _crew_options(settings: Settings) -> dict[str, Any]:
+    """The options of a connection that has worker processes of its own."""
+    if settings.transport != "local":
+        return {}
+    options = {
+        "workers": settings.workers,
+        "modules": settings.targets,
+        "concurrency": settings.concurrency,
+        "threads": settings.threads,
+        "processes": settings.processes,
+    }
+    return {name: value for name, value in options.items() if value is not None}
 
 
 async def _serve(

@@ -22,15 +22,10 @@ AMQP_URL: Final = "amqp://guest:guest@localhost/"
 """The URL for servers and clients where nothing names one: RabbitMQ's own default."""
 
 
-def _names() -> dict[str, str]:
-    """URL scheme -> name of the transport: the first scheme of its class."""
-    first: dict[str, str] = {}
-    return {scheme: first.setdefault(target, scheme) for scheme, target in TRANSPORTS.items()}
-
-
-_NAMES: Final = _names()
+_NAMES: Final = {scheme: "amqp" if scheme == "amqps" else scheme for scheme in TRANSPORTS}
+"""URL scheme -> name of the transport."""
 TRANSPORT_NAMES: Final = list(dict.fromkeys(_NAMES.values()))
-_DEFAULT_URLS: Final = {"loopback": "loopback:", "amqp": AMQP_URL}
+_DEFAULT_URLS: Final = {"loopback": "loopback:", "amqp": AMQP_URL, "local": "local:"}
 
 
 @dataclass(frozen=True)
@@ -49,6 +44,10 @@ class Settings:
     threads: int | None = None
     """For blocking functions; None: as the worker sees fit."""
     processes: int | None = None
+    workers: int | None = None
+    """Worker processes of the private socket of `local:`; None: as many as there are cores."""
+    targets: tuple[str, ...] = ()
+    """The modules to load, as they were given."""
 
     @classmethod
     def make(
@@ -64,9 +63,15 @@ class Settings:
         queues: Iterable[str] = (),
         grace: float | None = None,
         verbosity: int = 0,
+        workers: int | None = None,
+        targets: Iterable[str] = (),
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
         queues = list(dict.fromkeys(queues))
+        private = _private(mode, url, transport, workers)
+        if private and mode == "loopback":  # its calls leave this process, whatever the default of --mode is
+            mode = "client"
+            url = url or _DEFAULT_URLS["local"]
         if mode != "server" and (queues or grace is not None):
             option = "--queue" if queues else "--grace"
             raise CommandError(
@@ -74,7 +79,7 @@ class Settings:
             )
         sizes = {"--concurrency": concurrency, "--threads": threads, "--processes": processes}
         given = [option for option, size in sizes.items() if size is not None]
-        if mode == "client" and given:
+        if mode == "client" and given and not private:
             raise CommandError(Exit.USAGE, f"{given[0]} is for workers, and --mode client runs none: leave it out")
         if grace is not None and not math.isfinite(grace):
             raise CommandError(Exit.USAGE, f"--grace {grace}: give a number of seconds")
@@ -96,6 +101,8 @@ class Settings:
             verbosity,
             threads,
             processes,
+            workers if private else None,
+            tuple(targets),
         )
 
     def for_aiomain(self) -> dict[str, Any]:
@@ -109,6 +116,24 @@ class Settings:
             "queue": self.queues,
             "grace": self.grace,
         }
+
+
+def _private(mode: Mode, url: str | None, transport: str | None, workers: int | None) -> bool:
+    """Whether the calls are for worker processes of this program, around a private socket."""
+    named = transport == "local" or (url is not None and url.partition(":")[0] == "local")
+    if mode == "server":
+        if named:
+            raise CommandError(
+                Exit.USAGE, "local: is private to the program that calls: for a server, --url unix:///run/app.sock"
+            )
+        return False
+    if workers is not None and mode == "loopback" and not named and (url or transport):
+        raise CommandError(
+            Exit.USAGE,
+            f"--workers runs aiomain() with worker processes of its own, and {'--url' if url else '--transport'} "
+            f"names {url or transport}: leave it out, or say --mode server",
+        )
+    return named or (workers is not None and mode == "loopback")
 
 
 def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, str]:

@@ -68,11 +68,6 @@ class Supervision:
 
 def supervise(settings: Settings, supervision: Supervision) -> int:
     """Run this very command in worker processes until a signal; the exit code. Raises a CommandError."""
-    if settings.url.startswith("local:"):
-        raise CommandError(
-            Exit.USAGE,
-            "local: is a private socket, which no client finds: give a path, as in unix:///run/app.sock",
-        )
     with asyncio.Runner() as runner:
         return runner.run(_supervise(settings, supervision))
 

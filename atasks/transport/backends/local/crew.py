@@ -7,14 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from atasks.errors import NotSupported, WorkersFailed
 from atasks.modules import MAIN_NAMES, main_name
 from atasks.namespaces import namespaces
 from atasks.supervisor import Supervisor
 
-__all__ = ["Crew"]
+__all__ = ["Crew", "ServeOptions", "check"]
 
 END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
@@ -26,20 +26,42 @@ BOOTSTRAP: Final = (
 """What a worker process runs: it finds the modules where this one does, atasks included."""
 
 
+class ServeOptions(TypedDict, total=False):
+    """What worker processes pass to `atasks.serve`: see there."""
+
+    concurrency: int
+    max_parked: int
+    grace: float
+    threads: int | None
+    processes: int | None
+
+
+def check(options: ServeOptions) -> None:
+    """Refuse here what a worker process would refuse. Raises TypeError, ValueError."""
+    for name, value in options.items():
+        if name not in ServeOptions.__annotations__:
+            raise TypeError(f"unknown option {name!r}: known are {', '.join(ServeOptions.__annotations__)}")
+        if name != "grace" and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a whole number, not {value!r}")
+        if name != "grace" and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}={value}: at least 1")
+
+
 class Crew:
     """So many worker processes, each one replaced when it dies. They are fresh interpreters."""
 
     def __init__(
-        self, count: int, socket: str, namespace: str, modules: Sequence[str] | None, **options: Any
+        self, count: int, socket: str, namespace: str, modules: Sequence[str] | None, options: ServeOptions
     ) -> None:
-        """`options` are those of `atasks.serve`. Raises NotSupported if the atasks are in no module."""
-        self._grace: float = options["grace"]
+        """Raises NotSupported if the atasks are in no module."""
+        self._grace = options.get("grace", 0.0)
         config = {
             "path": [entry or os.getcwd() for entry in sys.path],
             "modules": _modules(namespace) if modules is None else list(modules),
             "uvloop": type(asyncio.get_running_loop()).__module__.startswith("uvloop"),
             "socket": socket,
             "namespace": namespace,
+            "grace": self._grace,
             **options,
         }
         warnings = [f"-W{option}" for option in sys.warnoptions]

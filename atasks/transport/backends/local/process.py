@@ -55,7 +55,7 @@ def _load(modules: Sequence[str]) -> None:
     global _loading
     _loading = True
     for name in modules:
-        if name.endswith(".py"):
+        if name.endswith(".py") or os.sep in name:
             loader.load(name)
         else:
             with loader.explained(name):

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Unpack
 
 from atasks import wire
 from atasks.errors import (
@@ -25,7 +25,7 @@ from atasks.errors import (
 from atasks.options import validate_queue
 from atasks.transport.backends.local import process
 from atasks.transport.backends.local.address import checked_path, parse
-from atasks.transport.backends.local.crew import Crew
+from atasks.transport.backends.local.crew import Crew, ServeOptions, check
 from atasks.transport.backends.local.gate import Gate
 from atasks.transport.backends.local.host import Host
 from atasks.transport.backends.local.items import (
@@ -66,9 +66,9 @@ class LocalTransport(CallTransport):
     this one has it; None: if it is given to `atasks.serve`. Without a `path` the socket is a private one, and the
     hub is here. `workers` is how many worker processes to start beside a hub that is here (None: as many as there
     are cores if the socket is private, else none); they import `modules` (None: those of the atasks that are
-    registered when it connects), and each runs `concurrency` calls at once, with at most `max_parked` parked. On
-    disconnecting they have `grace` seconds to finish. `queue` is the work queue of atasks that name none.
-    `timeout` is in seconds, for connecting, and for each worker process to become ready.
+    registered when it connects), and serve with the options `serving` (concurrency, max_parked, threads, processes
+    and grace, which is 0 unless given). `queue` is the work queue of atasks that name none. `timeout` is in
+    seconds, for connecting, and for all worker processes to become ready.
 
     Guarantees: a caller whose hub is gone connects to the next one; what it awaits at least once is sent again,
     and what it awaits at most once ends in `CallConnectionLost`. A worker that is not in the hub's process ends
@@ -87,10 +87,8 @@ class LocalTransport(CallTransport):
         queue: str = "default",
         workers: int | None = None,
         modules: Sequence[str] | None = None,
-        concurrency: int = 100,
-        max_parked: int = 50_000,
-        grace: float = 0.0,
         timeout: float = 30.0,
+        **serving: Unpack[ServeOptions],
     ) -> None:
         self.path = None if path is None else checked_path(path)
         self.queue = validate_queue(queue)
@@ -99,10 +97,11 @@ class LocalTransport(CallTransport):
         _check_workers(workers)
         if hub is False and (path is None or workers):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
+        check(serving)
         super().__init__(namespace)
         self.timeout = timeout
         self.workers = workers
-        self._crew_options = {"concurrency": concurrency, "max_parked": max_parked, "grace": grace}
+        self._serving = serving
         self._modules = modules
         self._hosts = hub if hub is not None else bool(path is None or workers)
         self._may_host = hub is None
@@ -155,7 +154,7 @@ class LocalTransport(CallTransport):
                 await self._join(path)
             await self._greet()
             if self.workers:
-                self.crew = Crew(self.workers, path, self.namespace, self._modules, **self._crew_options)
+                self.crew = Crew(self.workers, path, self.namespace, self._modules, self._serving)
                 await self.crew.start(self.timeout)
                 self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
         except BaseException:
