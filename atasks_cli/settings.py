@@ -124,7 +124,8 @@ def _private(mode: Mode, url: str | None, transport: str | None, workers: int | 
     if mode == "server":
         if named:
             raise CommandError(
-                Exit.USAGE, "local: is private to the program that calls: for a server, --url unix:///run/app.sock"
+                Exit.USAGE,
+                "local: is a private socket, which no client finds: give a path, as in unix:///run/app.sock",
             )
         return False
     if workers is not None and mode == "loopback" and not named and (url or transport):
