@@ -125,7 +125,8 @@ class NoWorker(CallError):
 
 
 class WorkerLost(CallError):
-    """The worker died. The call may or may not have run, and will not run again."""
+    """The worker died, or its process for a blocking function. The call may or may not have run, and will not run
+    again."""
 
     def __init__(self, message: str = "", attempts: int = 1) -> None:
         super().__init__(message, attempts)
@@ -177,7 +178,8 @@ class TransportError(AtasksError):
 
 
 class NotConnected(TransportError, RuntimeError):
-    """No transport in this event loop and namespace: enter `atasks.connect(url)` first."""
+    """No transport in this event loop and namespace: enter `atasks.connect(url)` first, or `atasks.connect_sync(url)`
+    where there is no event loop."""
 
 
 class NotSupported(TransportError, RuntimeError):

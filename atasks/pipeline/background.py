@@ -15,8 +15,8 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def background_loop() -> asyncio.AbstractEventLoop:
-    """Inside an `atasks.connect_sync` its loop, so that atasks can be stages; else one of this process's own, started
-    now if there is none. Its thread is a daemon."""
+    """Inside an `atasks.connect_sync` its loop, so that atasks can be stages; else one of this process's own,
+    started now if there is none. Its thread is a daemon."""
     global _loop
     connected = connected_loop()
     if connected is not None:
