@@ -178,8 +178,8 @@ class TransportError(AtasksError):
 
 
 class NotConnected(TransportError, RuntimeError):
-    """No transport in this event loop and namespace: enter `atasks.connect(url)` first, or `atasks.connect_sync(url)`
-    where there is no event loop."""
+    """No transport in this event loop and namespace: enter `atasks.connect(url)` first, or
+    `atasks.connect_sync(url)` where there is no event loop."""
 
 
 class NotSupported(TransportError, RuntimeError):
