@@ -22,7 +22,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Soak:
     """One run of it."""
 
     def __init__(self, node: Broker, folder: Path, seed: int, minutes: float) -> None:
+        node.queues()  # opens what asking takes
+        self.process = psutil.Process()
+        self.descriptors = self.process.num_fds()
         self.node = node
         self.history = History(folder / "runs")
         self.prefix = f"soak-{uuid.uuid4().hex}"
@@ -65,9 +68,6 @@ class Soak:
         self.broken: list[str] = []
         self.killed = 0
         """Workers that did not clean up after themselves."""
-        node.queues()  # opens what asking takes
-        self.process = psutil.Process()
-        self.descriptors = self.process.num_fds()
 
     async def run(self) -> None:
         """Load and faults, and then the checks: `broken` says what was."""
@@ -93,7 +93,7 @@ class Soak:
             self.check()
             await self.quiet()
             with contextlib.suppress(AssertionError):  # the last workers may start or drain still
-                await until(lambda: not self.leaks(), "nothing is left behind", PATIENCE)
+                await until(lambda: not list(self.leaks()), "nothing is left behind", PATIENCE)
             self.broken += self.leaks()
         self.broken += [f"task {task!r} is left" for task in asyncio.all_tasks() - before]
 
@@ -290,23 +290,27 @@ class Soak:
         except AssertionError as breach:
             self.broken.append(f"{breach}: {[queue for queue in self.fleet.queues() if queue.messages]}")
 
-    def leaks(self) -> list[str]:
+    def leaks(self) -> Iterator[str]:
         """What is left at the broker and in the workers, and should not be."""
         queues = [queue for queue in self.node.queues() if queue.name.startswith(f"{self.prefix}.")]
         kinds = Counter(queue.name.removeprefix(f"{self.prefix}.").partition(".")[0] for queue in queues)
         workers = [worker for worker in self.fleet.workers if worker.running]
         clients = 1 + len(workers)
         abandoned = sum(queue.name.startswith(f"{self.prefix}.r.") and not queue.consumers for queue in queues)
+        if kinds["r"] - abandoned != clients:
+            yield f"{kinds['r'] - abandoned} reply queues are consumed by {clients} clients"
         # A client that comes back while its broker starts may not find its reply queue, and takes another one.
         restarts = self.faults["kill_broker"] + self.faults["stop_broker"] + self.faults["delete_reply_queues"]
-        found = [f"{kinds['r'] - abandoned} reply queues are consumed"] * (kinds["r"] - abandoned != clients)
-        found += [f"{abandoned} reply queues are left"] * (abandoned > self.killed + clients * restarts)
-        found += [f"{kinds['c']} control queues are left"] * (kinds["c"] != len(workers))
-        found += [f"queues of an unknown kind are left: {kinds}"] * (set(kinds) > {"q", "dead", "r", "c"})
+        if abandoned > self.killed + clients * restarts:
+            yield f"{abandoned} reply queues are left"
+        if kinds["c"] != len(workers):
+            yield f"{kinds['c']} control queues are left by {len(workers)} workers"
+        if unknown := set(kinds) - {"q", "dead", "r", "c"}:
+            yield f"queues of other kinds are left: {unknown}"
         for worker in workers:
             descriptors = psutil.Process(worker.pid).num_fds()
-            found += [f"worker {worker.pid} has {descriptors} descriptors"] * (descriptors > WORKER_DESCRIPTORS)
-        return found
+            if descriptors > WORKER_DESCRIPTORS:
+                yield f"worker {worker.pid} has {descriptors} descriptors"
 
     def report(self) -> None:
         made, runs = len(self.history.made), self.history.runs()
