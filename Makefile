@@ -41,7 +41,7 @@ format: ## Format the code, and mend what the linter can mend
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: ## Measure atasks, with a real RabbitMQ, in a minute; ARGS="..." goes to the benchmarks
+bench: ## Measure atasks, with a real RabbitMQ, in two minutes; ARGS="..." goes to the benchmarks
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m benchmarks $(ARGS)

@@ -68,6 +68,16 @@ LOOPBACK = System(
     worker=False,
     ours=True,
 )
+LOCAL = System(
+    "local",
+    "atasks local(1)",
+    "benchmarks.atasks_local",
+    "one host and no broker: at-least-once calls in a process that is replaced when it dies; nothing outlives the"
+    " caller; nested awaits hold no slot",
+    needs=frozenset(),
+    worker=False,
+    ours=True,
+)
 ATASKS = System(
     "amqp",
     "atasks AMQP",
@@ -162,8 +172,10 @@ SYSTEMS: dict[str, System] = {
     system.name: system
     for system in (
         LOOPBACK,
+        LOCAL,
         ATASKS,
         _with_uvloop(LOOPBACK),
+        _with_uvloop(LOCAL),
         _with_uvloop(ATASKS),
         AIORMQ,
         AIOPIKA,

@@ -310,7 +310,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path):
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ("--systems lopback", "no system 'lopback': choose from ours,all,loopback,amqp"),
+        ("--systems lopback", "no system 'lopback': choose from ours,all,loopback,local,amqp"),
         ("--workloads 0", "no workload '0': choose from sequential,concurrent"),
         ("--workloads many", "no workload 'many'"),
         ("--seconds -1", "--seconds is at least 0"),
