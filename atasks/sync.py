@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atasks.streams import RemoteStream
     from atasks.transport.base import Transport
 
-__all__ = ["SyncStream", "call", "connect_sync", "connected_loop"]
+__all__ = ["SyncStream", "background_loop", "call", "connect_sync", "refuse_in_loop"]
 
 T = TypeVar("T")
 
@@ -45,8 +45,8 @@ def connect_sync(
 
     Raises what `connect` raises, and RuntimeError where an event loop runs.
     """
-    _refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
-    with _background_loop() as background:
+    refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
+    with background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
         try:
@@ -58,7 +58,7 @@ def connect_sync(
 
 def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
-    _refuse_in_loop(f"{name}.sync()", "`await` it")
+    refuse_in_loop(f"{name}.sync()", "`await` it")
     return _wait_for(router, lambda: router.send_request(name, *args, **kwargs))
 
 
@@ -78,7 +78,7 @@ class SyncStream(Generic[T]):
 
     def __next__(self) -> T:
         """The next item. Raises how the stream ended, and what `ATask.sync` raises."""
-        _refuse_in_loop(f"{self!r}", "`async for` over the atask")
+        refuse_in_loop(f"{self!r}", "`async for` over the atask")
         try:
             return _wait_for(self._router, self._stream.__anext__)
         except StopAsyncIteration:
@@ -107,16 +107,10 @@ def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)
-    with _background_loop(router.namespace) as background:
+    with background_loop(router.namespace) as background:
         if background.loop not in router._connected:
             raise _unconnected(router.namespace)
         return _run(background.loop, make)
-
-
-def connected_loop() -> asyncio.AbstractEventLoop | None:
-    """The background loop, if somebody is connected in it."""
-    background = _background
-    return None if background is None else background.loop
 
 
 class _Background:
@@ -156,7 +150,7 @@ _forked = False
 
 
 @contextmanager
-def _background_loop(connected: str | None = None) -> Iterator[_Background]:
+def background_loop(connected: str | None = None) -> Iterator[_Background]:
     """The process's background loop, which lives at least as long as this block. It is started if there is none,
     but for a namespace that should be `connected` that is NotConnected."""
     global _background, _forked
@@ -232,7 +226,7 @@ class _Errand(Generic[T]):
             del task
 
 
-def _refuse_in_loop(what: str, instead: str) -> None:
+def refuse_in_loop(what: str, instead: str) -> None:
     try:
         asyncio.get_running_loop()
     except RuntimeError:

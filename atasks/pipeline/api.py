@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from atasks.pipeline.forks import ForkStage
@@ -83,7 +83,7 @@ def stage(
 ) -> Pipeline[[X], T, Many]: ...
 @overload
 def stage(
-    function: Callable[[Iterable[X]], Iterable[T]],
+    function: Callable[[Iterator[X]], Iterable[T]],
     /,
     *,
     branch: Literal[True],
@@ -100,7 +100,7 @@ def stage(
 ) -> Pipeline[[X], T, One]: ...
 @overload
 def stage(
-    function: Callable[[Iterable[X]], T],
+    function: Callable[[Iterator[X]], T],
     /,
     *,
     join: Literal[True],

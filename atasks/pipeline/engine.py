@@ -62,7 +62,7 @@ class Engine:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
+    def call_soon(self, callback: Callable[[], object]) -> None:
         """Call it in the event loop, from any thread. After the loop has closed it is not called."""
         try:
             self.loop.call_soon_threadsafe(callback)
@@ -88,7 +88,8 @@ class Engine:
             if self.closed:
                 future.cancel()
             else:
-                self.spawn(run())
+                task = self.spawn(run())
+                future.add_done_callback(lambda _: self.call_soon(task.cancel))
 
         try:
             self.loop.call_soon_threadsafe(start)

@@ -46,7 +46,8 @@ class ForkStage(Stage):
         outlet = Channel(0)
         numbers = itertools.count() if self.resets else None
         entries = [Channel(0) for _ in step.branches]
-        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, marks=bool(step.windows)))
+        marks = bool(step.windows) and numbers is None
+        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, marks))
         for position, (entry, steps) in enumerate(zip(entries, step.branches, strict=True)):
             exit_ = open_stages(engine, entry, steps)
             _ExitCrew(engine, exit_, outlet, inlet, position, step, numbers).start()

@@ -15,7 +15,7 @@ from atasks.pipeline.failing import add_note, deliverable
 from atasks.pipeline.options import GroupOptions, StageOptions, read_options
 from atasks.pipeline.runners import LoopRunner, ThreadRunner
 from atasks.pipeline.stages import Stage, Step
-from atasks.tasks import ATask
+from atasks.tasks import BaseTask
 
 if TYPE_CHECKING:
     from atasks.pipeline.engine import Engine
@@ -125,7 +125,7 @@ class FunctionStage(CallingStage):
     @property
     def is_remote(self) -> bool:
         """Whether it runs on workers."""
-        return isinstance(self.function, ATask)
+        return isinstance(self.function, BaseTask)
 
     @property
     def keep(self) -> Callable[[Any, Any], Any] | None:
@@ -165,7 +165,7 @@ def is_asynchronous(function: Any) -> bool:
     """Whether it is a coroutine function, an async generator function, an atask or a pipeline."""
     from atasks.pipeline.pipeline import Pipeline
 
-    if isinstance(function, (ATask, Pipeline)):
+    if isinstance(function, (BaseTask, Pipeline)):
         return True
     method = inspect.getattr_static(type(function), "__call__", None)
     return any(
@@ -191,7 +191,7 @@ def make_stage(
 
     if isinstance(function, Pipeline):
         function.check_callable()
-    remote = isinstance(function, ATask)
+    remote = isinstance(function, BaseTask)
     options = read_options(given, remote=remote)
     stage = FunctionStage(
         function,

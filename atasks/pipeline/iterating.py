@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from atasks.pipeline.background import background_loop
+from atasks.calls import serving
 from atasks.pipeline.channel import Inlet, Mark, Token
 from atasks.pipeline.engine import Engine
 from atasks.pipeline.source import Source
 from atasks.pipeline.stages import Stage, open_stages, plan
 from atasks.pipeline.streams import Abandoned, SyncStream
+from atasks.sync import background_loop
 
 if TYPE_CHECKING:
     from atasks.pipeline.progress import Progress, Watch
@@ -139,11 +142,49 @@ class _AsyncIterator:
 
 
 class SyncRun(_Execution):
-    """A run that a thread without an event loop consumes: it executes in the background loop."""
+    """A run that a thread without an event loop consumes.
+
+    It executes in the background loop, where `connect_sync` connects; in a thread that serves a call, in the loop
+    of that call's worker.
+    """
+
+    def __init__(self, source: Source, stages: Sequence[Stage], progress: Progress | bool | None) -> None:
+        super().__init__(source, stages, progress)
+        self._held = ExitStack()
 
     def iterator(self, *, indexed: bool) -> Iterator[Any]:
         """The items as they come."""
         return _SyncIterator(self, indexed)
+
+    def start(self) -> SyncStream:
+        """Start it, and return the stream of its items."""
+        loop = self._loop()
+
+        async def open_() -> Inlet:
+            return self.open()
+
+        outlet = asyncio.run_coroutine_threadsafe(open_(), loop).result()
+        assert self.engine is not None
+        return SyncStream(self.engine, outlet)
+
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        run = serving.get()
+        if run is not None and not run.ended:
+            return run.loop
+        return self._held.enter_context(background_loop()).loop
+
+    def close(self) -> None:
+        """End everything, and wait until it has."""
+        engine = self.engine
+        if engine is not None and not self.over:
+            asyncio.run_coroutine_threadsafe(self.aclose(), engine.loop).result()
+        self.over = True
+        self._held.close()
+
+    def forget(self) -> None:
+        super().forget()
+        # The last one to leave the loop waits for its end, and perhaps this is the loop's own thread.
+        threading.Thread(target=self._held.close, name="atasks-leaving", daemon=True).start()
 
 
 class _SyncIterator:
@@ -162,38 +203,22 @@ class _SyncIterator:
             raise StopIteration
         try:
             if self._stream is None:
-                self._stream = self._open()
+                self._stream = self._execution.start()
             item = next(self._stream)
-        except BaseException as error:
-            self._end(error)
-            if isinstance(error, Abandoned):
-                raise StopIteration from None
+        except Abandoned:  # closed by somebody else
+            raise StopIteration from None
+        except Exception:  # the end of the stream, or its error
+            self._execution.close()
+            raise
+        except BaseException:  # a Ctrl-C: nothing is waited for
+            self._execution.forget()
             raise
         return (self._stream.lineage, item) if self._indexed else item
 
-    def _open(self) -> SyncStream:
-        async def start() -> Inlet:
-            return self._execution.open()
-
-        outlet = asyncio.run_coroutine_threadsafe(start(), background_loop()).result()
-        assert self._execution.engine is not None
-        return SyncStream(self._execution.engine, outlet)
-
-    def _end(self, error: BaseException) -> None:
-        engine = self._execution.engine
-        if engine is None:
-            return
-        if isinstance(error, Exception):  # the end of the stream, or its error
-            asyncio.run_coroutine_threadsafe(self._execution.aclose(), engine.loop).result()
-        else:  # a Ctrl-C, say: nothing is waited for
-            self._execution.forget()
-
     def close(self) -> None:
         """End the run at once, and wait until it has ended."""
-        engine = self._execution.engine
-        if engine is not None and not self._execution.over:
-            asyncio.run_coroutine_threadsafe(self._execution.aclose(), engine.loop).result()
-        self._execution.over = True
+        self._execution.close()
 
     def __del__(self) -> None:
-        self._execution.forget()
+        if not self._execution.over and self._execution.engine is not None:
+            self._execution.forget()

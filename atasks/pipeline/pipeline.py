@@ -6,7 +6,7 @@ import base64
 import binascii
 import pickle
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, Generic, Never, ParamSpec, TypeVar, overload
+from typing import Any, Generic, Never, ParamSpec, TypeVar, cast, overload
 
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import Start, name_of
@@ -47,6 +47,11 @@ class Pipeline(Generic[P, T, K]):
         """What it consists of."""
         return self._stages
 
+    @property
+    def __name__(self) -> str:
+        """What messages call it as a stage of another pipeline."""
+        return f"pipeline ({' | '.join(stage.name for stage in self._stages)})"
+
     # -- running it
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Run[T, K]:
@@ -69,9 +74,13 @@ class Pipeline(Generic[P, T, K]):
             raise ValueError("a pipeline without stages cannot be called: add some, pipeline | stage(f)")
         self._stages[0].check_first()
 
-    def __ror__(self: Pipeline[[X], U, Any], source: Iterable[X] | AsyncIterable[X]) -> Run[U, Many]:
+    # `self` as what it can be called with: a function of more parameters with defaults takes an item as well.
+    def __ror__(
+        self: Callable[[X], Run[U, Any]],  # pyright: ignore[reportGeneralTypeIssues]
+        source: Iterable[X] | AsyncIterable[X],
+    ) -> Run[U, Many]:
         """A run over the items of an iterable, or of an async iterable."""
-        return Run(IterableSource(source), self._stages)
+        return Run(IterableSource(source), cast("Pipeline[..., U, Any]", self).stages)
 
     # -- extending it
 
@@ -82,9 +91,9 @@ class Pipeline(Generic[P, T, K]):
     @overload
     def __or__(self, other: Batches) -> Pipeline[P, list[T], Many]: ...
     @overload
-    def __or__(self: Pipeline[P, X, One], other: Pipeline[[X], U, J]) -> Pipeline[P, U, J]: ...
+    def __or__(self: Pipeline[P, X, One], other: Callable[[X], Run[U, J]]) -> Pipeline[P, U, J]: ...
     @overload
-    def __or__(self: Pipeline[P, X, Many], other: Pipeline[[X], U, Any]) -> Pipeline[P, U, Many]: ...
+    def __or__(self: Pipeline[P, X, Many], other: Callable[[X], Run[U, Any]]) -> Pipeline[P, U, Many]: ...
     def __or__(self, other: Any) -> Any:
         """Both, one behind the other."""
         if isinstance(other, Stage):
@@ -156,16 +165,27 @@ class Pipeline(Generic[P, T, K]):
             return True
         if [stage.name for stage in self._stages] != [stage.name for stage in other._stages]:
             return False
-        try:
-            return self.dumps() == other.dumps()
-        except PipelineError:
-            return False
+        return all(
+            one == another or _same_pickle(one, another)
+            for one, another in zip(self._stages, other._stages, strict=True)
+        )
 
     def __hash__(self) -> int:
         return hash(tuple(stage.name for stage in self._stages))
 
     def __repr__(self) -> str:
-        return f"<pipeline {' | '.join(stage.name for stage in self._stages) or 'without stages'}>"
+        return f"<{self.__name__}>"
+
+
+def _same_pickle(one: Stage, another: Stage) -> bool:
+    from atasks.pipeline.child import to_bytes
+
+    try:
+        # Twice, because a pickle also tells which of its strings are one object: loading evens that out.
+        first, second = [to_bytes(pickle.loads(to_bytes(stage))) for stage in (one, another)]
+    except Exception:  # what cannot be pickled is equal to itself alone
+        return False
+    return first == second
 
 
 class InOrder(Pipeline[[Any], Any, One]):

@@ -8,14 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from atasks.errors import PipelineError
-from atasks.pipeline.background import refuse_in_loop
 from atasks.pipeline.channel import Lineage, Token
 from atasks.pipeline.iterating import AsyncRun, SyncRun
 from atasks.pipeline.source import Source
 from atasks.pipeline.stages import Stage
+from atasks.sync import refuse_in_loop
 
 if TYPE_CHECKING:
-    from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
+    from atasks.pipeline.pipeline import Batches, InOrder, Whole
     from atasks.pipeline.progress import Progress
 
 __all__ = ["Many", "One", "Run"]
@@ -77,7 +77,7 @@ class Run(Generic[T, K]):
         return self._start().iterator(indexed=self._indexed)
 
     def __iter__(self) -> Iterator[T]:
-        refuse_in_loop()
+        refuse_in_loop("iterating a run with `for`", "write `async for`, or await it,")
         execution = SyncRun(self._source, self._stages, self._progress)
         self._use(execution)
         return execution.iterator(indexed=self._indexed)
@@ -128,7 +128,7 @@ class Run(Generic[T, K]):
     @overload
     def __or__(self, other: Whole | Batches) -> Run[list[T], Many]: ...
     @overload
-    def __or__(self, other: Pipeline[[T], U, Any]) -> Run[U, Many]: ...
+    def __or__(self, other: Callable[[T], Run[U, Any]]) -> Run[U, Many]: ...
     @overload
     def __or__(self, other: Callable[[Run[T, K]], U]) -> U: ...
     def __or__(self, other: Any) -> Any:

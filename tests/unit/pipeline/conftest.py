@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 import atasks
-from tests.unit.pipeline.kinds import CONSUMERS, KINDS, Kind
+from tests.unit.pipeline.kinds import CONSUMERS, KINDS, Kind, until
 
 
 @pytest.fixture(params=KINDS)
@@ -19,30 +20,29 @@ def kind(request: pytest.FixtureRequest, namespace: str) -> Kind:
 
 @pytest.fixture(autouse=True)
 async def connected(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-    """A transport for remote stages."""
+    """Transports for remote stages: one for this loop, and one for runs that a thread consumes."""
     if "kind" not in request.fixturenames or request.getfixturevalue("kind").name != "atask":
         yield
         return
-    async with atasks.connect("loopback:", namespace=request.getfixturevalue("namespace")):
+    name = request.getfixturevalue("namespace")
+    connected_sync = atasks.connect_sync("loopback:", namespace=name)
+    await asyncio.to_thread(connected_sync.__enter__)
+    async with atasks.connect("loopback:", namespace=name):
         yield
+    await asyncio.to_thread(connected_sync.__exit__, None, None, None)
 
 
 @pytest.fixture(params=CONSUMERS)
 def how(request: pytest.FixtureRequest) -> str:
-    """Each way in which a run is consumed. Remote stages are not consumed by a thread: it has no transport."""
-    if request.param == "for" and "kind" in request.fixturenames:
-        kind = request.getfixturevalue("kind")
-        if kind.name == "atask":
-            return "async for"
+    """Each way in which a run is consumed."""
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
-def no_leaked_stage_threads() -> Iterator[None]:
+async def no_leaked_stage_threads() -> AsyncIterator[None]:
     """Threads of stages are daemons, which the general check does not count."""
     before = set(threading.enumerate())
     yield
     for thread in set(threading.enumerate()) - before:
-        if thread.name.startswith("atasks-") and thread.name != "atasks-background":
-            thread.join(30)
-            assert not thread.is_alive(), f"{thread.name} runs on"
+        if thread.name.startswith("atasks-"):
+            await until(lambda thread=thread: not thread.is_alive())

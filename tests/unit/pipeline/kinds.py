@@ -77,7 +77,18 @@ async def consume(run: Any, how: str) -> list[Any]:
         return items
     if how == "async for":
         return [item async for item in run]
-    return await asyncio.to_thread(list, run)
+    items, error = await asyncio.to_thread(_iterate, run)
+    if error is not None:
+        raise error
+    return items
+
+
+def _iterate(run: Any) -> tuple[list[Any], BaseException | None]:
+    """As asyncio carries some exceptions from a thread by making new ones, they are returned."""
+    try:
+        return list(run), None
+    except BaseException as error:
+        return [], error
 
 
 async def until(condition: Callable[[], bool]) -> None:

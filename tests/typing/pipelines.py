@@ -1,0 +1,116 @@
+"""What pipelines are to a type checker. Checked by `make lint`; never run."""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+# pyright: reportUnusedFunction=false, reportUnusedVariable=false, reportUnusedExpression=false
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, assert_type
+
+from atasks import atask
+from atasks.pipeline import (
+    Pipeline,
+    Run,
+    collect,
+    filter,
+    flat_map,
+    from_iterable,
+    group,
+    map,
+    merge,
+    ordered,
+    stage,
+)
+from atasks.pipeline.run import Many, One
+
+
+@atask
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+async def parse(page: bytes) -> int:
+    return len(page)
+
+
+def label(n: int) -> str:
+    return str(n)
+
+
+async def words(text: str) -> AsyncIterator[str]:
+    yield text
+
+
+def letters(text: str) -> Iterator[str]:
+    yield from text
+
+
+def is_long(text: str) -> bool:
+    return len(text) > 3
+
+
+def total(numbers: Iterator[int]) -> int:
+    return sum(numbers)
+
+
+@stage
+async def decorated(n: int, by: int = 2) -> float:
+    return n / by
+
+
+async def stages() -> None:
+    assert_type(await stage(fetch)("url"), bytes)
+    assert_type(await (stage(fetch) | stage(parse))("url"), int)
+    assert_type(await (stage(fetch) | map(parse) | map(label))("url"), str)
+    assert_type(await decorated(1, by=3), float)
+    assert_type(await (stage(parse) | decorated)(b""), float)
+
+
+async def branches() -> None:
+    assert_type(await (stage(words, branch=True) | map(len))("text"), list[int])
+    assert_type(await (flat_map(letters) | filter(is_long))("text"), list[str])
+    assert_type(await (flat_map(words) | map(len) | collect())("text"), list[int])
+    assert_type(await (flat_map(words) | collect(3))("text"), list[list[str]])
+    assert_type(await (flat_map(words) | map(len) | ordered())("text"), list[int])
+
+
+async def sources() -> None:
+    run = ["a", "b"] | map(fetch, workers=3) | map(parse)
+    assert_type(run, Run[int, Many])
+    assert_type(await run, list[int])
+    assert_type([item async for item in ["a"] | map(fetch)], list[bytes])
+    assert_type(next(iter(["a"] | map(fetch))), bytes)
+    assert_type(await (["a"] | map(fetch) | ordered() | map(parse)), list[int])
+    assert_type(await (["a"] | map(fetch) | collect()), list[list[bytes]])
+    assert_type(await from_iterable(["a"]), list[str])
+    assert_type(await (words("text") | map(len)), list[int])
+    assert_type(await merge(["a"], ["b"]), list[str])
+    assert_type(await (["a"] | map(fetch)).one(), bytes)
+    assert_type(await (["a"] | map(fetch)).indexed(), list[tuple[tuple[int, ...], bytes]])
+    assert_type(await ([b"x"] | map(parse) | stage(total, join=True)), list[int])
+    assert_type(await ([1] | group(label, label)), list[tuple[Any, ...]])
+
+
+def consumers() -> None:
+    assert_type((flat_map(letters) > list)("text"), list[str])
+    assert_type(flat_map(letters)("text") | sum_of_lengths, int)
+
+
+async def apply(pipeline: Pipeline[[str], bytes, One]) -> bytes:
+    return await pipeline("url")
+
+
+async def as_arguments() -> None:
+    assert_type(await apply(stage(fetch)), bytes)
+
+
+def sum_of_lengths(run: Run[str, Many]) -> int:
+    return sum(len(text) for text in run)
+
+
+async def mistakes() -> None:
+    stage(parse) | stage(fetch)  # type: ignore[operator]
+    ["a"] | map(parse)  # type: ignore[operator]
+    map(parse, worker=3)  # type: ignore[call-overload]
+    stage(parse)("text")  # type: ignore[arg-type]

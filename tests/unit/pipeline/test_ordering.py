@@ -1,0 +1,195 @@
+"""Rule 5: items keep their lineage, and `ordered()` and `collect()` go by it without waiting for the end."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from atasks.pipeline import collect, each, filter, flat_map, fork, from_iterable, group, map, merge, ordered, stage
+from atasks.pipeline.channel import END, GAP
+from atasks.pipeline.ordering import Sequencer, Window
+from tests.unit.pipeline.kinds import Kind, consume
+
+
+async def shuffled(x: Any) -> Any:
+    """Ends after those that began later, often."""
+    for _ in range(random.randrange(20)):
+        await asyncio.sleep(0)
+    return x
+
+
+async def test_ordered_is_in_order(kind: Kind, how: str) -> None:
+    run = range(200) | map(shuffled, workers=9) | kind.stage(lambda x: x, workers=4) | ordered()
+    assert await consume(run, how) == list(range(200))
+
+
+async def test_ordered_streams_through_filter_and_flat_map(kind: Kind, how: str) -> None:
+    run = (
+        range(60)
+        | map(shuffled, workers=9)
+        | filter(lambda x: x % 3, workers=2)
+        | kind.stage(lambda x: [x] * (x % 4), branch=True, workers=3)
+        | map(shuffled, workers=9)
+        | filter(lambda x: x % 2 == 0)
+        | ordered()
+    )
+    expected = [x for x in range(60) if x % 3 for _ in range(x % 4) if x % 2 == 0]
+    assert await consume(run, how) == expected
+
+
+async def test_ordered_streams_an_infinite_source() -> None:
+    run = itertools.count() | map(shuffled, workers=9) | filter(lambda x: x % 2) | ordered(16)
+    items = aiter(run)
+    assert [await anext(items) for _ in range(100)] == list(range(1, 200, 2))
+    await items.aclose()
+
+
+async def test_ordered_streams_an_infinite_branch() -> None:
+    run = stage(itertools.count, branch=True) | map(shuffled, workers=9) | ordered(16)
+    items = aiter(run(5))
+    assert [await anext(items) for _ in range(100)] == list(range(5, 105))
+    await items.aclose()
+
+
+async def test_the_window_bounds_what_is_admitted() -> None:
+    admitted: list[int] = []
+    gate = asyncio.Event()
+
+    async def first_is_slow(x: int) -> int:
+        admitted.append(x)
+        if x == 0:
+            await gate.wait()
+        return x
+
+    items = aiter(itertools.count() | map(first_is_slow, workers=5) | ordered(20))
+    taking = asyncio.ensure_future(anext(items))
+    for _ in range(300):
+        await asyncio.sleep(0)
+    assert sorted(admitted) == list(range(20))
+    gate.set()
+    assert await taking == 0
+    assert [await anext(items) for _ in range(50)] == list(range(1, 51))
+    await items.aclose()
+
+
+async def test_a_small_window_does_not_deadlock_behind_a_branch() -> None:
+    async def many(x: int) -> AsyncIterator[int]:
+        for _ in range(30):
+            yield await shuffled(x)
+
+    run = range(20) | map(shuffled, workers=9) | flat_map(many) | map(shuffled, workers=7) | ordered(2)
+    async with asyncio.timeout(60):
+        assert await consume(run, "async for") == [x for x in range(20) for _ in range(30)]
+
+
+async def test_await_and_collect_give_lineage_order(kind: Kind) -> None:
+    run = range(100) | map(shuffled, workers=9) | flat_map(lambda x: [x, -x]) | kind.stage(lambda x: x, workers=5)
+    expected = [y for x in range(100) for y in (x, -x)]
+    assert await run == expected
+    again = range(100) | map(shuffled, workers=9) | flat_map(lambda x: [x, -x]) | collect()
+    assert await again.one() == expected
+
+
+async def test_iteration_gives_items_as_they_complete() -> None:
+    async def slow_zero(x: int) -> int:
+        if x == 0:
+            await later.wait()
+        return x
+
+    later = asyncio.Event()
+    items = aiter(range(3) | map(slow_zero, workers=3))
+    first = [await anext(items), await anext(items)]
+    later.set()
+    assert sorted(first) == [1, 2]
+    assert await anext(items) == 0
+    with pytest.raises(StopAsyncIteration):
+        await anext(items)
+
+
+async def test_with_one_worker_the_order_is_that_of_the_input(kind: Kind, how: str) -> None:
+    assert await consume(range(50) | kind.stage(lambda x: x, workers=1), how) == list(range(50))
+
+
+async def test_indexed_gives_the_lineage(how: str) -> None:
+    run = (range(3) | flat_map(lambda x: [x] * x)).indexed()
+    assert await consume(run, how) == [((1, 0), 1), ((2, 0), 2), ((2, 1), 2)]
+
+
+async def test_collect_in_batches_is_in_order(how: str) -> None:
+    run = range(11) | map(shuffled, workers=5) | filter(lambda x: x != 4) | collect(4)
+    assert await consume(run, how) == [[0, 1, 2, 3], [5, 6, 7, 8], [9, 10]]
+
+
+async def test_fork_keeps_the_order_of_its_pipelines(how: str) -> None:
+    double = map(shuffled, workers=4) | map(lambda x: 2 * x)
+    run = range(30) | fork(double, filter(lambda x: x % 2) | map(shuffled, workers=4)) | ordered()
+    assert await consume(run, how) == [y for x in range(30) for y in ([2 * x, x] if x % 2 else [2 * x])]
+
+
+async def test_an_order_within_a_fork(how: str) -> None:
+    run = range(30) | map(shuffled, workers=9) | fork(ordered(4) | collect(10), each(str))
+    assert await consume(run, how) == [list(range(n, n + 10)) for n in (0, 10, 20)]
+
+
+async def test_a_fork_of_unlike_pipelines_is_in_the_order_of_arrival(how: str) -> None:
+    run = range(3) | fork(map(str), flat_map(lambda x: [x] * x)) | ordered()
+    assert sorted(await consume(run, how), key=repr) == ["0", "1", "2", 1, 2, 2]
+
+
+async def test_order_starts_anew_behind_a_join(how: str) -> None:
+    def pairs(items: Iterator[int]) -> Iterator[tuple[int, int]]:
+        yield from zip(items, items, strict=True)
+
+    run = range(20) | map(shuffled, workers=9) | ordered() | stage(pairs, join=True, branch=True) | ordered()
+    assert await consume(run, how) == list(zip(range(0, 20, 2), range(1, 20, 2), strict=True))
+
+
+async def test_a_merge_can_be_put_in_order_of_arrival(how: str) -> None:
+    assert sorted(await consume(merge(range(5), range(5)) | map(shuffled, workers=3) | ordered(), how)) == [
+        n for n in range(5) for _ in range(2)
+    ]
+
+
+async def test_groups_and_errors_leave_no_hole(how: str) -> None:
+    def odd(x: int) -> int:
+        if x % 2 == 0:
+            raise ValueError
+        return x
+
+    run = from_iterable(range(10)) | map(odd, skip_errors=True, workers=3) | group(shuffled, str) | ordered()
+    assert await consume(run, how) == [(x, str(x)) for x in range(1, 10, 2)]
+
+
+def test_the_sequencer_gives_tokens_back_in_order() -> None:
+    tokens: list[Any] = []
+    for root in range(6):
+        if root == 2:
+            tokens.append(((root,), GAP))
+            continue
+        for child in range(root):
+            tokens += [((root, child, 0), f"{root}.{child}"), ((root, child, 1), END)]
+        tokens.append(((root, root), END))
+    expected = [value for _, value in tokens if isinstance(value, str)]
+    for seed in range(50):
+        random.Random(seed).shuffle(tokens)
+        sequencer = Sequencer()
+        assert [v for token in tokens for _, v in sequencer.push(token) if isinstance(v, str)] == expected
+        assert sequencer.expected == (6,)
+
+
+def test_a_window_admits_the_item_whose_turn_it_is() -> None:
+    window = Window(2)
+    assert window.admits((0,))
+    assert window.admits((1,))
+    assert not window.admits((2,))
+    assert window.admits((0, 1))
+    assert not window.admits((0, 2)), "children of the item whose turn it is"
+    assert window.admits((1, 7)), "those of later ones are not held back"
+    assert not list(window.sequencer.push(((0, 0), GAP)))[1:]
+    assert window.sequencer.expected == (0, 1)
+    assert window.admits((0, 2))

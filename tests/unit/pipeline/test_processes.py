@@ -1,0 +1,256 @@
+"""`multiprocess=True`: a process for each worker, which dies with the run."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from atasks.errors import PipelineError, RemoteTraceback
+from atasks.pipeline import WorkerInfo, bind, each, filter, flat_map, group, map, ordered, stage
+from tests.unit.pipeline.kinds import consume, until
+
+
+def identity(x: Any) -> Any:
+    return x
+
+
+class Sour(Exception):
+    def __init__(self, degree: int, where: str) -> None:
+        super().__init__(f"sour in {where}")
+        self.degree = degree
+
+
+def sour_at_five(x: int) -> int:
+    if x == 5:
+        raise Sour(5, "a process")
+    return x
+
+
+def children() -> list[int]:
+    """The processes of stages that there are, those included that nobody has waited for yet."""
+    return [child.pid for child in psutil.Process().children() if is_of_a_stage(child)]
+
+
+def is_of_a_stage(child: psutil.Process) -> bool:
+    try:
+        return any("atasks.pipeline.child" in word for word in child.cmdline())
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture(autouse=True)
+async def no_processes_left() -> Any:
+    yield
+    await until(lambda: children() == [])
+
+
+async def test_each_worker_has_a_process(how: str, tmp_path: Path) -> None:
+    def pid(x: int) -> int:
+        (tmp_path / str(os.getpid())).touch()
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        return os.getpid()
+
+    pids = set(await consume(range(4) | map(pid, multiprocess=True, workers=2), how))
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+    assert children() == []
+
+
+async def test_all_roles_work_in_processes(how: str) -> None:
+    seen = range(6) | each(print, multiprocess=True, bind=bind(end=""))
+    assert await consume(seen, how) == []
+    run = (
+        range(6)
+        | map(lambda x: x + 1, multiprocess=True, workers=2)
+        | filter(lambda x: x % 2, multiprocess=True)
+        | flat_map(range, multiprocess=True)
+        | ordered()
+    )
+    assert await consume(run, how) == [0, 0, 1, 2, 0, 1, 2, 3, 4]
+
+
+def total(items: Iterator[int]) -> int:
+    return sum(items)
+
+
+def running(items: Iterator[int]) -> Iterator[int]:
+    yield from itertools.accumulate(items)
+
+
+async def test_a_join_in_a_process_gets_the_stream(how: str) -> None:
+    assert await consume(range(10) | stage(total, join=True, multiprocess=True), how) == [45]
+    run = range(5) | map(int) | stage(running, join=True, branch=True, multiprocess=True)
+    assert await consume(run, how) == [0, 1, 3, 6, 10]
+
+
+async def test_an_error_upstream_of_a_join_in_a_process_is_the_same() -> None:
+    with pytest.raises(Sour) as raised:
+        await (range(10) | map(sour_at_five) | stage(total, join=True, multiprocess=True))
+    assert raised.value.__notes__ == ["in stage 'sour_at_five', at item (5,)"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_an_exception_arrives_as_it_was_raised(how: str, workers: int) -> None:
+    with pytest.raises(Sour, match="sour in a process") as raised:
+        await consume(range(50) | map(sour_at_five, multiprocess=True, workers=workers), how)
+    assert raised.value.degree == 5
+    assert raised.value.__notes__[-1] == "in stage 'sour_at_five', at item (5,)"
+    assert isinstance(raised.value.__cause__, RemoteTraceback)
+    assert "in sour_at_five" in str(raised.value.__cause__)
+
+
+async def test_skip_errors_keeps_the_process() -> None:
+    run = range(8) | map(sour_at_five, multiprocess=True, skip_errors=True)
+    assert await run == [0, 1, 2, 3, 4, 6, 7]
+
+
+async def test_two_throttled_process_stages_do_not_hang() -> None:
+    run = range(200) | map(identity, multiprocess=True, workers=2, throttle=1)
+    run = run | map(identity, multiprocess=True, workers=2, throttle=1)
+    async with asyncio.timeout(60):
+        assert await run == list(range(200))
+
+
+async def test_leaving_ends_processes(how: str) -> None:
+    def leave() -> None:
+        for _ in itertools.count() | map(identity, multiprocess=True, workers=2):
+            break
+
+    if how == "for":
+        await asyncio.to_thread(leave)
+    else:
+        async for _ in itertools.count() | map(identity, multiprocess=True, workers=2):
+            break
+
+
+async def test_cancelling_ends_a_process_that_is_busy() -> None:
+    task = asyncio.ensure_future(consume([3600] | map(time.sleep, multiprocess=True), "await"))
+    await until(lambda: len(children()) == 1)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert task.cancelled()
+    assert children() == []
+
+
+async def test_a_process_that_takes_too_long_is_replaced() -> None:
+    run = [0, 3600, 0] | map(time.sleep, multiprocess=True, timeout=3, skip_errors=True)
+    assert await run == [None, None]
+    with pytest.raises(TimeoutError):
+        await ([3600] | map(time.sleep, multiprocess=True, timeout=0.5))
+
+
+def die(x: int) -> int:
+    if x == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+async def test_a_process_that_dies_is_an_error_and_is_replaced() -> None:
+    with pytest.raises(PipelineError, match=r"the process of stage 'die' has ended \(exit code -9\)") as raised:
+        await (range(4) | map(die, multiprocess=True))
+    assert raised.value.__notes__ == ["in stage 'die', at item (2,)"]
+    assert await (range(4) | map(die, multiprocess=True, skip_errors=True)) == [0, 1, 3]
+
+
+async def test_hooks_run_in_the_process_also_when_it_is_ended(tmp_path: Path) -> None:
+    def start(worker_info: WorkerInfo) -> dict[str, Any]:
+        (tmp_path / f"start-{worker_info.index}").touch()
+        return {"pid": os.getpid()}
+
+    def end(worker_info: WorkerInfo, pid: int) -> None:
+        assert pid == os.getpid()
+        with (tmp_path / f"end-{worker_info.index}").open("x"):
+            pass
+
+    def work(x: int, pid: int) -> int:
+        assert pid == os.getpid()
+        if x < 0:
+            time.sleep(3600)
+        return x
+
+    options: dict[str, Any] = {"multiprocess": True, "workers": 2, "on_start": start, "on_done": end}
+    assert await (range(5) | map(work, **options)) == list(range(5))
+    names = ["end-0", "end-1", "start-0", "start-1"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for path in tmp_path.iterdir():
+        path.unlink()
+    task = asyncio.ensure_future(consume([-1, -1] | map(work, **options), "await"))
+    await until(lambda: len(list(tmp_path.iterdir())) == 2)
+    await asyncio.sleep(0.2)  # so that they are most likely amid their calls
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+async def test_what_cannot_be_pickled_on_the_way_is_an_error_of_the_item() -> None:
+    with pytest.raises(TypeError, match="cannot pickle 'generator'") as raised:
+        await ([1, (n for n in range(3))] | map(identity, multiprocess=True))
+    assert raised.value.__notes__ == ["in stage 'identity', at item (1,)"]
+    with pytest.raises(TypeError, match="cannot pickle 'generator'"):
+        await ([1] | map(lambda x: (n for n in range(x)), multiprocess=True))
+
+
+async def test_a_branch_over_what_cannot_be_iterated_names_the_function() -> None:
+    for options in ({"multiprocess": True}, {"inline": True}, {}):
+        with pytest.raises(TypeError, match="'len' is a branch and returned int"):
+            await (["x"] | flat_map(len, **options))
+
+
+async def test_a_member_of_a_group_may_run_in_a_process() -> None:
+    run = range(3) | group(stage(identity, multiprocess=True), str)
+    assert await run == [(0, "0"), (1, "1"), (2, "2")]
+
+
+async def test_a_child_ends_with_its_parent(script: Any, tmp_path: Path) -> None:
+    output = await asyncio.to_thread(
+        script,
+        """
+        import os, signal, subprocess, sys, time
+        program = '''
+        import os, time
+        from atasks.pipeline import map
+        def pid(x):
+            print(os.getpid(), flush=True)
+            return x
+        if __name__ == "__main__":
+            for _ in [1, 2] | map(pid, multiprocess=True):
+                time.sleep(60)
+        '''
+        import textwrap
+        parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE)
+        print(parent.stdout.readline().decode().strip())
+        parent.kill()
+        parent.communicate()
+        """,
+    )
+    await until(lambda: not psutil.pid_exists(int(output)))
+
+
+def test_a_script_without_a_guard_works(script: Any) -> None:
+    output = script(
+        """
+        from atasks.pipeline import map
+
+        class Point:
+            def __init__(self, x):
+                self.x = x
+
+        def move(point):
+            return Point(point.x + 1)
+
+        print([type(p) is Point and p.x for p in [Point(1), Point(2)] | map(move, multiprocess=True)])
+        """
+    )
+    assert output == "[2, 3]"
