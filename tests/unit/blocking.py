@@ -121,6 +121,14 @@ def die(file: str, how: str, until_attempt: int = 1000) -> int:
 
 
 @in_process
+def nap(seconds: float, fatal: bool) -> int:
+    time.sleep(seconds)
+    if fatal:
+        os._exit(1)
+    return 1
+
+
+@in_process
 def echo(value: Any) -> Any:
     return value
 
