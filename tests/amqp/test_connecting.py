@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -59,6 +61,19 @@ async def test_closed_port() -> None:
     text = await _refused(f"amqp://guest:{SECRET}@127.0.0.1:{port}/", ConnectFailed)
     assert f"127.0.0.1:{port}" in text
     assert "Connection refused" in text
+
+
+async def test_failed_attempt_leaves_nothing_to_a_collector_in_another_thread() -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(ConnectFailed) as caught:
+        async with atasks.connect(f"amqp://127.0.0.1:{port}/", namespace="connecting"):
+            pass
+    errors = [caught.value]
+    del caught
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        await asyncio.to_thread(lambda: (errors.clear(), gc.collect()))
+    assert [str(item.message) for item in warned] == []
 
 
 async def test_unknown_host() -> None:

@@ -104,7 +104,9 @@ class Link:
         try:
             for role in ("publish", "consume"):
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
-                opened.append(await aio_pika.connect(address, client_properties=properties))
+                attempt = aio_pika.Connection(address, client_properties=properties)
+                opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
+                await attempt.connect()
             link = cls(opened[0], opened[1])
             link.publish = await link._channel(0)
             link.work = await link._channel(1)
