@@ -31,7 +31,7 @@ LONGEST_PAUSE: Final = 30.0
 """Seconds between a death and the next start: they double from death to death, less up to a half at random."""
 STEADY: Final = 10.0
 """Seconds of serving after which the next death counts as the first one."""
-SETTLED: Final = 1.0
+SETTLED: Final = 5.0
 """Seconds of serving before which a death without a call in hand counts as one at the start."""
 EARLY_DEATHS: Final = 5
 """Deaths at the start, in a row and with no settled worker, after which the supervisor gives up."""
@@ -195,14 +195,13 @@ class Supervisor:
         if process.failure is not None and not self._served:
             self._fail(WorkersFailed(*process.failure))
             return
-        if not process.ready.result():
-            reason = process.failure[0] if process.failure is not None else "before it could serve"
-            logger.warning("%s, %s; a new one takes its place", how, reason)
-            self._count_early_death(how)
-            return
-        calls = process.describe_calls()
-        logger.warning("%s %s; a new one takes its place", how, calls)
-        if process.ran_calls or asyncio.get_running_loop().time() - process.since >= SETTLED:
+        if process.ready.result() or process.ran_calls:  # calls may come before it has said that it is ready
+            what = f" {process.describe_calls()}"
+        else:
+            what = f", {'before it could serve' if process.failure is None else process.failure[0]}"
+        logger.warning("%s%s; a new one takes its place", how, what)
+        served = process.ready.result() and asyncio.get_running_loop().time() - process.since >= SETTLED
+        if served or process.ran_calls:
             self._early_deaths = 0
         else:
             self._count_early_death(how)

@@ -19,8 +19,8 @@ __all__ = ["Hooks", "WorkerProcess"]
 
 LONGEST_LINE: Final = 2**20
 """Bytes after which a line is cut in two."""
-NAMED_CALLS: Final = 5
-"""Calls that a description names; it counts the others."""
+NAMED_TASKS: Final = 10
+"""Atasks whose calls a description names; it counts the calls of others."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,20 @@ class WorkerProcess:
 
     def describe_calls(self) -> str:
         """The calls that it runs, or ran when it ended, for a line of the log."""
-        calls, more = self._box.read()
+        calls, unnoted = self._box.read()
         if not calls:
             return "while it ran no call"
-        more += len(calls[NAMED_CALLS:])
-        named = ", ".join(f"task {name!r} (call {call_id})" for call_id, name in calls[:NAMED_CALLS])
-        count = len(calls[:NAMED_CALLS]) + more
-        return f"while it ran {count} call{'s' * (count > 1)}: {named}{f' and {more} more' * (more > 0)}"
+        by_task: dict[str, list[str]] = {}
+        for call_id, name in calls:
+            by_task.setdefault(name, []).append(call_id)
+        shown = list(by_task.items())[:NAMED_TASKS]
+        named = ", ".join(
+            f"task {name!r} ({f'{len(ids)} calls, the latest' if len(ids) > 1 else 'call'} {ids[0]})"
+            for name, ids in shown
+        )
+        total = len(calls) + unnoted
+        more = total - sum(len(ids) for _, ids in shown)
+        return f"while it ran {total} call{'s' * (total > 1)}: {named}{f' and {more} more' * (more > 0)}"
 
     def describe_end(self) -> str:
         """How it ended, for a line of the log."""

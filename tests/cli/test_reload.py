@@ -107,6 +107,19 @@ def test_module_with_an_error_is_waited_for(app: App) -> None:
     assert len(lines) == 8  # served, then three times a change and what came of it, and drained
 
 
+def test_module_without_an_atask_is_waited_for(app: App) -> None:
+    program = Program(app)
+    program.write_version("VERSION = 'first'")
+    supervisor = program.serve()
+    supervisor.wait_for("1 worker serves")
+    program.shell.write("versioned.py", "import helpers.version")
+    assert "nothing to serve: no atask" in supervisor.wait_for("waiting for a change")
+    program.shell.write("versioned.py", VERSIONED.replace("NAMESPACE", app.namespace))
+    supervisor.wait_for("1 worker serves")
+    assert program.version() == "first\n"
+    app.end(supervisor)
+
+
 def test_module_that_is_wrong_from_the_beginning_is_waited_for(app: App) -> None:
     program = Program(app)
     program.write_version("1 / 0")

@@ -13,6 +13,34 @@ from tests.cli.app import App, workers
 from tests.cli.command import PATIENCE, wait_until
 from tests.cli.shell import Shell
 
+STORM = """
+    import asyncio, os, pathlib
+    from atasks import WorkerLost, atask
+
+    @atask(namespace="NAMESPACE")
+    async def late(value):
+        await asyncio.sleep(0.01)
+        return value
+
+    @atask(namespace="NAMESPACE")
+    async def poison():
+        os.kill(os.getpid(), 9)
+
+    async def poisoned():
+        try:
+            await poison()
+        except WorkerLost as error:
+            print("lost after", error.attempts, "attempts", flush=True)
+
+    async def aiomain(mode):
+        task = None
+        while mode == "client" and not pathlib.Path("stop").exists():
+            if task is None and pathlib.Path("poison").exists():
+                task = asyncio.create_task(poisoned())
+            assert await asyncio.gather(*(late(n) for n in range(50))) == list(range(50))
+            print("round", flush=True)
+"""
+
 
 def test_workers_serve_and_drain(app: App) -> None:
     supervisor = app.supervise("--workers", "2", "--concurrency", "3")
@@ -49,6 +77,27 @@ def test_call_of_a_worker_that_is_killed_runs_on_another(app: App) -> None:
     supervisor.wait_for("while it ran 1 call: task 'tasks.handed_on'")
     assert client.finish().out == "through\n"
     app.end(supervisor)
+
+
+def test_calls_outlive_worker_after_worker(app: App) -> None:
+    """Workers are killed under load, one of them three times by a call; every other call has its own result."""
+    app.shell.write("storm.py", STORM.replace("NAMESPACE", app.namespace))
+    supervisor = app.supervise("--workers", "3", target="storm.py")
+    client = app.shell.start("run", "storm.py", "--mode", "client", "--namespace", app.namespace, env=app.env)
+    client.wait_for("round")
+    for number in range(4):
+        victim = workers(supervisor)[number % 3]
+        victim.kill()
+        supervisor.wait_for(f"(pid {victim.pid}) was killed by SIGKILL")
+        wait_until(lambda: len(workers(supervisor)) == 3)
+        client.wait_for("round")
+    (app.shell.directory / "poison").touch()
+    client.wait_for("lost after 3 attempts")
+    (app.shell.directory / "stop").touch()
+    done = client.finish()
+    assert done.code == 0, done.err
+    log = app.end(supervisor)
+    assert log.count("task 'storm.poison' (") == 3, log
 
 
 @pytest.mark.parametrize("number", [SIGINT, SIGTERM])

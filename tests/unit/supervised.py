@@ -20,11 +20,12 @@ async def serve(tether: Tether) -> None:
     tether.report("drained", os.getpid())
 
 
-async def hold(tether: Tether) -> None:
-    """Run a call that never ends."""
+async def hold(tether: Tether, *names: str) -> None:
+    """Run calls that never end: one of each of these atasks, in this order."""
     recorder = blackbox.installed()
     assert recorder is not None
-    recorder.enter(Call(1, f"call-{tether.number}", "app.held", b"", "pickle"))
+    for number, name in enumerate(names, 1):
+        recorder.enter(Call(1, f"call-{number}", f"app.{name}", b"", "pickle"))
     await serve(tether)
 
 
@@ -64,6 +65,18 @@ async def die_once(tether: Tether, mark: str) -> None:
 
 async def die(tether: Tether) -> None:
     """Die before it serves."""
+    os._exit(9)
+
+
+async def die_with_a_call(tether: Tether, mark: str) -> None:
+    """The first processes die of a call that came before they were ready."""
+    path = Path(mark)
+    path.write_text("." + (path.read_text() if path.exists() else ""))
+    if path.stat().st_size > 6:
+        await serve(tether)
+    recorder = blackbox.installed()
+    assert recorder is not None
+    recorder.enter(Call(1, "call-1", "app.early", b"", "pickle"))
     os._exit(9)
 
 

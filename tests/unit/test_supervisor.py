@@ -124,7 +124,7 @@ async def test_start_that_is_cancelled_leaves_what_serves_to_be_drained(site: Si
 async def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(
     site: Site, logged: Callable[[str], Awaitable[str]]
 ) -> None:
-    supervisor = await site.start("hold", count=2)
+    supervisor = await site.start("hold", "held", count=2)
     victim, other = supervisor.processes
     os.kill(victim.pid, signal.SIGKILL)
     line = await logged("takes its place")
@@ -139,11 +139,45 @@ async def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(
     assert supervisor.processes[1] is other
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([], "no call"),
+        (["a"], "1 call: task 'app.a' (call call-1)"),
+        (["a", "b"], "2 calls: task 'app.b' (call call-2), task 'app.a' (call call-1)"),
+        (["a", "b", "a", "a"], "4 calls: task 'app.a' (3 calls, the latest call-4), task 'app.b' (call call-2)"),
+    ],
+)
+async def test_calls_of_a_dead_worker_are_named_by_atask(
+    site: Site, logged: Callable[[str], Awaitable[str]], names: list[str], said: str
+) -> None:
+    supervisor = await site.start("hold", *names)
+    os.kill(supervisor.processes[0].pid, signal.SIGKILL)
+    assert f"while it ran {said}; a new one takes its place" in await logged("takes its place")
+
+
+async def test_calls_past_the_tenth_atask_are_counted(site: Site, logged: Callable[[str], Awaitable[str]]) -> None:
+    supervisor = await site.start("hold", *(f"task{number}" for number in [0, 0, *range(12)]))
+    os.kill(supervisor.processes[0].pid, signal.SIGKILL)
+    line = await logged("takes its place")
+    assert "while it ran 14 calls: task 'app.task11' (call call-14), " in line
+    assert ", task 'app.task2' (call call-5) and 4 more; a new one" in line
+
+
 async def test_worker_that_dies_before_it_serves_is_replaced(
     site: Site, tmp_path: Path, logged: Callable[[str], Awaitable[str]]
 ) -> None:
     supervisor = await site.start("die_once", tmp_path / "mark")
     assert "exited with code 9, before it could serve; a new one takes its place" in await logged("takes its")
+    assert [process.serves for process in supervisor.processes] == ["as 1"]
+
+
+async def test_deaths_of_a_call_that_came_early_are_no_reason_to_give_up(
+    site: Site, tmp_path: Path, logged: Callable[[str], Awaitable[str]]
+) -> None:
+    supervisor = await site.start("die_with_a_call", tmp_path / "mark")
+    assert "exited with code 9 while it ran 1 call: task 'app.early' (call call-1);" in await logged("takes its")
+    assert (tmp_path / "mark").read_text() == "." * 7
     assert [process.serves for process in supervisor.processes] == ["as 1"]
 
 
