@@ -115,14 +115,16 @@ class Hub:
             return
         handlers = self._handlers
         self._receiving = True
-        for item in items:
-            handler = handlers.get(type(item))
-            if handler is not None:
-                handler(peer, item)
-        self._receiving = False
-        unsent, self._unsent = self._unsent, []
-        for link in unsent:  # at once: what arrives together was sent together, and leaves together
-            link.end_turn()
+        try:
+            for item in items:
+                handler = handlers.get(type(item))
+                if handler is not None:
+                    handler(peer, item)
+        finally:
+            self._receiving = False
+            unsent, self._unsent = self._unsent, []
+            for link in unsent:  # at once: what arrives together was sent together, and leaves together
+                link.end_turn()
 
     def _schedule(self, link: Link) -> None:
         if self._receiving:

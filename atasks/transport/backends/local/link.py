@@ -38,6 +38,9 @@ class Link:
         """Called when it is clogged no more."""
         self.last_word: Callable[[], Item | None] | None = None
         """Asked for one more item right before the others leave."""
+        self.eager = False
+        """Whether the first one of a turn leaves at once, if there was but one in the turn before. Then no others
+        are to be expected, and it gets there sooner."""
         self.clogged = False
         """Whether the other side is slow to read. Nothing is dropped: send less."""
         self.closed = False
@@ -46,15 +49,21 @@ class Link:
         self._items: list[Item] = []
         self._size = 0
         self._scheduled = False
+        self._sent = 0
+        """How many in this turn."""
+        self._single = False
         self._loop = asyncio.get_running_loop()
 
     def send(self, item: Item, size: int = 0) -> None:
         """Send it at the end of this turn of the event loop, if it is not closed. `size`: its bytes, roughly."""
         self._items.append(item)
+        self._sent += 1
+        self._size += size
         if not self._scheduled:
             self._scheduled = True
             self.schedule(self)
-        self._size += size
+            if self._single:
+                self.flush()
         if len(self._items) >= FLUSH_ITEMS or self._size >= FLUSH_BYTES:
             self._overflow()
 
@@ -68,6 +77,8 @@ class Link:
         """Send what waits; what is sent from now on is scheduled anew."""
         self._scheduled = False
         self.flush()
+        self._single = self.eager and self._sent <= 1
+        self._sent = 0
 
     def flush(self) -> None:
         """Send what waits, now."""

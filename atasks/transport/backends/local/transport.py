@@ -221,6 +221,7 @@ class LocalTransport(CallTransport):
         link.unreadable = self._unreadable
         link.lost = self._lost
         link.freed = self._gate.open_link
+        link.eager = isinstance(link, SocketLink)
         self._link = link
         self._said_bye = False
         self._gate.attach(link)
@@ -233,6 +234,8 @@ class LocalTransport(CallTransport):
         try:
             async with asyncio.timeout(self.timeout):
                 await self._welcome
+            if self._link is None:
+                raise ConnectFailed(f"the hub at {self.path} went away")
         except TimeoutError as error:
             raise ConnectFailed(f"the hub at {self.path} does not answer: is its process stopped?") from error
         finally:
@@ -262,6 +265,7 @@ class LocalTransport(CallTransport):
             )
             if isinstance(link, SocketLink):
                 self._keeper = asyncio.create_task(self._reconnect(), name="atasks reconnect")
+                self._keeper.add_done_callback(self._on_keeper_done)
 
     def _hub_died_with(self, pending: Pending, graceful: bool) -> None:
         """Whether a worker had begun with it cannot be known, unless the hub said that none had."""
@@ -304,6 +308,13 @@ class LocalTransport(CallTransport):
         for pending in list(self._pending.values()):
             if not pending.future.done():
                 self._post(pending)
+
+    def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
+        """It ended without a connection: say so loudly, and end every await."""
+        error = None if keeper.cancelled() else keeper.exception()
+        if error is not None:
+            logger.critical("the connection is not restored any more", exc_info=error)
+            self._closed(f"the transport failed ({type(error).__name__})")
 
     # -- calls
 
@@ -402,6 +413,7 @@ class LocalTransport(CallTransport):
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
             service = self._service = Service(worker, names, self._link)
+            self._link.eager = False  # a reply is followed by what it says of slots
         elif service.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")
         service.start()
