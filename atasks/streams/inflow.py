@@ -125,6 +125,8 @@ class Inflow:
             return
         if isinstance(envelope, Item):
             if self._is_current(envelope.worker, envelope.attempt):
+                if self._end is None:
+                    self._stop_asking()
                 self._take_in(envelope)
         elif self._is_current(envelope.reply.worker, envelope.attempt):
             self._end = envelope
@@ -133,6 +135,21 @@ class Inflow:
         if self._end is not None and self._end.count <= self.received and not pending.future.done():
             self.complete = True
             pending.future.set_result(self._end.reply)
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known which worker runs it."""
+        return bool(self._worker)
+
+    def ask(self, worker: str = "") -> None:
+        """Have the worker that runs it, or this one, send what has not arrived: it may have gone elsewhere. Asks
+        again and again, until something is heard."""
+        if self._end is not None:
+            self._ask_for_the_rest()
+            return
+        self._stop_asking()
+        self._credit(self.received, worker)
+        self._ask_timer = asyncio.get_running_loop().call_later(ASK_SECONDS, self.ask)
 
     def _ask_for_the_rest(self) -> None:
         """The worker is done, and asks no more questions of its own."""
@@ -201,13 +218,14 @@ class Inflow:
             self.received += len(fresh)
             self._asked = 0
 
-    def _credit(self, again: int | None = None) -> None:
+    def _credit(self, again: int | None = None, worker: str = "") -> None:
         """Tell the worker how far this side is."""
         self._credit_at = self._taken + self._half_window
         self._credit_bytes_at = self._taken_bytes + STREAM_BYTES // 2
-        if not self.complete and self._worker:
+        worker = worker or self._worker
+        if worker and not self.complete:
             credit = Credit(VERSION, self.call.id, self._taken, self._taken_bytes, again)
-            self._transport._grant(credit, self._worker)
+            self._transport._grant(credit, worker)
 
     def _lose(self, why: str) -> None:
         self._fail(lost(self.call, self.received, why))

@@ -154,7 +154,7 @@ async def test_a_stream_goes_on_when_the_broker_restarts(
 async def test_a_stream_goes_on_when_its_reply_queue_is_deleted(
     fleet: Fleet, history: History, node: Broker, prefix: str, key: str, gate: Path
 ) -> None:
-    fleet.start_one()
+    fleet.start(2)
     reader = Reader(counting(key, 200, str(gate)))
     await reader.half(200)
     with node.channel() as channel:

@@ -114,6 +114,8 @@ class Inquiry:
             pending = self._transport.pending(call_id)
             if pending is not None:
                 self.heard_of(pending)
+                if pending.inflow is not None:
+                    pending.inflow.ask(answer.worker)
 
     def heard_of(self, pending: Pending) -> None:
         """A worker holds this call."""

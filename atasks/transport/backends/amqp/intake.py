@@ -378,7 +378,7 @@ class Intake:
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=self._number(),
-            reply_to=old.reply_to,
+            reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,
             expiration=old.expiration,
@@ -408,9 +408,18 @@ class Intake:
                 for call_id in envelope.ids:
                     self._told(call_id, None)
             elif isinstance(envelope, Credit):
+                self._readdress(envelope.id, message.header.properties.reply_to)
                 self.worker.streams.credit(envelope)
             elif isinstance(envelope, Reply | End):
                 self._told(envelope.id, envelope)
+
+    def _readdress(self, call_id: str, reply_to: str | None) -> None:
+        """The consumer of a stream says where it is: its reply queue may be another one by now."""
+        run = self.worker.find(call_id)
+        if run is not None and reply_to:
+            for delivery in run.deliveries:
+                if isinstance(delivery, CallDelivery):
+                    delivery.inbound.reply_to = reply_to
 
     def _told(self, call_id: str, reply: Reply | End | None) -> None:
         """A worker answered: it runs the call (None), or has finished it."""

@@ -87,7 +87,7 @@ class Leases:
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=f"lease:{run.call.id}",
-            reply_to=old.reply_to,
+            reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,
         )

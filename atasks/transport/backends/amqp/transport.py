@@ -200,7 +200,11 @@ class AMQPTransport(CallTransport):
         pendings = self.pendings()
         if self._forsaken:
             self._forsaken = False
-            self.resend(pendings, "the reply queue is gone")
+            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
+            self.resend(unknown, "the reply queue is gone")
+            for item in pendings:
+                if item.inflow is not None and item.inflow.begun:
+                    item.inflow.ask()  # its worker goes on, at the new address
         else:  # an announcement may have been missed
             self.resend([item for item in pendings if item.unheard], "")
         self.announcements.settle()
@@ -399,7 +403,9 @@ class AMQPTransport(CallTransport):
         """The credits of this turn of the event loop, by worker."""
         credits, self._credits = self._credits, {}
         for worker, latest in credits.items():
-            self.outbox.put(self.control(wire.encode(list(latest.values())), self.topology.worker_key(worker)))
+            message = self.control(wire.encode(list(latest.values())), self.topology.worker_key(worker))
+            message.properties.reply_to = self.reply_queue
+            self.outbox.put(message)
 
     # -- serving
 
