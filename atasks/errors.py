@@ -24,7 +24,8 @@
     │   ├── ListenFailed                (OSError) this process cannot listen at the path of a socket
     │   └── QueueMismatch               a queue exists with other arguments
     ├── PipelineError                   (RuntimeError) a pipeline could not do what it was asked
-    │   └── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
+    │   ├── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
+    │   └── UnknownRun                  (LookupError) nothing is kept of this run: it may have expired
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
     ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
@@ -64,6 +65,7 @@ __all__ = [
     "StreamLost",
     "TooManyParked",
     "TransportError",
+    "UnknownRun",
     "UnknownTask",
     "WorkerLost",
     "WorkersFailed",
@@ -217,6 +219,10 @@ class AbortPipeline(PipelineError):
         super().__init__(reason)
         self.reason = reason
         """Why; also the message."""
+
+
+class UnknownRun(PipelineError, LookupError):
+    """Nothing is kept of a run of a pipeline: it has expired, or was never submitted here."""
 
 
 class RegisteringTwice(AtasksError, AttributeError):

@@ -31,6 +31,7 @@ __all__ = [
     "Envelope",
     "Held",
     "Item",
+    "Kept",
     "Reply",
     "Status",
     "Up",
@@ -206,7 +207,18 @@ class End(Struct, array_like=True, tag=9, gc=False):
         return self.reply.payload
 
 
-Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End
+class Kept(Struct, array_like=True, tag=10, gc=False):
+    """The record of a call whose replies are kept begins with this, and the call behind it."""
+
+    v: int
+    id: Id
+    queue: Name
+    """The work queue of the call."""
+    expires_ms: Count
+    """Milliseconds after which the record goes, if nobody uses it."""
+
+
+Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept
 
 
 class Decoded(Struct, gc=False):

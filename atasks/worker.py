@@ -16,6 +16,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import blackbox, wire
+from atasks.builtin import builtin_task
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
@@ -260,12 +261,12 @@ class Worker:
         if not self._accepting:
             delivery.give_back(call)
             return
-        item = self.router.registry.get(call.task)
+        task = self._find_task(call.task)
         run = Run(self, call, delivery, self._deadline(call))
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
-        if item is None:
+        if task is None:
             run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
         elif alone:
             run.alone = True
@@ -281,6 +282,11 @@ class Worker:
             self.unstarted += 1
             if self._impatience is None:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+
+    def _find_task(self, name: str) -> BaseTask[..., Any] | None:
+        """What serves calls of this name: an atask of the namespace, or one that every worker has."""
+        item = self.router.registry.get(name)
+        return builtin_task(name, self.namespace) if item is None else item.task
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
@@ -385,7 +391,8 @@ class Worker:
         if watchdog.asleep:
             watchdog.wake()
         # An empty context: nothing but carried variables travels, loopback included.
-        task: BaseTask[..., Any] = self.router.registry.get(run.call.task).task  # type: ignore[union-attr]  # deliver looked
+        task = self._find_task(run.call.task)
+        assert task is not None, "deliver looked"
         run.task = self.loop.create_task(self._execute(run, task), name=CALL + run.call.task, context=Context())
 
     async def _execute(self, run: Run, task: BaseTask[..., Any]) -> None:

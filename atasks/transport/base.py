@@ -29,7 +29,9 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import TaskOptions, validate_queue
-from atasks.wire import Call, Credit, End, Item, Reply
+from atasks.transport.memory_records import MemoryRecords
+from atasks.transport.records import DEFAULT_EXPIRES, Records
+from atasks.wire import Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.streams.inflow import Inflow
@@ -62,6 +64,9 @@ class Transport:
 
     clock_skew: float = 2.0
     """Seconds by which the clocks of caller and worker may differ."""
+
+    records: Records | None = None
+    """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")
@@ -187,7 +192,18 @@ def get_transport(namespace: str = "default") -> Transport | None:
 class Pending:
     """A call whose await has not ended."""
 
-    __slots__ = ("asked", "call", "confirmed", "future", "inflow", "options", "since", "timer", "unheard")
+    __slots__ = (
+        "asked",
+        "call",
+        "confirmed",
+        "future",
+        "inflow",
+        "kept",
+        "options",
+        "since",
+        "timer",
+        "unheard",
+    )
 
     def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
         self.call = call
@@ -204,6 +220,13 @@ class Pending:
         """Whether the broker has it."""
         self.unheard = False
         """Whether the broker had no queue for it: it waits for a worker that declares one."""
+        self.kept = False
+        """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
+
+    def handed_over(self) -> None:
+        """The request of a kept call is safe: its await has ended."""
+        if not self.future.done():
+            self.future.set_result(wire.ended(self.call.id, Status.VALUE, "kept"))
 
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
@@ -345,20 +368,24 @@ class LoopbackTransport(CallTransport):
     """Runs every call in this process, for unit tests and a first run.
 
     Arguments and results go through the codec, calls through a worker with slots, deadlines and cancellation, so
-    what works here works over a broker. Calls wait until a worker serves, as they do on a queue.
+    what works here works over a broker. Calls wait until a worker serves, as they do on a queue. `keep_runs` is
+    for how many seconds the results of a pipeline's run are kept when nobody uses them, while this is connected.
     """
 
     supports = CallTransport.supports | {"streams"}
     clock_skew = 0.0
 
-    def __init__(self, namespace: str = "default") -> None:
+    def __init__(self, namespace: str = "default", *, keep_runs: float = DEFAULT_EXPIRES) -> None:
+        records = MemoryRecords(self, keep_runs)
         super().__init__(namespace)
+        self._memory = records
         self._worker: Worker | None = None
         self._workers: dict[str, Worker] = {}
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
+        self.records = None if self._minimal else records
 
     async def connect(self) -> None:
         self._opened()
@@ -367,6 +394,7 @@ class LoopbackTransport(CallTransport):
         self._closed("the loopback transport was disconnected")
         self._waiting.clear()
         self._workers.clear()
+        self._memory.close()
 
     async def send_request(self, name: str, content: bytes) -> bytes:
         if self.callback is None:
@@ -392,8 +420,11 @@ class LoopbackTransport(CallTransport):
             self._worker = None
 
     def _post(self, pending: Pending) -> None:
+        pending.kept = pending.call.id in self._memory.opening
         if self._worker is not None:
             self._worker.deliver(pending.call, _Delivery(self, pending))
+            if pending.kept:
+                pending.handed_over()
         elif pending.options.on_no_worker == "error":
             raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
         else:
@@ -421,6 +452,8 @@ class _Delivery:
     def reply(self, reply: Reply | End) -> None:
         if isinstance(reply, End):
             self.transport._take_in(reply)
+        elif self.pending.kept:
+            self.transport._memory.put(reply.id, reply)
         else:
             self.transport._resolve(reply)
 
@@ -434,12 +467,15 @@ class _Delivery:
         return None
 
     def give_back(self, call: Call) -> None:
-        if not self.pending.future.done():
+        if self._is_wanted():
             asyncio.get_running_loop().call_soon(self._return)
+
+    def _is_wanted(self) -> bool:
+        return self.pending.kept or not self.pending.future.done()
 
     def _return(self) -> None:
         """Go to the worker that is attached by now, or wait for the next one."""
-        if self.pending.future.done():
+        if not self._is_wanted():
             return
         if self.transport._worker is None:
             self.transport._waiting[self.pending.call.id] = self.pending

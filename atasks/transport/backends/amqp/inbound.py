@@ -140,8 +140,10 @@ class Settling(Outgoing):
 
     __slots__ = ("inbounds",)
 
-    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbounds: list[Inbound]) -> None:
-        super().__init__(body, key, properties)
+    def __init__(
+        self, body: bytes, key: str, properties: Basic.Properties, inbounds: list[Inbound], exchange: str
+    ) -> None:
+        super().__init__(body, key, properties, exchange=exchange)
         self.inbounds = inbounds
 
     def confirmed(self) -> None:

@@ -248,7 +248,8 @@ class Intake:
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
             properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=2)
-            self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties))
+            exchange = self.transport.topology.reply_exchange(reply_to)
+            self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties, exchange=exchange))
         consumer.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
@@ -370,7 +371,9 @@ class Intake:
         body = wire.encode([reply for reply, _ in batch])
         mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
-        self.transport.outbox.put_now(Settling(body, reply_to, properties, [inbound for _, inbound in batch]))
+        exchange = self.transport.topology.reply_exchange(reply_to)
+        settling = Settling(body, reply_to, properties, [inbound for _, inbound in batch], exchange)
+        self.transport.outbox.put_now(settling)
 
     def republish(self, call: Call, inbound: Inbound, queue: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed."""

@@ -163,12 +163,16 @@ class Link:
                 raise
         return (found.message_count or 0, found.consumer_count or 0)
 
-    async def declare_queue(self, name: str, arguments: FieldTable) -> None:
-        """Declare a durable queue, without losing the link if it exists with other arguments."""
+    async def declare_queue(
+        self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
+    ) -> None:
+        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it."""
         async with self._spare_lock:
             channel = await self._spare_channel()
             try:
                 await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+                for key in keys:
+                    await guard(shielded(channel.queue_bind(name, exchange, key)))
             except BaseException:
                 self._spare = None  # as above
                 raise
@@ -176,12 +180,16 @@ class Link:
     async def _spare_channel(self) -> Channel:
         """A channel of its own for declarations: one that the broker refuses closes its channel."""
         if self._spare is None or self._spare.is_closed:
-            channel = self._connections[1].channel(publisher_confirms=False)
-            await guard(channel.initialize())
-            underlay = await channel.get_underlay_channel()
-            assert isinstance(underlay, Channel)
-            self._spare = underlay
+            self._spare = await self.open_channel()
         return self._spare
+
+    async def open_channel(self) -> Channel:
+        """Another channel, which may be closed without losing the link."""
+        channel = self._connections[1].channel(publisher_confirms=False)
+        await guard(channel.initialize())
+        underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        return underlay
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""

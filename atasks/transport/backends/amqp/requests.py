@@ -55,7 +55,7 @@ class Requests:
         pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = len(call.payload) + ENVELOPE_BYTES
-        if call.delivery == AT_MOST_ONCE or call.credit:
+        if call.delivery == AT_MOST_ONCE or call.credit or pending.kept:
             cost = math.inf
         else:
             cost = transport.pace.estimate(call.task) if options.batch == "auto" else 1.0
@@ -122,7 +122,7 @@ class Request(Outgoing):
         self.properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=calls[0].id,
-            reply_to=transport.reply_queue,
+            reply_to=transport.topology.kept(calls[0].id) if self.pendings[0].kept else transport.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
             expiration=None if longest is None else str(longest + int(transport.clock_skew * 1000)),
@@ -132,6 +132,8 @@ class Request(Outgoing):
     def confirmed(self) -> None:
         for pending in self.pendings:
             pending.confirmed = True
+            if pending.kept:
+                pending.handed_over()
 
     def returned(self) -> None:
         for pending in self.pendings:

@@ -90,6 +90,22 @@ class Topology:
             "x-expires": LEASE_QUEUE_EXPIRES_MS,
         }
 
+    def kept(self, call_id: str) -> str:
+        """The queue of a record, and the routing key of how the call ended."""
+        return f"{self.prefix}.run.{self.namespace}.{call_id}"
+
+    def kept_steps(self, call_id: str) -> str:
+        """The routing key of the other replies in a record."""
+        return f"{self.kept(call_id)}:steps"
+
+    def reply_exchange(self, reply_to: str) -> str:
+        """Where replies go: those that are kept may be waited for by several, who listen at the exchange."""
+        return self.control if reply_to.startswith(f"{self.prefix}.run.{self.namespace}.") else ""
+
+    def kept_arguments(self, expires_ms: int) -> dict[str, Any]:
+        """Arguments of the queue of a record: one reader at a time."""
+        return {"x-queue-type": "classic", "x-expires": expires_ms, "x-single-active-consumer": True}
+
     def work_arguments(self) -> dict[str, Any]:
         """Arguments of work queues and of their solo queues."""
         arguments: dict[str, Any] = {

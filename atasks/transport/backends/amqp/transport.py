@@ -7,7 +7,8 @@ import itertools
 import logging
 import os
 import random
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
@@ -32,10 +33,12 @@ from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
 from atasks.transport.backends.amqp.pace import Pace
+from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.backends.amqp.urls import checked, split
 from atasks.transport.base import CallTransport, Pending
+from atasks.transport.records import DEFAULT_EXPIRES
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Credit, End, Held, Item, Reply, Up
 from atasks.worker import Worker
 
@@ -60,7 +63,8 @@ class AMQPTransport(CallTransport):
     calls. `queue` is the work queue of atasks that name none. `queue_type` ("classic" or "quorum") and
     `max_priority` (None, or 1..3) are how workers declare work queues, and cannot be changed while a queue exists.
     `timeout` is in seconds, for one attempt to connect. `consumer_timeout` is the broker's setting of that name,
-    in seconds: calls may run for longer.
+    in seconds: calls may run for longer. `keep_runs` is for how many seconds the results of a pipeline's run,
+    submitted over this transport, are kept when nobody uses them.
 
     A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
     at-least-once calls are sent again if their reply queue is gone.
@@ -80,10 +84,12 @@ class AMQPTransport(CallTransport):
         max_priority: int | None = None,
         timeout: float = 10.0,
         consumer_timeout: float = 1800.0,
+        keep_runs: float = DEFAULT_EXPIRES,
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
+        self.records: AMQPRecords = AMQPRecords(self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.timeout = timeout
         self.consumer_timeout = consumer_timeout
@@ -149,6 +155,7 @@ class AMQPTransport(CallTransport):
             return
         self._closed("the transport was disconnected")
         link, keeper = self.link, self._keeper
+        self.records.close("the transport was disconnected")
         try:
             if link is not None:
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -192,15 +199,17 @@ class AMQPTransport(CallTransport):
         self._reply_tag = consumed.consumer_tag
         for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
             await self.announcements.bind(queue, link)
+        await self.records.restore(link)
         if self._intake is not None:
             await self._intake.resume(link)
         self.link = link
         self._restored.set()
         self.outbox.attach(link.publish)
+        self.records.attach(link)
         pendings = self.pendings()
         if self._forsaken:
             self._forsaken = False
-            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
+            unknown = [item for item in pendings if not (item.kept or (item.inflow and item.inflow.begun))]
             self.resend(unknown, "the reply queue is gone")
             for item in pendings:
                 if item.inflow is not None and item.inflow.begun:
@@ -234,6 +243,7 @@ class AMQPTransport(CallTransport):
             error = keeper.exception()
             logger.critical("the connection is not restored any more", exc_info=error)
             self._closed(f"the transport failed ({type(error).__name__})")
+            self.records.close(f"the transport failed ({type(error).__name__})")
             if self._intake is not None:
                 self._intake.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
@@ -261,6 +271,7 @@ class AMQPTransport(CallTransport):
         self.link = None
         self._restored.clear()
         self.announcements.reset()
+        self.records.detach()
         if self._reply_acks is not None:
             self._reply_acks.close()
             self._reply_acks = None
@@ -302,9 +313,20 @@ class AMQPTransport(CallTransport):
         """The awaited call of that id."""
         return self._pending.get(call_id)
 
+    @contextmanager
+    def following(self, pending: Pending) -> Iterator[None]:
+        """Ask for a call that is not awaited here, as for those that are, unless it is followed already."""
+        known = self._pending.setdefault(pending.call.id, pending)
+        try:
+            yield
+        finally:
+            if known is pending:
+                del self._pending[pending.call.id]
+
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
+        pending.kept = pending.call.id in self.records.opening
         queue = self.queue_of(pending.options)
         if queue not in self.announcements.listening:
             self.announcements.listens(queue)
@@ -360,9 +382,11 @@ class AMQPTransport(CallTransport):
         for envelope in envelopes:
             if isinstance(envelope, Reply):
                 pending = self._pending.get(envelope.id)
-                if pending is not None:
+                if pending is not None and not pending.kept:
                     self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
                     self._resolve(envelope)
+                else:
+                    self.records.heard(envelope)
             elif isinstance(envelope, Item | End):
                 self._on_stream(envelope)
             elif isinstance(envelope, Up):

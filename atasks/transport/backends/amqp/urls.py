@@ -17,6 +17,7 @@ OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
     "queue_type": str,
     "max_priority": int,
     "consumer_timeout": float,
+    "keep_runs": float,
 }
 
 

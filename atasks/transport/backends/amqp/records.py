@@ -1,0 +1,305 @@
+"""Keeping what becomes of calls at the broker: a queue for each, which is read without being consumed.
+
+The messages of a record's queue: the call, behind a `Kept`, and then replies. Replies are published to the control
+exchange, so that they reach the record and, in the same step, everyone who waits for them. Those who are told so
+read the record again: what the queue holds, in its order, is the only truth.
+
+The queue has a single active consumer. Who reads it is sent everything, and closes the channel: the messages go
+back as they were, and the next reader has its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.errors import CallConnectionLost, DecodeError, NotConnected, QueueFull
+from atasks.options import TaskOptions
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error, shielded
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.base import Pending
+from atasks.transport.records import Record, Records, unknown_run
+from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.transport import AMQPTransport
+
+__all__ = ["AMQPRecords"]
+
+logger = logging.getLogger("atasks.amqp")
+
+T = TypeVar("T")
+
+READ_SECONDS: Final = 90.0
+"""For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
+LOST_SECONDS: Final = 1.0
+"""Seconds within which an error that means the loss of the link makes itself known as that."""
+
+
+class AMQPRecords(Records):
+    """The records of one namespace at the broker. What is begun over one link goes on over the next one."""
+
+    def __init__(self, transport: AMQPTransport, expires: float) -> None:
+        super().__init__(expires)
+        self._transport = transport
+        self.opening: set[str] = set()
+        """Calls that are on their way to their work queue, and are to be kept."""
+        self._watches: dict[str, list[asyncio.Event]] = {}
+        """Routing key -> those to be told of what is published by it."""
+        self._link: asyncio.Future[Link] | None = None
+        self._numbers = 0
+        self._closed = False
+
+    # -- the connection
+
+    async def restore(self, link: Link) -> None:
+        """Listen over a new link to what is waited for."""
+        for key in list(self._watches):
+            await self._bind(link, key)
+
+    def attach(self, link: Link) -> None:
+        """Work over this link from now on; what was published meanwhile may have been missed."""
+        self._closed = False
+        self._awaited_link().set_result(link)
+        self._wake_all()
+
+    def detach(self) -> None:
+        """The link is gone: wait for the next one."""
+        if not self._closed:
+            self._awaited_link()
+
+    def close(self, reason: str) -> None:
+        """There will be no other link: what waits for one ends in NotConnected."""
+        self._closed = True
+        link = self._awaited_link()
+        link.set_exception(NotConnected(reason))
+        link.exception()  # nobody may be waiting
+        self._wake_all()
+
+    def _awaited_link(self) -> asyncio.Future[Link]:
+        if self._link is None or self._link.done():
+            self._link = asyncio.get_running_loop().create_future()
+        return self._link
+
+    def _wake_all(self) -> None:
+        for events in self._watches.values():
+            for event in events:
+                event.set()
+
+    async def _over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
+        """Do it over the link that there is, and again over the next one if that one gets lost."""
+        while True:
+            if self._link is None:
+                raise NotConnected("this transport is not connected: await its connect() first")
+            link = await asyncio.shield(self._link)
+            try:
+                return await operation(link)
+            except CLIENT_ERRORS as error:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOST_SECONDS):
+                        await asyncio.shield(link.lost)
+                if not link.lost.done():
+                    raise map_error(error, self._transport.urls[0]) from error
+                if self._link.done() and self._link.exception() is None and self._link.result() is link:
+                    self.detach()  # the transport has not noticed yet
+
+    # -- the contract
+
+    async def begin(self, call: Call, options: TaskOptions) -> None:
+        transport = self._transport
+        topology = transport.topology
+        name = topology.kept(call.id)
+        milliseconds = int(self.expires * 1000)
+        keys = (name, topology.kept_steps(call.id))
+        arguments = topology.kept_arguments(milliseconds)
+        await self._over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+        head = Kept(VERSION, call.id, transport.queue_of(options), milliseconds)
+        await self._publish(call.id, wire.encode([head, call]), name, exchange="")
+        self.opening.add(call.id)
+        try:
+            await transport.request(call, options)
+        finally:
+            self.opening.discard(call.id)
+
+    async def add(self, call_id: str, reply: Reply) -> None:
+        topology = self._transport.topology
+        await self.touch(call_id)
+        key = topology.kept(call_id) if reply.id == call_id else topology.kept_steps(call_id)
+        await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)
+
+    async def touch(self, call_id: str) -> None:
+        name = self._transport.topology.kept(call_id)
+        if await self._over_link(lambda link: link.queue_state(name)) is None:
+            raise unknown_run(call_id)
+
+    async def read(self, call_id: str) -> Record:
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                bodies = await self._over_link(lambda link: self._read(link, call_id))
+        except TimeoutError:
+            raise CallConnectionLost(
+                f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
+            ) from None
+        head: Kept | None = None
+        record: Record | None = None
+        for body in bodies:
+            for envelope in _envelopes(body):
+                if isinstance(envelope, Kept):
+                    head = envelope
+                elif isinstance(envelope, Call) and head is not None and record is None:
+                    record = Record(head, envelope)
+                elif isinstance(envelope, Reply) and record is not None:
+                    record.add(envelope)
+        if record is None:
+            raise unknown_run(call_id)
+        return record
+
+    @asynccontextmanager
+    async def watch(self, call_id: str, *, steps: bool) -> AsyncIterator[asyncio.Event]:
+        topology = self._transport.topology
+        keys = [topology.kept(call_id), *([topology.kept_steps(call_id)] if steps else [])]
+        event = asyncio.Event()
+        new = [key for key in keys if key not in self._watches]
+        for key in keys:
+            self._watches.setdefault(key, []).append(event)
+        try:
+            for key in new:
+                await self._over_link(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
+            yield event
+        finally:
+            for key in keys:
+                events = self._watches[key]
+                events.remove(event)
+                if not events:
+                    del self._watches[key]
+                    await self._unbind(key)
+
+    @contextmanager
+    def pursue(self, record: Record) -> Iterator[None]:
+        """Among what is asked for: a call that no worker says it holds is sent again."""
+        transport = self._transport
+        options = TaskOptions(queue=record.head.queue)
+        loop = asyncio.get_running_loop()
+        pending = _Pursued(record.call, options, loop.create_future())
+        pending.kept = pending.confirmed = True
+        pending.since = loop.time()
+        with transport.following(pending):
+            yield
+
+    def heard(self, reply: Reply) -> None:
+        """A reply has arrived that no await is for."""
+        if self._watches:
+            topology = self._transport.topology
+            for key in (topology.kept(reply.id), topology.kept_steps(reply.id.rpartition(".")[0])):
+                for event in self._watches.get(key, ()):
+                    event.set()
+
+    # -- messages
+
+    async def _publish(self, call_id: str, body: bytes, key: str, *, exchange: str) -> None:
+        """Send it, and return when it is safe."""
+        outbox = self._transport.outbox
+        while (room := outbox.room()) is not None:
+            await room
+        self._numbers += 1
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE, message_id=f"{call_id}:{id(self):x}:{self._numbers:x}", delivery_mode=2
+        )
+        message = _Safe(call_id, body, key, properties, exchange)
+        outbox.put(message)
+        await message.future
+
+    async def _read(self, link: Link, call_id: str) -> list[bytes]:
+        """The messages of a record, which stay in their queue."""
+        name = self._transport.topology.kept(call_id)
+        bodies: list[bytes] = []
+        arrived = asyncio.Event()
+
+        async def receive(message: DeliveredMessage) -> None:
+            bodies.append(message.body)
+            arrived.set()
+
+        channel = await link.open_channel()
+        try:
+            await guard(shielded(channel.basic_consume(name, receive)))
+            while True:
+                arrived.clear()
+                # What was ready when this is answered was sent to here before, but for what is still to come.
+                state = await guard(shielded(channel.queue_declare(name, passive=True)))
+                if bodies and not state.message_count:
+                    return bodies
+                waiting = asyncio.ensure_future(arrived.wait())
+                try:
+                    await asyncio.wait((waiting, channel.closing), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+                if channel.is_closed:
+                    raise ConnectionError("the channel was closed over a read")
+        except ChannelNotFoundEntity:
+            raise unknown_run(call_id) from None
+        finally:
+            with suppress(*CLIENT_ERRORS):
+                await guard(shielded(channel.close()))
+
+    async def _bind(self, link: Link, key: str) -> None:
+        transport = self._transport
+        await guard(shielded(link.inbox.queue_bind(transport.reply_queue, transport.topology.control, key)))
+
+    async def _unbind(self, key: str) -> None:
+        transport = self._transport
+        link = transport.link
+        if link is not None:
+            with suppress(*CLIENT_ERRORS):
+                await guard(
+                    shielded(link.inbox.queue_unbind(transport.reply_queue, transport.topology.control, key))
+                )
+
+
+class _Pursued(Pending):
+    """A call whose record is waited for. What becomes of its request ends nothing."""
+
+    __slots__ = ()
+
+    def handed_over(self) -> None:
+        pass
+
+    def fail(self, error: Exception) -> None:
+        logger.warning("%s cannot be sent again: %s", self.call.task, error)
+
+
+class _Safe(Outgoing):
+    """A message of a record."""
+
+    __slots__ = ("call_id", "future")
+
+    def __init__(self, call_id: str, body: bytes, key: str, properties: Basic.Properties, exchange: str) -> None:
+        super().__init__(body, key, properties, exchange=exchange)
+        self.call_id = call_id
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def confirmed(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def returned(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(unknown_run(self.call_id))
+
+    def refused(self) -> None:
+        if not self.future.done():
+            self.future.set_exception(QueueFull(f"the broker takes no more of run {self.call_id!r}: try later"))
+
+
+def _envelopes(body: bytes) -> list[wire.Envelope]:
+    try:
+        return wire.decode(body)
+    except DecodeError:
+        return wire.salvage(body).envelopes

@@ -1,0 +1,117 @@
+"""Keeping what becomes of a call that nobody awaits, for whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
+from typing import Final
+
+from atasks.errors import UnknownRun
+from atasks.options import TaskOptions
+from atasks.wire import Call, Kept, Reply
+
+__all__ = ["DEFAULT_EXPIRES", "Record", "Records", "check_expires", "unknown_run"]
+
+DEFAULT_EXPIRES: Final = 86_400.0
+"""Seconds."""
+LONGEST_EXPIRES: Final = 4_000_000.0
+"""Seconds: RabbitMQ counts the milliseconds in 32 bits."""
+PATIENCE: Final = 10.0
+"""Seconds after which one who waits looks whether what it waits for is still there."""
+
+
+class Record:
+    """What is kept of one call: the call itself, and the replies so far, in the order in which they were kept."""
+
+    def __init__(self, head: Kept, call: Call) -> None:
+        self.head = head
+        self.call = call
+        self.replies: dict[str, Reply] = {}
+        """By id. The first of an id counts: a call may be run twice, if its worker seems to have died."""
+
+    def add(self, reply: Reply) -> bool:
+        """Put the reply into the record; False if there is one of its id."""
+        return self.replies.setdefault(reply.id, reply) is reply
+
+    @property
+    def ending(self) -> Reply | None:
+        """How the call ended, once it has."""
+        return self.replies.get(self.call.id)
+
+    @property
+    def expires(self) -> float:
+        """Seconds after which the record goes, if nobody uses it."""
+        return self.head.expires_ms / 1000
+
+
+class Records(ABC):
+    """Keeps the replies of calls that nobody awaits: any process may read them, any number of times.
+
+    A record goes when it was not used for `expires` seconds: neither written nor read nor waited for. Whoever runs
+    a kept call uses its record meanwhile.
+    """
+
+    def __init__(self, expires: float) -> None:
+        self.expires = check_expires(expires)
+
+    @abstractmethod
+    async def begin(self, call: Call, options: TaskOptions) -> None:
+        """Open a record and have a worker run the call. Returns when both are safe; waits for a worker to declare
+        the queue, if the options do not say otherwise. Raises a `CallError`."""
+
+    @abstractmethod
+    async def add(self, call_id: str, reply: Reply) -> None:
+        """Put a reply into the record, and return when it is safe. The call has ended with the first one that has
+        its id; others have an id of their own. Raises UnknownRun."""
+
+    @abstractmethod
+    async def read(self, call_id: str) -> Record:
+        """The record as it is now. Raises UnknownRun."""
+
+    @abstractmethod
+    async def touch(self, call_id: str) -> None:
+        """Use the record: its time begins anew. Raises UnknownRun."""
+
+    @abstractmethod
+    def watch(self, call_id: str, *, steps: bool) -> AbstractAsyncContextManager[asyncio.Event]:
+        """Inside of this the event is set after the call has ended, and, with `steps`, after other replies were
+        kept; it may also be set for no reason."""
+
+    def pursue(self, record: Record) -> AbstractContextManager[None]:
+        """Inside of this the call is sent again if it gets lost."""
+        return nullcontext()
+
+    async def wait(self, call_id: str, wanted: Callable[[Record], bool], *, steps: bool) -> Record:
+        """The record, as soon as it is as wanted. Raises UnknownRun, also if it expires meanwhile."""
+        async with self.watch(call_id, steps=steps) as news:
+            record = await self.read(call_id)
+            with self.pursue(record):
+                while not wanted(record):
+                    try:
+                        async with asyncio.timeout(min(PATIENCE, record.expires / 3)):
+                            await news.wait()
+                    except TimeoutError:
+                        await self.touch(call_id)
+                    else:
+                        news.clear()
+                        record = await self.read(call_id)
+            return record
+
+
+def check_expires(value: object) -> float:
+    """The option `keep_runs` of transports, checked."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"keep_runs is a number of seconds, not {value!r}")
+    if not 0.001 <= value <= LONGEST_EXPIRES:
+        raise ValueError(f"keep_runs={value!r}: seconds above 0, at most {LONGEST_EXPIRES:.0f}")
+    return float(value)
+
+
+def unknown_run(call_id: str) -> UnknownRun:
+    """The error of who asks for a record that there is not."""
+    return UnknownRun(
+        f"there is no run {call_id!r} here: its results have expired, or it was submitted over another broker, "
+        "prefix or namespace"
+    )
