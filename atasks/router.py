@@ -118,6 +118,30 @@ class Router:
             raise await self._error(reply, call, codec)
         return await self._result(reply, call, task, codec)
 
+    async def request_to_keep(
+        self, name: str, args: tuple[Any, ...], options: TaskOptions, transport: Transport
+    ) -> Call:
+        """A call for `transport.records`: nobody awaits it, and it is no part of the call that makes it."""
+        codec = self.codec
+        payload = await self._encode(name, codec, (args, {}))
+        call = self._call(name, payload, options, transport, codec, None)
+        if carried:
+            call.context = await self._carried(name, codec)
+        return call
+
+    async def outcome(self, reply: Reply, call: Call) -> Any:
+        """What a reply stands for: its value, or it raises the exception."""
+        if reply.status != Status.VALUE:
+            raise await self._error(reply, call, self.codec)
+        return await self._result(reply, call, None, self.codec)
+
+    def transport(self) -> Transport:
+        """The transport that awaits use which are made here. Raises NotConnected."""
+        run = serving.get()
+        if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
+            run = None
+        return self._transport(run)
+
     def stream(self, name: str, /, *args: Any, **kwargs: Any) -> RemoteStream[Any]:
         """The items of the stream `name`, which runs on a worker from the first `__anext__` on.
 

@@ -22,6 +22,7 @@ from atasks.pipeline.api import (
     stage,
 )
 from atasks.pipeline.calling import WorkerInfo, bind
+from atasks.pipeline.handle import Handle, attach
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.progress import StageProgress
 from atasks.pipeline.run import Run
@@ -29,6 +30,7 @@ from atasks.pipeline.stages import Stage
 
 __all__ = [
     "AbortPipeline",
+    "Handle",
     "Pipeline",
     "PipelineError",
     "Run",
@@ -36,6 +38,7 @@ __all__ = [
     "StageProgress",
     "WorkerInfo",
     "after",
+    "attach",
     "bind",
     "collect",
     "drain",

@@ -6,13 +6,16 @@ import base64
 import binascii
 import pickle
 from collections.abc import AsyncIterable, Callable, Iterable
-from typing import Any, Generic, Never, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, cast, overload
 
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import Start, name_of
 from atasks.pipeline.run import Many, One, Run
 from atasks.pipeline.source import IterableSource, SingleSource
 from atasks.pipeline.stages import Stage
+
+if TYPE_CHECKING:
+    from atasks.pipeline.handle import Handle
 
 __all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Whole"]
 
@@ -67,6 +70,26 @@ class Pipeline(Generic[P, T, K]):
                 raise TypeError(f"a pipeline that begins with {first.name!r} is called with one item")
             item = args[0]
         return Run(SingleSource(item), self._stages, called=True)
+
+    @overload
+    async def submit(self: Pipeline[P, X, One], *args: P.args, **kwargs: P.kwargs) -> Handle[X]: ...
+    @overload
+    async def submit(self: Pipeline[P, X, Many], *args: P.args, **kwargs: P.kwargs) -> Handle[list[X]]: ...
+    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
+        """Have the workers run it over these arguments, and return a handle of that run as soon as it is safe.
+
+        Guarantees: the run goes on when this process ends, and when workers do, behind the last stage whose result
+        is safe; a stage begins when the one before has ended. What it gives is kept for as long as the transport's
+        `keep_runs` says, and can be read again and again. Waits for a worker unless the first atask has
+        `on_no_worker="error"`.
+
+        Its stages are atasks, and filter, flat_map, each, after, collect, group, fork and ordered over them.
+        Raises TypeError for a local function, and for arguments that the first stage does not take, ValueError for
+        a pipeline without stages, NotConnected, NotSupported, EncodeError.
+        """
+        from atasks.pipeline.submitting import submit
+
+        return await submit(self, args, kwargs)
 
     def check_callable(self) -> None:
         """Raise a ValueError if it cannot be called with arguments."""

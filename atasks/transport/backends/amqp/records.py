@@ -21,7 +21,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.errors import CallConnectionLost, DecodeError, NotConnected, QueueFull
+from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.outbox import Outgoing
@@ -102,6 +102,8 @@ class AMQPRecords(Records):
             link = await asyncio.shield(self._link)
             try:
                 return await operation(link)
+            except AtasksError:
+                raise
             except CLIENT_ERRORS as error:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOST_SECONDS):

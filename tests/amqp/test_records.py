@@ -1,0 +1,240 @@
+"""Records: what is kept of calls that nobody awaits, by the broker and in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks import NoWorker, Transport, UnknownRun, atask
+from atasks.calls import new_call_id
+from atasks.codecs import get_codec
+from atasks.options import TaskOptions
+from atasks.testing import soon
+from atasks.transport.records import Record, Records
+from atasks.wire import VERSION, Call, Reply, Status
+from tests.broker import Broker
+
+Connect = Callable[..., AbstractAsyncContextManager[Transport]]
+
+MANY = 300
+
+
+@atask
+async def double(number: int) -> int:
+    return number * 2
+
+
+@atask
+async def never(number: int) -> int:
+    await asyncio.Event().wait()
+    return number
+
+
+@pytest.fixture(params=["amqp", "loopback"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Connects what may call and serve: all of it in one process."""
+    if request.param == "loopback":
+
+        def loopback(**options: Any) -> AbstractAsyncContextManager[Transport]:
+            return atasks.connect("loopback:", **options)
+
+        return loopback
+    url, prefix = request.getfixturevalue("amqp_url"), request.getfixturevalue("prefix")
+    request.getfixturevalue("amqp_leaks")
+
+    @asynccontextmanager
+    async def amqp(**options: Any) -> AsyncIterator[Transport]:
+        async with atasks.serve(url, prefix=prefix, grace=0, **options) as worker:
+            yield worker.transport
+
+    return amqp
+
+
+def records_of(transport: Transport) -> Records:
+    assert transport.records is not None
+    return transport.records
+
+
+async def new_call(task: str, number: int) -> Call:
+    codec = get_codec()
+    return Call(VERSION, new_call_id(), f"{__name__}.{task}", await codec.encode(((number,), {})), codec.name)
+
+
+def step(call: Call, number: int) -> Reply:
+    return Reply(VERSION, f"{call.id}.{number}", Status.VALUE, b"%d" % number, "none")
+
+
+def ended(record: Record) -> bool:
+    return record.ending is not None
+
+
+async def value(record: Record) -> object:
+    assert record.ending is not None
+    return await get_codec().decode(record.ending.payload)
+
+
+async def test_a_kept_call_ends_in_a_record_that_can_be_read_again_and_again(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        call = await new_call("double", 21)
+        await records.begin(call, TaskOptions())
+        assert await value(await soon(records.wait(call.id, ended, steps=False))) == 42
+        for _ in range(3):
+            record = await soon(records.read(call.id))
+            assert await value(record) == 42
+            assert record.call.task == call.task
+
+
+async def test_readers_at_the_same_time_all_read_everything(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        call = await new_call("never", 1)
+        await records.begin(call, TaskOptions())
+        for number in range(5):
+            await records.add(call.id, step(call, number))
+        found = await soon(asyncio.gather(*(records.read(call.id) for _ in range(20))))
+        assert all(len(record.replies) == 5 for record in found)
+
+
+async def test_a_record_of_many_replies_is_read_whole_and_in_order(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        call = await new_call("never", 1)
+        await records.begin(call, TaskOptions())
+        await soon(asyncio.gather(*(records.add(call.id, step(call, number)) for number in range(MANY))))
+        for _ in range(2):
+            record = await soon(records.read(call.id))
+            assert list(record.replies) == [f"{call.id}.{number}" for number in range(MANY)]
+
+
+async def test_the_first_reply_of_an_id_counts(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        call = await new_call("never", 1)
+        await records.begin(call, TaskOptions())
+        for payload in (b"first", b"second"):
+            await records.add(call.id, Reply(VERSION, call.id, Status.VALUE, payload, "none"))
+        record = await soon(records.read(call.id))
+        assert record.ending is not None
+        assert record.ending.payload == b"first"
+
+
+async def test_who_waits_is_told_of_a_step_and_of_the_end(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        call = await new_call("never", 1)
+        await records.begin(call, TaskOptions())
+        wanted = f"{call.id}.1"
+        for_step = asyncio.create_task(records.wait(call.id, lambda record: wanted in record.replies, steps=True))
+        for_end = [asyncio.create_task(records.wait(call.id, ended, steps=False)) for _ in range(3)]
+        await records.add(call.id, step(call, 0))
+        await asyncio.sleep(0)
+        assert not for_step.done()
+        await records.add(call.id, step(call, 1))
+        assert len((await soon(for_step)).replies) == 2
+        assert not any(task.done() for task in for_end)
+        await records.add(call.id, Reply(VERSION, call.id, Status.VALUE, b"end", "none"))
+        for record in await soon(asyncio.gather(*for_end)):
+            assert record.ending is not None
+
+
+async def test_a_record_expires_when_it_was_not_used_for_its_time(connect: Connect) -> None:
+    async with connect(keep_runs=1.0) as transport:
+        records = records_of(transport)
+        call = await new_call("double", 4)
+        await records.begin(call, TaskOptions())
+        await soon(records.wait(call.id, ended, steps=False))
+        gone = asyncio.create_task(_until_gone(records, call.id))
+        with pytest.raises(UnknownRun, match="expired"):
+            await soon(gone)
+
+
+async def _until_gone(records: Records, call_id: str) -> None:
+    while True:
+        await asyncio.sleep(1.5)  # longer than it is kept: asking sooner would keep it
+        await records.read(call_id)
+
+
+async def test_waiting_keeps_a_record(connect: Connect) -> None:
+    async with connect(keep_runs=1.0) as transport:
+        records = records_of(transport)
+        call = await new_call("never", 4)
+        await records.begin(call, TaskOptions())
+        waiting = asyncio.create_task(records.wait(call.id, ended, steps=False))
+        finished, _ = await asyncio.wait([waiting], timeout=3)
+        assert not finished
+        await records.add(call.id, Reply(VERSION, call.id, Status.VALUE, b"end", "none"))
+        assert (await soon(waiting)).ending is not None
+
+
+async def test_what_was_never_begun_is_unknown(connect: Connect) -> None:
+    async with connect() as transport:
+        records = records_of(transport)
+        for attempt in (
+            records.read("nothing-1"),
+            records.touch("nothing-1"),
+            records.add("nothing-1", Reply(VERSION, "nothing-1", Status.VALUE, b"")),
+            records.wait("nothing-1", ended, steps=True),
+        ):
+            with pytest.raises(UnknownRun, match="nothing-1"):
+                await soon(attempt)
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+async def test_beginning_without_a_worker_fails_if_it_is_to(amqp_url: str, prefix: str) -> None:
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        call = await new_call("double", 4)
+        with pytest.raises(NoWorker):
+            await soon(records_of(transport).begin(call, TaskOptions(on_no_worker="error")))
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+async def test_beginning_without_a_worker_waits_for_one(amqp_url: str, prefix: str) -> None:
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        records = records_of(transport)
+        call = await new_call("double", 4)
+        begun = asyncio.create_task(records.begin(call, TaskOptions()))
+        finished, _ = await asyncio.wait([begun], timeout=0.5)
+        assert not finished
+        async with atasks.serve(amqp_url, prefix=prefix):
+            await soon(begun)
+            assert await value(await soon(records.wait(call.id, ended, steps=False))) == 8
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+async def test_a_record_outlives_who_began_it_and_the_broker(controllable_broker: Broker, prefix: str) -> None:
+    controllable_broker.start()
+    url = controllable_broker.url
+    async with atasks.serve(url, prefix=prefix, grace=0), atasks.connect(url, prefix=prefix) as transport:
+        call = await new_call("double", 4)
+        await records_of(transport).begin(call, TaskOptions())
+        await soon(records_of(transport).wait(call.id, ended, steps=False))
+    await asyncio.to_thread(controllable_broker.stop)
+    await asyncio.to_thread(controllable_broker.start)
+    async with atasks.connect(url, prefix=prefix) as transport:
+        for _ in range(2):
+            assert await value(await soon(records_of(transport).read(call.id))) == 8
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+async def test_who_waits_goes_on_waiting_over_a_restart_of_the_broker(
+    controllable_broker: Broker, prefix: str
+) -> None:
+    controllable_broker.start()
+    url = controllable_broker.url
+    async with atasks.serve(url, prefix=prefix, grace=0), atasks.connect(url, prefix=prefix) as transport:
+        records = records_of(transport)
+        call = await new_call("never", 4)
+        await records.begin(call, TaskOptions())
+        waiting = asyncio.create_task(records.wait(call.id, ended, steps=False))
+        await records.add(call.id, step(call, 0))
+        await asyncio.to_thread(controllable_broker.stop)
+        adding = asyncio.create_task(records.add(call.id, Reply(VERSION, call.id, Status.VALUE, b"end", "none")))
+        await asyncio.to_thread(controllable_broker.start)
+        await soon(adding)
+        assert len((await soon(waiting)).replies) == 2
