@@ -181,6 +181,7 @@ def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
         wire.Ask,
         wire.Held,
         wire.Up,
+        wire.Kept,
         wire.Credit,
         wire.Item,
         wire.End,
