@@ -89,8 +89,9 @@ class AMQPTransport(CallTransport):
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
-        self.records: AMQPRecords = AMQPRecords(self, keep_runs)
+        self._kept = AMQPRecords(self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
+        self.records = self._kept
         self.timeout = timeout
         self.consumer_timeout = consumer_timeout
         self.outbox = Outbox()
@@ -155,7 +156,7 @@ class AMQPTransport(CallTransport):
             return
         self._closed("the transport was disconnected")
         link, keeper = self.link, self._keeper
-        self.records.close("the transport was disconnected")
+        self._kept.close("the transport was disconnected")
         try:
             if link is not None:
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -199,13 +200,13 @@ class AMQPTransport(CallTransport):
         self._reply_tag = consumed.consumer_tag
         for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
             await self.announcements.bind(queue, link)
-        await self.records.restore(link)
+        await self._kept.restore(link)
         if self._intake is not None:
             await self._intake.resume(link)
         self.link = link
         self._restored.set()
         self.outbox.attach(link.publish)
-        self.records.attach(link)
+        self._kept.attach(link)
         pendings = self.pendings()
         if self._forsaken:
             self._forsaken = False
@@ -243,7 +244,7 @@ class AMQPTransport(CallTransport):
             error = keeper.exception()
             logger.critical("the connection is not restored any more", exc_info=error)
             self._closed(f"the transport failed ({type(error).__name__})")
-            self.records.close(f"the transport failed ({type(error).__name__})")
+            self._kept.close(f"the transport failed ({type(error).__name__})")
             if self._intake is not None:
                 self._intake.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
@@ -271,7 +272,7 @@ class AMQPTransport(CallTransport):
         self.link = None
         self._restored.clear()
         self.announcements.reset()
-        self.records.detach()
+        self._kept.detach()
         if self._reply_acks is not None:
             self._reply_acks.close()
             self._reply_acks = None
@@ -326,7 +327,7 @@ class AMQPTransport(CallTransport):
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        pending.kept = pending.call.id in self.records.opening
+        pending.kept = pending.call.id in self._kept.opening
         queue = self.queue_of(pending.options)
         if queue not in self.announcements.listening:
             self.announcements.listens(queue)
@@ -386,7 +387,7 @@ class AMQPTransport(CallTransport):
                     self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
                     self._resolve(envelope)
                 else:
-                    self.records.heard(envelope)
+                    self._kept.heard(envelope)
             elif isinstance(envelope, Item | End):
                 self._on_stream(envelope)
             elif isinstance(envelope, Up):
