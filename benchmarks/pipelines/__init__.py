@@ -1,0 +1,1 @@
+"""`python -m benchmarks.pipelines`: pipelines beside their peers."""
