@@ -205,8 +205,9 @@ class History:
         come from a run that got there. At-most-once calls ran at most once. `WorkerLost(attempts=n)` means at most
         n runs. A worker process does not run a call that it runs, or that it has finished, again.
 
-        `resent`: the caller may have sent requests again of which it did not know whether they had arrived. Such a
-        call may be at the broker twice, and each of the two has its own attempts.
+        `resent`: requests may have been sent again of which was not known whether they had arrived, by their caller or
+        by a worker that passed them on. Such a call may be at the broker twice, and each of the two has its own
+        attempts: then `WorkerLost(attempts=n)` means that no attempt was beyond the nth.
         """
         problems: list[str] = []
         endings = Counter(ended.key for ended in self.awaits)
@@ -228,9 +229,9 @@ class History:
         if ended.delivery == "at_most_once" and len(runs) > 1:
             yield f"at most once, and ran {len(runs)} times"
         if isinstance(ended.error, WorkerLost):
-            copies = max(1, sum(run.attempt == 1 for run in runs)) if resent else 1
-            if len(runs) > ended.error.attempts * copies:
-                yield f"WorkerLost({ended.error.attempts}) after {len(runs)} runs"
+            ran = max((run.attempt for run in runs), default=0) if resent else len(runs)
+            if ran > ended.error.attempts:
+                yield f"WorkerLost({ended.error.attempts}) after {ran} {'attempts' if resent else 'runs'}"
         yield from self._check_ending(ended, runs)
         pids = Counter(run.pid for run in runs if run.ending != "cancelled")
         for pid, count in pids.items():
