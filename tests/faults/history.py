@@ -205,8 +205,8 @@ class History:
         come from a run that got there. At-most-once calls ran at most once. `WorkerLost(attempts=n)` means at most
         n runs. A worker process does not run a call that it runs, or that it has finished, again.
 
-        `resent`: requests may have been sent again of which was not known whether they had arrived, by their caller or
-        by a worker that passed them on. Such a call may be at the broker twice, and each of the two has its own
+        `resent`: requests may have been sent again, where it was not known whether they had arrived, by the caller
+        or by a worker that passed them on. Such a call may be at the broker twice, and each of the two has its own
         attempts: then `WorkerLost(attempts=n)` means that no attempt was beyond the nth.
         """
         problems: list[str] = []
