@@ -6,11 +6,26 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from atasks import atask, current_call
 
-__all__ = ["NAMESPACE", "asleep", "block", "crash", "depth", "echo", "fib", "hold", "make", "pid", "take", "touch"]
+__all__ = [
+    "NAMESPACE",
+    "asleep",
+    "block",
+    "count",
+    "crash",
+    "depth",
+    "echo",
+    "fib",
+    "hold",
+    "make",
+    "pid",
+    "take",
+    "touch",
+]
 
 NAMESPACE = "local-jobs"
 
@@ -91,3 +106,12 @@ async def fib(n: int) -> int:
 async def depth(n: int) -> int:
     """As many calls in one another."""
     return 0 if n == 0 else 1 + await depth(n - 1)
+
+
+@atask(namespace=NAMESPACE)
+async def count(items: int, mark: str) -> AsyncIterator[int]:
+    """The numbers up to `items`; after the first half it goes on once the file `mark` exists."""
+    for number in range(items):
+        while number == items // 2 and not os.path.exists(mark):
+            await asyncio.sleep(0.02)
+        yield number

@@ -1,0 +1,57 @@
+"""Streams over the local transport whose worker process dies in the middle."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from atasks import StreamLost
+from atasks.transport.backends.local import LocalTransport
+from tests.faults.history import settled
+from tests.local.jobs import NAMESPACE, count
+
+pytestmark = pytest.mark.timeout(180)
+
+ITEMS = 1000
+
+
+@pytest.fixture
+async def crew(no_leaked_tasks: None) -> AsyncIterator[LocalTransport]:
+    async with atasks.local(workers=2, namespace=NAMESPACE) as transport:
+        assert isinstance(transport, LocalTransport)
+        yield transport
+
+
+async def collect(stream: AsyncIterator[int], transport: LocalTransport, mark: Path) -> list[int]:
+    """The items; every worker process is killed after the first half of them."""
+    found = []
+    async for item in stream:
+        found.append(item)
+        if len(found) == ITEMS // 2:
+            assert transport.crew is not None
+            for pid in transport.crew.pids:
+                os.kill(pid, signal.SIGKILL)
+            mark.touch()
+    return found
+
+
+async def test_a_replayable_stream_goes_on_in_another_process(crew: LocalTransport, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    stream = count.options(replayable=True)(ITEMS, str(mark))
+    assert await settled(collect(stream, crew, mark), "the stream", 60) == list(range(ITEMS))
+
+
+async def test_another_stream_ends_in_stream_lost(crew: LocalTransport, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(StreamLost):
+        await settled(collect(count(ITEMS, str(mark)), crew, mark), "the stream", 60)
+
+
+async def test_a_stream_without_a_fault(crew: LocalTransport, tmp_path: Path) -> None:
+    (mark := tmp_path / "mark").touch()
+    assert [item async for item in count(ITEMS, str(mark))] == list(range(ITEMS))
