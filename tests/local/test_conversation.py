@@ -1,0 +1,87 @@
+"""What a hub and the processes around it say to each other, and what they do not understand."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+import atasks
+from atasks import ConnectFailed, DecodeError, get_router
+from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.items import (
+    Hello,
+    NoneServes,
+    Request,
+    Stop,
+    Welcome,
+    decode,
+    encode,
+    salvage,
+)
+from atasks.transport.backends.local.link import SocketLink
+from atasks.wire import Call
+from tests.faults.history import settled, until
+from tests.local.jobs import NAMESPACE, echo
+
+
+def call(name: str = "a.task") -> Call:
+    return Call(1, "some-id", name, b"payload", "pickle")
+
+
+def frame(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def link() -> tuple[SocketLink, list[object]]:
+    """A link that is not connected, and what it receives. Within an event loop."""
+    received: list[object] = []
+    here = SocketLink()
+    here.receive = received.extend
+    return here, received
+
+
+async def test_frames_may_arrive_in_any_pieces() -> None:
+    items = [Hello(1, "default", 7), Request("q", call()), Stop()]
+    data = frame(encode(items[:1])) + frame(encode(items[1:])) + frame(encode([Welcome(8)]))
+    for size in (1, 3, 50, len(data)):
+        here, received = link()
+        for start in range(0, len(data), size):
+            here.data_received(data[start : start + size])
+        assert received == [*items, Welcome(8)]
+
+
+def test_what_can_be_read_of_a_frame_is_read() -> None:
+    body = encode([Stop(), Request("q", call("n" * 5000)), NoneServes("x"), ["not an item"]])
+    with pytest.raises(ValueError, match="length"):
+        decode(body)
+    found = salvage(body)
+    assert found.items == [Stop(), NoneServes("x")]
+    assert [call_id for call_id, _ in found.bad] == ["some-id", None]
+
+
+async def test_a_call_that_cannot_be_read_costs_no_other(host: Host, path: str) -> None:
+    async with atasks.serve(f"unix://{path}", namespace=NAMESPACE, hub=False):
+        others = [asyncio.create_task(echo(number)) for number in range(20)]
+        with pytest.raises(DecodeError, match="request refused"):
+            await settled(get_router(NAMESPACE).send_request("n" * 5000), "a call of a name that is too long")
+        assert await settled(asyncio.gather(*others), "the others") == list(range(20))
+
+
+async def test_another_version_is_refused(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atasks.transport.backends.local.transport.PROTOCOL", 99)
+    with pytest.raises(ConnectFailed, match="run the same version of atasks"):
+        async with atasks.connect(f"unix://{path}"):
+            pass
+
+
+@pytest.mark.parametrize("data", [b"GET / HTTP/1.1\r\n\r\n", frame(b"\xc1"), b"\xff" * 8, frame(encode([Stop()]))])
+async def test_strangers_are_shown_out(host: Host, path: str, data: bytes) -> None:
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(data)
+    if data.startswith(b"GET"):
+        writer.write_eof()  # the length that it seems to say is not reached
+    await settled(reader.read(), "the hub closes the connection")
+    writer.close()
+    await writer.wait_closed()
+    await until(lambda: host.hub._peers == [], "it is forgotten")
