@@ -103,8 +103,8 @@ async def _consume(items: int) -> int:
 
 
 async def main() -> None:
-    """As a worker: serve until the standard input ends. As a client: measure, and print the figures. And delete what
-    the worker left at the broker."""
+    """As a worker: serve until the standard input ends. As a client: measure, and print the figures. Last, delete
+    what the worker left at the broker."""
     role, prefix, *rest = sys.argv[1:]
     url = os.environ["ATASKS_BENCH_AMQP_URL"]
     if role == "worker":

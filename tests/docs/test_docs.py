@@ -18,8 +18,9 @@ import click
 import pytest
 
 import atasks
-from atasks import errors, failures, wire
+from atasks import errors, failures, pipeline, wire
 from atasks.options import TaskOptions
+from atasks.pipeline.options import StageOptions
 from atasks_cli.exits import Exit
 from atasks_cli.main import run_command
 from tests.docs.pages import PAGES, ROOT, Page, table
@@ -205,6 +206,17 @@ def test_statuses_on_the_wire() -> None:
     assert {row[1]: int(row[0]) for row in rows} == {
         name: value for name, value in vars(wire.Status).items() if name.isupper()
     }
+
+
+def test_functions_and_options_of_pipelines_are_described() -> None:
+    page = BY_NAME["docs/pipelines-reference.md"]
+    described = {row[0].split("(")[0] for row in table(page.section("## Functions"))}
+    functions = {name for name in pipeline.__all__ if name.islower()}
+    assert described == functions
+    rows = table(page.section("## Options of a stage"))
+    defaults = {field.name: field.default for field in dataclasses.fields(StageOptions)}
+    assert [row[0] for row in rows] == list(defaults)
+    assert {row[0]: ast.literal_eval(row[1].split(";")[0]) for row in rows} == defaults
 
 
 def test_table_of_options() -> None:

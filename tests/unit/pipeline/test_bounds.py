@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -246,3 +247,24 @@ async def test_flat_map_of_many_workers_is_bounded() -> None:
     assert count <= 1 + 2 + 4
     assert pulls <= count + 1
     await items.aclose()
+
+
+async def test_a_wide_fan_out_needs_little_memory() -> None:
+    async def work(x: int) -> bytes:
+        await asyncio.sleep(0)
+        return bytes(1000)
+
+    async def consume(items: int) -> int:
+        count = 0
+        async for _ in range(items) | map(work, workers=500):
+            count += 1
+        return count
+
+    assert await consume(2000) == 2000
+    tracemalloc.start()
+    try:
+        assert await consume(10_000) == 10_000
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4_000_000, "far from the 10 MB that the results have"
