@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
 
+import atasks
+from atasks import Transport
 from atasks.testing import Site
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.amqp.peer import Peer
 
 NewTransport = Callable[..., AMQPTransport]
+Connect = Callable[..., AbstractAsyncContextManager[Transport]]
 
 
 @pytest.fixture
@@ -37,3 +41,23 @@ async def peer(amqp_url: str, prefix: str, site: Site) -> AsyncIterator[Peer]:
     """A client of the broker that is made by hand, in the same namespace."""
     async with Peer.connect(amqp_url, prefix, site.namespace) as peer:
         yield peer
+
+
+@pytest.fixture(params=["amqp", "loopback"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    """Connects what may call and serve: all of it in one process."""
+    if request.param == "loopback":
+
+        def loopback(**options: Any) -> AbstractAsyncContextManager[Transport]:
+            return atasks.connect("loopback:", **options)
+
+        return loopback
+    url, prefix = request.getfixturevalue("amqp_url"), request.getfixturevalue("prefix")
+    request.getfixturevalue("amqp_leaks")
+
+    @asynccontextmanager
+    async def amqp(**options: Any) -> AsyncIterator[Transport]:
+        async with atasks.serve(url, prefix=prefix, grace=0, **options) as worker:
+            yield worker.transport
+
+    return amqp

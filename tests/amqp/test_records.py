@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -17,9 +14,8 @@ from atasks.options import TaskOptions
 from atasks.testing import soon
 from atasks.transport.records import Record, Records
 from atasks.wire import VERSION, Call, Reply, Status
+from tests.amqp.conftest import Connect
 from tests.broker import Broker
-
-Connect = Callable[..., AbstractAsyncContextManager[Transport]]
 
 MANY = 300
 
@@ -33,26 +29,6 @@ async def double(number: int) -> int:
 async def never(number: int) -> int:
     await asyncio.Event().wait()
     return number
-
-
-@pytest.fixture(params=["amqp", "loopback"])
-def connect(request: pytest.FixtureRequest) -> Connect:
-    """Connects what may call and serve: all of it in one process."""
-    if request.param == "loopback":
-
-        def loopback(**options: Any) -> AbstractAsyncContextManager[Transport]:
-            return atasks.connect("loopback:", **options)
-
-        return loopback
-    url, prefix = request.getfixturevalue("amqp_url"), request.getfixturevalue("prefix")
-    request.getfixturevalue("amqp_leaks")
-
-    @asynccontextmanager
-    async def amqp(**options: Any) -> AsyncIterator[Transport]:
-        async with atasks.serve(url, prefix=prefix, grace=0, **options) as worker:
-            yield worker.transport
-
-    return amqp
 
 
 def records_of(transport: Transport) -> Records:

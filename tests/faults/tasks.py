@@ -24,6 +24,8 @@ __all__ = [
     "fan",
     "fib",
     "gated",
+    "passed",
+    "passed_once",
     "work",
 ]
 
@@ -78,6 +80,21 @@ async def block(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
     with _recorder().run(key):
         time.sleep(seconds)  # noqa: ASYNC251  # what an atask should not do
         return key, nonce, os.getpid()
+
+
+@atask
+async def passed(gates: str, number: int, item: list[int]) -> list[int]:
+    """A stage: the item with the number behind it, once the file `number` is in the directory `gates`."""
+    with _recorder().run(f"stage-{number}"):
+        while not os.path.exists(os.path.join(gates, str(number))):
+            await asyncio.sleep(0.02)
+        return [*item, number]
+
+
+@atask
+async def passed_once(gates: str, number: int, item: list[int]) -> list[int]:
+    """As `passed`."""
+    return await passed.local(gates, number, item)
 
 
 @atask

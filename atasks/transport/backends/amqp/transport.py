@@ -210,8 +210,8 @@ class AMQPTransport(CallTransport):
         pendings = self.pendings()
         if self._forsaken:
             self._forsaken = False
-            unknown = [item for item in pendings if not (item.kept or (item.inflow and item.inflow.begun))]
-            self.resend(unknown, "the reply queue is gone")
+            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
+            self.resend([item for item in unknown if not item.kept], "the reply queue is gone")
             for item in pendings:
                 if item.inflow is not None and item.inflow.begun:
                     item.inflow.ask()  # its worker goes on, at the new address

@@ -1,0 +1,35 @@
+"""`python -m tests.faults.submitters URL PREFIX GATES STAGES`: submits a run, says its id, and exits."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import atasks
+from atasks.pipeline import Pipeline, bind, stage
+from tests.faults.tasks import passed
+
+__all__ = ["chained", "gated_stage"]
+
+
+def gated_stage(function: Any, gates: str, number: int) -> Pipeline[..., Any, Any]:
+    """`passed`, or one like it, as the stage of this number."""
+    return stage(function, bind=bind(gates, number))
+
+
+def chained(gates: str, count: int) -> Pipeline[..., Any, Any]:
+    """So many stages, each of which waits for its gate."""
+    return reduce(or_, (gated_stage(passed, gates, number) for number in range(count)))
+
+
+async def main(url: str, prefix: str, gates: str, count: str) -> None:
+    async with atasks.connect(url, prefix=prefix):
+        handle = await chained(gates, int(count)).submit([])
+        print(handle.id, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

@@ -1,0 +1,199 @@
+"""Runs of pipelines on the workers, while submitters, workers and the broker come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks import CallCancelled, WorkerLost
+from atasks.pipeline import attach, stage
+from tests.broker import Broker
+from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.processes import Process
+from tests.faults.submitters import chained, gated_stage
+from tests.faults.tasks import crash, passed_once
+from tests.faults.workers import Fleet
+
+STAGES = 5
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Iterator[Path]:
+    """A directory: the stage of a number waits until there is a file of that name. All open in the end."""
+    path = tmp_path / "gates"
+    path.mkdir()
+    yield path
+    _open(path, *range(STAGES))
+
+
+def _open(gates: Path, *numbers: int) -> None:
+    for number in numbers:
+        (gates / str(number)).touch()
+
+
+async def _running(history: History, number: int) -> None:
+    await until(lambda: history.runs(f"stage-{number}"), f"stage {number} runs")
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_run_outlives_its_submitter_and_is_read_twice_by_another_process(
+    fleet: Fleet, gates: Path, node: Broker, prefix: str
+) -> None:
+    fleet.start()
+    submitter = Process("tests.faults.submitters", node.url, prefix, str(gates), str(STAGES))
+    try:
+        assert await asyncio.to_thread(submitter.wait) == 0, submitter.output
+        handle = attach(submitter.output.strip())
+    finally:
+        submitter.close()
+    assert len(handle.task_ids) == STAGES
+    assert not await handle.done()
+    _open(gates, 0, 1)
+    assert await settled(handle.step(1), "the step of a run that goes on") == [0, 1]
+    assert not await handle.done()
+    _open(gates, 2, 3, 4)
+    for _ in range(2):
+        assert await settled(handle, "the result") == [0, 1, 2, 3, 4]
+    assert await settled(attach(handle.dumps()).step(3), "a step of a run that has ended") == [0, 1, 2, 3]
+    assert await handle.done()
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_killing_the_worker_at_every_stage_costs_a_run_nothing_but_time(
+    fleet: Fleet, gates: Path, history: History
+) -> None:
+    victim = fleet.start_one()
+    handle = await chained(str(gates), STAGES).submit([])
+    ending = asyncio.ensure_future(_value(handle))
+    for number in range(STAGES):
+        await until(lambda: ending.done() or history.runs(f"stage-{number}"), f"stage {number} runs")  # noqa: B023
+        assert not ending.done(), ending
+        victim.kill()
+        victim = await asyncio.to_thread(fleet.start_one)
+        _open(gates, number)
+    assert await settled(ending, "the result") == [0, 1, 2, 3, 4]
+    for number in range(STAGES - 1):
+        assert await settled(handle.step(number), "a step") == list(range(number + 1))
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_run_moves_on_from_a_worker_that_drains(fleet: Fleet, gates: Path, history: History) -> None:
+    first = fleet.start_one()
+    handle = await chained(str(gates), STAGES).submit([])
+    _open(gates, 0)
+    await _running(history, 1)
+    await asyncio.to_thread(fleet.start)
+    stopping = asyncio.create_task(asyncio.to_thread(first.stop))
+    _open(gates, 1, 2, 3, 4)
+    assert await settled(handle, "the result") == [0, 1, 2, 3, 4]
+    assert await settled(stopping, "the drain") == 0
+    assert len(history.runs("stage-0")) == 1
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+@pytest.mark.usefixtures("connected")
+async def test_a_run_goes_on_after_a_restart_of_the_broker(
+    fleet: Fleet, gates: Path, history: History, node: Broker, how: str
+) -> None:
+    fleet.start(2)
+    handle = await chained(str(gates), STAGES).submit([])
+    awaiting = asyncio.ensure_future(_value(handle))
+    _open(gates, 0, 1)
+    await _running(history, 2)
+    await asyncio.to_thread(node.kill if how == "kill" else node.stop)
+    _open(gates, 2)
+    await asyncio.to_thread(node.start)
+    _open(gates, 3, 4)
+    assert await settled(awaiting, "the result", 2 * DEADLINE) == [0, 1, 2, 3, 4]
+    assert await settled(attach(handle.id).step(1), "a step from before") == [0, 1]
+
+
+async def _value(handle: Any) -> Any:
+    return await handle
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_stage_that_kills_its_workers_ends_the_run_in_worker_lost(fleet: Fleet, history: History) -> None:
+    fleet.start_one()
+    handle = await (stage(crash) | gated_stage(passed_once, "", 1)).submit("poison", "nonce", "kill")
+    ending = asyncio.ensure_future(_value(handle))
+    until_when = time.monotonic() + 2 * DEADLINE
+    while not ending.done():
+        assert time.monotonic() < until_when, "the run has not ended"
+        if not any(worker.running for worker in fleet.workers):
+            fleet.start_one(wait=False)  # it may die before it can say that it is ready
+        await asyncio.wait([ending], timeout=0.05)
+    with pytest.raises(WorkerLost, match=r"crash|run") as caught:
+        await ending
+    assert caught.value.attempts >= 3
+    with pytest.raises(WorkerLost):
+        await handle.step(1)
+    with pytest.raises(WorkerLost):
+        await attach(handle.id)
+    assert not history.runs("stage-1")
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_stage_that_runs_at_most_once_is_not_begun_again(
+    fleet: Fleet, gates: Path, history: History
+) -> None:
+    victim = fleet.start_one()
+    once = passed_once.options(delivery="at_most_once")
+    handle = await (chained(str(gates), 1) | gated_stage(once, str(gates), 1)).submit([])
+    _open(gates, 0)
+    await _running(history, 1)
+    victim.kill()
+    await asyncio.to_thread(fleet.start)
+    _open(gates, 1)
+    with pytest.raises(WorkerLost):
+        await settled(handle, "the run")
+    assert len(history.runs("stage-1")) == 1
+    assert await settled(handle.step(0), "the step before") == [0]
+
+
+@pytest.mark.usefixtures("connected")
+async def test_cancelling_a_run_ends_its_calls_and_every_await_of_it(
+    fleet: Fleet, gates: Path, history: History, node: Broker, prefix: str
+) -> None:
+    fleet.start(2)
+    handle = await chained(str(gates), STAGES).submit([])
+    awaiting = [asyncio.ensure_future(_value(attach(handle.id))) for _ in range(3)]
+    _open(gates, 0)
+    await _running(history, 1)
+    await settled(handle.cancel(), "cancelling")
+    for each in [*awaiting, _value(handle), handle.step(1), handle.step(4)]:
+        with pytest.raises(CallCancelled, match=handle.id):
+            await settled(each, "a cancelled run")
+    assert await settled(handle.step(0), "a step that had ended") == [0]
+    await until(lambda: "cancelled stage-1" in history.path.read_text(), "the call of the stage is cancelled")
+    await handle.cancel()  # of a run that has ended: nothing
+    assert await handle.done()
+    await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_run_that_is_cancelled_before_a_worker_takes_it_never_begins(
+    fleet: Fleet, gates: Path, history: History
+) -> None:
+    (await asyncio.to_thread(fleet.start_one)).kill()  # it has declared the queue
+    _open(gates, *range(STAGES))
+    handle = await settled(chained(str(gates), STAGES).submit([]), "a submission while no worker lives")
+    await handle.cancel()
+    await asyncio.to_thread(fleet.start)
+    await fleet.quiet()
+    assert not history.runs("stage-0")
+    with pytest.raises(CallCancelled):
+        await settled(handle, "a cancelled run")
