@@ -155,7 +155,7 @@ def _build_function(data: Blueprint, deaths: int) -> Any:
     options["max_attempts"] = max(1, options.get("max_attempts", _NO_OPTIONS.max_attempts) - deaths)
     kind = StreamTask if data["streams"] else ATask
 
-    def remote(*args: Any, **kwargs: Any) -> None:
+    def remote(*args: Any, **kwargs: Any) -> Any:
         """It is called by name: what it is, its workers know."""
 
     remote.__name__ = remote.__qualname__ = data["label"]
