@@ -9,7 +9,7 @@ from typing import Any, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from atasks.pipeline.forks import ForkStage
 from atasks.pipeline.functions import make_group, make_stage
-from atasks.pipeline.options import GroupOptions, StageOptionsDict
+from atasks.pipeline.options import GroupOptions, PlainOptions, StageOptionsDict
 from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
 from atasks.pipeline.progress import Progress
 from atasks.pipeline.run import Many, One, Run, check_progress
@@ -62,15 +62,15 @@ class BranchDecorator(Protocol):
 
 @overload
 def stage(
-    function: Callable[P, AsyncIterable[T]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+    function: Callable[P, AsyncIterable[T]], /, *, branch: Literal[True], **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, Many]: ...
 @overload
 def stage(
-    function: Callable[P, Awaitable[Items[T]]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+    function: Callable[P, Awaitable[Items[T]]], /, *, branch: Literal[True], **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, Many]: ...
 @overload
 def stage(
-    function: Callable[P, Iterable[T]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+    function: Callable[P, Iterable[T]], /, *, branch: Literal[True], **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, Many]: ...
 @overload
 def stage(
@@ -107,13 +107,13 @@ def stage(
     **options: Unpack[StageOptionsDict],
 ) -> Pipeline[[X], T, One]: ...
 @overload
-def stage(
+def stage(  # type: ignore[overload-overlap]  # a coroutine function is also a function
     function: Callable[P, Coroutine[Any, Any, T]],
     /,
     *,
     branch: Literal[False] = False,
     join: Literal[False] = False,
-    **options: Unpack[StageOptionsDict],
+    **options: Unpack[PlainOptions],
 ) -> Pipeline[P, T, One]: ...
 @overload
 def stage(
@@ -122,8 +122,38 @@ def stage(
     *,
     branch: Literal[False] = False,
     join: Literal[False] = False,
-    **options: Unpack[StageOptionsDict],
+    **options: Unpack[PlainOptions],
 ) -> Pipeline[P, T, One]: ...
+@overload
+def stage(
+    function: Callable[..., AsyncIterable[T]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
+@overload
+def stage(
+    function: Callable[..., Awaitable[Items[T]]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
+@overload
+def stage(
+    function: Callable[..., Iterable[T]], /, *, branch: Literal[True], **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
+@overload
+def stage(
+    function: Callable[..., Coroutine[Any, Any, T]],
+    /,
+    *,
+    branch: Literal[False] = False,
+    join: Literal[False] = False,
+    **options: Unpack[StageOptionsDict],
+) -> Pipeline[..., T, One]: ...
+@overload
+def stage(
+    function: Callable[..., T],
+    /,
+    *,
+    branch: Literal[False] = False,
+    join: Literal[False] = False,
+    **options: Unpack[StageOptionsDict],
+) -> Pipeline[..., T, One]: ...
 @overload
 def stage(*, branch: Literal[True], **options: Unpack[StageOptionsDict]) -> BranchDecorator: ...
 @overload
@@ -162,39 +192,63 @@ def after(function: Any, /, **options: Any) -> Any:
 
 
 @overload
-def map(
-    function: Callable[P, Coroutine[Any, Any, T]], /, **options: Unpack[StageOptionsDict]
+def map(  # type: ignore[overload-overlap]
+    function: Callable[P, Coroutine[Any, Any, T]], /, **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, One]: ...
 @overload
-def map(function: Callable[P, T], /, **options: Unpack[StageOptionsDict]) -> Pipeline[P, T, One]: ...
+def map(function: Callable[P, T], /, **options: Unpack[PlainOptions]) -> Pipeline[P, T, One]: ...
+@overload
+def map(
+    function: Callable[..., Coroutine[Any, Any, T]], /, **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, One]: ...
+@overload
+def map(function: Callable[..., T], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., T, One]: ...
 def map(function: Any, /, **options: Any) -> Any:
     """`stage(function)`: the function's result for each item."""
     return Pipeline(make_stage(function, options))
 
 
-def filter(function: Callable[[X], Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[[X], X, Many]:
+@overload
+def filter(function: Callable[[X], Any], /, **options: Unpack[PlainOptions]) -> Pipeline[[X], X, Many]: ...
+@overload
+def filter(function: Callable[..., Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., Any, Many]: ...
+def filter(function: Any, /, **options: Any) -> Any:
     """The items for which the function gives something true."""
     return Pipeline(make_stage(function, options, role="filter"))
 
 
 @overload
 def flat_map(
-    function: Callable[P, AsyncIterable[T]], /, **options: Unpack[StageOptionsDict]
+    function: Callable[P, AsyncIterable[T]], /, **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, Many]: ...
 @overload
 def flat_map(
-    function: Callable[P, Awaitable[Items[T]]], /, **options: Unpack[StageOptionsDict]
+    function: Callable[P, Awaitable[Items[T]]], /, **options: Unpack[PlainOptions]
 ) -> Pipeline[P, T, Many]: ...
 @overload
+def flat_map(function: Callable[P, Iterable[T]], /, **options: Unpack[PlainOptions]) -> Pipeline[P, T, Many]: ...
+@overload
 def flat_map(
-    function: Callable[P, Iterable[T]], /, **options: Unpack[StageOptionsDict]
-) -> Pipeline[P, T, Many]: ...
+    function: Callable[..., AsyncIterable[T]], /, **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
+@overload
+def flat_map(
+    function: Callable[..., Awaitable[Items[T]]], /, **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
+@overload
+def flat_map(
+    function: Callable[..., Iterable[T]], /, **options: Unpack[StageOptionsDict]
+) -> Pipeline[..., T, Many]: ...
 def flat_map(function: Any, /, **options: Any) -> Any:
     """`stage(function, branch=True)`: what the function yields for each item, one by one."""
     return Pipeline(make_stage(function, options, branch=True))
 
 
-def each(function: Callable[P, Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[P, Any, Many]:
+@overload
+def each(function: Callable[P, Any], /, **options: Unpack[PlainOptions]) -> Pipeline[P, Any, Many]: ...
+@overload
+def each(function: Callable[..., Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., Any, Many]: ...
+def each(function: Any, /, **options: Any) -> Any:
     """The function is called with each item for its effect; nothing goes on."""
     return Pipeline(make_stage(function, options, role="each"))
 

@@ -10,7 +10,7 @@ from typing import Any, Final, TypedDict
 from atasks.errors import closest
 from atasks.pipeline.calling import Bound
 
-__all__ = ["GroupOptions", "StageOptions", "StageOptionsDict", "read_options"]
+__all__ = ["GroupOptions", "PlainOptions", "StageOptions", "StageOptionsDict", "read_options"]
 
 Hook = Callable[..., Any]
 
@@ -18,18 +18,23 @@ LOCAL_WORKERS: Final = 1
 REMOTE_WORKERS: Final = 64
 
 
-class StageOptionsDict(TypedDict, total=False):
-    """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
+class PlainOptions(TypedDict, total=False):
+    """Those that leave it to the item alone what the function is called with: type checkers know that."""
 
     workers: int | None
     throttle: int
     timeout: float | None
     skip_errors: bool
+    multiprocess: bool
+    inline: bool
+
+
+class StageOptionsDict(PlainOptions, total=False):
+    """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
+
     bind: Bound | None
     param_name: str | None
     unpack: bool
-    multiprocess: bool
-    inline: bool
     on_start: Hook | None
     on_done: Hook | None
 

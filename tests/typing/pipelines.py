@@ -12,6 +12,7 @@ from atasks import atask
 from atasks.pipeline import (
     Pipeline,
     Run,
+    bind,
     collect,
     filter,
     flat_map,
@@ -107,6 +108,22 @@ async def as_arguments() -> None:
 
 def sum_of_lengths(run: Run[str, Many]) -> int:
     return sum(len(text) for text in run)
+
+
+async def power(base: int, exponent: int) -> int:
+    return int(base**exponent)
+
+
+def even(n: int, session: str) -> bool:
+    return n % 2 == 0
+
+
+async def more_arguments() -> None:
+    assert_type(await ([1] | map(power, bind=bind(exponent=2))), list[int])
+    assert_type(await ([(1, 2)] | stage(power, unpack=True) | map(label)), list[str])
+    assert_type(await ([1] | (map(label) | map(len) | map(power, bind=bind(exponent=2)))), list[int])
+    await ([1] | filter(even, on_start=dict) | map(label))
+    ["a"] | map(power)  # type: ignore[operator]
 
 
 async def mistakes() -> None:
