@@ -31,6 +31,8 @@ class Thread:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._started = False
         self._pending = 0
+        self._alone = False
+        """Whether the loop has closed: nobody hears of results, but what was submitted still has its turn."""
 
     @property
     def busy(self) -> bool:
@@ -69,7 +71,7 @@ class Thread:
             self._jobs.put(None)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             future, function, args = job
             outcome: Outcome
             try:
@@ -79,9 +81,15 @@ class Thread:
             del job, function, args
             try:
                 self._loop.call_soon_threadsafe(self._settle, future, outcome)
-            except RuntimeError:  # the loop is closed: nobody is left to hear of it
-                return
+            except RuntimeError:
+                self._alone = True
             del future, outcome
+
+    def _next(self) -> _Job | None:
+        try:
+            return self._jobs.get(block=not self._alone)
+        except queue.Empty:
+            return None
 
     def _settle(self, future: asyncio.Future[Outcome], outcome: Outcome) -> None:
         self._pending -= 1

@@ -181,3 +181,25 @@ async def test_members_of_a_group_have_their_hooks() -> None:
     member = stage(str, on_start=log.start, on_done=log.end)
     assert await (range(2) | group(member, len, skip_errors=True)) == [("0", None), ("1", None)]
     assert log.started == log.done == [0]
+
+
+def test_on_done_of_a_thread_runs_although_its_loop_has_closed() -> None:
+    log = Log()
+    gate, running = threading.Event(), threading.Event()
+
+    def block(x: int) -> None:
+        running.set()
+        gate.wait(60)
+
+    async def leave() -> None:
+        task = asyncio.ensure_future(consume(range(3) | map(block, on_start=log.start, on_done=log.end), "await"))
+        await until(running.is_set)
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(leave())
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "atasks-block-0"]
+    assert log.done == []
+    gate.set()
+    thread.join(60)
+    assert log.done == [0]
