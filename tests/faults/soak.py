@@ -81,8 +81,11 @@ class Soak:
                 await asyncio.sleep(self.fault_dice.uniform(0.5, 5))
                 await self.fault()
             self.ending = True
-            await self.replace_dead()
-            _, hanging = await asyncio.wait(clients, timeout=PATIENCE)
+            hanging = set(clients)
+            patience = time.monotonic() + PATIENCE
+            while hanging and time.monotonic() < patience:
+                await self.replace_dead()  # the last calls may kill workers too
+                _, hanging = await asyncio.wait(hanging, timeout=1)
             self.broken += [f"{len(hanging)} clients hang"] * bool(hanging)
             for client in hanging:
                 client.print_stack()
