@@ -345,7 +345,7 @@ class Intake:
         """Send items of a stream. If the reply queue is gone, they stay at the worker for the next one."""
         mode = inbound.properties.delivery_mode
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
-        self.transport.outbox.put(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
+        self.transport.outbox.put_now(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
 
     def reply(self, reply: Reply | End, inbound: Inbound) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""

@@ -430,7 +430,7 @@ class AMQPTransport(CallTransport):
         for worker, latest in credits.items():
             message = self.control(wire.encode(list(latest.values())), self.topology.worker_key(worker))
             message.properties.reply_to = self.reply_queue
-            self.outbox.put(message)
+            self.outbox.put_now(message)
 
     # -- serving
 
