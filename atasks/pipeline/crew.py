@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from atasks.errors import AbortPipeline
+from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
 from atasks.pipeline.failing import add_note, deliverable
 from atasks.pipeline.ordering import Window, admitted
@@ -94,8 +94,10 @@ class Crew(ABC):
 
     def _left(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if task.cancelled():
-            self._stopping = True  # the loop is closing, say: it cancels what runs there
+        if task.cancelled() and not self._stopping:  # not by this run: the loop is closing, say
+            self.fail(
+                PipelineError(f"the event loop ended before stage {self.name!r} did: items are missing"), None
+            )
         if not self._tasks:
             self.inlet.stop()
             self.outlet.close(self.inlet.error)

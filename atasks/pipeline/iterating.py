@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from atasks.calls import serving
+from atasks.errors import PipelineError
 from atasks.pipeline.channel import Inlet, Mark, Token
 from atasks.pipeline.engine import Engine
 from atasks.pipeline.source import Source
@@ -205,8 +206,11 @@ class _SyncIterator:
             if self._stream is None:
                 self._stream = self._execution.start()
             item = next(self._stream)
-        except Abandoned:  # closed by somebody else
-            raise StopIteration from None
+        except Abandoned:
+            if self._execution.over:  # closed by another thread
+                raise StopIteration from None
+            self._execution.forget()
+            raise PipelineError("the event loop of this run has ended: items are missing") from None
         except Exception:  # the end of the stream, or its error
             self._execution.close()
             raise

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import atask
+from atasks import CallConnectionLost, atask
+from atasks.errors import PipelineError
 from atasks.pipeline import StageProgress, drain, filter, from_iterable, map, merge, ordered, progress, stage
 from tests.unit.pipeline.kinds import consume, until
 
@@ -51,6 +52,19 @@ def test_the_background_loop_ends_with_the_last_run() -> None:
     second.close()
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_a_run_that_outlives_its_connection_does_not_end_as_if_it_were_complete(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def double(x: int) -> int:
+        return 2 * x
+
+    with atasks.connect_sync("loopback:", namespace=namespace):
+        items = iter(itertools.count() | map(double, workers=2))
+        assert [next(items) for _ in range(3)] == [0, 2, 4]
+    with pytest.raises((PipelineError, CallConnectionLost)):
+        for _ in range(10_000):
+            next(items)
 
 
 def test_several_threads_may_iterate_at_once() -> None:
