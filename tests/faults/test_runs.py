@@ -16,6 +16,7 @@ from atasks.pipeline import attach, stage
 from tests.broker import Broker
 from tests.faults.history import DEADLINE, History, settled, until
 from tests.faults.processes import Process
+from tests.faults.proxy import Proxy
 from tests.faults.submitters import chained, gated_stage
 from tests.faults.tasks import crash, passed_once
 from tests.faults.workers import Fleet
@@ -119,6 +120,25 @@ async def test_a_run_goes_on_after_a_restart_of_the_broker(
     _open(gates, 3, 4)
     assert await settled(awaiting, "the result", 2 * DEADLINE) == [0, 1, 2, 3, 4]
     assert await settled(attach(handle.id).step(1), "a step from before") == [0, 1]
+
+
+async def test_dropped_connections_interrupt_neither_a_run_nor_who_waits_for_it(
+    fleet: Fleet, gates: Path, history: History, proxy: Proxy, second_proxy: Proxy, prefix: str
+) -> None:
+    fleet.start_one(url=second_proxy.url())
+    async with atasks.connect(proxy.url(), prefix=prefix):
+        submitting = asyncio.ensure_future(chained(str(gates), STAGES).submit([]))
+        await asyncio.sleep(0)  # it begins
+        proxy.drop()
+        handle = await settled(submitting, "a submission over a connection that was dropped")
+        waiting = [asyncio.ensure_future(_value(handle)) for _ in range(3)]
+        step = asyncio.ensure_future(handle.step(2))
+        for number in range(STAGES):
+            await _running(history, number)
+            (proxy if number % 2 else second_proxy).drop()
+            _open(gates, number)
+        assert await settled(step, "a step") == [0, 1, 2]
+        assert await settled(asyncio.gather(*waiting), "the results") == [[0, 1, 2, 3, 4]] * 3
 
 
 async def _value(handle: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, assert_type
 
 from atasks import atask
 from atasks.pipeline import (
+    Handle,
     Pipeline,
     Run,
     bind,
@@ -104,6 +105,14 @@ async def apply(pipeline: Pipeline[[str], bytes, One]) -> bytes:
 
 async def as_arguments() -> None:
     assert_type(await apply(stage(fetch)), bytes)
+
+
+async def submitted(one: Pipeline[[str], bytes, One], many: Pipeline[[str], bytes, Many]) -> None:
+    assert_type(await one.submit("url"), Handle[bytes])
+    assert_type(await (await one.submit("url")), bytes)
+    assert_type(await many.submit("url"), Handle[list[bytes]])
+    assert_type(await (await stage(fetch).submit("url")), bytes)
+    await one.submit(1)  # type: ignore[arg-type]
 
 
 def sum_of_lengths(run: Run[str, Many]) -> int:
