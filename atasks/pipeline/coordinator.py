@@ -83,8 +83,7 @@ class _Coordinator:
         while (kept := await self._kept(begun)) is not None:
             items, kept_at, begun = kept["items"], kept["attempt"], begun + 1
         for number in range(begun, len(self._stages)):
-            deaths = self._attempt - kept_at if number == begun else 0
-            stage = await self._permitted(number, deaths)
+            stage = await self._permitted(number, again=number == begun and self._attempt > kept_at)
             if number == 0:
                 source = Start(tuple(args), dict(kwargs)) if stage.takes_arguments else args[0]
                 run: Run[Any, Any] = Run(SingleSource(source), (stage,), called=True)
@@ -95,15 +94,20 @@ class _Coordinator:
                 await self._keep(number, items)
         return step_value(self._result(len(self._stages) - 1, items))
 
-    async def _permitted(self, number: int, deaths: int) -> Stage:
-        """The stage, if it may run (again): `deaths` workers have died over it."""
+    async def _permitted(self, number: int, *, again: bool) -> Stage:
+        """The stage, if it may run; `again`: workers have died since the stage before it was kept."""
         specs = list(tasks_of(self._blueprints[number]))
         name = self._stages[number].name
-        allowed = max((spec.options.max_attempts for spec in specs), default=DEFAULT_DEATHS)
-        if deaths >= allowed:
-            raise WorkerLost(
-                f"{deaths} workers died with stage {name!r} of run {self._id}: it will not run again", deaths
-            )
+        deaths = 0
+        if again:  # attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark
+            marks = f"{step_id(self._id, number)}.again."
+            deaths = 1 + sum(reply_id.startswith(marks) for reply_id in self._record.replies)
+            allowed = max((spec.options.max_attempts for spec in specs), default=DEFAULT_DEATHS)
+            if deaths >= allowed:
+                raise WorkerLost(
+                    f"{deaths} workers died with stage {name!r} of run {self._id}: it will not run again", deaths
+                )
+            await self._mark(f"{marks}{deaths}")
         if any(spec.options.delivery == "at_most_once" for spec in specs):
             mark = f"{step_id(self._id, number)}.begun"
             if mark in self._record.replies:
@@ -112,8 +116,12 @@ class _Coordinator:
                     "it may or may not have run",
                     max(deaths, 1),
                 )
-            await self._records.add(self._id, Reply(VERSION, mark, Status.VALUE, b"", "", self._worker.id))
+            await self._mark(mark)
         return build(self._blueprints[number], deaths) if deaths else self._stages[number]
+
+    async def _mark(self, mark: str) -> None:
+        """Put on record that a stage is begun."""
+        await self._records.add(self._id, Reply(VERSION, mark, Status.VALUE, b"", "", self._worker.id))
 
     async def _kept(self, number: int) -> Any:
         """What an earlier attempt has kept of a stage, or None."""

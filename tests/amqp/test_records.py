@@ -214,3 +214,4 @@ async def test_who_waits_goes_on_waiting_over_a_restart_of_the_broker(
         await asyncio.to_thread(controllable_broker.start)
         await soon(adding)
         assert len((await soon(waiting)).replies) == 2
+        assert await soon(double(2)) == 4  # the worker is back, and can clean up
