@@ -240,6 +240,27 @@ async def recursion() -> None:
     print(f"ratio {other / one:.1f}", flush=True)
 
 
+async def streams() -> None:
+    """How many items a second has one stream?"""
+
+    async def rate(window: int, count: int) -> float:
+        begun = time.perf_counter()
+        seen = 0
+        async for _ in functions.numbers.options(window=window)(count):
+            seen += 1
+        if seen != count:
+            raise BenchmarkFailed(f"{seen} of {count} items came")
+        return count / (time.perf_counter() - begun)
+
+    print("window     loopback items/s   AMQP items/s   (medians of three)")
+    async with fleet(1, 100):
+        for window in (64, 1024):
+            amqp = statistics.median([await rate(window, 50_000) for _ in range(3)])
+            async with atasks.connect("loopback:"):
+                loopback = statistics.median([await rate(window, 100_000) for _ in range(3)])
+            print(f"{window:>6} {loopback:>20.0f} {amqp:>14.0f}", flush=True)
+
+
 async def idle() -> None:
     """What do awaits cost that wait?"""
     client = psutil.Process()
@@ -256,7 +277,9 @@ async def idle() -> None:
         await asyncio.wait(tasks)
 
 
-STUDIES = {function.__name__: function for function in (fairness, width, memory, payloads, recursion, idle)}
+STUDIES = {
+    function.__name__: function for function in (fairness, width, memory, payloads, recursion, streams, idle)
+}
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import atasks
 from atasks import atask
 from benchmarks.child import amqp_url, main
 
-__all__ = ["CONCURRENCY", "ZSTD", "echo", "fib", "long_nap", "nap", "quick_nap", "same"]
+__all__ = ["CONCURRENCY", "ZSTD", "echo", "fib", "long_nap", "nap", "numbers", "quick_nap", "same"]
 
 CONCURRENCY = "ATASKS_BENCH_CONCURRENCY"
 """Where the worker's process finds its number of slots."""
@@ -52,6 +52,13 @@ async def long_nap() -> None:
 async def fib(n: int) -> int:
     """Awaits two of its own kind, one after the other."""
     return n if n < 2 else await fib(n - 1) + await fib(n - 2)
+
+
+@atask
+async def numbers(count: int) -> AsyncIterator[int]:
+    """A stream."""
+    for number in range(count):
+        yield number
 
 
 @asynccontextmanager

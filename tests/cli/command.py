@@ -37,9 +37,12 @@ class Done:
 
 
 class Command:
-    """A running command. Its output can be waited for line by line."""
+    """A running command. Its output can be waited for line by line. If `merged`, stderr goes to stdout, in the order
+    in which a terminal would show both."""
 
-    def __init__(self, *arguments: str, cwd: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, merged: bool = False
+    ) -> None:
         environ = {key: value for key, value in os.environ.items() if key not in ("ATASKS_URL", "PYTHONSTARTUP")}
         environ["PYTHONPATH"] = str(Path(atasks.__file__).parent.parent)
         environ["PYTHONWARNINGS"] = "error"
@@ -51,7 +54,7 @@ class Command:
             env={**environ, **(env or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             text=True,
         )
         self._lines: queue.Queue[str] = queue.Queue()
@@ -61,11 +64,13 @@ class Command:
         self._readers = [
             threading.Thread(target=self._read, args=pair)
             for pair in ((self.process.stdout, self.out), (self.process.stderr, self.err))
+            if pair[0] is not None
         ]
         for reader in self._readers:
             reader.start()
 
-    def _read(self, stream: IO[str], lines: list[str]) -> None:
+    def _read(self, stream: IO[str] | None, lines: list[str]) -> None:
+        assert stream is not None
         with stream:
             for line in stream:
                 lines.append(line)

@@ -159,15 +159,15 @@ class Reader:
         """A terminal with a server in it, which goes on running unless the page shows a Ctrl-C."""
         interrupted = INTERRUPT in expected
         before = expected[: expected.index(INTERRUPT)] if interrupted else expected
-        server = Command(*map(self._localize, arguments), cwd=self.directory, env=self._environ)
+        server = Command(*map(self._localize, arguments), cwd=self.directory, env=self._environ, merged=True)
         self._servers.append(server)
         ready = [server.wait_for("\n") for _ in before] or [server.wait_for("atasks: serving")]
         self._compare(block, before or ready, ready)
         if interrupted:
             server.signal(signal.SIGINT)
             done = server.finish()
-            assert done.code == 0, f"{block}: exit code {done.code}\n{done.err}"
-            self._compare(block, [*before, *expected[len(before) + 1 :]], (done.out + done.err).splitlines())
+            assert done.code == 0, f"{block}: exit code {done.code}\n{done.out}"
+            self._compare(block, [*before, *expected[len(before) + 1 :]], done.out.splitlines())
 
     # -- what is the same for the reader and for the page
 
