@@ -34,11 +34,11 @@ async def run_pipeline(stages: Any, args: Any, kwargs: Any) -> Any:
     assert run is not None, "it is called by workers"
     records = run.worker.transport.records
     assert records is not None, "the submitter's transport has them, and it is of the same kind"
-    record = await records.read(run.call.id)
-    if record.ending is not None:
-        return None
-    coordinator = _Coordinator(run, records, record, stages)
     async with records.watch(run.call.id, steps=False) as news:
+        record = await records.read(run.call.id)  # watched already: who ends the run from now on is noticed
+        if record.ending is not None:
+            return None
+        coordinator = _Coordinator(run, records, record, stages)
         work = asyncio.create_task(coordinator.work(args, kwargs))
         guard = asyncio.create_task(coordinator.guard(news))
         try:

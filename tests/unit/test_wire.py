@@ -21,6 +21,7 @@ from atasks.wire import (
     Envelope,
     Held,
     Item,
+    Kept,
     Reply,
     Status,
     Up,
@@ -43,11 +44,12 @@ ENVELOPES: list[Envelope] = [
     Ask(1, []),
     Held(1, ["a"], "host.1"),
     Up(1, "default", "gpu", "host.1"),
+    Kept(1, "run-1.3", "gpu", 86_400_000),
     Credit(1, "id", 5, 1024),
     Item(1, "id", 10, [b"a", b"b"], "pickle"),
     End(1, "id", 12, Reply(1, "id", Status.VALUE, b"")),
 ]
-TAGS = {Call: 1, Reply: 2, Cancel: 3, Ask: 4, Held: 5, Up: 6, Credit: 7, Item: 8, End: 9}
+TAGS = {Call: 1, Reply: 2, Cancel: 3, Ask: 4, Held: 5, Up: 6, Credit: 7, Item: 8, End: 9, Kept: 10}
 
 
 def plain(body: bytes) -> list[Any]:
