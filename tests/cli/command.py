@@ -37,8 +37,8 @@ class Done:
 
 
 class Command:
-    """A running command. Its output can be waited for line by line. If `merged`, stderr goes to stdout, in the order
-    in which a terminal would show both."""
+    """A running command. Its output can be waited for line by line. If `merged`, stderr goes to stdout, in the
+    order in which a terminal would show both."""
 
     def __init__(
         self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, merged: bool = False
