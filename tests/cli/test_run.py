@@ -376,4 +376,4 @@ def test_version_and_help(shell: Shell) -> None:
     assert "run" in shell.run("--help").out
     text = shell.run("run", "--help").out
     assert "atasks run app.tasks -o n=5" in text
-    assert "    4  the broker cannot be reached" in text
+    assert "    4  the broker, or the server at a socket, cannot be reached" in text

@@ -259,7 +259,10 @@ def test_aiomain_that_raises_in_every_worker(app: App) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--workers", "2"), "--workers is for --mode server, and this is --mode loopback: leave it out"),
+        (
+            ("--workers", "2", "--mode", "client"),
+            "--workers is for --mode server, and this is --mode client: leave it out",
+        ),
         (
             ("--reload", "--mode", "client"),
             "--reload is for --mode server, and this is --mode client: leave it out",
