@@ -10,7 +10,7 @@ MINUTES ?= 5
 export VENV PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-faults tour lint format bench bench-peers bench-plot bench-guard soak clean
+.PHONY: help venv test test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -45,6 +45,11 @@ bench: ## Measure atasks, with a real RabbitMQ, in two minutes; ARGS="..." goes 
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m benchmarks $(ARGS)
+
+bench-scale: ## Study atasks at its limits, for some minutes; ARGS="width memory" names studies
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	$(VENV)/bin/python -m benchmarks.scale $(ARGS)
 
 bench-peers: ## Measure atasks beside its peers, for several minutes, and write docs/benchmarks.json
 	@scripts/venv.sh test

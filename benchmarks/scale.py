@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -140,39 +141,38 @@ async def width() -> None:
 async def memory() -> None:
     """What does a call in flight hold, and does anything grow over a million calls?"""
     client = psutil.Process()
-    count = 100_000
-    async with fleet(1, 100) as [worker]:
-        held = rss(client)
-        loop = asyncio.get_running_loop()
-        release: asyncio.Future[None] = loop.create_future()
+    release: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        async def local() -> None:
-            await asyncio.shield(release)
+    async def local() -> None:
+        await asyncio.shield(release)
 
-        tasks = [asyncio.create_task(local()) for _ in range(count)]
-        await asyncio.sleep(0.1)
-        of_task = (rss(client) - held) * 1024 / count
-        release.set_result(None)
-        await asyncio.wait(tasks)
-        del tasks
-        gc.collect()
-        held = rss(client)
-        tasks = [asyncio.create_task(functions.nap(3600.0)) for _ in range(count)]
-        await asyncio.sleep(15.0)  # all of them are at the broker
-        of_call = (rss(client) - held) * 1024 / count
+    async with fleet(1, 100):
+        of_call = await _held_by(lambda: functions.nap(3600.0))
+        of_task = await _held_by(local)
         print(f"a call in flight holds {of_call:.2f} KiB at its caller, its asyncio task included;")
-        print(f"an asyncio task that awaits a shielded future holds {of_task:.2f} KiB")
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        del tasks
-        gc.collect()
+        print(f"an asyncio task that awaits a shielded future holds {of_task:.2f} KiB", flush=True)
     async with fleet(1, 100) as [worker]:
         print("calls so far    client MiB   worker MiB")
         for step in range(11):
             if step:
                 await in_flight(100_000, 500, lambda: functions.echo(b"x" * 100))
             print(f"{step * 100_000:>12} {rss(client):>13.1f} {rss(worker):>12.1f}", flush=True)
+
+
+async def _held_by(make: Callable[[], Coroutine[Any, Any, None]], count: int = 20_000) -> float:
+    """KiB of memory for each of so many tasks of that coroutine, which are cancelled then."""
+    gc.collect()
+    tracemalloc.start()
+    before, _ = tracemalloc.get_traced_memory()
+    tasks = [asyncio.create_task(make()) for _ in range(count)]
+    await asyncio.sleep(20.0)  # all of them are at the broker, and confirmed
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    return (held - before) / 1024 / count
 
 
 async def payloads() -> None:
@@ -208,6 +208,7 @@ def _socket_rate(size: int, calls: int) -> float:
     with subprocess.Popen([sys.executable, ECHO_SERVER], stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         with socket.create_connection(("127.0.0.1", int(server.stdout.readline()))) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             payload = bytes(size)
             buffer = memoryview(bytearray(size))
             begun = time.perf_counter()
@@ -225,16 +226,16 @@ async def recursion() -> None:
     """What does a nested await cost beside a flat one?"""
     calls = 21_891
     async with fleet(2, 100):
-        flat, deep = [], []
+        flat = []
         for _ in range(3):
             begun = time.perf_counter()
             await asyncio.gather(*(functions.echo(b"") for _ in range(calls)))
             flat.append(time.perf_counter() - begun)
-            begun = time.perf_counter()
-            if await functions.fib(20) != 6765:
-                raise BenchmarkFailed("fib(20) is 6765")
-            deep.append(time.perf_counter() - begun)
-    one, other = statistics.median(flat), statistics.median(deep)
+        begun = time.perf_counter()
+        if await functions.fib(20) != 6765:
+            raise BenchmarkFailed("fib(20) is 6765")
+        other = time.perf_counter() - begun
+    one = statistics.median(flat)
     print(f"fib(20), {calls} calls over 2 workers: {other:.2f} s, {1e6 * other / calls:.0f} us per call")
     print(f"a flat gather of {calls} echoes:        {one:.2f} s, {1e6 * one / calls:.0f} us per call")
     print(f"ratio {other / one:.1f}", flush=True)

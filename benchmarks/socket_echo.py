@@ -10,6 +10,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         print(server.getsockname()[1], flush=True)
         connection, _ = server.accept()
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with connection:
         while size := int.from_bytes(_take(connection, memoryview(bytearray(8))), "big"):
             connection.sendall(_take(connection, memoryview(bytearray(size))))
