@@ -277,8 +277,9 @@ class CallTransport(Transport):
         try:
             if call.timeout_ms is not None:
                 pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
-            while (room := self._room()) is not None and not pending.future.done():
-                await asyncio.wait((room, pending.future), return_when=asyncio.FIRST_COMPLETED)
+            room = self._room()
+            if room is not None:
+                await self._wait_for_room(pending, room)
             if not pending.future.done():
                 self._post(pending)
             return await pending.future
@@ -289,6 +290,14 @@ class CallTransport(Transport):
             if pending.timer is not None:
                 pending.timer.cancel()
             del self._pending[call.id]
+
+    async def _wait_for_room(self, pending: Pending, room: asyncio.Future[None]) -> None:
+        """Return when the call may be handed over, or has ended: its deadline holds here too."""
+        while True:
+            await asyncio.wait((room, pending.future), return_when=asyncio.FIRST_COMPLETED)
+            if pending.future.done() or (again := self._room()) is None:
+                return
+            room = again
 
     def _room(self) -> asyncio.Future[None] | None:
         """What to await before asking again whether more may be handed over; None: it may."""
@@ -306,9 +315,11 @@ class CallTransport(Transport):
         inflow.opened(pending)
         if call.timeout_ms is not None:
             pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
-        while (room := self._room()) is not None:
-            await room
-        self._post(pending)
+        room = self._room()
+        if room is not None:
+            await self._wait_for_room(pending, room)
+        if not pending.future.done():  # else reading it says how it ended
+            self._post(pending)
 
     def close_stream(self, pending: Pending) -> None:
         """The consumer wants no more of it: tell the workers, unless it has ended. Safe to call again."""
