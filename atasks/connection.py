@@ -100,11 +100,25 @@ async def serve(
             processes=processes,
             state=state,
         )
-        await worker.start(queues)
+        await _start(worker, queues, grace)
         try:
             yield worker
         finally:
             await worker.drain(grace)
+
+
+async def _start(worker: Worker, queues: Sequence[str] | None, grace: float) -> None:
+    """Start it. If this is cancelled when calls have come already, from the first of its queues, it drains."""
+    starting = asyncio.create_task(worker.start(queues), name="atasks start")
+    try:
+        await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        if not worker.held:
+            starting.cancel()
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await worker.drain(grace)
+        raise
 
 
 def local(

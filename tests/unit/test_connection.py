@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import atasks
+from atasks import connection
 from atasks.tasks import ATask, atask
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.base import LoopbackTransport
@@ -612,3 +613,58 @@ def test_arguments_go_before_options_in_the_url() -> None:
 def test_a_wrong_option_in_the_url_says_so(query: str, message: str) -> None:
     with pytest.raises(atasks.InvalidURL, match=message):
         AMQPTransport.from_url(f"amqp://h/?{query}", "default", {})
+
+
+class SlowToServe(LoopbackTransport):
+    """Takes calls from its first queue before its second one is ready, as a broker may make a worker do."""
+
+    go_on = asyncio.Event()
+
+    async def serve(self, worker: atasks.Worker, queues: Any = None) -> None:
+        await super().serve(worker, queues)
+        await self.go_on.wait()
+
+
+async def test_calls_that_came_before_a_start_was_cancelled_are_drained(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connection.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
+    SlowToServe.go_on = asyncio.Event()
+    running, finish = asyncio.Event(), asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def gated() -> str:
+        running.set()
+        await finish.wait()
+        return "through"
+
+    async def server() -> None:
+        async with atasks.serve("loopback:", namespace=namespace):
+            raise AssertionError("it never serves")
+
+    serving = asyncio.create_task(server())
+    while not atasks.get_router(namespace)._connected:
+        await asyncio.sleep(0)
+    call = asyncio.create_task(gated())
+    await running.wait()
+    serving.cancel()
+    await asyncio.sleep(0)
+    SlowToServe.go_on.set()
+    finish.set()
+    assert await call == "through"
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+
+
+async def test_a_start_that_has_no_calls_is_cancelled_at_once(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(connection.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
+    SlowToServe.go_on = asyncio.Event()
+    serving = asyncio.create_task(atasks.serve("loopback:", namespace=namespace).__aenter__())
+    while not atasks.get_router(namespace)._connected:
+        await asyncio.sleep(0)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert not SlowToServe.go_on.is_set()
