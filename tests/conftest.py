@@ -17,6 +17,7 @@ from multiprocessing import forkserver, resource_tracker
 import psutil
 import pytest
 
+from atasks.calls import carried
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
 
@@ -26,6 +27,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_threa
 
 GRACE = 1.0
 """Seconds in which what a test has told to end may do so."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_more_is_carried() -> Iterator[None]:
+    """What a test makes travel with calls does so no longer when it has ended."""
+    before = dict(carried)
+    yield
+    carried.clear()
+    carried.update(before)
 
 
 @pytest.fixture(scope="session")

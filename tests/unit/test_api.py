@@ -12,7 +12,6 @@ import pytest
 
 import atasks
 from atasks import atask
-from atasks.calls import carried
 
 SPACE = "tests-api"
 tenant: ContextVar[str] = ContextVar("tests-api-tenant")
@@ -117,8 +116,7 @@ async def test_except_clauses_of_local_code_work(connected: None) -> None:
     atasks.get_router(SPACE).registry.unregister("forever")
 
 
-async def test_what_travels_with_a_call(request: pytest.FixtureRequest) -> None:
-    request.addfinalizer(lambda: carried.pop(tenant.name))
+async def test_what_travels_with_a_call() -> None:
     atasks.carry(tenant)
 
     @asynccontextmanager

@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 import pytest
 
 import atasks
+from atasks import carry
 from atasks.calls import CurrentCall, carried, new_call_id
 from atasks.tasks import atask
 
 trace: ContextVar[Any] = ContextVar("tests-trace")
 other: ContextVar[str] = ContextVar("tests-other", default="default")
-
-
-@pytest.fixture
-def carry() -> Iterator[Callable[[ContextVar[Any]], ContextVar[Any]]]:
-    """`atasks.carry`, undone at the end."""
-    before = dict(carried)
-    yield atasks.carry
-    carried.clear()
-    carried.update(before)
 
 
 def fields(call: CurrentCall) -> dict[str, Any]:
@@ -112,9 +103,7 @@ async def test_no_context_variable_travels_by_itself(namespace: str) -> None:
     assert trace.get() == "the caller's"
 
 
-async def test_carried_variables_travel(
-    namespace: str, carry: Callable[[ContextVar[Any]], ContextVar[Any]]
-) -> None:
+async def test_carried_variables_travel(namespace: str) -> None:
     assert carry(trace) is trace
     assert carry(trace) is trace
 
@@ -143,9 +132,7 @@ async def test_carried_variables_travel(
         assert (await asyncio.create_task(look(), context=context))[0] == "another context"
 
 
-async def test_a_carried_value_that_cannot_be_encoded(
-    namespace: str, carry: Callable[[ContextVar[Any]], ContextVar[Any]]
-) -> None:
+async def test_a_carried_value_that_cannot_be_encoded(namespace: str) -> None:
     @atask(namespace=namespace)
     async def nothing() -> None: ...
 
@@ -156,9 +143,7 @@ async def test_a_carried_value_that_cannot_be_encoded(
             await nothing()
 
 
-async def test_a_carried_variable_that_the_worker_does_not_know(
-    namespace: str, carry: Callable[[ContextVar[Any]], ContextVar[Any]]
-) -> None:
+async def test_a_carried_variable_that_the_worker_does_not_know(namespace: str) -> None:
     class Forgetful(atasks.LoopbackTransport):
         async def request(self, call: Any, options: Any) -> Any:
             carried.clear()
@@ -178,7 +163,7 @@ async def test_a_carried_variable_that_the_worker_does_not_know(
     await transport.disconnect()
 
 
-def test_two_variables_of_one_name(carry: Callable[[ContextVar[Any]], ContextVar[Any]]) -> None:
+def test_two_variables_of_one_name() -> None:
     carry(trace)
     with pytest.raises(ValueError, match="another context variable named 'tests-trace' is carried already"):
         carry(ContextVar("tests-trace"))
