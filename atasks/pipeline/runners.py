@@ -207,7 +207,25 @@ class ThreadRunner(LoopRunner):
     async def _run_hook(self, hook: Callable[..., Any], state: Mapping[str, Any]) -> Any:
         if inspect.iscoroutinefunction(hook):
             return call_hook(hook, state, self.info)
-        return await self._thread.call(call_hook, hook, state, self.info)
+        end = self.stage.on_done
+        if hook is not self.stage.on_start or end is None or inspect.iscoroutinefunction(end):
+            return await self._thread.call(call_hook, hook, state, self.info)
+        begun: list[Mapping[str, Any]] = []
+
+        def on_start() -> Any:
+            result = call_hook(hook, state, self.info)
+            begun.append(result or {})
+            return result
+
+        def on_done() -> None:
+            if begun:
+                call_hook(end, begun[0], self.info)
+
+        try:
+            return await self._thread.call(on_start)
+        except asyncio.CancelledError:  # it goes on in the thread: what it begins there has to be ended
+            self._thread.submit(on_done)
+            raise
 
     async def _iterate(self, iterable: Iterable[Any]) -> AsyncGenerator[Any, None]:
         thread = self._thread

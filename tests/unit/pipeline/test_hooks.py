@@ -77,6 +77,28 @@ async def test_on_done_runs_after_an_error(kind: Kind, how: str) -> None:
     assert len(set(log.done)) == len(log.done)
 
 
+async def test_on_done_follows_an_on_start_that_outlasted_its_run() -> None:
+    second, go_on = threading.Event(), threading.Event()
+    started: list[int] = []
+    done: list[int] = []
+
+    def start() -> None:
+        started.append(1)
+        if len(started) == 2:
+            second.set()
+            go_on.wait(60)
+
+    def fail(x: int) -> int:
+        second.wait(60)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await (range(50) | map(fail, workers=2, on_start=start, on_done=lambda: done.append(1)))
+    assert len(started) == 2
+    go_on.set()
+    await until(lambda: len(done) == 2)
+
+
 async def test_on_done_runs_when_the_run_is_closed(kind: Kind) -> None:
     log = Log()
     items = aiter(itertools.count() | kind.stage(lambda x: x, workers=3, on_start=log.start, on_done=log.end))
