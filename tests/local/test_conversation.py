@@ -9,7 +9,8 @@ import pytest
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
 from atasks.transport.backends.local.host import Host
-from atasks.transport.backends.local.items import (
+from atasks.transport.backends.local.link import SocketLink
+from atasks.transport.backends.local.messages import (
     Hello,
     NoneServes,
     Request,
@@ -19,7 +20,6 @@ from atasks.transport.backends.local.items import (
     encode,
     salvage,
 )
-from atasks.transport.backends.local.link import SocketLink
 from atasks.wire import Call
 from tests.faults.history import settled, until
 from tests.local.jobs import NAMESPACE, echo
@@ -42,21 +42,21 @@ def link() -> tuple[SocketLink, list[object]]:
 
 
 async def test_frames_may_arrive_in_any_pieces() -> None:
-    items = [Hello(1, "default", 7), Request("q", call()), Stop()]
-    data = frame(encode(items[:1])) + frame(encode(items[1:])) + frame(encode([Welcome(8)]))
+    messages = [Hello(1, "default", 7), Request("q", call()), Stop()]
+    data = frame(encode(messages[:1])) + frame(encode(messages[1:])) + frame(encode([Welcome(8)]))
     for size in (1, 3, 50, len(data)):
         here, received = link()
         for start in range(0, len(data), size):
             here.data_received(data[start : start + size])
-        assert received == [*items, Welcome(8)]
+        assert received == [*messages, Welcome(8)]
 
 
 def test_what_can_be_read_of_a_frame_is_read() -> None:
-    body = encode([Stop(), Request("q", call("n" * 5000)), NoneServes("x"), ["not an item"]])
+    body = encode([Stop(), Request("q", call("n" * 5000)), NoneServes("x"), ["not a message"]])
     with pytest.raises(ValueError, match="length"):
         decode(body)
     found = salvage(body)
-    assert found.items == [Stop(), NoneServes("x")]
+    assert found.messages == [Stop(), NoneServes("x")]
     assert [call_id for call_id, _ in found.bad] == ["some-id", None]
 
 

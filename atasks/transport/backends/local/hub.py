@@ -11,14 +11,15 @@ from typing import Any, Final
 
 from atasks import wire
 from atasks.transport.backends.local.backlog import Entry, Queue
-from atasks.transport.backends.local.items import (
+from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Bye,
     Deliver,
     GiveBack,
     Handed,
     Hello,
-    Item,
+    Message,
     NoneServes,
     Ping,
     Pong,
@@ -30,7 +31,6 @@ from atasks.transport.backends.local.items import (
     Stop,
     Welcome,
 )
-from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.peer import Peer
 from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status
 
@@ -57,7 +57,7 @@ class Hub:
         self._peers: list[Peer] = []
         self._entries: dict[str, Entry] = {}
         self._queues: dict[tuple[str, str], Queue] = {}
-        self._bad_items = 0
+        self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
         self._receiving = False
         self._unsent: list[Link] = []
@@ -108,18 +108,18 @@ class Hub:
         self._entries.clear()
         self._queues.clear()
 
-    def _receive(self, peer: Peer, items: list[Item]) -> None:
+    def _receive(self, peer: Peer, messages: list[Message]) -> None:
         if self.closed:
             return
-        if peer.namespace is None and not self._welcomed(peer, items.pop(0) if items else None):
+        if peer.namespace is None and not self._welcomed(peer, messages.pop(0) if messages else None):
             return
         handlers = self._handlers
         self._receiving = True
         try:
-            for item in items:
-                handler = handlers.get(type(item))
+            for message in messages:
+                handler = handlers.get(type(message))
                 if handler is not None:
-                    handler(peer, item)
+                    handler(peer, message)
         finally:
             self._receiving = False
             unsent, self._unsent = self._unsent, []
@@ -132,13 +132,13 @@ class Hub:
         else:
             self._loop.call_soon(link.end_turn)
 
-    def _welcomed(self, peer: Peer, item: Item | None) -> bool:
-        """Whether the first item is a `Hello` of this protocol."""
-        if isinstance(item, Hello) and item.protocol == PROTOCOL:
-            peer.namespace, peer.pid = item.namespace, item.pid
+    def _welcomed(self, peer: Peer, message: Message | None) -> bool:
+        """Whether the first message is a `Hello` of this protocol."""
+        if isinstance(message, Hello) and message.protocol == PROTOCOL:
+            peer.namespace, peer.pid = message.namespace, message.pid
             peer.link.send(Welcome(os.getpid()))
             return True
-        theirs = item.protocol if isinstance(item, Hello) else "none"
+        theirs = message.protocol if isinstance(message, Hello) else "none"
         reason = (
             f"the hub speaks protocol {PROTOCOL} and was addressed in {theirs}: run the same version of atasks"
         )
@@ -149,11 +149,11 @@ class Hub:
         return False
 
     def _unreadable(self, peer: Peer, salvaged: Salvaged) -> None:
-        """Some items make no sense: those that are requests are answered, and the others are dropped."""
-        self._bad_items += len(salvaged.bad)
-        if self._bad_items == len(salvaged.bad):
-            logger.error("a bad item was refused, further ones will be without a line: %s", salvaged.bad[0][1])
-        self._receive(peer, salvaged.items)
+        """Some messages make no sense: those that are requests are answered, and the others are dropped."""
+        self._bad_messages += len(salvaged.bad)
+        if self._bad_messages == len(salvaged.bad):
+            logger.error("a bad message was refused, further ones will be without a line: %s", salvaged.bad[0][1])
+        self._receive(peer, salvaged.messages)
         for call_id, reason in salvaged.bad:
             if call_id is not None:
                 peer.link.send(wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {reason}"))
@@ -185,10 +185,10 @@ class Hub:
 
     # -- as callers
 
-    def _request(self, peer: Peer, item: Request) -> None:
-        call = item.call
-        queue = self._queue(peer, item.queue)
-        if not item.wait and not queue.workers:
+    def _request(self, peer: Peer, message: Request) -> None:
+        call = message.call
+        queue = self._queue(peer, message.queue)
+        if not message.wait and not queue.workers:
             peer.link.send(NoneServes(call.id))
             self._tidy(queue)
             return
@@ -196,7 +196,7 @@ class Hub:
         if known is not None:
             known.caller = peer  # it runs without anybody who awaits it, and somebody does again
             return
-        entry = self._entries[call.id] = Entry(call, peer, queue, item.priority)
+        entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
         entry.alone = 1 < call.attempt >= call.max_attempts
         worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
         if worker is not None:
@@ -207,9 +207,9 @@ class Hub:
             if entry.alone or peer.link.clogged:
                 self._offer(queue)
 
-    def _cancel(self, peer: Peer, item: Cancel) -> None:
+    def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}
-        for call_id in item.ids:
+        for call_id in message.ids:
             entry = self._entries.get(call_id)
             if entry is not None and entry.caller is peer:
                 worker = entry.worker
@@ -240,10 +240,10 @@ class Hub:
 
     # -- as workers
 
-    def _serve(self, peer: Peer, item: Serve) -> None:
+    def _serve(self, peer: Peer, message: Serve) -> None:
         self._leave(peer)
-        peer.worker_id = item.worker
-        peer.queues = [self._queue(peer, name) for name in item.queues]
+        peer.worker_id = message.worker
+        peer.queues = [self._queue(peer, name) for name in message.queues]
         for queue in peer.queues:
             queue.workers.append(peer)
 
@@ -258,8 +258,8 @@ class Hub:
                 queue.workers.remove(peer)
                 self._tidy(queue)
 
-    def _slots(self, peer: Peer, item: Slots) -> None:
-        peer.told(item)
+    def _slots(self, peer: Peer, message: Slots) -> None:
+        peer.told(message)
         if peer.room > 0:
             self._fill(peer)
 
@@ -273,21 +273,21 @@ class Hub:
         if entry is not None and entry.worker is peer:
             self._end(entry, reply)
 
-    def _give_back(self, peer: Peer, item: GiveBack) -> None:
-        entry = self._entries.get(item.call.id)
+    def _give_back(self, peer: Peer, message: GiveBack) -> None:
+        entry = self._entries.get(message.call.id)
         if entry is not None and entry.worker is peer:
             peer.let_go(entry)
             entry.worker = None
-            entry.call = item.call
+            entry.call = message.call
             self._put_back(entry)
             self._offer(entry.queue)
 
-    def _ping(self, peer: Peer, item: Ping) -> None:
+    def _ping(self, peer: Peer, message: Ping) -> None:
         queues = [self._queue(peer, queue.name) for queue in peer.queues]
-        others = bool(queues) and all(queue.served_beside(peer, item.seen) for queue in queues)
+        others = bool(queues) and all(queue.served_beside(peer, message.seen) for queue in queues)
         for queue in queues:
             self._tidy(queue)
-        peer.link.send(Pong(item.number, others))
+        peer.link.send(Pong(message.number, others))
 
     def _again(self, entry: Entry) -> None:
         """The worker that had the call is dead: another one may have it, if there may be one more attempt."""

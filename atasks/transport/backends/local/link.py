@@ -1,4 +1,4 @@
-"""A conversation between a hub and one of the processes around it: items out, items in."""
+"""A conversation between a hub and one of the processes around it: messages out, messages in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from atasks.transport.backends.local.items import UNREADABLE, Item, Salvaged, decode, encode, salvage
+from atasks.transport.backends.local.messages import UNREADABLE, Message, Salvaged, decode, encode, salvage
 
 __all__ = ["InnerLink", "Link", "SocketLink"]
 
 logger = logging.getLogger("atasks.local")
 
-FLUSH_ITEMS: Final = 64
+FLUSH_MESSAGES: Final = 64
 FLUSH_BYTES: Final = 256 * 2**10
 """What is sent before the end of the turn, so that the other side can begin."""
 HIGH_WATER: Final = 2**20
@@ -28,16 +28,16 @@ class Link:
     """
 
     def __init__(self) -> None:
-        self.receive: Callable[[list[Item]], None] = _ignore
-        """Called with the items that have arrived."""
+        self.receive: Callable[[list[Message]], None] = _ignore
+        """Called with the messages that have arrived."""
         self.unreadable: Callable[[Salvaged], None] = _ignore
         """Called instead, with what could be read of a frame that was not all right."""
         self.lost: Callable[[str], None] = _ignore
         """Called once, with the reason, when the conversation is over; not after `close`."""
         self.freed: Callable[[], None] = _ignore
         """Called when it is clogged no more."""
-        self.last_word: Callable[[], Item | None] | None = None
-        """Asked for one more item right before the others leave."""
+        self.last_word: Callable[[], Message | None] | None = None
+        """Asked for one more message right before the others leave."""
         self.eager = False
         """Whether the first one of a turn leaves at once, if there was but one in the turn before. Then no others
         are to be expected, and it gets there sooner."""
@@ -46,7 +46,7 @@ class Link:
         self.closed = False
         self.schedule: Callable[[Link], object] = self._call_soon
         """Called when there is something to send: has `end_turn` called before the next turn ends."""
-        self._items: list[Item] = []
+        self._messages: list[Message] = []
         self._size = 0
         self._scheduled = False
         self._sent = 0
@@ -54,9 +54,9 @@ class Link:
         self._single = False
         self._loop = asyncio.get_running_loop()
 
-    def send(self, item: Item, size: int = 0) -> None:
+    def send(self, message: Message, size: int = 0) -> None:
         """Send it at the end of this turn of the event loop, if it is not closed. `size`: its bytes, roughly."""
-        self._items.append(item)
+        self._messages.append(message)
         self._sent += 1
         self._size += size
         if not self._scheduled:
@@ -64,7 +64,7 @@ class Link:
             self.schedule(self)
             if self._single:
                 self.flush()
-        if len(self._items) >= FLUSH_ITEMS or self._size >= FLUSH_BYTES:
+        if len(self._messages) >= FLUSH_MESSAGES or self._size >= FLUSH_BYTES:
             self._overflow()
 
     def speak(self) -> None:
@@ -82,12 +82,12 @@ class Link:
 
     def flush(self) -> None:
         """Send what waits, now."""
-        if self.last_word is not None and (item := self.last_word()) is not None:
-            self._items.append(item)
-        if self._items:
-            items, self._items, self._size = self._items, [], 0
+        if self.last_word is not None and (message := self.last_word()) is not None:
+            self._messages.append(message)
+        if self._messages:
+            messages, self._messages, self._size = self._messages, [], 0
             if not self.closed:
-                self._write(items)
+                self._write(messages)
 
     def _call_soon(self, _: Link) -> None:
         self._loop.call_soon(self.end_turn)
@@ -96,7 +96,7 @@ class Link:
         """Much waits, and the turn is not over."""
         self.flush()
 
-    def _write(self, items: list[Item]) -> None:
+    def _write(self, messages: list[Message]) -> None:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -118,9 +118,9 @@ class SocketLink(Link, asyncio.Protocol):
         """Done when the socket is closed."""
         self._partial = bytearray()
 
-    def _write(self, items: list[Item]) -> None:
+    def _write(self, messages: list[Message]) -> None:
         assert self.transport is not None, "it is connected before anything is sent"
-        body = encode(items)
+        body = encode(messages)
         self.transport.write(b"".join((len(body).to_bytes(4, "big"), body)))
 
     def close(self) -> None:
@@ -177,16 +177,16 @@ class SocketLink(Link, asyncio.Protocol):
         if self.closed:
             return
         try:
-            items = decode(body)
+            messages = decode(body)
         except UNREADABLE:
             try:
                 salvaged = salvage(body)
             except UNREADABLE as error:
-                self._refuse(f"a frame that is no list of items ({error})")
+                self._refuse(f"a frame that is no list of messages ({error})")
             else:
                 self.unreadable(salvaged)
         else:
-            self.receive(items)
+            self.receive(messages)
 
     def _refuse(self, reason: str) -> None:
         logger.error("the other side of a local connection sent %s: it is closed", reason)
@@ -209,7 +209,7 @@ class SocketLink(Link, asyncio.Protocol):
 
 
 class InnerLink(Link):
-    """Within the process: the items themselves are handed over."""
+    """Within the process: the messages themselves are handed over."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -225,10 +225,10 @@ class InnerLink(Link):
     def _overflow(self) -> None:
         pass  # the other side would be called from within send()
 
-    def _write(self, items: list[Item]) -> None:
+    def _write(self, messages: list[Message]) -> None:
         assert self._other is not None, "both ends are made together"
         if not self._other.closed:
-            self._other.receive(items)
+            self._other.receive(messages)
 
     def close(self) -> None:
         if not self.closed:

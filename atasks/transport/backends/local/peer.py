@@ -6,8 +6,8 @@ from collections import OrderedDict
 from typing import Final
 
 from atasks.transport.backends.local.backlog import Entry, Queue
-from atasks.transport.backends.local.items import Hold, Slots
 from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import Hold, Slots
 
 __all__ = ["Peer"]
 

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from atasks.transport.backends.local.items import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
 from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
@@ -78,23 +78,23 @@ class Service:
 
     # -- what arrives
 
-    def deliver(self, item: Deliver) -> None:
+    def deliver(self, message: Deliver) -> None:
         """A call."""
         self._received += 1
-        self.worker.deliver(item.call, _Handed(self), item.alone)
+        self.worker.deliver(message.call, _Handed(self), message.alone)
 
-    def told(self, item: Cancel | Credit | Pong) -> None:
+    def told(self, message: Cancel | Credit | Pong) -> None:
         """Calls that nobody awaits any more, what was taken of a stream, or the answer to a question."""
-        if isinstance(item, Credit):
-            self.worker.streams.credit(item)
+        if isinstance(message, Credit):
+            self.worker.streams.credit(message)
             return
-        if isinstance(item, Cancel):
-            for call_id in item.ids:
+        if isinstance(message, Cancel):
+            for call_id in message.ids:
                 self.worker.cancel(call_id)
             return
-        answer = self._questions.get(item.number)
+        answer = self._questions.get(message.number)
         if answer is not None and not answer.done():
-            answer.set_result(item.others)
+            answer.set_result(message.others)
 
     # -- slots
 

@@ -28,14 +28,15 @@ from atasks.transport.backends.local.address import checked_path, parse
 from atasks.transport.backends.local.crew import Crew, ServeOptions, check
 from atasks.transport.backends.local.gate import Gate
 from atasks.transport.backends.local.host import Host
-from atasks.transport.backends.local.items import (
+from atasks.transport.backends.local.link import Link, SocketLink
+from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Bye,
     Deliver,
     Handed,
     Hello,
     Hold,
-    Item,
+    Message,
     NoneServes,
     Pong,
     Refused,
@@ -43,7 +44,6 @@ from atasks.transport.backends.local.items import (
     Salvaged,
     Welcome,
 )
-from atasks.transport.backends.local.link import Link, SocketLink
 from atasks.transport.backends.local.service import Service
 from atasks.transport.backends.local.socket_file import trusts
 from atasks.transport.base import CallTransport, Pending
@@ -358,51 +358,51 @@ class LocalTransport(CallTransport):
 
     # -- what arrives
 
-    def _receive(self, items: list[Item]) -> None:
+    def _receive(self, messages: list[Message]) -> None:
         service = self._service
-        for item in items:
-            if type(item) is Reply:
-                self._resolve(item)
-            elif type(item) is Deliver:
+        for message in messages:
+            if type(message) is Reply:
+                self._resolve(message)
+            elif type(message) is Deliver:
                 if service is not None:
-                    service.deliver(item)
-            elif type(item) is wire.Item or type(item) is End:
-                self._take_in(item)
+                    service.deliver(message)
+            elif type(message) is wire.Item or type(message) is End:
+                self._take_in(message)
             else:
-                self._control(item)
+                self._control(message)
         if service is not None:
             service.link.speak()  # calls that resume take slots, later in this turn
 
-    def _control(self, item: Item) -> None:
-        match item:
+    def _control(self, message: Message) -> None:
+        match message:
             case Cancel() | Credit() | Pong():
                 if self._service is not None:
-                    self._service.told(item)
+                    self._service.told(message)
             case NoneServes():
-                pending = self._pending.get(item.id)
+                pending = self._pending.get(message.id)
                 if pending is not None:
                     pending.fail(NoWorker(_no_worker(self._queue_of(pending))))
             case Handed():
-                self._last_attempts.add(item.id)
+                self._last_attempts.add(message.id)
             case Hold():
-                self._gate.hold(item.on)
+                self._gate.hold(message.on)
             case Bye():
                 self._said_bye = True
             case Welcome() | Refused():
-                self._greeted(item)
+                self._greeted(message)
 
-    def _greeted(self, item: Welcome | Refused) -> None:
+    def _greeted(self, message: Welcome | Refused) -> None:
         """The answer to our Hello."""
         if self._welcome is None or self._welcome.done():
             return
-        if isinstance(item, Welcome):
+        if isinstance(message, Welcome):
             self._welcome.set_result(None)
         else:
-            self._welcome.set_exception(ConnectFailed(item.reason))
+            self._welcome.set_exception(ConnectFailed(message.reason))
 
     def _unreadable(self, salvaged: Salvaged) -> None:
-        logger.error("an item of the hub makes no sense, and is dropped: %s", salvaged.bad[0][1])
-        self._receive(salvaged.items)
+        logger.error("a message of the hub makes no sense, and is dropped: %s", salvaged.bad[0][1])
+        self._receive(salvaged.messages)
 
     # -- serving
 

@@ -1,6 +1,6 @@
 """What travels between a hub and the processes around it.
 
-A frame is its length, in four bytes, and a MessagePack array of items. Calls, replies and cancellations are the
+A frame is its length, in four bytes, and a MessagePack array of messages. Calls, replies and cancellations are the
 envelopes of wire v1; around them is what the hub needs to route them. Both ends are of one version: `Hello` says
 so.
 """
@@ -24,7 +24,7 @@ __all__ = [
     "Handed",
     "Hello",
     "Hold",
-    "Item",
+    "Message",
     "NoneServes",
     "Ping",
     "Pong",
@@ -41,11 +41,11 @@ __all__ = [
 ]
 
 PROTOCOL: Final = 1
-"""The version of the items."""
+"""The version of the messages."""
 
 
 class Hello(Struct, array_like=True, tag=32, gc=False):
-    """The first item of a process that connects."""
+    """The first message of a process that connects."""
 
     protocol: int
     namespace: str
@@ -59,13 +59,13 @@ class Welcome(Struct, array_like=True, tag=33, gc=False):
 
 
 class Refused(Struct, array_like=True, tag=34, gc=False):
-    """The hub's last item to a process that it does not understand."""
+    """The hub's last message to a process that it does not understand."""
 
     reason: str
 
 
 class Bye(Struct, array_like=True, tag=35, gc=False):
-    """The hub's last item when it is closed: no call that is not answered by now has been started."""
+    """The hub's last message when it is closed: no call that is not answered by now has been started."""
 
 
 class Request(Struct, array_like=True, tag=36, gc=False):
@@ -143,7 +143,7 @@ class Pong(Struct, array_like=True, tag=46, gc=False):
     """Whether each of its queues has another worker."""
 
 
-Item = (
+Message = (
     Hello
     | Welcome
     | Refused
@@ -169,21 +169,21 @@ Item = (
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises, whatever the bytes are."""
 
-_decoder: msgspec.msgpack.Decoder[list[Item]] = msgspec.msgpack.Decoder(list[Item])
-_one: msgspec.msgpack.Decoder[Item] = msgspec.msgpack.Decoder(Item)
+_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
+_one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 encode = msgspec.msgpack.Encoder().encode
-"""A list of items -> the body of a frame."""
+"""A list of messages -> the body of a frame."""
 
 decode = _decoder.decode
-"""The body of a frame -> its items; one of `UNREADABLE` is raised if not all can be read (then see `salvage`)."""
+"""The body of a frame -> its messages; raises one of `UNREADABLE` if not all can be read (then see `salvage`)."""
 
 
 class Salvaged(Struct, gc=False):
-    """What could be read of a frame, and for each of the other items its call id, if it has one, and why not."""
+    """What could be read of a frame, and for each other message its call id, if it has one, and why not."""
 
-    items: list[Item]
+    messages: list[Message]
     bad: list[tuple[str | None, str]]
 
 
@@ -192,7 +192,7 @@ def salvage(body: bytes | memoryview) -> Salvaged:
     found = Salvaged([], [])
     for piece in _pieces.decode(body):
         try:
-            found.items.append(_one.decode(piece))
+            found.messages.append(_one.decode(piece))
         except UNREADABLE as error:
             found.bad.append((_call_id(piece), str(error)))
     return found
