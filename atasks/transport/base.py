@@ -30,6 +30,7 @@ from atasks.errors import (
 from atasks.namespaces import namespaces
 from atasks.options import TaskOptions, validate_queue
 from atasks.transport.memory_records import MemoryRecords
+from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.transport.records import DEFAULT_EXPIRES, Records
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
@@ -380,14 +381,21 @@ class LoopbackTransport(CallTransport):
 
     Arguments and results go through the codec, calls through a worker with slots, deadlines and cancellation, so
     what works here works over a broker. Calls wait until a worker serves, as they do on a queue. `keep_runs` is
-    for how many seconds the results of a pipeline's run are kept when nobody uses them, while this is connected.
+    for how many seconds the results of a pipeline's run are kept when nobody uses them, while this is connected,
+    and `keep_bytes` how many bytes there may be of them.
     """
 
     supports = CallTransport.supports | {"streams"}
     clock_skew = 0.0
 
-    def __init__(self, namespace: str = "default", *, keep_runs: float = DEFAULT_EXPIRES) -> None:
-        records = MemoryRecords(self, keep_runs)
+    def __init__(
+        self,
+        namespace: str = "default",
+        *,
+        keep_runs: float = DEFAULT_EXPIRES,
+        keep_bytes: int = DEFAULT_KEEP_BYTES,
+    ) -> None:
+        records = MemoryRecords(self, keep_runs, keep_bytes)
         super().__init__(namespace)
         self._memory = records
         self._worker: Worker | None = None
@@ -400,6 +408,7 @@ class LoopbackTransport(CallTransport):
 
     async def connect(self) -> None:
         self._opened()
+        self._memory.open()
 
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
@@ -464,7 +473,7 @@ class _Delivery:
         if isinstance(reply, End):
             self.transport._take_in(reply)
         elif self.pending.kept:
-            self.transport._memory.put(reply.id, reply)
+            self.transport._memory.end(reply)
         else:
             self.transport._resolve(reply)
 

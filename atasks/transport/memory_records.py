@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from atasks.errors import NotConnected
 from atasks.options import TaskOptions
-from atasks.transport.records import Record, Records, unknown_run
+from atasks.transport.record_store import RecordStore, check_keep_bytes
+from atasks.transport.records import Record, Records, no_room, unknown_run
 from atasks.wire import VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
@@ -19,47 +20,57 @@ __all__ = ["MemoryRecords"]
 
 
 class MemoryRecords(Records):
-    """The records of a transport whose callers and workers are all in this process."""
+    """The records of a transport whose callers and workers are all in this process; `max_bytes` in all."""
 
-    def __init__(self, transport: CallTransport, expires: float) -> None:
+    def __init__(self, transport: CallTransport, expires: float, max_bytes: int) -> None:
         super().__init__(expires)
         self._transport = transport
+        self._max_bytes = check_keep_bytes(max_bytes)
         self.opening: set[str] = set()
         """Calls that are to be kept, and have not ended."""
-        self._records: dict[str, Record] = {}
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._store: RecordStore[str] | None = None
         self._watches: dict[str, list[asyncio.Event]] = {}
+
+    def open(self) -> None:
+        """Keep records from now on, in this event loop."""
+        self._store = RecordStore(self._max_bytes, self._forgotten)
 
     async def begin(self, call: Call, options: TaskOptions) -> None:
         head = Kept(VERSION, call.id, options.queue or "default", int(self.expires * 1000))
-        self._records[call.id] = Record(head, call)
+        store = self._opened()
+        if not store.open(call.id, Record(head, call)):
+            raise no_room(call.id)
         self.opening.add(call.id)
-        self._use(call.id)
         try:
             await self._transport.request(call, options)
         except BaseException:
-            self._forget(call.id)
+            store.forget(call.id)
+            self._forgotten(call.id)
             raise
 
     async def add(self, call_id: str, reply: Reply) -> None:
-        self._find(call_id)
-        self.put(call_id, reply)
+        store = self._opened()
+        if store.find(call_id) is None:
+            raise unknown_run(call_id)
+        if not store.add(call_id, reply):
+            raise no_room(call_id)
+        self._added(call_id, reply)
 
-    def put(self, call_id: str, reply: Reply) -> None:
-        """As `add`; a record that has expired is let go."""
-        record = self._records.get(call_id)
-        if record is not None:
-            record.add(reply)
-            self._use(call_id)
-            if reply.id == call_id:
-                self.opening.discard(call_id)
-            self._wake(call_id)
+    def end(self, reply: Reply) -> None:
+        """How a call has ended; one whose record is forgotten is let go."""
+        if self._store is not None and reply.id in self._store:
+            self._store.end(reply.id, reply)
+            self._added(reply.id, reply)
 
     async def read(self, call_id: str) -> Record:
-        return self._find(call_id)
+        record = self._opened().read(call_id)
+        if record is None:
+            raise unknown_run(call_id)
+        return record
 
     async def touch(self, call_id: str) -> None:
-        self._find(call_id)
+        if self._opened().find(call_id) is None:
+            raise unknown_run(call_id)
 
     @asynccontextmanager
     async def watch(self, call_id: str, *, steps: bool) -> AsyncIterator[asyncio.Event]:
@@ -75,35 +86,24 @@ class MemoryRecords(Records):
 
     def close(self) -> None:
         """Forget everything: who waits is told."""
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
-        self._records.clear()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
         self.opening.clear()
         for call_id in list(self._watches):
             self._wake(call_id)
 
-    def _find(self, call_id: str) -> Record:
-        if not self._transport.usable(asyncio.get_running_loop()):
+    def _opened(self) -> RecordStore[str]:
+        if self._store is None or not self._transport.usable(asyncio.get_running_loop()):
             raise NotConnected("the transport was disconnected, and what it kept is gone")
-        record = self._records.get(call_id)
-        if record is None:
-            raise unknown_run(call_id)
-        self._use(call_id)
-        return record
+        return self._store
 
-    def _use(self, call_id: str) -> None:
-        """The time of the record begins anew."""
-        timer = self._timers.get(call_id)
-        if timer is not None:
-            timer.cancel()
-        self._timers[call_id] = asyncio.get_running_loop().call_later(self.expires, self._forget, call_id)
+    def _added(self, call_id: str, reply: Reply) -> None:
+        if reply.id == call_id:
+            self.opening.discard(call_id)
+        self._wake(call_id)
 
-    def _forget(self, call_id: str) -> None:
-        timer = self._timers.pop(call_id, None)
-        if timer is not None:
-            timer.cancel()
-        self._records.pop(call_id, None)
+    def _forgotten(self, call_id: str) -> None:
         self.opening.discard(call_id)
         self._wake(call_id)
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Final
 
-from atasks.errors import UnknownRun
+from atasks.errors import QueueFull, UnknownRun
 from atasks.options import TaskOptions
 from atasks.wire import Call, Kept, Reply
 
-__all__ = ["DEFAULT_EXPIRES", "Record", "Records", "check_expires", "unknown_run"]
+__all__ = ["DEFAULT_EXPIRES", "Record", "Records", "check_expires", "no_room", "unknown_run"]
 
 DEFAULT_EXPIRES: Final = 86_400.0
 """Seconds."""
@@ -58,13 +58,13 @@ class Records(ABC):
 
     @abstractmethod
     async def begin(self, call: Call, options: TaskOptions) -> None:
-        """Open a record and have a worker run the call. Returns when both are safe; waits for a worker to declare
-        the queue, if the options do not say otherwise. Raises a `CallError`."""
+        """Open a record and have a worker run the call. Returns when both are safe; may wait for a worker to come,
+        if the options do not say otherwise. Raises a `CallError`."""
 
     @abstractmethod
     async def add(self, call_id: str, reply: Reply) -> None:
         """Put a reply into the record, and return when it is safe. The call has ended with the first one that has
-        its id; others have an id of their own. Raises UnknownRun."""
+        its id; others have an id of their own. Raises UnknownRun, and QueueFull if there is no room for it."""
 
     @abstractmethod
     async def read(self, call_id: str) -> Record:
@@ -109,9 +109,17 @@ def check_expires(value: object) -> float:
     return float(value)
 
 
+def no_room(call_id: str) -> QueueFull:
+    """The error of who wants to keep more than there is room for."""
+    return QueueFull(
+        f"there is no room for more of run {call_id!r} in the memory that keeps runs: wait for results to expire, "
+        "shorten keep_runs, or raise keep_bytes"
+    )
+
+
 def unknown_run(call_id: str) -> UnknownRun:
     """The error of who asks for a record that there is not."""
     return UnknownRun(
-        f"there is no run {call_id!r} here: its results have expired, or it was submitted over another broker, "
-        "prefix or namespace"
+        f"there is no run {call_id!r} here: its results have expired, it was submitted over another broker, hub, "
+        "prefix or namespace, or it was kept in a process that has ended"
     )

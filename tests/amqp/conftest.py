@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -12,9 +13,11 @@ import atasks
 from atasks import Transport
 from atasks.testing import Site
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.local.host import Host
 from tests.amqp.peer import Peer
 
 NewTransport = Callable[..., AMQPTransport]
+Meeting = tuple[str, dict[str, Any]]
 Connect = Callable[..., AbstractAsyncContextManager[Transport]]
 
 
@@ -43,9 +46,44 @@ async def peer(amqp_url: str, prefix: str, site: Site) -> AsyncIterator[Peer]:
         yield peer
 
 
-@pytest.fixture(params=["amqp", "loopback"])
+@pytest.fixture
+def socket_path() -> Iterator[str]:
+    """The path of a socket that nobody listens on yet, short enough for one."""
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:
+        yield f"{directory}/hub.sock"
+
+
+@pytest.fixture(params=["amqp", "local"])
+async def meeting(request: pytest.FixtureRequest) -> AsyncIterator[Meeting]:
+    """URL and options for any number of callers and workers: at the broker, or around a hub that is here."""
+    if request.param == "amqp":
+        url, prefix = request.getfixturevalue("amqp_url"), request.getfixturevalue("prefix")
+        request.getfixturevalue("amqp_leaks")
+        yield url, {"prefix": prefix}
+        return
+    path = request.getfixturevalue("socket_path")
+    host = await Host.open(path)
+    yield f"unix://{path}", {"hub": False}
+    await host.close()
+
+
+@pytest.fixture(params=["amqp", "loopback", "local"])
 def connect(request: pytest.FixtureRequest) -> Connect:
     """Connects what may call and serve: all of it in one process."""
+    if request.param == "local":
+        path = request.getfixturevalue("socket_path")
+        request.getfixturevalue("no_leaked_tasks")
+
+        @asynccontextmanager
+        async def local(**options: Any) -> AsyncIterator[Transport]:
+            """A worker that joins a hub, and one beside the hub that serves nothing."""
+            async with (
+                atasks.connect(f"unix://{path}", hub=True, workers=0),
+                atasks.serve(f"unix://{path}", hub=False, grace=0, **options) as worker,
+            ):
+                yield worker.transport
+
+        return local
     if request.param == "loopback":
 
         def loopback(**options: Any) -> AbstractAsyncContextManager[Transport]:

@@ -14,7 +14,7 @@ from atasks.options import TaskOptions
 from atasks.testing import soon
 from atasks.transport.records import Record, Records
 from atasks.wire import VERSION, Call, Reply, Status
-from tests.amqp.conftest import Connect
+from tests.amqp.conftest import Connect, Meeting
 from tests.broker import Broker
 
 MANY = 300
@@ -161,9 +161,9 @@ async def test_what_was_never_begun_is_unknown(connect: Connect) -> None:
                 await soon(attempt)
 
 
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_beginning_without_a_worker_fails_if_it_is_to(amqp_url: str, prefix: str) -> None:
-    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+async def test_beginning_without_a_worker_fails_if_it_is_to(meeting: Meeting) -> None:
+    url, options = meeting
+    async with atasks.connect(url, **options) as transport:
         call = await new_call("double", 4)
         with pytest.raises(NoWorker):
             await soon(records_of(transport).begin(call, TaskOptions(on_no_worker="error")))

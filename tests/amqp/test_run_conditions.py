@@ -16,7 +16,7 @@ from atasks.namespaces import namespaces
 from atasks.pipeline import Handle, attach, collect, flat_map, group, map, stage
 from atasks.testing import soon
 from atasks.transport.backends.amqp.inquiry import Inquiry
-from tests.amqp.conftest import Connect
+from tests.amqp.conftest import Connect, Meeting
 from tests.broker import Broker
 
 MANY = 100
@@ -56,17 +56,17 @@ async def submits(n: int) -> str:
     return handle.id
 
 
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_one_slot_is_enough_for_runs_and_their_stages(amqp_url: str, prefix: str) -> None:
-    async with atasks.serve(amqp_url, prefix=prefix, concurrency=1):
+async def test_one_slot_is_enough_for_runs_and_their_stages(meeting: Meeting) -> None:
+    url, options = meeting
+    async with atasks.serve(url, **options, concurrency=1):
         pipeline = flat_map(upto) | map(square, workers=5) | collect() | stage(total)
         handles = [await soon(pipeline.submit(5)) for _ in range(3)]
         assert [await soon(handle) for handle in handles] == [30, 30, 30]
 
 
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_many_runs_at_once_all_end(amqp_url: str, prefix: str) -> None:
-    async with atasks.serve(amqp_url, prefix=prefix), atasks.connect(amqp_url, prefix=prefix):
+async def test_many_runs_at_once_all_end(meeting: Meeting) -> None:
+    url, options = meeting
+    async with atasks.serve(url, **options), atasks.connect(url, **options):
         pipeline = stage(upto) | stage(total)
         handles: list[Handle[int]] = await soon(asyncio.gather(*(pipeline.submit(n) for n in range(MANY))))
         values = await soon(asyncio.gather(*(_value(handle) for handle in handles)))
@@ -77,11 +77,11 @@ async def _value(handle: Handle[Any]) -> Any:
     return await handle
 
 
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_stages_on_other_queues_run_there(amqp_url: str, prefix: str) -> None:
+async def test_stages_on_other_queues_run_there(meeting: Meeting) -> None:
+    url, options = meeting
     async with (
-        atasks.serve(amqp_url, prefix=prefix, queues=["default"]),
-        atasks.serve(amqp_url, prefix=prefix, queues=["elsewhere"]),
+        atasks.serve(url, **options, queues=["default"]),
+        atasks.serve(url, **options, queues=["elsewhere"]),
     ):
         assert await soon(await soon((stage(square) | stage(aside)).submit(3))) == -9
         assert await soon(await soon((stage(aside) | stage(square)).submit(3))) == 9
@@ -136,9 +136,9 @@ async def test_who_waits_for_a_run_sends_a_request_again_that_got_lost(
             assert await soon(waiting) == 10
 
 
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_a_failing_run_is_known_within_a_second(amqp_url: str, prefix: str) -> None:
-    async with atasks.serve(amqp_url, prefix=prefix), atasks.connect(amqp_url, prefix=prefix):
+async def test_a_failing_run_is_known_within_a_second(meeting: Meeting) -> None:
+    url, options = meeting
+    async with atasks.serve(url, **options), atasks.connect(url, **options):
         get_router().registry.unregister(total.name)
         try:
             before = time.monotonic()

@@ -1,8 +1,9 @@
-"""`python -m tests.faults.submitters URL PREFIX GATES STAGES`: submits a run, says its id, and exits."""
+"""`python -m tests.faults.submitters URL OPTIONS GATES STAGES`: submits a run, says its id, and exits."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from functools import reduce
 from operator import or_
@@ -25,8 +26,8 @@ def chained(gates: str, count: int) -> Pipeline[..., Any, Any]:
     return reduce(or_, (gated_stage(passed, gates, number) for number in range(count)))
 
 
-async def main(url: str, prefix: str, gates: str, count: str) -> None:
-    async with atasks.connect(url, prefix=prefix):
+async def main(url: str, options: str, gates: str, count: str) -> None:
+    async with atasks.connect(url, **json.loads(options)):
         handle = await chained(gates, int(count)).submit([])
         print(handle.id, flush=True)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -13,7 +15,9 @@ import pytest
 import atasks
 from atasks import CallCancelled, WorkerLost
 from atasks.pipeline import attach, stage
+from atasks.transport.backends.local.host import Host
 from tests.broker import Broker
+from tests.faults.grounds import AMQPGround, Ground, LocalGround
 from tests.faults.history import DEADLINE, History, settled, until
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
@@ -22,6 +26,26 @@ from tests.faults.tasks import crash, passed_once
 from tests.faults.workers import Fleet
 
 STAGES = 5
+
+
+@pytest.fixture(params=["amqp", "local"])
+async def ground(request: pytest.FixtureRequest, history: History) -> AsyncIterator[Ground]:
+    """Workers at the broker, or around a hub; the test is connected to it."""
+    if request.param == "amqp":
+        ground: Ground = AMQPGround(request.getfixturevalue("fleet"))
+        async with atasks.connect(ground.url, **ground.options):
+            yield ground
+        return
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:
+        path = f"{directory}/hub.sock"
+        host = await Host.open(path)
+        local = LocalGround(host, path, history.path)
+        try:
+            async with atasks.connect(local.url, **local.options):
+                yield local
+        finally:
+            await asyncio.to_thread(local.fleet.close)
+            await host.close()
 
 
 @pytest.fixture
@@ -48,12 +72,11 @@ async def _running(history: History, number: int) -> None:
     await until(lambda: history.runs(f"stage-{number}"), f"stage {number} runs")
 
 
-@pytest.mark.usefixtures("connected")
 async def test_a_run_outlives_its_submitter_and_is_read_twice_by_another_process(
-    fleet: Fleet, gates: Path, node: Broker, prefix: str
+    ground: Ground, gates: Path
 ) -> None:
-    fleet.start()
-    submitter = Process("tests.faults.submitters", node.url, prefix, str(gates), str(STAGES))
+    await ground.start()
+    submitter = Process("tests.faults.submitters", ground.url, json.dumps(ground.options), str(gates), str(STAGES))
     try:
         assert await asyncio.to_thread(submitter.wait) == 0, submitter.output
         handle = attach(submitter.output.strip())
@@ -69,34 +92,32 @@ async def test_a_run_outlives_its_submitter_and_is_read_twice_by_another_process
         assert await settled(handle, "the result") == [0, 1, 2, 3, 4]
     assert await settled(attach(handle.dumps()).step(3), "a step of a run that has ended") == [0, 1, 2, 3]
     assert await handle.done()
-    await fleet.quiet()
+    await ground.quiet()
 
 
-@pytest.mark.usefixtures("connected")
 async def test_killing_the_worker_at_every_stage_costs_a_run_nothing_but_time(
-    fleet: Fleet, gates: Path, history: History
+    ground: Ground, gates: Path, history: History
 ) -> None:
-    victim = fleet.start_one()
+    victim = await ground.start_one()
     handle = await chained(str(gates), STAGES).submit([])
     ending = asyncio.ensure_future(_value(handle))
     for number in range(STAGES):
         await until(lambda: ending.done() or history.runs(f"stage-{number}"), f"stage {number} runs")  # noqa: B023
         assert not ending.done(), ending
         victim.kill()
-        victim = await asyncio.to_thread(fleet.start_one)
+        victim = await ground.start_one()
         _open(gates, number)
     assert await settled(ending, "the result") == [0, 1, 2, 3, 4]
     for number in range(STAGES - 1):
         assert await settled(handle.step(number), "a step") == list(range(number + 1))
 
 
-@pytest.mark.usefixtures("connected")
-async def test_a_run_moves_on_from_a_worker_that_drains(fleet: Fleet, gates: Path, history: History) -> None:
-    first = fleet.start_one()
+async def test_a_run_moves_on_from_a_worker_that_drains(ground: Ground, gates: Path, history: History) -> None:
+    first = await ground.start_one()
     handle = await chained(str(gates), STAGES).submit([])
     _open(gates, 0)
     await _running(history, 1)
-    await asyncio.to_thread(fleet.start)
+    await ground.start()
     stopping = asyncio.create_task(asyncio.to_thread(first.stop))
     _open(gates, 1, 2, 3, 4)
     assert await settled(handle, "the result") == [0, 1, 2, 3, 4]
@@ -145,16 +166,15 @@ async def _value(handle: Any) -> Any:
     return await handle
 
 
-@pytest.mark.usefixtures("connected")
-async def test_a_stage_that_kills_its_workers_ends_the_run_in_worker_lost(fleet: Fleet, history: History) -> None:
-    fleet.start_one()
+async def test_a_stage_that_kills_its_workers_ends_the_run(ground: Ground, history: History) -> None:
+    await ground.start_one()
     handle = await (stage(crash) | gated_stage(passed_once, "", 1)).submit("poison", "nonce", "kill")
     ending = asyncio.ensure_future(_value(handle))
     until_when = time.monotonic() + 2 * DEADLINE
     while not ending.done():
         assert time.monotonic() < until_when, "the run has not ended"
-        if not any(worker.running for worker in fleet.workers):
-            fleet.start_one(wait=False)  # it may die before it can say that it is ready
+        if not any(worker.running for worker in ground.workers):
+            await ground.start(wait=False)  # it may die before it can say that it is ready
         await asyncio.wait([ending], timeout=0.05)
     with pytest.raises(WorkerLost, match=r"crash|run") as caught:
         await ending
@@ -166,17 +186,16 @@ async def test_a_stage_that_kills_its_workers_ends_the_run_in_worker_lost(fleet:
     assert not history.runs("stage-1")
 
 
-@pytest.mark.usefixtures("connected")
 async def test_a_stage_that_runs_at_most_once_is_not_begun_again(
-    fleet: Fleet, gates: Path, history: History
+    ground: Ground, gates: Path, history: History
 ) -> None:
-    victim = fleet.start_one()
+    victim = await ground.start_one()
     once = passed_once.options(delivery="at_most_once")
     handle = await (chained(str(gates), 1) | gated_stage(once, str(gates), 1)).submit([])
     _open(gates, 0)
     await _running(history, 1)
     victim.kill()
-    await asyncio.to_thread(fleet.start)
+    await ground.start()
     _open(gates, 1)
     with pytest.raises(WorkerLost):
         await settled(handle, "the run")
@@ -184,11 +203,10 @@ async def test_a_stage_that_runs_at_most_once_is_not_begun_again(
     assert await settled(handle.step(0), "the step before") == [0]
 
 
-@pytest.mark.usefixtures("connected")
 async def test_cancelling_a_run_ends_its_calls_and_every_await_of_it(
-    fleet: Fleet, gates: Path, history: History, node: Broker, prefix: str
+    ground: Ground, gates: Path, history: History
 ) -> None:
-    fleet.start(2)
+    await ground.start(2)
     handle = await chained(str(gates), STAGES).submit([])
     awaiting = [asyncio.ensure_future(_value(attach(handle.id))) for _ in range(3)]
     _open(gates, 0)
@@ -201,19 +219,18 @@ async def test_cancelling_a_run_ends_its_calls_and_every_await_of_it(
     await until(lambda: "cancelled stage-1" in history.path.read_text(), "the call of the stage is cancelled")
     await handle.cancel()  # of a run that has ended: nothing
     assert await handle.done()
-    await fleet.quiet()
+    await ground.quiet()
 
 
-@pytest.mark.usefixtures("connected")
 async def test_a_run_that_is_cancelled_before_a_worker_takes_it_never_begins(
-    fleet: Fleet, gates: Path, history: History
+    ground: Ground, gates: Path, history: History
 ) -> None:
-    (await asyncio.to_thread(fleet.start_one)).kill()  # it has declared the queue
+    (await ground.start_one()).kill()  # it has declared the queue
     _open(gates, *range(STAGES))
     handle = await settled(chained(str(gates), STAGES).submit([]), "a submission while no worker lives")
     await handle.cancel()
-    await asyncio.to_thread(fleet.start)
-    await fleet.quiet()
+    await ground.start()
+    await ground.quiet()
     assert not history.runs("stage-0")
     with pytest.raises(CallCancelled):
         await settled(handle, "a cancelled run")

@@ -22,6 +22,7 @@ __all__ = [
     "fib",
     "hold",
     "make",
+    "outer",
     "pid",
     "take",
     "touch",
@@ -56,6 +57,12 @@ async def hold(mark: str, gate: str) -> tuple[int, int | None]:
     while not os.path.exists(gate):  # another process makes it
         await asyncio.sleep(0.02)
     return os.getpid(), call.attempt
+
+
+@atask(namespace=NAMESPACE)
+async def outer(mark: str, gate: str) -> tuple[int, int | None]:
+    """Awaits `hold`."""
+    return await hold(mark, gate)
 
 
 @atask(namespace=NAMESPACE)

@@ -16,7 +16,7 @@ import atasks
 from atasks import WorkerLost, WorkersFailed
 from atasks.transport.backends.local import LocalTransport
 from tests.faults.history import settled, until
-from tests.local.jobs import NAMESPACE, asleep, block, crash, depth, echo, fib, hold, pid, touch
+from tests.local.jobs import NAMESPACE, asleep, block, crash, depth, echo, fib, hold, outer, pid, touch
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -157,3 +157,17 @@ async def test_numbers_of_processes_that_make_no_sense(workers: object) -> None:
     with pytest.raises((TypeError, ValueError), match="workers"):
         async with atasks.connect("local:", workers=workers):
             pass
+
+
+async def test_a_call_that_died_with_its_caller_does_not_run_again(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with atasks.local(workers=1, namespace=NAMESPACE) as transport:
+        calling = asyncio.create_task(outer(str(tmp_path / "mark"), str(gate)))
+        await until(lambda: len(marks(tmp_path)) == 1, "the only process runs a call, and the one that it made")
+        os.kill(pids(transport)[0], signal.SIGKILL)
+        await until(lambda: len(marks(tmp_path)) == 2, "the next process makes a call of its own")
+        gate.touch()
+        await settled(calling, "the call")
+        assert [mark.name.split(".")[2] for mark in marks(tmp_path)] == ["1", "1"], (
+            "the attempts of the inner calls"
+        )

@@ -14,7 +14,12 @@ __all__ = ["checked_path", "parse"]
 
 MAX_PATH: Final = 107 if sys.platform == "linux" else 103
 """Bytes in the path of a Unix socket."""
-URL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {"queue": str, "workers": int}
+URL_OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
+    "queue": str,
+    "workers": int,
+    "keep_runs": float,
+    "keep_bytes": int,
+}
 
 
 def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:

@@ -19,16 +19,18 @@ LANES = 2 * (MAX_PRIORITY + 1)
 class Entry:
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
-    __slots__ = ("alone", "call", "caller", "lane", "priority", "queue", "size", "worker")
+    __slots__ = ("alone", "call", "caller", "kept", "lane", "priority", "queue", "size", "worker")
 
-    def __init__(self, call: Call, caller: Peer, queue: Queue, priority: int) -> None:
+    def __init__(self, call: Call, caller: Peer | None, queue: Queue, priority: int) -> None:
         self.call = call
-        self.caller: Peer | None = caller
+        self.caller = caller
         """Who awaits it; None: nobody does any more, and it runs nevertheless."""
         self.queue = queue
         self.priority = min(max(priority, 0), MAX_PRIORITY)
         self.alone = False
         """Whether no other call is to run beside it: its last attempt."""
+        self.kept = False
+        """Whether its reply goes into a record."""
         self.worker: Peer | None = None
         """Who has it."""
         self.lane: OrderedDict[str, Entry] | None = None

@@ -9,6 +9,7 @@ from typing import Final
 from atasks.transport.backends.local.hub import Hub
 from atasks.transport.backends.local.link import InnerLink, SocketLink
 from atasks.transport.backends.local.socket_file import SocketFile, trusts
+from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 
 __all__ = ["Host"]
 
@@ -21,15 +22,15 @@ BACKLOG: Final = 4096
 class Host:
     """The hub of this process, and the socket where others find it."""
 
-    def __init__(self, file: SocketFile) -> None:
-        self.hub = Hub()
+    def __init__(self, file: SocketFile, keep_bytes: int) -> None:
+        self.hub = Hub(keep_bytes)
         self._file = file
         self._server: asyncio.Server | None = None
 
     @classmethod
-    async def open(cls, path: str) -> Host:
-        """Listen at the path. Raises ListenFailed."""
-        host = cls(SocketFile(path))
+    async def open(cls, path: str, keep_bytes: int = DEFAULT_KEEP_BYTES) -> Host:
+        """Listen at the path, and keep so many bytes of runs. Raises ListenFailed."""
+        host = cls(SocketFile(path), keep_bytes)
         loop = asyncio.get_running_loop()
         try:
             host._server = await loop.create_unix_server(host._accept, sock=host._file.socket, backlog=BACKLOG)

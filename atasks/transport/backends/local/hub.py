@@ -14,6 +14,9 @@ from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
+    Add,
+    Answer,
+    Begin,
     Bye,
     Deliver,
     GiveBack,
@@ -21,17 +24,23 @@ from atasks.transport.backends.local.messages import (
     Hello,
     Message,
     NoneServes,
+    Outcome,
     Ping,
     Pong,
+    Read,
     Refused,
     Request,
     Salvaged,
     Serve,
     Slots,
     Stop,
+    Touch,
+    Watch,
     Welcome,
 )
 from atasks.transport.backends.local.peer import Peer
+from atasks.transport.backends.local.runs import Runs
+from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status
 
 __all__ = ["Hub"]
@@ -49,16 +58,18 @@ class Hub:
 
     A worker is handed a call when it has a slot for it, and never before. One whose connection closes is dead: its
     calls are handed to others, with one attempt more. A caller whose connection closes is gone: its calls are
-    cancelled, or, if they say so, run without anybody to await them.
+    cancelled, or, if they say so, run without anybody to await them. What becomes of calls that are to be kept
+    stays here, `keep_bytes` of it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
         self.closed = False
         self._peers: list[Peer] = []
         self._entries: dict[str, Entry] = {}
         self._queues: dict[tuple[str, str], Queue] = {}
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
+        self._runs = Runs(keep_bytes, self._unwanted)
         self._receiving = False
         self._unsent: list[Link] = []
         """Those to whom something was sent while what has arrived is dealt with."""
@@ -74,6 +85,11 @@ class Hub:
             Serve: self._serve,
             Stop: self._stop,
             Ping: self._ping,
+            Begin: self._begin,
+            Add: self._runs.add,
+            Read: self._runs.read,
+            Touch: self._runs.touch,
+            Watch: self._runs.watch,
         }
 
     def __len__(self) -> int:
@@ -107,6 +123,7 @@ class Hub:
         self._peers.clear()
         self._entries.clear()
         self._queues.clear()
+        self._runs.close()
 
     def _receive(self, peer: Peer, messages: list[Message]) -> None:
         if self.closed:
@@ -154,9 +171,12 @@ class Hub:
         if self._bad_messages == len(salvaged.bad):
             logger.error("a bad message was refused, further ones will be without a line: %s", salvaged.bad[0][1])
         self._receive(peer, salvaged.messages)
-        for call_id, reason in salvaged.bad:
-            if call_id is not None:
-                peer.link.send(wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {reason}"))
+        for asker, reason in salvaged.bad:
+            refusal = f"request refused: {reason}"
+            if isinstance(asker, int):
+                peer.link.send(Answer(asker, Outcome.BAD, refusal))
+            elif asker is not None:
+                peer.link.send(wire.ended(asker, Status.DECODE_ERROR, refusal))
 
     def _gone(self, peer: Peer, reason: str) -> None:
         """Its connection is closed."""
@@ -165,11 +185,11 @@ class Hub:
         self._peers.remove(peer)
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._leave(peer)
-        mine = list(self._entries.values())
-        for entry in mine:
+        self._runs.leave(peer)
+        for entry in list(self._entries.values()):
             if entry.caller is peer:
-                self._orphan(entry)
-        for entry in reversed(mine):  # each is put before the others
+                self._orphan(entry)  # which forgets it, unless it runs on: also if the same process ran it
+        for entry in reversed(list(self._entries.values())):  # each is put before the others
             if entry.worker is peer:
                 self._again(entry)
 
@@ -182,6 +202,7 @@ class Hub:
         for queue in {entry.queue for entry in stalled}:
             self._offer(queue)
         self._fill(peer)
+        self._runs.read_on(peer)
 
     # -- as callers
 
@@ -206,6 +227,30 @@ class Hub:
             peer.check_room()
             if entry.alone or peer.link.clogged:
                 self._offer(queue)
+
+    def _begin(self, peer: Peer, message: Begin) -> None:
+        call = message.call
+        queue = self._queue(peer, message.queue)
+        if not message.wait and not queue.workers:
+            self._tidy(queue)
+            outcome = Outcome.NONE_SERVES
+        elif not self._runs.open(peer, message):
+            self._tidy(queue)
+            outcome = Outcome.NO_ROOM
+        else:
+            entry = self._entries[call.id] = Entry(call, None, queue, message.priority)
+            entry.kept = True
+            queue.push(entry)
+            self._offer(queue)
+            outcome = Outcome.DONE
+        peer.link.send(Answer(message.number, outcome))
+
+    def _unwanted(self, call_id: str) -> None:
+        """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more.
+        If it has, its worker finds out itself."""
+        entry = self._entries.get(call_id)
+        if entry is not None and entry.kept and entry.worker is None:
+            self._forget(entry)
 
     def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}
@@ -353,7 +398,9 @@ class Hub:
         del self._entries[entry.call.id]
         if entry.worker is not None:
             entry.worker.let_go(entry)
-        if entry.caller is not None:
+        if entry.kept and isinstance(reply, Reply):
+            self._runs.end(entry.queue.namespace, reply)
+        elif entry.caller is not None:
             entry.caller.link.send(reply, len(reply.payload))
 
     def _forget(self, entry: Entry) -> None:
@@ -361,7 +408,7 @@ class Hub:
         del self._entries[entry.call.id]
         if entry.worker is not None:
             entry.worker.let_go(entry)
-        elif entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is None:
+        elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
             entry.queue.remove(entry)
             self._tidy(entry.queue)
 

@@ -18,29 +18,38 @@ from atasks.wire import Call, Cancel, Credit, End, Reply
 __all__ = [
     "PROTOCOL",
     "UNREADABLE",
+    "Add",
+    "Answer",
+    "Begin",
     "Bye",
     "Deliver",
+    "Found",
     "GiveBack",
     "Handed",
     "Hello",
     "Hold",
     "Message",
+    "News",
     "NoneServes",
+    "Outcome",
     "Ping",
     "Pong",
+    "Read",
     "Refused",
     "Request",
     "Salvaged",
     "Serve",
     "Slots",
     "Stop",
+    "Touch",
+    "Watch",
     "Welcome",
     "decode",
     "encode",
     "salvage",
 ]
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 """The version of the messages."""
 
 
@@ -143,6 +152,86 @@ class Pong(Struct, array_like=True, tag=46, gc=False):
     """Whether each of its queues has another worker."""
 
 
+class Outcome:
+    """What became of what was asked of the records, in `Answer.outcome`."""
+
+    DONE: Final = 0
+    UNKNOWN: Final = 1
+    """There is no such record."""
+    NO_ROOM: Final = 2
+    NONE_SERVES: Final = 3
+    """The call did not want to wait for a worker, and there is none."""
+    BAD: Final = 4
+    """It could not be read; `Answer.reason` says why."""
+
+
+class Begin(Struct, array_like=True, tag=47, gc=False):
+    """Open a record for this call, and have a worker of this queue run it, awaited by nobody."""
+
+    number: int
+    queue: str
+    call: Call
+    priority: int
+    wait: bool
+    """Whether it may wait for a worker of the queue."""
+    expires_ms: int
+
+
+class Add(Struct, array_like=True, tag=48, gc=False):
+    """Put a reply into the record of the call of that id."""
+
+    number: int
+    id: str
+    reply: Reply
+
+
+class Read(Struct, array_like=True, tag=49, gc=False):
+    """Send the record of that call: `Found`."""
+
+    number: int
+    id: str
+
+
+class Touch(Struct, array_like=True, tag=50, gc=False):
+    """Use the record of that call: its time begins anew."""
+
+    number: int
+    id: str
+
+
+class Watch(Struct, array_like=True, tag=51, gc=False):
+    """Send `News` of that call from now on, or do so no more."""
+
+    id: str
+    on: bool
+
+
+class Answer(Struct, array_like=True, tag=52, gc=False):
+    """The hub's answer to what had this number, unless that is `Found`."""
+
+    number: int
+    outcome: int
+    reason: str = ""
+
+
+class Found(Struct, array_like=True, tag=53, gc=False):
+    """The record that was asked for with this number."""
+
+    number: int
+    queue: str
+    expires_ms: int
+    call: Call
+    replies: list[Reply]
+
+
+class News(Struct, array_like=True, tag=54, gc=False):
+    """Something was put into the record of that call, or it was forgotten."""
+
+    id: str
+    ended: bool
+    """Whether there is no more to come."""
+
+
 Message = (
     Hello
     | Welcome
@@ -159,6 +248,14 @@ Message = (
     | GiveBack
     | Ping
     | Pong
+    | Begin
+    | Add
+    | Read
+    | Touch
+    | Watch
+    | Answer
+    | Found
+    | News
     | Reply
     | Cancel
     | wire.Item
@@ -181,10 +278,11 @@ decode = _decoder.decode
 
 
 class Salvaged(Struct, gc=False):
-    """What could be read of a frame, and for each other message its call id, if it has one, and why not."""
+    """What could be read of a frame. For each other message: the call id of a request, or the number of a question
+    to the records, or None; and why it could not be read."""
 
     messages: list[Message]
-    bad: list[tuple[str | None, str]]
+    bad: list[tuple[str | int | None, str]]
 
 
 def salvage(body: bytes | memoryview) -> Salvaged:
@@ -194,16 +292,18 @@ def salvage(body: bytes | memoryview) -> Salvaged:
         try:
             found.messages.append(_one.decode(piece))
         except UNREADABLE as error:
-            found.bad.append((_call_id(piece), str(error)))
+            found.bad.append((_asker(piece), str(error)))
     return found
 
 
-def _call_id(piece: msgspec.Raw) -> str | None:
-    """The id of the call in a request that cannot be read."""
+def _asker(piece: msgspec.Raw) -> str | int | None:
+    """What is to be answered of a message that cannot be read."""
     try:
         match msgspec.msgpack.decode(piece):
             case [36, _, [_, _, str(call_id), *_], *_]:
                 return call_id
+            case [47 | 48, int(number), *_]:
+                return number
     except UNREADABLE:
         pass
     return None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import Final
 
 from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
-from atasks.transport.backends.local.messages import Hold, Slots
+from atasks.transport.backends.local.messages import Hold, Read, Slots
 
 __all__ = ["Peer"]
 
@@ -29,6 +29,11 @@ class Peer:
         self.stalled: OrderedDict[str, Entry] = OrderedDict()
         """Calls that are not handed out because it is slow to read the replies that it has."""
         self._on_hold = False
+        # as a reader of records
+        self.watching: set[str] = set()
+        """Calls of whose records it wants news."""
+        self.unread: deque[Read] = deque()
+        """What it asked for, and is not sent because it is slow to read what it was sent."""
         # as a worker
         self.worker_id = ""
         self.queues: list[Queue] = []

@@ -22,7 +22,7 @@ from atasks.errors import (
     WorkerLost,
     WorkersFailed,
 )
-from atasks.options import validate_queue
+from atasks.options import TaskOptions, validate_queue
 from atasks.transport.backends.local import process
 from atasks.transport.backends.local.address import checked_path, parse
 from atasks.transport.backends.local.crew import Crew, ServeOptions, check
@@ -31,12 +31,15 @@ from atasks.transport.backends.local.host import Host
 from atasks.transport.backends.local.link import Link, SocketLink
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
+    Answer,
     Bye,
     Deliver,
+    Found,
     Handed,
     Hello,
     Hold,
     Message,
+    News,
     NoneServes,
     Pong,
     Refused,
@@ -44,9 +47,12 @@ from atasks.transport.backends.local.messages import (
     Salvaged,
     Welcome,
 )
+from atasks.transport.backends.local.records import LocalRecords
 from atasks.transport.backends.local.service import Service
 from atasks.transport.backends.local.socket_file import trusts
 from atasks.transport.base import CallTransport, Pending
+from atasks.transport.record_store import DEFAULT_KEEP_BYTES, check_keep_bytes
+from atasks.transport.records import DEFAULT_EXPIRES
 from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply
 from atasks.worker import Worker
 
@@ -68,7 +74,9 @@ class LocalTransport(CallTransport):
     are cores if the socket is private, else none); they import `modules` (None: those of the atasks that are
     registered when it connects), and serve with the options `serving` (concurrency, max_parked, threads, processes
     and grace, which is 0 unless given). `queue` is the work queue of atasks that name none. `timeout` is in
-    seconds, for connecting, and for all worker processes to become ready.
+    seconds, for connecting, and for all worker processes to become ready. `keep_runs` is for how many seconds the
+    results of a pipeline's run that is submitted here are kept when nobody uses them, in the hub's process, and
+    `keep_bytes` how many bytes a hub that is here keeps of all runs.
 
     Guarantees: a caller whose hub is gone connects to the next one; what it awaits at least once is sent again,
     and what it awaits at most once ends in `CallConnectionLost`. A worker that is not in the hub's process ends
@@ -88,6 +96,8 @@ class LocalTransport(CallTransport):
         workers: int | None = None,
         modules: Sequence[str] | None = None,
         timeout: float = 30.0,
+        keep_runs: float = DEFAULT_EXPIRES,
+        keep_bytes: int = DEFAULT_KEEP_BYTES,
         **serving: Unpack[ServeOptions],
     ) -> None:
         self.path = None if path is None else checked_path(path)
@@ -98,7 +108,10 @@ class LocalTransport(CallTransport):
         if hub is False and (path is None or workers):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
         check(serving)
+        self._keep_bytes = check_keep_bytes(keep_bytes)
+        self._kept = LocalRecords(self, keep_runs)
         super().__init__(namespace)
+        self.records = self._kept
         self.timeout = timeout
         self.workers = workers
         self._serving = serving
@@ -148,11 +161,11 @@ class LocalTransport(CallTransport):
             path = os.path.join(self._private, "hub.sock")
         try:
             if self._hosts:
-                self._host = await Host.open(path)
+                self._host = await Host.open(path, self._keep_bytes)
                 self._attach(self._host.inner_link())
             else:
                 await self._join(path)
-            await self._greet()
+            self._kept.attach(await self._greet())
             if self.workers:
                 self.crew = Crew(self.workers, path, self.namespace, self._modules, self._serving)
                 await self.crew.start(self.timeout)
@@ -165,6 +178,10 @@ class LocalTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the transport was disconnected")
         await self._close()
+
+    def _closed(self, reason: str) -> None:
+        super()._closed(reason)
+        self._kept.close(reason)
 
     async def _watch_crew(self, crew: Crew) -> None:
         """End every await when worker processes die faster than they start: nobody will run what waits."""
@@ -226,8 +243,8 @@ class LocalTransport(CallTransport):
         self._said_bye = False
         self._gate.attach(link)
 
-    async def _greet(self) -> None:
-        """Say Hello. Raises ConnectFailed if that does not make us welcome."""
+    async def _greet(self) -> Link:
+        """Say Hello, and return the link. Raises ConnectFailed if that does not make us welcome."""
         assert self._link is not None, "it is attached"
         self._welcome = asyncio.get_running_loop().create_future()
         self._link.send(Hello(PROTOCOL, self.namespace, os.getpid()))
@@ -236,6 +253,7 @@ class LocalTransport(CallTransport):
                 await self._welcome
             if self._link is None:
                 raise ConnectFailed(f"the hub at {self.path} went away")
+            return self._link
         except TimeoutError as error:
             raise ConnectFailed(f"the hub at {self.path} does not answer: is its process stopped?") from error
         finally:
@@ -244,6 +262,7 @@ class LocalTransport(CallTransport):
     def _lost(self, reason: str) -> None:
         """The hub is gone, or refused us."""
         link, self._link = self._link, None
+        self._kept.detach()
         if self._welcome is not None:
             if not self._welcome.done():
                 self._welcome.set_exception(ConnectFailed(f"the hub at {self.path} went away: {reason}"))
@@ -295,7 +314,7 @@ class LocalTransport(CallTransport):
             pause = min(pause * 2, longest)
             try:
                 await self._join(self.path)
-                await self._greet()
+                greeted = await self._greet()
             except TransportError as error:
                 logger.debug("cannot reconnect yet: %s", error)
                 link, self._link = self._link, None
@@ -305,6 +324,7 @@ class LocalTransport(CallTransport):
                 break
         logger.info("connected to the hub at %s again", self.path)
         self._keeper = None
+        self._kept.attach(greeted)
         for pending in list(self._pending.values()):
             if not pending.future.done():
                 self._post(pending)
@@ -319,6 +339,10 @@ class LocalTransport(CallTransport):
     # -- calls
 
     def _room(self) -> asyncio.Future[None] | None:
+        return self.room()
+
+    def room(self) -> asyncio.Future[None] | None:
+        """What to await before asking again whether more may be sent; None: it may."""
         return self._gate.room()
 
     def _post(self, pending: Pending) -> None:
@@ -331,15 +355,16 @@ class LocalTransport(CallTransport):
         if link is None or self._welcome is not None:
             if not wait:
                 raise NoWorker(
-                    f"the hub at {self.path} is gone, and nothing serves queue {self._queue_of(pending)!r}"
+                    f"the hub at {self.path} is gone, and nothing serves queue {self.queue_of(pending.options)!r}"
                 )
             return  # it is sent after the reconnect
         pending.confirmed = True
         call = pending.call
-        link.send(Request(options.queue or self.queue, call, options.priority, wait), len(call.payload))
+        link.send(Request(self.queue_of(options), call, options.priority, wait), len(call.payload))
 
-    def _queue_of(self, pending: Pending) -> str:
-        return pending.options.queue or self.queue
+    def queue_of(self, options: TaskOptions) -> str:
+        """The work queue of calls with these options."""
+        return options.queue or self.queue
 
     def _withdraw(self, pending: Pending) -> None:
         if pending.confirmed:
@@ -381,7 +406,11 @@ class LocalTransport(CallTransport):
             case NoneServes():
                 pending = self._pending.get(message.id)
                 if pending is not None:
-                    pending.fail(NoWorker(_no_worker(self._queue_of(pending))))
+                    pending.fail(NoWorker(_no_worker(self.queue_of(pending.options))))
+            case Answer() | Found():
+                self._kept.answered(message)
+            case News():
+                self._kept.news(message)
             case Handed():
                 self._last_attempts.add(message.id)
             case Hold():
