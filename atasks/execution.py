@@ -26,36 +26,41 @@ __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned
 logger = logging.getLogger("atasks.worker")
 
 
-async def execute(run: Run, task: BaseTask[..., Any]) -> Reply | None:
-    """The reply of this run; None where there is nobody to reply to, or another worker will.
+async def execute(run: Run) -> None:
+    """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply to,
+    or another worker will.
 
     Never raises: whatever the function, the codec or a cancellation does becomes a reply.
     """
     serving.set(run)
     started = time.perf_counter()
+    reply: Reply | None
     try:
-        reply = await _serve(run, task)
+        reply = await _serve(run)
+        size, limit = len(reply.payload), run.worker.transport.max_payload
+        if size > limit:
+            message = (
+                f"the result of {run.call.task} has {size} bytes, over the limit of {limit}: return a reference"
+            )
+            reply = status(run, Status.TOO_LARGE, message)
+        else:
+            reply.run_us = int((time.perf_counter() - started) * 1e6)
+            reply.parked = run.parked
     except asyncio.CancelledError:
-        return cancelled_reply(run)
+        reply = cancelled_reply(run)
     except BaseException as error:
         if _thrown_away(run, error):
             raise
         logger.exception("%s could not be served", describe(run.call))
         message = f"the worker failed to serve {describe(run.call)} ({_brief(error)}): its log says more"
-        return status(run, Status.FAILED, message)
-    limit = run.worker.transport.max_payload
-    if len(reply.payload) > limit:
-        size = len(reply.payload)
-        message = f"the result of {run.call.task} has {size} bytes, over the limit of {limit}: return a reference"
-        return status(run, Status.TOO_LARGE, message)
-    reply.run_us = int((time.perf_counter() - started) * 1e6)
-    reply.parked = run.parked
-    return reply
+        reply = status(run, Status.FAILED, message)
+    run.worker.ended(run, reply)
 
 
-async def _serve(run: Run, task: BaseTask[..., Any]) -> Reply:
-    call, worker, executor = run.call, run.worker, task.executor
-    codec = worker.router.codec
+async def _serve(run: Run) -> Reply:
+    call, worker, task = run.call, run.worker, run.atask
+    assert task is not None, "the worker looked"
+    executor, codec = task.executor, worker.router.codec
     if call.credit or task.streams:
         refusal = _not_a_stream(run, task)
         if refusal is not None:

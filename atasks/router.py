@@ -102,7 +102,13 @@ class Router:
         transport = self._transport(run)
         codec = self.codec
         task, options = self._named(name)
-        payload = await self._encode(name, codec, (args, kwargs))
+        try:  # not by _encode: a coroutine less to make for each call
+            payload = as_bytes(await codec.encode((args, kwargs)), codec)
+        except EncodeError:
+            raise
+        except Exception as error:
+            raise _unencodable(name, codec, error) from error
+        del args, kwargs  # the call may take long, and they may be large
         call = self._call(name, payload, options, transport, codec, run)
         if carried:
             call.context = await self._carried(name, codec)
@@ -181,8 +187,11 @@ class Router:
     @property
     def codec(self) -> Codec:
         """The codec of the namespace."""
-        codec: Codec | None = getattr(self._space, "codec", None)
-        return codec if codec is not None else get_codec(self.namespace)
+        try:
+            codec: Codec = self._space.codec
+        except AttributeError:  # none was constructed for the namespace
+            codec = get_codec(self.namespace)
+        return codec
 
     def _named(self, name: str) -> tuple[BaseTask[..., Any] | None, TaskOptions]:
         """The atask, if it is known here, and the options that apply."""
@@ -210,17 +219,11 @@ class Router:
 
     async def _encode(self, name: str, codec: Codec, value: Any) -> bytes:
         try:
-            data = await codec.encode(value)
-        except asyncio.CancelledError:
-            raise
+            return as_bytes(await codec.encode(value), codec)
         except EncodeError:
             raise
         except Exception as error:
-            message = str(error).split("\n", 1)[0][:200]
-            raise EncodeError(
-                f"an argument of {name} cannot be encoded by {codec.name} ({type(error).__name__}: {message})"
-            ) from error
-        return as_bytes(data, codec)
+            raise _unencodable(name, codec, error) from error
 
     async def _carried(self, name: str, codec: Codec) -> dict[str, bytes] | None:
         here = contextvars.copy_context()
@@ -233,7 +236,7 @@ class Router:
             if task is None:
                 return await codec.decode(reply.payload)
             return await codec.decode_result(reply.payload, task.local)
-        except (asyncio.CancelledError, DecodeError):
+        except DecodeError:
             raise
         except Exception as error:
             raise DecodeError(
@@ -304,6 +307,14 @@ def _inherit(call: Call, run: Run, timeout: float | None) -> None:
         timeout = left if timeout is None else min(timeout, left)
     if timeout is not None:
         call.timeout_ms = max(1, round(timeout * 1000))
+
+
+def _unencodable(name: str, codec: Codec, error: Exception) -> EncodeError:
+    """What a call raises whose arguments `codec` does not take."""
+    message = str(error).split("\n", 1)[0][:200]
+    return EncodeError(
+        f"an argument of {name} cannot be encoded by {codec.name} ({type(error).__name__}: {message})"
+    )
 
 
 def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
 
 from atasks.calls import CurrentCall
 from atasks.errors import TooManyParked
@@ -13,6 +15,7 @@ from atasks.wire import Call, End, Item, Reply
 
 if TYPE_CHECKING:
     from atasks.streams.outflow import Outflow
+    from atasks.tasks import BaseTask
     from atasks.worker import Worker
 
 __all__ = ["Delivery", "Reason", "Run", "describe"]
@@ -50,52 +53,37 @@ class Reason(enum.Enum):
     """Not cancelled: this worker does not know its atask."""
 
 
-class Run:
+class Run(Struct, eq=False):
     """A call that a worker holds: not started, running, or parked."""
 
-    __slots__ = (
-        "_current",
-        "alone",
-        "awaits",
-        "call",
-        "deadline",
-        "deliveries",
-        "ended",
-        "loop",
-        "outflow",
-        "parked",
-        "patient_until",
-        "reason",
-        "slots",
-        "task",
-        "timer",
-        "worker",
-    )
+    worker: Worker
+    call: Call
+    deliveries: list[Delivery]
+    loop: asyncio.AbstractEventLoop
+    atask: BaseTask[..., Any] | None
+    """What serves it; None: nothing here does."""
+    deadline: float | None = None
+    """Event loop time."""
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    reason: Reason | None = None
+    outflow: Outflow | None = None
+    """What it has sent, if it is a stream that runs."""
+    awaits: int = 0
+    """Remote awaits made by this run that are pending."""
+    slots: int = 0
+    """Slots that it holds: one, or all of the worker's if it runs alone."""
+    parked: bool = False
+    """Whether it ever awaited another call."""
+    ended: bool = False
+    alone: bool = False
+    """Whether no other call should run beside it: its last attempt."""
+    patient_until: float = 0.0
+    """If it runs alone: when it stops waiting for others to end (event loop time)."""
+    _current: CurrentCall | None = None
 
-    def __init__(self, worker: Worker, call: Call, delivery: Delivery, deadline: float | None) -> None:
-        self.worker = worker
-        self.call = call
-        self.deliveries: list[Delivery] = [delivery]
-        self.deadline = deadline
-        """Event loop time."""
-        self.loop = worker.loop
-        self.task: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.reason: Reason | None = None
-        self.outflow: Outflow | None = None
-        """What it has sent, if it is a stream that runs."""
-        self.awaits = 0
-        """Remote awaits made by this run that are pending."""
-        self.slots = 0
-        """Slots that it holds: one, or all of the worker's if it runs alone."""
-        self.parked = False
-        """Whether it ever awaited another call."""
-        self.ended = False
-        self.alone = False
-        """Whether no other call should run beside it: its last attempt."""
-        self.patient_until = 0.0
-        """If it runs alone: when it stops waiting for others to end (event loop time)."""
-        self._current: CurrentCall | None = None
+    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
+        return f"<run of {describe(self.call)}>"
 
     @property
     def current(self) -> CurrentCall:

@@ -1,7 +1,7 @@
 """A worker: runs delivered calls in slots, and replies.
 
-The way of a call: `deliver` (from the transport) -> `_start` when a slot is free -> `_execute` (a task of its own)
--> `_end`, which replies. A nested await parks the run (`Run.park`) and takes a slot again (`Run.unpark`).
+The way of a call: `deliver` (from the transport) -> `_start` when a slot is free -> `execute` (a task of its own) ->
+`ended`, which replies. A nested await parks the run (`Run.park`) and takes a slot again (`Run.unpark`).
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class Worker:
             delivery.give_back(call)
             return
         task = self._find_task(call.task)
-        run = Run(self, call, delivery, self._deadline(call))
+        run = Run(self, call, [delivery], self.loop, task, self._deadline(call))
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
@@ -391,12 +391,10 @@ class Worker:
         if watchdog.asleep:
             watchdog.wake()
         # An empty context: nothing but carried variables travels, loopback included.
-        task = self._find_task(run.call.task)
-        assert task is not None, "deliver looked"
-        run.task = self.loop.create_task(self._execute(run, task), name=CALL + run.call.task, context=Context())
+        run.task = self.loop.create_task(execute(run), name=CALL + run.call.task, context=Context())
 
-    async def _execute(self, run: Run, task: BaseTask[..., Any]) -> None:
-        reply = await execute(run, task)
+    def ended(self, run: Run, reply: Reply | None) -> None:
+        """A run that was started has ended, with this reply if there is anybody to reply to."""
         self._watchdog.busy -= 1
         self._end(run, reply)
 
@@ -433,6 +431,7 @@ class Worker:
         if self._recorder is not None:
             self._recorder.leave(run.call)
         run.ended = True
+        run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
         last = reply if run.outflow is None else self.streams.close(run.outflow, reply)
         if last is not None:
             if self._finished is not None:

@@ -18,6 +18,8 @@ from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from msgspec import Struct
+
 from atasks import wire
 from atasks.errors import (
     CallConnectionLost,
@@ -190,44 +192,37 @@ def get_transport(namespace: str = "default") -> Transport | None:
     return getattr(namespaces.get(namespace), "transport", None)
 
 
-class Pending:
+class Pending(Struct, eq=False):
     """A call whose await has not ended."""
 
-    __slots__ = (
-        "asked",
-        "call",
-        "confirmed",
-        "future",
-        "inflow",
-        "kept",
-        "options",
-        "since",
-        "timer",
-        "unheard",
-    )
+    call: Call
+    options: TaskOptions
+    future: asyncio.Future[Reply]
+    timer: asyncio.TimerHandle | None = None
+    inflow: Inflow | None = None
+    """What takes its items in; None: not a stream."""
+    since: float = 0.0
+    """When it was sent, or a worker last said that it holds it (event loop time)."""
+    asked: int = 0
+    """How often workers were asked for it since then."""
+    confirmed: bool = False
+    """Whether the broker has it."""
+    unheard: bool = False
+    """Whether the broker had no queue for it: it waits for a worker that declares one."""
+    kept: bool = False
+    """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
 
-    def __init__(self, call: Call, options: TaskOptions, future: asyncio.Future[Reply]) -> None:
-        self.call = call
-        self.options = options
-        self.future = future
-        self.timer: asyncio.TimerHandle | None = None
-        self.inflow: Inflow | None = None
-        """What takes its items in; None: not a stream."""
-        self.since = 0.0
-        """When it was sent, or a worker last said that it holds it (event loop time)."""
-        self.asked = 0
-        """How often workers were asked for it since then."""
-        self.confirmed = False
-        """Whether the broker has it."""
-        self.unheard = False
-        """Whether the broker had no queue for it: it waits for a worker that declares one."""
-        self.kept = False
-        """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
+    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
+        return f"<pending call {self.call.id} of {self.call.task!r}>"
+
+    def answered(self, reply: Reply) -> None:
+        """End the await with this reply, unless it ended already."""
+        if not self.future.done():
+            self.future.set_result(reply)
 
     def handed_over(self) -> None:
         """The request of a kept call is safe: its await has ended."""
-        if not self.future.done():
-            self.future.set_result(wire.ended(self.call.id, Status.VALUE, "kept"))
+        self.answered(wire.ended(self.call.id, Status.VALUE, "kept"))
 
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
@@ -272,7 +267,8 @@ class CallTransport(Transport):
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        loop = asyncio.get_running_loop()
+        loop = self._loop  # what runs: asking for that costs a system call before Python 3.12
+        assert loop is not None, "there is one wherever there is no refusal"
         pending = Pending(call, options, loop.create_future())
         self._pending[call.id] = pending
         try:
@@ -351,8 +347,8 @@ class CallTransport(Transport):
     def _resolve(self, reply: Reply) -> None:
         """A reply has arrived; one that nobody awaits (any more) is dropped."""
         pending = self._pending.get(reply.id)
-        if pending is not None and not pending.future.done():
-            pending.future.set_result(reply)
+        if pending is not None:
+            pending.answered(reply)
 
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():
@@ -425,7 +421,8 @@ class LoopbackTransport(CallTransport):
     def request(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, call: Call, options: TaskOptions
     ) -> Coroutine[Any, Any, Reply]:
-        return Transport.request(self, call, options) if self._minimal else super().request(call, options)
+        kind = Transport if self._minimal else CallTransport
+        return kind.request(self, call, options)
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         await super().serve(worker, queues)
@@ -460,14 +457,11 @@ class LoopbackTransport(CallTransport):
             self._workers[worker].streams.credit(credit)
 
 
-class _Delivery:
+class _Delivery(Struct, eq=False):
     """A call that the worker has in hand."""
 
-    __slots__ = ("pending", "transport")
-
-    def __init__(self, transport: LoopbackTransport, pending: Pending) -> None:
-        self.transport = transport
-        self.pending = pending
+    transport: LoopbackTransport
+    pending: Pending
 
     def reply(self, reply: Reply | End) -> None:
         if isinstance(reply, End):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import atasks
+from atasks.calls import current_call
 from atasks.run import Run
 from atasks.tasks import atask
 from atasks.worker import Worker
@@ -257,3 +259,38 @@ async def test_random_trees_and_cancellations_lose_no_slot(namespace: str, seed:
             assert isinstance(result, (int, asyncio.CancelledError))
         for _ in range(200):  # cancelled runs end behind the cancelled awaits
             await asyncio.sleep(0)
+
+
+async def test_what_has_ended_is_gone_without_the_garbage_collector(namespace: str) -> None:
+    """Also a run that called another one, one that raised, and one that was cancelled: a worker that leaves cycles
+    behind has the collector run all the time."""
+
+    @atask(namespace=namespace)
+    async def fail() -> None:
+        raise ValueError
+
+    @atask(namespace=namespace)
+    async def call() -> str:
+        assert current_call().id is not None
+        await asyncio.gather(fail(), return_exceptions=True)
+        return "done"
+
+    @atask(namespace=namespace, timeout=0.01)
+    async def hang() -> None:
+        await asyncio.Event().wait()
+
+    def runs() -> int:
+        return sum(isinstance(item, Run) and item.worker.namespace == namespace for item in gc.get_objects())
+
+    async with atasks.connect("loopback:", namespace=namespace):
+        gc.collect()
+        gc.disable()
+        try:
+            assert await asyncio.gather(*(call() for _ in range(50))) == ["done"] * 50
+            with pytest.raises(atasks.CallTimeout):
+                await hang()
+            while any(task.get_name().startswith("atask ") for task in asyncio.all_tasks()):
+                await asyncio.sleep(0)
+            assert runs() == 0
+        finally:
+            gc.enable()

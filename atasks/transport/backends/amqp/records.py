@@ -268,8 +268,6 @@ class AMQPRecords(Records):
 class _Pursued(Pending):
     """A call whose record is waited for. What becomes of its request ends nothing."""
 
-    __slots__ = ()
-
     def handed_over(self) -> None:
         pass
 
