@@ -7,12 +7,14 @@ it began fails, and so does one that leaves a reply queue at the broker (where i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 import threading
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,6 +22,7 @@ import pytest
 from atasks.calls import carried
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
+from tests.brokers.shared_node import SharedNode
 
 # A shell starts what it runs in the background with SIGINT ignored, and so would be what the tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
@@ -39,11 +42,47 @@ def nothing_more_is_carried() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
-    """The broker of this run, started when the first test asks for it. A test may stop, kill and restart it."""
+def broker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The broker of this run, started when the first test asks for it.
+
+    The worker processes of pytest-xdist share one: a test must leave alone what is not its own.
+    """
     broker = choose()
+    if isinstance(broker, PrivateNode) and hasattr(request.config, "workerinput"):
+        broker = SharedNode(broker.sbin, tmp_path_factory.getbasetemp().parent)
     broker.start()
     yield broker
+    _close(broker, request)
+
+
+@pytest.fixture(scope="session")
+def controllable_broker(broker: Broker, request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """`broker` if it can be asked, else a private node beside it: for tests that ask what AMQP does not tell."""
+    if broker.controllable:
+        yield broker
+    else:
+        own: Broker = request.getfixturevalue("own_broker")
+        own.start()
+        yield own
+
+
+@pytest.fixture(scope="session")
+def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
+    """A broker that a test may stop, kill and restart: no other process uses it. `start()` it at first."""
+    broker = choose()
+    if not broker.stoppable:
+        sbin = find_sbin()
+        if sbin is None:
+            raise BrokerError(
+                "this test stops the broker, which was given: install rabbitmq-server for a private one"
+            )
+        broker = PrivateNode(sbin)
+    yield broker
+    _close(broker, request)
+
+
+def _close(broker: Broker, request: pytest.FixtureRequest) -> None:
+    """End it. If a test has failed, its logs are kept."""
     if request.session.testsfailed and broker.controllable:
         logs = request.config.rootpath / ".broker-logs"
         broker.close(logs)
@@ -52,25 +91,9 @@ def broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         broker.close()
 
 
-@pytest.fixture(scope="session")
-def controllable_broker(broker: Broker) -> Iterator[Broker]:
-    """`broker` if the tests run it, else a private node beside it: for tests that stop, kill or ask the broker."""
-    if broker.controllable:
-        yield broker
-        return
-    sbin = find_sbin()
-    if sbin is None:
-        raise BrokerError("this test stops the broker, which was given: install rabbitmq-server for a private one")
-    node = PrivateNode(sbin)
-    node.start()
-    yield node
-    node.close()
-
-
 @pytest.fixture
 def amqp_url(broker: Broker) -> str:
     """The URL of the running broker."""
-    broker.start()  # an earlier test may have stopped it
     return broker.url
 
 
@@ -88,7 +111,6 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
     given cannot list its queues: there nothing is checked, and what workers leave stays.
     """
     yield
-    broker.start()
     if not broker.controllable:
         return
     names = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")]
@@ -101,11 +123,20 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
         pytest.fail(f"reply queues left at the broker: {leaked}")
 
 
+def child_ids() -> set[int]:
+    """The ids of this process's children, those that have ended and were not waited for included."""
+    tasks = Path("/proc/self/task")
+    try:
+        return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+    except OSError:  # another system; or a thread that has ended just now
+        return {process.pid for process in psutil.Process().children()}  # 4 ms: it looks at all processes
+
+
 @pytest.fixture(autouse=True)
 def no_leaks() -> Iterator[None]:
     """Holds every test to leaving no thread or child process behind: its event loop has closed by then."""
     threads = set(threading.enumerate())
-    processes = {process.pid for process in psutil.Process().children()}
+    processes = child_ids()
     yield
     problems = []
     for thread in set(threading.enumerate()) - threads:
@@ -119,7 +150,10 @@ def no_leaks() -> Iterator[None]:
         resource_tracker._resource_tracker._pid,
         forkserver._forkserver._forkserver_pid,
     }
-    children = [child for child in psutil.Process().children() if child.pid not in ours]
+    children = []
+    for pid in child_ids() - ours:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a thread has just waited for it
+            children.append(psutil.Process(pid))
     for child in psutil.wait_procs(children, timeout=GRACE if children else 0)[1]:
         with child.oneshot():
             problems.append(f"process {child.pid} ({child.status()}): {' '.join(child.cmdline())[:200]}")

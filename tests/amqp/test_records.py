@@ -7,51 +7,15 @@ import asyncio
 import pytest
 
 import atasks
-from atasks import NoWorker, Transport, UnknownRun, atask
-from atasks.calls import new_call_id
-from atasks.codecs import get_codec
+from atasks import NoWorker, UnknownRun
 from atasks.options import TaskOptions
 from atasks.testing import soon
-from atasks.transport.records import Record, Records
-from atasks.wire import VERSION, Call, Reply, Status
+from atasks.transport.records import Records
+from atasks.wire import VERSION, Reply, Status
 from tests.amqp.conftest import Connect, Meeting
-from tests.broker import Broker
+from tests.amqp.records import ended, new_call, records_of, step, value
 
 MANY = 300
-
-
-@atask
-async def double(number: int) -> int:
-    return number * 2
-
-
-@atask
-async def never(number: int) -> int:
-    await asyncio.Event().wait()
-    return number
-
-
-def records_of(transport: Transport) -> Records:
-    assert transport.records is not None
-    return transport.records
-
-
-async def new_call(task: str, number: int) -> Call:
-    codec = get_codec()
-    return Call(VERSION, new_call_id(), f"{__name__}.{task}", await codec.encode(((number,), {})), codec.name)
-
-
-def step(call: Call, number: int) -> Reply:
-    return Reply(VERSION, f"{call.id}.{number}", Status.VALUE, b"%d" % number, "none")
-
-
-def ended(record: Record) -> bool:
-    return record.ending is not None
-
-
-async def value(record: Record) -> object:
-    assert record.ending is not None
-    return await get_codec().decode(record.ending.payload)
 
 
 async def test_a_kept_call_ends_in_a_record_that_can_be_read_again_and_again(connect: Connect) -> None:
@@ -180,38 +144,3 @@ async def test_beginning_without_a_worker_waits_for_one(amqp_url: str, prefix: s
         async with atasks.serve(amqp_url, prefix=prefix):
             await soon(begun)
             assert await value(await soon(records.wait(call.id, ended, steps=False))) == 8
-
-
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_a_record_outlives_who_began_it_and_the_broker(controllable_broker: Broker, prefix: str) -> None:
-    controllable_broker.start()
-    url = controllable_broker.url
-    async with atasks.serve(url, prefix=prefix, grace=0), atasks.connect(url, prefix=prefix) as transport:
-        call = await new_call("double", 4)
-        await records_of(transport).begin(call, TaskOptions())
-        await soon(records_of(transport).wait(call.id, ended, steps=False))
-    await asyncio.to_thread(controllable_broker.stop)
-    await asyncio.to_thread(controllable_broker.start)
-    async with atasks.connect(url, prefix=prefix) as transport:
-        for _ in range(2):
-            assert await value(await soon(records_of(transport).read(call.id))) == 8
-
-
-@pytest.mark.usefixtures("amqp_leaks")
-async def test_who_waits_goes_on_waiting_over_a_restart_of_the_broker(
-    controllable_broker: Broker, prefix: str
-) -> None:
-    controllable_broker.start()
-    url = controllable_broker.url
-    async with atasks.serve(url, prefix=prefix, grace=0), atasks.connect(url, prefix=prefix) as transport:
-        records = records_of(transport)
-        call = await new_call("never", 4)
-        await records.begin(call, TaskOptions())
-        waiting = asyncio.create_task(records.wait(call.id, ended, steps=False))
-        await records.add(call.id, step(call, 0))
-        await asyncio.to_thread(controllable_broker.stop)
-        adding = asyncio.create_task(records.add(call.id, Reply(VERSION, call.id, Status.VALUE, b"end", "none")))
-        await asyncio.to_thread(controllable_broker.start)
-        await soon(adding)
-        assert len((await soon(waiting)).replies) == 2
-        assert await soon(double(2)) == 4  # the worker is back, and can clean up

@@ -123,7 +123,6 @@ async def test_who_waits_for_a_run_sends_a_request_again_that_got_lost(
 ) -> None:
     monkeypatch.setattr(Inquiry, "patience", 0.2)
     monkeypatch.setattr(Inquiry, "pause", 0.1)
-    controllable_broker.start()
     url = controllable_broker.url
     async with atasks.serve(url, prefix=prefix):
         pass  # declares the queue

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
+from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
@@ -35,7 +35,10 @@ class Broker:
     """A broker that somebody else runs. The other kinds, which the tests run, extend it."""
 
     controllable = False
-    """Whether `stop`, `kill`, `ctl` and what is built on them work."""
+    """Whether `ctl`, `evaluate` and what is built on them work."""
+
+    stoppable = False
+    """Whether `stop`, `kill` and `restart` work too."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -72,6 +75,10 @@ class Broker:
         """What `rabbitmqctl` with these arguments prints; raises `BrokerError` where it fails."""
         raise self._refuse("run rabbitmqctl on")
 
+    def evaluate(self, code: str) -> str:
+        """What these Erlang expressions, which end with a full stop, come to at the broker."""
+        return self.ctl("eval", code)
+
     def queues(self, vhost: str = "/") -> list[Queue]:
         """The queues of a virtual host."""
         columns = ("name", "messages", "consumers")
@@ -93,14 +100,22 @@ class Broker:
     def _quorum_queue(self, name: str, action: str) -> None:
         queue = f'rabbit_misc:r(<<"/">>, queue, <<"{name}">>)'
         code = f"{{ok, Q}} = rabbit_amqqueue:lookup({queue}), ra:{action}(quorum_queues, amqqueue:get_pid(Q))."
-        self.ctl("eval", code)
+        self.evaluate(code)
 
     def add_vhost(self) -> str:
-        """The URL of a new virtual host."""
+        """The URL of a new virtual host, whose path is its name."""
         name = f"test-{uuid.uuid4().hex}"
-        self.ctl("add_vhost", name)
-        self.ctl("set_permissions", "--vhost", name, "guest", ".*", ".*", ".*")
-        return self.url.rstrip("/") + "/" + quote(name, safe="")
+        everything = ", ".join(['<<".*">>'] * 3)
+        self.evaluate(
+            f'ok = rabbit_vhost:add(<<"{name}">>, <<"tests">>), ok = rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, <<"{name}">>, {everything}, <<"tests">>).'
+        )
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def remove_vhost(self, url: str) -> None:
+        """Remove the virtual host that `add_vhost` gave this URL, with all that is in it."""
+        name = urlsplit(url).path.removeprefix("/")
+        self.evaluate(f'ok = rabbit_vhost:delete(<<"{name}">>, <<"tests">>).')
 
     @contextlib.contextmanager
     def channel(self) -> Iterator[Any]:

@@ -20,6 +20,7 @@ class Container(Broker):
     """RabbitMQ in a container of the Docker engine, on a port of the loopback interface that stays the same."""
 
     controllable = True
+    stoppable = True
 
     def __init__(self) -> None:
         (self.port,) = free_ports(1)

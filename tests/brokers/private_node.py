@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
@@ -33,21 +34,28 @@ class PrivateNode(Broker):
     """
 
     controllable = True
+    stoppable = True
 
     def __init__(self, sbin: Path, ports: Sequence[int] | None = None) -> None:
         """`ports`: for clients, for Erlang's port mapper and for other nodes; None: ones that are free now."""
-        self._sbin = sbin
+        self.sbin = sbin
         self.name = f"atasks-{uuid.uuid4().hex[:12]}@localhost"
         self.port, self._epmd_port, self._dist_port = ports or free_ports(3)
         super().__init__(f"amqp://guest:guest@127.0.0.1:{self.port}/")
         self._folder: Path | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
         self._guard: subprocess.Popen[bytes] | None = None
-        self._lister: subprocess.Popen[str] | None = None
+        self._evaluator: subprocess.Popen[str] | None = None
 
     @property
     def running(self) -> bool:
         return bool(self._processes) and self._processes[-1].poll() is None
+
+    @property
+    def whereabouts(self) -> dict[str, Any]:
+        """What another process needs to know to ask this node what `ctl` and `evaluate` can ask."""
+        ports = (self.port, self._epmd_port, self._dist_port)
+        return {"name": self.name, "url": self.url, "ports": ports, "folder": str(self._folder)}
 
     def start(self) -> None:
         if self.running:
@@ -56,7 +64,7 @@ class PrivateNode(Broker):
         folder = self._folder or self._new_folder()
         with (folder / "log" / "output").open("ab") as output:
             self._start_port_mapper(folder, output)
-            node = spawn([str(self._sbin / "rabbitmq-server")], self._environment, output)
+            node = spawn([str(self.sbin / "rabbitmq-server")], self._environment, output)
             self._processes.append(node)
         self._guard = guard(self._processes, folder)
         try:
@@ -73,16 +81,13 @@ class PrivateNode(Broker):
 
     def close(self, logs: Path | None = None) -> None:
         self._end(signal.SIGKILL)
+        self._keep_logs(logs)
         folder, self._folder = self._folder, None
-        if folder is None:
-            return
-        if logs is not None:
-            shutil.rmtree(logs, ignore_errors=True)
-            shutil.copytree(folder / "log", logs)
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
-        command = [str(self._sbin / "rabbitmqctl"), "--node", self.name, *arguments]
+        command = [str(self.sbin / "rabbitmqctl"), "--node", self.name, *arguments]
         done = subprocess.run(
             command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
         )
@@ -90,34 +95,39 @@ class PrivateNode(Broker):
             raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")
         return done.stdout
 
-    def queues(self, vhost: str = "/") -> list[Queue]:
+    def evaluate(self, code: str) -> str:
         # rabbitmqctl takes 0.6 s to start; every AMQP test asks, so one Erlang process is kept to ask through.
         if not self.running:
             raise BrokerError("the broker does not run: start() it first")
-        if self._lister is None:
-            self._lister = self._start_lister()
-        assert self._lister.stdin is not None
-        assert self._lister.stdout is not None
-        self._lister.stdin.write(f"{vhost}\n")
-        self._lister.stdin.flush()
-        queues: list[Queue] = []
-        for line in self._lister.stdout:
-            word, _, rest = line.rstrip("\n").partition(" ")
-            if word == "end":
-                return queues
-            if word == "error":
-                raise BrokerError(f"the queues of {vhost!r} cannot be listed: {rest}")
-            messages, consumers, name = rest.split(" ", 2)
-            queues.append(Queue(name, int(messages), int(consumers)))
-        raise BrokerError("the process that lists queues ended")
+        if self._evaluator is None:
+            self._evaluator = self._start_evaluator()
+        assert self._evaluator.stdin is not None
+        assert self._evaluator.stdout is not None
+        self._evaluator.stdin.write(f"{code}\n")
+        self._evaluator.stdin.flush()
+        word, _, encoded = self._evaluator.stdout.readline().rstrip("\n").partition(" ")
+        text = base64.b64decode(encoded).decode()
+        if word != "value":
+            raise BrokerError(f"{code} failed: {text or 'the process that evaluates it ended'}")
+        return text
+
+    def queues(self, vhost: str = "/") -> list[Queue]:
+        lines = self.evaluate(QUEUES.replace("VHOST", vhost)).splitlines()
+        rows = (line.split(" ", 2) for line in lines)
+        return [Queue(name, int(messages), int(consumers)) for messages, consumers, name in rows]
+
+    def _keep_logs(self, logs: Path | None) -> None:
+        if logs is not None and self._folder is not None:
+            shutil.rmtree(logs, ignore_errors=True)
+            shutil.copytree(self._folder / "log", logs)
 
     def _start_port_mapper(self, folder: Path, output: IO[bytes]) -> None:
         self._processes.append(start_port_mapper(self._epmd_port, self._environment, folder, output))
 
-    def _start_lister(self) -> subprocess.Popen[str]:
+    def _start_evaluator(self) -> subprocess.Popen[str]:
         loopback = ["-kernel", "inet_dist_use_interface", "{127,0,0,1}"]
-        name = f"lister-{uuid.uuid4().hex[:12]}@localhost"
-        code = LISTER.replace("NODE", f"'{self.name}'")
+        name = f"evaluator-{uuid.uuid4().hex[:12]}@localhost"
+        code = EVALUATOR.replace("NODE", f"'{self.name}'")
         process = subprocess.Popen(
             [_program("erl"), "-noshell", "-hidden", "-sname", name, *loopback, "-eval", code],
             env=self._environment,
@@ -165,9 +175,9 @@ class PrivateNode(Broker):
 
     def _end(self, how: signal.Signals) -> None:
         """End the node by this signal, and everything else that was started for it by SIGKILL."""
-        if self._lister is not None:
-            kill(self._lister)
-            self._lister = None
+        if self._evaluator is not None:
+            kill(self._evaluator)
+            self._evaluator = None
         for process in reversed(self._processes):  # the node, and then its port mapper
             if how is signal.SIGTERM and process is self._processes[-1]:
                 process.terminate()
@@ -190,21 +200,23 @@ rm -rf "$folder"
 """
 """Ends processes, each with its process group, and removes their folder, when its input is closed."""
 
-LISTER = """
+EVALUATOR = """
 Loop = fun Loop() ->
     case io:get_line("") of
         Line when is_list(Line) ->
-            VHost = list_to_binary(string:trim(Line)),
-            Columns = [name, messages, consumers],
-            case rpc:call(NODE, rabbit_amqqueue, info_all, [VHost, Columns], 20000) of
-                Rows when is_list(Rows) ->
-                    [io:format("queue ~b ~b ~ts~n", [Messages, Consumers, Name])
-                     || [{name, {resource, _, queue, Name}}, {messages, Messages}, {consumers, Consumers}] <- Rows,
-                        is_integer(Messages), is_integer(Consumers)],
-                    io:format("end~n");
-                Other ->
-                    io:format("error ~0p~n", [Other])
+            {Word, Result} = try
+                {ok, Tokens, _} = erl_scan:string(Line),
+                {ok, Expressions} = erl_parse:parse_exprs(Tokens),
+                {value, Value, _} = rpc:call(NODE, erl_eval, exprs, [Expressions, []], 20000),
+                {"value", Value}
+            catch
+                _:Error -> {"error", Error}
             end,
+            Text = case catch unicode:characters_to_binary(Result) of
+                Binary when is_binary(Binary) -> Binary;
+                _ -> unicode:characters_to_binary(io_lib:format("~0tp", [Result]))
+            end,
+            io:format("~s ~s~n", [Word, base64:encode(Text)]),
             Loop();
         _ ->
             halt()
@@ -212,7 +224,15 @@ Loop = fun Loop() ->
 end,
 Loop().
 """
-"""Erlang that answers each line, the name of a virtual host, with its queues."""
+"""Erlang that answers each line, some expressions, with what they come to at the node: text, or a printed term."""
+
+QUEUES = (
+    'Rows = rabbit_amqqueue:info_all(<<"VHOST">>, [name, messages, consumers]),'
+    '[io_lib:format("~b ~b ~ts~n", [Messages, Consumers, Name])'
+    " || [{name, {resource, _, queue, Name}}, {messages, Messages}, {consumers, Consumers}] <- Rows,"
+    " is_integer(Messages), is_integer(Consumers)]."
+)
+"""Erlang for the queues of a virtual host, one a line; not those that are just being made or removed."""
 
 
 def find_sbin(environ: Mapping[str, str] = os.environ) -> Path | None:

@@ -26,7 +26,6 @@ def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
     yield app
     shell.close()
     if broker.controllable:
-        broker.start()
         names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
         with broker.channel() as channel:
             for name in names:

@@ -12,7 +12,6 @@ import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import pytest
@@ -47,13 +46,12 @@ def reader(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     url = None
     if needs_broker(page):
         broker = request.getfixturevalue("broker")
-        broker.start()
         url = broker.add_vhost() if broker.controllable else broker.url  # pages use the default names of queues
     reader = Reader(tmp_path, url)
     yield reader
     reader.kill()
     if url is not None and broker.controllable:
-        broker.ctl("delete_vhost", urlsplit(url).path.strip("/"))
+        broker.remove_vhost(url)
 
 
 @each_page

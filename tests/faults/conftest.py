@@ -14,10 +14,10 @@ from tests.faults.workers import Fleet
 
 
 @pytest.fixture
-def node(controllable_broker: Broker) -> Broker:
+def node(own_broker: Broker) -> Broker:
     """A running broker that the test may ask, stop and kill."""
-    controllable_broker.start()
-    return controllable_broker
+    own_broker.start()
+    return own_broker
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
@@ -38,12 +39,11 @@ def client(echo: Callable[[bytes], Awaitable[bytes]]) -> Client:
 
 @pytest.mark.parametrize("name", HERE)
 async def test_systems_of_this_environment(name: str, controllable_broker: Broker):
-    controllable_broker.start()
-    before = await asyncio.to_thread(controllable_broker.queues)
+    url = await asyncio.to_thread(controllable_broker.add_vhost)
     progress: list[str] = []
     settings = Settings(workloads=("5", "nested"), seconds=0, rounds=2)
     system = SYSTEMS[name]
-    cells = await run([system], {"amqp": controllable_broker.url}, settings, progress.append)
+    cells = await run([system], {"amqp": url}, settings, progress.append)
 
     assert [(cell.system, cell.workload) for cell in cells] == [(name, "5"), (name, "nested")]
     for cell in cells:
@@ -63,8 +63,9 @@ async def test_systems_of_this_environment(name: str, controllable_broker: Broke
                 assert (sample.worker_cpu, sample.worker_peak) == (None, None), "the caller is the worker"
     rounds = [f"round {number} of 2: {workload}" for number in (1, 2) for workload in ("5", "nested")]
     assert progress == [f"starting {system.title}", *rounds]
-    left = {queue.name for queue in await asyncio.to_thread(controllable_broker.queues)}
-    assert left <= {queue.name for queue in before}, "nothing is left at the broker"
+    left = await asyncio.to_thread(controllable_broker.queues, urlsplit(url).path.strip("/"))
+    assert left == [], "nothing is left at the broker"
+    await asyncio.to_thread(controllable_broker.remove_vhost, url)
 
 
 async def test_a_system_that_fails_says_so_and_the_others_go_on():

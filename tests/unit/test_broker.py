@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pika
 import pika.exceptions
-import psutil
 import pytest
 
 from tests.broker import Broker, BrokerError, Container, NoBroker, PrivateNode, Queue, choose
-from tests.brokers.ports import speaks_amqp
 from tests.brokers.private_node import find_sbin
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,6 @@ def run_command(url: str) -> subprocess.CompletedProcess[str]:
 def queue(controllable_broker: Broker) -> Iterator[str]:
     """The name of a durable queue that holds one persistent message."""
     name = f"test-{uuid.uuid4().hex}"
-    controllable_broker.start()
     with controllable_broker.channel() as channel:
         channel.confirm_delivery()
         channel.queue_declare(name, durable=True, arguments={"x-queue-type": "classic"})
@@ -82,7 +81,6 @@ class TestChoice:
         assert find_sbin({"PATH": str(tmp_path)}) == (installed or tmp_path)
 
     def test_the_command_says_which_it_is(self, controllable_broker: Broker) -> None:
-        controllable_broker.start()
         done = run_command(controllable_broker.url)
         assert (done.returncode, done.stdout, done.stderr) == (0, "Broker for the tests: Broker\n", "")
 
@@ -95,7 +93,6 @@ class TestChoice:
 
 class TestGiven:
     def test_it_is_used_and_not_controlled(self, controllable_broker: Broker) -> None:
-        controllable_broker.start()
         given = Broker(controllable_broker.url)
         given.start()
         assert given.running
@@ -111,10 +108,18 @@ class TestGiven:
 
 
 class TestControl:
-    def test_queues_lists_what_rabbitmqctl_lists(self, controllable_broker: Broker, queue: str) -> None:
-        listed = controllable_broker.queues()
-        assert Queue(queue, 1, 0) in listed
-        assert sorted(listed) == sorted(Broker.queues(controllable_broker))
+    def test_queues_lists_what_rabbitmqctl_lists(self, controllable_broker: Broker) -> None:
+        url = controllable_broker.add_vhost()  # where nothing else comes and goes
+        with Broker(url).channel() as channel:
+            for name in ("some", "others, with spaces"):
+                channel.queue_declare(name)
+            channel.basic_publish("", "some", b"")
+            channel.queue_declare("some", passive=True)  # it has arrived
+        vhost = urlsplit(url).path.strip("/")
+        listed = sorted(controllable_broker.queues(vhost))
+        assert listed == [Queue("others, with spaces", 0, 0), Queue("some", 1, 0)]
+        assert listed == sorted(Broker.queues(controllable_broker, vhost))
+        controllable_broker.remove_vhost(url)
 
     def test_consumers_are_counted(self, controllable_broker: Broker, queue: str) -> None:
         with controllable_broker.channel() as channel:
@@ -122,72 +127,26 @@ class TestControl:
             assert Queue(queue, 1, 1) in controllable_broker.queues()
 
     def test_queues_of_an_unknown_vhost(self, controllable_broker: Broker) -> None:
-        controllable_broker.start()
         assert controllable_broker.queues("no such") == []
 
-    def test_what_is_durable_survives_a_kill(self, controllable_broker: Broker, queue: str) -> None:
-        url = controllable_broker.url
-        controllable_broker.kill()
-        assert not controllable_broker.running
-        assert not speaks_amqp(pika.URLParameters(url).port)
-        controllable_broker.start()
-        assert controllable_broker.url == url
-        with controllable_broker.channel() as channel:
-            assert channel.basic_get(queue, auto_ack=True)[2] == b"kept"
-
-    def test_what_is_durable_survives_a_restart(self, controllable_broker: Broker, queue: str) -> None:
-        controllable_broker.restart()
-        assert Queue(queue, 1, 0) in controllable_broker.queues()
-
     def test_a_failing_command_is_an_error_that_says_why(self, controllable_broker: Broker) -> None:
-        controllable_broker.start()
         with pytest.raises(BrokerError, match=r"(?s)rabbitmqctl delete_vhost failed.*no such"):
             controllable_broker.ctl("delete_vhost", "no such")
 
-    def test_connections_can_be_closed(self, controllable_broker: Broker) -> None:
-        controllable_broker.start()
-        with controllable_broker.channel() as channel:
-            controllable_broker.close_all_connections("for a test")
-            with pytest.raises(pika.exceptions.ConnectionClosedByBroker, match="for a test"):
-                channel.connection.process_data_events(time_limit=20)
-
     def test_a_virtual_host_of_its_own(self, controllable_broker: Broker, queue: str) -> None:
-        controllable_broker.start()
         url = controllable_broker.add_vhost()
         with Broker(url).channel() as channel:
             assert channel.queue_declare("", exclusive=True).method.message_count == 0
             with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
                 channel.queue_declare(queue, passive=True)
+        controllable_broker.remove_vhost(url)
+        with pytest.raises(pika.exceptions.ProbableAccessDeniedError, match="not found"), Broker(url).channel():
+            pass
 
-
-def test_a_private_node_ends_with_the_process_that_started_it() -> None:
-    """Also where that process is killed: its guard ends the node and removes its folder."""
-    if find_sbin() is None:
-        raise BrokerError("this test needs an installed rabbitmq-server")
-    environ = {name: value for name, value in os.environ.items() if name != "ATASKS_TEST_AMQP_URL"}
-    command = [sys.executable, "-m", "tests.broker", "run"]
-    with subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        url = process.stdout.readline().strip()
-        children = psutil.Process(process.pid).children(recursive=True)
-        (folder,) = {child.cwd() for child in children if child.name() == "epmd"}
-        assert speaks_amqp(pika.URLParameters(url).port)
-        process.kill()
-    assert psutil.wait_procs(children, timeout=30)[1] == []
-    assert not speaks_amqp(pika.URLParameters(url).port)
-    assert not Path(folder).exists()
-
-
-def test_the_logs_of_a_private_node_can_be_kept(tmp_path: Path) -> None:
-    sbin = find_sbin()
-    if sbin is None:
-        raise BrokerError("this test needs an installed rabbitmq-server")
-    node = PrivateNode(sbin)
-    node.start()
-    logs = tmp_path / "logs"
-    logs.mkdir()
-    (logs / "of an earlier run").touch()
-    node.close(logs)
-    assert "Starting broker" in (logs / "output").read_text()
-    assert not (logs / "of an earlier run").exists()
-    assert not node.running
+    def test_what_cannot_be_evaluated_is_an_error_and_the_next_is_evaluated(
+        self, controllable_broker: Broker
+    ) -> None:
+        for code in ("no full stop", "rabbit:nothing(1)."):
+            with pytest.raises(BrokerError, match=re.escape(code)):
+                controllable_broker.evaluate(code)
+        assert controllable_broker.evaluate("1 + 1.").strip() == "2"
