@@ -27,8 +27,8 @@ logger = logging.getLogger("atasks.worker")
 
 
 async def execute(run: Run) -> None:
-    """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply to,
-    or another worker will.
+    """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply
+    to, or another worker will.
 
     Never raises: whatever the function, the codec or a cancellation does becomes a reply.
     """

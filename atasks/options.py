@@ -27,10 +27,15 @@ class CallOptions(TypedDict, total=False):
     replayable: bool
 
 
+Executor = Literal["thread", "process"]
+"""Where a blocking function runs at its worker."""
+EXECUTORS: Final[tuple[Executor, ...]] = ("thread", "process")
+
+
 class DecorationOptions(CallOptions, total=False):
     """What `@atask(...)` takes besides `name` and `namespace`."""
 
-    executor: Literal["thread", "process"] | None
+    executor: Executor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class TaskOptions:
     (up to so many do, whatever they cost)."""
     durable: bool = True
     """Whether the request survives a restart of the broker."""
-    executor: Literal["thread", "process"] | None = None
+    executor: Executor | None = None
     """Where a blocking function runs at the worker: None, on its event loop."""
     window: int = 64
     """Streams: items that the worker may run ahead of the consumer."""
@@ -82,7 +87,7 @@ _CHOICES: Final = {
     "delivery": ("at_least_once", "at_most_once"),
     "on_no_worker": ("wait", "error"),
     "orphan": ("cancel", "run"),
-    "executor": (None, "thread", "process"),
+    "executor": (None, *EXECUTORS),
 }
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64

@@ -14,6 +14,9 @@ from atasks.errors import TooManyParked
 from atasks.wire import Call, End, Item, Reply
 
 if TYPE_CHECKING:
+    from atasks.backlog import Lane
+    from atasks.options import Executor
+    from atasks.slots import Slots
     from atasks.streams.outflow import Outflow
     from atasks.tasks import BaseTask
     from atasks.worker import Worker
@@ -34,8 +37,9 @@ class Delivery(Protocol):
     def drop(self) -> None:
         """Nobody awaits the call: no reply."""
 
-    def give_back(self, call: Call) -> None:
-        """Return the call, as it is given here, to the queue for another worker."""
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        """Return the call, as it is given here, to the queue for another worker; `executor`: to where such calls
+        wait that lack a place."""
 
     async def pass_on(self, call: Call) -> Call | None:
         """The worker does not know the atask: the call as it should be given back for a worker that may know it,
@@ -80,10 +84,21 @@ class Run(Struct, eq=False):
     """Whether no other call should run beside it: its last attempt."""
     patient_until: float = 0.0
     """If it runs alone: when it stops waiting for others to end (event loop time)."""
+    lane: Lane | None = None
+    """Where it waits in the worker's backlog, or waited last."""
+    turn: int = 0
+    """When it came there: the least one goes first."""
+    place: Slots | None = None
+    """The pool in which it holds a place; a function in a thread holds it itself."""
     _current: CurrentCall | None = None
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
         return f"<run of {describe(self.call)}>"
+
+    @property
+    def executor(self) -> Executor | None:
+        """Where its function runs."""
+        return None if self.atask is None else self.atask.executor
 
     @property
     def current(self) -> CurrentCall:
@@ -141,7 +156,7 @@ class Run(Struct, eq=False):
             self.slots = 1
 
     def free_slots(self) -> None:
-        """Give back what it holds."""
+        """Give back the slots that it holds."""
         held, self.slots = self.slots, 0
         if held:
             self.worker.slots.give(held)

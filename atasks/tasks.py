@@ -22,7 +22,7 @@ from typing import (
 
 from atasks import modules
 from atasks.namespaces import namespace_item
-from atasks.options import CallOptions, DecorationOptions, TaskOptions
+from atasks.options import CallOptions, DecorationOptions, Executor, TaskOptions
 
 if TYPE_CHECKING:
     from atasks.streams.remote import RemoteStream
@@ -69,7 +69,7 @@ class BaseTask(Generic[P, K]):
         self.local: Callable[P, K] = function
         """The undecorated function: calling it runs it here."""
         self._space = namespace_item(namespace)
-        self.executor = options.executor
+        self.executor: Executor | None = options.executor
         """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
         self._check_arguments = _signature_check(function)
         self._is_static = False

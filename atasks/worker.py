@@ -1,7 +1,7 @@
 """A worker: runs delivered calls in slots, and replies.
 
-The way of a call: `deliver` (from the transport) -> `_start` when a slot is free -> `execute` (a task of its own) ->
-`ended`, which replies. A nested await parks the run (`Run.park`) and takes a slot again (`Run.unpark`).
+The way of a call: `deliver` (from the transport) -> `_start` when a slot is free, and a place in a pool if it needs
+one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run (`Run.park`) and takes a slot again (`Run.unpark`).
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import logging
 import os
 import socket
 import time
-from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import blackbox, wire
+from atasks.answer import Answer
+from atasks.backlog import Backlog
 from atasks.builtin import builtin_task
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
@@ -25,11 +26,12 @@ from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
 from atasks.streams.outflows import Outflows
 from atasks.watchdog import CALL, Watchdog
-from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from atasks.options import Executor
     from atasks.router import Router
     from atasks.tasks import BaseTask
     from atasks.transport.base import Transport
@@ -80,7 +82,7 @@ class Worker:
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state
-        self.pools = Pools(threads, processes, concurrency)
+        self.pools = Pools(threads, processes, concurrency, self._fill)
         """For blocking functions."""
         self.parked = 0
         """Calls that await other calls now."""
@@ -93,11 +95,7 @@ class Worker:
         self._started = 0
         self._impatience: asyncio.TimerHandle | None = None
         self._held: dict[str, Run] = {}
-        self._new_alone: deque[Run] = deque()
-        self._new_children: deque[Run] = deque()
-        self._new_roots: deque[Run] = deque()
-        self.unstarted = 0
-        """Calls that wait here for a slot."""
+        self._backlog = Backlog(self.pools, self._may_start_alone)
         self._cancelled = RecentIds()
         self._finished = RecentReplies() if transport.redelivers else None
         self.streams = Outflows(self.loop, remember=transport.redelivers)
@@ -116,9 +114,28 @@ class Worker:
         return self.router.registry.names()
 
     @property
+    def executors(self) -> dict[str, Executor]:
+        """What those of its atasks run in that are blocking functions."""
+        registry = self.router.registry
+        items = ((name, registry.get(name)) for name in registry.names())
+        return {name: item.task.executor for name, item in items if item is not None and item.task.executor}
+
+    @property
     def held(self) -> int:
         """Calls in hand: running, parked, or waiting for a slot."""
         return len(self._held)
+
+    @property
+    def unstarted(self) -> int:
+        """Calls that wait here for a slot, or for a place in a pool."""
+        return self._backlog.size
+
+    @property
+    def room(self) -> int:
+        """How many calls it has slots for now; less than 0: so many wait here for one."""
+        if self.alone:
+            return 0
+        return self.slots.free or -self.unstarted
 
     @property
     def started(self) -> int:
@@ -191,18 +208,17 @@ class Worker:
             await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
         await self._stop_accepting()
 
-    def give_back_unstarted(self) -> None:
-        """Return the calls that wait here for a slot to the queue, uncharged."""
-        for run in [*self._new_alone, *self._new_children, *self._new_roots]:
-            if run.reason is None and not (run.alone and self._accepting):
+    def give_back_unstarted(self, executor: Executor | None = None) -> None:
+        """Return the calls that wait here to their queue, uncharged; `executor`: only those that wait for a place
+        in this pool, to where such calls wait."""
+        for run in self._backlog.runs(executor):
+            if not (run.alone and self._accepting):
+                self._backlog.remove(run)
                 run.reason = Reason.DRAINED
-                self.unstarted -= 1
                 self._forget(run)
-                run.deliveries[-1].give_back(run.call)
+                run.deliveries[-1].give_back(run.call, executor)
                 for delivery in run.deliveries[:-1]:
                     delivery.drop()
-        self._new_children.clear()
-        self._new_roots.clear()
 
     @property
     def runs(self) -> list[Run]:
@@ -230,7 +246,7 @@ class Worker:
             call_id = salvaged[0] if salvaged else "?"
             return wire.encode([wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {error}", self.id)])
         call = envelopes[0]
-        delivery = _Answer(self.loop.create_future())
+        delivery = Answer(self.loop.create_future())
         self.deliver(call, delivery)
         try:
             reply = await delivery.future
@@ -240,8 +256,8 @@ class Worker:
         return wire.encode([reply])
 
     def deliver(self, call: Call, delivery: Delivery, alone: bool = False) -> None:
-        """A request has arrived: run it as soon as there is a slot, or, if `alone`, as soon as nothing else runs.
-        Never raises and never waits."""
+        """A request has arrived: run it as soon as there is a slot, and a place in its pool, or, if `alone`, as
+        soon as nothing else runs. Never raises and never waits."""
         call_id = call.id
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
@@ -272,15 +288,19 @@ class Worker:
             run.alone = True
             run.patient_until = self.loop.time() + ALONE_PATIENCE
             self.loop.call_at(run.patient_until, self._fill)
-            self._new_alone.append(run)
-            self.unstarted += 1
+            self._backlog.add(run)
             self._fill()
-        elif not self.unstarted and self.slots.free:
-            self._start(run)
+        elif (
+            self.slots.free
+            and not self._backlog.size
+            and (task.executor is None or self.pools.has_place(task.executor))
+        ):
+            self._start(run, task)
         else:
-            (self._new_roots if call.parent is None else self._new_children).append(run)
-            self.unstarted += 1
-            if self._impatience is None:
+            self._backlog.add(run)
+            if self.slots.free or task.executor is not None:
+                self._fill()
+            if self._impatience is None and self._backlog.size:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
 
     def _find_task(self, name: str) -> BaseTask[..., Any] | None:
@@ -295,16 +315,12 @@ class Worker:
             self._cancelled.add(call_id)
         elif run.task is not None:
             run.cancel(Reason.WITHDRAWN)
-        else:  # it stays in its queue of unstarted calls, which skips it
-            run.reason = Reason.WITHDRAWN
-            self.unstarted -= 1
+        else:
+            self._backlog.remove(run)
             self._forget(run)
             for delivery in run.deliveries:
                 delivery.drop()
-            if not self.unstarted:  # what waits there was cancelled: let go of it
-                for queue in (self._new_alone, self._new_children, self._new_roots):
-                    queue.clear()
-            elif run.alone and self.slots.free:  # others waited for it to start
+            if run.alone:  # others waited for it to start
                 self._fill()
 
     def holds(self, call_id: str) -> bool:
@@ -339,41 +355,41 @@ class Worker:
     # -- running
 
     def _fill(self) -> None:
-        """A slot is free: start the next call, children before new roots, or let the transport ask for more."""
-        while self.unstarted and self.slots.free:
-            if self._new_alone:
-                run = self._new_alone[0]
-                if run.reason is None and not self._may_start_alone(run):
-                    return  # nothing else starts meanwhile
-                self._new_alone.popleft()
-            else:
-                run = (self._new_children or self._new_roots).popleft()
-            if run.reason is None:
-                self.unstarted -= 1
-                self._start(run)
-        if not self.unstarted:
+        """A slot or a place in a pool may be free: start the calls that can start now, and let the transport have
+        those that lack a place, or ask for more."""
+        backlog = self._backlog
+        while backlog.size and self.slots.free and (run := backlog.take()) is not None:
+            assert run.atask is not None, "deliver looked"
+            self._start(run, run.atask)
+        if backlog.size:
+            if backlog.alone is not None:
+                return  # nothing else starts meanwhile
+            for executor in backlog.lacking():
+                self.transport.lacks_place(self, executor)
+        if self.slots.free or not backlog.size:
             self.transport.slots_changed(self)
 
     def _may_start_alone(self, run: Run) -> bool:
         """Nothing else runs, or it waited long enough: a call that runs for hours must not keep a worker
         from its other calls."""
-        return self.slots.free == self.concurrency or self.loop.time() >= run.patient_until
+        patient = self.slots.free < self.concurrency and self.loop.time() < run.patient_until
+        return not patient and self.pools.has_place(run.executor)
 
     @property
     def alone(self) -> bool:
         """Whether a call runs alone here, or waits to."""
-        return bool(self._new_alone) or (self._alone is not None and self._alone.slots > 0)
+        return self._backlog.alone is not None or (self._alone is not None and self._alone.slots > 0)
 
     def _lose_patience(self, started: int) -> None:
         """Calls have waited here for a slot, and none was started for a while: others may have slots."""
         self._impatience = None
         if self.unstarted and self._accepting:
-            if self._started == started:
+            if self._started == started and not self.slots.free:
                 self.transport.overfull(self)
             else:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, task: BaseTask[..., Any]) -> None:
         deadline = run.deadline
         if deadline is not None:
             if deadline <= self.loop.time():
@@ -383,6 +399,9 @@ class Worker:
         if run.alone:
             self._alone = run
         run.slots = self.slots.take(self.concurrency if run.alone else 1)
+        if task.executor is not None:
+            run.place = self.pools.places[task.executor]
+            run.place.take()
         self._started += 1
         if self._recorder is not None:
             self._recorder.enter(run.call)
@@ -446,38 +465,14 @@ class Worker:
         else:
             for delivery in run.deliveries:
                 delivery.drop()
+        if run.place is not None:
+            run.place.give()
         run.free_slots()
 
     def _forget(self, run: Run) -> None:
         del self._held[run.call.id]
         if not self._held:
             self._empty.set()
-
-
-class _Answer:
-    """The delivery of a minimal transport: the reply is what its callback returns."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, future: asyncio.Future[Reply]) -> None:
-        self.future = future
-
-    def reply(self, reply: Reply | End) -> None:
-        if not self.future.done():
-            self.future.set_result(reply if isinstance(reply, Reply) else reply.reply)
-
-    def send(self, envelope: Item | End) -> None:
-        """Nothing: there is one answer, and no streams."""
-
-    def drop(self) -> None:
-        self.future.cancel()
-
-    async def pass_on(self, call: Call) -> Call | None:
-        return None
-
-    def give_back(self, call: Call) -> None:
-        message = f"{describe(call)} met a worker that shuts down"
-        self.reply(wire.ended(call.id, Status.WORKER_LOST, message))
 
 
 def _check_count(name: str, value: Any) -> None:

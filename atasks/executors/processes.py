@@ -34,7 +34,8 @@ class NotStarted(Exception):
 
 
 class Processes:
-    """At most `size` processes, which live as long as the worker, and calls that wait for one."""
+    """At most `size` processes, which live as long as the worker, and calls that wait for one to start: no more
+    are here at once."""
 
     def __init__(self, size: int) -> None:
         self.size = size

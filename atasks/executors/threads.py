@@ -13,7 +13,6 @@ import enum
 import logging
 import queue
 import threading
-from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import Context, ContextVar
@@ -110,25 +109,25 @@ seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)
 
 
 class Threads:
-    """Threads for the functions of one worker: at most `size` run one at any time.
+    """Threads for the functions of one worker: at most as many run one at any time as there are `places`.
 
     One that waits in `.sync` does not count, so that functions which wait for functions cannot deadlock. Threads
     are daemons: a function that never returns does not keep the program from ending.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, places: Slots) -> None:
+        self.size = places.size
         self.closed = False
-        self._places = Slots(size, self._fill)
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._places = places
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._idle = 0
         self._parked = 0
 
     async def call(self, run: Run, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What the function returns, or raises. If cancelled, it has not begun, or goes on in its seat."""
-        await self._place()
+        """What the function returns, or raises. If cancelled, it goes on in its seat. The run's place becomes the
+        seat's."""
         seat = Seat(self, run)
+        run.place = None
         context = contextvars.copy_context()
         context.run(seated.set, seat)
         self._submit(_job(seat, context, function, args, kwargs))
@@ -173,26 +172,6 @@ class Threads:
         for _ in range(self._idle):
             self._jobs.put(None)
         self._idle = 0
-
-    async def _place(self) -> None:
-        if self._places.free and not self._waiting:
-            self._places.take()
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it was handed a place and cancelled in the same turn
-                self._places.give()
-            raise
-
-    def _fill(self) -> None:
-        while self._waiting and self._places.free:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                self._places.take()
-                waiter.set_result(None)
 
     def _submit(self, job: _Job) -> None:
         if self._idle:

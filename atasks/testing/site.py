@@ -37,7 +37,7 @@ class Site:
     """Registers atasks in a namespace of its own, and runs a caller and workers for them.
 
     Guarantees: `open` ends by checking that nothing is left behind: no pending call at the caller, and no call in
-    hand, parked or waiting at a worker, whose slots are all free.
+    hand, parked or waiting at a worker, whose slots and places in pools are all free.
     """
 
     def __init__(self, new_transport: Callable[[str], Transport], *, shared: bool = False) -> None:
@@ -111,6 +111,8 @@ class Site:
         *,
         concurrency: int = 100,
         max_parked: int = 50_000,
+        threads: int | None = None,
+        processes: int | None = None,
         state: Any = None,
         codec: Codec | None = None,
         queues: Sequence[str] | None = None,
@@ -123,7 +125,15 @@ class Site:
             await transport.connect()
             self._stack.push_async_callback(transport.disconnect)
         router = self.router if codec is None else _other_router(self.router, codec)
-        worker = Worker(router, transport, concurrency=concurrency, max_parked=max_parked, state=state)
+        worker = Worker(
+            router,
+            transport,
+            concurrency=concurrency,
+            max_parked=max_parked,
+            threads=threads,
+            processes=processes,
+            state=state,
+        )
         await worker.start(queues)
         self._stack.push_async_callback(worker.drain, 0)
         self.workers.append(worker)
@@ -139,6 +149,8 @@ class Site:
                 await worker._empty.wait()
             assert (worker.held, worker.parked, worker.unstarted) == (0, 0, 0)
             assert worker.slots.free == worker.concurrency, "a slot was not given back, or given back twice"
+            for places in worker.pools.places.values():
+                assert places.free == places.size, "a place was not given back, or given back twice"
 
     def close(self) -> None:
         """Forget the namespace."""

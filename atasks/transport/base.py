@@ -30,7 +30,7 @@ from atasks.errors import (
     NoWorker,
 )
 from atasks.namespaces import namespaces
-from atasks.options import TaskOptions, validate_queue
+from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.transport.memory_records import MemoryRecords
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.transport.records import DEFAULT_EXPIRES, Records
@@ -174,6 +174,9 @@ class Transport:
 
     def overfull(self, worker: Worker) -> None:
         """Calls wait in the worker for a slot for some time: a chance to let other workers have them."""
+
+    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+        """Calls wait in the worker for a place in a pool: a chance to let other workers have them."""
 
 
 def timed_out(call: Call) -> CallTimeout:
@@ -480,7 +483,7 @@ class _Delivery(Struct, eq=False):
     async def pass_on(self, call: Call) -> Call | None:
         return None
 
-    def give_back(self, call: Call) -> None:
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
         if self._is_wanted():
             asyncio.get_running_loop().call_soon(self._return)
 

@@ -32,10 +32,9 @@ async def happened(event: threading.Event) -> None:
 
 
 def idle(worker: Worker) -> bool:
-    """Whether it holds no call, and all its slots and places for threads are free."""
-    pool = worker.pools.threads
+    """Whether it holds no call, and all its slots and places in pools are free."""
     return (
         worker.slots.free == worker.concurrency
-        and (worker.held, worker.parked, pool._parked) == (0, 0, 0)
-        and pool._places.free == pool.size
+        and (worker.held, worker.unstarted, worker.parked, worker.pools.threads._parked) == (0, 0, 0, 0)
+        and all(places.free == places.size for places in worker.pools.places.values())
     )

@@ -120,7 +120,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_for_a_process_never_runs(
         first = asyncio.create_task(blocking.meet(str(tmp_path), 2))
         await until(lambda: len(list(tmp_path.iterdir())) == 1)
         second = asyncio.create_task(blocking.die(str(file), "exit"))
-        await until(lambda: len(worker.pools.processes._waiting) == 1)
+        await until(lambda: worker.unstarted == 1)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await soon(second)

@@ -197,27 +197,33 @@ async def test_at_most_so_many_run_at_once_and_one_that_is_cancelled_meanwhile_n
     assert sorted(ran) == [0, 1, 2, 3, 4, 6, 7]
 
 
-async def test_a_call_that_is_cancelled_as_it_gets_its_place_passes_it_on(namespace: str) -> None:
-    gate = threading.Event()
+async def test_a_call_that_is_cancelled_before_its_thread_begins_gives_its_place_back(namespace: str) -> None:
+    arrived, gate, ran = asyncio.Event(), asyncio.Event(), []
+
+    class Slow(atasks.PickleCodec):
+        async def decode_arguments(self, data: bytes, function: Any) -> Any:
+            arrived.set()
+            await gate.wait()
+            return await super().decode_arguments(data, function)
+
+    Slow(namespace)
 
     @atask(namespace=namespace, executor="thread")
     def work() -> None:
-        assert gate.wait(PATIENCE)
+        ran.append(1)
 
     async with serve(namespace, threads=1) as worker:
-        pool = worker.pools.threads
-        first = asyncio.create_task(work())
-        await until(lambda: worker.held == 1 and not pool._places.free)
         tasks = [asyncio.create_task(work()) for _ in range(2)]
-        await until(lambda: len(pool._waiting) == 2)
-        waiter = pool._waiting[0]
-        waiter.add_done_callback(lambda _: worker.runs[1].task.cancel())  # type: ignore[union-attr]  # it runs
-        gate.set()
-        await soon(first)
-        with pytest.raises(CallCancelled):
+        await arrived.wait()
+        await until(lambda: worker.unstarted == 1)
+        assert not worker.pools.has_place("thread")
+        tasks[0].cancel()
+        with pytest.raises(asyncio.CancelledError):
             await soon(tasks[0])
+        gate.set()
         await soon(tasks[1])
         await until(lambda: idle(worker))
+    assert ran == [1]
 
 
 async def test_a_drain_leaves_a_thread_behind_and_says_so(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
+from atasks.options import Executor
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import Call, End, Item, Reply
@@ -105,10 +106,19 @@ class CallDelivery:
         self.inbound.ended()
         self.inbound.settled()
 
-    def give_back(self, call: Call, solo: bool = False) -> None:
-        self.inbound.ended()
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
         consumer = self.inbound.consumer
-        name = self.inbound.intake.transport.topology.solo(consumer.queue) if solo else consumer.name
+        if executor is None:
+            self._republish(call, consumer.name)
+        else:
+            self._republish(call, self.inbound.intake.transport.topology.pool(consumer.queue, executor))
+
+    def give_last(self, call: Call) -> None:
+        """Have it run once more, alone."""
+        self._republish(call, self.inbound.intake.transport.topology.solo(self.inbound.consumer.queue))
+
+    def _republish(self, call: Call, name: str) -> None:
+        self.inbound.ended()
         self.inbound.intake.republish(call, self.inbound, name)
 
     async def pass_on(self, call: Call) -> Call | None:

@@ -102,7 +102,7 @@ class Inquiry:
         link, topology = self._transport.link, self._transport.topology
         if link is None:
             return False
-        for name in (topology.work(queue), topology.solo(queue)):
+        for name in topology.all(queue):
             state = await link.queue_state(name)
             if state is not None and state[0]:
                 return False

@@ -286,7 +286,10 @@ class Intake:
 
     def _try_again(self, call: Call, delivery: CallDelivery) -> None:
         call.attempt += 1
-        delivery.give_back(call, solo=call.attempt == call.max_attempts)
+        if call.attempt == call.max_attempts:
+            delivery.give_last(call)
+        else:
+            delivery.give_back(call)
 
     async def _ask_before(self, call: Call, delivery: CallDelivery) -> None:
         """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or

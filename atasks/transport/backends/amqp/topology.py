@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final, Literal
 
-from atasks.options import MAX_PRIORITY, validate_queue
+from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
 
 __all__ = ["Topology"]
 
@@ -53,6 +53,14 @@ class Topology:
     def solo(self, queue: str) -> str:
         """The queue of last attempts beside a work queue."""
         return f"{self.work(queue)}.solo"
+
+    def pool(self, queue: str, executor: Executor) -> str:
+        """The queue beside a work queue of calls that wait for a place in a pool."""
+        return f"{self.work(queue)}.{executor}"
+
+    def all(self, queue: str) -> list[str]:
+        """A work queue, and all that may be beside it."""
+        return [self.work(queue), self.solo(queue), *(self.pool(queue, executor) for executor in EXECUTORS)]
 
     def new_reply_queue(self) -> str:
         """A name for a caller's reply queue."""
@@ -107,7 +115,7 @@ class Topology:
         return {"x-queue-type": "classic", "x-expires": expires_ms, "x-single-active-consumer": True}
 
     def work_arguments(self) -> dict[str, Any]:
-        """Arguments of work queues and of their solo queues."""
+        """Arguments of work queues and of those beside them."""
         arguments: dict[str, Any] = {
             "x-queue-type": self.queue_type,
             "x-dead-letter-exchange": "",

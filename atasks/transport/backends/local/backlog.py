@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from atasks.options import MAX_PRIORITY
+from atasks.options import MAX_PRIORITY, Executor
 from atasks.wire import Call
 
 if TYPE_CHECKING:
@@ -40,11 +40,19 @@ class Entry:
 
 
 class Queue:
-    """The calls that wait in one work queue: urgent ones first, then those made by calls, then the oldest."""
+    """The calls that wait in one work queue: urgent ones first, then those made by calls, then the oldest.
 
-    def __init__(self, namespace: str, name: str) -> None:
+    Calls of blocking functions, which also need a place in a pool of their worker, wait in queues beside it, one
+    for each executor, so that others need not wait behind them.
+    """
+
+    def __init__(self, namespace: str, name: str, executor: Executor | None = None) -> None:
         self.namespace = namespace
         self.name = name
+        self.executor: Executor | None = executor
+        """What its calls run in; None: this is the queue itself, and not one beside it."""
+        self.executors: dict[str, Executor] = {}
+        """Of the atasks whose calls wait beside it: workers have said so."""
         self.workers: list[Peer] = []
         self._lanes: list[OrderedDict[str, Entry]] = [OrderedDict() for _ in range(LANES)]
         self._alone: OrderedDict[str, Entry] = OrderedDict()
@@ -103,8 +111,9 @@ class Queue:
         found: Peer | None = None
         room = 0
         for worker in self.workers:
-            if worker.room > room and not worker.link.clogged and (not call.seen or self.may_have(worker, call)):
-                found, room = worker, worker.room
+            its = worker.room_for(self)
+            if its > room and not worker.link.clogged and (not call.seen or self.may_have(worker, call)):
+                found, room = worker, its
         return found
 
     def served_beside(self, worker: Peer, seen: list[str]) -> bool:

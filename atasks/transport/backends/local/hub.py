@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from atasks import wire
+from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import (
@@ -66,7 +67,8 @@ class Hub:
         self.closed = False
         self._peers: list[Peer] = []
         self._entries: dict[str, Entry] = {}
-        self._queues: dict[tuple[str, str], Queue] = {}
+        self._queues: dict[tuple[str, str, Executor | None], Queue] = {}
+        """By namespace, name, and what the calls run in, if they need a place in a pool."""
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
         self._runs = Runs(keep_bytes, self._unwanted)
@@ -217,6 +219,8 @@ class Hub:
         if known is not None:
             known.caller = peer  # it runs without anybody who awaits it, and somebody does again
             return
+        if queue.executors and call.task in queue.executors:
+            queue = self._beside(queue, queue.executors[call.task])
         entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
         entry.alone = 1 < call.attempt >= call.max_attempts
         worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
@@ -288,9 +292,12 @@ class Hub:
     def _serve(self, peer: Peer, message: Serve) -> None:
         self._leave(peer)
         peer.worker_id = message.worker
-        peer.queues = [self._queue(peer, name) for name in message.queues]
+        peer.queues = [
+            queue for name in message.queues for queue in (self._queue(peer, name), *self._all_beside(peer, name))
+        ]
         for queue in peer.queues:
             queue.workers.append(peer)
+            queue.executors.update(message.executors)
 
     def _stop(self, peer: Peer, _: Stop) -> None:
         self._leave(peer)
@@ -324,11 +331,16 @@ class Hub:
             peer.let_go(entry)
             entry.worker = None
             entry.call = message.call
-            self._put_back(entry)
+            if message.executor is not None and entry.queue.executor is None:
+                entry.queue.executors[entry.call.task] = message.executor
+                entry.queue = self._beside(entry.queue, message.executor)
+                entry.queue.push(entry)  # they come in the order in which they were handed out
+            else:
+                self._put_back(entry)
             self._offer(entry.queue)
 
     def _ping(self, peer: Peer, message: Ping) -> None:
-        queues = [self._queue(peer, queue.name) for queue in peer.queues]
+        queues = [self._queue(peer, queue.name) for queue in peer.queues if queue.executor is None]
         others = bool(queues) and all(queue.served_beside(peer, message.seen) for queue in queues)
         for queue in queues:
             self._tidy(queue)
@@ -350,32 +362,49 @@ class Hub:
 
     def _queue(self, peer: Peer, name: str) -> Queue:
         assert peer.namespace is not None, "it was welcomed"
-        queue = self._queues.get((peer.namespace, name))
+        queue = self._queues.get((peer.namespace, name, None))
         if queue is None:
-            queue = self._queues[peer.namespace, name] = Queue(peer.namespace, name)
+            queue = self._queues[peer.namespace, name, None] = Queue(peer.namespace, name)
         return queue
+
+    def _beside(self, queue: Queue, executor: Executor) -> Queue:
+        """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
+        beside = self._queues.get((queue.namespace, queue.name, executor))
+        if beside is None:
+            beside = Queue(queue.namespace, queue.name, executor)
+            self._queues[queue.namespace, queue.name, executor] = beside
+            beside.workers += queue.workers
+            for worker in queue.workers:
+                worker.queues.append(beside)
+        return beside
+
+    def _all_beside(self, peer: Peer, name: str) -> list[Queue]:
+        """The queues beside a work queue that there are."""
+        assert peer.namespace is not None, "it was welcomed"
+        found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
+        return [queue for queue in found if queue is not None]
 
     def _put_back(self, entry: Entry) -> None:
         """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
         queue = entry.queue
-        entry.queue = self._queues.setdefault((queue.namespace, queue.name), queue)
+        entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
         entry.queue.push(entry, front=True)
 
     def _tidy(self, queue: Queue) -> None:
         """Forget a queue that has neither workers nor calls."""
         if not queue.workers and not queue:
-            self._queues.pop((queue.namespace, queue.name), None)
+            self._queues.pop((queue.namespace, queue.name, queue.executor), None)
 
     def _offer(self, queue: Queue) -> None:
         """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
-        for worker in sorted(queue.workers, key=lambda worker: -worker.room):
+        for worker in sorted(queue.workers, key=lambda worker: -worker.room_for(queue)):
             self._fill(worker)
 
     def _fill(self, worker: Peer) -> None:
         """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
         queues = worker.queues
         for queue in queues:
-            while worker.room > 0 and queue and not worker.link.clogged:
+            while worker.room_for(queue) > 0 and queue and not worker.link.clogged:
                 entry = queue.pop(worker)
                 if entry is None:
                     break

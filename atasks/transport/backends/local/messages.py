@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from atasks import wire
+from atasks.options import Executor
 from atasks.wire import Call, Cancel, Credit, End, Reply
 
 __all__ = [
@@ -110,6 +111,8 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
 
     worker: str
     queues: list[str]
+    executors: dict[str, Executor] = {}
+    """Of the atasks that are blocking functions."""
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):
@@ -121,6 +124,10 @@ class Slots(Struct, array_like=True, tag=42, gc=False):
 
     free: int
     received: int
+    threads: int = 0
+    """Of those, at most so many in threads."""
+    processes: int = 0
+    """The same, in processes."""
 
 
 class Deliver(Struct, array_like=True, tag=43, gc=False):
@@ -134,6 +141,8 @@ class GiveBack(Struct, array_like=True, tag=44, gc=False):
     """From a worker: another one may have the call, which was not started, or was cancelled."""
 
     call: Call
+    executor: Executor | None = None
+    """It waits for a place in such a pool; so would all calls of its atask, which was not known at `Serve`."""
 
 
 class Ping(Struct, array_like=True, tag=45, gc=False):

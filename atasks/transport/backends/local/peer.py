@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import Final
 
+from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import Hold, Read, Slots
@@ -44,11 +45,23 @@ class Peer:
         """The call that it has, or is about to have, in a slot for itself."""
         self._handed = 0
         self._alone_number = 0
+        self._places: dict[Executor | None, int] = {}
+        """For how many more blocking functions its pools have a place."""
+        self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
+        """Calls of such functions that it was handed and has not told of: the how manieth call each was."""
+
+    def room_for(self, queue: Queue) -> int:
+        """How many calls of this queue it may be handed now."""
+        return self.room if queue.executor is None else min(self.room, self._places.get(queue.executor, 0))
 
     def hand(self, entry: Entry) -> None:
         """Count a call that it is handed now."""
         self._handed += 1
         self.room -= 1
+        executor = entry.queue.executor
+        if executor is not None:
+            self._places[executor] -= 1
+            self._under_way[executor].append(self._handed)
         if entry.alone:
             self.alone = entry
             self.room = 0
@@ -57,6 +70,11 @@ class Peer:
     def told(self, slots: Slots) -> None:
         """It says how many calls it could start; some may have been on their way to it when it said so."""
         self.room = slots.free - (self._handed - slots.received)
+        for executor, places in zip(EXECUTORS, (slots.threads, slots.processes), strict=True):
+            under_way = self._under_way[executor]
+            while under_way and under_way[0] <= slots.received:
+                under_way.popleft()
+            self._places[executor] = places - len(under_way)
         if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
             self.room = min(self.room, 0)
 

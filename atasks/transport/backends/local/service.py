@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from atasks.options import Executor
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Reply
@@ -23,7 +24,8 @@ MAX_SEEN: Final = 8
 class Service:
     """Feeds one worker over a link to a hub.
 
-    Whenever something leaves, and something has changed, the hub is told for how many calls the worker has a slot.
+    Whenever something leaves, and something has changed, the hub is told for how many calls the worker has a slot,
+    and for how many blocking functions its pools have a place.
     So it never sits on a call that another worker could start, but for those that were under way when a parked
     call resumed; those go back to the hub if they wait for long.
     """
@@ -34,6 +36,7 @@ class Service:
         self.link = link
         self._received = 0
         self._told = Slots(0, 0)
+        self._places = worker.pools.places
         self._serving = False
         self._numbers = itertools.count(1)
         self._questions: dict[int, asyncio.Future[bool]] = {}
@@ -45,7 +48,7 @@ class Service:
         """Have calls handed out from now on."""
         self._serving = True
         self._told = Slots(0, self._received)
-        self.link.send(Serve(self.worker.id, self.queues))
+        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors))
 
     async def stop(self) -> None:
         """Return when no more calls can come."""
@@ -102,15 +105,25 @@ class Service:
         """Calls have waited here for a slot: any worker may have them."""
         self.worker.give_back_unstarted()
 
+    def lacks_place(self, executor: Executor) -> None:
+        """Calls wait here for a place in a pool: the hub hands them to whoever has one."""
+        self.worker.give_back_unstarted(executor)
+
     def _slots(self) -> Slots | None:
         """What the hub is to be told, if it would guess wrong."""
         if not self._serving:
             return None
         worker, told = self.worker, self._told
-        free = 0 if worker.alone else worker.slots.free - worker.unstarted
-        if free == told.free - (self._received - told.received):
+        free = worker.room
+        places = self._places
+        threads, processes = places["thread"].free, places["process"].free
+        if (
+            free == told.free - (self._received - told.received)
+            and threads == told.threads
+            and processes == told.processes
+        ):
             return None
-        self._told = Slots(free, self._received)
+        self._told = Slots(free, self._received, threads, processes)
         return self._told
 
 
@@ -132,8 +145,8 @@ class _Handed:
     def drop(self) -> None:
         """The hub has told that nobody awaits it."""
 
-    def give_back(self, call: Call) -> None:
-        self.service.link.send(GiveBack(call), len(call.payload))
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        self.service.link.send(GiveBack(call, executor), len(call.payload))
 
     async def pass_on(self, call: Call) -> Call | None:
         seen = [*(call.seen or ()), self.service.worker.id]

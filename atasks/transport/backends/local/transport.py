@@ -22,7 +22,7 @@ from atasks.errors import (
     WorkerLost,
     WorkersFailed,
 )
-from atasks.options import TaskOptions, validate_queue
+from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.transport.backends.local import process
 from atasks.transport.backends.local.address import checked_path, parse
 from atasks.transport.backends.local.crew import Crew, ServeOptions, check
@@ -466,6 +466,10 @@ class LocalTransport(CallTransport):
     def overfull(self, worker: Worker) -> None:
         if self._service is not None:
             self._service.overfull()
+
+    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+        if self._service is not None:
+            self._service.lacks_place(executor)
 
 
 def _queues(worker: Worker, default: str) -> list[str]:

@@ -1,0 +1,24 @@
+"""Transports with several workers, held to the cases of blocking functions."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from atasks import Transport
+from atasks.transport.backends.local import LocalTransport
+from atasks.transport.backends.local.host import Host
+from tests.conformance.places import PlaceCases
+
+
+class TestLocal(PlaceCases):
+    @pytest.fixture
+    async def new_transport(self) -> AsyncIterator[Callable[[str], Transport]]:
+        with tempfile.TemporaryDirectory(prefix="at-") as directory:  # short enough for a socket
+            path = str(Path(directory) / "hub.sock")
+            host = await Host.open(path)
+            yield lambda namespace: LocalTransport(path, namespace, hub=False)
+            await host.close()
