@@ -9,7 +9,7 @@ import pytest
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
 from atasks.transport.backends.local.host import Host
-from atasks.transport.backends.local.link import SocketLink
+from atasks.transport.backends.local.link import KEPT_READ_BYTES, SocketLink
 from atasks.transport.backends.local.messages import (
     Hello,
     NoneServes,
@@ -25,8 +25,8 @@ from tests.faults.history import settled, until
 from tests.local.jobs import NAMESPACE, echo
 
 
-def call(name: str = "a.task") -> Call:
-    return Call(1, "some-id", name, b"payload", "pickle")
+def call(name: str = "a.task", payload: bytes = b"payload") -> Call:
+    return Call(1, "some-id", name, payload, "pickle")
 
 
 def frame(body: bytes) -> bytes:
@@ -41,14 +41,44 @@ def link() -> tuple[SocketLink, list[object]]:
     return here, received
 
 
+def arrive(link: SocketLink, data: bytes) -> None:
+    """As asyncio does it."""
+    while data:
+        room = link.get_buffer(-1)
+        size = min(len(room), len(data))
+        room[:size] = data[:size]
+        link.buffer_updated(size)
+        data = data[size:]
+
+
 async def test_frames_may_arrive_in_any_pieces() -> None:
     messages = [Hello(1, "default", 7), Request("q", call()), Stop()]
     data = frame(encode(messages[:1])) + frame(encode(messages[1:])) + frame(encode([Welcome(8)]))
     for size in (1, 3, 50, len(data)):
         here, received = link()
         for start in range(0, len(data), size):
-            here.data_received(data[start : start + size])
+            arrive(here, data[start : start + size])
         assert received == [*messages, Welcome(8)]
+
+
+async def test_large_frames_between_small_ones() -> None:
+    """Larger than what a link keeps room for, in pieces as a socket gives them, and as large as there is room."""
+    large = [Request("q", call(payload=bytes(size))) for size in (70_000, 3_000_000, 20_000_000)]
+    messages = [Stop(), large[0], Stop(), large[2], large[1], Stop(), large[1], Stop()]
+    data = b"".join(frame(encode([message])) for message in messages)
+    for size in (200_000, len(data)):
+        here, received = link()
+        for start in range(0, len(data), size):
+            arrive(here, data[start : start + size])
+        assert received == messages
+        assert len(here.get_buffer(-1)) <= KEPT_READ_BYTES
+
+
+async def test_a_length_that_is_only_claimed_takes_no_memory() -> None:
+    here, received = link()
+    arrive(here, (2**31 - 1).to_bytes(4, "big") + b"nothing of the kind")
+    assert len(here.get_buffer(-1)) <= 2**20
+    assert received == []
 
 
 def test_what_can_be_read_of_a_frame_is_read() -> None:

@@ -19,6 +19,12 @@ FLUSH_BYTES: Final = 256 * 2**10
 HIGH_WATER: Final = 2**20
 """Bytes that wait for the other side to read: past it, the link is clogged."""
 MAX_FRAME: Final = 2**31
+JOINED_BYTES: Final = 32 * 2**10
+"""Up to here it costs less to copy a frame than to write its length by itself."""
+READ_BYTES: Final = 64 * 2**10
+"""Room for what is received, unless a frame needs more."""
+KEPT_READ_BYTES: Final = 4 * 2**20
+"""Room that a link keeps for the next large frame."""
 
 
 class Link:
@@ -108,20 +114,28 @@ class Link:
         self.close()
 
 
-class SocketLink(Link, asyncio.Protocol):
-    """Over a socket."""
+class SocketLink(Link, asyncio.BufferedProtocol):
+    """Over a socket. What it receives goes into room of its own, so that a large frame is put together without being
+    copied for each piece that arrives."""
 
     def __init__(self) -> None:
         super().__init__()
         self.transport: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the socket is closed."""
-        self._partial = bytearray()
+        self._room = memoryview(bytearray(READ_BYTES))
+        self._filled = 0
+        """Bytes at its beginning that were received, and of which no frame was handed over."""
 
     def _write(self, messages: list[Message]) -> None:
         assert self.transport is not None, "it is connected before anything is sent"
         body = encode(messages)
-        self.transport.write(b"".join((len(body).to_bytes(4, "big"), body)))
+        start = len(body).to_bytes(4, "big")
+        if len(body) <= JOINED_BYTES:
+            self.transport.write(start + body)
+        else:
+            self.transport.write(start)
+            self.transport.write(body)
 
     def close(self) -> None:
         if not self.closed:
@@ -145,33 +159,43 @@ class SocketLink(Link, asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(HIGH_WATER)
 
-    def data_received(self, data: bytes) -> None:
-        partial = self._partial
-        if partial:
-            partial += data
-            done = self._frames(partial)
-            del partial[:done]
-        else:
-            done = self._frames(data)
-            if done < len(data):
-                partial += memoryview(data)[done:]
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room[self._filled :]
 
-    def _frames(self, data: bytes | bytearray) -> int:
-        """Hand over the frames that are complete; returns how many bytes that were."""
-        position, end = 0, len(data)
-        with memoryview(data) as view:
-            while end - position >= 4:
-                start = position + 4
-                stop = start + int.from_bytes(view[position:start], "big")
-                if stop - start > MAX_FRAME:
-                    self._refuse("a frame of more than 2 GiB")
-                    return end
-                if stop > end:
-                    break
-                with view[start:stop] as body:
-                    self._frame(body)
-                position = stop
-        return position
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand over the frames that are complete."""
+        room, position, end = self._room, 0, self._filled + nbytes
+        needed = 0
+        while end - position >= 4:
+            start = position + 4
+            stop = start + int.from_bytes(room[position:start], "big")
+            if stop - start > MAX_FRAME:
+                self._refuse("a frame of more than 2 GiB")
+                position = end
+                break
+            if stop > end:
+                needed = stop - position
+                break
+            self._frame(room[start:stop])
+            position = stop
+        self._filled = end - position
+        self._make_room(needed, position)
+
+    def _make_room(self, needed: int, position: int) -> None:
+        """Have room for a frame of so many bytes, whose beginning is at that position, and move it to the front.
+
+        Not for all of a very large one at once: how long it is is but a claim until the bytes come.
+        """
+        old, filled = self._room, self._filled
+        size = len(old)
+        if needed > size:
+            size = min(needed, max(size, 2**20, 16 * filled))
+        elif size > KEPT_READ_BYTES and needed <= READ_BYTES:
+            size = READ_BYTES
+        if size != len(old):
+            self._room = memoryview(bytearray(size))
+        if filled and (position or size != len(old)):
+            self._room[:filled] = old[position : position + filled]
 
     def _frame(self, body: memoryview) -> None:
         if self.closed:
