@@ -1,23 +1,30 @@
-"""What runs a submitted pipeline: a call that awaits one stage after the other, and keeps what each has given.
+"""What runs a submitted pipeline: a call that awaits its stages, and keeps what each has given.
 
-It holds no slot while a stage runs, and begins a stage when the result of the one before is safe. So if its worker
-dies, or drains, another one goes on behind the last stage that was kept.
+It holds no slot meanwhile. Stages that hand on many items run together, as one *stretch*. A stretch begins when
+the result of the one before is safe. So if its worker dies, or drains, another one goes on behind the last stretch
+that was kept, and makes none of the calls of the next one that are in the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from atasks.calls import serving
 from atasks.errors import EncodeError, PayloadTooLarge, WorkerLost
 from atasks.pipeline.blueprint import Blueprint, build, tasks_of
 from atasks.pipeline.calling import Start
+from atasks.pipeline.forks import ForkStage
+from atasks.pipeline.functions import CallingStage, FunctionStage
 from atasks.pipeline.handle import step_id, step_value
+from atasks.pipeline.journal import Journal, Memory, begin_id, notes_of
 from atasks.pipeline.run import Run, gives_one
 from atasks.pipeline.source import IterableSource, SingleSource
 from atasks.pipeline.stages import Stage
+from atasks.pipeline.tapping import TapStage
 from atasks.run import Run as Serving
 from atasks.transport.records import Record, Records
 from atasks.wire import VERSION, Reply, Status
@@ -62,6 +69,8 @@ class _Coordinator:
         self._record = record
         self._blueprints = stages
         self._stages: list[Stage] = [build(stage) for stage in stages]
+        self._log: Record | None = None
+        """The record as it was when no earlier attempt could note anything any more that counts."""
 
     async def guard(self, news: asyncio.Event) -> None:
         """Keep the record while the run goes on. Returns if the run was ended by somebody else."""
@@ -78,28 +87,74 @@ class _Coordinator:
 
     async def work(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the stages that have no result yet."""
+        kept: list[Any] = []
+        while (found := await self._kept(len(kept))) is not None:
+            kept.append(found)
+        stretches = _stretches(self._blueprints, self._stages)
         items: list[Any] = []
-        begun, kept_at = 0, 1
-        while (kept := await self._kept(begun)) is not None:
-            items, kept_at, begun = kept["items"], kept["attempt"], begun + 1
-        for number in range(begun, len(self._stages)):
-            stage = await self._permitted(number, again=number == begun and self._attempt > kept_at)
-            if number == 0:
+        for stretch in stretches:
+            if stretch.stop <= len(kept):
+                items = kept[stretch.stop - 1]["items"]
+            elif stretch.start == 0:
+                stage = (await self._permitted(stretch, kept))[0]
                 source = Start(tuple(args), dict(kwargs)) if stage.takes_arguments else args[0]
-                run: Run[Any, Any] = Run(SingleSource(source), (stage,), called=True)
+                items = await self._run(Run(SingleSource(source), (stage,), called=True))
+                await self._keep(0, items)
             else:
-                run = Run(IterableSource(items), (stage,))
-            items = [item for _, item in await run.indexed()]
-            if number + 1 < len(self._stages):
-                await self._keep(number, items)
+                items = await self._flow(stretch, kept, items)
         return step_value(self._result(len(self._stages) - 1, items))
 
-    async def _permitted(self, number: int, *, again: bool) -> Stage:
-        """The stage, if it may run; `again`: workers have died since the stage before it was kept."""
-        specs = list(tasks_of(self._blueprints[number]))
+    async def _flow(self, stretch: range, kept: Sequence[Any], items: Sequence[Any]) -> list[Any]:
+        """What a stretch makes of the items of the one before it."""
+        stages = await self._permitted(stretch, kept)
+        limit = self._worker.transport.max_payload
+        journal = Journal(self._records, self._id, self._attempt, self._codec, limit)
+        if not gives_one(self._stages[: stretch.start]):
+            journal.read(await self._notes(), stretch)
+            stages = [_remembering(stage, journal, number) for number, stage in zip(stretch, stages, strict=True)]
+        flow: list[Stage] = []
+        for number, stage in zip(stretch, stages, strict=True):
+            flow.append(stage)
+            if len(kept) <= number < stretch.stop - 1:
+                flow.append(TapStage(stage.name, partial(self._keep, number)))
+        writing = asyncio.create_task(journal.write())
+        running = asyncio.create_task(self._run(Run(IterableSource(items), flow)))
+        try:
+            await asyncio.wait((running, writing), return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                await writing  # raises: what the items give cannot be noted
+            result = await running
+        finally:
+            for task in (writing, running):
+                task.cancel()
+            await asyncio.gather(writing, running, return_exceptions=True)
+        await self._keep(stretch.stop - 1, result)
+        return result
+
+    async def _run(self, run: Run[Any, Any]) -> list[Any]:
+        return [item for _, item in await run.indexed()]
+
+    async def _notes(self) -> list[Any]:
+        """What earlier attempts have noted, for `Journal.read`."""
+        if self._log is None:
+            self._log = self._record
+            if self._attempt > 1:
+                await self._mark(begin_id(self._id, self._attempt))
+                self._log = await self._records.read(self._id)
+        router, call = self._worker.router, self._record.call
+        return [
+            found if isinstance(found, int) else await router.outcome(found, call)
+            for found in notes_of(self._log, self._id)
+        ]
+
+    async def _permitted(self, stretch: range, kept: Sequence[Any]) -> list[Stage]:
+        """The stages of a stretch, if they may run."""
+        number = max(stretch.start, len(kept))  # the first one that is not kept
+        specs = [spec for each in stretch for spec in tasks_of(self._blueprints[each])]
         name = self._stages[number].name
         deaths = 0
-        if again:  # attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark
+        # Attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark.
+        if number == len(kept) and self._attempt > (kept[-1]["attempt"] if kept else 1):
             marks = f"{step_id(self._id, number)}.again."
             deaths = 1 + sum(reply_id.startswith(marks) for reply_id in self._record.replies)
             allowed = max((spec.options.max_attempts for spec in specs), default=DEFAULT_DEATHS)
@@ -117,7 +172,9 @@ class _Coordinator:
                     max(deaths, 1),
                 )
             await self._mark(mark)
-        return build(self._blueprints[number], deaths) if deaths else self._stages[number]
+        if not deaths:
+            return [self._stages[each] for each in stretch]
+        return [build(self._blueprints[each], deaths) for each in stretch]
 
     async def _mark(self, mark: str) -> None:
         """Put on record that a stage is begun."""
@@ -129,7 +186,9 @@ class _Coordinator:
         return None if reply is None else await self._worker.router.outcome(reply, self._record.call)
 
     async def _keep(self, number: int, items: list[Any]) -> None:
-        """Make the result of a stage safe."""
+        """Make the result of a stage safe; that of the last one is the reply of this call."""
+        if number + 1 == len(self._stages):
+            return
         name, codec = self._stages[number].name, self._codec
         try:
             payload = await codec.encode(self._result(number, items))
@@ -151,3 +210,33 @@ class _Coordinator:
     def _result(self, number: int, items: list[Any]) -> dict[str, Any]:
         """What is kept of a stage: its items, whether they are one value, and the attempt that made them."""
         return {"attempt": self._attempt, "one": gives_one(self._stages[: number + 1]), "items": items}
+
+
+def _remembering(stage: Stage, journal: Journal, number: int) -> Stage:
+    """The stage of this number, which makes no call that the journal knows."""
+    if not isinstance(stage, CallingStage):
+        return stage
+    role = stage.role if isinstance(stage, FunctionStage) else "map"
+    return replace(stage, memory=Memory(journal, number, role, stage.skip_errors))
+
+
+def _stretches(blueprints: Sequence[Blueprint], stages: Sequence[Stage]) -> list[range]:
+    """Which stages run together: those with many items between them, which are not the first ones.
+
+    What fans one item out into many is whole before the next stage begins, so that its items have the same lineage
+    whenever a coordinator begins again. A stage that runs at most once is alone, because it must not begin twice,
+    and so is a fork, whose calls are not noted.
+    """
+    found: list[range] = []
+    flowed = False
+    for number, stage in enumerate(stages):
+        flows = not isinstance(stage, ForkStage) and not any(
+            spec.options.delivery == "at_most_once" for spec in tasks_of(blueprints[number])
+        )
+        many = number > 1 and not gives_one(stages[:number]) and not gives_one(stages[: number - 1])
+        if many and flows and flowed:
+            found[-1] = range(found[-1].start, number + 1)
+        else:
+            found.append(range(number, number + 1))
+        flowed = flows
+    return found

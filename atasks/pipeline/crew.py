@@ -137,7 +137,7 @@ class FunctionCrew(Crew):
         super().hire()
 
     async def work(self, index: int) -> None:
-        runner = self.stage.runner(index)
+        runner = self.stage.employ(index)
         hurry = True
         try:
             await runner.start()

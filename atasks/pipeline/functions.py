@@ -19,6 +19,7 @@ from atasks.tasks import BaseTask
 
 if TYPE_CHECKING:
     from atasks.pipeline.engine import Engine
+    from atasks.pipeline.journal import Memory
 
 __all__ = ["CallingStage", "FunctionStage", "GroupStage", "make_stage"]
 
@@ -32,6 +33,9 @@ class CallingStage(Stage):
     options: StageOptions = field(default_factory=StageOptions, kw_only=True)
     explicit: bool = field(default=False, kw_only=True, compare=False)
     """Whether `workers` was given, and is not the default."""
+
+    memory: Memory | None = field(default=None, kw_only=True, compare=False, repr=False)
+    """Knows what came of items before, in a run on the workers."""
 
     takes_arguments = True
     branch = False
@@ -71,6 +75,11 @@ class CallingStage(Stage):
     def runner(self, index: int) -> LoopRunner:
         """What runs the function for the worker of this index."""
         raise NotImplementedError
+
+    def employ(self, index: int) -> LoopRunner:
+        """As `runner`, with the stage's memory if it has one."""
+        runner = self.runner(index)
+        return runner if self.memory is None else self.memory.wrap(runner)
 
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
         outlet = Channel(self.options.throttle or float("inf"))

@@ -48,13 +48,14 @@ class MemoryRecords(Records):
             self._forgotten(call.id)
             raise
 
-    async def add(self, call_id: str, reply: Reply) -> None:
+    async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         store = self._opened()
         if store.find(call_id) is None:
             raise unknown_run(call_id)
         if not store.add(call_id, reply):
             raise no_room(call_id)
-        self._added(call_id, reply)
+        if not quiet:
+            self._added(call_id, reply)
 
     def end(self, reply: Reply) -> None:
         """How a call has ended; one whose record is forgotten is let go."""

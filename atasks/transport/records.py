@@ -62,9 +62,10 @@ class Records(ABC):
         if the options do not say otherwise. Raises a `CallError`."""
 
     @abstractmethod
-    async def add(self, call_id: str, reply: Reply) -> None:
+    async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         """Put a reply into the record, and return when it is safe. The call has ended with the first one that has
-        its id; others have an id of their own. Raises UnknownRun, and QueueFull if there is no room for it."""
+        its id; others have an id of their own. Nobody is told of one that is `quiet`. Raises UnknownRun, and
+        QueueFull if there is no room for it."""
 
     @abstractmethod
     async def read(self, call_id: str) -> Record:

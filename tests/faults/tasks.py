@@ -18,6 +18,7 @@ __all__ = [
     "block",
     "boom",
     "chain",
+    "counted_to",
     "counting",
     "crash",
     "echo",
@@ -25,6 +26,7 @@ __all__ = [
     "fib",
     "gated",
     "passed",
+    "passed_item",
     "passed_once",
     "work",
 ]
@@ -89,6 +91,21 @@ async def passed(gates: str, number: int, item: list[int]) -> list[int]:
         while not os.path.exists(os.path.join(gates, str(number))):
             await asyncio.sleep(0.02)
         return [*item, number]
+
+
+@atask(max_attempts=20)
+async def counted_to(number: int) -> list[int]:
+    """The numbers below it."""
+    return list(range(number))
+
+
+@atask(max_attempts=20)
+async def passed_item(gates: str, stage: str, item: int) -> int:
+    """A stage of many items: the item, once the file `stage-item` is in the directory `gates`."""
+    with _recorder().run(f"{stage}-{item}"):
+        while not os.path.exists(os.path.join(gates, f"{stage}-{item}")):
+            await asyncio.sleep(0.02)
+        return item
 
 
 @atask

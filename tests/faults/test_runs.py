@@ -14,18 +14,22 @@ import pytest
 
 import atasks
 from atasks import CallCancelled, WorkerLost
-from atasks.pipeline import attach, stage
+from atasks.codecs import get_codec
+from atasks.pipeline import Handle, Pipeline, attach, bind, collect, flat_map, map, stage
+from atasks.pipeline.journal import notes_of
 from atasks.transport.backends.local.host import Host
+from atasks.wire import Reply
 from tests.broker import Broker
 from tests.faults.grounds import AMQPGround, Ground, LocalGround
 from tests.faults.history import DEADLINE, History, settled, until
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
 from tests.faults.submitters import chained, gated_stage
-from tests.faults.tasks import crash, passed_once
+from tests.faults.tasks import counted_to, crash, passed_item, passed_once
 from tests.faults.workers import Fleet
 
 STAGES = 5
+ITEMS = 6
 
 
 @pytest.fixture(params=["amqp", "local"])
@@ -234,3 +238,67 @@ async def test_a_run_that_is_cancelled_before_a_worker_takes_it_never_begins(
     assert not history.runs("stage-0")
     with pytest.raises(CallCancelled):
         await settled(handle, "a cancelled run")
+
+
+def overlapping(gates: Path) -> Pipeline[..., Any, Any]:
+    """Two stages of many items, each of which waits for its gate."""
+    return (
+        flat_map(counted_to)
+        | map(passed_item, bind=bind(str(gates), "a"), workers=ITEMS)
+        | map(passed_item, bind=bind(str(gates), "b"), workers=ITEMS)
+        | collect()
+    )
+
+
+async def _noted(handle: Handle[Any]) -> int:
+    """How many results of items are on record."""
+    transport = atasks.get_router().transport()
+    assert transport.records is not None
+    codec = get_codec()
+    notes = [
+        await codec.decode(each.payload)
+        for each in notes_of(await transport.records.read(handle.id), handle.id)
+        if isinstance(each, Reply)
+    ]
+    return sum(len(note["notes"]) for note in notes)
+
+
+async def test_items_that_are_through_a_stage_do_not_go_through_it_again_after_a_crash(
+    ground: Ground, gates: Path, history: History
+) -> None:
+    victim = await ground.start_one()
+    handle = await overlapping(gates).submit(ITEMS)
+    for name in ("a-0", "a-1", "a-3", "b-1"):
+        (gates / name).touch()
+    await until(lambda: history.runs("b-3"), "items are in both stages at once")
+    deadline = time.monotonic() + DEADLINE
+    while await _noted(handle) < 4:
+        assert time.monotonic() < deadline, "what the items gave is not noted"
+        await asyncio.sleep(0.05)
+    assert not await handle.done()
+    victim.kill()
+    await ground.start_one()
+    for item in range(ITEMS):
+        (gates / f"a-{item}").touch()
+        (gates / f"b-{item}").touch()
+    assert await settled(handle, "the result") == list(range(ITEMS))
+    assert await settled(handle.step(1), "a step") == list(range(ITEMS))
+    assert [len(history.runs(name)) for name in ("a-0", "a-1", "a-3", "b-1")] == [1, 1, 1, 1]
+
+
+async def test_killing_the_worker_again_and_again_costs_overlapping_stages_nothing_but_time(
+    ground: Ground, gates: Path, history: History
+) -> None:
+    victim = await ground.start_one()
+    handle = await overlapping(gates).submit(ITEMS)
+    ending = asyncio.ensure_future(_value(handle))
+    for item in range(ITEMS):
+        for part in "ab":
+            name = f"{part}-{item}"
+            await until(lambda: ending.done() or history.runs(name), f"{name} runs")  # noqa: B023
+            if item % 2 == (part == "a"):
+                victim.kill()
+                victim = await ground.start_one()
+            (gates / name).touch()
+    assert await settled(ending, "the result") == list(range(ITEMS))
+    await ground.quiet()

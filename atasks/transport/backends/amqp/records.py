@@ -131,8 +131,11 @@ class AMQPRecords(Records):
         finally:
             self.opening.discard(call.id)
 
-    async def add(self, call_id: str, reply: Reply) -> None:
+    async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         topology = self._transport.topology
+        if quiet:  # to the queue, and past those who listen at the exchange
+            await self._publish(call_id, wire.encode([reply]), topology.kept(call_id), exchange="")
+            return
         await self.touch(call_id)
         key = topology.kept(call_id) if reply.id == call_id else topology.kept_steps(call_id)
         await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)

@@ -192,6 +192,8 @@ class Add(Struct, array_like=True, tag=48, gc=False):
     number: int
     id: str
     reply: Reply
+    quiet: bool = False
+    """Whether this is no news."""
 
 
 class Read(Struct, array_like=True, tag=49, gc=False):

@@ -112,8 +112,9 @@ class LocalRecords(Records):
             raise NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")
         _check(answer, call.id)
 
-    async def add(self, call_id: str, reply: Reply) -> None:
-        _check(await self._ask(lambda number: Add(number, call_id, reply), len(reply.payload)), call_id)
+    async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
+        answer = await self._ask(lambda number: Add(number, call_id, reply, quiet), len(reply.payload))
+        _check(answer, call_id)
 
     async def touch(self, call_id: str) -> None:
         _check(await self._ask(lambda number: Touch(number, call_id)), call_id)

@@ -54,7 +54,7 @@ class Runs:
             outcome = Outcome.UNKNOWN
         elif not self._store.add(key, message.reply):
             outcome = Outcome.NO_ROOM
-        else:
+        elif not message.quiet:
             ended = message.reply.id == message.id
             self._tell(key, ended=ended)
             if ended:
