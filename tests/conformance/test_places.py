@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from atasks import Transport
+from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.host import Host
 from tests.conformance.places import PlaceCases
@@ -22,3 +23,12 @@ class TestLocal(PlaceCases):
             host = await Host.open(path)
             yield lambda namespace: LocalTransport(path, namespace, hub=False)
             await host.close()
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class TestAMQP(PlaceCases):
+    @pytest.fixture(params=["classic", "quorum"])
+    def new_transport(
+        self, request: pytest.FixtureRequest, amqp_url: str, prefix: str
+    ) -> Callable[[str], Transport]:
+        return lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix, queue_type=request.param)

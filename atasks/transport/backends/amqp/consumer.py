@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ConnectionInternalError
 
+from atasks.options import Executor
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.link import Link, guard, shielded
 
@@ -24,7 +25,16 @@ class Consumer:
     """The live consumer of one queue over one link, and how much of its window is in use."""
 
     def __init__(
-        self, intake: Intake, link: Link, acks: Acks, queue: str, name: str, full_size: int, solo: bool
+        self,
+        intake: Intake,
+        link: Link,
+        acks: Acks,
+        queue: str,
+        name: str,
+        full_size: int,
+        *,
+        solo: bool = False,
+        executor: Executor | None = None,
     ) -> None:
         self.intake = intake
         self.acks = acks
@@ -32,6 +42,8 @@ class Consumer:
         self.queue = queue
         self.solo = solo
         """Whether it is the queue of last attempts, which run alone."""
+        self.executor: Executor | None = executor
+        """If its calls wait for places in a pool: in which."""
         self.name = name
         """The broker's name of the queue."""
         self.full_size = full_size

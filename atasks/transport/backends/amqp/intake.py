@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import DecodeError
+from atasks.options import EXECUTORS, Executor
 from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.ailing import Ailing
@@ -73,6 +74,13 @@ class Intake:
         self._stopping = False
         self._replies: dict[str, list[tuple[Reply | End, Inbound]]] = {}
         self._numbers = 0
+        self._executors = worker.executors
+        self._to_wait_for: dict[str, Executor] = {
+            task: executor
+            for task, executor in self._executors.items()
+            if worker.pools.places[executor].size < worker.concurrency
+        }
+        """Of the atasks whose calls may have a slot and yet no place: what their functions run in."""
         self._asks: dict[str, _Question] = {}
         """Call id -> what the other workers are asked."""
         self._errands: set[asyncio.Task[None]] = set()
@@ -120,18 +128,27 @@ class Intake:
         worker.streams.ask()
 
     async def declare(self, link: Link, queue: str) -> list[Consumer]:
-        """Declare a work queue and its solo queue, and announce them if they are new. Returns their consumers, not
-        started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer."""
+        """Declare a work queue and those beside it, and announce them if they are new. Returns their consumers, not
+        started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer.
+
+        The queues of calls that wait for places are only there if a worker had such atasks; calls may be left in
+        them by workers that are gone.
+        """
         topology = self.transport.topology
         acks = self.acks if self.acks is not None and link is self.link else Acks(link.work)
         share = min(MAX_PREFETCH, -(-self.worker.concurrency // len(self.queues)))
         consumers: list[Consumer] = []
         async with asyncio.timeout(self.transport.timeout / 4):
             new = await link.queue_state(topology.work(queue)) is None
-            for name, size in ((topology.work(queue), share), (topology.solo(queue), 1)):
+            for name, size, solo in ((topology.work(queue), share, False), (topology.solo(queue), 1, True)):
                 await link.declare_queue(name, topology.work_arguments())
-                solo = name != topology.work(queue)
-                consumers.append(Consumer(self, link, acks, queue, name, size, solo))
+                consumers.append(Consumer(self, link, acks, queue, name, size, solo=solo))
+            for executor in EXECUTORS:
+                name = topology.pool(queue, executor)
+                if executor in self._executors.values() or await link.queue_state(name) is not None:
+                    await link.declare_queue(name, topology.work_arguments())
+                    size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
+                    consumers.append(Consumer(self, link, acks, queue, name, size, executor=executor))
         if new:
             body = wire.encode([Up(VERSION, topology.namespace, queue, self.worker.id)])
             self.transport.outbox.put(self.transport.control(body, topology.up_key(queue)))
@@ -154,6 +171,11 @@ class Intake:
         """Those of every channel that is consumed from."""
         found = {consumer.acks for consumer in self.window.consumers} if self.window is not None else set()
         return found | {self.acks} if self.acks is not None else found
+
+    def lacks_place(self, executor: Executor) -> None:
+        """Calls wait here for a place in a pool: let other workers take them."""
+        if self.window is not None and executor in self._executors.values():
+            self.window.lacks_place(executor)
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand, and can be acknowledged."""
@@ -235,10 +257,16 @@ class Intake:
             again = message.redelivered or was_leased(properties)
             if again and not self.worker.knows(call.id):
                 self._redelivered(call, delivery)
+            elif (executor := self._to_wait_for.get(call.task)) and self._moves(call, consumer):
+                delivery.give_back(call, executor)
             else:
                 self.worker.deliver(call, delivery, alone=consumer.solo)
         if consumer.solo and self.window is not None:
             self.window.adapt()
+
+    def _moves(self, call: Call, consumer: Consumer) -> bool:
+        """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
+        return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
 
     def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""

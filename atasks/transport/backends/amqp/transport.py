@@ -24,7 +24,7 @@ from atasks.errors import (
     NotConnected,
     TransportError,
 )
-from atasks.options import TaskOptions, validate_queue
+from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.announcements import Announcements
@@ -508,6 +508,10 @@ class AMQPTransport(CallTransport):
     def overfull(self, worker: Worker) -> None:
         if self._intake is not None and self._intake.window is not None:
             self._intake.window.overfull()
+
+    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+        if self._intake is not None:
+            self._intake.lacks_place(executor)
 
 
 def _queues(worker: Worker, default: str) -> list[str]:

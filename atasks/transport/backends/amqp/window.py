@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from atasks.options import Executor
 from atasks.transport.backends.amqp.consumer import Consumer
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link
 
@@ -31,6 +32,8 @@ class Window:
         """Until it is opened: a worker that drains may have to restore its link, and consumes nothing then."""
         self._looking = False
         """Whether `adapt` is to be called soon."""
+        self._lacking: set[Executor] = set()
+        """The pools for which calls wait here."""
 
     @property
     def opened(self) -> bool:
@@ -41,7 +44,8 @@ class Window:
         """Consume, with full windows."""
         self._stopped = False
         for consumer in self.consumers:
-            await consumer.start(self.size(consumer))
+            if consumer.executor is None or self._free(consumer) > 0:
+                await consumer.start(self.size(consumer))
 
     def add(self, consumers: list[Consumer]) -> bool:
         """Take in consumers that have started over another link; False if nothing is consumed any more."""
@@ -51,7 +55,14 @@ class Window:
 
     def size(self, consumer: Consumer) -> int:
         """The prefetch to start a consumer with."""
-        return min(consumer.full_size, max(1, self._worker.slots.free))
+        return min(consumer.full_size, max(1, self._free(consumer)))
+
+    def _free(self, consumer: Consumer) -> int:
+        """For how many calls of this queue there are slots, and places."""
+        room = self._worker.room
+        if consumer.executor is None:
+            return room
+        return min(room, self._worker.pools.places[consumer.executor].free)
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand."""
@@ -83,20 +94,30 @@ class Window:
             if any(consumer.running and not consumer.solo for consumer in self.consumers):
                 self._change(self._step_aside())
             return
-        free = worker.slots.free
-        if worker.unstarted or not free:
+        if self._lacking:
+            self._change(self._make_room(self._lacking.pop()))
             return
         for consumer in self.consumers:
-            if not consumer.running:
-                size = free
-            elif consumer.unfinished >= consumer.prefetch and (worker.parked or 2 * free >= worker.concurrency):
-                size = free  # parked calls fill it
-            elif consumer.prefetch < consumer.full_size and not worker.held:
-                size = consumer.full_size
-            else:
-                continue
-            self._change(self._replace(consumer, min(size, consumer.full_size)))
-            return
+            size = self._due(consumer)
+            if size:
+                self._change(self._replace(consumer, min(size, consumer.full_size)))
+                return
+
+    def _due(self, consumer: Consumer) -> int:
+        """The window that this consumer is to have instead of its own; 0: it may keep its own."""
+        worker, free = self._worker, self._free(consumer)
+        if free <= 0:
+            return 0
+        if not consumer.running:
+            return free
+        if consumer.unfinished >= consumer.prefetch:  # parked calls fill it
+            return free if consumer.executor or worker.parked or 2 * free >= worker.concurrency else 0
+        return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
+
+    def lacks_place(self, executor: Executor) -> None:
+        """Calls wait here for a place in a pool: let other workers take them."""
+        self._lacking.add(executor)
+        self.adapt_soon()
 
     def overfull(self) -> None:
         """Calls have waited here for a slot for some time, because others resumed: let other workers take them."""
@@ -136,6 +157,14 @@ class Window:
             if not consumer.solo:
                 await consumer.stop()
         self._worker.give_back_unstarted()
+
+    async def _make_room(self, executor: Executor) -> None:
+        """Leave calls that need such a place to other workers, until one is free. Consuming ends first: what is
+        given back would come straight back."""
+        for consumer in self.consumers:
+            if consumer.executor == executor:
+                await consumer.stop()
+        self._worker.give_back_unstarted(executor)
 
     async def _relieve(self) -> None:
         if await self.has_other_workers():
