@@ -13,6 +13,7 @@ from textwrap import dedent
 import pytest
 
 from atasks.namespaces import namespaces
+from atasks.tasks import ATask, atask
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,17 @@ def namespace() -> Iterator[str]:
     yield name
     if name in namespaces.names():
         namespaces.unregister(name)
+
+
+@pytest.fixture
+def add(namespace: str) -> ATask[..., int]:
+    """An atask of this test's namespace, with a default."""
+
+    @atask(namespace=namespace, name="add")
+    async def add(a: int, b: int = 10) -> int:
+        return a + b
+
+    return add
 
 
 @pytest.fixture
