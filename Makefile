@@ -8,6 +8,8 @@ VENV ?= .venv
 ARGS ?=
 MINUTES ?= 5
 export VENV PYTHON
+# With it, each of the hundreds of processes that tests and benchmarks start would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help venv test test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak clean

@@ -15,6 +15,7 @@ from benchmarks.load import BenchmarkFailed
 
 __all__ = ["FOLDER", "python_of"]
 
+INSTALL = ("install", "--quiet", "--disable-pip-version-check")
 FOLDER = Path(__file__).parent / ".envs"
 
 
@@ -30,9 +31,9 @@ def python_of(system: System, progress: Callable[[str], None] = lambda line: Non
         return python
     progress(f"installing {' '.join(system.requires)}")
     shutil.rmtree(home, ignore_errors=True)
-    venv.create(home, with_pip=True)
+    venv.create(home)
     pip = subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *system.requires],
+        [sys.executable, "-m", "pip", f"--python={python}", *INSTALL, *system.requires],
         capture_output=True,
         text=True,
         check=False,

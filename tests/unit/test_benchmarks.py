@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -352,12 +353,27 @@ def test_a_system_runs_in_the_environment_that_it_requires(tmp_path: Path):
     with pytest.raises(BenchmarkFailed, match=r"cannot be installed: .*no-such-package"):
         python_of(nowhere, said.append, tmp_path)
     assert said == [f"installing {tmp_path}/no-such-package"]
-    here = dataclasses.replace(nowhere, requires=("pip",))  # a virtual environment has it: nothing is downloaded
+    here = dataclasses.replace(nowhere, requires=(str(wheel(tmp_path)),))
     for _ in range(2):
         python = python_of(here, said.append, tmp_path)
         assert python == tmp_path / "nowhere" / "bin" / "python"
-        assert python.exists()
-    assert said[1:] == ["installing pip"], "once"
+        subprocess.run([python, "-c", "import here"], check=True)
+    assert said[1:] == [f"installing {here.requires[0]}"], "once"
+
+
+def wheel(folder: Path) -> Path:
+    """A package that can be installed without downloading anything."""
+    path = folder / "here-1-py3-none-any.whl"
+    files = {
+        "here.py": "",
+        "here-1.dist-info/METADATA": "Metadata-Version: 2.1\nName: here\nVersion: 1\n",
+        "here-1.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "here-1.dist-info/RECORD": "",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
 
 
 def test_a_redis_that_is_named_is_used(monkeypatch: pytest.MonkeyPatch):
