@@ -84,8 +84,10 @@ class BaseTask(Generic[P, K]):
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         self._options = options
         self._overrides = overrides
+        known: TaskName | None = self.__dict__.get("_sent_name")
         self._sent_name = TaskName(self.name)
-        self._sent_name.task = self
+        # A view is made for each call, perhaps: one that referred to itself would be left to the garbage collector.
+        self._sent_name.task = self if known is None else known.task
         self._sent_name.options = options
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
-CALL, REPLY, CANCEL, ASK, HELD, UP = range(1, 7)
+CALL, REPLY, CANCEL, ASK, HELD, UP, CREDIT, ITEM, END = range(1, 10)
 VALUE, RAISED, CANCELLED, TIMED_OUT, UNKNOWN, LOST, ENCODE_ERROR, DECODE_ERROR, TOO_LARGE, FAILED = range(10)
 
 
@@ -48,6 +49,11 @@ def plain_site(site: Site) -> Site:
     @site.atask(name="forever")
     async def forever() -> None:
         await asyncio.Event().wait()
+
+    @site.atask(name="count")
+    async def count(to: int) -> AsyncIterator[int]:
+        for number in range(to):
+            yield number
 
     return site
 
@@ -160,6 +166,29 @@ async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
         ((tag, version, ids, worker_id),) = await peer.answer()
         assert (tag, version, ids, worker_id) == (HELD, 1, ["held"], worker.id)
         await peer.control(encode([[CANCEL, 1, ["held"]]]), key)
+
+
+async def test_stream_by_hand(plain_site: Site, peer: Peer) -> None:
+    """Its items are not written to the broker's disk, because the worker keeps them; its end is."""
+    address = (await peer.channel.declare_queue(exclusive=True)).name
+    arrived = await peer.consume(address)
+    async with plain_site.open():
+        worker = plain_site.worker.id
+        call = [*_call("some-stream", "count", 6), None, 0, 1, 3, 0, 0, None, None, None, 4]
+        await peer.send(call, reply_to=address, delivery_mode=2)
+        message = await soon(arrived.get())
+        items = [encode(number) for number in range(4)]
+        assert decode(message.body) == [[ITEM, 1, "some-stream", 0, items, "msgpack", worker, 1]]
+        assert message.delivery_mode == 1
+        key = f"worker:{worker}"
+        await peer.control(encode([[CREDIT, 1, "some-stream", 4, 4, None]]), key, reply_to=address)
+        message = await soon(arrived.get())
+        items = [encode(number) for number in range(4, 6)]
+        assert decode(message.body) == [[ITEM, 1, "some-stream", 4, items, "msgpack", worker, 1]]
+        message = await soon(arrived.get())
+        ((tag, _, call_id, count, (_, _, _, status, *_), _),) = decode(message.body)
+        assert (tag, call_id, count, status) == (END, "some-stream", 6, VALUE)
+        assert message.delivery_mode == 2
 
 
 # --- a worker made by hand
