@@ -6,22 +6,9 @@ results = await (urls | map(fetch, workers=20) | filter(is_new) | ordered())
 from __future__ import annotations
 
 from atasks.errors import AbortPipeline, PipelineError
-from atasks.pipeline.api import (
-    after,
-    collect,
-    drain,
-    each,
-    filter,
-    flat_map,
-    fork,
-    from_iterable,
-    group,
-    map,
-    merge,
-    ordered,
-    stage,
-)
+from atasks.pipeline.api import after, each, filter, flat_map, map, stage
 from atasks.pipeline.calling import WorkerInfo, bind
+from atasks.pipeline.composing import collect, drain, fork, from_iterable, group, merge, ordered
 from atasks.pipeline.handle import Handle, attach
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.progress import StageProgress

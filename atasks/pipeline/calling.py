@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVarTuple
 
 from atasks.pipeline.channel import Lineage
 
@@ -22,10 +22,12 @@ __all__ = [
     "wanted_names",
 ]
 
+Ts = TypeVarTuple("Ts")
+
 
 @dataclass(frozen=True)
-class Bound:
-    """Extra arguments of a stage's function. Made by `bind`."""
+class Bound(Generic[*Ts]):
+    """Extra arguments of a stage's function. Made by `bind`. Type checkers know the positional ones."""
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -34,7 +36,7 @@ class Bound:
         return hash((len(self.args), *self.kwargs))
 
 
-def bind(*args: Any, **kwargs: Any) -> Bound:
+def bind(*args: *Ts, **kwargs: Any) -> Bound[*Ts]:
     """Extra arguments for the option `bind`: positional ones come before the item.
 
     `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
@@ -65,7 +67,7 @@ class Invocation:
     """A function, and how the item reaches it."""
 
     function: Callable[..., Any]
-    bound: Bound = Bound()
+    bound: Bound[*tuple[Any, ...]] = Bound()
     param_name: str | None = None
     unpack: bool = False
     takes_item: bool = True

@@ -32,7 +32,7 @@ class PlainOptions(TypedDict, total=False):
 class StageOptionsDict(PlainOptions, total=False):
     """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
 
-    bind: Bound | None
+    bind: Bound[*tuple[Any, ...]] | None
     param_name: str | None
     unpack: bool
     on_start: Hook | None
@@ -59,7 +59,7 @@ class StageOptions:
     """Seconds that the function may take for one item."""
     skip_errors: bool = False
     """Drop the items for which the function raises an `Exception`, but for `AbortPipeline`."""
-    bind: Bound | None = None
+    bind: Bound[*tuple[Any, ...]] | None = None
     """Extra arguments."""
     param_name: str | None = None
     """The parameter that gets the item, by name."""

@@ -12,6 +12,8 @@ from atasks import LoopbackTransport, Transport
 from atasks.testing import TransportConformance
 from atasks.testing.endings import EndingCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.stream_endings import StreamEndingCases
+from atasks.testing.streams import StreamCases
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.host import Host
@@ -70,7 +72,7 @@ class TestAMQP(TransportConformance):
 
 
 @pytest.mark.usefixtures("amqp_leaks")
-class TestAMQPQuorum(NestingCases, EndingCases):
+class TestAMQPQuorum(NestingCases, EndingCases, StreamCases, StreamEndingCases):
     """Replicated queues differ in how windows, cancelled consumers and returned messages behave."""
 
     @pytest.fixture

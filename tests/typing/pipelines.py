@@ -15,6 +15,7 @@ from atasks.pipeline import (
     Run,
     bind,
     collect,
+    each,
     filter,
     flat_map,
     from_iterable,
@@ -127,8 +128,46 @@ def even(n: int, session: str) -> bool:
     return n % 2 == 0
 
 
+async def repeated(times: int, text: str, sep: str = "") -> bytes:
+    return sep.join([text] * times).encode()
+
+
+def above(n: int, limit: int) -> bool:
+    return n > limit
+
+
+async def below(name: str, n: int) -> bool:
+    return n < len(name)
+
+
+def halves(text: str, at: int) -> list[str]:
+    return [text[:at], text[at:]]
+
+
+@atask
+async def scaled_remotely(by: float, n: int) -> float:
+    return by * n
+
+
 async def more_arguments() -> None:
     assert_type(await ([1] | map(power, bind=bind(exponent=2))), list[int])
+    assert_type(await map(repeated, bind=bind(2))("text"), bytes)
+    assert_type(await stage(repeated, bind=bind(2, sep="-"), workers=1)("text"), bytes)
+    assert_type(await stage(repeated, bind=bind(times=2), param_name="text")("text"), bytes)
+    assert_type(await ([1] | filter(above, bind=bind(limit=2))), list[int])
+    assert_type(await ([1] | filter(below, bind=bind("x")) | map(label)), list[str])
+    assert_type(await flat_map(halves, bind=bind(at=2))("text"), list[str])
+    assert_type(await stage(halves, branch=True, bind=bind(at=2))("text"), list[str])
+    assert_type(await ([1] | each(above, bind=bind(limit=2))), list[Any])
+    assert_type(await map(scaled_remotely, bind=bind(2.0))(1), float)
+    map(power, bind=bind(exponent=2))("text")  # type: ignore[arg-type]
+    map(repeated, bind=bind(2))(1)  # type: ignore[arg-type]
+    ["a"] | map(power, bind=bind(exponent=2))  # type: ignore[operator]
+    [1] | map(repeated, bind=bind(2))  # type: ignore[operator]
+    ["a"] | filter(above, bind=bind(limit=2))  # type: ignore[operator]
+    [1] | flat_map(halves, bind=bind(at=2))  # type: ignore[operator]
+    ["a"] | map(scaled_remotely, bind=bind(2.0))  # type: ignore[operator]
+    stage(parse) | map(repeated, bind=bind(2))  # type: ignore[operator]
     assert_type(await ([(1, 2)] | stage(power, unpack=True) | map(label)), list[str])
     assert_type(await ([1] | (map(label) | map(len) | map(power, bind=bind(exponent=2)))), list[int])
     await ([1] | filter(even, on_start=dict) | map(label))
