@@ -1,7 +1,8 @@
 """A worker: runs delivered calls in slots, and replies.
 
-The way of a call: `deliver` (from the transport) -> `_start` when a slot is free, and a place in a pool if it needs
-one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run (`Run.park`) and takes a slot again (`Run.unpark`).
+The way of a call: `deliver` (from the transport) -> `_start` when a slot is free, and a place in a pool if it
+needs one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run (`Run.park`) and
+takes a slot again (`Run.unpark`).
 """
 
 from __future__ import annotations

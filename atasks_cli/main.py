@@ -85,10 +85,8 @@ def main() -> None:
 @click.option(
     "--mode",
     type=click.Choice(["loopback", "server", "client"]),
-    default="loopback",
-    show_default=True,
     help="loopback: run aiomain(), calls run in this process. server: serve the atasks until SIGINT or SIGTERM. "
-    "client: run aiomain(), calls run on workers.",
+    "client: run aiomain(), calls run on workers. Default: loopback; client with --workers or --url local:.",
 )
 @click.option(
     "--url",
@@ -161,7 +159,7 @@ def main() -> None:
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")
 def run_command(
     targets: tuple[str, ...],
-    mode: Mode,
+    mode: Mode | None,
     pairs: tuple[str, ...],
     verbosity: int,
     use_uvloop: bool,
@@ -184,7 +182,7 @@ def run_command(
         settings = Settings.make(mode, verbosity=verbosity, workers=workers, targets=targets, **options)
         supervised_workers = None if settings.transport == "local" else workers
         supervision = Supervision.make(
-            mode, workers=supervised_workers, reload=reload, max_calls=max_calls, max_memory=max_memory
+            settings.mode, workers=supervised_workers, reload=reload, max_calls=max_calls, max_memory=max_memory
         )
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)

@@ -52,7 +52,7 @@ class Settings:
     @classmethod
     def make(
         cls,
-        mode: Mode,
+        mode: Mode | None,
         *,
         url: str | None = None,
         transport: str | None = None,
@@ -68,10 +68,16 @@ class Settings:
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
         queues = list(dict.fromkeys(queues))
+        if mode == "loopback" and workers is not None:
+            raise CommandError(
+                Exit.USAGE,
+                "--mode loopback runs every call in this process, and --workers in others: leave one of them out",
+            )
         private = _private(mode, url, transport, workers)
-        if private and mode == "loopback":  # its calls leave this process, whatever the default of --mode is
+        if private and mode is None:
             mode = "client"
             url = url or _DEFAULT_URLS["local"]
+        mode = mode or "loopback"
         if mode != "server" and (queues or grace is not None):
             option = "--queue" if queues else "--grace"
             raise CommandError(
@@ -118,7 +124,7 @@ class Settings:
         }
 
 
-def _private(mode: Mode, url: str | None, transport: str | None, workers: int | None) -> bool:
+def _private(mode: Mode | None, url: str | None, transport: str | None, workers: int | None) -> bool:
     """Whether the calls are for worker processes of this program, around a private socket."""
     named = transport == "local" or (url is not None and url.partition(":")[0] == "local")
     if mode == "server":
@@ -128,13 +134,13 @@ def _private(mode: Mode, url: str | None, transport: str | None, workers: int | 
                 "local: is a private socket, which no client finds: give a path, as in unix:///run/app.sock",
             )
         return False
-    if workers is not None and mode == "loopback" and not named and (url or transport):
+    if workers is not None and mode is None and not named and (url or transport):
         raise CommandError(
             Exit.USAGE,
             f"--workers runs aiomain() with worker processes of its own, and {'--url' if url else '--transport'} "
-            f"names {url or transport}: leave it out, or say --mode server",
+            f"names {_name(url, '--url') if url else transport}: leave it out, or say --mode server",
         )
-    return named or (workers is not None and mode == "loopback")
+    return (named and mode != "loopback") or (workers is not None and mode is None)
 
 
 def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -17,6 +17,8 @@ import atasks
 from atasks import CallTimeout, WorkerLost, atask, current_call
 from atasks.namespaces import namespaces
 from atasks.testing import soon
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.inquiry import Inquiry
 from tests.amqp.peer import until
 from tests.unit import blocking
 from tests.unit.serving import PATIENCE, happened
@@ -144,3 +146,62 @@ async def test_synchronous_callers(serve: Serve, amqp_url: str, prefix: str) -> 
 
     async with serve():
         assert await asyncio.to_thread(program) == list(range(1, 41))
+
+
+async def test_a_call_that_waits_for_a_place_is_not_taken_for_lost(
+    serve: Serve, amqp_url: str, prefix: str, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller asks for it, no worker holds it, and the work queue is empty."""
+    gate, ran = threading.Event(), []
+
+    @atask(namespace=namespace, executor="thread")
+    def work(number: int) -> int:
+        ran.append(number)
+        assert gate.wait(PATIENCE)
+        return number
+
+    monkeypatch.setattr(Inquiry, "patience", 0.0)
+    monkeypatch.setattr(Inquiry, "pause", 0.02)
+    monkeypatch.setattr(Inquiry, "quick_pause", 0.02)
+    async with (
+        serve(namespace, concurrency=5, threads=1),
+        atasks.connect(amqp_url, namespace=namespace, prefix=prefix) as caller,
+    ):
+        assert isinstance(caller, AMQPTransport)
+        tasks = [asyncio.create_task(work(number)) for number in range(3)]
+        await until(lambda: sum(pending.asked >= 4 for pending in caller.pendings()) == 2)
+        gate.set()
+        assert await soon(asyncio.gather(*tasks)) == [0, 1, 2]
+    assert ran == [0, 1, 2]
+
+
+async def test_calls_that_wait_for_a_place_are_run_by_workers_that_need_none(
+    serve: Serve, amqp_url: str, prefix: str, namespace: str
+) -> None:
+    """Workers that had the function run in threads are replaced by some that do not."""
+    gate, ran = threading.Event(), []
+
+    def register(executor: Literal["thread"] | None) -> atasks.ATask[[int], int]:
+        @atask(namespace=namespace, name="work", executor=executor)
+        def work(number: int) -> int:
+            ran.append((number, executor))
+            assert executor is None or gate.wait(PATIENCE)
+            return number
+
+        return work
+
+    work = register("thread")
+    async with atasks.connect(amqp_url, namespace=namespace, prefix=prefix):
+        tasks = [asyncio.create_task(work(number)) for number in range(3)]
+        await asyncio.sleep(0)  # they are sent over this connection, not over a worker's
+        async with serve(namespace, concurrency=5, threads=1) as worker:
+            await until(lambda: ran)
+            await until(lambda: (worker.held, worker.unstarted) == (1, 0))
+            drain = asyncio.create_task(worker.drain())
+            await until(lambda: not worker._accepting)
+            gate.set()
+            await soon(drain)
+        register(None)
+        async with serve(namespace):
+            assert await soon(asyncio.gather(*tasks)) == [0, 1, 2]
+    assert ran == [(0, "thread"), (1, None), (2, None)]

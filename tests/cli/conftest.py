@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,14 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     shell = Shell(tmp_path)
     yield shell
     shell.close()
+
+
+@pytest.fixture
+def socket_app(shell: Shell) -> Iterator[App]:
+    """Served around a hub on a socket."""
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:  # short enough for a socket
+        yield App(shell, f"unix://{directory}/hub.sock", f"cli-{uuid.uuid4().hex}")
+        shell.close()
 
 
 @pytest.fixture

@@ -109,6 +109,12 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["--url", "amqp://localhost/"], ["--mode loopback", "--url names amqp", "--mode server"]),
         (["--transport", "amqp"], ["--mode loopback", "--transport names amqp"]),
         (
+            ["--mode", "loopback", "--workers", "2"],
+            ["--mode loopback runs every call in this process", "--workers"],
+        ),
+        (["--mode", "loopback", "--url", "local:"], ["--mode loopback runs every call", "--url names local"]),
+        (["--workers", "2", "--url", "amqp://u:secret@host/"], ["--workers runs aiomain()", "--mode server"]),
+        (
             ["--mode", "client", "--transport", "loopback", "--url", "amqp://u:secret@host/"],
             ["--transport loopback contradicts --url amqp:..."],
         ),

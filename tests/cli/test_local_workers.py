@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator
 from signal import SIGKILL, SIGTERM
 
 import psutil
@@ -11,14 +9,11 @@ import pytest
 
 from tests.cli.app import App, workers
 from tests.cli.command import PATIENCE
-from tests.cli.shell import Shell
 
 
 @pytest.fixture
-def app(shell: Shell) -> Iterator[App]:
-    app = App(shell, f"unix://{shell.directory}/hub.sock", f"cli-{uuid.uuid4().hex}")
-    yield app
-    shell.close()
+def app(socket_app: App) -> App:
+    return socket_app
 
 
 def test_workers_serve_and_drain(app: App) -> None:

@@ -87,6 +87,20 @@ def test_change_of_a_loaded_module_drains_and_starts_the_workers_again(app: App)
     app.end(supervisor)
 
 
+def test_workers_around_a_socket_start_again_while_clients_stay_connected(socket_app: App) -> None:
+    program = Program(socket_app)
+    program.write_version("VERSION = 'first'")
+    supervisor = program.serve("--workers", "2")
+    supervisor.wait_for("2 workers serve 3 atasks")
+    assert program.version() == "first\n"
+    waiting = program.call("version", "-o", "until=second")
+    program.write_version("VERSION = 'second'")
+    supervisor.wait_for("helpers/version.py changed: starting 2 workers again")
+    supervisor.wait_for("2 workers serve 3 atasks")
+    assert waiting.finish().out == "second\n", "the hub outlives the workers, and the client hears of nothing"
+    socket_app.end(supervisor)
+
+
 def test_module_with_an_error_is_waited_for(app: App) -> None:
     program = Program(app)
     program.write_version("VERSION = 'first'")

@@ -128,8 +128,8 @@ class Intake:
         worker.streams.ask()
 
     async def declare(self, link: Link, queue: str) -> list[Consumer]:
-        """Declare a work queue and those beside it, and announce them if they are new. Returns their consumers, not
-        started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer.
+        """Declare a work queue and those beside it, and announce them if they are new. Returns their consumers,
+        not started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer.
 
         The queues of calls that wait for places are only there if a worker had such atasks; calls may be left in
         them by workers that are gone.

@@ -115,8 +115,8 @@ class Link:
 
 
 class SocketLink(Link, asyncio.BufferedProtocol):
-    """Over a socket. What it receives goes into room of its own, so that a large frame is put together without being
-    copied for each piece that arrives."""
+    """Over a socket. What it receives goes into room of its own, so that a large frame is put together without
+    being copied for each piece that arrives."""
 
     def __init__(self) -> None:
         super().__init__()
