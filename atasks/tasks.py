@@ -86,7 +86,7 @@ class BaseTask(Generic[P, K]):
         self._overrides = overrides
         known: TaskName | None = self.__dict__.get("_sent_name")
         self._sent_name = TaskName(self.name)
-        # A view is made for each call, perhaps: one that referred to itself would be left to the garbage collector.
+        # A view is made for each call, perhaps: if it referred to itself, only the collector would find it.
         self._sent_name.task = self if known is None else known.task
         self._sent_name.options = options
 

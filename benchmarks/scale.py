@@ -31,6 +31,7 @@ from benchmarks import scale_functions as functions
 from benchmarks.__main__ import servers
 from benchmarks.atasks_amqp import delete
 from benchmarks.catalogue import AMQP
+from benchmarks.collector import Collector
 from benchmarks.harness import VARIABLES
 from benchmarks.load import BenchmarkFailed
 from benchmarks.processes import Child
@@ -116,26 +117,61 @@ async def fairness() -> None:
 
 
 async def width() -> None:
-    """Does the cost of a call grow with the calls in flight?"""
+    """Does the cost of a call grow with the calls in flight? Medians of three, beside bare asyncio tasks."""
     payload = b"x" * 100
-    client = psutil.Process()
     async with fleet(1, 100) as [worker]:
-        print("in flight    calls/s   CPU us per call: client   worker   of 500's")
-        base = 0.0
-        for wide in (500, 5_000, 20_000, 100_000):
-            calls = max(wide, 50_000)
-            gc.collect()
-            before = cpu(client), cpu(worker)
-            seconds = await in_flight(calls, wide, lambda: functions.echo(payload))
-            spent = [
-                1e6 * (now - then) / calls for now, then in zip((cpu(client), cpu(worker)), before, strict=True)
-            ]
-            base = base or sum(spent)
-            print(
-                f"{wide:>9} {calls / seconds:>10.0f} {spent[0]:>25.1f} {spent[1]:>8.1f}"
-                f" {sum(spent) / base:>10.2f}",
-                flush=True,
-            )
+        for title, call, threshold in (
+            ("calls", lambda: functions.echo(payload), None),
+            (f"calls, gc.set_threshold({RARELY})", lambda: functions.echo(payload), RARELY),
+            ("asyncio tasks that await a future each, and no calls", _Turnstile().wait, None),
+        ):
+            print(f"{title}\nin flight     per s   CPU us each: client   of that gc   worker   of 500's")
+            base = 0.0
+            for wide in (500, 5_000, 20_000, 100_000):
+                rows = [await _at_width(wide, call, worker, threshold) for _ in range(3)]
+                rate, client, collector, other = (statistics.median(column) for column in zip(*rows, strict=True))
+                base = base or client + other
+                print(
+                    f"{wide:>9} {rate:>9.0f} {client:>21.1f} {collector:>12.1f} {other:>8.1f}"
+                    f" {(client + other) / base:>10.2f}",
+                    flush=True,
+                )
+
+
+RARELY = 50_000
+
+
+async def _at_width(
+    wide: int, call: Callable[[], Awaitable[Any]], worker: psutil.Process, threshold: int | None
+) -> tuple[float, float, float, float]:
+    """Calls a second, and CPU microseconds per call: of this process, of its collector, of the worker."""
+    calls = max(wide, 50_000)
+    client = psutil.Process()
+    with Collector(threshold) as collector:
+        before = cpu(client), cpu(worker)
+        seconds = await in_flight(calls, wide, call)
+        after = cpu(client), cpu(worker)
+    spent = (after[0] - before[0], collector.seconds, after[1] - before[1])
+    return (calls / seconds, *(1e6 * each / calls for each in spent))
+
+
+class _Turnstile:
+    """Lets all pass that have come in one turn of the event loop, each by a future of its own."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    async def wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        if not self._waiting:
+            loop.call_soon(self._open)
+        self._waiting.append(loop.create_future())
+        await self._waiting[-1]
+
+    def _open(self) -> None:
+        passing, self._waiting = self._waiting, []
+        for future in passing:
+            future.set_result(None)
 
 
 async def memory() -> None:
@@ -176,21 +212,12 @@ async def _held_by(make: Callable[[], Coroutine[Any, Any, None]], count: int = 2
 
 
 async def payloads() -> None:
-    """What do large payloads cost, beside a plain copy through a socket?"""
-    sizes = {"1 KiB": 2**10, "100 KiB": 100 * 2**10, "1 MiB": 2**20, "10 MiB": 10 * 2**20}
-    async with fleet(1, 100):
-        print("echo of     in flight   atasks MiB/s   socket MiB/s   socket / atasks")
-        for name, size in sizes.items():
-            wide = max(2, min(64, 8 * 2**20 // size))
-            calls = max(20, min(5000, 200 * 2**20 // size))
-            payload = random.Random(size).randbytes(size)
-            rates = []
-            for _ in range(3):
-                seconds = await in_flight(calls, wide, lambda payload=payload: functions.echo(payload))  # type: ignore[misc]
-                rates.append(2 * calls * size / 2**20 / seconds)
-            plain = await asyncio.to_thread(_socket_rate, size, calls)
-            rate = statistics.median(rates)
-            print(f"{name:<11} {wide:>9} {rate:>14.1f} {plain:>14.1f} {plain / rate:>17.1f}", flush=True)
+    """What do large payloads cost, beside a plain copy through a socket? Medians of three."""
+    async with fleet(1, 100) as workers:
+        await _payload_rows("RabbitMQ", workers)
+    async with atasks.local(workers=1):
+        await functions.echo(b"")
+        await _payload_rows("local", psutil.Process().children(recursive=True))
     rows = [(number, f"row {number} of a table") for number in range(100_000)]
     print("a table of 100 000 rows, 4 in flight: seconds per call")
     for name, variables in {"plain": {}, "zstd": {functions.ZSTD: "1"}}.items():
@@ -201,6 +228,35 @@ async def payloads() -> None:
         size = len(await atasks.get_codec().encode(rows))
         print(f"  {name}: {seconds / 20:.3f} s, {size / 2**20:.2f} MiB each way", flush=True)
     atasks.CloudpickleCodec()
+
+
+async def _payload_rows(transport: str, workers: list[psutil.Process]) -> None:
+    """A line per size. What everything else on the machine used is the broker's share, if it is quiet."""
+    print(f"{transport:<8}   in flight   MiB/s   socket's   CPU s per GiB: client   worker   all else")
+    for name, size in {"1 KiB": 2**10, "100 KiB": 100 * 2**10, "1 MiB": 2**20, "10 MiB": 10 * 2**20}.items():
+        wide = max(2, min(64, 8 * 2**20 // size))
+        calls = max(20, min(5000, 200 * 2**20 // size))
+        payload = random.Random(size).randbytes(size)
+        moved = 2 * calls * size / 2**30
+        rows = []
+        for _ in range(3):
+            before = _spent(workers)
+            seconds = await in_flight(calls, wide, lambda payload=payload: functions.echo(payload))  # type: ignore[misc]
+            client, worker, all_of_it = (now - then for now, then in zip(_spent(workers), before, strict=True))
+            rows.append((1024 * moved / seconds, client / moved, worker / moved, all_of_it / moved))
+        rate, client, worker, all_of_it = (statistics.median(column) for column in zip(*rows, strict=True))
+        plain = await asyncio.to_thread(_socket_rate, size, calls)
+        print(
+            f"{name:<8} {wide:>11} {rate:>7.0f} {plain:>10.0f} {client:>23.2f} {worker:>8.2f}"
+            f" {all_of_it - client - worker:>10.2f}",
+            flush=True,
+        )
+
+
+def _spent(workers: list[psutil.Process]) -> tuple[float, float, float]:
+    """CPU seconds so far of this process, of the workers, and of the whole machine."""
+    machine = psutil.cpu_times()
+    return cpu(psutil.Process()), sum(map(cpu, workers)), machine.user + machine.system
 
 
 def _socket_rate(size: int, calls: int) -> float:

@@ -373,8 +373,8 @@ class Intake:
     # -- replies
 
     def send(self, envelope: Item | End, inbound: Inbound) -> None:
-        """Send items of a stream. If the reply queue is gone, they stay at the worker for the next one; and because
-        they stay here until they are taken, the broker need not write them to its disk."""
+        """Send items of a stream. They stay here until they are taken: if the reply queue is gone, for the next
+        one, and so the broker need not write them to its disk."""
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
         self.transport.outbox.put_now(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
 
