@@ -39,3 +39,10 @@ def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
         with broker.channel() as channel:
             for name in names:
                 channel.queue_delete(name)
+
+
+@pytest.fixture(params=["app", "socket_app"])
+def any_app(request: pytest.FixtureRequest) -> App:
+    """Over the broker, and around a hub."""
+    app: App = request.getfixturevalue(request.param)
+    return app

@@ -29,17 +29,6 @@ def test_workers_serve_and_drain(app: App) -> None:
     assert supervisor.finish().code == 0
 
 
-def test_call_of_a_worker_that_is_killed_runs_on_another(app: App) -> None:
-    supervisor = app.supervise("--workers", "2")
-    client = app.call("handed_on")
-    supervisor.wait_for("running")
-    for process in workers(supervisor):
-        process.kill()
-    supervisor.wait_for("while it ran 1 call: task 'tasks.handed_on'")
-    assert client.finish().out == "through\n"
-    app.end(supervisor)
-
-
 def test_worker_is_replaced_after_its_calls(app: App) -> None:
     supervisor = app.supervise("--workers", "1", "--max-calls-per-worker", "1")
     (old,) = workers(supervisor)

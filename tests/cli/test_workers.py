@@ -68,15 +68,15 @@ def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(app: App) -> 
     assert len(app.end(supervisor).splitlines()) == 3
 
 
-def test_call_of_a_worker_that_is_killed_runs_on_another(app: App) -> None:
-    supervisor = app.supervise("--workers", "2")
-    client = app.call("handed_on")
+def test_call_of_a_worker_that_is_killed_runs_on_another(any_app: App) -> None:
+    supervisor = any_app.supervise("--workers", "2")
+    client = any_app.call("handed_on")
     supervisor.wait_for("running")
     for process in workers(supervisor):
         process.kill()
     supervisor.wait_for("while it ran 1 call: task 'tasks.handed_on'")
     assert client.finish().out == "through\n"
-    app.end(supervisor)
+    any_app.end(supervisor)
 
 
 def test_calls_outlive_worker_after_worker(app: App) -> None:

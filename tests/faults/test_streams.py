@@ -68,6 +68,14 @@ class Reader:
         return self.items[-1][1]
 
 
+async def read_whole(reader: Reader, count: int, what: str, history: History, key: str, fleet: Fleet) -> None:
+    """Return when the reader has read so many items, each once and in order, of one run, and nothing is left."""
+    await settled(reader.task, what)
+    assert reader.numbers == list(range(count))
+    assert [run.attempt for run in history.runs(key)] == [1]
+    await fleet.quiet()
+
+
 def _worker(fleet: Fleet, pid: int) -> WorkerProcess:
     return next(worker for worker in fleet.workers if worker.pid == pid)
 
@@ -94,11 +102,8 @@ async def test_a_stream_goes_on_over_cuts_of_either_side(
             await until(lambda seen=cut: len(reader.items) >= seen, "the stream goes on")
             for side in sides:
                 side.drop()
-        await settled(reader.task, "a stream whose connection was cut")
+        await read_whole(reader, count, "a stream whose connection was cut", history, key, fleet)
     assert all(side.accepted > accepted for side, accepted in zip(sides, before, strict=True)), "they came back"
-    assert reader.numbers == list(range(count))
-    assert [run.attempt for run in history.runs(key)] == [1]
-    await fleet.quiet()
 
 
 @pytest.mark.parametrize("fault", ["half-open", "blackhole"])
@@ -127,10 +132,7 @@ async def test_a_stream_goes_on_after_silence(
             await until(lambda p=side, n=accepted: p.accepted > n, "the client has noticed")
             if fault == "blackhole":
                 side.resume()
-        await settled(reader.task, "a stream after silence")
-    assert reader.numbers == list(range(1000))
-    assert [run.attempt for run in history.runs(key)] == [1]
-    await fleet.quiet()
+        await read_whole(reader, 1000, "a stream after silence", history, key, fleet)
 
 
 @pytest.mark.usefixtures("connected")
@@ -144,10 +146,7 @@ async def test_a_stream_goes_on_when_the_broker_restarts(
     await asyncio.to_thread(getattr(node, ending))
     gate.touch()
     await asyncio.to_thread(node.start)
-    await settled(reader.task, "a stream over a restart of the broker")
-    assert reader.numbers == list(range(200))
-    assert [run.attempt for run in history.runs(key)] == [1]
-    await fleet.quiet()
+    await read_whole(reader, 200, "a stream over a restart of the broker", history, key, fleet)
 
 
 @pytest.mark.usefixtures("connected")
@@ -162,10 +161,7 @@ async def test_a_stream_goes_on_when_its_reply_queue_is_deleted(
             if queue.name.startswith(f"{prefix}.r."):
                 channel.queue_delete(queue.name)
     gate.touch()
-    await settled(reader.task, "a stream whose reply queue was deleted")
-    assert reader.numbers == list(range(200))
-    assert [run.attempt for run in history.runs(key)] == [1]
-    await fleet.quiet()
+    await read_whole(reader, 200, "a stream whose reply queue was deleted", history, key, fleet)
 
 
 @pytest.mark.usefixtures("connected")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks import WorkerLost
 from tests.broker import Broker
 from tests.faults.history import DEADLINE, History, settled, until
-from tests.faults.tasks import crash, echo, gated
+from tests.faults.poison import poison
+from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
 
 QUEUE_TYPES = ["classic", "quorum"]
@@ -74,30 +74,13 @@ async def test_at_most_once_calls_of_a_killed_worker_end_promptly(
 async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
     fleet: Fleet, history: History, tmp_path: Path, how: str, queue_type: str
 ) -> None:
-    gate = tmp_path / "gate"
     options = {"concurrency": 30, "queue_type": queue_type}
     fleet.start(2, **options)
-    innocent = history.start(50, gated, str(gate))
-    await until(lambda: history.started() == 50, "the innocent calls run")
-    killer = asyncio.create_task(history.call(crash, how))
-    dead = 0
-    async with asyncio.timeout(DEADLINE):
-        while not killer.done():
-            for _ in range(dead, sum(not worker.running for worker in fleet.workers)):
-                dead += 1
-                fleet.start_one(wait=False, **options)
-            if dead == 2 and not gate.exists():  # its last attempt waits for theirs, which are one at a time too
-                gate.touch()
-                innocent += history.start(50, echo)
-            await asyncio.wait([killer], timeout=0.05)
-    await settled(asyncio.gather(*innocent), "the innocent calls")
-    ended = killer.result()
-    assert isinstance(ended.error, WorkerLost)
-    assert ended.error.attempts == 3
-    assert dead == 3
-    assert [run.attempt for run in history.runs(ended.key)] == [1, 2, 3]
-    assert history.errors() == {"value": 100, "WorkerLost": 1}
-    history.check()
+
+    async def replace() -> None:
+        fleet.start_one(wait=False, **options)
+
+    await poison(history, tmp_path / "gate", how, fleet.workers, replace, DEADLINE)
     await fleet.quiet()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks import WorkerLost
 from atasks.transport.backends.local.host import Host
 from tests.faults.history import DEADLINE, History, settled, until
-from tests.faults.tasks import chain, crash, echo, fib, gated, work
+from tests.faults.poison import poison
+from tests.faults.tasks import chain, echo, fib, gated, work
 from tests.local.fleet import Fleet
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connected")]
@@ -66,29 +66,12 @@ async def test_at_most_once_calls_of_a_killed_worker_end_promptly(
 async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
     fleet: Fleet, history: History, tmp_path: Path, how: str
 ) -> None:
-    gate = tmp_path / "gate"
     await fleet.start(2, concurrency=30)
-    innocent = history.start(50, gated, str(gate))
-    await until(lambda: history.started() == 50, "the innocent calls run")
-    killer = asyncio.create_task(history.call(crash, how))
-    dead = 0
-    async with asyncio.timeout(DEADLINE * 2):
-        while not killer.done():
-            for _ in range(dead, sum(not worker.running for worker in fleet.processes)):
-                dead += 1
-                await fleet.start(concurrency=30, wait=False)
-            if dead == 2 and not gate.exists():  # its last attempt waits for theirs, which are one at a time too
-                gate.touch()
-                innocent += history.start(50, echo)
-            await asyncio.wait([killer], timeout=0.05)
-    await settled(asyncio.gather(*innocent), "the innocent calls")
-    ended = killer.result()
-    assert isinstance(ended.error, WorkerLost)
-    assert ended.error.attempts == 3
-    await until(lambda: sum(not worker.running for worker in fleet.processes) == 3, "three workers are dead")
-    assert [run.attempt for run in history.runs(ended.key)] == [1, 2, 3]
-    assert history.errors() == {"value": 100, "WorkerLost": 1}
-    history.check()
+
+    async def replace() -> None:
+        await fleet.start(concurrency=30, wait=False)
+
+    await poison(history, tmp_path / "gate", how, fleet.processes, replace, DEADLINE * 2)
 
 
 async def test_recursion_survives_a_worker_that_dies(fleet: Fleet, history: History) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,16 +36,15 @@ def run_command(url: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def queue(controllable_broker: Broker) -> Iterator[str]:
-    """The name of a durable queue that holds one persistent message."""
-    name = f"test-{uuid.uuid4().hex}"
-    with controllable_broker.channel() as channel:
-        channel.confirm_delivery()
-        channel.queue_declare(name, durable=True, arguments={"x-queue-type": "classic"})
-        channel.basic_publish("", name, b"kept", pika.BasicProperties(delivery_mode=2))
-    yield name
-    with controllable_broker.channel() as channel:
-        channel.queue_delete(name)
+def vhost_url(controllable_broker: Broker) -> Iterator[str]:
+    """The URL of a virtual host where nothing else comes and goes."""
+    url = controllable_broker.add_vhost()
+    yield url
+    controllable_broker.remove_vhost(url)
+
+
+def name_of(vhost_url: str) -> str:
+    return urlsplit(vhost_url).path.strip("/")
 
 
 class TestChoice:
@@ -108,23 +106,23 @@ class TestGiven:
 
 
 class TestControl:
-    def test_queues_lists_what_rabbitmqctl_lists(self, controllable_broker: Broker) -> None:
-        url = controllable_broker.add_vhost()  # where nothing else comes and goes
-        with Broker(url).channel() as channel:
+    def test_queues_lists_what_rabbitmqctl_lists(self, controllable_broker: Broker, vhost_url: str) -> None:
+        with Broker(vhost_url).channel() as channel:
             for name in ("some", "others, with spaces"):
                 channel.queue_declare(name)
+            channel.confirm_delivery()
             channel.basic_publish("", "some", b"")
-            channel.queue_declare("some", passive=True)  # it has arrived
-        vhost = urlsplit(url).path.strip("/")
-        listed = sorted(controllable_broker.queues(vhost))
+        listed = sorted(controllable_broker.queues(name_of(vhost_url)))
         assert listed == [Queue("others, with spaces", 0, 0), Queue("some", 1, 0)]
-        assert listed == sorted(Broker.queues(controllable_broker, vhost))
-        controllable_broker.remove_vhost(url)
+        assert listed == sorted(Broker.queues(controllable_broker, name_of(vhost_url)))
 
-    def test_consumers_are_counted(self, controllable_broker: Broker, queue: str) -> None:
-        with controllable_broker.channel() as channel:
-            channel.basic_consume(queue, lambda *delivery: None)
-            assert Queue(queue, 1, 1) in controllable_broker.queues()
+    def test_consumers_are_counted(self, controllable_broker: Broker, vhost_url: str) -> None:
+        with Broker(vhost_url).channel() as channel:
+            channel.queue_declare("some")
+            channel.confirm_delivery()
+            channel.basic_publish("", "some", b"")
+            channel.basic_consume("some", lambda *delivery: None)
+            assert controllable_broker.queues(name_of(vhost_url)) == [Queue("some", 1, 1)]
 
     def test_queues_of_an_unknown_vhost(self, controllable_broker: Broker) -> None:
         assert controllable_broker.queues("no such") == []
@@ -133,9 +131,10 @@ class TestControl:
         with pytest.raises(BrokerError, match=r"(?s)rabbitmqctl delete_vhost failed.*no such"):
             controllable_broker.ctl("delete_vhost", "no such")
 
-    def test_a_virtual_host_of_its_own(self, controllable_broker: Broker, queue: str) -> None:
+    def test_a_virtual_host_of_its_own(self, controllable_broker: Broker) -> None:
         url = controllable_broker.add_vhost()
-        with Broker(url).channel() as channel:
+        with controllable_broker.channel() as other, Broker(url).channel() as channel:
+            queue = other.queue_declare("", exclusive=True).method.queue
             assert channel.queue_declare("", exclusive=True).method.message_count == 0
             with pytest.raises(pika.exceptions.ChannelClosedByBroker, match="404"):
                 channel.queue_declare(queue, passive=True)
