@@ -24,11 +24,13 @@ __all__ = [
     "Bad",
     "Call",
     "Cancel",
+    "Claim",
     "Credit",
     "Decoded",
     "End",
     "Ending",
     "Envelope",
+    "Grant",
     "Held",
     "Item",
     "Kept",
@@ -218,7 +220,28 @@ class Kept(Struct, array_like=True, tag=10, gc=False):
     """Milliseconds after which the record goes, if nobody uses it."""
 
 
-Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept
+class Claim(Struct, array_like=True, tag=11, gc=False):
+    """May this copy of the call start, as its attempt of that number? `Grant` says so, to `worker`."""
+
+    v: int
+    id: Id
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)]
+    copy: Id
+    """The `message_id` of the request."""
+    worker: Id
+    """Who asks."""
+
+
+class Grant(Struct, array_like=True, tag=12, gc=False):
+    """The answer to `Claim`: whether that copy of the call may start. Each attempt is granted to one copy."""
+
+    v: int
+    id: Id
+    copy: Id
+    granted: bool
+
+
+Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant
 
 
 class Decoded(Struct, gc=False):

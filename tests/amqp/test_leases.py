@@ -29,13 +29,14 @@ async def _until_in(broker: Broker, name: str, messages: int) -> None:
         found = sum(queue.messages for queue in queues if queue.name.startswith(name))
 
 
+@pytest.mark.parametrize("batch", [False, 5])
 async def test_long_calls_move_to_leases_and_run_once(
-    site: Site, controllable_broker: Broker, prefix: str
+    site: Site, controllable_broker: Broker, prefix: str, batch: int | bool
 ) -> None:
     runs: list[int] = []
     ended = asyncio.Event()
 
-    @site.atask
+    @site.atask(batch=batch)
     async def work(number: int) -> int:
         runs.append(number)
         await ended.wait()

@@ -184,6 +184,8 @@ def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
         wire.Credit,
         wire.Item,
         wire.End,
+        wire.Claim,
+        wire.Grant,
         failures.Node,
     ],
     ids=lambda envelope: envelope.__name__,

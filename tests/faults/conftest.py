@@ -21,9 +21,11 @@ def node(own_broker: Broker) -> Broker:
 
 
 @pytest.fixture
-def history(tmp_path: Path) -> History:
+def history(tmp_path: Path) -> Iterator[History]:
     """What happened in this test."""
-    return History(tmp_path / "runs")
+    history = History(tmp_path / "runs")
+    with history.listening():
+        yield history
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
+import re
 import time
 import uuid
 from collections import Counter
@@ -109,6 +111,17 @@ class RunRecord:
     """"end", "raised" or "cancelled"; None: it was cut off, or still runs."""
 
 
+class _Resent(logging.Handler):
+    """Counts the calls that are sent again."""
+
+    def __init__(self, counts: Counter[str]) -> None:
+        super().__init__()
+        self._counts = counts
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._counts.update(re.findall(r", call (\S+) is sent again", record.getMessage()))
+
+
 class Await(NamedTuple):
     """An await that has ended."""
 
@@ -132,6 +145,8 @@ class History:
     awaits: list[Await] = field(default_factory=list)
     made: dict[str, Delivery] = field(default_factory=dict)
     nonces: dict[str, str] = field(default_factory=dict)
+    resent: Counter[str] = field(default_factory=Counter)
+    """Call id -> how often this process sent it again, as far as it was `listening`."""
 
     # -- calls
 
@@ -161,6 +176,19 @@ class History:
     def start(self, count: int, task: ATask[..., Any], *args: Any, **options: Any) -> list[asyncio.Task[Await]]:
         """As many calls at once."""
         return [asyncio.create_task(self.call(task, *args, **options)) for _ in range(count)]
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Count the calls that this process sends again, as its log tells."""
+        logger = logging.getLogger("atasks.amqp")
+        level, handler = logger.level, _Resent(self.resent)
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
     # -- what workers put on record
 
@@ -198,42 +226,47 @@ class History:
 
     # -- the checks
 
-    def check(self, *, resent: bool = False) -> None:
+    def check(self) -> None:
         """Every promise that holds whatever failed; all breaches are named at once.
 
         Every await ended once. No result belongs to another call. A value, and an exception of the atask's own,
-        come from a run that got there. At-most-once calls ran at most once. `WorkerLost(attempts=n)` means at most
-        n runs. A worker process does not run a call that it runs, or that it has finished, again.
+        come from a run that got there. At-most-once calls ran at most once. Each attempt was started at most once,
+        and `WorkerLost(attempts=n)` means at most n runs; runs that were cancelled and given back do not count. A
+        worker process does not run a call that it runs, or that it has finished, again.
 
-        `resent`: requests may have been sent again, where it was not known whether they had arrived, by the caller
-        or by a worker that passed them on. Such a call may be at the broker twice, and each of the two has its own
-        attempts: then `WorkerLost(attempts=n)` means that no attempt was beyond the nth.
+        Each time that the caller sent a call again, not knowing whether it had arrived, allows for one run more.
         """
-        problems: list[str] = []
+        problems = [f"{key}: {problem}" for key, problem in self.breaches()]
+        assert not problems, f"{len(problems)} breaches\n" + "\n".join(problems[:20])
+
+    def breaches(self) -> list[tuple[str, str]]:
+        """What `check` finds: the keys of calls, and what is wrong with them."""
+        problems: list[tuple[str, str]] = []
         endings = Counter(ended.key for ended in self.awaits)
-        problems += [f"{key}: the await ended {endings[key]} times" for key in self.made if endings[key] != 1]
+        problems += [(key, f"the await ended {endings[key]} times") for key in self.made if endings[key] != 1]
         runs: dict[str, list[RunRecord]] = {}
         for run in self.runs():
             runs.setdefault(run.key, []).append(run)
-        problems += [f"{key}: ran and was never called" for key in runs if key not in self.made]
+        problems += [(key, "ran and was never called") for key in runs if key not in self.made]
         for ended in self.awaits:
             mine = runs.get(ended.key, [])
-            problems += [
-                f"{ended.key}: {problem} ({_show(ended, mine)})" for problem in self._check(ended, mine, resent)
-            ]
-        assert not problems, f"{len(problems)} breaches\n" + "\n".join(problems[:20])
+            problems += [(ended.key, f"{problem} ({_show(ended, mine)})") for problem in self._check(ended, mine)]
+        return problems
 
-    def _check(self, ended: Await, runs: list[RunRecord], resent: bool) -> Iterator[str]:
+    def _check(self, ended: Await, runs: list[RunRecord]) -> Iterator[str]:
         if len({run.call_id for run in runs}) > 1:
             yield "ran under several call ids"
         if ended.delivery == "at_most_once" and len(runs) > 1:
             yield f"at most once, and ran {len(runs)} times"
-        if isinstance(ended.error, WorkerLost):
-            ran = max((run.attempt for run in runs), default=0) if resent else len(runs)
-            if ran > ended.error.attempts:
-                yield f"WorkerLost({ended.error.attempts}) after {ran} {'attempts' if resent else 'runs'}"
+        charged = [run for run in runs if run.ending != "cancelled"]
+        more = max((self.resent[run.call_id] for run in runs), default=0)
+        if isinstance(ended.error, WorkerLost) and len(charged) > ended.error.attempts + more:
+            yield f"WorkerLost({ended.error.attempts}) after {len(charged)} runs, sent again {more} times"
+        for attempt, count in Counter(run.attempt for run in charged).items():
+            if count > 1 + more:
+                yield f"attempt {attempt} was started {count} times, sent again {more} times"
         yield from self._check_ending(ended, runs)
-        pids = Counter(run.pid for run in runs if run.ending != "cancelled")
+        pids = Counter(run.pid for run in charged)
         for pid, count in pids.items():
             if count > 1:
                 yield f"worker {pid} ran it {count} times"

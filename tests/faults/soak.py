@@ -44,6 +44,7 @@ PATIENCE = 120.0
 CONCURRENCY = 8
 WORKER_DESCRIPTORS = 30
 """A worker has two connections, a few pipes and files, and for a while the connections of a queue that ails."""
+LOG_FORMAT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 ALLOWED = {"CallConnectionLost", "CallTimeout", "CancelledError", "Failed", "WorkerLost", "value"}
 
 
@@ -68,9 +69,33 @@ class Soak:
         self.broken: list[str] = []
         self.killed = 0
         """Workers that did not clean up after themselves."""
+        self.suspects: set[str] = set()
+        """Keys of the calls with which something is wrong."""
+        self.log = folder / "log"
+        """What the caller has logged, and the workers that have ended."""
 
     async def run(self) -> None:
         """Load and faults, and then the checks: `broken` says what was."""
+        with self.logged(), self.history.listening():
+            await self._run()
+
+    @contextlib.contextmanager
+    def logged(self) -> Iterator[None]:
+        """Keep what the caller logs, whatever level the others are shown."""
+        logger = logging.getLogger("atasks.amqp")
+        handler = logging.FileHandler(self.log)
+        handler.setFormatter(logging.Formatter(LOG_FORMAT))
+        level = logger.level
+        logger.setLevel(logging.DEBUG)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            handler.close()
+            logger.setLevel(level)
+
+    async def _run(self) -> None:
         caller, _ = self.proxies
         await asyncio.to_thread(self.fleet.start, WORKERS, **self.options)
         end = time.monotonic() + 60 * self.minutes
@@ -207,10 +232,15 @@ class Soak:
                 self.broken.append(f"worker {worker.pid} ended with {code}:\n{worker.output[-2000:]}")
         for worker in [worker for worker in self.fleet.workers if not worker.running]:
             self.killed += worker.process.returncode != 0
+            self.keep_log(worker)
             worker.close()
             self.fleet.workers.remove(worker)
         missing = WORKERS - len(self.fleet.workers)
         await asyncio.to_thread(self.fleet.start, missing, wait=False, **self.options)
+
+    def keep_log(self, worker: WorkerProcess) -> None:
+        with self.log.open("a") as log:
+            log.writelines(f"{line}  [worker {worker.pid}]\n" for line in worker.output.splitlines())
 
     async def cut(self) -> None:
         role: Role | None = self.fault_dice.choice([None, "publish", "consume"])
@@ -275,10 +305,9 @@ class Soak:
     # -- the end
 
     def check(self) -> None:
-        try:
-            self.history.check(resent=True)
-        except AssertionError as breach:
-            self.broken.append(str(breach))
+        breaches = self.history.breaches()
+        self.broken += [f"{key}: {problem}" for key, problem in breaches]
+        self.suspects.update(key for key, _ in breaches)
         strange = set(self.history.errors()) - ALLOWED
         if strange:
             first = next(item for item in self.history.awaits if type(item.error).__name__ in strange)
@@ -328,33 +357,47 @@ class Soak:
         for worker in self.fleet.workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.signal(signal.SIGCONT)
+        for worker in self.fleet.workers:
+            self.keep_log(worker)
         if self.broken:
             print(self.fleet.logs())
+        self.tell()
         self.fleet.close()
         for proxy in self.proxies:
             proxy.close()
         left = self.process.num_fds() - self.descriptors
         self.broken += [f"{left} descriptors are left"] * (left > 0)
 
+    def tell(self) -> None:
+        """What the logs say of each call with which something is wrong, in the order of its time."""
+        lines = sorted(self.log.read_text().splitlines()) if self.log.exists() else []
+        for key in self.suspects:
+            print(f"--- call {key}")
+            for call_id in {run.call_id for run in self.history.runs(key)}:
+                print("\n".join(line for line in lines if call_id in line))
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Random load under random faults.")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a random one, which is printed")
+    parser.add_argument("--folder", type=Path, help="where the records and logs stay; default: nowhere")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     sbin = find_sbin()
     if sbin is None:
         print("the soak stops and kills its broker: install rabbitmq-server", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format=LOG_FORMAT)
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.ERROR)
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     print(f"seed {seed}, {arguments.minutes:g} minutes", flush=True)
     node = PrivateNode(sbin)
     with tempfile.TemporaryDirectory() as folder:
         try:
             node.start()
-            soak = Soak(node, Path(folder), seed, arguments.minutes)
+            soak = Soak(node, arguments.folder or Path(folder), seed, arguments.minutes)
             try:
                 asyncio.run(soak.run())
             finally:

@@ -21,6 +21,7 @@ __all__ = [
     "counted_to",
     "counting",
     "crash",
+    "doomed",
     "echo",
     "fan",
     "fib",
@@ -119,6 +120,16 @@ async def boom(key: str, nonce: str) -> tuple[str, str, int]:
     """Fails."""
     with _recorder().run(key):
         raise Failed(key, nonce)
+
+
+@atask
+async def doomed(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
+    """Ends its worker once the file `gate` exists."""
+    with _recorder().run(key):
+        while not os.path.exists(gate):
+            await asyncio.sleep(0.02)
+        CRASHES["kill"]()
+        return key, nonce, os.getpid()
 
 
 CRASHES = {

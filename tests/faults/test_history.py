@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def test_good_histories_pass(tmp_path: Path) -> None:
         (
             ["start k id 1 10", "start k id 2 11"],
             {"error": WorkerLost("gone", 1)},
-            r"WorkerLost\(1\) after 2 runs",
+            r"WorkerLost\(1\) after 2 runs, sent again 0 times",
         ),
         (
             ["start k id 1 10", *GOOD[:1], "end k id 1 10"],
@@ -101,22 +102,35 @@ def test_breaches_are_found(tmp_path: Path, lines: list[str], ending: dict[str, 
         history.check()
 
 
-ONCE_MORE = ["start k id 1 10", "start k id 1 11", "start k id 2 12", "start k id 2 13"]
+TWICE = ["start k id 1 10", "start k id 1 11", "start k id 2 12"]
 
 
-def test_a_request_that_was_sent_again_may_run_more_often_where_that_is_allowed(tmp_path: Path) -> None:
-    history = _history(tmp_path / "runs", ONCE_MORE)
+def test_a_request_that_was_sent_again_may_run_once_more_for_each_time(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", TWICE)
     _add(history, error=WorkerLost("gone", 2))
-    history.check(resent=True)
-    with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 4 runs"):
+    with history.listening():
+        logging.getLogger("atasks.amqp").debug("task 'work', call other is sent again: the reply queue is gone")
+        with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 3 runs, sent again 0 times"):
+            history.check()
+        logging.getLogger("atasks.amqp").debug("task 'work', call id is sent again: the reply queue is gone")
+    logging.getLogger("atasks.amqp").debug("task 'work', call id is sent again: nobody listens")
+    history.check()
+    history.path.write_text(history.path.read_text() + "start k id 2 13\n")
+    with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 4 runs, sent again 1 times"):
         history.check()
 
 
-def test_an_attempt_beyond_the_last_one_is_found(tmp_path: Path) -> None:
-    history = _history(tmp_path / "runs", [*ONCE_MORE, "start k id 3 14"])
-    _add(history, error=WorkerLost("gone", 2))
-    with pytest.raises(AssertionError, match=r"WorkerLost\(2\) after 3 attempts"):
-        history.check(resent=True)
+def test_an_attempt_that_is_started_twice_is_found(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", [*TWICE, "end k id 2 12"])
+    _add(history, value=("k", "n", 12))
+    with pytest.raises(AssertionError, match="attempt 1 was started 2 times, sent again 0 times"):
+        history.check()
+
+
+def test_a_run_that_was_given_back_is_not_charged(tmp_path: Path) -> None:
+    history = _history(tmp_path / "runs", ["start k id 1 10", "cancelled k id 1 10", "start k id 1 11"])
+    _add(history, error=WorkerLost("gone", 1))
+    history.check()
 
 
 def test_every_breach_is_named(tmp_path: Path) -> None:

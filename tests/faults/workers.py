@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import atasks
+from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
 from tests.brokers.base import Broker, Queue
 from tests.faults.history import DEADLINE, Recorder, wait_until
@@ -122,6 +123,7 @@ async def serve(record: Path, caller_patience: float, **options: Any) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
     CallerWatch.patience = caller_patience
     CallerWatch.pause = caller_patience / 3
+    Attempts.patience = caller_patience
     from tests.faults import tasks  # its atasks are to be registered
 
     assert tasks.__all__
@@ -158,6 +160,7 @@ def main() -> None:
     parser.add_argument("options", type=json.loads)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    logging.getLogger("atasks").setLevel(logging.DEBUG)  # says which calls were delivered before, or sent again
     asyncio.run(serve(arguments.record, **arguments.options))
 
 

@@ -16,9 +16,11 @@ from atasks.wire import (
     Ask,
     Call,
     Cancel,
+    Claim,
     Credit,
     End,
     Envelope,
+    Grant,
     Held,
     Item,
     Kept,
@@ -45,11 +47,26 @@ ENVELOPES: list[Envelope] = [
     Held(1, ["a"], "host.1"),
     Up(1, "default", "gpu", "host.1"),
     Kept(1, "run-1.3", "gpu", 86_400_000),
+    Claim(1, "id", 2, "host.1-5", "host.2"),
+    Grant(1, "id", "host.1-5", True),
     Credit(1, "id", 5, 1024),
     Item(1, "id", 10, [b"a", b"b"], "pickle"),
     End(1, "id", 12, Reply(1, "id", Status.VALUE, b"")),
 ]
-TAGS = {Call: 1, Reply: 2, Cancel: 3, Ask: 4, Held: 5, Up: 6, Credit: 7, Item: 8, End: 9, Kept: 10}
+TAGS = {
+    Call: 1,
+    Reply: 2,
+    Cancel: 3,
+    Ask: 4,
+    Held: 5,
+    Up: 6,
+    Credit: 7,
+    Item: 8,
+    End: 9,
+    Kept: 10,
+    Claim: 11,
+    Grant: 12,
+}
 
 
 def plain(body: bytes) -> list[Any]:

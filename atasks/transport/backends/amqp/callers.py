@@ -11,7 +11,7 @@ from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
 
-__all__ = ["CallerWatch"]
+__all__ = ["CANCEL", "CallerWatch"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -53,6 +53,7 @@ class CallerWatch:
         watched = self._intake.callers(CANCEL)
         self._away_since = {name: since for name, since in self._away_since.items() if name in watched}
         missing, self._missing = self._missing, set()
+        absent: set[str] = set()
         now = asyncio.get_running_loop().time()
         for name in watched:
             state = await link.queue_state(name)
@@ -64,9 +65,18 @@ class CallerWatch:
                 gone = False
             else:
                 gone = now - self._away_since.setdefault(name, now) >= self.patience
-            # Asked again: meanwhile it may have sent some of them with another reply queue.
-            runs = self._intake.callers(CANCEL).get(name, []) if gone else []
-            if runs:
-                logger.warning("a caller is gone: %d of its calls are cancelled", len(runs))
-                for run in runs:
-                    run.worker.cancel(run.call.id)
+            if gone:
+                absent.add(name)
+        if absent:
+            self._cancel(absent)
+
+    def _cancel(self, absent: set[str]) -> None:
+        """Cancel the runs whose reply queues are all among these. A caller that is back has another one."""
+        watched = self._intake.callers(CANCEL)
+        elsewhere = {run.call.id for name, runs in watched.items() if name not in absent for run in runs}
+        found = {run.call.id: run for name in absent for run in watched.get(name, [])}
+        runs = [run for call_id, run in found.items() if call_id not in elsewhere]
+        if runs:
+            logger.warning("a caller is gone: %d of its calls are cancelled", len(runs))
+            for run in runs:
+                run.worker.cancel(run.call.id)

@@ -50,6 +50,10 @@ class Consumer:
         self.prefetch = full_size
         self.unfinished = 0
         """Messages of the live consumer whose calls have not all ended."""
+        self.claims = 0
+        """Calls from it that wait for the word of their callers."""
+        self.adopted = 0
+        """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0
         self._link = link
         self._tag: str | None = None
@@ -64,6 +68,7 @@ class Consumer:
         broker has closed the connection, or its channel waits for an answer."""
         self.generation += 1
         self.unfinished = 0
+        self.adopted = 0
         self.prefetch = max(1, prefetch)
         work = self._link.work
         try:

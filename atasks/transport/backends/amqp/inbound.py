@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
+from atasks import wire
 from atasks.options import Executor
+from atasks.run import describe
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import Call, End, Item, Reply
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
 
 __all__ = ["CallDelivery", "GivenBack", "Inbound", "Settling"]
+
+logger = logging.getLogger("atasks.amqp")
 
 MAX_SEEN: Final = 8
 """Workers that a call of an unknown atask may visit."""
@@ -38,7 +43,6 @@ class Inbound:
         "intake",
         "properties",
         "received",
-        "renewing",
         "reply_to",
         "unsettled",
     )
@@ -57,12 +61,20 @@ class Inbound:
         self.unsettled = 1
         """Calls whose reply is not safe at the broker."""
         self.received = asyncio.get_running_loop().time()
-        self.renewing = False
-        """Whether a lease is on its way to take its place."""
         self._tag = message.delivery_tag or 0
         self._acks = lease or consumer.acks  # of its channel: on another one the tag means another message
         self._generation = consumer.generation if lease is None else -1
         consumer.unfinished += lease is None
+
+    @property
+    def copy(self) -> str:
+        """What tells this copy of a later attempt from others, wherever it is given back to."""
+        return self.properties.message_id or ""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the replies go to a record, and not to somebody who awaits the call."""
+        return bool(self.intake.transport.topology.reply_exchange(self.reply_to))
 
     def ended(self) -> None:
         """One of its calls has ended."""
@@ -90,10 +102,12 @@ class Inbound:
 class CallDelivery:
     """One call of a message from a work queue."""
 
-    __slots__ = ("inbound",)
+    __slots__ = ("inbound", "renewing")
 
     def __init__(self, inbound: Inbound) -> None:
         self.inbound = inbound
+        self.renewing = False
+        """Whether a lease is on its way to take its place."""
 
     def send(self, envelope: Item | End) -> None:
         self.inbound.intake.send(envelope, self.inbound)
@@ -113,13 +127,17 @@ class CallDelivery:
         else:
             self._republish(call, self.inbound.intake.transport.topology.pool(consumer.queue, executor))
 
-    def give_last(self, call: Call) -> None:
-        """Have it run once more, alone."""
-        self._republish(call, self.inbound.intake.transport.topology.solo(self.inbound.consumer.queue))
+    def charge(self, call: Call) -> None:
+        """Return the call to the queue with one more attempt, the last one to that of calls that run alone."""
+        call.attempt += 1
+        consumer = self.inbound.consumer
+        last = call.attempt == call.max_attempts
+        name = self.inbound.intake.transport.topology.solo(consumer.queue) if last else consumer.name
+        self._republish(call, name, charged=True)
 
-    def _republish(self, call: Call, name: str) -> None:
+    def _republish(self, call: Call, name: str, charged: bool = False) -> None:
         self.inbound.ended()
-        self.inbound.intake.republish(call, self.inbound, name)
+        self.inbound.intake.republish(call, self.inbound, name, charged)
 
     async def pass_on(self, call: Call) -> Call | None:
         intake = self.inbound.intake
@@ -167,10 +185,11 @@ class Settling(Outgoing):
 class GivenBack(Outgoing):
     """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
 
-    __slots__ = ("inbound",)
+    __slots__ = ("call", "inbound")
 
-    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: Inbound) -> None:
-        super().__init__(body, key, properties)
+    def __init__(self, call: Call, key: str, properties: Basic.Properties, inbound: Inbound) -> None:
+        super().__init__(wire.encode([call]), key, properties)
+        self.call = call
         self.inbound = inbound
 
     def confirmed(self) -> None:
@@ -183,4 +202,5 @@ class GivenBack(Outgoing):
         asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
 
     def lost(self) -> bool:
+        logger.debug("%s may be at the broker twice: it was given back, unconfirmed", describe(self.call))
         return False  # the broker delivers the original again

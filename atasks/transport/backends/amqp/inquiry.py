@@ -77,7 +77,7 @@ class Inquiry:
         for queue, pendings in overdue.items():
             lost = [pending for pending in pendings if pending.asked >= 2]
             if lost and await self._is_empty(queue):
-                self._transport.resend(lost, f"queue {queue!r} lost the call")
+                self._transport.requests.resend(lost, f"queue {queue!r} lost the call")
             self._ask(queue, [pending for pending in pendings if pending.confirmed])
 
     def _ask(self, queue: str, pendings: list[Pending]) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -18,6 +18,7 @@ from atasks.options import EXECUTORS, Executor
 from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.ailing import Ailing
+from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.consumer import Consumer
 from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Settling
@@ -26,7 +27,6 @@ from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.backends.amqp.window import Window
 from atasks.wire import (
-    AT_MOST_ONCE,
     CONTENT_TYPE,
     VERSION,
     Ask,
@@ -34,6 +34,7 @@ from atasks.wire import (
     Cancel,
     Credit,
     End,
+    Grant,
     Held,
     Item,
     Reply,
@@ -52,9 +53,6 @@ logger = logging.getLogger("atasks.amqp")
 MAX_PREFETCH: Final = 65_535
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
-ASK_SECONDS: Final = 1.0
-ASK_ROUNDS: Final = 3
-"""How often workers are asked for a call before it is declared lost."""
 
 
 class Intake:
@@ -81,13 +79,12 @@ class Intake:
             if worker.pools.places[executor].size < worker.concurrency
         }
         """Of the atasks whose calls may have a slot and yet no place: what their functions run in."""
-        self._asks: dict[str, _Question] = {}
-        """Call id -> what the other workers are asked."""
-        self._errands: set[asyncio.Task[None]] = set()
         self.epoch = 0
         """Counts the links."""
         self._told_of_priority = False
-        self._control = ""
+        self.control = ""
+        """The queue of control messages over this link."""
+        self.attempts = Attempts(self)
         self._callers = CallerWatch(self)
         self._leases = Leases(self, transport.consumer_timeout)
         self.ailing = Ailing(self)
@@ -108,7 +105,7 @@ class Intake:
                 await link.declare_queue(topology.dead, topology.dead_arguments())
         except (ChannelNotFoundEntity, TimeoutError):  # its node of the cluster is down: no reason not to serve
             logger.warning("queue %r cannot be used: what cannot be read is dropped for now", topology.dead)
-        control = self._control = topology.control_queue(worker.id, self.epoch)
+        control = self.control = topology.control_queue(worker.id, self.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
         for queue in self.queues:
@@ -183,10 +180,12 @@ class Intake:
         if self.window is not None:
             with suppress(*CLIENT_ERRORS):  # the link is gone, and its consumers with it
                 await self.window.stop()
+        self.attempts.stop()  # what it gives back is not to come to here
 
     async def restart(self) -> None:
         """Consume again after `stop`."""
         self._stopping = False
+        self.attempts.restart()
         if self.window is not None:
             with suppress(*CLIENT_ERRORS):  # the next link consumes
                 await self.window.open()
@@ -199,12 +198,14 @@ class Intake:
         return False
 
     def callers(self, orphan: int) -> dict[str, list[Run]]:
-        """Reply queue -> the runs in hand that are to be treated so when their caller is gone."""
+        """Reply queue -> the runs in hand that are to be treated so when their caller is gone. One that was sent
+        again since its caller has another reply queue is there under both."""
         found: dict[str, list[Run]] = {}
         for run in self.worker.runs:
-            delivery = run.deliveries[-1]
-            if run.call.orphan == orphan and isinstance(delivery, CallDelivery):
-                found.setdefault(delivery.inbound.reply_to, []).append(run)
+            if run.call.orphan == orphan:
+                deliveries = (item for item in run.deliveries if isinstance(item, CallDelivery))
+                for reply_to in {item.inbound.reply_to for item in deliveries}:
+                    found.setdefault(reply_to, []).append(run)
         return found
 
     async def close(self) -> None:
@@ -219,8 +220,7 @@ class Intake:
 
     async def acknowledged(self) -> None:
         """Return when every acknowledgement was written."""
-        for errand in list(self._errands):
-            await asyncio.wait([errand])
+        await self.attempts.ended()
         for acks in self._all_acks():
             await acks.flushed()
 
@@ -254,12 +254,15 @@ class Intake:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         for call in calls:
             delivery = CallDelivery(inbound)
-            again = message.redelivered or was_leased(properties)
-            if again and not self.worker.knows(call.id):
-                self._redelivered(call, delivery)
-            elif (executor := self._to_wait_for.get(call.task)) and self._moves(call, consumer):
+            again = bool(message.redelivered) or was_leased(properties)
+            if again and self.worker.holds(call.id):
+                consumer.adopted += 1
+                if self.window is not None:
+                    self.window.adapt_soon()
+            executor = None if again else self._to_wait_for.get(call.task)
+            if executor is not None and self._moves(call, consumer):
                 delivery.give_back(call, executor)
-            else:
+            elif not self.attempts.take(call, delivery, again):
                 self.worker.deliver(call, delivery, alone=consumer.solo)
         if consumer.solo and self.window is not None:
             self.window.adapt()
@@ -275,7 +278,7 @@ class Intake:
         reason = "the worker failed to serve the call: its log says more"
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
-            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=2)
+            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=2)
             exchange = self.transport.topology.reply_exchange(reply_to)
             self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties, exchange=exchange))
         consumer.acks.reject(message.delivery_tag or 0)
@@ -304,67 +307,6 @@ class Intake:
             ]
         return calls, refusals
 
-    def _redelivered(self, call: Call, delivery: CallDelivery) -> None:
-        """It was delivered to a worker before, which may have started it. The broker says the same of every
-        message after a crash of its own, so attempts are counted in the envelope."""
-        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts or call.credit:
-            self._errand(self._ask_before(call, delivery))
-        else:
-            self._try_again(call, delivery)
-
-    def _try_again(self, call: Call, delivery: CallDelivery) -> None:
-        call.attempt += 1
-        if call.attempt == call.max_attempts:
-            delivery.give_last(call)
-        else:
-            delivery.give_back(call)
-
-    async def _ask_before(self, call: Call, delivery: CallDelivery) -> None:
-        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
-        a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
-        moment to come back, so it is asked for more than once."""
-        asked = self._asks.get(call.id)
-        if asked is not None:  # it was delivered once more meanwhile, over the next link
-            asked.deliveries.append(delivery)
-            return
-        asked = self._asks[call.id] = _Question(delivery)
-        again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
-        reply: Reply | End | None = None if again else self._worker_lost(call)
-        for _ in range(ASK_ROUNDS):
-            self._ask(call, delivery)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ASK_SECONDS):
-                    reply = await asyncio.shield(asked.answer)
-                    again = False
-                    break
-        del self._asks[call.id]
-        if again:
-            self._try_again(call, asked.deliveries.pop())
-        for each in asked.deliveries:
-            if reply is None:
-                each.drop()  # whoever runs it replies
-            else:
-                each.reply(reply)
-
-    def _ask(self, call: Call, delivery: CallDelivery) -> None:
-        topology = self.transport.topology
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE, message_id=call.id, reply_to=self._control, delivery_mode=1
-        )
-        key = topology.queue_key(delivery.inbound.consumer.queue)
-        body = wire.encode([Ask(VERSION, [call.id])])
-        self.transport.outbox.put(Outgoing(body, key, properties, exchange=topology.control, mandatory=False))
-
-    def _worker_lost(self, call: Call) -> Reply:
-        times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
-        message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
-        return wire.ended(call.id, Status.WORKER_LOST, message, self.worker.id, call.attempt)
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-
     async def consume_leases(self, link: Link, name: str, callback: ConsumerCallback) -> str:
         """Consume a lease queue, without a window: what is in it is in hand already. Returns the consumer tag."""
         await guard(link.work.basic_qos(prefetch_count=0))
@@ -375,7 +317,7 @@ class Intake:
     def send(self, envelope: Item | End, inbound: Inbound) -> None:
         """Send items of a stream. They stay here until they are taken: if the reply queue is gone, for the next
         one, and so the broker need not write them to its disk."""
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=1)
         self.transport.outbox.put_now(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
 
     def reply(self, reply: Reply | End, inbound: Inbound) -> None:
@@ -401,25 +343,26 @@ class Intake:
     def _send_replies(self, reply_to: str, batch: list[tuple[Reply | End, Inbound]]) -> None:
         body = wire.encode([reply for reply, _ in batch])
         mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=mode)
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=mode)
         exchange = self.transport.topology.reply_exchange(reply_to)
         settling = Settling(body, reply_to, properties, [inbound for _, inbound in batch], exchange)
         self.transport.outbox.put_now(settling)
 
-    def republish(self, call: Call, inbound: Inbound, queue: str) -> None:
-        """Put a call back into a work queue; what it came by is acknowledged when that is confirmed."""
+    def republish(self, call: Call, inbound: Inbound, queue: str, charged: bool) -> None:
+        """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
+        is the same copy of a later attempt as before."""
         old = inbound.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=self._number(),
+            message_id=self.number() if charged or call.attempt == 1 else inbound.copy,
             reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,
             expiration=old.expiration,
         )
-        self.transport.outbox.put(GivenBack(wire.encode([call]), queue, properties, inbound))
+        self.transport.outbox.put(GivenBack(call, queue, properties, inbound))
 
-    def _number(self) -> str:
+    def number(self) -> str:
         """A message id of this worker's: returns are matched by it."""
         self._numbers += 1
         return f"{self.worker.id}-{self._numbers:x}"
@@ -439,13 +382,15 @@ class Intake:
             elif isinstance(envelope, Ask):
                 self._answer(envelope, message.header.properties.reply_to)
             elif isinstance(envelope, Held):
-                for call_id in envelope.ids:
-                    self._told(call_id, None)
+                for name in envelope.ids:
+                    self.attempts.told(name, None)
+            elif isinstance(envelope, Grant):
+                self.attempts.granted(envelope)
             elif isinstance(envelope, Credit):
                 self._readdress(envelope.id, message.header.properties.reply_to)
                 self.worker.streams.credit(envelope)
             elif isinstance(envelope, Reply | End):
-                self._told(envelope.id, envelope)
+                self.attempts.told(envelope.id, envelope)
 
     def _readdress(self, call_id: str, reply_to: str | None) -> None:
         """The consumer of a stream says where it is: its reply queue may be another one by now."""
@@ -455,25 +400,12 @@ class Intake:
                 if isinstance(delivery, CallDelivery):
                     delivery.inbound.reply_to = reply_to
 
-    def _told(self, call_id: str, reply: Reply | End | None) -> None:
-        """A worker answered: it runs the call (None), or has finished it."""
-        asked = self._asks.get(call_id)
-        if asked is not None and not asked.answer.done():
-            asked.answer.set_result(reply)
-
     def _answer(self, question: Ask, reply_to: str | None) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again."""
-        held = [call_id for call_id in question.ids if self.worker.holds(call_id)]
+        by_caller = reply_to is not None and self.transport.topology.is_reply_queue(reply_to)
+        held = [name for name in question.ids if self.worker.holds(name) or self.attempts.holds(name, by_caller)]
         replies = [reply for call_id in question.ids if (reply := self.worker.finished(call_id)) is not None]
         if reply_to and (held or replies):
             body = wire.encode([Held(VERSION, held, self.worker.id), *replies])
-            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=1)
+            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=1)
             self.transport.outbox.put(Outgoing(body, reply_to, properties, mandatory=False))
-
-
-class _Question:
-    """Whether a worker still holds a call. The answer: None if one does, the reply if one has finished it."""
-
-    def __init__(self, delivery: CallDelivery) -> None:
-        self.answer: asyncio.Future[Reply | End | None] = asyncio.get_running_loop().create_future()
-        self.deliveries = [delivery]

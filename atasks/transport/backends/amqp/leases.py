@@ -73,20 +73,21 @@ class Leases:
         for run in self._intake.worker.runs:
             delivery = run.deliveries[-1]
             if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
-                await self._renew(link, run, delivery.inbound)
+                await self._renew(link, run, delivery)
 
-    async def _renew(self, link: Link, run: Run, inbound: Inbound) -> None:
+    async def _renew(self, link: Link, run: Run, delivery: CallDelivery) -> None:
+        inbound = delivery.inbound
         queue = inbound.consumer.queue
         lease = self._queues.get(queue)
         if lease is None:
             lease = await self._consume(link, queue)
-        if inbound.renewing:
+        if delivery.renewing:
             return
-        inbound.renewing = True
+        delivery.renewing = True
         old = inbound.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=f"lease:{run.call.id}",
+            message_id=inbound.copy if run.call.attempt > 1 else f"lease:{run.call.id}",
             reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,

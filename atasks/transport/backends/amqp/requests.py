@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pamqp.commands import Basic
@@ -11,14 +13,17 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.errors import CallConnectionLost, QueueFull
 from atasks.options import MAX_BATCH
+from atasks.run import describe
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.base import Pending
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Claim, Grant
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
 
 __all__ = ["Requests"]
+
+logger = logging.getLogger("atasks.amqp")
 
 NO_PROPERTIES: Final = Basic.Properties()
 WORK_US: Final = 1000.0
@@ -46,6 +51,7 @@ class Requests:
         self._transport = transport
         self._open: dict[Kind, Request] = {}
         """The message of each kind that waits to be sent and has room left."""
+        self._numbers = 0
 
     def send(self, pending: Pending) -> None:
         """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
@@ -55,7 +61,7 @@ class Requests:
         pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = len(call.payload) + ENVELOPE_BYTES
-        if call.delivery == AT_MOST_ONCE or call.credit or pending.kept:
+        if call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1:
             cost = math.inf
         else:
             cost = transport.pace.estimate(call.task) if options.batch == "auto" else 1.0
@@ -71,6 +77,45 @@ class Requests:
         if request.room > 0:
             self._open[kind] = request
         transport.outbox.put(request)
+
+    def resend(self, pendings: Sequence[Pending], why: str) -> None:
+        """Send calls again that may have been lost; end those that may not be sent again. One that the broker has
+        neither confirmed nor returned is in the outbox still.
+
+        A call goes on at the attempt that it had come to, and the copy that had this attempt is taken for lost."""
+        for pending in pendings:
+            call = pending.call
+            if pending.future.done() or not (pending.confirmed or pending.unheard):
+                continue
+            if call.delivery == AT_MOST_ONCE and pending.confirmed:
+                pending.fail(
+                    CallConnectionLost(f"{why}: whether {call.task} ran cannot be known, and it runs at most once")
+                )
+            else:
+                logger.debug("%s is sent again: %s", describe(call), why)
+                if pending.copies is not None:
+                    pending.copies.pop(call.attempt, None)
+                self.send(pending)
+
+    def claimed(self, claim: Claim) -> None:
+        """A worker asks whether it may start a copy of a call: say so to one copy for each attempt, as long as the
+        call is awaited."""
+        transport, pending = self._transport, self._transport.pending(claim.id)
+        granted = False
+        if pending is not None and not pending.future.done():
+            if pending.copies is None:
+                pending.copies = {}
+            granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
+            if granted:
+                pending.call.attempt = max(pending.call.attempt, claim.attempt)
+                transport.inquiry.heard_of(pending)
+        body = wire.encode([Grant(VERSION, claim.id, claim.copy, granted)])
+        transport.outbox.put(transport.control(body, transport.topology.worker_key(claim.worker)))
+
+    def number(self) -> str:
+        """Tells the copies of a call that is sent again from each other."""
+        self._numbers += 1
+        return f"{self._numbers:x}"
 
     def left(self, request: Request) -> None:
         """The message is being sent: it takes no more."""
@@ -103,6 +148,10 @@ class Request(Outgoing):
     def prepare(self) -> bool:
         transport = self.transport
         transport.requests.left(self)
+        if len(self.pendings) > 1:  # sent again: later attempts take messages of their own
+            for pending in [pending for pending in self.pendings if pending.call.attempt > 1]:
+                self.pendings.remove(pending)
+                transport.requests.send(pending)
         calls: list[Call] = []
         longest: int | None = 0
         for pending in self.pendings:
@@ -118,11 +167,16 @@ class Request(Outgoing):
         if not calls:
             return False
         self.body = wire.encode(calls)
-        _, priority, durable, _ = self.kind
+        queue, priority, durable, _ = self.kind
+        first, message_id = calls[0], calls[0].id
+        if first.attempt > 1:
+            message_id = f"{first.id}:{transport.requests.number()}"
+            if first.attempt == first.max_attempts:
+                self.routing_key = transport.topology.solo(queue)
         self.properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=calls[0].id,
-            reply_to=transport.topology.kept(calls[0].id) if self.pendings[0].kept else transport.reply_queue,
+            message_id=message_id,
+            reply_to=transport.topology.kept(first.id) if self.pendings[0].kept else transport.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
             expiration=None if longest is None else str(longest + int(transport.clock_skew * 1000)),
@@ -163,6 +217,8 @@ class Request(Outgoing):
         if all(pending.future.done() for pending in self.pendings):
             return False
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
+            for pending in self.pendings:
+                logger.debug("%s is sent again: it was not confirmed", describe(pending.call))
             return True
         self.transport.outbox.put(_Withdrawal(self.transport, self.pendings[0]))
         return False

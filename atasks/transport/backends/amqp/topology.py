@@ -66,6 +66,10 @@ class Topology:
         """A name for a caller's reply queue."""
         return f"{self.prefix}.r.{uuid.uuid4().hex}"
 
+    def is_reply_queue(self, name: str) -> bool:
+        """Whether this is the reply queue of a caller."""
+        return name.startswith(f"{self.prefix}.r.")
+
     def control_queue(self, worker_id: str, epoch: int) -> str:
         """The queue of control messages for one connection of one worker. It is exclusive: after a half-open drop
         the broker may still hold the one of the connection before."""

@@ -18,7 +18,6 @@ from pamqp.common import FieldTable
 
 from atasks import wire
 from atasks.errors import (
-    CallConnectionLost,
     DecodeError,
     InvalidURL,
     NotConnected,
@@ -39,7 +38,20 @@ from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.backends.amqp.urls import checked, split
 from atasks.transport.base import CallTransport, Pending
 from atasks.transport.records import DEFAULT_EXPIRES
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Credit, End, Held, Item, Reply, Up
+from atasks.wire import (
+    CONTENT_TYPE,
+    VERSION,
+    Call,
+    Cancel,
+    Claim,
+    Credit,
+    End,
+    Held,
+    Item,
+    Reply,
+    Status,
+    Up,
+)
 from atasks.worker import Worker
 
 __all__ = ["AMQPTransport"]
@@ -105,7 +117,7 @@ class AMQPTransport(CallTransport):
         """The link opened last: to be closed in the end, whatever became of it."""
         self._intake: Intake | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._inquiry = Inquiry(self)
+        self.inquiry = Inquiry(self)
         self._inquirer: asyncio.Task[None] | None = None
         self.reply_queue = ""
         self._reply_tag: str | None = None
@@ -149,7 +161,7 @@ class AMQPTransport(CallTransport):
         self._opened()
         self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
         self._keeper.add_done_callback(self._on_keeper_done)
-        self._inquirer = asyncio.create_task(self._inquiry.run(), name="atasks inquiry")
+        self._inquirer = asyncio.create_task(self.inquiry.run(), name="atasks inquiry")
 
     async def disconnect(self) -> None:
         if self._keeper is None:
@@ -211,12 +223,12 @@ class AMQPTransport(CallTransport):
         if self._forsaken:
             self._forsaken = False
             unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
-            self.resend([item for item in unknown if not item.kept], "the reply queue is gone")
+            self.requests.resend([item for item in unknown if not item.kept], "the reply queue is gone")
             for item in pendings:
                 if item.inflow is not None and item.inflow.begun:
                     item.inflow.ask()  # its worker goes on, at the new address
         else:  # an announcement may have been missed
-            self.resend([item for item in pendings if item.unheard], "")
+            self.requests.resend([item for item in pendings if item.unheard], "a worker may have come meanwhile")
         self.announcements.settle()
 
     async def _finds_reply_queue(self, link: Link) -> bool:
@@ -352,21 +364,6 @@ class AMQPTransport(CallTransport):
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
         return Outgoing(body, routing_key, properties, exchange=self.topology.control, mandatory=False)
 
-    def resend(self, pendings: Sequence[Pending], why: str) -> None:
-        """Send calls again that may have been lost; end those that may not be sent again. One that the broker has
-        neither confirmed nor returned is in the outbox still."""
-        for pending in pendings:
-            if pending.future.done() or not (pending.confirmed or pending.unheard):
-                continue
-            if pending.call.delivery == AT_MOST_ONCE and pending.confirmed:
-                pending.fail(
-                    CallConnectionLost(
-                        f"{why}: whether {pending.call.task} ran cannot be known, and it runs at most once"
-                    )
-                )
-            else:
-                self.requests.send(pending)
-
     # -- what arrives for this caller
 
     async def _on_inbox(self, message: DeliveredMessage) -> None:
@@ -385,6 +382,8 @@ class AMQPTransport(CallTransport):
                 pending = self._pending.get(envelope.id)
                 if pending is not None and not pending.kept:
                     self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
+                    if envelope.status == Status.WORKER_LOST:
+                        self._withdraw(pending)  # if it was sent again, another copy may wait in the queue still
                     self._resolve(envelope)
                 else:
                     self._kept.heard(envelope)
@@ -393,7 +392,9 @@ class AMQPTransport(CallTransport):
             elif isinstance(envelope, Up):
                 self._on_up(envelope.queue)
             elif isinstance(envelope, Held):
-                self._inquiry.heard(envelope)
+                self.inquiry.heard(envelope)
+            elif isinstance(envelope, Claim):
+                self.requests.claimed(envelope)
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
@@ -404,12 +405,12 @@ class AMQPTransport(CallTransport):
         # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
         # sent at once, the latter would run twice whenever a queue is declared for the first time.
         confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
-        self._inquiry.suspect(confirmed)
+        self.inquiry.suspect(confirmed)
 
     def _on_stream(self, envelope: Item | End) -> None:
         pending = self._pending.get(envelope.id)
         if pending is not None:
-            self._inquiry.heard_of(pending)
+            self.inquiry.heard_of(pending)
             self._take_in(envelope)
         elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
             body = wire.encode([Cancel(VERSION, [envelope.id])])

@@ -110,8 +110,11 @@ class Window:
             return 0
         if not consumer.running:
             return free
-        if consumer.unfinished >= consumer.prefetch:  # parked calls fill it
-            return free if consumer.executor or worker.parked or 2 * free >= worker.concurrency else 0
+        if consumer.solo and consumer.claims:
+            return 0  # another call beside one of these would share its fate
+        if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
+            room = consumer.executor or consumer.adopted or worker.parked or 2 * free >= worker.concurrency
+            return free if room else 0
         return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
 
     def lacks_place(self, executor: Executor) -> None:

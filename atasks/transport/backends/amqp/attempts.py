@@ -1,0 +1,247 @@
+"""Calls that were delivered before: which attempt comes next, whether it may start, and when a call is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.run import describe
+from atasks.transport.backends.amqp.callers import CANCEL
+from atasks.transport.backends.amqp.inbound import CallDelivery
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Claim, End, Grant, Reply, Status
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.intake import Intake
+
+__all__ = ["Attempts"]
+
+logger = logging.getLogger("atasks.amqp")
+
+T = TypeVar("T")
+
+ASK_SECONDS: Final = 1.0
+ASK_ROUNDS: Final = 3
+"""How often workers are asked for a call before it is declared lost."""
+GONE_ROUNDS: Final = 2
+"""How often a reply queue must be missing. Once is not enough: see `CallerWatch`."""
+MAX_SILENT: Final = 1000
+"""Callers that are remembered to be silent. To forget one costs time only."""
+
+
+class Attempts:
+    """Counts the attempts of calls, and sees to it that each after the first one is started once.
+
+    A call that was delivered before is published again, at the next attempt, and what it came by is acknowledged.
+    A connection that is cut between the two, or a worker that dies there, leaves two copies of it at the broker.
+    So whoever receives a later attempt asks its caller before starting it: the caller grants each attempt to one
+    copy, and the others are dropped. If it is silent for `patience` seconds of connection, the copy starts;
+    if its reply queue is gone, only one with `orphan="run"` does.
+    """
+
+    patience = 30.0
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._questions: dict[str, _Waiting[Reply | End | None]] = {}
+        """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
+        self._claims: dict[str, _Waiting[bool]] = {}
+        """Id of a copy -> what its caller is asked."""
+        self._silent: dict[str, float] = {}
+        """Reply queue -> since when a caller was asked without an answer (event loop time)."""
+        self._errands: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
+        """Deal with a call that was delivered before, or is at a later attempt. False: it is the worker's.
+
+        `again`: the broker has delivered this message before. It says so of every message after a crash of its
+        own, so attempts are counted in the envelope."""
+        if (not again and call.attempt == 1) or self._intake.worker.knows(call.id):
+            return False
+        claim, question = self._claims.get(delivery.inbound.copy), self._questions.get(call.id)
+        if claim is not None:  # it was delivered once more meanwhile, over the next link
+            claim.deliveries.append(delivery)
+        elif again and question is not None:
+            question.deliveries.append(delivery)
+        elif again and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts or call.credit):
+            self._errand(self._ask_before(call, delivery))
+        elif again:
+            self._try_again(call, delivery)
+        elif delivery.inbound.kept:  # nobody awaits it who could be asked
+            return False
+        else:
+            self._errand(self._claim(call, delivery))
+        return True
+
+    def stop(self) -> None:
+        """The worker takes no more calls: those that wait for the word of their callers go back."""
+        self._stopped = True
+        for claim in self._claims.values():
+            claim.tell(True)
+
+    def restart(self) -> None:
+        """It takes calls again."""
+        self._stopped = False
+
+    async def ended(self) -> None:
+        """Return when nothing is asked any more."""
+        for errand in list(self._errands):
+            await asyncio.wait([errand])
+
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name="atasks attempt")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _try_again(self, call: Call, delivery: CallDelivery) -> None:
+        logger.debug("%s was delivered before: attempt %d is next", describe(call), call.attempt + 1)
+        delivery.charge(call)
+
+    # -- may it start?
+
+    async def _claim(self, call: Call, delivery: CallDelivery) -> None:
+        intake, copy = self._intake, delivery.inbound.copy
+        claim = self._claims[copy] = _Waiting[bool](delivery)
+        consumer = delivery.inbound.consumer
+        consumer.claims += 1
+        try:
+            granted = self._stopped or await self._granted(call, delivery, claim)
+        finally:
+            del self._claims[copy]
+            consumer.claims -= 1
+        if not granted:
+            logger.debug(
+                "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
+            )
+            for each in claim.deliveries:
+                each.drop()
+        elif self._stopped:
+            *others, last = claim.deliveries
+            last.give_back(call)
+            for each in others:
+                each.drop()
+        else:
+            for each in claim.deliveries:  # the first one starts it, and it adopts the others
+                intake.worker.deliver(call, each, alone=consumer.solo)
+        if intake.window is not None:
+            intake.window.adapt_soon()
+
+    async def _granted(self, call: Call, delivery: CallDelivery, claim: _Waiting[bool]) -> bool:
+        """What the caller says."""
+        intake, reply_to = self._intake, delivery.inbound.reply_to
+        loop = asyncio.get_running_loop()
+        if len(self._silent) >= MAX_SILENT:
+            self._silent.clear()
+        self._silent.setdefault(reply_to, loop.time())
+        missing = 0
+        envelope = Claim(VERSION, call.id, call.attempt, delivery.inbound.copy, intake.worker.id)
+        while True:
+            if intake.link is None:
+                self._silent[reply_to] = loop.time()
+            else:
+                self._send(envelope, reply_to)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    granted = await asyncio.shield(claim.answer)
+                    self._silent.pop(reply_to, None)
+                    return granted
+            missing = missing + 1 if await self._is_missing(reply_to) else 0
+            if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
+                return call.orphan != CANCEL
+            logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
+            if intake.window is not None:
+                intake.window.adapt_soon()  # it may be long: other calls need not wait for it
+            if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
+                return True
+
+    async def _is_missing(self, reply_to: str) -> bool:
+        link = self._intake.link
+        if link is None:
+            return False
+        try:
+            return await link.queue_state(reply_to) is None
+        except CLIENT_ERRORS:
+            return False
+
+    def granted(self, grant: Grant) -> None:
+        """A caller says whether a copy may start."""
+        claim = self._claims.get(grant.copy)
+        if claim is not None:
+            claim.tell(grant.granted)
+
+    # -- is it lost?
+
+    async def _ask_before(self, call: Call, delivery: CallDelivery) -> None:
+        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
+        a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
+        moment to come back, so it is asked for more than once."""
+        # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
+        names = [call.id] if call.attempt == 1 else [call.id, delivery.inbound.copy]
+        question = _Waiting[Reply | End | None](delivery)
+        self._questions.update(dict.fromkeys(names, question))
+        again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
+        reply: Reply | End | None = None if again else self._worker_lost(call)
+        for _ in range(ASK_ROUNDS):
+            key = self._intake.transport.topology.queue_key(delivery.inbound.consumer.queue)
+            self._send(Ask(VERSION, names), key, control=True)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ASK_SECONDS):
+                    reply = await asyncio.shield(question.answer)
+                    again = False
+                    break
+        for name in names:
+            self._questions.pop(name, None)
+        if again:
+            self._try_again(call, question.deliveries.pop())
+        for each in question.deliveries:
+            if reply is None:
+                each.drop()  # whoever runs it replies
+            else:
+                each.reply(reply)
+
+    def told(self, name: str, reply: Reply | End | None) -> None:
+        """A worker answered: it holds the call, or its copy (None), or has finished it."""
+        question = self._questions.get(name)
+        if question is not None:
+            question.tell(reply)
+
+    def holds(self, name: str, asked_by_caller: bool) -> bool:
+        """Whether a copy, by its id, waits here for its caller's word; or, for a caller, whether it is found out
+        here what became of its call. Two workers that find out about one call do not hold it for each other: then
+        both would drop it."""
+        return name in self._claims or (asked_by_caller and name in self._questions)
+
+    def _worker_lost(self, call: Call) -> Reply:
+        times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
+        message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
+        return wire.ended(call.id, Status.WORKER_LOST, message, self._intake.worker.id, call.attempt)
+
+    def _send(self, envelope: Ask | Claim, key: str, control: bool = False) -> None:
+        intake = self._intake
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
+        )
+        exchange = intake.transport.topology.control if control else ""
+        message = Outgoing(wire.encode([envelope]), key, properties, exchange=exchange, mandatory=False)
+        intake.transport.outbox.put(message)
+
+
+class _Waiting(Generic[T]):
+    """Deliveries of a call that wait for an answer."""
+
+    def __init__(self, delivery: CallDelivery) -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.deliveries = [delivery]
+
+    def tell(self, answer: T) -> None:
+        """The answer, unless there is one."""
+        if not self.answer.done():
+            self.answer.set_result(answer)

@@ -1,0 +1,179 @@
+"""How often calls run that are passed on, or sent again, just when workers die and connections are cut."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from atasks import WorkerLost
+from atasks.transport.backends.amqp import AMQPTransport
+from tests.broker import Broker
+from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.proxy import Proxy
+from tests.faults.tasks import doomed, gated
+from tests.faults.workers import Fleet, WorkerProcess
+
+LINK = 2
+"""Connections of one process."""
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+def _attempts(history: History, key: str = "call") -> list[int]:
+    return [run.attempt for run in history.runs(key)]
+
+
+def _delivered_before(worker: WorkerProcess) -> int:
+    """How many calls it has passed on at their next attempt."""
+    return worker.output.count("was delivered before")
+
+
+@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
+@pytest.mark.usefixtures("connected")
+async def test_a_call_that_kills_who_has_just_passed_it_on(
+    fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path, queue_type: str
+) -> None:
+    """It comes straight back, and kills the worker before the original is acknowledged: both are still there."""
+    gate = tmp_path / "gate"
+    first = fleet.start_one(queue_type=queue_type)
+    call = asyncio.create_task(history.call(doomed, str(gate), key="call", max_attempts=2))
+    await until(lambda: _attempts(history) == [1], "the first attempt runs")
+    second = await asyncio.to_thread(fleet.start_one, url=second_proxy.url(), queue_type=queue_type)
+    second_proxy.mute("to_client", "publish")  # what it publishes arrives, and is not confirmed
+    gate.touch()
+    await until(lambda: not first.running and not second.running, "two workers have died")
+    assert _delivered_before(second) == 1
+    for _ in range(2):
+        await asyncio.to_thread(fleet.start_one, queue_type=queue_type)
+    ended = await settled(call, "a call that has killed two workers")
+    assert isinstance(ended.error, WorkerLost)
+    assert ended.error.attempts == 2
+    await fleet.quiet()
+    history.check()
+    assert _attempts(history) == [1, 2]
+    assert sum(_delivered_before(worker) for worker in fleet.workers) == 2, "the original was passed on twice"
+    assert sum(worker.running for worker in fleet.workers) == 2
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_call_that_is_passed_on_twice_over_a_cut_runs_once_at_each_attempt(
+    fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path
+) -> None:
+    gate, other_gate = tmp_path / "gate", tmp_path / "other"
+    first = fleet.start_one(concurrency=1)
+    call = asyncio.create_task(history.call(gated, str(gate), key="call"))
+    await until(lambda: _attempts(history) == [1], "the first attempt runs")
+    relay = await asyncio.to_thread(fleet.start_one, url=second_proxy.url(), concurrency=2)
+    other = asyncio.create_task(history.call(gated, str(other_gate), key="other"))
+    await until(lambda: _attempts(history, "other") == [1], "the relay has one slot left")
+    second_proxy.mute("to_client", "publish")
+    first.kill()
+    await until(
+        lambda: _delivered_before(relay) == 1, "it passes the call on, and does not know whether it arrived"
+    )
+    # Its window is full: another worker runs the second attempt.
+    second = await asyncio.to_thread(fleet.start_one, concurrency=1)
+    await until(lambda: _attempts(history) == [1, 2], "the second attempt runs")
+    assert history.runs("call")[-1].pid == second.pid
+    before = second_proxy.accepted
+    second_proxy.drop()
+    await until(lambda: second_proxy.accepted >= before + LINK, "the relay has connected again")
+    await until(lambda: "is one copy too many" in relay.output, "the second copy is dropped")
+    assert _delivered_before(relay) == 2
+    second.kill()
+    await until(lambda: _attempts(history) == [1, 2, 3], "the third attempt runs")
+    gate.touch()
+    other_gate.touch()
+    await settled(asyncio.gather(call, other), "two calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+    assert _attempts(history) == [1, 2, 3]
+
+
+async def test_a_call_that_is_sent_again_goes_on_at_its_attempt(
+    fleet: Fleet, history: History, node: Broker, prefix: str, tmp_path: Path
+) -> None:
+    """A reply queue that is deleted has its caller send everything again. The call does not begin anew."""
+    gate = tmp_path / "gate"
+    transport = AMQPTransport(node.url, prefix=prefix)
+    await transport.connect()
+    try:
+        first = fleet.start_one(concurrency=1)
+        call = asyncio.create_task(history.call(doomed, str(gate), key="call", max_attempts=3))
+        await until(lambda: _attempts(history) == [1], "the first attempt runs")
+        first.kill()
+        await asyncio.to_thread(fleet.start_one, concurrency=1)
+        await until(lambda: _attempts(history) == [1, 2], "the second attempt runs")
+        await asyncio.to_thread(fleet.start_one, concurrency=1)
+        with node.channel() as channel:
+            channel.queue_delete(transport.reply_queue)
+        await until(lambda: _attempts(history) == [1, 2, 2], "the copy that was sent again runs too")
+        gate.touch()
+        async with asyncio.timeout(DEADLINE):
+            while not call.done():
+                if sum(worker.running for worker in fleet.workers) < 2:
+                    await asyncio.to_thread(fleet.start_one, concurrency=1)
+                await asyncio.wait([call], timeout=0.05)
+        ended = call.result()
+        assert isinstance(ended.error, WorkerLost)
+        assert ended.error.attempts == 3
+        await fleet.quiet()
+    finally:
+        await transport.disconnect()
+    assert _attempts(history) == [1, 2, 2, 3], "once more for the one time that it was sent again"
+    assert history.resent == {history.runs("call")[0].call_id: 1}
+    history.check()
+
+
+async def test_a_later_attempt_starts_without_the_word_of_a_silent_caller(
+    fleet: Fleet, history: History, proxy: Proxy, prefix: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    first = fleet.start_one(caller_patience=2.0)
+    async with atasks.connect(proxy.url(), prefix=prefix):
+        call = asyncio.create_task(history.call(gated, str(gate), key="call", orphan="run"))
+        await until(lambda: _attempts(history) == [1], "the first attempt runs")
+        proxy.hold()
+        await asyncio.to_thread(fleet.start_one, caller_patience=2.0)
+        first.kill()
+        await until(lambda: _attempts(history) == [1, 2], "the second attempt runs")
+        gate.touch()
+        await until(lambda: history.runs("call")[-1].ending == "end", "it has ended unheard")
+        proxy.resume()
+        await settled(call, "a call whose caller was silent")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+
+
+async def test_a_worker_that_drains_gives_back_what_waits_for_the_word_of_its_caller(
+    fleet: Fleet, history: History, proxy: Proxy, prefix: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    first = fleet.start_one()
+    async with atasks.connect(proxy.url(), prefix=prefix):
+        call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
+        await until(lambda: _attempts(history) == [1], "the first attempt runs")
+        proxy.hold("publish")  # the caller is asked, and its answer does not get through
+        second = await asyncio.to_thread(fleet.start_one)
+        first.kill()
+        await until(lambda: _delivered_before(second) == 1, "the call is passed on")
+        await until(lambda: "waits for the word of its caller" in second.output, "the second attempt is asked for")
+        assert await asyncio.to_thread(second.stop) == 0
+        third = await asyncio.to_thread(fleet.start_one)
+        proxy.resume()
+        gate.touch()
+        await settled(call, "a call that was given back")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+    assert [(run.attempt, run.pid) for run in history.runs("call")] == [(1, first.pid), (2, third.pid)]
