@@ -16,7 +16,7 @@ from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 
-CALL, REPLY, CANCEL, ASK, HELD, UP, CREDIT, ITEM, END = range(1, 10)
+CALL, REPLY, CANCEL, ASK, HELD, UP, CREDIT, ITEM, END, KEPT, CLAIM, GRANT = range(1, 13)
 VALUE, RAISED, CANCELLED, TIMED_OUT, UNKNOWN, LOST, ENCODE_ERROR, DECODE_ERROR, TOO_LARGE, FAILED = range(10)
 
 
@@ -62,6 +62,14 @@ def _call(id: str, task: str, *args: Any, **kwargs: Any) -> list[Any]:
     return [CALL, 1, id, task, encode([list(args), kwargs]), "msgpack"]
 
 
+async def _grant(peer: Peer, granted: bool = True) -> list[Any]:
+    """Say to the worker that asks whether a copy of a call may start; returns what it asked."""
+    (claim,) = await peer.answer()
+    _, _, call_id, _, copy, worker = claim
+    await peer.control(encode([[GRANT, 1, call_id, copy, granted]]), f"worker:{worker}")
+    return list(claim)
+
+
 # --- a caller made by hand
 
 
@@ -94,11 +102,27 @@ async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:
     ]
     async with plain_site.open():
         await peer.send([*_call("my-id", "show"), *fields])
+        await _grant(peer)
         ((_, _, _, status, payload, *_),) = await peer.answer()
         assert (status, decode(payload)) == (VALUE, ["my-id", 2, "the-parent", "the-root"])
         await peer.send([*_call("id-2", "show"), *fields, "a field", "of a later revision"])
+        await _grant(peer)
         ((_, _, call_id, status, payload, *_),) = await peer.answer()
         assert (call_id, status, decode(payload)[0]) == ("id-2", VALUE, "id-2")
+
+
+async def test_later_attempts_are_claimed(plain_site: Site, peer: Peer) -> None:
+    rest = [None, 0, 2]  # timeout_ms, sent_ms, attempt
+    async with plain_site.open():
+        for copy, granted in (("a", False), ("b", True)):
+            await peer.send([*_call("my-id", "show"), *rest], message_id=copy)
+            assert await _grant(peer, granted) == [CLAIM, 1, "my-id", 2, copy, plain_site.worker.id]
+        ((tag, _, call_id, status, payload, *_),) = await peer.answer()
+        assert (tag, call_id, status, decode(payload)[1]) == (REPLY, "my-id", VALUE, 2)
+        assert plain_site.worker.started == 1
+        calls = [[*_call(f"id-{n}", "show"), *rest] for n in range(3)]
+        await peer.send(*calls, message_id="c")  # several in one message cannot be told apart
+        assert {reply[2] for reply in await peer.answers(3)} == {"id-0", "id-1", "id-2"}
 
 
 async def test_several_calls_in_one_message(plain_site: Site, peer: Peer) -> None:

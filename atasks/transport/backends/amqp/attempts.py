@@ -75,7 +75,7 @@ class Attempts:
             self._errand(self._ask_before(call, delivery))
         elif again:
             self._try_again(call, delivery)
-        elif delivery.inbound.kept:  # nobody awaits it who could be asked
+        elif delivery.inbound.kept or not delivery.inbound.copy:  # nobody can be asked, or for nothing
             return False
         else:
             self._errand(self._claim(call, delivery))
@@ -184,7 +184,7 @@ class Attempts:
         a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
         moment to come back, so it is asked for more than once."""
         # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
-        names = [call.id] if call.attempt == 1 else [call.id, delivery.inbound.copy]
+        names = [call.id, delivery.inbound.copy] if call.attempt > 1 and delivery.inbound.copy else [call.id]
         question = _Waiting[Reply | End | None](delivery)
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts

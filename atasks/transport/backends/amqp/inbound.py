@@ -27,6 +27,8 @@ logger = logging.getLogger("atasks.amqp")
 
 MAX_SEEN: Final = 8
 """Workers that a call of an unknown atask may visit."""
+MAX_COPY: Final = 64
+"""Characters of the id of a copy."""
 PASS_ON_PAUSE: Final = 0.05
 REFUSED_PAUSE: Final = 0.5
 
@@ -44,6 +46,7 @@ class Inbound:
         "properties",
         "received",
         "reply_to",
+        "shared",
         "unsettled",
     )
 
@@ -60,6 +63,8 @@ class Inbound:
         """Calls that have not ended."""
         self.unsettled = 1
         """Calls whose reply is not safe at the broker."""
+        self.shared = False
+        """Whether several calls came in it."""
         self.received = asyncio.get_running_loop().time()
         self._tag = message.delivery_tag or 0
         self._acks = lease or consumer.acks  # of its channel: on another one the tag means another message
@@ -68,8 +73,10 @@ class Inbound:
 
     @property
     def copy(self) -> str:
-        """What tells this copy of a later attempt from others, wherever it is given back to."""
-        return self.properties.message_id or ""
+        """What tells this copy of a later attempt from others, wherever it is given back to. Empty: nothing does,
+        because whoever sent it gave it no name that can be used, or put it into one message with others."""
+        name = self.properties.message_id or ""
+        return name if len(name) <= MAX_COPY and not self.shared else ""
 
     @property
     def kept(self) -> bool:

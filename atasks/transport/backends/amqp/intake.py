@@ -250,6 +250,7 @@ class Intake:
             return
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
         inbound.calls = inbound.unsettled = len(calls) + len(answerable)
+        inbound.shared = inbound.calls > 1
         for call_id, reason in answerable:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         for call in calls:
@@ -354,7 +355,7 @@ class Intake:
         old = inbound.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=self.number() if charged or call.attempt == 1 else inbound.copy,
+            message_id=self.number() if charged or call.attempt == 1 else inbound.copy or self.number(),
             reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,

@@ -87,7 +87,7 @@ class Leases:
         old = inbound.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=inbound.copy if run.call.attempt > 1 else f"lease:{run.call.id}",
+            message_id=(inbound.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
             reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,
