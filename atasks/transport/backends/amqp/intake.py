@@ -126,7 +126,8 @@ class Intake:
 
     async def declare(self, link: Link, queue: str) -> list[Consumer]:
         """Declare a work queue and those beside it, and announce them if they are new. Returns their consumers,
-        not started. Raises ChannelNotFoundEntity or TimeoutError if their node is down: RabbitMQ 4 does not answer.
+        not started. Raises ChannelNotFoundEntity or, as RabbitMQ 4 does not answer, TimeoutError if their node is
+        down.
 
         The queues of calls that wait for places are only there if a worker had such atasks; calls may be left in
         them by workers that are gone.
