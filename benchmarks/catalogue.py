@@ -78,6 +78,27 @@ LOCAL = System(
     worker=False,
     ours=True,
 )
+THREAD = System(
+    "thread",
+    "atasks loopback, a thread",
+    "benchmarks.atasks_thread",
+    "a blocking function in one thread; otherwise as loopback",
+    needs=frozenset(),
+    worker=False,
+    cannot={"nested": BLOCKS},
+    ours=True,
+)
+PROCESS = System(
+    "process",
+    "atasks loopback, a process",
+    "benchmarks.atasks_process",
+    "a blocking function in one process, which is killed when its call is cancelled or out of time, and replaced"
+    " when it dies: a call is tried again then, and the others lose nothing; nothing outlives the caller",
+    needs=frozenset(),
+    worker=False,
+    cannot={"nested": "a function in a process has no connection to call by"},
+    ours=True,
+)
 ATASKS = System(
     "amqp",
     "atasks AMQP",
@@ -177,6 +198,8 @@ SYSTEMS: dict[str, System] = {
         _with_uvloop(LOOPBACK),
         _with_uvloop(LOCAL),
         _with_uvloop(ATASKS),
+        THREAD,
+        PROCESS,
         AIORMQ,
         AIOPIKA,
         ORIGINAL,
