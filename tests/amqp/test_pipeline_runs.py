@@ -22,6 +22,7 @@ from atasks import (
     current_call,
 )
 from atasks.pipeline import (
+    AbortPipeline,
     Handle,
     Pipeline,
     Stage,
@@ -118,6 +119,25 @@ async def fails_at_three(x: int) -> int:
 
 
 @atask
+async def slow_at_three(x: int) -> int:
+    if x == 3:
+        await asyncio.Event().wait()
+    return x
+
+
+@atask
+async def aborts_at_three(x: int) -> int:
+    if x == 3:
+        raise AbortPipeline("enough")
+    return x
+
+
+@atask
+async def as_int(x: int) -> list[int]:
+    return x  # type: ignore[return-value]
+
+
+@atask
 async def unencodable(x: int) -> Any:
     return (item for item in "")
 
@@ -182,6 +202,12 @@ CASES: dict[str, tuple[Callable[[], Pipeline[..., Any, Any]], tuple[Any, ...], A
     "each gives nothing": (lambda: flat_map(upto) | each(note), (3,), []),
     "bound arguments": (lambda: stage(square) | scaling(bind=bind(10, plus=1)), (3,), 91),
     "by name": (lambda: stage(square) | scaling(bind=bind(10, 2), param_name="plus"), (3,), 29),
+    "skipped items that take too long": (
+        lambda: flat_map(upto) | map(slow_at_three, timeout=0.2, skip_errors=True),
+        (5,),
+        [0, 1, 2, 4],
+    ),
+    "after with an argument of its own": (lambda: stage(square) | after(square, bind=bind(5)), (3,), 25),
     "skipped errors": (lambda: flat_map(upto) | map(fails_at_three, skip_errors=True), (6,), [0, 1, 2, 4, 5]),
     "a pipeline within": (lambda: flat_map(upto) | map(stage(square) | stage(square)), (3,), [0, 1, 16]),
 }
@@ -237,6 +263,17 @@ FAILURES: dict[str, tuple[Callable[[], Pipeline[..., Any, Any]], type[Exception]
         "in stage 'fails_at_three', at item (3,)",
     ),
     "a result that cannot be encoded": (lambda: stage(square) | stage(unencodable), EncodeError, "unencodable"),
+    "a branch over what has no items": (lambda: stage(square) | flat_map(as_int), TypeError, "as_int"),
+    "an item that takes too long": (
+        lambda: flat_map(upto) | map(slow_at_three, timeout=0.2),
+        TimeoutError,
+        "'slow_at_three' took longer than its timeout of 0.2 s",
+    ),
+    "an abort among errors that are skipped": (
+        lambda: flat_map(upto) | map(aborts_at_three, skip_errors=True) | collect(),
+        AbortPipeline,
+        "enough",
+    ),
 }
 
 

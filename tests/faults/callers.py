@@ -27,13 +27,13 @@ class CallerProcess(Process):
 class ReaderProcess(Process):
     """`python -m tests.faults.callers`: reads a stream of `counting`."""
 
-    def __init__(self, url: str, prefix: str, key: str, gate: Path) -> None:
-        arguments = {"url": url, "prefix": prefix, "key": key, "gate": str(gate)}
+    def __init__(self, url: str, key: str, gate: Path, **options: Any) -> None:
+        arguments = {"url": url, "key": key, "gate": str(gate), **options}
         super().__init__("tests.faults.callers", "-", json.dumps(arguments))
 
 
-async def read(*, url: str, prefix: str, key: str, gate: str) -> None:
-    async with atasks.connect(url, prefix=prefix):
+async def read(*, url: str, key: str, gate: str, **options: Any) -> None:
+    async with atasks.connect(url, **options):
         async for number, _ in tasks.counting(key, 100, gate):
             print(number, flush=True)
 

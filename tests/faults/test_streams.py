@@ -257,7 +257,7 @@ async def test_a_killed_consumer_stops_the_generator(
     fleet: Fleet, history: History, prefix: str, key: str, gate: Path
 ) -> None:
     fleet.start_one(caller_patience=1.0)
-    reader = ReaderProcess(fleet.broker.url, prefix, key, gate)
+    reader = ReaderProcess(fleet.broker.url, key, gate, prefix=prefix)
     try:
         await until(lambda: "49\n" in reader.output, "the first half was read")
         reader.kill()

@@ -12,7 +12,10 @@ import pytest
 import atasks
 from atasks import StreamLost
 from atasks.transport.backends.local import LocalTransport
-from tests.faults.history import settled
+from atasks.transport.backends.local.host import Host
+from tests.faults.callers import ReaderProcess
+from tests.faults.history import History, settled, until
+from tests.local.fleet import Fleet
 from tests.local.jobs import NAMESPACE, count
 
 pytestmark = pytest.mark.timeout(180)
@@ -55,3 +58,18 @@ async def test_another_stream_ends_in_stream_lost(crew: LocalTransport, tmp_path
 async def test_a_stream_without_a_fault(crew: LocalTransport, tmp_path: Path) -> None:
     (mark := tmp_path / "mark").touch()
     assert [item async for item in count(ITEMS, str(mark))] == list(range(ITEMS))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "terminated"])
+async def test_a_consumer_that_is_gone_stops_the_generator(
+    host: Host, path: str, fleet: Fleet, history: History, tmp_path: Path, how: signal.Signals
+) -> None:
+    await fleet.worker()
+    reader = ReaderProcess(f"unix://{path}", "a-stream", tmp_path / "gate", hub=False)
+    try:
+        await until(lambda: "49\n" in reader.output, "the first half was read")
+        os.kill(reader.pid, how)
+        await until(lambda: history.runs("a-stream")[0].ending is not None, "the generator is closed")
+        await until(lambda: len(host.hub) == 0, "the hub has forgotten it")
+    finally:
+        reader.close()
