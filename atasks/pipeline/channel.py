@@ -69,6 +69,8 @@ class Channel:
         self.loop = asyncio.get_running_loop()
         self.takers: deque[asyncio.Future[None]] = deque()
         self.putters: deque[asyncio.Future[None]] = deque()
+        self.on_end: Callable[[], object] | None = None
+        """Called when all has been put, and nothing has failed."""
         self._stops: list[Callable[[], None]] = []
         self._producers = 0
 
@@ -166,6 +168,8 @@ class Channel:
         self._producers -= 1
         if self._producers <= 0 and not self.ended:
             self.ended = True
+            if self.on_end is not None and self.error is None:
+                self.on_end()
             self._wake_all()
 
     def fail(self, error: BaseException) -> None:
