@@ -23,7 +23,7 @@ venv: ## Make the virtual environment with everything that tests and linters nee
 test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults; ARGS="..." goes to pytest instead
 	@scripts/venv.sh test
 	@scripts/broker.sh
-	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 3 --dist worksteal --ignore tests/faults)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
 
 test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a minute's soak
 	@scripts/venv.sh test

@@ -16,6 +16,9 @@ from typing import IO
 
 import atasks
 
+LEFT_OUT = ("ATASKS_URL", "PYTHONASYNCIODEBUG", "PYTHONSTARTUP")
+"""Variables that commands do not inherit. With asyncio's debug mode, stderr tells of a busy machine."""
+
 PATIENCE = 30.0
 """Seconds after which a command that does not do what a test waits for has failed it."""
 
@@ -43,7 +46,7 @@ class Command:
     def __init__(
         self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, merged: bool = False
     ) -> None:
-        environ = {key: value for key, value in os.environ.items() if key not in ("ATASKS_URL", "PYTHONSTARTUP")}
+        environ = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
         environ["PYTHONPATH"] = str(Path(atasks.__file__).parent.parent)
         environ["PYTHONWARNINGS"] = "error"
         environ["PYTHONUNBUFFERED"] = "1"

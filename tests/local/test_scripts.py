@@ -72,9 +72,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     def start(script: str, *arguments: str, name: str = "my-script.py") -> subprocess.Popen[str]:
         file = tmp_path / name
         file.write_text(textwrap.dedent(script))
+        environ = {**os.environ, "PYTHONPATH": str(Path(atasks.__file__).parent.parent), "PYTHONWARNINGS": "error"}
+        environ.pop("PYTHONASYNCIODEBUG", None)  # with it, stderr tells of a busy machine
         process = subprocess.Popen(
             [sys.executable, str(file), *arguments],
-            env={**os.environ, "PYTHONPATH": str(Path(atasks.__file__).parent.parent), "PYTHONWARNINGS": "error"},
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
