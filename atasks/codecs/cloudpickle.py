@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from atasks.codecs.base import Codec
-from atasks.codecs.pickle import STACK_GLOBAL, main_reference, mentions_main
+from atasks.codecs.pickle import main_reference, may_refer, mentions_main
 
 __all__ = ["CloudpickleCodec", "dumps"]
 
@@ -37,7 +37,7 @@ class CloudpickleCodec(Codec):
         except Exception:  # any class may raise anything; cloudpickle's attempt is what counts
             content = b""
         # Plain data refers to nothing, and a search for one byte is the only price that it pays here.
-        if content and not (STACK_GLOBAL in content and (mentions_main(content) or _by_value_modules())):
+        if content and not (may_refer(content, obj) and (mentions_main(content) or _by_value_modules())):
             return content
         return dumps(obj)
 

@@ -13,11 +13,14 @@ from typing import Any, Final
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError
 
-__all__ = ["STACK_GLOBAL", "PickleCodec", "main_reference", "mentions_main", "resolve"]
+__all__ = ["PickleCodec", "main_reference", "may_refer", "mentions_main", "resolve"]
 
 STACK_GLOBAL: Final = 0x93
 """The opcode of every reference to a class or function, since pickle protocol 4: data without it refers to
 nothing."""
+LARGE: Final = 2**16
+"""Bytes of a pickle from which on searching it takes longer than a look at what was pickled."""
+_DATA: Final = frozenset({bytes, bytearray, str, int, float, bool, type(None)})
 
 
 class PickleCodec(Codec):
@@ -40,7 +43,7 @@ class PickleCodec(Codec):
 
     async def encode(self, obj: Any) -> bytes:
         content = pickle.dumps(obj, self.protocol)
-        if STACK_GLOBAL in content and mentions_main(content):
+        if may_refer(content, obj) and mentions_main(content):
             file = io.BytesIO()
             _Pickler(file, self.protocol).dump(obj)
             return file.getvalue()
@@ -53,6 +56,20 @@ class PickleCodec(Codec):
 class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         return main_reference(obj) or NotImplemented
+
+
+def may_refer(content: bytes, obj: object) -> bool:
+    """Whether a pickle of `obj` may refer to a class or function: False for plain data, as far as that is cheap to
+    see."""
+    return STACK_GLOBAL in content and not (len(content) > LARGE and _is_data(obj))
+
+
+def _is_data(obj: object) -> bool:
+    """Whether it is bytes, a text or a number, or the arguments of a call that are all of that kind."""
+    if type(obj) is tuple and list(map(type, obj)) == [tuple, dict]:
+        args, kwargs = obj
+        return all(type(item) in _DATA for item in (*args, *kwargs, *kwargs.values()))
+    return type(obj) in _DATA
 
 
 def mentions_main(content: bytes) -> bool:

@@ -57,7 +57,6 @@ class Requests:
         """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
         transport, options, call = self._transport, pending.options, pending.call
         pending.confirmed = pending.unheard = False
-        pending.since = asyncio.get_running_loop().time()
         pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = len(call.payload) + ENVELOPE_BYTES
@@ -154,8 +153,10 @@ class Request(Outgoing):
                 transport.requests.send(pending)
         calls: list[Call] = []
         longest: int | None = 0
+        now = asyncio.get_running_loop().time()
         for pending in self.pendings:
             if not pending.future.done():
+                pending.since = now
                 call = pending.call
                 calls.append(call)
                 if call.timeout_ms is None:
