@@ -117,10 +117,15 @@ class Announcements:
 
     def heard(self, queue: str) -> None:
         """A worker declared this queue, which was not there before: send what waits for it."""
+        transport = self._transport
         homeless = self._homeless.pop(queue, {})
         for pending in homeless.values():
             if not pending.future.done():
-                self._transport.requests.send(pending)
+                transport.requests.send(pending)
+        # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
+        # sent at once, the latter would run twice whenever a queue is declared for the first time.
+        pendings = (item for item in transport.pendings() if transport.queue_of(item.options) == queue)
+        transport.inquiry.suspect([item for item in pendings if item.confirmed])
 
 
 def _no_worker(queue: str) -> str:

@@ -148,8 +148,8 @@ class Intake:
                     size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
                     consumers.append(Consumer(self, link, acks, queue, name, size, executor=executor))
         if new:
-            body = wire.encode([Up(VERSION, topology.namespace, queue, self.worker.id)])
-            self.transport.outbox.put(self.transport.control(body, topology.up_key(queue)))
+            announcement = Up(VERSION, topology.namespace, queue, self.worker.id)
+            self.transport.outbox.put(self.transport.notices.message([announcement], topology.up_key(queue)))
         return consumers
 
     def suspend(self) -> None:

@@ -108,8 +108,8 @@ class Requests:
             if granted:
                 pending.call.attempt = max(pending.call.attempt, claim.attempt)
                 transport.inquiry.heard_of(pending)
-        body = wire.encode([Grant(VERSION, claim.id, claim.copy, granted)])
-        transport.outbox.put(transport.control(body, transport.topology.worker_key(claim.worker)))
+        key = transport.topology.worker_key(claim.worker)
+        transport.outbox.put(transport.notices.message([Grant(VERSION, claim.id, claim.copy, granted)], key))
 
     def number(self) -> str:
         """Tells the copies of a call that is sent again from each other."""

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelInvalidStateError
-from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from atasks import wire
@@ -30,7 +29,8 @@ from atasks.transport.backends.amqp.announcements import Announcements
 from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
-from atasks.transport.backends.amqp.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.notices import Notices
+from atasks.transport.backends.amqp.outbox import Outbox
 from atasks.transport.backends.amqp.pace import Pace
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.requests import Requests
@@ -39,10 +39,7 @@ from atasks.transport.backends.amqp.urls import checked, split
 from atasks.transport.base import CallTransport, Pending
 from atasks.transport.records import DEFAULT_EXPIRES
 from atasks.wire import (
-    CONTENT_TYPE,
-    VERSION,
     Call,
-    Cancel,
     Claim,
     Credit,
     End,
@@ -126,10 +123,7 @@ class AMQPTransport(CallTransport):
         """Whether the reply queue was replaced, and what is awaited was not sent again since."""
         self._epoch = 0
         self.announcements = Announcements(self)
-        self._withdrawn: dict[str, list[str]] = {}
-        """Queue -> ids to be cancelled, sent together at the end of this turn of the event loop."""
-        self._credits: dict[str, dict[str, Credit]] = {}
-        """Worker -> what it is to be told of its streams at the end of this turn of the event loop."""
+        self.notices = Notices(self)
         self._bad_replies = 0
 
     @classmethod
@@ -348,21 +342,7 @@ class AMQPTransport(CallTransport):
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)
         self.announcements.forget(queue, pending)
-        if not self._withdrawn:
-            asyncio.get_running_loop().call_soon(self._send_cancels)
-        self._withdrawn.setdefault(queue, []).append(pending.call.id)
-
-    def _send_cancels(self) -> None:
-        withdrawn, self._withdrawn = self._withdrawn, {}
-        for queue, ids in withdrawn.items():
-            for start in range(0, len(ids), 1000):
-                body = wire.encode([Cancel(VERSION, ids[start : start + 1000])])
-                self.outbox.put(self.control(body, self.topology.queue_key(queue)))
-
-    def control(self, body: bytes, routing_key: str) -> Outgoing:
-        """A message for the control exchange, which nobody need be there to receive."""
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
-        return Outgoing(body, routing_key, properties, exchange=self.topology.control, mandatory=False)
+        self.notices.cancel(queue, pending.call.id)
 
     # -- what arrives for this caller
 
@@ -390,7 +370,7 @@ class AMQPTransport(CallTransport):
             elif isinstance(envelope, Item | End):
                 self._on_stream(envelope)
             elif isinstance(envelope, Up):
-                self._on_up(envelope.queue)
+                self.announcements.heard(envelope.queue)
             elif isinstance(envelope, Held):
                 self.inquiry.heard(envelope)
             elif isinstance(envelope, Claim):
@@ -399,39 +379,16 @@ class AMQPTransport(CallTransport):
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
 
-    def _on_up(self, queue: str) -> None:
-        """A worker declared this queue, which was not there before."""
-        self.announcements.heard(queue)
-        # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
-        # sent at once, the latter would run twice whenever a queue is declared for the first time.
-        confirmed = [item for item in self.pendings() if item.confirmed and self.queue_of(item.options) == queue]
-        self.inquiry.suspect(confirmed)
-
     def _on_stream(self, envelope: Item | End) -> None:
         pending = self._pending.get(envelope.id)
         if pending is not None:
             self.inquiry.heard_of(pending)
             self._take_in(envelope)
         elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
-            body = wire.encode([Cancel(VERSION, [envelope.id])])
-            self.outbox.put(self.control(body, self.topology.worker_key(envelope.worker)))
+            self.notices.refuse(envelope)
 
     def _grant(self, credit: Credit, worker: str) -> None:
-        if not self._credits:
-            asyncio.get_running_loop().call_soon(self._send_credits)
-        credits = self._credits.setdefault(worker, {})
-        earlier = credits.get(credit.id)
-        if earlier is not None and credit.again is None:
-            credit.again = earlier.again
-        credits[credit.id] = credit
-
-    def _send_credits(self) -> None:
-        """The credits of this turn of the event loop, by worker."""
-        credits, self._credits = self._credits, {}
-        for worker, latest in credits.items():
-            message = self.control(wire.encode(list(latest.values())), self.topology.worker_key(worker))
-            message.properties.reply_to = self.reply_queue
-            self.outbox.put_now(message)
+        self.notices.grant(credit, worker)
 
     # -- serving
 

@@ -1,0 +1,75 @@
+"""What a caller tells workers besides requests: that awaits have ended, and that items of streams were taken."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.wire import CONTENT_TYPE, VERSION, Cancel, Credit, Envelope, Item
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.transport import AMQPTransport
+
+__all__ = ["Notices"]
+
+IDS_AT_ONCE: Final = 1000
+
+
+class Notices:
+    """Messages for the control exchange. Nobody need be there to receive them; one that gets lost does no harm.
+
+    What is said in one turn of the event loop to the workers of one queue, or to one worker, is one message.
+    """
+
+    def __init__(self, transport: AMQPTransport) -> None:
+        self._transport = transport
+        self._cancelled: dict[str, list[str]] = {}
+        """Queue -> the calls of this turn whose awaits have ended."""
+        self._credits: dict[str, dict[str, Credit]] = {}
+        """Worker -> stream -> what it is to be told of it at the end of this turn."""
+
+    def message(self, envelopes: list[Envelope], routing_key: str) -> Outgoing:
+        """A message for who listens by that key."""
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
+        exchange = self._transport.topology.control
+        return Outgoing(wire.encode(envelopes), routing_key, properties, exchange=exchange, mandatory=False)
+
+    def cancel(self, queue: str, call_id: str) -> None:
+        """Tell the workers of the queue that the await of this call has ended."""
+        if not self._cancelled:
+            asyncio.get_running_loop().call_soon(self._send_cancels)
+        self._cancelled.setdefault(queue, []).append(call_id)
+
+    def refuse(self, question: Item) -> None:
+        """Tell the worker that asks that nobody wants its stream any more."""
+        key = self._transport.topology.worker_key(question.worker)
+        self._transport.outbox.put(self.message([Cancel(VERSION, [question.id])], key))
+
+    def grant(self, credit: Credit, worker: str) -> None:
+        """Tell the worker how much of its stream was taken."""
+        if not self._credits:
+            asyncio.get_running_loop().call_soon(self._send_credits)
+        credits = self._credits.setdefault(worker, {})
+        earlier = credits.get(credit.id)
+        if earlier is not None and credit.again is None:
+            credit.again = earlier.again
+        credits[credit.id] = credit
+
+    def _send_cancels(self) -> None:
+        cancelled, self._cancelled = self._cancelled, {}
+        for queue, ids in cancelled.items():
+            key = self._transport.topology.queue_key(queue)
+            for start in range(0, len(ids), IDS_AT_ONCE):
+                cancel = Cancel(VERSION, ids[start : start + IDS_AT_ONCE])
+                self._transport.outbox.put(self.message([cancel], key))
+
+    def _send_credits(self) -> None:
+        credits, self._credits = self._credits, {}
+        for worker, latest in credits.items():
+            message = self.message(list(latest.values()), self._transport.topology.worker_key(worker))
+            message.properties.reply_to = self._transport.reply_queue
+            self._transport.outbox.put_now(message)
