@@ -43,7 +43,7 @@ class Attempts:
     A connection that is cut between the two, or a worker that dies there, leaves two copies of it at the broker.
     So whoever receives a later attempt asks its caller before starting it: the caller grants each attempt to one
     copy, and the others are dropped. If it is silent for `patience` seconds of connection, the copy starts;
-    if its reply queue is gone, only one with `orphan="run"` does.
+    if it is gone by then, as its reply queue tells, only one with `orphan="run"` does.
     """
 
     patience = 30.0
@@ -116,7 +116,10 @@ class Attempts:
             granted = self._stopped or await self._granted(call, delivery, claim)
         finally:
             del self._claims[copy]
-            consumer.claims -= 1
+            if claim.away:
+                consumer.away -= 1
+            else:
+                consumer.claims -= 1
         if not granted:
             logger.debug(
                 "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
@@ -137,7 +140,7 @@ class Attempts:
     async def _granted(self, call: Call, delivery: CallDelivery, claim: _Waiting[bool]) -> bool:
         """What the caller says."""
         intake, reply_to = self._intake, delivery.inbound.reply_to
-        loop = asyncio.get_running_loop()
+        consumer, loop = delivery.inbound.consumer, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         self._silent.setdefault(reply_to, loop.time())
@@ -153,23 +156,29 @@ class Attempts:
                     granted = await asyncio.shield(claim.answer)
                     self._silent.pop(reply_to, None)
                     return granted
-            missing = missing + 1 if await self._is_missing(reply_to) else 0
+            state = await self._reply_queue(reply_to)
+            if not claim.away and (state is None or not state[1]):
+                # It may be dead. Others need not wait meanwhile, those that run alone neither.
+                claim.away = True
+                consumer.claims -= 1
+                consumer.away += 1
+            missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
                 return call.orphan != CANCEL
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
             if intake.window is not None:
-                intake.window.adapt_soon()  # it may be long: other calls need not wait for it
+                intake.window.adapt_soon()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
-                return True
+                # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
+                return call.orphan != CANCEL or state is None or state[1] > 0
 
-    async def _is_missing(self, reply_to: str) -> bool:
+    async def _reply_queue(self, name: str) -> tuple[int, int] | None:
+        """(messages, consumers) of a reply queue, None if it is missing; with a consumer where that is unknown."""
         link = self._intake.link
-        if link is None:
-            return False
-        try:
-            return await link.queue_state(reply_to) is None
-        except CLIENT_ERRORS:
-            return False
+        if link is not None:
+            with suppress(*CLIENT_ERRORS):
+                return await link.queue_state(name)
+        return (0, 1)
 
     def granted(self, grant: Grant) -> None:
         """A caller says whether a copy may start."""
@@ -240,6 +249,8 @@ class _Waiting(Generic[T]):
     def __init__(self, delivery: CallDelivery) -> None:
         self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.deliveries = [delivery]
+        self.away = False
+        """Whether the caller that is asked was not connected when it did not answer."""
 
     def tell(self, answer: T) -> None:
         """The answer, unless there is one."""

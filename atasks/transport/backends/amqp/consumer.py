@@ -52,6 +52,8 @@ class Consumer:
         """Messages of the live consumer whose calls have not all ended."""
         self.claims = 0
         """Calls from it that wait for the word of their callers."""
+        self.away = 0
+        """The same, of callers that are not connected."""
         self.adopted = 0
         """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0

@@ -113,7 +113,13 @@ class Window:
         if consumer.solo and consumer.claims:
             return 0  # another call beside one of these would share its fate
         if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
-            room = consumer.executor or consumer.adopted or worker.parked or 2 * free >= worker.concurrency
+            room = (
+                consumer.executor
+                or consumer.away
+                or consumer.adopted
+                or worker.parked
+                or 2 * free >= worker.concurrency
+            )
             return free if room else 0
         return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
 
