@@ -72,11 +72,9 @@ class Consumer:
         self.unfinished = 0
         self.adopted = 0
         self.prefetch = max(1, prefetch)
-        work = self._link.work
         try:
             async with asyncio.timeout(self.intake.transport.timeout / 2):
-                await guard(work.basic_qos(prefetch_count=self.prefetch))
-                self._tag = (await guard(work.basic_consume(self.name, self._on_message))).consumer_tag
+                self._tag = await self._link.consume_work(self.name, self._on_message, self.prefetch)
         except (ConnectionInternalError, TimeoutError) as error:
             self.intake.ailing.add(self.queue, error)
             raise

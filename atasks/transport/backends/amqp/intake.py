@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from aiormq.abc import ConsumerCallback, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
@@ -308,11 +308,6 @@ class Intake:
                 if not isinstance(item, Call)
             ]
         return calls, refusals
-
-    async def consume_leases(self, link: Link, name: str, callback: ConsumerCallback) -> str:
-        """Consume a lease queue, without a window: what is in it is in hand already. Returns the consumer tag."""
-        await guard(link.work.basic_qos(prefetch_count=0))
-        return (await guard(link.work.basic_consume(name, callback))).consumer_tag or ""
 
     # -- replies
 

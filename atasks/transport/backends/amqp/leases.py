@@ -99,7 +99,8 @@ class Leases:
         name = topology.lease(queue, worker.id, self._intake.epoch)
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
-        self._tags[name] = await self._intake.consume_leases(link, name, self._on_lease)
+        # Without a window: what is in it is in hand already.
+        self._tags[name] = await link.consume_work(name, self._on_lease, 0)
         self._queues[queue] = name
         return name
 

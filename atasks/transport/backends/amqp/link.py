@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
-from aiormq.abc import AbstractConnection
+from aiormq.abc import AbstractConnection, ConsumerCallback
 from aiormq.channel import Channel
 from aiormq.exceptions import (
     AMQPError,
@@ -79,6 +79,9 @@ class Link:
         """Work queues are consumed here."""
         self.inbox: Channel
         """The reply queue and the control queue are consumed here."""
+        self._window = -1
+        """The prefetch that new consumers of `work` have; -1: not known."""
+        self._work_lock = asyncio.Lock()
         self._spare: Channel | None = None
         self._spare_lock = asyncio.Lock()
 
@@ -147,6 +150,20 @@ class Link:
         version = properties.get("version", "0")
         text = version.decode() if isinstance(version, bytes) else str(version)
         return tuple(int(part) for part in text.split(".")[:2] if part.isdigit()) or (0,)
+
+    async def consume_work(self, name: str, callback: ConsumerCallback, window: int) -> str:
+        """Consume a queue over `work`, with at most so many unacknowledged messages; 0: any number. Returns the
+        consumer tag.
+
+        A channel has one prefetch, which its next consumers take over: nobody may set another one in between.
+        """
+        async with self._work_lock:
+            if window != self._window:
+                self._window = -1
+                await guard(self.work.basic_qos(prefetch_count=window))
+                self._window = window
+            consumed = await guard(self.work.basic_consume(name, callback))
+        return consumed.consumer_tag or ""
 
     async def queue_state(self, name: str) -> tuple[int, int] | None:
         """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
