@@ -14,6 +14,10 @@ from tests.local.fleet import Fleet as LocalFleet
 __all__ = ["AMQPGround", "Ground", "LocalGround"]
 
 
+CALLER_PATIENCE = 5.0
+"""Seconds for which a caller may be away."""
+
+
 class Ground:
     """`url` and `options` are for `atasks.connect`."""
 
@@ -51,7 +55,8 @@ class AMQPGround(Ground):
         return self._fleet.workers
 
     async def start(self, count: int = 1, *, wait: bool = True) -> list[WorkerProcess]:
-        return await asyncio.to_thread(self._fleet.start, count, wait=wait)
+        # Workers make calls too: what those that are killed have called is not to wait for them for half a minute.
+        return await asyncio.to_thread(self._fleet.start, count, wait=wait, caller_patience=CALLER_PATIENCE)
 
     async def quiet(self) -> None:
         await self._fleet.quiet()
