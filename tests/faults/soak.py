@@ -397,7 +397,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         try:
             node.start()
-            soak = Soak(node, arguments.folder or Path(folder), seed, arguments.minutes)
+            kept = Path(arguments.folder or folder)
+            kept.mkdir(parents=True, exist_ok=True)
+            soak = Soak(node, kept, seed, arguments.minutes)
             try:
                 asyncio.run(soak.run())
             finally:
