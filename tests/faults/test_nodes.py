@@ -70,7 +70,8 @@ def test_a_private_node_ends_with_the_process_that_started_it() -> None:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         children = psutil.Process(process.pid).children(recursive=True)
-        (folder,) = {child.cwd() for child in children if child.name() == "epmd"}
+        # Not its working directory, which in a chroot is another one from here.
+        (folder,) = {child.environ()["HOME"] for child in children if child.name() == "epmd"}
         assert speaks_amqp(pika.URLParameters(url).port)
         process.kill()
     assert psutil.wait_procs(children, timeout=30)[1] == []
