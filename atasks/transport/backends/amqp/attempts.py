@@ -72,12 +72,15 @@ class Attempts:
         elif again and question is not None:
             question.deliveries.append(delivery)
         elif again and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts or call.credit):
+            # Counted at once, as below: what comes next over this consumer depends on it.
+            delivery.inbound.consumer.away += 1
             self._errand(self._ask_before(call, delivery))
         elif again:
             self._try_again(call, delivery)
         elif delivery.inbound.kept or not delivery.inbound.copy:  # nobody can be asked, or for nothing
             return False
         else:
+            delivery.inbound.consumer.claims += 1
             self._errand(self._claim(call, delivery))
         return True
 
@@ -111,7 +114,6 @@ class Attempts:
         intake, copy = self._intake, delivery.inbound.copy
         claim = self._claims[copy] = _Waiting[bool](delivery)
         consumer = delivery.inbound.consumer
-        consumer.claims += 1
         try:
             granted = self._stopped or await self._granted(call, delivery, claim)
         finally:
@@ -198,14 +200,16 @@ class Attempts:
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
         reply: Reply | End | None = None if again else self._worker_lost(call)
+        consumer = delivery.inbound.consumer
         for _ in range(ASK_ROUNDS):
-            key = self._intake.transport.topology.queue_key(delivery.inbound.consumer.queue)
+            key = self._intake.transport.topology.queue_key(consumer.queue)
             self._send(Ask(VERSION, names), key, control=True)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
                     reply = await asyncio.shield(question.answer)
                     again = False
                     break
+        consumer.away -= 1
         for name in names:
             self._questions.pop(name, None)
         if again:

@@ -53,7 +53,7 @@ class Consumer:
         self.claims = 0
         """Calls from it that wait for the word of their callers."""
         self.away = 0
-        """The same, of callers that are not connected."""
+        """The same, of callers that are not connected; and calls that may be lost, for which workers are asked."""
         self.adopted = 0
         """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0

@@ -108,17 +108,17 @@ class Window:
         worker, free = self._worker, self._free(consumer)
         if free <= 0:
             return 0
-        if not consumer.running:
-            return free
         if consumer.solo and consumer.claims:
             return 0  # another call beside one of these would share its fate
+        if not consumer.running:
+            return free
         if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
             room = (
                 consumer.executor
                 or consumer.away
                 or consumer.adopted
                 or worker.parked
-                or 2 * free >= worker.concurrency
+                or (not consumer.solo and 2 * free >= worker.concurrency)
             )
             return free if room else 0
         return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
@@ -157,8 +157,9 @@ class Window:
 
     async def _replace(self, consumer: Consumer, prefetch: int) -> None:
         await consumer.stop()
-        if not self._stopped:
-            await consumer.start(prefetch)
+        if self._stopped or (consumer.solo and (consumer.claims or self._worker.alone)):
+            return  # until a last attempt has ended that came meanwhile
+        await consumer.start(prefetch)
 
     async def _step_aside(self) -> None:
         """Leave everything to other workers, but for the call that runs alone."""
