@@ -158,15 +158,18 @@ async def test_a_timeout_around_the_consumer_works() -> None:
 
 
 async def test_sources_are_closed(how: str) -> None:
+    begun: list[str] = []
     ended: list[str] = []
 
     def source() -> Iterator[int]:
+        begun.append("sync")
         try:
             yield from itertools.count()
         finally:
             ended.append("sync")
 
     async def asource() -> AsyncIterator[int]:
+        begun.append("async")
         try:
             for number in itertools.count():
                 yield number
@@ -184,7 +187,9 @@ async def test_sources_are_closed(how: str) -> None:
     for run in [items | map(fail) for items in sources]:
         with pytest.raises(ZeroDivisionError):
             await consume(run, how)
-    await until(lambda: sorted(ended) == ["async"] * 2 + ["sync"] * 3)
+    # Of the merged ones, one may give five items before the other begins: that one has nothing to end.
+    await until(lambda: sorted(ended) == sorted(begun))
+    assert sorted(begun) in [["async"] * several + ["sync"] * many for several, many in ((1, 3), (2, 2), (2, 3))]
 
 
 async def test_generators_of_branches_are_closed(kind: Kind) -> None:
