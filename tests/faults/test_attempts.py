@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -177,3 +178,27 @@ async def test_a_worker_that_drains_gives_back_what_waits_for_the_word_of_its_ca
     history.check()
     await fleet.quiet()
     assert [(run.attempt, run.pid) for run in history.runs("call")] == [(1, first.pid), (2, third.pid)]
+
+
+async def test_a_last_attempt_comes_to_no_worker_beside_another_one(
+    fleet: Fleet, history: History, proxy: Proxy, prefix: str, tmp_path: Path
+) -> None:
+    """While one waits for the word of its caller, its worker is sent no other: one of them may kill it."""
+    gate = tmp_path / "gate"
+    first = fleet.start_one()
+    async with atasks.connect(proxy.url(), prefix=prefix):
+        calls = [asyncio.create_task(history.call(gated, str(gate), key=key, max_attempts=2)) for key in "ab"]
+        await until(lambda: _attempts(history, "a") == _attempts(history, "b") == [1], "the first attempts run")
+        proxy.hold("publish")  # the caller is asked, and its answers do not get through
+        second = await asyncio.to_thread(fleet.start_one)
+        first.kill()
+        await until(lambda: _delivered_before(second) == 2, "both calls are passed on")
+        waits = re.compile(r"call (\S+), attempt 2, waits for the word of its caller")
+        await until(lambda: len(waits.findall(second.output)) >= 2, "the caller is asked again")
+        assert len(set(waits.findall(second.output))) == 1
+        proxy.resume()
+        gate.touch()
+        await settled(asyncio.gather(*calls), "both calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()
