@@ -17,6 +17,7 @@ from atasks.calls import serving
 from atasks.errors import EncodeError, PayloadTooLarge, WorkerLost
 from atasks.pipeline.blueprint import Blueprint, build, tasks_of
 from atasks.pipeline.calling import Start
+from atasks.pipeline.failing import add_note
 from atasks.pipeline.forks import ForkStage
 from atasks.pipeline.functions import CallingStage, FunctionStage
 from atasks.pipeline.handle import step_id, step_value
@@ -108,7 +109,8 @@ class _Coordinator:
         """What a stretch makes of the items of the one before it."""
         stages = await self._permitted(stretch, kept)
         limit = self._worker.transport.max_payload
-        journal = Journal(self._records, self._id, self._attempt, self._codec, limit)
+        names = [stage.name for stage in self._stages]
+        journal = Journal(self._records, self._id, self._attempt, self._codec, limit, names)
         if not gives_one(self._stages[: stretch.start]):
             journal.read(await self._notes(), stretch)
             stages = [_remembering(stage, journal, number) for number, stage in zip(stretch, stages, strict=True)]
@@ -116,7 +118,7 @@ class _Coordinator:
         for number, stage in zip(stretch, stages, strict=True):
             flow.append(stage)
             if len(kept) <= number < stretch.stop - 1:
-                flow.append(TapStage(stage.name, partial(self._keep, number)))
+                flow.append(TapStage(partial(self._keep, number)))
         writing = asyncio.create_task(journal.write())
         running = asyncio.create_task(self._run(Run(IterableSource(items), flow)))
         try:
@@ -187,8 +189,14 @@ class _Coordinator:
 
     async def _keep(self, number: int, items: list[Any]) -> None:
         """Make the result of a stage safe; that of the last one is the reply of this call."""
-        if number + 1 == len(self._stages):
-            return
+        if number + 1 < len(self._stages):
+            try:
+                await self._record_result(number, items)
+            except Exception as error:
+                add_note(error, f"in stage {self._stages[number].name!r}")
+                raise
+
+    async def _record_result(self, number: int, items: list[Any]) -> None:
         name, codec = self._stages[number].name, self._codec
         try:
             payload = await codec.encode(self._result(number, items))

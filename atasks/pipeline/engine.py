@@ -7,7 +7,7 @@ import concurrent.futures
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from atasks.pipeline.channel import Inlet
+from atasks.pipeline.channel import Channel, Inlet
 
 if TYPE_CHECKING:
     from atasks.pipeline.crew import Crew
@@ -44,6 +44,11 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
+
+    def fail(self, error: BaseException) -> None:
+        """End with this error, behind what has come out: nothing that is on its way goes on."""
+        assert isinstance(self.outlet, Channel), "a stage puts its items into one"
+        self.outlet.fail(error)
 
     def abort(self) -> None:
         """End everything at once; returns before it has ended. By the loop's thread only, once or more often."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from atasks.codecs.base import Codec
 from atasks.errors import AbortPipeline, EncodeError, PayloadTooLarge
 from atasks.pipeline.channel import Lineage
+from atasks.pipeline.failing import add_note
 from atasks.pipeline.runners import LoopRunner
 from atasks.transport.records import Record, Records
 from atasks.wire import VERSION, Reply, Status
@@ -40,12 +41,16 @@ class Note(NamedTuple):
 class Journal:
     """The notes of one attempt at a stretch of stages, and those of the attempts before it."""
 
-    def __init__(self, records: Records, run_id: str, attempt: int, codec: Codec, limit: int) -> None:
+    def __init__(
+        self, records: Records, run_id: str, attempt: int, codec: Codec, limit: int, names: Sequence[str]
+    ) -> None:
         self._records = records
         self._id = run_id
         self._attempt = attempt
         self._codec = codec
         self._limit = limit
+        self._names = names
+        """Of all stages of the run."""
         self._own = secrets.token_hex(4)  # a run moves from a worker that drains without another attempt
         self._written = 0
         self._known: dict[tuple[int, Lineage], Note] = {}
@@ -90,6 +95,25 @@ class Journal:
             await asyncio.sleep(PAUSE)
 
     async def _write(self, notes: list[tuple[int, Lineage, Any, bool]]) -> None:
+        """In one message, or in several where that would be too large. An error names the first that is not."""
+        try:
+            payload = await self._encode(notes)
+            self._written += 1
+            note_id = f"{self._id}.{_NOTES}{self._own}.{self._written}"
+            reply = Reply(VERSION, note_id, Status.VALUE, payload, self._codec.name)
+            await self._records.add(self._id, reply, quiet=True)
+        except Exception as error:
+            if len(notes) == 1 or not isinstance(error, (EncodeError, PayloadTooLarge)):
+                stage, lineage, *_ = notes[0]
+                add_note(error, f"in stage {self._names[stage]!r}, at item {lineage}")
+                raise
+        else:
+            return
+        half = len(notes) // 2
+        await self._write(notes[:half])
+        await self._write(notes[half:])
+
+    async def _encode(self, notes: list[tuple[int, Lineage, Any, bool]]) -> bytes:
         content = {"attempt": self._attempt, "notes": [[stage, [*path], *rest] for stage, path, *rest in notes]}
         try:
             payload = await self._codec.encode(content)
@@ -99,20 +123,12 @@ class Journal:
             raise EncodeError(
                 f"what an item gave cannot be encoded by {self._codec.name} ({type(error).__name__})"
             ) from error
-        if len(payload) <= self._limit:
-            self._written += 1
-            note_id = f"{self._id}.{_NOTES}{self._own}.{self._written}"
-            reply = Reply(VERSION, note_id, Status.VALUE, payload, self._codec.name)
-            await self._records.add(self._id, reply, quiet=True)
-        elif len(notes) > 1:
-            half = len(notes) // 2
-            await self._write(notes[:half])
-            await self._write(notes[half:])
-        else:
+        if len(payload) > self._limit:
             raise PayloadTooLarge(
-                f"what item {notes[0][1]} gave has {len(payload)} bytes, over the limit of {self._limit}: pass "
+                f"what an item gave has {len(payload)} bytes, over the limit of {self._limit}: pass "
                 "references, or run the pipeline here"
             )
+        return payload
 
 
 def begin_id(run_id: str, attempt: int) -> str:

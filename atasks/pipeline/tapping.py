@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.channel import Channel, Inlet, Mark, Token
-from atasks.pipeline.failing import add_note, deliverable
+from atasks.pipeline.failing import deliverable
 from atasks.pipeline.stages import Stage, Step
 
 if TYPE_CHECKING:
@@ -22,10 +22,9 @@ __all__ = ["TapStage"]
 @dataclass(frozen=True)
 class TapStage(Stage):
     """Hands on what it gets, and holds nothing back. When the stage before it has ended, `keep` is awaited with
-    its items, in order of lineage, and the stage behind it ends after that: so stages are kept in their order."""
+    its items, in order of lineage, and the stage behind it ends after that: so stages are kept in their order. If
+    it raises, the run ends with that at once, whatever the stages behind it are doing."""
 
-    tapped: str
-    """The name of the stage before it."""
     keep: Callable[[list[Any]], Awaitable[None]]
 
     name = "kept"
@@ -58,7 +57,7 @@ class _TapInlet:
         if token is None:
             if self._keeping is not None:
                 await asyncio.wait([self._keeping])
-            self.error = self.error or self._inlet.error
+            self.error = self._inlet.error
         elif self._keeping is None:
             self._taken.append(token)
         return token
@@ -74,8 +73,7 @@ class _TapInlet:
         try:
             await self._stage.keep([value for _, value in tokens])
         except Exception as error:
-            self.error = deliverable(error)
-            add_note(self.error, f"in stage {self._stage.tapped!r}")
+            self._engine.fail(deliverable(error))
 
     def wake_putter(self) -> None:
         pass  # `take` of the other inlet does

@@ -76,7 +76,7 @@ async def journal(records: Records, run_id: str, attempt: int, limit: int = LIMI
     """That of an attempt, which knows what is on record."""
     found = notes_of(await records.read(run_id), run_id)
     codec = get_codec()
-    made = Journal(records, run_id, attempt, codec, limit)
+    made = Journal(records, run_id, attempt, codec, limit, [f"stage-{number}" for number in range(10)])
     contents = [each if isinstance(each, int) else await codec.decode(each.payload) for each in found]
     made.read(contents, range(10))
     return made
@@ -166,7 +166,7 @@ async def test_notes_of_other_stages_are_left_alone() -> None:
     async with recorded() as (records, run_id):
         await flow(await journal(records, run_id, 1), map(tenfold) | map(tenfold), [1])
         found = notes_of(await records.read(run_id), run_id)
-        later = Journal(records, run_id, 2, get_codec(), LIMIT)
+        later = Journal(records, run_id, 2, get_codec(), LIMIT, ["tenfold", "tenfold"])
         later.read(
             [await get_codec().decode(each.payload) for each in found if isinstance(each, Reply)], range(1, 2)
         )
@@ -189,5 +189,5 @@ async def test_notes_share_messages_as_large_as_they_may_be() -> None:
         noted = await journal(records, run_id, 2)
         writing = asyncio.create_task(noted.write())
         await noted.note(0, (9,), Note(bytes(LIMIT), False))
-        with pytest.raises(PayloadTooLarge, match=r"item \(9,\)"):
+        with pytest.raises(PayloadTooLarge, match=r"in stage 'stage-0', at item \(9,\)"):
             await soon(writing)
