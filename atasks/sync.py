@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atasks.streams import RemoteStream
     from atasks.transport.base import Transport
 
-__all__ = ["SyncStream", "background_loop", "call", "connect_sync", "refuse_in_loop"]
+__all__ = ["Background", "SyncStream", "call", "connect_sync", "enter_background", "refuse_in_loop"]
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def connect_sync(
     Raises what `connect` raises, and RuntimeError where an event loop runs.
     """
     refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
-    with background_loop() as background:
+    with _background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
         try:
@@ -107,13 +107,13 @@ def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)
-    with background_loop(router.namespace) as background:
+    with _background_loop(router.namespace) as background:
         if background.loop not in router._connected:
             raise _unconnected(router.namespace)
         return _run(background.loop, make)
 
 
-class _Background:
+class Background:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
@@ -121,8 +121,13 @@ class _Background:
         self.users = 0
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._main, args=(started,), name="atasks-sync", daemon=True)
-        self._thread.start()
-        self.loop = started.result()
+        try:
+            self._thread.start()
+            self.loop = started.result()
+        except BaseException:  # a Ctrl-C: nobody will use it
+            if not started.cancel():
+                self._stop(started.result())
+            raise
 
     def _main(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
         try:
@@ -134,44 +139,55 @@ class _Background:
 
     async def _until_stopped(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
         self._stopped = asyncio.Event()
-        started.set_result(asyncio.get_running_loop())
-        await self._stopped.wait()
+        if started.set_running_or_notify_cancel():
+            started.set_result(asyncio.get_running_loop())
+            await self._stopped.wait()
 
-    def stop(self) -> None:
-        """End the loop, and return when its thread has ended."""
-        self.loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join()
+    def leave(self, *, wait: bool = True) -> None:
+        """Use it no more. Whoever was the last one ends the loop, and may `wait` until its thread has ended."""
+        global _background
+        with _lock:
+            self.users -= 1
+            last = self.users == 0 and self is _background
+            if last:
+                _background = None
+        if last:
+            self._stop(self.loop)
+            if wait:
+                self._thread.join()
+
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon_threadsafe(self._stopped.set)
 
 
 _lock = threading.Lock()
-_background: _Background | None = None
+_background: Background | None = None
 _forked = False
 """Whether this process was forked from one that had connected, and has not connected itself since."""
 
 
-@contextmanager
-def background_loop(connected: str | None = None) -> Iterator[_Background]:
-    """The process's background loop, which lives at least as long as this block. It is started if there is none,
-    but for a namespace that should be `connected` that is NotConnected."""
+def enter_background(connected: str | None = None) -> Background:
+    """The process's background loop, which lives until everybody has called its `leave`. It is started if there is
+    none, but for a namespace that should be `connected` that is NotConnected."""
     global _background, _forked
     with _lock:
         if _background is None:
             if connected is not None:
                 raise _unconnected(connected)
-            _background = _Background()
+            _background = Background()
             _forked = False
-        background = _background
-        background.users += 1
+        _background.users += 1
+        return _background
+
+
+@contextmanager
+def _background_loop(connected: str | None = None) -> Iterator[Background]:
+    """The background loop, which lives at least as long as this block."""
+    background = enter_background(connected)
     try:
         yield background
     finally:
-        with _lock:
-            background.users -= 1
-            last = background.users == 0 and background is _background
-            if last:
-                _background = None
-        if last:
-            background.stop()
+        background.leave()
 
 
 def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

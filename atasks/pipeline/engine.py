@@ -16,8 +16,9 @@ __all__ = ["Engine"]
 
 T = TypeVar("T")
 
-_ending: set[Engine] = set()
-"""Those that were aborted and still have tasks: nothing else may hold them."""
+_running: set[Engine] = set()
+"""Those that have tasks, which asyncio does not hold. So what the garbage collector finds of a run is its
+consumer, and that ends the run; tasks that it found would be torn apart."""
 
 
 class Engine:
@@ -41,6 +42,8 @@ class Engine:
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that `aclose` waits for."""
         task = self.loop.create_task(coroutine)
+        if not self._tasks:
+            _running.add(self)
         self._tasks.add(task)
         task.add_done_callback(self._done)
         return task
@@ -58,8 +61,6 @@ class Engine:
                 self.outlet.stop()
             for future in list(self._waiting):
                 future.cancel()
-            if self._tasks:
-                _ending.add(self)
 
     async def aclose(self) -> None:
         """End everything, and wait until it has: tasks, processes, and threads that do not run a function."""
@@ -111,7 +112,7 @@ class Engine:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not self._tasks:
-            _ending.discard(self)
+            _running.discard(self)
         if not task.cancelled() and task.exception() is not None:
             error = task.exception()
             assert error is not None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from atasks.calls import serving
@@ -15,7 +14,7 @@ from atasks.pipeline.engine import Engine
 from atasks.pipeline.source import Source
 from atasks.pipeline.stages import Stage, open_stages, plan
 from atasks.pipeline.streams import Abandoned, SyncStream
-from atasks.sync import background_loop
+from atasks.sync import Background, enter_background
 
 if TYPE_CHECKING:
     from atasks.pipeline.progress import Progress, Watch
@@ -56,16 +55,17 @@ class _Execution:
 
     def forget(self) -> None:
         """Nobody wants more: end everything soon. May be called from any thread."""
-        engine, watch = self.engine, self._watch
-        if engine is not None and not self.over:
-            self.over = True
+        if not self.over:
+            self.over = True  # first, because a thread may be about to start it
+            if self.engine is not None:
+                self.engine.call_soon(self.end)
 
-            def end() -> None:
-                engine.abort()
-                if watch is not None:
-                    watch.finish()
-
-            engine.call_soon(end)
+    def end(self) -> None:
+        """End everything at once; to be called in the event loop."""
+        if self.engine is not None:
+            self.engine.abort()
+        if self._watch is not None:
+            self._watch.finish()
 
 
 class AsyncRun(_Execution):
@@ -151,7 +151,9 @@ class SyncRun(_Execution):
 
     def __init__(self, source: Source, stages: Sequence[Stage], progress: Progress | bool | None) -> None:
         super().__init__(source, stages, progress)
-        self._held = ExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._background: Background | None = None
+        """Whose loop that is, while this uses it."""
 
     def iterator(self, *, indexed: bool) -> Iterator[Any]:
         """The items as they come."""
@@ -159,33 +161,49 @@ class SyncRun(_Execution):
 
     def start(self) -> SyncStream:
         """Start it, and return the stream of its items."""
-        loop = self._loop()
-
-        async def open_() -> Inlet:
-            return self.open()
-
-        outlet = asyncio.run_coroutine_threadsafe(open_(), loop).result()
-        assert self.engine is not None
-        return SyncStream(self.engine, outlet)
-
-    def _loop(self) -> asyncio.AbstractEventLoop:
         run = serving.get()
         if run is not None and not run.ended:
-            return run.loop
-        return self._held.enter_context(background_loop()).loop
+            self._loop = run.loop
+        else:
+            self._background = enter_background()
+            self._loop = self._background.loop
+
+        async def open_() -> Inlet:
+            outlet = self.open()
+            if self.over:  # a Ctrl-C has come while the thread waited for this
+                self.end()
+            return outlet
+
+        outlet = asyncio.run_coroutine_threadsafe(open_(), self._loop).result()
+        assert self.engine is not None
+        return SyncStream(self.engine, outlet)
 
     def close(self) -> None:
         """End everything, and wait until it has."""
         engine = self.engine
-        if engine is not None and not self.over:
-            asyncio.run_coroutine_threadsafe(self.aclose(), engine.loop).result()
-        self.over = True
-        self._held.close()
+        try:
+            if engine is not None and not self.over:
+                asyncio.run_coroutine_threadsafe(self.aclose(), engine.loop).result()
+            self.over = True
+        except BaseException:  # a Ctrl-C: it ends without being waited for
+            self.forget()
+            raise
+        self._leave(wait=True)
 
     def forget(self) -> None:
-        super().forget()
-        # The last one to leave the loop waits for its end, and perhaps this is the loop's own thread.
-        threading.Thread(target=self._held.close, name="atasks-leaving", daemon=True).start()
+        self.over = True  # first, because it may be about to start
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self.end)
+
+    def end(self) -> None:
+        super().end()
+        self._leave(wait=False)
+
+    def _leave(self, *, wait: bool) -> None:
+        background, self._background = self._background, None
+        if background is not None:
+            background.leave(wait=wait)
 
 
 class _SyncIterator:
@@ -224,5 +242,5 @@ class _SyncIterator:
         self._execution.close()
 
     def __del__(self) -> None:
-        if not self._execution.over and self._execution.engine is not None:
+        if not self._execution.over:
             self._execution.forget()

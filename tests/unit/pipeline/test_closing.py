@@ -77,6 +77,44 @@ async def test_a_run_that_is_forgotten_ends(kind: Kind) -> None:
     await until(lambda: others() == before)
 
 
+@pytest.mark.parametrize("how", ["async for", "for"])
+async def test_a_run_that_the_garbage_collector_finds_ends(
+    kind: Kind, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from itertools.count()
+        finally:
+            closed.set()
+
+    async def lose() -> None:
+        """As an exception does whose traceback leads to itself."""
+        run = source() | kind.stage(identity, throttle=1) | map(identity, throttle=1)
+        cycle: dict[str, Any] = {}
+        cycle["itself"] = cycle
+        if how == "for":
+            cycle["items"] = await asyncio.to_thread(iter, run)
+            await asyncio.to_thread(next, cycle["items"])
+        else:
+            cycle["items"] = aiter(run)
+            await anext(cycle["items"])
+
+    before = others()
+    gc.disable()  # it finds the run when all its workers wait for room, or for a while no longer
+    try:
+        await lose()
+        await asyncio.sleep(0.1)
+    finally:
+        gc.enable()
+    gc.collect()
+    await until(lambda: others() == before)
+    await until(closed.is_set)
+    gc.collect()
+    assert caplog.records == [], "and nobody was told of tasks that were torn apart"
+
+
 async def test_aclose_waits_for_the_end_and_may_be_repeated() -> None:
     before = others()
     run = itertools.count() | map(identity, workers=3)

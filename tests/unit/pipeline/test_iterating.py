@@ -139,6 +139,48 @@ def test_a_ctrl_c_ends_the_loop(script: Any) -> None:
     assert output == "interrupted"
 
 
+def test_a_ctrl_c_while_a_loop_begins_lets_nothing_run_on(script: Any) -> None:
+    output = script(
+        """
+        import asyncio, itertools, os, signal, sys, threading, traceback
+        import atasks
+        from atasks.pipeline import map
+
+        main, busy, interrupted, called = threading.get_ident(), threading.Event(), threading.Event(), []
+
+        def keep_the_loop_busy():
+            busy.set()
+            while "in start" not in "".join(traceback.format_stack(sys._current_frames()[main])):
+                pass
+            os.kill(os.getpid(), signal.SIGINT)
+            interrupted.wait(30)
+
+        @atasks.atask
+        async def begin():
+            asyncio.get_running_loop().call_later(0.01, keep_the_loop_busy)
+
+        with atasks.connect_sync("loopback:"):
+            begin.sync()
+            busy.wait(30)
+            try:
+                for _ in itertools.count() | map(called.append):
+                    pass
+            except KeyboardInterrupt:
+                print("interrupted")
+            interrupted.set()
+
+            @atasks.atask
+            async def tasks():
+                while [task for task in asyncio.all_tasks() if "Crew" in repr(task)]:
+                    await asyncio.sleep(0.01)
+                return "ended"
+
+            print(tasks.sync(), called)
+        """
+    )
+    assert output == "interrupted\nended []"
+
+
 # -- sources
 
 
