@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from aiormq.abc import DeliveredMessage
 
 from atasks import CallCancelled, MsgpackCodec, UnknownTask, WorkerLost, current_call
 from atasks.testing import Site, soon
+from atasks.transport.backends.amqp.link import ConsumerCallback, Link
 from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
@@ -123,6 +125,54 @@ async def test_later_attempts_are_claimed(plain_site: Site, peer: Peer) -> None:
         calls = [[*_call(f"id-{n}", "show"), *rest] for n in range(3)]
         await peer.send(*calls, message_id="c")  # several in one message cannot be told apart
         assert {reply[2] for reply in await peer.answers(3)} == {"id-0", "id-1", "id-2"}
+
+
+async def test_last_attempts_come_one_at_a_time(
+    plain_site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait in a queue of their own. Another worker had the first one: others need not wait until it is known to
+    be lost. It comes just when this worker is about to learn that it consumes the queue."""
+    consume_work = Link.consume_work
+
+    async def learn_late(link: Link, name: str, callback: ConsumerCallback, window: int) -> str:
+        async def on_message(message: DeliveredMessage) -> None:
+            arrived.set()
+            await callback(message)
+
+        arrived = asyncio.Event()
+        tag = await consume_work(link, name, on_message, window)
+        if name == solo.name:
+            await arrived.wait()
+            for _ in range(10):  # turns of the event loop, in which it must not begin to consume it once more
+                await asyncio.sleep(0)
+        return tag
+
+    async def send(number: int) -> None:
+        call = [*_call(f"id-{number}", "add", number), None, 0, 3, 3]  # timeout_ms, sent_ms, attempt, max_attempts
+        await peer.send(call, queue=solo.name, message_id=f"copy-{number}")
+
+    async with plain_site.open():
+        await soon(plain_site.worker.drain())
+        solo = await peer.channel.get_queue(f"{peer.work_queue()}.solo")
+        await send(0)
+        await (await solo.get()).nack(requeue=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(Link, "consume_work", learn_late)
+            await send(1)  # for the consumer that takes the place of the first one meanwhile
+            await plain_site.serve()
+        endings = dict.fromkeys(f"id-{number}" for number in range(2))
+        assert (await _grant(peer))[2] == "id-1"
+        for _ in endings:
+            ((tag, _, call_id, status, *_),) = await peer.answer()
+            assert tag == REPLY
+            endings[call_id] = status
+        assert endings == {"id-0": LOST, "id-1": VALUE}
+        for number in range(2, 6):
+            await send(number)
+        for number in range(2, 6):
+            assert (await _grant(peer))[2] == f"id-{number}"
+            ((tag, _, call_id, status, *_),) = await peer.answer()
+            assert (tag, call_id, status) == (REPLY, f"id-{number}", VALUE)
 
 
 async def test_several_calls_in_one_message(plain_site: Site, peer: Peer) -> None:

@@ -57,33 +57,35 @@ class Consumer:
         self.adopted = 0
         """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0
+        self.running = False
+        """Whether the broker sends to it, or is about to: messages may come before it is known that it does."""
         self._link = link
-        self._tag: str | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether the broker sends to it."""
-        return self._tag is not None
+        self._tag = ""
+        self._starting = asyncio.Lock()
 
     async def start(self, prefetch: int) -> None:
         """Consume with this window. Where the queue cannot be consumed the link is of no use afterwards: the
         broker has closed the connection, or its channel waits for an answer."""
+        self.running = True
         self.generation += 1
         self.unfinished = 0
         self.adopted = 0
         self.prefetch = max(1, prefetch)
         try:
-            async with asyncio.timeout(self.intake.transport.timeout / 2):
+            async with self._starting, asyncio.timeout(self.intake.transport.timeout / 2):
                 self._tag = await self._link.consume_work(self.name, self._on_message, self.prefetch)
-        except (ConnectionInternalError, TimeoutError) as error:
-            self.intake.ailing.add(self.queue, error)
+        except BaseException as error:
+            self.running = False
+            if isinstance(error, ConnectionInternalError | TimeoutError):
+                self.intake.ailing.add(self.queue, error)
             raise
 
     async def stop(self) -> None:
         """Wait for the broker's word: a cancel that does not would drop deliveries under way."""
-        tag, self._tag = self._tag, None
-        if tag is not None:
-            await guard(shielded(self._link.work.basic_cancel(tag)))
+        if self.running:
+            self.running = False
+            async with self._starting:
+                await guard(shielded(self._link.work.basic_cancel(self._tag)))
 
     async def _on_message(self, message: DeliveredMessage) -> None:
         try:

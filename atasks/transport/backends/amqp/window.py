@@ -44,8 +44,10 @@ class Window:
         """Consume, with full windows."""
         self._stopped = False
         for consumer in self.consumers:
-            if consumer.executor is None or self._free(consumer) > 0:
+            idle = not self._stopped and not consumer.running
+            if idle and (consumer.executor is None or self._free(consumer) > 0):
                 await consumer.start(self.size(consumer))
+        self.adapt()
 
     def add(self, consumers: list[Consumer]) -> bool:
         """Take in consumers that have started over another link; False if nothing is consumed any more."""
