@@ -36,6 +36,9 @@ async def execute(run: Run) -> None:
     started = time.perf_counter()
     reply: Reply | None
     try:
+        if run.permit is not None and not await run.permit():
+            run.worker.ended(run, None)
+            return
         reply = await _serve(run)
         size, limit = len(reply.payload), run.worker.transport.max_payload
         if size > limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
@@ -82,6 +82,8 @@ class Run(Struct, eq=False):
     ended: bool = False
     alone: bool = False
     """Whether no other call should run beside it: its last attempt."""
+    permit: Callable[[], Coroutine[Any, Any, bool]] | None = None
+    """Asked when it runs alone: whether it may begin."""
     patient_until: float = 0.0
     """If it runs alone: when it stops waiting for others to end (event loop time)."""
     lane: Lane | None = None

@@ -230,6 +230,10 @@ class Claim(Struct, array_like=True, tag=11, gc=False):
     """The `message_id` of the request."""
     worker: Id
     """Who asks."""
+    begins: bool = False
+    """Whether it starts now, as the last attempt: nothing else runs beside it."""
+    again: bool = False
+    """Whether the broker delivered it to somebody before: it may have begun there."""
 
 
 class Grant(Struct, array_like=True, tag=12, gc=False):
@@ -239,6 +243,8 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     id: Id
     copy: Id
     granted: bool
+    begun: bool = False
+    """Whether a worker has said that this copy begins."""
 
 
 Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant

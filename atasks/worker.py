@@ -30,7 +30,7 @@ from atasks.watchdog import CALL, Watchdog
 from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from atasks.options import Executor
     from atasks.router import Router
@@ -256,9 +256,15 @@ class Worker:
             raise
         return wire.encode([reply])
 
-    def deliver(self, call: Call, delivery: Delivery, alone: bool = False) -> None:
+    def deliver(
+        self,
+        call: Call,
+        delivery: Delivery,
+        alone: bool = False,
+        permit: Callable[[], Coroutine[Any, Any, bool]] | None = None,
+    ) -> None:
         """A request has arrived: run it as soon as there is a slot, and a place in its pool, or, if `alone`, as
-        soon as nothing else runs. Never raises and never waits."""
+        soon as nothing else runs; then `permit` may still refuse it. Never raises and never waits."""
         call_id = call.id
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
@@ -287,6 +293,7 @@ class Worker:
             run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
         elif alone:
             run.alone = True
+            run.permit = permit
             run.patient_until = self.loop.time() + ALONE_PATIENCE
             self.loop.call_at(run.patient_until, self._fill)
             self._backlog.add(run)

@@ -64,11 +64,11 @@ def _call(id: str, task: str, *args: Any, **kwargs: Any) -> list[Any]:
     return [CALL, 1, id, task, encode([list(args), kwargs]), "msgpack"]
 
 
-async def _grant(peer: Peer, granted: bool = True) -> list[Any]:
+async def _grant(peer: Peer, granted: bool = True, begun: bool = False) -> list[Any]:
     """Say to the worker that asks whether a copy of a call may start; returns what it asked."""
     (claim,) = await peer.answer()
-    _, _, call_id, _, copy, worker = claim
-    await peer.control(encode([[GRANT, 1, call_id, copy, granted]]), f"worker:{worker}")
+    _, _, call_id, _, copy, worker, begins, _ = claim
+    await peer.control(encode([[GRANT, 1, call_id, copy, granted, begins or begun]]), f"worker:{worker}")
     return list(claim)
 
 
@@ -118,7 +118,8 @@ async def test_later_attempts_are_claimed(plain_site: Site, peer: Peer) -> None:
     async with plain_site.open():
         for copy, granted in (("a", False), ("b", True)):
             await peer.send([*_call("my-id", "show"), *rest], message_id=copy)
-            assert await _grant(peer, granted) == [CLAIM, 1, "my-id", 2, copy, plain_site.worker.id]
+            asked = [CLAIM, 1, "my-id", 2, copy, plain_site.worker.id, False, False]
+            assert await _grant(peer, granted) == asked
         ((tag, _, call_id, status, payload, *_),) = await peer.answer()
         assert (tag, call_id, status, decode(payload)[1]) == (REPLY, "my-id", VALUE, 2)
         assert plain_site.worker.started == 1
@@ -127,11 +128,35 @@ async def test_later_attempts_are_claimed(plain_site: Site, peer: Peer) -> None:
         assert {reply[2] for reply in await peer.answers(3)} == {"id-0", "id-1", "id-2"}
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_last_attempt_is_lost_only_if_it_has_begun(plain_site: Site, peer: Peer, begun: bool) -> None:
+    async with plain_site.open():
+        await soon(plain_site.worker.drain())
+        solo = await peer.channel.get_queue(f"{peer.work_queue()}.solo")
+        await peer.send([*_call("my-id", "add", 1), None, 0, 3, 3], queue=solo.name, message_id="a")
+        await (await solo.get()).nack(requeue=True)  # a worker had it, and has died
+        worker = await plain_site.serve()
+        claim = [CLAIM, 1, "my-id", 3, "a", worker.id]
+        assert await _grant(peer, begun=begun) == [*claim, False, True]
+        if not begun:
+            assert await _grant(peer) == [*claim, True, True]
+        await peer.send([*_call("other", "add", 1), None, 0, 3, 3], queue=solo.name, message_id="b")
+        endings = []
+        while len(endings) < 2:
+            if endings == ([] if begun else [("my-id", VALUE)]):  # it need not wait until the first one is lost
+                for begins in (False, True):
+                    assert await _grant(peer) == [CLAIM, 1, "other", 3, "b", worker.id, begins, False]
+            ((_, _, call_id, status, *_),) = await peer.answer()
+            endings.append((call_id, status))
+        assert endings == ([("other", VALUE), ("my-id", LOST)] if begun else [("my-id", VALUE), ("other", VALUE)])
+        assert worker.started == (1 if begun else 2)
+
+
 async def test_last_attempts_come_one_at_a_time(
     plain_site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They wait in a queue of their own. Another worker had the first one: others need not wait until it is known to
-    be lost. It comes just when this worker is about to learn that it consumes the queue."""
+    """They wait in a queue of their own. Another worker had the first one: others need not wait until it is known
+    to be lost. It comes just when this worker is about to learn that it consumes the queue."""
     consume_work = Link.consume_work
 
     async def learn_late(link: Link, name: str, callback: ConsumerCallback, window: int) -> str:
@@ -149,7 +174,8 @@ async def test_last_attempts_come_one_at_a_time(
 
     async def send(number: int) -> None:
         call = [*_call(f"id-{number}", "add", number), None, 0, 3, 3]  # timeout_ms, sent_ms, attempt, max_attempts
-        await peer.send(call, queue=solo.name, message_id=f"copy-{number}")
+        copy = f"copy-{number}" if number else 255 * "c"  # too long: its caller is not asked
+        await peer.send(call, queue=solo.name, message_id=copy)
 
     async with plain_site.open():
         await soon(plain_site.worker.drain())
@@ -161,7 +187,8 @@ async def test_last_attempts_come_one_at_a_time(
             await send(1)  # for the consumer that takes the place of the first one meanwhile
             await plain_site.serve()
         endings = dict.fromkeys(f"id-{number}" for number in range(2))
-        assert (await _grant(peer))[2] == "id-1"
+        for begins in (False, True):
+            assert (await _grant(peer))[2::4] == ["id-1", begins]
         for _ in endings:
             ((tag, _, call_id, status, *_),) = await peer.answer()
             assert tag == REPLY
@@ -170,7 +197,8 @@ async def test_last_attempts_come_one_at_a_time(
         for number in range(2, 6):
             await send(number)
         for number in range(2, 6):
-            assert (await _grant(peer))[2] == f"id-{number}"
+            for begins in (False, True):
+                assert (await _grant(peer))[2::4] == [f"id-{number}", begins]
             ((tag, _, call_id, status, *_),) = await peer.answer()
             assert (tag, call_id, status) == (REPLY, f"id-{number}", VALUE)
 

@@ -202,3 +202,40 @@ async def test_a_last_attempt_comes_to_no_worker_beside_another_one(
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
+    fleet: Fleet, history: History, node: Broker, tmp_path: Path
+) -> None:
+    """It waits to be alone there, and another call kills the worker first."""
+    gate, other_gate = tmp_path / "gate", tmp_path / "other"
+    first = fleet.start_one(concurrency=1)
+    call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
+    await until(lambda: _attempts(history) == [1], "the first attempt runs")
+    second = await asyncio.to_thread(fleet.start_one)
+    other = asyncio.create_task(history.call(gated, str(other_gate), key="other"))
+    await until(lambda: _attempts(history, "other") == [1], "another call runs")
+    first.kill()
+    await until(lambda: _delivered_before(second) == 1, "the call is passed on")
+
+    (solo,) = [queue.name for queue in fleet.queues() if queue.name.endswith(".solo")]
+
+    def waits() -> bool:
+        """Whether the call is there, and is at a worker."""
+        with node.channel() as channel:
+            ready = channel.queue_declare(solo, passive=True).method.message_count
+        return ready == 0 and (solo, 1) in [(queue.name, queue.messages) for queue in fleet.queues()]
+
+    await until(waits, "the last attempt waits for the other call to end")
+    second.kill()
+    third = await asyncio.to_thread(fleet.start_one)
+    await until(lambda: _attempts(history, "other") == [1, 2], "the other call runs elsewhere")
+    other_gate.touch()
+    await until(lambda: _attempts(history) == [1, 2], "the last attempt runs elsewhere")
+    gate.touch()
+    await settled(asyncio.gather(call, other), "two calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+    assert [(run.attempt, run.pid) for run in history.runs("call")] == [(1, first.pid), (2, third.pid)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from pamqp.commands import Basic
@@ -36,6 +38,17 @@ MAX_SILENT: Final = 1000
 """Callers that are remembered to be silent. To forget one costs time only."""
 
 
+class Word(enum.Enum):
+    """What a caller says to a worker that has a copy of its call."""
+
+    NO = enum.auto()
+    """It is one copy too many, or nobody awaits the call."""
+    YES = enum.auto()
+    """It may start."""
+    BEGUN = enum.auto()
+    """The same, of a last attempt, which a worker has begun: this one, or one that had the copy before."""
+
+
 class Attempts:
     """Counts the attempts of calls, and sees to it that each after the first one is started once.
 
@@ -44,6 +57,9 @@ class Attempts:
     So whoever receives a later attempt asks its caller before starting it: the caller grants each attempt to one
     copy, and the others are dropped. If it is silent for `patience` seconds of connection, the copy starts;
     if it is gone by then, as its reply queue tells, only one with `orphan="run"` does.
+
+    The last attempt is lost with its worker, if it has begun there: when it has the worker for itself, it is
+    claimed once more, and the caller remembers that. A worker may die before, of a call that still ran.
     """
 
     patience = 30.0
@@ -52,8 +68,10 @@ class Attempts:
         self._intake = intake
         self._questions: dict[str, _Waiting[Reply | End | None]] = {}
         """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
-        self._claims: dict[str, _Waiting[bool]] = {}
+        self._claims: dict[str, _Waiting[Word]] = {}
         """Id of a copy -> what its caller is asked."""
+        self._beginnings: dict[str, _Waiting[Word]] = {}
+        """The same, of last attempts that are about to begin."""
         self._silent: dict[str, float] = {}
         """Reply queue -> since when a caller was asked without an answer (event loop time)."""
         self._errands: set[asyncio.Task[None]] = set()
@@ -66,29 +84,33 @@ class Attempts:
         own, so attempts are counted in the envelope."""
         if (not again and call.attempt == 1) or self._intake.worker.knows(call.id):
             return False
-        claim, question = self._claims.get(delivery.inbound.copy), self._questions.get(call.id)
+        inbound = delivery.inbound
+        claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
+        answerable = call.attempt > 1 and bool(inbound.copy) and not inbound.kept
+        last = call.attempt >= call.max_attempts
         if claim is not None:  # it was delivered once more meanwhile, over the next link
             claim.deliveries.append(delivery)
+            claim.again = claim.again or again
         elif again and question is not None:
             question.deliveries.append(delivery)
-        elif again and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts or call.credit):
+        elif answerable and (not again or (last and call.delivery != AT_MOST_ONCE)):
             # Counted at once, as below: what comes next over this consumer depends on it.
-            delivery.inbound.consumer.away += 1
-            self._errand(self._ask_before(call, delivery))
-        elif again:
-            self._try_again(call, delivery)
-        elif delivery.inbound.kept or not delivery.inbound.copy:  # nobody can be asked, or for nothing
+            inbound.consumer.claims += 1
+            self._errand(self._claim(call, delivery, again))
+        elif not again:  # nobody can be asked, or for nothing
             return False
+        elif last or call.delivery == AT_MOST_ONCE or call.credit:
+            inbound.consumer.away += 1
+            self._errand(self._ask_before(call, [delivery]))
         else:
-            delivery.inbound.consumer.claims += 1
-            self._errand(self._claim(call, delivery))
+            self._try_again(call, delivery)
         return True
 
     def stop(self) -> None:
         """The worker takes no more calls: those that wait for the word of their callers go back."""
         self._stopped = True
         for claim in self._claims.values():
-            claim.tell(True)
+            claim.tell(Word.YES)
 
     def restart(self) -> None:
         """It takes calls again."""
@@ -110,54 +132,64 @@ class Attempts:
 
     # -- may it start?
 
-    async def _claim(self, call: Call, delivery: CallDelivery) -> None:
-        intake, copy = self._intake, delivery.inbound.copy
-        claim = self._claims[copy] = _Waiting[bool](delivery)
+    async def _claim(self, call: Call, delivery: CallDelivery, again: bool) -> None:
+        intake, copy, epoch = self._intake, delivery.inbound.copy, self._intake.epoch
+        claim = self._claims[copy] = _Waiting[Word]([delivery], again)
         consumer = delivery.inbound.consumer
         try:
-            granted = self._stopped or await self._granted(call, delivery, claim)
+            word = Word.YES if self._stopped else await self._ask_caller(call, delivery, claim)
         finally:
             del self._claims[copy]
             if claim.away:
                 consumer.away -= 1
             else:
                 consumer.claims -= 1
-        if not granted:
+        if word is Word.NO:
             logger.debug(
                 "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
             )
             for each in claim.deliveries:
                 each.drop()
+        elif word is Word.BEGUN and claim.again:
+            consumer.away += 1
+            self._adapt_window()
+            await self._ask_before(call, claim.deliveries)
+        elif self._stopped and claim.again:
+            for each in claim.deliveries:
+                each.requeue()
         elif self._stopped:
             *others, last = claim.deliveries
             last.give_back(call)
             for each in others:
                 each.drop()
         else:
+            permit = partial(self._begin, call, delivery, claim, epoch)
             for each in claim.deliveries:  # the first one starts it, and it adopts the others
-                intake.worker.deliver(call, each, alone=consumer.solo)
-        if intake.window is not None:
-            intake.window.adapt_soon()
+                intake.worker.deliver(call, each, consumer.solo, permit)
+        self._adapt_window()
 
-    async def _granted(self, call: Call, delivery: CallDelivery, claim: _Waiting[bool]) -> bool:
-        """What the caller says."""
+    def _adapt_window(self) -> None:
+        if self._intake.window is not None:
+            self._intake.window.adapt_soon()
+
+    async def _ask_caller(self, call: Call, delivery: CallDelivery, claim: _Waiting[Word]) -> Word:
+        """What the caller says; if it stays silent, what is to be taken for its word."""
         intake, reply_to = self._intake, delivery.inbound.reply_to
         consumer, loop = delivery.inbound.consumer, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         self._silent.setdefault(reply_to, loop.time())
         missing = 0
-        envelope = Claim(VERSION, call.id, call.attempt, delivery.inbound.copy, intake.worker.id)
         while True:
             if intake.link is None:
                 self._silent[reply_to] = loop.time()
             else:
-                self._send(envelope, reply_to)
+                self._send_claim(call, delivery, begins=False, again=claim.again)
             with suppress(TimeoutError):
                 async with asyncio.timeout(ASK_SECONDS):
-                    granted = await asyncio.shield(claim.answer)
+                    word = await asyncio.shield(claim.answer)
                     self._silent.pop(reply_to, None)
-                    return granted
+                    return word
             state = await self._reply_queue(reply_to)
             if not claim.away and (state is None or not state[1]):
                 # It may be dead. Others need not wait meanwhile, those that run alone neither.
@@ -166,13 +198,13 @@ class Attempts:
                 consumer.away += 1
             missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
-                return call.orphan != CANCEL
+                return Word.NO if call.orphan == CANCEL else Word.BEGUN
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
-            if intake.window is not None:
-                intake.window.adapt_soon()
+            self._adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
-                return call.orphan != CANCEL or state is None or state[1] > 0
+                gone = call.orphan == CANCEL and state is not None and not state[1]
+                return Word.NO if gone else Word.BEGUN
 
     async def _reply_queue(self, name: str) -> tuple[int, int] | None:
         """(messages, consumers) of a reply queue, None if it is missing; with a consumer where that is unknown."""
@@ -184,23 +216,45 @@ class Attempts:
 
     def granted(self, grant: Grant) -> None:
         """A caller says whether a copy may start."""
-        claim = self._claims.get(grant.copy)
+        word = Word.NO if not grant.granted else Word.BEGUN if grant.begun else Word.YES
+        claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
         if claim is not None:
-            claim.tell(grant.granted)
+            claim.tell(word)
+        if beginning is not None and word is not Word.YES:  # which would be the answer to an earlier question
+            beginning.tell(word)
+
+    async def _begin(self, call: Call, delivery: CallDelivery, claim: _Waiting[Word], epoch: int) -> bool:
+        """A last attempt has the worker for itself: whether it may begin. A caller that has answered before and is
+        silent now keeps it from that for some seconds only."""
+        intake, copy, rounds = self._intake, delivery.inbound.copy, 0
+        beginning = self._beginnings[copy] = _Waiting[Word]([delivery])
+        try:
+            while rounds < ASK_ROUNDS:
+                if intake.link is not None:
+                    again = claim.again or intake.epoch != epoch  # by now others may have received it
+                    self._send_claim(call, delivery, begins=True, again=again)
+                    rounds += 1
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_SECONDS):
+                        return await asyncio.shield(beginning.answer) is not Word.NO
+        finally:
+            del self._beginnings[copy]
+        return True
 
     # -- is it lost?
 
-    async def _ask_before(self, call: Call, delivery: CallDelivery) -> None:
+    async def _ask_before(self, call: Call, deliveries: list[CallDelivery]) -> None:
         """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
         a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
         moment to come back, so it is asked for more than once."""
         # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
-        names = [call.id, delivery.inbound.copy] if call.attempt > 1 and delivery.inbound.copy else [call.id]
-        question = _Waiting[Reply | End | None](delivery)
+        inbound = deliveries[0].inbound
+        names = [call.id, inbound.copy] if call.attempt > 1 and inbound.copy else [call.id]
+        question = _Waiting[Reply | End | None](deliveries)
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
         reply: Reply | End | None = None if again else self._worker_lost(call)
-        consumer = delivery.inbound.consumer
+        consumer = inbound.consumer
         for _ in range(ASK_ROUNDS):
             key = self._intake.transport.topology.queue_key(consumer.queue)
             self._send(Ask(VERSION, names), key, control=True)
@@ -237,6 +291,11 @@ class Attempts:
         message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
         return wire.ended(call.id, Status.WORKER_LOST, message, self._intake.worker.id, call.attempt)
 
+    def _send_claim(self, call: Call, delivery: CallDelivery, *, begins: bool, again: bool) -> None:
+        inbound, worker = delivery.inbound, self._intake.worker
+        claim = Claim(VERSION, call.id, call.attempt, inbound.copy, worker.id, begins, again)
+        self._send(claim, inbound.reply_to)
+
     def _send(self, envelope: Ask | Claim, key: str, control: bool = False) -> None:
         intake = self._intake
         properties = Basic.Properties(
@@ -250,9 +309,11 @@ class Attempts:
 class _Waiting(Generic[T]):
     """Deliveries of a call that wait for an answer."""
 
-    def __init__(self, delivery: CallDelivery) -> None:
+    def __init__(self, deliveries: list[CallDelivery], again: bool = False) -> None:
         self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.deliveries = [delivery]
+        self.deliveries = deliveries
+        self.again = again
+        """Whether the broker had delivered one of them before."""
         self.away = False
         """Whether the caller that is asked was not connected when it did not answer."""
 

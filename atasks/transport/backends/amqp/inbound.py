@@ -127,6 +127,11 @@ class CallDelivery:
         self.inbound.ended()
         self.inbound.settled()
 
+    def requeue(self) -> None:
+        """Have another worker receive it, as one that was delivered before."""
+        self.inbound.ended()
+        self.inbound.requeue()
+
     def give_back(self, call: Call, executor: Executor | None = None) -> None:
         consumer = self.inbound.consumer
         if executor is None:

@@ -94,22 +94,30 @@ class Requests:
                 logger.debug("%s is sent again: %s", describe(call), why)
                 if pending.copies is not None:
                     pending.copies.pop(call.attempt, None)
+                    pending.begun = None
                 self.send(pending)
 
     def claimed(self, claim: Claim) -> None:
         """A worker asks whether it may start a copy of a call: say so to one copy for each attempt, as long as the
-        call is awaited."""
+        call is awaited, and remember where the last attempt begins."""
         transport, pending = self._transport, self._transport.pending(claim.id)
-        granted = False
+        granted = begun = False
         if pending is not None and not pending.future.done():
             if pending.copies is None:
                 pending.copies = {}
             granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
+            if granted and claim.begins:
+                # A copy that was given back may begin anew. One that was delivered again may be at both workers.
+                granted = not claim.again or pending.begun in (None, claim.worker)
+                if granted:
+                    pending.begun = claim.worker
             if granted:
+                begun = pending.begun is not None
                 pending.call.attempt = max(pending.call.attempt, claim.attempt)
                 transport.inquiry.heard_of(pending)
         key = transport.topology.worker_key(claim.worker)
-        transport.outbox.put(transport.notices.message([Grant(VERSION, claim.id, claim.copy, granted)], key))
+        grant = Grant(VERSION, claim.id, claim.copy, granted, begun)
+        transport.outbox.put(transport.notices.message([grant], key))
 
     def number(self) -> str:
         """Tells the copies of a call that is sent again from each other."""

@@ -60,8 +60,8 @@ class Window:
         return min(consumer.full_size, max(1, self._free(consumer)))
 
     def _free(self, consumer: Consumer) -> int:
-        """For how many calls of this queue there are slots, and places."""
-        room = self._worker.room
+        """For how many calls of this queue there are slots, and places, beside those that are about to start."""
+        room = self._worker.room - sum(each.claims for each in self.consumers)
         if consumer.executor is None:
             return room
         return min(room, self._worker.pools.places[consumer.executor].free)
