@@ -33,22 +33,19 @@ async def execute(run: Run) -> None:
     Never raises: whatever the function, the codec or a cancellation does becomes a reply.
     """
     serving.set(run)
-    started = time.perf_counter()
-    reply: Reply | None
+    reply: Reply | None = None
     try:
-        if run.permit is not None and not await run.permit():
-            run.worker.ended(run, None)
-            return
-        reply = await _serve(run)
-        size, limit = len(reply.payload), run.worker.transport.max_payload
-        if size > limit:
-            message = (
-                f"the result of {run.call.task} has {size} bytes, over the limit of {limit}: return a reference"
-            )
-            reply = status(run, Status.TOO_LARGE, message)
-        else:
-            reply.run_us = int((time.perf_counter() - started) * 1e6)
-            reply.parked = run.parked
+        if run.permit is None or await run.permit():
+            started = time.perf_counter()
+            reply = await _serve(run)
+            size, limit = len(reply.payload), run.worker.transport.max_payload
+            if size > limit:
+                result = f"the result of {run.call.task} has {size} bytes"
+                message = f"{result}, over the limit of {limit}: return a reference"
+                reply = status(run, Status.TOO_LARGE, message)
+            else:
+                reply.run_us = int((time.perf_counter() - started) * 1e6)
+                reply.parked = run.parked
     except asyncio.CancelledError:
         reply = cancelled_reply(run)
     except BaseException as error:

@@ -83,7 +83,7 @@ class Run(Struct, eq=False):
     alone: bool = False
     """Whether no other call should run beside it: its last attempt."""
     permit: Callable[[], Coroutine[Any, Any, bool]] | None = None
-    """Asked when it runs alone: whether it may begin."""
+    """Asked when it runs alone: whether it may begin. If not, what it came by may be gone."""
     patient_until: float = 0.0
     """If it runs alone: when it stops waiting for others to end (event loop time)."""
     lane: Lane | None = None

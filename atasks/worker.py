@@ -465,7 +465,7 @@ class Worker:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
                 delivery.reply(last)
-        elif run.reason in (Reason.DRAINED, Reason.PASSED_ON):
+        elif run.reason in (Reason.DRAINED, Reason.PASSED_ON) and run.deliveries:
             # Through the last delivery: the earlier ones may be of a connection that is gone.
             run.deliveries[-1].give_back(run.call)
             for delivery in run.deliveries[:-1]:

@@ -104,8 +104,10 @@ class Journal:
             await self._records.add(self._id, reply, quiet=True)
         except Exception as error:
             if len(notes) == 1 or not isinstance(error, (EncodeError, PayloadTooLarge)):
-                stage, lineage, *_ = notes[0]
-                add_note(error, f"in stage {self._names[stage]!r}, at item {lineage}")
+                stages = {self._names[stage] for stage, *_ in notes}
+                if len(stages) == 1:
+                    item = f", at item {notes[0][1]}" if len(notes) == 1 else ""
+                    add_note(error, f"in stage {stages.pop()!r}{item}")
                 raise
         else:
             return

@@ -32,6 +32,14 @@ def _attempts(history: History, key: str = "call") -> list[int]:
     return [run.attempt for run in history.runs(key)]
 
 
+def _waits_in_solo(fleet: Fleet, node: Broker) -> bool:
+    """Whether a last attempt is at a worker."""
+    (solo,) = [queue for queue in fleet.queues() if queue.name.endswith(".solo")]
+    with node.channel() as channel:
+        ready: int = channel.queue_declare(solo.name, passive=True).method.message_count
+    return (ready, solo.messages) == (0, 1)
+
+
 def _delivered_before(worker: WorkerProcess) -> int:
     """How many calls it has passed on at their next attempt."""
     return worker.output.count("was delivered before")
@@ -180,10 +188,10 @@ async def test_a_worker_that_drains_gives_back_what_waits_for_the_word_of_its_ca
     assert [(run.attempt, run.pid) for run in history.runs("call")] == [(1, first.pid), (2, third.pid)]
 
 
-async def test_a_last_attempt_comes_to_no_worker_beside_another_one(
+async def test_a_silent_caller_keeps_no_other_last_attempt_waiting(
     fleet: Fleet, history: History, proxy: Proxy, prefix: str, tmp_path: Path
 ) -> None:
-    """While one waits for the word of its caller, its worker is sent no other: one of them may kill it."""
+    """For longer than a second: a worker has one of them at a time, and the next one if nobody answers for it."""
     gate = tmp_path / "gate"
     first = fleet.start_one()
     async with atasks.connect(proxy.url(), prefix=prefix):
@@ -194,8 +202,8 @@ async def test_a_last_attempt_comes_to_no_worker_beside_another_one(
         first.kill()
         await until(lambda: _delivered_before(second) == 2, "both calls are passed on")
         waits = re.compile(r"call (\S+), attempt 2, waits for the word of its caller")
-        await until(lambda: len(waits.findall(second.output)) >= 2, "the caller is asked again")
-        assert len(set(waits.findall(second.output))) == 1
+        await until(lambda: len(set(waits.findall(second.output))) == 2, "both calls are asked for")
+        assert len(waits.findall(second.output)) > 2, "one after another"
         proxy.resume()
         gate.touch()
         await settled(asyncio.gather(*calls), "both calls")
@@ -219,15 +227,7 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     first.kill()
     await until(lambda: _delivered_before(second) == 1, "the call is passed on")
 
-    (solo,) = [queue.name for queue in fleet.queues() if queue.name.endswith(".solo")]
-
-    def waits() -> bool:
-        """Whether the call is there, and is at a worker."""
-        with node.channel() as channel:
-            ready = channel.queue_declare(solo, passive=True).method.message_count
-        return ready == 0 and (solo, 1) in [(queue.name, queue.messages) for queue in fleet.queues()]
-
-    await until(waits, "the last attempt waits for the other call to end")
+    await until(lambda: _waits_in_solo(fleet, node), "the last attempt waits for the other call to end")
     second.kill()
     third = await asyncio.to_thread(fleet.start_one)
     await until(lambda: _attempts(history, "other") == [1, 2], "the other call runs elsewhere")
@@ -239,3 +239,32 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     history.check()
     await fleet.quiet()
     assert [(run.attempt, run.pid) for run in history.runs("call")] == [(1, first.pid), (2, third.pid)]
+
+
+@pytest.mark.usefixtures("connected")
+async def test_a_last_attempt_that_was_given_back_has_not_begun(
+    fleet: Fleet, history: History, node: Broker, tmp_path: Path
+) -> None:
+    """A worker drains that has begun it, and the next one dies of another call before it begins it anew."""
+    gate, other_gate = tmp_path / "gate", tmp_path / "other"
+    first = fleet.start_one(concurrency=1)
+    call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
+    await until(lambda: _attempts(history) == [1], "the first attempt runs")
+    leaving = await asyncio.to_thread(fleet.start_one, grace=0.2)
+    first.kill()
+    await until(lambda: _attempts(history) == [1, 2], "the last attempt runs")
+    dying = await asyncio.to_thread(fleet.start_one)
+    other = asyncio.create_task(history.call(gated, str(other_gate), key="other"))
+    await until(lambda: _attempts(history, "other") == [1], "another call runs")
+    assert history.runs("other")[0].pid == dying.pid
+    assert await asyncio.to_thread(leaving.stop) == 0
+    await until(lambda: _waits_in_solo(fleet, node), "the last attempt waits for the other call to end")
+    dying.kill()
+    await asyncio.to_thread(fleet.start_one)
+    gate.touch()
+    other_gate.touch()
+    await settled(asyncio.gather(call, other), "two calls")
+    history.completed()
+    history.check()
+    await fleet.quiet()
+    assert _attempts(history) == [1, 2, 2]

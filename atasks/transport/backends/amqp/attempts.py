@@ -70,7 +70,7 @@ class Attempts:
         """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
         self._claims: dict[str, _Waiting[Word]] = {}
         """Id of a copy -> what its caller is asked."""
-        self._beginnings: dict[str, _Waiting[Word]] = {}
+        self._beginnings: dict[str, asyncio.Future[Word]] = {}
         """The same, of last attempts that are about to begin."""
         self._silent: dict[str, float] = {}
         """Reply queue -> since when a caller was asked without an answer (event loop time)."""
@@ -88,12 +88,13 @@ class Attempts:
         claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
         answerable = call.attempt > 1 and bool(inbound.copy) and not inbound.kept
         last = call.attempt >= call.max_attempts
+        begins = last and inbound.consumer.solo and call.delivery != AT_MOST_ONCE
         if claim is not None:  # it was delivered once more meanwhile, over the next link
             claim.deliveries.append(delivery)
-            claim.again = claim.again or again
+            claim.again = claim.again or (again and begins)
         elif again and question is not None:
             question.deliveries.append(delivery)
-        elif answerable and (not again or (last and call.delivery != AT_MOST_ONCE)):
+        elif answerable and (begins or not again):
             # Counted at once, as below: what comes next over this consumer depends on it.
             inbound.consumer.claims += 1
             self._errand(self._claim(call, delivery, again))
@@ -163,7 +164,7 @@ class Attempts:
             for each in others:
                 each.drop()
         else:
-            permit = partial(self._begin, call, delivery, claim, epoch)
+            permit = partial(self._begin, call, delivery, claim.again, epoch)
             for each in claim.deliveries:  # the first one starts it, and it adopts the others
                 intake.worker.deliver(call, each, consumer.solo, permit)
         self._adapt_window()
@@ -190,12 +191,11 @@ class Attempts:
                     word = await asyncio.shield(claim.answer)
                     self._silent.pop(reply_to, None)
                     return word
-            state = await self._reply_queue(reply_to)
-            if not claim.away and (state is None or not state[1]):
-                # It may be dead. Others need not wait meanwhile, those that run alone neither.
+            if not claim.away:  # others need not wait any longer, last attempts neither
                 claim.away = True
                 consumer.claims -= 1
                 consumer.away += 1
+            state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
                 return Word.NO if call.orphan == CANCEL else Word.BEGUN
@@ -220,26 +220,32 @@ class Attempts:
         claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
         if claim is not None:
             claim.tell(word)
-        if beginning is not None and word is not Word.YES:  # which would be the answer to an earlier question
-            beginning.tell(word)
+        if beginning is not None and word is not Word.YES and not beginning.done():
+            beginning.set_result(word)  # YES would be the answer to an earlier question
 
-    async def _begin(self, call: Call, delivery: CallDelivery, claim: _Waiting[Word], epoch: int) -> bool:
+    async def _begin(self, call: Call, delivery: CallDelivery, again: bool, epoch: int) -> bool:
         """A last attempt has the worker for itself: whether it may begin. A caller that has answered before and is
-        silent now keeps it from that for some seconds only."""
-        intake, copy, rounds = self._intake, delivery.inbound.copy, 0
-        beginning = self._beginnings[copy] = _Waiting[Word]([delivery])
+        silent now keeps it from that for some seconds only. If it has begun elsewhere, what it came by goes back
+        to the broker: the worker where it began may be gone by now."""
+        intake, copy, rounds, word = self._intake, delivery.inbound.copy, 0, Word.BEGUN
+        beginning = self._beginnings[copy] = asyncio.get_running_loop().create_future()
         try:
-            while rounds < ASK_ROUNDS:
+            while rounds < ASK_ROUNDS and not beginning.done():
                 if intake.link is not None:
-                    again = claim.again or intake.epoch != epoch  # by now others may have received it
-                    self._send_claim(call, delivery, begins=True, again=again)
+                    self._send_claim(call, delivery, begins=True, again=again or intake.epoch != epoch)
                     rounds += 1
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ASK_SECONDS):
-                        return await asyncio.shield(beginning.answer) is not Word.NO
+                        word = await asyncio.shield(beginning)
         finally:
             del self._beginnings[copy]
-        return True
+        run = intake.worker.find(call.id)
+        if word is Word.NO and run is not None:
+            deliveries, run.deliveries = run.deliveries, []
+            for each in deliveries:
+                if isinstance(each, CallDelivery):
+                    each.requeue()
+        return word is not Word.NO
 
     # -- is it lost?
 
@@ -315,7 +321,7 @@ class _Waiting(Generic[T]):
         self.again = again
         """Whether the broker had delivered one of them before."""
         self.away = False
-        """Whether the caller that is asked was not connected when it did not answer."""
+        """Whether the caller that is asked is slow to answer: then nothing waits for it but this call."""
 
     def tell(self, answer: T) -> None:
         """The answer, unless there is one."""

@@ -53,7 +53,7 @@ class Consumer:
         self.claims = 0
         """Calls from it that wait for the word of their callers."""
         self.away = 0
-        """The same, of callers that are not connected; and calls that may be lost, for which workers are asked."""
+        """The same, of callers that are slow to answer; and calls that may be lost: workers are asked for them."""
         self.adopted = 0
         """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0
@@ -76,6 +76,7 @@ class Consumer:
                 self._tag = await self._link.consume_work(self.name, self._on_message, self.prefetch)
         except BaseException as error:
             self.running = False
+            self._tag = ""
             if isinstance(error, ConnectionInternalError | TimeoutError):
                 self.intake.ailing.add(self.queue, error)
             raise
@@ -85,7 +86,9 @@ class Consumer:
         if self.running:
             self.running = False
             async with self._starting:
-                await guard(shielded(self._link.work.basic_cancel(self._tag)))
+                tag, self._tag = self._tag, ""
+                if tag:
+                    await guard(shielded(self._link.work.basic_cancel(tag)))
 
     async def _on_message(self, message: DeliveredMessage) -> None:
         try:

@@ -106,9 +106,10 @@ class Requests:
             if pending.copies is None:
                 pending.copies = {}
             granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
+            if granted and not claim.again and pending.begun != claim.worker:
+                pending.begun = None  # it was given back, and may begin anew
             if granted and claim.begins:
-                # A copy that was given back may begin anew. One that was delivered again may be at both workers.
-                granted = not claim.again or pending.begun in (None, claim.worker)
+                granted = pending.begun in (None, claim.worker)  # else it is at two workers
                 if granted:
                     pending.begun = claim.worker
             if granted:
