@@ -41,7 +41,10 @@ def lines(file: Path) -> list[str]:
 
 
 def gone(pid: int) -> bool:
-    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 async def test_calls_run_beside_each_other_in_processes_that_are_used_again(tmp_path: Path) -> None:
