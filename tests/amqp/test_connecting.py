@@ -13,6 +13,7 @@ import aiormq.exceptions
 import pamqp.exceptions
 import pytest
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from yarl import URL
@@ -21,7 +22,7 @@ import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, TransportError
 from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, _underlay, map_error
 from tests.amqp.conftest import NewTransport
 from tests.brokers.ports import free_ports
 
@@ -129,6 +130,21 @@ async def test_server_that_does_not_answer() -> None:
 async def test_url_that_is_none(url: str) -> None:
     text = await _refused(url, InvalidURL)
     assert "amqp:" in text
+
+
+async def test_connection_that_is_closed_while_it_is_opened(
+    amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the broker, before the first channel."""
+    open_channel = Link._channel
+
+    async def too_late(link: Link, index: int) -> Channel:
+        await _underlay(link._connections[index]).close()
+        return await open_channel(link, index)
+
+    monkeypatch.setattr(Link, "_channel", too_late)
+    text = await _refused(amqp_url, ConnectFailed)
+    assert "connection to the broker was lost" in text
 
 
 async def test_second_url_is_tried(amqp_url: str, site: Site, prefix: str) -> None:

@@ -233,7 +233,7 @@ async def guard(operation: Awaitable[T]) -> T:
 
 async def _named(operation: Awaitable[T]) -> T:
     """Await it; the library's nameless ways to say that the connection is gone, a `CancelledError` while nobody
-    cancelled the running task and an `Exception` of no class of its own, become a ConnectionError."""
+    cancelled the running task and an error of no class of its own, become a ConnectionError."""
     try:
         return await operation
     except asyncio.CancelledError as error:
@@ -242,7 +242,7 @@ async def _named(operation: Awaitable[T]) -> T:
             raise
         raise ConnectionError("the connection to the broker was lost") from error
     except Exception as error:
-        if type(error) is not Exception:
+        if type(error) not in (Exception, RuntimeError):
             raise
         raise ConnectionError("the connection to the broker was lost") from error
 
