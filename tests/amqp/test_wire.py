@@ -12,7 +12,7 @@ import pytest
 from aiormq.abc import DeliveredMessage
 
 from atasks import CallCancelled, MsgpackCodec, UnknownTask, WorkerLost, current_call
-from atasks.testing import Site, soon
+from atasks.testing import PATIENCE, Site, soon
 from atasks.transport.backends.amqp.link import ConsumerCallback, Link
 from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
@@ -201,6 +201,24 @@ async def test_last_attempts_come_one_at_a_time(
                 assert (await _grant(peer))[2::4] == [f"id-{number}", begins]
             ((tag, _, call_id, status, *_),) = await peer.answer()
             assert (tag, call_id, status) == (REPLY, f"id-{number}", VALUE)
+
+
+async def test_callers_that_are_gone_keep_no_other_last_attempt_waiting(plain_site: Site, peer: Peer) -> None:
+    """A worker that died leaves many, of which it was the caller: a second for each would be too long."""
+    async with plain_site.open():
+        await soon(plain_site.worker.drain())
+        solo = f"{peer.work_queue()}.solo"
+        gone = await peer.channel.declare_queue(exclusive=True)  # nobody consumes it
+        for number in range(2 * int(PATIENCE)):
+            call = [*_call(f"gone-{number}", "add", number), None, 0, 3, 3]
+            await peer.send(call, queue=solo, message_id=f"gone-{number}", reply_to=gone.name)
+        await peer.send([*_call("my-id", "add", 1), None, 0, 3, 3], queue=solo, message_id="a")
+        worker = await plain_site.serve()
+        for begins in (False, True):
+            assert await _grant(peer) == [CLAIM, 1, "my-id", 3, "a", worker.id, begins, False]
+        ((tag, _, call_id, status, *_),) = await peer.answer()
+        assert (tag, call_id, status) == (REPLY, "my-id", VALUE)
+        assert worker.started == 1
 
 
 async def test_several_calls_in_one_message(plain_site: Site, peer: Peer) -> None:

@@ -30,6 +30,8 @@ logger = logging.getLogger("atasks.amqp")
 T = TypeVar("T")
 
 ASK_SECONDS: Final = 1.0
+PROMPT_SECONDS: Final = 0.1
+"""Within which a caller answers that is connected and not busy."""
 ASK_ROUNDS: Final = 3
 """How often workers are asked for a call before it is declared lost."""
 GONE_ROUNDS: Final = 2
@@ -175,26 +177,26 @@ class Attempts:
 
     async def _ask_caller(self, call: Call, delivery: CallDelivery, claim: _Waiting[Word]) -> Word:
         """What the caller says; if it stays silent, what is to be taken for its word."""
-        intake, reply_to = self._intake, delivery.inbound.reply_to
-        consumer, loop = delivery.inbound.consumer, asyncio.get_running_loop()
+        intake, reply_to, loop = self._intake, delivery.inbound.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
-        self._silent.setdefault(reply_to, loop.time())
+        since = self._silent.setdefault(reply_to, loop.time())
+        if loop.time() - since > PROMPT_SECONDS:
+            self._put_aside(claim, delivery)
         missing = 0
         while True:
             if intake.link is None:
                 self._silent[reply_to] = loop.time()
             else:
                 self._send_claim(call, delivery, begins=False, again=claim.again)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ASK_SECONDS):
-                    word = await asyncio.shield(claim.answer)
-                    self._silent.pop(reply_to, None)
-                    return word
-            if not claim.away:  # others need not wait any longer, last attempts neither
-                claim.away = True
-                consumer.claims -= 1
-                consumer.away += 1
+            if not (claim.away or await claim.answered(PROMPT_SECONDS)):
+                state = await self._reply_queue(reply_to)
+                if state is None or not state[1]:
+                    self._put_aside(claim, delivery)
+            if await claim.answered(ASK_SECONDS):
+                self._silent.pop(reply_to, None)
+                return claim.answer.result()
+            self._put_aside(claim, delivery)
             state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
@@ -205,6 +207,15 @@ class Attempts:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
                 gone = call.orphan == CANCEL and state is not None and not state[1]
                 return Word.NO if gone else Word.BEGUN
+
+    def _put_aside(self, claim: _Waiting[Word], delivery: CallDelivery) -> None:
+        """Its caller is slow to answer, or not connected: other calls need not wait for it, last attempts neither.
+        A worker that died leaves many of which it was the caller."""
+        if not claim.away:
+            claim.away = True
+            delivery.inbound.consumer.claims -= 1
+            delivery.inbound.consumer.away += 1
+            self._adapt_window()
 
     async def _reply_queue(self, name: str) -> tuple[int, int] | None:
         """(messages, consumers) of a reply queue, None if it is missing; with a consumer where that is unknown."""
@@ -264,11 +275,9 @@ class Attempts:
         for _ in range(ASK_ROUNDS):
             key = self._intake.transport.topology.queue_key(consumer.queue)
             self._send(Ask(VERSION, names), key, control=True)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ASK_SECONDS):
-                    reply = await asyncio.shield(question.answer)
-                    again = False
-                    break
+            if await question.answered(ASK_SECONDS):
+                reply, again = question.answer.result(), False
+                break
         consumer.away -= 1
         for name in names:
             self._questions.pop(name, None)
@@ -322,6 +331,11 @@ class _Waiting(Generic[T]):
         """Whether the broker had delivered one of them before."""
         self.away = False
         """Whether the caller that is asked is slow to answer: then nothing waits for it but this call."""
+
+    async def answered(self, seconds: float) -> bool:
+        """Whether there is an answer, within so many seconds."""
+        await asyncio.wait([self.answer], timeout=seconds)
+        return self.answer.done()
 
     def tell(self, answer: T) -> None:
         """The answer, unless there is one."""
