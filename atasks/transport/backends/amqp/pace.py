@@ -5,25 +5,41 @@ from __future__ import annotations
 import math
 from typing import Final
 
-__all__ = ["Pace"]
+__all__ = ["NOTHING", "UNKNOWN", "Pace", "Work", "at_most"]
 
-FLOOR_US: Final = 15.0
-"""What the cheapest call costs a worker."""
-_UNKNOWABLE: Final = (math.inf, math.inf, math.inf)
+Work = tuple[float, float]
+"""What calls are expected to run, in microseconds: the mean, and the square of the mean deviation."""
+NOTHING: Final[Work] = (0.0, 0.0)
+UNKNOWN: Final[Work] = (math.inf, 0.0)
+
+SHORTEST_PAUSE_US: Final = 500
+LONGEST_PAUSE_US: Final = 20_000
+"""What may be no work but a pause of the worker: another process has its processor, or it collects garbage."""
+PAUSE_CALLS: Final = 16
+"""One of so many calls may have run into such a pause."""
+_UNKNOWABLE: Final = (math.inf, math.inf, 0)
+
+
+def at_most(work: Work) -> float:
+    """What calls that are expected to do this work together run at most, in microseconds: the mean and four
+    deviations, as in RFC 6298, section 2. Means of independent times add up, and so do squares of deviations."""
+    mean, square = work
+    return mean + 4 * math.sqrt(square)
 
 
 class Pace:
-    """What the next call of each atask is expected to run at most, in microseconds: the mean of its run times and
-    four times their mean deviation, both smoothed as TCP does with round-trip times (RFC 6298, section 2).
+    """What the next call of each atask is expected to run: mean and mean deviation of its run times so far,
+    smoothed as TCP does with round-trip times (RFC 6298, section 2).
 
-    One slow call raises the estimate at once; some forty fast ones after it bring it down again, so that a pause
-    of the worker (a garbage collection, another process) is soon forgotten. An atask that ever awaited another
-    call has no finite estimate: its run time says nothing about the work of its next call.
+    One slow call counts at once, and some forty fast ones make it forgotten. But one in `PAUSE_CALLS` that may
+    have run into a pause does not count: with dozens of calls in a turn of the worker's event loop pauses of its
+    process are seen often, and would be taken for a habit of the calls. An atask that ever awaited another call
+    remains unknown: its run time says nothing about the work of its next call.
     """
 
     def __init__(self) -> None:
-        self._smoothed: dict[str, tuple[float, float, float]] = {}
-        """Mean, mean deviation, and the estimate."""
+        self._smoothed: dict[str, tuple[float, float, int]] = {}
+        """Mean, mean deviation, and for how many calls a slow one counts at once."""
 
     def observe(self, task: str, run_us: int, parked: bool) -> None:
         """A call of this atask has ended."""
@@ -32,14 +48,21 @@ class Pace:
             self._smoothed[task] = _UNKNOWABLE
             return
         if known is None:
-            mean, deviation = float(run_us), run_us / 2
-        else:
-            mean, deviation, _ = known
-            deviation += (abs(mean - run_us) - deviation) / 4
-            mean += (run_us - mean) / 8
-        self._smoothed[task] = (mean, deviation, max(mean + 4 * deviation, FLOOR_US))
+            self._smoothed[task] = (run_us, run_us / 2, 0)
+            return
+        mean, deviation, strict = known
+        if strict:
+            strict -= 1
+        elif SHORTEST_PAUSE_US <= run_us <= LONGEST_PAUSE_US and run_us > mean + 4 * deviation:
+            self._smoothed[task] = (mean, deviation, PAUSE_CALLS)
+            return
+        deviation += (abs(mean - run_us) - deviation) / 4
+        self._smoothed[task] = (mean + (run_us - mean) / 8, deviation, strict)
 
-    def estimate(self, task: str) -> float:
-        """Microseconds that a call of this atask is expected to run; infinite where that is not known."""
+    def expected(self, task: str) -> Work:
+        """The work of one call of this atask; `UNKNOWN` where that is not known."""
         known = self._smoothed.get(task)
-        return math.inf if known is None else known[2]
+        if known is None or known is _UNKNOWABLE:
+            return UNKNOWN
+        mean, deviation, _ = known
+        return mean, deviation * deviation

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +14,7 @@ from atasks.errors import CallConnectionLost, QueueFull
 from atasks.options import MAX_BATCH
 from atasks.run import describe
 from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.pace import NOTHING, UNKNOWN, Work, at_most
 from atasks.transport.base import Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Claim, Grant
 
@@ -27,6 +27,7 @@ logger = logging.getLogger("atasks.amqp")
 
 NO_PROPERTIES: Final = Basic.Properties()
 WORK_US: Final = 1000.0
+"""What the calls of a message run at most, as far as can be expected."""
 MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
@@ -61,19 +62,17 @@ class Requests:
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = len(call.payload) + ENVELOPE_BYTES
         if call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1:
-            cost = math.inf
+            work = UNKNOWN
         else:
-            cost = transport.pace.estimate(call.task) if options.batch == "auto" else 1.0
+            work = transport.pace.expected(call.task) if options.batch == "auto" else NOTHING
         request = self._open.get(kind)
-        if request is not None and request.takes(size, cost):
+        if request is not None and request.takes(size, work):
             request.pendings.append(pending)
             request.size += size
-            request.room -= cost
             transport.outbox.grew(size)
             return
-        request = Request(transport, kind, pending, size)
-        request.room -= cost
-        if request.room > 0:
+        request = Request(transport, kind, pending, size, work)
+        if at_most(work) <= WORK_US:
             self._open[kind] = request
         transport.outbox.put(request)
 
@@ -134,24 +133,38 @@ class Requests:
 class Request(Outgoing):
     """The message of a call, or of several for the same queue."""
 
-    __slots__ = ("kind", "pendings", "refusals", "room", "transport")
+    __slots__ = ("kind", "most", "pendings", "refusals", "transport", "work")
 
     def __init__(
-        self, transport: AMQPTransport, kind: Kind, pending: Pending, size: int, refusals: int = 0
+        self,
+        transport: AMQPTransport,
+        kind: Kind,
+        pending: Pending,
+        size: int,
+        work: Work = UNKNOWN,
+        refusals: int = 0,
     ) -> None:
         super().__init__(b"", transport.topology.work(kind[0]), NO_PROPERTIES)  # prepare() gives it its own
         self.transport = transport
         self.kind = kind
         self.pendings = [pending]
         self.size = size
-        self.room = WORK_US if kind[3] == "auto" else float(kind[3])
-        """What it can take still: microseconds of work, or a number of calls if the option says so."""
+        self.most = MAX_BATCH if kind[3] == "auto" else int(kind[3])
+        """How many calls it takes."""
+        self.work = work
+        """What they are expected to run."""
         self.refusals = refusals
         """How often the broker has refused it."""
 
-    def takes(self, size: int, cost: float) -> bool:
-        """Whether there is room for a call of so many bytes and so much work."""
-        return cost <= self.room and self.size + size <= MAX_BATCH_BYTES and len(self.pendings) < MAX_BATCH
+    def takes(self, size: int, work: Work) -> bool:
+        """Whether there is room for a call of so many bytes and so much work, which is then taken into account."""
+        if len(self.pendings) >= self.most or self.size + size > MAX_BATCH_BYTES:
+            return False
+        together = self.work[0] + work[0], self.work[1] + work[1]
+        if at_most(together) > WORK_US:
+            return False
+        self.work = together
+        return True
 
     def prepare(self) -> bool:
         transport = self.transport
@@ -221,7 +234,9 @@ class Request(Outgoing):
     def _send_again(self, pending: Pending) -> None:
         if not pending.future.done():
             size = len(pending.call.payload) + ENVELOPE_BYTES
-            self.transport.outbox.put(Request(self.transport, self.kind, pending, size, self.refusals + 1))
+            self.transport.outbox.put(
+                Request(self.transport, self.kind, pending, size, refusals=self.refusals + 1)
+            )
 
     def lost(self) -> bool:
         if all(pending.future.done() for pending in self.pendings):
