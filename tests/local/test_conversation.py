@@ -21,7 +21,7 @@ from atasks.transport.backends.local.messages import (
     salvage,
 )
 from atasks.wire import Call
-from tests.faults.history import settled, until
+from tests.faults.history import DEADLINE, settled, until
 from tests.local.jobs import NAMESPACE, echo
 
 
@@ -88,6 +88,36 @@ def test_what_can_be_read_of_a_frame_is_read() -> None:
     found = salvage(body)
     assert found.messages == [Stop(), NoneServes("x")]
     assert [call_id for call_id, _ in found.bad] == ["some-id", None]
+
+
+async def test_what_was_sent_before_the_end_arrives_although_the_other_side_writes(path: str) -> None:
+    hubs: list[SocketLink] = []
+
+    def accept() -> SocketLink:
+        hubs.append(SocketLink())
+        return hubs[-1]
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_unix_server(accept, path)
+    transport, here = await loop.create_unix_connection(SocketLink, path)
+    received: list[object] = []
+    ends: list[str] = []
+    here.receive, here.lost = received.extend, ends.append
+    await until(lambda: hubs, "it is accepted")
+    transport.pause_reading()
+    here.send(Stop())
+    here.end_turn()
+    hubs[0].send(Welcome(8))
+    closing = asyncio.create_task(hubs[0].aclose(DEADLINE))
+    for _ in range(20):
+        await asyncio.sleep(0.01)  # it is closed by now, if it does not wait for this side
+        here.send(Stop())
+    transport.resume_reading()
+    await settled(closing, "the end of the conversation")
+    await until(lambda: ends, "it is told of the end")
+    assert (received, ends) == ([Welcome(8)], ["it was closed by the other side"])
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_call_that_cannot_be_read_costs_no_other(host: Host, path: str) -> None:

@@ -145,9 +145,15 @@ class SocketLink(Link, asyncio.BufferedProtocol):
                 self.transport.close()
 
     async def aclose(self, seconds: float) -> None:
-        self.close()
+        """The other side is told that no more comes, and closes: a socket that is closed while the other side
+        writes to it takes with it what that side has not read."""
+        if not self.closed:
+            self.flush()
+            self.closed = True
         if self.transport is not None:
             try:
+                if not self.transport.is_closing():
+                    self.transport.write_eof()
                 await asyncio.wait([self.ended], timeout=seconds)
             finally:
                 self.transport.abort()
