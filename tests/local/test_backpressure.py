@@ -56,8 +56,7 @@ def buffered(transport: LocalTransport) -> int:
     """Bytes that the hub holds for processes that do not read them."""
     assert transport._host is not None
     links = [peer.link for peer in transport._host.hub._peers]
-    sockets = [link.transport for link in links if isinstance(link, SocketLink)]
-    return sum(socket.get_write_buffer_size() for socket in sockets if socket is not None)
+    return sum(link.unsent for link in links if isinstance(link, SocketLink))
 
 
 async def test_a_client_that_stops_reading(server: LocalTransport, path: str, clients: list[Client]) -> None:

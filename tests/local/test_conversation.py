@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
 from atasks.transport.backends.local.host import Host
-from atasks.transport.backends.local.link import KEPT_READ_BYTES, SocketLink
+from atasks.transport.backends.local.link import HIGH_WATER, KEPT_READ_BYTES, SocketLink
 from atasks.transport.backends.local.messages import (
     Hello,
     NoneServes,
@@ -90,34 +93,72 @@ def test_what_can_be_read_of_a_frame_is_read() -> None:
     assert [call_id for call_id, _ in found.bad] == ["some-id", None]
 
 
-async def test_what_was_sent_before_the_end_arrives_although_the_other_side_writes(path: str) -> None:
-    hubs: list[SocketLink] = []
+@asynccontextmanager
+async def conversation(path: str) -> AsyncIterator[tuple[SocketLink, SocketLink]]:
+    """Both ends of one over a socket."""
+    accepted: list[SocketLink] = []
 
     def accept() -> SocketLink:
-        hubs.append(SocketLink())
-        return hubs[-1]
+        accepted.append(SocketLink())
+        return accepted[-1]
 
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(accept, path)
-    transport, here = await loop.create_unix_connection(SocketLink, path)
+    _, here = await loop.create_unix_connection(SocketLink, path)
+    await until(lambda: accepted, "it is accepted")
+    yield here, accepted[0]
+    await settled(asyncio.gather(here.aclose(DEADLINE), accepted[0].aclose(DEADLINE)), "the end of both sides")
+    server.close()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_what_waits_for_a_slow_reader_arrives_in_order(path: str, ends: bool) -> None:
+    """Also if there is an end behind it, and whatever the sizes."""
+    messages = [
+        Request("q", call(payload=random.randbytes(size))) for size in [10, 300_000, 40_000, 2_000_000] * 5
+    ]
+    received: list[object] = []
+    freed: list[bool] = []
+    async with conversation(path) as (here, there):
+        assert there.transport is not None
+        there.receive, here.freed = received.extend, lambda: freed.append(here.clogged)
+        there.transport.pause_reading()
+        for message in messages:
+            here.send(message)
+            here.flush()
+        assert here.clogged
+        assert here.unsent > HIGH_WATER
+        if ends:
+            closing = asyncio.create_task(here.aclose(DEADLINE))
+            await asyncio.sleep(0)
+        there.transport.resume_reading()
+        await until(lambda: len(received) >= len(messages), "all of it has arrived")
+        if ends:
+            await settled(closing, "the end of the conversation")
+        else:
+            await until(lambda: not here.unsent, "nothing waits any more")
+            assert (freed, here.clogged) == ([False], False)
+    assert received == messages
+
+
+async def test_what_was_sent_before_the_end_arrives_although_the_other_side_writes(path: str) -> None:
     received: list[object] = []
     ends: list[str] = []
-    here.receive, here.lost = received.extend, ends.append
-    await until(lambda: hubs, "it is accepted")
-    transport.pause_reading()
-    here.send(Stop())
-    here.end_turn()
-    hubs[0].send(Welcome(8))
-    closing = asyncio.create_task(hubs[0].aclose(DEADLINE))
-    for _ in range(20):
-        await asyncio.sleep(0.01)  # it is closed by now, if it does not wait for this side
+    async with conversation(path) as (here, there):
+        assert here.transport is not None
+        here.receive, here.lost = received.extend, ends.append
+        here.transport.pause_reading()
         here.send(Stop())
-    transport.resume_reading()
-    await settled(closing, "the end of the conversation")
-    await until(lambda: ends, "it is told of the end")
+        here.end_turn()
+        there.send(Welcome(8))
+        closing = asyncio.create_task(there.aclose(DEADLINE))
+        for _ in range(20):
+            await asyncio.sleep(0.01)  # it is closed by now, if it does not wait for this side
+            here.send(Stop())
+        here.transport.resume_reading()
+        await settled(closing, "the end of the conversation")
+        await until(lambda: ends, "it is told of the end")
     assert (received, ends) == ([Welcome(8)], ["it was closed by the other side"])
-    server.close()
-    await server.wait_closed()
 
 
 async def test_a_call_that_cannot_be_read_costs_no_other(host: Host, path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -18,6 +19,12 @@ FLUSH_BYTES: Final = 256 * 2**10
 """What is sent before the end of the turn, so that the other side can begin."""
 HIGH_WATER: Final = 2**20
 """Bytes that wait for the other side to read: past it, the link is clogged."""
+LOW_WATER: Final = HIGH_WATER // 4
+"""Below it, it is clogged no more."""
+PIECE_BYTES: Final = 256 * 2**10
+"""What is given to asyncio at once, which copies the part of it that the socket does not take."""
+PENDING_BYTES: Final = 64 * 2**10
+"""While asyncio has more than that, it gets no more."""
 MAX_FRAME: Final = 2**31
 JOINED_BYTES: Final = 32 * 2**10
 """Up to here it costs less to copy a frame than to write its length by itself."""
@@ -126,22 +133,53 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._room = memoryview(bytearray(READ_BYTES))
         self._filled = 0
         """Bytes at its beginning that were received, and of which no frame was handed over."""
+        self._pieces: deque[bytes | memoryview] = deque()
+        """What asyncio gets once it has written what it has."""
+        self._waiting = 0
+        """Their bytes."""
+        self._full = False
+        """Whether asyncio has enough."""
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait here for the other side to read."""
+        return self._waiting + (0 if self.transport is None else self.transport.get_write_buffer_size())
 
     def _write(self, messages: list[Message]) -> None:
-        assert self.transport is not None, "it is connected before anything is sent"
         body = encode(messages)
         start = len(body).to_bytes(4, "big")
         if len(body) <= JOINED_BYTES:
-            self.transport.write(start + body)
+            self._hand_over(start + body)
         else:
-            self.transport.write(start)
-            self.transport.write(body)
+            self._hand_over(start)
+            whole = memoryview(body)
+            for position in range(0, len(body), PIECE_BYTES):
+                self._hand_over(whole[position : position + PIECE_BYTES])
+
+    def _hand_over(self, piece: bytes | memoryview) -> None:
+        """Write it when everything before was written. asyncio would put it behind what it has, with a copy of all
+        that each time that its buffer grows."""
+        assert self.transport is not None, "it is connected before anything is sent"
+        if self._full:
+            self._pieces.append(piece)
+            self._waiting += len(piece)
+            self.clogged = self.clogged or self._waiting > HIGH_WATER
+        else:
+            self.transport.write(piece)
+
+    def _hand_over_all(self) -> None:
+        """Nothing comes behind it."""
+        assert self.transport is not None, "it is connected before anything is sent"
+        self._waiting = 0
+        while self._pieces:
+            self.transport.write(self._pieces.popleft())
 
     def close(self) -> None:
         if not self.closed:
             self.flush()
             self.closed = True
             if self.transport is not None:
+                self._hand_over_all()
                 self.transport.close()
 
     async def aclose(self, seconds: float) -> None:
@@ -153,6 +191,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if self.transport is not None:
             try:
                 if not self.transport.is_closing():
+                    self._hand_over_all()
                     self.transport.write_eof()
                 await asyncio.wait([self.ended], timeout=seconds)
             finally:
@@ -163,7 +202,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(HIGH_WATER)
+        self.transport.set_write_buffer_limits(PENDING_BYTES, 0)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room[self._filled :]
@@ -224,14 +263,22 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             self.transport.abort()
 
     def pause_writing(self) -> None:
-        self.clogged = True
+        self._full = True
 
     def resume_writing(self) -> None:
-        self.clogged = False
-        self.freed()
+        assert self.transport is not None, "asyncio has something of it to write"
+        self._full = False
+        while self._pieces and not self._full:  # which `write` may change
+            piece = self._pieces.popleft()
+            self._waiting -= len(piece)
+            self.transport.write(piece)
+        if self.clogged and self._waiting < LOW_WATER:
+            self.clogged = False
+            self.freed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         closed, self.closed = self.closed, True
+        self._pieces.clear()
         if not self.ended.done():
             self.ended.set_result(None)
         if not closed:
