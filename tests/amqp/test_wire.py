@@ -208,10 +208,11 @@ async def test_callers_that_are_gone_keep_no_other_last_attempt_waiting(plain_si
     async with plain_site.open():
         await soon(plain_site.worker.drain())
         solo = f"{peer.work_queue()}.solo"
-        gone = await peer.channel.declare_queue(exclusive=True)  # nobody consumes it
-        for number in range(2 * int(PATIENCE)):
+        gone = [await peer.channel.declare_queue(f"{peer.prefix}.r.gone-{n}", durable=True) for n in range(4)]
+        for number in range(2 * int(PATIENCE)):  # nobody consumes these
             call = [*_call(f"gone-{number}", "add", number), None, 0, 3, 3]
-            await peer.send(call, queue=solo, message_id=f"gone-{number}", reply_to=gone.name)
+            reply_to = gone[number % len(gone)].name
+            await peer.send(call, queue=solo, message_id=f"gone-{number}", reply_to=reply_to)
         await peer.send([*_call("my-id", "add", 1), None, 0, 3, 3], queue=solo, message_id="a")
         worker = await plain_site.serve()
         for begins in (False, True):
@@ -219,6 +220,39 @@ async def test_callers_that_are_gone_keep_no_other_last_attempt_waiting(plain_si
         ((tag, _, call_id, status, *_),) = await peer.answer()
         assert (tag, call_id, status) == (REPLY, "my-id", VALUE)
         assert worker.started == 1
+        for queue in gone:
+            await queue.delete(if_unused=False, if_empty=False)
+
+
+async def test_a_last_attempt_does_not_begin_whose_reply_queue_is_gone(
+    plain_site: Site, peer: Peer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its caller has sent it again, with another reply queue, while it waited for the worker to be free."""
+    rest = [None, 0, 3, 3]  # timeout_ms, sent_ms, attempt, max_attempts
+    ran: list[str | None] = []
+
+    @plain_site.atask(name="note")
+    async def note() -> None:
+        ran.append(current_call().id)
+
+    async with plain_site.open():
+        replies = await peer.channel.declare_queue(f"{peer.prefix}.r.old", durable=True)
+        asked = await peer.consume(replies.name)
+        await peer.send(_call("before", "forever"))
+        await until(lambda: plain_site.worker.started == 1)
+        solo = await peer.channel.get_queue(f"{peer.work_queue()}.solo")
+        await peer.send([*_call("my-id", "note"), *rest], queue=solo.name, message_id="a", reply_to=replies.name)
+        ((tag, *_),) = decode((await soon(asked.get())).body)
+        assert tag == CLAIM
+        await peer.control(encode([[GRANT, 1, "my-id", "a", True, False]]), f"worker:{plain_site.worker.id}")
+        await until(lambda: plain_site.worker.holds("my-id"))
+        await replies.delete(if_unused=False, if_empty=False)
+        await peer.control(encode([[CANCEL, 1, ["before"]]]), f"worker:{plain_site.worker.id}")
+        with caplog.at_level("DEBUG", "atasks.amqp"):
+            await until(lambda: "one copy too many" in caplog.text)
+        await soon(plain_site.worker.drain())
+        assert ran == []
+        assert (await solo.declare()).message_count == 0
 
 
 async def test_several_calls_in_one_message(plain_site: Site, peer: Peer) -> None:

@@ -191,7 +191,7 @@ async def test_a_worker_that_drains_gives_back_what_waits_for_the_word_of_its_ca
 async def test_a_silent_caller_keeps_no_other_last_attempt_waiting(
     fleet: Fleet, history: History, proxy: Proxy, prefix: str, tmp_path: Path
 ) -> None:
-    """For longer than a second: a worker has one of them at a time, and the next one if nobody answers for it."""
+    """For longer than a moment: a worker has one of them at a time, and the next one if nobody answers for it."""
     gate = tmp_path / "gate"
     first = fleet.start_one()
     async with atasks.connect(proxy.url(), prefix=prefix):
@@ -203,7 +203,6 @@ async def test_a_silent_caller_keeps_no_other_last_attempt_waiting(
         await until(lambda: _delivered_before(second) == 2, "both calls are passed on")
         waits = re.compile(r"call (\S+), attempt 2, waits for the word of its caller")
         await until(lambda: len(set(waits.findall(second.output))) == 2, "both calls are asked for")
-        assert len(waits.findall(second.output)) > 2, "one after another"
         proxy.resume()
         gate.touch()
         await settled(asyncio.gather(*calls), "both calls")

@@ -106,9 +106,11 @@ async def conversation(path: str) -> AsyncIterator[tuple[SocketLink, SocketLink]
     server = await loop.create_unix_server(accept, path)
     _, here = await loop.create_unix_connection(SocketLink, path)
     await until(lambda: accepted, "it is accepted")
-    yield here, accepted[0]
-    await settled(asyncio.gather(here.aclose(DEADLINE), accepted[0].aclose(DEADLINE)), "the end of both sides")
-    server.close()
+    try:
+        yield here, accepted[0]
+    finally:
+        await settled(asyncio.gather(here.aclose(DEADLINE), accepted[0].aclose(DEADLINE)), "the end of both sides")
+        server.close()
 
 
 @pytest.mark.parametrize("ends", [False, True])

@@ -40,7 +40,7 @@ def test_steady_calls_are_expected_to_go_on_so() -> None:
 
 def test_a_call_that_is_slower_than_any_pause_counts_at_once_and_forty_fast_ones_end_it() -> None:
     pace = paced(*[20] * 50, LONGEST_PAUSE_US + 1)
-    assert most(pace) > 10_000
+    assert most(pace) > 2_500
     for _ in range(45):
         pace.observe("t", 20, parked=False)
     assert most(pace) < 100
@@ -57,11 +57,11 @@ def test_one_call_in_many_may_have_run_into_a_pause() -> None:
 
 
 def test_an_atask_that_turns_slow_counts_with_its_second_slow_call() -> None:
-    pace = paced(*[20] * 50, 5_000)
+    pace = paced(*[20] * 50, 4_000)
     for _ in range(PAUSE_CALLS - 1):
         pace.observe("t", 20, parked=False)
     assert most(pace) < 100
-    pace.observe("t", 5_000, parked=False)
+    pace.observe("t", 4_000, parked=False)
     assert most(pace) > 1_000
 
 

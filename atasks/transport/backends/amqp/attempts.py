@@ -30,8 +30,10 @@ logger = logging.getLogger("atasks.amqp")
 T = TypeVar("T")
 
 ASK_SECONDS: Final = 1.0
-PROMPT_SECONDS: Final = 0.1
+PROMPT_SECONDS: Final = 0.25
 """Within which a caller answers that is connected and not busy."""
+MAX_ASIDE: Final = 100
+"""Calls of silent callers that are put aside at once; each costs the broker two messages a second."""
 ASK_ROUNDS: Final = 3
 """How often workers are asked for a call before it is declared lost."""
 GONE_ROUNDS: Final = 2
@@ -180,8 +182,8 @@ class Attempts:
         intake, reply_to, loop = self._intake, delivery.inbound.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
-        since = self._silent.setdefault(reply_to, loop.time())
-        if loop.time() - since > PROMPT_SECONDS:
+        silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
+        if silent and delivery.inbound.consumer.away < MAX_ASIDE:
             self._put_aside(claim, delivery)
         missing = 0
         while True:
@@ -190,13 +192,10 @@ class Attempts:
             else:
                 self._send_claim(call, delivery, begins=False, again=claim.again)
             if not (claim.away or await claim.answered(PROMPT_SECONDS)):
-                state = await self._reply_queue(reply_to)
-                if state is None or not state[1]:
-                    self._put_aside(claim, delivery)
+                self._put_aside(claim, delivery)
             if await claim.answered(ASK_SECONDS):
                 self._silent.pop(reply_to, None)
                 return claim.answer.result()
-            self._put_aside(claim, delivery)
             state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
@@ -209,8 +208,8 @@ class Attempts:
                 return Word.NO if gone else Word.BEGUN
 
     def _put_aside(self, claim: _Waiting[Word], delivery: CallDelivery) -> None:
-        """Its caller is slow to answer, or not connected: other calls need not wait for it, last attempts neither.
-        A worker that died leaves many of which it was the caller."""
+        """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
+        that died leaves many of which it was the caller."""
         if not claim.away:
             claim.away = True
             delivery.inbound.consumer.claims -= 1
@@ -236,18 +235,23 @@ class Attempts:
 
     async def _begin(self, call: Call, delivery: CallDelivery, again: bool, epoch: int) -> bool:
         """A last attempt has the worker for itself: whether it may begin. A caller that has answered before and is
-        silent now keeps it from that for some seconds only. If it has begun elsewhere, what it came by goes back
-        to the broker: the worker where it began may be gone by now."""
-        intake, copy, rounds, word = self._intake, delivery.inbound.copy, 0, Word.BEGUN
+        silent now keeps it from that for some seconds only, if its reply queue is there. If it has begun
+        elsewhere, what it came by goes back to the broker: the worker where it began may be gone by now."""
+        intake, copy, reply_to = self._intake, delivery.inbound.copy, delivery.inbound.reply_to
+        rounds, word = 0, Word.BEGUN
         beginning = self._beginnings[copy] = asyncio.get_running_loop().create_future()
         try:
             while rounds < ASK_ROUNDS and not beginning.done():
                 if intake.link is not None:
                     self._send_claim(call, delivery, begins=True, again=again or intake.epoch != epoch)
                     rounds += 1
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ASK_SECONDS):
-                        word = await asyncio.shield(beginning)
+                await asyncio.wait([beginning], timeout=ASK_SECONDS)
+            # Without its reply queue its caller is gone, or has sent it again with another one.
+            gone = not beginning.done() and await self._reply_queue(reply_to) is None
+            if beginning.done():
+                word = beginning.result()
+            elif gone and call.orphan == CANCEL:
+                word = Word.NO
         finally:
             del self._beginnings[copy]
         run = intake.worker.find(call.id)

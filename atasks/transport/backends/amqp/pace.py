@@ -13,7 +13,7 @@ NOTHING: Final[Work] = (0.0, 0.0)
 UNKNOWN: Final[Work] = (math.inf, 0.0)
 
 SHORTEST_PAUSE_US: Final = 500
-LONGEST_PAUSE_US: Final = 20_000
+LONGEST_PAUSE_US: Final = 5_000
 """What may be no work but a pause of the worker: another process has its processor, or it collects garbage."""
 PAUSE_CALLS: Final = 16
 """One of so many calls may have run into such a pause."""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, cast
 
 from atasks.transport.backends.local.messages import UNREADABLE, Message, Salvaged, decode, encode, salvage
@@ -18,7 +19,7 @@ FLUSH_MESSAGES: Final = 64
 FLUSH_BYTES: Final = 256 * 2**10
 """What is sent before the end of the turn, so that the other side can begin."""
 HIGH_WATER: Final = 2**20
-"""Bytes that wait for the other side to read: past it, the link is clogged."""
+"""Bytes that wait for the other side to read, besides those that asyncio has: past it, the link is clogged."""
 LOW_WATER: Final = HIGH_WATER // 4
 """Below it, it is clogged no more."""
 PIECE_BYTES: Final = 256 * 2**10
@@ -159,20 +160,24 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     def _hand_over(self, piece: bytes | memoryview) -> None:
         """Write it when everything before was written. asyncio would put it behind what it has, with a copy of all
         that each time that its buffer grows."""
-        assert self.transport is not None, "it is connected before anything is sent"
         if self._full:
             self._pieces.append(piece)
             self._waiting += len(piece)
             self.clogged = self.clogged or self._waiting > HIGH_WATER
         else:
-            self.transport.write(piece)
+            self._give(piece)
 
     def _hand_over_all(self) -> None:
         """Nothing comes behind it."""
-        assert self.transport is not None, "it is connected before anything is sent"
         self._waiting = 0
         while self._pieces:
-            self.transport.write(self._pieces.popleft())
+            self._give(self._pieces.popleft())
+
+    def _give(self, piece: bytes | memoryview) -> None:
+        """Write it, unless the other side has closed: then asyncio would warn of each piece."""
+        assert self.transport is not None, "it is connected before anything is sent"
+        if not self.transport.is_closing():
+            self.transport.write(piece)
 
     def close(self) -> None:
         if not self.closed:
@@ -192,7 +197,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             try:
                 if not self.transport.is_closing():
                     self._hand_over_all()
-                    self.transport.write_eof()
+                    with suppress(OSError):  # the other side has closed
+                        self.transport.write_eof()
                 await asyncio.wait([self.ended], timeout=seconds)
             finally:
                 self.transport.abort()
@@ -266,12 +272,11 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self._full = True
 
     def resume_writing(self) -> None:
-        assert self.transport is not None, "asyncio has something of it to write"
         self._full = False
         while self._pieces and not self._full:  # which `write` may change
             piece = self._pieces.popleft()
             self._waiting -= len(piece)
-            self.transport.write(piece)
+            self._give(piece)
         if self.clogged and self._waiting < LOW_WATER:
             self.clogged = False
             self.freed()
@@ -279,6 +284,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         closed, self.closed = self.closed, True
         self._pieces.clear()
+        self._waiting = 0
         if not self.ended.done():
             self.ended.set_result(None)
         if not closed:

@@ -171,7 +171,7 @@ class LocalTransport(CallTransport):
                 await self.crew.start(self.timeout)
                 self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
         except BaseException:
-            await self._close()
+            await self._close(0)
             raise
         self._opened()
 
@@ -191,7 +191,8 @@ class LocalTransport(CallTransport):
             logger.error("no more worker processes are started: %s", error)
             self._closed(str(error))
 
-    async def _close(self) -> None:
+    async def _close(self, patience: float = CLOSE_SECONDS) -> None:
+        """Let go of everything; the hub gets so many seconds to read what it was sent."""
         background = [task for task in (self._keeper, self._crew_watch) if task is not None]
         self._keeper = self._crew_watch = None
         for task in background:
@@ -208,7 +209,7 @@ class LocalTransport(CallTransport):
             if host is not None:
                 await host.close()
             if link is not None:
-                await link.aclose(CLOSE_SECONDS)
+                await link.aclose(patience)
             if self._private is not None:
                 shutil.rmtree(self._private, ignore_errors=True)
                 self._private = None
