@@ -16,7 +16,7 @@ SHORTEST_PAUSE_US: Final = 500
 LONGEST_PAUSE_US: Final = 5_000
 """What may be no work but a pause of the worker: another process has its processor, or it collects garbage."""
 PAUSE_CALLS: Final = 16
-"""One of so many calls may have run into such a pause."""
+"""After one that may have run into such a pause, so many calls count whatever they took."""
 _UNKNOWABLE: Final = (math.inf, math.inf, 0)
 
 
@@ -31,10 +31,11 @@ class Pace:
     """What the next call of each atask is expected to run: mean and mean deviation of its run times so far,
     smoothed as TCP does with round-trip times (RFC 6298, section 2).
 
-    One slow call counts at once, and some forty fast ones make it forgotten. But one in `PAUSE_CALLS` that may
-    have run into a pause does not count: with dozens of calls in a turn of the worker's event loop pauses of its
-    process are seen often, and would be taken for a habit of the calls. An atask that ever awaited another call
-    remains unknown: its run time says nothing about the work of its next call.
+    One slow call counts at once, and some forty fast ones make it forgotten. But one that may have run into a
+    pause does not count, if none of the `PAUSE_CALLS` before it was another such one: with dozens of calls in a
+    turn of the worker's event loop pauses of its process are seen often, and would be taken for a habit of the
+    calls. An atask that ever awaited another call remains unknown: its run time says nothing about the work of its
+    next call.
     """
 
     def __init__(self) -> None:
