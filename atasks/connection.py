@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from atasks.blocks import Block
 from atasks.errors import InvalidURL, closest
 from atasks.namespaces import namespaces
 from atasks.router import get_router
@@ -33,14 +34,18 @@ Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextM
 async def connect(
     url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Any
 ) -> AsyncIterator[Transport]:
-    """Await atasks of the namespace over this transport, in this event loop and inside this block.
+    """Await atasks of the namespace over this transport, inside this block.
 
     `url`: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
     "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost" (on
-    workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. A nested connect
-    shadows the outer one. `options` are those of the transport's class.
+    workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. `options` are those
+    of the transport's class.
 
-    Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`.
+    The block is that of the task that enters it, and of the tasks that are started in it; a nested one shadows the
+    outer one. Other tasks of this event loop use the block of the loop that was entered first.
+
+    Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`. It may be left by
+    another task than the one that entered it, and before the blocks inside it.
 
     Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed.
     """
@@ -141,18 +146,20 @@ def local(
 
 @asynccontextmanager
 async def _connected(transport: Transport) -> AsyncIterator[None]:
-    """The transport, connected, as the running event loop's for its namespace."""
+    """A block in which awaits of its namespace go over the transport, which is connected meanwhile."""
     await transport.connect()
-    loop = asyncio.get_running_loop()
+    block = Block(transport)
     connected = get_router(transport.namespace)._connected
-    connected.setdefault(loop, []).append(transport)
+    connected.setdefault(block.loop, []).append(block)
+    block.hold()
     try:
         yield
     finally:
-        stack = connected[loop]
-        stack.remove(transport)
-        if not stack:
-            del connected[loop]
+        block.leave()
+        blocks = connected[block.loop]
+        blocks.remove(block)
+        if not blocks:
+            del connected[block.loop]
         await transport.disconnect()
 
 

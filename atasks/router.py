@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
+from atasks.blocks import Block, default_of, innermost
 from atasks.calls import carried, new_call_id, serving
 from atasks.codecs.base import Codec, as_bytes, get_codec
 from atasks.errors import (
@@ -59,8 +60,8 @@ class Router:
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
         self._worker: Worker | None = None
         namespaces.register(namespace, router=self, registry=self.registry)
-        # The running event loop -> the transports that `connect` entered there; the last one counts.
-        self._connected: dict[asyncio.AbstractEventLoop, list[Transport]] = getattr(self._space, "connected", {})
+        # The running event loop -> the blocks that were entered there and not left, the oldest first.
+        self._connected: dict[asyncio.AbstractEventLoop, list[Block]] = getattr(self._space, "connected", {})
         namespaces.register(namespace, connected=self._connected)
 
     # -- registration
@@ -201,13 +202,19 @@ class Router:
         return (None, TaskOptions()) if item is None else (item.task, item.options)
 
     def _transport(self, run: Run | None) -> Transport:
-        """The serving transport inside a served call, else the running event loop's, else the namespace's."""
+        """That of the block which this code is in; else the serving one inside a served call, else that of the
+        running event loop's oldest block, else the namespace's."""
+        here = innermost.get()
+        if here is not None:
+            inner = here.find(self.namespace, asyncio.get_running_loop())
+            if inner is not None and inner.transport is not None:
+                return inner.transport
         if run is not None and run.worker.namespace == self.namespace:
             return run.worker.transport
         loop = asyncio.get_running_loop()
-        connected = self._connected.get(loop)
-        if connected:
-            return connected[-1]
+        blocks = self._connected.get(loop)
+        if blocks and (oldest := default_of(blocks, here)) is not None:
+            return oldest
         transport: Transport | None = getattr(self._space, "transport", None)
         if transport is None or not transport.usable(loop):
             where = "" if self.namespace == "default" else f", namespace={self.namespace!r}"

@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from atasks import calls
+from atasks.blocks import Block, innermost
 from atasks.calls import serving
 from atasks.connection import connect
 from atasks.errors import NotConnected, NotSupported, TransportError
 from atasks.executors.threads import State, seated
+from atasks.router import get_router
 
 if TYPE_CHECKING:
     from atasks.router import Router
@@ -39,9 +41,9 @@ def connect_sync(
 ) -> Iterator[Transport]:
     """Call atasks of the namespace by `.sync` over this transport, from every thread, inside this block.
 
-    As `atasks.connect`, for code without an event loop: a nested one shadows the outer one, and when the block
-    ends calls that are pending end in `CallConnectionLost`. A process that is forked inside the block has to enter
-    one of its own.
+    As `atasks.connect`, for code without an event loop: a nested one shadows the outer one in this thread, and a
+    thread that is in none uses the one that was entered first. When the block ends calls that are pending end in
+    `CallConnectionLost`. A process that is forked inside the block has to enter one of its own.
 
     Raises what `connect` raises, and RuntimeError where an event loop runs.
     """
@@ -49,9 +51,13 @@ def connect_sync(
     with _background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
+        blocks = get_router(namespace)._connected[background.loop]
+        block = next(block for block in blocks if block.transport is transport)
+        block.hold()  # the context in which it was entered was a copy of this thread's
         try:
             yield transport
         finally:
+            block.release()
             if background.pid == os.getpid():  # a forked process has no business with its parent's connection
                 _run(background.loop, lambda: manager.__aexit__(None, None, None))
 
@@ -99,11 +105,17 @@ class SyncStream(Generic[T]):
 
 
 def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the coroutine returns or raises where this thread's calls are made: in the loop of the worker that it
-    works for, else in the background loop."""
+    """What the coroutine returns or raises where this thread's calls are made: in the loop of the block that it is
+    in, else of the worker that it works for, else in the background loop."""
+    block = _block(router.namespace)
     seat = seated.get()
     if seat is not None and seat.state is not State.ENDED:
-        return _run(seat.loop, lambda: seat.wait_for(make))
+        if block is None or block.loop is seat.loop:
+            return _run(seat.loop, lambda: seat.wait_for(make))
+        elsewhere = block.loop
+        return _run(seat.loop, lambda: seat.wait_for(lambda: _forward(elsewhere, make)))
+    if block is not None:
+        return _run(block.loop, make)
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)
@@ -111,6 +123,13 @@ def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         if background.loop not in router._connected:
             raise _unconnected(router.namespace)
         return _run(background.loop, make)
+
+
+def _block(namespace: str) -> Block | None:
+    """The block that this thread is in, if its event loop can run calls; not in a process that was forked."""
+    here = innermost.get()
+    block = None if here is None else here.find(namespace)
+    return block if block is not None and block.pid == os.getpid() and block.loop.is_running() else None
 
 
 class Background:
@@ -207,6 +226,11 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
             loop.call_soon_threadsafe(errand.cancel)
             errand.ended.wait(CANCEL_PATIENCE)
         raise
+
+
+async def _forward(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine that `make` makes returns or raises in another event loop. Cancelled with this."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
 
 
 class _Errand(Generic[T]):

@@ -9,6 +9,7 @@ import pytest
 
 import atasks
 from atasks import Router, UnknownTask, Worker
+from atasks.connection import _connected
 from atasks.testing import Site, soon
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.host import Host
@@ -176,16 +177,10 @@ async def test_a_caller_that_goes_has_its_calls_cancelled_unless_they_run_for_no
             raise
 
     async with site.open(concurrency=2):
-        transport = site.new_transport()
-        await transport.connect()
-        router = site.router
-        loop = asyncio.get_running_loop()
-        router._connected[loop].append(transport)
-        kinds = {"a": "cancel", "b": "run", "c": "cancel", "d": "run"}
-        calls = [asyncio.create_task(work.options(orphan=kind)(name)) for name, kind in kinds.items()]
-        assert [await soon(started.get()), await soon(started.get())] == ["a", "b"]
-        router._connected[loop].remove(transport)
-        await transport.disconnect()
+        async with _connected(site.new_transport()):
+            kinds = {"a": "cancel", "b": "run", "c": "cancel", "d": "run"}
+            calls = [asyncio.create_task(work.options(orphan=kind)(name)) for name, kind in kinds.items()]
+            assert [await soon(started.get()), await soon(started.get())] == ["a", "b"]
         await asyncio.wait(calls)
         assert await soon(ended.get()) == "a cancelled"
         assert await soon(started.get()) == "d"  # c was dropped

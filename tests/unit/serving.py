@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import atasks
+from atasks.calls import serving
+from atasks.tasks import ATask, atask
 from atasks.worker import Worker
 
 PATIENCE = 60
@@ -29,6 +31,18 @@ async def until(holds: Callable[[], object]) -> None:
 async def happened(event: threading.Event) -> None:
     """Return when a thread has set the event."""
     assert await asyncio.to_thread(event.wait, PATIENCE)
+
+
+def locating(namespace: str) -> ATask[[], int]:
+    """An atask that tells over which loopback transport it was called: its `id`."""
+
+    @atask(namespace=namespace)
+    async def where() -> int:
+        run = serving.get()
+        assert run is not None
+        return id(run.worker.transport)
+
+    return where
 
 
 def idle(worker: Worker) -> bool:

@@ -66,17 +66,6 @@ async def test_a_nested_connect_shadows_and_restores(add: ATask[..., int], names
     assert len({outer, inner, worker.transport}) == 3
 
 
-async def test_connections_may_end_in_any_order(add: ATask[..., int], namespace: str) -> None:
-    first, second = atasks.connect(namespace=namespace), atasks.connect(namespace=namespace)
-    await first.__aenter__()
-    await second.__aenter__()
-    await first.__aexit__(None, None, None)
-    assert await add(1) == 11
-    await second.__aexit__(None, None, None)
-    with pytest.raises(atasks.NotConnected):
-        await add(1)
-
-
 async def test_pending_awaits_end_with_the_block(namespace: str) -> None:
     inside = asyncio.Event()
 

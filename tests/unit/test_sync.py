@@ -8,7 +8,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import atasks
 from atasks import CallConnectionLost, CallTimeout, InvalidURL, NotConnected, current_call, get_router
 from atasks.tasks import ATask, atask
 from atasks.testing import soon
-from tests.unit.serving import PATIENCE, idle, serve, until
+from tests.unit.serving import PATIENCE, idle, locating, serve, until
 
 
 @pytest.fixture
@@ -97,20 +97,76 @@ def test_options_apply(namespace: str) -> None:
 def test_a_nested_connection_shadows_the_outer_one_until_it_ends(
     add: ATask[[int, int], int], namespace: str
 ) -> None:
-    connected = get_router(namespace)._connected
-
-    def used() -> Any:
-        return next(iter(connected.values()))[-1]
-
+    where = locating(namespace)
     with atasks.connect_sync(namespace=namespace) as outer:
-        assert used() is outer
+        assert where.sync() == id(outer)
         with atasks.connect_sync(namespace=namespace) as inner:
-            assert used() is inner is not outer
-            assert add.sync(1, 2) == 3
-        assert used() is outer
+            assert where.sync() == id(inner) != id(outer)
+            with ThreadPoolExecutor(1) as threads:  # it copies no context
+                assert threads.submit(where.sync).result() == id(outer)
+                assert threads.submit(copy_context().run, where.sync).result() == id(inner)
+        assert where.sync() == id(outer)
         assert add.sync(1, 2) == 3
         assert len(background()) == 1
-    assert connected == {}
+    assert get_router(namespace)._connected == {}
+
+
+def test_threads_that_connect_on_their_own_do_not_mix(namespace: str) -> None:
+    where = locating(namespace)
+    together = threading.Barrier(4)
+
+    def view(number: int) -> list[bool]:
+        together.wait(30)
+        found = []
+        for _ in range(number + 1):
+            with atasks.connect_sync(namespace=namespace) as transport:
+                found += [where.sync() == id(transport) for _ in range(10)]
+        return found
+
+    with ThreadPoolExecutor(4) as views:
+        found = list(views.map(view, range(4)))
+    assert [len(each) for each in found] == [10, 20, 30, 40]
+    assert all(map(all, found))
+    assert get_router(namespace)._connected == {}
+
+
+def test_a_connection_of_its_own_inside_an_atask_in_a_thread(namespace: str) -> None:
+    where = locating(namespace)
+
+    @atask(namespace=namespace, executor="thread")
+    def work() -> tuple[int, bool, int]:
+        served = where.sync()
+        with atasks.connect_sync(namespace=namespace) as own:
+            return served, where.sync() == id(own), where.sync()
+
+    with atasks.connect_sync(namespace=namespace) as outer:
+        served, is_own, own = work.sync()
+        assert (served, is_own) == (id(outer), True)
+        assert own != served
+
+
+def test_a_connection_of_its_own_inside_an_atask_in_a_process(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import os
+        import atasks
+        from atasks import atask
+
+        @atask(executor="process")
+        def here():
+            with atasks.connect_sync("loopback:"):
+                return there.sync() == os.getpid()
+
+        @atask
+        async def there():
+            return os.getpid()
+
+        if __name__ == "__main__":
+            with atasks.connect_sync("loopback:"):
+                print(here.sync(), there.sync() == os.getpid())
+        """
+    )
+    assert output == "True True"
 
 
 def test_a_connection_that_fails_leaves_nothing_behind() -> None:

@@ -1,0 +1,88 @@
+"""The `connect` and `serve` blocks that code is in: they say which transport an await goes over."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from atasks.transport.base import Transport
+
+__all__ = ["Block", "default_of", "innermost"]
+
+_moments: Final = itertools.count(1)
+
+
+class Block:
+    """One `connect` or `serve` block of an event loop, until it is left.
+
+    Code is in the blocks that its context holds: those that it has entered, and those that the code was in which
+    started its task. A block that was left counts no more, wherever it was left, and whatever still holds it.
+    """
+
+    __slots__ = ("began", "ended", "loop", "namespace", "outer", "pid", "transport")
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport: Transport | None = transport
+        """None: it was left."""
+        self.namespace = transport.namespace
+        self.loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
+        self.outer = innermost.get()
+        """The block around it, of any namespace and event loop; it may have been left before this one."""
+        self.began = next(_moments)
+        self.ended = 0
+
+    def hold(self) -> None:
+        """The current context is in it from now on."""
+        innermost.set(self)
+
+    def release(self) -> None:
+        """The current context is in it no more, but in the block around it. Does nothing in another context."""
+        if innermost.get() is self:
+            innermost.set(self.outer)
+
+    def leave(self) -> None:
+        """Nothing is in it any more, in whatever context."""
+        self.release()
+        self.transport = None
+        self.ended = next(_moments)
+        # A context may hold this for long: it must not hold all that were left before.
+        self.outer = next((block for block in _around(self.outer) if block.transport is not None), None)
+
+    def find(self, namespace: str, loop: asyncio.AbstractEventLoop | None = None) -> Block | None:
+        """This block, or the nearest one around it, if it is open and of the namespace (and of the event loop)."""
+        block: Block | None = self
+        while block is not None:  # no generator: calls that are made in a block come this way
+            if block.transport is not None and block.namespace == namespace and loop in (None, block.loop):
+                return block
+            block = block.outer
+        return None
+
+
+innermost: ContextVar[Block | None] = ContextVar("atasks.block", default=None)
+"""The block that this context is in; those around it are its `outer` ones."""
+
+
+def default_of(blocks: Sequence[Block], here: Block | None) -> Transport | None:
+    """Of the open blocks of an event loop, the oldest first, the one that code uses which is in none of them.
+
+    That is the oldest. Code that is in a block which was left, `here` or around it, does not go over to one that
+    somebody else entered in the meantime.
+    """
+    for block in blocks:
+        if not any(left.began < block.began < left.ended for left in _around(here)):
+            return block.transport
+    return None
+
+
+def _around(block: Block | None) -> Iterator[Block]:
+    """The block and those around it, from within."""
+    while block is not None:
+        yield block
+        block = block.outer
