@@ -19,6 +19,7 @@
     │   ├── NotConnected                (RuntimeError) no transport in this event loop and namespace
     │   ├── NotSupported                (RuntimeError) the transport does not offer what the call needs
     │   ├── InvalidURL                  (ValueError) a URL that names no transport, or says it wrongly
+    │   ├── InvalidKeys                 (ValueError) a file of keys that cannot be used
     │   ├── ConnectFailed               (ConnectionError) the other side cannot be reached
     │   │   └── AccessRefused           (PermissionError) it was reached, and refuses the user or the virtual host
     │   ├── ListenFailed                (OSError) this process cannot listen at the path of a socket
@@ -49,6 +50,7 @@ __all__ = [
     "ConnectFailed",
     "DecodeError",
     "EncodeError",
+    "InvalidKeys",
     "InvalidURL",
     "ListenFailed",
     "LoadError",
@@ -190,6 +192,10 @@ class NotSupported(TransportError, RuntimeError):
 
 class InvalidURL(TransportError, ValueError):
     """A URL that names no transport, or says it wrongly."""
+
+
+class InvalidKeys(TransportError, ValueError):
+    """A file of keys cannot be used: it is not there, others can read it, or a line is not a key's."""
 
 
 class ConnectFailed(TransportError, ConnectionError):

@@ -7,6 +7,7 @@ from enum import IntEnum
 from atasks.errors import (
     AccessRefused,
     ConnectFailed,
+    InvalidKeys,
     InvalidURL,
     ListenFailed,
     LoadError,
@@ -67,7 +68,7 @@ def explain(error: Exception) -> CommandError:
     match error:
         case LoadError():
             return CommandError(Exit.LOAD, message)
-        case InvalidURL():
+        case InvalidURL() | InvalidKeys():
             return CommandError(Exit.USAGE, message)
         case AccessRefused():
             return CommandError(Exit.REFUSED, f"{message} (--url or $ATASKS_URL)")

@@ -1,0 +1,118 @@
+"""A seal: which key says that a message is its own, and was for here.
+
+    0xC1 | format | length of key id | key id | issued_ms (8 bytes) | MAC (32 bytes) | body
+
+Format 1 has the body as it is without a seal, format 2 encrypts it. 0xC1 begins no MessagePack, so who knows
+nothing of seals refuses such a message. `docs/wire.md` says what the MAC is made of.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Final, Literal, NamedTuple
+
+from atasks.signing.cipher import decrypt, encrypt
+from atasks.signing.keys import MAX_NAME, NAME, Key
+
+__all__ = ["CONTENT_TYPE", "Kind", "SealError", "Sealed", "parse", "seal", "verify"]
+
+CONTENT_TYPE: Final = "application/vnd.atasks.v1.sealed+msgpack"
+MAGIC: Final = 0xC1
+PLAIN: Final = 1
+ENCRYPTED: Final = 2
+LABELS: Final = {PLAIN: b"atasks seal 1", ENCRYPTED: b"atasks seal 2"}
+MAC: Final = 32
+TIME: Final = 8
+
+Kind = Literal["request", "reply", "control", "record"]
+"""What a message is for: one of a kind is refused where another is expected."""
+
+
+class SealError(ValueError):
+    """A message is not sealed, or its seal is not what it should be. Its text is the reason, without contents."""
+
+
+class Sealed(NamedTuple):
+    """A message as it arrived. Nothing of it can be believed before `verify`."""
+
+    key_id: str
+    issued_ms: int
+    """The wall clock of who sealed it, in milliseconds since 1970."""
+    encrypted: bool
+    mac: bytes
+    body: bytes
+
+
+def seal(
+    key: Key, body: bytes, issued_ms: int, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
+) -> bytes:
+    """The body under a seal of the key, good for one kind of message to one destination, with these properties."""
+    name = key.name.encode()
+    time = issued_ms.to_bytes(TIME, "big")
+    form = ENCRYPTED if key.encrypt else PLAIN
+    head = _head(form, name, time, kind, destination, reply_to, message_id)
+    if key.encrypt:
+        body = encrypt(key.secret, body, head)
+    return b"%c%c%c%b%b%b%b" % (MAGIC, form, len(name), name, time, _mac(key, head, body), body)
+
+
+def parse(data: bytes) -> Sealed:
+    """The parts of a sealed message, unverified. Raises SealError."""
+    if not data or data[0] != MAGIC:
+        raise SealError("unsealed")
+    if len(data) < 3 or data[1] not in LABELS:
+        raise SealError("unreadable seal")
+    end = 3 + data[2]
+    start = end + TIME + MAC
+    if not 1 <= data[2] <= MAX_NAME or len(data) < start:
+        raise SealError("unreadable seal")
+    key_id = data[3:end].decode("ascii", "replace")
+    if not NAME.fullmatch(key_id):
+        raise SealError("unreadable seal")
+    issued_ms = int.from_bytes(data[end : end + TIME], "big")
+    return Sealed(key_id, issued_ms, data[1] == ENCRYPTED, data[end + TIME : start], data[start:])
+
+
+def verify(
+    key: Key, sealed: Sealed, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
+) -> bytes:
+    """The body, if the key sealed it for here. Raises SealError."""
+    head = _head(
+        ENCRYPTED if sealed.encrypted else PLAIN,
+        sealed.key_id.encode(),
+        sealed.issued_ms.to_bytes(TIME, "big"),
+        kind,
+        destination,
+        reply_to,
+        message_id,
+    )
+    if key.name != sealed.key_id or not hmac.compare_digest(_mac(key, head, sealed.body), sealed.mac):
+        raise SealError("wrong seal")
+    if not sealed.encrypted:
+        return sealed.body
+    try:
+        return decrypt(key.secret, sealed.body, head)
+    except ImportError:
+        raise SealError("encrypted, and cryptography is not installed") from None
+    except ValueError:
+        raise SealError("wrong seal") from None
+
+
+def _head(
+    form: int, name: bytes, time: bytes, kind: Kind, destination: str, reply_to: str, message_id: str
+) -> bytes:
+    """What the MAC covers before the body: each field behind its length, so that none runs into the next."""
+    fields = (
+        name,
+        time,
+        kind.encode(),
+        destination.encode(),
+        reply_to.encode(),
+        message_id.encode(),
+        CONTENT_TYPE.encode(),
+    )
+    return LABELS[form] + b"".join([len(field).to_bytes(4, "big") + field for field in fields])
+
+
+def _mac(key: Key, head: bytes, body: bytes) -> bytes:
+    return hmac.digest(key.secret, b"%b%b%b" % (head, len(body).to_bytes(4, "big"), body), "sha256")
