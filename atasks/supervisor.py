@@ -53,16 +53,19 @@ class Supervisor:
         env: Mapping[str, str] | None = None,
         on_output: Callable[[int, bytes], None] | None = None,
         on_report: Callable[[int, str, list[Any]], None] | None = None,
+        on_end: Callable[[int], None] | None = None,
     ) -> None:
         """`env` None: the environment of this process. `on_output(number, lines)` gets what a worker writes to
         stderr, in whole lines; None: workers share the stderr of this process. `on_report(number, kind, values)`
-        gets what workers say with `Tether.report`. Numbers count from 1."""
+        gets what workers say with `Tether.report`; `on_end(pid)` is called when a process has ended. Numbers count
+        from 1."""
         if count < 1:
             raise ValueError(f"count={count}: at least 1")
         self.command = list(command)
         self.count = count
         self._env = env
         self._hooks = Hooks(on_report or (lambda number, kind, values: None), on_output, self._ended)
+        self._on_end = on_end
         self._processes: set[WorkerProcess] = set()
         self._keepers: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[None] | None = None
@@ -188,6 +191,8 @@ class Supervisor:
     def _ended(self, process: WorkerProcess) -> None:
         """A process is gone: say so, unless it was to go, and see whether to give up."""
         self._processes.discard(process)
+        if self._on_end is not None:
+            self._on_end(process.pid)
         how = f"{_name(process)} {process.describe_end()}"
         if process.released:
             logger.info("%s, having been told to end", how)

@@ -296,6 +296,8 @@ def _after_fork() -> None:
     global _lock, _background, _forked
     _forked = _forked or _background is not None
     _lock, _background = threading.Lock(), None
+    serving.set(None)
+    seated.set(None)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from atasks import blackbox
+from atasks import blackbox, forks
 
 __all__ = ["VARIABLE", "Tether"]
 
@@ -54,6 +54,7 @@ class Tether:
         number, channel, stderr, box = map(int, text.split(":"))
         for fd in (channel, stderr):
             os.set_inheritable(fd, False)
+        forks.withhold(channel)
         blackbox.install(box)
         os.close(box)
         _name_process(f"atasks:{number}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from atasks import forks
 from atasks.blackbox import BlackBox
 from atasks.tether import VARIABLE
 
@@ -81,6 +82,9 @@ class WorkerProcess:
         stderr = os.dup(2)
         inherited = [theirs.fileno(), stderr, box.fd]
         pipe = os.pipe() if hooks.on_output is not None else None
+        forks.withhold(ours.fileno())
+        if pipe is not None:
+            forks.withhold(pipe[0])
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,

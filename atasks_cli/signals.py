@@ -10,6 +10,8 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
+from atasks import forks
+
 __all__ = ["Signals"]
 
 
@@ -31,8 +33,9 @@ class Signals:
         self._loop = asyncio.get_running_loop()
         # Not loop.add_signal_handler: its callbacks wait for the event loop's turn, which never comes while code
         # blocks it. A plain handler runs between two instructions of whatever is running.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        forks.handle_signal(signal.SIGTERM, self._handle)
+        # A Ctrl-C comes to forked children too. They go on, as do the running calls that they have a part in.
+        signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None or self._loop.is_closed():

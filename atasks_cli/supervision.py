@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from atasks.connection import connect
 from atasks.errors import TransportError, WorkersFailed
 from atasks.supervisor import Supervisor
+from atasks.transport.backends.local import LocalTransport
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
 from atasks_cli.reload import Watcher
@@ -81,12 +82,15 @@ async def _supervise(settings: Settings, supervision: Supervision) -> int:
                 watcher.add(values[0])
 
         command = [sys.executable, *sys.orig_argv[1:]]
-        supervisor = Supervisor(command, supervision.workers, on_output=_relay, on_report=hear)
+        on_end: Callable[[int], None] | None = None
         if settings.transport == "unix":  # its hub is here, and outlives the workers
             try:
-                await stack.enter_async_context(connect(settings.url, hub=True, workers=0))
+                transport = await stack.enter_async_context(connect(settings.url, hub=True, workers=0))
             except TransportError as error:
                 raise explain(error) from error
+            assert isinstance(transport, LocalTransport)
+            on_end = transport.process_ended
+        supervisor = Supervisor(command, supervision.workers, on_output=_relay, on_report=hear, on_end=on_end)
         stop = asyncio.Event()
         signals = Signals(stop.set)
         signals.last = supervisor.kill

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, BinaryIO
 
-from atasks import calls, wire
+from atasks import calls, forks, wire
 from atasks.calls import CurrentCall
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError
@@ -33,7 +33,9 @@ def serve(channel: socket.socket, stream: BinaryIO, codec: Codec) -> None:
     # Who stops a whole group of processes means the worker, which ends this one when its calls are done. A handler
     # that does nothing, unlike SIG_IGN, is not inherited by the programs that a function starts.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _do_nothing)
+        forks.handle_signal(number, _do_nothing)
+    channel.set_inheritable(False)
+    forks.withhold(channel.fileno())
     namespaces.register(codec.namespace, codec=codec)
     requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     busy = threading.Event()

@@ -12,6 +12,7 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Final
 
+from atasks import forks
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.executors.frames import HEADER, Request, decode_reply, frame
@@ -53,6 +54,7 @@ class Worked:
         """A process that is ready. Raises `Lost` if it ends before it is."""
         hello = pickle.dumps(sys.path) + dumps(codec)
         ours, theirs = socket.socketpair()
+        forks.withhold(ours.fileno())
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import io
+import os
 import pickle
 import signal
 from collections.abc import Callable, Coroutine, Iterator
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 
 import cloudpickle  # type: ignore[import-untyped]
 
+from atasks import forks
 from atasks.codecs.base import Codec
 from atasks.failures import decode_failure, encode_failure
 from atasks.pipeline.calling import Invocation, WorkerInfo, call_hook, iterator_of
@@ -98,9 +100,11 @@ def _terminate(number: int, frame: object) -> NoReturn:
 def main(descriptor: int) -> None:
     """Serve the parent, until it is gone or says so."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to the parent too, which ends its children
+    os.set_inheritable(descriptor, False)
+    forks.withhold(descriptor)
     child = _Child(Connection(descriptor))
     try:
-        signal.signal(signal.SIGTERM, _terminate)
+        forks.handle_signal(signal.SIGTERM, _terminate)
         child.serve()
     except (_Terminated, EOFError, OSError):
         pass

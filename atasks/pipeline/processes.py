@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
+from atasks import forks
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import WorkerInfo
 from atasks.pipeline.channel import Lineage
@@ -57,6 +58,7 @@ class Process:
     def start(self) -> None:
         """Start it, and run `on_start` there. Raises what that raises."""
         here, there = socket.socketpair()
+        forks.withhold(here.fileno())
         with there:
             command = [sys.executable, "-c", _COMMAND, str(there.fileno()), *sys.path]
             with self._lock:

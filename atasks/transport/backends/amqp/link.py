@@ -13,6 +13,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
 from aiormq.abc import AbstractConnection, ConsumerCallback
 from aiormq.channel import Channel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPError,
     AuthenticationError,
@@ -28,6 +29,7 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable
 from yarl import URL
 
+from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
@@ -64,6 +66,16 @@ the running task belongs to them: see `guard`."""
 HEARTBEAT: Final = 30
 ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
+
+
+class _Sockets(TransportFactory):
+    """Opens connections that forked children do not share."""
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        secure = url.scheme == "amqps"
+        reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
+        forks.withhold(writer.get_extra_info("socket").fileno())
+        return reader, writer
 
 
 class Link:
@@ -108,6 +120,7 @@ class Link:
             for role in ("publish", "consume"):
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
                 attempt = aio_pika.Connection(address, client_properties=properties)
+                attempt.kwargs["transport_factory"] = _Sockets()
                 opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
                 await attempt.connect()
             link = cls(opened[0], opened[1])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypedDict
 
 from atasks.errors import NotSupported, WorkersFailed
@@ -51,9 +51,15 @@ class Crew:
     """So many worker processes, each one replaced when it dies. They are fresh interpreters."""
 
     def __init__(
-        self, count: int, socket: str, namespace: str, modules: Sequence[str] | None, options: ServeOptions
+        self,
+        count: int,
+        socket: str,
+        namespace: str,
+        modules: Sequence[str] | None,
+        options: ServeOptions,
+        on_end: Callable[[int], None],
     ) -> None:
-        """Raises NotSupported if the atasks are in no module."""
+        """`on_end` gets the pid of each process that has ended. Raises NotSupported if atasks are in no module."""
         self._grace = options.get("grace", 0.0)
         config = {
             "path": [entry or os.getcwd() for entry in sys.path],
@@ -65,7 +71,8 @@ class Crew:
             **options,
         }
         warnings = [f"-W{option}" for option in sys.warnoptions]
-        self._supervisor = Supervisor([sys.executable, *warnings, "-c", BOOTSTRAP, json.dumps(config)], count)
+        command = [sys.executable, *warnings, "-c", BOOTSTRAP, json.dumps(config)]
+        self._supervisor = Supervisor(command, count, on_end=on_end)
 
     @property
     def pids(self) -> list[int]:

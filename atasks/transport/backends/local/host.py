@@ -8,7 +8,7 @@ from typing import Final
 
 from atasks.transport.backends.local.hub import Hub
 from atasks.transport.backends.local.link import InnerLink, SocketLink
-from atasks.transport.backends.local.socket_file import SocketFile, trusts
+from atasks.transport.backends.local.socket_file import SocketFile, peer_pid, trusts
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 
 __all__ = ["Host"]
@@ -66,8 +66,9 @@ class _Accepted(SocketLink):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self.transport is not None
-        if trusts(transport.get_extra_info("socket")) and not self._hub.closed:
-            self._hub.attach(self)
+        socket = transport.get_extra_info("socket")
+        if trusts(socket) and not self._hub.closed:
+            self._hub.attach(self, peer_pid(socket))
         else:
             logger.warning("a connection of another user's process was refused")
             self.closed = True

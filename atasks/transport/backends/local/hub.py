@@ -100,15 +100,22 @@ class Hub:
 
     # -- the processes around it
 
-    def attach(self, link: Link) -> None:
-        """Converse with one more process. Nothing is taken from it before its `Hello`."""
-        peer = Peer(link)
+    def attach(self, link: Link, pid: int = 0) -> None:
+        """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
+        peer = Peer(link, pid)
         self._peers.append(peer)
         link.schedule = self._schedule
         link.receive = partial(self._receive, peer)
         link.unreadable = partial(self._unreadable, peer)
         link.lost = partial(self._gone, peer)
         link.freed = partial(self._freed, peer)
+
+    def process_ended(self, pid: int) -> None:
+        """A process has ended. Its connections do so too, when what it sent has been read: a child that a library
+        forked may have them open."""
+        for peer in self._peers:
+            if peer.pid == pid:
+                peer.link.hang_up()
 
     async def close(self) -> None:
         """Tell everybody that no call is running any more, and end every conversation.
@@ -154,7 +161,7 @@ class Hub:
     def _welcomed(self, peer: Peer, message: Message | None) -> bool:
         """Whether the first message is a `Hello` of this protocol."""
         if isinstance(message, Hello) and message.protocol == PROTOCOL:
-            peer.namespace, peer.pid = message.namespace, message.pid
+            peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
             peer.link.send(Welcome(os.getpid()))
             return True
         theirs = message.protocol if isinstance(message, Hello) else "none"

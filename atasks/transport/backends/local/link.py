@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
+from atasks import forks
 from atasks.transport.backends.local.messages import UNREADABLE, Message, Salvaged, decode, encode, salvage
 
 __all__ = ["InnerLink", "Link", "SocketLink"]
@@ -113,6 +116,9 @@ class Link:
     def _write(self, messages: list[Message]) -> None:
         raise NotImplementedError
 
+    def hang_up(self) -> None:
+        """The other side is dead, whoever has its end: the conversation is over when what it sent was read."""
+
     def close(self) -> None:
         """End the conversation, when the other side has read what was sent."""
         raise NotImplementedError
@@ -179,6 +185,12 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         if not self.transport.is_closing():
             self.transport.write(piece)
 
+    def hang_up(self) -> None:
+        if self.transport is not None and not self.transport.is_closing():
+            own = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
+            with own, suppress(OSError):  # it is over already
+                own.shutdown(socket.SHUT_RD)
+
     def close(self) -> None:
         if not self.closed:
             self.flush()
@@ -208,6 +220,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        forks.withhold(transport.get_extra_info("socket").fileno())
         self.transport.set_write_buffer_limits(PENDING_BYTES, 0)
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -19,11 +19,11 @@ MAX_QUEUED: Final = 64 * 2**20
 class Peer:
     """One process and one namespace."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, pid: int) -> None:
         self.link = link
         self.namespace: str | None = None
         """None until it has said `Hello`."""
-        self.pid = 0
+        self.pid = pid
         # as a caller
         self.queued = 0
         """Bytes of its calls that wait in queues."""

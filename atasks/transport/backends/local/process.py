@@ -12,6 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import atasks
+from atasks import forks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.tether import Tether
@@ -69,7 +70,7 @@ async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> None:
         async with atasks.serve(url, hub=False, **options) as worker:
             tether.ready(f"{len(worker.tasks)} atasks in process {os.getpid()}")
             stopped = asyncio.create_task(tether.released())
-            loop.add_signal_handler(signal.SIGTERM, stopped.cancel)
+            forks.handle_signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(stopped.cancel))
             ended = asyncio.create_task(worker.wait())
             await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()

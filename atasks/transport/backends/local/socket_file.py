@@ -11,12 +11,15 @@ import struct
 import sys
 from typing import Final
 
+from atasks import forks
 from atasks.errors import ListenFailed
 
-__all__ = ["SocketFile", "trusts"]
+__all__ = ["SocketFile", "peer_pid", "trusts"]
 
 LOCAL_PEERCRED: Final = 1
 """macOS: the option, of level 0, that tells who is at the other end."""
+LOCAL_PEERPID: Final = 2
+"""macOS: the one that tells which process connected."""
 
 
 class SocketFile:
@@ -44,6 +47,7 @@ class SocketFile:
                 self.socket.bind(path)
                 os.chmod(path, 0o600)  # nobody can connect before it is told to listen
                 self.socket.setblocking(False)
+                forks.withhold(self.socket.fileno())
             except BaseException:
                 self.socket.close()
                 raise
@@ -74,6 +78,7 @@ def _lock(path: str) -> int:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), os.stat(path)):
+                    forks.withhold(file)
                     return file
         except BaseException:
             os.close(file)
@@ -102,6 +107,16 @@ def trusts(connected: socket.socket) -> bool:
     """Whether the other end of a Unix socket is a process of this user, or of root."""
     uid = _peer_uid(connected)
     return uid is None or uid in (os.geteuid(), 0)
+
+
+def peer_pid(connected: socket.socket) -> int:
+    """Which process connected a Unix socket, as this one sees it; 0 where the system does not tell."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is not None:
+        return int(struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, 12))[0])
+    if sys.platform.startswith("darwin"):
+        return connected.getsockopt(0, LOCAL_PEERPID)
+    return 0
 
 
 def _peer_uid(connected: socket.socket) -> int | None:

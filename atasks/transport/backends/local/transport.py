@@ -167,7 +167,9 @@ class LocalTransport(CallTransport):
                 await self._join(path)
             self._kept.attach(await self._greet())
             if self.workers:
-                self.crew = Crew(self.workers, path, self.namespace, self._modules, self._serving)
+                self.crew = Crew(
+                    self.workers, path, self.namespace, self._modules, self._serving, self.process_ended
+                )
                 await self.crew.start(self.timeout)
                 self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
         except BaseException:
@@ -178,6 +180,11 @@ class LocalTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the transport was disconnected")
         await self._close()
+
+    def process_ended(self, pid: int) -> None:
+        """Tell the hub, if it is here, that a process has ended: others may have the socket of a dead one open."""
+        if self._host is not None:
+            self._host.hub.process_ended(pid)
 
     def _closed(self, reason: str) -> None:
         super()._closed(reason)
