@@ -234,6 +234,11 @@ class Claim(Struct, array_like=True, tag=11, gc=False):
     """Whether it starts now, as the last attempt: nothing else runs beside it."""
     again: bool = False
     """Whether the broker delivered it to somebody before: it may have begun there."""
+    run: Count = 0
+    """How many last attempts that worker has asked to begin so far, this one included; 0: it has not asked yet, or
+    is an older version."""
+    over: Annotated[str, Meta(max_length=64)] = ""
+    """The beginning of this copy that is over, as `worker:run`: its worker gave it back. Empty: none was."""
 
 
 class Grant(Struct, array_like=True, tag=12, gc=False):
@@ -245,6 +250,9 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     granted: bool
     begun: bool = False
     """Whether a worker has said that this copy begins."""
+    run: Count | None = None
+    """Which beginning of the worker that asked was granted, by the number in its claim; 0: none was; None: the
+    caller is an older version."""
 
 
 Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant

@@ -214,8 +214,8 @@ class Pending(Struct, eq=False):
     """Whether the broker had no queue for it: it waits for a worker that declares one."""
     copies: dict[int, str] | None = None
     """Attempt -> the one copy of its request that may start as this attempt; None: nobody has asked."""
-    begun: str | None = None
-    """The worker at which the last attempt has begun."""
+    begun: tuple[str, int] | None = None
+    """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
     """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
 

@@ -67,8 +67,9 @@ def _call(id: str, task: str, *args: Any, **kwargs: Any) -> list[Any]:
 async def _grant(peer: Peer, granted: bool = True, begun: bool = False) -> list[Any]:
     """Say to the worker that asks whether a copy of a call may start; returns what it asked."""
     (claim,) = await peer.answer()
-    _, _, call_id, _, copy, worker, begins, _ = claim
-    await peer.control(encode([[GRANT, 1, call_id, copy, granted, begins or begun]]), f"worker:{worker}")
+    _, _, call_id, _, copy, worker, begins, _, run, _ = claim
+    grant = [GRANT, 1, call_id, copy, granted, begins or begun, run if begins else 0]
+    await peer.control(encode([grant]), f"worker:{worker}")
     return list(claim)
 
 
@@ -118,7 +119,7 @@ async def test_later_attempts_are_claimed(plain_site: Site, peer: Peer) -> None:
     async with plain_site.open():
         for copy, granted in (("a", False), ("b", True)):
             await peer.send([*_call("my-id", "show"), *rest], message_id=copy)
-            asked = [CLAIM, 1, "my-id", 2, copy, plain_site.worker.id, False, False]
+            asked = [CLAIM, 1, "my-id", 2, copy, plain_site.worker.id, False, False, 0, ""]
             assert await _grant(peer, granted) == asked
         ((tag, _, call_id, status, payload, *_),) = await peer.answer()
         assert (tag, call_id, status, decode(payload)[1]) == (REPLY, "my-id", VALUE, 2)
@@ -137,15 +138,16 @@ async def test_a_last_attempt_is_lost_only_if_it_has_begun(plain_site: Site, pee
         await (await solo.get()).nack(requeue=True)  # a worker had it, and has died
         worker = await plain_site.serve()
         claim = [CLAIM, 1, "my-id", 3, "a", worker.id]
-        assert await _grant(peer, begun=begun) == [*claim, False, True]
+        assert await _grant(peer, begun=begun) == [*claim, False, True, 0, ""]
         if not begun:
-            assert await _grant(peer) == [*claim, True, True]
+            assert await _grant(peer) == [*claim, True, True, 1, ""]
         await peer.send([*_call("other", "add", 1), None, 0, 3, 3], queue=solo.name, message_id="b")
         endings = []
         while len(endings) < 2:
             if endings == ([] if begun else [("my-id", VALUE)]):  # it need not wait until the first one is lost
                 for begins in (False, True):
-                    assert await _grant(peer) == [CLAIM, 1, "other", 3, "b", worker.id, begins, False]
+                    asked = await _grant(peer)
+                    assert asked[:8] == [CLAIM, 1, "other", 3, "b", worker.id, begins, False]
             ((_, _, call_id, status, *_),) = await peer.answer()
             endings.append((call_id, status))
         assert endings == ([("other", VALUE), ("my-id", LOST)] if begun else [("my-id", VALUE), ("other", VALUE)])
@@ -188,7 +190,7 @@ async def test_last_attempts_come_one_at_a_time(
             await plain_site.serve()
         endings = dict.fromkeys(f"id-{number}" for number in range(2))
         for begins in (False, True):
-            assert (await _grant(peer))[2::4] == ["id-1", begins]
+            assert (await _grant(peer))[2:7:4] == ["id-1", begins]
         for _ in endings:
             ((tag, _, call_id, status, *_),) = await peer.answer()
             assert tag == REPLY
@@ -198,7 +200,7 @@ async def test_last_attempts_come_one_at_a_time(
             await send(number)
         for number in range(2, 6):
             for begins in (False, True):
-                assert (await _grant(peer))[2::4] == [f"id-{number}", begins]
+                assert (await _grant(peer))[2:7:4] == [f"id-{number}", begins]
             ((tag, _, call_id, status, *_),) = await peer.answer()
             assert (tag, call_id, status) == (REPLY, f"id-{number}", VALUE)
 
@@ -216,7 +218,7 @@ async def test_callers_that_are_gone_keep_no_other_last_attempt_waiting(plain_si
         await peer.send([*_call("my-id", "add", 1), None, 0, 3, 3], queue=solo, message_id="a")
         worker = await plain_site.serve()
         for begins in (False, True):
-            assert await _grant(peer) == [CLAIM, 1, "my-id", 3, "a", worker.id, begins, False]
+            assert await _grant(peer) == [CLAIM, 1, "my-id", 3, "a", worker.id, begins, False, int(begins), ""]
         ((tag, _, call_id, status, *_),) = await peer.answer()
         assert (tag, call_id, status) == (REPLY, "my-id", VALUE)
         assert worker.started == 1

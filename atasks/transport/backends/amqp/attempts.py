@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import enum
 import logging
 from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
-
-from pamqp.commands import Basic
+from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
 from atasks.run import describe
 from atasks.transport.backends.amqp.callers import CANCEL
-from atasks.transport.backends.amqp.inbound import CallDelivery
+from atasks.transport.backends.amqp.claims import CopyClaim, Question, Waiting, Word, question_properties
+from atasks.transport.backends.amqp.inbound import CallDelivery, Inbound
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Call, Claim, End, Grant, Reply, Status
+from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Attempts"]
 
 logger = logging.getLogger("atasks.amqp")
-
-T = TypeVar("T")
 
 ASK_SECONDS: Final = 1.0
 PROMPT_SECONDS: Final = 0.25
@@ -42,17 +38,6 @@ MAX_SILENT: Final = 1000
 """Callers that are remembered to be silent. To forget one costs time only."""
 
 
-class Word(enum.Enum):
-    """What a caller says to a worker that has a copy of its call."""
-
-    NO = enum.auto()
-    """It is one copy too many, or nobody awaits the call."""
-    YES = enum.auto()
-    """It may start."""
-    BEGUN = enum.auto()
-    """The same, of a last attempt, which a worker has begun: this one, or one that had the copy before."""
-
-
 class Attempts:
     """Counts the attempts of calls, and sees to it that each after the first one is started once.
 
@@ -63,19 +48,23 @@ class Attempts:
     if it is gone by then, as its reply queue tells, only one with `orphan="run"` does.
 
     The last attempt is lost with its worker, if it has begun there: when it has the worker for itself, it is
-    claimed once more, and the caller remembers that. A worker may die before, of a call that still ran.
+    claimed once more, and the caller remembers that. A worker may die before, of a call that still ran. A
+    beginning is granted to one worker: the next one has it only with a copy that says that the other one gave it
+    back. While the caller is silent the copy waits aside, and the worker runs other calls.
     """
 
     patience = 30.0
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._questions: dict[str, _Waiting[Reply | End | None]] = {}
+        self._questions: dict[str, Waiting[Reply | End | None]] = {}
         """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
-        self._claims: dict[str, _Waiting[Word]] = {}
+        self._claims: dict[str, CopyClaim] = {}
         """Id of a copy -> what its caller is asked."""
-        self._beginnings: dict[str, asyncio.Future[Word]] = {}
+        self._beginnings: dict[str, CopyClaim] = {}
         """The same, of last attempts that are about to begin."""
+        self._runs = 0
+        """Last attempts that have asked to begin."""
         self._silent: dict[str, float] = {}
         """Reply queue -> since when a caller was asked without an answer (event loop time)."""
         self._errands: set[asyncio.Task[None]] = set()
@@ -101,7 +90,7 @@ class Attempts:
         elif answerable and (begins or not again):
             # Counted at once, as below: what comes next over this consumer depends on it.
             inbound.consumer.claims += 1
-            self._errand(self._claim(call, delivery, again))
+            self._errand(self._claim(call, self._new_claim(call, [delivery], again)))
         elif not again:  # nobody can be asked, or for nothing
             return False
         elif last or call.delivery == AT_MOST_ONCE or call.credit:
@@ -115,7 +104,7 @@ class Attempts:
         """The worker takes no more calls: those that wait for the word of their callers go back."""
         self._stopped = True
         for claim in self._claims.values():
-            claim.tell(Word.YES)
+            claim.tell(Word.BACK)
 
     def restart(self) -> None:
         """It takes calls again."""
@@ -137,38 +126,46 @@ class Attempts:
 
     # -- may it start?
 
-    async def _claim(self, call: Call, delivery: CallDelivery, again: bool) -> None:
-        intake, copy, epoch = self._intake, delivery.inbound.copy, self._intake.epoch
-        claim = self._claims[copy] = _Waiting[Word]([delivery], again)
-        consumer = delivery.inbound.consumer
+    def _new_claim(self, call: Call, deliveries: list[CallDelivery], again: bool) -> CopyClaim:
+        inbound = deliveries[0].inbound
+        claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._intake.epoch)
+        if self._stopped:
+            claim.tell(Word.BACK)
+        return claim
+
+    async def _claim(self, call: Call, claim: CopyClaim) -> None:
+        intake, inbound = self._intake, claim.deliveries[0].inbound
+        consumer = inbound.consumer
         try:
-            word = Word.YES if self._stopped else await self._ask_caller(call, delivery, claim)
+            word = await self._ask_caller(claim, inbound)
         finally:
-            del self._claims[copy]
+            del self._claims[inbound.copy]
             if claim.away:
                 consumer.away -= 1
             else:
                 consumer.claims -= 1
+        again = claim.was_delivered_before(self._intake.epoch)
         if word is Word.NO:
+            copy = inbound.copy
             logger.debug(
                 "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
             )
             for each in claim.deliveries:
                 each.drop()
-        elif word is Word.BEGUN and claim.again:
-            consumer.away += 1
-            self._adapt_window()
-            await self._ask_before(call, claim.deliveries)
-        elif self._stopped and claim.again:
+        elif word is Word.BACK and again and not claim.run:  # it may have begun elsewhere
             for each in claim.deliveries:
                 each.requeue()
-        elif self._stopped:
+        elif word is Word.BACK:
             *others, last = claim.deliveries
             last.give_back(call)
             for each in others:
                 each.drop()
+        elif word in (Word.BEGUN, Word.SILENCE) and again:
+            consumer.away += 1
+            self._adapt_window()
+            await self._ask_before(call, claim.deliveries)
         else:
-            permit = partial(self._begin, call, delivery, claim.again, epoch)
+            permit = partial(self._begin, call, claim, word)
             for each in claim.deliveries:  # the first one starts it, and it adopts the others
                 intake.worker.deliver(call, each, consumer.solo, permit)
         self._adapt_window()
@@ -177,43 +174,42 @@ class Attempts:
         if self._intake.window is not None:
             self._intake.window.adapt_soon()
 
-    async def _ask_caller(self, call: Call, delivery: CallDelivery, claim: _Waiting[Word]) -> Word:
+    async def _ask_caller(self, claim: CopyClaim, inbound: Inbound) -> Word:
         """What the caller says; if it stays silent, what is to be taken for its word."""
-        intake, reply_to, loop = self._intake, delivery.inbound.reply_to, asyncio.get_running_loop()
+        call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
-        if silent and delivery.inbound.consumer.away < MAX_ASIDE:
-            self._put_aside(claim, delivery)
+        if silent and inbound.consumer.away < MAX_ASIDE:
+            self._put_aside(claim, inbound)
         missing = 0
         while True:
-            if intake.link is None:
-                self._silent[reply_to] = loop.time()
-            else:
-                self._send_claim(call, delivery, begins=False, again=claim.again)
+            self._ask(claim)
             if not (claim.away or await claim.answered(PROMPT_SECONDS)):
-                self._put_aside(claim, delivery)
+                self._put_aside(claim, inbound)
             if await claim.answered(ASK_SECONDS):
                 self._silent.pop(reply_to, None)
                 return claim.answer.result()
+            if not claim.arrived:  # there is no link, or the broker takes nothing for now
+                self._silent[reply_to] = loop.time()
             state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
-                return Word.NO if call.orphan == CANCEL else Word.BEGUN
+                return Word.NO if call.orphan == CANCEL else Word.SILENCE
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
             self._adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
                 gone = call.orphan == CANCEL and state is not None and not state[1]
-                return Word.NO if gone else Word.BEGUN
+                return Word.NO if gone else Word.SILENCE
 
-    def _put_aside(self, claim: _Waiting[Word], delivery: CallDelivery) -> None:
+    def _put_aside(self, claim: CopyClaim, inbound: Inbound) -> None:
         """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
         that died leaves many of which it was the caller."""
         if not claim.away:
             claim.away = True
-            delivery.inbound.consumer.claims -= 1
-            delivery.inbound.consumer.away += 1
+            inbound.consumer.claims -= 1
+            inbound.consumer.away += 1
             self._adapt_window()
 
     async def _reply_queue(self, name: str) -> tuple[int, int] | None:
@@ -226,41 +222,50 @@ class Attempts:
 
     def granted(self, grant: Grant) -> None:
         """A caller says whether a copy may start."""
-        word = Word.NO if not grant.granted else Word.BEGUN if grant.begun else Word.YES
         claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
-        if claim is not None:
-            claim.tell(word)
-        if beginning is not None and word is not Word.YES and not beginning.done():
-            beginning.set_result(word)  # YES would be the answer to an earlier question
+        for asked in (claim, beginning):
+            if asked is not None:
+                word = asked.word(grant)
+                if word is not Word.YES or asked is claim:  # else it is the answer to an earlier question
+                    asked.tell(word)
 
-    async def _begin(self, call: Call, delivery: CallDelivery, again: bool, epoch: int) -> bool:
-        """A last attempt has the worker for itself: whether it may begin. A caller that has answered before and is
-        silent now keeps it from that for some seconds only, if its reply queue is there. If it has begun
-        elsewhere, what it came by goes back to the broker: the worker where it began may be gone by now."""
-        intake, copy, reply_to = self._intake, delivery.inbound.copy, delivery.inbound.reply_to
-        rounds, word = 0, Word.BEGUN
-        beginning = self._beginnings[copy] = asyncio.get_running_loop().create_future()
-        try:
-            while rounds < ASK_ROUNDS and not beginning.done():
-                if intake.link is not None:
-                    self._send_claim(call, delivery, begins=True, again=again or intake.epoch != epoch)
-                    rounds += 1
-                await asyncio.wait([beginning], timeout=ASK_SECONDS)
-            # Without its reply queue its caller is gone, or has sent it again with another one.
-            gone = not beginning.done() and await self._reply_queue(reply_to) is None
-            if beginning.done():
-                word = beginning.result()
-            elif gone and call.orphan == CANCEL:
-                word = Word.NO
-        finally:
-            del self._beginnings[copy]
-        run = intake.worker.find(call.id)
-        if word is Word.NO and run is not None:
-            deliveries, run.deliveries = run.deliveries, []
-            for each in deliveries:
+    async def _begin(self, call: Call, claim: CopyClaim, word: Word | None) -> bool:
+        """A last attempt has the worker for itself: whether it may begin. Where its caller has answered before and
+        is silent now, it waits aside, and the worker goes on with other calls. If it has begun elsewhere, what it
+        came by goes back to the broker: the worker where it began may be gone by now."""
+        worker, again = self._intake.worker, claim.was_delivered_before(self._intake.epoch)
+        if not claim.run:
+            self._runs += 1
+            claim.run = self._runs
+        name = f"{worker.id}:{claim.run}"
+        run = worker.find(call.id)
+        if run is not None:
+            for each in run.deliveries:
                 if isinstance(each, CallDelivery):
+                    each.beginning = name
+        beginning = CopyClaim(call, claim.deliveries, again, claim.epoch, claim.run, begins=True)
+        self._ask(beginning)
+        if word not in (Word.HERE, Word.SILENCE):  # else nothing is left to be asked: its caller is told
+            copy = claim.deliveries[0].inbound.copy
+            self._beginnings[copy] = beginning
+            try:
+                word = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
+            finally:
+                del self._beginnings[copy]
+        if word in (Word.HERE, Word.SILENCE):
+            return True
+        run = worker.find(call.id)
+        if run is not None:
+            deliveries, run.deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)], []
+            if word is None:
+                aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
+                aside.run, aside.away = claim.run, True
+                deliveries[0].inbound.consumer.away += 1
+                self._errand(self._claim(call, aside))
+            else:
+                for each in deliveries:
                     each.requeue()
-        return word is not Word.NO
+        return False
 
     # -- is it lost?
 
@@ -271,14 +276,17 @@ class Attempts:
         # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
         inbound = deliveries[0].inbound
         names = [call.id, inbound.copy] if call.attempt > 1 and inbound.copy else [call.id]
-        question = _Waiting[Reply | End | None](deliveries)
+        question = Waiting[Reply | End | None](deliveries)
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
         reply: Reply | End | None = None if again else self._worker_lost(call)
         consumer = inbound.consumer
         for _ in range(ASK_ROUNDS):
             key = self._intake.transport.topology.queue_key(consumer.queue)
-            self._send(Ask(VERSION, names), key, control=True)
+            transport = self._intake.transport
+            body, exchange = wire.encode([Ask(VERSION, names)]), transport.topology.control
+            properties = question_properties(self._intake)
+            transport.outbox.put(Outgoing(body, key, properties, exchange=exchange, mandatory=False))
             if await question.answered(ASK_SECONDS):
                 reply, again = question.answer.result(), False
                 break
@@ -310,38 +318,10 @@ class Attempts:
         message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
         return wire.ended(call.id, Status.WORKER_LOST, message, self._intake.worker.id, call.attempt)
 
-    def _send_claim(self, call: Call, delivery: CallDelivery, *, begins: bool, again: bool) -> None:
-        inbound, worker = delivery.inbound, self._intake.worker
-        claim = Claim(VERSION, call.id, call.attempt, inbound.copy, worker.id, begins, again)
-        self._send(claim, inbound.reply_to)
-
-    def _send(self, envelope: Ask | Claim, key: str, control: bool = False) -> None:
-        intake = self._intake
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
-        )
-        exchange = intake.transport.topology.control if control else ""
-        message = Outgoing(wire.encode([envelope]), key, properties, exchange=exchange, mandatory=False)
-        intake.transport.outbox.put(message)
-
-
-class _Waiting(Generic[T]):
-    """Deliveries of a call that wait for an answer."""
-
-    def __init__(self, deliveries: list[CallDelivery], again: bool = False) -> None:
-        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.deliveries = deliveries
-        self.again = again
-        """Whether the broker had delivered one of them before."""
-        self.away = False
-        """Whether the caller that is asked is slow to answer: then nothing waits for it but this call."""
-
-    async def answered(self, seconds: float) -> bool:
-        """Whether there is an answer, within so many seconds."""
-        await asyncio.wait([self.answer], timeout=seconds)
-        return self.answer.done()
-
-    def tell(self, answer: T) -> None:
-        """The answer, unless there is one."""
-        if not self.answer.done():
-            self.answer.set_result(answer)
+    def _ask(self, claim: CopyClaim) -> None:
+        """Ask its caller, once more if what was asked has arrived at the broker, or is lost."""
+        if self._intake.link is None:
+            claim.question = None
+        elif claim.question is None or claim.question.ended:
+            claim.question = Question(self._intake, claim)
+            self._intake.transport.outbox.put(claim.question)

@@ -79,6 +79,12 @@ class Inbound:
         return name if len(name) <= MAX_COPY and not self.shared else ""
 
     @property
+    def over(self) -> str:
+        """The beginning of this copy that is over, because the worker that began it gave it back; empty: none."""
+        name = self.properties.correlation_id or ""
+        return name if len(name) <= MAX_COPY else ""
+
+    @property
     def kept(self) -> bool:
         """Whether the replies go to a record, and not to somebody who awaits the call."""
         return bool(self.intake.transport.topology.reply_exchange(self.reply_to))
@@ -109,10 +115,13 @@ class Inbound:
 class CallDelivery:
     """One call of a message from a work queue."""
 
-    __slots__ = ("inbound", "renewing")
+    __slots__ = ("beginning", "inbound", "renewing")
 
-    def __init__(self, inbound: Inbound) -> None:
+    def __init__(self, inbound: Inbound, older: CallDelivery | None = None) -> None:
+        """`older`: another delivery of the same run."""
         self.inbound = inbound
+        self.beginning: str = "" if older is None else older.beginning
+        """How its caller knows the beginning that was asked for here, of a last attempt."""
         self.renewing = False
         """Whether a lease is on its way to take its place."""
 
@@ -149,7 +158,8 @@ class CallDelivery:
 
     def _republish(self, call: Call, name: str, charged: bool = False) -> None:
         self.inbound.ended()
-        self.inbound.intake.republish(call, self.inbound, name, charged)
+        over = "" if charged else self.beginning or self.inbound.over
+        self.inbound.intake.republish(call, self.inbound, name, charged, over)
 
     async def pass_on(self, call: Call) -> Call | None:
         intake = self.inbound.intake

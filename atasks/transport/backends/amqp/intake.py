@@ -255,9 +255,11 @@ class Intake:
         for call_id, reason in answerable:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         for call in calls:
-            delivery = CallDelivery(inbound)
             again = bool(message.redelivered) or was_leased(properties)
-            if again and self.worker.holds(call.id):
+            run = self.worker.find(call.id) if again or call.attempt > 1 else None
+            older = None if run is None else run.deliveries[-1]
+            delivery = CallDelivery(inbound, older if isinstance(older, CallDelivery) else None)
+            if again and run is not None:
                 consumer.adopted += 1
                 if self.window is not None:
                     self.window.adapt_soon()
@@ -345,9 +347,9 @@ class Intake:
         settling = Settling(body, reply_to, properties, [inbound for _, inbound in batch], exchange)
         self.transport.outbox.put_now(settling)
 
-    def republish(self, call: Call, inbound: Inbound, queue: str, charged: bool) -> None:
+    def republish(self, call: Call, inbound: Inbound, queue: str, charged: bool, over: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
-        is the same copy of a later attempt as before."""
+        is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
         old = inbound.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
@@ -356,6 +358,7 @@ class Intake:
             delivery_mode=old.delivery_mode,
             priority=old.priority,
             expiration=old.expiration,
+            correlation_id=over or None,
         )
         self.transport.outbox.put(GivenBack(call, queue, properties, inbound))
 

@@ -91,6 +91,7 @@ class Leases:
             reply_to=inbound.reply_to,
             delivery_mode=old.delivery_mode,
             priority=old.priority,
+            correlation_id=old.correlation_id,
         )
         self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties))
 
@@ -119,7 +120,8 @@ class Leases:
         if run is None or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        run.deliveries = [CallDelivery(Inbound(self._intake, older[-1].inbound.consumer, message, acks))]
+        inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
+        run.deliveries = [CallDelivery(inbound, older[-1])]
         for each in older:
             each.drop()
 

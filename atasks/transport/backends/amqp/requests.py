@@ -98,25 +98,29 @@ class Requests:
 
     def claimed(self, claim: Claim) -> None:
         """A worker asks whether it may start a copy of a call: say so to one copy for each attempt, as long as the
-        call is awaited, and remember where the last attempt begins."""
+        call is awaited, and let one worker begin the last one. What is known of a beginning is forgotten only by
+        the word of its own worker, which comes with the copy that it gave back: claims may be late."""
         transport, pending = self._transport, self._transport.pending(claim.id)
-        granted = begun = False
+        granted, begun = False, None
         if pending is not None and not pending.future.done():
             if pending.copies is None:
                 pending.copies = {}
             granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
-            if granted and not claim.again and pending.begun != claim.worker:
-                pending.begun = None  # it was given back, and may begin anew
+            begun = pending.begun
+            if granted and begun is not None and _is_over(begun, claim):
+                begun = None
             if granted and claim.begins:
-                granted = pending.begun in (None, claim.worker)  # else it is at two workers
+                granted = begun is None or begun[0] == claim.worker  # else it is at two workers
                 if granted:
-                    pending.begun = claim.worker
+                    begun = claim.worker, max(claim.run, 0 if begun is None else begun[1])
             if granted:
-                begun = pending.begun is not None
+                pending.begun = begun
                 pending.call.attempt = max(pending.call.attempt, claim.attempt)
                 transport.inquiry.heard_of(pending)
         key = transport.topology.worker_key(claim.worker)
-        grant = Grant(VERSION, claim.id, claim.copy, granted, begun)
+        mine = begun is not None and begun[0] == claim.worker
+        run = begun[1] if begun is not None and mine else 0
+        grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run)
         transport.outbox.put(transport.notices.message([grant], key))
 
     def number(self) -> str:
@@ -128,6 +132,15 @@ class Requests:
         """The message is being sent: it takes no more."""
         if self._open.get(request.kind) is request:
             del self._open[request.kind]
+
+
+def _is_over(begun: tuple[str, int], claim: Claim) -> bool:
+    """Whether a beginning is over, because its worker gave the call back that is claimed."""
+    worker, run = begun
+    if not run:  # of an older version, which does not say so: it was given back if nobody has had it since
+        return not claim.again and worker != claim.worker
+    giver, _, number = claim.over.rpartition(":")
+    return giver == worker and number.isdecimal() and int(number) >= run
 
 
 class Request(Outgoing):
