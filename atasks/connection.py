@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import AsyncIterator, Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final, Unpack
 
 from atasks.blocks import Block
 from atasks.errors import InvalidURL, closest
 from atasks.namespaces import namespaces
+from atasks.options import (
+    AMQPOptions,
+    ConnectOptions,
+    PrivateOptions,
+    TransportOptions,
+    WorkerOptions,
+)
 from atasks.router import get_router
 from atasks.transport.base import Transport, get_transport
+from atasks.urls import shown
 from atasks.worker import Worker
 
 __all__ = ["connect", "serve"]
+
+logger = logging.getLogger("atasks")
 
 TRANSPORTS: Final = {
     "loopback": "atasks.transport.base:LoopbackTransport",
@@ -27,19 +37,22 @@ TRANSPORTS: Final = {
 }
 """URL scheme -> the transport's class."""
 
+_SERVE_OPTIONS: Final = ("queues", "lifespan")
+
 Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
 
 @asynccontextmanager
 async def connect(
-    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Any
+    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
 ) -> AsyncIterator[Transport]:
     """Await atasks of the namespace over this transport, inside this block.
 
     `url`: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
     "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost" (on
     workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. `options` are those
-    of the transport's class.
+    of the transport's class; one that has no meaning for this transport is ignored, so that a URL alone switches a
+    program from one transport to another.
 
     The block is that of the task that enters it, and of the tasks that are started in it; a nested one shadows the
     outer one. Other tasks of this event loop use the block of the loop that was entered first.
@@ -47,14 +60,22 @@ async def connect(
     Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`. It may be left by
     another task than the one that entered it, and before the blocks inside it.
 
-    Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed.
+    Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed, and TypeError for an unknown
+    option, or one that this transport cannot honour.
     """
     transport = _make(url, namespace, options)
     async with _connected(transport):
         if _scheme(url) != "loopback":
             yield transport
             return
-        worker = Worker(get_router(namespace), transport)
+        worker = Worker(
+            get_router(namespace),
+            transport,
+            concurrency=options.get("concurrency", 100),
+            max_parked=options.get("max_parked", 50_000),
+            threads=options.get("threads"),
+            processes=options.get("processes"),
+        )
         await worker.start()
         try:
             yield transport
@@ -74,7 +95,7 @@ async def serve(
     processes: int | None = None,
     lifespan: Lifespan | None = None,
     grace: float = 30.0,
-    **options: Any,
+    **options: Unpack[TransportOptions],
 ) -> AsyncIterator[Worker]:
     """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
 
@@ -127,7 +148,7 @@ async def _start(worker: Worker, queues: Sequence[str] | None, grace: float) -> 
 
 
 def local(
-    workers: int | None = None, *, namespace: str = "default", **options: Any
+    workers: int | None = None, *, namespace: str = "default", **options: Unpack[PrivateOptions]
 ) -> AbstractAsyncContextManager[Transport]:
     """Await atasks of the namespace on worker processes of this program, as many as there are cores unless told.
 
@@ -170,28 +191,62 @@ def _scheme(url: str | Sequence[str]) -> str:
             raise InvalidURL(f"several URLs are nodes of one broker, not {schemes}: give one scheme for all")
         return schemes[0]
     if not isinstance(url, str):
-        raise TypeError(f"a URL is a string, not {url!r}")
-    try:
-        scheme = urlsplit(url).scheme
-    except ValueError:  # brackets that are no IPv6 address
-        scheme = url.partition(":")[0]
-    if scheme in TRANSPORTS:
+        raise TypeError(f"a URL is a string, not {type(url).__name__}")
+    scheme = url.partition(":")[0].lower()
+    if scheme in TRANSPORTS and ":" in url:
         return scheme
-    near = closest(scheme or url, TRANSPORTS, limit=1)
+    near = closest(scheme, TRANSPORTS, limit=1)
     hint = (
         f"did you mean {near[0]}:?" if near else f"known schemes: {', '.join(f'{name}:' for name in TRANSPORTS)}"
     )
-    raise InvalidURL(f"{_without_password(url)!r} names no transport; {hint}")
+    raise InvalidURL(f"{shown(url)!r} names no transport; {hint}")
 
 
-def _without_password(url: str) -> str:
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://', 1)[0]}://…@{tail}" if at and "://" in head else url
+OPTIONS: Final = {
+    "loopback": frozenset({"keep_runs", "keep_bytes"}),
+    "amqp": frozenset(AMQPOptions.__annotations__),
+    "amqps": frozenset(AMQPOptions.__annotations__),
+    "unix": frozenset({*PrivateOptions.__annotations__, "workers"}),
+    "local": frozenset({*PrivateOptions.__annotations__, "workers"}),
+}
+"""URL scheme -> the options that its transport takes."""
+NOT_AMQP: Final = frozenset({"hub", "workers", "modules", *WorkerOptions.__annotations__})
+"""Options that ask for worker processes. A connection to a broker has none: ignoring them would mislead."""
+_ignored: set[tuple[str, str]] = set()
+"""Scheme and option of what was logged."""
 
 
-def _make(url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
+def _is_meant(name: str, scheme: str) -> bool:
+    """Tell whether the transport takes this option; False: it has no meaning there, which is logged once.
+
+    Raises TypeError for an option that no transport takes, and for one that this transport cannot honour.
+    """
+    if name in OPTIONS[scheme]:
+        return True
+    known = [*_SERVE_OPTIONS, *ConnectOptions.__annotations__]
+    if name not in known:
+        near = closest(name, known, limit=1)
+        hint = f"did you mean {near[0]}?" if near else f"{scheme}: takes {', '.join(sorted(OPTIONS[scheme]))}"
+        raise TypeError(f"unknown option {name!r}; {hint}")
+    if scheme.startswith("amqp") and name in NOT_AMQP:
+        raise TypeError(
+            f"{name}= is for worker processes of this program (local:), and over {scheme}: workers are programs "
+            "of their own: leave it out, and start them with atasks run MODULE --mode server"
+        )
+    if name in _SERVE_OPTIONS:
+        raise TypeError(f"{name}= is for atasks.serve(), and this is a connection without a worker: leave it out")
+    if scheme == "loopback" and name in WorkerOptions.__annotations__:
+        return False  # its worker takes it
+    if (scheme, name) not in _ignored:
+        _ignored.add((scheme, name))
+        logger.debug("%s: ignores the option %s, which has no meaning there", scheme, name)
+    return False
+
+
+def _make(url: str | Sequence[str], namespace: str, given: Mapping[str, Any]) -> Transport:
     """A transport for the URL, without becoming the one that is registered in the namespace."""
     scheme = _scheme(url)
+    options = {name: value for name, value in given.items() if _is_meant(name, scheme)}
     module, _, name = TRANSPORTS[scheme].partition(":")
     cls: type[Transport] = getattr(importlib.import_module(module), name)
     registered = get_transport(namespace)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypedDict
 
 from atasks.errors import closest
 
-__all__ = ["CallOptions", "DecorationOptions", "TaskOptions", "validate_queue"]
+__all__ = [
+    "AMQPOptions",
+    "CallOptions",
+    "ConnectOptions",
+    "DecorationOptions",
+    "LocalOptions",
+    "PrivateOptions",
+    "TaskOptions",
+    "TransportOptions",
+    "WorkerOptions",
+    "validate_queue",
+    "validate_seconds",
+]
 
 
 class CallOptions(TypedDict, total=False):
@@ -36,6 +48,53 @@ class DecorationOptions(CallOptions, total=False):
     """What `@atask(...)` takes besides `name` and `namespace`."""
 
     executor: Executor | None
+
+
+class AMQPOptions(TypedDict, total=False):
+    """What `connect` and `serve` take for RabbitMQ: the arguments of `AMQPTransport`."""
+
+    prefix: str
+    queue: str
+    queue_type: Literal["classic", "quorum"]
+    max_priority: int | None
+    timeout: float
+    consumer_timeout: float
+    keep_runs: float
+
+
+class LocalOptions(TypedDict, total=False):
+    """What `connect` and `serve` take for worker processes of one host: the arguments of `LocalTransport`."""
+
+    hub: bool | None
+    queue: str
+    modules: Sequence[str] | None
+    timeout: float
+    keep_runs: float
+    keep_bytes: int
+
+
+class WorkerOptions(TypedDict, total=False):
+    """How the worker processes of a program serve: see `atasks.serve`."""
+
+    concurrency: int
+    max_parked: int
+    grace: float
+    threads: int | None
+    processes: int | None
+
+
+class PrivateOptions(LocalOptions, WorkerOptions, total=False):
+    """What `local` takes besides its own arguments."""
+
+
+class TransportOptions(AMQPOptions, LocalOptions, total=False):
+    """What `serve` takes besides its own arguments."""
+
+    workers: int | None
+
+
+class ConnectOptions(TransportOptions, WorkerOptions, total=False):
+    """What `connect` takes besides the URL and the namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +195,14 @@ def _number(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
     if value != value:
         raise ValueError(f"{name} is a number of seconds, not NaN")
+
+
+def validate_seconds(name: str, value: Any, most: float = 1e9) -> float:
+    """A number of seconds above 0 and at most `most`. Raises TypeError, ValueError."""
+    _number(name, value)
+    if not 0 < value <= most:
+        raise ValueError(f"{name}={value!r}: seconds above 0, at most {most:.0f}")
+    return float(value)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> None:

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from atasks import calls
 from atasks.blocks import Block, innermost
@@ -20,6 +20,7 @@ from atasks.calls import serving
 from atasks.connection import connect
 from atasks.errors import NotConnected, NotSupported, TransportError
 from atasks.executors.threads import State, seated
+from atasks.options import ConnectOptions
 from atasks.router import get_router
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ CANCEL_PATIENCE: Final = 5.0
 
 @contextmanager
 def connect_sync(
-    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Any
+    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
 ) -> Iterator[Transport]:
     """Call atasks of the namespace by `.sync` over this transport, from every thread, inside this block.
 

@@ -15,6 +15,7 @@ logger = logging.getLogger("atasks.worker")
 
 CALL = "atask "
 """How the names of tasks that run a call begin; the atask's name follows."""
+ADVICE = '; @atask(executor="thread") on a plain function, or await asyncio.to_thread(...), lets others run'
 LIMIT = 0.1
 """Seconds without a turn of the event loop that are reported."""
 PERIOD = 0.03
@@ -89,14 +90,21 @@ class Watchdog:
         if not name.startswith(CALL):  # a task that a call made, or the program's own business
             name, level = f"something that is not a call ({name})", logging.INFO
         if not self._answered.wait(STILL_BLOCKED) and not self._stopping.is_set():
-            logger.error("%s has blocked the event loop for %.0f s now%s", name, time.monotonic() - asked, place)
+            logger.error(
+                "%s has blocked the event loop for %.0f s now%s%s",
+                name,
+                time.monotonic() - asked,
+                place,
+                ADVICE if name.startswith(CALL) else "",
+            )
             self._until_answered()
         logger.log(
             level,
-            "%s blocked the event loop for %.0f ms%s: nothing else ran meanwhile, heartbeats included",
+            "%s blocked the event loop for %.0f ms%s: nothing else ran meanwhile, heartbeats included%s",
             name,
             (time.monotonic() - asked) * 1000,
             place,
+            ADVICE if name.startswith(CALL) else "",
         )
 
     def _until_answered(self) -> None:

@@ -34,6 +34,7 @@ class Exit(IntEnum):
     LISTEN = 9
     INTERNAL = 70
     INTERRUPTED = 130
+    UNREAD = 141
     TERMINATED = 143
 
 
@@ -50,6 +51,7 @@ MEANINGS = {
     Exit.LISTEN: "this process cannot serve at the socket: another one does, or the path cannot be used",
     Exit.INTERNAL: "an error of atasks itself: please report it",
     Exit.INTERRUPTED: "interrupted (Ctrl-C), in loopback and client mode",
+    Exit.UNREAD: "nobody reads the output any more, as behind `| head -1`",
     Exit.TERMINATED: "terminated (SIGTERM), in loopback and client mode",
 }
 

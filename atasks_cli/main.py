@@ -17,7 +17,7 @@ from atasks.tether import Tether
 from atasks_cli import runner
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
-from atasks_cli.messages import configure_logging, say, show_traceback
+from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
 from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES, Mode, Settings, parse_options
 from atasks_cli.size import Size
 from atasks_cli.supervised import Supervised
@@ -54,6 +54,16 @@ class OneLineGroup(click.Group):
             code = _fail(error.exit, str(error))
         except (click.Abort, KeyboardInterrupt):
             code = Exit.INTERRUPTED
+        except BrokenPipeError:
+            if not output_is_unread():
+                raise
+            code = Exit.UNREAD
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head -1` has what it wants
+            code = Exit.UNREAD
+        if code == Exit.UNREAD:
+            discard_output()
         sys.exit(int(code or 0))
 
     def resolve_command(

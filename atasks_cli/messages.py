@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import select
 import sys
 import traceback
-from urllib.parse import urlsplit
 
 import click
 
 import atasks
+from atasks import urls
 
-__all__ = ["configure_logging", "say", "show_traceback", "shown_url"]
+__all__ = ["configure_logging", "discard_output", "output_is_unread", "say", "show_traceback", "shown_url"]
 
 CLIENT_LIBRARIES = ("aio_pika", "aiormq", "pamqp")
 
@@ -25,6 +27,24 @@ _OWN = tuple(
 def say(message: str) -> None:
     """One line on stderr, whatever the log level."""
     print(f"atasks: {message}", file=sys.stderr, flush=True)
+
+
+def output_is_unread() -> bool:
+    """Tell whether stdout is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no stdout, or one that is no file
+        return False
+
+
+def discard_output() -> None:
+    """Send what is still to be written to stdout nowhere: Python would complain of it when it ends."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def configure_logging(verbosity: int) -> None:
@@ -62,7 +82,5 @@ def _trim(shown: traceback.TracebackException, seen: set[int]) -> None:
 
 def shown_url(url: str) -> str:
     """The URL without user, password and query: what may appear on a terminal or in a log."""
-    if "://" not in url:
-        return url
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path or '/'}"
+    text = urls.shown(url).replace("…@", "", 1)
+    return f"{text}/" if text.count("/") == 2 and "://" in text else text

@@ -14,7 +14,7 @@ from atasks.errors import AtasksError, TransportError
 from atasks.namespaces import namespaces
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.exits import CommandError, Exit, explain
-from atasks_cli.messages import say, show_traceback, shown_url
+from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url
 from atasks_cli.settings import Settings
 from atasks_cli.signals import Signals
 from atasks_cli.supervised import Supervised
@@ -36,10 +36,11 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
             raise explain(error) from error
         if module not in modules:
             modules.append(module)
-    if any(hasattr(module, "aiomain") for module in modules):
-        return modules
+    runs = any(hasattr(module, "aiomain") for module in modules)
     names = " or ".join(module.__name__ for module in modules)
     if settings.mode != "server":
+        if runs:
+            return modules
         raise CommandError(
             Exit.USAGE,
             f"nothing to run: no aiomain() in {names}; define async def aiomain(), "
@@ -52,7 +53,10 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
         else:
             hint = "decorate a coroutine function with @atask"
         where = "" if settings.namespace == "default" else f" of namespace {settings.namespace!r}"
-        raise CommandError(Exit.USAGE, f"nothing to serve: no atask{where} in {names}; {hint}")
+        problem = f"no atask{where} in {names}"
+        if not runs:
+            raise CommandError(Exit.USAGE, f"nothing to serve: {problem}; {hint}")
+        say(f"warning: {problem}, so only aiomain() runs here: {hint}, or say --mode client")
     return modules
 
 
@@ -190,6 +194,8 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
         assert failure is not None
         raise failure
     error = failure.error
+    if isinstance(error, BrokenPipeError) and output_is_unread():
+        return Exit.UNREAD
     if isinstance(error, SystemExit):
         if isinstance(error.code, int):
             return error.code

@@ -8,10 +8,11 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
 
 from atasks.connection import TRANSPORTS
+from atasks.errors import InvalidURL
 from atasks.options import validate_queue
+from atasks.urls import take_apart
 from atasks_cli.exits import CommandError, Exit
 
 __all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options"]
@@ -181,16 +182,14 @@ def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, st
 def _name(url: str, source: str) -> str:
     """The name of the URL's transport."""
     try:
-        scheme = urlsplit(url).scheme
-    except ValueError as error:  # its message quotes no more than the host
-        raise CommandError(
-            Exit.USAGE, f"{source} is no URL ({error}): give one like amqp://user:password@host/"
-        ) from None
+        scheme = take_apart(url).scheme
+    except InvalidURL:
+        raise CommandError(Exit.USAGE, f"{source} is no URL: give one like amqp://user:password@host/") from None
     if scheme in _NAMES:
         return _NAMES[scheme]
     known = ", ".join(f"{name}:" for name in _NAMES)
     hint = f"amqp://{url}" if "@" not in url and "://" not in url and url else "amqp://user:password@host:5672/"
-    problem = f"begins with {scheme}:" if scheme and "://" in url else "names no transport"
+    problem = f"begins with {scheme}://, as no transport does" if scheme and "://" in url else "names no transport"
     raise CommandError(Exit.USAGE, f"{source} {problem}: give a URL like {hint} (known: {known})")
 
 

@@ -9,6 +9,8 @@ import click
 
 __all__ = ["Size", "shown_size"]
 
+MAX_SIZE = 2**60
+"""An exbibyte: more is a mistake."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -19,10 +21,12 @@ class Size(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMG]?)", str(value).strip(), re.IGNORECASE)
-        size = int(float(match[1]) * UNITS[match[2].upper()]) if match else 0
-        if size < 1:
-            self.fail(f"{value!r} is no size: give bytes, or a number with K, M or G, like 500M", param, ctx)
-        return size
+        size = float(match[1]) * UNITS[match[2].upper()] if match else 0.0
+        if not 1 <= size <= MAX_SIZE:
+            self.fail(
+                f"{str(value)[:40]!r} is no size: give bytes, or a number with K, M or G, like 500M", param, ctx
+            )
+        return int(size)
 
 
 def shown_size(size: int) -> str:

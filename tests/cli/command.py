@@ -41,10 +41,15 @@ class Done:
 
 class Command:
     """A running command. Its output can be waited for line by line. If `merged`, stderr goes to stdout, in the
-    order in which a terminal would show both."""
+    order in which a terminal would show both. `read`: how many lines of stdout are read before it is closed."""
 
     def __init__(
-        self, *arguments: str, cwd: Path, env: dict[str, str] | None = None, merged: bool = False
+        self,
+        *arguments: str,
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        merged: bool = False,
+        read: int | None = None,
     ) -> None:
         environ = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
         environ["PYTHONPATH"] = str(Path(atasks.__file__).parent.parent)
@@ -60,6 +65,7 @@ class Command:
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             text=True,
         )
+        self._read_at_most = read
         self._lines: queue.Queue[str] = queue.Queue()
         self._skipped: list[str] = []
         self.out: list[str] = []
@@ -78,6 +84,8 @@ class Command:
             for line in stream:
                 lines.append(line)
                 self._lines.put(line)
+                if stream is self.process.stdout and len(lines) == self._read_at_most:
+                    return
 
     def wait_for(self, text: str) -> str:
         """The first line of stdout or stderr with this text that was not returned before, once there is one."""

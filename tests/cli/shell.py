@@ -22,9 +22,9 @@ class Shell:
         path.write_text(textwrap.dedent(text))
         return path
 
-    def start(self, *arguments: str, env: dict[str, str] | None = None) -> Command:
-        """The command with these arguments, running."""
-        command = Command(*arguments, cwd=self.directory, env=env)
+    def start(self, *arguments: str, env: dict[str, str] | None = None, read: int | None = None) -> Command:
+        """The command with these arguments, running. `read`: how many lines of its stdout to read; None: all."""
+        command = Command(*arguments, cwd=self.directory, env=env, read=read)
         self._commands.append(command)
         return command
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from urllib.parse import urlsplit
@@ -73,6 +74,25 @@ def test_nothing_to_serve(shell: Shell) -> None:
     assert shell.run("run", "empty.py", "other.py", "--mode", "server").line() == (
         "nothing to serve: no atask in empty or other; those in it are in namespace 'other': add --namespace other"
     )
+
+
+def test_a_server_that_serves_nothing_but_an_aiomain_says_so(shell: Shell, amqp_url: str) -> None:
+    shell.write("main.py", "import sys\nasync def aiomain():\n    raise SystemExit(5)\n")
+    done = shell.run("run", "main.py", "--mode", "server", "--url", amqp_url)
+    assert done.code == 5
+    assert done.err.startswith(
+        "atasks: warning: no atask in main, so only aiomain() runs here: "
+        "decorate a coroutine function with @atask, or say --mode client\n"
+    )
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [[], ["--workers", "1"]])
+def test_output_that_nobody_reads(shell: Shell, unbuffered: str, arguments: list[str]) -> None:
+    shell.write("many.py", TASKS + "async def aiomain():\n    for n in range(30000):\n        print('line', n)\n")
+    command = shell.start("run", "many.py", *arguments, env={"PYTHONUNBUFFERED": unbuffered}, read=1)
+    done = command.finish()
+    assert (done.code, done.out, done.err) == (141, "line 0\n", "")
 
 
 def test_aiomain_that_is_no_function(shell: Shell) -> None:
@@ -163,6 +183,39 @@ def test_no_arguments(shell: Shell) -> None:
 
 
 # --- the broker
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"", b"AMQP\x00\x01\x00\x00"],
+)
+def test_a_port_that_is_not_rabbitmqs(shell: Shell, answer: bytes) -> None:
+    shell.write("tasks.py", TASKS + MAIN)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def serve() -> None:
+            link, _ = listener.accept()
+            with link:
+                link.recv(8)
+                link.sendall(answer)
+
+        server = threading.Thread(target=serve, daemon=True)
+        server.start()
+        url = f"amqp://127.0.0.1:{listener.getsockname()[1]}/"
+        done = shell.run("run", "tasks.py", "--mode", "client", "--url", url)
+        server.join()
+    assert done.code == 4
+    assert "something listens there and does not answer as RabbitMQ does: check the port" in done.line()
+    assert "docker" not in done.line()
+
+
+def test_tls_to_a_port_without(shell: Shell, amqp_url: str) -> None:
+    shell.write("tasks.py", TASKS + MAIN)
+    done = shell.run("run", "tasks.py", "--mode", "client", "--url", amqp_url.replace("amqp://", "amqps://"))
+    assert done.code == 4
+    assert "this port speaks no TLS: give an amqp:// URL" in done.line()
 
 
 @pytest.mark.parametrize("mode", ["server", "client"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import click
 import psutil
 import pytest
 
@@ -74,3 +75,9 @@ def test_memory_that_is_too_small_for_any_worker(app: App) -> None:
 def test_sizes(text: str, size: int, shown: str) -> None:
     assert Size().convert(text, None, None) == size
     assert shown_size(size) == shown
+
+
+@pytest.mark.parametrize("text", ["0", "", "M", "-1", "nan", "inf", "1T", "9" * 400, f"{'9' * 400}G"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(click.UsageError, match="is no size: give bytes"):
+        Size().convert(text, None, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+import atasks
 from atasks import ATask, atask
 
 
@@ -85,3 +86,12 @@ def decorations() -> None:
     atask(5)  # type: ignore[call-overload]
     atask(name=5)  # type: ignore[call-overload]
     atask(add.local, timeout="1")  # type: ignore[call-overload]
+
+
+async def connections() -> None:
+    atasks.connect("amqp://localhost/", prefx="shop")  # type: ignore[call-arg]
+    atasks.connect("amqp://localhost/", queue_type="fast")  # type: ignore[arg-type]
+    atasks.serve("amqp://localhost/", concurency=3)  # type: ignore[call-arg]
+    atasks.serve("amqp://localhost/", timeout="5")  # type: ignore[arg-type]
+    atasks.local(2, concurrency="1")  # type: ignore[arg-type]
+    atasks.connect_sync("loopback:", prefx="shop")  # type: ignore[call-arg]

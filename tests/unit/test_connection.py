@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import traceback
 from collections.abc import Callable
 from textwrap import dedent
 from typing import Any
@@ -186,11 +187,75 @@ async def test_urls_that_name_no_transport(url: str, message: str) -> None:
         assert message in str(caught.value)
 
 
-async def test_passwords_are_not_repeated() -> None:
-    with pytest.raises(atasks.InvalidURL) as caught:
-        async with atasks.connect("ampq://user:secret@host/"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ampq://user:secret@host/",
+        "user:secret@host/",
+        "user:secret@host:5672",
+        "redis:user:secret@host",
+        "amqp//user:secret@host",
+        "unix://user:secret@host/x",
+        "local://user:secret@host",
+        "local://user:secret",
+        "amqp://user:secret",
+        "amqp://user:secret@host:port/",
+        "amqp://user:secret@[/",
+        "amqps://user:secret@/",
+        "http://[::1]user:secret@",
+        b"amqp://user:secret@host/",
+        ["amqp://a/", b"amqp://user:secret@host/"],
+        ["amqp://a/", "user:secret@host"],
+    ],
+)
+async def test_passwords_are_not_repeated(url: Any) -> None:
+    with pytest.raises((atasks.InvalidURL, TypeError)) as caught:
+        async with atasks.connect(url):
             pass
     assert "secret" not in str(caught.value)
+    assert "secret" not in "".join(traceback.format_exception_only(caught.value))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "local://[",
+        "local:///x",
+        "unix:///x?queue",
+        "unix:///x?queue=",
+        "unix:///x?colour=red",
+        f"unix:///x?workers={'9' * 400}",
+        f"unix:///x?workers={'9' * 5000}",
+        "unix:///x?workers=-1",
+        "unix:///x?workers=1.5",
+        f"unix:///x?keep_bytes={'9' * 400}",
+        "unix:///x?keep_runs=nan",
+        "unix:///\ud800",
+        f"unix:///{'x' * 300}",
+        f"amqp://{'h' * 300}/",
+        "amqp://..",
+        "amqp://a..b/",
+        "amqp://h\ud800/",
+        "amqp://localhost:99999/",
+        "amqp://localhost/?consumer_timeout=nan",
+        "amqp://localhost/?consumer_timeout=-1",
+        f"amqp://localhost/?max_priority={'9' * 400}",
+        f"amqp://localhost/?keep_runs={'9' * 400}",
+    ],
+)
+async def test_every_wrong_url_is_an_invalid_url(url: str) -> None:
+    with pytest.raises(atasks.InvalidURL) as caught:
+        async with atasks.connect(url):
+            pass
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("option", ["timeout", "consumer_timeout"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "1", True])
+async def test_seconds_of_a_connection_are_checked(option: str, value: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=option):
+        async with atasks.connect("amqp://localhost/", **{option: value}):
+            pass
 
 
 async def test_a_url_is_text() -> None:
@@ -199,11 +264,70 @@ async def test_a_url_is_text() -> None:
             pass
 
 
-async def test_an_option_that_the_transport_does_not_take(namespace: str) -> None:
-    with pytest.raises(TypeError, match="colour"):
-        async with atasks.connect("loopback:", namespace=namespace, colour="red"):
-            pass
+URLS = ["loopback:", "local:", "unix:///run/none.sock", "amqp://localhost/"]
+
+
+@pytest.mark.parametrize("url", URLS)
+async def test_an_option_that_no_transport_takes(namespace: str, url: str) -> None:
+    for enter in (atasks.connect, atasks.serve):
+        with pytest.raises(TypeError, match="unknown option 'colour'"):
+            async with enter(url, namespace=namespace, colour="red"):  # type: ignore[operator]
+                pass
+        with pytest.raises(TypeError, match=r"unknown option 'concurency'; did you mean concurrency\?"):
+            async with enter(url, namespace=namespace, concurency=3):  # type: ignore[operator]
+                pass
     assert atasks.get_transport(namespace) is None
+
+
+async def test_options_of_a_broker_have_no_meaning_in_loopback(
+    add: ATask[..., int], namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atasks.connection._ignored", set())
+    caplog.set_level("DEBUG", "atasks")
+    for _ in range(2):
+        for enter in (atasks.connect, atasks.serve):
+            async with enter(
+                "loopback:", namespace=namespace, prefix="shop", queue_type="quorum", timeout=5.0, max_priority=3
+            ):
+                assert await add(1, 2) == 3
+    ignored = [record for record in caplog.records if "ignores the option" in record.message]
+    assert sorted(record.args[1] for record in ignored if isinstance(record.args, tuple)) == [
+        "max_priority",
+        "prefix",
+        "queue_type",
+        "timeout",
+    ]
+    assert {record.levelname for record in ignored} == {"DEBUG"}
+
+
+async def test_loopback_runs_as_many_calls_at_once_as_it_is_told(namespace: str) -> None:
+    running = most = 0
+
+    @atask(namespace=namespace)
+    async def count() -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    async with atasks.connect("loopback:", namespace=namespace, concurrency=2):
+        await asyncio.gather(*(count() for _ in range(6)))
+    assert most == 2
+
+
+@pytest.mark.parametrize("option", ["workers", "concurrency", "hub", "modules"])
+async def test_a_connection_to_a_broker_starts_no_workers(option: str) -> None:
+    with pytest.raises(TypeError, match=f"{option}= is for worker processes of this program"):
+        async with atasks.connect("amqp://localhost/", **{option: 2}):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.parametrize("option", ["queues", "lifespan"])
+async def test_options_of_a_worker_are_not_for_a_client(option: str) -> None:
+    with pytest.raises(TypeError, match=rf"{option}= is for atasks\.serve"):
+        async with atasks.connect("loopback:", **{option: None}):  # type: ignore[arg-type]
+            pass
 
 
 async def test_connect_leaves_the_registered_transport_alone(add: ATask[..., int], namespace: str) -> None:

@@ -34,6 +34,7 @@ async def test_a_call_that_blocks_the_loop_is_named(namespace: str, caplog: pyte
     assert record.levelno == logging.WARNING
     message = record.getMessage()
     assert message.startswith("atask greedy blocked the event loop for ")
+    assert '@atask(executor="thread")' in message
     assert f"at {__file__}:" in message
     assert "in greedy" in message
 

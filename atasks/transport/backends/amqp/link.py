@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import socket
+import ssl
 from collections.abc import Awaitable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -307,11 +310,29 @@ def map_error(error: BaseException, url: str) -> TransportError:
             mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
     else:
         reason = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        mapped = ConnectFailed(
-            f"cannot reach {where} ({reason}): start it (docker compose up -d), or give the URL of another one"
-        )
+        mapped = ConnectFailed(f"cannot reach {where} ({reason}): {_advice(error)}")
     mapped.__cause__ = error
     return mapped
+
+
+def _advice(error: BaseException) -> str:
+    """Where to look, by how far the connection came."""
+    system = next((e for e in (error.__cause__, error) if isinstance(e, OSError)), None)
+    if isinstance(system, ssl.SSLError) and system.reason == "WRONG_VERSION_NUMBER":
+        return "this port speaks no TLS: give an amqp:// URL, or the port for TLS (5671)"
+    if isinstance(system, socket.gaierror):
+        return "check the name of the host in the URL"
+    if isinstance(error, TimeoutError):
+        return "start it (docker compose up -d), or check host and port: RabbitMQ has 5672, and 5671 with TLS"
+    if system is not None and system.errno in _NOBODY_LISTENS:
+        return "start it (docker compose up -d), or give the URL of another one"
+    return (
+        "something listens there and does not answer as RabbitMQ does: check the port "
+        "(5672; 5671 with TLS; 15672 is the management page), or wait until it has started"
+    )
+
+
+_NOBODY_LISTENS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
 
 
 def _reason(error: BaseException) -> str:

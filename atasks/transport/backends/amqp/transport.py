@@ -22,7 +22,7 @@ from atasks.errors import (
     NotConnected,
     TransportError,
 )
-from atasks.options import Executor, TaskOptions, validate_queue
+from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.announcements import Announcements
@@ -98,11 +98,11 @@ class AMQPTransport(CallTransport):
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = validate_queue(queue)
+        self.timeout = validate_seconds("timeout", timeout)
+        self.consumer_timeout = validate_seconds("consumer_timeout", consumer_timeout)
         self._kept = AMQPRecords(self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
-        self.timeout = timeout
-        self.consumer_timeout = consumer_timeout
         self.outbox = Outbox()
         self.pace = Pace()
         self.requests = Requests(self)

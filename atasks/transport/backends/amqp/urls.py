@@ -8,6 +8,7 @@ from typing import Any, Final
 from yarl import URL
 
 from atasks.errors import InvalidURL
+from atasks.urls import option, take_apart
 
 __all__ = ["checked", "split"]
 
@@ -21,15 +22,15 @@ OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
 }
 
 
-def checked(url: Any) -> str:
+def checked(url: str) -> str:
     """The URL, if it is one of a broker. Raises TypeError, InvalidURL."""
-    if not isinstance(url, str):
-        raise TypeError(f"a URL is a string, not {url!r}")
+    take_apart(url)
     try:
         address = URL(url)
         valid = address.scheme in ("amqp", "amqps") and bool(address.host)
-    except ValueError as error:
-        raise InvalidURL(f"not a URL ({error}): amqp://user:password@host:port/vhost") from None
+        (address.host or "").encode("idna")  # what looking the name up does first
+    except ValueError:  # its words may quote what is secret; a UnicodeError is one too
+        valid = False
     if not valid:
         raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")
     return url
@@ -45,8 +46,5 @@ def split(urls: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if len(texts) > 1:
             raise InvalidURL(f"the URLs say different things of {name}: {sorted(texts)}")
         for text in texts:
-            try:
-                found[name] = kind(text)
-            except ValueError:
-                raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
+            found[name] = option(name, text, kind)
     return [str(address.without_query_params(*found)) for address in addresses], found

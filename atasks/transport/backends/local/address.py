@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from atasks.errors import InvalidURL
+from atasks.urls import option, shown, take_apart
 
 __all__ = ["checked_path", "parse"]
 
@@ -28,17 +29,17 @@ def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
         if len(url) != 1:
             raise InvalidURL("several URLs are for nodes of one broker, and a hub is one process: give one URL")
         (url,) = url
-    parts = urlsplit(url)
+    parts = take_apart(url)
     options: dict[str, Any] = {}
     for name, text in parse_qsl(parts.query, keep_blank_values=True):
         if name not in URL_OPTIONS:
             raise InvalidURL(f"unknown option {name!r} in the URL: known are {', '.join(URL_OPTIONS)}")
-        try:
-            options[name] = URL_OPTIONS[name](text)
-        except ValueError:
-            raise InvalidURL(f"{name}={text!r} in the URL is not a number") from None
+        options[name] = option(name, text, URL_OPTIONS[name])
     if parts.netloc:
-        raise InvalidURL(f"a URL of a socket has three slashes: {parts.scheme}:///{parts.netloc}{parts.path}")
+        path = "/run/app.sock" if "@" in parts.netloc or ":" in parts.netloc else f"/{parts.netloc}{parts.path}"
+        raise InvalidURL(
+            f"{shown(url)!r} names a host: a URL of a socket has three slashes: {parts.scheme}://{path}"
+        )
     path = unquote(parts.path)
     if parts.scheme == "local":
         if path:
@@ -52,7 +53,10 @@ def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
 def checked_path(path: str) -> str:
     """The absolute path, if a socket can have it. Raises InvalidURL."""
     path = os.path.abspath(path)
-    size = len(os.fsencode(path))
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        raise InvalidURL(f"the path of a socket cannot contain surrogates: {path!r}") from None
     if size > MAX_PATH:
         raise InvalidURL(
             f"the path of a socket has at most {MAX_PATH} bytes on this system, and this one has {size}: {path}"

@@ -7,14 +7,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final, TypedDict
+from typing import Final
 
 from atasks.errors import NotSupported, WorkersFailed
 from atasks.modules import MAIN_NAMES, main_name
 from atasks.namespaces import namespaces
+from atasks.options import WorkerOptions
 from atasks.supervisor import Supervisor
 
-__all__ = ["Crew", "ServeOptions", "check"]
+__all__ = ["Crew", "check"]
 
 END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
@@ -26,21 +27,11 @@ BOOTSTRAP: Final = (
 """What a worker process runs: it finds the modules where this one does, atasks included."""
 
 
-class ServeOptions(TypedDict, total=False):
-    """What worker processes pass to `atasks.serve`: see there."""
-
-    concurrency: int
-    max_parked: int
-    grace: float
-    threads: int | None
-    processes: int | None
-
-
-def check(options: ServeOptions) -> None:
+def check(options: WorkerOptions) -> None:
     """Refuse here what a worker process would refuse. Raises TypeError, ValueError."""
     for name, value in options.items():
-        if name not in ServeOptions.__annotations__:
-            raise TypeError(f"unknown option {name!r}: known are {', '.join(ServeOptions.__annotations__)}")
+        if name not in WorkerOptions.__annotations__:
+            raise TypeError(f"unknown option {name!r}: known are {', '.join(WorkerOptions.__annotations__)}")
         if name != "grace" and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise TypeError(f"{name} is a whole number, not {value!r}")
         if name != "grace" and isinstance(value, int) and value < 1:
@@ -56,7 +47,7 @@ class Crew:
         socket: str,
         namespace: str,
         modules: Sequence[str] | None,
-        options: ServeOptions,
+        options: WorkerOptions,
         on_end: Callable[[int], None],
     ) -> None:
         """`on_end` gets the pid of each process that has ended. Raises NotSupported if atasks are in no module."""

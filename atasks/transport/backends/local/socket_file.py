@@ -94,7 +94,7 @@ def _advice(error: OSError, path: str) -> str:
     directory = os.path.dirname(path)
     match error:
         case BlockingIOError():
-            return "another process serves there; stop it, or name another path (hub=False joins it)"
+            return "another process serves there; stop it, or name another path"
         case FileNotFoundError():
             return f"there is no directory {directory}; make it, or name another path"
         case PermissionError():

@@ -16,16 +16,17 @@ from atasks.errors import (
     AccessRefused,
     CallConnectionLost,
     ConnectFailed,
+    InvalidURL,
     NotConnected,
     NoWorker,
     TransportError,
     WorkerLost,
     WorkersFailed,
 )
-from atasks.options import Executor, TaskOptions, validate_queue
+from atasks.options import Executor, TaskOptions, WorkerOptions, validate_queue, validate_seconds
 from atasks.transport.backends.local import process
 from atasks.transport.backends.local.address import checked_path, parse
-from atasks.transport.backends.local.crew import Crew, ServeOptions, check
+from atasks.transport.backends.local.crew import Crew, check
 from atasks.transport.backends.local.gate import Gate
 from atasks.transport.backends.local.host import Host
 from atasks.transport.backends.local.link import Link, SocketLink
@@ -63,6 +64,8 @@ logger = logging.getLogger("atasks.local")
 BACKOFF: Final = (0.02, 1.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 CLOSE_SECONDS: Final = 5.0
+MAX_WORKERS: Final = 1000
+"""Worker processes of one program."""
 
 
 class LocalTransport(CallTransport):
@@ -98,10 +101,11 @@ class LocalTransport(CallTransport):
         timeout: float = 30.0,
         keep_runs: float = DEFAULT_EXPIRES,
         keep_bytes: int = DEFAULT_KEEP_BYTES,
-        **serving: Unpack[ServeOptions],
+        **serving: Unpack[WorkerOptions],
     ) -> None:
         self.path = None if path is None else checked_path(path)
         self.queue = validate_queue(queue)
+        self.timeout = validate_seconds("timeout", timeout)
         if workers is None:
             workers = (os.cpu_count() or 1) if path is None else 0
         _check_workers(workers)
@@ -112,7 +116,6 @@ class LocalTransport(CallTransport):
         self._kept = LocalRecords(self, keep_runs)
         super().__init__(namespace)
         self.records = self._kept
-        self.timeout = timeout
         self.workers = workers
         self._serving = serving
         self._modules = modules
@@ -139,7 +142,12 @@ class LocalTransport(CallTransport):
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LocalTransport:
         """`unix:///run/app.sock` or `local:`; `queue` and `workers` may stand in the query."""
         path, found = parse(url)
-        return cls(path, namespace, **{**found, **options})
+        try:
+            return cls(path, namespace, **{**found, **options})
+        except ValueError as error:
+            if found and not isinstance(error, InvalidURL):
+                raise InvalidURL(f"an option in the URL is wrong: {error}") from None
+            raise
 
     # -- life
 
@@ -490,8 +498,8 @@ def _queues(worker: Worker, default: str) -> list[str]:
 def _check_workers(workers: Any) -> None:
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(f"workers is a number of processes, not {workers!r}")
-    if workers < 0:
-        raise ValueError(f"workers={workers}: 0 or more")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise ValueError(f"workers={workers if abs(workers) < 10**12 else '…'}: 0 to {MAX_WORKERS} processes")
 
 
 def _no_worker(queue: str) -> str:
