@@ -19,6 +19,7 @@ from atasks.options import (
     TransportOptions,
     WorkerOptions,
 )
+from atasks.outlast import begin, outlast
 from atasks.router import get_router
 from atasks.transport.base import Transport, get_transport
 from atasks.urls import shown
@@ -58,7 +59,8 @@ async def connect(
     outer one. Other tasks of this event loop use the block of the loop that was entered first.
 
     Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`. It may be left by
-    another task than the one that entered it, and before the blocks inside it.
+    another task than the one that entered it, and before the blocks inside it. Whoever is cancelled while it
+    leaves the block is told when it has left.
 
     Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed, and TypeError for an unknown
     option, or one that this transport cannot honour.
@@ -80,7 +82,7 @@ async def connect(
         try:
             yield transport
         finally:
-            await worker.drain(grace=0)
+            await outlast(worker.drain(grace=0))
 
 
 @asynccontextmanager
@@ -106,7 +108,8 @@ async def serve(
     the first call and left after the last; a call reads its value as `current_call().state`. Awaits inside the
     block go over the same transport.
 
-    Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds.
+    Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds, also if the task
+    is cancelled meanwhile: its CancelledError is raised when the worker has drained.
 
     Raises what `connect` raises, and QueueMismatch.
     """
@@ -130,21 +133,17 @@ async def serve(
         try:
             yield worker
         finally:
-            await worker.drain(grace)
+            await outlast(worker.drain(grace))
 
 
 async def _start(worker: Worker, queues: Sequence[str] | None, grace: float) -> None:
     """Start it. If this is cancelled when calls have come already, from the first of its queues, it drains."""
-    starting = asyncio.create_task(worker.start(queues), name="atasks start")
-    try:
-        await asyncio.shield(starting)
-    except asyncio.CancelledError:
+
+    def give_up(starting: asyncio.Task[None]) -> None:
         if not worker.held:
             starting.cancel()
-        await asyncio.wait([starting])
-        if not starting.cancelled() and starting.exception() is None:
-            await worker.drain(grace)
-        raise
+
+    await begin(worker.start(queues), lambda: worker.drain(grace), give_up)
 
 
 def local(
@@ -168,7 +167,7 @@ def local(
 @asynccontextmanager
 async def _connected(transport: Transport) -> AsyncIterator[None]:
     """A block in which awaits of its namespace go over the transport, which is connected meanwhile."""
-    await transport.connect()
+    await begin(transport.connect(), transport.disconnect)
     block = Block(transport)
     connected = get_router(transport.namespace)._connected
     connected.setdefault(block.loop, []).append(block)
@@ -181,7 +180,7 @@ async def _connected(transport: Transport) -> AsyncIterator[None]:
         blocks.remove(block)
         if not blocks:
             del connected[block.loop]
-        await transport.disconnect()
+        await outlast(transport.disconnect())
 
 
 def _scheme(url: str | Sequence[str]) -> str:

@@ -141,21 +141,27 @@ class Run(Struct, eq=False):
                 await self._resume(give_up)
 
     async def _resume(self, give_up: Callable[[], None] | None) -> None:
-        """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise."""
+        """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise. If it is cancelled it waits
+        on nevertheless: it goes on, if only to clean up, with a slot, as everything that runs."""
+        slots = self.worker.slots
         try:
-            await self.worker.slots.retake()
+            await slots.retake()
         except asyncio.CancelledError:
             if give_up is not None:
                 give_up()
-            if not (self.ended or self.awaits or self.slots):
-                await self._resume(
-                    give_up
-                )  # it goes on, if only to clean up: with a slot, as everything that runs
+            if not self._needs_no_slot() and await slots.retake_in_spite(self._needs_no_slot):
+                self._took_slot()
             raise
-        if self.ended or self.awaits or self.slots:
+        self._took_slot()
+
+    def _took_slot(self) -> None:
+        if self._needs_no_slot():
             self.worker.slots.give()
         else:
             self.slots = 1
+
+    def _needs_no_slot(self) -> bool:
+        return bool(self.ended or self.awaits or self.slots)
 
     def free_slots(self) -> None:
         """Give back the slots that it holds."""

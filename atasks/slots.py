@@ -53,3 +53,23 @@ class Slots:
             if waiter.done() and not waiter.cancelled():  # it was handed a slot and cancelled in the same turn
                 self.give()
             raise
+
+    async def retake_in_spite(self, unless: Callable[[], object]) -> bool:
+        """Take a slot ahead of all others for a call that was cancelled while it waited for one, however often it
+        is cancelled meanwhile: level cancellation, as anyio has it, repeats itself in every turn of the loop.
+
+        Returns whether it took one. It stops waiting if it is cancelled when `unless` says that it needs none.
+        """
+        if self.free:
+            self.free -= 1
+            return True
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._resuming.appendleft(waiter)
+        while not waiter.done():
+            try:
+                await asyncio.wait((waiter,))
+            except asyncio.CancelledError:
+                if not waiter.done() and unless():
+                    waiter.cancel()
+                    return False
+        return True

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 
 import atasks
@@ -230,3 +231,22 @@ async def test_a_start_that_has_no_calls_is_cancelled_at_once(
     with pytest.raises(asyncio.CancelledError):
         await serving
     assert not SlowToServe.go_on.is_set()
+
+
+async def test_a_worker_drains_in_a_scope_that_is_cancelled_again_and_again(namespace: str) -> None:
+    begun = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def work() -> str:
+        begun.set()
+        await asyncio.sleep(0.2)
+        return "done"
+
+    with anyio.CancelScope() as scope:
+        async with atasks.serve("loopback:", namespace=namespace, grace=5) as worker:
+            call = asyncio.create_task(work())
+            await begun.wait()
+            scope.cancel()
+            await asyncio.Event().wait()
+    assert worker.held == 0
+    assert await call == "done"

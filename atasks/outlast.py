@@ -1,0 +1,55 @@
+"""Beginning and ending things in spite of level cancellation, as anyio has it: it repeats itself in every turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+__all__ = ["begin", "outlast"]
+
+T = TypeVar("T")
+
+
+async def outlast(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run it in a task of its own to its end, and return or raise what it does. It must end by itself.
+
+    However often this is cancelled meanwhile, the CancelledError is raised when it has ended, and not before.
+    """
+    task, cancelled = await _to_its_end(coroutine, lambda task: None)
+    if cancelled is not None and (task.cancelled() or task.exception() is None):
+        raise cancelled
+    return task.result()
+
+
+async def begin(
+    coroutine: Coroutine[Any, Any, None],
+    undo: Callable[[], Coroutine[Any, Any, None]],
+    cancel: Callable[[asyncio.Task[None]], object] = asyncio.Task.cancel,
+) -> None:
+    """Run it in a task of its own, which is cancelled once, by `cancel`, however often this is: it can clean up.
+
+    If it ends well all the same, `undo` is run to its end before the CancelledError is raised.
+    """
+    task, cancelled = await _to_its_end(coroutine, cancel)
+    if cancelled is not None:
+        if not task.cancelled() and task.exception() is None:
+            await outlast(undo())
+        raise cancelled
+    task.result()
+
+
+async def _to_its_end(
+    coroutine: Coroutine[Any, Any, T], cancel: Callable[[asyncio.Task[T]], object]
+) -> tuple[asyncio.Task[T], asyncio.CancelledError | None]:
+    """A task that has run it and is done, and with what this was cancelled meanwhile."""
+    task = asyncio.create_task(coroutine)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            if cancelled is None:
+                cancel(task)
+            cancelled = error
+    return task, cancelled

@@ -1,0 +1,138 @@
+"""Level cancellation, as trio has it and anyio brings it to asyncio: a cancelled scope cancels what is in it again
+in every turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+
+from atasks.connection import _connected
+from atasks.testing import Site, soon
+from atasks.testing.cases import Cases
+from tests.conformance.transports import OverAMQP, OverLocal, OverLocalHub, OverLoopback
+from tests.unit.serving import until
+
+
+class LevelCases(Cases):
+    """Nothing is lost by it: no slot, no connection, no call of somebody else."""
+
+    async def test_a_call_that_waits_for_its_slot(self, site: Site) -> None:
+        scopes: list[anyio.CancelScope] = []
+        begun, queued = asyncio.Event(), asyncio.Event()
+
+        @site.atask
+        async def inner() -> None:
+            pass
+
+        @site.atask
+        async def outer() -> float:
+            begun.set()
+            await queued.wait()
+            with anyio.CancelScope() as scope:
+                scopes.append(scope)
+                await inner.options(timeout=0.2)()  # it is behind the other one, which takes the slot
+            assert scope.cancelled_caught
+            return loop.time()
+
+        @site.atask
+        async def busy() -> float:
+            await asyncio.sleep(0.5)
+            waiting = len(site.worker.slots._resuming)
+            scopes[0].cancel()
+            await asyncio.sleep(0.5)  # thousands of turns
+            assert waiting == 1, "the other call waits for the slot that this one has"
+            assert len(site.worker.slots._resuming) <= 2, "it waits once, however often it is cancelled"
+            return loop.time()
+
+        loop = asyncio.get_running_loop()
+        async with site.open(concurrency=1):
+            first = asyncio.create_task(outer())
+            await soon(begun.wait())
+            second = asyncio.create_task(busy())
+            await asyncio.sleep(0.2)
+            queued.set()
+            left, freed = await soon(asyncio.gather(first, second))
+            assert left >= freed, "it goes on with a slot, as everything that runs"
+            await soon(inner())
+            await until(lambda: not site.worker.held)
+            assert (site.worker.slots.free, site.worker.parked) == (1, 0)
+
+    async def test_scopes_at_any_moment(self, site: Site) -> None:
+        @site.atask
+        async def inner(n: int) -> int:
+            await asyncio.sleep(0.001 * (n % 7))
+            return n
+
+        @site.atask
+        async def outer(n: int) -> int:
+            done = 0
+            for patience in (0.0, 0.001, 0.01, 0.05):
+                with anyio.move_on_after(patience):
+                    await inner(n)
+                    async with anyio.create_task_group() as group:
+                        for _ in range(3):
+                            group.start_soon(inner, n)
+                    done += 1
+            return done
+
+        async with site.open(concurrency=2):
+            found = await soon(asyncio.gather(*(outer(n) for n in range(30))))
+            assert set(found) <= set(range(5))
+            assert await soon(inner(5)) == 5
+            worker = site.worker
+            await until(lambda: not worker.held)
+            assert (worker.slots.free, worker.parked) == (2, 0)
+
+    async def test_a_stream_that_is_read_in_a_scope(self, site: Site) -> None:
+        closed = asyncio.Event()
+
+        @site.atask
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                for number in range(10**9):
+                    yield number
+                    await asyncio.sleep(0.001)
+            finally:
+                closed.set()
+
+        @site.atask
+        async def count() -> int:
+            seen = 0
+            with anyio.move_on_after(0.3):
+                async for _ in numbers():
+                    seen += 1
+            return seen
+
+        async with site.open(concurrency=1):
+            assert await soon(count()) > 0
+            await soon(closed.wait())
+            await until(lambda: not site.worker.held)
+            assert (site.worker.slots.free, site.worker.parked) == (1, 0)
+
+    @pytest.mark.parametrize("patience", [0.0, 0.001, 0.005, 0.02, 0.2])
+    async def test_connections_that_are_begun_and_left_in_a_scope(self, site: Site, patience: float) -> None:
+        before = asyncio.all_tasks()
+        with anyio.move_on_after(patience):
+            async with _connected(site.new_transport()):
+                await asyncio.Event().wait()
+        await asyncio.sleep(0.05)
+        assert asyncio.all_tasks() == before
+
+
+class TestLoopback(OverLoopback, LevelCases):
+    pass
+
+
+class TestLocal(OverLocal, LevelCases):
+    pass
+
+
+class TestLocalHub(OverLocalHub, LevelCases):
+    pass
+
+
+class TestAMQP(OverAMQP, LevelCases):
+    pass

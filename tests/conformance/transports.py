@@ -1,0 +1,76 @@
+"""The transports that cases are held to: each class gives them `new_transport`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from atasks import LoopbackTransport, Transport
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.local import LocalTransport
+from atasks.transport.backends.local.host import Host
+from tests.conformance.memory import MemoryTransport, Switchboard
+
+
+class OverLoopback:
+    shared_transport = True
+
+    @pytest.fixture
+    def new_transport(self) -> Callable[[str], Transport]:
+        return LoopbackTransport
+
+
+class OverMemory:
+    """A transport of the minimal contract."""
+
+    @pytest.fixture
+    def new_transport(self) -> Callable[[str], Transport]:
+        board = Switchboard()
+        return lambda namespace: MemoryTransport(board, namespace)
+
+
+class _Socket:
+    @pytest.fixture
+    def socket_path(self) -> Iterator[str]:
+        """Short enough for a socket, which the paths of pytest may not be."""
+        with tempfile.TemporaryDirectory(prefix="at-") as directory:
+            yield str(Path(directory) / "hub.sock")
+
+
+class OverLocal(_Socket):
+    """Caller and workers around a hub, each with a socket of its own."""
+
+    @pytest.fixture
+    async def new_transport(self, socket_path: str) -> AsyncIterator[Callable[[str], Transport]]:
+        host = await Host.open(socket_path)
+        yield lambda namespace: LocalTransport(socket_path, namespace, hub=False)
+        await host.close()
+
+
+class OverLocalHub(_Socket):
+    """The process that has the hub calls itself."""
+
+    shared_transport = True
+
+    @pytest.fixture
+    def new_transport(self, socket_path: str) -> Callable[[str], Transport]:
+        return lambda namespace: LocalTransport(socket_path, namespace, hub=True)
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class OverAMQP:
+    @pytest.fixture
+    def new_transport(self, amqp_url: str, prefix: str) -> Callable[[str], Transport]:
+        return lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix)
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class OverAMQPQuorum:
+    """Replicated queues differ in how windows, cancelled consumers and returned messages behave."""
+
+    @pytest.fixture
+    def new_transport(self, amqp_url: str, prefix: str) -> Callable[[str], Transport]:
+        return lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix, queue_type="quorum")
