@@ -11,6 +11,7 @@
     │   ├── WorkerLost                  the worker died; the call may or may not have run and will not run again
     │   ├── StreamLost                  the worker of a stream died, and the stream may not begin anew
     │   ├── QueueFull                   the broker refused the request
+    │   ├── CallRefused                 the broker closes the channel over the request
     │   ├── CallConnectionLost          (ConnectionError) the outcome cannot be known
     │   ├── EncodeError                 (TypeError) an argument or a result cannot be encoded
     │   ├── DecodeError                 (ValueError) an argument, a result or an envelope cannot be decoded
@@ -46,6 +47,7 @@ __all__ = [
     "CallCancelled",
     "CallConnectionLost",
     "CallError",
+    "CallRefused",
     "CallTimeout",
     "ConnectFailed",
     "DecodeError",
@@ -159,6 +161,11 @@ class StreamLost(CallError):
 class QueueFull(CallError):
     """The broker refused the request: the work queue is full, or has no leader. It refused an at-least-once call
     four times, over two seconds. The call did not run."""
+
+
+class CallRefused(CallError):
+    """The broker closes the channel over the request, or it cannot be written as a message: the text says why. The
+    call did not run."""
 
 
 class CallConnectionLost(CallError, ConnectionError):

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, TypedDict
 from atasks.errors import closest
 
 __all__ = [
+    "MAX_TIMEOUT",
     "AMQPOptions",
     "CallOptions",
     "ConnectOptions",
@@ -148,6 +149,8 @@ _CHOICES: Final = {
     "orphan": ("cancel", "run"),
     "executor": (None, *EXECUTORS),
 }
+MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
+"""Seconds: RabbitMQ takes no message that is to expire later."""
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
 MAX_WINDOW: Final = 65_536
@@ -171,7 +174,11 @@ def _check(name: str, value: Any) -> Any:
                 _number(name, value)
                 if not value > 0:
                     raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
-                return float(min(value, 1e9))
+                if value > MAX_TIMEOUT:
+                    raise ValueError(
+                        f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no deadline"
+                    )
+                return float(value)
         case "max_attempts":
             _integer(name, value, 1, 1_000_000)
         case "priority":
@@ -197,7 +204,7 @@ def _number(name: str, value: Any) -> None:
         raise ValueError(f"{name} is a number of seconds, not NaN")
 
 
-def validate_seconds(name: str, value: Any, most: float = 1e9) -> float:
+def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:
     """A number of seconds above 0 and at most `most`. Raises TypeError, ValueError."""
     _number(name, value)
     if not 0 < value <= most:

@@ -112,7 +112,7 @@ class Router:
         del args, kwargs  # the call may take long, and they may be large
         call = self._call(name, payload, options, transport, codec, run)
         if carried:
-            call.context = await self._carried(name, codec)
+            call.context = await self._carried(call, codec, transport)
         if run is None:
             reply = await transport.request(call, options)
         else:
@@ -133,7 +133,7 @@ class Router:
         payload = await self._encode(name, codec, (args, {}))
         call = self._call(name, payload, options, transport, codec, None)
         if carried:
-            call.context = await self._carried(name, codec)
+            call.context = await self._carried(call, codec, transport)
         return call
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
@@ -232,10 +232,18 @@ class Router:
         except Exception as error:
             raise _unencodable(name, codec, error) from error
 
-    async def _carried(self, name: str, codec: Codec) -> dict[str, bytes] | None:
+    async def _carried(self, call: Call, codec: Codec, transport: Transport) -> dict[str, bytes] | None:
+        """The context variables that travel with the call. Raises PayloadTooLarge, EncodeError."""
         here = contextvars.copy_context()
         values = [(variable.name, here[variable]) for variable in carried.values() if variable in here]
-        return {label: await self._encode(name, codec, value) for label, value in values} or None
+        context = {label: await self._encode(call.task, codec, value) for label, value in values}
+        size = len(call.payload) + sum(map(len, context.values()))
+        if size > transport.max_payload:
+            raise PayloadTooLarge(
+                f"the arguments of {call.task} and the context variables that travel with them have {size} bytes, "
+                f"over the limit of {transport.max_payload}: pass references instead"
+            )
+        return context or None
 
     async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
         _check_codec(reply, call, codec)

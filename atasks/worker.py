@@ -23,6 +23,7 @@ from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
 from atasks.memory import RecentIds, RecentReplies
+from atasks.options import MAX_TIMEOUT
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
 from atasks.streams.outflows import Outflows
@@ -358,7 +359,7 @@ class Worker:
         if call.timeout_ms is None:
             return None
         waited = time.time() - call.sent_ms / 1000 - self.transport.clock_skew
-        return self.loop.time() + call.timeout_ms / 1000 - max(waited, 0.0)
+        return self.loop.time() + min(call.timeout_ms / 1000, MAX_TIMEOUT) - max(waited, 0.0)
 
     # -- running
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypedDict
 
 from atasks.errors import closest
+from atasks.options import MAX_TIMEOUT
 from atasks.pipeline.calling import Bound
 
 __all__ = ["GroupOptions", "PlainOptions", "StageOptions", "StageOptionsDict", "read_options"]
@@ -115,8 +115,10 @@ def _check(name: str, value: Any) -> None:
 def _seconds(value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"timeout is a number of seconds or None, not {value!r}")
-    if not value > 0 or math.isinf(value):
+    if not value > 0:
         raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
+    if value > MAX_TIMEOUT:
+        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
 
 
 def _integer(name: str, value: Any, what: str, low: int) -> None:

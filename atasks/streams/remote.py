@@ -123,7 +123,7 @@ class RemoteStream(Generic[T]):
         self._task, options = router._named(name)
         payload = await router._encode(name, codec, (args, kwargs))
         call = router._call(name, payload, options, transport, codec, run)
-        call.context = await router._carried(name, codec)
+        call.context = await router._carried(call, codec, transport)
         call.credit = options.window
         call.orphan = 0  # nobody would take its items
         return call, options

@@ -36,8 +36,7 @@ GOOD: list[Any] = [
     ("timeout", None),
     ("timeout", 1),
     ("timeout", 0.001),
-    ("timeout", math.inf),
-    pytest.param("timeout", 10**400, id="timeout-huge"),
+    ("timeout", 10 * 365 * 24 * 3600),
     ("delivery", "at_most_once"),
     ("max_attempts", 1),
     ("max_attempts", 1_000_000),
@@ -65,6 +64,10 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("timeout", 0, ValueError, "above 0"),
     ("timeout", -1.5, ValueError, "above 0"),
     ("timeout", math.nan, ValueError, "NaN"),
+    ("timeout", math.inf, ValueError, "10 years"),
+    ("timeout", -math.inf, ValueError, "above 0"),
+    ("timeout", 10 * 365 * 24 * 3600 + 1, ValueError, "10 years"),
+    ("timeout", 10**30, ValueError, "10 years"),
     ("timeout", "5", TypeError, "number of seconds"),
     ("timeout", True, TypeError, "number of seconds"),
     ("delivery", "exactly_once", ValueError, "'at_least_once', 'at_most_once'"),
@@ -107,8 +110,7 @@ def test_every_option_is_tested_and_typed() -> None:
 @pytest.mark.parametrize(("name", "value"), GOOD)
 def test_good_values(name: str, value: Any, namespace: str) -> None:
     changed = TaskOptions().with_changes({name: value})
-    expected = 1e9 if name == "timeout" and value is not None and value > 1e9 else value
-    assert getattr(changed, name) == expected
+    assert getattr(changed, name) == value
     assert {key for key in DEFAULTS if getattr(changed, key) != DEFAULTS[key]} <= {name}
 
     @atask(namespace=namespace, **{name: value})

@@ -13,6 +13,9 @@ __all__ = ["FrameWriter"]
 
 WRITE_BYTES: Final = 256 * 2**10
 """Frames are put together for one write, up to so many bytes."""
+SPARE: Final = 2
+"""Places in the client library's queue that are left to the library: where it is full, it does not confirm that
+the broker closed a channel, and the broker then ignores the next channel of that number."""
 
 
 class FrameWriter:
@@ -26,21 +29,27 @@ class FrameWriter:
         self._closed = False
 
     def write(self, frames: list[bytes]) -> None:
-        """Write these, behind what was written before; whole frames each. If the connection is gone, or goes, they
-        are lost without a word: so are those that the socket took."""
+        """Write these, behind what was written before; whole frames each. If the connection or the channel is
+        gone, or goes, they are lost without a word: so are those that the socket took."""
         if self._closed:
             return
         self._waiting.extend(frames)
-        queue = self._channel.write_queue
-        while self._waiting and self._feeder is None:
-            if queue.full():
-                self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="atasks writer")
-            else:
-                queue.put_nowait(self._next())
+        if self._feeder is None and not self._fill():
+            self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="atasks writer")
+
+    def _fill(self) -> bool:
+        """Hand over what there is room for; whether that is everything."""
+        channel = self._channel
+        if channel.connection.channels.get(channel.number) is not channel:
+            self._waiting.clear()  # the broker has closed it: a frame more, and it closes the connection
+        queue = channel.write_queue
+        while self._waiting and queue.qsize() < queue.maxsize - SPARE:
+            queue.put_nowait(self._next())
+        return not self._waiting
 
     async def _feed(self) -> None:
-        while self._waiting:
-            await self._channel.write_queue.put(self._next())
+        while not self._fill():
+            await self._channel.write_queue.join()
         self._feeder = None
 
     def _next(self) -> ChannelFrame:

@@ -14,14 +14,15 @@ from atasks.options import Executor
 from atasks.run import describe
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.wire import Call, End, Item, Reply
+from atasks.transport.backends.amqp.refusals import Refusal
+from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.acks import Acks
     from atasks.transport.backends.amqp.consumer import Consumer
     from atasks.transport.backends.amqp.intake import Intake
 
-__all__ = ["CallDelivery", "GivenBack", "Inbound", "Settling"]
+__all__ = ["CallDelivery", "GivenBack", "Inbound", "Items", "Settling"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -83,6 +84,11 @@ class Inbound:
         """The beginning of this copy that is over, because the worker that began it gave it back; empty: none."""
         name = self.properties.correlation_id or ""
         return name if len(name) <= MAX_COPY else ""
+
+    @property
+    def delivery_mode(self) -> int:
+        """2: what is sent on its account survives the broker; 1: it need not."""
+        return 2 if self.properties.delivery_mode == 2 else 1
 
     @property
     def kept(self) -> bool:
@@ -188,20 +194,82 @@ class CallDelivery:
 class Settling(Outgoing):
     """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
 
-    __slots__ = ("inbounds",)
+    __slots__ = ("intake", "replies")
 
     def __init__(
-        self, body: bytes, key: str, properties: Basic.Properties, inbounds: list[Inbound], exchange: str
+        self,
+        intake: Intake,
+        replies: list[tuple[Reply | End, Inbound | None]],
+        key: str,
+        properties: Basic.Properties,
     ) -> None:
-        super().__init__(body, key, properties, exchange=exchange)
-        self.inbounds = inbounds
+        """Each reply with what it settles; None: it was sent before, and settles nothing."""
+        exchange = intake.transport.topology.reply_exchange(key)
+        super().__init__(wire.encode([reply for reply, _ in replies]), key, properties, exchange=exchange)
+        self.intake = intake
+        self.replies = replies
 
     def confirmed(self) -> None:
-        for inbound in self.inbounds:
-            inbound.settled()
+        for _, inbound in self.replies:
+            if inbound is not None:
+                inbound.settled()
 
     returned = confirmed
     refused = confirmed
+
+    def rejected(self, refusal: Refusal) -> None:
+        """Of several replies any may be the one that cannot be sent. In its place goes one that says why; if that
+        cannot be sent either, nobody can be told."""
+        if refusal.exchange is not None:
+            logger.error("nobody can be told how calls ended: %s", refusal.error("a reply", len(self.body)))
+            self.confirmed()
+            return
+        for reply, inbound in self.replies:
+            again = (
+                reply if len(self.replies) > 1 else _refused(reply, refusal, len(self.body), self.intake.worker.id)
+            )
+            if again is None:
+                logger.error("%s", refusal.error(f"the reply to call {reply.id}", len(self.body)))
+                self.confirmed()
+            else:
+                mode = self.properties.delivery_mode or 1
+                self.intake.send_replies(self.routing_key, [(again, inbound)], mode, alone=True)
+
+
+def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
+    """What says that this reply cannot be sent; None if it says that itself."""
+    inner = reply.reply if isinstance(reply, End) else reply
+    if inner.status not in (Status.VALUE, Status.RAISED):
+        return None
+    status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
+    what = "the result" if inner.status == Status.VALUE else "the exception"
+    ending = wire.ended(reply.id, status, str(refusal.error(f"{what} of call {reply.id}", size)), worker)
+    return End(reply.v, reply.id, reply.count, ending, reply.attempt) if isinstance(reply, End) else ending
+
+
+class Items(Outgoing):
+    """Items of a stream."""
+
+    __slots__ = ("intake", "item")
+
+    def __init__(self, intake: Intake, item: Item, key: str, properties: Basic.Properties) -> None:
+        super().__init__(wire.encode([item]), key, properties)
+        self.intake = intake
+        self.item = item
+
+    def rejected(self, refusal: Refusal) -> None:
+        """One item that cannot be sent ends its stream, behind those before it."""
+        item, intake = self.item, self.intake
+        if len(item.payloads) > 1 and refusal.exchange is None:
+            for number, payload in enumerate(item.payloads, item.first):
+                one = Item(item.v, item.id, number, [payload], item.codec, item.worker, item.attempt)
+                intake.transport.outbox.put_alone(Items(intake, one, self.routing_key, intake.properties(1)))
+            return
+        reason = str(refusal.error(f"item {item.first} of stream {item.id}", len(self.body)))
+        status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
+        end = End(item.v, item.id, item.first, wire.ended(item.id, status, reason, item.worker), item.attempt)
+        intake.worker.cancel(item.id)
+        intake.send_replies(self.routing_key, [(end, None)], 1)
 
 
 class GivenBack(Outgoing):
@@ -222,6 +290,19 @@ class GivenBack(Outgoing):
     def refused(self) -> None:
         """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
         asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
+
+    def rejected(self, refusal: Refusal) -> None:
+        """No worker can be given it: its caller is told."""
+        reason = str(refusal.error(self.call.task, len(self.body)))
+        reply = wire.ended(self.call.id, Status.FAILED, reason, self.inbound.intake.worker.id)
+        self.inbound.intake.reply(reply, self.inbound)
+
+    def stranded(self, arrived: bool) -> bool:
+        """Sent twice, it might run twice."""
+        if not arrived and self.call.delivery != AT_MOST_ONCE:
+            return True
+        self.inbound.settled()
+        return False
 
     def lost(self) -> bool:
         logger.debug("%s may be at the broker twice: it was given back, unconfirmed", describe(self.call))

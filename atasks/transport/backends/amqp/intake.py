@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +21,7 @@ from atasks.transport.backends.amqp.ailing import Ailing
 from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.consumer import Consumer
-from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Settling
+from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Items, Settling
 from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
@@ -54,6 +54,9 @@ MAX_PREFETCH: Final = 65_535
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 
+Answer = tuple[Reply | End, Inbound | None]
+"""A reply, and what it settles; None: it was sent before, and settles nothing."""
+
 
 class Intake:
     """Feeds one worker from its work queues, and sends its replies.
@@ -70,7 +73,7 @@ class Intake:
         self.acks: Acks | None = None
         self.window: Window | None = None
         self._stopping = False
-        self._replies: dict[str, list[tuple[Reply | End, Inbound]]] = {}
+        self._replies: dict[str, list[Answer]] = {}
         self._numbers = 0
         self._executors = worker.executors
         self._to_wait_for: dict[str, Executor] = {
@@ -282,9 +285,7 @@ class Intake:
         reason = "the worker failed to serve the call: its log says more"
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
-            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=2)
-            exchange = self.transport.topology.reply_exchange(reply_to)
-            self.transport.outbox.put(Outgoing(wire.encode(replies), reply_to, properties, exchange=exchange))
+            self.send_replies(reply_to, [(reply, None) for reply in replies], 2)
         consumer.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
@@ -314,10 +315,12 @@ class Intake:
     # -- replies
 
     def send(self, envelope: Item | End, inbound: Inbound) -> None:
-        """Send items of a stream. They stay here until they are taken: if the reply queue is gone, for the next
-        one, and so the broker need not write them to its disk."""
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=1)
-        self.transport.outbox.put_now(Outgoing(wire.encode([envelope]), inbound.reply_to, properties))
+        """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
+        gone, for the next one, and so the broker need not write them to its disk."""
+        if isinstance(envelope, End):
+            self.send_replies(inbound.reply_to, [(envelope, None)], 1)
+        else:
+            self.transport.outbox.put_now(Items(self, envelope, inbound.reply_to, self.properties(1)))
 
     def reply(self, reply: Reply | End, inbound: Inbound) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
@@ -329,23 +332,17 @@ class Intake:
         """Send the replies of this turn."""
         replies, self._replies = self._replies, {}
         for reply_to, waiting in replies.items():
-            batch: list[tuple[Reply | End, Inbound]] = []
-            size = 0
-            for item in waiting:
-                if batch and (len(batch) >= REPLY_BATCH or size + len(item[0].payload) > REPLY_BATCH_BYTES):
-                    self._send_replies(reply_to, batch)
-                    batch, size = [], 0
-                batch.append(item)
-                size += len(item[0].payload)
-            self._send_replies(reply_to, batch)
+            for batch in _batches(waiting):
+                mode = max(inbound.delivery_mode for _, inbound in batch if inbound is not None)
+                self.send_replies(reply_to, batch, mode)
 
-    def _send_replies(self, reply_to: str, batch: list[tuple[Reply | End, Inbound]]) -> None:
-        body = wire.encode([reply for reply, _ in batch])
-        mode = max(inbound.properties.delivery_mode or 1 for _, inbound in batch)
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=mode)
-        exchange = self.transport.topology.reply_exchange(reply_to)
-        settling = Settling(body, reply_to, properties, [inbound for _, inbound in batch], exchange)
-        self.transport.outbox.put_now(settling)
+    def send_replies(self, reply_to: str, replies: list[Answer], mode: int, alone: bool = False) -> None:
+        """Send them in one message; alone: the broker may close the channel over it."""
+        settling = Settling(self, replies, reply_to, self.properties(mode))
+        if alone:
+            self.transport.outbox.put_alone(settling)
+        else:
+            self.transport.outbox.put_now(settling)
 
     def republish(self, call: Call, inbound: Inbound, queue: str, charged: bool, over: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
@@ -355,12 +352,16 @@ class Intake:
             content_type=CONTENT_TYPE,
             message_id=self.number() if charged or call.attempt == 1 else inbound.copy or self.number(),
             reply_to=inbound.reply_to,
-            delivery_mode=old.delivery_mode,
+            delivery_mode=inbound.delivery_mode,
             priority=old.priority,
             expiration=old.expiration,
             correlation_id=over or None,
         )
         self.transport.outbox.put(GivenBack(call, queue, properties, inbound))
+
+    def properties(self, delivery_mode: int) -> Basic.Properties:
+        """Those of a message to a caller."""
+        return Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=delivery_mode)
 
     def number(self) -> str:
         """A message id of this worker's: returns are matched by it."""
@@ -402,10 +403,28 @@ class Intake:
 
     def _answer(self, question: Ask, reply_to: str | None) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again."""
-        by_caller = reply_to is not None and self.transport.topology.is_reply_queue(reply_to)
-        held = [name for name in question.ids if self.worker.holds(name) or self.attempts.holds(name, by_caller)]
-        replies = [reply for call_id in question.ids if (reply := self.worker.finished(call_id)) is not None]
-        if reply_to and (held or replies):
-            body = wire.encode([Held(VERSION, held, self.worker.id), *replies])
-            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=1)
-            self.transport.outbox.put(Outgoing(body, reply_to, properties, mandatory=False))
+        if not reply_to:
+            return
+        names = dict.fromkeys(question.ids)
+        by_caller = self.transport.topology.is_reply_queue(reply_to)
+        held = [name for name in names if self.worker.holds(name) or self.attempts.holds(name, by_caller)]
+        if held:
+            body = wire.encode([Held(VERSION, held, self.worker.id)])
+            self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False))
+        finished = (self.worker.finished(name) for name in names)
+        for batch in _batches([(reply, None) for reply in finished if reply is not None]):
+            self.send_replies(reply_to, batch, 1)
+
+
+def _batches(replies: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """Replies to one caller, those that share a message together."""
+    batch: list[Answer] = []
+    size = 0
+    for item in replies:
+        if batch and (len(batch) >= REPLY_BATCH or size + len(item[0].payload) > REPLY_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item[0].payload)
+    if batch:
+        yield batch

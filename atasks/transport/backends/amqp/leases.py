@@ -89,7 +89,7 @@ class Leases:
             content_type=CONTENT_TYPE,
             message_id=(inbound.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
             reply_to=inbound.reply_to,
-            delivery_mode=old.delivery_mode,
+            delivery_mode=inbound.delivery_mode,
             priority=old.priority,
             correlation_id=old.correlation_id,
         )

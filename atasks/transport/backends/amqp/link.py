@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -18,6 +18,7 @@ from aiormq.abc import AbstractConnection, ConsumerCallback
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
+    AMQPChannelError,
     AMQPError,
     AuthenticationError,
     ChannelAccessRefused,
@@ -83,13 +84,16 @@ class _Sockets(TransportFactory):
 
 class Link:
     """Two connections to one broker: one publishes and one consumes, so that a publisher which the broker blocks
-    can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is."""
+    can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is.
+    But if the broker closes `publish` alone, that is over a message, and costs no more than this channel."""
 
     def __init__(self, publishing: AioPikaConnection, consuming: AioPikaConnection) -> None:
         self._connections = (publishing, consuming)
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.publish: Channel
         """With publisher confirms: requests, replies and control messages leave here."""
+        self.on_refusal: Callable[[AMQPChannelError], None] | None = None
+        """Told when the broker has closed `publish` over a message. `open_publish` opens another one."""
         self.work: Channel
         """Work queues are consumed here."""
         self.inbox: Channel
@@ -127,7 +131,7 @@ class Link:
                 opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
                 await attempt.connect()
             link = cls(opened[0], opened[1])
-            link.publish = await link._channel(0)
+            await link.open_publish()
             link.work = await link._channel(1)
             link.inbox = await link._channel(1)
         except BaseException:
@@ -143,9 +147,27 @@ class Link:
         await channel.initialize()
         underlay = await channel.get_underlay_channel()
         assert isinstance(underlay, Channel)
-        underlay.closing.add_done_callback(self._on_closed)
+        underlay.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
         underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         return underlay
+
+    async def open_publish(self) -> Channel:
+        """Open a channel for what leaves here, in the place of the one that was closed."""
+        self.publish = await guard(self._channel(0))
+        return self.publish
+
+    def _on_publish_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        # Where the exchange is gone, so is what was bound to it: only a new link binds all of it.
+        if (
+            isinstance(error, AMQPChannelError)
+            and not isinstance(error, ChannelNotFoundEntity)
+            and self.on_refusal is not None
+            and not self.lost.done()
+        ):
+            self.on_refusal(error)
+        else:
+            self._on_closed(closing)
 
     def _on_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()

@@ -44,20 +44,28 @@ class Publisher:
         self._body_size = channel.connection.connection_tune.frame_max - FRAME_OVERHEAD
         self._closed = False
 
-    def publish(self, messages: list[Outgoing]) -> None:
-        """Write them behind what was published before. Never waits."""
+    def publish(self, messages: list[Outgoing]) -> list[tuple[Outgoing, Exception]]:
+        """Write them behind what was published before. Never waits. Returns those that cannot be written, and why:
+        they are not counted, so that each confirm is still for the message that has its number."""
         channel = self._channel
         frames: list[bytes] = []
+        failed: list[tuple[Outgoing, Exception]] = []
         for message in messages:
+            try:
+                content = self._frames(message)
+            except Exception as error:  # a text that is no UTF-8, or too long: the client library has many words
+                failed.append((message, error))
+                continue
             channel.delivery_tag += 1
             tag = channel.delivery_tag
             message_id = message.properties.message_id
             assert message_id, "a returned message is found by its id"
             channel.confirmations[tag] = cast("Any", _Confirmation(self, message))
             channel.message_id_delivery_tag[message_id] = tag
-            frames.append(self._frames(message))
+            frames.append(content)
         if frames:
             self._writer.write(frames)
+        return failed
 
     def _frames(self, message: Outgoing) -> bytes:
         """Method, header and body frames."""

@@ -25,6 +25,7 @@ from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConne
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.refusals import Refusal
 from atasks.transport.base import Pending
 from atasks.transport.records import Record, Records, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
@@ -299,6 +300,10 @@ class _Safe(Outgoing):
     def refused(self) -> None:
         if not self.future.done():
             self.future.set_exception(QueueFull(f"the broker takes no more of run {self.call_id!r}: try later"))
+
+    def rejected(self, refusal: Refusal) -> None:
+        if not self.future.done():
+            self.future.set_exception(refusal.error(f"what is kept of run {self.call_id!r}", len(self.body)))
 
 
 def _envelopes(body: bytes) -> list[wire.Envelope]:

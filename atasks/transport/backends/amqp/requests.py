@@ -11,10 +11,11 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import CallConnectionLost, QueueFull
-from atasks.options import MAX_BATCH
+from atasks.options import MAX_BATCH, MAX_TIMEOUT
 from atasks.run import describe
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.backends.amqp.pace import NOTHING, UNKNOWN, Work, at_most
+from atasks.transport.backends.amqp.refusals import Refusal
 from atasks.transport.base import Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Claim, Grant
 
@@ -60,7 +61,7 @@ class Requests:
         pending.confirmed = pending.unheard = False
         pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
-        size = len(call.payload) + ENVELOPE_BYTES
+        size = _size(call)
         if call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1:
             work = UNKNOWN
         else:
@@ -215,7 +216,9 @@ class Request(Outgoing):
             reply_to=transport.topology.kept(first.id) if self.pendings[0].kept else transport.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
-            expiration=None if longest is None else str(longest + int(transport.clock_skew * 1000)),
+            expiration=None
+            if longest is None
+            else str(min(longest + int(transport.clock_skew * 1000), MAX_TIMEOUT * 1000)),
         )
         return True
 
@@ -246,10 +249,28 @@ class Request(Outgoing):
 
     def _send_again(self, pending: Pending) -> None:
         if not pending.future.done():
-            size = len(pending.call.payload) + ENVELOPE_BYTES
             self.transport.outbox.put(
-                Request(self.transport, self.kind, pending, size, refusals=self.refusals + 1)
+                Request(self.transport, self.kind, pending, _size(pending.call), refusals=self.refusals + 1)
             )
+
+    def rejected(self, refusal: Refusal) -> None:
+        """Of several calls any may be the one that cannot be sent, unless none of them can."""
+        pendings = [pending for pending in self.pendings if not pending.future.done()]
+        if len(pendings) > 1 and refusal.exchange is None:
+            for pending in pendings:
+                self.transport.outbox.put_alone(Request(self.transport, self.kind, pending, _size(pending.call)))
+        else:
+            for pending in pendings:
+                pending.fail(refusal.error(pending.call.task, len(self.body)))
+
+    def stranded(self, arrived: bool) -> bool:
+        """What has arrived is not sent twice, and what may run once only is asked for."""
+        if not arrived and self.pendings[0].call.delivery != AT_MOST_ONCE:
+            return True
+        self.confirmed()
+        if not arrived:
+            self.transport.inquiry.suspect(self.pendings)
+        return False
 
     def lost(self) -> bool:
         if all(pending.future.done() for pending in self.pendings):
@@ -260,6 +281,12 @@ class Request(Outgoing):
             return True
         self.transport.outbox.put(_Withdrawal(self.transport, self.pendings[0]))
         return False
+
+
+def _size(call: Call) -> int:
+    """About how many bytes it has in a message."""
+    context = 0 if call.context is None else sum(map(len, call.context.values()))
+    return len(call.payload) + context + ENVELOPE_BYTES
 
 
 class _Withdrawal(Outgoing):

@@ -55,14 +55,18 @@ __all__ = ["AMQPTransport"]
 
 logger = logging.getLogger("atasks.amqp")
 
-MAX_PAYLOAD_3: Final = 64 * 2**20
-MAX_PAYLOAD_4: Final = 16 * 2**20 - 64 * 2**10
-"""RabbitMQ 4 takes messages of at most 16 MiB; the rest is for the envelope."""
+ENVELOPE_BYTES: Final = 64 * 2**10
+"""Of a message, for all that is not payload."""
+MAX_MESSAGE_3: Final = 64 * 2**20 + ENVELOPE_BYTES
+MAX_MESSAGE_4: Final = 16 * 2**20
+"""What RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a message."""
 CLOSE_SECONDS: Final = 5.0
 WHOLE_ATTEMPTS: Final = 3
 """How often a worker tries to begin with all of its queues."""
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
+STABLE_SECONDS: Final = 5.0
+"""A link that is lost within so many seconds is no reason to try the next one sooner."""
 
 
 class AMQPTransport(CallTransport):
@@ -103,7 +107,9 @@ class AMQPTransport(CallTransport):
         self._kept = AMQPRecords(self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
-        self.outbox = Outbox()
+        self.outbox = Outbox(self._limit)
+        self.max_message = MAX_MESSAGE_3
+        """Bytes of a message that is read here; the broker may take less: see `Outbox.limit`."""
         self.pace = Pace()
         self.requests = Requests(self)
         self.link: Link | None = None
@@ -122,6 +128,8 @@ class AMQPTransport(CallTransport):
         self._forsaken = False
         """Whether the reply queue was replaced, and what is awaited was not sent again since."""
         self._epoch = 0
+        self._pause = BACKOFF[0]
+        """Seconds before the next attempt to reconnect."""
         self.announcements = Announcements(self)
         self.notices = Notices(self)
         self._bad_replies = 0
@@ -192,7 +200,8 @@ class AMQPTransport(CallTransport):
         """Declare and consume over a new link, then send what waits. The order matters: nobody may be told of this
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
         self._epoch += 1
-        self.max_payload = MAX_PAYLOAD_4 if link.server_version >= (4,) else MAX_PAYLOAD_3
+        self.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
+        self._limit(self.max_message)
         if self._epoch > 1 and not await self._finds_reply_queue(link):
             self.reply_queue = self.topology.new_reply_queue()
             self._forsaken = True
@@ -211,7 +220,7 @@ class AMQPTransport(CallTransport):
             await self._intake.resume(link)
         self.link = link
         self._restored.set()
-        self.outbox.attach(link.publish)
+        self.outbox.attach(link)
         self._kept.attach(link)
         pendings = self.pendings()
         if self._forsaken:
@@ -225,6 +234,11 @@ class AMQPTransport(CallTransport):
             self.requests.resend([item for item in pendings if item.unheard], "a worker may have come meanwhile")
         self.announcements.settle()
 
+    def _limit(self, size: int) -> None:
+        """The broker takes messages of up to so many bytes."""
+        self.outbox.limit = size
+        self.max_payload = size - min(ENVELOPE_BYTES, size // 4)
+
     async def _finds_reply_queue(self, link: Link) -> bool:
         """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
         down. In that case RabbitMQ 3 says that it is not there, and RabbitMQ 4 does not answer."""
@@ -235,12 +249,16 @@ class AMQPTransport(CallTransport):
             return False
 
     async def _keep(self, link: Link) -> None:
-        """Restore the connection whenever it is lost."""
+        """Restore the connection whenever it is lost, ever later if it is lost soon after that."""
+        loop = asyncio.get_running_loop()
         while True:
+            since = loop.time()
             reason = await asyncio.shield(link.lost)
             logger.warning("connection lost: %s", reason)
             self._detach()
             await link.close()
+            if loop.time() - since >= STABLE_SECONDS:
+                self._pause = BACKOFF[0]
             link = await self._reconnect()
             logger.warning("connection restored")
 
@@ -255,10 +273,9 @@ class AMQPTransport(CallTransport):
                 self._intake.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
     async def _reconnect(self) -> Link:
-        pause, longest = BACKOFF
         while True:
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
-            pause = min(pause * 2, longest)
+            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
+            self._pause = min(self._pause * 2, BACKOFF[1])
             link: Link | None = None
             try:
                 link = await self._open()

@@ -1,0 +1,291 @@
+"""Messages over which the broker closes the channel: each ends alone, and the connection stays."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+from pamqp.commands import Basic
+
+import atasks
+from atasks import CallRefused, PayloadTooLarge, atask
+from atasks.calls import carried
+from atasks.pipeline import map
+from atasks.testing import soon
+from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.refusals import Refusal
+from atasks.transport.backends.amqp.transport import AMQPTransport
+from tests.amqp.peer import until
+from tests.broker import Broker
+
+LIMIT = 1_000_000
+"""What the broker takes in these tests, which nobody was told."""
+LARGE = 2_000_000
+
+cargo: ContextVar[bytes] = ContextVar("cargo", default=b"")
+
+
+@pytest.fixture
+def limited(node: Broker) -> Iterator[Broker]:
+    """A broker that takes smaller messages than its version does by default."""
+    default = node.evaluate("{ok, Size} = application:get_env(rabbit, max_message_size), Size.")
+    node.evaluate(f"application:set_env(rabbit, max_message_size, {LIMIT}).")
+    yield node
+    node.evaluate(f"application:set_env(rabbit, max_message_size, {default}).")
+
+
+@pytest.fixture
+def carried_cargo() -> Iterator[None]:
+    atasks.carry(cargo)
+    yield
+    del carried[cargo.name]
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> str:
+    return f"case-{request.node.name.translate(str.maketrans('[]', '--'))}"[:60]
+
+
+def _connections(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if record.message.startswith("connection")]
+
+
+@contextlib.asynccontextmanager
+async def _site(url: str, prefix: str, namespace: str) -> AsyncIterator[None]:
+    async with (
+        atasks.serve(url, namespace=namespace, prefix=prefix, grace=0),
+        atasks.connect(url, namespace=namespace, prefix=prefix),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("what", ["result", "exception", "arguments", "context", "item"])
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_what_is_too_large_ends_alone(
+    limited: Broker,
+    prefix: str,
+    cleanup: None,
+    carried_cargo: None,
+    namespace: str,
+    what: str,
+    delivery: Any,
+    caplog: Any,
+) -> None:
+    runs: list[int] = []
+
+    @atask(namespace=namespace, delivery=delivery)
+    async def make(size: int) -> bytes:
+        return bytes(size)
+
+    @atask(namespace=namespace, delivery=delivery)
+    async def fail(size: int) -> None:
+        raise ValueError(bytes(size))
+
+    @atask(namespace=namespace, delivery=delivery)
+    async def take(value: bytes) -> int:
+        return len(value)
+
+    @atask(namespace=namespace, delivery=delivery)
+    async def items(size: int) -> AsyncIterator[bytes]:
+        yield b"first"
+        yield bytes(size)
+        yield b"last"
+
+    @atask(namespace=namespace, delivery=delivery)
+    async def innocent(n: int) -> int:
+        runs.append(n)
+        await asyncio.sleep(0.001)
+        return n
+
+    async def carry() -> None:
+        cargo.set(bytes(LARGE))
+        await take(b"")
+
+    async def read() -> None:
+        async for item in items(LARGE):
+            assert item == b"first"
+
+    guilty: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+        "result": lambda: make(LARGE),
+        "exception": lambda: fail(LARGE),
+        "arguments": lambda: take(bytes(LARGE)),
+        "context": carry,
+        "item": read,
+    }
+    async with _site(limited.url, prefix, namespace):
+        assert await soon(innocent(0)) == 0
+        for _ in range(2):  # while nobody knows the limit, and when it is known
+            runs.clear()
+            sent = [asyncio.create_task(innocent(n)) for n in range(100)]
+            culprits = [asyncio.create_task(guilty[what]()) for _ in range(2)]
+            sent += [asyncio.create_task(innocent(n)) for n in range(100, 200)]
+            assert await soon(asyncio.gather(*sent)) == list(range(200))
+            for culprit in culprits:
+                with pytest.raises(PayloadTooLarge, match="over the limit"):
+                    await soon(culprit)
+            assert delivery == "at_least_once" or len(runs) == 200
+        assert await soon(innocent(1)) == 1
+    assert not _connections(caplog), "a channel that is closed is no connection that is lost"
+
+
+async def test_calls_that_are_too_large_together_are_sent_one_by_one(
+    limited: Broker, prefix: str, cleanup: None, carried_cargo: None, namespace: str, caplog: Any
+) -> None:
+    @atask(namespace=namespace, batch=64)
+    async def take() -> int:
+        return len(cargo.get())
+
+    async with _site(limited.url, prefix, namespace):
+        cargo.set(bytes(LIMIT // 10))
+        assert await soon(asyncio.gather(*(take() for _ in range(40)))) == [LIMIT // 10] * 40
+    assert not caplog.records
+
+
+async def test_user_who_may_not_write_to_the_default_exchange(
+    node: Broker, prefix: str, cleanup: None, namespace: str, caplog: Any
+) -> None:
+    @atask(namespace=namespace)
+    async def echo(n: int) -> int:
+        return n
+
+    user = f"{prefix}-user"
+    node.ctl("add_user", user, "pw")
+    try:
+        node.ctl("set_permissions", user, f"^{prefix}.*", f"^{prefix}.*", ".*")
+        url = node.url.replace("guest:guest", f"{user}:pw")
+        async with atasks.connect(url, namespace=namespace, prefix=prefix):
+            for options in ({}, {"delivery": "at_most_once"}, {"batch": 64}):
+                calls = (echo.options(**options)(n) for n in range(100))  # type: ignore[arg-type]
+                for error in await soon(asyncio.gather(*calls, return_exceptions=True)):
+                    assert isinstance(error, CallRefused)
+                    assert "permission" in str(error)
+                    assert user in str(error)
+    finally:
+        node.ctl("delete_user", user)
+    assert not _connections(caplog)
+
+
+class _Odd(Outgoing):
+    """A message that nobody sends: the broker closes the channel over it, and does not say over which."""
+
+    __slots__ = ("ending",)
+
+    def __init__(self, body: bytes, expiration: str = "-1") -> None:
+        properties = Basic.Properties(message_id=f"odd-{id(self)}", expiration=expiration)
+        super().__init__(body, "nowhere", properties, mandatory=False)
+        self.ending: asyncio.Future[Refusal] = asyncio.get_running_loop().create_future()
+
+    def confirmed(self) -> None:
+        self.ending.cancel()
+
+    def rejected(self, refusal: Refusal) -> None:
+        self.ending.set_result(refusal)
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_broker_does_not_say_which_message(
+    node: Broker, prefix: str, cleanup: None, namespace: str, delivery: Any, caplog: Any
+) -> None:
+    @atask(namespace=namespace, delivery=delivery)
+    async def innocent(n: int) -> int:
+        return n
+
+    async with (
+        atasks.serve(node.url, namespace=namespace, prefix=prefix, grace=0),
+        atasks.connect(node.url, namespace=namespace, prefix=prefix) as transport,
+    ):
+        assert isinstance(transport, AMQPTransport)
+        assert await soon(innocent(0)) == 0
+        for _ in range(3):
+            sent = [asyncio.create_task(innocent(n)) for n in range(30)]
+            await asyncio.sleep(0)
+            odd = [_Odd(b"x"), _Odd(b"x", "99999999999999")]
+            for message in odd:
+                transport.outbox.put(message)
+            sent += [asyncio.create_task(innocent(n)) for n in range(30, 60)]
+            results = await soon(asyncio.gather(*sent, return_exceptions=True))
+            for n, result in enumerate(results):
+                if delivery == "at_least_once":
+                    assert result == n
+                else:  # some of them never arrived, and nobody can know which
+                    assert result == n or isinstance(result, atasks.CallConnectionLost)
+            for message in odd:
+                assert "expiration" in (await soon(message.ending)).reason
+        await soon(transport.outbox.flushed())
+        assert await soon(innocent(1)) == 1
+    assert not _connections(caplog)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "k" * 300, "\N{GRINNING FACE}" * 64])
+async def test_message_that_cannot_be_written_leaves_confirms_in_step(
+    node: Broker, prefix: str, cleanup: None, namespace: str, text: str, caplog: Any
+) -> None:
+    async with atasks.connect(node.url, namespace=namespace, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        outbox, odd = transport.outbox, _Odd(b"x", "1000")
+        odd.routing_key = text
+        good = [_Odd(b"x", "1000") for _ in range(20)]
+        for message in (*good[:10], odd, *good[10:]):
+            outbox.put(message)
+        assert "cannot be written" in (await soon(odd.ending)).reason
+        await until(lambda: all(message.ending.cancelled() for message in good))
+        assert not len(outbox)
+    assert not _connections(caplog)
+
+
+async def test_run_of_a_pipeline_over_the_limit(
+    limited: Broker, prefix: str, cleanup: None, namespace: str, caplog: Any
+) -> None:
+    """What is kept of a run is a message too."""
+
+    @atask(namespace=namespace)
+    async def grow(size: int) -> bytes:
+        return bytes(size)
+
+    async with _site(limited.url, prefix, namespace):
+        run = map(grow)
+        for _ in range(2):
+            handle = await soon(run.submit(LARGE))
+            with pytest.raises(PayloadTooLarge):
+                await soon(handle)
+        assert len(await soon(await soon(run.submit(10)))) == 10
+    assert not _connections(caplog)
+
+
+async def test_timeouts_that_no_broker_takes(
+    node: Broker, prefix: str, cleanup: None, namespace: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What older peers, and others, may send: the worker, and what it calls, take it for the longest there is."""
+    monkeypatch.setattr("atasks.options.MAX_TIMEOUT", 2**53)  # as if it was not refused where it is given
+
+    @atask(namespace=namespace)
+    async def inner(n: int) -> int:
+        return n
+
+    @atask(namespace=namespace)
+    async def outer(n: int) -> int:
+        return await inner(n)
+
+    async with _site(node.url, prefix, namespace):
+        for task in (inner, outer):
+            for timeout in (2**53 / 1000, 1e9):
+                assert await soon(task.options(timeout=timeout)(3)) == 3
+    assert not _connections(caplog)
+
+
+async def test_pause_between_reconnects_grows(node: Broker, prefix: str, cleanup: None, namespace: str) -> None:
+    async with atasks.connect(node.url, namespace=namespace, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        loop, pauses = asyncio.get_running_loop(), []
+        for _ in range(5):
+            link = transport.link
+            assert link is not None
+            since = loop.time()
+            link.lose("a test")
+            await until(lambda link=link: transport.link not in (None, link))  # type: ignore[misc]
+            pauses.append(loop.time() - since)
+        assert pauses[4] > 0.4 > pauses[0]
