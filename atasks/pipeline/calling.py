@@ -104,10 +104,12 @@ class Invocation:
                 return (*args, item), kwargs
 
         def call(item: Any, lineage: Lineage) -> Any:
-            if type(item) is Start:
-                positional, named = (*args, *item.args), {**kwargs, **item.kwargs}
-            else:
+            if type(item) is not Start:
                 positional, named = pass_item(item)
+            elif len(item.args) == 1 and not item.kwargs:  # so a pipeline is called with an item, as a stage is
+                positional, named = pass_item(item.args[0])
+            else:
+                positional, named = (*args, *item.args), {**kwargs, **item.kwargs}
             if by_index:
                 named = {**named, "element_index": lineage}
             return function(*positional, **named)

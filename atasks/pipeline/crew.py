@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
 from atasks.pipeline.failing import add_note, deliverable
-from atasks.pipeline.ordering import Window, admitted
+from atasks.pipeline.ordering import Admission, admitted
 from atasks.pipeline.streams import AsyncStream, SyncStream
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class FunctionCrew(Crew):
         stage: CallingStage,
         inlet: Inlet,
         outlet: Channel,
-        windows: Sequence[Window],
+        windows: Sequence[Admission],
     ) -> None:
         super().__init__(engine, stage.name, inlet, outlet)
         self.stage = stage
@@ -277,10 +277,12 @@ class FunctionCrew(Crew):
         except BaseException as error:
             if not self.is_own(error):
                 raise
-            if error is not self.inlet.error and self._skips(error, stream.lineage):
-                return
             if error is self.inlet.error:
                 self.fail(error, None)  # it has its note
+            elif self._skips(error, stream.lineage):
+                if self.windows and not self.stage.branch:
+                    await self.outlet.put(((index,), GAP))
+                return
         self.done += 1
 
     async def _emit_joined(self, stream: AsyncIterator[Any]) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from atasks.pipeline.channel import END, Channel, Inlet, Mark
+from atasks.pipeline.channel import END, Channel, Inlet, Mark, Token
 from atasks.pipeline.crew import Crew
+from atasks.pipeline.ordering import admitted, inserted
 from atasks.pipeline.stages import Stage, Step, depth_after, open_stages
 
 if TYPE_CHECKING:
@@ -47,15 +48,23 @@ class ForkStage(Stage):
         numbers = itertools.count() if self.resets else None
         entries = [Channel(0) for _ in step.branches]
         marks = bool(step.windows) and numbers is None
-        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, marks))
+        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, step.depth if marks else None))
         for position, (entry, steps) in enumerate(zip(entries, step.branches, strict=True)):
             exit_ = open_stages(engine, entry, steps)
             _ExitCrew(engine, exit_, outlet, inlet, position, step, numbers).start()
         return outlet
 
 
+def _passes_by(token: Token, depth: int) -> bool:
+    """Whether it is a mark of a branch before the fork: of no item, so that no pipeline makes anything of it. Only
+    the order within a pipeline has to know of it."""
+    lineage, value = token
+    return type(value) is Mark and (len(lineage) < depth or (value is END and len(lineage) == depth))
+
+
 class _ForkCrew(Crew):
-    """Hands out the items."""
+    """Hands out the items. Where a later stage puts them in order, the mark of each one's end follows, and marks
+    that pass by go on from here."""
 
     def __init__(
         self,
@@ -64,23 +73,25 @@ class _ForkCrew(Crew):
         inlet: Inlet,
         outlet: Channel,
         entries: Sequence[Channel],
-        marks: bool,
+        marked_depth: int | None,
     ) -> None:
         super().__init__(engine, name, inlet, outlet)
         self._entries = entries
-        self._marks = marks
+        self._depth = marked_depth
         for entry in entries:
             entry.add_producer(self._stop_if_unwanted)
 
     async def work(self, index: int) -> None:
+        depth = self._depth
         try:
             while (token := await self.inlet.take()) is not None:
-                lineage, value = token
                 for entry in self._entries:
                     await entry.put(token)
-                self.done += 1
-                if self._marks and type(value) is not Mark:
-                    await self.outlet.put(((*lineage, len(self._entries)), END))
+                if type(token[1]) is not Mark:
+                    self.done += 1
+                if depth is not None:
+                    end = ((*token[0], len(self._entries)), END)
+                    await self.outlet.put(token if _passes_by(token, depth) else end)
         finally:
             for entry in self._entries:
                 entry.close(self.inlet.error)
@@ -108,6 +119,7 @@ class _ExitCrew(Crew):
         self._origin = origin
         self._position = position
         self._depth = step.depth
+        self._windows = step.windows
         self._numbers = numbers
 
     async def work(self, index: int) -> None:
@@ -115,9 +127,11 @@ class _ExitCrew(Crew):
         while (token := await self.inlet.take()) is not None:
             lineage, value = token
             if numbers is None:
-                await self.outlet.put(((*lineage[:depth], self._position, *lineage[depth:]), value))
+                if not _passes_by(token, depth):
+                    await self.outlet.put((inserted(lineage, depth, self._position), value))
             elif type(value) is not Mark:
-                await self.outlet.room()
-                await self.outlet.put(((next(numbers),), value))
+                lineage = (next(numbers),)
+                await admitted(self._windows, lineage)
+                await self.outlet.put((lineage, value))
         if self.inlet.error is not None and self.inlet.error is not self._origin.error:
             self.fail(self.inlet.error, None)  # its own, and not one that all pipelines will come to

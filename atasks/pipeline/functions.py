@@ -289,6 +289,9 @@ class _GroupRunner(LoopRunner):
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
+            for task in tasks:  # of several that failed one is told of, and asyncio complains of none
+                if not task.cancelled():
+                    task.exception()
 
     def _check(self, member: LoopRunner, task: asyncio.Future[Any]) -> None:
         """Raise what the member raised."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.channel import Channel, Inlet, Mark, Token
 from atasks.pipeline.crew import Crew
-from atasks.pipeline.ordering import Window
+from atasks.pipeline.ordering import Admission, Window, admitted
 from atasks.pipeline.stages import Stage, Step
 
 if TYPE_CHECKING:
@@ -35,26 +37,50 @@ class OrderedStage(Stage):
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
         assert step.own is not None
         outlet = Channel(1)
-        engine.add(_OrderedCrew(engine, self.name, inlet, outlet, step.own, marks=bool(step.windows)))
+        engine.add(_OrderedCrew(engine, self.name, inlet, outlet, step.own, step.windows))
         return outlet
 
 
-class _OrderedCrew(Crew):
+class _SequencingCrew(Crew):
+    """Puts items in order, for which `window` bounds those that have entered."""
+
     def __init__(
-        self, engine: Engine, name: str, inlet: Inlet, outlet: Channel, window: Window, marks: bool
+        self,
+        engine: Engine,
+        name: str,
+        inlet: Inlet,
+        outlet: Channel,
+        window: Window,
+        later: Sequence[Admission],
     ) -> None:
         super().__init__(engine, name, inlet, outlet)
-        self._window = window
-        self._marks = marks
+        self.window = window
+        self.later = later
+        """The windows of later stages that put these items in order."""
+
+    def stop(self) -> None:
+        super().stop()
+        self.window.open()  # others may go on, whose items nobody puts in order here
 
     async def work(self, index: int) -> None:
-        window, outlet = self._window, self.outlet
+        await self.sequence()
+        if self.inlet.error is None:
+            self.window.sequencer.end()
+
+    @abstractmethod
+    async def sequence(self) -> None:
+        """Put into the outlet what comes of the items, in their order."""
+
+
+class _OrderedCrew(_SequencingCrew):
+    async def sequence(self) -> None:
+        window, outlet, marks = self.window, self.outlet, bool(self.later)
         while (token := await self.inlet.take()) is not None:
             for ready in window.sequencer.push(token):
                 if type(ready[1]) is not Mark:
                     self.done += 1
                     await outlet.put(ready)
-                elif self._marks:
+                elif marks:
                     await outlet.put(ready)
             window.moved()
 
@@ -77,7 +103,11 @@ class CollectStage(Stage):
 
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
         outlet = Channel(1)
-        engine.add(_CollectCrew(engine, self.name, inlet, outlet, self.size, step.own))
+        if self.size is None:
+            engine.add(_CollectCrew(engine, self.name, inlet, outlet))
+        else:
+            assert step.own is not None
+            engine.add(_BatchCrew(engine, self.name, inlet, outlet, step.own, step.windows, self.size))
         return outlet
 
     def check_first(self) -> None:
@@ -85,23 +115,7 @@ class CollectStage(Stage):
 
 
 class _CollectCrew(Crew):
-    def __init__(
-        self,
-        engine: Engine,
-        name: str,
-        inlet: Inlet,
-        outlet: Channel,
-        size: int | None,
-        window: Window | None,
-    ) -> None:
-        super().__init__(engine, name, inlet, outlet)
-        self._size = size
-        self._window = window
-
     async def work(self, index: int) -> None:
-        if self._window is not None and self._size is not None:
-            await self._batches(self._window, self._size)
-            return
         tokens: list[Token] = []
         while (token := await self.inlet.take()) is not None:
             if type(token[1]) is not Mark:
@@ -111,18 +125,39 @@ class _CollectCrew(Crew):
             tokens.sort(key=itemgetter(0))
             await self.outlet.put(((0,), [value for _, value in tokens]))
 
-    async def _batches(self, window: Window, size: int) -> None:
-        batch: list[Any] = []
-        number = 0
+
+class _BatchCrew(_SequencingCrew):
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        inlet: Inlet,
+        outlet: Channel,
+        window: Window,
+        later: Sequence[Admission],
+        size: int,
+    ) -> None:
+        super().__init__(engine, name, inlet, outlet, window, later)
+        self._size = size
+        self._number = 0
+        self._batch: list[Any] = []
+
+    async def sequence(self) -> None:
+        window = self.window
         while (token := await self.inlet.take()) is not None:
             for _, value in window.sequencer.push(token):
-                if type(value) is Mark:
-                    continue
-                batch.append(value)
-                self.done += 1
-                if len(batch) == size:
-                    await self.outlet.put(((number,), batch))
-                    batch, number = [], number + 1
+                if type(value) is not Mark:
+                    self._batch.append(value)
+                    self.done += 1
+                    if len(self._batch) == self._size:
+                        await self._emit()
             window.moved()
-        if batch:
-            await self.outlet.put(((number,), batch))
+        if self._batch:
+            await self._emit()
+
+    async def _emit(self) -> None:
+        lineage = (self._number,)
+        await admitted(self.later, lineage)
+        await self.outlet.put((lineage, self._batch))
+        self._batch = []
+        self._number += 1

@@ -14,7 +14,7 @@ from atasks.pipeline.channel import Channel, Inlet, Lineage, Token
 from atasks.pipeline.crew import Crew
 from atasks.pipeline.engine import Engine
 from atasks.pipeline.failing import add_note, deliverable
-from atasks.pipeline.ordering import Window, admitted
+from atasks.pipeline.ordering import Admission, admitted
 from atasks.pipeline.runners import ENDED, in_memory, next_or_end
 from atasks.pipeline.threads import Thread
 
@@ -31,7 +31,7 @@ def check_source(source: object) -> None:
 class Source:
     """A spec: `open` makes the inlet of the first stage of one run."""
 
-    def open(self, engine: Engine, windows: Sequence[Window]) -> Inlet:
+    def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
         """Begin; nothing is pulled before it is taken."""
         raise NotImplementedError
 
@@ -42,7 +42,7 @@ class SingleSource(Source):
     def __init__(self, item: Any) -> None:
         self.item = item
 
-    def open(self, engine: Engine, windows: Sequence[Window]) -> Inlet:
+    def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
         inlet = _HereInlet(iter((self.item,)), engine, ())
         inlet.called = type(self.item) is Start
         return inlet
@@ -56,7 +56,7 @@ class IterableSource(Source):
         self.iterable = iterable
         self.inline = inline
 
-    def open(self, engine: Engine, windows: Sequence[Window]) -> Inlet:
+    def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
         source = self.iterable
         if hasattr(type(source), "__aiter__"):
             return _AsyncInlet(aiter(source), engine, windows)
@@ -71,7 +71,7 @@ class MergedSource(Source):
     def __init__(self, sources: Sequence[IterableSource]) -> None:
         self.sources = sources
 
-    def open(self, engine: Engine, windows: Sequence[Window]) -> Inlet:
+    def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
         outlet = Channel(0)  # pulled when somebody waits for it: one item of each source is at hand
         numbers = itertools.count()
         for number, source in enumerate(self.sources):
@@ -88,7 +88,7 @@ class _Merger(Crew):
         name: str,
         inlet: Inlet,
         outlet: Channel,
-        windows: Sequence[Window],
+        windows: Sequence[Admission],
         numbers: Iterator[int],
     ) -> None:
         super().__init__(engine, name, inlet, outlet)
@@ -105,7 +105,7 @@ class _Merger(Crew):
 class _SourceInlet:
     """Pulls one item when one is taken."""
 
-    def __init__(self, engine: Engine, windows: Sequence[Window]) -> None:
+    def __init__(self, engine: Engine, windows: Sequence[Admission]) -> None:
         self.items: deque[Token] = deque()  # stays empty: nothing is pulled ahead
         self.putters: deque[asyncio.Future[None]] = deque()
         self.error: BaseException | None = None
@@ -167,7 +167,7 @@ class _SourceInlet:
 class _HereInlet(_SourceInlet):
     """Pulls on the event loop."""
 
-    def __init__(self, iterator: Iterator[Any], engine: Engine, windows: Sequence[Window]) -> None:
+    def __init__(self, iterator: Iterator[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
         self._iterator = iterator
 
@@ -202,7 +202,7 @@ class _HereInlet(_SourceInlet):
 class _ThreadInlet(_SourceInlet):
     """Pulls in a thread, because a generator may block."""
 
-    def __init__(self, iterable: Iterable[Any], engine: Engine, windows: Sequence[Window]) -> None:
+    def __init__(self, iterable: Iterable[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
         self._thread = Thread("atasks-source")
         self._iterable = iterable
@@ -229,7 +229,7 @@ class _ThreadInlet(_SourceInlet):
 class _AsyncInlet(_SourceInlet):
     """Pulls from an async iterable."""
 
-    def __init__(self, iterator: AsyncIterator[Any], engine: Engine, windows: Sequence[Window]) -> None:
+    def __init__(self, iterator: AsyncIterator[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
         self._iterator = iterator
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.channel import Channel, Inlet
 from atasks.pipeline.crew import Crew
-from atasks.pipeline.ordering import Window, admitted
+from atasks.pipeline.ordering import Admission, Window, Within, admitted
 from atasks.pipeline.streams import AsyncStream
 
 if TYPE_CHECKING:
@@ -84,21 +84,15 @@ class Step:
     """A stage in the plan of one run."""
 
     stage: Stage
-    windows: list[Window]
+    windows: list[Admission]
     """Those of later stages that put these items in order."""
     own: Window | None
+    depth: int
+    """How long the lineages are that enter it."""
     branches: list[list[Step]] = field(default_factory=list)
     """The plans of a fork."""
-    depth: int = 1
-    """How long the lineages are that enter it."""
-
-    @property
-    def entering(self) -> list[Window]:
-        """The windows that apply to what enters it."""
-        windows = [] if self.stage.resets else list(self.windows)
-        for branch in self.branches:
-            windows += [window for window in branch[0].entering if window not in windows]
-        return windows if self.own is None else [self.own, *windows]
+    entering: list[Admission] = field(default_factory=list)
+    """The windows that apply to what enters it."""
 
 
 def depth_after(stages: Iterable[Stage], depth: int) -> int:
@@ -108,16 +102,21 @@ def depth_after(stages: Iterable[Stage], depth: int) -> int:
     return depth
 
 
-def plan(stages: Sequence[Stage], after: Sequence[Window] = (), depth: int = 1) -> list[Step]:
+def plan(stages: Sequence[Stage], after: Sequence[Admission] = (), depth: int = 1) -> list[Step]:
     """The steps of a run: `entering` of the first one is what applies to the source."""
+    depths = [depth]
+    for stage in stages:
+        depths.append(depth_after((stage,), depths[-1]))
     steps: list[Step] = []
     windows = list(after)
-    for position in reversed(range(len(stages))):
-        stage = stages[position]
-        own = stage.make_window()
-        entry = depth_after(stages[:position], depth)
-        branches = [plan(branch, [] if stage.resets else windows, entry) for branch in stage.branches()]
-        step = Step(stage, windows, own, branches, entry)
+    for stage, entry in zip(reversed(stages), depths[-2::-1], strict=True):
+        step = Step(stage, windows, stage.make_window(), entry)
+        through = [] if stage.resets else windows
+        step.entering = [*through] if step.own is None else [step.own, *through]
+        for position, branch in enumerate(stage.branches()):
+            outer = [Within(window, entry, position) for window in through]
+            step.branches.append(plan(branch, outer, entry))
+            step.entering += [window for window in step.branches[-1][0].entering if window not in outer]
         steps.append(step)
         windows = step.entering
     return steps[::-1]
@@ -134,7 +133,7 @@ class _CustomCrew(Crew):
     """One worker that runs a `Stage.run`."""
 
     def __init__(
-        self, engine: Engine, stage: Stage, inlet: Inlet, outlet: Channel, windows: Sequence[Window]
+        self, engine: Engine, stage: Stage, inlet: Inlet, outlet: Channel, windows: Sequence[Admission]
     ) -> None:
         super().__init__(engine, stage.name, inlet, outlet)
         self._stage = stage

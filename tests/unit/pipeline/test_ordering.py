@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atasks.errors import PipelineError
 from atasks.pipeline import collect, each, filter, flat_map, fork, from_iterable, group, map, merge, ordered, stage
 from atasks.pipeline.channel import END, GAP
 from atasks.pipeline.ordering import Sequencer, Window
@@ -163,6 +164,103 @@ async def test_groups_and_errors_leave_no_hole(how: str) -> None:
 
     run = from_iterable(range(10)) | map(odd, skip_errors=True, workers=3) | group(shuffled, str) | ordered()
     assert await consume(run, how) == [(x, str(x)) for x in range(1, 10, 2)]
+
+
+async def same(x: Any) -> Any:
+    return x
+
+
+async def twice(x: Any) -> list[Any]:
+    return [x, x]
+
+
+@pytest.mark.parametrize("behind", [lambda: ordered(1), lambda: ordered(), lambda: collect(3) | flat_map(same)])
+async def test_what_is_dropped_before_a_fork_leaves_no_hole(how: str, behind: Any) -> None:
+    async def some(x: int) -> list[int]:
+        if x % 5 == 0:
+            raise ValueError
+        return [x] * (x % 3)
+
+    ways = fork(map(same), filter(lambda x: x % 2))
+    run = (
+        range(2000)
+        | filter(lambda x: x % 7)
+        | flat_map(some, skip_errors=True)
+        | ways
+        | fork(map(same))
+        | behind()
+    )
+    expected = [x for x in range(2000) if x % 7 and x % 5 for _ in range(x % 3) for _ in range(1 + x % 2)]
+    async with asyncio.timeout(60):
+        assert await consume(run, how) == expected
+
+
+@pytest.mark.parametrize("behind", [lambda: ordered(1), lambda: ordered(3), lambda: collect(1) | flat_map(same)])
+async def test_branches_within_a_fork_keep_their_order(how: str, behind: Any) -> None:
+    inner = flat_map(twice) | fork(flat_map(twice, workers=3), flat_map(twice) | ordered(1))
+    run = range(50) | map(shuffled, workers=4) | fork(inner, flat_map(twice) | flat_map(twice) | fork(map(same)))
+    async with asyncio.timeout(60):
+        # Ways that branch as often as each other do not number anew.
+        assert await consume(range(50) | fork(flat_map(twice), flat_map(twice)) | behind(), how) == [
+            x for x in range(50) for _ in range(4)
+        ]
+        assert sorted(await consume(run | behind(), how)) == [x for x in range(50) for _ in range(12)]
+
+
+async def test_a_pipeline_of_a_fork_that_ends_early_does_not_hold_the_others_up(how: str) -> None:
+    async def first(items: AsyncIterator[int]) -> AsyncIterator[int]:
+        async for item in items:
+            yield item
+            return
+
+    async with asyncio.timeout(60):
+        run = range(50) | fork(ordered(1) | stage(first, join=True, branch=True), map(str))
+        assert sorted(await consume(run, how), key=repr) == sorted([0, *map_str(50)], key=repr)
+
+
+def map_str(count: int) -> list[str]:
+    return [str(number) for number in range(count)]
+
+
+async def test_a_worker_of_a_join_that_is_skipped_leaves_no_hole(how: str) -> None:
+    async def fails_once(items: AsyncIterator[int]) -> int:
+        if not begun:
+            begun.append(True)
+            raise ValueError
+        return sum([item async for item in items])
+
+    begun: list[bool] = []
+    run = range(5) | stage(fails_once, join=True, workers=3, skip_errors=True) | ordered()
+    assert sum(await consume(run, how)) == 10
+
+
+async def test_the_window_bounds_what_is_numbered_anew() -> None:
+    """Behind a collect, and behind a fork of unlike pipelines."""
+    for before in (collect(1), fork(map(same), flat_map(lambda x: [x], inline=True))):
+        calls: list[Any] = []
+        gate = asyncio.Event()
+
+        async def first_is_slow(x: Any, calls: list[Any] = calls, gate: asyncio.Event = gate) -> Any:
+            calls.append(x)
+            if len(calls) == 1:
+                await gate.wait()
+            return x
+
+        items = aiter(itertools.count() | before | map(first_is_slow, workers=50) | ordered(5))
+        taking = asyncio.ensure_future(anext(items))
+        for _ in range(300):
+            await asyncio.sleep(0)
+        assert len(calls) == 5
+        gate.set()
+        await taking
+        await items.aclose()
+
+
+async def test_an_order_that_never_came_is_an_error_and_no_silence() -> None:
+    sequencer = Sequencer()
+    assert not list(sequencer.push(((1,), "x")))
+    with pytest.raises(PipelineError, match=r"item \(0,\) never came"):
+        sequencer.end()
 
 
 def test_the_sequencer_gives_tokens_back_in_order() -> None:
