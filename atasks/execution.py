@@ -13,7 +13,8 @@ from typing import Any
 
 from atasks import wire
 from atasks.calls import carried, serving
-from atasks.codecs.base import Codec, as_bytes
+from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.culprits import brief, unencodable
 from atasks.errors import DecodeError
 from atasks.failures import encode_failure
 from atasks.run import Reason, Run, describe
@@ -52,7 +53,7 @@ async def execute(run: Run) -> None:
         if _thrown_away(run, error):
             raise
         logger.exception("%s could not be served", describe(run.call))
-        message = f"the worker failed to serve {describe(run.call)} ({_brief(error)}): its log says more"
+        message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
     run.worker.ended(run, reply)
 
@@ -123,10 +124,12 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
                     variable.set(await codec.decode(value))
         args, kwargs = await codec.decode_arguments(call.payload, function)
         return args, kwargs
-    except (asyncio.CancelledError, DecodeError):
+    except DecodeError:
         raise
-    except Exception as error:
-        message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({_brief(error)})"
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({brief(error)})"
         raise DecodeError(message) from error
 
 
@@ -141,12 +144,11 @@ async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
     """The reply of a function that returned."""
     try:
         payload = as_bytes(await codec.encode(result), codec)
-    except asyncio.CancelledError:
-        raise
-    except Exception as error:
-        kind = type(result).__name__
-        message = f"the result of {call.task}, a {kind}, cannot be encoded by {codec.name} ({_brief(error)})"
-        return wire.ended(call.id, Status.ENCODE_ERROR, message, worker)
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        refusal = await unencodable(f"the result of {call.task}", result, codec, error)
+        return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
     return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
 
 
@@ -173,12 +175,3 @@ def status(run: Run, value: int, message: str) -> Reply:
 def _thrown_away(run: Run, error: BaseException) -> bool:
     """Whether the event loop is gone, and this coroutine is being closed by the garbage collector."""
     return isinstance(error, GeneratorExit) and not run.loop.is_running()
-
-
-def _brief(error: BaseException) -> str:
-    """A third party's error in one line, without the values that it may quote at length."""
-    try:
-        text = str(error).split("\n", 1)[0]
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import functools
-import inspect
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from atasks import wire
 from atasks.blocks import Block, default_of, innermost
 from atasks.calls import carried, new_call_id, serving
-from atasks.codecs.base import Codec, as_bytes, get_codec
+from atasks.codecs.base import Codec, as_bytes, ends_here, get_codec
+from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -28,6 +28,7 @@ from atasks.errors import (
 )
 from atasks.executors.references import check
 from atasks.failures import decode_failure
+from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_queue
 from atasks.registry import Manager
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from atasks.transport.base import Transport
 
 __all__ = ["Router", "get_router"]
+
+_log = logging.getLogger("atasks")
 
 
 class Router:
@@ -70,8 +73,9 @@ class Router:
         """The ATask of this name, whose calls run `coro` at the worker; a StreamTask if that is an async generator
         function.
 
-        The same definition (file, qualified name, line) replaces itself, as a reload does; any other one under a
-        registered name raises `RegisteringTwice`. Options are those of `@atask`.
+        A later definition of the same module, qualified name and file takes the place of the earlier one, as a
+        reload or an edited cell of a notebook wants it, which is logged at INFO; any other one under a registered
+        name raises `RegisteringTwice`. Decorators are looked through. Options are those of `@atask`.
         """
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         if resolved.executor is not None:
@@ -80,11 +84,13 @@ class Router:
         if known is not None:
             if not _same_definition(known.coro, coro):
                 raise RegisteringTwice(
-                    f"two atasks are named {name!r} in namespace {self.namespace!r}: {_place(known.coro)} and "
-                    f"{_place(coro)}; rename one, or give it @atask(name=...)"
+                    f"two atasks are named {name!r} in namespace {self.namespace!r}: {place(known.coro)} and "
+                    f"{place(coro)}; rename one, or give it @atask(name=...)"
                 )
             self.registry.unregister(name)
-        kind = StreamTask if inspect.isasyncgenfunction(coro) else ATask
+            if known.coro is not coro:
+                _log.info("%r is defined anew at %s, in the place of %s", name, place(coro), place(known.coro))
+        kind = StreamTask if is_stream(coro) else ATask
         task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task)
         return task
@@ -105,10 +111,8 @@ class Router:
         task, options = self._named(name)
         try:  # not by _encode: a coroutine less to make for each call
             payload = as_bytes(await codec.encode((args, kwargs)), codec)
-        except EncodeError:
-            raise
         except Exception as error:
-            raise _unencodable(name, codec, error) from error
+            raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
         del args, kwargs  # the call may take long, and they may be large
         call = self._call(name, payload, options, transport, codec, run)
         if carried:
@@ -130,7 +134,7 @@ class Router:
     ) -> Call:
         """A call for `transport.records`: nobody awaits it, and it is no part of the call that makes it."""
         codec = self.codec
-        payload = await self._encode(name, codec, (args, {}))
+        payload = await self._encode(name, codec, args, {})
         call = self._call(name, payload, options, transport, codec, None)
         if carried:
             call.context = await self._carried(call, codec, transport)
@@ -224,19 +228,24 @@ class Router:
             )
         return transport
 
-    async def _encode(self, name: str, codec: Codec, value: Any) -> bytes:
+    async def _encode(self, name: str, codec: Codec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         try:
-            return as_bytes(await codec.encode(value), codec)
-        except EncodeError:
-            raise
+            return as_bytes(await codec.encode((args, kwargs)), codec)
         except Exception as error:
-            raise _unencodable(name, codec, error) from error
+            task, _ = self._named(name)
+            raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
 
     async def _carried(self, call: Call, codec: Codec, transport: Transport) -> dict[str, bytes] | None:
         """The context variables that travel with the call. Raises PayloadTooLarge, EncodeError."""
         here = contextvars.copy_context()
-        values = [(variable.name, here[variable]) for variable in carried.values() if variable in here]
-        context = {label: await self._encode(call.task, codec, value) for label, value in values}
+        context = {}
+        for variable in carried.values():
+            if variable in here:
+                try:
+                    context[variable.name] = as_bytes(await codec.encode(here[variable]), codec)
+                except Exception as error:
+                    subject = f"the context variable {variable.name!r}, which travels with {call.task},"
+                    raise await unencodable(subject, here[variable], codec, error) from error
         size = len(call.payload) + sum(map(len, context.values()))
         if size > transport.max_payload:
             raise PayloadTooLarge(
@@ -253,7 +262,9 @@ class Router:
             return await codec.decode_result(reply.payload, task.local)
         except DecodeError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if ends_here(error):
+                raise
             raise DecodeError(
                 f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
             ) from error
@@ -324,14 +335,6 @@ def _inherit(call: Call, run: Run, timeout: float | None) -> None:
         call.timeout_ms = max(1, round(timeout * 1000))
 
 
-def _unencodable(name: str, codec: Codec, error: Exception) -> EncodeError:
-    """What a call raises whose arguments `codec` does not take."""
-    message = str(error).split("\n", 1)[0][:200]
-    return EncodeError(
-        f"an argument of {name} cannot be encoded by {codec.name} ({type(error).__name__}: {message})"
-    )
-
-
 def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
     if reply.codec != codec.name:
         raise DecodeError(
@@ -343,25 +346,7 @@ def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
 def _same_definition(known: Any, new: Any) -> bool:
     if known is new:
         return True
-    if isinstance(known, functools.partial) and isinstance(new, functools.partial):
-        bound = (known.args, known.keywords) == (new.args, new.keywords)
-        return bound and _same_definition(known.func, new.func)
-    here, there = _definition(known), _definition(new)
-    return here is not None and here == there
-
-
-def _definition(function: Any) -> tuple[str, str, int] | None:
-    import os.path
-
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return None
-    name = getattr(function, "__qualname__", "")
-    if code.co_filename.startswith("<"):  # typed into an interpreter: the later one replaces the earlier one
-        return (code.co_filename.split("-")[0], name, 0)
-    return (os.path.realpath(code.co_filename), name, code.co_firstlineno)
-
-
-def _place(function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    return f"{code.co_filename}:{code.co_firstlineno}" if code is not None else repr(function)
+    try:
+        return bool(identity(known) == identity(new))
+    except Exception:  # arguments of a partial may compare as they like
+        return False

@@ -95,6 +95,14 @@ class SyncStream(Generic[T]):
         """Want no more items."""
         _wait_for(self._router, self._stream.aclose)
 
+    def send(self, value: Any) -> T:
+        """Raises NotSupported: nothing can be sent into a generator that runs ahead on a worker."""
+        return _wait_for(self._router, lambda: self._stream.asend(value))
+
+    def throw(self, *error: Any) -> T:
+        """Close the stream, and raise NotSupported: nothing can be thrown into a generator on a worker."""
+        return _wait_for(self._router, lambda: self._stream.athrow(*error))
+
     def __enter__(self) -> SyncStream[T]:
         return self
 

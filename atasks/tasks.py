@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -21,6 +22,7 @@ from typing import (
 )
 
 from atasks import modules
+from atasks.functions import innermost, is_context_manager, signature_of
 from atasks.namespaces import namespace_item
 from atasks.options import CallOptions, DecorationOptions, Executor, TaskOptions
 
@@ -170,7 +172,10 @@ class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
     streams = True
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> RemoteStream[T]:
-        """The stream of its items. Raises TypeError at once if the arguments do not fit."""
+        """The stream of its items. Raises TypeError at once if the arguments do not fit, or if it is called to be
+        a context manager."""
+        if sys._getframe(1).f_code is _MANAGING:
+            raise TypeError(_CONTEXT_MANAGER.format(self.name))
         self._check_arguments(*args, **kwargs)
         stream: RemoteStream[T] = self._space.router.stream(self._sent_name, *args, **kwargs)
         return stream
@@ -178,8 +183,11 @@ class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
     def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> SyncStream[T]:
         """The stream of its items, for code without an event loop: `for item in task.sync(...)`.
 
-        Needs `atasks.connect_sync`, as `ATask.sync` does. Raises TypeError at once if the arguments do not fit.
+        Needs `atasks.connect_sync`, as `ATask.sync` does. Raises TypeError at once if the arguments do not fit, or
+        if it is called to be a context manager.
         """
+        if sys._getframe(1).f_code is _MANAGING:
+            raise TypeError(_CONTEXT_MANAGER.format(self.name))
         stream = self(*args, **kwargs)
         from atasks.sync import SyncStream  # it imports the router, which imports this module
 
@@ -290,6 +298,15 @@ _METHOD = (
 )
 
 
+_CONTEXT_MANAGER = (
+    "{0} cannot be a context manager, nor a dependency with a yield: its generator runs on a worker, ahead of its "
+    "consumer, and would go on after the yield although the body here has raised. Write the context manager as a "
+    "plain async generator function of this program, and await atasks in it"
+)
+_MANAGING = cast("Any", contextlib._GeneratorContextManagerBase).__init__.__code__
+"""The code that calls a generator function to make a context manager of it."""
+
+
 def _refuse(function: Any, static: bool) -> None:
     """Raise a TypeError that says why, if `function` cannot be an atask."""
     name = getattr(function, "__qualname__", repr(function))
@@ -302,7 +319,9 @@ def _refuse(function: Any, static: bool) -> None:
         raise TypeError(f"{name} is a class: decorate a coroutine function")
     if not callable(function):
         raise TypeError(f"@atask decorates a coroutine function, not {function!r}")
-    if inspect.isgeneratorfunction(function):
+    if is_context_manager(function):
+        raise TypeError(_CONTEXT_MANAGER.format(name))
+    if inspect.isgeneratorfunction(innermost(function)):
         raise TypeError(
             f"{name} is a generator function, which cannot be awaited: make it a coroutine function, or an async "
             "generator function, which is a stream"
@@ -342,7 +361,7 @@ def _signature_check(function: Any) -> Callable[..., None]:
     An order of magnitude faster than `inspect.Signature.bind`, with Python's own messages.
     """
     try:
-        signature = inspect.signature(function)
+        signature = signature_of(function)
     except (TypeError, ValueError):  # some builtins have none: the worker will find out
         return lambda *args, **kwargs: None
     parameters = [

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 
-__all__ = ["Codec", "as_bytes", "get_codec"]
+__all__ = ["Codec", "as_bytes", "ends_here", "get_codec"]
 
 
 class Codec:
@@ -62,6 +63,17 @@ def as_bytes(data: Any, codec: Codec) -> bytes:
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")
+
+
+def ends_here(error: BaseException) -> bool:
+    """Whether an exception out of a codec is meant for this task or program, and does not come of the content:
+    pickles may raise anything at all."""
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        return asyncio._get_running_loop() is None  # the collector closes this coroutine
+    return isinstance(error, KeyboardInterrupt)
 
 
 def get_codec(namespace: str = "default") -> Codec:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-import io
 import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from atasks.codecs.base import Codec
-from atasks.codecs.pickle import main_reference, may_refer, mentions_main
+from atasks.codecs.pickle import ByValue, Pickler, is_data, main_reference, pickled
+from atasks.errors import EncodeError
+from atasks.modules import MAIN_NAMES
 
-__all__ = ["CloudpickleCodec", "dumps"]
+__all__ = ["CloudpickleCodec", "by_value", "dumps"]
 
 _PROTOCOL = 5
 
@@ -23,7 +24,10 @@ class CloudpickleCodec(Codec):
     What can be imported by the other side travels by reference, the script that was started included. The rest
     travels by value: lambdas, closures, local classes, what a prompt or a notebook defines, and modules given to
     `cloudpickle.register_pickle_by_value`. A class that went out by value is the same class when it comes back.
-    Both sides need the same Python minor version for what travels by value.
+    Both sides need the same Python minor version for what travels by value. A memoryview arrives as bytes.
+
+    What belongs to this process is an `EncodeError`: asyncio's locks, queues, events, tasks and the like, also in
+    attributes and closures, and open files.
 
     Decoding a pickle runs what it says. Whoever can write to the broker, or to the socket, can run code here.
     """
@@ -32,13 +36,15 @@ class CloudpickleCodec(Codec):
     carries_types = True
 
     async def encode(self, obj: Any) -> bytes:
-        try:
-            content = pickle.dumps(obj, _PROTOCOL)
-        except Exception:  # any class may raise anything; cloudpickle's attempt is what counts
-            content = b""
-        # Plain data refers to nothing, and a search for one byte is the only price that it pays here.
-        if content and not (may_refer(content, obj) and (mentions_main(content) or _by_value_modules())):
-            return content
+        if is_data(obj):
+            return pickle.dumps(obj, _PROTOCOL)
+        if not _by_value_modules():
+            try:
+                return pickled(obj, _Importable, _PROTOCOL)
+            except EncodeError:
+                raise
+            except Exception:  # any class may raise anything; cloudpickle's attempt is what counts
+                pass
         return dumps(obj)
 
     async def decode(self, content: bytes) -> Any:
@@ -47,10 +53,20 @@ class CloudpickleCodec(Codec):
 
 def dumps(obj: Any) -> bytes:
     """A pickle that refers to what can be imported elsewhere, the script that was started included, and holds the
-    rest by value."""
-    file = io.BytesIO()
-    _pickler()(file).dump(obj)
-    return file.getvalue()
+    rest by value. Raises EncodeError for what belongs to this process, and what pickling the object raises."""
+    return pickled(obj, by_value(main_reference), _PROTOCOL)
+
+
+class _Importable(Pickler):
+    """Gives up at the first class or function that no other process can import."""
+
+    def refer(self, obj: Any) -> Any:
+        if obj.__module__ not in MAIN_NAMES:
+            return NotImplemented
+        reference = main_reference(obj)
+        if reference is None:
+            raise ByValue("a prompt or a notebook defines it")
+        return reference
 
 
 def _by_value_modules() -> bool:
@@ -60,12 +76,13 @@ def _by_value_modules() -> bool:
 
 
 @functools.cache
-def _pickler() -> Callable[[io.BytesIO], pickle.Pickler]:
-    """cloudpickle's pickler, with the script that was started by reference. Imported when it is first needed."""
+def by_value(by_name: Callable[[Any], Any]) -> type[pickle.Pickler]:
+    """cloudpickle's pickler, which refuses what belongs to this process, and asks `by_name` for a reference to a
+    class or function first. Imported when it is first needed."""
     import cloudpickle  # type: ignore[import-untyped]
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
-        def reducer_override(self, obj: Any) -> Any:
-            return main_reference(obj) or super().reducer_override(obj)
+    class ByValuePickler(Pickler, cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        def refer(self, obj: Any) -> Any:
+            return by_name(obj) or cloudpickle.Pickler.reducer_override(self, obj)
 
-    return functools.partial(Pickler, protocol=_PROTOCOL)
+    return ByValuePickler

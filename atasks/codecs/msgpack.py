@@ -14,6 +14,7 @@ import msgspec
 
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError, EncodeError
+from atasks.functions import declaring, passes_on, signature_of
 
 __all__ = ["MsgpackCodec"]
 
@@ -87,9 +88,20 @@ class _Signature:
         self.more: _Read = _read_anything
         self.named: dict[str, _Read] = {}
         self.others: _Read = _read_anything
-        signature = inspect.signature(function)
+        self.required: list[str] | None = None
+        """Of a function whose decorator may put arguments before those of the call: the positional parameters that
+        need a value."""
         scope = _Scope(function)
-        for parameter in signature.parameters.values():
+        signature = signature_of(declaring(function))
+        parameters = list(signature.parameters.values())
+        if passes_on(function):
+            parameters = _given_by_callers(parameters, scope)
+            self.required = [
+                parameter.name
+                for parameter in parameters
+                if parameter.kind in _POSITIONAL and parameter.default is parameter.empty
+            ]
+        for parameter in parameters:
             read = _reader_of(parameter.annotation, scope, f"argument {parameter.name!r} of {self.task}")
             match parameter.kind:
                 case parameter.POSITIONAL_ONLY:
@@ -114,13 +126,36 @@ class _Signature:
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DecodeError(f"these are not the arguments of a call of {self.task}: {error}") from None
         values: list[Any] = args
-        count = len(self.positional)
+        first = 0
+        if self.required is not None:  # those that are missing are put in front of them by the decorator
+            first = sum(name not in kwargs for name in self.required[len(args) :])
+        count = len(self.positional) - first
         for index, raw in enumerate(args):
-            values[index] = self.positional[index](raw) if index < count else self.more(raw)
+            values[index] = self.positional[first + index](raw) if index < count else self.more(raw)
         named: dict[str, Any] = kwargs
         for name, raw in kwargs.items():
             named[name] = self.named.get(name, self.others)(raw)
         return values, named
+
+
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _given_by_callers(parameters: list[inspect.Parameter], scope: _Scope) -> list[inspect.Parameter]:
+    """The parameters below a decorator that takes anything, less those that only the decorator can give: `self`,
+    and what no MessagePack holds."""
+    if parameters and parameters[0].name in ("self", "cls"):
+        parameters = parameters[1:]
+    return [parameter for parameter in parameters if _is_usable(parameter.annotation, scope)]
+
+
+def _is_usable(annotation: Any, scope: _Scope) -> bool:
+    try:
+        info = msgspec.inspect.type_info(scope.resolve(annotation))
+    except Exception:  # resolving evaluates the user's text
+        return False
+    kinds = info.types if isinstance(info, msgspec.inspect.UnionType) else (info,)
+    return all(not isinstance(kind, msgspec.inspect.CustomType) or kind.cls is object for kind in kinds)
 
 
 def _cannot_encode(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
 import pickle
@@ -10,16 +11,13 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Final
 
+from atasks.codecs import bound
 from atasks.codecs.base import Codec
-from atasks.errors import DecodeError
+from atasks.errors import DecodeError, EncodeError
+from atasks.modules import MAIN_NAMES, main_name
 
-__all__ = ["PickleCodec", "main_reference", "may_refer", "mentions_main", "resolve"]
+__all__ = ["ByValue", "PickleCodec", "Pickler", "is_data", "main_reference", "pickled", "resolve"]
 
-STACK_GLOBAL: Final = 0x93
-"""The opcode of every reference to a class or function, since pickle protocol 4: data without it refers to
-nothing."""
-LARGE: Final = 2**16
-"""Bytes of a pickle from which on searching it takes longer than a look at what was pickled."""
 _DATA: Final = frozenset({bytes, bytearray, str, int, float, bool, type(None)})
 
 
@@ -27,7 +25,8 @@ class PickleCodec(Codec):
     """The standard library's pickles.
 
     Takes whatever pickle takes: what is defined at the top level of modules that both sides can import, the script
-    that was started included. A lambda or a local class is an `EncodeError`: `CloudpickleCodec` takes those.
+    that was started included. A lambda or a local class is an `EncodeError`: `CloudpickleCodec` takes those. So is
+    what belongs to this process, as asyncio's locks, queues and events do.
 
     Decoding a pickle runs what it says. Whoever can write to the broker, or to the socket, can run code here.
     """
@@ -42,43 +41,71 @@ class PickleCodec(Codec):
         self.protocol = protocol
 
     async def encode(self, obj: Any) -> bytes:
-        content = pickle.dumps(obj, self.protocol)
-        if may_refer(content, obj) and mentions_main(content):
-            file = io.BytesIO()
-            _Pickler(file, self.protocol).dump(obj)
-            return file.getvalue()
-        return content
+        if is_data(obj):
+            return pickle.dumps(obj, self.protocol)
+        return pickled(obj, Pickler, self.protocol)
 
     async def decode(self, content: bytes) -> Any:
         return pickle.loads(content)
 
 
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, obj: Any) -> Any:
-        return main_reference(obj) or NotImplemented
-
-
-def may_refer(content: bytes, obj: object) -> bool:
-    """Whether a pickle of `obj` may refer to a class or function: False for plain data, as far as that is cheap to
-    see."""
-    return STACK_GLOBAL in content and not (len(content) > LARGE and _is_data(obj))
-
-
-def _is_data(obj: object) -> bool:
-    """Whether it is bytes, a text or a number, or the arguments of a call that are all of that kind."""
-    if type(obj) is tuple and list(map(type, obj)) == [tuple, dict]:
+def is_data(obj: object) -> bool:
+    """Whether it is bytes, a text or a number, or the arguments of a call that are all of that kind: they refer to
+    nothing, and pickle's fast way is the right one."""
+    if type(obj) is tuple and len(obj) == 2 and type(obj[1]) is dict and type(obj[0]) is tuple:
         args, kwargs = obj
-        return all(type(item) in _DATA for item in (*args, *kwargs, *kwargs.values()))
+        return _DATA.issuperset(map(type, args)) and (not kwargs or _DATA.issuperset(map(type, kwargs.values())))
     return type(obj) in _DATA
 
 
-def mentions_main(content: bytes) -> bool:
-    """Whether a pickle may refer to something in `__main__`, or in `__mp_main__`, by that name.
+def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], protocol: int) -> bytes:
+    """What such a pickler makes of the object."""
+    file = io.BytesIO()
+    pickler(file, protocol).dump(obj)
+    return file.getvalue()
 
-    True is also the answer for text that looks the same; that costs another, slower pickling and nothing else.
+
+class ByValue(pickle.PicklingError):
+    """A class or function that no other process can import."""
+
+
+class Pickler(pickle.Pickler):
+    """Refers to the script that was started by its dotted name, and refuses what belongs to this process.
+
+    Raises EncodeError for the latter, and whatever pickling the object raises.
     """
-    # bytes.find takes three times as long as rfind on bytes of no particular pattern
-    return content.rfind(b"_main__") >= 0
+
+    def reducer_override(self, obj: Any) -> Any:
+        try:
+            rule = _known_rule(type(obj))
+        except TypeError:  # a metaclass without hashes
+            rule = _rule(type(obj))
+        return NotImplemented if rule is None else rule(self, obj)
+
+    def refer(self, obj: Any) -> Any:
+        """How a class or function is pickled."""
+        return (obj.__module__ in MAIN_NAMES and main_reference(obj)) or NotImplemented
+
+
+def _rule(kind: type) -> Callable[[Any, Any], Any] | None:
+    """What becomes of objects of a class, besides what their pickling says. None: nothing."""
+    if issubclass(kind, type | FunctionType):
+        return _refer
+    return None if bound.reason(kind) is None else _refuse
+
+
+_known_rule: Final[Callable[[Any], Callable[[Any, Any], Any] | None]] = functools.lru_cache(1024)(_rule)
+
+
+def _refer(pickler: Pickler, obj: Any) -> Any:
+    return pickler.refer(obj)
+
+
+def _refuse(pickler: Pickler, obj: Any) -> Any:
+    if obj is sys.stdout or obj is sys.stderr:
+        return NotImplemented  # the other side has its own
+    kind = type(obj)
+    raise EncodeError(f"{kind.__module__}.{kind.__qualname__} cannot travel: {bound.reason(kind)}")
 
 
 def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, str]] | None:
@@ -89,8 +116,6 @@ def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, s
     """
     if not isinstance(obj, type | FunctionType):
         return None
-    from atasks.modules import MAIN_NAMES, main_name
-
     module = obj.__module__
     if module not in MAIN_NAMES:
         return None
@@ -106,8 +131,6 @@ def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, s
 
 def resolve(module: str, qualname: str) -> Any:
     """What `main_reference` refers to: pickles name this function. `__main__` itself is not imported twice."""
-    from atasks.modules import main_name
-
     main_name()  # makes sys.modules know __main__ by its dotted name
     try:
         return _walk(importlib.import_module(module), qualname)

@@ -7,7 +7,6 @@ in between. A child ends when it is told to by SIGTERM, and when its parent is g
 from __future__ import annotations
 
 import enum
-import io
 import os
 import pickle
 import signal
@@ -16,10 +15,10 @@ from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any, NoReturn
 
-import cloudpickle  # type: ignore[import-untyped]
-
 from atasks import forks
 from atasks.codecs.base import Codec
+from atasks.codecs.cloudpickle import by_value
+from atasks.codecs.pickle import pickled
 from atasks.failures import decode_failure, encode_failure
 from atasks.pipeline.calling import Invocation, WorkerInfo, call_hook, iterator_of
 
@@ -51,10 +50,15 @@ STREAM = Stream.STREAM
 
 
 def to_bytes(content: Any) -> bytes:
-    """A pickle; what cannot be imported travels by value, and so does what the script that was started defines."""
-    file = io.BytesIO()
-    cloudpickle.Pickler(file, protocol=5).dump(content)
-    return file.getvalue()
+    """A pickle; what cannot be imported travels by value, and so does what the script that was started defines.
+
+    Raises EncodeError for what belongs to this process, and what pickling it raises.
+    """
+    return pickled(content, by_value(_no_name), 5)
+
+
+def _no_name(obj: object) -> None:
+    """cloudpickle alone decides which names lead to a class or function."""
 
 
 class _Pickles(Codec):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from atasks.functions import signature_of
 from atasks.options import TaskOptions
 from atasks.pipeline.blueprint import blueprint, tasks_of
 from atasks.pipeline.functions import FunctionStage
@@ -55,6 +55,6 @@ def _check_arguments(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwa
         positional = (*bound.args, *args) if bound is not None else args
         named = {**bound.kwargs, **kwargs} if bound is not None else kwargs
         try:
-            inspect.signature(function.local).bind(*positional, **named)
+            signature_of(function.local).bind(*positional, **named)
         except TypeError as error:
             raise TypeError(f"{first.name}() cannot be called so: {error}") from None

@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Any
 
 from atasks import wire
-from atasks.codecs.base import Codec, as_bytes
+from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.culprits import unencodable
 from atasks.wire import Reply, Status
 
 if TYPE_CHECKING:
@@ -30,16 +31,11 @@ async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) 
         async for item in generator:
             try:
                 payload = as_bytes(await codec.encode(item), codec)
-            except asyncio.CancelledError:
-                raise
-            except Exception as error:
-                kind, reason = type(item).__name__, str(error).split("\n", 1)[0][:200]
-                return _refusal(
-                    run,
-                    Status.ENCODE_ERROR,
-                    f"item {outflow.produced} of {run.call.task}, a {kind}, cannot be encoded by {codec.name} "
-                    f"({type(error).__name__}: {reason})",
-                )
+            except BaseException as error:
+                if ends_here(error):
+                    raise
+                refusal = await unencodable(f"item {outflow.produced} of {run.call.task}", item, codec, error)
+                return _refusal(run, Status.ENCODE_ERROR, str(refusal))
             if len(payload) > limit:
                 return _refusal(
                     run,

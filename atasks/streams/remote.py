@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from atasks.calls import serving
+from atasks.codecs.base import ends_here
 from atasks.errors import CallError, DecodeError, NotSupported
 from atasks.streams.inflow import Inflow, lost
 from atasks.wire import Status
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
 __all__ = ["RemoteStream"]
 
 T = TypeVar("T")
+
+_ONE_WAY = (
+    "nothing can be {what} the stream {name}: its generator runs on a worker, ahead of its consumer. Iterate over "
+    "it, and pass what it needs as arguments"
+)
 
 
 class RemoteStream(Generic[T]):
@@ -80,6 +86,15 @@ class RemoteStream(Generic[T]):
             raise RuntimeError("aclose(): this stream is being read by another task")
         self._close()
 
+    async def asend(self, value: Any) -> T:
+        """Raises NotSupported: nothing can be sent into a generator that runs ahead on a worker."""
+        raise NotSupported(_ONE_WAY.format(name=self._name, what="sent into"))
+
+    async def athrow(self, *error: Any) -> T:
+        """Close the stream, and raise NotSupported: nothing can be thrown into a generator on a worker."""
+        self._close()
+        raise NotSupported(_ONE_WAY.format(name=self._name, what="thrown into"))
+
     async def __aenter__(self) -> RemoteStream[T]:
         return self
 
@@ -121,7 +136,7 @@ class RemoteStream(Generic[T]):
         """The call that is the stream."""
         router, name, codec = self._router, self._name, self._codec
         self._task, options = router._named(name)
-        payload = await router._encode(name, codec, (args, kwargs))
+        payload = await router._encode(name, codec, args, kwargs)
         call = router._call(name, payload, options, transport, codec, run)
         call.context = await router._carried(call, codec, transport)
         call.credit = options.window
@@ -160,9 +175,11 @@ class RemoteStream(Generic[T]):
             if self._task is None:
                 return await self._codec.decode(payload)
             return await self._codec.decode_result(payload, self._task.local)
-        except (asyncio.CancelledError, DecodeError):
+        except DecodeError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if ends_here(error):
+                raise
             raise DecodeError(
                 f"an item of {self._name} cannot be decoded by {self._codec.name} ({type(error).__name__})"
             ) from error

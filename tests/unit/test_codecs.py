@@ -24,7 +24,6 @@ import pytest
 
 import atasks
 from atasks import CloudpickleCodec, Codec, DecodeError, EncodeError, MsgpackCodec, PickleCodec, atask, get_codec
-from atasks.codecs.pickle import may_refer
 
 if TYPE_CHECKING:
     from nowhere import Missing
@@ -41,24 +40,6 @@ class Colour(enum.Enum):
 
 
 LARGE = b"\x93" * 100_000
-
-
-@pytest.mark.parametrize(
-    ("obj", "may"),
-    [
-        (LARGE, False),
-        (((LARGE, "text", 1, None), {"key": 2.5}), False),
-        (((LARGE, Colour), {}), True),
-        (((LARGE,), {"key": Colour}), True),
-        (((LARGE,), {Colour: 1}), True),
-        (((LARGE, (Colour,)), {}), True),
-        ([LARGE, Colour], True),
-        (LARGE[:10], True),  # small: a search takes less time than a look
-        (b"plain" * 100_000, False),
-    ],
-)
-def test_what_may_refer_to_a_class(obj: object, may: bool) -> None:
-    assert may_refer(pickle.dumps(obj, 5), obj) is may
 
 
 @dataclass
