@@ -80,9 +80,10 @@ class Router:
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         if resolved.executor is not None:
             check(coro, resolved.executor)
+        definition = identity(coro)  # now: what a closure holds may change
         known = self.registry.get(name)
         if known is not None:
-            if not _same_definition(known.coro, coro):
+            if known.coro is not coro and not _equal(known.identity, definition):
                 raise RegisteringTwice(
                     f"two atasks are named {name!r} in namespace {self.namespace!r}: {place(known.coro)} and "
                     f"{place(coro)}; rename one, or give it @atask(name=...)"
@@ -92,7 +93,7 @@ class Router:
                 _log.info("%r is defined anew at %s, in the place of %s", name, place(coro), place(known.coro))
         kind = StreamTask if is_stream(coro) else ATask
         task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
-        self.registry.register(name, coro=coro, options=resolved, task=task)
+        self.registry.register(name, coro=coro, options=resolved, task=task, identity=definition)
         return task
 
     # -- calling
@@ -343,10 +344,8 @@ def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
         )
 
 
-def _same_definition(known: Any, new: Any) -> bool:
-    if known is new:
-        return True
+def _equal(known: Any, new: Any) -> bool:
     try:
-        return bool(identity(known) == identity(new))
-    except Exception:  # arguments of a partial may compare as they like
+        return bool(known == new)
+    except Exception:  # the arguments of a partial may compare as they like
         return False
