@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 
 from atasks.wire import End, Reply
@@ -10,21 +11,38 @@ __all__ = ["RecentIds", "RecentReplies"]
 
 
 class RecentIds:
-    """The last `size` ids that were added."""
+    """Ids that were added in the last `seconds`, at most `size` of them."""
 
-    def __init__(self, size: int = 10_000) -> None:
+    def __init__(self, size: int = 10_000, seconds: float = 30.0) -> None:
         self._size = size
-        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._ms = seconds * 1000
+        self._ids: OrderedDict[str, float] = OrderedDict()
+        """With the wall clock, in milliseconds."""
+        self.forgotten_ms = 0.0
+        """When an id had to make room for others before its time."""
 
     def add(self, call_id: str) -> None:
         """Remember an id."""
-        self._ids[call_id] = None
-        self._ids.move_to_end(call_id)
-        if len(self._ids) > self._size:
-            self._ids.popitem(last=False)
+        now, ids = time.time() * 1000, self._ids
+        ids[call_id] = now
+        ids.move_to_end(call_id)
+        while True:
+            oldest = next(iter(ids))
+            if now - ids[oldest] > self._ms:
+                del ids[oldest]
+            elif len(ids) > self._size:
+                del ids[oldest]
+                self.forgotten_ms = now
+            else:
+                return
+
+    def since(self, call_id: str) -> float | None:
+        """When the id was added (wall clock in milliseconds); None: it was not, or is forgotten."""
+        added = self._ids.get(call_id)
+        return None if added is None or time.time() * 1000 - added > self._ms else added
 
     def __contains__(self, call_id: str) -> bool:
-        return call_id in self._ids
+        return self.since(call_id) is not None
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -98,7 +98,8 @@ class Worker:
         self._impatience: asyncio.TimerHandle | None = None
         self._held: dict[str, Run] = {}
         self._backlog = Backlog(self.pools, self._may_start_alone)
-        self._cancelled = RecentIds()
+        self.withdrawn = RecentIds()
+        """Calls whose awaits have ended, and which were not in hand here."""
         self._finished = RecentReplies() if transport.redelivers else None
         self.streams = Outflows(self.loop, remember=transport.redelivers)
         self._empty: asyncio.Event = asyncio.Event()
@@ -279,7 +280,7 @@ class Worker:
                 self.streams.delivered_again(call_id, delivery)
                 delivery.reply(finished)
                 return
-        if call_id in self._cancelled:
+        if (withdrawn := self.withdrawn.since(call_id)) is not None and call.sent_ms <= withdrawn:
             delivery.drop()
             return
         if not self._accepting:
@@ -321,7 +322,7 @@ class Worker:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
         run = self._held.get(call_id)
         if run is None:
-            self._cancelled.add(call_id)
+            self.withdrawn.add(call_id)
         elif run.task is not None:
             run.cancel(Reason.WITHDRAWN)
         else:

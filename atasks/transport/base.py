@@ -264,12 +264,16 @@ class CallTransport(Transport):
         _open.add(self)
 
     def _closed(self, reason: str) -> None:
-        """Call at the start of `disconnect`: no more awaits, and those that are pending end here."""
+        """Call at the start of `disconnect`: no more awaits, and those that are pending end here. Workers are told of
+        those whose runs are not to go on without a caller."""
         self._refusal = reason
         self._loop = None
         _open.discard(self)
         for pending in list(self._pending.values()):
-            pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
+            if not pending.future.done():
+                pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
+                if pending.call.orphan == 0:
+                    self._withdraw(pending)
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         if self._refusal is not None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import time
+
+import pytest
 
 from atasks.memory import RecentIds, RecentReplies
 from atasks.wire import Reply
@@ -25,6 +28,23 @@ def test_an_id_that_is_added_again_is_recent_again() -> None:
     for call_id in ("a", "b", "a", "c"):
         ids.add(call_id)
     assert ("a" in ids, "b" in ids, "c" in ids) == (True, False, True)
+
+
+def test_ids_are_forgotten_after_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    ids = RecentIds(3, seconds=30)
+    ids.add("a")
+    now = 1020.0
+    ids.add("b")
+    assert (ids.since("a"), ids.since("b"), ids.since("c")) == (1_000_000, 1_020_000, None)
+    now = 1031.0
+    ids.add("c")
+    assert ("a" in ids, "b" in ids, len(ids)) == (False, True, 2)
+    assert ids.forgotten_ms == 0, "nothing was forgotten before its time"
+    for call_id in "defg":
+        ids.add(call_id)
+    assert (len(ids), ids.forgotten_ms) == (3, 1_031_000)
 
 
 def test_recent_replies_are_bounded_in_number() -> None:

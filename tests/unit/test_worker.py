@@ -115,6 +115,18 @@ async def test_a_call_that_was_cancelled_before_it_came(namespace: str, gate: Ga
         assert gate.inside == []
 
 
+async def test_a_cancellation_does_not_count_against_a_call_that_was_made_after_it(
+    namespace: str, gate: Gate
+) -> None:
+    async with serving(namespace) as site:
+        call, delivery = site.call("pass"), Recorded()
+        site.worker.cancel(call.id)
+        call.sent_ms = int(time.time() * 1000) + 2
+        gate.open.set()
+        site.worker.deliver(call, delivery)
+        await delivery.the_reply()
+
+
 async def test_a_call_that_is_cancelled_while_it_waits_for_a_slot(namespace: str, gate: Gate) -> None:
     async with serving(namespace) as site:
         _, running = site.deliver("pass", 1)

@@ -17,25 +17,33 @@ logger = logging.getLogger("atasks.amqp")
 
 CANCEL: Final = 0
 """`Call.orphan`: cancel the run when its caller is gone."""
+MISSING_SECONDS: Final = 1.0
+"""How long a reply queue must be missing. One look is not enough: a caller whose reply queue is on a node of a
+cluster that has just died takes another one, and sends again what it still awaits."""
+SECONDS_A_LOOK: Final = 0.02
+"""A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: a round takes
+so long for each of them at least."""
+MAX_ABSENCES: Final = 1000
+"""Absent callers that are remembered. To forget one costs time only."""
 
 
 class CallerWatch:
-    """Cancels the runs of callers that are gone: their reply queue was missing in two rounds, or had no consumer
-    for `patience` seconds of connection. One round is not enough: a caller whose reply queue is on a node of a
-    cluster that has just died takes another one, and sends again what it still awaits."""
+    """Cancels the runs of callers that are gone: their reply queue is missing, or had no consumer for `patience`
+    seconds of connection."""
 
-    pause = 10.0
+    pause = 2.0
+    """Seconds between two rounds, at least."""
     patience = 30.0
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
-        self._away_since: dict[str, float] = {}
-        self._missing: set[str] = set()
+        self._absences: dict[str, _Absence] = {}
+        """By reply queue."""
 
     async def run(self) -> None:
         """Look, round after round, until cancelled."""
         while True:
-            await asyncio.sleep(self.pause)
+            await asyncio.sleep(max(self.pause, SECONDS_A_LOOK * len(self._intake.callers(CANCEL))))
             try:
                 await self._round()
             except CLIENT_ERRORS:  # the link went: what was seen before does not count after
@@ -43,30 +51,37 @@ class CallerWatch:
 
     def reset(self) -> None:
         """The connection was lost: absences begin anew."""
-        self._away_since.clear()
-        self._missing.clear()
+        self._absences.clear()
 
-    async def _round(self) -> None:
+    def is_absent(self, name: str) -> bool:
+        """Whether the reply queue was missing, or without a consumer, when somebody last looked, which was lately."""
+        absence = self._absences.get(name)
+        return absence is not None and self._is_recent(absence)
+
+    async def is_gone(self, name: str) -> bool:
+        """Look at the reply queue: whether its caller is gone for good. Raises one of `CLIENT_ERRORS`."""
         link = self._intake.link
         if link is None:
-            return
-        watched = self._intake.callers(CANCEL)
-        self._away_since = {name: since for name, since in self._away_since.items() if name in watched}
-        missing, self._missing = self._missing, set()
-        absent: set[str] = set()
-        now = asyncio.get_running_loop().time()
-        for name in watched:
-            state = await link.queue_state(name)
-            if state is None:
-                self._missing.add(name)
-                gone = name in missing
-            elif state[1]:
-                self._away_since.pop(name, None)
-                gone = False
-            else:
-                gone = now - self._away_since.setdefault(name, now) >= self.patience
-            if gone:
-                absent.add(name)
+            return False
+        state = await link.queue_state(name)
+        if state is not None and state[1]:
+            self._absences.pop(name, None)
+            return False
+        missing, now = state is None, asyncio.get_running_loop().time()
+        absence = self._absences.get(name)
+        if absence is None or absence.missing is not missing or not self._is_recent(absence):
+            if len(self._absences) >= MAX_ABSENCES:
+                self._absences.clear()
+            absence = self._absences[name] = _Absence(missing, now)
+        absence.seen = now
+        return now - absence.since >= (min(MISSING_SECONDS, self.patience) if missing else self.patience)
+
+    def _is_recent(self, absence: _Absence) -> bool:
+        """Whether the caller would have been seen, had it been there meanwhile."""
+        return asyncio.get_running_loop().time() - absence.seen < 3 * self.pause + 1
+
+    async def _round(self) -> None:
+        absent = {name for name in self._intake.callers(CANCEL) if await self.is_gone(name)}
         if absent:
             self._cancel(absent)
 
@@ -80,3 +95,15 @@ class CallerWatch:
             logger.warning("a caller is gone: %d of its calls are cancelled", len(runs))
             for run in runs:
                 run.worker.cancel(run.call.id)
+
+
+class _Absence:
+    """A caller that is not there."""
+
+    __slots__ = ("missing", "seen", "since")
+
+    def __init__(self, missing: bool, now: float) -> None:
+        self.missing = missing
+        """Whether its reply queue is missing too."""
+        self.since = self.seen = now
+        """When that was seen first, and last (event loop time)."""

@@ -21,6 +21,7 @@ from atasks.transport.backends.amqp.ailing import Ailing
 from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.consumer import Consumer
+from atasks.transport.backends.amqp.doubts import Doubts
 from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Items, Settling
 from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
@@ -89,6 +90,7 @@ class Intake:
         """The queue of control messages over this link."""
         self.attempts = Attempts(self)
         self._callers = CallerWatch(self)
+        self.doubts = Doubts(self, self._callers)
         self._leases = Leases(self, transport.consumer_timeout)
         self.ailing = Ailing(self)
         self._background = [
@@ -114,6 +116,7 @@ class Intake:
         for queue in self.queues:
             await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
         await guard(link.inbox.basic_consume(control, self._on_control, no_ack=True))
+        self.doubts.listening()
         self.link, self.acks = link, Acks(link.work)
         consumers: list[Consumer] = []
         for queue in self.queues:
@@ -185,11 +188,13 @@ class Intake:
             with suppress(*CLIENT_ERRORS):  # the link is gone, and its consumers with it
                 await self.window.stop()
         self.attempts.stop()  # what it gives back is not to come to here
+        self.doubts.stop()
 
     async def restart(self) -> None:
         """Consume again after `stop`."""
         self._stopping = False
         self.attempts.restart()
+        self.doubts.restart()
         if self.window is not None:
             with suppress(*CLIENT_ERRORS):  # the next link consumes
                 await self.window.open()
@@ -220,6 +225,7 @@ class Intake:
         for task in self._background:
             task.cancel()
         await asyncio.wait(self._background)
+        await self.doubts.close()
         await self.ailing.close()
 
     async def acknowledged(self) -> None:
@@ -257,7 +263,10 @@ class Intake:
         inbound.shared = inbound.calls > 1
         for call_id, reason in answerable:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
+        oldest, newest = self.doubts.bounds()
+        withdrawn = self.worker.withdrawn
         for call in calls:
+            doubtful = not oldest <= call.sent_ms <= newest or call.id in withdrawn
             again = bool(message.redelivered) or was_leased(properties)
             run = self.worker.find(call.id) if again or call.attempt > 1 else None
             older = None if run is None else run.deliveries[-1]
@@ -269,6 +278,8 @@ class Intake:
             executor = None if again else self._to_wait_for.get(call.task)
             if executor is not None and self._moves(call, consumer):
                 delivery.give_back(call, executor)
+            elif (doubtful or again) and self.doubts.take(call, delivery, again):
+                continue
             elif not self.attempts.take(call, delivery, again):
                 self.worker.deliver(call, delivery, alone=consumer.solo)
         if consumer.solo and self.window is not None:
@@ -380,6 +391,7 @@ class Intake:
             if isinstance(envelope, Cancel):
                 for call_id in envelope.ids:
                     self.worker.cancel(call_id)
+                    self.doubts.withdrawn(call_id)
             elif isinstance(envelope, Ask):
                 self._answer(envelope, message.header.properties.reply_to)
             elif isinstance(envelope, Held):
@@ -387,6 +399,7 @@ class Intake:
                     self.attempts.told(name, None)
             elif isinstance(envelope, Grant):
                 self.attempts.granted(envelope)
+                self.doubts.told(envelope)
             elif isinstance(envelope, Credit):
                 self._readdress(envelope.id, message.header.properties.reply_to)
                 self.worker.streams.credit(envelope)
@@ -401,13 +414,16 @@ class Intake:
                 if isinstance(delivery, CallDelivery):
                     delivery.inbound.reply_to = reply_to
 
+    def _holds(self, name: str, asked_by_caller: bool) -> bool:
+        return self.worker.holds(name) or self.doubts.holds(name) or self.attempts.holds(name, asked_by_caller)
+
     def _answer(self, question: Ask, reply_to: str | None) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again."""
         if not reply_to:
             return
         names = dict.fromkeys(question.ids)
         by_caller = self.transport.topology.is_reply_queue(reply_to)
-        held = [name for name in names if self.worker.holds(name) or self.attempts.holds(name, by_caller)]
+        held = [name for name in names if self._holds(name, by_caller)]
         if held:
             body = wire.encode([Held(VERSION, held, self.worker.id)])
             self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False))

@@ -9,7 +9,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.wire import CONTENT_TYPE, VERSION, Cancel, Credit, Envelope, Item
+from atasks.wire import CONTENT_TYPE, VERSION, Cancel, Credit, Envelope, Grant, Item
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
@@ -29,6 +29,8 @@ class Notices:
         self._transport = transport
         self._cancelled: dict[str, list[str]] = {}
         """Queue -> the calls of this turn whose awaits have ended."""
+        self._grants: dict[str, list[Envelope]] = {}
+        """Worker -> the answers of this turn to what it claims."""
         self._credits: dict[str, dict[str, Credit]] = {}
         """Worker -> stream -> what it is to be told of it at the end of this turn."""
 
@@ -49,6 +51,12 @@ class Notices:
         key = self._transport.topology.worker_key(question.worker)
         self._transport.outbox.put(self.message([Cancel(VERSION, [question.id])], key))
 
+    def answer(self, grant: Grant, worker: str) -> None:
+        """Tell the worker whether the copy of a call that it has may start."""
+        if not self._grants:
+            asyncio.get_running_loop().call_soon(self._send_grants)
+        self._grants.setdefault(worker, []).append(grant)
+
     def grant(self, credit: Credit, worker: str) -> None:
         """Tell the worker how much of its stream was taken."""
         if not self._credits:
@@ -58,6 +66,19 @@ class Notices:
         if earlier is not None and credit.again is None:
             credit.again = earlier.again
         credits[credit.id] = credit
+
+    def flush(self) -> None:
+        """Hand over what was said in this turn."""
+        self._send_cancels()
+        self._send_credits()
+        self._send_grants()
+
+    def _send_grants(self) -> None:
+        grants, self._grants = self._grants, {}
+        for worker, answers in grants.items():
+            key = self._transport.topology.worker_key(worker)
+            for start in range(0, len(answers), IDS_AT_ONCE):
+                self._transport.outbox.put(self.message(answers[start : start + IDS_AT_ONCE], key))
 
     def _send_cancels(self) -> None:
         cancelled, self._cancelled = self._cancelled, {}

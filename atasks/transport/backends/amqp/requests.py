@@ -118,11 +118,10 @@ class Requests:
                 pending.begun = begun
                 pending.call.attempt = max(pending.call.attempt, claim.attempt)
                 transport.inquiry.heard_of(pending)
-        key = transport.topology.worker_key(claim.worker)
         mine = begun is not None and begun[0] == claim.worker
         run = begun[1] if begun is not None and mine else 0
         grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run)
-        transport.outbox.put(transport.notices.message([grant], key))
+        transport.notices.answer(grant, claim.worker)
 
     def number(self) -> str:
         """Tells the copies of a call that is sent again from each other."""

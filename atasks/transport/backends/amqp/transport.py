@@ -169,6 +169,7 @@ class AMQPTransport(CallTransport):
         if self._keeper is None:
             return
         self._closed("the transport was disconnected")
+        self.notices.flush()
         link, keeper = self.link, self._keeper
         self._kept.close("the transport was disconnected")
         try:
@@ -390,7 +391,7 @@ class AMQPTransport(CallTransport):
                 self.announcements.heard(envelope.queue)
             elif isinstance(envelope, Held):
                 self.inquiry.heard(envelope)
-            elif isinstance(envelope, Claim):
+            elif isinstance(envelope, Claim) and self._refusal is None:  # else it knows of no call any more
                 self.requests.claimed(envelope)
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:

@@ -64,7 +64,7 @@ class Window:
         room = self._worker.room - sum(each.claims for each in self.consumers)
         if consumer.executor is None:
             return room
-        return min(room, self._worker.pools.places[consumer.executor].free)
+        return min(room, self._worker.pools.places[consumer.executor].free - consumer.claims)
 
     async def stop(self) -> None:
         """Consume no more. What was delivered stays in hand."""
