@@ -264,8 +264,8 @@ class CallTransport(Transport):
         _open.add(self)
 
     def _closed(self, reason: str) -> None:
-        """Call at the start of `disconnect`: no more awaits, and those that are pending end here. Workers are told of
-        those whose runs are not to go on without a caller."""
+        """Call at the start of `disconnect`: no more awaits, and those that are pending end here. Workers are told
+        of those whose runs are not to go on without a caller."""
         self._refusal = reason
         self._loop = None
         _open.discard(self)

@@ -21,8 +21,8 @@ MISSING_SECONDS: Final = 1.0
 """How long a reply queue must be missing. One look is not enough: a caller whose reply queue is on a node of a
 cluster that has just died takes another one, and sends again what it still awaits."""
 SECONDS_A_LOOK: Final = 0.02
-"""A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: a round takes
-so long for each of them at least."""
+"""A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: rounds are so
+far apart, for each of them."""
 MAX_ABSENCES: Final = 1000
 """Absent callers that are remembered. To forget one costs time only."""
 
@@ -54,7 +54,7 @@ class CallerWatch:
         self._absences.clear()
 
     def is_absent(self, name: str) -> bool:
-        """Whether the reply queue was missing, or without a consumer, when somebody last looked, which was lately."""
+        """Whether the reply queue was missing, or without a consumer, by the last look, if that was lately."""
         absence = self._absences.get(name)
         return absence is not None and self._is_recent(absence)
 

@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.callers import CANCEL, CallerWatch
-from atasks.transport.backends.amqp.inbound import CallDelivery, Inbound
+from atasks.transport.backends.amqp.inbound import CallDelivery
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Claim, Grant
@@ -73,8 +73,8 @@ class Doubts:
         self._heard_ms = time.time() * 1000
 
     def bounds(self) -> tuple[float, float]:
-        """The wall clock, in milliseconds, before which, and after which, a call was sent that is in doubt now. The
-        latter is no time that has come: the clocks differ."""
+        """The wall clock, in milliseconds, before which, and after which, a call was sent that is in doubt now.
+        The latter has not come yet here: the clocks differ."""
         now = time.time() * 1000
         forgotten = self._intake.worker.withdrawn.forgotten_ms
         return max(now - WAITED_MS, self._heard_ms + SKEW_MS, forgotten + SKEW_MS), now + SKEW_MS
@@ -82,7 +82,7 @@ class Doubts:
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Ask for a call that is in doubt. False: it is of those that never are, or the worker knows it.
 
-        `again`: it was delivered before; then it is asked for if it was in doubt here, and else it may have begun."""
+        `again`: it was delivered before. It is asked for if it was in doubt here; else it may have begun."""
         inbound, worker = delivery.inbound, self._intake.worker
         if call.attempt > 1 or call.sent_ms < NO_TIME_MS or inbound.kept or worker.knows(call.id):
             return False
@@ -166,7 +166,7 @@ class Doubts:
         if intake.link is None:
             return
         worker = intake.worker.id
-        # By the id as their copy: every copy of a first attempt may begin, which is why a caller of an older version
+        # By the id as their copy: every copy of a first attempt may begin, so that a caller of an older version
         # answers as it should. `again`, because nothing is known of whether it has begun.
         claims: list[wire.Envelope] = [
             Claim(VERSION, doubt.call.id, doubt.call.attempt, doubt.call.id, worker, False, True)
