@@ -21,8 +21,8 @@ MISSING_SECONDS: Final = 1.0
 """How long a reply queue must be missing. One look is not enough: a caller whose reply queue is on a node of a
 cluster that has just died takes another one, and sends again what it still awaits."""
 SECONDS_A_LOOK: Final = 0.02
-"""A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: rounds are so
-far apart, for each of them."""
+"""A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: the rounds
+are so far apart, for each of them."""
 MAX_ABSENCES: Final = 1000
 """Absent callers that are remembered. To forget one costs time only."""
 
