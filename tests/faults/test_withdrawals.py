@@ -121,13 +121,15 @@ async def test_leaving_ends_what_runs_and_what_waits_at_once(
 ) -> None:
     fleet.start_one(concurrency=5)
 
+    items: list[object] = []
+
     async def read() -> None:
-        async for _ in counting("stream", 100, str(tmp_path / "gate")):
-            pass
+        async for item in counting("stream", 100, str(tmp_path / "gate")):
+            items.append(item)
 
     async with atasks.connect(fleet.broker.url, prefix=prefix):
         calls: list[asyncio.Task[object]] = [asyncio.create_task(read())]
-        await until(lambda: history.started() == 1, "the stream runs")
+        await until(lambda: len(items) == 50, "the stream waits for the gate")
         calls += history.start(12, gated, str(tmp_path / "gate"))
         lives_on = history.start(1, gated, str(tmp_path / "gate"), key="orphan", orphan="run", priority=3)
         await until(lambda: history.started() == 5, "all slots in use")

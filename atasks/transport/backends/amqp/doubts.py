@@ -28,7 +28,9 @@ logger = logging.getLogger("atasks.amqp")
 WAITED_MS: Final = 3000.0
 """A call that was sent so long ago is in doubt."""
 SKEW_MS: Final = 2000.0
-"""By how much the clocks of caller and worker may differ before every call is in doubt."""
+"""By how much the caller's clock may be ahead before every call of it is in doubt."""
+CLOSE_MS: Final = 100.0
+"""By how much the clocks of hosts differ that keep them right."""
 SHORT_MS: Final = 1000
 """Calls that have so little time in all are not asked for."""
 NO_TIME_MS: Final = 10**12
@@ -77,7 +79,7 @@ class Doubts:
         The latter has not come yet here: the clocks differ."""
         now = time.time() * 1000
         forgotten = self._intake.worker.withdrawn.forgotten_ms
-        return max(now - WAITED_MS, self._heard_ms + SKEW_MS, forgotten + SKEW_MS), now + SKEW_MS
+        return max(now - WAITED_MS, self._heard_ms + CLOSE_MS, forgotten + CLOSE_MS), now + SKEW_MS
 
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Ask for a call that is in doubt. False: it is of those that never are, or the worker knows it.
