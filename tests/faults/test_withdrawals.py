@@ -125,7 +125,7 @@ async def test_leaving_ends_what_runs_and_what_waits_at_once(
 
     async def read() -> None:
         async for item in counting("stream", 100, str(tmp_path / "gate")):
-            items.append(item)
+            items.append(item)  # noqa: PERF401  # a comprehension would hide them until the end
 
     async with atasks.connect(fleet.broker.url, prefix=prefix):
         calls: list[asyncio.Task[object]] = [asyncio.create_task(read())]
