@@ -7,11 +7,13 @@ it.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from atasks import calls
@@ -34,6 +36,8 @@ T = TypeVar("T")
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
+EXIT_SECONDS: Final = 7.0
+"""Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
 
 
 @contextmanager
@@ -44,7 +48,8 @@ def connect_sync(
 
     As `atasks.connect`, for code without an event loop: a nested one shadows the outer one in this thread, and a
     thread that is in none uses the one that was entered first. When the block ends calls that are pending end in
-    `CallConnectionLost`. A process that is forked inside the block has to enter one of its own.
+    `CallConnectionLost`. A process that is forked inside the block has to enter one of its own. A block that is
+    still open when the program ends is left then, within 7 seconds, and the exit code stays what it is.
 
     Raises what `connect` raises, and RuntimeError where an event loop runs.
     """
@@ -52,6 +57,7 @@ def connect_sync(
     with _background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
+        background.open.append(manager)
         blocks = get_router(namespace)._connected[background.loop]
         block = next(block for block in blocks if block.transport is transport)
         block.hold()  # the context in which it was entered was a copy of this thread's
@@ -59,7 +65,8 @@ def connect_sync(
             yield transport
         finally:
             block.release()
-            if background.pid == os.getpid():  # a forked process has no business with its parent's connection
+            # A forked process has no business with its parent's connection.
+            if background.pid == os.getpid() and background.take_back(manager):
                 _run(background.loop, lambda: manager.__aexit__(None, None, None))
 
 
@@ -147,6 +154,8 @@ class Background:
     def __init__(self) -> None:
         self.pid = os.getpid()
         self.users = 0
+        self.open: list[AbstractAsyncContextManager[Transport]] = []
+        """The connections that were made and not closed."""
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._main, args=(started,), name="atasks-sync", daemon=True)
         try:
@@ -156,6 +165,7 @@ class Background:
             if not started.cancel():
                 self._stop(started.result())
             raise
+        _alive.add(self)
 
     def _main(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
         try:
@@ -164,12 +174,25 @@ class Background:
             if started.done():
                 raise
             started.set_exception(error)  # no loop could be made
+        finally:
+            _alive.discard(self)
 
     async def _until_stopped(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
         self._stopped = asyncio.Event()
         if started.set_running_or_notify_cancel():
             started.set_result(asyncio.get_running_loop())
             await self._stopped.wait()
+            while self.open:  # the program ends within the blocks
+                with suppress(Exception):  # nobody is left to hear of it
+                    await self.open.pop().__aexit__(None, None, None)
+
+    def take_back(self, manager: AbstractAsyncContextManager[Transport]) -> bool:
+        """Whether it is still to be closed, which whoever asks will do."""
+        with _lock:
+            if _over or manager not in self.open:
+                return False
+            self.open.remove(manager)
+            return True
 
     def leave(self, *, wait: bool = True) -> None:
         """Use it no more. Whoever was the last one ends the loop, and may `wait` until its thread has ended."""
@@ -180,9 +203,18 @@ class Background:
             if last:
                 _background = None
         if last:
-            self._stop(self.loop)
-            if wait:
+            self.stop()
+            if wait and not _over:
                 self._thread.join()
+
+    def stop(self) -> None:
+        """End the loop, and close what is open. It has to be waited for in some other way."""
+        with suppress(RuntimeError):  # it has ended
+            self._stop(self.loop)
+
+    def wait(self, seconds: float) -> None:
+        """Return when its thread has ended, or after so many seconds."""
+        self._thread.join(seconds)
 
     def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon_threadsafe(self._stopped.set)
@@ -190,6 +222,10 @@ class Background:
 
 _lock = threading.Lock()
 _background: Background | None = None
+_alive: set[Background] = set()
+"""Those whose threads have not ended; one at the most serves new users."""
+_over = False
+"""Whether the program ends: threads like those of the loops stop for good then, and nobody may wait for them."""
 _forked = False
 """Whether this process was forked from one that had connected, and has not connected itself since."""
 
@@ -199,6 +235,8 @@ def enter_background(connected: str | None = None) -> Background:
     none, but for a namespace that should be `connected` that is NotConnected."""
     global _background, _forked
     with _lock:
+        if _over:
+            raise NotConnected("the program ends: connect before that")
         if _background is None:
             if connected is not None:
                 raise _unconnected(connected)
@@ -223,6 +261,8 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
 
     The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
     """
+    if _over:
+        raise NotConnected("the program ends, and with it its connections")
     errand = _Errand(make)
     try:  # an interrupt may come at any point from here on
         loop.call_soon_threadsafe(errand.begin)
@@ -300,13 +340,28 @@ def _unconnected(namespace: str) -> TransportError:
     return NotConnected(f"namespace {namespace!r} has no connection for synchronous callers: {advice} first")
 
 
+def _at_exit() -> None:
+    """End what is open while its loop still runs. What blocks the loop is not waited for: the process ends it."""
+    global _over
+    deadline = time.monotonic() + EXIT_SECONDS
+    left = list(_alive)
+    for background in left:
+        background.stop()
+    for background in left:
+        background.wait(max(deadline - time.monotonic(), 0))
+    with _lock:
+        _over = True
+
+
 def _after_fork() -> None:
     """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
     global _lock, _background, _forked
+    _alive.clear()
     _forked = _forked or _background is not None
     _lock, _background = threading.Lock(), None
     serving.set(None)
     seated.set(None)
 
 
+atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import enum
 import os
 import pickle
+import select
 import signal
+import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator
 from multiprocessing.connection import Connection
 from types import GeneratorType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from atasks import forks
 from atasks.codecs.base import Codec
@@ -22,7 +25,10 @@ from atasks.codecs.pickle import pickled
 from atasks.failures import decode_failure, encode_failure
 from atasks.pipeline.calling import Invocation, WorkerInfo, call_hook, iterator_of
 
-__all__ = ["STREAM", "Word", "main", "rebuilt", "to_bytes"]
+__all__ = ["GRACE", "STREAM", "Word", "main", "rebuilt", "to_bytes"]
+
+GRACE: Final = 2.0
+"""Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
 
 
 class Word(enum.Enum):
@@ -106,6 +112,7 @@ def main(descriptor: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to the parent too, which ends its children
     os.set_inheritable(descriptor, False)
     forks.withhold(descriptor)
+    threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
     child = _Child(Connection(descriptor))
     try:
         forks.handle_signal(signal.SIGTERM, _terminate)
@@ -115,6 +122,15 @@ def main(descriptor: int) -> None:
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child.finish()
+
+
+def _end_with_parent(descriptor: int) -> None:
+    """See to it that this process ends when its parent is gone, whatever it runs then."""
+    poll = select.poll()
+    poll.register(descriptor, 0)  # of a hang-up it tells in any case
+    poll.poll()
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 class _Child:

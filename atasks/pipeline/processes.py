@@ -17,7 +17,7 @@ from atasks import forks
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import WorkerInfo
 from atasks.pipeline.channel import Lineage
-from atasks.pipeline.child import STREAM, Word, rebuilt, to_bytes
+from atasks.pipeline.child import GRACE, STREAM, Word, rebuilt, to_bytes
 from atasks.pipeline.runners import ENDED, ThreadRunner, next_or_end
 from atasks.pipeline.streams import SyncStream
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from atasks.pipeline.functions import FunctionStage
 
 __all__ = ["Process", "ProcessRunner", "check_picklable"]
-
-GRACE = 2.0
-"""Seconds that a process has to run `on_done` and end, before it is killed."""
 
 _COMMAND = "import sys; sys.path[:] = sys.argv[2:]; from atasks.pipeline.child import main; main(int(sys.argv[1]))"
 
@@ -95,6 +92,12 @@ class Process:
             self.ended = True
             if self._process is not None and self._process.returncode is None:
                 self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once, from any thread."""
+        with self._lock:
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
 
     def reap(self) -> None:
         """Wait until it has ended; kill it if that takes too long."""
@@ -173,6 +176,23 @@ class Process:
         return PipelineError(f"the process of stage {self._stage.name!r} has ended (exit code {code}) amid a call")
 
 
+async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:
+    """Return when a process that was told to end has ended and `reaped` is done; what it runs may not heed that.
+
+    It is waited for also when this is cancelled, because whoever ends the event loop ends the program.
+    """
+    cancelled = False
+    while not reaped.done():
+        try:
+            done, _ = await asyncio.wait([reaped], timeout=GRACE)
+            if not done:
+                process.kill()
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
 class ProcessRunner(ThreadRunner):
     """Runs plain functions in a process of its own, with a thread that waits for it."""
 
@@ -197,7 +217,7 @@ class ProcessRunner(ThreadRunner):
             process.terminate()
             ended = thread.submit(process.reap)
             thread.close()
-            await ended
+            await _gone(process, ended)
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
         if self._process.ended:
@@ -210,7 +230,7 @@ class ProcessRunner(ThreadRunner):
 
     async def _replace(self) -> None:
         """Another process in place of one that has died, or was ended because it took too long."""
-        await self._thread.call(self._process.reap)
+        await _gone(self._process, self._thread.submit(self._process.reap))
         self._process = Process(self.stage, self.info)
         await self._thread.call(self._process.start)
 
