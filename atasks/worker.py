@@ -294,7 +294,7 @@ class Worker:
             self._empty.clear()
         self._held[call_id] = run
         if task is None:
-            run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
+            run.task = self._task(self._pass_on(run), "atasks pass on")
         elif alone:
             run.alone = True
             run.permit = permit
@@ -431,8 +431,15 @@ class Worker:
         watchdog.busy += 1
         if watchdog.asleep:
             watchdog.wake()
-        # An empty context: nothing but carried variables travels, loopback included.
-        run.task = self.loop.create_task(execute(run), name=CALL + run.call.task, context=Context())
+        run.task = self._task(execute(run), CALL + run.call.task)
+
+    def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
+
+        It is made without the task factory of the event loop, which may know of no `context`, or begin it at once:
+        then the chain of calls would become one of stack frames, and a call would end before its `task` is known.
+        """
+        return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
 
     def ended(self, run: Run, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
