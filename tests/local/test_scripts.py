@@ -122,7 +122,7 @@ EXECUTOR = """
     import atasks
     from atasks import atask
 
-    open(f"{sys.argv[0]}.{os.getpid()}", "w").close()
+    open(f"{__file__}.{os.getpid()}", "w").close()
 
     @atask(executor="process")
     def crunch(number: int) -> int:
