@@ -35,6 +35,7 @@ class Shelf:
         yield n
 
 
+@pytest.mark.filterwarnings("ignore:.*iscoroutinefunction.*:DeprecationWarning")  # asyncio's, from 3.14 on
 def test_it_looks_like_an_async_generator_function() -> None:
     for task in (module_level, module_level.options(window=2), Shelf.above, Shelf.below):
         assert isinstance(task, StreamTask)
