@@ -12,7 +12,7 @@ export VENV PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak clean
+.PHONY: help venv test test-lowest test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,10 @@ test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults;
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
+
+test-lowest: ## Run the fast tests with the lowest versions of the dependencies that are allowed
+	@scripts/broker.sh
+	@scripts/test-lowest.sh $(ARGS)
 
 test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a minute's soak
 	@scripts/venv.sh test

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from atasks import modules
-
 if TYPE_CHECKING:
     from atasks.tasks import BaseTask
 
@@ -79,11 +77,9 @@ def refer(task: BaseTask[..., Any]) -> Reference:
 def find(reference: Reference) -> Callable[..., Any]:
     """The function, importing its module if need be. Raises whatever the import raises."""
     if reference.module is None:
-        with modules.importing():
-            function: Callable[..., Any] = pickle.loads(reference.pickled)
+        function: Callable[..., Any] = pickle.loads(reference.pickled)
         return function
-    with modules.importing():
-        _import(reference.module, reference.file)
+    _import(reference.module, reference.file)
     from atasks.router import get_router
     from atasks.tasks import BaseTask
 
@@ -102,4 +98,6 @@ def _import(module: str, file: str | None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}.") or file is None:
             raise
-        modules.load(file)  # a script whose file has another name than its module, or is a link
+        from atasks.modules import load  # a script whose file has another name than its module, or is a link
+
+        load(file)
