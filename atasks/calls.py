@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from atasks.run import Run
@@ -13,6 +12,8 @@ if TYPE_CHECKING:
 __all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
 
 T = TypeVar("T")
+
+IDS_AT_ONCE: Final = 128
 
 
 class CurrentCall:
@@ -81,23 +82,19 @@ def carry(variable: ContextVar[T]) -> ContextVar[T]:
     return variable
 
 
-def _new_prefix() -> str:
-    return os.urandom(9).hex() + "-"
-
-
-_prefix = _new_prefix()
-_numbers = itertools.count(1)
+_ids: list[str] = []
+"""Ids that no call has yet."""
 
 
 def new_call_id() -> str:
-    """A call id: 72 random bits of this process, and a number."""
-    return f"{_prefix}{next(_numbers):x}"
+    """A call id: 128 random bits, which tell nothing of any other id."""
+    while True:
+        try:
+            return _ids.pop()
+        except IndexError:  # one system call for many
+            digits = os.urandom(16 * IDS_AT_ONCE).hex()
+            _ids.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-def _after_fork() -> None:
-    """A forked child must not reuse the ids of its parent."""
-    global _prefix
-    _prefix = _new_prefix()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+# A forked child must not use the ids of its parent.
+os.register_at_fork(after_in_child=_ids.clear)

@@ -59,6 +59,11 @@ class Outflows:
                 self._ended_bytes -= old.size
         return end
 
+    def run(self, call_id: str) -> Run | None:
+        """The run of a stream that is live here, or has ended lately."""
+        outflow = self._live.get(call_id) or self._ended.get(call_id)
+        return None if outflow is None else outflow.run
+
     def credit(self, credit: Credit) -> None:
         """A consumer says where it is. One of a stream that is not here any more has all that it can get."""
         outflow = self._live.get(credit.id)

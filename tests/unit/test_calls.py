@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
 
@@ -173,3 +175,18 @@ def test_call_ids_are_unique_and_fit_the_wire() -> None:
     ids = [new_call_id() for _ in range(10_000)]
     assert len(set(ids)) == len(ids)
     assert max(map(len, ids)) <= 64
+
+
+def test_a_call_id_tells_nothing_of_others() -> None:
+    ids = [new_call_id() for _ in range(1000)]
+    assert {len(call_id) for call_id in ids} == {32}
+    for beginning in (4, 8, 16):
+        shared = Counter(call_id[:beginning] for call_id in ids)
+        assert max(shared.values()) <= 2, "128 bits of chance, none of them the same for two"
+
+
+def test_call_ids_of_many_threads_are_unique() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: [new_call_id() for _ in range(500)], range(40)))
+    ids = [call_id for some in found for call_id in some]
+    assert len(set(ids)) == len(ids) == 20_000

@@ -111,9 +111,9 @@ class Doubts:
             doubt.add(delivery)
         return True
 
-    def holds(self, call_id: str) -> bool:
-        """Whether the call waits here for its caller's word."""
-        return any(call_id in caller.doubts for caller in self._asked.values())
+    def holds(self, call_id: str) -> list[str]:
+        """The reply queues of the callers for whose word the call waits here."""
+        return [caller.name for caller in self._asked.values() if call_id in caller.doubts]
 
     # -- answers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -52,6 +53,8 @@ __all__ = ["Intake"]
 logger = logging.getLogger("atasks.amqp")
 
 MAX_PREFETCH: Final = 65_535
+MAX_ADDRESSEES: Final = 2_000
+"""As many as a worker remembers replies."""
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 
@@ -75,6 +78,8 @@ class Intake:
         self.window: Window | None = None
         self._stopping = False
         self._replies: dict[str, list[Answer]] = {}
+        self._addressees: OrderedDict[str, str] = OrderedDict()
+        """Whom the calls that ended lately were replied to."""
         self._numbers = 0
         self._executors = worker.executors
         self._to_wait_for: dict[str, Executor] = {
@@ -338,6 +343,9 @@ class Intake:
         if not self._replies:
             asyncio.get_running_loop().call_soon(self.flush)
         self._replies.setdefault(inbound.reply_to, []).append((reply, inbound))
+        self._addressees[reply.id] = inbound.reply_to
+        if len(self._addressees) > MAX_ADDRESSEES:
+            self._addressees.popitem(last=False)
 
     def flush(self) -> None:
         """Send the replies of this turn."""
@@ -401,33 +409,52 @@ class Intake:
                 self.attempts.granted(envelope)
                 self.doubts.told(envelope)
             elif isinstance(envelope, Credit):
-                self._readdress(envelope.id, message.header.properties.reply_to)
-                self.worker.streams.credit(envelope)
+                self._credit(envelope, message.header.properties.reply_to)
             elif isinstance(envelope, Reply | End):
                 self.attempts.told(envelope.id, envelope)
 
-    def _readdress(self, call_id: str, reply_to: str | None) -> None:
+    def _credit(self, credit: Credit, reply_to: str | None) -> None:
+        """The consumer of a stream says what it has taken, and where it is."""
+        if not reply_to or self._is_for(credit.id, reply_to):
+            if reply_to:
+                self._readdress(credit.id, reply_to)
+            self.worker.streams.credit(credit)
+
+    def _readdress(self, call_id: str, reply_to: str) -> None:
         """The consumer of a stream says where it is: its reply queue may be another one by now."""
         run = self.worker.find(call_id)
-        if run is not None and reply_to:
+        if run is not None:
             for delivery in run.deliveries:
                 if isinstance(delivery, CallDelivery):
                     delivery.inbound.reply_to = reply_to
 
-    def _holds(self, name: str, asked_by_caller: bool) -> bool:
-        return self.worker.holds(name) or self.doubts.holds(name) or self.attempts.holds(name, asked_by_caller)
+    def _is_for(self, call_id: str, reply_to: str) -> bool:
+        """Whether that is the address of who made a call that is in hand here, or has ended here lately, or of
+        somebody of the same user; nobody else is told of it. Anybody may ask for one whose replies are kept."""
+        topology = self.transport.topology
+        run = self.worker.find(call_id) or self.worker.streams.run(call_id)
+        if run is not None:
+            found = [item.inbound.reply_to for item in run.deliveries if isinstance(item, CallDelivery)]
+        elif call_id in self._addressees:
+            found = [self._addressees[call_id]]
+        else:
+            found = self.doubts.holds(call_id)
+        return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
     def _answer(self, question: Ask, reply_to: str | None) -> None:
-        """Say which of the calls are in hand here, and send the replies of those that finished again."""
+        """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
+        and to who made them."""
         if not reply_to:
             return
+        by_worker = self.transport.topology.is_control_queue(reply_to)
         names = dict.fromkeys(question.ids)
-        by_caller = self.transport.topology.is_reply_queue(reply_to)
-        held = [name for name in names if self._holds(name, by_caller)]
+        told = [name for name in names if by_worker or self._is_for(name, reply_to)]
+        held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
+        held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
         if held:
             body = wire.encode([Held(VERSION, held, self.worker.id)])
             self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False))
-        finished = (self.worker.finished(name) for name in names)
+        finished = (self.worker.finished(name) for name in told)
         for batch in _batches([(reply, None) for reply in finished if reply is not None]):
             self.send_replies(reply_to, batch, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import uuid
 from typing import Any, Final, Literal
 
@@ -14,6 +16,8 @@ REPLY_EXPIRES_MS: Final = 300_000
 LEASE_TTL_MS: Final = 1_000
 LEASE_QUEUE_EXPIRES_MS: Final = 60_000
 """How long the lease queue of a worker that is gone is kept; its messages leave it within a second."""
+MAX_USER: Final = 100
+"""Characters of the name of a user in that of a queue; the hash of a longer one stands there."""
 DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
 DELIVERY_LIMIT: Final = 1_000_000
@@ -62,13 +66,24 @@ class Topology:
         """A work queue, and all that may be beside it."""
         return [self.work(queue), self.solo(queue), *(self.pool(queue, executor) for executor in EXECUTORS)]
 
-    def new_reply_queue(self) -> str:
-        """A name for a caller's reply queue."""
-        return f"{self.prefix}.r.{uuid.uuid4().hex}"
+    def new_reply_queue(self, user: str) -> str:
+        """A name for a reply queue of a caller that connects as this user of the broker."""
+        return f"{self.prefix}.r.{_spelled(user)}.{uuid.uuid4().hex}"
 
     def is_reply_queue(self, name: str) -> bool:
         """Whether this is the reply queue of a caller."""
         return name.startswith(f"{self.prefix}.r.")
+
+    def are_of_one_caller(self, name: str, other: str) -> bool:
+        """Whether both are the same reply queue, or reply queues of one user; those of older callers name none."""
+        if name == other:
+            return True
+        both = self.is_reply_queue(name) and self.is_reply_queue(other)
+        return both and name.rpartition(".")[0] == other.rpartition(".")[0]
+
+    def is_control_queue(self, name: str) -> bool:
+        """Whether this is a queue of control messages for a worker."""
+        return name.startswith(f"{self.prefix}.c.")
 
     def control_queue(self, worker_id: str, epoch: int) -> str:
         """The queue of control messages for one connection of one worker. It is exclusive: after a half-open drop
@@ -138,3 +153,10 @@ class Topology:
     def dead_arguments(self) -> dict[str, Any]:
         """Arguments of the dead queue."""
         return {"x-queue-type": "classic", "x-max-length": DEAD_LETTERS, "x-message-ttl": DEAD_LETTER_TTL_MS}
+
+
+def _spelled(user: str) -> str:
+    """The name of a user within that of a queue: in letters and digits, and no user's is the beginning of
+    another's with a dot behind it."""
+    spelled = re.sub("[^A-Za-z0-9_-]", lambda found: "".join(f"+{byte:02X}" for byte in found[0].encode()), user)
+    return spelled if len(spelled) <= MAX_USER else hashlib.sha256(user.encode()).hexdigest()

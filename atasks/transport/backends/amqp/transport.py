@@ -35,7 +35,7 @@ from atasks.transport.backends.amqp.pace import Pace
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.topology import Topology
-from atasks.transport.backends.amqp.urls import checked, split
+from atasks.transport.backends.amqp.urls import checked, split, user_of
 from atasks.transport.base import CallTransport, Pending
 from atasks.transport.records import DEFAULT_EXPIRES
 from atasks.wire import (
@@ -101,6 +101,8 @@ class AMQPTransport(CallTransport):
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
+        self.user = user_of(self.urls[0])
+        """Who this is to the broker."""
         self.queue = validate_queue(queue)
         self.timeout = validate_seconds("timeout", timeout)
         self.consumer_timeout = validate_seconds("consumer_timeout", consumer_timeout)
@@ -151,7 +153,7 @@ class AMQPTransport(CallTransport):
     async def connect(self) -> None:
         if self._keeper is not None:
             raise TransportError("this transport is connected already")
-        self.reply_queue = self.topology.new_reply_queue()
+        self.reply_queue = self.topology.new_reply_queue(self.user)
         link = await self._open()
         try:
             await self._set_up(link)
@@ -204,7 +206,7 @@ class AMQPTransport(CallTransport):
         self.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
         self._limit(self.max_message)
         if self._epoch > 1 and not await self._finds_reply_queue(link):
-            self.reply_queue = self.topology.new_reply_queue()
+            self.reply_queue = self.topology.new_reply_queue(self.user)
             self._forsaken = True
         inbox = link.inbox
         await guard(inbox.exchange_declare(self.topology.control, exchange_type="direct", durable=True))

@@ -10,7 +10,7 @@ from yarl import URL
 from atasks.errors import InvalidURL
 from atasks.urls import option, take_apart
 
-__all__ = ["checked", "split"]
+__all__ = ["checked", "split", "user_of"]
 
 OPTIONS: Final[dict[str, Callable[[str], Any]]] = {
     "prefix": str,
@@ -48,3 +48,8 @@ def split(urls: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         for text in texts:
             found[name] = option(name, text, kind)
     return [str(address.without_query_params(*found)) for address in addresses], found
+
+
+def user_of(url: str) -> str:
+    """The user of the broker that a URL names."""
+    return URL(url).user or "guest"
