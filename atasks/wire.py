@@ -107,6 +107,9 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     """Context variables that travel with the call, by name, each in the codec's bytes."""
     sig: bytes | None = None
     """Reserved for a signature; ignored in version 1."""
+    ran: bool = False
+    """Whether a worker ran this stream before, at this attempt: it gave it back, or may have been sent it in vain.
+    Its consumer may have items."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):

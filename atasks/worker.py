@@ -468,6 +468,7 @@ class Worker:
             for delivery in run.deliveries:
                 delivery.reply(last)
         elif run.reason in (Reason.DRAINED, Reason.PASSED_ON) and run.deliveries:
+            run.call.ran |= run.outflow is not None
             # Through the last delivery: the earlier ones may be of a connection that is gone.
             run.deliveries[-1].give_back(run.call)
             for delivery in run.deliveries[:-1]:

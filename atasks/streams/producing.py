@@ -26,7 +26,7 @@ async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) 
     outflow = run.worker.streams.open(run, codec.name)
     limit = run.worker.transport.max_payload
     try:
-        if run.call.attempt > 1:
+        if run.call.attempt > 1 or run.call.ran:
             await outflow.greet()
         async for item in generator:
             try:

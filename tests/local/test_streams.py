@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.host import Host
 from tests.faults.callers import ReaderProcess
 from tests.faults.history import History, settled, until
+from tests.faults.tasks import counting, gated
 from tests.local.fleet import Fleet
 from tests.local.jobs import NAMESPACE, count
 
@@ -47,6 +50,34 @@ async def test_a_replayable_stream_goes_on_in_another_process(crew: LocalTranspo
     mark = tmp_path / "mark"
     stream = count.options(replayable=True)(ITEMS, str(mark))
     assert await settled(collect(stream, crew, mark), "the stream", 60) == list(range(ITEMS))
+
+
+@pytest.mark.parametrize("drains", ["worker", "server"])
+async def test_a_replayable_stream_is_handed_on_by_a_drain_without_a_stall(
+    path: str, fleet: Fleet, history: History, tmp_path: Path, no_leaked_tasks: None, drains: str
+) -> None:
+    """By a worker to another one, or by a server to the next one."""
+    gate, drained = tmp_path / "gate", 0.0
+    leaving = await fleet.server(concurrency=1, grace=0.2)
+    async with atasks.connect(f"unix://{path}"):
+        if drains == "worker":
+            busy = asyncio.create_task(history.call(gated, str(gate), key="busy"))
+            await until(lambda: history.runs("busy"), "the server's only slot is in use")
+            leaving = await fleet.worker(grace=0.2)
+        found: list[int] = []
+        async for number, _ in counting.options(replayable=True)("a-stream", 40, str(gate)):
+            found.append(number)
+            if number == 19:
+                assert await asyncio.to_thread(leaving.stop) == 0
+                await fleet.start(hub=drains == "server")
+                await until(lambda: len(history.runs("a-stream")) == 2, "another process runs it")
+                gate.touch()
+                drained = time.monotonic()
+        assert time.monotonic() - drained < 3, "it asks where to go on before it begins"
+        if drains == "worker":
+            await settled(busy, "the call beside it")
+    assert found == list(range(40))
+    assert [run.attempt for run in history.runs("a-stream")] == [1, 1]
 
 
 async def test_another_stream_ends_in_stream_lost(crew: LocalTransport, tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ class Requests:
                 if pending.copies is not None:
                     pending.copies.pop(call.attempt, None)
                     pending.begun = None
+                call.ran |= pending.inflow is not None and pending.inflow.begun
                 self.send(pending)
 
     def claimed(self, claim: Claim) -> None:
