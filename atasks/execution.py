@@ -155,6 +155,8 @@ async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
 def cancelled_reply(run: Run) -> Reply | None:
     """The reply of a run that was cancelled, by why it was."""
     task = describe(run.call)
+    if run.reason is None and run.worker.is_torn_down:
+        run.reason = Reason.DRAINED  # the program ends: nobody has cancelled this call
     match run.reason:
         case Reason.TIMED_OUT:
             return status(run, Status.TIMED_OUT, f"{task} was cancelled at its deadline")

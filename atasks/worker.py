@@ -22,6 +22,7 @@ from atasks.builtin import builtin_task
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
+from atasks.loopguard import LoopGuard
 from atasks.memory import RecentIds, RecentReplies
 from atasks.options import MAX_TIMEOUT
 from atasks.run import Delivery, Reason, Run, describe
@@ -107,6 +108,7 @@ class Worker:
         self._stopped: asyncio.Future[None] = self.loop.create_future()
         self._drain_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self.loop)
+        self._guard: LoopGuard | None = None
         self._recorder = blackbox.installed()
 
     # -- life
@@ -147,10 +149,11 @@ class Worker:
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
+        self._guard = LoopGuard.enter(self.loop)
         try:
             await self.transport.serve(self, queues)
         except BaseException:
-            self._watchdog.stop()
+            self._stop_watching()
             raise
 
     async def wait(self) -> None:
@@ -194,9 +197,20 @@ class Worker:
             await self.transport.flush()
         finally:
             await self.pools.close()
-            self._watchdog.stop()
+            self._stop_watching()
             if not self._stopped.done():
                 self._stopped.set_result(None)
+
+    def _stop_watching(self) -> None:
+        self._watchdog.stop()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.leave()
+
+    @property
+    def is_torn_down(self) -> bool:
+        """Whether its event loop ends, with all that runs there."""
+        return self._guard is not None and self._guard.is_torn_down
 
     async def _stop_accepting(self) -> None:
         await self.transport.stop_serving(self)

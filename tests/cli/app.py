@@ -42,6 +42,12 @@ TASKS = """
             await asyncio.Event().wait()
         return "through"
 
+    @atask(namespace="NAMESPACE", max_attempts=1)
+    async def leave():
+        async def child():
+            raise SystemExit(3)
+        await asyncio.create_task(child())
+
     @atask(namespace="NAMESPACE", queue="gpu")
     async def train():
         return "trained"

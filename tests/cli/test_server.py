@@ -56,6 +56,20 @@ def test_drain_lets_a_running_call_finish(app: App, number: Signals) -> None:
     assert server.finish().code == 0
 
 
+def test_a_call_whose_child_exits_costs_no_other_call(any_app: App) -> None:
+    server = any_app.serve()
+    client = any_app.call("gated")
+    server.wait_for("running")
+    culprit = any_app.call("leave").finish()
+    assert culprit.code != 0
+    assert "SystemExit" in culprit.err
+    server.wait_for("the worker goes on")
+    any_app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    server.signal(SIGTERM)
+    assert server.finish().code == 0
+
+
 def test_drain_gives_back_what_does_not_finish(app: App) -> None:
     server = app.serve("tasks.py", "--grace", "0")
     client = app.call("handed_on")
