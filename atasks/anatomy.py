@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import copyreg
 import importlib
+import itertools
 import sys
-from types import BuiltinMethodType, GetSetDescriptorType, MemberDescriptorType
-from typing import Any, TypeGuard
+from collections.abc import Iterator
+from types import (
+    BuiltinMethodType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    NoneType,
+    WrapperDescriptorType,
+)
+from typing import Any, TypeGuard, cast
 
 __all__ = [
+    "MAX_NAME",
+    "MAX_PATH",
     "bare",
     "class_name",
     "find",
     "get_plainly",
+    "held",
     "importable_name",
+    "is_faithful",
     "is_rebuildable",
+    "loaded",
     "members",
     "pickles_itself",
+    "put",
     "restore",
     "set_plainly",
     "state",
+    "suits",
+    "works",
 ]
 
 _PICKLING = (
@@ -30,6 +47,35 @@ _PICKLING = (
     "__getnewargs__",
     "__getnewargs_ex__",
 )
+
+
+MAX_HELD = 1000
+"""Exceptions in the values of one exception, and items of a list that are searched for them."""
+MAX_PATH = 4
+"""Steps from an exception to one that it holds."""
+MAX_NAME = 1024
+"""Characters of a name that travels."""
+
+_PLAIN: frozenset[type] = frozenset({str, bytes, int, float, bool, NoneType})
+_TEXT: frozenset[type] = frozenset({str, NoneType})
+_NUMBER: frozenset[type] = frozenset({int, NoneType})
+_FIELDS: dict[tuple[str, str], frozenset[type]] = {
+    **{
+        (f"Unicode{kind}Error", name): frozenset({of})
+        for kind, held in (("Decode", bytes), ("Encode", str), ("Translate", str))
+        for name, of in {"encoding": str, "object": held, "start": int, "end": int, "reason": str}.items()
+    },
+    **{("SyntaxError", name): _TEXT for name in ("msg", "filename", "text")},
+    **{("SyntaxError", name): _NUMBER for name in ("lineno", "offset", "end_lineno", "end_offset")},
+    ("SyntaxError", "print_file_and_line"): _PLAIN,
+    **{("ImportError", name): _TEXT for name in ("msg", "name", "path", "name_from")},
+    **{("OSError", name): _PLAIN for name in ("errno", "strerror", "filename", "filename2")},
+    ("OSError", "characters_written"): frozenset({int}),
+    ("AttributeError", "name"): _TEXT,
+    ("NameError", "name"): _TEXT,
+    ("StopIteration", "value"): _PLAIN,
+}
+"""What the fields of Python's own exceptions may hold: their code reads memory by them."""
 
 
 def class_name(cls: type) -> tuple[str, str]:
@@ -51,6 +97,20 @@ def importable_name(cls: type) -> tuple[str, str] | None:
         return (dotted, qualname) if _walk(sys.modules[module], qualname) is cls else None
     except (AttributeError, KeyError):
         return None
+
+
+def loaded(module: str, qualname: str) -> Any:
+    """The class that `importable_name` named, if its module is loaded here. Runs no code: modules and classes are
+    looked into, and not asked. A LookupError if there is none."""
+    from atasks.modules import main_name
+
+    main_name()  # makes sys.modules know __main__ by its dotted name
+    found: Any = sys.modules[module]
+    for name in qualname.split("."):
+        found = vars(found)[name] if type(found) is ModuleType or isinstance(found, type) else None
+        if not isinstance(found, type):
+            raise LookupError(f"{qualname} is no class of {module}")
+    return found
 
 
 def find(module: str, qualname: str) -> Any:
@@ -79,14 +139,40 @@ def pickles_itself(cls: type) -> bool:
     )
 
 
-def bare(cls: type[BaseException], *args: Any) -> BaseException:
+def is_faithful(exc: BaseException, copy: object) -> bool:
+    """Whether a copy that the class's own pickling made says what the exception says.
+
+    Its `args`, its text, and its plain attributes, unless the class says by `__getstate__` or `__setstate__` which
+    of them travel.
+    """
+    if type(copy) is not type(exc) or not isinstance(copy, BaseException):
+        return False
+    args, others = get_plainly(exc, "args"), get_plainly(copy, "args")
+    if len(args) != len(others) or not all(map(_alike, args, others)) or str(exc) != str(copy):
+        return False
+    own = (base for base in type(exc).__mro__ if base.__module__ != "builtins")
+    if any(name in vars(base) for base in own for name in ("__getstate__", "__setstate__")):
+        return True
+    attributes, copies = state(exc), state(copy)
+    return all(name in copies and _alike(value, copies[name]) for name, value in attributes.items())
+
+
+def _alike(one: object, other: object) -> bool:
+    return type(one) is type(other) and (type(one) not in _PLAIN or one == other)
+
+
+def bare(cls: type[BaseException], *args: Any, plain: bool = False) -> BaseException:
     """An instance without state: neither `__init__` nor a `__new__` that is written in Python runs.
+
+    With `plain` only Python's own base classes make one, whose fields `suits` knows.
 
     `args` are those of the `__new__` that Python's own base class has. TypeError if there is no such instance.
     """
     for base in cls.__mro__:
         new = vars(base).get("__new__")
         if isinstance(new, BuiltinMethodType):
+            if plain and base.__module__ != "builtins":
+                break
             try:
                 exc = new(cls, *args)
             except TypeError:  # not the base that lays out the object in memory, or a class that refuses this
@@ -111,13 +197,89 @@ def state(exc: BaseException) -> dict[str, Any]:
     return found
 
 
+def suits(exc: BaseException, attributes: Any) -> bool:
+    """Whether attributes that a stranger may have sent can be given to the exception: by name, with the types that
+    the fields of Python's own classes need, whose code believes them."""
+    if type(attributes) is not dict:
+        return False
+    descriptors = _descriptors(type(exc))
+    for name, value in attributes.items():
+        if type(name) is not str:
+            return False
+        descriptor = descriptors.get(name)
+        if descriptor is None or "__slots__" in vars(descriptor.__objclass__):  # a slot of a class in Python
+            continue
+        owner = descriptor.__objclass__
+        if type(value) not in _FIELDS.get((owner.__name__, name), ()) or not -(2**31) < _number(value) < 2**31:
+            return False
+        if owner.__name__.startswith("Unicode") and _number(value) < 0:
+            return False
+    return True
+
+
+def _number(value: object) -> int:
+    """The value of a field that is a number; 0 for others."""
+    return value if type(value) is int else 0
+
+
+def works(exc: BaseException) -> bool:
+    """Whether `str()` of it works. Asked of classes in Python only."""
+    own = next(vars(base)["__str__"] for base in type(exc).__mro__ if "__str__" in vars(base))
+    if isinstance(own, WrapperDescriptorType):
+        return True
+    try:
+        return isinstance(str(exc), str)
+    except Exception:
+        return False
+
+
+Path = list[int | str]
+"""Where something is in an exception: the position in `args` or the name of the attribute, and then the positions
+in lists and tuples within each other."""
+
+
+def held(exc: BaseException) -> Iterator[tuple[Path, BaseException]]:
+    """The exceptions in `args` and in attributes, and those in lists and tuples there; so many as travel."""
+    yield from itertools.islice(_held(exc), MAX_HELD)
+
+
+def _held(exc: BaseException) -> Iterator[tuple[Path, BaseException]]:
+    args = () if issubclass(type(exc), BaseExceptionGroup) else get_plainly(exc, "args")
+    places: list[tuple[int | str, object]] = [*enumerate(args), *state(exc).items()]
+    for place, value in places:
+        if not isinstance(place, str) or len(place) <= MAX_NAME:
+            yield from _exceptions_in(value, [place])
+
+
+def _exceptions_in(value: object, path: Path) -> Iterator[tuple[Path, BaseException]]:
+    if issubclass(type(value), BaseException):
+        yield path, cast("BaseException", value)
+    elif type(value) in (list, tuple) and len(path) < MAX_PATH:
+        for position, item in enumerate(cast("list[object]", value)[:MAX_HELD]):
+            yield from _exceptions_in(item, [*path, position])
+
+
+def put(container: Any, path: Path, value: Any) -> Any:
+    """What `held` looked into, with another value at that place; lists and tuples on the way are copied.
+
+    Raises what a wrong path raises.
+    """
+    if not path:
+        return value
+    place, *within = path
+    changed: Any = dict(container) if type(container) is dict else list(container)
+    changed[place] = put(changed[place], within, value)
+    return tuple(changed) if type(container) is tuple else changed
+
+
 def restore(exc: BaseException, attributes: dict[str, Any]) -> None:
     """Give an instance what `state` found; its `__setattr__` and its properties are not asked."""
     descriptors = _descriptors(type(exc))
     for name, value in attributes.items():
         descriptor = descriptors.get(name)
         if descriptor is None:
-            get_plainly(exc, "__dict__")[name] = value
+            if name != "__notes__":
+                get_plainly(exc, "__dict__")[name] = value
             continue
         try:
             descriptor.__set__(exc, value)

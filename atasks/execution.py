@@ -89,7 +89,7 @@ async def _serve(run: Run) -> Reply:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        return await raised(call, codec, worker.id, error)
+        return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         del args, kwargs
     return await returned(call, codec, worker.id, result)
@@ -133,10 +133,10 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
         raise DecodeError(message) from error
 
 
-async def raised(call: Call, codec: Codec, worker: str, error: BaseException) -> Reply:
-    """The reply of a function that raised."""
+async def raised(call: Call, codec: Codec, worker: str, error: BaseException, limit: int) -> Reply:
+    """The reply of a function that raised: with the exception, or what of it has at most `limit` bytes."""
     hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
-    payload = await encode_failure(error, codec, hop=hop)
+    payload = await encode_failure(error, codec, hop=hop, limit=limit)
     return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
 
 

@@ -8,25 +8,30 @@ that one that the caller cannot decode costs the others nothing.
 
 from __future__ import annotations
 
+import reprlib
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from atasks import anatomy
-from atasks.codecs.base import Codec
+from atasks.anatomy import MAX_NAME, MAX_PATH
+from atasks.codecs.base import Codec, ends_here
+from atasks.codecs.culprits import brief
 from atasks.errors import RemoteError, RemoteTraceback
-from atasks.tracebacks import MAX_TEXT, Link, links, shorten, texts
+from atasks.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Link, frames, links, shorten, texts
 
 __all__ = ["decode_failure", "encode_failure"]
 
-MAX_NAME = 1024
-MAX_MESSAGE = 8192
-MAX_NOTE = 4096
 MAX_NOTES = 32
+LARGE = 2**20
+"""Bytes of values from which on `str()` of an exception is not asked for: it may take seconds."""
+MAX_NAMED = 10
+"""Parts that a note names of those that could not travel."""
 
 _Name = Annotated[str, Meta(max_length=MAX_NAME)]
 _Note = Annotated[str, Meta(max_length=MAX_NOTE)]
+_Path = Annotated[list[int | _Name], Meta(min_length=1, max_length=MAX_PATH)]
 _Index = Annotated[int, Meta(ge=0, le=1024)]
 
 
@@ -57,6 +62,8 @@ class Node(Struct, array_like=True, gc=False):
     members: Annotated[list[_Index], Meta(max_length=1024)] = []
     traceback: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
     """For the last exception of the chain, and each leaf in a tree of groups: what its `RemoteTraceback` says."""
+    held: Annotated[list[tuple[_Path, _Index]], Meta(max_length=1024)] = []
+    """Exceptions in `args` and attributes, where the values hold None: where, and which node."""
 
 
 class Failure(Struct, array_like=True, gc=False):
@@ -69,26 +76,45 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Failure)
 
 
-async def encode_failure(exc: BaseException, codec: Codec, *, hop: str) -> bytes:
+async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: int | None = None) -> bytes:
     """What an atask raised, as bytes for `decode_failure` at the caller, who sees `hop` as its last note.
 
+    At most `limit` bytes, if that is possible at all: beyond it, the largest values stay behind, and then all but
+    a short message and the end of the traceback. What cannot be encoded stays behind too, and a note names it.
+
     The exception itself is left as it is, and nothing keeps it or its frames. Raises nothing but the cancellation
-    of the current task: what cannot be encoded is described, and arrives as a `RemoteError`.
+    of the current task: an exception of which nothing can be encoded is described, and arrives as a `RemoteError`.
     """
     try:
-        return _encoder.encode(Failure(await _nodes(exc, codec, hop)))
-    except (Exception, SystemExit):  # a user's class may do anything at all
-        node = _described(exc)
-        node.notes.append(_note(hop))
-        return _encoder.encode(Failure([node]))
+        content = _encoder.encode(Failure(await _nodes(exc, codec, hop)))
+        if limit is None or len(content) <= limit:
+            return content
+        content = _encoder.encode(Failure(await _nodes(exc, codec, hop, most=limit // 4)))
+        if len(content) <= limit:
+            return content
+    except BaseException as error:  # a user's class may do anything at all
+        if ends_here(error):
+            raise
+    for length in (MAX_MESSAGE, 2048, 512, 128):
+        node = _described(exc, large=True)
+        node.message = shorten(node.message, length)
+        node.notes = [shorten(hop, length)]
+        node.traceback = shorten(frames(exc), 2 * length)
+        content = _encoder.encode(Failure([node]))
+        if limit is None or len(content) <= limit:
+            break
+    return content
 
 
 async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     """The exception that `encode_failure` was given, rebuilt without running its `__init__`.
 
-    It has the same type, args and attributes, and so have its causes and contexts and the members of a group; one
-    that cannot be rebuilt here is a `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the
-    `__cause__` of the last exception in the chain, and of each leaf in a group.
+    It has the same type, args and attributes, and so have its causes and contexts, the members of a group and the
+    exceptions among its args and attributes; one that cannot be rebuilt, or has no working `str()` here, is a
+    `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of the last one in
+    the chain, and of each leaf in a group.
+
+    With a codec that carries no classes nothing is imported, and only subclasses of `Exception` are made.
 
     It is an `Exception` or a `BaseExceptionGroup`, never a `StopIteration`. Raises nothing but the cancellation of
     the current task.
@@ -108,8 +134,7 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         following = cause if cause is not None or node.suppress else context
         nearest = next((number for number in (following, *members) if number is not None), None)
         tracebacks.append(node.traceback or (tracebacks[nearest] if nearest is not None else ""))
-        group = [built[number] for number in members if number is not None]
-        exc = await _rebuild(node, group, codec, tracebacks[-1])
+        exc = await _rebuild(node, built, codec, tracebacks[-1])
         _link(
             exc,
             node,
@@ -121,84 +146,196 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     return _not_stop_iteration(root) if isinstance(root, StopIteration) else root
 
 
-async def _nodes(exc: BaseException, codec: Codec, hop: str) -> list[Node]:
+async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = None) -> list[Node]:
+    """The nodes, whose values have at most so many bytes together."""
     chain = links(_not_stop_iteration(exc) if isinstance(exc, StopIteration) else exc)
     nodes = [_left_out(link) for link in chain if link.left_out]
     first = len(nodes)
     left_out = iter(range(first))
+    share = most if most is None else most // len(chain)
     for link in chain:
-        node = await _node(link.exception, codec)
+        node = await _node(link, codec, share)
         node.cause = link.cause if link.cause is None else first + link.cause
         node.context = link.context if link.context is None else first + link.context
         node.suppress = link.suppress
         node.members = [first + number for _, number in link.members]
         if link.left_out:
             node.members.append(next(left_out))
+        if node.kind == Kind.STATE:
+            node.held = [(path, first + number) for path, number in link.held if number is not None]
         nodes.append(node)
-    for number, text in texts(chain).items():
+    large = most is not None or sum(len(node.values) for node in nodes) > LARGE
+    for number, text in texts(chain, large=large).items():
         nodes[first + number].traceback = text
     nodes[-1].notes.append(_note(hop))
     return nodes
 
 
-async def _node(exc: BaseException, codec: Codec) -> Node:
+async def _node(link: Link, codec: Codec, most: int | None) -> Node:
+    exc = link.exception
+    left: list[str] = []
     try:
-        kind, values = await _values(exc, codec)
-    except (Exception, SystemExit):  # whatever the codec or the values raise: it cannot be sent
+        kind, values = await _values(link, codec, most, left)
+    except BaseException as error:  # whatever the codec or the values raise: it cannot be sent
+        if ends_here(error):
+            raise
         kind, values = Kind.DESCRIBED, b""
-    node = _described(exc)
+    node = _described(exc, large=most is not None or len(values) > LARGE)
     node.kind, node.values = kind, values
-    names = anatomy.importable_name(type(exc))
+    if left and kind == Kind.STATE:
+        node.notes.append(_note(_left_behind(left)))
+    names = codec.name_exception(type(exc))
     if names is not None and max(map(len, names)) <= MAX_NAME:
         node.module, node.qualname = names
     return node
 
 
-async def _values(exc: BaseException, codec: Codec) -> tuple[int, bytes]:
-    """The kind and the values of a node; raises what the codec raises."""
+async def _values(link: Link, codec: Codec, most: int | None, left: list[str]) -> tuple[int, bytes]:
+    """The kind and the values of a node; raises what the codec raises. Adds the names of what stays behind to
+    `left`."""
+    exc = link.exception
     cls = type(exc)
     if not anatomy.is_rebuildable(cls):
         return Kind.DESCRIBED, b""
     if codec.carries_types and not isinstance(exc, BaseExceptionGroup) and anatomy.pickles_itself(cls):
-        try:
-            content = await codec.encode(exc)
-            if type(await codec.decode(content)) is cls:
-                return Kind.OBJECT, bytes(memoryview(content))
-        except (Exception, SystemExit):  # its own way does not work: take it apart
-            pass
+        content = await _own(exc, codec)
+        if content is not None and (most is None or len(content) <= most):
+            return Kind.OBJECT, content
     args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(anatomy.get_plainly(exc, "args"))
-    values: list[Any] = [args, anatomy.state(exc)]
-    if anatomy.importable_name(cls) is None:
+    attributes = anatomy.state(exc)
+    for path, number in link.held:
+        args, attributes = _with(args, attributes, path, None)
+        if number is None:
+            left.append(f"{_shown(path)} (one exception too many, or a circle)")
+    by_value: list[Any] = []
+    if codec.name_exception(cls) is None:
         if not codec.carries_types:
             return Kind.DESCRIBED, b""
-        values.append(cls)
-    return Kind.STATE, bytes(memoryview(await codec.encode(values)))  # a TypeError if it gives anything but bytes
-
-
-async def _rebuild(node: Node, group: list[BaseException], codec: Codec, traceback: str) -> BaseException:
+        by_value.append(cls)
     try:
-        exc = await _instance(node, group, codec)
-    except (Exception, SystemExit):  # importing runs the user's modules, decoding their classes
+        content = await _encoded([args, attributes, *by_value], codec)
+        if most is None or len(content) <= most:
+            return Kind.STATE, content
+    except BaseException as error:
+        if ends_here(error):
+            raise
+    gone = await _leave_behind(args, attributes, codec, most, left)
+    link.held = [pair for pair in link.held if pair[0][0] not in gone]
+    return Kind.STATE, await _encoded([args, attributes, *by_value], codec)
+
+
+async def _own(exc: BaseException, codec: Codec) -> bytes | None:
+    """What the class's own way of being pickled makes; None if that does not work, or loses something."""
+    try:
+        content = await _encoded(exc, codec)
+        return content if anatomy.is_faithful(exc, await codec.decode(content)) else None
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        return None
+
+
+async def _leave_behind(
+    args: list[Any], attributes: dict[str, Any], codec: Codec, most: int | None, left: list[str]
+) -> set[int | str]:
+    """Take away what cannot be encoded, and the largest parts of what would have more than `most` bytes.
+
+    Returns where they were.
+    """
+    gone: set[int | str] = set()
+    sizes: list[tuple[int, int | str]] = []
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *attributes.items()]
+    for place, value in places:
+        try:
+            sizes.append((len(await _encoded(value, codec)), place))
+        except BaseException as error:
+            if ends_here(error):
+                raise
+            left.append(f"{_shown([place])} ({brief(error)})")
+            _take_away(args, attributes, place)
+            gone.add(place)
+    total = sum(size for size, _ in sizes)
+    for size, place in sorted(sizes, key=lambda pair: -pair[0]):
+        if most is None or total <= most // 2:
+            break
+        total -= size
+        left.append(f"{_shown([place])} ({size} bytes)")
+        _take_away(args, attributes, place)
+        gone.add(place)
+    return gone
+
+
+def _take_away(args: list[Any], attributes: dict[str, Any], place: int | str) -> None:
+    if isinstance(place, str):
+        del attributes[place]
+        return
+    value = args[place]
+    module, qualname = anatomy.class_name(type(value))
+    args[place] = shorten(value, MAX_NOTE) if type(value) is str else f"<{module}.{qualname}, left behind>"
+
+
+def _with(
+    args: list[Any], attributes: dict[str, Any], path: anatomy.Path, value: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Args and attributes with another value at that place."""
+    if isinstance(path[0], int):
+        return anatomy.put(args, path, value), attributes
+    return args, anatomy.put(attributes, path, value)
+
+
+def _left_behind(left: list[str]) -> str:
+    more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+    return f"atasks: left behind at the worker: {', '.join(left[:MAX_NAMED])}{more}"
+
+
+def _shown(path: anatomy.Path) -> str:
+    place, *within = path
+    text = f"args[{place}]" if isinstance(place, int) else place
+    return text + "".join(f"[{position}]" for position in within)
+
+
+async def _encoded(value: Any, codec: Codec) -> bytes:
+    return bytes(memoryview(await codec.encode(value)))  # a TypeError if it gives anything but bytes
+
+
+async def _rebuild(node: Node, built: list[BaseException], codec: Codec, traceback: str) -> BaseException:
+    exc: BaseException | None = None
+    try:
+        exc = await _instance(node, built, codec)
+        if exc is not None and len(node.values) <= LARGE and node.message != _failed(type(exc)):
+            exc = exc if anatomy.works(exc) else None
+    except BaseException as error:  # importing runs the user's modules, decoding their classes
+        if ends_here(error):
+            raise
         exc = None
     return exc if exc is not None else RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
 
 
-async def _instance(node: Node, group: list[BaseException], codec: Codec) -> BaseException | None:
+async def _instance(node: Node, built: list[BaseException], codec: Codec) -> BaseException | None:
     """The exception without notes and links. None, or any exception raised: it cannot be rebuilt here."""
     if node.kind == Kind.DESCRIBED:
         return None
+    plain = not codec.carries_types
     values = await codec.decode(node.values)
     if node.kind == Kind.OBJECT:
-        return values if anatomy.is_rebuildable(type(values)) else None
+        return values if not plain and anatomy.is_rebuildable(type(values)) else None
     args, attributes, *by_value = values
-    cls = by_value[0] if by_value else anatomy.find(node.module, node.qualname)
+    cls = by_value[0] if by_value and not plain else codec.find_exception(node.module, node.qualname)
     if not anatomy.is_rebuildable(cls):
         return None
+    if plain and not issubclass(cls, Exception) and cls is not BaseExceptionGroup:  # which makes an ExceptionGroup
+        return None
+    args = list(args)
+    for path, number in node.held:
+        args, attributes = _with(args, attributes, path, built[number] if number < len(built) else None)
     if issubclass(cls, BaseExceptionGroup):
-        exc = anatomy.bare(cls, args[0], group)
+        group = [built[number] for number in node.members if number < len(built)]
+        exc = anatomy.bare(cls, args[0], group, plain=plain)
     else:
-        exc = anatomy.bare(cls)
+        exc = anatomy.bare(cls, plain=plain)
         anatomy.set_plainly(exc, "args", tuple(args))
+    if plain and not anatomy.suits(exc, attributes):
+        return None
     anatomy.restore(exc, attributes)
     return exc
 
@@ -221,13 +358,14 @@ def _not_stop_iteration(exc: StopIteration) -> RuntimeError:
     return error
 
 
-def _described(exc: BaseException) -> Node:
+def _described(exc: BaseException, large: bool = False) -> Node:
+    """A node without values. `large`: without asking the exception for its text."""
     module, qualname = anatomy.class_name(type(exc))
     return Node(
         Kind.DESCRIBED,
         shorten(module, MAX_NAME),
         shorten(qualname, MAX_NAME),
-        shorten(_str(exc), MAX_MESSAGE),
+        shorten(_summary(exc) if large else _str(exc), MAX_MESSAGE),
         notes=_notes(exc),
     )
 
@@ -239,10 +377,10 @@ def _left_out(link: Link) -> Node:
 
 
 def _notes(exc: BaseException) -> list[str]:
-    """The notes, leaving room for that of this hop; the first and the latest ones if they are too many."""
+    """The notes, leaving room for those of this hop; the first and the latest ones if they are too many."""
     found = anatomy.get_plainly(exc, "__dict__").get("__notes__", ())
     notes: list[Any] = list(found) if type(found) in (list, tuple) else [found]
-    half = (MAX_NOTES - 2) // 2
+    half = (MAX_NOTES - 3) // 2
     if len(notes) > 2 * half:
         notes[half:-half] = [f"[... {len(notes) - 2 * half} notes left out ...]"]
     return [_note(note) for note in notes]
@@ -252,8 +390,23 @@ def _note(note: object) -> str:
     return shorten(_str(note), MAX_NOTE)
 
 
+def _summary(exc: BaseException) -> str:
+    """A text in place of `str()`, which may take seconds where values are large."""
+    args = anatomy.get_plainly(exc, "args")
+    if args and type(args[0]) is str and (len(args) == 1 or anatomy.members(exc)):
+        return args[0]
+    try:
+        return reprlib.repr(tuple(arg[:100] if type(arg) in (str, bytes) else arg for arg in args[:10]))
+    except BaseException:  # as in _str
+        return _failed(type(exc))
+
+
 def _str(value: object) -> str:
     try:
         return "".join([str(value)])  # str() may give an instance of a subclass, with methods of its own
     except BaseException:  # no await in here: it can only be the object's own
-        return f"<str() of this {anatomy.class_name(type(value))[1]} failed>"
+        return _failed(type(value))
+
+
+def _failed(cls: type) -> str:
+    return f"<str() of this {anatomy.class_name(cls)[1]} failed>"

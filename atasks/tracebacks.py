@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Iterator
 from traceback import TracebackException, format_tb
 
-from atasks.anatomy import get_plainly, members
+from atasks.anatomy import Path, class_name, get_plainly, held, members
 from atasks.errors import RemoteTraceback
 
-__all__ = ["Link", "links", "shorten", "texts"]
+__all__ = ["MAX_MESSAGE", "MAX_NOTE", "Link", "frames", "links", "shorten", "texts"]
 
 MAX_LINKS = 100
 """Exceptions of one chain, or of one tree of groups, that travel."""
@@ -19,6 +19,10 @@ MAX_FORMATTED = 1000
 """Exceptions in one traceback: past it only the first one's own frames are formatted."""
 MAX_TEXT = 65_536
 """Characters of one traceback."""
+MAX_MESSAGE = 8192
+"""Characters of the `str()` of one exception."""
+MAX_NOTE = 4096
+"""Characters of one note."""
 
 _PACKAGE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 _TESTING = os.path.join(_PACKAGE, "testing", "")  # its cases are atasks like a user's
@@ -28,7 +32,7 @@ _POOL = os.path.join("concurrent", "futures", "thread.py")
 class Link:
     """An exception, and where in the list of links the ones are that it refers to."""
 
-    __slots__ = ("cause", "context", "exception", "left_out", "members", "suppress")
+    __slots__ = ("cause", "context", "exception", "held", "left_out", "members", "suppress")
 
     def __init__(self, exception: BaseException) -> None:
         self.exception = exception
@@ -37,6 +41,8 @@ class Link:
         self.suppress: bool = get_plainly(exception, "__suppress_context__")
         self.members: list[tuple[int, int]] = []
         """Of a group: position in `exceptions`, and index."""
+        self.held: list[tuple[Path, int | None]] = []
+        """Exceptions in `args` and attributes: where they are, and index; None for one that does not travel."""
         self.left_out = 0
         """How many members of the group are over the limit."""
 
@@ -77,6 +83,7 @@ def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[
     link = Link(exception)
     link.cause = _add_link(get_plainly(exception, "__cause__"), found, numbers)
     link.context = _add_link(get_plainly(exception, "__context__"), found, numbers)
+    link.held = [(path, _add_link(other, found, numbers)) for path, other in held(exception)]
     for position, member in enumerate(members(exception)):
         number = _add_link(member, found, numbers)
         if number is None:
@@ -88,21 +95,29 @@ def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[
     return numbers[key]
 
 
-def texts(chain: list[Link]) -> dict[int, str]:
+def texts(chain: list[Link], large: bool = False) -> dict[int, str]:
     """The traceback as text for each exception at the end of the chain, by index.
+
+    `large` says that `str()` of one of them may take seconds: then the frames of the last exception are shown
+    alone.
 
     In a tree of groups every leaf has its own: the whole traceback, less the other members of its groups.
     The frames of atasks that lead to the user's code are left out.
     """
     root = chain[-1].exception
     try:
-        if sum(1 for _ in itertools.islice(_nearest(root), MAX_FORMATTED + 1)) <= MAX_FORMATTED:
+        if not large and sum(1 for _ in itertools.islice(_nearest(root), MAX_FORMATTED + 1)) <= MAX_FORMATTED:
             return _Formatting(chain, TracebackException.from_exception(root)).texts
     except Exception:  # a user's class gets in the way: it is not asked again
         pass
-    frames = "".join(format_tb(get_plainly(root, "__traceback__")))
-    text = shorten(f"Traceback (most recent call last):\n{frames}", MAX_TEXT)
+    text = shorten(frames(root), MAX_TEXT)
     return {index: text for index, link in enumerate(chain) if _is_end(link)}
+
+
+def frames(exc: BaseException) -> str:
+    """The frames of one exception, without its own text."""
+    found = "".join(format_tb(get_plainly(exc, "__traceback__")))
+    return f"Traceback (most recent call last):\n{found}{class_name(type(exc))[1]}\n"
 
 
 class _Formatting:
@@ -114,7 +129,7 @@ class _Formatting:
         self._limit = max(2048, MAX_TEXT // max(1, sum(map(_is_end, chain))))
         self._seen: set[int] = set()
         self.texts: dict[int, str] = {}
-        _drop_own_frames(whole)
+        _trim(whole)
         self._visit(len(chain) - 1, whole)
 
     def _visit(self, index: int, part: TracebackException | None) -> None:
@@ -163,14 +178,14 @@ def _nearest(root: BaseException) -> Iterator[BaseException]:
         exception = waiting.popleft()
         yield exception
         cause, context = get_plainly(exception, "__cause__"), get_plainly(exception, "__context__")
-        for other in (cause, context, *members(exception)):
+        for other in (cause, context, *members(exception), *(other for _, other in held(exception))):
             if other is not None and id(other) not in seen and type(other) is not RemoteTraceback:
                 seen.add(id(other))
                 waiting.append(other)
 
 
-def _drop_own_frames(whole: TracebackException) -> None:
-    """Have every traceback begin in the user's code."""
+def _trim(whole: TracebackException) -> None:
+    """Have every traceback begin in the user's code, and shorten texts that would take seconds to format."""
     seen: set[int] = set()
     waiting: list[TracebackException | None] = [whole]
     while waiting:
@@ -178,9 +193,19 @@ def _drop_own_frames(whole: TracebackException) -> None:
         if part is None or id(part) in seen:
             continue
         seen.add(id(part))
+        _shorten_texts(part)
         own = itertools.takewhile(_is_own, (frame.filename for frame in part.stack))
         del part.stack[: sum(1 for _ in own)]
         waiting += [part.__cause__, part.__context__, *(part.exceptions or ())]
+
+
+def _shorten_texts(part: TracebackException) -> None:
+    text = getattr(part, "_str", None)
+    if type(text) is str and len(text) > MAX_MESSAGE:
+        vars(part)["_str"] = shorten(text, MAX_MESSAGE)
+    notes = getattr(part, "__notes__", None)
+    if type(notes) is list:
+        part.__notes__ = [shorten(note, MAX_NOTE) if type(note) is str else note for note in notes[:MAX_LINKS]]
 
 
 def _is_own(file: str) -> bool:

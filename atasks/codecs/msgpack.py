@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import AsyncIterable, Awaitable, Callable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import msgspec
 
+from atasks import anatomy
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError, EncodeError
 from atasks.functions import declaring, passes_on, signature_of
@@ -28,18 +29,26 @@ class MsgpackCodec(Codec):
     `DecodeError` that names the parameter. Where there is no annotation plain data arrives: dicts, lists, strings,
     numbers, bytes, aware datetimes. The values of exceptions arrive as plain data too.
 
+    An exception arrives with its class if that is an `Exception` of a module that is loaded here, and as a
+    `RemoteError` otherwise; nothing is imported for it. With `exceptions` it must be one of these classes, or
+    Python's own.
+
     Whoever can write to the broker, or to the socket, can call atasks, and cannot run other code here.
     """
 
     name = "msgpack"
 
-    def __init__(self, namespace: str = "default") -> None:
+    def __init__(self, namespace: str = "default", *, exceptions: Iterable[type[Exception]] | None = None) -> None:
         super().__init__(namespace)
+        self._exceptions: dict[tuple[str, str], type[Exception]] | None = None
+        if exceptions is not None:
+            self._exceptions = {anatomy.importable_name(cls) or anatomy.class_name(cls): cls for cls in exceptions}
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_cannot_encode)
         self._signatures: WeakKeyDictionary[Callable[..., Any], _Signature] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:  # for the processes of a worker
-        return type(self), (self.namespace,)
+        exceptions = None if self._exceptions is None else list(self._exceptions.values())
+        return functools.partial(type(self), exceptions=exceptions), (self.namespace,)
 
     async def encode(self, obj: Any) -> bytes:
         try:
@@ -58,6 +67,17 @@ class MsgpackCodec(Codec):
 
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
         return self._signature(function).result(content)
+
+    def name_exception(self, cls: type) -> tuple[str, str] | None:
+        for names, known in (self._exceptions or {}).items():
+            if known is cls:
+                return names
+        return super().name_exception(cls)
+
+    def find_exception(self, module: str, qualname: str) -> Any:
+        if self._exceptions is not None and module != "builtins":
+            return self._exceptions[module, qualname]
+        return super().find_exception(module, qualname)
 
     def _signature(self, function: Callable[..., Any]) -> _Signature:
         signature = self._signatures.get(function)

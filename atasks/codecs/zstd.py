@@ -68,6 +68,12 @@ class ZstdCodec(Codec):
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
         return await self.inner.decode_result(self._plain(content), function)
 
+    def name_exception(self, cls: type) -> tuple[str, str] | None:
+        return self.inner.name_exception(cls)
+
+    def find_exception(self, module: str, qualname: str) -> Any:
+        return self.inner.find_exception(module, qualname)
+
     def _compress(self, content: bytes) -> bytes:
         return self._zstd.compress(content, self._level)
 

@@ -88,7 +88,7 @@ class _Child:
             calls.lone_call = CurrentCall(
                 call.id, call.attempt, request.deadline, call.parent, call.root or call.id
             )
-            return self._answer(call, function, request.worker)
+            return self._answer(call, function, request.worker, request.limit)
         except BaseException as error:
             text = " ".join(str(error).split())[:200]
             message = f"a process of the worker cannot serve {call.task} ({type(error).__name__}: {text})"
@@ -96,7 +96,7 @@ class _Child:
         finally:
             calls.lone_call = None
 
-    def _answer(self, call: Call, function: Callable[..., Any], worker: str) -> Reply:
+    def _answer(self, call: Call, function: Callable[..., Any], worker: str, limit: int) -> Reply:
         context = Context()
         run = self._runner.run
         try:
@@ -108,7 +108,7 @@ class _Child:
         except asyncio.CancelledError:
             return wire.ended(call.id, Status.CANCELLED, f"{call.task} was cancelled in its process", worker)
         except BaseException as error:
-            return run(raised(call, self.codec, worker, error), context=context)
+            return run(raised(call, self.codec, worker, error, limit), context=context)
         finally:
             del args, kwargs
         return run(returned(call, self.codec, worker, result), context=context)

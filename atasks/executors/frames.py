@@ -27,6 +27,8 @@ class Request(Struct, array_like=True):
     """The worker's id."""
     deadline: float | None
     """When the call times out, by the clock of `time.monotonic`."""
+    limit: int
+    """Bytes of payload that a reply may have."""
 
 
 _encoder = msgspec.msgpack.Encoder()

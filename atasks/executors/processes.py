@@ -62,7 +62,9 @@ class Processes:
             except NotStarted as error:
                 return status(run, Status.FAILED, f"{describe(run.call)}: {error}")
             try:
-                reply = await process.ask(Request(run.call, reference, run.worker.id, run.deadline))
+                reply = await process.ask(
+                    Request(run.call, reference, run.worker.id, run.deadline, run.worker.transport.max_payload)
+                )
             except Lost as lost:
                 call = run.call
                 if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:

@@ -272,9 +272,11 @@ class ExceptionCases(Cases):
 
         async with site.open(concurrency=1):
             caught = await _caught(fail(True))
-            assert isinstance(caught, RemoteError)
-            assert caught.type_name == f"{Plain.__module__}.Plain"
-            assert "in fail" in caught.traceback
+            assert type(caught) is Plain
+            assert caught.args[1] == 2
+            assert "args[0]" in caught.__notes__[0]
+            assert isinstance(caught.__cause__, RemoteTraceback)
+            assert "in fail" in caught.__cause__.text
             assert await soon(fail(False)) == "none"
 
     async def test_exceptions_that_end_programs(self, site: Site) -> None:

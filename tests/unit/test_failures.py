@@ -219,11 +219,13 @@ async def test_a_local_class_is_the_same_class_in_one_process(namespace: str) ->
     assert isinstance(await through(Local("x"), PickleCodec(namespace)), RemoteError)
 
 
-async def test_what_cannot_be_encoded_is_described(codec: Codec) -> None:
+async def test_what_cannot_be_encoded_is_left_behind(codec: Codec) -> None:
     rebuilt = await through(raised(ValueError("x", (n for n in ()))), codec)
-    assert isinstance(rebuilt, RemoteError)
-    assert rebuilt.type_name == "builtins.ValueError"
-    assert "in raised" in rebuilt.traceback
+    assert type(rebuilt) is ValueError
+    assert rebuilt.args == ("x", "<builtins.generator, left behind>")
+    assert rebuilt.__notes__[0].startswith("atasks: left behind at the worker: args[1] (")
+    assert isinstance(rebuilt.__cause__, RemoteTraceback)
+    assert "in raised" in rebuilt.__cause__.text
 
 
 async def test_a_class_that_is_missing_here(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
