@@ -7,7 +7,8 @@ needs a new version, which readers of this one refuse by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from contextlib import suppress
+from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
@@ -54,11 +55,19 @@ STREAM_BYTES: Final = 2**20
 """The window of a stream in bytes: a worker that has so many bytes of items on their way sends no further item."""
 MAX_ENVELOPES: Final = 1024
 """Envelopes in one message."""
+MAX_BODY: Final = 128 * 2**20
+"""Bytes of a message; transports have lower limits of their own."""
+MAX_FIELDS: Final = 64
+"""Fields of an envelope that is looked at because it cannot be read."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
+"""Printable ASCII: `_flaw` looks, where a pattern would cost more than all other checks together."""
+Key = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[ -~]+\Z")]
+"""The same, where few of them travel."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Ids = Annotated[list[Id], Meta(max_length=65_536)]
+Ids = Annotated[list[Key], Meta(max_length=1000)]
+"""Repeats count once."""
 
 
 class Status:
@@ -95,11 +104,11 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     delivery: Annotated[int, Meta(ge=0, le=1)] = AT_LEAST_ONCE
     orphan: Annotated[int, Meta(ge=0, le=1)] = 0
     """0: cancel the run when its caller is gone; 1: let it finish."""
-    root: Id | None = None
+    root: Key | None = None
     """The call at the top of the chain of calls; None: this one."""
-    parent: Id | None = None
+    parent: Key | None = None
     """The call that awaits this one; None: none does."""
-    seen: Annotated[list[Id], Meta(max_length=64)] | None = None
+    seen: Annotated[list[Key], Meta(max_length=64)] | None = None
     """Ids of the workers that do not know `task`."""
     credit: Count = 0
     """The window of a stream: how many items may be on their way; 0: not a stream."""
@@ -154,7 +163,7 @@ class Held(Struct, array_like=True, tag=5, gc=False):
 
     v: int
     ids: Ids
-    worker: Id
+    worker: Key
 
 
 class Up(Struct, array_like=True, tag=6, gc=False):
@@ -163,7 +172,7 @@ class Up(Struct, array_like=True, tag=6, gc=False):
     v: int
     namespace: Name
     queue: Name
-    worker: Id
+    worker: Key
 
 
 class Credit(Struct, array_like=True, tag=7, gc=False):
@@ -171,7 +180,7 @@ class Credit(Struct, array_like=True, tag=7, gc=False):
     past them. Nothing is lost with a `Credit` that gets lost: the next one says the same and more."""
 
     v: int
-    id: Id
+    id: Key
     items: Count
     size: Count
     """Their bytes."""
@@ -216,7 +225,7 @@ class Kept(Struct, array_like=True, tag=10, gc=False):
     """The record of a call whose replies are kept begins with this, and the call behind it."""
 
     v: int
-    id: Id
+    id: Key
     queue: Name
     """The work queue of the call."""
     expires_ms: Count
@@ -227,11 +236,11 @@ class Claim(Struct, array_like=True, tag=11, gc=False):
     """May this copy of the call start, as its attempt of that number? `Grant` says so, to `worker`."""
 
     v: int
-    id: Id
+    id: Key
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)]
-    copy: Id
+    copy: Key
     """The `message_id` of the request."""
-    worker: Id
+    worker: Key
     """Who asks."""
     begins: bool = False
     """Whether it starts now, as the last attempt: nothing else runs beside it."""
@@ -248,8 +257,8 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     """The answer to `Claim`: whether that copy of the call may start. Each attempt is granted to one copy."""
 
     v: int
-    id: Id
-    copy: Id
+    id: Key
+    copy: Key
     granted: bool
     begun: bool = False
     """Whether a worker has said that this copy begins."""
@@ -280,6 +289,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list[Envelope])
 _ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
+_scalar: msgspec.msgpack.Decoder[int | str] = msgspec.msgpack.Decoder(int | str)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
@@ -289,17 +299,36 @@ encode = _encoder.encode
 """A list of envelopes -> the bytes of a message body."""
 
 
-def decode(body: bytes) -> list[Envelope]:
-    """The envelopes of a message body; a `DecodeError` if any of them cannot be read (then see `salvage`)."""
+def length(data: bytes | memoryview) -> int:
+    """How many elements the MessagePack array has that begins there; 0 if none does. So many may not be there."""
+    first = data[0] if data else 0
+    if 0x90 <= first <= 0x9F:
+        return first & 0x0F
+    if first in (0xDC, 0xDD):
+        return int.from_bytes(data[1 : 3 if first == 0xDC else 5], "big")
+    return 0
+
+
+def plain(text: str) -> bool:
+    """Whether it is printable ASCII, as ids and the names of workers are: it fits into a key, and into a line."""
+    return text.isascii() and text.isprintable()
+
+
+def decode(body: bytes, limit: int = MAX_BODY) -> list[Envelope]:
+    """The envelopes of a message body of up to `limit` bytes; a `DecodeError` if any of them cannot be read (then
+    see `salvage`). Sizes are looked at before anything is made of what has them."""
+    if len(body) > limit:
+        raise DecodeError(_too_large(body, limit))
+    if length(body) > MAX_ENVELOPES:
+        raise DecodeError(_too_many(body))
     try:
         envelopes = _decoder.decode(body)
     except _UNREADABLE as error:
         raise DecodeError(f"not a message of wire version {VERSION}: {_why(error)}") from None
-    if len(envelopes) > MAX_ENVELOPES:
-        raise DecodeError(f"a message of {len(envelopes)} envelopes: at most {MAX_ENVELOPES} are read")
     for envelope in envelopes:
-        if envelope.v != VERSION:
-            raise DecodeError(_wrong_version(envelope.v))
+        flaw = _flaw(envelope)
+        if flaw is not None:
+            raise DecodeError(flaw)
     return envelopes
 
 
@@ -316,51 +345,81 @@ def ended(call_id: str, status: int, message: str, worker: str = "", attempts: i
     return Reply(VERSION, call_id, status, _encoder.encode(Ending(message, attempts)), "", worker)
 
 
-def salvage(body: bytes) -> Decoded:
+def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:
     """What can be read of a body that `decode` refuses, envelope by envelope. Never raises."""
+    if len(body) > limit:
+        return Decoded([], [Bad(_too_large(body, limit), None, None)])
+    if length(body) > MAX_ENVELOPES:
+        return Decoded([], [Bad(_too_many(body), None, None)])
     try:
         pieces = _pieces.decode(body)
     except _UNREADABLE as error:
         return Decoded([], [Bad(f"not a MessagePack array of envelopes: {_why(error)}", None, None)])
     good: list[Envelope] = []
     bad: list[Bad] = []
-    if len(pieces) > MAX_ENVELOPES:
-        bad.append(Bad(f"{len(pieces)} envelopes in one message: only {MAX_ENVELOPES} are read", None, None))
-        del pieces[MAX_ENVELOPES:]
     for piece in pieces:
         try:
             envelope = _one.decode(piece)
         except _UNREADABLE as error:
             bad.append(_diagnose(piece, _why(error)))
         else:
-            if envelope.v == VERSION:
+            flaw = _flaw(envelope)
+            if flaw is None:
                 good.append(envelope)
             else:
-                bad.append(_diagnose(piece, ""))
+                bad.append(_diagnose(piece, flaw))
     return Decoded(good, bad)
+
+
+def _flaw(envelope: Envelope) -> str | None:
+    """What is wrong with an envelope that was decoded; None: nothing."""
+    if envelope.v != VERSION:
+        return _wrong_version(envelope.v)
+    if isinstance(envelope, Call):
+        worker = ""
+    elif isinstance(envelope, (Reply, Item)):
+        worker = envelope.worker
+    elif isinstance(envelope, End):
+        worker = envelope.reply.worker
+    else:
+        return None  # its keys were looked at
+    if not plain(envelope.id):
+        return "an id that is not printable ASCII"
+    if len(worker) > 64 or not plain(worker):
+        return "a worker that is not named in up to 64 characters of printable ASCII"
+    return None
 
 
 def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
     """Say whether it is the version that is wrong, and find the call id."""
-    try:
-        fields = [_field(field) for field in _pieces.decode(piece)[:3]]
-    except _UNREADABLE:
-        fields = []
+    fields: list[int | str | None] = []
+    if length(memoryview(piece)) <= MAX_FIELDS:
+        with suppress(*_UNREADABLE):
+            fields = [_field(field) for field in _pieces.decode(piece)[:3]]
     if len(fields) < 2:
         return Bad(f"not an envelope: {reason}", None, None)
     tag, version, call_id = (*fields, None)[:3]
     if isinstance(version, int) and version != VERSION:
         reason = _wrong_version(version)
-    readable = isinstance(call_id, str) and 0 < len(call_id) <= 64
-    return Bad(reason, call_id if readable else None, tag if isinstance(tag, int) else None)
+    if not (isinstance(call_id, str) and 0 < len(call_id) <= 64 and plain(call_id)):
+        call_id = None
+    return Bad(reason, call_id, tag if isinstance(tag, int) else None)
 
 
-def _field(content: msgspec.Raw) -> Any:
-    """One field of an envelope by itself; None if it cannot be read."""
+def _field(content: msgspec.Raw) -> int | str | None:
+    """One field of an envelope by itself; None if it is neither a number nor a text."""
     try:
-        return msgspec.msgpack.decode(content)
+        return _scalar.decode(content)
     except _UNREADABLE:
         return None
+
+
+def _too_large(body: bytes, limit: int) -> str:
+    return f"a message of {len(body)} bytes: at most {limit} are read"
+
+
+def _too_many(body: bytes) -> str:
+    return f"a message of {length(body)} envelopes: at most {MAX_ENVELOPES} are read"
 
 
 def _why(error: Exception) -> str:

@@ -77,7 +77,8 @@ class Worker:
             _check_count("threads", threads)
         if processes is not None:
             _check_count("processes", processes)
-        self.id = f"{socket.gethostname()[:24]}.{os.getpid()}.{os.urandom(4).hex()}"
+        host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
+        self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
         self.router = router
         self.namespace = router.namespace
         self.transport = transport

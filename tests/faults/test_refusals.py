@@ -12,7 +12,7 @@ import pytest
 from pamqp.commands import Basic
 
 import atasks
-from atasks import CallRefused, PayloadTooLarge, atask
+from atasks import AccessRefused, CallRefused, PayloadTooLarge, atask
 from atasks.calls import carried
 from atasks.pipeline import map
 from atasks.testing import soon
@@ -167,6 +167,21 @@ async def test_user_who_may_not_write_to_the_default_exchange(
     finally:
         node.ctl("delete_user", user)
     assert not _connections(caplog)
+
+
+async def test_worker_that_may_not_reply_does_not_start(
+    node: Broker, prefix: str, cleanup: None, namespace: str
+) -> None:
+    user = f"{prefix}-user"
+    node.ctl("add_user", user, "pw")
+    try:
+        node.ctl("set_permissions", user, f"^{prefix}.*", f"^{prefix}.*", ".*")
+        url = node.url.replace("guest:guest", f"{user}:pw")
+        with pytest.raises(AccessRefused, match="default"):
+            async with atasks.serve(url, namespace=namespace, prefix=prefix, grace=0):
+                pass
+    finally:
+        node.ctl("delete_user", user)
 
 
 class _Odd(Outgoing):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import time
+import tracemalloc
 from typing import Any
 
 import msgspec
@@ -173,8 +176,94 @@ def test_the_number_of_envelopes_is_bounded() -> None:
     with pytest.raises(DecodeError, match="a message of 1025 envelopes: at most 1024 are read"):
         decode(body)
     decoded = salvage(body)
-    assert len(decoded.envelopes) == 1024
+    assert decoded.envelopes == []
     assert [bad.id for bad in decoded.bad] == [None]
+
+
+MANY = 4_000_000
+BOMBS = {
+    "envelopes": b"\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY,
+    "fields": b"\x91\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY,
+    "fields behind a call": b"\x91\xdd"
+    + (MANY + 5).to_bytes(4, "big")
+    + b"\x01\x01\xa1a\xa1b\xc4\x00\xa1c"
+    + b"\xc0" * 12
+    + b"\x90" * (MANY - 13),
+    "an id": b"\x91\x93\x01\x01\xdd" + MANY.to_bytes(4, "big") + b"\x90" * MANY,
+    "ids": b"\x91\x93\x03\x01\xdd" + MANY.to_bytes(4, "big") + b"\xa1a" * MANY,
+    "nested": b"\x91\x93\x01\x01" + b"\x91" * MANY + b"\xc0",
+    "maps": b"\x91\x93\x03\x01" + b"\x81\xa1a" * MANY + b"\xc0",
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_large_message_that_cannot_be_read_takes_neither_memory_nor_time(name: str) -> None:
+    body = BOMBS[name]
+    tracemalloc.start()
+    try:
+        began = time.process_time()
+        with contextlib.suppress(DecodeError):
+            decode(body)
+        salvage(body)
+        seconds = time.process_time() - began
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(body) + 2**20
+    assert seconds < 2
+
+
+def test_a_message_over_the_limit_is_not_looked_at() -> None:
+    body = encode([Call(1, "id", "task", bytes(1000), "pickle")])
+    assert decode(body, len(body)) == decode(body)
+    with pytest.raises(DecodeError, match=f"a message of {len(body)} bytes: at most {len(body) - 1} are read"):
+        decode(body, len(body) - 1)
+    assert salvage(body, len(body) - 1).envelopes == []
+
+
+@pytest.mark.parametrize("kind", [Cancel, Ask])
+def test_ids_of_one_question_are_bounded(kind: Any) -> None:
+    ids = [f"id-{n}" for n in range(1000)]
+    assert decode(encode([kind(1, ids)])) == [kind(1, ids)]
+    with pytest.raises(DecodeError, match="length <= 1000"):
+        decode(encode([kind(1, [*ids, "one more"])]))
+
+
+ODD = ["\N{GRINNING FACE}" * 64, "a\nb", "a\x00", "a\x7f", "a\x1b[2J", "a\n", "\xe4", ""]
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_ids_and_names_of_workers_are_printable_ascii(text: str) -> None:
+    envelopes: list[Any] = [
+        Call(1, text, "task", b"", "pickle"),
+        Call(1, "id", "task", b"", "pickle", root=text),
+        Call(1, "id", "task", b"", "pickle", parent=text),
+        Call(1, "id", "task", b"", "pickle", seen=[text]),
+        Reply(1, text, 0, b""),
+        Cancel(1, [text]),
+        Ask(1, ["id", text]),
+        Held(1, ["id"], text),
+        Up(1, "default", "default", text),
+        Credit(1, text, 0, 0),
+        Item(1, text, 0, []),
+        End(1, text, 0, Reply(1, "id", 0, b"")),
+        Claim(1, "id", 2, text, "worker"),
+        Claim(1, "id", 2, "copy", text),
+        Grant(1, "id", text, True),
+    ]
+    if text:  # none may be named
+        envelopes += [
+            Reply(1, "id", 0, b"", worker=text),
+            Item(1, "id", 0, [], worker=text),
+            End(1, "id", 0, Reply(1, "id", 0, b"", worker=text)),
+        ]
+    for envelope in envelopes:
+        body = encode([envelope])
+        with pytest.raises(DecodeError):
+            decode(body)
+        found = salvage(body)
+        assert found.envelopes == []
+        assert found.bad[0].id != text
 
 
 def test_salvage_keeps_the_good_ones_and_names_the_bad_ones() -> None:

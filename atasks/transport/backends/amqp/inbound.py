@@ -77,13 +77,13 @@ class Inbound:
         """What tells this copy of a later attempt from others, wherever it is given back to. Empty: nothing does,
         because whoever sent it gave it no name that can be used, or put it into one message with others."""
         name = self.properties.message_id or ""
-        return name if len(name) <= MAX_COPY and not self.shared else ""
+        return name if len(name) <= MAX_COPY and wire.plain(name) and not self.shared else ""
 
     @property
     def over(self) -> str:
         """The beginning of this copy that is over, because the worker that began it gave it back; empty: none."""
         name = self.properties.correlation_id or ""
-        return name if len(name) <= MAX_COPY else ""
+        return name if len(name) <= MAX_COPY and wire.plain(name) else ""
 
     @property
     def delivery_mode(self) -> int:

@@ -251,13 +251,13 @@ class Intake:
                 "calls on queue %r have priorities, which are ignored: workers declare it without max_priority",
                 consumer.queue,
             )
+        if not properties.reply_to:
+            self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
+            inbound.dead_letter()
+            return
         calls, refusals = self._read(message.body, properties)
         if refusals:
             self.worker.count_bad(refusals[0][1])
-        if not properties.reply_to:
-            self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address")
-            inbound.dead_letter()
-            return
         if not calls and not any(call_id for call_id, _ in refusals):
             if not refusals:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
@@ -297,7 +297,11 @@ class Intake:
     def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
         reply_to = message.header.properties.reply_to
-        calls = [item for item in wire.salvage(message.body).envelopes if isinstance(item, Call)]
+        calls = [
+            item
+            for item in wire.salvage(message.body, self.transport.max_message).envelopes
+            if isinstance(item, Call)
+        ]
         reason = "the worker failed to serve the call: its log says more"
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
@@ -306,12 +310,18 @@ class Intake:
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""
+        limit = self.transport.max_message
         try:
             if properties.content_type != CONTENT_TYPE:
                 raise DecodeError(f"content type {properties.content_type!r} instead of {CONTENT_TYPE!r}")
-            envelopes = wire.decode(body)
+            envelopes = wire.decode(body, limit)
         except DecodeError as error:
-            decoded = wire.salvage(body)
+            if len(body) > limit:  # nothing is read of it: its first call has this id, as a rule
+                name = properties.message_id or ""
+                return [], [
+                    (name if 0 < len(name) <= 64 and wire.plain(name) else None, f"request refused: {error}")
+                ]
+            decoded = wire.salvage(body, limit)
             envelopes = decoded.envelopes
             refusals = [(bad.id, f"request refused: {bad.reason}") for bad in decoded.bad]
             if not refusals:  # every envelope is readable: it is the message that is wrong
@@ -390,11 +400,12 @@ class Intake:
     # -- control messages
 
     async def _on_control(self, message: DeliveredMessage) -> None:
+        limit = self.transport.max_message
         try:
-            envelopes = wire.decode(message.body)
+            envelopes = wire.decode(message.body, limit)
         except DecodeError as error:
             self.worker.count_bad(str(error))
-            envelopes = wire.salvage(message.body).envelopes
+            envelopes = wire.salvage(message.body, limit).envelopes
         for envelope in envelopes:
             if isinstance(envelope, Cancel):
                 for call_id in envelope.ids:

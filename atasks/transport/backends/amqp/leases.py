@@ -17,7 +17,6 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.errors import DecodeError
 from atasks.run import Run
 from atasks.transport.backends.amqp.inbound import CallDelivery, Inbound
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
@@ -107,20 +106,22 @@ class Leases:
 
     async def _on_lease(self, message: DeliveredMessage) -> None:
         """A lease has come: it takes the place of what the call was delivered by before."""
-        try:
-            envelopes = wire.decode(message.body)
-        except DecodeError:
-            envelopes = []
-        calls = [envelope for envelope in envelopes if isinstance(envelope, Call)]
         acks = self._intake.acks
         if acks is None:
             return  # the link is gone, and the lease with it
-        run = self._intake.worker.find(calls[0].id) if calls else None
+        try:
+            (call,) = wire.decode(message.body, self._intake.transport.max_message)
+        except ValueError:
+            self._intake.worker.count_bad("a message on a lease queue is none of a call")
+            acks.ack(message.delivery_tag or 0)
+            return
+        run = self._intake.worker.find(call.id) if isinstance(call, Call) else None
         older = [] if run is None else run.deliveries
-        if run is None or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
+        if run is None or call != run.call or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
         inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
+        inbound.reply_to = older[-1].inbound.reply_to
         run.deliveries = [CallDelivery(inbound, older[-1])]
         for each in older:
             each.drop()

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
@@ -35,6 +35,7 @@ from yarl import URL
 
 from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
+from atasks.transport.backends.amqp.reader import Reader
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
 
@@ -73,13 +74,13 @@ CLOSE_SECONDS: Final = 5.0
 
 
 class _Sockets(TransportFactory):
-    """Opens connections that forked children do not share."""
+    """Opens connections that forked children do not share, and that unreadable properties do not end."""
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         secure = url.scheme == "amqps"
         reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
         forks.withhold(writer.get_extra_info("socket").fileno())
-        return reader, writer
+        return cast("asyncio.StreamReader", Reader(reader)), writer
 
 
 class Link:

@@ -369,9 +369,9 @@ class AMQPTransport(CallTransport):
     async def _on_inbox(self, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
         try:
-            envelopes = wire.decode(message.body)
+            envelopes = wire.decode(message.body, self.max_message)
         except DecodeError as error:
-            envelopes = wire.salvage(message.body).envelopes
+            envelopes = wire.salvage(message.body, self.max_message).envelopes
             self._bad_replies += 1
             if self._bad_replies == 1:
                 logger.error(

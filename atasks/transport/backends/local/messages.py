@@ -7,6 +7,7 @@ so.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -50,6 +51,8 @@ __all__ = [
     "salvage",
 ]
 
+MAX_MESSAGES: Final = 2**20
+"""Messages in one frame: a program may make so many calls in one turn of its event loop."""
 PROTOCOL: Final = 2
 """The version of the messages."""
 
@@ -279,13 +282,32 @@ UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_scalar: msgspec.msgpack.Decoder[int | str] = msgspec.msgpack.Decoder(int | str)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 encode = msgspec.msgpack.Encoder().encode
 """A list of messages -> the body of a frame."""
 
-decode = _decoder.decode
-"""The body of a frame -> its messages; raises one of `UNREADABLE` if not all can be read (then see `salvage`)."""
+
+def decode(body: bytes | memoryview) -> list[Message]:
+    """The messages of a frame's body; raises one of `UNREADABLE` if not all can be read (then see `salvage`)."""
+    _check_length(body)
+    messages = _decoder.decode(body)
+    for message in messages:
+        _check_id(message)
+    return messages
+
+
+def _check_length(body: bytes | memoryview) -> None:
+    count = wire.length(body)
+    if count > MAX_MESSAGES:
+        raise msgspec.ValidationError(f"{count} messages in one frame: at most {MAX_MESSAGES} are read")
+
+
+def _check_id(message: Message) -> None:
+    """Ids stand in logs, and in keys: other sides may be anybody's."""
+    if isinstance(message, Request) and not wire.plain(message.call.id):
+        raise msgspec.ValidationError("an id that is not printable ASCII")
 
 
 class Salvaged(Struct, gc=False):
@@ -299,22 +321,33 @@ class Salvaged(Struct, gc=False):
 def salvage(body: bytes | memoryview) -> Salvaged:
     """What can be read of a body that `decode` refuses. Raises one of `UNREADABLE` if it is no array."""
     found = Salvaged([], [])
+    _check_length(body)
     for piece in _pieces.decode(body):
         try:
-            found.messages.append(_one.decode(piece))
+            message = _one.decode(piece)
+            _check_id(message)
         except UNREADABLE as error:
             found.bad.append((_asker(piece), str(error)))
+        else:
+            found.messages.append(message)
     return found
 
 
 def _asker(piece: msgspec.Raw) -> str | int | None:
     """What is to be answered of a message that cannot be read."""
-    try:
-        match msgspec.msgpack.decode(piece):
-            case [36, _, [_, _, str(call_id), *_], *_]:
-                return call_id
-            case [47 | 48, int(number), *_]:
-                return number
-    except UNREADABLE:
-        pass
+    with suppress(*UNREADABLE):
+        fields = _fields(piece)
+        tag = _scalar.decode(fields[0]) if len(fields) > 1 else None
+        if tag == 36 and len(fields) > 2:
+            call = _fields(fields[2])
+            call_id = _scalar.decode(call[2]) if len(call) > 2 else None
+            return call_id if isinstance(call_id, str) else None
+        if tag in (47, 48):
+            number = _scalar.decode(fields[1])
+            return number if isinstance(number, int) else None
     return None
+
+
+def _fields(array: msgspec.Raw) -> list[msgspec.Raw]:
+    """Its elements, none if there are too many for a message."""
+    return _pieces.decode(array) if wire.length(memoryview(array)) <= wire.MAX_FIELDS else []

@@ -1,0 +1,122 @@
+"""What one message may cost whoever receives it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from atasks import MsgpackCodec
+from atasks.testing import Site, soon
+from atasks.transport.backends.amqp import AMQPTransport
+from tests.amqp.peer import Peer, until
+
+CALL, REPLY, _, ASK = range(1, 5)
+CLAIM = 11
+VALUE, DECODE_ERROR = 0, 7
+encode = msgspec.msgpack.encode
+
+
+def call(id: str, size: int) -> list[Any]:
+    return [CALL, 1, id, "make", encode([[size], {}]), "msgpack"]
+
+
+@pytest.fixture
+def make_site(site: Site) -> Site:
+    """A site with an atask that makes a text of a size."""
+    MsgpackCodec(site.namespace)
+
+    @site.atask(name="make")
+    async def make(size: int) -> str:
+        return "x" * size
+
+    return site
+
+
+async def _make(site: Site, size: int) -> int:
+    item = site.router.registry.get("make")
+    assert item is not None
+    return len(await soon(item.task(size)))
+
+
+async def test_a_question_that_names_one_call_many_times_is_answered_once(make_site: Site, peer: Peer) -> None:
+    async with make_site.open():
+        await peer.send(call("an-id", 1_000_000))
+        await peer.answer()
+        key = f"worker:{make_site.worker.id}"
+        for count in (300, 1000):
+            await peer.control(encode([[ASK, 1, ["an-id"] * count]]), key, reply_to=peer.replies.name)
+            assert [fields[:3] for fields in await peer.answer()] == [[REPLY, 1, "an-id"]]
+        counted = make_site.worker.bad_messages
+        await peer.control(encode([[ASK, 1, ["an-id"] * 1001]]), key, reply_to=peer.replies.name)
+        await until(lambda: make_site.worker.bad_messages == counted + 1)
+        assert await _make(make_site, 5) == 5
+        assert peer._answers.empty()
+
+
+async def test_replies_that_are_asked_for_leave_in_bounded_messages(make_site: Site, peer: Peer) -> None:
+    async with make_site.open():
+        names = [f"id-{n}" for n in range(200)]
+        for name in names:
+            await peer.send(call(name, 20_000))
+        assert len(await peer.answers(200)) == 200
+        key = f"worker:{make_site.worker.id}"
+        await peer.control(encode([[ASK, 1, names]]), key, reply_to=peer.replies.name)
+        found: set[str] = set()
+        while len(found) < 200:
+            message = await soon(peer._answers.get())
+            assert len(message.body) < 100_000
+            found |= {fields[2] for fields in msgspec.msgpack.decode(message.body) if fields[0] == REPLY}
+        assert found == set(names)
+
+
+async def test_a_message_over_the_limit_is_answered_unread(make_site: Site, peer: Peer) -> None:
+    async with make_site.open():
+        transport = make_site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        transport.max_message = 10_000
+        dead = await peer.dead_letters()
+        large = [*call("an-id", 1), None, 0, 1, 3, 0, 0, None, None, None, 0, {"context": bytes(10_000)}]
+        await peer.send(large, message_id="an-id")
+        ((tag, _, call_id, status, payload, *_),) = await peer.answer()
+        assert (tag, call_id, status) == (REPLY, "an-id", DECODE_ERROR)
+        assert "at most 10000 are read" in msgspec.msgpack.decode(payload)[0]
+        await peer.send(large, message_id="\N{GRINNING FACE}")
+        assert (await soon(dead.get())).body == encode([large])
+        assert await _make(make_site, 5) == 5
+
+
+@pytest.mark.parametrize("worker", ["\N{GRINNING FACE}" * 64, "w" * 65, "a\nb", ""])
+async def test_a_claim_of_an_odd_worker_leaves_confirms_in_step(make_site: Site, peer: Peer, worker: str) -> None:
+    requests = await peer.declare_work_queue("default")
+    async with make_site.open(serve=False):
+        waiting = asyncio.create_task(_make(make_site, 1))
+        request = await soon(requests.get())
+        ((_, _, call_id, *_),) = msgspec.msgpack.decode(request.body)
+        for _ in range(3):
+            await peer.send([CLAIM, 1, call_id, 2, "a copy", worker], queue=request.reply_to)
+        await peer.send([REPLY, 1, call_id, VALUE, encode("x"), "msgpack"], queue=request.reply_to)
+        assert await soon(waiting) == 1
+        transport = make_site.caller
+        assert isinstance(transport, AMQPTransport)
+        link = transport.link
+        more = [asyncio.create_task(_make(make_site, 1)) for _ in range(20)]
+        await until(lambda: sum(pending.confirmed for pending in transport.pendings()) == 20)
+        await soon(transport.outbox.flushed())
+        for task in more:
+            task.cancel()
+        await asyncio.wait(more)
+        assert transport.link is link
+
+
+@pytest.mark.parametrize("name", ["a\nforged line", "\N{GRINNING FACE}", "\x1b[2J", "a\x00"])
+async def test_an_id_that_is_not_printable_is_dead_lettered(make_site: Site, peer: Peer, name: str) -> None:
+    async with make_site.open():
+        dead = await peer.dead_letters()
+        await peer.send(call(name, 1))
+        assert (await soon(dead.get())).body == encode([call(name, 1)])
+        await peer.send(call(name, 1), call("good", 1))
+        ((_, _, call_id, status, *_),) = await peer.answer()
+        assert (call_id, status) == ("good", VALUE)
