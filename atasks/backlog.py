@@ -25,12 +25,14 @@ class Backlog:
 
     A call needs a slot, and, if its function blocks, a place in the pool of its executor. It waits for both here,
     and holds neither. One that lacks a place keeps only those of the same executor from starting. A call that is
-    to run alone goes first, and keeps all others; then come those made by calls, and then the oldest.
+    to run alone goes first, and keeps all others, unless such calls are to rest; then come those made by calls,
+    and then the oldest.
     """
 
-    def __init__(self, pools: Pools, may_start_alone: Callable[[Run], bool]) -> None:
+    def __init__(self, pools: Pools, may_start_alone: Callable[[Run], bool], resting: Callable[[], bool]) -> None:
         self._pools = pools
         self._may_start_alone = may_start_alone
+        self._resting = resting
         self._alone: Lane = OrderedDict()
         self._children: dict[Executor | None, Lane] = {kind: OrderedDict() for kind in (None, *EXECUTORS)}
         self._roots: dict[Executor | None, Lane] = {kind: OrderedDict() for kind in (None, *EXECUTORS)}
@@ -44,6 +46,16 @@ class Backlog:
     def alone(self) -> Run | None:
         """The call that waits to run alone, the oldest if there are several."""
         return next(iter(self._alone.values()), None)
+
+    @property
+    def count_alone(self) -> int:
+        """How many wait to run alone."""
+        return len(self._alone)
+
+    @property
+    def waits_alone(self) -> bool:
+        """Whether a call waits to run alone, and keeps the others from starting."""
+        return bool(self._alone) and not self._resting()
 
     def add(self, run: Run) -> None:
         """Let it wait here, behind its equals."""
@@ -67,7 +79,7 @@ class Backlog:
 
     def take(self) -> Run | None:
         """Remove the call to start next, if there is a slot; None if all that wait here have to wait on."""
-        if self._alone:
+        if self.waits_alone:
             run = self.alone
             if run is None or not self._may_start_alone(run):
                 return None

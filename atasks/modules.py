@@ -27,13 +27,45 @@ from types import ModuleType
 
 from atasks.errors import LoadError, closest
 
-__all__ = ["MAIN_NAMES", "dotted_name", "explained", "load", "main_name"]
+__all__ = [
+    "MAIN_NAMES",
+    "UNGUARDED",
+    "dotted_name",
+    "explained",
+    "importing",
+    "is_importing",
+    "load",
+    "main_name",
+]
 
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
 """What `__module__` says in the program that was started, and in processes that `multiprocessing` spawns of it."""
 
+UNGUARDED = (
+    "a module starts worker processes when it is imported, and a worker process imports it: "
+    'put what starts the program under if __name__ == "__main__":'
+)
+"""Why a process that imports modules for its calls may start no others: they would import the same."""
+
+_importing = 0
 _log = logging.getLogger("atasks")
 _resolved: tuple[ModuleType, str | None] | None = None
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """The block in which a process imports what its calls need."""
+    global _importing
+    _importing += 1
+    try:
+        yield
+    finally:
+        _importing -= 1
+
+
+def is_importing() -> bool:
+    """Tell whether this is a process that imports just now what its calls need."""
+    return _importing > 0
 
 
 def main_name() -> str | None:

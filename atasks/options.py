@@ -19,6 +19,7 @@ __all__ = [
     "TaskOptions",
     "TransportOptions",
     "WorkerOptions",
+    "validate_count",
     "validate_queue",
     "validate_seconds",
 ]
@@ -220,6 +221,14 @@ def _integer(name: str, value: Any, low: int, high: int) -> None:
 
 
 _NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+")
+
+
+def validate_count(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless it is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: at least 1")
 
 
 def validate_queue(value: Any, what: str = "queue") -> str:

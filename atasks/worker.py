@@ -24,10 +24,11 @@ from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
 from atasks.loopguard import LoopGuard
 from atasks.memory import RecentIds, RecentReplies
-from atasks.options import MAX_TIMEOUT
+from atasks.options import MAX_TIMEOUT, validate_count
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
 from atasks.streams.outflows import Outflows
+from atasks.turns import Turns
 from atasks.watchdog import CALL, Watchdog
 from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status
 
@@ -71,12 +72,12 @@ class Worker:
         processes: int | None = None,
         state: Any = None,
     ) -> None:
-        _check_count("concurrency", concurrency)
-        _check_count("max_parked", max_parked)
+        validate_count("concurrency", concurrency)
+        validate_count("max_parked", max_parked)
         if threads is not None:
-            _check_count("threads", threads)
+            validate_count("threads", threads)
         if processes is not None:
-            _check_count("processes", processes)
+            validate_count("processes", processes)
         host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
         self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
         self.router = router
@@ -96,10 +97,11 @@ class Worker:
         self.draining = False
         self._accepting = True
         self._alone: Run | None = None
+        self._turns = Turns(self.loop, self._rested)
         self._started = 0
         self._impatience: asyncio.TimerHandle | None = None
         self._held: dict[str, Run] = {}
-        self._backlog = Backlog(self.pools, self._may_start_alone)
+        self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
         self.withdrawn = RecentIds()
         """Calls whose awaits have ended, and which were not in hand here."""
         self._finished = RecentReplies() if transport.redelivers else None
@@ -307,11 +309,11 @@ class Worker:
             self._empty.clear()
         self._held[call_id] = run
         if task is None:
-            run.task = self.loop.create_task(self._pass_on(run), name="atasks pass on", context=Context())
+            run.task = self._task(self._pass_on(run), "atasks pass on")
         elif alone:
             run.alone = True
             run.permit = permit
-            run.patient_until = self.loop.time() + ALONE_PATIENCE
+            run.patient_until = max(self.loop.time(), self._turns.latest) + ALONE_PATIENCE
             self.loop.call_at(run.patient_until, self._fill)
             self._backlog.add(run)
             self._fill()
@@ -387,7 +389,7 @@ class Worker:
             assert run.atask is not None, "deliver looked"
             self._start(run, run.atask)
         if backlog.size:
-            if backlog.alone is not None:
+            if backlog.waits_alone:
                 return  # nothing else starts meanwhile
             for executor in backlog.lacking():
                 self.transport.lacks_place(self, executor)
@@ -400,10 +402,19 @@ class Worker:
         patient = self.slots.free < self.concurrency and self.loop.time() < run.patient_until
         return not patient and self.pools.has_place(run.executor)
 
+    def _resting(self) -> bool:
+        """Whether a call that is to run alone keeps nothing from starting for now."""
+        return self._turns.resting(self.held > self._backlog.count_alone)
+
+    def _rested(self) -> None:
+        if self._backlog.waits_alone:
+            self._fill()
+            self.transport.slots_changed(self)
+
     @property
     def alone(self) -> bool:
         """Whether a call runs alone here, or waits to."""
-        return self._backlog.alone is not None or (self._alone is not None and self._alone.slots > 0)
+        return self._backlog.waits_alone or (self._alone is not None and self._alone.slots > 0)
 
     def _lose_patience(self, started: int) -> None:
         """Calls have waited here for a slot, and none was started for a while: others may have slots."""
@@ -423,6 +434,7 @@ class Worker:
             run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT)
         if run.alone:
             self._alone = run
+            self._turns.begin_alone()
         run.slots = self.slots.take(self.concurrency if run.alone else 1)
         if task.executor is not None:
             run.place = self.pools.places[task.executor]
@@ -434,8 +446,15 @@ class Worker:
         watchdog.busy += 1
         if watchdog.asleep:
             watchdog.wake()
-        # An empty context: nothing but carried variables travels, loopback included.
-        run.task = self.loop.create_task(execute(run), name=CALL + run.call.task, context=Context())
+        run.task = self._task(execute(run), CALL + run.call.task)
+
+    def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
+
+        It is made without the task factory of the event loop, which may know of no `context`, or begin it at once:
+        then the chain of calls would become one of stack frames, and a call would end before its `task` is known.
+        """
+        return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
 
     def ended(self, run: Run, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
@@ -493,16 +512,14 @@ class Worker:
                 delivery.drop()
         if run.place is not None:
             run.place.give()
+        if run is self._alone:
+            self._alone = None
+            self._turns.end_alone()
+        else:
+            self._turns.other_ended()
         run.free_slots()
 
     def _forget(self, run: Run) -> None:
         del self._held[run.call.id]
         if not self._held:
             self._empty.set()
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: at least 1")

@@ -8,6 +8,7 @@ import os
 import select
 import sys
 import traceback
+from typing import TextIO
 
 import click
 
@@ -25,8 +26,8 @@ _OWN = tuple(
 
 
 def say(message: str) -> None:
-    """One line on stderr, whatever the log level."""
-    print(f"atasks: {message}", file=sys.stderr, flush=True)
+    """One line on stderr, whatever the log level. Never raises: nobody may read it any more."""
+    _write(f"atasks: {message}\n")
 
 
 def output_is_unread() -> bool:
@@ -41,9 +42,21 @@ def output_is_unread() -> bool:
 
 def discard_output() -> None:
     """Send what is still to be written to stdout nowhere: Python would complain of it when it ends."""
+    _discard(sys.stdout)
+
+
+def _write(text: str) -> None:
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except (AttributeError, OSError, ValueError):  # it has no reader, or is closed, or there is none
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
     with contextlib.suppress(AttributeError, OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
@@ -66,7 +79,7 @@ def show_traceback(error: BaseException, *, whole: bool = False) -> None:
     shown = traceback.TracebackException.from_exception(error)
     if not whole:
         _trim(shown, set())
-    print("".join(shown.format()), end="", file=sys.stderr, flush=True)
+    _write("".join(shown.format()))
 
 
 def _trim(shown: traceback.TracebackException, seen: set[int]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, BinaryIO
 
-from atasks import calls, forks, wire
+from atasks import calls, forks, modules, wire
 from atasks.calls import CurrentCall
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError
@@ -90,8 +90,12 @@ class _Child:
             )
             return self._answer(call, function, request.worker, request.limit)
         except BaseException as error:
-            text = " ".join(str(error).split())[:200]
-            message = f"a process of the worker cannot serve {call.task} ({type(error).__name__}: {text})"
+            text = str(error)
+            if modules.UNGUARDED in text:
+                message = f"a process of the worker cannot serve {call.task}: {modules.UNGUARDED}"
+            else:
+                text = " ".join(text.split())[:200]
+                message = f"a process of the worker cannot serve {call.task} ({type(error).__name__}: {text})"
             return wire.ended(call.id, Status.FAILED, message, request.worker)
         finally:
             calls.lone_call = None

@@ -12,9 +12,10 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Final
 
-from atasks import forks
+from atasks import forks, modules
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
+from atasks.errors import TransportError
 from atasks.executors.frames import HEADER, Request, decode_reply, frame
 from atasks.wire import Reply
 
@@ -51,7 +52,10 @@ class Worked:
 
     @classmethod
     async def start(cls, codec: Codec) -> Worked:
-        """A process that is ready. Raises `Lost` if it ends before it is."""
+        """A process that is ready. Raises `Lost` if it ends before it is, and TransportError in a process that
+        imports its modules."""
+        if modules.is_importing():
+            raise TransportError(modules.UNGUARDED)
         hello = pickle.dumps(sys.path) + dumps(codec)
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())

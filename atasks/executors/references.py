@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from atasks import modules
+
 if TYPE_CHECKING:
     from atasks.tasks import BaseTask
 
@@ -77,9 +79,11 @@ def refer(task: BaseTask[..., Any]) -> Reference:
 def find(reference: Reference) -> Callable[..., Any]:
     """The function, importing its module if need be. Raises whatever the import raises."""
     if reference.module is None:
-        function: Callable[..., Any] = pickle.loads(reference.pickled)
+        with modules.importing():
+            function: Callable[..., Any] = pickle.loads(reference.pickled)
         return function
-    _import(reference.module, reference.file)
+    with modules.importing():
+        _import(reference.module, reference.file)
     from atasks.router import get_router
     from atasks.tasks import BaseTask
 
@@ -98,6 +102,4 @@ def _import(module: str, file: str | None) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}.") or file is None:
             raise
-        from atasks.modules import load  # a script whose file has another name than its module, or is a link
-
-        load(file)
+        modules.load(file)  # a script whose file has another name than its module, or is a link

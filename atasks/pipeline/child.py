@@ -23,6 +23,7 @@ from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import by_value
 from atasks.codecs.pickle import pickled
 from atasks.failures import decode_failure, encode_failure
+from atasks.modules import importing
 from atasks.pipeline.calling import Invocation, WorkerInfo, call_hook, iterator_of
 
 __all__ = ["GRACE", "STREAM", "Word", "main", "rebuilt", "to_bytes"]
@@ -144,7 +145,9 @@ class _Child:
     def serve(self) -> None:
         """Answer one message after the other."""
         while True:
-            word, content = pickle.loads(self._connection.recv_bytes())
+            received = self._connection.recv_bytes()
+            with importing():
+                word, content = pickle.loads(received)
             try:
                 answer = to_bytes(self._answer(word, content))
             except Exception as error:

@@ -41,7 +41,8 @@ class Engine:
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that `aclose` waits for."""
-        task = self.loop.create_task(coroutine)
+        # Not by the loop's task factory, which may begin it at once, before this engine knows of it.
+        task = asyncio.Task(coroutine, loop=self.loop)
         if not self._tasks:
             _running.add(self)
         self._tasks.add(task)

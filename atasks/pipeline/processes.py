@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from atasks import forks
+from atasks import forks, modules
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import WorkerInfo
 from atasks.pipeline.channel import Lineage
@@ -54,6 +54,8 @@ class Process:
 
     def start(self) -> None:
         """Start it, and run `on_start` there. Raises what that raises."""
+        if modules.is_importing():
+            raise PipelineError(modules.UNGUARDED)
         here, there = socket.socketpair()
         forks.withhold(here.fileno())
         with there:

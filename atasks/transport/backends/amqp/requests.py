@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.errors import CallConnectionLost, QueueFull
+from atasks.errors import CallConnectionLost
 from atasks.options import MAX_BATCH, MAX_TIMEOUT
 from atasks.run import describe
 from atasks.transport.backends.amqp.outbox import Outgoing
@@ -33,9 +33,6 @@ MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
 WITHDRAW_SECONDS: Final = 10.0
-REFUSED_PAUSES: Final = (0.1, 0.4, 1.5)
-"""Seconds before a refused request is sent again. A broker refuses where the queue is full, but also while a
-quorum queue has no leader because its node of the cluster died: a new one is elected within about a second."""
 
 
 Kind = tuple[str, int, bool, Any]
@@ -147,7 +144,7 @@ def _is_over(begun: tuple[str, int], claim: Claim) -> bool:
 class Request(Outgoing):
     """The message of a call, or of several for the same queue."""
 
-    __slots__ = ("kind", "most", "pendings", "refusals", "transport", "work")
+    __slots__ = ("full", "kind", "most", "pendings", "refusals", "transport", "work")
 
     def __init__(
         self,
@@ -169,6 +166,8 @@ class Request(Outgoing):
         """What they are expected to run."""
         self.refusals = refusals
         """How often the broker has refused it."""
+        self.full = False
+        """Whether the queue was full, as far as could be seen, when it did so last."""
 
     def takes(self, size: int, work: Work) -> bool:
         """Whether there is room for a call of so many bytes and so much work, which is then taken into account."""
@@ -234,24 +233,15 @@ class Request(Outgoing):
                 self.transport.announcements.returned(pending)
 
     def refused(self) -> None:
-        again = self.refusals < len(REFUSED_PAUSES)
         for pending in self.pendings:
-            if again and pending.call.delivery != AT_MOST_ONCE and not pending.future.done():
-                loop = asyncio.get_running_loop()
-                loop.call_later(REFUSED_PAUSES[self.refusals], self._send_again, pending)
-            else:
-                pending.fail(
-                    QueueFull(
-                        f"{pending.call.task} was refused by the broker: its queue is full, or has no leader; "
-                        "try later, or add workers"
-                    )
-                )
+            self.transport.full_queues.refused(self, pending)
 
-    def _send_again(self, pending: Pending) -> None:
+    def send_again(self, pending: Pending, refusals: int, full: bool) -> None:
+        """Send this call of it again, unless it has ended; it has been refused so often."""
         if not pending.future.done():
-            self.transport.outbox.put(
-                Request(self.transport, self.kind, pending, _size(pending.call), refusals=self.refusals + 1)
-            )
+            request = Request(self.transport, self.kind, pending, _size(pending.call), refusals=refusals)
+            request.full = full
+            self.transport.outbox.put(request)
 
     def rejected(self, refusal: Refusal) -> None:
         """Of several calls any may be the one that cannot be sent, unless none of them can."""

@@ -26,6 +26,7 @@ from atasks.options import Executor, TaskOptions, validate_queue, validate_secon
 from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.announcements import Announcements
+from atasks.transport.backends.amqp.full_queues import FullQueues
 from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
@@ -114,6 +115,7 @@ class AMQPTransport(CallTransport):
         """Bytes of a message that is read here; the broker may take less: see `Outbox.limit`."""
         self.pace = Pace()
         self.requests = Requests(self)
+        self.full_queues = FullQueues(self)
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
         self._restored = asyncio.Event()
@@ -185,6 +187,7 @@ class AMQPTransport(CallTransport):
             logger.info("not everything could be cleaned up at the broker: %s", error)
         finally:
             self._keeper = None
+            self.full_queues.close()
             background = [task for task in (keeper, self._inquirer) if task is not None]
             for task in background:
                 task.cancel()

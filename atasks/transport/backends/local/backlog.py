@@ -19,7 +19,7 @@ LANES = 2 * (MAX_PRIORITY + 1)
 class Entry:
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
-    __slots__ = ("alone", "call", "caller", "kept", "lane", "priority", "queue", "size", "worker")
+    __slots__ = ("alone", "begun", "call", "caller", "kept", "lane", "priority", "queue", "size", "worker")
 
     def __init__(self, call: Call, caller: Peer | None, queue: Queue, priority: int) -> None:
         self.call = call
@@ -29,6 +29,8 @@ class Entry:
         self.priority = min(max(priority, 0), MAX_PRIORITY)
         self.alone = False
         """Whether no other call is to run beside it: its last attempt."""
+        self.begun = False
+        """Whether that has begun at the worker that has it, and did not only wait there to be alone."""
         self.kept = False
         """Whether its reply goes into a record."""
         self.worker: Peer | None = None
@@ -87,7 +89,11 @@ class Queue:
 
     def pop(self, worker: Peer) -> Entry | None:
         """The call that this worker is to have next; None if there is none for it."""
-        if self._alone and worker.alone is None and (entry := self._first(self._alone, worker)) is not None:
+        if (
+            self._alone
+            and worker.may_have_alone(self._count > len(self._alone))
+            and (entry := self._first(self._alone, worker)) is not None
+        ):
             return entry
         for lane in self._lanes:
             if lane and (entry := self._first(lane, worker)) is not None:

@@ -84,6 +84,7 @@ class Hub:
             Slots: self._slots,
             Cancel: self._cancel,
             GiveBack: self._give_back,
+            Handed: self._begun,
             Serve: self._serve,
             Stop: self._stop,
             Ping: self._ping,
@@ -102,7 +103,7 @@ class Hub:
 
     def attach(self, link: Link, pid: int = 0) -> None:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
-        peer = Peer(link, pid)
+        peer = Peer(link, pid, self._fill)
         self._peers.append(peer)
         link.schedule = self._schedule
         link.receive = partial(self._receive, peer)
@@ -299,6 +300,7 @@ class Hub:
     def _serve(self, peer: Peer, message: Serve) -> None:
         self._leave(peer)
         peer.worker_id = message.worker
+        peer.begins = message.begins
         peer.queues = [
             queue for name in message.queues for queue in (self._queue(peer, name), *self._all_beside(peer, name))
         ]
@@ -321,6 +323,19 @@ class Hub:
         peer.told(message)
         if peer.room > 0:
             self._fill(peer)
+
+    def _begun(self, peer: Peer, message: Handed) -> None:
+        entry = self._entries.get(message.id)
+        if entry is not None and entry.worker is peer:
+            self._begin_alone(entry)
+
+    def _begin_alone(self, entry: Entry) -> None:
+        """A last attempt begins: should its worker die now, it is lost."""
+        entry.begun = True
+        if entry.worker is not None:
+            entry.worker.turns.begin_alone()  # before it waited
+        if entry.caller is not None:
+            entry.caller.link.send(Handed(entry.call.id))
 
     def _stream(self, peer: Peer, items: wire.Item) -> None:
         entry = self._entries.get(items.id)
@@ -354,16 +369,19 @@ class Hub:
         peer.link.send(Pong(message.number, others))
 
     def _again(self, entry: Entry) -> None:
-        """The worker that had the call is dead: another one may have it, if there may be one more attempt."""
+        """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
+        it has only waited there to be alone."""
         call = entry.call
         entry.worker = None
-        if call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
+        waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
+        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts):
             self._end(entry, _lost(entry, "will not run again: its worker died"))
-        else:
+            return
+        if not waited:
             call.attempt += 1
             entry.alone = call.attempt == call.max_attempts
-            self._put_back(entry)
-            self._offer(entry.queue)
+        self._put_back(entry)
+        self._offer(entry.queue)
 
     # -- from queues to workers
 
@@ -425,9 +443,10 @@ class Hub:
 
     def _hand(self, entry: Entry, worker: Peer) -> None:
         entry.worker = worker
+        entry.begun = False
         worker.hand(entry)
-        if entry.alone and entry.caller is not None:
-            entry.caller.link.send(Handed(entry.call.id))
+        if entry.alone and not worker.begins:
+            self._begin_alone(entry)
         worker.link.send(Deliver(entry.call, entry.alone), entry.size)
 
     def _end(self, entry: Entry, reply: Reply | End) -> None:

@@ -98,7 +98,8 @@ class NoneServes(Struct, array_like=True, tag=37, gc=False):
 
 
 class Handed(Struct, array_like=True, tag=38, gc=False):
-    """To a caller: the last attempt of this call begins. Should the hub die with it, do not send it again."""
+    """From a worker: the last attempt of this call has me for itself, and begins. To its caller: the same. Should
+    the hub die with it, do not send it again."""
 
     id: str
 
@@ -116,6 +117,8 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
     queues: list[str]
     executors: dict[str, Executor] = {}
     """Of the atasks that are blocking functions."""
+    begins: bool = False
+    """Whether I say when a last attempt begins; else it begins when it is handed to me."""
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import Hold, Read, Slots
+from atasks.turns import Turns
 
 __all__ = ["Peer"]
 
@@ -19,7 +23,8 @@ MAX_QUEUED: Final = 64 * 2**20
 class Peer:
     """One process and one namespace."""
 
-    def __init__(self, link: Link, pid: int) -> None:
+    def __init__(self, link: Link, pid: int, look: Callable[[Peer], None]) -> None:
+        """`look(peer)` is called when it may have a call that is to run alone, and might not before."""
         self.link = link
         self.namespace: str | None = None
         """None until it has said `Hello`."""
@@ -37,12 +42,17 @@ class Peer:
         """What it asked for, and is not sent because it is slow to read what it was sent."""
         # as a worker
         self.worker_id = ""
+        self.begins = False
+        """Whether it says when a last attempt begins."""
         self.queues: list[Queue] = []
         """Those it serves, or, while it drains, served."""
         self.room = 0
         """How many calls it may be handed now; less than 0: it has more than it can start."""
         self.alone: Entry | None = None
         """The call that it has, or is about to have, in a slot for itself."""
+        self.turns = Turns(asyncio.get_running_loop(), partial(look, self))
+        self._together = 0
+        """Calls that it has, but for those that are to run alone."""
         self._handed = 0
         self._alone_number = 0
         self._places: dict[Executor | None, int] = {}
@@ -53,6 +63,10 @@ class Peer:
     def room_for(self, queue: Queue) -> int:
         """How many calls of this queue it may be handed now."""
         return self.room if queue.executor is None else min(self.room, self._places.get(queue.executor, 0))
+
+    def may_have_alone(self, others: bool) -> bool:
+        """Whether it may be handed a call that is to run alone now; `others`: there are such as need not."""
+        return self.alone is None and not self.turns.resting(others or self._together > 0)
 
     def hand(self, entry: Entry) -> None:
         """Count a call that it is handed now."""
@@ -66,6 +80,9 @@ class Peer:
             self.alone = entry
             self.room = 0
             self._alone_number = self._handed
+            self.turns.begin_alone()
+        else:
+            self._together += 1
 
     def told(self, slots: Slots) -> None:
         """It says how many calls it could start; some may have been on their way to it when it said so."""
@@ -82,6 +99,10 @@ class Peer:
         """It has the call no longer."""
         if self.alone is entry:
             self.alone = None
+            self.turns.end_alone()
+        else:
+            self._together -= 1
+            self.turns.other_ended()
 
     def check_room(self) -> None:
         """It has sent a request that waits now: tell it to hold if too much does."""

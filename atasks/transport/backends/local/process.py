@@ -17,19 +17,12 @@ from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.tether import Tether
 
-__all__ = ["loading", "main"]
+__all__ = ["main"]
 
 ORPHAN_SECONDS: Final = 10.0
 """Seconds that this process has to end by itself when the program that started it is gone."""
 LOAD: Final = 3
 """The exit code where a module cannot be imported."""
-
-_loading = False
-
-
-def loading() -> bool:
-    """Whether this is a worker process that imports its modules just now."""
-    return _loading
 
 
 def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> None:
@@ -53,15 +46,13 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> N
 
 def _load(modules: Sequence[str]) -> None:
     """Import them: a module by its dotted name, as the program did, a script by its file. Raises LoadError."""
-    global _loading
-    _loading = True
-    for name in modules:
-        if name.endswith(".py") or os.sep in name:
-            loader.load(name)
-        else:
-            with loader.explained(name):
-                importlib.import_module(name)
-    _loading = False
+    with loader.importing():
+        for name in modules:
+            if name.endswith(".py") or os.sep in name:
+                loader.load(name)
+            else:
+                with loader.explained(name):
+                    importlib.import_module(name)
 
 
 async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from atasks.options import Executor
 from atasks.transport.backends.local.link import Link
-from atasks.transport.backends.local.messages import Deliver, GiveBack, Ping, Pong, Serve, Slots, Stop
+from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Service:
         """Have calls handed out from now on."""
         self._serving = True
         self._told = Slots(0, self._received)
-        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors))
+        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors, begins=True))
 
     async def stop(self) -> None:
         """Return when no more calls can come."""
@@ -84,7 +85,17 @@ class Service:
     def deliver(self, message: Deliver) -> None:
         """A call."""
         self._received += 1
-        self.worker.deliver(message.call, _Handed(self), message.alone)
+        call = message.call
+        self.worker.deliver(
+            call, _Handed(self), message.alone, partial(self._begin, call.id) if message.alone else None
+        )
+
+    async def _begin(self, call_id: str) -> bool:
+        """A last attempt has the worker for itself: let the hub know, and its caller, before it runs. It may kill
+        this process, and that of the hub if it is the same."""
+        self.link.send(Handed(call_id))
+        await self.others()
+        return not self.link.closed
 
     def told(self, message: Cancel | Credit | Pong) -> None:
         """Calls that nobody awaits any more, what was taken of a stream, or the answer to a question."""

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any, Final, Unpack
 
-from atasks import wire
+from atasks import modules, wire
 from atasks.errors import (
     AccessRefused,
     CallConnectionLost,
@@ -24,7 +24,6 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.options import Executor, TaskOptions, WorkerOptions, validate_queue, validate_seconds
-from atasks.transport.backends.local import process
 from atasks.transport.backends.local.address import checked_path, parse
 from atasks.transport.backends.local.crew import Crew, check
 from atasks.transport.backends.local.gate import Gate
@@ -158,11 +157,8 @@ class LocalTransport(CallTransport):
     async def connect(self) -> None:
         if self._link is not None or self._keeper is not None:
             raise TransportError("this transport is connected already")
-        if self.workers and process.loading():
-            raise TransportError(
-                "a module starts worker processes when it is imported, and a worker process imports it: "
-                'put what starts the program under if __name__ == "__main__":'
-            )
+        if self.workers and modules.is_importing():
+            raise TransportError(modules.UNGUARDED)
         path = self.path
         if path is None:
             self._private = tempfile.mkdtemp(prefix="atasks-")  # its mode is 0700
