@@ -199,3 +199,34 @@ async def test_a_full_queue_refuses(fleet: Fleet, history: History, tmp_path: Pa
     assert len(history.runs()) == errors["value"]
     history.check()
     await fleet.quiet()
+
+
+@pytest.mark.usefixtures("connected")
+@pytest.mark.parametrize("seconds", [1.0, 5.0])
+async def test_a_queue_that_refuses_and_is_not_full_is_waited_for(
+    fleet: Fleet,
+    node: Broker,
+    prefix: str,
+    history: History,
+    caplog: pytest.LogCaptureFixture,
+    seconds: float,
+) -> None:
+    """As one does that has lost its leader: here one that may have no call ready."""
+    fleet.start_one()
+    rules = json.dumps({"max-length": 0, "overflow": "reject-publish"})
+    node.ctl("set_policy", "--apply-to", "queues", prefix, f"^{prefix}\\.q\\.", rules)
+    try:
+        calls = history.start(30, echo)
+        once = history.start(3, echo, delivery="at_most_once")
+        timed = history.start(3, echo, timeout=0.5)
+        await asyncio.sleep(seconds)
+        ended = await settled(asyncio.gather(*once, *timed), "calls that need not wait")
+        assert [type(each.error).__name__ for each in ended] == ["CallConnectionLost"] * 3 + ["CallTimeout"] * 3
+        assert not any(call.done() for call in calls)
+    finally:
+        node.ctl("clear_policy", prefix)
+    await settled(asyncio.gather(*calls), "calls to a queue that takes them again")
+    assert history.errors()["value"] == 30
+    assert caplog.text.count("refuses calls, and is not full") == 1
+    history.check()
+    await fleet.quiet()

@@ -117,6 +117,42 @@ def test_a_script_without_a_guard_is_told_so(start: Callable[..., subprocess.Pop
     assert "WorkersFailed" in err.splitlines()[-1]
 
 
+EXECUTOR = """
+    import asyncio, os, sys
+    import atasks
+    from atasks import atask
+
+    open(f"{__file__}.{os.getpid()}", "w").close()
+
+    @atask(executor="process")
+    def crunch(number: int) -> int:
+        return number * number
+
+    async def main():
+        async with atasks.serve("loopback:"):
+            return await asyncio.gather(*(crunch(n) for n in range(4)))
+    """
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_script_with_functions_in_processes_and_no_guard(
+    start: Callable[..., subprocess.Popen[str]], guarded: bool, tmp_path: Path
+) -> None:
+    guard = """
+    if __name__ == "__main__":
+        print(asyncio.run(main()))
+    """
+    process = start(EXECUTOR + (guard if guarded else "\n    print(asyncio.run(main()))\n"))
+    out, err = process.communicate(timeout=60)
+    if guarded:
+        assert (out, err) == ("[0, 1, 4, 9]\n", "")
+    else:
+        assert process.returncode == 1
+        assert 'put what starts the program under if __name__ == "__main__":' in err.splitlines()[-1]
+        begun = list(tmp_path.glob("my-script.py.*"))
+        assert len(begun) <= 1 + (os.cpu_count() or 1), "its processes have started no others"
+
+
 def test_a_script_that_is_killed_leaves_no_process(start: Callable[..., subprocess.Popen[str]]) -> None:
     process = start(GUARDED, "stay")
     workers = stays(process)

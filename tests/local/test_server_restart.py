@@ -98,6 +98,29 @@ async def test_a_call_that_kills_the_server_takes_no_other_one_with_it(
     history.check()
 
 
+async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_the_server(
+    fleet: Fleet, history: History, tmp_path: Path
+) -> None:
+    """It waits there to be alone, and the server is killed, with its hub."""
+    gate = tmp_path / "gate"
+    other = asyncio.create_task(history.call(gated, str(gate), key="other"))
+    await until(lambda: len(history.runs("other")) == 1, "another call runs")
+    call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
+    await until(lambda: len(history.runs("call")) == 1, "the first attempt runs")
+    fleet.processes[-1].kill()
+    await fleet.server()
+    await until(lambda: len(history.runs("other")) == 2, "the other one runs again")
+    await asyncio.sleep(0.2)  # the last attempt came with it, and would have begun by now
+    fleet.processes[-1].kill()
+    await fleet.server()
+    gate.touch()
+    await settled(asyncio.gather(call, other), "both calls", 60)
+    history.completed()
+    history.check()
+    assert [run.attempt for run in history.runs("call")] == [1, 2]
+    assert [run.attempt for run in history.runs("other")] == [1, 2, 3]
+
+
 async def test_calls_made_while_there_is_no_server_wait_for_it(fleet: Fleet, history: History) -> None:
     (first,) = fleet.processes
     first.kill()

@@ -74,6 +74,40 @@ async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
     await poison(history, tmp_path / "gate", how, fleet.processes, replace, DEADLINE * 2)
 
 
+async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
+    fleet: Fleet, host: Host, history: History, tmp_path: Path
+) -> None:
+    """It waits to be alone there, and another call kills the worker first, twice. Once begun, it is lost."""
+
+    def waits() -> bool:
+        entries = host.hub._entries.values()
+        return any(entry.alone and entry.worker is not None and not entry.begun for entry in entries)
+
+    gate, other_gate = tmp_path / "gate", tmp_path / "other"
+    dying = await fleet.worker(concurrency=1)
+    call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
+    await until(lambda: len(history.runs("call")) == 1, "the first attempt runs")
+    others = []
+    for number in range(2):
+        worker = await fleet.worker()
+        others += history.start(1, gated, str(other_gate), max_attempts=9)
+        await until(lambda: history.started() == 1 + len(others), "another call runs beside it")  # noqa: B023
+        dying.kill()
+        await until(waits, f"the last attempt waits for other calls to end, {number}")
+        dying = worker
+    last = await fleet.worker()
+    dying.kill()
+    other_gate.touch()
+    await settled(asyncio.gather(*others), "the other calls")
+    await until(lambda: len(history.runs("call")) == 2, "the last attempt runs")
+    last.kill()
+    ended = await settled(call, "a call that has begun its last attempt")
+    assert isinstance(ended.error, atasks.WorkerLost)
+    assert ended.error.attempts == 2
+    history.check()
+    assert [run.attempt for run in history.runs("call")] == [1, 2]
+
+
 async def test_recursion_survives_a_worker_that_dies(fleet: Fleet, history: History) -> None:
     victim, _ = await fleet.start(2, concurrency=1)
     call = asyncio.create_task(fib(14))
