@@ -6,7 +6,7 @@ import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from atasks.pipeline.calling import Bound
+from atasks.pipeline.calling import Bound, name_of
 from atasks.pipeline.functions import make_stage
 from atasks.pipeline.options import PlainOptions, StageOptionsDict
 from atasks.pipeline.pipeline import Pipeline
@@ -318,8 +318,9 @@ def map(
 ) -> Pipeline[..., T, One]: ...
 @overload
 def map(function: Callable[..., T], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., T, One]: ...
-def map(function: Any, /, **options: Any) -> Any:
+def map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
     """`stage(function)`: the function's result for each item."""
+    _refuse_data("map", function, misplaced)
     return Pipeline(make_stage(function, options))
 
 
@@ -343,8 +344,9 @@ def filter(
 ) -> Pipeline[[X], X, Many]: ...
 @overload
 def filter(function: Callable[..., Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., Any, Many]: ...
-def filter(function: Any, /, **options: Any) -> Any:
+def filter(function: Any, /, *misplaced: Any, **options: Any) -> Any:
     """The items for which the function gives something true."""
+    _refuse_data("filter", function, misplaced)
     return Pipeline(make_stage(function, options, role="filter"))
 
 
@@ -418,8 +420,9 @@ def flat_map(
 def flat_map(
     function: Callable[..., Iterable[T]], /, **options: Unpack[StageOptionsDict]
 ) -> Pipeline[..., T, Many]: ...
-def flat_map(function: Any, /, **options: Any) -> Any:
+def flat_map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
     """`stage(function, branch=True)`: what the function yields for each item, one by one."""
+    _refuse_data("flat_map", function, misplaced)
     return Pipeline(make_stage(function, options, branch=True))
 
 
@@ -443,6 +446,14 @@ def each(
 ) -> Pipeline[[X], Any, Many]: ...
 @overload
 def each(function: Callable[..., Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[..., Any, Many]: ...
-def each(function: Any, /, **options: Any) -> Any:
+def each(function: Any, /, *misplaced: Any, **options: Any) -> Any:
     """The function is called with each item for its effect; nothing goes on."""
+    _refuse_data("each", function, misplaced)
     return Pipeline(make_stage(function, options, role="each"))
+
+
+def _refuse_data(name: str, function: Any, misplaced: tuple[Any, ...]) -> None:
+    """Raise a TypeError if it was called as the builtin `map` is."""
+    if misplaced:
+        f = name_of(function) if callable(function) else "f"
+        raise TypeError(f"{name}({f}) makes a pipeline, which is given its data by |: write data | {name}({f})")

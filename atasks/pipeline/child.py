@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import copy_context
 from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any, Final, NoReturn
@@ -140,6 +141,8 @@ class _Child:
         self._name = ""
         self._call: Callable[..., Any] | None = None
         self._iterator: Iterator[Any] | None = None
+        self._variables = copy_context()
+        """Of the item that is worked on: what it sets, the next one does not see."""
         self._on_done: Callable[[], Any] | None = None
 
     def serve(self) -> None:
@@ -177,7 +180,8 @@ class _Child:
                 return Word.VALUE, None
             case Word.NEXT:
                 assert self._iterator is not None
-                for item in self._iterator:
+                item = self._variables.run(next, self._iterator, STREAM)
+                if item is not STREAM:
                     return Word.VALUE, item
                 self._iterator = None
                 return Word.ENDED, None
@@ -200,7 +204,8 @@ class _Child:
 
     def _result(self, value: Any, lineage: tuple[int, ...]) -> Any:
         assert self._call is not None
-        return self._call(self._items() if value is STREAM else value, lineage)
+        self._variables = copy_context()
+        return self._variables.run(self._call, self._items() if value is STREAM else value, lineage)
 
     def _items(self) -> Iterator[Any]:
         """The stream of a join, item by item from the parent."""

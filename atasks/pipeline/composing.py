@@ -74,9 +74,11 @@ def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
     """
     if not pipelines:
         raise ValueError("fork needs at least one pipeline")
-    for pipeline in pipelines:
+    given: tuple[Any, ...] = pipelines
+    for pipeline in given:
         if not isinstance(pipeline, Pipeline):
-            raise TypeError(f"fork takes pipelines, not {type(pipeline).__name__}: write fork(stage(f), ...)")
+            hint = "fork(*pipelines)" if isinstance(pipeline, (list, tuple)) else "fork(stage(f), ...)"
+            raise TypeError(f"fork takes pipelines, not {type(pipeline).__name__}: write {hint}")
         if not pipeline.stages:
             raise ValueError("fork takes pipelines with stages, and one has none")
     return Pipeline(ForkStage(tuple(pipeline.stages for pipeline in pipelines)))
@@ -99,8 +101,16 @@ def from_iterable(
 
 
 async def drain(*runs: Run[Any, Any], progress: Progress | bool | None = None) -> None:
-    """Consume the runs at once, and keep nothing. The first error ends them all, and is raised."""
+    """Consume the runs at once, and keep nothing. The first error ends them all, and is raised.
+
+    Raises TypeError for what is no run.
+    """
     check_progress(progress)
+    given: tuple[Any, ...] = runs
+    for one in given:
+        if not isinstance(one, Run):
+            hint = "call it, or give it a source" if isinstance(one, Pipeline) else "write drain(*runs) for a list"
+            raise TypeError(f"drain takes runs, not {type(one).__name__}: {hint}")
     tasks = [
         asyncio.ensure_future(_drain(run if progress is None else run.options(progress=progress))) for run in runs
     ]

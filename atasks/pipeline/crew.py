@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextvars import copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
 from atasks.pipeline.failing import add_note, deliverable
 from atasks.pipeline.ordering import Admission, admitted
+from atasks.pipeline.runners import ApartRunner
 from atasks.pipeline.streams import AsyncStream, SyncStream
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ class Crew(ABC):
         """Workers that have been started."""
         self.done = 0
         """Items that the stage is done with."""
+        self.total: int | None = None
+        """How many that will be, if that is known."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         outlet.add_producer(self.stop)
@@ -69,6 +75,8 @@ class Crew(ABC):
         error = deliverable(error)
         if note is not None:
             add_note(error, note)
+        if self.outlet.ended and self.outlet.error is None:  # nobody wants more
+            self.engine.report(error, f"stage {self.name!r} of a pipeline raised on its end")
         self.outlet.fail(error)
         self.stop()
 
@@ -163,17 +171,21 @@ class FunctionCrew(Crew):
     async def _items(self, runner: LoopRunner) -> None:
         """One call after the other, each with one result."""
         stage, inlet, outlet = self.stage, self.inlet, self.outlet
-        ready, out, capacity = inlet.items, outlet.items, outlet.capacity
+        ready = inlet.items if runner.ready is None else deque[Token]()
+        out, capacity, takers, putters = outlet.items, outlet.capacity, outlet.takers, inlet.putters
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
         limit = self._limit
+        alone = limit == 1 and runner.ready is None  # then it matters to nobody that it is idle
+        take = inlet.take if alone else partial(self._take, runner.ready)
+        variables, clean = copy_context, copy_context()
         beats, pause = 0, monotonic() + PATIENCE
         self._idle -= 1
         while True:
-            token: Token | None = ready.popleft() if ready else await self._take()
+            token: Token | None = ready.popleft() if ready else await take()
             if token is None:
                 return
-            if inlet.putters:
+            if putters:
                 inlet.wake_putter()
             if not self._idle and self.size < limit:
                 self.hire()
@@ -190,21 +202,25 @@ class FunctionCrew(Crew):
                         return
                     result = GAP
                 self.done += 1
+                if variables() != clean:
+                    simple, call, clean = None, ApartRunner(runner, clean).call, copy_context()
             if marks or type(result) is not Mark:
                 if len(out) >= capacity:
                     await outlet.room()
                 out.append((lineage, result))
-                if outlet.takers:
+                if takers:
                     outlet.wake_taker()
             beats += 1
             if not beats & 15 and monotonic() > pause:
                 await asyncio.sleep(0)
                 pause = monotonic() + PATIENCE
 
-    async def _take(self) -> Token | None:
+    async def _take(self, ready: Callable[[], Coroutine[Any, Any, None]] | None) -> Token | None:
         self._idle += 1
         token = await self.inlet.take()
         self._idle -= 1
+        if ready is not None and token is not None:
+            await ready()
         return token
 
     def _skips(self, error: BaseException, lineage: Lineage | None) -> bool:
@@ -219,15 +235,18 @@ class FunctionCrew(Crew):
 
     async def _branch(self, runner: LoopRunner) -> None:
         """One call after the other, each with a stream of results."""
+        call, clean = runner.stream, copy_context()
         self._idle -= 1
-        while (token := await self._take()) is not None:
+        while (token := await self._take(runner.ready)) is not None:
             if not self._idle and self.size < self._limit:
                 self.hire()
             lineage, value = token
             if type(value) is Mark:
                 await self.outlet.put(token)
                 continue
-            children, failed = await self._emit_all(runner.stream(value, lineage), lineage)
+            children, failed = await self._emit_all(call(value, lineage), lineage)
+            if copy_context() != clean:
+                call, clean = ApartRunner(runner, clean).stream, copy_context()
             if failed is not None and not self._skips(failed, lineage):
                 return
             self.done += 1

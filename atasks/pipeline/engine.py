@@ -30,7 +30,8 @@ class Engine:
         self.closed = False
         self.crews: list[Crew] = []
         """One per stage, in order: for whoever watches."""
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
+        """What `aclose` waits for."""
         self._waiting: set[concurrent.futures.Future[Any]] = set()
         """What other threads wait for. They cannot rely on a loop that may close."""
 
@@ -43,11 +44,22 @@ class Engine:
         """A task that `aclose` waits for."""
         # Not by the loop's task factory, which may begin it at once, before this engine knows of it.
         task = asyncio.Task(coroutine, loop=self.loop)
-        if not self._tasks:
-            _running.add(self)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        self._wait_for(task)
         return task
+
+    def outlast(self, future: asyncio.Future[Any], seconds: float | None) -> None:
+        """Have `aclose` wait for something that is no task, for so many seconds at most."""
+        ended = self.loop.create_future()
+
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
+        timer = None if seconds is None else self.loop.call_later(seconds, end)
+        if timer is not None:
+            ended.add_done_callback(lambda _: timer.cancel())
+        future.add_done_callback(lambda _: end())
+        self._wait_for(ended)
 
     def fail(self, error: BaseException) -> None:
         """End with this error, behind what has come out: nothing that is on its way goes on."""
@@ -110,7 +122,13 @@ class Engine:
         """Tell the event loop's exception handler of an error that no consumer can be given."""
         self.loop.call_exception_handler({"message": message, "exception": error})
 
-    def _done(self, task: asyncio.Task[Any]) -> None:
+    def _wait_for(self, task: asyncio.Future[Any]) -> None:
+        if not self._tasks:
+            _running.add(self)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Future[Any]) -> None:
         self._tasks.discard(task)
         if not self._tasks:
             _running.discard(self)

@@ -30,6 +30,7 @@ class ForkStage(Stage):
     pipelines: tuple[tuple[Stage, ...], ...]
 
     name = "fork"
+    counts = True
 
     @property
     def resets(self) -> bool:  # type: ignore[override]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,6 +41,10 @@ class CallingStage(Stage):
     branch = False
     join = False
     is_coroutine = True
+
+    @property
+    def counts(self) -> bool:  # type: ignore[override]
+        return not self.join
 
     @property
     def keep(self) -> Callable[[Any, Any], Any] | None:
@@ -195,7 +199,8 @@ def make_stage(
 ) -> FunctionStage:
     """The stage of a function, checked. Raises TypeError or ValueError for what cannot work."""
     if not callable(function):
-        raise TypeError(f"a stage needs a function, not {type(function).__name__}")
+        hint = ": write data | map(f)" if isinstance(function, (Iterable, AsyncIterable)) else ""
+        raise TypeError(f"a stage needs a function, not {type(function).__name__}{hint}")
     from atasks.pipeline.pipeline import Pipeline
 
     if isinstance(function, Pipeline):
@@ -227,6 +232,10 @@ def _check_combination(stage: FunctionStage, options: StageOptions) -> None:
         raise ValueError(f"{name!r} runs {where}: {option}=True is for plain functions")
     if options.multiprocess and options.inline:
         raise ValueError(f"{name!r} cannot run in processes and on the event loop: choose multiprocess or inline")
+    if options.inline and options.timeout is not None:
+        raise ValueError(
+            f"{name!r} runs on the event loop, which cannot interrupt it: leave inline out to give it a timeout"
+        )
     if options.unpack and options.param_name is not None:
         raise ValueError(f"{name!r} gets the item by param_name or unpacked, not both")
     if stage.join:
@@ -265,6 +274,12 @@ class _GroupRunner(LoopRunner):
         self.simple = None
         self._lenient = stage.lenient
         self._members = [member.runner(index) for member in stage.members]
+        self.ready = self._ready if any(member.ready for member in self._members) else None
+
+    async def _ready(self) -> None:
+        for member in self._members:
+            if member.ready is not None:
+                await member.ready()
 
     async def start(self) -> None:
         for member in self._members:
@@ -309,6 +324,10 @@ def make_group(functions: Sequence[Any], skip_errors: bool, given: Mapping[str, 
 
     if not functions:
         raise ValueError("a group needs at least one function")
+    for function in functions:
+        if not callable(function):
+            given_ = f"{type(function).__name__}: write group(f, g), or group(*functions) for those of a list"
+            raise TypeError(f"group takes functions and pipelines, not {given_}")
     if not isinstance(skip_errors, bool):
         raise TypeError(f"skip_errors is True or False, not {skip_errors!r}")
     members = []
@@ -319,6 +338,13 @@ def make_group(functions: Sequence[Any], skip_errors: bool, given: Mapping[str, 
             members.append(stages[0])
         else:
             members.append(make_stage(function, {}))
+    if given.get("timeout") is not None:
+        for member in members:
+            if member.options.inline:
+                raise ValueError(
+                    f"{member.name!r} runs on the event loop, which cannot interrupt it: a group with a timeout "
+                    "takes no member with inline=True"
+                )
     remote = all(member.is_remote for member in members)
     known = {name: value for name, value in given.items() if name in GroupOptions.__annotations__}
     for name in given.keys() - known.keys():

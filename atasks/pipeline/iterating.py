@@ -37,8 +37,9 @@ class _Execution:
         """Start; to be called in the event loop."""
         engine = self.engine = Engine()
         steps = plan(self._stages)
-        inlet = self._source.open(engine, steps[0].entering if steps else [])
-        outlet = engine.outlet = open_stages(engine, inlet, steps)
+        inlet = engine.outlet = self._source.open(engine, steps[0].entering if steps else [])
+        total = self._source.length() if self._progress else None
+        outlet = engine.outlet = open_stages(engine, inlet, steps, total)
         if self._progress:
             from atasks.pipeline.progress import watch
 

@@ -170,6 +170,7 @@ class RememberingRunner(LoopRunner):
 
     def __init__(self, runner: LoopRunner, memory: Memory) -> None:
         self.simple = None
+        self.ready = runner.ready
         self._runner = runner
         self._memory = memory
 

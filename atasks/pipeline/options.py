@@ -75,6 +75,19 @@ class StageOptions:
     """Called once per worker at its end, for each `on_start` that has succeeded."""
 
 
+_WORKERS: Final = "write workers=, the calls in flight"
+_THROTTLE: Final = "write throttle=, the results that may wait for the next stage"
+_RETRY: Final = (
+    "a stage calls its function once for an item, so repeat within the function what may fail; what an atask has "
+    "is max_attempts, for workers that die"
+)
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("concurrency", "max_workers", "n_workers", "task_limit", "processes"), _WORKERS),
+    **dict.fromkeys(("maxsize", "buffer", "buffer_size", "queue_size", "prefetch"), _THROTTLE),
+    **dict.fromkeys(("retries", "retry", "max_retries", "attempts", "max_attempts", "retry_on_error"), _RETRY),
+    "executor": "plain functions run in threads, or with multiprocess=True in processes",
+}
+"""What to write instead of the names that others have for it."""
 _NAMES: Final = tuple(item.name for item in fields(StageOptions))
 
 
@@ -84,6 +97,7 @@ def read_options(given: Mapping[str, Any], *, remote: bool) -> StageOptions:
         if name not in _NAMES:
             near = closest(name, _NAMES, limit=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(_NAMES)}"
+            hint = _ELSEWHERE.get(name, hint)
             raise TypeError(f"unknown option {name!r} of a stage: {hint}")
         _check(name, value)
     return StageOptions(**{"workers": REMOTE_WORKERS if remote else LOCAL_WORKERS, **given})

@@ -104,6 +104,8 @@ class Window:
 
     def moved(self) -> None:
         """The order has gone on: let those who wait look again."""
+        if not self._waiters:
+            return
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():

@@ -38,6 +38,7 @@ class Pipeline(Generic[P, T, K]):
     """
 
     __array_ufunc__ = None  # so that numpy leaves `array | pipeline` to us
+    __pandas_priority__ = 1_000_000  # and pandas its series, indexes and frames
 
     def __init__(self, *stages: Stage) -> None:
         for stage in stages:
@@ -104,6 +105,13 @@ class Pipeline(Generic[P, T, K]):
     ) -> Run[U, Many]:
         """A run over the items of an iterable, or of an async iterable."""
         return Run(IterableSource(source), cast("Pipeline[..., U, Any]", self).stages)
+
+    def __getitem__(self, index: Never) -> Never:
+        """Raises TypeError. The views of a dict come here, because they take `|` for a union of their own."""
+        raise TypeError(
+            "a pipeline cannot be iterated: call it, or give it a source, source | pipeline. The keys and items "
+            "of a dict take | for their own: write from_iterable(keys) | pipeline"
+        )
 
     # -- extending it
 

@@ -101,6 +101,12 @@ class Process:
             if self._process is not None and self._process.returncode is None:
                 self._process.kill()
 
+    def has_ended(self) -> bool:
+        """Whether it has died or was told to end: it will answer no call."""
+        if self._process is not None and self._process.poll() is not None:
+            self.ended = True
+        return self.ended
+
     def reap(self) -> None:
         """Wait until it has ended; kill it if that takes too long."""
         if self._connection is not None:
@@ -201,6 +207,7 @@ class ProcessRunner(ThreadRunner):
     def __init__(self, stage: FunctionStage, index: int) -> None:
         super().__init__(stage, index)
         self._process = Process(stage, self.info)
+        self.ready = self._replace
 
     async def start(self) -> None:
         await self._thread.call(self._process.start)
@@ -222,8 +229,6 @@ class ProcessRunner(ThreadRunner):
             await _gone(process, ended)
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
-        if self._process.ended:
-            await self._replace()
         try:
             return await self._thread.call(function, *args)
         except asyncio.CancelledError:  # it took too long, or the run is over
@@ -232,6 +237,8 @@ class ProcessRunner(ThreadRunner):
 
     async def _replace(self) -> None:
         """Another process in place of one that has died, or was ended because it took too long."""
+        if not self._process.has_ended():
+            return
         await _gone(self._process, self._thread.submit(self._process.reap))
         self._process = Process(self.stage, self.info)
         await self._thread.call(self._process.start)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class StageProgress:
     """Results that wait for the next stage."""
     ended: bool
     """Whether the stage has ended, for whatever reason."""
+    total: int | None = field(default=None, compare=False)
+    """How many items there will be, where the source has a length and no earlier stage drops or adds any."""
 
 
 Progress = Callable[[tuple[StageProgress, ...]], object]
@@ -60,7 +62,7 @@ class Watch:
 
     def _tell(self) -> None:
         state = tuple(
-            StageProgress(crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended)
+            StageProgress(crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended, crew.total)
             for crew in self._engine.crews
         )
         if state != self._shown:
@@ -96,7 +98,7 @@ def _bars(engine: Engine) -> Watch:
         for number, stage in enumerate(state):
             if number == len(tasks):
                 tasks.append(bars.add_task(stage.name, total=None))
-            total = stage.done if stage.ended else None
+            total = stage.done if stage.ended else stage.total
             bars.update(tasks[number], completed=stage.done, total=total)
         bars.refresh()
 
@@ -117,4 +119,9 @@ class Lines:
             return
         self._pause = min(60.0, 2 * self._pause)
         self._next = now + self._pause
-        print("; ".join(f"{stage.name}: {stage.done}" for stage in state), file=sys.stderr, flush=True)
+        print("; ".join(map(_line, state)), file=sys.stderr, flush=True)
+
+
+def _line(stage: StageProgress) -> str:
+    of = "" if stage.total is None or stage.ended else f" of {stage.total}"
+    return f"{stage.name}: {stage.done}{of}"

@@ -63,6 +63,8 @@ class Run(Generic[T, K]):
         self._progress = progress
         self._used = False
         self._execution: AsyncRun | SyncRun | None = None
+        self._begun: AsyncIterator[T] | Iterator[T] | None = None
+        """What `next` and `anext` go on with."""
 
     # -- using it
 
@@ -74,13 +76,28 @@ class Run(Generic[T, K]):
         return self._result().__await__()
 
     def __aiter__(self) -> AsyncIterator[T]:
+        if isinstance(self._begun, AsyncIterator):
+            return self._begun
         return self._start().iterator(indexed=self._indexed)
 
     def __iter__(self) -> Iterator[T]:
-        refuse_in_loop("iterating a run with `for`", "write `async for`, or await it,")
+        refuse_in_loop("iterating a run with `for`", "write `async for` or `anext`, or await it,")
+        if isinstance(self._begun, Iterator):
+            return self._begun
         execution = SyncRun(self._source, self._stages, self._progress)
         self._use(execution)
         return execution.iterator(indexed=self._indexed)
+
+    async def __anext__(self) -> T:
+        """The next item: a run that is begun so goes on as long as it is known, or to its end. `async for` then
+        gives the rest."""
+        self._begun = aiter(self)
+        return await anext(self._begun)
+
+    def __next__(self) -> T:
+        """The same where no event loop runs."""
+        self._begun = iter(self)
+        return next(self._begun)
 
     async def one(self) -> T:
         """The one item. Raises PipelineError if there is none, or more than one: then the rest is not awaited."""
@@ -98,6 +115,12 @@ class Run(Generic[T, K]):
         self._used = True
         if isinstance(self._execution, AsyncRun):
             await self._execution.aclose()
+
+    def close(self) -> None:
+        """The same for a run that is used with `next` and `for`."""
+        self._used = True
+        if isinstance(self._execution, SyncRun):
+            self._execution.close()
 
     async def __aenter__(self) -> Run[T, K]:
         return self

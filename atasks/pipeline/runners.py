@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import itertools
 from collections import deque
@@ -11,6 +12,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -25,12 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.calling import WorkerInfo, call_hook, iterator_of
 from atasks.pipeline.channel import Lineage
-from atasks.pipeline.threads import Thread
+from atasks.pipeline.threads import Thread, report_failure
 
 if TYPE_CHECKING:
     from atasks.pipeline.functions import FunctionStage
 
-__all__ = ["LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
+__all__ = ["ApartRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
 
 ENDED = object()
 """What `next_or_end` gives at the end."""
@@ -56,6 +58,9 @@ class LoopRunner:
         self.info = WorkerInfo(stage.name, index)
         self.simple: Callable[[Any], Any] | None = None
         """The stage's function, where awaiting it with the item is all there is to do."""
+        self.ready: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """What is to be awaited before each call, if there is anything: the time that it takes is not the call's,
+        and what it raises ends the run."""
         self._state: Mapping[str, Any] = {}
         self._started = False
         self._call: Callable[[Any, Lineage], Any]
@@ -166,6 +171,37 @@ class LoopRunner:
         return _iterate_here(iterator_of(made, self.stage.name)) if in_memory(made) else self._iterate(made)
 
 
+class ApartRunner(LoopRunner):
+    """Calls as another runner does, with the context variables of its own for each item: what one sets, others do
+    not see. It costs tasks, so functions that set none do without it."""
+
+    def __init__(self, runner: LoopRunner, clean: contextvars.Context) -> None:
+        self._runner = runner
+        self._clean = clean
+
+    async def call(self, value: Any, lineage: Lineage) -> Any:
+        return await _in_context(self._clean.copy(), self._runner.call(value, lineage))
+
+    async def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
+        variables = self._clean.copy()
+        made = self._runner.stream(value, lineage)
+        try:
+            while (item := await _in_context(variables, _next_or_end(made))) is not ENDED:
+                yield item
+        finally:
+            if hasattr(made, "aclose"):
+                await _in_context(variables, _close(made))
+
+
+async def _in_context(variables: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    # Not by the loop's task factory, which may be one that takes no context.
+    return await asyncio.Task(coroutine, loop=asyncio.get_running_loop(), context=variables)
+
+
+async def _close(iterator: Any) -> None:
+    await iterator.aclose()
+
+
 async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
     return await anext(iterator, ENDED)
 
@@ -185,6 +221,8 @@ class ThreadRunner(LoopRunner):
     def __init__(self, stage: FunctionStage, index: int) -> None:
         super().__init__(stage, index)
         self._thread = Thread(f"atasks-{stage.name}-{index}")
+        self._variables = contextvars.copy_context()
+        """Of the item that is worked on."""
 
     async def close(self, *, hurry: bool) -> None:
         hook = self.stage.on_done
@@ -199,10 +237,11 @@ class ThreadRunner(LoopRunner):
             self._thread.close()
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
+        variables = self._variables = self._thread.variables()  # what an item sets, the next one does not see
         if self._thread.busy:  # with what took too long: that goes on in a thread which ends after it
             self._thread.close()
-            self._thread = Thread(f"atasks-{self.stage.name}-{self.info.index}")
-        return await self._thread.call(function, *args)
+            self._thread = Thread(f"atasks-{self.stage.name}-{self.info.index}", self._thread.variables())
+        return await self._thread.call(variables.run, function, *args)
 
     async def _run_hook(self, hook: Callable[..., Any], state: Mapping[str, Any]) -> Any:
         if inspect.iscoroutinefunction(hook):
@@ -228,14 +267,15 @@ class ThreadRunner(LoopRunner):
             raise
 
     async def _iterate(self, iterable: Iterable[Any]) -> AsyncGenerator[Any, None]:
-        thread = self._thread
-        iterator = await thread.call(iterator_of, iterable, self.stage.name)
+        thread, run = self._thread, self._variables.run
+        iterator = await thread.call(run, iterator_of, iterable, self.stage.name)
         try:
-            while (item := await thread.call(next_or_end, iterator)) is not ENDED:
+            while (item := await thread.call(run, next_or_end, iterator)) is not ENDED:
                 yield item
         finally:
             if isinstance(iterator, GeneratorType):
-                busy = thread.busy
-                closed = thread.submit(iterator.close)  # after what it runs, if that was given up
-                if not busy:
-                    await closed
+                if thread.busy:  # it has its turn after what it runs, which was given up
+                    closed = thread.submit(run, iterator.close)
+                    report_failure(closed, f"a generator of stage {self.stage.name!r} raised on its end")
+                else:
+                    await thread.call(run, iterator.close)

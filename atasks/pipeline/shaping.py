@@ -28,6 +28,7 @@ class OrderedStage(Stage):
     window: int = DEFAULT_WINDOW
 
     name = "ordered"
+    counts = True
     one_to_one = True
     resets = False
 
@@ -93,6 +94,7 @@ class CollectStage(Stage):
     """Items in a list; None: all of them in one."""
 
     name = "collect"
+    counts = True
 
     @property
     def makes_one(self) -> bool:  # type: ignore[override]

@@ -7,7 +7,7 @@ import itertools
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from types import GeneratorType
-from typing import Any
+from typing import Any, Final
 
 from atasks.pipeline.calling import Start
 from atasks.pipeline.channel import Channel, Inlet, Lineage, Token
@@ -16,13 +16,22 @@ from atasks.pipeline.engine import Engine
 from atasks.pipeline.failing import add_note, deliverable
 from atasks.pipeline.ordering import Admission, admitted
 from atasks.pipeline.runners import ENDED, in_memory, next_or_end
-from atasks.pipeline.threads import Thread
+from atasks.pipeline.threads import Thread, report_failure
 
 __all__ = ["IterableSource", "MergedSource", "SingleSource", "Source", "check_source"]
+
+PATIENCE: Final = 1.0
+"""Seconds for which the end of a run waits for a generator that is making an item: it may block for ever."""
+
+_RAISED: Final = "what a pipeline took its items from raised on its end"
 
 
 def check_source(source: object) -> None:
     """Raise a TypeError if it cannot be iterated in any way."""
+    from atasks.pipeline.pipeline import Pipeline
+
+    if isinstance(source, Pipeline):
+        raise TypeError("a pipeline is no source of items: call it, or give it a source, source | pipeline")
     if not isinstance(source, (Iterable, AsyncIterable)) and not hasattr(type(source), "__getitem__"):
         hint = "write stage(f) | pipeline" if callable(source) else "give an iterable or an async iterable"
         raise TypeError(f"{type(source).__name__} is no source of items: {hint}")
@@ -32,8 +41,12 @@ class Source:
     """A spec: `open` makes the inlet of the first stage of one run."""
 
     def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
-        """Begin; nothing is pulled before it is taken."""
+        """Begin; nothing is pulled, and nothing of the user's runs, before an item is taken."""
         raise NotImplementedError
+
+    def length(self) -> int | None:
+        """How many items there are, if that is known."""
+        return None
 
 
 class SingleSource(Source):
@@ -43,9 +56,12 @@ class SingleSource(Source):
         self.item = item
 
     def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
-        inlet = _HereInlet(iter((self.item,)), engine, ())
+        inlet = _HereInlet((self.item,), engine, ())
         inlet.called = type(self.item) is Start
         return inlet
+
+    def length(self) -> int:
+        return 1
 
 
 class IterableSource(Source):
@@ -59,10 +75,16 @@ class IterableSource(Source):
     def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
         source = self.iterable
         if hasattr(type(source), "__aiter__"):
-            return _AsyncInlet(aiter(source), engine, windows)
+            return _AsyncInlet(source, engine, windows)
         if self.inline or in_memory(source):
-            return _HereInlet(iter(source), engine, windows)
+            return _HereInlet(source, engine, windows)
         return _ThreadInlet(source, engine, windows)
+
+    def length(self) -> int | None:
+        try:
+            return len(self.iterable)
+        except Exception:  # it has none, or none that it would tell
+            return None
 
 
 class MergedSource(Source):
@@ -79,6 +101,10 @@ class MergedSource(Source):
         if not self.sources:
             outlet.close()
         return outlet
+
+    def length(self) -> int | None:
+        lengths = [source.length() for source in self.sources]
+        return None if None in lengths else sum(length for length in lengths if length is not None)
 
 
 class _Merger(Crew):
@@ -100,6 +126,8 @@ class _Merger(Crew):
             lineage = (next(self._numbers),)
             await admitted(self._windows, lineage)
             await self.outlet.put((lineage, token[1]))
+        if self.inlet.error is not None:  # not when the others have ended, too
+            self.fail(self.inlet.error, f"in {self.name} of a merge")
 
 
 class _SourceInlet:
@@ -167,17 +195,20 @@ class _SourceInlet:
 class _HereInlet(_SourceInlet):
     """Pulls on the event loop."""
 
-    def __init__(self, iterator: Iterator[Any], engine: Engine, windows: Sequence[Admission]) -> None:
+    def __init__(self, iterable: Iterable[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
-        self._iterator = iterator
+        self._iterable = iterable
+        self._iterator: Iterator[Any] | None = None
 
     async def take(self) -> Token | None:
         index = self._index
-        if self._windows:
+        if self._windows and (self._pulling.locked() or not all(each.admits((index,)) for each in self._windows)):
             return await super().take()
         if self.ended:
             return None
         try:
+            if self._iterator is None:
+                self._iterator = iter(self._iterable)
             item = next(self._iterator)
         except StopIteration:
             self.ended = True
@@ -189,14 +220,17 @@ class _HereInlet(_SourceInlet):
         return (index,), item
 
     async def _pull(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
         return next(self._iterator, ENDED)
 
     def _release(self) -> None:
-        if isinstance(self._iterator, GeneratorType):
+        generator = _generator(self._iterable, self._iterator)
+        if generator is not None:
             try:
-                self._iterator.close()
+                generator.close()
             except BaseException as error:
-                self.engine.report(error, "the generator that a pipeline took its items from raised on its end")
+                self.engine.report(error, _RAISED)
 
 
 class _ThreadInlet(_SourceInlet):
@@ -221,28 +255,42 @@ class _ThreadInlet(_SourceInlet):
         self._thread.close()
 
     def _release(self) -> None:
-        if isinstance(self._iterable, GeneratorType):
-            self._thread.submit(self._iterable.close)
+        generator = _generator(self._iterable, self._iterator)
+        if generator is not None:
+            patience = PATIENCE if self._thread.busy else None
+            closed = self._thread.submit(generator.close)
+            report_failure(closed, _RAISED)
+            self.engine.outlast(closed, patience)
         self._thread.close()
 
 
 class _AsyncInlet(_SourceInlet):
     """Pulls from an async iterable."""
 
-    def __init__(self, iterator: AsyncIterator[Any], engine: Engine, windows: Sequence[Admission]) -> None:
+    def __init__(self, iterable: AsyncIterable[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
-        self._iterator = iterator
+        self._iterable = iterable
+        self._iterator: AsyncIterator[Any] | None = None
 
     async def _pull(self) -> Any:
+        if self._iterator is None:
+            self._iterator = aiter(self._iterable)
         return await anext(self._iterator, ENDED)
 
     def _release(self) -> None:
-        if hasattr(self._iterator, "aclose"):
-            self.engine.spawn(self._close())
+        begun = self._iterable if self._iterator is None else self._iterator
+        if hasattr(begun, "aclose"):
+            self.engine.spawn(self._close(begun))
 
-    async def _close(self) -> None:
+    async def _close(self, begun: Any) -> None:
         async with self._pulling:  # a generator that runs cannot be closed
             try:
-                await self._iterator.aclose()  # type: ignore[attr-defined]
+                await begun.aclose()
             except Exception as error:
-                self.engine.report(error, "what a pipeline took its items from raised on its end")
+                self.engine.report(error, _RAISED)
+
+
+def _generator(iterable: Iterable[Any], iterator: Iterator[Any] | None) -> GeneratorType[Any, Any, Any] | None:
+    """What is to be closed at the end, if it is a generator."""
+    begun = iterable if iterator is None else iterator
+    return begun if isinstance(begun, GeneratorType) else None

@@ -42,6 +42,8 @@ class Stage:
     resets: bool = True
     """Whether it numbers its items anew."""
 
+    counts: bool = False
+    """Whether it is done with as many items as go in."""
     takes_arguments: bool = False
     """Whether it can be called with more than one item, as the first stage of a pipeline that is called."""
     deepens: int = 0
@@ -122,10 +124,15 @@ def plan(stages: Sequence[Stage], after: Sequence[Admission] = (), depth: int = 
     return steps[::-1]
 
 
-def open_stages(engine: Engine, inlet: Inlet, steps: Iterable[Step]) -> Inlet:
-    """Start the stages, one behind the other, and return where the items of the last one come out."""
+def open_stages(engine: Engine, inlet: Inlet, steps: Iterable[Step], total: int | None = None) -> Inlet:
+    """Start the stages, one behind the other, and return where the items of the last one come out. `total` is how
+    many go in, if that is known."""
     for step in steps:
-        inlet = step.stage.open(engine, inlet, step)
+        stage, first = step.stage, len(engine.crews)
+        inlet = stage.open(engine, inlet, step)
+        for crew in engine.crews[first : first + 1]:  # those behind it are of the pipelines in a fork
+            crew.total = total if stage.counts else None
+        total = 1 if stage.makes_one else total if stage.one_to_one else None
     return inlet
 
 

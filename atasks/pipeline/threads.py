@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Outcome", "Thread"]
+__all__ = ["Outcome", "Thread", "report_failure"]
 
 Outcome = tuple[bool, Any]
 """Whether it returned, and what it returned or raised: a future cannot hold every exception."""
@@ -24,10 +24,10 @@ class Thread:
     It is a daemon: a function that never returns keeps no program from ending.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, variables: contextvars.Context | None = None) -> None:
         self._name = name
         self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._context = contextvars.copy_context() if variables is None else variables
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._started = False
         self._pending = 0
@@ -38,6 +38,10 @@ class Thread:
     def busy(self) -> bool:
         """Whether it runs something, be it given up or not."""
         return self._pending > 0
+
+    def variables(self) -> contextvars.Context:
+        """A copy of the context variables as the functions that were run here have left them."""
+        return self._context.copy()
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """What the function returns or raises. If this is cancelled the function runs on, and is not heard of."""
@@ -97,6 +101,16 @@ class Thread:
             future.set_result(outcome)
         else:
             _drop(outcome)
+
+
+def report_failure(future: asyncio.Future[Outcome], message: str) -> None:
+    """Tell the event loop's exception handler if a function that was submitted raises: nobody waits for it."""
+
+    def report(future: asyncio.Future[Outcome]) -> None:
+        if not future.cancelled() and not future.result()[0]:
+            future.get_loop().call_exception_handler({"message": message, "exception": future.result()[1]})
+
+    future.add_done_callback(report)
 
 
 def _drop(outcome: Outcome) -> None:

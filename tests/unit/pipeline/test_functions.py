@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -233,3 +234,73 @@ async def test_a_run_is_consumed_by_a_function() -> None:
 
     assert await (p > total)(3) == 6
     assert await (p(3) | map(add_one)) == [1, 3, 5]
+
+
+# -- context variables
+
+seen: ContextVar[str] = ContextVar("seen", default="nothing")
+
+
+def mark(x: int) -> tuple[int, str]:
+    before = seen.get()
+    seen.set(f"item {x}")
+    return x, before
+
+
+def marks(x: int) -> Iterator[str]:
+    yield seen.get()
+    seen.set(f"item {x}")
+    yield seen.get()
+    seen.set(f"child of {x}")
+
+
+async def marks_here(x: int) -> AsyncIterator[str]:
+    for item in marks(x):
+        await asyncio.sleep(0)
+        yield item
+
+
+def set_up() -> None:
+    seen.set("start")
+
+
+async def set_up_here() -> None:
+    set_up()
+
+
+@pytest.mark.parametrize("options", [{}, {"inline": True}, {"timeout": 60}])
+@pytest.mark.parametrize("started", [False, True])
+async def test_what_an_item_sets_others_do_not_see(how: str, options: dict[str, Any], started: bool) -> None:
+    hook = {"on_start": set_up} if started else {}
+    expected = "start" if started else "nothing"
+    assert await consume(range(4) | map(mark, **options, **hook), how) == [(x, expected) for x in range(4)]
+    branches = range(3) | flat_map(marks, **options, **hook)
+    assert await consume(branches, how) == [y for x in range(3) for y in (expected, f"item {x}")]
+    kept = range(3) | filter(lambda x: mark(x)[1] == expected, **options, **hook)
+    assert await consume(kept, how) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"skip_errors": True}])
+@pytest.mark.parametrize("started", [False, True])
+async def test_so_it_is_with_coroutines(how: str, options: dict[str, Any], started: bool) -> None:
+    async def mark_here(x: int) -> tuple[int, str]:
+        found = mark(x)
+        await asyncio.sleep(0)
+        assert seen.get() == f"item {x}"
+        if x == 1 and options.get("skip_errors"):
+            raise ValueError
+        return found
+
+    hook = {"on_start": set_up_here} if started else {}
+    expected = "start" if started else "nothing"
+    wanted = [(x, expected) for x in range(5) if x != 1 or "skip_errors" not in options]
+    assert await consume(range(5) | map(mark_here, **options, **hook), how) == wanted
+    branches = range(3) | flat_map(marks_here, **options, **hook)
+    assert await consume(branches, how) == [y for x in range(3) for y in (expected, f"item {x}")]
+    assert seen.get() == "nothing"
+
+
+async def test_so_it_is_in_processes() -> None:
+    assert await (range(2) | map(mark, multiprocess=True, on_start=set_up)) == [(0, "start"), (1, "start")]
+    branches = range(2) | flat_map(marks, multiprocess=True)
+    assert await branches == [y for x in range(2) for y in ("nothing", f"item {x}")]

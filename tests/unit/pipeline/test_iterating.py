@@ -13,7 +13,19 @@ import pytest
 import atasks
 from atasks import CallConnectionLost, atask
 from atasks.errors import PipelineError
-from atasks.pipeline import StageProgress, drain, filter, from_iterable, map, merge, ordered, progress, stage
+from atasks.pipeline import (
+    StageProgress,
+    collect,
+    drain,
+    filter,
+    fork,
+    from_iterable,
+    map,
+    merge,
+    ordered,
+    progress,
+    stage,
+)
 from tests.unit.pipeline.kinds import consume, until
 
 
@@ -259,6 +271,21 @@ async def test_a_callable_is_told_how_far_each_stage_is(how: str) -> None:
     assert len(told) == len(set(told)), "only when something has changed"
 
 
+async def test_progress_has_a_total_where_the_source_has_a_length() -> None:
+    async def totals(run: Any) -> list[int | None]:
+        told: list[tuple[StageProgress, ...]] = []
+        await run.options(progress=told.append)
+        return [stage.total for stage in told[-1]]
+
+    one = map(add_one)
+    assert await totals(range(5) | one | ordered() | one | filter(lambda x: x % 2) | one) == [5, 5, 5, 5, None]
+    assert await totals([1, 2] | one | collect() | map(len)) == [2, 2, 1]
+    assert await totals((x for x in range(5)) | one) == [None]
+    assert await totals(merge([1, 2], {3}) | one | fork(one, one) | one) == [3, 3, None, None, None]
+    assert await totals(merge([1, 2], iter([3])) | one) == [None]
+    assert await totals(one(3)) == [1]
+
+
 async def test_progress_can_be_asked_of_sources_and_of_drain() -> None:
     told: list[tuple[StageProgress, ...]] = []
     await (from_iterable(range(3), progress=told.append) | map(add_one))
@@ -316,3 +343,39 @@ def test_lines_become_rarer() -> None:
         return len(printed)
 
     assert asyncio.run(count()) == 1
+
+
+async def test_anext_begins_a_run_and_the_loop_goes_on_with_it() -> None:
+    run = range(4) | map(add_one)
+    assert await anext(run) == 1
+    assert await anext(run) == 2
+    assert [item async for item in run] == [3, 4]
+    with pytest.raises(StopAsyncIteration):
+        await anext(run)
+    assert await anext(map(add_one)(1)) == 2
+    closed = itertools.count() | map(add_one)
+    assert await anext(closed) == 1
+    await closed.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(closed)
+    with pytest.raises(RuntimeError, match="anext"):
+        next(map(add_one)(1))
+    used = range(3) | map(add_one)
+    await used
+    with pytest.raises(PipelineError, match="used once"):
+        await anext(used)
+
+
+async def test_next_begins_a_run_and_the_loop_goes_on_with_it() -> None:
+    def program() -> None:
+        run = range(4) | map(add_one)
+        assert next(run) == 1
+        assert list(run) == [2, 3, 4]
+        assert next(run, None) is None
+        assert next(map(add_one)(1)) == 2
+        closed = itertools.count() | map(add_one)
+        assert next(closed) == 1
+        closed.close()
+        assert next(closed, None) is None
+
+    await asyncio.to_thread(program)

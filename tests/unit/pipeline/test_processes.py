@@ -256,3 +256,50 @@ def test_a_script_without_a_guard_works(script: Any) -> None:
         """
     )
     assert output == "[2, 3]"
+
+
+def slow_start() -> dict[str, Any]:
+    time.sleep(1.2)
+    return {}
+
+
+def nap_on_zero(x: int) -> int:
+    if x % 3 == 0:
+        time.sleep(60)
+    return x
+
+
+def naps_on_zero(x: int) -> Iterator[int]:
+    yield nap_on_zero(x)
+    yield x
+
+
+async def test_the_start_of_another_process_is_not_the_time_of_the_next_item() -> None:
+    options: dict[str, Any] = {"multiprocess": True, "timeout": 0.8, "skip_errors": True, "on_start": slow_start}
+    assert await (range(7) | map(nap_on_zero, **options)) == [1, 2, 4, 5]
+    assert await (range(4) | flat_map(naps_on_zero, **options)) == [1, 1, 2, 2]
+    member = stage(nap_on_zero, multiprocess=True, timeout=0.8, on_start=slow_start)
+    assert await (range(3) | group(member, str, skip_errors=True)) == [(None, "0"), (1, "1"), (2, "2")]
+
+
+async def test_another_process_that_does_not_start_ends_the_run(tmp_path: Path) -> None:
+    def starts_once() -> None:
+        with (tmp_path / "started").open("x"):
+            pass
+
+    run = range(4) | map(nap_on_zero, multiprocess=True, timeout=1, skip_errors=True, on_start=starts_once)
+    with pytest.raises(FileExistsError) as raised:
+        await run
+    assert raised.value.__notes__[-1] == "in stage 'nap_on_zero'"
+
+
+async def test_no_item_is_lost_to_a_process_that_died_between_two() -> None:
+    items = aiter([1, 2, 3] | map(identity, multiprocess=True, throttle=1, skip_errors=True))
+    assert await anext(items) == 1
+    await asyncio.sleep(0.2)  # the second one waits for room behind the first
+    found = [await anext(items)]
+    await asyncio.sleep(0.2)
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    found += [item async for item in items]
+    assert found == [2, 3]

@@ -19,6 +19,7 @@ from atasks.pipeline import (
     Stage,
     bind,
     collect,
+    drain,
     each,
     filter,
     flat_map,
@@ -310,3 +311,38 @@ async def test_a_stage_of_ones_own_may_end_the_stream_or_fail() -> None:
 def test_errors_survive_pickling() -> None:
     error = pickle.loads(pickle.dumps(AbortPipeline("enough")))
     assert (error.reason, str(error)) == ("enough", "enough")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: map(plain, retries=3), TypeError, "repeat within the function"),
+        (lambda: map(remote, max_attempts=3), TypeError, "repeat within the function"),
+        (lambda: map(plain, concurrency=3), TypeError, "write workers="),
+        (lambda: map(plain, maxsize=3), TypeError, "write throttle="),
+        (lambda: map(plain, executor="process"), TypeError, "multiprocess=True in processes"),
+        (lambda: map(plain, [1, 2]), TypeError, r"write data \| map\(plain\)"),
+        (lambda: filter(plain, [1, 2], [3]), TypeError, r"write data \| filter\(plain\)"),
+        (lambda: flat_map(plain, range(3)), TypeError, r"write data \| flat_map\(plain\)"),
+        (lambda: each(plain, None), TypeError, r"write data \| each\(plain\)"),
+        (lambda: map([1, 2], plain), TypeError, r"write data \| map"),
+        (lambda: map(None, [1]), TypeError, r"write data \| map\(f\)"),
+        (lambda: stage([1, 2]), TypeError, "a stage needs a function, not list"),
+        (lambda: group([plain, plain]), TypeError, r"group\(\*functions\)"),
+        (lambda: group(plain, 3), TypeError, "not int"),
+        (lambda: fork([map(plain)]), TypeError, r"fork\(\*pipelines\)"),
+        (lambda: fork(plain), TypeError, r"fork\(stage\(f\), ...\)"),
+    ],
+)
+def test_what_others_write_says_what_to_write_here(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+async def test_drain_takes_runs() -> None:
+    runs = [range(3) | map(plain), range(3) | map(plain)]
+    with pytest.raises(TypeError, match=r"drain takes runs, not list: write drain\(\*runs\)"):
+        await drain(runs)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="drain takes runs, not Pipeline: call it"):
+        await drain(map(plain))  # type: ignore[arg-type]
+    await drain(*runs)

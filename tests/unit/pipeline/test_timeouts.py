@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from atasks.pipeline import flat_map, map, ordered
-from tests.unit.pipeline.kinds import Kind, consume
+from atasks.pipeline import after, each, filter, flat_map, group, map, ordered, stage
+from tests.unit.pipeline.kinds import KINDS, Kind, consume
+
+TIMED = [kind for kind in KINDS if kind != "inline"]
 
 SHORT = 0.05
 LONG = 60
@@ -21,6 +23,16 @@ def stuck_at_two(x: int) -> Any:
     return asyncio.Event().wait() if x == 2 else x
 
 
+def test_a_function_on_the_event_loop_has_no_timeout() -> None:
+    for make in (map, filter, flat_map, each, after, stage):
+        with pytest.raises(ValueError, match="cannot interrupt it"):
+            make(stuck_at_two, inline=True, timeout=1)
+    with pytest.raises(ValueError, match="cannot interrupt it"):
+        group(stage(stuck_at_two, inline=True), str, timeout=1)
+    assert group(stage(stuck_at_two, inline=True), str)
+
+
+@pytest.mark.parametrize("kind", TIMED, indirect=True)
 async def test_an_item_over_its_timeout_is_a_timeout_error(kind: Kind, how: str) -> None:
     step = kind.stage(stuck_at_two, workers=1, timeout=1)
     with pytest.raises(TimeoutError, match=r"'stuck_at_two' took longer than its timeout of 1 s") as raised:
@@ -28,6 +40,7 @@ async def test_an_item_over_its_timeout_is_a_timeout_error(kind: Kind, how: str)
     assert raised.value.__notes__[-1] == "in stage 'stuck_at_two', at item (2,)"
 
 
+@pytest.mark.parametrize("kind", TIMED, indirect=True)
 async def test_it_is_dropped_with_skip_errors(kind: Kind, how: str) -> None:
     run = range(5) | kind.stage(stuck_at_two, workers=2, timeout=1, skip_errors=True) | ordered()
     assert await consume(run, how) == [0, 1, 3, 4]
