@@ -16,7 +16,7 @@ from atasks.calls import carried, serving
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import brief, unencodable
 from atasks.errors import DecodeError
-from atasks.failures import encode_failure
+from atasks.failures import encode_failure, failure_text
 from atasks.run import Reason, Run, describe
 from atasks.streams.producing import produce
 from atasks.tasks import BaseTask
@@ -55,7 +55,16 @@ async def execute(run: Run) -> None:
         logger.exception("%s could not be served", describe(run.call))
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
+    if reply is not None and reply.status and run.call.orphan:
+        _log(run.call, reply)
     run.worker.ended(run, reply)
+
+
+def _log(call: Call, reply: Reply) -> None:
+    """A call that goes on without its caller has failed: maybe nobody else hears of it."""
+    described = reply.status != Status.RAISED
+    why = wire.ending(reply).message if described else failure_text(reply.payload)
+    logger.warning("%s failed, which runs whether it is awaited or not:\n%s", describe(call), why)
 
 
 async def _serve(run: Run) -> Reply:

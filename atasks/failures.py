@@ -21,7 +21,7 @@ from atasks.codecs.culprits import brief
 from atasks.errors import RemoteError, RemoteTraceback
 from atasks.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Link, frames, links, shorten, texts
 
-__all__ = ["decode_failure", "encode_failure"]
+__all__ = ["decode_failure", "encode_failure", "failure_text"]
 
 MAX_NOTES = 32
 LARGE = 2**20
@@ -144,6 +144,18 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         built.append(exc)
     root = built[-1]
     return _not_stop_iteration(root) if isinstance(root, StopIteration) else root
+
+
+def failure_text(content: bytes) -> str:
+    """What `encode_failure` made, as text for a log: the traceback, and the notes. It needs no codec."""
+    try:
+        nodes = _decoder.decode(content).nodes
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return "an exception whose description cannot be read"
+    root = nodes[-1]
+    tracebacks = [node.traceback.rstrip() for node in nodes if node.traceback]
+    raised = f"{root.module}.{root.qualname}: {root.message}"
+    return "\n".join([*tracebacks, *([] if tracebacks else [raised]), *root.notes])
 
 
 async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = None) -> list[Node]:

@@ -63,15 +63,15 @@ def _discard(stream: TextIO) -> None:
 def configure_logging(verbosity: int) -> None:
     """Warnings and worse to stderr; with -v also what happens, with -vv everything.
 
-    The client libraries log what atasks reports itself, with tracebacks of their own: only -vv shows it.
+    The client libraries log what atasks reports itself, with tracebacks of their own: only -vv shows it. What they
+    log of each frame is never shown, because it has the payloads.
     """
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
-    if verbosity < 2:
-        for name in CLIENT_LIBRARIES:
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in CLIENT_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1 if verbosity < 2 else logging.INFO)
 
 
 def show_traceback(error: BaseException, *, whole: bool = False) -> None:

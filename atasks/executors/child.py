@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import Any, BinaryIO
 
-from atasks import calls, forks, modules, wire
+from atasks import calls, forks, logs, modules, wire
 from atasks.calls import CurrentCall
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError
@@ -25,10 +25,11 @@ from atasks.wire import Call, Reply, Status
 __all__ = ["serve"]
 
 
-def serve(channel: socket.socket, stream: BinaryIO, codec: Codec) -> None:
+def serve(channel: socket.socket, stream: BinaryIO, levels: dict[str, Any], codec: Codec) -> None:
     """Answer the requests that arrive on `stream`, which reads from `channel`, until it ends.
 
-    If it ends while a call runs, the worker is gone, and so is this process, at once.
+    It logs at those `levels`, of the worker. If the stream ends while a call runs, the worker is gone, and so is
+    this process, at once.
     """
     # Who stops a whole group of processes means the worker, which ends this one when its calls are done. A handler
     # that does nothing, unlike SIG_IGN, is not inherited by the programs that a function starts.
@@ -41,7 +42,7 @@ def serve(channel: socket.socket, stream: BinaryIO, codec: Codec) -> None:
     busy = threading.Event()
     threading.Thread(target=_read, args=(stream, requests, busy), name="atasks-requests", daemon=True).start()
     with asyncio.Runner() as runner:
-        child = _Child(codec, runner)
+        child = _Child(codec, runner, levels)
         channel.sendall(frame(None))
         while (content := requests.get()) is not None:
             busy.set()
@@ -75,8 +76,9 @@ class _Child:
     """Runs calls: the codec's coroutines in an event loop, and the function outside of it, so that it may use
     `asyncio.run` as blocking code does."""
 
-    def __init__(self, codec: Codec, runner: asyncio.Runner) -> None:
+    def __init__(self, codec: Codec, runner: asyncio.Runner, levels: dict[str, Any]) -> None:
         self.codec = codec
+        self._levels = levels
         self._runner = runner
         self._functions: dict[Reference, Callable[..., Any]] = {}
 
@@ -121,4 +123,5 @@ class _Child:
         function = self._functions.get(reference)
         if function is None:
             function = self._functions[reference] = find(reference)
+            logs.adopt(self._levels, "process of a worker")  # after its module may have said how to log
         return function

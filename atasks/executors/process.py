@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Final
 
-from atasks import forks, modules
+from atasks import forks, logs, modules
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
@@ -29,7 +29,7 @@ channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
 sys.path[:] = pickle.load(stream)
 from atasks.executors.child import serve
-serve(channel, stream, pickle.load(stream))
+serve(channel, stream, pickle.load(stream), pickle.load(stream))
 """
 
 LEAVE_PATIENCE: Final = 2.0
@@ -56,7 +56,7 @@ class Worked:
         imports its modules."""
         if modules.is_importing():
             raise TransportError(modules.UNGUARDED)
-        hello = pickle.dumps(sys.path) + dumps(codec)
+        hello = pickle.dumps(sys.path) + pickle.dumps(logs.levels()) + dumps(codec)
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())
         with theirs:

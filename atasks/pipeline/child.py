@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any, Final, NoReturn
 
-from atasks import forks
+from atasks import forks, logs
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import by_value
 from atasks.codecs.pickle import pickled
@@ -195,7 +195,9 @@ class _Child:
         on_start: Callable[..., Any] | None,
         on_done: Callable[..., Any] | None,
         info: WorkerInfo,
+        levels: dict[str, Any],
     ) -> None:
+        logs.adopt(levels, f"process of stage {info.stage}")
         state = {} if on_start is None else call_hook(on_start, {}, info) or {}
         if on_done is not None:
             self._on_done = lambda: call_hook(on_done, state, info)

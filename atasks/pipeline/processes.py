@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from atasks import forks, modules
+from atasks import forks, logs, modules
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import WorkerInfo
 from atasks.pipeline.channel import Lineage
@@ -67,7 +67,7 @@ class Process:
                 self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
         self._connection = Connection(here.detach())
         stage = self._stage
-        self._send(Word.START, (stage.invocation, stage.on_start, stage.on_done, self._info))
+        self._send(Word.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels()))
         self._answer()
 
     def call(self, value: Any, lineage: Lineage) -> Any:

@@ -228,3 +228,12 @@ def test_connection_that_is_lost_for_good(shell: Shell) -> None:
     assert (done.code, done.out) == (6, "cancelled\ndisconnected\n")
     assert done.err.splitlines()[-1] == "atasks: error: the broker has moved; start it again"
     assert "Traceback" not in done.err
+
+
+def test_no_payload_is_logged(any_app: App) -> None:
+    server = any_app.serve("tasks.py", "-vv")
+    done = any_app.call("add", "-o", 'args=["open ", "sesame"]', "-vv").finish()
+    assert done.out == "open sesame\n"
+    for output in (done.err, any_app.end(server)):
+        assert " DEBUG " in output
+        assert "sesame" not in output

@@ -295,6 +295,8 @@ class Attempts:
             self._questions.pop(name, None)
         if again:
             self._try_again(call, question.deliveries.pop())
+        if call.orphan and isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
+            logger.warning("%s", wire.ending(reply).message)  # maybe nobody else hears of it
         for each in question.deliveries:
             if reply is None:
                 each.drop()  # whoever runs it replies

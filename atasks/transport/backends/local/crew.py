@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from atasks.errors import NotSupported, WorkersFailed
+from atasks.logs import levels
 from atasks.modules import MAIN_NAMES, main_name
 from atasks.namespaces import namespaces
 from atasks.options import WorkerOptions
@@ -59,6 +60,7 @@ class Crew:
             "socket": socket,
             "namespace": namespace,
             "grace": self._grace,
+            "levels": levels(),
             **options,
         }
         warnings = [f"-W{option}" for option in sys.warnoptions]

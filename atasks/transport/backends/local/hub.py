@@ -375,7 +375,10 @@ class Hub:
         entry.worker = None
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
         if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts):
-            self._end(entry, _lost(entry, "will not run again: its worker died"))
+            lost = _lost(entry, "will not run again: its worker died")
+            if call.orphan == RUN:  # maybe nobody else hears of it
+                logger.warning("%s", wire.ending(lost).message)
+            self._end(entry, lost)
             return
         if not waited:
             call.attempt += 1

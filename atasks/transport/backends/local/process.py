@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import atasks
-from atasks import forks
+from atasks import forks, logs
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.tether import Tether
@@ -25,7 +25,7 @@ LOAD: Final = 3
 """The exit code where a module cannot be imported."""
 
 
-def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> None:
+def main(socket: str, modules: Sequence[str], uvloop: bool, levels: dict[str, Any], **options: Any) -> None:
     """Import the modules, and serve their atasks until told to drain, or until the hub is gone."""
     tether = Tether.inherited()
     assert tether is not None, "a supervisor starts it"
@@ -35,6 +35,7 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, **options: Any) -> N
     except AtasksError as error:
         tether.failed(" ".join(str(error).split()), LOAD)
         raise SystemExit(LOAD) from None
+    logs.adopt(levels, f"worker {tether.number}")
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
     if uvloop:
         import uvloop as library
