@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.calls import serving
+from atasks.executors.default import DefaultExecutor
 from atasks.run import describe
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from atasks.run import Run
+    from atasks.worker import Worker
 
 __all__ = ["LoopGuard"]
 
@@ -65,11 +68,20 @@ class LoopGuard:
         """Whether all tasks of the event loop were cancelled, as `asyncio.run` does when it ends."""
         return self._canary.done() or self._canary.cancelling() > 0
 
+    def threads_of(self, worker: Worker) -> list[tuple[threading.Thread, Run]]:
+        """Those that run functions of calls of this worker, as `asyncio.to_thread` has it."""
+        executor = getattr(self._loop, "_default_executor", None)
+        if not isinstance(executor, DefaultExecutor):
+            return []
+        return [(thread, run) for thread, run in list(executor.running.items()) if run.worker is worker]
+
     def _begin(self) -> None:
         forever = _wait(self._loop.create_future())
         self._canary = asyncio.Task(forever, loop=self._loop, name="atasks canary")
         self._canary._log_destroy_pending = False  # type: ignore[attr-defined]  # a loop may just be closed
         if isinstance(self._loop, asyncio.BaseEventLoop):
+            if self._loop._default_executor is None:  # type: ignore[attr-defined]
+                self._loop.set_default_executor(DefaultExecutor())
             self._run_once = self._loop._run_once  # type: ignore[attr-defined]
             self._loop._run_once = self._guarded  # type: ignore[attr-defined]
 

@@ -22,6 +22,7 @@ from atasks.builtin import builtin_task
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
+from atasks.leaving import place_of
 from atasks.loopguard import LoopGuard
 from atasks.memory import RecentIds, RecentReplies
 from atasks.options import MAX_TIMEOUT, validate_count
@@ -197,12 +198,23 @@ class Worker:
             await self._until_empty(CANCEL_PATIENCE)
             for run in self._held.values():
                 logger.error("%s ignores its cancellation: left behind by the drain", describe(run.call))
+            await self._until_threads_end(until)
             await self.transport.flush()
         finally:
             await self.pools.close()
             self._stop_watching()
             if not self._stopped.done():
                 self._stopped.set_result(None)
+
+    async def _until_threads_end(self, until: float) -> None:
+        """Let what runs still in threads of `asyncio.to_thread` end, for calls that have ended, or log it."""
+        while self._guard is not None and (threads := self._guard.threads_of(self)):
+            if self.loop.time() >= until:
+                for thread, run in threads:
+                    where = f"in thread {thread.name!r}, at {place_of(thread)}"
+                    logger.warning("%s goes on %s, which cannot be stopped", describe(run.call), where)
+                return
+            await asyncio.sleep(min(DRAIN_LOOK, until - self.loop.time()))
 
     def _stop_watching(self) -> None:
         self._watchdog.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import atasks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
+from atasks.leaving import EXIT_SECONDS, leave_within
 from atasks.namespaces import namespaces
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.exits import CommandError, Exit, explain
@@ -75,11 +77,37 @@ def run(
 
     Raises a CommandError, whose cause is the library's error, for what the library raises.
     """
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        return runner.run(_run(settings, aiomains, supervised))
+    ending = Ending()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:  # which waits for threads when it is left
+        try:
+            code = runner.run(_run(settings, aiomains, supervised, ending))
+        except CommandError as error:
+            ending.leave(error.exit)
+            raise
+        ending.leave(code)
+        return code
 
 
-async def _run(settings: Settings, aiomains: Sequence[Aiomain], supervised: Supervised | None) -> int:
+class Ending:
+    """How long this process may still take."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def within(self, grace: float) -> None:
+        """It is to end: threads of its calls have so many seconds to end. The first word counts."""
+        if self._until is None:
+            self._until = time.monotonic() + grace
+
+    def leave(self, code: int) -> None:
+        """It has drained: end with this code, in time. Does nothing if it ends by itself, for want of work."""
+        if self._until is not None:
+            leave_within(max(0.0, self._until - time.monotonic()) + EXIT_SECONDS, code)
+
+
+async def _run(
+    settings: Settings, aiomains: Sequence[Aiomain], supervised: Supervised | None, ending: Ending
+) -> int:
     task = asyncio.current_task()
     assert task is not None
     signals = Signals(task.cancel)
@@ -87,11 +115,13 @@ async def _run(settings: Settings, aiomains: Sequence[Aiomain], supervised: Supe
         supervised.tether.on_release(signals.end)
     try:
         if settings.mode == "server":
-            return await _serve(settings, aiomains, signals, supervised)
+            return await _serve(settings, aiomains, signals, supervised, ending)
         await _call(settings, aiomains)
         return Exit.OK
     except asyncio.CancelledError:
         if signals.received is not None:
+            if settings.mode == "loopback":
+                ending.within(0)
             return 128 + signals.received
         if supervised is not None and supervised.tether.is_released:
             return Exit.OK
@@ -137,7 +167,11 @@ def _crew_options(settings: Settings) -> dict[str, Any]:
 
 
 async def _serve(
-    settings: Settings, aiomains: Sequence[Aiomain], signals: Signals, supervised: Supervised | None
+    settings: Settings,
+    aiomains: Sequence[Aiomain],
+    signals: Signals,
+    supervised: Supervised | None,
+    ending: Ending,
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
     options: dict[str, Any] = {}
@@ -173,6 +207,7 @@ async def _serve(
                 await asyncio.wait({lost, stopped}, return_when=asyncio.FIRST_COMPLETED)
             elif running.done():
                 code = _report(running.exception(), settings)
+            ending.within(0 if lost.done() else settings.grace)
             if not lost.done():
                 (say if supervised is None else logger.info)(_draining(settings, worker))
                 await worker.drain(settings.grace)

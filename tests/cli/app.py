@@ -12,7 +12,7 @@ from tests.cli.command import Command
 from tests.cli.shell import Shell
 
 TASKS = """
-    import asyncio, os, pathlib
+    import asyncio, concurrent.futures, os, pathlib, threading, time
     from atasks import atask
 
     @atask(namespace="NAMESPACE")
@@ -41,6 +41,18 @@ TASKS = """
         if first:
             await asyncio.Event().wait()
         return "through"
+
+    @atask(namespace="NAMESPACE", max_attempts=1)
+    async def in_threads(which):
+        loop = asyncio.get_running_loop()
+        print("running", flush=True)
+        if which == "to_thread":
+            await asyncio.to_thread(time.sleep, 60)
+        elif which == "pool":
+            await loop.run_in_executor(concurrent.futures.ThreadPoolExecutor(1), time.sleep, 60)
+        else:
+            threading.Thread(target=time.sleep, args=(60,), name="mine").start()
+            await asyncio.Event().wait()
 
     @atask(namespace="NAMESPACE", max_attempts=1)
     async def leave():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from signal import SIGINT, SIGTERM, Signals
 
 import pytest
@@ -68,6 +69,31 @@ def test_a_call_whose_child_exits_costs_no_other_call(any_app: App) -> None:
     assert client.finish().out == "through\n"
     server.signal(SIGTERM)
     assert server.finish().code == 0
+
+
+@pytest.mark.parametrize(
+    ("which", "said"),
+    [
+        ("to_thread", "goes on in thread 'asyncio-call_0'"),
+        ("pool", "runs still, at"),
+        ("own", "thread 'mine' runs"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["alone", "supervised"])
+def test_threads_do_not_keep_a_server_past_its_grace(
+    socket_app: App, options: tuple[str, ...], which: str, said: str
+) -> None:
+    server = socket_app.start("--grace", "0.5", *options)
+    server.wait_for("serv")
+    client = socket_app.call("in_threads", "-o", f'args=["{which}"]')
+    server.wait_for("running")
+    began = time.monotonic()
+    server.signal(SIGTERM)
+    server.wait_for(said)
+    assert server.finish().code == 0
+    assert time.monotonic() - began < 10
+    client.signal(SIGTERM)
+    client.finish()
 
 
 def test_drain_gives_back_what_does_not_finish(app: App) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 from urllib.parse import quote
@@ -15,6 +16,7 @@ import atasks
 from atasks import forks, logs
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
+from atasks.leaving import EXIT_SECONDS, leave_within
 from atasks.tether import Tether
 
 __all__ = ["main"]
@@ -42,7 +44,8 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, levels: dict[str, An
 
         factory = library.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_serve(f"unix://{quote(socket)}", tether, options))
+        until = runner.run(_serve(f"unix://{quote(socket)}", tether, options))
+        leave_within(max(0.0, until - time.monotonic()) + EXIT_SECONDS, 0)  # leaving the runner waits for threads
 
 
 def _load(modules: Sequence[str]) -> None:
@@ -56,7 +59,9 @@ def _load(modules: Sequence[str]) -> None:
                     importlib.import_module(name)
 
 
-async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> None:
+async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> float:
+    """Serve until told to drain, or until the hub is gone. Returns when the grace is over (monotonic time)."""
+    until = time.monotonic()
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TransportError):  # the hub is gone, and this process ends with it
         async with atasks.serve(url, hub=False, **options) as worker:
@@ -69,4 +74,6 @@ async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> None:
             if ended.done():
                 await worker.drain(grace=0)  # nobody awaits what it runs
             else:
+                until = time.monotonic() + options.get("grace", 30.0)
                 ended.cancel()
+    return until

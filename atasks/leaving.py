@@ -1,0 +1,62 @@
+"""Leaving a process in time, whatever its threads do.
+
+Python waits for threads when a process ends: those of every ThreadPoolExecutor, and others that are no daemons. A
+thread cannot be stopped, so a worker that has drained would stay for as long as one runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import thread as pools
+from types import FrameType
+from typing import Final
+
+__all__ = ["EXIT_SECONDS", "leave_within", "place_of"]
+
+logger = logging.getLogger("atasks.worker")
+
+EXIT_SECONDS: Final = 1.0
+"""Seconds that the threads of a worker process get to end after its drain and its grace."""
+
+
+def leave_within(seconds: float, code: int) -> None:
+    """End this process in so many seconds with this code, unless it has ended by then: log what runs still."""
+    threading.Thread(target=_leave, args=(seconds, code), name="atasks leaving", daemon=True).start()
+
+
+def place_of(thread: threading.Thread) -> str:
+    """Where this thread is, for the log; empty where it has ended, or waits for something to do."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None or _is_idle(frame):
+        return ""
+    place = traceback.extract_stack(frame)[-1]
+    return f"{place.filename}:{place.lineno} in {place.name}"
+
+
+def _leave(seconds: float, code: int) -> None:
+    time.sleep(seconds)
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread() and (place := place_of(thread)):
+            logger.warning("thread %r runs still, at %s: this process ends without it", thread.name, place)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, RuntimeError, ValueError):  # broken or closed
+            stream.flush()
+    os._exit(code)
+
+
+def _is_idle(frame: FrameType) -> bool:
+    """Whether it is a thread of a pool that waits for work, or asyncio's own that waits for a pool."""
+    if frame.f_code is pools._worker.__code__:
+        return True
+    outer: FrameType | None = frame
+    while outer is not None:
+        if outer.f_code.co_name == "_do_shutdown" and outer.f_globals.get("__name__") == "asyncio.base_events":
+            return True
+        outer = outer.f_back
+    return False
