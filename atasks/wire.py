@@ -119,6 +119,8 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     ran: bool = False
     """Whether a worker ran this stream before, at this attempt: it gave it back, or may have been sent it in vain.
     Its consumer may have items."""
+    by: Annotated[str, Meta(max_length=32)] = ""
+    """Whose call it is, by the name of a key, if it comes from a worker that passes it on; empty: the sender's."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):

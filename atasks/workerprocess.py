@@ -188,13 +188,14 @@ class WorkerProcess:
         self.released = True
         self._reports.shut()
         if not self.ready.done():
-            self._signal(signal.SIGTERM)
+            self.signal(signal.SIGTERM)
 
     def kill(self) -> None:
         """End it at once."""
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal, if it has not ended."""
         # Not Process.send_signal: on some Pythons it takes the exit status away from whoever waits for it.
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):

@@ -167,6 +167,16 @@ def main() -> None:
     type=Size(),
     help="Replace a worker process that takes more: bytes, or with K, M or G, as in 500M.",
 )
+@click.option(
+    "--keys",
+    metavar="FILE",
+    help="Seal messages with the keys in this file, over AMQP. Default: $ATASKS_KEYS, if it is set.",
+)
+@click.option(
+    "--unsealed",
+    type=click.Choice(["refuse", "accept"]),
+    help="What a server that has keys does with messages without a seal. Default: refuse.",
+)
 @click.option("--reload", is_flag=True, help="Drain and start again when a file of the loaded modules changes.")
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
 import atasks
+from atasks import forks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.leaving import EXIT_SECONDS, leave_within
@@ -148,8 +150,18 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
         async with serving:
             await run_all(aiomains)
     else:
-        async with atasks.connect(settings.url, namespace=settings.namespace, **_crew_options(settings)):
+        options = {**_crew_options(settings), **settings.sealing}
+        async with atasks.connect(settings.url, namespace=settings.namespace, **options) as transport:
+            _reread_keys_on_hangup(transport)
             await run_all(aiomains)
+
+
+def _reread_keys_on_hangup(transport: atasks.Transport) -> None:
+    """Have SIGHUP read the file of keys again, if there is one."""
+    seals = getattr(transport, "seals", None)
+    if seals is not None:
+        loop = asyncio.get_running_loop()
+        forks.handle_signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(seals.keys.reread))
 
 
 def _crew_options(settings: Settings) -> dict[str, Any]:
@@ -174,9 +186,9 @@ async def _serve(
     ending: Ending,
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = settings.sealing
     if supervised is not None and settings.transport == "unix":
-        options = {"hub": False, "workers": 0}  # the hub is the supervisor's
+        options |= {"hub": False, "workers": 0}  # the hub is the supervisor's
     serving = atasks.serve(
         settings.url,
         namespace=settings.namespace,
@@ -191,6 +203,7 @@ async def _serve(
     async with serving as worker:
         stop = asyncio.Event()
         signals.first = stop.set
+        _reread_keys_on_hangup(worker.transport)
         what = _what(settings, worker)
         if supervised is None:
             say(f"serving {what}; Ctrl-C to drain")

@@ -49,6 +49,10 @@ class Settings:
     """Worker processes of the private socket of `local:`; None: as many as there are cores."""
     targets: tuple[str, ...] = ()
     """The modules to load, as they were given."""
+    keys: str | None = None
+    """The path of the file of keys; None: $ATASKS_KEYS, if it is set."""
+    unsealed: str | None = None
+    """What a server does with unsealed messages, if it has keys; None: it refuses them."""
 
     @classmethod
     def make(
@@ -66,6 +70,8 @@ class Settings:
         verbosity: int = 0,
         workers: int | None = None,
         targets: Iterable[str] = (),
+        keys: str | None = None,
+        unsealed: str | None = None,
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
         queues = list(dict.fromkeys(queues))
@@ -79,8 +85,8 @@ class Settings:
             mode = "client"
             url = url or _DEFAULT_URLS["local"]
         mode = mode or "loopback"
-        if mode != "server" and (queues or grace is not None):
-            option = "--queue" if queues else "--grace"
+        if mode != "server" and (queues or grace is not None or unsealed is not None):
+            option = "--queue" if queues else "--grace" if grace is not None else "--unsealed"
             raise CommandError(
                 Exit.USAGE, f"{option} is for --mode server, and this is --mode {mode}: leave it out"
             )
@@ -110,7 +116,21 @@ class Settings:
             processes,
             workers if private else None,
             tuple(targets),
+            keys,
+            unsealed,
         )
+
+    @property
+    def sealing(self) -> dict[str, Any]:
+        """The options of a transport that are about keys."""
+        given = {"keys": self.keys, "unsealed": self.unsealed}
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether messages are sealed."""
+        path = os.environ.get("ATASKS_KEYS") if self.keys is None else self.keys
+        return self.transport == "amqp" and bool(path)
 
     def for_aiomain(self) -> dict[str, Any]:
         """The settings that every aiomain is offered."""

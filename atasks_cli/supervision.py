@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from atasks import forks
 from atasks.connection import connect
 from atasks.errors import TransportError, WorkersFailed
 from atasks.supervisor import Supervisor
@@ -95,6 +97,9 @@ async def _supervise(settings: Settings, supervision: Supervision) -> int:
         signals = Signals(stop.set)
         signals.last = supervisor.kill
         await stack.enter_async_context(supervisor)
+        if settings.has_keys:
+            loop = asyncio.get_running_loop()
+            forks.handle_signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(_hang_up, supervisor))
         running = asyncio.create_task(_run(supervisor, watcher, settings.grace + MARGIN))
         stopped = asyncio.create_task(stop.wait())
         try:
@@ -111,6 +116,13 @@ async def _supervise(settings: Settings, supervision: Supervision) -> int:
             say(f"draining {_workers(supervisor)}, for at most {settings.grace:g} s; Ctrl-C again to exit at once")
             await supervisor.stop(settings.grace + MARGIN)
     return Exit.OK
+
+
+def _hang_up(supervisor: Supervisor) -> None:
+    """Have the workers read their file of keys again."""
+    for process in supervisor.processes:
+        if process.serving:  # one that starts reads it anyway, and would not survive the signal yet
+            process.signal(signal.SIGHUP)
 
 
 async def _run(supervisor: Supervisor, watcher: Watcher | None, patience: float) -> None:

@@ -212,12 +212,15 @@ class Pending(Struct, eq=False):
     """Whether the broker has it."""
     unheard: bool = False
     """Whether the broker had no queue for it: it waits for a worker that declares one."""
-    copies: dict[int, str] | None = None
-    """Attempt -> the one copy of its request that may start as this attempt; None: nobody has asked."""
+    copies: dict[int | str, str] | None = None
+    """Attempt -> the one copy of its request that may start as this attempt; for a call that runs at most once,
+    copy -> the one worker that may start it. None: nobody has asked."""
     begun: tuple[str, int] | None = None
     """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
     """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
+    key: str | None = None
+    """Under which key its messages are sealed, where they are: None: this side's own. Empty: under none."""
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
         return f"<pending call {self.call.id} of {self.call.task!r}>"

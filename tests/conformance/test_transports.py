@@ -9,7 +9,9 @@ from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from tests.conformance.transports import (
     OverAMQP,
+    OverAMQPEncrypted,
     OverAMQPQuorum,
+    OverAMQPSealed,
     OverLocal,
     OverLocalHub,
     OverLoopback,
@@ -38,4 +40,12 @@ class TestAMQP(OverAMQP, TransportConformance):
 
 
 class TestAMQPQuorum(OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases):
+    pass
+
+
+class TestAMQPSealed(OverAMQPSealed, TransportConformance):
+    pass
+
+
+class TestAMQPEncrypted(OverAMQPEncrypted, NestingCases, EndingCases, StreamCases, StreamEndingCases):
     pass

@@ -13,6 +13,7 @@ from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.host import Host
 from tests.conformance.memory import MemoryTransport, Switchboard
+from tests.keys import KeyFiles, caller_first
 
 
 class OverLoopback:
@@ -74,3 +75,22 @@ class OverAMQPQuorum:
     @pytest.fixture
     def new_transport(self, amqp_url: str, prefix: str) -> Callable[[str], Transport]:
         return lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix, queue_type="quorum")
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class OverAMQPSealed:
+    """Messages are sealed: the caller has a key of its own, and the workers have theirs and the caller's."""
+
+    @pytest.fixture
+    def new_transport(self, amqp_url: str, prefix: str, tmp_path: Path) -> Callable[[str], Transport]:
+        return caller_first(amqp_url, prefix, KeyFiles(tmp_path, shop=""), "shop")
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class OverAMQPEncrypted:
+    """Messages are sealed and encrypted, over quorum queues."""
+
+    @pytest.fixture
+    def new_transport(self, amqp_url: str, prefix: str, tmp_path: Path) -> Callable[[str], Transport]:
+        keys = KeyFiles(tmp_path, shop="encrypt")
+        return caller_first(amqp_url, prefix, keys, "shop", queue_type="quorum")

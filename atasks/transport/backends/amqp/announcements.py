@@ -17,6 +17,7 @@ __all__ = ["Announcements"]
 
 logger = logging.getLogger("atasks.amqp")
 
+DEAF_SECONDS: Final = 1.0
 CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
 
@@ -31,6 +32,8 @@ class Announcements:
         self._binding: dict[str, asyncio.Task[None]] = {}
         self._homeless: dict[str, dict[str, Pending]] = {}
         """Queue -> calls that wait for a worker to declare it."""
+        self._deaf: dict[str, bool] = {}
+        """Queue that was announced just now -> whether it was once more since."""
         self._served: dict[str, float] = {}
         """Queue -> until when it is believed to have consumers (event loop time)."""
 
@@ -40,6 +43,7 @@ class Announcements:
             task.cancel()
         self._binding.clear()
         self.listening.clear()
+        self._deaf.clear()
         self._served.clear()
 
     async def require_worker(self, queue: str) -> None:
@@ -116,7 +120,22 @@ class Announcements:
                 self._transport.requests.send(pending)
 
     def heard(self, queue: str) -> None:
-        """A worker declared this queue, which was not there before: send what waits for it."""
+        """A worker declared this queue, which was not there before: send what waits for it. Where messages are
+        sealed anybody may say so still, and is listened to once a second."""
+        if self._transport.seals is None:
+            self._settle(queue)
+        elif queue in self.listening and queue not in self._deaf:
+            self._settle(queue)
+            self._deaf[queue] = False
+            asyncio.get_running_loop().call_later(DEAF_SECONDS, self._listen_again, queue)
+        elif queue in self._deaf:
+            self._deaf[queue] = True
+
+    def _listen_again(self, queue: str) -> None:
+        if self._deaf.pop(queue, False):
+            self.heard(queue)
+
+    def _settle(self, queue: str) -> None:
         transport = self._transport
         homeless = self._homeless.pop(queue, {})
         for pending in homeless.values():

@@ -75,11 +75,12 @@ class Attempts:
 
         `again`: the broker has delivered this message before. It says so of every message after a crash of its
         own, so attempts are counted in the envelope."""
-        if (not again and call.attempt == 1) or self._intake.worker.knows(call.id):
-            return False
         inbound = delivery.inbound
+        sealed_once = call.delivery == AT_MOST_ONCE and bool(inbound.key)  # a copy of it may be a recording
+        if (not again and call.attempt == 1 and not sealed_once) or self._intake.worker.knows(call.id):
+            return False
         claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
-        answerable = call.attempt > 1 and bool(inbound.copy) and not inbound.kept
+        answerable = (call.attempt > 1 or sealed_once) and bool(inbound.copy) and not inbound.kept
         last = call.attempt >= call.max_attempts
         begins = last and inbound.consumer.solo and call.delivery != AT_MOST_ONCE
         if claim is not None:  # it was delivered once more meanwhile, over the next link
@@ -194,14 +195,15 @@ class Attempts:
                 self._silent[reply_to] = loop.time()
             state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
+            once = call.delivery == AT_MOST_ONCE  # no word, no start: somebody else may have sent it again
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
-                return Word.NO if call.orphan == CANCEL else Word.SILENCE
+                return Word.NO if call.orphan == CANCEL or once else Word.SILENCE
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
             self._adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
                 gone = call.orphan == CANCEL and state is not None and not state[1]
-                return Word.NO if gone else Word.SILENCE
+                return Word.NO if gone or once else Word.SILENCE
 
     def _put_aside(self, claim: CopyClaim, inbound: Inbound) -> None:
         """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
@@ -286,7 +288,8 @@ class Attempts:
             transport = self._intake.transport
             body, exchange = wire.encode([Ask(VERSION, names)]), transport.topology.control
             properties = question_properties(self._intake)
-            transport.outbox.put(Outgoing(body, key, properties, exchange=exchange, mandatory=False))
+            seal = inbound.voice
+            transport.outbox.put(Outgoing(body, key, properties, exchange=exchange, mandatory=False, key=seal))
             if await question.answered(ASK_SECONDS):
                 reply, again = question.answer.result(), False
                 break

@@ -112,7 +112,8 @@ class Question(Outgoing):
     __slots__ = ("arrived", "claim", "ended", "intake")
 
     def __init__(self, intake: Intake, claim: CopyClaim) -> None:
-        super().__init__(b"", claim.reply_to, question_properties(intake), mandatory=False)
+        key = claim.deliveries[0].inbound.key
+        super().__init__(b"", claim.reply_to, question_properties(intake), mandatory=False, key=key)
         self.intake = intake
         self.claim = claim
         self.arrived = False

@@ -12,6 +12,7 @@ from aiormq.exceptions import ConnectionInternalError
 from atasks.options import Executor
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.link import Link, guard, shielded
+from atasks.transport.backends.amqp.seals import opening
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.intake import Intake
@@ -73,7 +74,11 @@ class Consumer:
         self.prefetch = max(1, prefetch)
         try:
             async with self._starting, asyncio.timeout(self.intake.transport.timeout / 2):
-                self._tag = await self._link.consume_work(self.name, self._on_message, self.prefetch)
+                place = self.intake.transport.topology.place("", self.name)
+                receive = opening(
+                    self.intake.transport.seals, self._on_message, lambda _: place, self._dead_letter
+                )
+                self._tag = await self._link.consume_work(self.name, receive, self.prefetch)
         except BaseException as error:
             self.running = False
             self._tag = ""
@@ -89,6 +94,9 @@ class Consumer:
                 tag, self._tag = self._tag, ""
                 if tag:
                     await guard(shielded(self._link.work.basic_cancel(tag)))
+
+    def _dead_letter(self, message: DeliveredMessage) -> None:
+        self.acks.reject(message.delivery_tag or 0)
 
     async def _on_message(self, message: DeliveredMessage) -> None:
         try:

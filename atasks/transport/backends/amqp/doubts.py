@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
 from pamqp.commands import Basic
@@ -15,7 +15,7 @@ from atasks.transport.backends.amqp.callers import CANCEL, CallerWatch
 from atasks.transport.backends.amqp.inbound import CallDelivery
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.wire import CONTENT_TYPE, VERSION, Call, Claim, Grant
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.consumer import Consumer
@@ -86,6 +86,8 @@ class Doubts:
 
         `again`: it was delivered before. It is asked for if it was in doubt here; else it may have begun."""
         inbound, worker = delivery.inbound, self._intake.worker
+        if inbound.key and call.delivery == AT_MOST_ONCE:
+            return False  # it is asked for in any case
         if call.attempt > 1 or call.sent_ms < NO_TIME_MS or inbound.kept or worker.knows(call.id):
             return False
         withdrawn = worker.withdrawn.since(call.id)
@@ -163,10 +165,15 @@ class Doubts:
         if absent or caller.is_silent:
             self._put_aside(new)
 
-    def _ask(self, caller: _Caller, doubts: Iterable[_Doubt]) -> None:
-        intake = self._intake
-        if intake.link is None:
+    def _ask(self, caller: _Caller, doubts: Collection[_Doubt]) -> None:
+        if self._intake.link is None:
             return
+        for key in {doubt.key for doubt in doubts}:
+            self._ask_under(key, caller, [doubt for doubt in doubts if doubt.key == key])
+
+    def _ask_under(self, key: str | None, caller: _Caller, doubts: list[_Doubt]) -> None:
+        """Ask under the key that the calls came with."""
+        intake = self._intake
         worker = intake.worker.id
         # By the id as their copy: every copy of a first attempt may begin, so that a caller of an older version
         # answers as it should. `again`, because nothing is known of whether it has begun.
@@ -179,7 +186,7 @@ class Doubts:
                 content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
             )
             body = wire.encode(claims[start : start + IDS_AT_ONCE])
-            intake.transport.outbox.put(Outgoing(body, caller.name, properties, mandatory=False))
+            intake.transport.outbox.put(Outgoing(body, caller.name, properties, mandatory=False, key=key))
 
     async def _see_to(self, caller: _Caller) -> None:
         """Until there is an answer for each call: look at its caller, and ask again."""
@@ -289,10 +296,11 @@ class _Caller:
 class _Doubt:
     """A call that waits for the word of its caller."""
 
-    __slots__ = ("_consumer", "aside", "call", "deliveries", "is_young", "since")
+    __slots__ = ("_consumer", "aside", "call", "deliveries", "is_young", "key", "since")
 
     def __init__(self, call: Call, delivery: CallDelivery) -> None:
         self.call = call
+        self.key = delivery.inbound.key
         self.deliveries = [delivery]
         self.since = asyncio.get_running_loop().time()
         self.is_young = abs(time.time() * 1000 - call.sent_ms) < WAITED_MS

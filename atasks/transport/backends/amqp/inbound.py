@@ -44,6 +44,7 @@ class Inbound:
         "calls",
         "consumer",
         "intake",
+        "key",
         "properties",
         "received",
         "reply_to",
@@ -60,6 +61,8 @@ class Inbound:
         self.consumer = consumer
         self.properties = message.header.properties
         self.reply_to = self.properties.reply_to or ""
+        self.key: str | None = None
+        """Whose key its calls came with, and answers to it are sealed with. Empty: none."""
         self.calls = 1
         """Calls that have not ended."""
         self.unsettled = 1
@@ -94,6 +97,11 @@ class Inbound:
     def kept(self) -> bool:
         """Whether the replies go to a record, and not to somebody who awaits the call."""
         return bool(self.intake.transport.topology.reply_exchange(self.reply_to))
+
+    @property
+    def voice(self) -> str | None:
+        """The key with which this worker sends its calls on: its own, or none if they came without one."""
+        return self.key and None
 
     def ended(self) -> None:
         """One of its calls has ended."""
@@ -202,10 +210,13 @@ class Settling(Outgoing):
         replies: list[tuple[Reply | End, Inbound | None]],
         key: str,
         properties: Basic.Properties,
+        seal: str | None,
     ) -> None:
-        """Each reply with what it settles; None: it was sent before, and settles nothing."""
+        """Each reply with what it settles; None: it was sent before, and settles nothing. `seal`: the key of who
+        made the calls."""
         exchange = intake.transport.topology.reply_exchange(key)
-        super().__init__(wire.encode([reply for reply, _ in replies]), key, properties, exchange=exchange)
+        body = wire.encode([reply for reply, _ in replies])
+        super().__init__(body, key, properties, exchange=exchange, key=seal)
         self.intake = intake
         self.replies = replies
 
@@ -233,7 +244,7 @@ class Settling(Outgoing):
                 self.confirmed()
             else:
                 mode = self.properties.delivery_mode or 1
-                self.intake.send_replies(self.routing_key, [(again, inbound)], mode, alone=True)
+                self.intake.send_replies(self.routing_key, [(again, inbound)], mode, self.key, alone=True)
 
 
 def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
@@ -252,8 +263,10 @@ class Items(Outgoing):
 
     __slots__ = ("intake", "item")
 
-    def __init__(self, intake: Intake, item: Item, key: str, properties: Basic.Properties) -> None:
-        super().__init__(wire.encode([item]), key, properties)
+    def __init__(
+        self, intake: Intake, item: Item, key: str, properties: Basic.Properties, seal: str | None
+    ) -> None:
+        super().__init__(wire.encode([item]), key, properties, key=seal)
         self.intake = intake
         self.item = item
 
@@ -263,13 +276,14 @@ class Items(Outgoing):
         if len(item.payloads) > 1 and refusal.exchange is None:
             for number, payload in enumerate(item.payloads, item.first):
                 one = Item(item.v, item.id, number, [payload], item.codec, item.worker, item.attempt)
-                intake.transport.outbox.put_alone(Items(intake, one, self.routing_key, intake.properties(1)))
+                properties = intake.properties(1)
+                intake.transport.outbox.put_alone(Items(intake, one, self.routing_key, properties, self.key))
             return
         reason = str(refusal.error(f"item {item.first} of stream {item.id}", len(self.body)))
         status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
         end = End(item.v, item.id, item.first, wire.ended(item.id, status, reason, item.worker), item.attempt)
         intake.worker.cancel(item.id)
-        intake.send_replies(self.routing_key, [(end, None)], 1)
+        intake.send_replies(self.routing_key, [(end, None)], 1, self.key)
 
 
 class GivenBack(Outgoing):
@@ -278,7 +292,7 @@ class GivenBack(Outgoing):
     __slots__ = ("call", "inbound")
 
     def __init__(self, call: Call, key: str, properties: Basic.Properties, inbound: Inbound) -> None:
-        super().__init__(wire.encode([call]), key, properties)
+        super().__init__(wire.encode([call]), key, properties, key=inbound.voice)
         self.call = call
         self.inbound = inbound
 

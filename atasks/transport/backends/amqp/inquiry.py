@@ -78,9 +78,10 @@ class Inquiry:
             lost = [pending for pending in pendings if pending.asked >= 2]
             if lost and await self._is_empty(queue):
                 self._transport.requests.resend(lost, f"queue {queue!r} lost the call")
-            self._ask(queue, [pending for pending in pendings if pending.confirmed])
+            for key in {pending.key for pending in pendings}:
+                self._ask(queue, [item for item in pendings if item.confirmed and item.key == key], key)
 
-    def _ask(self, queue: str, pendings: list[Pending]) -> None:
+    def _ask(self, queue: str, pendings: list[Pending], key: str | None) -> None:
         topology = self._transport.topology
         for start in range(0, len(pendings), IDS_AT_ONCE):
             some = pendings[start : start + IDS_AT_ONCE]
@@ -94,7 +95,14 @@ class Inquiry:
             )
             body = wire.encode([Ask(VERSION, [pending.call.id for pending in some])])
             self._transport.outbox.put(
-                Outgoing(body, topology.queue_key(queue), properties, exchange=topology.control, mandatory=False)
+                Outgoing(
+                    body,
+                    topology.queue_key(queue),
+                    properties,
+                    exchange=topology.control,
+                    mandatory=False,
+                    key=key,
+                )
             )
 
     async def _is_empty(self, queue: str) -> bool:

@@ -27,6 +27,7 @@ from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbo
 from atasks.transport.backends.amqp.leases import Leases, was_leased
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.seals import key_of, opening
 from atasks.transport.backends.amqp.window import Window
 from atasks.wire import (
     CONTENT_TYPE,
@@ -77,7 +78,8 @@ class Intake:
         self.acks: Acks | None = None
         self.window: Window | None = None
         self._stopping = False
-        self._replies: dict[str, list[Answer]] = {}
+        self._replies: dict[str | tuple[str, str], list[Answer]] = {}
+        """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
         self._addressees: OrderedDict[str, str] = OrderedDict()
         """Whom the calls that ended lately were replied to."""
         self._numbers = 0
@@ -120,7 +122,8 @@ class Intake:
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
         for queue in self.queues:
             await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
-        await guard(link.inbox.basic_consume(control, self._on_control, no_ack=True))
+        receive = opening(self.transport.seals, self._on_control, topology.arrival(control))
+        await guard(link.inbox.basic_consume(control, receive, no_ack=True))
         self.doubts.listening()
         self.link, self.acks = link, Acks(link.work)
         consumers: list[Consumer] = []
@@ -258,6 +261,10 @@ class Intake:
         calls, refusals = self._read(message.body, properties)
         if refusals:
             self.worker.count_bad(refusals[0][1])
+        seals = self.transport.seals
+        if seals is not None:
+            calls, forbidden = seals.admit(message, inbound, calls, consumer.queue)
+            refusals += forbidden
         if not calls and not any(call_id for call_id, _ in refusals):
             if not refusals:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
@@ -270,25 +277,33 @@ class Intake:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         oldest, newest = self.doubts.bounds()
         withdrawn = self.worker.withdrawn
+        again = bool(message.redelivered) or was_leased(properties)
         for call in calls:
-            doubtful = not oldest <= call.sent_ms <= newest or call.id in withdrawn
-            again = bool(message.redelivered) or was_leased(properties)
-            run = self.worker.find(call.id) if again or call.attempt > 1 else None
-            older = None if run is None else run.deliveries[-1]
-            delivery = CallDelivery(inbound, older if isinstance(older, CallDelivery) else None)
-            if again and run is not None:
-                consumer.adopted += 1
-                if self.window is not None:
-                    self.window.adapt_soon()
-            executor = None if again else self._to_wait_for.get(call.task)
-            if executor is not None and self._moves(call, consumer):
-                delivery.give_back(call, executor)
-            elif (doubtful or again) and self.doubts.take(call, delivery, again):
+            if seals is not None and seals.was_cancelled(message, call):
+                CallDelivery(inbound).drop()
                 continue
-            elif not self.attempts.take(call, delivery, again):
-                self.worker.deliver(call, delivery, alone=consumer.solo)
+            doubtful = not oldest <= call.sent_ms <= newest or call.id in withdrawn
+            self._take(call, inbound, again, doubtful)
         if consumer.solo and self.window is not None:
             self.window.adapt()
+
+    def _take(self, call: Call, inbound: Inbound, again: bool, doubtful: bool) -> None:
+        """Deal with a call of a request; `again`: the broker has delivered it before."""
+        consumer = inbound.consumer
+        run = self.worker.find(call.id) if again or call.attempt > 1 else None
+        older = None if run is None else run.deliveries[-1]
+        delivery = CallDelivery(inbound, older if isinstance(older, CallDelivery) else None)
+        if again and run is not None:
+            consumer.adopted += 1
+            if self.window is not None:
+                self.window.adapt_soon()
+        executor = None if again else self._to_wait_for.get(call.task)
+        if executor is not None and self._moves(call, consumer):
+            delivery.give_back(call, executor)
+        elif (doubtful or again) and self.doubts.take(call, delivery, again):
+            return
+        elif not self.attempts.take(call, delivery, again):
+            self.worker.deliver(call, delivery, alone=consumer.solo)
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
         """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
@@ -305,7 +320,7 @@ class Intake:
         reason = "the worker failed to serve the call: its log says more"
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
-            self.send_replies(reply_to, [(reply, None) for reply in replies], 2)
+            self.send_replies(reply_to, [(reply, None) for reply in replies], 2, key_of(message))
         consumer.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
@@ -344,15 +359,17 @@ class Intake:
         """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
         gone, for the next one, and so the broker need not write them to its disk."""
         if isinstance(envelope, End):
-            self.send_replies(inbound.reply_to, [(envelope, None)], 1)
+            self.send_replies(inbound.reply_to, [(envelope, None)], 1, inbound.key)
         else:
-            self.transport.outbox.put_now(Items(self, envelope, inbound.reply_to, self.properties(1)))
+            items = Items(self, envelope, inbound.reply_to, self.properties(1), inbound.key)
+            self.transport.outbox.put_now(items)
 
     def reply(self, reply: Reply | End, inbound: Inbound) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._replies:
             asyncio.get_running_loop().call_soon(self.flush)
-        self._replies.setdefault(inbound.reply_to, []).append((reply, inbound))
+        caller = inbound.reply_to if inbound.key is None else (inbound.reply_to, inbound.key)
+        self._replies.setdefault(caller, []).append((reply, inbound))
         self._addressees[reply.id] = inbound.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)
@@ -360,14 +377,17 @@ class Intake:
     def flush(self) -> None:
         """Send the replies of this turn."""
         replies, self._replies = self._replies, {}
-        for reply_to, waiting in replies.items():
+        for caller, waiting in replies.items():
+            reply_to, key = (caller, None) if isinstance(caller, str) else caller
             for batch in _batches(waiting):
                 mode = max(inbound.delivery_mode for _, inbound in batch if inbound is not None)
-                self.send_replies(reply_to, batch, mode)
+                self.send_replies(reply_to, batch, mode, key)
 
-    def send_replies(self, reply_to: str, replies: list[Answer], mode: int, alone: bool = False) -> None:
-        """Send them in one message; alone: the broker may close the channel over it."""
-        settling = Settling(self, replies, reply_to, self.properties(mode))
+    def send_replies(
+        self, reply_to: str, replies: list[Answer], mode: int, key: str | None, alone: bool = False
+    ) -> None:
+        """Send them in one message under the seal of `key`; alone: the broker may close the channel over it."""
+        settling = Settling(self, replies, reply_to, self.properties(mode), key)
         if alone:
             self.transport.outbox.put_alone(settling)
         else:
@@ -406,13 +426,15 @@ class Intake:
         except DecodeError as error:
             self.worker.count_bad(str(error))
             envelopes = wire.salvage(message.body, limit).envelopes
+        if self.transport.seals is not None:
+            envelopes = self.transport.seals.for_worker(message, envelopes, self.worker)
         for envelope in envelopes:
             if isinstance(envelope, Cancel):
                 for call_id in envelope.ids:
                     self.worker.cancel(call_id)
                     self.doubts.withdrawn(call_id)
             elif isinstance(envelope, Ask):
-                self._answer(envelope, message.header.properties.reply_to)
+                self._answer(envelope, message.header.properties.reply_to, key_of(message))
             elif isinstance(envelope, Held):
                 for name in envelope.ids:
                     self.attempts.told(name, None)
@@ -452,9 +474,9 @@ class Intake:
             found = self.doubts.holds(call_id)
         return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
-    def _answer(self, question: Ask, reply_to: str | None) -> None:
+    def _answer(self, question: Ask, reply_to: str | None, key: str) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
-        and to who made them."""
+        and to who made them. Who asks for none under a seal wants to know whether its key is known here."""
         if not reply_to:
             return
         by_worker = self.transport.topology.is_control_queue(reply_to)
@@ -462,12 +484,12 @@ class Intake:
         told = [name for name in names if by_worker or self._is_for(name, reply_to)]
         held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
         held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
-        if held:
+        if held or (key and not names):
             body = wire.encode([Held(VERSION, held, self.worker.id)])
-            self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False))
+            self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False, key=key))
         finished = (self.worker.finished(name) for name in told)
         for batch in _batches([(reply, None) for reply in finished if reply is not None]):
-            self.send_replies(reply_to, batch, 1)
+            self.send_replies(reply_to, batch, 1, key)
 
 
 def _batches(replies: Sequence[Answer]) -> Iterator[list[Answer]]:

@@ -21,6 +21,7 @@ from atasks.run import Run
 from atasks.transport.backends.amqp.inbound import CallDelivery, Inbound
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.outbox import Outgoing
+from atasks.transport.backends.amqp.seals import Opened, opening
 from atasks.wire import CONTENT_TYPE, Call
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class Leases:
             priority=old.priority,
             correlation_id=old.correlation_id,
         )
-        self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties))
+        work = self._intake.transport.topology.work(queue)
+        self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties, inbound, work))
 
     async def _consume(self, link: Link, queue: str) -> str:
         topology, worker = self._intake.transport.topology, self._intake.worker
@@ -100,9 +102,16 @@ class Leases:
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
         # Without a window: what is in it is in hand already.
-        self._tags[name] = await link.consume_work(name, self._on_lease, 0)
+        receive = opening(
+            self._intake.transport.seals, self._on_lease, lambda _: ("request", topology.work(queue))
+        )
+        self._tags[name] = await link.consume_work(name, receive, 0)
         self._queues[queue] = name
         return name
+
+    def _is_own(self, message: DeliveredMessage) -> bool:
+        """Say whether a worker put it there, as far as its seal tells."""
+        return not isinstance(message, Opened) or message.key.serve
 
     async def _on_lease(self, message: DeliveredMessage) -> None:
         """A lease has come: it takes the place of what the call was delivered by before."""
@@ -117,7 +126,8 @@ class Leases:
             return
         run = self._intake.worker.find(call.id) if isinstance(call, Call) else None
         older = [] if run is None else run.deliveries
-        if run is None or call != run.call or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
+        known = run is not None and call == run.call and self._is_own(message)
+        if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
         inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
@@ -128,9 +138,17 @@ class Leases:
 
 
 class _Lease(Outgoing):
-    """A call on its way to its own worker."""
+    """A call on its way to its own worker, sealed for the work queue that it goes to if the lease ends."""
 
-    __slots__ = ()
+    __slots__ = ("_work",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: Inbound, work: str) -> None:
+        super().__init__(body, key, properties, key=inbound.voice)
+        self._work = work
+
+    @property
+    def destination(self) -> str:
+        return self._work
 
     def lost(self) -> bool:
         return False  # the broker delivers the original again, and this one too once its lease ends

@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import AMQPChannelError
 from pamqp.commands import Basic
@@ -16,6 +16,9 @@ from pamqp.commands import Basic
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link
 from atasks.transport.backends.amqp.publisher import Publisher
 from atasks.transport.backends.amqp.refusals import Refusal
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.seals import Seals
 
 __all__ = ["Outbox", "Outgoing"]
 
@@ -34,7 +37,7 @@ class Outgoing:
     not to send it again.
     """
 
-    __slots__ = ("body", "exchange", "mandatory", "properties", "routing_key", "size")
+    __slots__ = ("body", "exchange", "key", "mandatory", "properties", "routing_key", "size")
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Outgoing:
         *,
         exchange: str = "",
         mandatory: bool = True,
+        key: str | None = None,
     ) -> None:
         self.body = body
         self.size = len(body)
@@ -52,6 +56,13 @@ class Outgoing:
         self.properties = properties
         self.exchange = exchange
         self.mandatory = mandatory
+        self.key = key
+        """Under which key it is sealed, where messages are: None: this side's own. Empty: under none."""
+
+    @property
+    def destination(self) -> str:
+        """The name that its seal has for where it goes."""
+        return self.routing_key
 
     def prepare(self) -> bool:
         """Called right before it is sent: False drops it."""
@@ -90,8 +101,10 @@ class Outbox:
     and one by one, so that the one which closes a channel again is known.
     """
 
-    def __init__(self, limited: Callable[[int], None] = lambda size: None) -> None:
-        """`limited(size)` is called when the broker has said how many bytes a message may have."""
+    def __init__(self, limited: Callable[[int], None] = lambda size: None, seals: Seals | None = None) -> None:
+        """`limited(size)` is called when the broker has said how many bytes a message may have. `seals` seal what
+        leaves; None: it leaves as it is."""
+        self._seals = seals
         self.limit = sys.maxsize
         """Bytes that a message may have: a larger one is rejected unsent."""
         self._limited = limited
@@ -141,7 +154,7 @@ class Outbox:
         """Send over this link from now on."""
         self._link = link
         link.on_refusal = self._on_refusal
-        self._publisher = Publisher(link.publish, self._ended)
+        self._publisher = Publisher(link.publish, self._ended, self._seals)
         self._pump()
 
     def detach(self) -> None:

@@ -17,6 +17,7 @@ from atasks.transport.backends.amqp.frames import FrameWriter
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.outbox import Outgoing
+    from atasks.transport.backends.amqp.seals import Seals
 
 __all__ = ["Publisher"]
 
@@ -36,8 +37,12 @@ class Publisher:
     `confirmations`, where it keeps what is to be told of each message. Nothing else may publish over the channel.
     """
 
-    def __init__(self, channel: Channel, ended: Callable[[Outgoing, Callable[[], None]], None]) -> None:
-        """`ended(message, ending)` is called once for each message of which the broker tells something."""
+    def __init__(
+        self, channel: Channel, ended: Callable[[Outgoing, Callable[[], None]], None], seals: Seals | None = None
+    ) -> None:
+        """`ended(message, ending)` is called once for each message of which the broker tells something. `seals`
+        seal what is published; None: it is published as it is."""
+        self._seals = seals
         self._channel = channel
         self._ended = ended
         self._writer = FrameWriter(channel)
@@ -69,7 +74,8 @@ class Publisher:
 
     def _frames(self, message: Outgoing) -> bytes:
         """Method, header and body frames."""
-        number, body, size = self._channel.number, message.body, self._body_size
+        number, size = self._channel.number, self._body_size
+        body = message.body if self._seals is None else self._seals.sealed(message)
         header = ContentHeader(properties=message.properties, body_size=len(body))
         pieces: list[bytes | memoryview] = [
             _method(number, message.exchange, message.routing_key, message.mandatory),

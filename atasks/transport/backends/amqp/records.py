@@ -21,11 +21,14 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.calls import serving
 from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull
 from atasks.options import TaskOptions
+from atasks.signing import SealError
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.outbox import Outgoing
 from atasks.transport.backends.amqp.refusals import Refusal
+from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.base import Pending
 from atasks.transport.records import Record, Records, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
@@ -41,6 +44,7 @@ T = TypeVar("T")
 
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
+MAX_OWNERS: Final = 10_000
 LOST_SECONDS: Final = 1.0
 """Seconds within which an error that means the loss of the link makes itself known as that."""
 
@@ -58,6 +62,8 @@ class AMQPRecords(Records):
         self._link: asyncio.Future[Link] | None = None
         self._numbers = 0
         self._closed = False
+        self._owners: dict[str, str] = {}
+        """Call -> whose key its record is sealed with, of the records that were used last."""
 
     # -- the connection
 
@@ -124,6 +130,8 @@ class AMQPRecords(Records):
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
         await self._over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+        if transport.seals is not None:
+            self._belongs(call.id, transport.seals.voice())
         head = Kept(VERSION, call.id, transport.queue_of(options), milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
         self.opening.add(call.id)
@@ -149,15 +157,15 @@ class AMQPRecords(Records):
     async def read(self, call_id: str) -> Record:
         try:
             async with asyncio.timeout(READ_SECONDS):
-                bodies = await self._over_link(lambda link: self._read(link, call_id))
+                messages = await self._over_link(lambda link: self._read(link, call_id))
         except TimeoutError:
             raise CallConnectionLost(
                 f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
             ) from None
         head: Kept | None = None
         record: Record | None = None
-        for body in bodies:
-            for envelope in _envelopes(body):
+        for message in self._opened(call_id, messages):
+            for envelope in _envelopes(message.body):
                 if isinstance(envelope, Kept):
                     head = envelope
                 elif isinstance(envelope, Call) and head is not None and record is None:
@@ -196,6 +204,7 @@ class AMQPRecords(Records):
         loop = asyncio.get_running_loop()
         pending = _Pursued(record.call, options, loop.create_future())
         pending.kept = pending.confirmed = True
+        pending.key = self._owners.get(record.call.id)
         pending.since = loop.time()
         with transport.following(pending):
             yield
@@ -220,17 +229,49 @@ class AMQPRecords(Records):
             content_type=CONTENT_TYPE, message_id=f"{call_id}:{id(self):x}:{self._numbers:x}", delivery_mode=2
         )
         message = _Safe(call_id, body, key, properties, exchange)
+        message.key = self._owners.get(call_id)
         outbox.put(message)
         await message.future
 
-    async def _read(self, link: Link, call_id: str) -> list[bytes]:
+    def _opened(self, call_id: str, messages: list[DeliveredMessage]) -> list[DeliveredMessage]:
+        """Those of the messages that count: all, or those under the key of who began the record, as the first is,
+        where messages are sealed."""
+        seals = self._transport.seals
+        if seals is None:
+            return messages
+        place = self._transport.topology.place("", self._transport.topology.kept(call_id))
+        opened: list[DeliveredMessage] = []
+        run = serving.get()
+        owner = run.call.by if run is not None and run.call.id == call_id else self._owners.get(call_id)
+        for message in messages:
+            try:
+                found = seals.open(message, place)
+            except SealError as error:
+                seals.count(str(error))
+                continue
+            owner = key_of(found) if owner is None else owner
+            if key_of(found) == owner:
+                opened.append(found)
+            else:
+                seals.count("not allowed")
+        if owner is not None:
+            self._belongs(call_id, owner)
+        return opened
+
+    def _belongs(self, call_id: str, owner: str) -> None:
+        """Remember whose record it is: what is put into it is sealed with the same key."""
+        if len(self._owners) >= MAX_OWNERS:
+            del self._owners[next(iter(self._owners))]
+        self._owners[call_id] = owner
+
+    async def _read(self, link: Link, call_id: str) -> list[DeliveredMessage]:
         """The messages of a record, which stay in their queue."""
         name = self._transport.topology.kept(call_id)
-        bodies: list[bytes] = []
+        messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
 
         async def receive(message: DeliveredMessage) -> None:
-            bodies.append(message.body)
+            messages.append(message)
             arrived.set()
 
         channel = await link.open_channel()
@@ -240,8 +281,8 @@ class AMQPRecords(Records):
                 arrived.clear()
                 # What was ready when this is answered was sent to here before, but for what is still to come.
                 state = await guard(shielded(channel.queue_declare(name, passive=True)))
-                if bodies and not state.message_count:
-                    return bodies
+                if messages and not state.message_count:
+                    return messages
                 waiting = asyncio.ensure_future(arrived.wait())
                 try:
                     await asyncio.wait((waiting, channel.closing), return_when=asyncio.FIRST_COMPLETED)

@@ -59,7 +59,8 @@ class Requests:
         pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = _size(call)
-        if call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1:
+        alone = call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1
+        if alone or call.by or pending.key is not None:
             work = UNKNOWN
         else:
             work = transport.pace.expected(call.task) if options.batch == "auto" else NOTHING
@@ -93,6 +94,12 @@ class Requests:
                     pending.copies.pop(call.attempt, None)
                     pending.begun = None
                 call.ran |= pending.inflow is not None and pending.inflow.begun
+                seals = self._transport.seals
+                if seals is not None and not seals.keys.own.serve:
+                    # Workers take no word on attempts from callers: the ones that are left are counted anew.
+                    call.max_attempts -= call.attempt - 1
+                    call.attempt = 1
+                    pending.copies = None
                 self.send(pending)
 
     def claimed(self, claim: Claim) -> None:
@@ -104,7 +111,10 @@ class Requests:
         if pending is not None and not pending.future.done():
             if pending.copies is None:
                 pending.copies = {}
-            granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
+            if pending.call.delivery == AT_MOST_ONCE:  # each copy starts at one worker, and not again
+                granted = pending.copies.setdefault(claim.copy, claim.worker) == claim.worker
+            else:
+                granted = pending.copies.setdefault(claim.attempt, claim.copy) == claim.copy
             begun = pending.begun
             if granted and begun is not None and _is_over(begun, claim):
                 begun = None
@@ -119,7 +129,7 @@ class Requests:
         mine = begun is not None and begun[0] == claim.worker
         run = begun[1] if begun is not None and mine else 0
         grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run)
-        transport.notices.answer(grant, claim.worker)
+        transport.notices.answer(grant, claim.worker, pending.key if pending is not None else None)
 
     def number(self) -> str:
         """Tells the copies of a call that is sent again from each other."""
@@ -155,7 +165,10 @@ class Request(Outgoing):
         work: Work = UNKNOWN,
         refusals: int = 0,
     ) -> None:
-        super().__init__(b"", transport.topology.work(kind[0]), NO_PROPERTIES)  # prepare() gives it its own
+        work_queue = transport.topology.work(kind[0])
+        super().__init__(
+            b"", work_queue, NO_PROPERTIES, key=pending.key
+        )  # prepare() gives it properties of its own
         self.transport = transport
         self.kind = kind
         self.pendings = [pending]
@@ -289,7 +302,8 @@ class _Withdrawal(Outgoing):
         key = transport.topology.queue_key(transport.queue_of(pending.options))
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=key, delivery_mode=1)
         body = wire.encode([Cancel(VERSION, [pending.call.id])])
-        super().__init__(body, key, properties, exchange=transport.topology.control, mandatory=False)
+        control = transport.topology.control
+        super().__init__(body, key, properties, exchange=control, mandatory=False, key=pending.key)
         self.pending = pending
         self.error = CallConnectionLost(
             f"the connection was lost while {pending.call.task} was being sent: "

@@ -5,9 +5,13 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from aiormq.abc import DeliveredMessage
+
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
+from atasks.signing import Kind
 
 __all__ = ["Topology"]
 
@@ -20,6 +24,8 @@ MAX_USER: Final = 100
 """Characters of the name of a user in that of a queue; the hash of a longer one stands there."""
 DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
+BESIDE: Final = (".solo", *(f".{executor}" for executor in EXECUTORS))
+"""How the names of the queues beside a work queue end."""
 DELIVERY_LIMIT: Final = 1_000_000
 """Quorum queues: RabbitMQ 4 drops a message after 20 deliveries unless told otherwise. Attempts are counted in the
 envelope, so the broker's count must never be reached."""
@@ -128,6 +134,30 @@ class Topology:
     def reply_exchange(self, reply_to: str) -> str:
         """Where replies go: those that are kept may be waited for by several, who listen at the exchange."""
         return self.control if reply_to.startswith(f"{self.prefix}.run.{self.namespace}.") else ""
+
+    def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
+        """What a message is for that is published so, as its seal has it: its kind, and its destination. For the
+        queues beside a work queue that is the work queue. None: an announcement, which has no seal."""
+        if name.startswith(f"{self.prefix}.run."):
+            return "record", name.removesuffix(":steps")
+        if exchange == self.control:
+            return None if name.startswith("up:") else ("control", f"{exchange} {name}")
+        if name.startswith(f"{self.prefix}.q."):
+            for beside in BESIDE:
+                name = name.removesuffix(beside)
+            return "request", name
+        return "control" if name.startswith(f"{self.prefix}.c.") else "reply", name
+
+    def arrival(self, queue: str) -> Callable[[DeliveredMessage], tuple[Kind, str] | None]:
+        """The same for a message that has come into a queue of this process, directly or from the exchange."""
+        direct = self.place("", queue)
+
+        def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
+            return (
+                self.place(self.control, message.routing_key or "") if message.exchange == self.control else direct
+            )
+
+        return place
 
     def kept_arguments(self, expires_ms: int) -> dict[str, Any]:
         """Arguments of the queue of a record: one reader at a time."""

@@ -33,8 +33,10 @@ from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_
 from atasks.transport.backends.amqp.notices import Notices
 from atasks.transport.backends.amqp.outbox import Outbox
 from atasks.transport.backends.amqp.pace import Pace
+from atasks.transport.backends.amqp.probe import probe
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.requests import Requests
+from atasks.transport.backends.amqp.seals import Seals, opening
 from atasks.transport.backends.amqp.topology import Topology
 from atasks.transport.backends.amqp.urls import checked, split, user_of
 from atasks.transport.base import CallTransport, Pending
@@ -78,7 +80,9 @@ class AMQPTransport(CallTransport):
     `max_priority` (None, or 1..3) are how workers declare work queues, and cannot be changed while a queue exists.
     `timeout` is in seconds, for one attempt to connect. `consumer_timeout` is the broker's setting of that name,
     in seconds: calls may run for longer. `keep_runs` is for how many seconds the results of a pipeline's run,
-    submitted over this transport, are kept when nobody uses them.
+    submitted over this transport, are kept when nobody uses them. `keys` is the path of a file of keys ("": none;
+    None: $ATASKS_KEYS, if it is set): messages are sealed then, and a worker refuses unsealed ones unless
+    `unsealed` is "accept".
 
     A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
     at-least-once calls are sent again if their reply queue is gone.
@@ -99,6 +103,8 @@ class AMQPTransport(CallTransport):
         timeout: float = 10.0,
         consumer_timeout: float = 1800.0,
         keep_runs: float = DEFAULT_EXPIRES,
+        keys: str | os.PathLike[str] | None = None,
+        unsealed: Literal["refuse", "accept"] = "refuse",
     ) -> None:
         self.topology = Topology(prefix, namespace, queue_type, max_priority)
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
@@ -107,10 +113,12 @@ class AMQPTransport(CallTransport):
         self.queue = validate_queue(queue)
         self.timeout = validate_seconds("timeout", timeout)
         self.consumer_timeout = validate_seconds("consumer_timeout", consumer_timeout)
+        self.seals = Seals.from_file(keys, unsealed, self.topology)
+        """None: messages are not sealed."""
         self._kept = AMQPRecords(self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
-        self.outbox = Outbox(self._limit)
+        self.outbox = Outbox(self._limit, self.seals)
         self.max_message = MAX_MESSAGE_3
         """Bytes of a message that is read here; the broker may take less: see `Outbox.limit`."""
         self.pace = Pace()
@@ -126,6 +134,8 @@ class AMQPTransport(CallTransport):
         self._keeper: asyncio.Task[None] | None = None
         self.inquiry = Inquiry(self)
         self._inquirer: asyncio.Task[None] | None = None
+        self._prober: asyncio.Task[None] | None = None
+        self._serves = False
         self.reply_queue = ""
         self._reply_tag: str | None = None
         self._reply_acks: Acks | None = None
@@ -168,6 +178,8 @@ class AMQPTransport(CallTransport):
         self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
         self._keeper.add_done_callback(self._on_keeper_done)
         self._inquirer = asyncio.create_task(self.inquiry.run(), name="atasks inquiry")
+        if self.seals is not None and not self._serves:
+            self._prober = asyncio.create_task(probe(self, self.seals), name="atasks probe")
 
     async def disconnect(self) -> None:
         if self._keeper is None:
@@ -188,7 +200,7 @@ class AMQPTransport(CallTransport):
         finally:
             self._keeper = None
             self.full_queues.close()
-            background = [task for task in (keeper, self._inquirer) if task is not None]
+            background = [task for task in (keeper, self._inquirer, self._prober) if task is not None]
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
@@ -217,7 +229,8 @@ class AMQPTransport(CallTransport):
         self._reply_acks = Acks(inbox)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
         priority: FieldTable = {"x-priority": self._epoch}
-        consumed = await guard(inbox.basic_consume(self.reply_queue, self._on_inbox, arguments=priority))
+        receive = opening(self.seals, self._on_inbox, self.topology.arrival(self.reply_queue), self._acknowledge)
+        consumed = await guard(inbox.basic_consume(self.reply_queue, receive, arguments=priority))
         self._reply_tag = consumed.consumer_tag
         for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
             await self.announcements.bind(queue, link)
@@ -357,6 +370,8 @@ class AMQPTransport(CallTransport):
         if self._refusal is not None:
             raise NotConnected(self._refusal)
         pending.kept = pending.call.id in self._kept.opening
+        if self.seals is not None:
+            self.seals.mark(pending)
         queue = self.queue_of(pending.options)
         if queue not in self.announcements.listening:
             self.announcements.listens(queue)
@@ -365,7 +380,7 @@ class AMQPTransport(CallTransport):
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)
         self.announcements.forget(queue, pending)
-        self.notices.cancel(queue, pending.call.id)
+        self.notices.cancel(queue, pending.call.id, pending.key)
 
     # -- what arrives for this caller
 
@@ -380,9 +395,13 @@ class AMQPTransport(CallTransport):
                 logger.error(
                     "a bad message on the reply queue was dropped, further ones will be silently: %s", error
                 )
+        news = False
+        if self.seals is not None:
+            news = self.seals.is_news(message)
+            envelopes = self.seals.for_caller(message, envelopes, self._pending)
         for envelope in envelopes:
             if isinstance(envelope, Reply):
-                pending = self._pending.get(envelope.id)
+                pending = None if news else self._pending.get(envelope.id)
                 if pending is not None and not pending.kept:
                     self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
                     if envelope.status == Status.WORKER_LOST:
@@ -398,6 +417,9 @@ class AMQPTransport(CallTransport):
                 self.inquiry.heard(envelope)
             elif isinstance(envelope, Claim) and self._refusal is None:  # else it knows of no call any more
                 self.requests.claimed(envelope)
+        self._acknowledge(message)
+
+    def _acknowledge(self, message: DeliveredMessage) -> None:
         acks = self._reply_acks
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
@@ -415,12 +437,21 @@ class AMQPTransport(CallTransport):
 
     # -- serving
 
+    def will_serve(self) -> None:
+        self._serves = True
+        if self.seals is not None:
+            self.seals.require_serve()
+
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         if self._intake is not None:
             if self._intake.worker is not worker:
                 raise TransportError("this transport serves a worker already: use one transport for each worker")
             await self._intake.restart()
             return
+        if self.seals is not None:
+            self.seals.require_serve()
+        if self._prober is not None:
+            self._prober.cancel()  # it is a worker itself
         link = self.link
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")

@@ -1,0 +1,335 @@
+"""Seals on what this transport sends and receives: which key seals a message, and what a key may ask for."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aiormq.abc import ConsumerCallback, DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.builtin import BUILTIN
+from atasks.calls import serving
+from atasks.errors import InvalidKeys
+from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
+from atasks.wire import Ask, Call, Cancel, Claim, Credit, End, Envelope, Grant, Held, Item, Reply, Up
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.inbound import Inbound
+    from atasks.transport.backends.amqp.outbox import Outgoing
+    from atasks.transport.backends.amqp.topology import Topology
+    from atasks.transport.base import Pending
+    from atasks.worker import Worker
+
+__all__ = ["UNSEALED", "Opened", "Seals", "key_of", "opening"]
+
+logger = logging.getLogger("atasks.keys")
+
+UNSEALED: Final = ""
+"""In the place of the name of a key: no seal."""
+REQUEST_SECONDS: Final = 7 * 24 * 3600.0
+"""How old a request may be that has no deadline; one that has ends in a timeout before."""
+CONTROL_SECONDS: Final = 60.0
+"""How old, or how far ahead of this clock, what is said between callers and workers may be."""
+REPORT_SECONDS: Final = 60.0
+OWNERS: Final = 100_000
+"""Calls of which it is remembered whose they are; those in hand are known anyway."""
+CANCELLED: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Opened(DeliveredMessage):
+    """A message whose seal was right; `body` is what was sealed."""
+
+    key: Key
+    issued_ms: int
+
+
+def key_of(message: DeliveredMessage) -> str:
+    """The name of the key that sealed a message; `UNSEALED` if none did."""
+    return message.key.name if isinstance(message, Opened) else UNSEALED
+
+
+def opening(
+    seals: Seals | None,
+    receive: ConsumerCallback,
+    place: Callable[[DeliveredMessage], tuple[Kind, str] | None],
+    refuse: Callable[[DeliveredMessage], object] = lambda _: None,
+) -> ConsumerCallback:
+    """What to consume with, so that `receive` gets only messages with a seal for that place. Others are counted,
+    and given to `refuse`. Without seals it is `receive` itself."""
+    if seals is None:
+        return receive
+
+    async def open_first(message: DeliveredMessage) -> None:
+        try:
+            opened = seals.open(message, place(message))
+        except SealError as error:
+            seals.count(str(error))
+            refuse(message)
+        else:
+            await receive(opened)
+
+    return open_first
+
+
+class Seals:
+    """The keys of one transport at work. A transport without keys has none of this."""
+
+    def __init__(self, keys: Keyring, topology: Topology, *, accept_unsealed: bool) -> None:
+        self.keys = keys
+        self.accept_unsealed = accept_unsealed
+        """Whether unsealed messages are served too, and answered unsealed."""
+        self.refused: Counter[str] = Counter()
+        """Reason -> messages, or parts of them, that were refused for it."""
+        self.answered = asyncio.Event()
+        """Whether a worker has answered anything, the probe at first."""
+        self._topology = topology
+        self._replays = Replays()
+        self._owners: OrderedDict[str, str] = OrderedDict()
+        """Id of a call -> whose key it came with."""
+        self._cancelled: OrderedDict[tuple[str, str], int] = OrderedDict()
+        """Key and call that has not come yet -> when its await ended, by the clock of whoever cancelled it."""
+        self._reported: Counter[str] = Counter()
+        self._report_at = 0.0
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike[str] | None, unsealed: str, topology: Topology) -> Seals | None:
+        """The seals of a transport with these options. Raises InvalidKeys, ValueError."""
+        if unsealed not in ("refuse", "accept"):
+            raise ValueError(f"unsealed={unsealed!r}: 'refuse' or 'accept'")
+        path = os.environ.get("ATASKS_KEYS") if path is None else path
+        return cls(Keyring(path), topology, accept_unsealed=unsealed == "accept") if path else None
+
+    def require_serve(self) -> None:
+        """Raise InvalidKeys if the key that seals is none of a worker's."""
+        if not self.keys.own.serve:
+            raise InvalidKeys(
+                f"key {self.keys.own.name!r}, the first one in {self.keys.path!r}, may only call: "
+                "put the worker's own key first, with the word serve"
+            )
+
+    # -- what leaves
+
+    def sealed(self, message: Outgoing) -> bytes:
+        """The body to be sent: under a seal, unless it is for everybody. Marks the properties accordingly."""
+        place = self._topology.place(message.exchange, message.destination)
+        if message.key == UNSEALED or place is None:
+            return message.body
+        key = self.keys.own if message.key is None else self.keys.known(message.key) or self.keys.own
+        properties = message.properties
+        properties.content_type = CONTENT_TYPE
+        now = int(time.time() * 1000)
+        return seal(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
+
+    def voice(self) -> str:
+        """The name of the key with which a call that is made now is sealed. While unsealed calls are accepted,
+        what such a call calls is unsealed too: workers may be around that have no keys yet."""
+        run = serving.get()
+        return UNSEALED if run is not None and self.accept_unsealed and not run.call.by else self.keys.own.name
+
+    def mark(self, pending: Pending) -> None:
+        """Say how a new call is sealed. What a submitted run calls is called in the name of its submitter."""
+        run = serving.get()
+        if run is None:
+            return
+        if self.voice() == UNSEALED:
+            pending.key = UNSEALED
+        elif run.call.by and run.call.task in BUILTIN:
+            pending.call.by = run.call.by
+
+    # -- what arrives
+
+    def open(self, message: DeliveredMessage, place: tuple[Kind, str] | None) -> DeliveredMessage:
+        """The message without its seal; as it is, if it has none and that is accepted, or if it is an announcement
+        (`place` None). Raises SealError."""
+        properties: Basic.Properties = message.header.properties
+        if place is None or properties.content_type != CONTENT_TYPE:
+            if place is None or self.accept_unsealed:
+                return message
+            raise SealError("unsealed")
+        kind = place[0]
+        sealed = parse(message.body)
+        key = self.keys.find(sealed.key_id)
+        if key is None:
+            raise SealError("unknown key")
+        body = verify(key, sealed, *place, properties.reply_to or "", properties.message_id or "")
+        if kind == "control" and not _is_fresh(sealed.issued_ms, CONTROL_SECONDS):
+            raise SealError("too old")
+        # What the broker delivers again came before, and is dealt with as what may have been begun.
+        if kind == "request" and self._replays.seen(sealed.mac, time.monotonic()) and not message.redelivered:
+            raise SealError("replayed")
+        properties.content_type = wire.CONTENT_TYPE
+        return Opened(message.delivery, message.header, body, message.channel, key, sealed.issued_ms)
+
+    def count(self, reason: str, times: int = 1) -> None:
+        """Count what was refused; the log has a line for it at once, and then one a minute at most."""
+        self.refused[reason] += times
+        now = time.monotonic()
+        if now >= self._report_at:
+            self._report_at = now + REPORT_SECONDS
+            new = self.refused - self._reported
+            self._reported = self.refused.copy()
+            what = ", ".join(f"{number} {reason}" for reason, number in sorted(new.items()))
+            logger.warning("messages were refused: %s; docs/security.md says what the reasons mean", what)
+
+    # -- requests
+
+    def admit(
+        self, message: DeliveredMessage, inbound: Inbound, calls: list[Call], queue: str
+    ) -> tuple[list[Call], list[tuple[str | None, str]]]:
+        """The calls of a request that its key may make, in the name of their owner, and why it may not make the
+        others, as (id, reason). Calls that were cancelled before they came are among neither."""
+        inbound.key = UNSEALED
+        if not isinstance(message, Opened):
+            for call in calls:
+                call.by = ""  # whatever it says
+            return calls, []
+        key = owner = message.key
+        names = {call.by for call in calls} - {""}
+        if names and key.serve and len({call.by for call in calls}) == 1:
+            found = self.keys.find(names.pop())
+            if found is None:
+                self.count("unknown key")
+                return [], []  # nobody could open an answer
+            owner = found
+        inbound.key = owner.name
+        admitted: list[Call] = []
+        refused: list[tuple[str | None, str]] = []
+        for call in calls:
+            if not _is_fresh(message.issued_ms, REQUEST_SECONDS):
+                self.count("too old")
+                days = f"{REQUEST_SECONDS / 86_400:g} days"
+                refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {days} ago"))
+                continue
+            why = _forbidden(key, owner, call, queue)
+            if why:
+                self.count("not allowed")
+                refused.append((call.id, f"request refused: key {owner.name!r} {why}"))
+                continue
+            call.by = owner.name
+            if owner.max_attempts is not None:
+                call.max_attempts = min(call.max_attempts, owner.max_attempts)
+            _remember(self._owners, call.id, owner.name, OWNERS)
+            admitted.append(call)
+        return admitted, refused
+
+    def was_cancelled(self, message: DeliveredMessage, call: Call) -> bool:
+        """Say whether its await ended before the request came here."""
+        if not self._cancelled or not isinstance(message, Opened):
+            return False
+        at = [self._cancelled.get((name, call.id), -1) for name in (call.by, message.key.name)]
+        return max(at) >= message.issued_ms
+
+    def _owns(self, key: Key | None, call_id: str, worker: Worker) -> bool:
+        """Say whether who holds this key may ask about a call and end it."""
+        owner = self._owner(call_id, worker)
+        return not owner if key is None else key.serve or owner == key.name
+
+    def _owner(self, call_id: str, worker: Worker) -> str | None:
+        run = worker.find(call_id)
+        return self._owners.get(call_id) if run is None else run.call.by
+
+    # -- control messages
+
+    def for_worker(
+        self, message: DeliveredMessage, envelopes: Iterable[Envelope], worker: Worker
+    ) -> list[Envelope]:
+        """What of a control message its key may say to a worker."""
+        key = message.key if isinstance(message, Opened) else None
+        if key is None and not self.accept_unsealed:
+            self.count("unsealed")
+            return []
+        kept: list[Envelope] = []
+        for envelope in envelopes:
+            if isinstance(envelope, Cancel | Ask):
+                ids: list[str] = []
+                for call_id in envelope.ids:
+                    if self._owns(key, call_id, worker):
+                        ids.append(call_id)
+                    elif self._owner(call_id, worker) is not None:
+                        self.count("not allowed")
+                    elif isinstance(envelope, Cancel) and isinstance(message, Opened):
+                        _remember(self._cancelled, (message.key.name, call_id), message.issued_ms, CANCELLED)
+                if ids or not envelope.ids:
+                    kept.append(type(envelope)(envelope.v, ids))
+            elif isinstance(envelope, Credit | Grant):
+                if self._owns(key, envelope.id, worker):
+                    kept.append(envelope)
+                else:
+                    self.count("not allowed")
+            elif (key is None or key.serve) and isinstance(envelope, Held | Reply | End):
+                kept.append(envelope)  # from workers that were asked
+            else:
+                self.count("not allowed")
+        return kept
+
+    # -- replies
+
+    def for_caller(
+        self, message: DeliveredMessage, envelopes: Iterable[Envelope], pendings: dict[str, Pending]
+    ) -> list[Envelope]:
+        """What of a message is an answer to what was sealed here: it comes under the same key."""
+        key = key_of(message)
+        if self.is_news(message):
+            return [item for item in envelopes if isinstance(item, Reply)]
+        if key in self.keys.mine:
+            self.answered.set()
+        fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
+        kept: list[Envelope] = []
+        for envelope in envelopes:
+            if isinstance(envelope, Held):
+                ids = [call_id for call_id in envelope.ids if self._answers(key, pendings.get(call_id))]
+                if ids and fresh:
+                    kept.append(Held(envelope.v, ids, envelope.worker))
+            elif isinstance(envelope, Reply | Item | End | Claim) and self._answers(
+                key, pendings.get(envelope.id)
+            ):
+                if fresh or not isinstance(envelope, Claim):
+                    kept.append(envelope)
+            elif not (key == UNSEALED and isinstance(envelope, Up)):
+                self.count("not allowed")
+            else:
+                kept.append(envelope)
+        return kept
+
+    def is_news(self, message: DeliveredMessage) -> bool:
+        """Say whether it tells of a record, which is read then: it answers nothing by itself."""
+        place = self._topology.place(message.exchange or "", message.routing_key or "")
+        return place is not None and place[0] == "record"
+
+    def _answers(self, key: str | None, pending: Pending | None) -> bool:
+        if key == UNSEALED:
+            return self.accept_unsealed and (pending is None or pending.key == UNSEALED)
+        return key in self.keys.mine or (pending is not None and key in (pending.call.by, pending.key))
+
+
+def _forbidden(key: Key, owner: Key, call: Call, queue: str) -> str:
+    """Why this key may not make this call; empty: it may."""
+    if not key.serve and call.by:
+        return "may not name another caller: that is for keys with serve"
+    if not key.serve and call.attempt > 1:
+        return "may not say which attempt it is: that is for keys with serve"
+    if call.by not in ("", owner.name):
+        return "sealed a message of several callers"
+    if not owner.may_use(queue):
+        return f"may not use queue {queue!r}"
+    return "" if owner.may_call(call.task) else f"may not call {call.task!r}"
+
+
+def _is_fresh(issued_ms: int, seconds: float) -> bool:
+    return abs(time.time() * 1000 - issued_ms) <= seconds * 1000
+
+
+def _remember(memory: OrderedDict[Any, Any], name: Any, value: Any, size: int) -> None:
+    memory[name] = value
+    memory.move_to_end(name)
+    if len(memory) > size:
+        memory.popitem(last=False)
