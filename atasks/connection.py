@@ -247,8 +247,6 @@ def _make(url: str | Sequence[str], namespace: str, given: Mapping[str, Any]) ->
     scheme = _scheme(url)
     options = {name: value for name, value in given.items() if _is_meant(name, scheme)}
     module, _, name = TRANSPORTS[scheme].partition(":")
-    if not scheme.startswith("amqp"):  # what is on this host needs no keys: the user is the proof
-        options = {name: value for name, value in options.items() if name not in ("keys", "unsealed")}
     cls: type[Transport] = getattr(importlib.import_module(module), name)
     registered = get_transport(namespace)
     try:

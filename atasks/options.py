@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypedDict
@@ -62,6 +63,8 @@ class AMQPOptions(TypedDict, total=False):
     timeout: float
     consumer_timeout: float
     keep_runs: float
+    keys: str | os.PathLike[str] | None
+    unsealed: Literal["refuse", "accept"]
 
 
 class LocalOptions(TypedDict, total=False):
