@@ -145,7 +145,7 @@ async def attacker(amqp_url: str, prefix: str, site: Site) -> AsyncIterator[Atta
 
 def fields(by: str = "", attempt: int = 1, max_attempts: int = 3, delivery: int = 0) -> tuple[Any, ...]:
     """Those of a Call behind its codec, down to `by`."""
-    return (None, 0, attempt, max_attempts, delivery, 0, None, None, None, 0, None, None, by)
+    return (None, 0, attempt, max_attempts, delivery, 0, None, None, None, 0, None, None, False, by)
 
 
 def refused(transport: Transport) -> dict[str, int]:
@@ -338,10 +338,10 @@ async def test_nobody_else_cancels_asks_for_or_takes_over_a_call(
     site: Site, attacker: Attacker, keys: KeyFiles
 ) -> None:
     async with site.open():
-        task, call_id = await _running(site)
-        assert await call(site, "echo", "hers") == "hers"
+        call_id = await attacker.call(keys.key("shop"), "forever")
+        finished = await attacker.call(keys.key("shop"), "echo", "hers")
+        assert (await attacker.answer(keys.key("shop")))[0][2] == finished
         every, worker = f"queue:{site.namespace}:default", f"worker:{site.worker.id}"
-        finished = next(iter(site.worker._finished._replies))  # type: ignore[union-attr]
         for key in _keys(keys).values():
             await attacker.say(key, [CANCEL, 1, [call_id]], every)
             await attacker.say(key, [CANCEL, 1, [call_id]], worker)
@@ -360,7 +360,7 @@ async def test_nobody_else_cancels_asks_for_or_takes_over_a_call(
             "not allowed": 8,
             "too old": 1,
         }
-        assert not task.done()
+        assert site.worker.holds(call_id)
         assert attacker.peer._answers.empty()
         # the owner of the key can
         await attacker.say(keys.key("shop"), [ASK, 1, [call_id, finished]], every)
@@ -369,22 +369,19 @@ async def test_nobody_else_cancels_asks_for_or_takes_over_a_call(
         assert (reply[0], reply[2]) == (REPLY, finished)
         await attacker.say(keys.key("shop"), [CANCEL, 1, [call_id]], every)
         await until(lambda: site.worker.held == 0)
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def test_a_worker_may_ask_and_cancel(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
     """A worker's key is trusted with that: it passes calls on, and asks what became of them."""
     async with site.open():
-        task, call_id = await _running(site)
+        call_id = await attacker.call(keys.key("shop"), "forever")
+        await until(lambda: site.worker.holds(call_id))
         every = f"queue:{site.namespace}:default"
         await attacker.say(keys.key("w"), [ASK, 1, [call_id]], every)
         ((tag, _, ids, *_),) = await attacker.answer(keys.key("w"))
         assert (tag, ids) == (HELD, [call_id])
         await attacker.say(keys.key("w"), [CANCEL, 1, [call_id]], every)
         await until(lambda: site.worker.held == 0)
-        task.cancel()
-        await asyncio.wait([task])
 
 
 async def test_nobody_else_cancels_a_call_before_it_comes(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
