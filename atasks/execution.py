@@ -71,6 +71,12 @@ async def _serve(run: Run) -> Reply:
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
     executor, codec = task.executor, worker.router.codec
+    size = len(call.payload) + sum(map(len, call.context.values())) if call.context else len(call.payload)
+    if size > worker.transport.max_payload:
+        message = f"the arguments of {call.task} have {size} bytes, over this worker's limit of "
+        return status(
+            run, Status.DECODE_ERROR, f"{message}{worker.transport.max_payload}: pass a reference instead"
+        )
     if call.credit or task.streams:
         refusal = _not_a_stream(run, task)
         if refusal is not None:

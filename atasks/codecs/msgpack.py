@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from atasks import anatomy
+from atasks.codecs import sizes
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError, EncodeError
 from atasks.functions import declaring, passes_on, signature_of
@@ -60,12 +61,14 @@ class MsgpackCodec(Codec):
             raise EncodeError(f"MessagePack cannot hold a value in this {type(obj).__name__}: {reason}") from None
 
     async def decode(self, content: bytes) -> Any:
+        sizes.check(content)
         return _read_anything(content)
 
     async def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> tuple[Any, Any]:
         return self._signature(function).arguments(content)
 
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
+        sizes.check(content)
         return self._signature(function).result(content)
 
     def name_exception(self, cls: type) -> tuple[str, str] | None:
@@ -141,6 +144,7 @@ class _Signature:
         self.result = _reader_of(signature.return_annotation, scope, f"the result of {self.task}", _awaited)
 
     def arguments(self, content: bytes) -> tuple[list[Any], dict[str, Any]]:
+        sizes.check(content)
         try:
             args, kwargs = _outer.decode(content)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

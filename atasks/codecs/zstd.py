@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,14 +14,20 @@ __all__ = ["ZstdCodec"]
 
 MAGIC: Final = b"\x28\xb5\x2f\xfd"
 """How every zstd frame begins (RFC 8878, section 3.1.1)."""
+MAX_RATIO: Final = 1000
+"""How many times its size a payload may decompress to, if that is more than a megabyte."""
+_PADDING: Final = struct.Struct("<II")
+_SKIPPED: Final = 0x184D2A50
+"""How a frame begins that a reader skips (RFC 8878, section 3.1.2)."""
 
 
 class ZstdCodec(Codec):
     """Payloads of `threshold` bytes or more travel compressed, if that makes them smaller.
 
     `inner` (default: `CloudpickleCodec`) makes the bytes; both sides need the same one. `level` is zstd's, 1 to
-    19: higher is slower to write and smaller. What decompresses to more than `max_bytes` is a `DecodeError`,
-    before the memory is taken.
+    19: higher is slower to write and smaller. What decompresses to more than `max_bytes`, or to more than a
+    thousand times its size and a megabyte, is a `DecodeError`, before the memory is taken; what would shrink so
+    much travels as it is.
 
     Needs the package zstandard: `pip install "atasks[zstd]"`, else an ImportError that says so.
     """
@@ -32,7 +39,7 @@ class ZstdCodec(Codec):
         namespace: str = "default",
         threshold: int = 64 * 2**10,
         level: int = 1,
-        max_bytes: int = 256 * 2**20,
+        max_bytes: int = 64 * 2**20,
     ) -> None:
         try:
             import zstandard
@@ -53,10 +60,12 @@ class ZstdCodec(Codec):
         content = as_bytes(await self.inner.encode(obj), self.inner)
         if len(content) >= self.threshold:
             smaller = self._compress(content)
-            if len(smaller) < len(content):
+            if len(smaller) < len(content) <= _most(smaller):
                 return smaller
         if content.startswith(MAGIC):  # it would be taken for compressed
-            return self._compress(content)
+            smaller = self._compress(content)
+            missing = len(content) // MAX_RATIO + 1 - len(smaller)
+            return smaller + _PADDING.pack(_SKIPPED, missing) + bytes(missing) if missing > 0 else smaller
         return content
 
     async def decode(self, content: bytes) -> Any:
@@ -87,6 +96,16 @@ class ZstdCodec(Codec):
                     f"a compressed payload says that it has {size} bytes inside: at most "
                     f"{self._max_bytes} are taken (max_bytes)"
                 )
+            if size > _most(content):
+                raise DecodeError(
+                    f"a compressed payload of {len(content)} bytes says that it has {size} bytes inside: at most "
+                    f"{MAX_RATIO} times its size are taken"
+                )
             return self._zstd.decompress(content, size)
         except self._zstd.ZstdError as error:
             raise DecodeError(f"a payload cannot be decompressed ({error})") from None
+
+
+def _most(compressed: bytes) -> int:
+    """Bytes that compressed ones may become."""
+    return max(2**20, MAX_RATIO * len(compressed))

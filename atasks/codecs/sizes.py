@@ -1,0 +1,73 @@
+"""How much memory a MessagePack document would take, before it is decoded."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from atasks.errors import DecodeError
+
+__all__ = ["MAX_MEMORY", "check"]
+
+MAX_MEMORY: Final = 512 * 2**20
+"""Bytes that the arrays, maps and short texts of one document may take, apart from what is in them."""
+_EACH: Final = 72
+"""Bytes of an empty list, dict or short text, and of the reference to it."""
+
+_SUSPECTS: Final = bytes([*range(0x80, 0xA4), *range(0xDC, 0xE0)])
+"""What arrays, maps and texts of up to three bytes begin with; other bytes may look so."""
+_OTHERS: Final = re.compile(
+    rb"(?:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|[\xcc\xd0].|[\xcd\xd1\xd4].{2}|\xd5.{3}|[\xca\xce\xd2].{4}|\xd6.{5}"
+    rb"|[\xcb\xcf\xd3].{8}|\xd7.{9}|\xd8.{17}|"
+    + b"|".join(b"\\x%02x.{%d}" % (0xA0 + length, length) for length in range(4, 32))
+    + rb")++",
+    re.DOTALL,
+)
+_ARRAYS: Final = re.compile(rb"(?:[\x80-\x9f]|[\xdc\xde].{2}|[\xdd\xdf].{4}){1,65536}+", re.DOTALL)
+_TEXTS: Final = re.compile(rb"(?:\xa0|\xa1.|\xa2.{2}|\xa3.{3}){1,65536}+", re.DOTALL)
+MAX_STEPS: Final = 100_000
+"""Turns from one kind of bytes to another that are followed, in a fraction of a second; more are a bomb."""
+_LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
+"""Bytes of the length of binary data, extensions and texts."""
+_EXTENSIONS: Final = frozenset({0xC7, 0xC8, 0xC9})
+
+
+def check(content: bytes) -> None:
+    """Raise DecodeError if the arrays, maps and short texts of the document would take more than `MAX_MEMORY`.
+
+    A document of a few megabytes costs nothing; a large one is looked through where its bytes could be so many.
+    """
+    if len(content) * _EACH <= MAX_MEMORY:
+        return
+    if (len(content) - len(content.translate(None, _SUSPECTS))) * _EACH <= MAX_MEMORY:
+        return
+    if _count(content, MAX_MEMORY // _EACH) * _EACH > MAX_MEMORY:
+        raise DecodeError(
+            f"a payload of {len(content)} bytes would take more than {MAX_MEMORY} bytes of memory, in small "
+            "arrays, maps and texts: pass a reference instead"
+        )
+
+
+def _count(content: bytes, most: int) -> int:
+    """How many arrays, maps and short texts there are, roughly; more than `most` where it stops counting.
+
+    What is no MessagePack is left to the decoder.
+    """
+    at, end, count = 0, len(content), 0
+    for _ in range(MAX_STEPS):
+        start = at
+        for pattern, size in _SIZES:
+            found = pattern.match(content, at)
+            if found is not None:
+                length = found.end() - at
+                count += 1 if length <= 5 and size else int(length * size)
+                at = found.end()
+        if at < end and content[at] in _LENGTHS:
+            width = _LENGTHS[content[at]]
+            at += 1 + width + int.from_bytes(content[at + 1 : at + 1 + width]) + (content[at] in _EXTENSIONS)
+        if at == start or at >= end or count > most:
+            return count
+    return most + 1
+
+
+_SIZES: Final = ((_OTHERS, 0.0), (_ARRAYS, 1.0), (_TEXTS, 0.5))

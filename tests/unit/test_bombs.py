@@ -1,0 +1,160 @@
+"""Small or ordinary messages that would take all memory, or seconds, to decode."""
+
+from __future__ import annotations
+
+import os
+import time
+import tracemalloc
+from typing import Any
+
+import msgspec
+import pytest
+import zstandard
+
+import atasks
+from atasks import DecodeError, MsgpackCodec, ZstdCodec, atask
+from atasks.codecs import sizes
+
+MIB = 2**20
+
+
+def array(items: bytes, count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4) + items * count
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        array(b"\x90", 32 * MIB),
+        array(b"\x80", 32 * MIB),
+        array(b"\xdc\x00\x00", 12 * MIB),
+        array(b"\xdd\x00\x00\x00\x00", 8 * MIB),
+        array(b"\xa1x", 20 * MIB),
+        array(b"\xa0\x90", 16 * MIB)[:-7],
+        array(b"\x91" * 50 + b"\x90", MIB // 2),
+        array(b"\xcd\x01\x00\x90", 9 * MIB),
+        array(b"\xd9\x01x\x90", 9 * MIB),
+    ],
+    ids=["arrays", "maps", "16 bits", "32 bits", "texts", "cut off", "deep", "numbers between", "texts between"],
+)
+async def test_a_document_of_small_things_is_refused(namespace: str, content: bytes) -> None:
+    codec = MsgpackCodec(namespace)
+
+    async def function(value: Any) -> Any: ...
+
+    arguments = b"\x92" + array(content, 1) + b"\x80"
+    tracemalloc.start()
+    try:
+        started = time.process_time()
+        for read in (
+            codec.decode(content),
+            codec.decode_result(content, function),
+            codec.decode_arguments(arguments, function),
+        ):
+            with pytest.raises(DecodeError, match="would take more than 536870912 bytes of memory"):
+                await read
+        taken = time.process_time() - started
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 3 * len(content) + MIB, "nothing is built of it"
+    assert taken < 15, "decoding the arrays took 6.5 s each time, and this is under tracemalloc"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        list(range(3_000_000)),
+        [[n, n + 1] for n in range(500_000)],
+        os.urandom(40 * MIB),
+        ["\u4e2d" * 1000] * 15_000,
+        ["thirty characters of a word....."] * 1_000_000,
+        [os.urandom(30_000), {"key": [1.5, None, True] * 100}] * 500,
+    ],
+    ids=["numbers", "pairs", "bytes", "text", "words", "mixed"],
+)
+async def test_honest_large_documents_are_not(namespace: str, value: Any) -> None:
+    content = msgspec.msgpack.encode(value)
+    assert await MsgpackCodec(namespace).decode(content) == value
+
+
+def test_the_count_is_right() -> None:
+    value = [
+        [],
+        {},
+        [1, 2],
+        {"ab": [0.5]},
+        "abc",
+        "abcdefgh",
+        "x" * 300,
+        b"y" * 300,
+        2**40,
+        -5,
+        None,
+        [list(range(20))],
+    ]
+    content = msgspec.msgpack.encode(value)
+    assert 4 <= sizes._count(content, 10**9) <= 12
+    assert sizes._count(msgspec.msgpack.encode([[]] * 100_000), 10**9) == pytest.approx(100_000, rel=0.01)
+    assert sizes._count(b"\xc1" * 100, 10**9) == 0
+    assert sizes._count(b"\xc7\xff", 10**9) == 0
+
+
+async def test_deep_nesting_is_an_error(namespace: str) -> None:
+    with pytest.raises(DecodeError):
+        await MsgpackCodec(namespace).decode(b"\x91" * 100_000 + b"\xc0")
+
+
+async def test_a_compressed_bomb_is_refused_before_the_memory_is_taken(namespace: str) -> None:
+    codec = ZstdCodec(MsgpackCodec(namespace))
+    for content, message in (
+        (zstandard.compress(b"\x90" * 50 * MIB, 19), "at most 1000 times its size"),
+        (zstandard.compress(b"\x90" * 65 * MIB, 19), r"at most 67108864 are taken \(max_bytes\)"),
+        (zstandard.ZstdCompressor(write_content_size=False).compress(b"\0" * 2 * MIB), "are taken"),
+    ):
+        tracemalloc.start()
+        try:
+            with pytest.raises(DecodeError, match=message):
+                await codec.decode(content)
+            assert tracemalloc.get_traced_memory()[1] < MIB
+        finally:
+            tracemalloc.stop()
+
+
+async def test_what_shrinks_a_thousandfold_still_arrives(namespace: str) -> None:
+    codec = ZstdCodec(MsgpackCodec(namespace))
+    for size in (100_000, MIB, 20 * MIB):
+        assert await codec.decode(await codec.encode(bytes(size))) == bytes(size)
+
+
+async def test_arguments_over_the_limit_are_not_decoded(namespace: str) -> None:
+    ran: list[int] = []
+
+    @atask(namespace=namespace)
+    async def take(value: bytes) -> int:
+        ran.append(len(value))
+        return len(value)
+
+    @atask(namespace=namespace, executor="thread")
+    def blocking(value: bytes) -> int:
+        ran.append(len(value))
+        return len(value)
+
+    async with atasks.serve("loopback:", namespace=namespace) as worker:
+        worker.transport.max_payload = 10_000
+        monkey = atasks.get_router(namespace)
+        call = monkey._call
+
+        def unlimited(*args: Any) -> Any:
+            worker.transport.max_payload = 10**9
+            try:
+                return call(*args)
+            finally:
+                worker.transport.max_payload = 10_000
+
+        monkey._call = unlimited  # type: ignore[method-assign]
+        assert await take(bytes(9_000)) == 9_000
+        for task in (take, blocking):
+            with pytest.raises(DecodeError, match=r"have \d+ bytes, over this worker's limit of 10000"):
+                await task(bytes(10_001))
+    assert ran == [9_000]
