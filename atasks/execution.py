@@ -37,7 +37,7 @@ async def execute(run: Run) -> None:
     reply: Reply | None = None
     try:
         if run.permit is None or await run.permit():
-            started = time.perf_counter()
+            run.started = started = time.perf_counter()
             reply = await _serve(run)
             size, limit = len(reply.payload), run.worker.transport.max_payload
             if size > limit:
@@ -186,7 +186,11 @@ def cancelled_reply(run: Run) -> Reply | None:
 def status(run: Run, value: int, message: str) -> Reply:
     """A reply with neither a value nor an exception."""
     attempts = run.call.attempt if value == Status.WORKER_LOST else 0
-    return wire.ended(run.call.id, value, message, run.worker.id, attempts)
+    reply = wire.ended(run.call.id, value, message, run.worker.id, attempts)
+    ran = run.ran
+    if ran is not None:
+        reply.run_us = int(ran * 1e6)
+    return reply
 
 
 def _thrown_away(run: Run, error: BaseException) -> bool:

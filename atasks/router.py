@@ -35,7 +35,7 @@ from atasks.registry import Manager
 from atasks.run import Run
 from atasks.streams.remote import RemoteStream
 from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
-from atasks.transport.base import timed_out
+from atasks.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker import Worker
 
@@ -283,7 +283,9 @@ class Router:
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:
-                return timed_out(call) if call.timeout_ms is not None else CallTimeout(message)
+                return (
+                    timed_out(call, whereabouts_by(reply)) if call.timeout_ms is not None else CallTimeout(message)
+                )
             case Status.UNKNOWN_TASK:
                 return UnknownTask(message)
             case Status.ENCODE_ERROR:

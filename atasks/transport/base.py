@@ -16,7 +16,7 @@ import os
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from msgspec import Struct
 
@@ -24,7 +24,6 @@ from atasks import wire
 from atasks.errors import (
     CallConnectionLost,
     CallError,
-    CallTimeout,
     NotConnected,
     NotSupported,
     NoWorker,
@@ -34,6 +33,7 @@ from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.transport.memory_records import MemoryRecords
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.transport.records import DEFAULT_EXPIRES, Records
+from atasks.whereabouts import Whereabouts, found_at, timed_out
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ RequestCallback = Callable[[str, bytes], Awaitable[bytes]]
 """`await callback(name, content) -> bytes`: what serves the requests that a minimal transport receives."""
 
 DEFAULT_MAX_PAYLOAD = 64 * 2**20
+LOCATE_SECONDS: Final = 0.5
+LOCATE_SHARE: Final = 0.25
+"""How long before its deadline a caller looks where a call is, at most, and as a part of its time."""
 
 
 class Transport:
@@ -179,11 +182,6 @@ class Transport:
         """Calls wait in the worker for a place in a pool: a chance to let other workers have them."""
 
 
-def timed_out(call: Call) -> CallTimeout:
-    """The error of a call whose deadline passed."""
-    return CallTimeout(f"{call.task} did not finish within {(call.timeout_ms or 0) / 1000:g} s")
-
-
 def _lost(transport: Transport, call: Call, error: BaseException) -> CallConnectionLost:
     return CallConnectionLost(
         f"{type(transport).__name__} lost {call.task} ({type(error).__name__}): the outcome cannot be known"
@@ -208,6 +206,10 @@ class Pending(Struct, eq=False):
     """When it was sent, or a worker last said that it holds it (event loop time)."""
     asked: int = 0
     """How often workers were asked for it since then."""
+    where: Whereabouts | None = None
+    """Where it was when that was last told; None: it is not known."""
+    denied: int = 0
+    """How often all workers said since then that they do not have it."""
     confirmed: bool = False
     """Whether the broker has it."""
     unheard: bool = False
@@ -287,7 +289,7 @@ class CallTransport(Transport):
         self._pending[call.id] = pending
         try:
             if call.timeout_ms is not None:
-                pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+                self._set_timer(pending, call.timeout_ms / 1000)
             room = self._room()
             if room is not None:
                 await self._wait_for_room(pending, room)
@@ -325,7 +327,7 @@ class CallTransport(Transport):
         self._pending[call.id] = pending
         inflow.opened(pending)
         if call.timeout_ms is not None:
-            pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+            self._set_timer(pending, call.timeout_ms / 1000)
         room = self._room()
         if room is not None:
             await self._wait_for_room(pending, room)
@@ -364,9 +366,25 @@ class CallTransport(Transport):
         if pending is not None:
             pending.answered(reply)
 
+    def _set_timer(self, pending: Pending, seconds: float) -> None:
+        """End the await after so many seconds, and find out a little before where the call is."""
+        assert self._loop is not None, "it is connected"
+        until = self._loop.time() + seconds
+        lead = min(LOCATE_SECONDS, seconds * LOCATE_SHARE)
+        pending.timer = self._loop.call_at(until - lead, self._nearly_expired, pending, until)
+
+    def _nearly_expired(self, pending: Pending, until: float) -> None:
+        if self._loop is not None and not pending.future.done():
+            pending.timer = self._loop.call_at(until, self._expire, pending)
+            self._locate(pending)
+
+    def _locate(self, pending: Pending) -> None:
+        """Find out where the call is, without waiting: its deadline is near."""
+
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():
-            pending.future.set_exception(timed_out(pending.call))
+            now = asyncio.get_running_loop().time()
+            pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
 
 
@@ -465,6 +483,14 @@ class LoopbackTransport(CallTransport):
         if self._waiting.pop(pending.call.id, None) is None:
             for worker in self._workers.values():
                 worker.cancel(pending.call.id)
+
+    def _locate(self, pending: Pending) -> None:
+        found = (run for worker in self._workers.values() if (run := worker.find(pending.call.id)) is not None)
+        run = next(found, None)
+        if run is not None:
+            pending.where = found_at(run)
+        elif self._worker is None:
+            pending.where = Whereabouts("worker", pending.options.queue or "default")
 
     def _grant(self, credit: Credit, worker: str) -> None:
         if worker in self._workers:
