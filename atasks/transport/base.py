@@ -12,6 +12,7 @@ A transport moves requests and replies of one namespace. There are two levels:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import weakref
 from abc import abstractmethod
@@ -33,6 +34,7 @@ from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.transport.memory_records import MemoryRecords
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.transport.records import DEFAULT_EXPIRES, Records
+from atasks.unserved import WARN_SECONDS, Unserved
 from atasks.whereabouts import Whereabouts, found_at, timed_out
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
@@ -44,6 +46,8 @@ __all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "
 
 RequestCallback = Callable[[str, bytes], Awaitable[bytes]]
 """`await callback(name, content) -> bytes`: what serves the requests that a minimal transport receives."""
+
+logger = logging.getLogger("atasks.transport")
 
 DEFAULT_MAX_PAYLOAD = 64 * 2**20
 LOCATE_SECONDS: Final = 0.5
@@ -430,6 +434,8 @@ class LoopbackTransport(CallTransport):
         self._workers: dict[str, Worker] = {}
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
+        self._unserved = Unserved(logger)
+        self._look: asyncio.TimerHandle | None = None
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
         self.records = None if self._minimal else records
@@ -441,6 +447,9 @@ class LoopbackTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
         self._waiting.clear()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         self._workers.clear()
         self._memory.close()
 
@@ -477,7 +486,25 @@ class LoopbackTransport(CallTransport):
         elif pending.options.on_no_worker == "error":
             raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
         else:
-            self._waiting[pending.call.id] = pending
+            self._wait(pending)
+
+    def _wait(self, pending: Pending) -> None:
+        """Keep the call for the next worker, and warn if none comes."""
+        loop = asyncio.get_running_loop()
+        pending.since = loop.time()
+        self._waiting[pending.call.id] = pending
+        if self._look is None:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+
+    def _warn(self) -> None:
+        loop, self._look = asyncio.get_running_loop(), None
+        if self._waiting:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+            queues: dict[str, list[Pending]] = {}
+            for pending in self._waiting.values():
+                queues.setdefault(pending.options.queue or "default", []).append(pending)
+            for queue, pendings in queues.items():
+                self._unserved.see(queue, pendings, loop.time())
 
     def _withdraw(self, pending: Pending) -> None:
         if self._waiting.pop(pending.call.id, None) is None:
@@ -532,6 +559,6 @@ class _Delivery(Struct, eq=False):
         if not self._is_wanted():
             return
         if self.transport._worker is None:
-            self.transport._waiting[self.pending.call.id] = self.pending
+            self.transport._wait(self.pending)
         else:
             self.transport._post(self.pending)

@@ -19,7 +19,19 @@ LANES = 2 * (MAX_PRIORITY + 1)
 class Entry:
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
-    __slots__ = ("alone", "begun", "call", "caller", "kept", "lane", "priority", "queue", "size", "worker")
+    __slots__ = (
+        "alone",
+        "begun",
+        "call",
+        "caller",
+        "kept",
+        "lane",
+        "priority",
+        "queue",
+        "since",
+        "size",
+        "worker",
+    )
 
     def __init__(self, call: Call, caller: Peer | None, queue: Queue, priority: int) -> None:
         self.call = call
@@ -35,6 +47,8 @@ class Entry:
         """Whether its reply goes into a record."""
         self.worker: Peer | None = None
         """Who has it."""
+        self.since = 0.0
+        """When it was handed to that worker (event loop time)."""
         self.lane: OrderedDict[str, Entry] | None = None
         """Where it waits."""
         self.size = len(call.payload) + 500
