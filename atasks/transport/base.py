@@ -118,6 +118,9 @@ class Transport:
     def will_serve(self) -> None:
         """Called before `connect` where a worker is going to be attached, for transports to which that matters."""
 
+    def forsake_streams(self) -> None:
+        """Called where the current task leaves a block, before its worker drains: see `CallTransport`."""
+
     def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether awaits of this event loop may use it."""
         return True
@@ -345,6 +348,12 @@ class CallTransport(Transport):
         if self._pending.pop(pending.call.id, None) is not None and not pending.future.done():
             pending.future.cancel()
             self._withdraw(pending)
+
+    def forsake_streams(self) -> None:
+        """The current task leaves a block: streams that it has read, or a task that has ended, nobody reads on."""
+        for pending in list(self._pending.values()):
+            if pending.inflow is not None:
+                pending.inflow.forsake(asyncio.current_task())
 
     def _take_in(self, envelope: Item | End) -> None:
         """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
