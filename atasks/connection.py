@@ -133,7 +133,6 @@ async def serve(
         try:
             yield worker
         finally:
-            transport.forsake_streams()  # before the drain: their runs would wait for somebody who reads on
             await outlast(worker.drain(grace))
 
 

@@ -35,7 +35,7 @@ from atasks.registry import Manager
 from atasks.run import Run
 from atasks.streams.remote import RemoteStream
 from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
-from atasks.whereabouts import timed_out, whereabouts_by
+from atasks.transport.base import timed_out
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker import Worker
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from atasks.transport.base import Transport
 
 __all__ = ["Router", "get_router"]
+
+EARLY_SECONDS = 0.5
+"""A worker ends a call so long before its deadline only if its clock is wrong."""
 
 _log = logging.getLogger("atasks")
 
@@ -283,9 +286,7 @@ class Router:
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:
-                return (
-                    timed_out(call, whereabouts_by(reply)) if call.timeout_ms is not None else CallTimeout(message)
-                )
+                return _timed_out(call, reply, message)
             case Status.UNKNOWN_TASK:
                 return UnknownTask(message)
             case Status.ENCODE_ERROR:
@@ -336,6 +337,19 @@ def _inherit(call: Call, run: Run, timeout: float | None) -> None:
         timeout = left if timeout is None else min(timeout, left)
     if timeout is not None:
         call.timeout_ms = max(1, round(timeout * 1000))
+
+
+def _timed_out(call: Call, reply: Reply, message: str) -> CallTimeout:
+    """The error of a call that its worker ended at its deadline, which is here now, if their clocks agree."""
+    if call.timeout_ms is None:
+        return CallTimeout(message)
+    early = call.timeout_ms / 1000 - (time.time() - call.sent_ms / 1000)
+    if early < EARLY_SECONDS:
+        return timed_out(call)
+    return CallTimeout(
+        f"worker {reply.worker} took the deadline of {call.task} for passed, {early:.1f} s before it is: "
+        "set the clocks of its host and of this one right"
+    )
 
 
 def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:

@@ -158,8 +158,6 @@ class Ask(Struct, array_like=True, tag=4, gc=False):
 
     v: int
     ids: Ids
-    token: Annotated[str, Meta(max_length=64)] = ""
-    """What the answer is to repeat; then a worker answers also if it holds none of them."""
 
 
 class Held(Struct, array_like=True, tag=5, gc=False):
@@ -168,10 +166,6 @@ class Held(Struct, array_like=True, tag=5, gc=False):
     v: int
     ids: Ids
     worker: Key
-    token: Annotated[str, Meta(max_length=64)] = ""
-    """That of the question."""
-    ran_ms: Annotated[list[int], Meta(max_length=65_536)] | None = None
-    """For how many milliseconds each has run; -1: not yet. None: the worker is an older one."""
 
 
 class Up(Struct, array_like=True, tag=6, gc=False):
@@ -273,6 +267,8 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     run: Count | None = None
     """Which beginning of the worker that asked was granted, by the number in its claim; 0: none was; None: the
     caller is an older version."""
+    now_ms: Count = 0
+    """The caller's wall clock when it answered, in milliseconds since 1970; 0: it does not say."""
 
 
 Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -153,28 +152,12 @@ class Worker:
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
-        if queues is not None:
-            self._warn_of_unused(queues)
         self._guard = LoopGuard.enter(self.loop)
         try:
             await self.transport.serve(self, queues)
         except BaseException:
             self._stop_watching()
             raise
-
-    def _warn_of_unused(self, queues: Sequence[str]) -> None:
-        registry = self.router.registry
-        items = [item for name in registry.names() if (item := registry.get(name)) is not None]
-        default: str = getattr(self.transport, "queue", "default")
-        used = sorted({item.options.queue or default for item in items})
-        for queue in queues:
-            if queue not in used:
-                logger.warning(
-                    "no atask that is loaded uses queue %r (they use %s): only calls that name that queue, by "
-                    ".options(queue=...), are served from it",
-                    queue,
-                    ", ".join(map(repr, used)) or "none",
-                )
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""
@@ -332,7 +315,7 @@ class Worker:
             delivery.give_back(call)
             return
         task = self._find_task(call.task)
-        run = Run(self, call, [delivery], self.loop, task, self._deadline(call))
+        run = Run(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
@@ -400,12 +383,12 @@ class Worker:
         if self.bad_messages == 1:
             logger.error("a bad message was refused, and further ones will be without a line here: %s", reason)
 
-    def _deadline(self, call: Call) -> float | None:
-        """When the call times out, in event loop time, allowing for the skew that clocks may have."""
+    def _deadline(self, call: Call, delivery: Delivery | None = None) -> float | None:
+        """When the call times out, in event loop time; not before its caller says so, as far as that is known."""
         if call.timeout_ms is None:
             return None
-        waited = time.time() - call.sent_ms / 1000 - self.transport.clock_skew
-        return self.loop.time() + min(call.timeout_ms / 1000, MAX_TIMEOUT) - max(waited, 0.0)
+        waited = self.transport.waited(call, delivery)
+        return self.loop.time() + min(call.timeout_ms / 1000, MAX_TIMEOUT) - waited
 
     # -- running
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import msgspec
@@ -60,8 +61,9 @@ class Workers:
             envelope += [run, over]
         await self._peer.send(envelope, queue=self._reply_to)
         message = await soon(self._answers[worker].get())
-        ((tag, _, call_id, answered, granted, begun, beginning),) = decode(message.body)
+        ((tag, _, call_id, answered, granted, begun, beginning, now_ms),) = decode(message.body)
         assert (tag, call_id, answered) == (GRANT, self._call_id, copy)
+        assert abs(now_ms / 1000 - time.time()) < 10
         return granted, begun, beginning
 
 

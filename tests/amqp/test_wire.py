@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from aiormq.abc import DeliveredMessage
 
-from atasks import CallCancelled, MsgpackCodec, UnknownTask, WorkerLost, current_call
+from atasks import CallCancelled, CallTimeout, MsgpackCodec, UnknownTask, WorkerLost, current_call
 from atasks.testing import PATIENCE, Site, soon
 from atasks.transport.backends.amqp.link import ConsumerCallback, Link
 from tests.amqp.peer import CONTENT_TYPE, Peer, until
@@ -102,6 +102,8 @@ async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:
         0,
         {"variable": encode(1)},
         b"sig",
+        False,
+        "",
     ]
     async with plain_site.open():
         await peer.send([*_call("my-id", "show"), *fields])
@@ -319,11 +321,8 @@ async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
         await until(lambda: worker.held == 1)
         key = f"queue:{plain_site.namespace}:default"
         await peer.control(encode([[ASK, 1, ["unknown", "held"]]]), key, reply_to=peer.replies.name)
-        ((tag, version, ids, worker_id, token, (ran_ms,)),) = await peer.answer()
-        assert (tag, version, ids, worker_id, token) == (HELD, 1, ["held"], worker.id, "")
-        assert ran_ms >= 0
-        await peer.control(encode([[ASK, 1, ["unknown"], "a-token"]]), key, reply_to=peer.replies.name)
-        assert await peer.answer() == [[HELD, 1, [], worker.id, "a-token", []]]
+        ((tag, version, ids, worker_id),) = await peer.answer()
+        assert (tag, version, ids, worker_id) == (HELD, 1, ["held"], worker.id)
         await peer.control(encode([[CANCEL, 1, ["held"]]]), key)
 
 
@@ -394,6 +393,22 @@ async def test_endings_made_by_hand(plain_site: Site, peer: Peer, status: int, k
             await soon(waiting)
         if isinstance(caught.value, WorkerLost):
             assert caught.value.attempts == 3
+
+
+async def test_a_worker_whose_clock_is_wrong_is_not_believed(plain_site: Site, peer: Peer) -> None:
+    """One of an older version, which ends a call at once; the error does not say that its time is over."""
+    requests = await peer.declare_work_queue("default")
+    item = plain_site.router.registry.get("add")
+    assert item is not None
+    async with plain_site.open(serve=False):
+        waiting = asyncio.create_task(item.task.options(timeout=60)(1))
+        request = await soon(requests.get())
+        ((_, _, call_id, *_),) = decode(request.body)
+        reply = [REPLY, 1, call_id, TIMED_OUT, encode(["the deadline passed", 0]), "", "old-worker"]
+        await peer.send(reply, queue=request.reply_to)
+        with pytest.raises(CallTimeout, match=r"worker old-worker took .* before it is: set the clocks") as caught:
+            await soon(waiting)
+        assert "did not finish within" not in str(caught.value)
 
 
 async def test_second_reply_is_ignored(plain_site: Site, peer: Peer) -> None:

@@ -26,9 +26,11 @@ __all__ = [
     "fan",
     "fib",
     "gated",
+    "inner_time_left",
     "passed",
     "passed_item",
     "passed_once",
+    "time_left",
     "work",
 ]
 
@@ -65,6 +67,24 @@ async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
         while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
         return key, nonce, os.getpid()
+
+
+@atask
+async def time_left(key: str, nonce: str) -> tuple[str, str, int, float]:
+    """As `echo`, and the seconds that are left to it, and to a call that it makes: the lesser one."""
+    with _recorder().run(key):
+        left = await inner_time_left()
+        deadline = current_call().deadline
+        assert deadline is not None
+        return key, nonce, os.getpid(), min(left, deadline - asyncio.get_running_loop().time())
+
+
+@atask
+async def inner_time_left() -> float:
+    """The seconds that are left to it."""
+    deadline = current_call().deadline
+    assert deadline is not None
+    return deadline - asyncio.get_running_loop().time()
 
 
 @atask(window=8)

@@ -227,6 +227,7 @@ class Attempts:
         claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
         for asked in (claim, beginning):
             if asked is not None:
+                self._intake.clocks.learn(asked.reply_to, grant.now_ms)
                 word = asked.word(grant)
                 if word is not Word.YES or asked is claim:  # else it is the answer to an earlier question
                     asked.tell(word)

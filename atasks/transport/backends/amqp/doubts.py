@@ -91,11 +91,10 @@ class Doubts:
         if call.attempt > 1 or call.sent_ms < NO_TIME_MS or inbound.kept or worker.knows(call.id):
             return False
         withdrawn = worker.withdrawn.since(call.id)
-        if withdrawn is not None and call.sent_ms <= withdrawn:
+        if withdrawn is not None and self._intake.sent_ms(call, inbound) <= withdrawn:
             return False  # it does not begin, whatever its caller says
-        if call.timeout_ms is not None and (
-            call.timeout_ms <= SHORT_MS or call.sent_ms + call.timeout_ms + SKEW_MS < time.time() * 1000
-        ):
+        waited = self._intake.clocks.waited(inbound.reply_to, call.sent_ms)
+        if call.timeout_ms is not None and (call.timeout_ms <= SHORT_MS or call.timeout_ms < waited * 1000):
             return False  # its deadline ends it, before it begins or soon after
         caller = self._asked.get(inbound.reply_to)
         if again and (caller is None or call.id not in caller.doubts):
@@ -105,7 +104,7 @@ class Doubts:
             caller.task = asyncio.create_task(self._see_to(caller), name="atasks doubt")
         doubt = caller.doubts.get(call.id)
         if doubt is None:
-            caller.doubts[call.id] = doubt = _Doubt(call, delivery)
+            caller.doubts[call.id] = doubt = _Doubt(call, delivery, self._intake.sent_ms(call, inbound))
             if not caller.new:
                 asyncio.get_running_loop().call_soon(self._ask_new, caller)
             caller.new.append(doubt)
@@ -124,7 +123,8 @@ class Doubts:
         for caller in list(self._asked.values()):
             doubt = caller.doubts.get(grant.id)
             if doubt is not None:
-                caller.silent_since = asyncio.get_running_loop().time()
+                now = caller.silent_since = asyncio.get_running_loop().time()
+                self._intake.clocks.learn(caller.name, grant.now_ms, now - doubt.since)
                 self._decide(caller, [doubt], grant.granted)
 
     def withdrawn(self, call_id: str) -> None:
@@ -298,12 +298,12 @@ class _Doubt:
 
     __slots__ = ("_consumer", "aside", "call", "deliveries", "is_young", "key", "since")
 
-    def __init__(self, call: Call, delivery: CallDelivery) -> None:
+    def __init__(self, call: Call, delivery: CallDelivery, sent_ms: float) -> None:
         self.call = call
         self.key = delivery.inbound.key
         self.deliveries = [delivery]
         self.since = asyncio.get_running_loop().time()
-        self.is_young = abs(time.time() * 1000 - call.sent_ms) < WAITED_MS
+        self.is_young = abs(time.time() * 1000 - sent_ms) < WAITED_MS
         """Whether it was sent just now."""
         self.aside = False
         """Whether others need not wait for it."""

@@ -21,6 +21,7 @@ from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.ailing import Ailing
 from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
+from atasks.transport.backends.amqp.clocks import Clocks
 from atasks.transport.backends.amqp.consumer import Consumer
 from atasks.transport.backends.amqp.doubts import Doubts
 from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Items, Settling
@@ -98,6 +99,7 @@ class Intake:
         self.attempts = Attempts(self)
         self._callers = CallerWatch(self)
         self.doubts = Doubts(self, self._callers)
+        self.clocks = Clocks()
         self._leases = Leases(self, transport.consumer_timeout)
         self.ailing = Ailing(self)
         self._background = [
@@ -276,13 +278,14 @@ class Intake:
         for call_id, reason in answerable:
             CallDelivery(inbound).reply(wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id))
         oldest, newest = self.doubts.bounds()
+        ahead = self.clocks.ahead(properties.reply_to)
         withdrawn = self.worker.withdrawn
         again = bool(message.redelivered) or was_leased(properties)
         for call in calls:
             if seals is not None and seals.was_cancelled(message, call):
                 CallDelivery(inbound).drop()
                 continue
-            doubtful = not oldest <= call.sent_ms <= newest or call.id in withdrawn
+            doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn
             self._take(call, inbound, again, doubtful)
         if consumer.solo and self.window is not None:
             self.window.adapt()
@@ -304,6 +307,10 @@ class Intake:
             return
         elif not self.attempts.take(call, delivery, again):
             self.worker.deliver(call, delivery, alone=consumer.solo)
+
+    def sent_ms(self, call: Call, inbound: Inbound) -> float:
+        """When the call was sent, by this clock as far as it was compared with the caller's."""
+        return call.sent_ms + self.clocks.ahead(inbound.reply_to)
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
         """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
@@ -474,12 +481,6 @@ class Intake:
             found = self.doubts.holds(call_id)
         return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
-    def _ran_ms(self, names: list[str]) -> list[int]:
-        """For how long each of these calls has run; -1: not yet."""
-        runs = (self.worker.find(name) for name in names)
-        times = (None if run is None else run.ran for run in runs)
-        return [-1 if ran is None else int(ran * 1000) for ran in times]
-
     def _answer(self, question: Ask, reply_to: str | None, key: str) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
         and to who made them. Who asks for none under a seal wants to know whether its key is known here."""
@@ -490,8 +491,8 @@ class Intake:
         told = [name for name in names if by_worker or self._is_for(name, reply_to)]
         held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
         held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
-        if held or question.token or (key and not names):
-            body = wire.encode([Held(VERSION, held, self.worker.id, question.token, self._ran_ms(held))])
+        if held or (key and not names):
+            body = wire.encode([Held(VERSION, held, self.worker.id)])
             self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False, key=key))
         finished = (self.worker.finished(name) for name in told)
         for batch in _batches([(reply, None) for reply in finished if reply is not None]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,8 @@ WORK_US: Final = 1000.0
 MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
+EXPIRY_MS: Final = 2000
+"""For so long after its deadline the broker keeps a request."""
 WITHDRAW_SECONDS: Final = 10.0
 
 
@@ -56,8 +59,7 @@ class Requests:
         """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
         transport, options, call = self._transport, pending.options, pending.call
         pending.confirmed = pending.unheard = False
-        pending.asked = pending.denied = 0
-        pending.where = None
+        pending.asked = 0
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = _size(call)
         alone = call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1
@@ -129,7 +131,8 @@ class Requests:
                 transport.inquiry.heard_of(pending)
         mine = begun is not None and begun[0] == claim.worker
         run = begun[1] if begun is not None and mine else 0
-        grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run)
+        now_ms = int(time.time() * 1000)
+        grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run, now_ms)
         transport.notices.answer(grant, claim.worker, pending.key if pending is not None else None)
 
     def number(self) -> str:
@@ -229,9 +232,7 @@ class Request(Outgoing):
             reply_to=transport.topology.kept(first.id) if self.pendings[0].kept else transport.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
-            expiration=None
-            if longest is None
-            else str(min(longest + int(transport.clock_skew * 1000), MAX_TIMEOUT * 1000)),
+            expiration=None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000)),
         )
         return True
 

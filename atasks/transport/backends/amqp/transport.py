@@ -23,10 +23,12 @@ from atasks.errors import (
     TransportError,
 )
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
+from atasks.run import Delivery
 from atasks.streams.inflow import Inflow
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.announcements import Announcements
 from atasks.transport.backends.amqp.full_queues import FullQueues
+from atasks.transport.backends.amqp.inbound import CallDelivery
 from atasks.transport.backends.amqp.inquiry import Inquiry
 from atasks.transport.backends.amqp.intake import Intake
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
@@ -204,7 +206,6 @@ class AMQPTransport(CallTransport):
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
-            await self.inquiry.close()
             if self._intake is not None:
                 await self._intake.close()
             if self._last_link is not None:
@@ -378,9 +379,6 @@ class AMQPTransport(CallTransport):
             self.announcements.listens(queue)
         self.requests.send(pending)
 
-    def _locate(self, pending: Pending) -> None:
-        self.inquiry.locate(pending)
-
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)
         self.announcements.forget(queue, pending)
@@ -516,6 +514,11 @@ class AMQPTransport(CallTransport):
                     await self._intake.acknowledged()
         except TimeoutError:
             logger.error("%d messages could not be sent before the end", len(self.outbox))
+
+    def waited(self, call: Call, delivery: Delivery | None) -> float:
+        if self._intake is None or not isinstance(delivery, CallDelivery):
+            return 0.0
+        return self._intake.clocks.waited(delivery.inbound.reply_to, call.sent_ms)
 
     def slots_changed(self, worker: Worker) -> None:
         if self._intake is not None and self._intake.window is not None:

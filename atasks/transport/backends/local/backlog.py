@@ -24,11 +24,11 @@ class Entry:
         "begun",
         "call",
         "caller",
+        "deadline",
         "kept",
         "lane",
         "priority",
         "queue",
-        "since",
         "size",
         "worker",
     )
@@ -47,10 +47,10 @@ class Entry:
         """Whether its reply goes into a record."""
         self.worker: Peer | None = None
         """Who has it."""
-        self.since = 0.0
-        """When it was handed to that worker (event loop time)."""
         self.lane: OrderedDict[str, Entry] | None = None
         """Where it waits."""
+        self.deadline: float | None = None
+        """When its caller will not wait any longer (event loop time)."""
         self.size = len(call.payload) + 500
         """Bytes, roughly."""
 

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
+from msgspec import structs
+
 from atasks import wire
 from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.backlog import Entry, Queue
@@ -35,11 +37,9 @@ from atasks.transport.backends.local.messages import (
     Serve,
     Slots,
     Stop,
-    There,
     Touch,
     Watch,
     Welcome,
-    Where,
 )
 from atasks.transport.backends.local.peer import Peer
 from atasks.transport.backends.local.runs import Runs
@@ -85,7 +85,6 @@ class Hub:
             Credit: self._credit,
             Slots: self._slots,
             Cancel: self._cancel,
-            Where: self._where,
             GiveBack: self._give_back,
             Handed: self._begun,
             Serve: self._serve,
@@ -233,6 +232,8 @@ class Hub:
         if queue.executors and call.task in queue.executors:
             queue = self._beside(queue, queue.executors[call.task])
         entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
+        if call.timeout_ms is not None:
+            entry.deadline = self._loop.time() + call.timeout_ms / 1000
         entry.alone = 1 < call.attempt >= call.max_attempts
         worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
         if worker is not None:
@@ -278,16 +279,6 @@ class Hub:
                     running.setdefault(id(worker), (worker, []))[1].append(call_id)
         for worker, ids in running.values():
             worker.link.send(Cancel(VERSION, ids))
-
-    def _where(self, peer: Peer, message: Where) -> None:
-        now = self._loop.time()
-        for call_id in message.ids:
-            entry = self._entries.get(call_id)
-            if entry is not None and entry.caller is peer:
-                worker, queue = entry.worker, entry.queue
-                name = "" if worker is None else worker.worker_id
-                ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
-                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers)))
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
         entry = self._entries.get(credit.id)
@@ -460,11 +451,14 @@ class Hub:
     def _hand(self, entry: Entry, worker: Peer) -> None:
         entry.worker = worker
         entry.begun = False
-        entry.since = self._loop.time()
         worker.hand(entry)
         if entry.alone and not worker.begins:
             self._begin_alone(entry)
-        worker.link.send(Deliver(entry.call, entry.alone), entry.size)
+        call = entry.call
+        if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
+            left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
+            call = structs.replace(call, timeout_ms=left)
+        worker.link.send(Deliver(call, entry.alone), entry.size)
 
     def _end(self, entry: Entry, reply: Reply | End) -> None:
         del self._entries[entry.call.id]
