@@ -318,6 +318,14 @@ class Intake:
 
     def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
+        try:
+            self._tell_callers(message)
+        except Exception:
+            logger.exception("the callers of a message that failed could not be told")
+        finally:
+            consumer.acks.reject(message.delivery_tag or 0)
+
+    def _tell_callers(self, message: DeliveredMessage) -> None:
         reply_to = message.header.properties.reply_to
         calls = [
             item
@@ -328,7 +336,6 @@ class Intake:
         replies = [wire.ended(call.id, Status.FAILED, reason, self.worker.id) for call in calls]
         if reply_to and replies:
             self.send_replies(reply_to, [(reply, None) for reply in replies], 2, key_of(message))
-        consumer.acks.reject(message.delivery_tag or 0)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""

@@ -35,6 +35,7 @@ from yarl import URL
 
 from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
+from atasks.transport.backends.amqp import tls
 from atasks.transport.backends.amqp.reader import Reader
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
@@ -333,22 +334,27 @@ def map_error(error: BaseException, url: str) -> TransportError:
             mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
     else:
         reason = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
-        mapped = ConnectFailed(f"cannot reach {where} ({reason}): {_advice(error)}")
+        mapped = ConnectFailed(f"cannot reach {where} ({reason}): {_advice(error, url)}")
     mapped.__cause__ = error
     return mapped
 
 
-def _advice(error: BaseException) -> str:
+def _advice(error: BaseException, url: str) -> str:
     """Where to look, by how far the connection came."""
     system = next((e for e in (error.__cause__, error) if isinstance(e, OSError)), None)
-    if isinstance(system, ssl.SSLError) and system.reason == "WRONG_VERSION_NUMBER":
-        return "this port speaks no TLS: give an amqp:// URL, or the port for TLS (5671)"
+    if isinstance(system, ssl.SSLError):
+        return tls.advice(system, URL(url).host or "localhost")
     if isinstance(system, socket.gaierror):
         return "check the name of the host in the URL"
     if isinstance(error, TimeoutError):
         return "start it (docker compose up -d), or check host and port: RabbitMQ has 5672, and 5671 with TLS"
     if system is not None and system.errno in _NOBODY_LISTENS:
         return "start it (docker compose up -d), or give the URL of another one"
+    if URL(url).scheme == "amqps":  # with TLS 1.3 a broker that refuses a client's certificate just hangs up
+        return (
+            "the broker may want another certificate of the client (?certfile=client.pem&keyfile=client.key), or "
+            "something else listens there: RabbitMQ has 5671 with TLS"
+        )
     return (
         "something listens there and does not answer as RabbitMQ does: check the port "
         "(5672; 5671 with TLS; 15672 is the management page), or wait until it has started"

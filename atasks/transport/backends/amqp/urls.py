@@ -8,6 +8,7 @@ from typing import Any, Final
 from yarl import URL
 
 from atasks.errors import InvalidURL
+from atasks.transport.backends.amqp import tls
 from atasks.urls import option, take_apart
 
 __all__ = ["checked", "split", "user_of"]
@@ -39,7 +40,7 @@ def checked(url: str) -> str:
 def split(urls: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """The URLs without the options of the transport in their queries, and these options. What else is in a query
     stays there, for the client library. Raises TypeError, InvalidURL."""
-    addresses = [URL(checked(item)) for item in urls]
+    addresses = [tls.with_options(URL(checked(item))) for item in urls]
     found: dict[str, Any] = {}
     for name, kind in OPTIONS.items():
         texts = {address.query[name] for address in addresses if name in address.query}

@@ -1,0 +1,72 @@
+"""TLS to a broker: its options in the URL, and where to look when a certificate is refused."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from pathlib import Path
+from typing import Final
+
+from yarl import URL
+
+from atasks.errors import InvalidURL
+
+__all__ = ["advice", "with_options"]
+
+logger = logging.getLogger("atasks.amqp")
+
+FILES: Final = ("cafile", "capath", "certfile", "keyfile")
+OPTIONS: Final = (*FILES, "cadata", "no_verify_ssl")
+"""What the query of an `amqps://` URL may hold for the client library."""
+
+_YES: Final = frozenset({"1", "true", "yes", "on"})
+_NO: Final = frozenset({"0", "false", "no", "off"})
+
+_UNKNOWN_AUTHORITY: Final = frozenset({18, 19, 20, 21})
+_WRONG_NAME: Final = frozenset({62, 64})
+_OUT_OF_TIME: Final = frozenset({9, 10})
+
+
+def with_options(address: URL) -> URL:
+    """The URL with its options of TLS as the client library reads them.
+
+    Raises InvalidURL for an option without TLS, a file that does not exist, and a switch that is neither on nor
+    off: the library takes all but "0" for "do not verify". Switching the verification off is logged as a warning.
+    """
+    given = [name for name in OPTIONS if name in address.query]
+    if given and address.scheme != "amqps":
+        raise InvalidURL(f"{given[0]} in the URL is for TLS: begin it with amqps://")
+    for name in FILES:
+        if name in given and not Path(address.query[name]).exists():
+            raise InvalidURL(f"{name} in the URL names no file that exists here: {address.query[name]}")
+    if "keyfile" in given and "certfile" not in given:
+        raise InvalidURL("keyfile in the URL needs a certfile beside it")
+    if "no_verify_ssl" not in given:
+        return address
+    switch = address.query["no_verify_ssl"].lower()
+    if switch in _NO:
+        return address.update_query(no_verify_ssl="0")
+    if switch not in _YES:
+        raise InvalidURL("no_verify_ssl in the URL is 1 (the broker's certificate is not verified) or 0")
+    logger.warning(
+        "the certificate of %s is not verified (no_verify_ssl): who is in between can read and change everything",
+        address.host,
+    )
+    return address.update_query(no_verify_ssl="1")
+
+
+def advice(error: ssl.SSLError, host: str) -> str:
+    """What to do about an error of TLS."""
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return "this port speaks no TLS: give an amqp:// URL, or the port for TLS (5671)"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _UNKNOWN_AUTHORITY:
+            return "nobody who is trusted here has signed the broker's certificate: give the CA's, ?cafile=ca.pem"
+        if error.verify_code in _WRONG_NAME:
+            return f"the broker's certificate is for another host: give a host that it names in place of {host}"
+        if error.verify_code in _OUT_OF_TIME:
+            return "the broker's certificate is out of date, or the clock here is wrong: renew it"
+        return "the broker's certificate is refused: see docs/tls.md"
+    if "CERTIFICATE" in (error.reason or "") or "UNKNOWN_CA" in (error.reason or ""):
+        return "the broker wants another certificate of the client: ?certfile=client.pem&keyfile=client.key"
+    return "TLS could not be agreed on: see docs/tls.md"
