@@ -133,6 +133,7 @@ async def serve(
         try:
             yield worker
         finally:
+            transport.forsake_streams()  # before the drain: their runs would wait for somebody who reads on
             await outlast(worker.drain(grace))
 
 

@@ -39,6 +39,7 @@ Messages say what to do next and never contain payloads. Every class survives pi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 __all__ = [
     "AbortPipeline",
@@ -108,7 +109,25 @@ class CallTimeout(CallError, TimeoutError):
     """The deadline of the call passed: its own `timeout`, or one inherited from the call that made it.
 
     The remote run is cancelled, on a best effort; it may have finished.
+
+    `waited_for` is what the call was waiting for when that was last seen, at most half a second before: "worker"
+    (nothing served its queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran);
+    None: it is not known. `worker` is the id of the worker that had it, and `ran` for how many seconds it had
+    run; or None.
     """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        waited_for: Literal["worker", "turn", "run"] | None = None,
+        worker: str | None = None,
+        ran: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.waited_for = waited_for
+        self.worker = worker
+        self.ran = ran
 
 
 class CallCancelled(CallError):

@@ -37,7 +37,7 @@ async def execute(run: Run) -> None:
     reply: Reply | None = None
     try:
         if run.permit is None or await run.permit():
-            started = time.perf_counter()
+            run.started = started = time.perf_counter()
             reply = await _serve(run)
             size, limit = len(reply.payload), run.worker.transport.max_payload
             if size > limit:
@@ -104,6 +104,8 @@ async def _serve(run: Run) -> Reply:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
+        if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not call.orphan:  # else it is logged anyway
+            logger.error("%s raised after it was cancelled: nobody hears of it", describe(call), exc_info=error)
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         del args, kwargs
@@ -186,7 +188,11 @@ def cancelled_reply(run: Run) -> Reply | None:
 def status(run: Run, value: int, message: str) -> Reply:
     """A reply with neither a value nor an exception."""
     attempts = run.call.attempt if value == Status.WORKER_LOST else 0
-    return wire.ended(run.call.id, value, message, run.worker.id, attempts)
+    reply = wire.ended(run.call.id, value, message, run.worker.id, attempts)
+    ran = run.ran
+    if ran is not None:
+        reply.run_us = int(ran * 1e6)
+    return reply
 
 
 def _thrown_away(run: Run, error: BaseException) -> bool:

@@ -35,7 +35,7 @@ from atasks.registry import Manager
 from atasks.run import Run
 from atasks.streams.remote import RemoteStream
 from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
-from atasks.transport.base import timed_out
+from atasks.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker import Worker
 
@@ -345,7 +345,7 @@ def _timed_out(call: Call, reply: Reply, message: str) -> CallTimeout:
         return CallTimeout(message)
     early = call.timeout_ms / 1000 - (time.time() - call.sent_ms / 1000)
     if early < EARLY_SECONDS:
-        return timed_out(call)
+        return timed_out(call, whereabouts_by(reply))
     return CallTimeout(
         f"worker {reply.worker} took the deadline of {call.task} for passed, {early:.1f} s before it is: "
         "set the clocks of its host and of this one right"

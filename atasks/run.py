@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -73,6 +74,8 @@ class Run(Struct, eq=False):
     reason: Reason | None = None
     outflow: Outflow | None = None
     """What it has sent, if it is a stream that runs."""
+    started: float = 0.0
+    """When it began, by `time.perf_counter()`; 0: it has not."""
     awaits: int = 0
     """Remote awaits made by this run that are pending."""
     slots: int = 0
@@ -101,6 +104,11 @@ class Run(Struct, eq=False):
     def executor(self) -> Executor | None:
         """Where its function runs."""
         return None if self.atask is None else self.atask.executor
+
+    @property
+    def ran(self) -> float | None:
+        """For how many seconds it has run; None: it has not begun."""
+        return time.perf_counter() - self.started if self.started else None
 
     @property
     def current(self) -> CurrentCall:

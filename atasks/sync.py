@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import contextlib
 import os
 import threading
 import time
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Background", "SyncStream", "call", "connect_sync", "enter_background", "refuse_in_loop"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
@@ -86,6 +88,8 @@ class SyncStream(Generic[T]):
     def __init__(self, router: Router, stream: RemoteStream[T]) -> None:
         self._router = router
         self._stream = stream
+        self._pid = os.getpid()
+        self._reading = threading.Lock()
 
     def __iter__(self) -> SyncStream[T]:
         return self
@@ -94,44 +98,63 @@ class SyncStream(Generic[T]):
         """The next item. Raises how the stream ended, and what `ATask.sync` raises."""
         refuse_in_loop(f"{self!r}", "`async for` over the atask")
         try:
-            return _wait_for(self._router, self._stream.__anext__)
+            return self._do("next()", self._stream.__anext__)
         except StopAsyncIteration:
             raise StopIteration from None
 
     def close(self) -> None:
-        """Want no more items."""
-        _wait_for(self._router, self._stream.aclose)
+        """Want no more items. Raises RuntimeError while another thread reads it."""
+        with contextlib.suppress(NotConnected):  # the connection is gone, and the stream with it
+            self._do("close()", self._stream.aclose)
 
     def send(self, value: Any) -> T:
         """Raises NotSupported: nothing can be sent into a generator that runs ahead on a worker."""
-        return _wait_for(self._router, lambda: self._stream.asend(value))
+        return self._do("send()", lambda: self._stream.asend(value))
 
     def throw(self, *error: Any) -> T:
         """Close the stream, and raise NotSupported: nothing can be thrown into a generator on a worker."""
-        return _wait_for(self._router, lambda: self._stream.athrow(*error))
+        return self._do("throw()", lambda: self._stream.athrow(*error))
+
+    def _do(self, what: str, make: Callable[[], Coroutine[Any, Any, R]]) -> R:
+        """Have it done in the event loop in which the stream has begun, or is to begin."""
+        if not self._reading.acquire(blocking=False):
+            raise RuntimeError(f"{what}: this stream is being read by another thread")
+        try:
+            begun = self._stream.loop if self._pid == os.getpid() else None  # else that loop does not run here
+            return _wait_for(self._router, make, begun)
+        finally:
+            self._reading.release()
 
     def __enter__(self) -> SyncStream[T]:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        try:
+            self.close()
+        except Exception:
+            if error is None:  # else this would hide it
+                raise
 
     def __repr__(self) -> str:
         return f"<synchronous {repr(self._stream).strip('<>')}>"
 
 
-def _wait_for(router: Router, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def _wait_for(
+    router: Router, make: Callable[[], Coroutine[Any, Any, T]], begun: asyncio.AbstractEventLoop | None = None
+) -> T:
     """What the coroutine returns or raises where this thread's calls are made: in the loop of the block that it is
-    in, else of the worker that it works for, else in the background loop."""
-    block = _block(router.namespace)
+    in, else of the worker that it works for, else in the background loop; `begun`: in this one."""
+    if begun is not None and not begun.is_running():
+        raise NotConnected("the event loop of this connection has ended")
+    block = None if begun is not None else _block(router.namespace)
+    elsewhere = begun if block is None else block.loop
     seat = seated.get()
     if seat is not None and seat.state is not State.ENDED:
-        if block is None or block.loop is seat.loop:
+        if elsewhere is None or elsewhere is seat.loop:
             return _run(seat.loop, lambda: seat.wait_for(make))
-        elsewhere = block.loop
         return _run(seat.loop, lambda: seat.wait_for(lambda: _forward(elsewhere, make)))
-    if block is not None:
-        return _run(block.loop, make)
+    if elsewhere is not None:
+        return _run(elsewhere, make)
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)

@@ -158,6 +158,8 @@ class Ask(Struct, array_like=True, tag=4, gc=False):
 
     v: int
     ids: Ids
+    token: Annotated[str, Meta(max_length=64)] = ""
+    """What the answer is to repeat; then a worker answers also if it holds none of them."""
 
 
 class Held(Struct, array_like=True, tag=5, gc=False):
@@ -166,6 +168,10 @@ class Held(Struct, array_like=True, tag=5, gc=False):
     v: int
     ids: Ids
     worker: Key
+    token: Annotated[str, Meta(max_length=64)] = ""
+    """That of the question."""
+    ran_ms: Annotated[list[int], Meta(max_length=65_536)] | None = None
+    """For how many milliseconds each has run; -1: not yet. None: the worker is an older one."""
 
 
 class Up(Struct, array_like=True, tag=6, gc=False):

@@ -152,12 +152,28 @@ class Worker:
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
+        if queues is not None:
+            self._warn_of_unused(queues)
         self._guard = LoopGuard.enter(self.loop)
         try:
             await self.transport.serve(self, queues)
         except BaseException:
             self._stop_watching()
             raise
+
+    def _warn_of_unused(self, queues: Sequence[str]) -> None:
+        registry = self.router.registry
+        items = [item for name in registry.names() if (item := registry.get(name)) is not None]
+        default: str = getattr(self.transport, "queue", "default")
+        used = sorted({item.options.queue or default for item in items})
+        for queue in queues:
+            if queue not in used:
+                logger.warning(
+                    "no atask that is loaded uses queue %r (they use %s): only calls that name that queue, by "
+                    ".options(queue=...), are served from it",
+                    queue,
+                    ", ".join(map(repr, used)) or "none",
+                )
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""

@@ -98,8 +98,9 @@ def main() -> None:
 @click.option(
     "--mode",
     type=click.Choice(["loopback", "server", "client"]),
-    help="loopback: run aiomain(), calls run in this process. server: serve the atasks until SIGINT or SIGTERM. "
-    "client: run aiomain(), calls run on workers. Default: loopback; client with --workers or --url local:.",
+    help="loopback: run aiomain(), calls run in this process. server: serve the atasks until SIGINT, SIGTERM or "
+    "SIGHUP. client: run aiomain(), calls run on workers. "
+    "Default: loopback; client with --workers or --url local:.",
 )
 @click.option(
     "--url",

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first one asks the command to end, a second one ends it at once."""
+"""SIGINT, SIGTERM and SIGHUP: the first one asks the command to end, a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Takes SIGINT and SIGTERM over for the rest of the process.
+    """Takes SIGINT, SIGTERM and SIGHUP over for the rest of the process; SIGHUP not if it is ignored (nohup).
 
     The first one calls `first` in the event loop; a second one ends the process with 128 + its number, whatever
-    the process is doing: an aiomain that blocks, a drain, the interpreter's own shutdown.
+    the process is doing: an aiomain that blocks, a drain, the interpreter's own shutdown. A second SIGHUP does
+    nothing: a terminal that is closed sends it twice, itself and by its shell.
     """
 
     def __init__(self, first: Callable[[], object]) -> None:
@@ -34,10 +35,14 @@ class Signals:
         # Not loop.add_signal_handler: its callbacks wait for the event loop's turn, which never comes while code
         # blocks it. A plain handler runs between two instructions of whatever is running.
         forks.handle_signal(signal.SIGTERM, self._handle)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            forks.handle_signal(signal.SIGHUP, self._handle)
         # A Ctrl-C comes to forked children too. They go on, as do the running calls that they have a part in.
         signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == self.received == signal.SIGHUP:
+            return
         if self.received is not None or self._loop.is_closed():
             for stream in (sys.stdout, sys.stderr):
                 # broken, closed, or in the middle of a write that the signal interrupted

@@ -96,6 +96,8 @@ class Seat:
 
     def end(self, returned: bool, value: Any) -> None:
         """The function has returned or raised."""
+        if self.state is State.ABANDONED and isinstance(value, Exception) and not returned:
+            logger.error("%s raised, and nobody hears of it", describe(self.run.call), exc_info=value)
         self.state = State.ENDED
         if not self.returned.done():
             self.value = value

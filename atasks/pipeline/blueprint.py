@@ -1,29 +1,36 @@
 """Stages as plain data, for a run on the workers: atasks by name, with the options that the submitter gives them.
 
 Nothing in it is code, so a worker needs none of the submitter's modules to run it, and a codec that carries no
-code still does not.
+code still does not. A worker believes none of it: `read` holds it to what can be submitted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import Any, Final, NamedTuple, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
+import msgspec
+from msgspec import Meta, Struct
+
+from atasks.errors import DecodeError
 from atasks.options import CallOptions, TaskOptions
 from atasks.pipeline.calling import Bound, name_of, wanted_names
-from atasks.pipeline.forks import ForkStage
-from atasks.pipeline.functions import FunctionStage, GroupStage
-from atasks.pipeline.options import StageOptions
+from atasks.pipeline.forks import MAX_WAYS, ForkStage
+from atasks.pipeline.functions import FunctionStage, GroupStage, check_combination
+from atasks.pipeline.options import StageOptions, read_options
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.shaping import CollectStage, OrderedStage
 from atasks.pipeline.stages import Stage
 from atasks.tasks import ATask, BaseTask, StreamTask
 
-__all__ = ["Blueprint", "TaskSpec", "blueprint", "build", "tasks_of"]
+__all__ = ["Blueprint", "StageSpec", "TaskSpec", "blueprint", "build", "read", "tasks_of"]
 
 Blueprint = dict[str, Any]
 """One stage."""
+
+MAX_STAGES: Final = 1000
+"""Stages of a run all in all: those in forks, groups and pipelines within pipelines count."""
 
 _STAGE_OPTIONS: Final = ("workers", "throttle", "timeout", "skip_errors", "param_name", "unpack")
 _DEFAULTS: Final = StageOptions()
@@ -119,70 +126,165 @@ def _refusal(name: str, what: str) -> TypeError:
     )
 
 
-# -- from data to stages
+# -- what a worker is sent
 
 
-def build(data: Blueprint, deaths: int = 0) -> Stage:
-    """The stage. Its atasks may kill so many workers less than their options say."""
-    match data["kind"]:
-        case "function":
-            return FunctionStage(
-                _build_function(data["function"], deaths),
-                data["role"],
-                data["branch"],
-                False,
-                data["takes_item"],
-                options=_build_options(data["options"]),
-            )
-        case "group":
-            members = tuple(build(member, deaths) for member in data["members"])
-            assert all(isinstance(member, FunctionStage) for member in members)
-            return GroupStage(members, data["lenient"], options=_build_options(data["options"]))  # type: ignore[arg-type]
-        case "fork":
-            return ForkStage(tuple(tuple(build(each, deaths) for each in stages) for stages in data["pipelines"]))
-        case "ordered":
-            return OrderedStage(data["window"])
-        case "collect":
-            return CollectStage(data["size"])
-        case kind:
-            raise ValueError(f"a stage of kind {kind!r} is not known here: upgrade the workers")
+class FunctionSpec(Struct, forbid_unknown_fields=True):
+    """An atask; or, with `pipeline`, the stages of a pipeline."""
+
+    pipeline: Annotated[list[StageSpec], Meta(min_length=1)] | None = None
+    task: str = ""
+    namespace: str = ""
+    label: str = ""
+    streams: bool = False
+    options: dict[str, Any] = {}
 
 
-def _build_function(data: Blueprint, deaths: int) -> Any:
-    if "pipeline" in data:
-        return Pipeline(*(build(stage, deaths) for stage in data["pipeline"]))
-    options = dict(data["options"])
-    options["max_attempts"] = max(1, options.get("max_attempts", _NO_OPTIONS.max_attempts) - deaths)
-    kind = StreamTask if data["streams"] else ATask
+class CallSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="function"):
+    """A stage that calls a function."""
+
+    function: FunctionSpec
+    role: Literal["map", "filter", "each"]
+    branch: bool
+    takes_item: bool
+    options: dict[str, Any]
+
+
+class GroupSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="group"):
+    """A stage that calls several."""
+
+    members: Annotated[list[CallSpec], Meta(min_length=1)]
+    lenient: bool
+    options: dict[str, Any]
+
+
+class ForkSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="fork"):
+    """A fork."""
+
+    pipelines: Annotated[
+        list[Annotated[list[StageSpec], Meta(min_length=1)]], Meta(min_length=1, max_length=MAX_WAYS)
+    ]
+
+
+class OrderedSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="ordered"):
+    """Puts items in order."""
+
+    window: Annotated[int, Meta(ge=1)]
+
+
+class CollectSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="collect"):
+    """Makes lists."""
+
+    size: Annotated[int, Meta(ge=1)] | None
+
+
+StageSpec = CallSpec | GroupSpec | ForkSpec | OrderedSpec | CollectSpec
+
+
+def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
+    """What `blueprint` has made of stages, for a run in this namespace; None: in that of its first atask.
+
+    Raises DecodeError for what could not be submitted: another namespace's atasks, options that a stage would not
+    be made with, more than `MAX_STAGES` stages.
+    """
+    try:
+        specs = msgspec.convert(data, list[StageSpec])
+        count = sum(1 for _ in _all(specs))
+        if count > MAX_STAGES:
+            raise ValueError(f"{count} stages are more than the {MAX_STAGES} that a run may have all in all")
+        for spec in specs:
+            build(spec)
+            for task in tasks_of(spec):
+                namespace = namespace or task.namespace
+                if task.namespace != namespace:
+                    raise ValueError(
+                        f"atask {task.name!r} is of namespace {task.namespace!r}, and a run of {namespace!r} has "
+                        "atasks of its own namespace only"
+                    )
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+        raise DecodeError(f"these stages cannot run on workers: {error}") from error
+    return specs
+
+
+def _all(specs: Sequence[StageSpec]) -> Iterator[StageSpec]:
+    """The stages, and those inside of them."""
+    for spec in specs:
+        yield spec
+        match spec:
+            case CallSpec(function=function) if function.pipeline is not None:
+                yield from _all(function.pipeline)
+            case GroupSpec(members=members):
+                yield from _all(members)
+            case ForkSpec(pipelines=pipelines):
+                for inner in pipelines:
+                    yield from _all(inner)
+
+
+def build(spec: StageSpec, deaths: int = 0) -> Stage:
+    """The stage. Its atasks may kill so many workers less than their options say. Raises TypeError or ValueError
+    for what cannot be made."""
+    match spec:
+        case CallSpec():
+            return _build_call(spec, deaths)
+        case GroupSpec():
+            members = tuple(_build_call(member, deaths) for member in spec.members)
+            return GroupStage(members, spec.lenient, options=_build_options(spec.options))
+        case ForkSpec():
+            return ForkStage(tuple(tuple(build(each, deaths) for each in stages) for stages in spec.pipelines))
+        case OrderedSpec():
+            return OrderedStage(spec.window)
+        case CollectSpec():
+            return CollectStage(spec.size)
+
+
+def _build_call(spec: CallSpec, deaths: int) -> FunctionStage:
+    function = _build_function(spec.function, deaths)
+    if isinstance(function, Pipeline):
+        function.check_callable()
+    options = _build_options(spec.options)
+    stage = FunctionStage(function, spec.role, spec.branch, False, spec.takes_item, options=options)
+    check_combination(stage, options)
+    return stage
+
+
+def _build_function(spec: FunctionSpec, deaths: int) -> Any:
+    if spec.pipeline is not None:
+        return Pipeline(*(build(stage, deaths) for stage in spec.pipeline))
+    if not spec.task:
+        raise ValueError("a stage names neither an atask nor a pipeline")
+    options = _options_of(spec)
+    options = options.with_changes({"max_attempts": max(1, options.max_attempts - deaths)})
+    kind = StreamTask if spec.streams else ATask
 
     def remote(*args: Any, **kwargs: Any) -> Any:
         """It is called by name: what it is, its workers know."""
 
-    remote.__name__ = remote.__qualname__ = data["label"]
-    return kind(remote, data["task"], data["namespace"], _NO_OPTIONS.with_changes(options))
+    remote.__name__ = remote.__qualname__ = spec.label
+    return kind(remote, spec.task, spec.namespace, options)
 
 
-def _build_options(data: Blueprint) -> StageOptions:
-    given = {name: value for name, value in data.items() if name != "bind"}
-    bound = data.get("bind")
-    return StageOptions(**given, bind=None if bound is None else Bound(tuple(bound[0]), dict(bound[1])))
+def _options_of(spec: FunctionSpec) -> TaskOptions:
+    for name in spec.options:
+        if name not in _TASK_OPTIONS:
+            raise TypeError(f"{name!r} is no option of a call")
+    return _NO_OPTIONS.with_changes(spec.options)
 
 
-def tasks_of(stage: Blueprint) -> Iterator[TaskSpec]:
+def _build_options(data: dict[str, Any]) -> StageOptions:
+    given = dict(data)
+    bound = given.pop("bind", None)
+    for name in given:
+        if name not in _STAGE_OPTIONS:
+            raise TypeError(f"{name!r} is no option of a stage that runs on workers")
+    if bound is not None:
+        args, kwargs = msgspec.convert(bound, tuple[list[Any], dict[str, Any]])
+        given["bind"] = Bound(tuple(args), kwargs)
+    return read_options(given, remote=False)
+
+
+def tasks_of(spec: StageSpec) -> Iterator[TaskSpec]:
     """The atasks that a stage calls."""
-    match stage["kind"]:
-        case "function":
-            function = stage["function"]
-            if "pipeline" in function:
-                for inner in function["pipeline"]:
-                    yield from tasks_of(inner)
-            else:
-                options = _NO_OPTIONS.with_changes(function["options"])
-                yield TaskSpec(function["task"], function["namespace"], options)
-        case "group":
-            for member in stage["members"]:
-                yield from tasks_of(member)
-        case "fork":
-            for stages in stage["pipelines"]:
-                for inner in stages:
-                    yield from tasks_of(inner)
+    for each in _all((spec,)):
+        if isinstance(each, CallSpec) and each.function.pipeline is None:
+            function = each.function
+            yield TaskSpec(function.task, function.namespace, _options_of(function))

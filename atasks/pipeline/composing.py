@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, TypeVar, Unpack, overload
 
-from atasks.pipeline.forks import ForkStage
+from atasks.pipeline.forks import MAX_WAYS, ForkStage
 from atasks.pipeline.functions import make_group
 from atasks.pipeline.options import GroupOptions
 from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
@@ -70,10 +70,15 @@ def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
     An item is handed to one pipeline after the other, so the slowest one sets the pace. In the order of the
     lineage the results of the first pipeline come first, for each item; where pipelines differ in how often they
     branch, or one collects or joins, it is the order in which they come. Raises TypeError or ValueError for what
-    is no pipeline with stages.
+    is no pipeline with stages, and for more than 100.
     """
     if not pipelines:
         raise ValueError("fork needs at least one pipeline")
+    if len(pipelines) > MAX_WAYS:
+        raise ValueError(
+            f"fork takes at most {MAX_WAYS} pipelines, not {len(pipelines)}: let flat_map make several items of "
+            "each one, and a stage do what its item says"
+        )
     given: tuple[Any, ...] = pipelines
     for pipeline in given:
         if not isinstance(pipeline, Pipeline):

@@ -15,12 +15,12 @@ from typing import Any
 
 from atasks.calls import serving
 from atasks.errors import EncodeError, PayloadTooLarge, WorkerLost
-from atasks.pipeline.blueprint import Blueprint, build, tasks_of
+from atasks.pipeline.blueprint import StageSpec, build, read, tasks_of
 from atasks.pipeline.calling import Start
 from atasks.pipeline.failing import add_note
 from atasks.pipeline.forks import ForkStage
 from atasks.pipeline.functions import CallingStage, FunctionStage
-from atasks.pipeline.handle import step_id, step_value
+from atasks.pipeline.handle import Kept, read_kept, step_id, step_value
 from atasks.pipeline.journal import Journal, Memory, begin_id, notes_of
 from atasks.pipeline.run import Run, gives_one
 from atasks.pipeline.source import IterableSource, SingleSource
@@ -61,15 +61,15 @@ async def run_pipeline(stages: Any, args: Any, kwargs: Any) -> Any:
 class _Coordinator:
     """One attempt at a run."""
 
-    def __init__(self, run: Serving, records: Records, record: Record, stages: Sequence[Blueprint]) -> None:
+    def __init__(self, run: Serving, records: Records, record: Record, stages: Any) -> None:
         self._id = run.call.id
         self._attempt = run.call.attempt
         self._worker = run.worker
         self._codec = run.worker.router.codec
         self._records = records
         self._record = record
-        self._blueprints = stages
-        self._stages: list[Stage] = [build(stage) for stage in stages]
+        self._specs = read(stages, run.worker.router.namespace)
+        self._stages: list[Stage] = [build(spec) for spec in self._specs]
         self._log: Record | None = None
         """The record as it was when no earlier attempt could note anything any more that counts."""
 
@@ -88,14 +88,14 @@ class _Coordinator:
 
     async def work(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Run the stages that have no result yet."""
-        kept: list[Any] = []
+        kept: list[Kept] = []
         while (found := await self._kept(len(kept))) is not None:
             kept.append(found)
-        stretches = _stretches(self._blueprints, self._stages)
+        stretches = _stretches(self._specs, self._stages)
         items: list[Any] = []
         for stretch in stretches:
             if stretch.stop <= len(kept):
-                items = kept[stretch.stop - 1]["items"]
+                items = kept[stretch.stop - 1].items
             elif stretch.start == 0:
                 stage = (await self._permitted(stretch, kept))[0]
                 source = Start(tuple(args), dict(kwargs)) if stage.takes_arguments else args[0]
@@ -103,9 +103,9 @@ class _Coordinator:
                 await self._keep(0, items)
             else:
                 items = await self._flow(stretch, kept, items)
-        return step_value(self._result(len(self._stages) - 1, items))
+        return step_value(read_kept(self._result(len(self._stages) - 1, items)))
 
-    async def _flow(self, stretch: range, kept: Sequence[Any], items: Sequence[Any]) -> list[Any]:
+    async def _flow(self, stretch: range, kept: Sequence[Kept], items: Sequence[Any]) -> list[Any]:
         """What a stretch makes of the items of the one before it."""
         stages = await self._permitted(stretch, kept)
         limit = self._worker.transport.max_payload
@@ -149,14 +149,14 @@ class _Coordinator:
             for found in notes_of(self._log, self._id)
         ]
 
-    async def _permitted(self, stretch: range, kept: Sequence[Any]) -> list[Stage]:
+    async def _permitted(self, stretch: range, kept: Sequence[Kept]) -> list[Stage]:
         """The stages of a stretch, if they may run."""
         number = max(stretch.start, len(kept))  # the first one that is not kept
-        specs = [spec for each in stretch for spec in tasks_of(self._blueprints[each])]
+        specs = [spec for each in stretch for spec in tasks_of(self._specs[each])]
         name = self._stages[number].name
         deaths = 0
         # Attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark.
-        if number == len(kept) and self._attempt > (kept[-1]["attempt"] if kept else 1):
+        if number == len(kept) and self._attempt > (kept[-1].attempt if kept else 1):
             marks = f"{step_id(self._id, number)}.again."
             deaths = 1 + sum(reply_id.startswith(marks) for reply_id in self._record.replies)
             allowed = max((spec.options.max_attempts for spec in specs), default=DEFAULT_DEATHS)
@@ -176,16 +176,16 @@ class _Coordinator:
             await self._mark(mark)
         if not deaths:
             return [self._stages[each] for each in stretch]
-        return [build(self._blueprints[each], deaths) for each in stretch]
+        return [build(self._specs[each], deaths) for each in stretch]
 
     async def _mark(self, mark: str) -> None:
         """Put on record that a stage is begun."""
         await self._records.add(self._id, Reply(VERSION, mark, Status.VALUE, b"", "", self._worker.id))
 
-    async def _kept(self, number: int) -> Any:
+    async def _kept(self, number: int) -> Kept | None:
         """What an earlier attempt has kept of a stage, or None."""
         reply = self._record.replies.get(step_id(self._id, number))
-        return None if reply is None else await self._worker.router.outcome(reply, self._record.call)
+        return None if reply is None else read_kept(await self._worker.router.outcome(reply, self._record.call))
 
     async def _keep(self, number: int, items: list[Any]) -> None:
         """Make the result of a stage safe; that of the last one is the reply of this call."""
@@ -228,7 +228,7 @@ def _remembering(stage: Stage, journal: Journal, number: int) -> Stage:
     return replace(stage, memory=Memory(journal, number, role, stage.skip_errors))
 
 
-def _stretches(blueprints: Sequence[Blueprint], stages: Sequence[Stage]) -> list[range]:
+def _stretches(specs: Sequence[StageSpec], stages: Sequence[Stage]) -> list[range]:
     """Which stages run together: those with many items between them, which are not the first ones.
 
     What fans one item out into many is whole before the next stage begins, so that its items have the same lineage
@@ -239,7 +239,7 @@ def _stretches(blueprints: Sequence[Blueprint], stages: Sequence[Stage]) -> list
     flowed = False
     for number, stage in enumerate(stages):
         flows = not isinstance(stage, ForkStage) and not any(
-            spec.options.delivery == "at_most_once" for spec in tasks_of(blueprints[number])
+            spec.options.delivery == "at_most_once" for spec in tasks_of(specs[number])
         )
         many = number > 1 and not gives_one(stages[:number]) and not gives_one(stages[: number - 1])
         if many and flows and flowed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from atasks.pipeline.channel import END, Channel, Inlet, Mark, Token
 from atasks.pipeline.crew import Crew
@@ -15,7 +15,10 @@ from atasks.pipeline.stages import Stage, Step, depth_after, open_stages
 if TYPE_CHECKING:
     from atasks.pipeline.engine import Engine
 
-__all__ = ["ForkStage"]
+__all__ = ["MAX_WAYS", "ForkStage"]
+
+MAX_WAYS: Final = 100
+"""Pipelines that a fork may have."""
 
 
 @dataclass(frozen=True)

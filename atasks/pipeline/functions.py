@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from atasks.pipeline.engine import Engine
     from atasks.pipeline.journal import Memory
 
-__all__ = ["CallingStage", "FunctionStage", "GroupStage", "make_stage"]
+__all__ = ["CallingStage", "FunctionStage", "GroupStage", "check_combination", "make_stage"]
 
 Role = Literal["map", "filter", "each"]
 
@@ -216,7 +216,7 @@ def make_stage(
         options=options,
         explicit="workers" in given,
     )
-    _check_combination(stage, options)
+    check_combination(stage, options)
     if options.multiprocess:
         from atasks.pipeline.processes import check_picklable
 
@@ -224,7 +224,8 @@ def make_stage(
     return stage
 
 
-def _check_combination(stage: FunctionStage, options: StageOptions) -> None:
+def check_combination(stage: FunctionStage, options: StageOptions) -> None:
+    """Raise a TypeError or a ValueError for options that contradict each other, or the function."""
     name = stage.name
     if stage.is_coroutine and (options.multiprocess or options.inline):
         option = "multiprocess" if options.multiprocess else "inline"

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Generator
-from typing import Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
 
 from atasks import wire
-from atasks.errors import NotSupported, PipelineError
+from atasks.errors import DecodeError, NotSupported, PipelineError
 from atasks.options import validate_queue
 from atasks.router import Router, get_router
 from atasks.transport.records import Record, Records
 from atasks.wire import Status
 
-__all__ = ["Handle", "attach", "records_of", "step_id", "step_value"]
+__all__ = ["Handle", "Kept", "attach", "read_kept", "records_of", "step_id", "step_value"]
 
 T = TypeVar("T")
 
@@ -28,9 +31,30 @@ def step_id(run_id: str, number: int) -> str:
     return f"{run_id}.{number}"
 
 
-def step_value(kept: Any) -> Any:
+class Kept(Struct):
+    """What is kept of a stage."""
+
+    attempt: Annotated[int, Meta(ge=1)]
+    """At which it was made."""
+    one: bool
+    """Whether its items are one value."""
+    items: list[Any]
+
+
+def read_kept(content: Any) -> Kept:
+    """What a record says of a stage. Raises DecodeError for what no coordinator has written."""
+    try:
+        kept = msgspec.convert(content, Kept)
+        if kept.one and len(kept.items) != 1:
+            raise ValueError("it is not one value")
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DecodeError(f"what is kept of a stage cannot be read: {error}") from error
+    return kept
+
+
+def step_value(kept: Kept) -> Any:
     """What a stage gave: a list, unless it is one value."""
-    return kept["items"][0] if kept["one"] else kept["items"]
+    return kept.items[0] if kept.one else kept.items
 
 
 def records_of(router: Router) -> Records:
@@ -81,7 +105,7 @@ class Handle(Generic[T]):
         )
         reply = record.replies.get(wanted)
         if reply is not None:
-            return step_value(await router.outcome(reply, record.call))
+            return step_value(read_kept(await router.outcome(reply, record.call)))
         return await self._outcome(router, record)
 
     async def done(self) -> bool:

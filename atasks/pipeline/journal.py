@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
 
 from atasks.codecs.base import Codec
-from atasks.errors import AbortPipeline, EncodeError, PayloadTooLarge
+from atasks.errors import AbortPipeline, DecodeError, EncodeError, PayloadTooLarge
 from atasks.pipeline.channel import Lineage
 from atasks.pipeline.failing import add_note
 from atasks.pipeline.runners import LoopRunner
@@ -36,6 +39,20 @@ class Note(NamedTuple):
     """The result, or the list of results of a branch."""
     failed: bool
     """Whether it raised, behind those results, and its stage goes on without the item."""
+
+
+class Written(Struct):
+    """The notes that one message has."""
+
+    attempt: Annotated[int, Meta(ge=1)]
+    notes: list[tuple[int, Lineage, Any, bool]]
+
+
+def _read(content: Any) -> Written:
+    try:
+        return msgspec.convert(content, Written)
+    except msgspec.ValidationError as error:
+        raise DecodeError(f"what is noted of a run cannot be read: {error}") from error
 
 
 class Journal:
@@ -62,15 +79,18 @@ class Journal:
     def read(self, contents: Iterable[Any], stages: range) -> None:
         """Take over what other attempts have noted of these stages: `contents` are those of the record, in its
         order, and numbers, which are attempts that began there. What an earlier attempt has noted after that does
-        not count: its items may differ from those that the later one has."""
+        not count: its items may differ from those that the later one has. Raises DecodeError for what no attempt
+        has written."""
         latest = 0
         for content in contents:
             if isinstance(content, int):
                 latest = max(latest, content)
-            elif content["attempt"] >= latest:
-                for stage, lineage, value, failed in content["notes"]:
+                continue
+            written = _read(content)
+            if written.attempt >= latest:
+                for stage, lineage, value, failed in written.notes:
                     if stage in stages:
-                        self._known.setdefault((stage, tuple(lineage)), Note(value, failed))
+                        self._known.setdefault((stage, lineage), Note(value, failed))
 
     def recall(self, stage: int, lineage: Lineage) -> Note | None:
         """What an earlier attempt has noted; once."""

@@ -16,6 +16,7 @@ Hook = Callable[..., Any]
 
 LOCAL_WORKERS: Final = 1
 REMOTE_WORKERS: Final = 64
+MAX_WORKERS: Final = 100_000
 
 
 class PlainOptions(TypedDict, total=False):
@@ -107,7 +108,7 @@ def _check(name: str, value: Any) -> None:
     match name:
         case "workers":
             if value is not None:
-                _integer(name, value, "calls in flight, at least 1, or None for no bound", 1)
+                _integer(name, value, f"calls in flight, 1 to {MAX_WORKERS}, or None for no bound", 1, MAX_WORKERS)
         case "throttle":
             _integer(name, value, "results that may wait, at least 0; 0 for no bound", 0)
         case "timeout":
@@ -135,8 +136,8 @@ def _seconds(value: Any) -> None:
         raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
 
 
-def _integer(name: str, value: Any, what: str, low: int) -> None:
+def _integer(name: str, value: Any, what: str, low: int, high: float = float("inf")) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number ({what}), not {value!r}")
-    if value < low:
+    if not low <= value <= high:
         raise ValueError(f"{name}={value}: {what}")

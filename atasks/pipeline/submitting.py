@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from atasks.functions import signature_of
 from atasks.options import TaskOptions
-from atasks.pipeline.blueprint import blueprint, tasks_of
+from atasks.pipeline.blueprint import blueprint, read, tasks_of
 from atasks.pipeline.functions import FunctionStage
 from atasks.pipeline.handle import Handle, records_of
 from atasks.pipeline.pipeline import Pipeline
@@ -27,7 +27,7 @@ async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs:
     pipeline(*args, **kwargs)  # raises for what it cannot be called with; nothing runs
     _check_arguments(pipeline, args, kwargs)
     data = blueprint(pipeline.stages)
-    first = next(chain.from_iterable(map(tasks_of, data)), None)
+    first = next(chain.from_iterable(map(tasks_of, read(data))), None)  # read as the worker will
     if first is None:
         raise ValueError("no stage of this pipeline is an atask: there is nothing to run on workers")
     options = TaskOptions(

@@ -50,6 +50,8 @@ class Keyring:
             self._load()
         except InvalidKeys as error:
             logger.error("the keys stay as they are: %s", error)
+        else:
+            logger.info("%d keys were read from %s: %s", len(self._keys), self.path, ", ".join(self._keys))
 
     def find(self, name: str) -> Key | None:
         """The key of that name in the file. For an unknown one the file is read again, at once if it has changed,

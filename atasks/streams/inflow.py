@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from atasks.errors import CallTimeout, DecodeError, StreamLost
-from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply
+from atasks.errors import CallConnectionLost, CallTimeout, DecodeError, StreamLost
+from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.options import TaskOptions
@@ -39,6 +40,7 @@ class Inflow:
         "_end",
         "_former",
         "_missing",
+        "_reader",
         "_taken",
         "_taken_bytes",
         "_transport",
@@ -81,6 +83,8 @@ class Inflow:
         """Workers that ran it before."""
         self._attempt = 0
         self._waiter: asyncio.Future[None] | None = None
+        self._reader: weakref.ref[asyncio.Task[Any]] | None = None
+        """The task that has asked for items last, of those that had to wait."""
 
     @property
     def _half_window(self) -> int:
@@ -90,6 +94,7 @@ class Inflow:
 
     async def open(self) -> None:
         """Have a worker run the stream."""
+        self._note_reader()
         await self._transport.open_stream(self)
 
     def take(self) -> bytes:
@@ -104,12 +109,24 @@ class Inflow:
     async def wait(self) -> None:
         """Return when there are items, or the stream has ended."""
         assert self.pending is not None, "it was opened"
+        self._note_reader()
         while not self.payloads and not self.pending.future.done():
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+
+    def _note_reader(self) -> None:
+        task = asyncio.current_task()
+        self._reader = None if task is None else weakref.ref(task)
+
+    def forsake(self, leaving: asyncio.Task[Any] | None) -> None:
+        """Its block is about to be left by this task: end it, if nobody else reads it."""
+        reader = None if self._reader is None else self._reader()
+        if self._waiter is None and (reader is None or reader is leaving or reader.done()):
+            reason = "the block in which it was read was left"
+            self._fail(CallConnectionLost(f"{reason}: the outcome of {self.call.task} cannot be known"))
 
     # -- for the transport
 
@@ -240,8 +257,11 @@ class Inflow:
     def _on_ending(self, ending: asyncio.Future[Reply]) -> None:
         """It has ended, whoever said so."""
         self._stop_asking()
-        if not ending.cancelled() and isinstance(ending.exception(), CallTimeout):
-            self.payloads.clear()  # the time is up for the consumer too
+        if not ending.cancelled():
+            error = ending.exception()
+            late = ending.result().status == Status.TIMED_OUT if error is None else isinstance(error, CallTimeout)
+            if late:
+                self.payloads.clear()  # the time is up for the consumer too, whichever side has noticed first
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self.close()

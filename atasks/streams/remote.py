@@ -64,6 +64,8 @@ class RemoteStream(Generic[T]):
         """The next item."""
         if self._busy:
             raise RuntimeError("anext(): this stream is being read by another task")
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
         self._busy = True
         try:
             inflow = self._inflow
@@ -101,13 +103,19 @@ class RemoteStream(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        if error is None or not self._busy:  # else it would hide the error
+            await self.aclose()
 
     def __del__(self) -> None:
         inflow = self._inflow
         if inflow is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
                 self._loop.call_soon_threadsafe(inflow.close)  # the collector may run in any thread, at any point
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which it has begun, and which alone can read it."""
+        return self._loop
 
     def __repr__(self) -> str:
         return f"<remote stream {str(self._name)!r}>"
@@ -187,8 +195,13 @@ class RemoteStream(Generic[T]):
     def _close(self) -> None:
         self._arguments = None
         inflow, self._inflow = self._inflow, None
-        if inflow is not None:
+        if inflow is None or self._loop is None:
+            return
+        if self._loop is asyncio.get_running_loop():
             inflow.close()
+        else:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
+                self._loop.call_soon_threadsafe(inflow.close)
 
 
 def _current_run() -> Run | None:

@@ -12,12 +12,13 @@ A transport moves requests and replies of one namespace. There are two levels:
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 import weakref
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from msgspec import Struct
 
@@ -25,7 +26,6 @@ from atasks import wire
 from atasks.errors import (
     CallConnectionLost,
     CallError,
-    CallTimeout,
     NotConnected,
     NotSupported,
     NoWorker,
@@ -35,6 +35,8 @@ from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.transport.memory_records import MemoryRecords
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 from atasks.transport.records import DEFAULT_EXPIRES, Records
+from atasks.unserved import WARN_SECONDS, Unserved
+from atasks.whereabouts import Whereabouts, found_at, timed_out
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
@@ -47,7 +49,12 @@ __all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "
 RequestCallback = Callable[[str, bytes], Awaitable[bytes]]
 """`await callback(name, content) -> bytes`: what serves the requests that a minimal transport receives."""
 
+logger = logging.getLogger("atasks.transport")
+
 DEFAULT_MAX_PAYLOAD = 64 * 2**20
+LOCATE_SECONDS: Final = 0.5
+LOCATE_SHARE: Final = 0.25
+"""How long before its deadline a caller looks where a call is, at most, and as a part of its time."""
 
 
 class Transport:
@@ -109,6 +116,9 @@ class Transport:
 
     def will_serve(self) -> None:
         """Called before `connect` where a worker is going to be attached, for transports to which that matters."""
+
+    def forsake_streams(self) -> None:
+        """Called where the current task leaves a block, before its worker drains: see `CallTransport`."""
 
     def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether awaits of this event loop may use it."""
@@ -184,11 +194,6 @@ class Transport:
         """Calls wait in the worker for a place in a pool: a chance to let other workers have them."""
 
 
-def timed_out(call: Call) -> CallTimeout:
-    """The error of a call whose deadline passed."""
-    return CallTimeout(f"{call.task} did not finish within {(call.timeout_ms or 0) / 1000:g} s")
-
-
 def _lost(transport: Transport, call: Call, error: BaseException) -> CallConnectionLost:
     return CallConnectionLost(
         f"{type(transport).__name__} lost {call.task} ({type(error).__name__}): the outcome cannot be known"
@@ -213,6 +218,10 @@ class Pending(Struct, eq=False):
     """When it was sent, or a worker last said that it holds it (event loop time)."""
     asked: int = 0
     """How often workers were asked for it since then."""
+    where: Whereabouts | None = None
+    """Where it was when that was last told; None: it is not known."""
+    denied: int = 0
+    """How often all workers said since then that they do not have it."""
     confirmed: bool = False
     """Whether the broker has it."""
     unheard: bool = False
@@ -292,7 +301,7 @@ class CallTransport(Transport):
         self._pending[call.id] = pending
         try:
             if call.timeout_ms is not None:
-                pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+                self._set_timer(pending, call.timeout_ms / 1000)
             room = self._room()
             if room is not None:
                 await self._wait_for_room(pending, room)
@@ -330,7 +339,7 @@ class CallTransport(Transport):
         self._pending[call.id] = pending
         inflow.opened(pending)
         if call.timeout_ms is not None:
-            pending.timer = loop.call_later(call.timeout_ms / 1000, self._expire, pending)
+            self._set_timer(pending, call.timeout_ms / 1000)
         room = self._room()
         if room is not None:
             await self._wait_for_room(pending, room)
@@ -344,6 +353,12 @@ class CallTransport(Transport):
         if self._pending.pop(pending.call.id, None) is not None and not pending.future.done():
             pending.future.cancel()
             self._withdraw(pending)
+
+    def forsake_streams(self) -> None:
+        """The current task leaves a block: streams that it has read, or a task that has ended, nobody reads on."""
+        for pending in list(self._pending.values()):
+            if pending.inflow is not None:
+                pending.inflow.forsake(asyncio.current_task())
 
     def _take_in(self, envelope: Item | End) -> None:
         """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
@@ -369,9 +384,25 @@ class CallTransport(Transport):
         if pending is not None:
             pending.answered(reply)
 
+    def _set_timer(self, pending: Pending, seconds: float) -> None:
+        """End the await after so many seconds, and find out a little before where the call is."""
+        assert self._loop is not None, "it is connected"
+        until = self._loop.time() + seconds
+        lead = min(LOCATE_SECONDS, seconds * LOCATE_SHARE)
+        pending.timer = self._loop.call_at(until - lead, self._nearly_expired, pending, until)
+
+    def _nearly_expired(self, pending: Pending, until: float) -> None:
+        if self._loop is not None and not pending.future.done():
+            pending.timer = self._loop.call_at(until, self._expire, pending)
+            self._locate(pending)
+
+    def _locate(self, pending: Pending) -> None:
+        """Find out where the call is, without waiting: its deadline is near."""
+
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():
-            pending.future.set_exception(timed_out(pending.call))
+            now = asyncio.get_running_loop().time()
+            pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
 
 
@@ -418,6 +449,8 @@ class LoopbackTransport(CallTransport):
         self._workers: dict[str, Worker] = {}
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
+        self._unserved = Unserved(logger)
+        self._look: asyncio.TimerHandle | None = None
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
         self.records = None if self._minimal else records
@@ -429,6 +462,9 @@ class LoopbackTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
         self._waiting.clear()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         self._workers.clear()
         self._memory.close()
 
@@ -468,12 +504,38 @@ class LoopbackTransport(CallTransport):
         elif pending.options.on_no_worker == "error":
             raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
         else:
-            self._waiting[pending.call.id] = pending
+            self._wait(pending)
+
+    def _wait(self, pending: Pending) -> None:
+        """Keep the call for the next worker, and warn if none comes."""
+        loop = asyncio.get_running_loop()
+        pending.since = loop.time()
+        self._waiting[pending.call.id] = pending
+        if self._look is None:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+
+    def _warn(self) -> None:
+        loop, self._look = asyncio.get_running_loop(), None
+        if self._waiting:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+            queues: dict[str, list[Pending]] = {}
+            for pending in self._waiting.values():
+                queues.setdefault(pending.options.queue or "default", []).append(pending)
+            for queue, pendings in queues.items():
+                self._unserved.see(queue, pendings, loop.time())
 
     def _withdraw(self, pending: Pending) -> None:
         if self._waiting.pop(pending.call.id, None) is None:
             for worker in self._workers.values():
                 worker.cancel(pending.call.id)
+
+    def _locate(self, pending: Pending) -> None:
+        found = (run for worker in self._workers.values() if (run := worker.find(pending.call.id)) is not None)
+        run = next(found, None)
+        if run is not None:
+            pending.where = found_at(run)
+        elif self._worker is None:
+            pending.where = Whereabouts("worker", pending.options.queue or "default")
 
     def _grant(self, credit: Credit, worker: str) -> None:
         if worker in self._workers:
@@ -515,6 +577,6 @@ class _Delivery(Struct, eq=False):
         if not self._is_wanted():
             return
         if self.transport._worker is None:
-            self.transport._waiting[self.pending.call.id] = self.pending
+            self.transport._wait(self.pending)
         else:
             self.transport._post(self.pending)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,12 +15,14 @@ from aiormq.exceptions import ChannelAccessRefused
 from msgspec.msgpack import encode
 
 import atasks
-from atasks import atask
+from atasks import UnknownRun, atask
+from atasks.pipeline import map
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.topology import Topology
 from tests.amqp.peer import Peer, until
 from tests.brokers.base import Broker
+from tests.keys import KeyFiles
 
 ASK, CREDIT = 4, 7
 
@@ -171,3 +174,29 @@ async def test_accounts_with_least_permissions(accounts: dict[str, str], prefix:
                                 arguments=transport.topology.reply_arguments(),
                             )
                             await queue.get(fail=False)
+
+
+async def test_accounts_with_least_permissions_and_keys(
+    accounts: dict[str, str], prefix: str, tmp_path: Path
+) -> None:
+    """The permissions are enough for sealed calls, streams and runs, and no account reads another's."""
+    namespace = f"accounts-{prefix}"
+    secret, numbers, _ = _atasks(namespace)
+    keys = KeyFiles(tmp_path, ann="", bob="")
+    options: dict[str, Any] = {"prefix": prefix, "namespace": namespace}
+    async with (
+        atasks.serve(accounts["worker"], keys=keys.worker, grace=0, **options),
+        atasks.connect(accounts["bob"], keys=keys.caller("bob"), **options) as bob,
+        atasks.connect(accounts["ann"], keys=keys.caller("ann"), **options) as ann,
+    ):
+        assert await secret(2) == "secret 2"
+        assert await secret.options(on_no_worker="error", delivery="at_most_once")(3) == "secret 3"
+        assert [number async for number in numbers(5)] == list(range(5))
+        run = await map(secret).submit(4)
+        assert await run == "secret 4"
+        assert isinstance(bob, AMQPTransport)
+        assert isinstance(ann, AMQPTransport)
+        assert bob.records is not None
+        with pytest.raises(UnknownRun):  # it is sealed with the key of ann
+            await bob.records.read(run.id)
+        assert dict(ann.seals.refused if ann.seals else {}) == {}

@@ -321,8 +321,11 @@ async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
         await until(lambda: worker.held == 1)
         key = f"queue:{plain_site.namespace}:default"
         await peer.control(encode([[ASK, 1, ["unknown", "held"]]]), key, reply_to=peer.replies.name)
-        ((tag, version, ids, worker_id),) = await peer.answer()
-        assert (tag, version, ids, worker_id) == (HELD, 1, ["held"], worker.id)
+        ((tag, version, ids, worker_id, token, (ran_ms,)),) = await peer.answer()
+        assert (tag, version, ids, worker_id, token) == (HELD, 1, ["held"], worker.id, "")
+        assert ran_ms >= 0
+        await peer.control(encode([[ASK, 1, ["unknown"], "a-token"]]), key, reply_to=peer.replies.name)
+        assert await peer.answer() == [[HELD, 1, [], worker.id, "a-token", []]]
         await peer.control(encode([[CANCEL, 1, ["held"]]]), key)
 
 

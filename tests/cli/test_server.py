@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from signal import SIGINT, SIGTERM, Signals
+from signal import SIGHUP, SIGINT, SIGTERM, Signals
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_client_awaits_a_server(app: App) -> None:
     assert done.code == 0
     ready, drained = done.err.splitlines()
     where = f"on queues 'default', 'gpu' of {app.shown} with concurrency 100"
-    assert ready == f"atasks: serving 7 atasks {where}; Ctrl-C to drain"
+    assert ready == f"atasks: serving 9 atasks {where}; Ctrl-C to drain"
     assert drained == "atasks: draining: no call is running"
 
 
@@ -107,6 +107,20 @@ def test_drain_gives_back_what_does_not_finish(app: App) -> None:
     assert client.finish().out == "through\n"
     other.signal(SIGTERM)
     assert other.finish().code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["alone", "supervised"])
+def test_a_terminal_that_is_closed_has_a_server_drain(socket_app: App, options: tuple[str, ...]) -> None:
+    server = socket_app.start(*options)
+    server.wait_for("serv")
+    client = socket_app.call("gated")
+    server.wait_for("running")
+    server.signal(SIGHUP)
+    server.wait_for("draining")
+    server.signal(SIGHUP)
+    socket_app.gate.write_text("")
+    assert client.finish().out == "through\n"
+    assert server.finish().code == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(SIGINT, 130), (SIGTERM, 143)])

@@ -48,7 +48,7 @@ def test_workers_serve_and_drain(app: App) -> None:
     assert app.pids(count=2) == [process.pid for process in processes]
     ready, draining = app.end(supervisor).splitlines()
     where = f"on queues 'default', 'gpu' of {app.shown} with concurrency 3 each"
-    assert ready == f"atasks: 2 workers serve 7 atasks {where}; Ctrl-C to drain"
+    assert ready == f"atasks: 2 workers serve 9 atasks {where}; Ctrl-C to drain"
     assert draining == "atasks: draining 2 workers, for at most 30 s; Ctrl-C again to exit at once"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -231,6 +232,21 @@ async def test_a_start_that_has_no_calls_is_cancelled_at_once(
     with pytest.raises(asyncio.CancelledError):
         await serving
     assert not SlowToServe.go_on.is_set()
+
+
+async def test_queues_that_no_atask_uses(namespace: str, caplog: pytest.LogCaptureFixture) -> None:
+    @atask(namespace=namespace, queue="gpu")
+    async def train() -> None:
+        pass
+
+    @atask(namespace=namespace)
+    async def plain() -> None:
+        pass
+
+    async with atasks.serve("loopback:", namespace=namespace, queues=["gpu", "nosuch", "default"], grace=0):
+        await train()
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert warning.startswith("no atask that is loaded uses queue 'nosuch' (they use 'default', 'gpu'): ")
 
 
 async def test_a_worker_drains_in_a_scope_that_is_cancelled_again_and_again(namespace: str) -> None:

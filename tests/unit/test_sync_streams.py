@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,3 +125,59 @@ def test_atasks_are_stages_of_pipelines_that_are_iterated_by_a_plain_for(namespa
         assert list(from_iterable(range(20)) | pipeline.map(double, workers=4) | pipeline.ordered()) == [
             2 * n for n in range(20)
         ]
+
+
+def test_two_threads_on_one_stream(namespace: str) -> None:
+    asked, go = threading.Event(), threading.Event()
+
+    @atask(namespace=namespace)
+    async def slow() -> AsyncIterator[int]:
+        asked.set()
+        await asyncio.to_thread(go.wait, 30)
+        yield 1
+
+    with atasks.connect_sync(namespace=namespace):
+        stream = slow.sync()
+        with ThreadPoolExecutor(1) as threads:
+            reading = threads.submit(next, stream)
+            assert asked.wait(30)
+            with pytest.raises(RuntimeError, match=r"next\(\): this stream is being read by another thread"):
+                next(stream)
+            with pytest.raises(RuntimeError, match=r"close\(\): this stream is being read by another thread"):
+                stream.close()
+            with pytest.raises(LookupError), stream:  # what leaving it raises does not hide this
+                raise LookupError
+            go.set()
+            assert reading.result() == 1
+        assert list(stream) == []
+
+
+def test_closing_it_after_the_connection_hides_nothing(numbers: StreamTask[[int], int], namespace: str) -> None:
+    with atasks.connect_sync(namespace=namespace):
+        stream = numbers.sync(10**6)
+        assert next(stream) == 0
+    stream.close()
+    stream.close()
+    with pytest.raises(LookupError), stream:
+        raise LookupError
+    with pytest.raises(NotConnected):
+        next(stream)
+    never = numbers.sync(3)
+    never.close()
+    with pytest.raises(LookupError), numbers.sync(3):
+        raise LookupError
+
+
+async def test_it_is_read_where_it_began(numbers: StreamTask[[int], int], namespace: str) -> None:
+    """Begun by a thread in the block of one event loop, it is read on by a thread in no block, or another one."""
+    loop = asyncio.get_running_loop()
+    async with atasks.connect(namespace=namespace):
+        stream = numbers.sync(4)
+        assert await asyncio.to_thread(next, stream) == 0
+        assert await loop.run_in_executor(None, next, stream) == 1
+
+        def read_on() -> list[int]:
+            with atasks.connect_sync(namespace=namespace):
+                return list(stream)
+
+        assert await asyncio.to_thread(read_on) == [2, 3]

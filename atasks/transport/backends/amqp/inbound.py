@@ -113,7 +113,8 @@ class Inbound:
         """What became of one of its calls is safe."""
         self.unsettled -= 1
         if self.unsettled == 0:
-            self._acks.ack(self._tag)
+            # The window of a consumer that was replaced by a wider one has no room to gain.
+            self._acks.ack(self._tag, late=self._generation != self.consumer.generation)
 
     def requeue(self) -> None:
         """Have the broker deliver it again."""

@@ -488,6 +488,12 @@ class Intake:
             found = self.doubts.holds(call_id)
         return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
+    def _ran_ms(self, names: list[str]) -> list[int]:
+        """For how long each of these calls has run; -1: not yet."""
+        runs = (self.worker.find(name) for name in names)
+        times = (None if run is None else run.ran for run in runs)
+        return [-1 if ran is None else int(ran * 1000) for ran in times]
+
     def _answer(self, question: Ask, reply_to: str | None, key: str) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
         and to who made them. Who asks for none under a seal wants to know whether its key is known here."""
@@ -498,8 +504,8 @@ class Intake:
         told = [name for name in names if by_worker or self._is_for(name, reply_to)]
         held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
         held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
-        if held or (key and not names):
-            body = wire.encode([Held(VERSION, held, self.worker.id)])
+        if held or question.token or (key and not names):
+            body = wire.encode([Held(VERSION, held, self.worker.id, question.token, self._ran_ms(held))])
             self.transport.outbox.put(Outgoing(body, reply_to, self.properties(1), mandatory=False, key=key))
         finished = (self.worker.finished(name) for name in told)
         for batch in _batches([(reply, None) for reply in finished if reply is not None]):

@@ -59,7 +59,8 @@ class Requests:
         """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
         transport, options, call = self._transport, pending.options, pending.call
         pending.confirmed = pending.unheard = False
-        pending.asked = 0
+        pending.asked = pending.denied = 0
+        pending.where = None
         kind = (options.queue or transport.queue, options.priority, options.durable, options.batch)
         size = _size(call)
         alone = call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1

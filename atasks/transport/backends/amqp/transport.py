@@ -206,6 +206,7 @@ class AMQPTransport(CallTransport):
             for task in background:
                 task.cancel()
             await asyncio.wait(background)
+            await self.inquiry.close()
             if self._intake is not None:
                 await self._intake.close()
             if self._last_link is not None:
@@ -378,6 +379,9 @@ class AMQPTransport(CallTransport):
         if queue not in self.announcements.listening:
             self.announcements.listens(queue)
         self.requests.send(pending)
+
+    def _locate(self, pending: Pending) -> None:
+        self.inquiry.locate(pending)
 
     def _withdraw(self, pending: Pending) -> None:
         queue = self.queue_of(pending.options)

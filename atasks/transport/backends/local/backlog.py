@@ -29,6 +29,7 @@ class Entry:
         "lane",
         "priority",
         "queue",
+        "since",
         "size",
         "worker",
     )
@@ -47,6 +48,8 @@ class Entry:
         """Whether its reply goes into a record."""
         self.worker: Peer | None = None
         """Who has it."""
+        self.since = 0.0
+        """When it was handed to that worker (event loop time)."""
         self.lane: OrderedDict[str, Entry] | None = None
         """Where it waits."""
         self.deadline: float | None = None

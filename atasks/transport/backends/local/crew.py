@@ -22,6 +22,7 @@ END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
 BOOTSTRAP: Final = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # it is told when to end
+    "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
     "from atasks.transport.backends.local.process import main; main(**config)"
 )

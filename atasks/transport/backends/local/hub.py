@@ -37,9 +37,11 @@ from atasks.transport.backends.local.messages import (
     Serve,
     Slots,
     Stop,
+    There,
     Touch,
     Watch,
     Welcome,
+    Where,
 )
 from atasks.transport.backends.local.peer import Peer
 from atasks.transport.backends.local.runs import Runs
@@ -85,6 +87,7 @@ class Hub:
             Credit: self._credit,
             Slots: self._slots,
             Cancel: self._cancel,
+            Where: self._where,
             GiveBack: self._give_back,
             Handed: self._begun,
             Serve: self._serve,
@@ -280,6 +283,16 @@ class Hub:
         for worker, ids in running.values():
             worker.link.send(Cancel(VERSION, ids))
 
+    def _where(self, peer: Peer, message: Where) -> None:
+        now = self._loop.time()
+        for call_id in message.ids:
+            entry = self._entries.get(call_id)
+            if entry is not None and entry.caller is peer:
+                worker, queue = entry.worker, entry.queue
+                name = "" if worker is None else worker.worker_id
+                ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
+                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers)))
+
     def _credit(self, peer: Peer, credit: Credit) -> None:
         entry = self._entries.get(credit.id)
         if entry is not None and entry.caller is peer and entry.worker is not None:
@@ -451,6 +464,7 @@ class Hub:
     def _hand(self, entry: Entry, worker: Peer) -> None:
         entry.worker = worker
         entry.begun = False
+        entry.since = self._loop.time()
         worker.hand(entry)
         if entry.alone and not worker.begins:
             self._begin_alone(entry)

@@ -43,9 +43,11 @@ __all__ = [
     "Serve",
     "Slots",
     "Stop",
+    "There",
     "Touch",
     "Watch",
     "Welcome",
+    "Where",
     "decode",
     "encode",
     "salvage",
@@ -249,6 +251,26 @@ class News(Struct, array_like=True, tag=54, gc=False):
     """Whether there is no more to come."""
 
 
+class Where(Struct, array_like=True, tag=55, gc=False):
+    """A caller: where are these calls?"""
+
+    ids: list[str]
+
+
+class There(Struct, array_like=True, tag=56, gc=False):
+    """Where a call is."""
+
+    id: str
+    worker: str
+    """Who has it; empty: it waits in its queue."""
+    ran_ms: int
+    """For how long."""
+    waiting: int
+    """How many calls wait in the queue."""
+    served: bool
+    """Whether the queue has workers."""
+
+
 Message = (
     Hello
     | Welcome
@@ -268,8 +290,10 @@ Message = (
     | Begin
     | Add
     | Read
+    | There
     | Touch
     | Watch
+    | Where
     | Answer
     | Found
     | News

@@ -1,0 +1,48 @@
+"""Warnings of queues that nothing serves while calls wait in them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from atasks.transport.base import Pending
+
+__all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved"]
+
+WARN_SECONDS: Final = 5.0
+"""How long calls have waited for a worker when somebody is told."""
+AGAIN_SECONDS: Final = 60.0
+"""Seconds between two warnings of one queue."""
+MAX_QUEUES: Final = 1000
+
+
+class Unserved:
+    """Warns of each queue once, and again each minute, with how many calls of this process wait in it."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._seen: dict[str, tuple[float, float, float]] = {}
+        """Queue -> when it was seen unserved first, and last, and when that was said (event loop time)."""
+
+    def see(self, queue: str, pendings: Sequence[Pending], now: float) -> None:
+        """Nothing serves the queue, and these calls wait for it. Call it every few seconds while that is so."""
+        first, last, said = self._seen.get(queue, (now, now, 0.0))
+        if now - last > AGAIN_SECONDS:
+            first, said = now, 0.0
+        sent = [pending.since for pending in pendings if math.isfinite(pending.since)]
+        waited = now - min([first, *sent])
+        if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
+            said = now
+            self._logger.warning(
+                "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
+                "(atasks run MODULE --mode server), or give calls a timeout",
+                queue,
+                len(pendings),
+                waited,
+            )
+        if len(self._seen) >= MAX_QUEUES:
+            self._seen.clear()
+        self._seen[queue] = first, now, said

@@ -1,0 +1,98 @@
+"""Acknowledgements of many deliveries, in orders that are hard on the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+
+import aio_pika
+import pytest
+from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
+
+from atasks.testing import soon
+from atasks.transport.backends.amqp.acks import Acks
+from tests.amqp.peer import until
+
+MANY = 12_000
+
+
+@pytest.fixture
+async def deliveries(amqp_url: str, prefix: str) -> AsyncIterator[tuple[Channel, list[int]]]:
+    """A channel, and the tags of what it was delivered; at the end nothing may be left of it."""
+    connection = await aio_pika.connect(amqp_url)
+    async with connection, connection.channel(publisher_confirms=True) as other:
+        queue = await other.declare_queue(f"{prefix}.acks")
+        publisher = await other.get_underlay_channel()
+        for number in range(MANY):
+            await publisher.basic_publish(b"", routing_key=queue.name, wait=number == MANY - 1)
+        channel = await connection.channel(publisher_confirms=False).__aenter__()
+        underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        tags: list[int] = []
+
+        async def receive(message: DeliveredMessage) -> None:
+            tags.append(message.delivery_tag or 0)
+
+        await underlay.basic_consume(queue.name, receive)
+        await until(lambda: len(tags) == MANY)
+        yield underlay, tags
+        await queue.delete(if_empty=False)
+
+
+async def _left(channel: Channel, prefix: str) -> int:
+    """Messages that return to their queue when the channel is closed."""
+    connection = channel.connection
+    await channel.close()
+    other = await connection.channel()
+    state = await other.queue_declare(f"{prefix}.acks", passive=True)
+    return state.message_count or 0
+
+
+async def test_last_first(deliveries: tuple[Channel, list[int]], prefix: str) -> None:
+    """As where calls wait for calls: the broker is not busy for seconds after it."""
+    channel, tags = deliveries
+    acks, loop = Acks(channel), asyncio.get_running_loop()
+    began = loop.time()
+    for start in range(MANY, 0, -10):
+        for tag in tags[start - 10 : start]:
+            acks.ack(tag, late=True)
+        await asyncio.sleep(0)
+    sent = loop.time()
+    await soon(channel.basic_qos(prefetch_count=1))  # it answers when it has dealt with what came before
+    assert loop.time() - sent < 1.0
+    assert sent - began < 5.0
+    assert await _left(channel, prefix) == 0
+
+
+async def test_the_first_one_stays_open(deliveries: tuple[Channel, list[int]], prefix: str) -> None:
+    channel, tags = deliveries
+    acks = Acks(channel)
+    order = tags[1:]
+    random.Random(1).shuffle(order)
+    for number, tag in enumerate(order):
+        if number % 100:
+            acks.ack(tag, late=number % 2 == 0)
+        elif number % 200:
+            acks.requeue(tag)
+        else:
+            acks.reject(tag)
+        if number % 50 == 0:
+            await asyncio.sleep(0)
+    await soon(acks.flushed())
+    assert await _left(channel, prefix) == 1 + len(range(100, len(order), 200))
+
+
+async def test_those_that_are_held_back_leave_in_time(deliveries: tuple[Channel, list[int]], prefix: str) -> None:
+    """The youngest of many, while the older ones go on: each is acknowledged within seconds all the same."""
+    channel, tags = deliveries
+    acks = Acks(channel)
+    for tag in tags[-300:]:
+        acks.ack(tag, late=True)
+    await until(lambda: not acks._scheduled)
+    assert len(acks._held) == 300
+    await until(lambda: not acks._held)
+    await soon(acks.flushed())
+    await soon(channel.basic_qos(prefetch_count=1))
+    assert await _left(channel, prefix) == MANY - 300

@@ -1,0 +1,81 @@
+"""Policies of the broker that drop calls."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from tests.broker import Broker
+from tests.faults.history import History, settled, until
+from tests.faults.tasks import echo, gated, work
+from tests.faults.workers import Fleet
+
+
+@pytest.fixture
+def policy(request: pytest.FixtureRequest, node: Broker, prefix: str) -> Iterator[None]:
+    """A policy for the work queues of this test."""
+    pattern = rf"^{prefix}\.q\."
+    node.ctl("set_policy", "--apply-to", "queues", prefix, pattern, json.dumps(request.param))
+    yield
+    node.ctl("clear_policy", prefix)
+
+
+DROPPING = [
+    {"max-length": 10, "overflow": "drop-head"},
+    {"message-ttl": 500},
+    {"max-length-bytes": 4000},
+    {"max-length": 3, "message-ttl": 700},
+]
+
+
+@pytest.mark.parametrize("policy", DROPPING, indirect=True)
+@pytest.mark.usefixtures("policy")
+async def test_calls_that_a_policy_drops_come_back_promptly(fleet: Fleet, history: History, prefix: str) -> None:
+    fleet.start_one(concurrency=5)
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        began = time.monotonic()
+        calls = history.start(30, work, 0.4, batch=False)
+        await settled(asyncio.gather(*calls), "calls of which some are dropped")
+        assert time.monotonic() - began < 30
+    history.completed()
+    history.check()
+
+
+@pytest.mark.parametrize("policy", [{"message-ttl": 500}], indirect=True)
+@pytest.mark.usefixtures("policy")
+async def test_calls_that_expire_before_a_worker_comes_are_there_when_it_comes(
+    fleet: Fleet, history: History, prefix: str
+) -> None:
+    fleet.start_one().stop()
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        calls = history.start(20, echo)
+        await asyncio.sleep(3)
+        assert sum(queue.messages for queue in fleet.queues() if ".q." in queue.name) == 0, "they have expired"
+        fleet.start_one()
+        began = time.monotonic()
+        await settled(asyncio.gather(*calls), "calls that have expired")
+        assert time.monotonic() - began < 10
+    history.completed()
+
+
+async def test_calls_that_run_are_not_taken_for_lost(
+    fleet: Fleet, history: History, prefix: str, tmp_path: Path
+) -> None:
+    fleet.start(2, concurrency=5)
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        calls = history.start(10, gated, str(tmp_path / "gate"))
+        blocked = history.start(3, gated, str(tmp_path / "gate"), delivery="at_most_once")
+        await until(lambda: history.started() == 10, "all slots in use")
+        await asyncio.sleep(8)
+        (tmp_path / "gate").touch()
+        await settled(asyncio.gather(*calls, *blocked), "calls that run for long")
+        assert not history.resent
+    history.completed()
+    history.check()
+    assert len(history.runs()) == 13

@@ -1,0 +1,127 @@
+"""What a call waits for, around a hub and in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks import CallTimeout, LoopbackTransport, atask
+from atasks.unserved import Unserved
+
+URL = ["loopback:", "unix:"]
+
+
+@pytest.fixture(params=URL)
+async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """Where a worker serves one call at a time."""
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:
+        yield request.param if request.param == "loopback:" else f"unix://{directory}/hub.sock"
+
+
+def _tasks(namespace: str) -> tuple[Any, asyncio.Event]:
+    gate = asyncio.Event()
+
+    @atask(namespace=namespace, name="wait")
+    async def wait() -> None:
+        await gate.wait()
+
+    return wait, gate
+
+
+async def _timeout(call: Coroutine[Any, Any, Any]) -> CallTimeout:
+    with pytest.raises(CallTimeout) as raised:
+        await call
+    return raised.value
+
+
+async def test_a_timeout_says_what_the_call_waited_for(url: str, namespace: str) -> None:
+    wait, _ = _tasks(namespace)
+    async with AsyncExitStack() as stack:
+        serving = await stack.enter_async_context(atasks.serve(url, namespace=namespace, concurrency=1, grace=0))
+        if url.startswith("unix:"):
+            await stack.enter_async_context(atasks.connect(url, namespace=namespace, hub=False))
+        running = asyncio.create_task(_timeout(wait.options(timeout=0.6)()))
+        await asyncio.sleep(0.05)
+        error = await _timeout(wait.options(timeout=0.3)())
+        assert (error.waited_for, error.ran) == ("turn", None)
+        assert str(error).startswith("wait did not finish within 0.3 s: it waited for ")
+        error = await running
+        assert (error.waited_for, error.worker) == ("run", serving.id)
+        assert error.ran is not None
+        assert 0.5 < error.ran < 0.75
+        assert (
+            str(error) == f"wait did not finish within 0.6 s: it ran at worker {serving.id} for {error.ran:.1f} s"
+        )
+        if url.startswith("unix:"):
+            error = await _timeout(wait.options(timeout=0.2, queue="nobody")())
+            assert error.waited_for == "worker"
+            assert str(error).endswith("it waited for a worker, and nothing serves queue 'nobody'")
+
+
+async def test_a_loopback_transport_without_a_worker(namespace: str) -> None:
+    wait, _ = _tasks(namespace)
+    transport = LoopbackTransport(namespace)
+    await transport.connect()
+    error = await _timeout(wait.options(timeout=0.1)())
+    assert error.waited_for == "worker"
+    await transport.disconnect()
+
+
+@pytest.mark.parametrize("kind", ["loopback", "hub"])
+async def test_calls_that_nothing_serves_are_said(
+    kind: str, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atasks.transport.base.WARN_SECONDS", 0.2)
+    monkeypatch.setattr("atasks.transport.backends.local.transport.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("atasks.unserved.WARN_SECONDS", 0.2)
+    monkeypatch.setattr("atasks.unserved.AGAIN_SECONDS", 0.5)
+    wait, _ = _tasks(namespace)
+    async with AsyncExitStack() as stack:
+        if kind == "loopback":
+            transport = LoopbackTransport(namespace)
+            await transport.connect()
+            stack.push_async_callback(transport.disconnect)
+        else:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="at-"))
+            url = f"unix://{directory}/hub.sock"
+            await stack.enter_async_context(atasks.connect(url, namespace=namespace, hub=True, workers=0))
+        calls = [asyncio.create_task(wait()) for _ in range(3)]
+        async with asyncio.timeout(10):
+            while len(caplog.records) < 2:
+                await asyncio.sleep(0.02)
+        for record in caplog.records[:2]:
+            assert record.levelno == logging.WARNING
+            assert record.getMessage().startswith(
+                "nothing serves queue 'default': 3 calls have waited for a worker"
+            )
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+
+
+def test_each_queue_is_said_once_and_again_each_minute(caplog: pytest.LogCaptureFixture) -> None:
+    unserved = Unserved(logging.getLogger("atasks.tests"))
+    pending = _pending()
+    said: list[tuple[int, int]] = []
+    for second in range(0, 200, 2):
+        for queue in ("one", "two"):
+            unserved.see(queue, [pending] * 4, 1000.0 + second)
+        said += [(second, len(caplog.records))]
+    changes = [now[0] for before, now in itertools.pairwise(said) if now[1] > before[1]]
+    assert changes == [6, 66, 126, 186]
+    assert len(caplog.records) == 8
+
+
+def _pending() -> Any:
+    class Waits:
+        since = 1000.0
+
+    return Waits()
