@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
+from msgspec.structs import replace
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -258,8 +259,9 @@ class Seals:
                         self.count("not allowed")
                     elif isinstance(envelope, Cancel) and isinstance(message, Opened):
                         _remember(self._cancelled, (message.key.name, call_id), message.issued_ms, CANCELLED)
-                if ids or not envelope.ids:
-                    kept.append(type(envelope)(envelope.v, ids))
+                # Who wants an answer in any case, and may not ask for these, is told that they are not here.
+                if ids or (isinstance(envelope, Ask) and (envelope.token or not envelope.ids)):
+                    kept.append(replace(envelope, ids=ids))
             elif isinstance(envelope, Credit | Grant):
                 if self._owns(key, envelope.id, worker):
                     kept.append(envelope)
@@ -287,8 +289,10 @@ class Seals:
         for envelope in envelopes:
             if isinstance(envelope, Held):
                 ids = [call_id for call_id in envelope.ids if self._answers(key, pendings.get(call_id))]
-                if ids and fresh:
-                    kept.append(Held(envelope.v, ids, envelope.worker))
+                if len(ids) < len(envelope.ids):
+                    self.count("not allowed")
+                elif fresh and (ids or key in self.keys.mine or (key == UNSEALED and self.accept_unsealed)):
+                    kept.append(envelope)
             elif isinstance(envelope, Reply | Item | End | Claim) and self._answers(
                 key, pendings.get(envelope.id)
             ):
