@@ -486,13 +486,14 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
         monkeypatch.setattr(transport.inquiry, "suspect", suspected.append)
         key = f"up:{site.namespace}:default"
         await until(lambda: "default" in transport.announcements.listening)
+        began = time.monotonic()
         for _ in range(50):
             await attacker.say(None, [UP, 1, site.namespace, "default", "w2"], key)
         await attacker.say(None, [REPLY, 1, transport.pendings()[0].call.id, VALUE, encode(1), "msgpack"], key)
         await attacker.say(None, [UP, 1, site.namespace, "nowhere", "w2"], key)
-        await until(lambda: len(suspected) == 2)
+        await until(lambda: len(suspected) >= 2)
         await asyncio.sleep(0.5)
-        assert len(suspected) == 2
+        assert len(suspected) <= 1 + (time.monotonic() - began) / 0.3
         assert not task.done()
         task.cancel()
         await asyncio.wait([task])
