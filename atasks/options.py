@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypedDict
 from atasks.errors import closest
 
 __all__ = [
+    "MAX_ATTEMPTS",
     "MAX_TIMEOUT",
     "AMQPOptions",
     "CallOptions",
@@ -155,6 +156,8 @@ _CHOICES: Final = {
 }
 MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
 """Seconds: RabbitMQ takes no message that is to expire later."""
+MAX_ATTEMPTS: Final = 20
+"""A call may ask for so many attempts, or for as many as the atask's own definition at the worker says."""
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
 MAX_WINDOW: Final = 65_536

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 from atasks import blackbox, wire
 from atasks.answer import Answer
 from atasks.backlog import Backlog
-from atasks.builtin import builtin_task
+from atasks.builtin import BUILTIN, builtin_task
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.execution import cancelled_reply, execute, status
 from atasks.executors import Pools
 from atasks.leaving import place_of
 from atasks.loopguard import LoopGuard
 from atasks.memory import RecentIds, RecentReplies
-from atasks.options import MAX_TIMEOUT, validate_count
+from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.run import Delivery, Reason, Run, describe
 from atasks.slots import Slots
 from atasks.streams.outflows import Outflows
@@ -330,6 +330,8 @@ class Worker:
         if not self._accepting:
             delivery.give_back(call)
             return
+        if call.max_attempts > MAX_ATTEMPTS:
+            self.cap(call)
         task = self._find_task(call.task)
         run = Run(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
         if not self._held:
@@ -361,6 +363,13 @@ class Worker:
         """What serves calls of this name: an atask of the namespace, or one that every worker has."""
         item = self.router.registry.get(name)
         return builtin_task(name, self.namespace) if item is None else item.task
+
+    def cap(self, call: Call) -> None:
+        """Hold a call that asks for very many attempts to those that are allowed here: each may kill a worker."""
+        item = self.router.registry.get(call.task)
+        if call.task not in BUILTIN:
+            own = 0 if item is None else item.options.max_attempts
+            call.max_attempts = min(call.max_attempts, max(own, MAX_ATTEMPTS))
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""

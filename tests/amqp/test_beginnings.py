@@ -244,6 +244,34 @@ async def test_what_a_worker_gives_back_says_that_its_beginning_is_over(plain_si
         await until(lambda: second.held == 0)
 
 
+@pytest.mark.parametrize(("own", "lost"), [(3, True), (20, True), (30, False)])
+async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
+    site: Site, peer: Peer, own: int, lost: bool
+) -> None:
+    """Twenty at most, or what the definition of the atask says."""
+    MsgpackCodec(site.namespace)
+
+    @site.atask(name="add", max_attempts=own)
+    async def add(a: int, b: int = 10) -> int:
+        return a + b
+
+    call = [CALL, 1, "id", "add", encode([[1], {}]), "msgpack", None, 0, 20, 10**6]
+    async with site.open():
+        await soon(site.worker.drain())
+        await peer.send(call, message_id="copy")
+        work = await peer.channel.get_queue(peer.work_queue())
+        await (await work.get()).nack(requeue=True)  # a worker had it, and has died
+        await site.serve()
+        if lost:
+            (reply,) = await _until_reply(peer)
+            assert (reply[2], reply[3], decode(reply[4])[1]) == ("id", LOST, 20)
+        else:
+            claim = await Caller(peer).asked()
+            assert claim[2] == 21
+            await peer.control(encode([[GRANT, 1, "id", claim[3], False]]), f"worker:{claim[4]}")
+            await until(lambda: site.workers[-1].held == 0)
+
+
 async def _until_reply(peer: Peer) -> list[Any]:
     """The next replies; claims that came before them are let go."""
     while True:

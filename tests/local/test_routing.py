@@ -187,3 +187,31 @@ async def test_a_caller_that_goes_has_its_calls_cancelled_unless_they_run_for_no
         gate.set()
         assert {await soon(ended.get()), await soon(ended.get())} == {"b ran", "d ran"}
         assert {type(call.exception()) for call in calls} == {atasks.CallConnectionLost}
+
+
+@pytest.mark.parametrize(
+    ("own", "attempt", "last"), [(3, 19, False), (3, 20, True), (30, 20, False), (30, 30, True)]
+)
+async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
+    host: Host, site: Site, own: int, attempt: int, last: bool
+) -> None:
+    """Twenty at most, or what the definition of the atask says: then it runs alone."""
+    gate = asyncio.Event()
+
+    @site.atask(name="wait", max_attempts=own)
+    async def wait() -> None:
+        await gate.wait()
+
+    async with site.open():
+        codec = site.router.codec
+        payload = bytes(await codec.encode(((), {})))
+        call = site.router._call("wait", payload, wait.task_options, site.caller, codec, None)
+        call.attempt, call.max_attempts = attempt, 10**6
+        waiting = asyncio.create_task(site.caller.request(call, wait.task_options))
+        async with asyncio.timeout(30):
+            while not site.worker.held:  # there is no event for it
+                await asyncio.sleep(0.005)
+        (entry,) = host.hub._entries.values()
+        assert entry.alone == last
+        gate.set()
+        await soon(waiting)

@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.errors import DecodeError
-from atasks.options import EXECUTORS, Executor
+from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.run import Run
 from atasks.transport.backends.amqp.acks import Acks
 from atasks.transport.backends.amqp.ailing import Ailing
@@ -292,6 +292,8 @@ class Intake:
 
     def _take(self, call: Call, inbound: Inbound, again: bool, doubtful: bool) -> None:
         """Deal with a call of a request; `again`: the broker has delivered it before."""
+        if call.max_attempts > MAX_ATTEMPTS:
+            self.worker.cap(call)
         consumer = inbound.consumer
         run = self.worker.find(call.id) if again or call.attempt > 1 else None
         older = None if run is None else run.deliveries[-1]

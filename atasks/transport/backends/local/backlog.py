@@ -72,6 +72,8 @@ class Queue:
         """What its calls run in; None: this is the queue itself, and not one beside it."""
         self.executors: dict[str, Executor] = {}
         """Of the atasks whose calls wait beside it: workers have said so."""
+        self.attempts: dict[str, int] = {}
+        """Of the atasks whose calls may have more attempts than others."""
         self.workers: list[Peer] = []
         self._lanes: list[OrderedDict[str, Entry]] = [OrderedDict() for _ in range(LANES)]
         self._alone: OrderedDict[str, Entry] = OrderedDict()

@@ -12,7 +12,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from atasks import wire
-from atasks.options import EXECUTORS, Executor
+from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.local.backlog import Entry, Queue
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import (
@@ -237,7 +237,7 @@ class Hub:
         entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
         if call.timeout_ms is not None:
             entry.deadline = self._loop.time() + call.timeout_ms / 1000
-        entry.alone = 1 < call.attempt >= call.max_attempts
+        entry.alone = 1 < call.attempt >= _most(entry)
         worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
         if worker is not None:
             self._hand(entry, worker)
@@ -324,6 +324,7 @@ class Hub:
         for queue in peer.queues:
             queue.workers.append(peer)
             queue.executors.update(message.executors)
+            queue.attempts.update(message.attempts)
 
     def _stop(self, peer: Peer, _: Stop) -> None:
         self._leave(peer)
@@ -391,7 +392,7 @@ class Hub:
         call = entry.call
         entry.worker = None
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
-        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts):
+        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= _most(entry)):
             lost = _lost(entry, "will not run again: its worker died")
             if call.orphan == RUN:  # maybe nobody else hears of it
                 logger.warning("%s", wire.ending(lost).message)
@@ -399,7 +400,7 @@ class Hub:
             return
         if not waited:
             call.attempt += 1
-            entry.alone = call.attempt == call.max_attempts
+            entry.alone = call.attempt == _most(entry)
         self._put_back(entry)
         self._offer(entry.queue)
 
@@ -491,6 +492,14 @@ class Hub:
         elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
             entry.queue.remove(entry)
             self._tidy(entry.queue)
+
+
+def _most(entry: Entry) -> int:
+    """How many attempts the call has: it may ask for some, and its atask's own definition may allow more."""
+    call = entry.call
+    if call.max_attempts <= MAX_ATTEMPTS or entry.kept:
+        return call.max_attempts
+    return min(call.max_attempts, max(MAX_ATTEMPTS, entry.queue.attempts.get(call.task, 0)))
 
 
 def _lost(entry: Entry, what: str) -> Reply:

@@ -121,6 +121,8 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
     """Of the atasks that are blocking functions."""
     begins: bool = False
     """Whether I say when a last attempt begins; else it begins when it is handed to me."""
+    attempts: dict[str, int] = {}
+    """Of the atasks whose own definition allows more attempts than a call may ask for."""
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):

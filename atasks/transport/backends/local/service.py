@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from atasks.options import Executor
+from atasks.options import MAX_ATTEMPTS, Executor
 from atasks.transport.backends.local.link import Link
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Reply
@@ -49,7 +49,16 @@ class Service:
         """Have calls handed out from now on."""
         self._serving = True
         self._told = Slots(0, self._received)
-        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors, begins=True))
+        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors, True, self._attempts()))
+
+    def _attempts(self) -> dict[str, int]:
+        registry = self.worker.router.registry
+        items = ((name, registry.get(name)) for name in registry.names())
+        return {
+            name: item.options.max_attempts
+            for name, item in items
+            if item is not None and item.options.max_attempts > MAX_ATTEMPTS
+        }
 
     async def stop(self) -> None:
         """Return when no more calls can come."""
