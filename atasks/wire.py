@@ -38,6 +38,7 @@ __all__ = [
     "Reply",
     "Status",
     "Up",
+    "cancels",
     "decode",
     "encode",
     "ended",
@@ -66,7 +67,9 @@ Key = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[ -~]+\Z")]
 """The same, where few of them travel."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Ids = Annotated[list[Key], Meta(max_length=1000)]
+MAX_IDS: Final = 1000
+"""Calls in one envelope."""
+Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
 """Repeats count once."""
 
 
@@ -170,7 +173,7 @@ class Held(Struct, array_like=True, tag=5, gc=False):
     worker: Key
     token: Annotated[str, Meta(max_length=64)] = ""
     """That of the question."""
-    ran_ms: Annotated[list[int], Meta(max_length=65_536)] | None = None
+    ran_ms: Annotated[list[int], Meta(max_length=MAX_IDS)] | None = None
     """For how many milliseconds each has run; -1: not yet. None: the worker is an older one."""
 
 
@@ -348,6 +351,11 @@ def ending(reply: Reply) -> Ending:
         return _ending.decode(reply.payload)
     except _UNREADABLE:
         return Ending("(the worker's message cannot be read)")
+
+
+def cancels(ids: list[str]) -> list[Cancel]:
+    """As many cancellations as it takes for so many calls."""
+    return [Cancel(VERSION, ids[start : start + MAX_IDS]) for start in range(0, len(ids), MAX_IDS)]
 
 
 def ended(call_id: str, status: int, message: str, worker: str = "", attempts: int = 0) -> Reply:

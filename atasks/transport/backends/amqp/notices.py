@@ -87,8 +87,7 @@ class Notices:
         cancelled, self._cancelled = self._cancelled, {}
         for (queue, key), ids in cancelled.items():
             routing_key = self._transport.topology.queue_key(queue)
-            for start in range(0, len(ids), IDS_AT_ONCE):
-                cancel = Cancel(VERSION, ids[start : start + IDS_AT_ONCE])
+            for cancel in wire.cancels(ids):
                 self._transport.outbox.put(self.message([cancel], routing_key, key))
 
     def _send_credits(self) -> None:

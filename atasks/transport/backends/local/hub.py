@@ -281,7 +281,8 @@ class Hub:
                 if worker is not None:
                     running.setdefault(id(worker), (worker, []))[1].append(call_id)
         for worker, ids in running.values():
-            worker.link.send(Cancel(VERSION, ids))
+            for cancel in wire.cancels(ids):
+                worker.link.send(cancel)
 
     def _where(self, peer: Peer, message: Where) -> None:
         now = self._loop.time()

@@ -59,7 +59,7 @@ from atasks.transport.record_store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.transport.records import DEFAULT_EXPIRES
 from atasks.unserved import Unserved
 from atasks.whereabouts import Whereabouts
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply
+from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply
 from atasks.worker import Worker
 
 __all__ = ["LocalTransport"]
@@ -451,7 +451,8 @@ class LocalTransport(CallTransport):
     def _send_cancels(self) -> None:
         withdrawn, self._withdrawn = self._withdrawn, []
         if self._link is not None:
-            self._link.send(Cancel(VERSION, withdrawn))
+            for cancel in wire.cancels(withdrawn):
+                self._link.send(cancel)
 
     def _grant(self, credit: Credit, worker: str) -> None:
         if self._link is not None:
