@@ -41,6 +41,7 @@ class Inflow:
         "_former",
         "_missing",
         "_reader",
+        "_received_bytes",
         "_taken",
         "_taken_bytes",
         "_transport",
@@ -66,6 +67,7 @@ class Inflow:
         self.options = options
         self._transport = transport
         self._codec = call.codec
+        self._received_bytes = 0
         self._taken = 0
         self._taken_bytes = 0
         self._credit_at = self._half_window
@@ -211,10 +213,12 @@ class Inflow:
                 )
             )
             return
-        if not item.payloads:
+        if item.first + len(item.payloads) - self._taken > self.call.credit:
+            self._lose(f"its worker sent more than the window of {self.call.credit} items")
+        elif not item.payloads:
             self._credit(self.received if item.first != self.received else None)
         elif item.first > self.received:
-            if len(self._early) <= self.call.credit:
+            if self._has_room(sum(len(one) for early in self._early.values() for one in early.payloads)):
                 self._early[item.first] = item
             if self._missing != self.received:
                 self._missing = self.received
@@ -231,9 +235,18 @@ class Inflow:
         known = self.received - item.first
         fresh = item.payloads[known:] if known else item.payloads
         if fresh:
+            size = sum(map(len, fresh))
+            if not self._has_room(size - len(fresh[-1])):
+                self._lose(f"its worker sent more than {STREAM_BYTES} bytes ahead")
+                return
             self.payloads.extend(fresh)
             self.received += len(fresh)
+            self._received_bytes += size
             self._asked = 0
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a worker may send one more item ahead, behind so many bytes."""
+        return self._received_bytes - self._taken_bytes + size < STREAM_BYTES
 
     def _credit(self, again: int | None = None, worker: str = "") -> None:
         """Tell the worker how far this side is."""

@@ -71,6 +71,34 @@ def test_a_directory_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, pat
             SocketFile(path)
 
 
+def test_a_lock_of_another_user(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    Path(f"{path}.lock").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(ListenFailed, match=rf"hub.sock.lock is of another user \(uid {os.getuid()}\)"):
+            SocketFile(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "directory", "pipe", "file"])
+def test_what_is_no_lock(path: str, kind: str, tmp_path: Path) -> None:
+    lock = Path(f"{path}.lock")
+    match kind:
+        case "link":
+            lock.symlink_to(tmp_path / "elsewhere")
+        case "directory":
+            lock.mkdir()
+        case "pipe":
+            os.mkfifo(lock)
+        case _:
+            lock.write_text("of another program")
+    with pytest.raises(ListenFailed, match=r"hub.sock.lock is no lock of a server; remove it"):
+        SocketFile(path)
+    assert lock.exists() or lock.is_symlink(), "it is left alone"
+
+
 async def test_a_path_that_is_too_long(run_dir: Path) -> None:
     for enter in (atasks.connect, atasks.serve):
         with pytest.raises(InvalidURL, match=r"at most 10[37] bytes on this system, and this one has"):

@@ -211,3 +211,30 @@ async def test_a_reply_with_a_value_is_not_the_end_of_a_stream(namespace: str, s
     scripted._resolve(Reply(VERSION, scripted.call_id, Status.VALUE, b"", "", "w"))
     with pytest.raises(atasks.CallError, match="knows no streams"):
         await reading
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["in turn", "before its turn"])
+async def test_a_worker_that_sends_more_than_the_window_is_parted_with(
+    namespace: str, scripted: Scripted, first: int
+) -> None:
+    reading = await _begin(_numbers(namespace))
+    payloads = [await get_router(namespace).codec.encode(number) for number in range(66)]
+    for numbers in (range(first, 64), range(64, 66)):
+        sent = [payloads[number] for number in numbers]
+        codec = get_router(namespace).codec.name
+        scripted._take_in(Item(VERSION, scripted.call_id, numbers[0], sent, codec, "w", 1))
+    with pytest.raises(StreamLost, match="more than the window of 64 items"):
+        await reading
+
+
+async def test_a_worker_that_sends_more_bytes_than_the_window_has_is_parted_with(
+    namespace: str, scripted: Scripted
+) -> None:
+    reading = await _begin(_numbers(namespace))
+    codec = get_router(namespace).codec
+    large = await codec.encode("x" * 700_000)
+    scripted._take_in(Item(VERSION, scripted.call_id, 0, [large] * 2, codec.name, "w", 1))
+    assert scripted.call_id, "the last item may exceed the megabyte"
+    scripted._take_in(Item(VERSION, scripted.call_id, 2, [large[:10]], codec.name, "w", 1))
+    with pytest.raises(StreamLost, match="bytes ahead"):
+        await reading

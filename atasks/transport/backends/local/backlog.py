@@ -27,6 +27,7 @@ class Entry:
         "deadline",
         "kept",
         "lane",
+        "owner",
         "priority",
         "queue",
         "since",
@@ -38,6 +39,8 @@ class Entry:
         self.call = call
         self.caller = caller
         """Who awaits it; None: nobody does any more, and it runs nevertheless."""
+        self.owner = 0 if caller is None else caller.pid
+        """The process that sent it; 0: one that does not await it."""
         self.queue = queue
         self.priority = min(max(priority, 0), MAX_PRIORITY)
         self.alone = False

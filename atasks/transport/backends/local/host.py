@@ -7,7 +7,7 @@ import logging
 from typing import Final
 
 from atasks.transport.backends.local.hub import Hub
-from atasks.transport.backends.local.link import InnerLink, SocketLink
+from atasks.transport.backends.local.link import KEPT_READ_BYTES, MAX_FRAME, InnerLink, SocketLink
 from atasks.transport.backends.local.socket_file import SocketFile, peer_pid, trusts
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
 
@@ -15,6 +15,10 @@ __all__ = ["Host"]
 
 logger = logging.getLogger("atasks.local")
 
+MAX_HALF_SENT: Final = 2 * 2**30
+"""Bytes of room that half-sent frames of all processes may take together, beyond what each link has anyway."""
+MAX_HELLO: Final = 64 * 2**10
+"""Bytes of the first frame that a process sends."""
 BACKLOG: Final = 4096
 """Processes that may be waiting to be accepted."""
 
@@ -24,6 +28,8 @@ class Host:
 
     def __init__(self, file: SocketFile, keep_bytes: int) -> None:
         self.hub = Hub(keep_bytes)
+        self.half_sent = 0
+        """Bytes of room that frames take which have not arrived whole."""
         self._file = file
         self._server: asyncio.Server | None = None
 
@@ -53,15 +59,19 @@ class Host:
         await self.hub.close()
 
     def _accept(self) -> _Accepted:
-        return _Accepted(self.hub)
+        return _Accepted(self)
 
 
 class _Accepted(SocketLink):
     """A connection that another process opened."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, host: Host) -> None:
         super().__init__()
-        self._hub = hub
+        self._host = host
+        self._hub = host.hub
+        self._extra = 0
+        """Bytes of room that it takes of what all share."""
+        self.max_frame = MAX_HELLO
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -73,3 +83,20 @@ class _Accepted(SocketLink):
             logger.warning("a connection of another user's process was refused")
             self.closed = True
             self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._may_have(0)
+        super().connection_lost(exc)
+
+    def _frame(self, body: memoryview) -> None:
+        self.max_frame = MAX_FRAME
+        super()._frame(body)
+
+    def _may_have(self, size: int) -> bool:
+        extra = max(size - KEPT_READ_BYTES, 0)
+        others = self._host.half_sent - self._extra
+        if others and others + extra > MAX_HALF_SENT:
+            extra = 0
+            size = -1
+        self._host.half_sent, self._extra = others + extra, extra
+        return size >= 0

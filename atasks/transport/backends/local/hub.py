@@ -46,7 +46,7 @@ from atasks.transport.backends.local.messages import (
 from atasks.transport.backends.local.peer import Peer
 from atasks.transport.backends.local.runs import Runs
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Cancel, Credit, End, Reply, Status
 
 __all__ = ["Hub"]
 
@@ -54,6 +54,8 @@ logger = logging.getLogger("atasks.local")
 
 CLOSE_SECONDS: Final = 5.0
 """Seconds that the others get to read what the hub sent before it was closed."""
+HELLO_SECONDS: Final = 10.0
+"""Seconds that a process has to say `Hello` after it has connected."""
 RUN: Final = 1
 """`Call.orphan`: let the run finish when its caller is gone."""
 
@@ -110,11 +112,19 @@ class Hub:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
         peer = Peer(link, pid, self._fill)
         self._peers.append(peer)
+        self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
         link.schedule = self._schedule
         link.receive = partial(self._receive, peer)
         link.unreadable = partial(self._unreadable, peer)
         link.lost = partial(self._gone, peer)
         link.freed = partial(self._freed, peer)
+
+    def _expect_hello(self, peer: Peer) -> None:
+        """Part with who has not said who it is by now."""
+        if peer.namespace is None and peer in self._peers:
+            logger.error("a process has connected and said no Hello in %g s: it is disconnected", HELLO_SECONDS)
+            self._peers.remove(peer)
+            peer.link.abort()
 
     def process_ended(self, pid: int) -> None:
         """A process has ended. Its connections do so too, when what it sent has been read: a child that a library
@@ -230,7 +240,7 @@ class Hub:
             return
         known = self._entries.get(call.id)
         if known is not None:
-            known.caller = peer  # it runs without anybody who awaits it, and somebody does again
+            self._request_again(peer, known, call)
             return
         if queue.executors and call.task in queue.executors:
             queue = self._beside(queue, queue.executors[call.task])
@@ -247,10 +257,25 @@ class Hub:
             if entry.alone or peer.link.clogged:
                 self._offer(queue)
 
+    def _request_again(self, peer: Peer, known: Entry, call: Call) -> None:
+        """A call of this id is in hand: whose process sent it may await it again, after a lost connection."""
+        if known.caller is peer:
+            return
+        if known.caller is None and known.owner == peer.pid and known.queue.namespace == peer.namespace:
+            known.caller = peer
+            return
+        logger.error("process %d was refused: it sent a call under the id of another one, %s", peer.pid, call.id)
+        refusal = "request refused: its id is that of a call of another process"
+        peer.link.send(wire.ended(call.id, Status.FAILED, refusal))
+
     def _begin(self, peer: Peer, message: Begin) -> None:
         call = message.call
         queue = self._queue(peer, message.queue)
-        if not message.wait and not queue.workers:
+        reason = ""
+        if call.id in self._entries and not self._entries[call.id].kept:
+            self._tidy(queue)
+            outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
+        elif not message.wait and not queue.workers:
             self._tidy(queue)
             outcome = Outcome.NONE_SERVES
         elif not self._runs.open(peer, message):
@@ -262,7 +287,7 @@ class Hub:
             queue.push(entry)
             self._offer(queue)
             outcome = Outcome.DONE
-        peer.link.send(Answer(message.number, outcome))
+        peer.link.send(Answer(message.number, outcome, reason))
 
     def _unwanted(self, call_id: str) -> None:
         """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more.

@@ -123,6 +123,10 @@ class Link:
         """End the conversation, when the other side has read what was sent."""
         raise NotImplementedError
 
+    def abort(self) -> None:
+        """End the conversation at once, on this side without a word."""
+        self.close()
+
     async def aclose(self, seconds: float) -> None:
         """End the conversation, and return when it is over, after so many seconds at most."""
         self.close()
@@ -137,6 +141,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.ended: asyncio.Future[None] = self._loop.create_future()
         """Done when the socket is closed."""
+        self.max_frame = MAX_FRAME
+        """Bytes of the largest frame that is received."""
         self._room = memoryview(bytearray(READ_BYTES))
         self._filled = 0
         """Bytes at its beginning that were received, and of which no frame was handed over."""
@@ -191,6 +197,11 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             with own, suppress(OSError):  # it is over already
                 own.shutdown(socket.SHUT_RD)
 
+    def abort(self) -> None:
+        self.closed = True
+        if self.transport is not None:
+            self.transport.abort()
+
     def close(self) -> None:
         if not self.closed:
             self.flush()
@@ -233,8 +244,8 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         while end - position >= 4:
             start = position + 4
             stop = start + int.from_bytes(room[position:start], "big")
-            if stop - start > MAX_FRAME:
-                self._refuse("a frame of more than 2 GiB")
+            if stop - start > self.max_frame:
+                self._refuse(f"a frame of more than {self.max_frame} bytes")
                 position = end
                 break
             if stop > end:
@@ -252,14 +263,22 @@ class SocketLink(Link, asyncio.BufferedProtocol):
         """
         old, filled = self._room, self._filled
         size = len(old)
-        if needed > size:
-            size = min(needed, max(size, 2**20, 16 * filled))
+        if needed > size and position + filled == size:  # not before it is full: each time all is copied
+            size = min(needed, max(2**20, 16 * filled))
         elif size > KEPT_READ_BYTES and needed <= READ_BYTES:
             size = READ_BYTES
         if size != len(old):
+            if not self._may_have(size):
+                self._refuse("a large frame, beside the half-sent ones of others")
+                self._filled = 0
+                return
             self._room = memoryview(bytearray(size))
         if filled and (position or size != len(old)):
             self._room[:filled] = old[position : position + filled]
+
+    def _may_have(self, size: int) -> bool:
+        """Whether it may have room for so many bytes."""
+        return True
 
     def _frame(self, body: memoryview) -> None:
         if self.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -34,7 +35,7 @@ class SocketFile:
         try:
             self._lock = _lock(path + ".lock")
         except OSError as error:
-            raise ListenFailed(f"cannot listen at {path}: {_advice(error, path)}") from error
+            raise ListenFailed(f"cannot listen at {path}: {_lock_advice(error, path)}") from error
         try:
             if os.path.lexists(path) and not _is_socket(path):
                 raise ListenFailed(
@@ -75,6 +76,8 @@ def _lock(path: str) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
+            if not _is_lock(os.fstat(file)):
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file), os.stat(path)):
@@ -86,8 +89,25 @@ def _lock(path: str) -> int:
         os.close(file)  # it was removed between the two, by a hub that ended
 
 
+def _is_lock(found: os.stat_result) -> bool:
+    """Whether it may be the file of a hub: those are empty."""
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+
+
 def _is_socket(path: str) -> bool:
     return stat.S_ISSOCK(os.lstat(path).st_mode)
+
+
+def _lock_advice(error: OSError, path: str) -> str:
+    """What to do where the lock cannot be had: its file may be another user's, or no file of a hub."""
+    lock = path + ".lock"
+    with contextlib.suppress(OSError):
+        found = os.lstat(lock)
+        if not _is_lock(found):
+            return f"{lock} is no lock of a server; remove it, or name another path"
+        if isinstance(error, PermissionError):
+            return f"{lock} is of another user (uid {found.st_uid}); have it removed, or name another path"
+    return _advice(error, path)
 
 
 def _advice(error: OSError, path: str) -> str:

@@ -1,0 +1,157 @@
+"""What a process may cost the hub, and the others around it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from atasks import wire
+from atasks.transport.backends.local import host as hosting
+from atasks.transport.backends.local import hub as hubs
+from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.link import SocketLink
+from atasks.transport.backends.local.messages import (
+    PROTOCOL,
+    Answer,
+    Begin,
+    Deliver,
+    Hello,
+    Outcome,
+    Request,
+    Serve,
+    Slots,
+    Welcome,
+    encode,
+)
+from atasks.wire import VERSION, Call, Reply, Status
+from tests.faults.history import settled, until
+from tests.local.test_conversation import arrive, frame, link
+
+
+@asynccontextmanager
+async def process(
+    path: str, *, namespace: str | None = "default"
+) -> AsyncIterator[tuple[SocketLink, list[object]]]:
+    """A process around the hub, which has said `Hello` unless it has no namespace, and what it receives."""
+    received: list[object] = []
+    _, here = await asyncio.get_running_loop().create_unix_connection(SocketLink, path)
+    here.receive = received.extend
+    if namespace is not None:
+        here.send(Hello(PROTOCOL, namespace, os.getpid()))
+        await until(lambda: received and isinstance(received[0], Welcome), "it is welcome")
+    try:
+        yield here, received
+    finally:
+        here.abort()
+        await settled(here.ended, "the end of the conversation")
+
+
+def call(call_id: str, payload: bytes = b"payload", orphan: int = 0) -> Call:
+    return Call(VERSION, call_id, "a.task", payload, "pickle", orphan=orphan)
+
+
+def of(received: list[object], kind: type) -> list[object]:
+    return [message for message in received if isinstance(message, kind)]
+
+
+async def test_a_large_frame_is_copied_a_few_times_only() -> None:
+    """Whatever pieces it comes in: each growth of the room is a copy of all that has come."""
+    here, received = link()
+    data = frame(encode([Request("q", call("x", bytes(40 * 2**20)))]))
+    rooms = set()
+    for start in range(0, len(data), 50_000):
+        arrive(here, data[start : start + 50_000])
+        rooms.add(id(here._room))
+    assert len(received) == 1
+    assert len(rooms) <= 6
+
+
+async def test_a_process_has_a_while_to_say_hello(
+    host: Host, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(hubs, "HELLO_SECONDS", 0.3)
+    async with process(path, namespace=None) as (silent, _), process(path) as (polite, received):
+        await settled(silent.ended, "it is disconnected")
+        await asyncio.sleep(0.3)
+        polite.send(Request("nowhere", call("polite"), wait=False))
+        await until(lambda: len(received) == 2, "the other one is answered")
+    assert any("no Hello" in record.message for record in caplog.records if record.levelno == logging.ERROR)
+
+
+async def test_the_first_frame_is_a_small_one(host: Host, path: str) -> None:
+    async with process(path, namespace=None) as (here, _):
+        assert here.transport is not None
+        here.transport.write((10 * 2**20).to_bytes(4, "big") + bytes(1000))
+        await settled(here.ended, "it is disconnected")
+    async with process(path) as (here, received):
+        here.send(Request("nowhere", call("x", bytes(10 * 2**20)), wait=False))
+        await until(lambda: len(received) == 2, "a large frame that follows is taken")
+
+
+async def test_half_sent_frames_share_a_bound(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "MAX_HALF_SENT", 40 * 2**20)
+    beginning = (30 * 2**20).to_bytes(4, "big") + bytes(20 * 2**20)
+    async with process(path) as (first, _), process(path) as (second, _), process(path) as (third, received):
+        assert first.transport is not None
+        assert second.transport is not None
+        first.transport.write(beginning)
+        await until(lambda: host.half_sent > 20 * 2**20, "the first one has room")
+        second.transport.write(beginning)
+        await settled(second.ended, "the second one is disconnected")
+        third.send(Request("nowhere", call("third"), wait=False))
+        await until(lambda: len(received) == 2, "the others go on")
+        first.abort()
+        await until(lambda: host.half_sent == 0, "the room is free again")
+        third.send(Request("nowhere", call("large", bytes(30 * 2**20)), wait=False))
+        await until(lambda: len(received) == 3, "there is room again")
+
+
+@pytest.mark.parametrize("orphan", [0, 1])
+async def test_the_id_of_a_call_in_hand_belongs_to_who_sent_it(host: Host, path: str, orphan: int) -> None:
+    async with (
+        process(path) as (owner, owned),
+        process(path) as (stranger, refused),
+        process(path) as (worker, delivered),
+    ):
+        owner.send(Request("q", call("the-id", b"owner", orphan)))
+        await until(lambda: len(host.hub) == 1, "it waits")
+        stranger.send(Request("q", call("the-id", b"stranger", orphan)))
+        stranger.send(Begin(7, "q", call("the-id", b"stranger", orphan), 0, True, 60_000))
+        await until(lambda: of(refused, Reply) and of(refused, Answer), "the stranger is told")
+        (refusal,), (answer,) = of(refused, Reply), of(refused, Answer)
+        assert isinstance(refusal, Reply)
+        assert isinstance(answer, Answer)
+        assert refusal.status == Status.FAILED
+        assert "another" in wire.ending(refusal).message
+        assert answer.outcome == Outcome.BAD
+        worker.send(Serve("worker", ["q"]))
+        worker.send(Slots(5, 0))
+        await until(lambda: of(delivered, Deliver), "it is handed out")
+        (handed,) = of(delivered, Deliver)
+        assert isinstance(handed, Deliver)
+        assert handed.call.payload == b"owner"
+        worker.send(Reply(VERSION, "the-id", Status.VALUE, b"result", "pickle", "worker"))
+        await until(lambda: of(owned, Reply), "its owner has the result")
+    assert len(of(refused, Reply)) == 1
+
+
+async def test_a_process_that_connects_again_awaits_its_calls_again(host: Host, path: str) -> None:
+    """Those with `orphan="run"`, which went on; a process of another namespace does not get them."""
+    async with process(path) as (worker, _):
+        async with process(path) as (owner, _):
+            owner.send(Request("q", call("the-id", orphan=1)))
+            await until(lambda: len(host.hub) == 1, "it waits")
+        async with process(path, namespace="other") as (other, refused), process(path) as (again, owned):
+            other.send(Request("q", call("the-id", orphan=1)))
+            await until(lambda: of(refused, Reply), "the other one is refused")
+            again.send(Request("q", call("the-id", orphan=1)))
+            worker.send(Serve("worker", ["q"]))
+            worker.send(Slots(5, 0))
+            await until(lambda: len(host.hub) == 1, "it is one call")
+            worker.send(Reply(VERSION, "the-id", Status.VALUE, b"result", "pickle", "worker"))
+            await until(lambda: of(owned, Reply), "its owner has the result")
