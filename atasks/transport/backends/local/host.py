@@ -17,8 +17,8 @@ logger = logging.getLogger("atasks.local")
 
 MAX_HALF_SENT: Final = 2 * 2**30
 """Bytes of room that half-sent frames of all processes may take together, beyond what each link has anyway."""
-MAX_HELLO: Final = 64 * 2**10
-"""Bytes of the first frame that a process sends."""
+MAX_HELLO: Final = KEPT_READ_BYTES
+"""Bytes of the first frame that a process sends: nobody knows yet who it is."""
 BACKLOG: Final = 4096
 """Processes that may be waiting to be accepted."""
 
