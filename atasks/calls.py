@@ -6,6 +6,8 @@ import os
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from atasks.options import validate_name
+
 if TYPE_CHECKING:
     from atasks.run import Run
 
@@ -75,8 +77,9 @@ def carry(variable: ContextVar[T]) -> ContextVar[T]:
     the atask sees it, and so do the calls that it makes. Nothing travels back. Both sides must carry a variable of
     that name; one that is not carried by the worker is ignored there.
 
-    Raises ValueError if another variable of the same name is carried.
+    Raises ValueError if another variable of the same name is carried, or if no message can carry the name.
     """
+    validate_name(variable.name, "the name of a context variable")
     if carried.setdefault(variable.name, variable) is not variable:
         raise ValueError(f"another context variable named {variable.name!r} is carried already")
     return variable

@@ -19,6 +19,7 @@
     ├── TransportError                  a transport could not do what it was asked
     │   ├── NotConnected                (RuntimeError) no transport in this event loop and namespace
     │   ├── NotSupported                (RuntimeError) the transport does not offer what the call needs
+    │   ├── InvalidName                 (ValueError) a name that is too long for the broker
     │   ├── InvalidURL                  (ValueError) a URL that names no transport, or says it wrongly
     │   ├── InvalidKeys                 (ValueError) a file of keys that cannot be used
     │   ├── ConnectFailed               (ConnectionError) the other side cannot be reached
@@ -54,6 +55,7 @@ __all__ = [
     "DecodeError",
     "EncodeError",
     "InvalidKeys",
+    "InvalidName",
     "InvalidURL",
     "ListenFailed",
     "LoadError",
@@ -214,6 +216,10 @@ class NotConnected(TransportError, RuntimeError):
 
 class NotSupported(TransportError, RuntimeError):
     """The transport does not offer what the call needs. Nothing was sent."""
+
+
+class InvalidName(TransportError, ValueError):
+    """Prefix, namespace and queue make names that are too long for the broker. Nothing was sent."""
 
 
 class InvalidURL(TransportError, ValueError):

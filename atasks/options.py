@@ -22,6 +22,7 @@ __all__ = [
     "TransportOptions",
     "WorkerOptions",
     "validate_count",
+    "validate_name",
     "validate_queue",
     "validate_seconds",
 ]
@@ -235,6 +236,19 @@ def validate_count(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a whole number, not {value!r}")
     if value < 1:
         raise ValueError(f"{name}={value}: at least 1")
+
+
+def validate_name(value: Any, what: str) -> str:
+    """A name that travels in messages: 1 to 1 024 characters that UTF-8 has. Raises TypeError, ValueError."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{what} is a non-empty string, not {value!r}")
+    if len(value) > 1024:
+        raise ValueError(f"{what} has {len(value)} characters: at most 1024")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {value!r} has characters that no message can carry (surrogates)") from None
+    return value
 
 
 def validate_queue(value: Any, what: str = "queue") -> str:

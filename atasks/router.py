@@ -30,7 +30,7 @@ from atasks.executors.references import check
 from atasks.failures import decode_failure
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import TaskOptions, validate_queue
+from atasks.options import TaskOptions, validate_name, validate_queue
 from atasks.registry import Manager
 from atasks.run import Run
 from atasks.streams.remote import RemoteStream
@@ -80,6 +80,7 @@ class Router:
         reload or an edited cell of a notebook wants it, which is logged at INFO; any other one under a registered
         name raises `RegisteringTwice`. Decorators are looked through. Options are those of `@atask`.
         """
+        validate_name(name, "the name of an atask")
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         if resolved.executor is not None:
             check(coro, resolved.executor)

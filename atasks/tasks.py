@@ -285,7 +285,7 @@ def atask(
 
     if name is None:
         name = _default_name(function)
-    elif type(name) is not str or name == "":
+    elif type(name) is not str:
         raise TypeError(f"the name of an atask is a non-empty string, not {name!r}")
     task = get_router(namespace).register_atask(name, coro=function, options=options)
     task._is_static = static

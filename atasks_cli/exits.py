@@ -8,6 +8,7 @@ from atasks.errors import (
     AccessRefused,
     ConnectFailed,
     InvalidKeys,
+    InvalidName,
     InvalidURL,
     ListenFailed,
     LoadError,
@@ -70,7 +71,7 @@ def explain(error: Exception) -> CommandError:
     match error:
         case LoadError():
             return CommandError(Exit.LOAD, message)
-        case InvalidURL() | InvalidKeys():
+        case InvalidURL() | InvalidName() | InvalidKeys():
             return CommandError(Exit.USAGE, message)
         case AccessRefused():
             return CommandError(Exit.REFUSED, f"{message} (--url or $ATASKS_URL)")

@@ -9,6 +9,7 @@ from typing import Any
 from atasks import anatomy
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
+from atasks.options import validate_name
 
 __all__ = ["Codec", "as_bytes", "ends_here", "get_codec"]
 
@@ -36,6 +37,7 @@ class Codec:
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = namespace
+        validate_name(self.name, "the name of a codec")
         namespaces.register(namespace, codec=self)
 
     async def encode(self, obj: Any) -> bytes:

@@ -47,7 +47,8 @@ class Announcements:
         self._served.clear()
 
     async def require_worker(self, queue: str) -> None:
-        """Raise NoWorker unless something consumes the queue."""
+        """Raise NoWorker unless something consumes the queue, InvalidName if there can be none."""
+        self._transport.topology.check(queue)
         loop = asyncio.get_running_loop()
         if self._served.get(queue, 0.0) > loop.time():
             return

@@ -125,6 +125,7 @@ class AMQPRecords(Records):
     async def begin(self, call: Call, options: TaskOptions) -> None:
         transport = self._transport
         topology = transport.topology
+        topology.check(transport.queue_of(options))
         name = topology.kept(call.id)
         milliseconds = int(self.expires * 1000)
         keys = (name, topology.kept_steps(call.id))

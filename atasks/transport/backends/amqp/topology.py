@@ -10,11 +10,15 @@ from typing import Any, Final, Literal
 
 from aiormq.abc import DeliveredMessage
 
+from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
 from atasks.signing import Kind
 
 __all__ = ["Topology"]
 
+MAX_NAMES: Final = 200
+"""Characters of prefix, namespace and queue together: the rest of 255 is for the id of a worker in the name of a
+lease queue, and for the id of a call in that of a record."""
 REPLY_EXPIRES_MS: Final = 300_000
 """How long the reply queue of a caller that is gone is kept."""
 LEASE_TTL_MS: Final = 1_000
@@ -51,10 +55,23 @@ class Topology:
             raise ValueError("max_priority needs queue_type='classic': quorum queues take no x-max-priority")
         self.queue_type = queue_type
         self.max_priority = max_priority
+        self.check("q")
         self.control = f"{prefix}.control"
         """The direct exchange between callers and workers."""
         self.dead = f"{prefix}.dead"
         """The queue of what could neither be read nor answered."""
+
+    def check(self, queue: str) -> str:
+        """The work queue, if the names of all that may be declared for it fit. Raises InvalidName: RabbitMQ has no
+        name of more than 255 bytes, and would answer one by closing the connection."""
+        length = len(self.prefix) + len(self.namespace) + len(queue)
+        if length > MAX_NAMES:
+            raise InvalidName(
+                f"prefix, namespace and queue have {length} characters together: at most {MAX_NAMES}, as RabbitMQ "
+                f"takes names of at most 255 bytes (prefix {self.prefix!r}, namespace {self.namespace!r}, "
+                f"queue {queue!r})"
+            )
+        return queue
 
     def work(self, queue: str) -> str:
         """The broker's name of a work queue."""

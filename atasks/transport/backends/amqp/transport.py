@@ -112,7 +112,7 @@ class AMQPTransport(CallTransport):
         self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.user = user_of(self.urls[0])
         """Who this is to the broker."""
-        self.queue = validate_queue(queue)
+        self.queue = self.topology.check(validate_queue(queue))
         self.timeout = validate_seconds("timeout", timeout)
         self.consumer_timeout = validate_seconds("consumer_timeout", consumer_timeout)
         self.seals = Seals.from_file(keys, unsealed, self.topology)
@@ -377,6 +377,7 @@ class AMQPTransport(CallTransport):
             self.seals.mark(pending)
         queue = self.queue_of(pending.options)
         if queue not in self.announcements.listening:
+            self.topology.check(queue)
             self.announcements.listens(queue)
         self.requests.send(pending)
 
@@ -462,7 +463,7 @@ class AMQPTransport(CallTransport):
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
         names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-        intake = Intake(self, worker, names)
+        intake = Intake(self, worker, [self.topology.check(name) for name in names])
         try:
             await self._begin(intake, link)
         except BaseException as error:

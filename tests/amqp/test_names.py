@@ -1,0 +1,81 @@
+"""Names that are too long together for the broker are refused where they are given, and cost nobody anything."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+
+import atasks
+from atasks import InvalidName, atask
+from atasks.pipeline import map
+from atasks.testing import soon
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.topology import Topology
+
+LONG = "n" * 100
+TOGETHER = "at most 200"
+
+
+@pytest.mark.parametrize(
+    ("prefix", "namespace", "queue"), [(LONG, LONG, "q"), (LONG, "default", LONG), ("atasks", LONG, LONG)]
+)
+async def test_transport_is_not_made(amqp_url: str, prefix: str, namespace: str, queue: str) -> None:
+    with pytest.raises(ValueError, match=TOGETHER):
+        AMQPTransport(amqp_url, namespace, prefix=prefix, queue=queue)
+    for block in (atasks.connect, atasks.serve):
+        with pytest.raises(ValueError, match=TOGETHER):
+            async with block(f"{amqp_url}?prefix={prefix}&queue={queue}", namespace=namespace):
+                pass
+
+
+async def test_queue_of_a_call_and_of_a_worker(amqp_url: str, amqp_leaks: None, prefix: str) -> None:
+    namespace = f"case-{uuid.uuid4().hex}" + "n" * 40
+
+    @atask(namespace=namespace)
+    async def echo(n: int) -> int:
+        return n
+
+    @atask(namespace=namespace, queue=LONG)
+    async def items() -> Any:
+        yield 1
+
+    async def read() -> None:
+        async for _ in items():
+            pass
+
+    options: dict[str, Any] = {"namespace": namespace, "prefix": prefix}
+    async with atasks.connect(amqp_url, **options) as transport:
+        async with atasks.serve(amqp_url, queues=["default"], grace=0, **options):
+            assert isinstance(transport, AMQPTransport)
+            link = transport.link
+            for on_no_worker in ("wait", "error"):
+                with pytest.raises(InvalidName, match=TOGETHER):
+                    await soon(echo.options(queue=LONG, on_no_worker=on_no_worker)(1))  # type: ignore[arg-type]
+            with pytest.raises(ValueError, match=TOGETHER):
+                await soon(read())
+            with pytest.raises(ValueError, match=TOGETHER):
+                await soon(map(echo.options(queue=LONG)).submit(1))
+            assert await soon(asyncio.gather(*(echo(n) for n in range(10)))) == list(range(10))
+            assert transport.link is link
+        for queues in ([LONG], None):
+            with pytest.raises(ValueError, match=TOGETHER):
+                async with atasks.serve(amqp_url, queues=queues, grace=0, **options):
+                    pass
+
+
+def test_longest_names_fit() -> None:
+    topology = Topology("p" * 50, "n" * 50)
+    queue = topology.check("q" * 100)
+    worker = f"{'h' * 24}.4194304.{'0' * 8}"
+    names = [
+        *topology.all(queue),
+        topology.lease(queue, worker, 100_000),
+        topology.control_queue(worker, 100_000),
+        topology.queue_key(queue),
+        topology.new_reply_queue("u" * 255),
+        Topology("p" * 100, "n" * 99).kept_steps(f"{'0' * 32}.1000"),
+    ]
+    assert max(len(name.encode()) for name in names) <= 255
