@@ -36,7 +36,7 @@ logger = logging.getLogger("atasks.keys")
 UNSEALED: Final = ""
 """In the place of the name of a key: no seal."""
 REQUEST_SECONDS: Final = 7 * 24 * 3600.0
-"""How old a request may be that has no deadline; one that has ends in a timeout before."""
+"""How old a request may be that has no deadline."""
 CONTROL_SECONDS: Final = 60.0
 """How old, or how far ahead of this clock, what is said between callers and workers may be."""
 REPORT_SECONDS: Final = 60.0
@@ -205,10 +205,10 @@ class Seals:
         admitted: list[Call] = []
         refused: list[tuple[str | None, str]] = []
         for call in calls:
-            if not _is_fresh(message.issued_ms, REQUEST_SECONDS):
+            if not _is_fresh(message.issued_ms, _age(call)):
                 self.count("too old")
-                days = f"{REQUEST_SECONDS / 86_400:g} days"
-                refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {days} ago"))
+                seconds = f"{_age(call):.0f} s"
+                refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {seconds} ago"))
                 continue
             why = _forbidden(key, owner, call, queue)
             if why:
@@ -326,6 +326,13 @@ def _forbidden(key: Key, owner: Key, call: Call, queue: str) -> str:
     if not owner.may_use(queue):
         return f"may not use queue {queue!r}"
     return "" if owner.may_call(call.task) else f"may not call {call.task!r}"
+
+
+def _age(call: Call) -> float:
+    """How many seconds old its seal may be: the time that it has in all, and what clocks may differ by."""
+    if call.timeout_ms is None:
+        return REQUEST_SECONDS
+    return min(call.timeout_ms / 1000 + CONTROL_SECONDS, REQUEST_SECONDS)
 
 
 def _is_fresh(issued_ms: int, seconds: float) -> bool:
