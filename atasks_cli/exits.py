@@ -34,6 +34,7 @@ class Exit(IntEnum):
     WORKERS = 8
     LISTEN = 9
     INTERNAL = 70
+    HUNG_UP = 129
     INTERRUPTED = 130
     UNREAD = 141
     TERMINATED = 143
@@ -51,6 +52,7 @@ MEANINGS = {
     Exit.WORKERS: "the worker processes of --workers die faster than they start",
     Exit.LISTEN: "this process cannot serve at the socket: another one does, or the path cannot be used",
     Exit.INTERNAL: "an error of atasks itself: please report it",
+    Exit.HUNG_UP: "hung up (SIGHUP: the terminal was closed), in loopback and client mode",
     Exit.INTERRUPTED: "interrupted (Ctrl-C), in loopback and client mode",
     Exit.UNREAD: "nobody reads the output any more, as behind `| head -1`",
     Exit.TERMINATED: "terminated (SIGTERM), in loopback and client mode",

@@ -140,6 +140,17 @@ def test_second_signal_exits_at_once(app: App, number: Signals, code: int) -> No
     assert (ended.code, ended.out, ended.err) == (130, "", "")
 
 
+def test_a_client_whose_terminal_is_closed(socket_app: App) -> None:
+    server = socket_app.serve()
+    client = socket_app.call("forever")
+    server.wait_for("running")
+    client.signal(SIGHUP)
+    assert client.finish().code == 129
+    server.wait_for("cancelled")
+    server.signal(SIGTERM)
+    assert server.finish().code == 0
+
+
 def test_interrupted_client_withdraws_its_call(app: App) -> None:
     server = app.serve()
     client = app.call("forever")
