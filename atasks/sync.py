@@ -11,6 +11,7 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -343,6 +344,12 @@ def refuse_in_loop(what: str, instead: str) -> None:
         asyncio.get_running_loop()
     except RuntimeError:
         return
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            f"{what} needs a thread of its own, and gevent has made greenlets of threads: patch the rest only, "
+            "gevent.monkey.patch_all(thread=False)"
+        )
     raise RuntimeError(f"{what} blocks, and an event loop runs in this thread: {instead} instead")
 
 

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 import traceback
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -63,13 +63,24 @@ def _discard(stream: TextIO) -> None:
 def configure_logging(verbosity: int) -> None:
     """Warnings and worse to stderr; with -v also what happens, with -vv everything.
 
+    A module that calls `logging.basicConfig` itself has its way: what was configured here then yields.
+
     The client libraries log what atasks reports itself, with tracebacks of their own: only -vv shows it. What they
     log of each frame is never shown, because it has the payloads.
     """
     level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    handler = logging.StreamHandler(sys.stderr)
     logging.basicConfig(
-        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
+        level=level, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
     )
+    original = logging.basicConfig
+
+    def yielding(**options: Any) -> None:
+        logging.getLogger().removeHandler(handler)
+        logging.basicConfig = original
+        original(**options)
+
+    logging.basicConfig = yielding
     for name in CLIENT_LIBRARIES:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1 if verbosity < 2 else logging.INFO)
 

@@ -377,3 +377,36 @@ def test_version_and_help(shell: Shell) -> None:
     text = shell.run("run", "--help").out
     assert "atasks run app.tasks -o n=5" in text
     assert "    4  the broker, or the server at a socket, cannot be reached" in text
+
+
+OWN_LOGGING = """
+    import logging
+
+    {configuration}
+    logging.getLogger("shop").info("loading")
+
+    async def aiomain():
+        logging.getLogger("shop").info("running")
+        logging.getLogger("shop").warning("warned")
+"""
+
+
+def test_a_module_s_own_logging_is_honoured(shell: Shell) -> None:
+    own = 'logging.basicConfig(level=logging.INFO, format="mine %(message)s")'
+    shell.write("tasks.py", OWN_LOGGING.format(configuration=own))
+    assert shell.run("run", "tasks.py").err == "mine loading\nmine running\nmine warned\n"
+    own = (
+        'logging.config.dictConfig({"version": 1, "handlers": {"h": {"class": "logging.StreamHandler"}}, '
+        '"root": {"level": "INFO", "handlers": ["h"]}})'
+    )
+    shell.write("others.py", OWN_LOGGING.format(configuration=f"import logging.config; {own}"))
+    assert shell.run("run", "others.py").err == "loading\nrunning\nwarned\n"
+
+
+def test_a_module_without_logging_of_its_own_has_the_command_s(shell: Shell) -> None:
+    shell.write("tasks.py", OWN_LOGGING.format(configuration=""))
+    assert [line.split(" ", 2)[2] for line in shell.run("run", "tasks.py").err.splitlines()] == [
+        "WARNING shop: warned"
+    ]
+    verbose = [line.split(" ", 2)[2] for line in shell.run("run", "tasks.py", "-v").err.splitlines()]
+    assert {"INFO shop: loading", "INFO shop: running", "WARNING shop: warned"} <= set(verbose)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+import types
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -83,6 +85,16 @@ async def test_where_an_event_loop_runs(add: ATask[[int, int], int], namespace: 
             add.sync(1, 2)
         with pytest.raises(RuntimeError, match=r"`async with atasks.connect\(...\)` instead"):
             atasks.connect_sync(namespace=namespace).__enter__()
+
+
+async def test_where_gevent_has_replaced_threads(
+    add: ATask[[int, int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkey = types.ModuleType("gevent.monkey")
+    monkey.is_module_patched = lambda name: name == "threading"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with pytest.raises(RuntimeError, match=r"gevent has made greenlets .*: .*patch_all\(thread=False\)"):
+        add.sync(1, 2)
 
 
 def test_options_apply(namespace: str) -> None:
