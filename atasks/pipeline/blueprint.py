@@ -153,7 +153,7 @@ class CallSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="functi
 class GroupSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="group"):
     """A stage that calls several."""
 
-    members: Annotated[list[CallSpec], Meta(min_length=1)]
+    members: Annotated[list[CallSpec], Meta(min_length=1, max_length=MAX_STAGES)]
     lenient: bool
     options: dict[str, Any]
 
@@ -188,7 +188,7 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
     be made with, more than `MAX_STAGES` stages.
     """
     try:
-        specs = msgspec.convert(data, list[StageSpec])
+        specs: list[StageSpec] = msgspec.convert(data, Annotated[list[StageSpec], Meta(max_length=MAX_STAGES)])
         count = sum(1 for _ in _all(specs))
         if count > MAX_STAGES:
             raise ValueError(f"{count} stages are more than the {MAX_STAGES} that a run may have all in all")
