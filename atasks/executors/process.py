@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import Final
 
-from atasks import forks, logs, modules
+from atasks import forks, interpreters, logs, modules
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
@@ -62,7 +62,7 @@ class Worked:
         with theirs:
             try:
                 process = await asyncio.create_subprocess_exec(
-                    sys.executable,
+                    *interpreters.command(),
                     "-c",
                     _PROGRAM,
                     str(theirs.fileno()),

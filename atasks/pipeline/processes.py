@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from atasks import forks, logs, modules
+from atasks import forks, interpreters, logs, modules
 from atasks.errors import PipelineError
 from atasks.pipeline.calling import WorkerInfo
 from atasks.pipeline.channel import Lineage
@@ -59,7 +59,7 @@ class Process:
         here, there = socket.socketpair()
         forks.withhold(here.fileno())
         with there:
-            command = [sys.executable, "-c", _COMMAND, str(there.fileno()), *sys.path]
+            command = [*interpreters.command(), "-c", _COMMAND, str(there.fileno()), *sys.path]
             with self._lock:
                 if self.ended:
                     here.close()

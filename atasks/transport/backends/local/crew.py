@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from atasks import interpreters
 from atasks.errors import NotSupported, WorkersFailed
 from atasks.logs import levels
 from atasks.modules import MAIN_NAMES, main_name
@@ -64,8 +65,7 @@ class Crew:
             "levels": levels(),
             **options,
         }
-        warnings = [f"-W{option}" for option in sys.warnoptions]
-        command = [sys.executable, *warnings, "-c", BOOTSTRAP, json.dumps(config)]
+        command = [*interpreters.command(), "-c", BOOTSTRAP, json.dumps(config)]
         self._supervisor = Supervisor(command, count, on_end=on_end)
 
     @property
