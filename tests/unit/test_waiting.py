@@ -56,7 +56,7 @@ async def test_a_timeout_says_what_the_call_waited_for(url: str, namespace: str)
         error = await running
         assert (error.waited_for, error.worker) == ("run", serving.id)
         assert error.ran is not None
-        assert 0.5 < error.ran < 0.75
+        assert 0.2 < error.ran < 0.9, "less what it took to begin"
         assert (
             str(error) == f"wait did not finish within 0.6 s: it ran at worker {serving.id} for {error.ran:.1f} s"
         )
@@ -80,7 +80,7 @@ async def test_calls_that_nothing_serves_are_said(
     kind: str, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("atasks.transport.base.WARN_SECONDS", 0.2)
-    monkeypatch.setattr("atasks.transport.backends.local.transport.LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("atasks.transport.backends.local.lookout.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("atasks.unserved.WARN_SECONDS", 0.2)
     monkeypatch.setattr("atasks.unserved.AGAIN_SECONDS", 0.5)
     wait, _ = _tasks(namespace)

@@ -31,6 +31,7 @@ from atasks.transport.backends.local.crew import Crew, check
 from atasks.transport.backends.local.gate import Gate
 from atasks.transport.backends.local.host import Host
 from atasks.transport.backends.local.link import Link, SocketLink
+from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Answer,
@@ -57,8 +58,6 @@ from atasks.transport.backends.local.socket_file import trusts
 from atasks.transport.base import CallTransport, Pending
 from atasks.transport.record_store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.transport.records import DEFAULT_EXPIRES
-from atasks.unserved import Unserved
-from atasks.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply
 from atasks.worker import Worker
 
@@ -69,8 +68,6 @@ logger = logging.getLogger("atasks.local")
 BACKOFF: Final = (0.02, 1.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 CLOSE_SECONDS: Final = 5.0
-LOOK_SECONDS: Final = 2.5
-"""Seconds between two looks at what nothing may serve."""
 RESENT_MS: Final = 50
 """A call that has so much less than its whole time was sent before, or has waited for room."""
 MAX_WORKERS: Final = 1000
@@ -142,11 +139,7 @@ class LocalTransport(CallTransport):
         self._keeper: asyncio.Task[None] | None = None
         self._gate = Gate()
         self._withdrawn: list[str] = []
-        self._located: list[str] = []
-        """Calls whose deadlines are near."""
-        self._unserved = Unserved(logger)
-        self._look: asyncio.TimerHandle | None = None
-        """When to look whether something serves what is awaited."""
+        self._lookout = Lookout(self)
         self._last_attempts: set[str] = set()
         """Calls whose last permitted attempt has begun."""
         self._said_bye = False
@@ -206,9 +199,7 @@ class LocalTransport(CallTransport):
 
     def _closed(self, reason: str) -> None:
         super()._closed(reason)
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+        self._lookout.stop()
         self._kept.close(reason)
 
     async def _watch_crew(self, crew: Crew) -> None:
@@ -390,8 +381,8 @@ class LocalTransport(CallTransport):
             return  # it is sent after the reconnect
         pending.confirmed = True
         call = pending.call
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look_for_unserved)
+        if self._lookout.idle:
+            self._lookout.start()
         if pending.timer is not None and call.timeout_ms is not None:  # sent again, it has less time
             left = max(round((pending.timer.when() - asyncio.get_running_loop().time()) * 1000), 0)
             if call.timeout_ms - left > RESENT_MS:
@@ -403,44 +394,20 @@ class LocalTransport(CallTransport):
         return options.queue or self.queue
 
     def _locate(self, pending: Pending) -> None:
-        if not self._located:
-            asyncio.get_running_loop().call_soon(self._send_where)
-        self._located.append(pending.call.id)
+        self._lookout.locate(pending)
 
-    def _send_where(self) -> None:
-        located, self._located = self._located, []
-        if self._link is not None and located:
-            self._link.send(Where(located))
+    def pendings(self) -> list[Pending]:
+        """The calls that are awaited."""
+        return list(self._pending.values())
 
-    def _look_for_unserved(self) -> None:
-        """Ask where a call of each queue is that has been awaited for some seconds."""
-        loop, self._look = asyncio.get_running_loop(), None
-        if self._refusal is not None or not self._pending:
-            return
-        self._look = loop.call_later(LOOK_SECONDS, self._look_for_unserved)
-        oldest: dict[str, Pending] = {}
-        for pending in self._pending.values():
-            if pending.where is None or not pending.where.worker:
-                oldest.setdefault(self.queue_of(pending.options), pending)
-            pending.since = pending.since or loop.time()
-        self._located += [pending.call.id for pending in oldest.values()]
-        self._send_where()
+    def pending(self, call_id: str) -> Pending | None:
+        """The awaited call of that id."""
+        return self._pending.get(call_id)
 
-    def _found(self, message: There) -> None:
-        """The hub says where a call is."""
-        pending = self._pending.get(message.id)
-        if pending is None:
-            return
-        queue, now = self.queue_of(pending.options), asyncio.get_running_loop().time()
-        if message.worker:
-            pending.where = Whereabouts("run", queue, message.worker, message.ran_ms / 1000, now)
-        else:
-            pending.where = Whereabouts(
-                "turn" if message.served else "worker", queue, told=now, waiting=message.waiting
-            )
-        if not message.worker and not message.served and pending.since:
-            waiting = [item for item in self._pending.values() if self.queue_of(item.options) == queue]
-            self._unserved.see(queue, [item for item in waiting if item.since], now)
+    def ask(self, ids: list[str]) -> None:
+        """Ask the hub where these calls are."""
+        if self._link is not None:
+            self._link.send(Where(ids))
 
     def _withdraw(self, pending: Pending) -> None:
         if pending.confirmed:
@@ -489,7 +456,7 @@ class LocalTransport(CallTransport):
             case News():
                 self._kept.news(message)
             case There():
-                self._found(message)
+                self._lookout.found(message)
             case Handed():
                 self._last_attempts.add(message.id)
             case Hold():
