@@ -416,6 +416,19 @@ async def test_a_run_keeps_its_record_while_it_lasts(connect: Connect, tmp_path:
         assert await soon(handle) == 9
 
 
+@pytest.mark.parametrize("connect", ["loopback", "local"], indirect=True)
+async def test_a_run_keeps_its_record_while_its_process_is_held_up(connect: Connect, tmp_path: Path) -> None:
+    """As on a machine that has other things to do: nobody can say meanwhile that the record is used."""
+    gate = tmp_path / "gate"
+    async with connect(keep_runs=0.5):
+        handle = await soon((stage(opened) | stage(square)).submit(str(gate), 3))
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            time.sleep(0.7)  # noqa: ASYNC251
+        gate.touch()
+        assert await soon(handle) == 9
+
+
 @atask
 async def opened(gate: str, x: int) -> int:
     while not Path(gate).exists():

@@ -103,7 +103,10 @@ class Leases:
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
         # Without a window: what is in it is in hand already.
         receive = opening(
-            self._intake.transport.seals, self._on_lease, lambda _: ("request", topology.work(queue))
+            self._intake.transport.seals,
+            self._on_lease,
+            lambda _: ("request", topology.work(queue)),
+            remember=False,  # it may come by the work queue next, as what it is
         )
         self._tags[name] = await link.consume_work(name, receive, 0)
         self._queues[queue] = name

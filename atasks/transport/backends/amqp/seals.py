@@ -63,15 +63,17 @@ def opening(
     receive: ConsumerCallback,
     place: Callable[[DeliveredMessage], tuple[Kind, str] | None],
     refuse: Callable[[DeliveredMessage], object] = lambda _: None,
+    *,
+    remember: bool = True,
 ) -> ConsumerCallback:
     """What to consume with, so that `receive` gets only messages with a seal for that place. Others are counted,
-    and given to `refuse`. Without seals it is `receive` itself."""
+    and given to `refuse`. Without seals it is `receive` itself. `remember`: a request may come once only."""
     if seals is None:
         return receive
 
     async def open_first(message: DeliveredMessage) -> None:
         try:
-            opened = seals.open(message, place(message))
+            opened = seals.open(message, place(message), remember=remember)
         except SealError as error:
             seals.count(str(error))
             refuse(message)
@@ -148,7 +150,9 @@ class Seals:
 
     # -- what arrives
 
-    def open(self, message: DeliveredMessage, place: tuple[Kind, str] | None) -> DeliveredMessage:
+    def open(
+        self, message: DeliveredMessage, place: tuple[Kind, str] | None, *, remember: bool = True
+    ) -> DeliveredMessage:
         """The message without its seal; as it is, if it has none and that is accepted, or if it is an announcement
         (`place` None). Raises SealError."""
         properties: Basic.Properties = message.header.properties
@@ -165,8 +169,10 @@ class Seals:
         if kind == "control" and not _is_fresh(sealed.issued_ms, CONTROL_SECONDS):
             raise SealError("too old")
         # What the broker delivers again came before, and is dealt with as what may have been begun.
-        if kind == "request" and self._replays.seen(sealed.mac, time.monotonic()) and not message.redelivered:
-            raise SealError("replayed")
+        if kind == "request" and remember:
+            seen = self._replays.seen(sealed.mac, time.monotonic())
+            if seen and not message.redelivered:
+                raise SealError("replayed")
         properties.content_type = wire.CONTENT_TYPE
         return Opened(message.delivery, message.header, body, message.channel, key, sealed.issued_ms)
 
