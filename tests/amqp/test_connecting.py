@@ -7,7 +7,7 @@ import gc
 import inspect
 import warnings
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiormq.exceptions
 import pamqp.exceptions
@@ -20,6 +20,7 @@ from yarl import URL
 
 import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, TransportError
+from atasks.calls import serving
 from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, _underlay, map_error
@@ -226,3 +227,35 @@ def test_every_exception_of_the_client_library_is_mapped() -> None:
 
 def test_every_exception_of_the_client_library_is_caught() -> None:
     assert [kind for kind in _exceptions(aiormq.exceptions) if not issubclass(kind, CLIENT_ERRORS)] == []
+
+
+async def test_concurrent_blocks_to_several_brokers_do_not_mix(
+    amqp_url: str, prefix: str, amqp_leaks: None
+) -> None:
+    """They differ by their prefix: each has workers of its own, as at another broker."""
+    namespace = prefix
+
+    @atasks.atask(namespace=namespace)
+    async def where() -> str:
+        run = serving.get()
+        assert run is not None
+        return str(run.worker.state)
+
+    @asynccontextmanager
+    async def named(name: str) -> AsyncIterator[str]:
+        yield name
+
+    async def handler(number: int, of: str) -> None:
+        async with atasks.connect(amqp_url, namespace=namespace, prefix=of):
+            for _ in range(number % 3 + 2):
+                assert await soon(where()) == of
+                assert await soon(asyncio.gather(where(), where())) == [of, of]
+
+    prefixes = [f"{prefix}.one", f"{prefix}.two"]
+    async with AsyncExitStack() as stack:
+        for each in prefixes:
+            lifespan = named(each)
+            await stack.enter_async_context(
+                atasks.serve(amqp_url, namespace=namespace, prefix=each, lifespan=lifespan, grace=1)
+            )
+        await asyncio.gather(*(handler(number, prefixes[number % 2]) for number in range(8)))
