@@ -146,6 +146,16 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     return _not_stop_iteration(root) if isinstance(root, StopIteration) else root
 
 
+def describe_failure(content: bytes) -> bytes:
+    """What `encode_failure` made, with what was raised last alone, and without its values: it arrives as a
+    `RemoteError`. It needs no codec. Raises one of msgspec's errors for what it did not make."""
+    node = _decoder.decode(content).nodes[-1]
+    described = Node(
+        Kind.DESCRIBED, node.module, node.qualname, node.message, notes=node.notes, traceback=node.traceback
+    )
+    return _encoder.encode(Failure([described]))
+
+
 def failure_text(content: bytes) -> str:
     """What `encode_failure` made, as text for a log: the traceback, and the notes. It needs no codec."""
     try:

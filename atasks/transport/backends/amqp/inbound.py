@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.failures import describe_failure
 from atasks.options import Executor
 from atasks.run import describe
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS
@@ -249,13 +251,21 @@ class Settling(Outgoing):
 
 
 def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
-    """What says that this reply cannot be sent; None if it says that itself."""
+    """What goes in the place of a reply that cannot be sent: an exception that is described only, or what says so;
+    None if the reply says that itself."""
     inner = reply.reply if isinstance(reply, End) else reply
     if inner.status not in (Status.VALUE, Status.RAISED):
         return None
-    status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
-    what = "the result" if inner.status == Status.VALUE else "the exception"
-    ending = wire.ended(reply.id, status, str(refusal.error(f"{what} of call {reply.id}", size)), worker)
+    ending = None
+    if inner.status == Status.RAISED and refusal.limit is not None:
+        with suppress(ValueError):  # which msgspec's errors are
+            described = describe_failure(inner.payload)
+            if len(described) < len(inner.payload):
+                ending = Reply(reply.v, reply.id, Status.RAISED, described, inner.codec, worker)
+    if ending is None:
+        status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
+        what = "the result" if inner.status == Status.VALUE else "the exception"
+        ending = wire.ended(reply.id, status, str(refusal.error(f"{what} of call {reply.id}", size)), worker)
     return End(reply.v, reply.id, reply.count, ending, reply.attempt) if isinstance(reply, End) else ending
 
 
