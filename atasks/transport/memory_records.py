@@ -15,6 +15,7 @@ from atasks.wire import VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.base import CallTransport
+    from atasks.worker import Worker
 
 __all__ = ["MemoryRecords"]
 
@@ -33,7 +34,7 @@ class MemoryRecords(Records):
 
     def open(self) -> None:
         """Keep records from now on, in this event loop."""
-        self._store = RecordStore(self._max_bytes, self._forgotten)
+        self._store = RecordStore(self._max_bytes, self._forgotten, self._in_hand)
 
     async def begin(self, call: Call, options: TaskOptions) -> None:
         head = Kept(VERSION, call.id, options.queue or "default", int(self.expires * 1000))
@@ -93,6 +94,10 @@ class MemoryRecords(Records):
         self.opening.clear()
         for call_id in list(self._watches):
             self._wake(call_id)
+
+    def _in_hand(self, call_id: str) -> bool:
+        worker: Worker | None = getattr(self._transport, "_worker", None)
+        return worker is not None and worker.holds(call_id)
 
     def _opened(self) -> RecordStore[str]:
         if self._store is None or not self._transport.usable(asyncio.get_running_loop()):

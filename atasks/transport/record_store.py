@@ -27,14 +27,18 @@ class RecordStore(Generic[K]):
 
     Where there is no room for more, records of calls that have ended and whose end was read are forgotten before
     their time, those first that were not used for longest; others never are. `forgotten` is called with the key of
-    each record that is forgotten, but for those that `close` and `forget` forget.
+    each record that is forgotten, but for those that `close` and `forget` forget. A record is in use while
+    `in_hand` says of its key that a worker has the call.
     """
 
-    def __init__(self, max_bytes: int, forgotten: Callable[[K], object]) -> None:
+    def __init__(
+        self, max_bytes: int, forgotten: Callable[[K], object], in_hand: Callable[[K], bool] = lambda _: False
+    ) -> None:
         self.max_bytes = max_bytes
         self.size = 0
         """Bytes, roughly."""
         self._forgotten = forgotten
+        self._in_hand = in_hand
         self._stored: dict[K, _Stored] = {}
         self._spent: OrderedDict[K, _Stored] = OrderedDict()
         """Those that have ended and were read since, in the order in which they were used."""
@@ -130,6 +134,8 @@ class RecordStore(Generic[K]):
         return self.size + size <= self.max_bytes
 
     def _expire(self, key: K, stored: _Stored) -> None:
+        if self._in_hand(key):  # whoever runs it says so too, but a process may be held up, or this one
+            self._use(key)
         if self._loop.time() < stored.until:  # it was used meanwhile
             stored.timer = self._loop.call_at(stored.until, self._expire, key, stored)
         else:

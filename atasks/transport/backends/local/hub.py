@@ -77,7 +77,7 @@ class Hub:
         """By namespace, name, and what the calls run in, if they need a place in a pool."""
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
-        self._runs = Runs(keep_bytes, self._unwanted)
+        self._runs = Runs(keep_bytes, self._unwanted, self._in_hand)
         self._receiving = False
         self._unsent: list[Link] = []
         """Those to whom something was sent while what has arrived is dealt with."""
@@ -288,6 +288,11 @@ class Hub:
             self._offer(queue)
             outcome = Outcome.DONE
         peer.link.send(Answer(message.number, outcome, reason))
+
+    def _in_hand(self, call_id: str) -> bool:
+        """Whether a worker has a call that is to be kept."""
+        entry = self._entries.get(call_id)
+        return entry is not None and entry.kept and entry.worker is not None
 
     def _unwanted(self, call_id: str) -> None:
         """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more.

@@ -19,11 +19,12 @@ Key = tuple[str, str]
 class Runs:
     """The records of a hub: they go with it. Every question is answered, in the order of the questions.
 
-    `unwanted` is called with the id of a call whose record has ended, or is forgotten.
+    `unwanted` is called with the id of a call whose record has ended, or is forgotten; `in_hand` says of an id
+    whether a worker has the call.
     """
 
-    def __init__(self, max_bytes: int, unwanted: Callable[[str], object]) -> None:
-        self._store: RecordStore[Key] = RecordStore(max_bytes, self._forgotten)
+    def __init__(self, max_bytes: int, unwanted: Callable[[str], object], in_hand: Callable[[str], bool]) -> None:
+        self._store: RecordStore[Key] = RecordStore(max_bytes, self._forgotten, lambda key: in_hand(key[1]))
         self._unwanted = unwanted
         self._watchers: dict[Key, dict[Peer, None]] = {}
 
