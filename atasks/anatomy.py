@@ -26,6 +26,7 @@ __all__ = [
     "get_plainly",
     "held",
     "importable_name",
+    "is_bare",
     "is_faithful",
     "is_rebuildable",
     "loaded",
@@ -195,6 +196,15 @@ def state(exc: BaseException) -> dict[str, Any]:
     found.update(get_plainly(exc, "__dict__"))
     found.pop("__notes__", None)
     return found
+
+
+def is_bare(cls: type[BaseException]) -> bool:
+    """Whether an exception of this class can be put together from its parts."""
+    try:
+        bare(cls)
+    except TypeError:
+        return False
+    return True
 
 
 def suits(exc: BaseException, attributes: Any) -> bool:

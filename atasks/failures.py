@@ -250,7 +250,9 @@ async def _own(exc: BaseException, codec: Codec) -> bytes | None:
     """What the class's own way of being pickled makes; None if that does not work, or loses something."""
     try:
         content = await _encoded(exc, codec)
-        return content if anatomy.is_faithful(exc, await codec.decode(content)) else None
+        copy = await codec.decode(content)
+        kept = anatomy.is_faithful(exc, copy) or (type(copy) is type(exc) and not anatomy.is_bare(type(exc)))
+        return content if kept else None
     except BaseException as error:
         if ends_here(error):
             raise

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import inspect
 import typing
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Collection, Iterable, Iterator
+from itertools import chain, repeat
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import msgspec
@@ -111,19 +112,20 @@ class _Signature:
         self.more: _Read = _read_anything
         self.named: dict[str, _Read] = {}
         self.others: _Read = _read_anything
-        self.required: list[str] | None = None
-        """Of a function whose decorator may put arguments before those of the call: the positional parameters that
-        need a value."""
+        self.ways: list[_Positional] = []
+        """How positional arguments may be meant below a decorator that adds some, the likeliest way first."""
         scope = _Scope(function)
         signature = signature_of(declaring(function))
         parameters = list(signature.parameters.values())
         if passes_on(function):
-            parameters = _given_by_callers(parameters, scope)
-            self.required = [
-                parameter.name
-                for parameter in parameters
-                if parameter.kind in _POSITIONAL and parameter.default is parameter.empty
+            parameters = parameters[parameters[:1] != [] and parameters[0].name in ("self", "cls") :]
+            usable = [parameter for parameter in parameters if _is_usable(parameter.annotation, scope)]
+            if len(usable) < len(parameters):
+                self.ways.append(_Positional(usable, scope, self.task))
+            parameters = [
+                parameter if parameter in usable else parameter.replace(annotation=Any) for parameter in parameters
             ]
+            self.ways.append(_Positional(parameters, scope, self.task))
         for parameter in parameters:
             read = _reader_of(parameter.annotation, scope, f"argument {parameter.name!r} of {self.task}")
             match parameter.kind:
@@ -149,28 +151,49 @@ class _Signature:
             args, kwargs = _outer.decode(content)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DecodeError(f"these are not the arguments of a call of {self.task}: {error}") from None
-        values: list[Any] = args
-        first = 0
-        if self.required is not None:  # those that are missing are put in front of them by the decorator
-            first = sum(name not in kwargs for name in self.required[len(args) :])
-        count = len(self.positional) - first
-        for index, raw in enumerate(args):
-            values[index] = self.positional[first + index](raw) if index < count else self.more(raw)
+        if self.ways:
+            values = self._positional(args, kwargs)
+        else:
+            values = cast("list[Any]", args)
+            count = len(self.positional)
+            for index, raw in enumerate(args):
+                values[index] = self.positional[index](raw) if index < count else self.more(raw)
         named: dict[str, Any] = kwargs
         for name, raw in kwargs.items():
             named[name] = self.named.get(name, self.others)(raw)
         return values, named
 
+    def _positional(self, args: list[msgspec.Raw], kwargs: Collection[str]) -> list[Any]:
+        refusal: DecodeError | None = None
+        for way in self.ways:
+            try:
+                return [
+                    read(raw) for read, raw in zip(way.readers(len(args), kwargs, self.more), args, strict=False)
+                ]
+            except DecodeError as error:
+                refusal = refusal or error
+        assert refusal is not None, "there is one way at least"
+        raise refusal
+
+
+class _Positional:
+    """The positional parameters that the arguments of a call may be for."""
+
+    def __init__(self, parameters: list[inspect.Parameter], scope: _Scope, task: str) -> None:
+        positional = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
+        self._required = [parameter.name for parameter in positional if parameter.default is parameter.empty]
+        self._readers = [
+            _reader_of(parameter.annotation, scope, f"argument {parameter.name!r} of {task}")
+            for parameter in positional
+        ]
+
+    def readers(self, count: int, kwargs: Collection[str], more: _Read) -> Iterator[_Read]:
+        """Those for so many arguments. Values that are missing are put in front of them by the decorator."""
+        missing = sum(name not in kwargs for name in self._required[count:])
+        return chain(self._readers[missing:], repeat(more))
+
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-
-
-def _given_by_callers(parameters: list[inspect.Parameter], scope: _Scope) -> list[inspect.Parameter]:
-    """The parameters below a decorator that takes anything, less those that only the decorator can give: `self`,
-    and what no MessagePack holds."""
-    if parameters and parameters[0].name in ("self", "cls"):
-        parameters = parameters[1:]
-    return [parameter for parameter in parameters if _is_usable(parameter.annotation, scope)]
 
 
 def _is_usable(annotation: Any, scope: _Scope) -> bool:

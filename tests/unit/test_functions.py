@@ -122,6 +122,29 @@ async def test_optional_arguments_behind_what_a_decorator_adds(codec: Codec, nam
             assert list(await task(Point(1), times=2)) == ["injected", "Point", 2]
 
 
+async def test_what_a_decorator_makes_of_plain_data(namespace: str) -> None:
+    MsgpackCodec(namespace)
+
+    def validating(function: Any) -> Any:
+        @functools.wraps(function)
+        async def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return await function(Unknown(), *args[1:], **kwargs) if args else await function(**kwargs)
+
+        return wrapper
+
+    @atask(namespace=namespace)
+    @validating
+    async def show(model: Unknown, n: int = 1) -> int:
+        return n
+
+    async with atasks.connect("loopback:", namespace=namespace):
+        assert await show({"x": 1}) == 1
+        assert await show({"x": 1}, 5) == 5
+        assert await show(model={"x": 1}, n=2) == 2
+        with pytest.raises(atasks.DecodeError, match="argument 'n' of"):
+            await show({"x": 1}, "five")
+
+
 async def test_decorators_that_take_arguments_away(codec: Codec, namespace: str) -> None:
     @atask(namespace=namespace)
     @taking_away
