@@ -1,0 +1,229 @@
+"""A live worker under hostile messages, over RabbitMQ and around a hub, with good calls beside them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import statistics
+import struct
+import sys
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import psutil
+
+import atasks
+from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.backends.local.messages import PROTOCOL, Hello, encode
+from tests.fuzz.mutations import Mutations
+from tests.fuzz.raw_amqp import RawPublisher, Refused, odd_properties
+from tests.fuzz.samples import ENVELOPES, FRAMES, NAMESPACE
+from tests.fuzz.worker import echo, in_a_thread, numbers
+
+__all__ = ["Outcome", "over_a_hub", "over_amqp"]
+
+AT_ONCE: Final = 8
+"""Good calls in flight."""
+SETTLE_EVERY: Final = 200
+"""Hostile messages between two looks at whether the broker has closed the channel."""
+
+
+@dataclass
+class Outcome:
+    """What became of the good calls, and of the worker."""
+
+    sent: int = 0
+    """Hostile messages."""
+    refused: int = 0
+    """Connections that the other side closed."""
+    good: int = 0
+    wrong: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    """How long each good call took."""
+    grown: int = 0
+    """Bytes by which the worker's memory grew, from a tenth of the way to the end."""
+    epoch: int = 0
+    """Connections that the worker has had."""
+    bad: int = 0
+    """Messages that it could not read."""
+
+    @property
+    def p99(self) -> float:
+        return statistics.quantiles(self.seconds, n=100)[98] if len(self.seconds) > 1 else 0.0
+
+    def line(self) -> str:
+        """One line for people."""
+        return (
+            f"{self.sent} hostile messages ({self.refused} connections refused), {self.bad} counted as bad; "
+            f"{self.good} good calls, p99 {self.p99 * 1000:.0f} ms, {len(self.wrong)} wrong; "
+            f"memory +{self.grown / 2**20:.1f} MiB, connections of the worker: {self.epoch}"
+        )
+
+
+async def over_amqp(url: str, seed: int, messages: int, seconds: float) -> Outcome:
+    """Send so many hostile messages, for at most so many seconds, to every kind of queue at the broker."""
+    prefix = f"fuzz-{uuid.uuid4().hex[:8]}"
+    topology = Topology(prefix, NAMESPACE)
+    async with (
+        _worker(url, prefix) as (worker, process, outcome),
+        atasks.connect(url, namespace=NAMESPACE, prefix=prefix) as transport,
+    ):
+        reply_queue: str = transport.reply_queue  # type: ignore[attr-defined]
+        targets = [
+            *(("", name) for name in topology.all("default")),
+            ("", topology.work("default")),
+            ("", reply_queue),
+            ("", topology.lease("default", worker, 1)),
+            ("", topology.dead),
+            (topology.control, topology.queue_key("default")),
+            (topology.control, topology.worker_key(worker)),
+            (topology.control, topology.up_key("default")),
+            (topology.control, topology.kept("an-id")),
+            ("", topology.kept("an-id")),
+        ]
+        dice = Mutations(seed, ENVELOPES)
+
+        def attack(ended: threading.Event) -> None:
+            publisher: RawPublisher | None = None
+            while outcome.sent < messages and not ended.is_set():
+                try:
+                    publisher = publisher or RawPublisher(url)
+                    for _ in range(SETTLE_EVERY):
+                        exchange, key = dice.choice(targets)
+                        reply_to = dice.choice((reply_queue, f"{prefix}.r.nobody", "", "amq.rabbitmq.reply-to.x"))
+                        publisher.publish(exchange, key, dice.body(), odd_properties(dice, reply_to))
+                        outcome.sent += 1
+                    publisher.settle()
+                except Refused:
+                    outcome.refused += 1
+                    if publisher is not None:
+                        publisher.close()
+                    publisher = None
+            if publisher is not None:
+                publisher.close()
+
+        await _beside(attack, outcome, process, seconds, lambda: outcome.sent >= messages // 10)
+    return outcome
+
+
+async def over_a_hub(path: str, seed: int, frames: int, seconds: float) -> Outcome:
+    """Send so many hostile frames, for at most so many seconds, to a hub and the worker in its process."""
+    url = f"unix://{path}"
+    async with _worker(url, "fuzz") as (_, process, outcome), atasks.connect(url, namespace=NAMESPACE, hub=False):
+        dice = Mutations(seed, FRAMES)
+
+        def attack(ended: threading.Event) -> None:
+            link: socket.socket | None = None
+            while outcome.sent < frames and not ended.is_set():
+                try:
+                    if link is None:
+                        link = socket.socket(socket.AF_UNIX)
+                        link.settimeout(5)
+                        link.connect(path)
+                        if dice.random() < 0.8:
+                            link.sendall(_framed(encode([Hello(PROTOCOL, NAMESPACE, os.getpid())])))
+                    frame = _framed(dice.body())
+                    if dice.random() < 0.02:
+                        frame = (
+                            dice.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", frame[:7], dice.randbytes(9))) + frame
+                        )
+                    link.sendall(frame)
+                    outcome.sent += 1
+                    if dice.random() < 0.02:
+                        raise ConnectionError  # leave, as a process does that is killed
+                    with contextlib.suppress(BlockingIOError):
+                        while link.recv(65_536, socket.MSG_DONTWAIT):
+                            pass
+                        raise ConnectionError
+                except (OSError, TimeoutError):
+                    outcome.refused += 1
+                    if link is not None:
+                        link.close()
+                    link = None
+            if link is not None:
+                link.close()
+
+        await _beside(attack, outcome, process, seconds, lambda: outcome.sent >= frames // 10)
+    return outcome
+
+
+def _framed(body: bytes) -> bytes:
+    return struct.pack(">L", len(body)) + body
+
+
+async def _beside(
+    attack: Callable[[threading.Event], None],
+    outcome: Outcome,
+    process: psutil.Process,
+    seconds: float,
+    is_warm: Callable[[], bool],
+) -> None:
+    """Make good calls while the attack goes on in a thread, and for a moment after it."""
+    ended = threading.Event()
+    attacking = asyncio.create_task(asyncio.to_thread(attack, ended))
+    warm = 0
+    until = time.monotonic() + seconds
+    count = 0
+
+    async def one(number: int) -> None:
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(30):
+                match number % 5:
+                    case 0:
+                        found: Any = await in_a_thread(number)
+                    case 1:
+                        found = [item async for item in numbers(number % 7)]
+                        number = list(range(number % 7))  # type: ignore[assignment]
+                    case _:
+                        found = await echo(number)
+        except Exception as error:
+            outcome.wrong.append(f"{type(error).__name__}: {error}")
+            return
+        outcome.seconds.append(time.monotonic() - started)
+        outcome.good += 1
+        if found != number:
+            outcome.wrong.append(f"{found} instead of {number}")
+
+    try:
+        while not attacking.done():
+            if time.monotonic() > until:
+                ended.set()
+            count += AT_ONCE
+            await asyncio.gather(*(one(count + n) for n in range(AT_ONCE)))
+            if not warm and is_warm():
+                warm = process.memory_info().rss
+            await asyncio.sleep(0.02)
+        await attacking
+        await asyncio.gather(*(one(count + AT_ONCE + n) for n in range(AT_ONCE)))
+        outcome.grown = process.memory_info().rss - warm
+    finally:
+        ended.set()
+        await asyncio.wait([attacking])
+
+
+@contextlib.asynccontextmanager
+async def _worker(url: str, prefix: str) -> AsyncIterator[tuple[str, psutil.Process, Outcome]]:
+    """The worker in a process of its own; in the end the outcome has what it told."""
+    outcome = Outcome()
+    command = [sys.executable, "-m", "tests.fuzz.worker", url, prefix]
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert child.stdout is not None
+    try:
+        hello = json.loads(await asyncio.wait_for(child.stdout.readline(), 60))
+        yield hello["id"], psutil.Process(child.pid), outcome
+        child.terminate()
+        told = json.loads(await asyncio.wait_for(child.stdout.readline(), 60))
+        outcome.bad, outcome.epoch = told["bad"], told["epoch"]
+        assert await asyncio.wait_for(child.wait(), 60) == 0
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
