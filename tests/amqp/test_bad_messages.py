@@ -75,6 +75,34 @@ async def test_message_that_cannot_be_answered_is_dead_lettered(echo_site: Site,
             assert await _echo(echo_site, name) == name
 
 
+DEATHS: list[Any] = [
+    [1],
+    ["text"],
+    [None, {}],
+    {"count": 1},
+    "text",
+    [{"count": "x"}],
+    [{"queue": 1, "reason": []}],
+]
+
+
+async def test_a_message_that_says_oddly_how_it_died_costs_no_queue(echo_site: Site, peer: Peer) -> None:
+    """RabbitMQ 3.10 loses the queue, and with it the consumers, where it has to add to such a header itself."""
+    async with echo_site.open(serve=False):
+        await echo_site.serve()
+        dead = await peer.dead_letters()
+        link = echo_site.worker.transport.link  # type: ignore[attr-defined]
+        for queue in (peer.work_queue(), f"{peer.work_queue()}.solo"):
+            for died in DEATHS:
+                await peer.publish(b"unreadable", queue, headers={"x-death": died})
+                letter = await soon(dead.get())
+                assert letter.body == b"unreadable"
+                assert letter.headers == {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
+                await peer.send(call("an-id", arguments=(5,)))
+                assert (await peer.answer())[0][4] == encode(5)
+        assert echo_site.worker.transport.link is link  # type: ignore[attr-defined]
+
+
 async def test_request_without_reply_address_is_dead_lettered(echo_site: Site, peer: Peer) -> None:
     async with echo_site.open():
         dead = await peer.dead_letters()

@@ -39,11 +39,11 @@ class Acks:
         self._scheduled = False
         self._done: list[int] = []
         self._late: list[int] = []
-        self._rejected: list[tuple[int, bool]] = []
+        self._requeued: list[int] = []
         self._highest = 0
         """The last tag of which something was said."""
         self._below = 0
-        """Every tag up to this one was acknowledged or rejected."""
+        """Every tag up to this one was acknowledged or given back."""
         self._above: set[int] = set()
         """Those above it that were."""
         self._held: list[int] = []
@@ -55,14 +55,9 @@ class Acks:
         (self._late if late else self._done).append(tag)
         self._schedule()
 
-    def reject(self, tag: int) -> None:
-        """Dead-letter the delivery of this tag."""
-        self._rejected.append((tag, False))
-        self._schedule()
-
     def requeue(self, tag: int) -> None:
         """Return the delivery of this tag to its queue."""
-        self._rejected.append((tag, True))
+        self._requeued.append(tag)
         self._schedule()
 
     async def flushed(self) -> None:
@@ -88,9 +83,9 @@ class Acks:
         self._scheduled = False
         done, self._done = self._done, []
         late, self._late = self._late, []
-        rejected, self._rejected = self._rejected, []
-        frames: list[Basic.Ack | Basic.Reject] = [Basic.Reject(tag, requeue) for tag, requeue in rejected]
-        said = [*done, *late, *(tag for tag, _ in rejected)]
+        requeued, self._requeued = self._requeued, []
+        frames: list[Basic.Ack | Basic.Reject] = [Basic.Reject(tag, True) for tag in requeued]
+        said = [*done, *late, *requeued]
         self._above.update(said)
         self._highest = max(self._highest, *said, 0)
         while self._below + 1 in self._above:
@@ -102,7 +97,7 @@ class Acks:
             held.sort()
         done.sort()
         now, before = bisect_right(done, self._below), bisect_right(held, self._below)
-        if now or before:  # everything below was acknowledged or rejected before, or is acknowledged now
+        if now or before:  # everything below was acknowledged or given back before, or is acknowledged now
             frames.append(Basic.Ack(max(*done[:now][-1:], *held[:before][-1:], 0), multiple=True))
             del held[:before]
         frames += [Basic.Ack(tag) for tag in done[now:]]
@@ -115,7 +110,7 @@ class Acks:
 
     @property
     def _open(self) -> int:
-        """Deliveries up to the highest tag that are neither acknowledged nor rejected."""
+        """Deliveries up to the highest tag that are neither acknowledged nor given back."""
         return self._highest - self._below - len(self._above)
 
     def _let_go(self) -> None:

@@ -96,7 +96,7 @@ class Consumer:
                     await guard(shielded(self._link.work.basic_cancel(tag)))
 
     def _dead_letter(self, message: DeliveredMessage) -> None:
-        self.acks.reject(message.delivery_tag or 0)
+        self.intake.dead_letter(message, self.acks, self.name)
 
     async def _on_message(self, message: DeliveredMessage) -> None:
         try:

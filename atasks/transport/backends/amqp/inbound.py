@@ -122,11 +122,11 @@ class Inbound:
         """Have the broker deliver it again."""
         self._acks.requeue(self._tag)
 
-    def dead_letter(self) -> None:
-        """It can be neither read nor answered."""
+    def dead_letter(self, message: DeliveredMessage) -> None:
+        """It can be neither read nor answered; `message` is what it came by."""
         self.calls = 1
         self.ended()
-        self._acks.reject(self._tag)
+        self.intake.dead_letter(message, self._acks, self.consumer.name)
 
 
 class CallDelivery:

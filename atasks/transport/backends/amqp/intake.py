@@ -23,6 +23,7 @@ from atasks.transport.backends.amqp.attempts import Attempts
 from atasks.transport.backends.amqp.callers import CallerWatch
 from atasks.transport.backends.amqp.clocks import Clocks
 from atasks.transport.backends.amqp.consumer import Consumer
+from atasks.transport.backends.amqp.dead_letters import DeadLetter
 from atasks.transport.backends.amqp.doubts import Doubts
 from atasks.transport.backends.amqp.inbound import CallDelivery, GivenBack, Inbound, Items, Settling
 from atasks.transport.backends.amqp.leases import Leases, was_leased
@@ -258,7 +259,7 @@ class Intake:
             )
         if not properties.reply_to:
             self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
-            inbound.dead_letter()
+            inbound.dead_letter(message)
             return
         calls, refusals = self._read(message.body, properties)
         if refusals:
@@ -270,7 +271,7 @@ class Intake:
         if not calls and not any(call_id for call_id, _ in refusals):
             if not refusals:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
-            inbound.dead_letter()
+            inbound.dead_letter(message)
             return
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
         inbound.calls = inbound.unsettled = len(calls) + len(answerable)
@@ -318,6 +319,11 @@ class Intake:
         """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
         return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
 
+    def dead_letter(self, message: DeliveredMessage, acks: Acks, queue: str) -> None:
+        """Keep what can be neither read nor answered for people to look at."""
+        dead = self.transport.topology.dead
+        self.transport.outbox.put(DeadLetter(message, acks, queue, dead, self.number()))
+
     def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
         try:
@@ -325,7 +331,7 @@ class Intake:
         except Exception:
             logger.exception("the callers of a message that failed could not be told")
         finally:
-            consumer.acks.reject(message.delivery_tag or 0)
+            self.dead_letter(message, consumer.acks, consumer.name)
 
     def _tell_callers(self, message: DeliveredMessage) -> None:
         reply_to = message.header.properties.reply_to
