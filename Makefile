@@ -1,18 +1,20 @@
 # Thin over scripts/: every target sets up what it needs, and does nothing where that is done.
 #   ARGS=...    goes to pytest (make test, make test-faults) or to the benchmarks (make bench, make bench-peers)
 #   MINUTES=... how long to soak; default: 5
+#   SECONDS=... how long to fuzz; default: 60
 #   PYTHON=...  the interpreter for the virtual environment; default: the newest python3 found, 3.11 or newer
 #   VENV=...    the virtual environment; default: .venv
 
 VENV ?= .venv
 ARGS ?=
 MINUTES ?= 5
+SECONDS ?= 60
 export VENV PYTHON
 # With it, each of the hundreds of processes that tests and benchmarks start would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-lowest test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak clean
+.PHONY: help venv test test-lowest test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak fuzz clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -75,6 +77,11 @@ soak: ## Run random load under random faults for MINUTES=5, and check what happe
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m tests.faults.soak --minutes $(MINUTES) $(ARGS)
+
+fuzz: ## Send hostile bytes to every decoder, a live worker and a live hub for SECONDS=60; ARGS="--seed N" for others
+	@scripts/venv.sh test
+	@scripts/broker.sh
+	$(VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) $(ARGS)
 
 clean: ## Remove the virtual environment and what builds and tools left behind
 	if [ -e $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi

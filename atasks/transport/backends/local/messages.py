@@ -306,6 +306,8 @@ Message = (
     | Credit
 )
 
+MAX_BAD: Final = 1000
+"""Messages of one frame that may be unreadable."""
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 """What decoding raises, whatever the bytes are."""
 
@@ -348,7 +350,8 @@ class Salvaged(Struct, gc=False):
 
 
 def salvage(body: bytes | memoryview) -> Salvaged:
-    """What can be read of a body that `decode` refuses. Raises one of `UNREADABLE` if it is no array."""
+    """What can be read of a body that `decode` refuses. Raises one of `UNREADABLE` if it is no array, or if more
+    than `MAX_BAD` of its messages cannot be read: each costs a hundred times what a good one does."""
     found = Salvaged([], [])
     _check_length(body)
     for piece in _pieces.decode(body):
@@ -356,6 +359,8 @@ def salvage(body: bytes | memoryview) -> Salvaged:
             message = _one.decode(piece)
             _check_id(message)
         except UNREADABLE as error:
+            if len(found.bad) == MAX_BAD:
+                raise msgspec.ValidationError(f"more than {MAX_BAD} messages in it cannot be read") from None
             found.bad.append((_asker(piece), str(error)))
         else:
             found.messages.append(message)
