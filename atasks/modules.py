@@ -72,8 +72,9 @@ def main_name() -> str | None:
     """The dotted name under which `__main__` can be imported elsewhere, or None.
 
     From then on `sys.modules[name]` is `__main__` itself, so that a class of the script is one class, whichever
-    name it is looked up by; but a second copy of the same file that was imported before is left as it is. The
-    directory that holds the script's outermost package is appended to `sys.path`, if it was not there.
+    name it is looked up by. It takes the place of a copy that was imported before, as a package makes one that
+    imports the module which `python -m` runs; what others have from the copy stays theirs. The directory that holds
+    the script's outermost package is appended to `sys.path`, if it was not there.
 
     None for a prompt, a notebook, `python -c`, a program without a `.py` name, and a script whose name belongs to
     another loaded module, which is logged: what such a script defines can only travel by value.
@@ -114,7 +115,18 @@ def _resolve(main: ModuleType) -> str | None:
             _origin(known),
         )
         return None
+    if known is not main:
+        _replace(name, known, main)
     return name
+
+
+def _replace(name: str, copy: ModuleType, main: ModuleType) -> None:
+    """Let the name lead to the program: a package that imports the module which `python -m` then runs has made a
+    copy of it, with classes of its own."""
+    sys.modules[name] = main
+    package, _, word = name.rpartition(".")
+    if getattr(sys.modules.get(package), word, None) is copy:
+        setattr(sys.modules[package], word, main)
 
 
 def dotted_name(path: Path) -> tuple[str, Path]:

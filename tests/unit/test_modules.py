@@ -126,9 +126,62 @@ def test_script_named_like_a_loaded_module_has_no_name_and_says_so_once(tmp_path
     assert "rename the file" in done.stderr
 
 
-def test_earlier_copy_of_the_same_file_is_left_alone(tmp_path: Path) -> None:
+def test_an_earlier_copy_of_the_same_file_is_replaced(tmp_path: Path) -> None:
     write(tmp_path / "script.py", "if __name__ == '__main__':\n    import script" + REPORT.replace("\n", "\n    "))
-    assert report("script.py", cwd=tmp_path) == "script False"
+    assert report("script.py", cwd=tmp_path) == "script True"
+
+
+IMPORTED_TWICE = """
+import asyncio, sys
+import atasks
+from atasks import atask
+
+class Refused(Exception):
+    pass
+
+class Thing:
+    pass
+
+@atask
+async def refuse():
+    raise Refused("so")
+
+@atask
+async def make():
+    return Thing()
+
+@atask
+async def is_thing(thing):
+    return type(thing) is Thing
+
+@atask(executor="process")
+def make_elsewhere():
+    return Thing()
+
+async def main():
+    async with atasks.local(workers=1) if sys.argv[1:] else atasks.serve("loopback:"):
+        try:
+            await refuse()
+        except Refused:
+            print("caught")
+        print(type(await make()) is Thing, await is_thing(Thing()), type(await make_elsewhere()) is Thing)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("where", [[], ["local"]])
+@pytest.mark.parametrize(
+    "init",
+    ["from pkg.mod import Refused, make", "from . import mod", "import pkg.mod", "from .other import make", ""],
+)
+def test_a_module_that_its_package_imports_before_it_runs(tmp_path: Path, init: str, where: list[str]) -> None:
+    write(tmp_path / "pkg" / "__init__.py", init)
+    write(tmp_path / "pkg" / "other.py", "from pkg.mod import make")
+    write(tmp_path / "pkg" / "mod.py", IMPORTED_TWICE)
+    done = python("-W", "ignore::RuntimeWarning", "-m", "pkg.mod", *where, cwd=tmp_path)
+    assert done.stdout.split("\n")[:2] == ["caught", "True True True"], done.stderr
 
 
 def test_classes_of_a_script_in_a_package_unpickle_by_their_dotted_name(tmp_path: Path) -> None:
