@@ -73,8 +73,8 @@ def main_name() -> str | None:
 
     From then on `sys.modules[name]` is `__main__` itself, so that a class of the script is one class, whichever
     name it is looked up by. It takes the place of a copy that was imported before, as a package makes one that
-    imports the module which `python -m` runs; what others have from the copy stays theirs. The directory that holds
-    the script's outermost package is appended to `sys.path`, if it was not there.
+    imports the module which `python -m` runs; what others have from the copy stays theirs. The directory that
+    holds the script's outermost package is appended to `sys.path`, if it was not there.
 
     None for a prompt, a notebook, `python -c`, a program without a `.py` name, and a script whose name belongs to
     another loaded module, which is logged: what such a script defines can only travel by value.
