@@ -17,6 +17,7 @@ from atasks.signing import keyfile
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
+from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting, crash, echo, fib, gated, passed, work
 from tests.faults.workers import Fleet
 from tests.keys import KeyFiles
@@ -114,6 +115,26 @@ async def test_long_calls_move_to_leases_and_survive_their_worker(
     await settled(call, "the call")
     history.completed()
     check_nothing_refused(fleet)
+
+
+async def test_a_lease_that_comes_back_to_its_own_worker_is_no_recording(
+    fleet: Fleet, history: History, tmp_path: Path, caller: Transport, keys: KeyFiles, proxy: Proxy
+) -> None:
+    gate = tmp_path / "gate"
+    worker = fleet.start_one(url=proxy.url(), keys=str(keys.worker), consumer_timeout=3)
+    (call,) = history.start(1, gated, str(gate))
+    await until(lambda: history.started() == 1, "it runs")
+    await asyncio.sleep(4.5)  # it has moved to a lease at least once
+    assert await asyncio.to_thread(proxy.drop)
+    await until(lambda: "connection restored" in worker.output, "the worker is back")
+    await asyncio.sleep(3.0)  # the lease has expired, and come by the work queue
+    check_nothing_refused(fleet)
+    gate.touch()
+    await settled(call, "the call")
+    history.completed()
+    assert [run.attempt for run in history.runs()] == [1]
+    await fleet.quiet()
+    assert not [queue for queue in fleet.queues() if queue.name.endswith(".dead") and queue.messages]
 
 
 async def test_what_a_drain_gives_back_runs_at_another_worker(
