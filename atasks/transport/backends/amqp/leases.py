@@ -134,7 +134,7 @@ class Leases:
             acks.ack(message.delivery_tag or 0)
             return
         inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
-        inbound.reply_to = older[-1].inbound.reply_to
+        inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
         run.deliveries = [CallDelivery(inbound, older[-1])]
         for each in older:
             each.drop()
