@@ -195,9 +195,10 @@ class Background:
         try:
             asyncio.run(self._until_stopped(started))
         except BaseException as error:
-            if started.done():
+            if not started.done():
+                started.set_exception(error)  # no loop could be made
+            elif not (_ending and isinstance(error, RuntimeError)):  # Python 3.12 starts no threads any more then
                 raise
-            started.set_exception(error)  # no loop could be made
         finally:
             _alive.discard(self)
 
@@ -248,6 +249,8 @@ _lock = threading.Lock()
 _background: Background | None = None
 _alive: set[Background] = set()
 """Those whose threads have not ended; one at the most serves new users."""
+_ending = False
+"""Whether the program ends, and what is open is being closed."""
 _over = False
 """Whether the program ends: threads like those of the loops stop for good then, and nobody may wait for them."""
 _forked = False
@@ -372,7 +375,8 @@ def _unconnected(namespace: str) -> TransportError:
 
 def _at_exit() -> None:
     """End what is open while its loop still runs. What blocks the loop is not waited for: the process ends it."""
-    global _over
+    global _ending, _over
+    _ending = True
     deadline = time.monotonic() + EXIT_SECONDS
     left = list(_alive)
     for background in left:
