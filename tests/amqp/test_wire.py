@@ -294,11 +294,11 @@ async def test_exception(plain_site: Site, peer: Peer) -> None:
         ((_, _, _, status, payload, codec, *_),) = await peer.answer()
         assert (status, codec) == (RAISED, "msgpack")
         (nodes,) = decode(payload)
-        _, module, qualname, message, values, notes, cause, context, suppress, members, traceback = nodes[-1]
+        _, module, qualname, message, values, notes, cause, context, suppress, members, traceback, held = nodes[-1]
         assert (module, qualname, message) == ("builtins", "ValueError", "('text', 7)")
         assert decode(values) == [["text", 7], {}]
         assert "my-id" in notes[-1]
-        assert (cause, context, suppress, members) == (None, None, False, [])
+        assert (cause, context, suppress, members, held) == (None, None, False, [], [])
         assert "in fail" in traceback
 
 
