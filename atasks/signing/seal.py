@@ -8,6 +8,7 @@ nothing of seals refuses such a message. `docs/wire.md` says what the MAC is mad
 
 from __future__ import annotations
 
+import functools
 import hmac
 from typing import Final, Literal, NamedTuple
 
@@ -102,17 +103,22 @@ def _head(
     form: int, name: bytes, time: bytes, kind: Kind, destination: str, reply_to: str, message_id: str
 ) -> bytes:
     """What the MAC covers before the body: each field behind its length, so that none runs into the next."""
-    fields = (
-        name,
-        time,
-        kind.encode(),
-        destination.encode(),
-        reply_to.encode(),
-        message_id.encode(),
-        CONTENT_TYPE.encode(),
-    )
-    return LABELS[form] + b"".join([len(field).to_bytes(4, "big") + field for field in fields])
+    place = _fields(kind, destination, reply_to)
+    return b"".join((LABELS[form], _field(name), _field(time), place, _field(message_id.encode()), LAST))
+
+
+def _field(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + content
+
+
+@functools.lru_cache(maxsize=1024)
+def _fields(*texts: str) -> bytes:
+    """Those that many messages have in common."""
+    return b"".join([_field(text.encode()) for text in texts])
+
+
+LAST: Final = _fields(CONTENT_TYPE)
 
 
 def _mac(key: Key, head: bytes, body: bytes) -> bytes:
-    return hmac.digest(key.secret, b"%b%b%b" % (head, len(body).to_bytes(4, "big"), body), "sha256")
+    return hmac.digest(key.secret, b"".join((head, len(body).to_bytes(4, "big"), body)), "sha256")

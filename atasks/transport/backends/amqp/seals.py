@@ -210,13 +210,16 @@ class Seals:
         inbound.key = owner.name
         admitted: list[Call] = []
         refused: list[tuple[str | None, str]] = []
+        old = abs(time.time() * 1000 - message.issued_ms)
+        free = key is owner and not (owner.tasks or owner.queues)
         for call in calls:
-            if not _is_fresh(message.issued_ms, _age(call)):
+            if old > CONTROL_SECONDS * 1000 and old > _age(call) * 1000:
                 self.count("too old")
                 seconds = f"{_age(call):.0f} s"
                 refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {seconds} ago"))
                 continue
-            why = _forbidden(key, owner, call, queue)
+            plain = free and not call.by and call.attempt == 1
+            why = "" if plain else _forbidden(key, owner, call, queue)
             if why:
                 self.count("not allowed")
                 refused.append((call.id, f"request refused: key {owner.name!r} {why}"))
@@ -224,7 +227,9 @@ class Seals:
             call.by = owner.name
             if owner.max_attempts is not None:
                 call.max_attempts = min(call.max_attempts, owner.max_attempts)
-            _remember(self._owners, call.id, owner.name, OWNERS)
+            self._owners[call.id] = owner.name
+            if len(self._owners) > OWNERS:
+                self._owners.popitem(last=False)
             admitted.append(call)
         return admitted, refused
 
@@ -282,7 +287,7 @@ class Seals:
     # -- replies
 
     def for_caller(
-        self, message: DeliveredMessage, envelopes: Iterable[Envelope], pendings: dict[str, Pending]
+        self, message: DeliveredMessage, envelopes: list[Envelope], pendings: dict[str, Pending]
     ) -> list[Envelope]:
         """What of a message is an answer to what was sealed here: it comes under the same key."""
         key = key_of(message)
@@ -291,6 +296,8 @@ class Seals:
         if key in self.keys.mine:
             self.answered.set()
         fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
+        if fresh and key in self.keys.mine:
+            return envelopes
         kept: list[Envelope] = []
         for envelope in envelopes:
             if isinstance(envelope, Held):
