@@ -484,7 +484,7 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
         task, _ = await _running(site)
         transport = site.caller
         assert isinstance(transport, AMQPTransport)
-        suspected = []
+        suspected: list[Any] = []
         monkeypatch.setattr(transport.inquiry, "suspect", suspected.append)
         key = f"up:{site.namespace}:default"
         await until(lambda: "default" in transport.announcements.listening)
@@ -603,6 +603,36 @@ async def test_the_stages_of_a_run_are_calls_of_its_submitter(
     site.close()
 
 
+async def test_nobody_else_writes_into_a_record(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
+    """Neither its coordinator nor its submitter takes a result from anybody who has not the submitter's key."""
+    gate = asyncio.Event()
+
+    @site.atask(name="gated")
+    async def gated(value: int) -> int:
+        await gate.wait()
+        return value
+
+    async with site.open():
+        handle = await (map(gated) | map(gated)).submit(5)
+        await until(lambda: len(site.worker.runs) == 2)
+        record = f"{attacker.peer.prefix}.run.{site.namespace}.{handle.id}"
+        step = encode({"attempt": 1, "one": True, "items": [6]})
+        forged_replies = [
+            encode([[REPLY, 1, handle.id, VALUE, encode(6), "msgpack"]]),
+            encode([[REPLY, 1, handle.task_ids[0], VALUE, step, "msgpack"]]),
+        ]
+        for key in _keys(keys).values():
+            for body in forged_replies:
+                await attacker.publish(body, record, key, "record")
+                await attacker.publish(body, record, key, "record", exchange=attacker.control, destination=record)
+        gate.set()
+        assert await soon(handle) == 5
+        transport = site.caller
+        assert transport.records is not None
+        read = await transport.records.read(handle.id)
+        assert [reply.worker for reply in read.replies.values()] == [site.worker.id] * len(read.replies)
+
+
 # --- what goes wrong honestly
 
 
@@ -630,7 +660,7 @@ async def test_a_worker_needs_a_worker_s_key(amqp_url: str, prefix: str, keys: K
         async with atasks.serve(amqp_url, prefix=prefix, keys=keys.caller("shop")):
             pass
     with pytest.raises(ValueError, match="unsealed='maybe': 'refuse' or 'accept'"):
-        async with atasks.serve(amqp_url, prefix=prefix, keys=keys.worker, unsealed="maybe"):
+        async with atasks.serve(amqp_url, prefix=prefix, keys=keys.worker, unsealed="maybe"):  # type: ignore[arg-type]
             pass
 
 
