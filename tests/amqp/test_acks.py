@@ -77,7 +77,7 @@ async def test_the_first_one_stays_open(deliveries: tuple[Channel, list[int]], p
         elif number % 200:
             acks.requeue(tag)
         else:
-            acks.reject(tag)
+            acks.ack(tag)
         if number % 50 == 0:
             await asyncio.sleep(0)
     await soon(acks.flushed())

@@ -64,6 +64,8 @@ class Command:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merged else subprocess.PIPE,
             text=True,
+            # Under nohup, it would inherit that nothing comes of it when its terminal is closed.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         self._read_at_most = read
         self._lines: queue.Queue[str] = queue.Queue()

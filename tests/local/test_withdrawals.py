@@ -63,6 +63,8 @@ async def test_calls_whose_awaits_ended_before_there_was_a_slot_do_not_begin(
         unwanted = [asyncio.create_task(echo(f"no-{number}", "")) for number in range(11_000)]
         await asyncio.sleep(0.1)
         await end(list(unwanted))
+        with pytest.raises(atasks.NoWorker):  # the hub answers in the order in which it was told
+            await echo.options(queue="nobody", on_no_worker="error")("no-worker", "")
         (tmp_path / "gate").touch()
         await settled(asyncio.gather(*blocking, *history.start(3, echo)), "calls that are wanted")
         assert len(history.runs()) == 5

@@ -141,20 +141,16 @@ async def test_arguments_over_the_limit_are_not_decoded(namespace: str) -> None:
         return len(value)
 
     async with atasks.serve("loopback:", namespace=namespace) as worker:
-        worker.transport.max_payload = 10_000
-        monkey = atasks.get_router(namespace)
-        call = monkey._call
+        deliver = worker.deliver
 
-        def unlimited(*args: Any) -> Any:
-            worker.transport.max_payload = 10**9
-            try:
-                return call(*args)
-            finally:
-                worker.transport.max_payload = 10_000
+        def deliver_limited(*args: Any, **kwargs: Any) -> None:
+            worker.transport.max_payload = 10_000  # the caller of these calls has no limit
+            deliver(*args, **kwargs)
 
-        monkey._call = unlimited  # type: ignore[method-assign]
+        worker.deliver = deliver_limited  # type: ignore[method-assign]
         assert await take(bytes(9_000)) == 9_000
         for task in (take, blocking):
+            worker.transport.max_payload = 10**9
             with pytest.raises(DecodeError, match=r"have \d+ bytes, over this worker's limit of 10000"):
                 await task(bytes(10_001))
     assert ran == [9_000]

@@ -167,6 +167,7 @@ async def test_a_router_of_a_program(namespace: str, activated: LoopbackTranspor
     task = router.register_atask("echo", coro=_echo)
     assert await task.options(timeout=5)("value") == "value"
     assert log == ["echo", "done"]
+    await router.deactivate()
 
 
 def test_the_namespace_registry(namespace: str) -> None:
