@@ -16,15 +16,18 @@ __all__ = ["Process"]
 
 
 class Process:
-    """`python -m module arguments...` with this interpreter and these sources; warnings are errors in it."""
+    """`python -m module arguments...` with this interpreter and these sources; warnings are errors in it.
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    `sources`: the directory of another `atasks`, which takes the place of this one there."""
+
+    def __init__(self, module: str, *arguments: str, sources: Path | None = None) -> None:
         root = Path(atasks.__file__).parent.parent
+        path = [sources, root] if sources else [root]
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  # it is closed by close()
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
-            cwd=root,
-            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": str(root)},
+            cwd=path[0],
+            env={**os.environ, "PYTHONWARNINGS": "error", "PYTHONPATH": os.pathsep.join(map(str, path))},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=subprocess.STDOUT,

@@ -8,7 +8,9 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import atasks
 from atasks import atask, current_call
 from tests.faults.history import Recorder
 
@@ -30,6 +32,7 @@ __all__ = [
     "passed",
     "passed_item",
     "passed_once",
+    "relayed",
     "time_left",
     "work",
 ]
@@ -201,3 +204,11 @@ async def fan(width: int) -> int:
     """The sum of as many calls at once."""
     with _recorder().counted(), _recorder().parked():
         return sum(await asyncio.gather(*(leaf(number) for number in range(width))))
+
+
+@atask
+async def relayed(queues: list[str]) -> list[str]:
+    """Where the sources of its worker are, and of those that serve these queues, each of which calls the next."""
+    here = str(Path(atasks.__file__).parent.parent)
+    with _recorder().counted():
+        return [here, *(await relayed.options(queue=queues[0])(queues[1:]) if queues else [])]

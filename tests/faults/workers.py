@@ -30,8 +30,8 @@ READY = "ready to serve\n"
 class WorkerProcess(Process):
     """`python -m tests.faults.workers`, serving the atasks of `tests.faults.tasks`."""
 
-    def __init__(self, record: Path, arguments: dict[str, Any]) -> None:
-        super().__init__("tests.faults.workers", str(record), json.dumps(arguments))
+    def __init__(self, record: Path, arguments: dict[str, Any], sources: Path | None = None) -> None:
+        super().__init__("tests.faults.workers", str(record), json.dumps(arguments), sources=sources)
 
     def wait_ready(self) -> None:
         """Return when it serves."""
@@ -63,10 +63,12 @@ class Fleet:
         grace: float = 30.0,
         caller_patience: float = 30.0,
         wait: bool = True,
+        sources: Path | None = None,
         **options: Any,
     ) -> list[WorkerProcess]:
         """As many workers, which serve when this returns unless it is not to wait. `caller_patience` is for how
-        many seconds a caller may be away; `options` are those of the transport."""
+        many seconds a caller may be away; `sources` is for another atasks than this one; `options` are those of
+        the transport."""
         arguments = {
             "url": url or self.broker.url,
             "prefix": self.prefix,
@@ -76,7 +78,7 @@ class Fleet:
             "caller_patience": caller_patience,
             **options,
         }
-        started = [WorkerProcess(self.record, arguments) for _ in range(count)]
+        started = [WorkerProcess(self.record, arguments, sources) for _ in range(count)]
         self.workers += started
         for worker in started if wait else ():
             worker.wait_ready()

@@ -1,0 +1,230 @@
+"""A fleet that changes from an older version of atasks to this one, and back, a process after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from tests.faults.history import History, until, wait_until
+from tests.faults.processes import Process
+from tests.faults.talks import TalkProcess
+from tests.faults.workers import Fleet, WorkerProcess
+
+OLDER = "c1cd7ee"
+"""The last state before callers' users were in the names of reply queues, claims of first attempts, and seals."""
+ROOT = Path(atasks.__file__).parent.parent
+OPTIONS = {"max_priority": 3, "caller_patience": 5.0}
+
+Version = str
+VERSIONS = ("older", "newer")
+DIRECTIONS = [("older", "newer"), ("newer", "older")]
+
+
+@pytest.fixture(scope="module")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the older version, out of the repository's history."""
+    path = tmp_path_factory.mktemp("older")
+    archived = subprocess.run(["git", "archive", OLDER, "atasks"], cwd=ROOT, capture_output=True)
+    if archived.returncode:
+        pytest.fail(
+            f"the history of this clone does not reach back to commit {OLDER}, whose version of atasks this test "
+            f"runs beside this one: clone the repository whole, or run `git fetch --unshallow`. "
+            f"git says: {archived.stderr.decode().strip()}"
+        )
+    subprocess.run(["tar", "-x", "-C", str(path)], input=archived.stdout, check=True)
+    return path
+
+
+@pytest.fixture
+def sources(older: Path) -> dict[Version, Path | None]:
+    return {"older": older, "newer": None}
+
+
+class Talks:
+    """Caller processes; all are ended with the test."""
+
+    def __init__(self, fleet: Fleet, sources: dict[Version, Path | None]) -> None:
+        self.fleet = fleet
+        self.sources = sources
+        self.begun: list[Process] = []
+
+    def begin(self, version: Version, talk: str, **arguments: object) -> TalkProcess:
+        """Each has a record of its own prefix: the fleet's."""
+        options = {"prefix": self.fleet.prefix}
+        url, record = self.fleet.broker.url, self.fleet.record
+        process = TalkProcess(record, talk, url, options, self.sources[version], **arguments)
+        self.begun.append(process)
+        return process
+
+    def start(self, version: Version, **options: object) -> WorkerProcess:
+        """A worker."""
+        given = {**OPTIONS, **options}
+        return self.fleet.start_one(sources=self.sources[version], **given)
+
+
+@pytest.fixture
+def talks(fleet: Fleet, sources: dict[Version, Path | None]) -> Iterator[Talks]:
+    talks = Talks(fleet, sources)
+    yield talks
+    for each in talks.begun:
+        print(f"--- caller {each.pid}\n{each.output[-5000:]}")
+        each.close()
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    path = tmp_path / "gate"
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("caller", "workers"),
+    [
+        ("older", ["newer"]),
+        ("newer", ["older"]),
+        ("older", ["older", "newer"]),
+        ("newer", ["older", "newer"]),
+    ],
+)
+async def test_every_kind_of_call(talks: Talks, gate: Path, caller: Version, workers: list[Version]) -> None:
+    for version in workers:
+        talks.start(version)
+    await asyncio.to_thread(talks.begin(caller, "everything", gate=str(gate)).done)
+    await talks.fleet.quiet()
+    assert all(worker.stop() == 0 for worker in talks.fleet.workers)
+
+
+@pytest.mark.parametrize("caller", VERSIONS)
+def test_calls_that_call_each_other_across_versions(talks: Talks, older: Path, caller: Version) -> None:
+    for version in VERSIONS:
+        talks.start(version, queues=[version])
+    talk = talks.begin(caller, "relay", queues=["older", "newer", "older", "newer"])
+    assert json.loads(talk.done()) == [str(older), str(ROOT)] * 2
+
+
+@pytest.mark.parametrize(("before", "after"), DIRECTIONS)
+async def test_a_fleet_is_replaced_under_load(
+    talks: Talks, tmp_path: Path, before: Version, after: Version
+) -> None:
+    """Callers of both versions; each worker drains, for less long than some calls run, before the next starts."""
+    over = tmp_path / "over"
+    for _ in range(3):
+        talks.start(before, concurrency=30, grace=1.0)
+    callers = [talks.begin(version, "load", over=str(over)) for version in VERSIONS]
+    history = History(talks.fleet.record)
+    await until(lambda: history.started() > 100, "the load")
+    for worker in talks.fleet.workers[:3]:
+        assert await asyncio.to_thread(worker.stop) == 0
+        await asyncio.to_thread(talks.start, after, concurrency=30, grace=1.0)
+        await asyncio.sleep(1.0)
+    over.touch()
+    for caller in callers:
+        await asyncio.to_thread(caller.done)
+    await talks.fleet.quiet()
+
+
+@pytest.mark.parametrize("caller", VERSIONS)
+@pytest.mark.parametrize("order", [*itertools.product(VERSIONS, repeat=3)], ids="-".join)
+def test_a_call_that_kills_workers_of_both_versions(
+    talks: Talks, caller: Version, order: tuple[Version, ...]
+) -> None:
+    talks.start(order[0])
+    talk = talks.begin(caller, "doomed", how="kill")
+    for number, version in enumerate(order[1:], 1):
+        wait_until(lambda: not talks.fleet.workers[number - 1].running, "it kills its worker")  # noqa: B023
+        talks.start(version, wait=False)  # it may be killed before it can say that it is ready
+    wait_until(lambda: not talks.fleet.workers[2].running, "three are dead")
+    for version in VERSIONS:
+        talks.start(version)
+    talk.done()
+    assert sum(worker.running for worker in talks.fleet.workers) == 2
+
+
+@pytest.mark.parametrize(("caller", "worker"), DIRECTIONS)
+async def test_calls_that_waited_are_begun_if_they_are_wanted(
+    talks: Talks, gate: Path, tmp_path: Path, caller: Version, worker: Version
+) -> None:
+    talks.start(caller).stop()
+    ready = tmp_path / "ready"
+    asked = worker == "newer"  # an older one begins what it finds
+    talk = talks.begin(caller, "waiting", count=300, gate=str(gate), ready=str(ready), asked=asked)
+    await until(ready.exists, "the calls wait")
+    await asyncio.to_thread(talks.start, worker, concurrency=20)
+    await asyncio.to_thread(talk.done)
+    await talks.fleet.quiet()
+
+
+@pytest.mark.parametrize(("caller", "worker"), DIRECTIONS)
+async def test_a_caller_that_leaves_takes_its_calls_with_it(
+    talks: Talks, tmp_path: Path, caller: Version, worker: Version
+) -> None:
+    """Thousands of them, of which some run."""
+    talks.start(worker, concurrency=20)
+    never, ready = tmp_path / "never", tmp_path / "ready"
+    talk = talks.begin(caller, "leave", count=3000, gate=str(never), ready=str(ready))
+    await asyncio.to_thread(talk.done)
+    await talks.fleet.quiet()
+    history = History(talks.fleet.record)
+    assert {run.ending for run in history.runs()} == {"cancelled"}
+
+
+@pytest.mark.parametrize(("before", "after"), DIRECTIONS)
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_a_run_is_begun_by_one_version_and_finished_by_the_other(
+    talks: Talks, tmp_path: Path, before: Version, after: Version, how: str
+) -> None:
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    worker = talks.start(before)
+    options = json.dumps({"prefix": talks.fleet.prefix})
+    submitter = Process(
+        "tests.faults.submitters", talks.fleet.broker.url, options, str(gates), "4", sources=talks.sources[before]
+    )
+    talks.begun.append(submitter)
+    assert submitter.wait() == 0, submitter.output
+    history = History(talks.fleet.record)
+    (gates / "0").touch()
+    wait_until(lambda: history.runs("stage-1"), "the second stage runs")
+    readers = [talks.begin(version, "read", id=submitter.output.strip()) for version in VERSIONS]
+    successor = talks.start(after)
+    if how == "kill":
+        worker.kill()
+    else:
+        worker.signal(signal.SIGTERM)
+    for number in (1, 2, 3):
+        (gates / str(number)).touch()
+    readers += [talks.begin(version, "read", id=submitter.output.strip()) for version in VERSIONS]
+    for reader in readers:
+        assert json.loads(reader.done()) == [[0, 1, 2, 3], [0, 1]]
+    assert len(history.runs("stage-0")) == 1
+    assert any(run.pid == successor.pid for run in history.runs("stage-3"))
+
+
+@pytest.mark.parametrize(("client", "server"), DIRECTIONS)
+def test_a_hub_serves_the_other_version_or_says_one_line(
+    history: History, gate: Path, sources: dict[Version, Path | None], client: Version, server: Version
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="at-") as directory:
+        url = f"unix://{directory}/hub.sock"
+        arguments = {"url": url, "concurrency": 100, "caller_patience": 5.0}
+        worker = WorkerProcess(history.path, arguments, sources[server])
+        talk = None
+        try:
+            worker.wait_ready()
+            talk = TalkProcess(history.path, "everything", url, {}, sources[client], gate=str(gate))
+            talk.done()
+        finally:
+            for process in (talk, worker):
+                if process is not None:
+                    print(process.output[-5000:])
+                    process.close()
