@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
@@ -66,6 +66,8 @@ MAX_MESSAGE_3: Final = 64 * 2**20 + ENVELOPE_BYTES
 MAX_MESSAGE_4: Final = 16 * 2**20
 """What RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a message."""
 CLOSE_SECONDS: Final = 5.0
+UNDO_SECONDS: Final = 1.0
+"""How long a connection that could not be set up may take to remove what it has declared."""
 WHOLE_ATTEMPTS: Final = 3
 """How often a worker tries to begin with all of its queues."""
 BACKOFF: Final = (0.05, 15.0)
@@ -172,6 +174,9 @@ class AMQPTransport(CallTransport):
         try:
             await self._set_up(link)
         except BaseException as error:
+            with suppress(*CLIENT_ERRORS):  # it may exist by now, although nobody has heard so
+                async with asyncio.timeout(UNDO_SECONDS):
+                    await guard((await link.open_channel()).queue_delete(self.reply_queue))
             await link.close()
             if isinstance(error, CLIENT_ERRORS):
                 raise map_error(error, self.urls[0]) from error
