@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import io
-import os
 from typing import Final
 
 __all__ = ["reason"]
@@ -22,7 +21,7 @@ def reason(kind: type) -> str | None:
     """
     if issubclass(kind, io.TextIOWrapper):
         return "an open file stays where it is; pass its path, or what is in it"
-    if issubclass(kind, BaseException | enum.Enum | os.PathLike | type):
+    if issubclass(kind, (BaseException, enum.Enum, type)) or hasattr(kind, "__fspath__"):
         return None
     if any(_package(base) in _LOOPS for base in kind.__mro__):
         return "it belongs to the event loop of this process, and a copy elsewhere would be another one"

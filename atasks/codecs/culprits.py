@@ -144,8 +144,8 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield f"[{_key(key)}]", item
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        yield from zip([f".{name}" for name in value._fields], value, strict=True)
+    elif isinstance(value, tuple) and (names := getattr(value, "_fields", None)) is not None:
+        yield from zip([f".{name}" for name in names], value, strict=True)
     elif isinstance(value, list | tuple | deque):
         yield from ((f"[{index}]", item) for index, item in enumerate(value))
     elif isinstance(value, set | frozenset):

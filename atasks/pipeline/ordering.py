@@ -67,6 +67,7 @@ class Admission(Protocol):
 
     def admits(self, lineage: Lineage) -> bool:
         """Whether an item of this lineage may enter."""
+        ...
 
     async def admit(self, lineage: Lineage) -> None:
         """Wait until an item of this lineage may enter."""
