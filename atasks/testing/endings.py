@@ -32,6 +32,18 @@ class EndingCases(Cases):
             assert isinstance(caught.value, TimeoutError)
             await soon(ended.wait())  # the remote run was cancelled
 
+    async def test_calls_have_all_of_their_time(self, site: Site) -> None:
+        @site.atask(timeout=1.5)
+        async def forever() -> None:
+            await asyncio.Event().wait()
+
+        async with site.open():
+            loop = asyncio.get_running_loop()
+            began = loop.time()
+            with pytest.raises(CallTimeout, match="forever"):
+                await soon(forever())
+            assert loop.time() - began > 1.45
+
     async def test_timeout_is_inherited(self, site: Site) -> None:
         ended = asyncio.Queue[str]()
 

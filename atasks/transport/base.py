@@ -212,6 +212,8 @@ class Pending(Struct, eq=False):
     options: TaskOptions
     future: asyncio.Future[Reply]
     timer: asyncio.TimerHandle | None = None
+    deadline: float | None = None
+    """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
     inflow: Inflow | None = None
     """What takes its items in; None: not a stream."""
     since: float = 0.0
@@ -387,7 +389,7 @@ class CallTransport(Transport):
     def _set_timer(self, pending: Pending, seconds: float) -> None:
         """End the await after so many seconds, and find out a little before where the call is."""
         assert self._loop is not None, "it is connected"
-        until = self._loop.time() + seconds
+        pending.deadline = until = self._loop.time() + seconds
         lead = min(LOCATE_SECONDS, seconds * LOCATE_SHARE)
         pending.timer = self._loop.call_at(until - lead, self._nearly_expired, pending, until)
 

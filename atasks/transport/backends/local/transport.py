@@ -383,8 +383,8 @@ class LocalTransport(CallTransport):
         call = pending.call
         if self._lookout.idle:
             self._lookout.start()
-        if pending.timer is not None and call.timeout_ms is not None:  # sent again, it has less time
-            left = max(round((pending.timer.when() - asyncio.get_running_loop().time()) * 1000), 0)
+        if pending.deadline is not None and call.timeout_ms is not None:  # sent again, it has less time
+            left = max(round((pending.deadline - asyncio.get_running_loop().time()) * 1000), 0)
             if call.timeout_ms - left > RESENT_MS:
                 call = structs.replace(call, timeout_ms=left)
         link.send(Request(self.queue_of(options), call, options.priority, wait), len(call.payload))
