@@ -105,7 +105,9 @@ async def _serve(run: Run) -> Reply:
         if _thrown_away(run, error):
             raise
         if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not call.orphan:  # else it is logged anyway
-            logger.error("%s raised after it was cancelled: maybe nobody hears of it", describe(call), exc_info=error)
+            logger.error(
+                "%s raised after it was cancelled: maybe nobody hears of it", describe(call), exc_info=error
+            )
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         del args, kwargs
