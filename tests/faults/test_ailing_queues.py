@@ -86,3 +86,35 @@ async def test_a_queue_that_has_recovered_survives_a_reconnect_and_a_drain(
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+@pytest.mark.parametrize("how", ["locked", "of another type", "of other arguments", "consumed by another alone"])
+@pytest.mark.usefixtures("connected")
+async def test_a_queue_that_others_have_taken_keeps_no_worker_from_its_other_queues(
+    fleet: Fleet, history: History, node: Broker, prefix: str, how: str
+) -> None:
+    """It was deleted while it was served, and another program has declared it in its own way."""
+    worker = fleet.start_one(queues=["ailing", "well"])
+    name = f"{prefix}.q.default.ailing"
+    dead: dict[str, object] = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{prefix}.dead"}
+    with node.channel() as channel:
+        channel.queue_delete(name)
+        match how:
+            case "locked":
+                channel.queue_declare(name, exclusive=True)
+            case "of another type":
+                channel.queue_declare(name, durable=True, arguments={"x-queue-type": "quorum", **dead})
+            case "of other arguments":
+                channel.queue_declare(name, durable=True, arguments={"x-max-length": 100})
+            case _:
+                channel.queue_declare(name, durable=True, arguments={"x-queue-type": "classic", **dead})
+                channel.basic_consume(name, lambda *_: None, exclusive=True)
+        await until(lambda: LEFT_OUT in worker.output, "the worker leaves the queue out")
+        await settled(asyncio.gather(*history.start(20, echo, queue="well")), "calls on the other queue")
+        channel.queue_delete(name)
+    await until(lambda: SERVED_AGAIN in worker.output, "the worker says so")
+    await settled(asyncio.gather(*history.start(20, echo, queue="ailing")), "calls on the queue that is back")
+    assert await asyncio.to_thread(worker.stop) == 0
+    history.completed()
+    history.check()
+    await fleet.quiet()

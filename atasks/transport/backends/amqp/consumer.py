@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ConnectionInternalError
+from aiormq.exceptions import AMQPChannelError, ConnectionInternalError
 
 from atasks.options import Executor
 from atasks.transport.backends.amqp.acks import Acks
@@ -82,7 +82,8 @@ class Consumer:
         except BaseException as error:
             self.running = False
             self._tag = ""
-            if isinstance(error, ConnectionInternalError | TimeoutError):
+            refused = self.intake.serving and isinstance(error, AMQPChannelError)  # who begins is told
+            if refused or isinstance(error, (ConnectionInternalError, TimeoutError)):
                 self.intake.ailing.add(self.queue, error)
             raise
 

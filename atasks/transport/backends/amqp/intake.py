@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -94,6 +94,8 @@ class Intake:
         """Of the atasks whose calls may have a slot and yet no place: what their functions run in."""
         self.epoch = 0
         """Counts the links."""
+        self.serving = False
+        """Whether it has begun."""
         self._told_of_priority = False
         self.control = ""
         """The queue of control messages over this link."""
@@ -118,7 +120,11 @@ class Intake:
         try:
             async with asyncio.timeout(self.transport.timeout / 4):
                 await link.declare_queue(topology.dead, topology.dead_arguments())
-        except (ChannelNotFoundEntity, TimeoutError):  # its node of the cluster is down: no reason not to serve
+        except (
+            AMQPChannelError,
+            TimeoutError,
+        ) as error:  # its node of the cluster is down: no reason not to serve
+            self._endure(error)
             logger.warning("queue %r cannot be used: what cannot be read is dropped for now", topology.dead)
         control = self.control = topology.control_queue(worker.id, self.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
@@ -134,17 +140,25 @@ class Intake:
             if queue not in self.ailing:
                 try:
                     consumers += await self.declare(link, queue)
-                except (ChannelNotFoundEntity, TimeoutError) as error:
+                except (AMQPChannelError, TimeoutError) as error:
+                    self._endure(error)
                     self.ailing.add(queue, error)
         self.window = Window(link, worker, consumers)
         if not self._stopping:
             await self.window.open()
+        self.serving = True
         worker.streams.ask()
+
+    def _endure(self, error: Exception) -> None:
+        """Raise what the broker says of one queue to a worker that begins, unless its node of a cluster is down. A
+        worker that serves already goes on without that queue: others depend on it."""
+        if not self.serving and not isinstance(error, (ChannelNotFoundEntity, TimeoutError)):
+            raise error
 
     async def declare(self, link: Link, queue: str) -> list[Consumer]:
         """Declare a work queue and those beside it, and announce them if they are new. Returns their consumers,
         not started. Raises ChannelNotFoundEntity or, as RabbitMQ 4 does not answer, TimeoutError if their node is
-        down.
+        down; and another AMQPChannelError if others have declared or locked them, or their user may not.
 
         The queues of calls that wait for places are only there if a worker had such atasks; calls may be left in
         them by workers that are gone.
