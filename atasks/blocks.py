@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import threading
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from atasks.transport.base import Transport
 
-__all__ = ["Block", "default_of", "innermost"]
+__all__ = ["Block", "default_of", "entered_first", "innermost", "threads"]
 
 _moments: Final = itertools.count(1)
+threads: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
+"""The thread of each event loop in which a block was entered."""
 
 
 class Block:
@@ -32,6 +36,7 @@ class Block:
         """None: it was left."""
         self.namespace = transport.namespace
         self.loop = asyncio.get_running_loop()
+        threads[self.loop] = threading.get_ident()
         self.pid = os.getpid()
         self.outer = innermost.get()
         """The block around it, of any namespace and event loop; it may have been left before this one."""
@@ -79,6 +84,18 @@ def default_of(blocks: Sequence[Block], here: Block | None) -> Transport | None:
         if not any(left.began < block.began < left.ended for left in _around(here)):
             return block.transport
     return None
+
+
+def entered_first(connected: Mapping[asyncio.AbstractEventLoop, Sequence[Block]]) -> Block | None:
+    """The block that a thread uses which is in none: of those of event loops that run in this process, the one
+    that was entered first."""
+    usable = [
+        block
+        for loop, blocks in list(connected.items())  # of other threads, which may enter and leave meanwhile
+        for block in list(blocks)
+        if block.pid == os.getpid() and loop.is_running()
+    ]
+    return min(usable, key=lambda block: block.began, default=None)
 
 
 def _around(block: Block | None) -> Iterator[Block]:

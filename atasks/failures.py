@@ -271,7 +271,8 @@ async def _leave_behind(
     places: list[tuple[int | str, Any]] = [*enumerate(args), *attributes.items()]
     for place, value in places:
         try:
-            sizes.append((len(await _encoded(value, codec)), place))
+            named = {place: value} if isinstance(place, str) else value  # a codec may not take the name
+            sizes.append((len(await _encoded(named, codec)), place))
         except BaseException as error:
             if ends_here(error):
                 raise

@@ -19,11 +19,12 @@ import os
 import pkgutil
 import sys
 import sysconfig
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import FrameType, ModuleType
 
 from atasks.errors import LoadError, closest
 
@@ -34,6 +35,7 @@ __all__ = [
     "explained",
     "importing",
     "is_importing",
+    "is_waited_in",
     "load",
     "main_name",
 ]
@@ -66,6 +68,31 @@ def importing() -> Iterator[None]:
 def is_importing() -> bool:
     """Tell whether this is a process that imports just now what its calls need."""
     return _importing > 0
+
+
+def is_waited_in(name: str) -> bool:
+    """Tell whether another thread is importing this module, or the package that it is in, whose code waits there
+    for an event loop or for atasks. Whoever imports it meanwhile waits for that thread."""
+    package = name.partition(".")[0]
+    if package != name and is_waited_in(package):
+        return True
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    if not getattr(spec, "_initializing", False):
+        return False
+    here = threading.get_ident()
+    for frame in [frame for ident, frame in sys._current_frames().items() if ident != here]:
+        inner: FrameType | None = frame
+        waits = False
+        while inner is not None:
+            module = inner.f_globals.get("__name__")
+            if module == name and inner.f_code.co_name == "<module>":
+                return waits
+            waits = waits or (isinstance(module, str) and module.partition(".")[0] in _WAITING)
+            inner = inner.f_back
+    return False
+
+
+_WAITING = frozenset({"asyncio", "atasks"})
 
 
 def main_name() -> str | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
-from atasks.blocks import Block, default_of, innermost
+from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.calls import carried, new_call_id, serving
 from atasks.codecs.base import Codec, as_bytes, ends_here, get_codec
 from atasks.codecs.culprits import unencodable, unencodable_arguments
@@ -227,10 +227,10 @@ class Router:
         transport: Transport | None = getattr(self._space, "transport", None)
         if transport is None or not transport.usable(loop):
             where = "" if self.namespace == "default" else f", namespace={self.namespace!r}"
-            raise NotConnected(
-                f"namespace {self.namespace!r} has no transport in this event loop: "
-                f'enter `async with atasks.connect("loopback:"{where})` or another URL first'
-            )
+            advice = f'enter `async with atasks.connect("loopback:"{where})` or another URL first'
+            if entered_first(self._connected) is not None:
+                advice = "another one has: await there, or call `.sync` in a thread where no event loop runs"
+            raise NotConnected(f"namespace {self.namespace!r} has no transport in this event loop: {advice}")
         return transport
 
     async def _encode(self, name: str, codec: Codec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:

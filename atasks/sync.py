@@ -16,10 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
 from atasks import calls
-from atasks.blocks import Block, innermost
+from atasks.blocks import Block, entered_first, innermost, threads
 from atasks.calls import serving
 from atasks.connection import connect
 from atasks.errors import NotConnected, NotSupported, TransportError
@@ -39,6 +40,12 @@ R = TypeVar("R")
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
+WATCH_SECONDS: Final = 1.0
+"""Seconds after which a thread that waits looks again whether the event loop can end its call at all."""
+STUCK_SECONDS: Final = 10.0
+"""Seconds for which an event loop has to wait for a thread until a call in it is given up."""
+WAITING: Final = frozenset({"concurrent.futures._base", "concurrent.futures.thread", "queue", "threading"})
+"""Modules whose functions wait for other threads."""
 EXIT_SECONDS: Final = 7.0
 """Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
 
@@ -50,7 +57,8 @@ def connect_sync(
     """Call atasks of the namespace by `.sync` over this transport, from every thread, inside this block.
 
     As `atasks.connect`, for code without an event loop: a nested one shadows the outer one in this thread, and a
-    thread that is in none uses the one that was entered first. When the block ends calls that are pending end in
+    thread that is in none uses the one that was entered first; if there is no such block, the oldest of the
+    `connect` and `serve` blocks of this process. When the block ends calls that are pending end in
     `CallConnectionLost`. A process that is forked inside the block has to enter one of its own. A block that is
     still open when the program ends is left then, within 7 seconds, and the exit code stays what it is.
 
@@ -144,7 +152,8 @@ def _wait_for(
     router: Router, make: Callable[[], Coroutine[Any, Any, T]], begun: asyncio.AbstractEventLoop | None = None
 ) -> T:
     """What the coroutine returns or raises where this thread's calls are made: in the loop of the block that it is
-    in, else of the worker that it works for, else in the background loop; `begun`: in this one."""
+    in, else of the worker that it works for, else in the background loop, else in that of the oldest block;
+    `begun`: in this one."""
     if begun is not None and not begun.is_running():
         raise NotConnected("the event loop of this connection has ended")
     block = None if begun is not None else _block(router.namespace)
@@ -159,10 +168,20 @@ def _wait_for(
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)
-    with _background_loop(router.namespace) as background:
-        if background.loop not in router._connected:
-            raise _unconnected(router.namespace)
+    background = _background
+    if background is None or background.loop not in router._connected:
+        block = entered_first(router._connected)
+        if block is None:
+            raise _unconnected(router)
+        return _run(block.loop, lambda: _within(block, make))
+    with _background_loop(router) as background:
         return _run(background.loop, make)
+
+
+async def _within(block: Block, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    if block.transport is None:
+        raise NotConnected("the `connect` block that this call was to go over was left before it began")
+    return await make()
 
 
 def _block(namespace: str) -> Block | None:
@@ -257,9 +276,9 @@ _forked = False
 """Whether this process was forked from one that had connected, and has not connected itself since."""
 
 
-def enter_background(connected: str | None = None) -> Background:
+def enter_background(connected: Router | None = None) -> Background:
     """The process's background loop, which lives until everybody has called its `leave`. It is started if there is
-    none, but for a namespace that should be `connected` that is NotConnected."""
+    none, but for a router that should be `connected` that is NotConnected."""
     global _background, _forked
     with _lock:
         if _over:
@@ -274,7 +293,7 @@ def enter_background(connected: str | None = None) -> Background:
 
 
 @contextmanager
-def _background_loop(connected: str | None = None) -> Iterator[Background]:
+def _background_loop(connected: Router | None = None) -> Iterator[Background]:
     """The background loop, which lives at least as long as this block."""
     background = enter_background(connected)
     try:
@@ -291,8 +310,11 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
     if _over:
         raise NotConnected("the program ends, and with it its connections")
     errand = _Errand(make)
+    stuck = _Stuck()
     try:  # an interrupt may come at any point from here on
         loop.call_soon_threadsafe(errand.begin)
+        while not errand.ended.wait(WATCH_SECONDS):
+            stuck.look(loop)
         return errand.result()
     except BaseException as error:
         if loop.is_closed():
@@ -332,14 +354,38 @@ class _Errand(Generic[T]):
             self._task.cancel()
 
     def result(self) -> T:
-        """In the thread: wait for its end. Raises what the coroutine raised, and what interrupts the thread."""
-        self.ended.wait()
+        """In the thread, when it has ended. Raises what the coroutine raised."""
         task, self._task = self._task, None  # its exception leads to the frames above: no circle may stay
         assert task is not None
         try:
             return task.result()
         finally:
             del task
+
+
+class _Stuck:
+    """An event loop of another thread that may never run again."""
+
+    def __init__(self) -> None:
+        self._frame: FrameType | None = None
+        self._since = 0.0
+
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raise RuntimeError if it has been waiting for a thread all the time, which may be this one, and
+        NotConnected if it was closed."""
+        if loop.is_closed():
+            raise NotConnected("the event loop of this connection has ended")
+        frame = sys._current_frames().get(threads.get(loop, 0))
+        if frame is None or frame.f_globals.get("__name__") not in WAITING:
+            self._frame = None
+        elif frame is not self._frame:
+            self._frame, self._since = frame, time.monotonic()
+        elif time.monotonic() - self._since >= STUCK_SECONDS:
+            self._frame = None
+            raise RuntimeError(
+                "the event loop of this connection waits for a thread, and the call of this thread waits for that "
+                "event loop: there, `await asyncio.to_thread(...)` instead of waiting for threads"
+            )
 
 
 def refuse_in_loop(what: str, instead: str) -> None:
@@ -356,8 +402,9 @@ def refuse_in_loop(what: str, instead: str) -> None:
     raise RuntimeError(f"{what} blocks, and an event loop runs in this thread: {instead} instead")
 
 
-def _unconnected(namespace: str) -> TransportError:
+def _unconnected(router: Router) -> TransportError:
     """The error of a call for which there is no connection."""
+    namespace = router.namespace
     where = "" if namespace == "default" else f", namespace={namespace!r}"
     advice = f'enter `with atasks.connect_sync("amqp://localhost/"{where})` or another URL'
     if calls.lone_call is not None:
@@ -365,7 +412,7 @@ def _unconnected(namespace: str) -> TransportError:
             "a function with executor='process' has no connection to call other atasks by: "
             f"use executor='thread', or {advice} in the function"
         )
-    if _forked:
+    if _forked or any(block.pid != os.getpid() for blocks in router._connected.values() for block in blocks):
         return NotConnected(
             "this process was forked from one that had connected; connections do not survive a fork: "
             f"{advice} in the child"

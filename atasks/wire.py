@@ -359,8 +359,9 @@ def cancels(ids: list[str]) -> list[Cancel]:
 
 
 def ended(call_id: str, status: int, message: str, worker: str = "", attempts: int = 0) -> Reply:
-    """A reply with neither a value nor an exception."""
-    return Reply(VERSION, call_id, status, _encoder.encode(Ending(message, attempts)), "", worker)
+    """A reply with neither a value nor an exception. Lone surrogates in the message arrive as their escapes."""
+    ending = Ending(message.encode("utf-8", "backslashreplace").decode(), attempts)
+    return Reply(VERSION, call_id, status, _encoder.encode(ending), "", worker)
 
 
 def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
+import io
 import pickle
 import sys
 from collections.abc import Callable
 from typing import Any
 
 from atasks.codecs.base import Codec
-from atasks.codecs.pickle import ByValue, Pickler, is_data, main_reference, pickled
-from atasks.errors import EncodeError
+from atasks.codecs.pickle import Pickler, is_at, is_data, main_reference, pickled
 from atasks.modules import MAIN_NAMES
 
 __all__ = ["CloudpickleCodec", "by_value", "dumps"]
@@ -38,13 +38,6 @@ class CloudpickleCodec(Codec):
     async def encode(self, obj: Any) -> bytes:
         if is_data(obj):
             return pickle.dumps(obj, _PROTOCOL)
-        if not _by_value_modules():
-            try:
-                return pickled(obj, _Importable, _PROTOCOL)
-            except EncodeError:
-                raise
-            except Exception:  # any class may raise anything; cloudpickle's attempt is what counts
-                pass
         return dumps(obj)
 
     async def decode(self, content: bytes) -> Any:
@@ -54,19 +47,36 @@ class CloudpickleCodec(Codec):
 def dumps(obj: Any) -> bytes:
     """A pickle that refers to what can be imported elsewhere, the script that was started included, and holds the
     rest by value. Raises EncodeError for what belongs to this process, and what pickling the object raises."""
-    return pickled(obj, by_value(main_reference), _PROTOCOL)
+    return pickled(obj, by_value(main_reference) if _by_value_modules() else _InOnePass, _PROTOCOL)
 
 
-class _Importable(Pickler):
-    """Gives up at the first class or function that no other process can import."""
+class _InOnePass(Pickler):
+    """Asks cloudpickle only where plain pickle does not do, so that it need not be imported, and no `__reduce__`
+    runs twice."""
+
+    _cloudpickler: Any = None
 
     def refer(self, obj: Any) -> Any:
-        if obj.__module__ not in MAIN_NAMES:
+        module = obj.__module__
+        if module in MAIN_NAMES:
+            reference = main_reference(obj)
+            if reference is not None:
+                return reference
+        elif is_at(obj, module):
             return NotImplemented
-        reference = main_reference(obj)
-        if reference is None:
-            raise ByValue("a prompt or a notebook defines it")
-        return reference
+        return self._cloud().reducer_override(obj)
+
+    def reduce_builtin(self, obj: Any) -> Any:
+        reduce = self._cloud().dispatch_table.get(type(obj))
+        return NotImplemented if reduce is None else reduce(obj)
+
+    def _cloud(self) -> Any:
+        """One for the whole pickle: what it makes of functions of one module shares their globals."""
+        if self._cloudpickler is None:
+            import cloudpickle  # type: ignore[import-untyped]
+
+            self._cloudpickler = cloudpickle.Pickler(io.BytesIO(), _PROTOCOL)
+        return self._cloudpickler
 
 
 def _by_value_modules() -> bool:
@@ -79,7 +89,7 @@ def _by_value_modules() -> bool:
 def by_value(by_name: Callable[[Any], Any]) -> type[pickle.Pickler]:
     """cloudpickle's pickler, which refuses what belongs to this process, and asks `by_name` for a reference to a
     class or function first. Imported when it is first needed."""
-    import cloudpickle  # type: ignore[import-untyped]
+    import cloudpickle
 
     class ByValuePickler(Pickler, cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         def refer(self, obj: Any) -> Any:

@@ -16,9 +16,13 @@ from atasks.codecs.base import Codec
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, main_name
 
-__all__ = ["ByValue", "PickleCodec", "Pickler", "is_data", "main_reference", "pickled", "resolve"]
+__all__ = ["PickleCodec", "Pickler", "is_at", "is_data", "main_reference", "pickled", "resolve"]
 
 _DATA: Final = frozenset({bytes, bytearray, str, int, float, bool, type(None)})
+_BUILTIN: Final = frozenset(
+    {"_weakrefset", "abc", "builtins", "dataclasses", "logging", "types", "typing", "weakref"}
+)
+"""Modules with classes of which plain pickle does not take the objects."""
 
 
 class PickleCodec(Codec):
@@ -65,10 +69,6 @@ def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], prot
     return file.getvalue()
 
 
-class ByValue(pickle.PicklingError):
-    """A class or function that no other process can import."""
-
-
 class Pickler(pickle.Pickler):
     """Refers to the script that was started by its dotted name, and refuses what belongs to this process.
 
@@ -86,12 +86,18 @@ class Pickler(pickle.Pickler):
         """How a class or function is pickled."""
         return (obj.__module__ in MAIN_NAMES and main_reference(obj)) or NotImplemented
 
+    def reduce_builtin(self, obj: Any) -> Any:
+        """How an object of a class of Python's own is pickled."""
+        return NotImplemented
+
 
 def _rule(kind: type) -> Callable[[Any, Any], Any] | None:
     """What becomes of objects of a class, besides what their pickling says. None: nothing."""
     if issubclass(kind, type | FunctionType):
         return _refer
-    return None if bound.reason(kind) is None else _refuse
+    if bound.reason(kind) is not None:
+        return _refuse
+    return _reduce_builtin if kind.__module__ in _BUILTIN else None
 
 
 _known_rule: Final[Callable[[Any], Callable[[Any, Any], Any] | None]] = functools.lru_cache(1024)(_rule)
@@ -101,9 +107,13 @@ def _refer(pickler: Pickler, obj: Any) -> Any:
     return pickler.refer(obj)
 
 
+def _reduce_builtin(pickler: Pickler, obj: Any) -> Any:
+    return pickler.reduce_builtin(obj)
+
+
 def _refuse(pickler: Pickler, obj: Any) -> Any:
     if obj is sys.stdout or obj is sys.stderr:
-        return NotImplemented  # the other side has its own
+        return pickler.reduce_builtin(obj)  # the other side has its own
     kind = type(obj)
     raise EncodeError(f"{kind.__module__}.{kind.__qualname__} cannot travel: {bound.reason(kind)}")
 
@@ -144,6 +154,14 @@ def resolve(module: str, qualname: str) -> Any:
             f"{module} has no {qualname} here: both sides need the same version of it, and what it defines under "
             'if __name__ == "__main__": exists only where it is run'
         ) from error
+
+
+def is_at(obj: Any, module: Any) -> bool:
+    """Whether its qualified name leads to a class or function in this module, which is loaded."""
+    try:
+        return _walk(sys.modules[module], obj.__qualname__) is obj
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _walk(found: Any, qualname: str) -> Any:

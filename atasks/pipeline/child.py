@@ -23,8 +23,9 @@ from atasks import forks, logs
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import by_value
 from atasks.codecs.pickle import pickled
+from atasks.errors import PipelineError
 from atasks.failures import decode_failure, encode_failure
-from atasks.modules import importing
+from atasks.modules import UNGUARDED, importing, is_waited_in
 from atasks.pipeline.calling import Invocation, WorkerInfo, call_hook, iterator_of
 
 __all__ = ["GRACE", "STREAM", "Word", "main", "rebuilt", "to_bytes"]
@@ -60,13 +61,16 @@ STREAM = Stream.STREAM
 def to_bytes(content: Any) -> bytes:
     """A pickle; what cannot be imported travels by value, and so does what the script that was started defines.
 
-    Raises EncodeError for what belongs to this process, and what pickling it raises.
+    Raises EncodeError for what belongs to this process, PipelineError for what is of a module that waits for this
+    while it is imported, and what pickling it raises.
     """
     return pickled(content, by_value(_no_name), 5)
 
 
-def _no_name(obj: object) -> None:
-    """cloudpickle alone decides which names lead to a class or function."""
+def _no_name(obj: Any) -> None:
+    """cloudpickle alone decides which names lead to a class or function; but it would import their modules."""
+    if isinstance(obj.__module__, str) and is_waited_in(obj.__module__):
+        raise PipelineError(UNGUARDED)
 
 
 class _Pickles(Codec):
@@ -149,9 +153,9 @@ class _Child:
         """Answer one message after the other."""
         while True:
             received = self._connection.recv_bytes()
-            with importing():
-                word, content = pickle.loads(received)
             try:
+                with importing():
+                    word, content = pickle.loads(received)
                 answer = to_bytes(self._answer(word, content))
             except Exception as error:
                 failure = _finish(encode_failure(error, _Pickles(), hop="in a process of the stage"))

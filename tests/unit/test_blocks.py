@@ -269,9 +269,8 @@ async def test_threads(where: ATask[[], int], connect: Connect) -> None:
         assert await asyncio.to_thread(with_a_loop_of_its_own) == [True]
         assert await asyncio.to_thread(where.sync) == id(outer)  # in the loop of the block
         assert await loop.run_in_executor(None, with_a_loop_of_its_own) == [True]
-        with pytest.raises(NotConnected):  # it copies no context
-            await loop.run_in_executor(None, where.sync)
         async with connect() as inner:
+            assert await loop.run_in_executor(None, where.sync) == id(outer)  # it copies no context
             assert await asyncio.to_thread(where.sync) == id(inner)
             assert await loop.run_in_executor(None, copy_context().run, where.sync) == id(inner)
 
