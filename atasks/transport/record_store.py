@@ -52,7 +52,7 @@ class RecordStore(Generic[K]):
 
     def open(self, key: K, record: Record) -> bool:
         """Keep a record from now on; False: there is no room."""
-        size = len(record.call.payload) + OVERHEAD
+        size = _weight(record)
         if not self._make_room(size):
             return False
         stored = self._stored[key] = _Stored(record, size, self._loop.time() + record.expires)
@@ -78,7 +78,7 @@ class RecordStore(Generic[K]):
         """Put the reply into the record of that key, which there is; False: there is no room."""
         stored = self._use(key)
         assert stored is not None, "it was found before"
-        size = len(reply.payload) + OVERHEAD
+        size = len(reply.payload) + len(reply.codec) + len(reply.worker) + OVERHEAD
         if reply.id in stored.record.replies:
             return True
         self._spent.pop(key, None)  # not to be forgotten for the sake of its own reply
@@ -159,6 +159,13 @@ class _Stored:
         """It does not expire any more."""
         if self.timer is not None:
             self.timer.cancel()
+
+
+def _weight(record: Record) -> int:
+    """Bytes of a record that begins, roughly."""
+    call = record.call
+    context = sum(len(name) + len(value) for name, value in (call.context or {}).items())
+    return len(call.payload) + context + len(call.task) + len(call.codec) + len(record.head.queue) + OVERHEAD
 
 
 def check_keep_bytes(value: object) -> int:

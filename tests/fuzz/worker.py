@@ -8,12 +8,16 @@ import logging
 import signal
 import sys
 from collections.abc import AsyncIterator
+from typing import Final
 
 import atasks
 from atasks import atask
 from tests.fuzz.samples import NAMESPACE
 
 atasks.MsgpackCodec(NAMESPACE)
+
+KEEP_BYTES: Final = 4 * 2**20
+"""What a hub may keep of runs: what hostile frames submit fills it, up to there."""
 
 
 @atask(namespace=NAMESPACE, name="echo")
@@ -35,7 +39,9 @@ async def numbers(value: int) -> AsyncIterator[int]:
 async def main(url: str, prefix: str) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with atasks.serve(url, namespace=NAMESPACE, prefix=prefix, concurrency=50, threads=8, grace=5) as worker:
+    async with atasks.serve(
+        url, namespace=NAMESPACE, prefix=prefix, concurrency=50, threads=8, grace=5, keep_bytes=KEEP_BYTES
+    ) as worker:
         print(json.dumps({"id": worker.id}), flush=True)
         await stop.wait()
         print(

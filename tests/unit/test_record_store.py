@@ -147,3 +147,16 @@ async def test_a_number_of_bytes_that_makes_no_sense(url: str, value: Any, kind:
     with pytest.raises(kind, match="keep_bytes"):
         async with atasks.connect(url, keep_bytes=value):
             pass
+
+
+async def test_all_that_a_record_holds_counts() -> None:
+    """Whoever may submit may choose every text of a call, and not its payload alone."""
+    for part in ({"task": "t" * 900}, {"codec": "c" * 900}, {"context": {"name": bytes(900)}}):
+        store, _ = new_store()
+        opened = 0
+        call = Call(VERSION, "an-id", part.get("task", "a.task"), b"", part.get("codec", "none"))  # type: ignore[arg-type]
+        call.context = part.get("context")  # type: ignore[assignment]
+        while store.open(f"{opened}", Record(Kept(VERSION, f"{opened}", "default", 60_000), call)):
+            opened += 1
+        assert opened <= ROOM // (900 + OVERHEAD)
+        store.close()

@@ -112,7 +112,7 @@ class Hub:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
         peer = Peer(link, pid, self._fill)
         self._peers.append(peer)
-        self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
+        peer.expected = self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
         link.schedule = self._schedule
         link.receive = partial(self._receive, peer)
         link.unreadable = partial(self._unreadable, peer)
@@ -208,6 +208,8 @@ class Hub:
         if self.closed:
             return
         self._peers.remove(peer)
+        if peer.expected is not None:
+            peer.expected.cancel()  # it would keep the peer, with the room for what it sends
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._leave(peer)
         self._runs.leave(peer)

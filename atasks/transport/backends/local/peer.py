@@ -29,6 +29,8 @@ class Peer:
         self.namespace: str | None = None
         """None until it has said `Hello`."""
         self.pid = pid
+        self.expected: asyncio.TimerHandle | None = None
+        """Until when it has to say it."""
         # as a caller
         self.queued = 0
         """Bytes of its calls that wait in queues."""
