@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import json
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,6 +26,7 @@ from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, _underlay, map_error
 from tests.amqp.conftest import NewTransport
+from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
 
 SECRET = "the-password"
@@ -56,6 +58,32 @@ async def test_unknown_user(amqp_url: str) -> None:
 async def test_unknown_virtual_host(amqp_url: str) -> None:
     text = await _refused(str(URL(amqp_url).with_path("/no-such-vhost")), AccessRefused)
     assert "'no-such-vhost'" in text
+
+
+@pytest.mark.parametrize(
+    ("limits", "advice"),
+    [
+        ({"max-queues": 0}, "queue limit in vhost"),
+        ({"max-connections": 0}, "limits"),
+        ({"max-connections": 1}, "limits"),
+    ],
+)
+async def test_limits_of_the_virtual_host(
+    controllable_broker: Broker, limits: dict[str, int], advice: str
+) -> None:
+    """Nobody is told that a queue exists with other arguments, or to look at the path of the URL alone."""
+    url = controllable_broker.add_vhost()
+    try:
+        name = URL(url).path.removeprefix("/")
+        await asyncio.to_thread(controllable_broker.ctl, "set_vhost_limits", "-p", name, json.dumps(limits))
+        text = await _refused(url, AccessRefused)
+        assert advice in text
+        assert "list_vhost_limits" in text
+        await asyncio.to_thread(controllable_broker.ctl, "clear_vhost_limits", "-p", name)
+        async with atasks.connect(url, namespace="connecting"):
+            pass
+    finally:
+        controllable_broker.remove_vhost(url)
 
 
 async def test_closed_port() -> None:

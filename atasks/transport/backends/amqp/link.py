@@ -313,16 +313,23 @@ def map_error(error: BaseException, url: str) -> TransportError:
     user, vhost = URL(url).user or "guest", URL(url).path.removeprefix("/") or "/"
     text = str(error)
     mapped: TransportError
-    if isinstance(error, ChannelPreconditionFailed):
+    if isinstance(error, ChannelPreconditionFailed) and text.endswith("is reached"):  # a limit of queues
+        mapped = AccessRefused(
+            f"{where} refuses user {user!r}: {text.removeprefix('PRECONDITION_FAILED - ')}. Have the limit raised "
+            "(rabbitmqctl list_vhost_limits), or delete what is not needed"
+        )
+    elif isinstance(error, ChannelPreconditionFailed):
         mapped = QueueMismatch(
             f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same "
             "queue_type and max_priority, or delete the queue first"
         )
     elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text or "['Connection.OpenOk'], got" in text:
-        # the last one is how aiormq says that the broker closed the connection when the virtual host was opened
+        # the last one is how aiormq says that the broker closed the connection when the virtual host was opened:
+        # the broker's reason is lost by that
         mapped = AccessRefused(
             f"{where} has no virtual host {vhost!r} for user {user!r}: check the path of the URL "
-            "(amqp://user:password@host/vhost) and the user's permissions"
+            "(amqp://user:password@host/vhost) and the user's permissions. Or no further connection is "
+            "allowed: see the limits of both (rabbitmqctl list_vhost_limits, list_user_limits)"
         )
     elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)) or "ACCESS_REFUSED" in text:
         if isinstance(error, ChannelAccessRefused):
