@@ -345,7 +345,12 @@ def _looks_like_a_method(function: Any) -> bool:
 
 def _importable_module(function: Any) -> str | None:
     module: str | None = getattr(function, "__module__", None)
-    return modules.main_name() if module in modules.MAIN_NAMES else module
+    if module not in modules.MAIN_NAMES:
+        return module
+    scope = getattr(innermost(function), "__globals__", None)
+    if module == "__main__" and scope is not None and scope is not vars(sys.modules["__main__"]):
+        return None  # a runner has executed the script in a scope of its own: `cProfile`, `runpy.run_module`
+    return modules.main_name()
 
 
 def _default_name(function: Any) -> str:

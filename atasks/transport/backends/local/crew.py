@@ -99,7 +99,8 @@ def _modules(namespace: str) -> list[str]:
     found = dict.fromkeys(item.task.module for item in items)
     if None in found:
         raise NotSupported(
-            "worker processes cannot import what a prompt or a notebook defines: put the atasks into a module"
+            "worker processes cannot import what a prompt, a notebook, or a script under a runner (cProfile, "
+            "trace) defines: put the atasks into a module that it imports"
         )
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
