@@ -16,6 +16,7 @@ import pytest
 import atasks
 from tests.faults.history import History, until, wait_until
 from tests.faults.processes import Process
+from tests.faults.proxy import Proxy
 from tests.faults.talks import TalkProcess
 from tests.faults.workers import Fleet, WorkerProcess
 
@@ -130,6 +131,24 @@ async def test_a_fleet_is_replaced_under_load(
     over.touch()
     for caller in callers:
         await asyncio.to_thread(caller.done)
+    await talks.fleet.quiet()
+
+
+async def test_a_mixed_fleet_survives_dropped_connections(talks: Talks, proxy: Proxy, tmp_path: Path) -> None:
+    """Calls are delivered again, to a worker of either version."""
+    over = tmp_path / "over"
+    for version in (*VERSIONS, *VERSIONS):
+        talks.start(version, url=proxy.url(), concurrency=30)
+    callers = [talks.begin(version, "load", over=str(over)) for version in VERSIONS]
+    history = History(talks.fleet.record)
+    await until(lambda: history.started() > 100, "the load")
+    for _ in range(5):
+        proxy.drop()
+        await asyncio.sleep(1.5)
+    over.touch()
+    for caller in callers:
+        await asyncio.to_thread(caller.done)
+    assert max(run.attempt for run in history.runs()) <= 3
     await talks.fleet.quiet()
 
 
