@@ -6,6 +6,7 @@ thread cannot be stopped, so a worker that has drained would stay for as long as
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -17,12 +18,22 @@ from concurrent.futures import thread as pools
 from types import FrameType
 from typing import Final
 
-__all__ = ["EXIT_SECONDS", "leave_within", "place_of"]
+__all__ = ["EXIT_SECONDS", "leave_if_blocked", "leave_within", "place_of"]
 
 logger = logging.getLogger("atasks.worker")
 
 EXIT_SECONDS: Final = 1.0
 """Seconds that the threads of a worker process get to end after its drain and its grace."""
+
+BLOCKED_SECONDS: Final = 5.0
+"""Seconds past the grace for which a call may block the event loop before the process ends without it."""
+
+
+def leave_if_blocked(loop: asyncio.AbstractEventLoop, seconds: float, code: int) -> None:
+    """End this process with this code where a call blocks the running event loop when these seconds are over:
+    nothing can be cancelled then. Logs where the loop is blocked."""
+    arguments = (loop, seconds, threading.current_thread(), code)
+    threading.Thread(target=_watch, args=arguments, name="atasks blocked", daemon=True).start()
 
 
 def leave_within(seconds: float, code: int) -> None:
@@ -37,6 +48,21 @@ def place_of(thread: threading.Thread) -> str:
         return ""
     place = traceback.extract_stack(frame)[-1]
     return f"{place.filename}:{place.lineno} in {place.name}"
+
+
+def _watch(loop: asyncio.AbstractEventLoop, seconds: float, runs: threading.Thread, code: int) -> None:
+    time.sleep(seconds)
+    turned = threading.Event()
+    turned.set()
+    while turned.wait(BLOCKED_SECONDS):
+        time.sleep(EXIT_SECONDS)
+        turned = threading.Event()
+        try:
+            loop.call_soon_threadsafe(turned.set)
+        except RuntimeError:  # closed: the process ends by itself
+            return
+    logger.error("the event loop is blocked at %s: this process ends without what it runs", place_of(runs))
+    _leave(0.0, code)
 
 
 def _leave(seconds: float, code: int) -> None:

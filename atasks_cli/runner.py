@@ -14,7 +14,7 @@ import atasks
 from atasks import forks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
-from atasks.leaving import EXIT_SECONDS, leave_within
+from atasks.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks.namespaces import namespaces
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.exits import CommandError, Exit, explain
@@ -97,9 +97,10 @@ class Ending:
         self._until: float | None = None
 
     def within(self, grace: float) -> None:
-        """It is to end: threads of its calls have so many seconds to end. The first word counts."""
+        """It is to end: threads of its calls, and what blocks its loop, have so many seconds. The first counts."""
         if self._until is None:
             self._until = time.monotonic() + grace
+            leave_if_blocked(asyncio.get_running_loop(), grace, Exit.OK)
 
     def leave(self, code: int) -> None:
         """It has drained: end with this code, in time. Does nothing if it ends by itself, for want of work."""

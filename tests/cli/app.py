@@ -50,6 +50,9 @@ TASKS = """
             await asyncio.to_thread(time.sleep, 60)
         elif which == "pool":
             await loop.run_in_executor(concurrent.futures.ThreadPoolExecutor(1), time.sleep, 60)
+        elif which == "left":
+            with concurrent.futures.ThreadPoolExecutor(1) as pool:  # waits for its threads when it is left
+                await loop.run_in_executor(pool, time.sleep, 60)
         else:
             threading.Thread(target=time.sleep, args=(60,), name="mine").start()
             await asyncio.Event().wait()

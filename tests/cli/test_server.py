@@ -77,6 +77,7 @@ def test_a_call_whose_child_exits_costs_no_other_call(any_app: App) -> None:
         ("to_thread", "goes on in thread 'asyncio-call_0'"),
         ("pool", "runs still, at"),
         ("own", "thread 'mine' runs"),
+        ("left", "the event loop is blocked at"),
     ],
 )
 @pytest.mark.parametrize("options", [(), ("--workers", "1")], ids=["alone", "supervised"])

@@ -72,6 +72,7 @@ async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> float:
             await asyncio.wait({ended, stopped}, return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if ended.done():
+                ended.exception()  # the worker has logged it
                 await worker.drain(grace=0)  # nobody awaits what it runs
             else:
                 until = time.monotonic() + options.get("grace", 30.0)
