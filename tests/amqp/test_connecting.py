@@ -20,7 +20,7 @@ from pamqp.header import ContentHeader
 from yarl import URL
 
 import atasks
-from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, TransportError
+from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, QueueMismatch, TransportError
 from atasks.calls import serving
 from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
@@ -84,6 +84,18 @@ async def test_limits_of_the_virtual_host(
             pass
     finally:
         controllable_broker.remove_vhost(url)
+
+
+async def test_an_exchange_that_others_have_declared(broker: Broker, prefix: str) -> None:
+    with broker.channel() as channel:
+        channel.exchange_declare(f"{prefix}.control", exchange_type="topic", durable=True)
+        try:
+            with pytest.raises(QueueMismatch, match="another prefix") as caught:
+                async with atasks.connect(broker.url, prefix=prefix):
+                    pass
+            assert "queue_type" not in str(caught.value)
+        finally:
+            channel.exchange_delete(f"{prefix}.control")
 
 
 async def test_closed_port() -> None:

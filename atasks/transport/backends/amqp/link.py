@@ -319,10 +319,13 @@ def map_error(error: BaseException, url: str) -> TransportError:
             "(rabbitmqctl list_vhost_limits), or delete what is not needed"
         )
     elif isinstance(error, ChannelPreconditionFailed):
-        mapped = QueueMismatch(
-            f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. Start this worker with the same "
-            "queue_type and max_priority, or delete the queue first"
+        exchange = "for exchange" in text  # that of control messages: others have declared it in their own way
+        advice = (
+            "Delete the exchange, or give another prefix"
+            if exchange
+            else "Start this worker with the same queue_type and max_priority, or delete the queue first"
         )
+        mapped = QueueMismatch(f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. {advice}")
     elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text or "['Connection.OpenOk'], got" in text:
         # the last one is how aiormq says that the broker closed the connection when the virtual host was opened:
         # the broker's reason is lost by that
