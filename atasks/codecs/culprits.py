@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections import deque
@@ -16,10 +17,12 @@ from atasks.codecs.base import Codec, ends_here
 from atasks.errors import EncodeError
 from atasks.functions import signature_of
 
-__all__ = ["brief", "part", "unencodable", "unencodable_arguments"]
+__all__ = ["blame", "brief", "part", "unencodable", "unencodable_arguments"]
 
 MAX_DEPTH: Final = 50
 """Steps from the value to its part that are followed."""
+MAX_SEEN: Final = 10_000
+"""Objects that are looked at to find one."""
 MAX_KEY: Final = 40
 """Characters of a key that a message shows."""
 
@@ -55,7 +58,7 @@ def complaint(subject: str, value: Any, codec: Codec, error: BaseException) -> E
 
 async def unencodable(subject: str, value: Any, codec: Codec, error: BaseException) -> EncodeError:
     """The error for a value that cannot be encoded, which names the part of it that is the reason."""
-    path, culprit = await part(codec, value)
+    path, culprit = _located(value, error) or await part(codec, value)
     return complaint(f"{subject} at {path}" if path else subject, culprit, codec, error)
 
 
@@ -64,11 +67,40 @@ async def unencodable_arguments(
 ) -> EncodeError:
     """The error for the arguments of a call, which names the argument and the part of it that is the reason, as in
     `orders[3].lock`."""
+    for name, value in _named(function, args, kwargs):
+        if (place := _located(value, error)) is not None:
+            return complaint(f"argument {name}{place[0]} of {task}", place[1], codec, error)
     found = await _first(codec, _named(function, args, kwargs))
     if found is None:  # each alone can be encoded
         return complaint(f"an argument of {task}", (args, kwargs), codec, error)
     path, culprit = await part(codec, found[1])
     return complaint(f"argument {found[0]}{path} of {task}", culprit, codec, error)
+
+
+def blame(error: Exception, culprit: object) -> None:
+    """Note with an exception which object it is about."""
+    with contextlib.suppress(Exception):  # a class of the user's
+        error._atasks_culprit = culprit  # type: ignore[attr-defined]
+
+
+def _located(value: Any, error: BaseException) -> tuple[str, Any] | None:
+    """The path from a value to the object that an error was noted to be about, and that object.
+
+    Nothing is encoded for it: an object that is asked twice how it is pickled may answer twice.
+    """
+    culprit = getattr(error, "_atasks_culprit", None)
+    if culprit is None:
+        return None
+    waiting: deque[tuple[str, Any, int]] = deque([("", value, 0)])
+    seen: dict[int, Any] = {}
+    while waiting and len(seen) < MAX_SEEN:
+        path, found, depth = waiting.popleft()
+        if found is culprit:
+            return path, found
+        if id(found) not in seen and depth < MAX_DEPTH:
+            seen[id(found)] = found
+            waiting.extend((path + label, item, depth + 1) for label, item in _parts(found))
+    return None
 
 
 def brief(error: BaseException) -> str:

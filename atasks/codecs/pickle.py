@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
+from atasks.codecs.culprits import blame
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, main_name
 
@@ -65,7 +66,12 @@ def is_data(obj: object) -> bool:
 def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], protocol: int) -> bytes:
     """What such a pickler makes of the object."""
     file = io.BytesIO()
-    pickler(file, protocol).dump(obj)
+    writer = pickler(file, protocol)
+    try:
+        writer.dump(obj)
+    except Exception as error:
+        blame(error, getattr(writer, "last", None))
+        raise
     return file.getvalue()
 
 
@@ -75,7 +81,11 @@ class Pickler(pickle.Pickler):
     Raises EncodeError for the latter, and whatever pickling the object raises.
     """
 
+    last: Any = None
+    """The object that was looked at last: the one to blame, if its pickling fails."""
+
     def reducer_override(self, obj: Any) -> Any:
+        self.last = obj
         try:
             rule = _known_rule(type(obj))
         except TypeError:  # a metaclass without hashes

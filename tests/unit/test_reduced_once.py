@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import Codec, ZstdCodec
+from atasks import Codec, EncodeError, ZstdCodec
 from atasks.codecs.pickle import PickleCodec
 from atasks.tasks import atask
 from atasks.testing import soon
@@ -113,6 +113,29 @@ async def test_arguments_results_items_and_exceptions(namespace: str) -> None:
         with pytest.raises(LookupError):
             await soon(fail())
         assert Counted.times == 4
+
+
+@pytest.mark.parametrize("codec", [atasks.CloudpickleCodec, PickleCodec])
+async def test_what_cannot_travel_is_found_without_another_try(codec: Any, namespace: str) -> None:
+    codec(namespace)
+
+    @atask(namespace=namespace)
+    async def take(*values: Any, **named: Any) -> None: ...
+
+    @atask(namespace=namespace)
+    async def give() -> Any:
+        return Counted(), {"lock": [threading.Lock()]}
+
+    async with serve(namespace):
+        with pytest.raises(EncodeError, match=r"argument values\[1\]\['lock'\] of .*lock"):
+            await soon(take(Counted(), {"lock": threading.Lock()}))
+        assert Counted.times == 1
+        with pytest.raises(EncodeError, match=r"argument last\[2\] of .*lock"):
+            await soon(take(Counted(), last=[1, 2, threading.Lock()]))
+        assert Counted.times == 2
+        with pytest.raises(EncodeError, match=r"at \[1\]\['lock'\]\[0\] .*lock"):
+            await soon(give())
+        assert Counted.times == 3
 
 
 async def test_functions_of_one_module_share_their_globals(namespace: str, script: Callable[..., str]) -> None:
