@@ -70,7 +70,7 @@ class WorkerProcess:
         self._hooks = hooks
         self._reports = _Lines(channel, self._take)
         self._output = _Lines(stderr, self._write) if stderr is not None else None
-        self._ending = asyncio.create_task(self._end(), name=f"atasks worker {number}")
+        self._await_end()
 
     @classmethod
     async def spawn(
@@ -167,6 +167,13 @@ class WorkerProcess:
     def _write(self, lines: bytes) -> None:
         assert self._hooks.on_output is not None
         self._hooks.on_output(self.number, lines)
+
+    def _await_end(self, cancelled: asyncio.Task[None] | None = None) -> None:
+        """Hear of its end, again if what listens is cancelled: `asyncio.run` cancels every task before it leaves
+        the blocks that a program has left open, and they wait for `ended`."""
+        if cancelled is None or cancelled.cancelled():
+            self._ending = asyncio.create_task(self._end(), name=f"atasks worker {self.number}")
+            self._ending.add_done_callback(self._await_end)
 
     async def _end(self) -> None:
         code = await self._process.wait()

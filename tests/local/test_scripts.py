@@ -56,6 +56,19 @@ GUARDED = (
         asyncio.run(main(*sys.argv[1:]))
     """
 )
+LEFT_OPEN = (
+    SCRIPT
+    + """
+    async def leave():
+        connection = atasks.local(workers=2)
+        await connection.__aenter__()
+        print((await boxed(3)).value[0])
+        sys.exit(9)
+
+    if __name__ == "__main__":
+        asyncio.run(leave())
+    """
+)
 UNGUARDED = (
     SCRIPT
     + """
@@ -159,6 +172,14 @@ def test_a_script_that_is_killed_leaves_no_process(start: Callable[..., subproce
     process.kill()
     process.wait()
     wait_until(lambda: not any(alive(worker) for worker in workers), "no worker process is left", 2 * DEADLINE)
+
+
+def test_a_script_that_leaves_its_connection_open_ends_with_its_own_code(
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    process = start(LEFT_OPEN)
+    out, _ = process.communicate(timeout=60)
+    assert (process.returncode, out) == (9, "3\n")
 
 
 def test_a_script_that_is_interrupted_ends_its_processes(start: Callable[..., subprocess.Popen[str]]) -> None:
