@@ -60,7 +60,10 @@ LEFT_OPEN = (
     SCRIPT
     + """
     async def leave():
-        connection = atasks.local(workers=2)
+        if sys.argv[1] == "local":
+            connection = atasks.local(workers=2)
+        else:
+            connection = atasks.serve(f"unix://{__file__}.sock")
         await connection.__aenter__()
         print((await boxed(3)).value[0])
         sys.exit(9)
@@ -174,10 +177,11 @@ def test_a_script_that_is_killed_leaves_no_process(start: Callable[..., subproce
     wait_until(lambda: not any(alive(worker) for worker in workers), "no worker process is left", 2 * DEADLINE)
 
 
+@pytest.mark.parametrize("kind", ["local", "server"])
 def test_a_script_that_leaves_its_connection_open_ends_with_its_own_code(
-    start: Callable[..., subprocess.Popen[str]],
+    start: Callable[..., subprocess.Popen[str]], kind: str
 ) -> None:
-    process = start(LEFT_OPEN)
+    process = start(LEFT_OPEN, kind)
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (9, "3\n")
 

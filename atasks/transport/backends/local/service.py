@@ -40,6 +40,8 @@ class Service:
         self._places = worker.pools.places
         self._serving = False
         self._numbers = itertools.count(1)
+        self._unanswered = False
+        """Whether no answer to a question will come."""
         self._questions: dict[int, asyncio.Future[bool]] = {}
         link.last_word = self._slots
 
@@ -70,7 +72,7 @@ class Service:
     async def others(self, seen: Sequence[str] = ()) -> bool:
         """Whether each queue has another worker, not counting those in `seen`. What was sent before this is with
         the hub when this returns; False if the hub is gone."""
-        if self.link.closed:
+        if self.link.closed or self._unanswered:
             return False
         number = next(self._numbers)
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -81,11 +83,16 @@ class Service:
         finally:
             del self._questions[number]
 
-    def lost(self) -> None:
-        """The hub is gone, and with it whoever awaits the calls in hand."""
+    def expect_no_answers(self) -> None:
+        """The hub says nothing any more: whoever waits for its answer goes on."""
+        self._unanswered = True
         for answer in self._questions.values():
             if not answer.done():
                 answer.set_result(False)
+
+    def lost(self) -> None:
+        """The hub is gone, and with it whoever awaits the calls in hand."""
+        self.expect_no_answers()
         for run in self.worker.runs:
             self.worker.cancel(run.call.id)
 

@@ -201,6 +201,8 @@ class LocalTransport(CallTransport):
         super()._closed(reason)
         self._lookout.stop()
         self._kept.close(reason)
+        if self._service is not None:
+            self._service.expect_no_answers()
 
     async def _watch_crew(self, crew: Crew) -> None:
         """End every await when worker processes die faster than they start: nobody will run what waits."""
