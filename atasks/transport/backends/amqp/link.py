@@ -70,6 +70,7 @@ CLIENT_ERRORS: Final = (
 the running task belongs to them: see `guard`."""
 
 HEARTBEAT: Final = 30
+SETTLE_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
 
@@ -131,7 +132,7 @@ class Link:
                 attempt = aio_pika.Connection(address, client_properties=properties)
                 attempt.kwargs["transport_factory"] = _Sockets()
                 opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
-                await attempt.connect()
+                await _connect(attempt)
             link = cls(opened[0], opened[1])
             await link.open_publish()
             link.work = await link._channel(1)
@@ -252,6 +253,21 @@ class Link:
         """Close both connections, within a few seconds."""
         self.lose("closed by this side")
         await _close_all(self._connections)
+
+
+async def _connect(attempt: AioPikaConnection) -> None:
+    """Connect. A cancellation waits a little until that has ended: in the middle of it, the client library may
+    lose sight of a connection that is open already, and nobody could close it."""
+    connecting = asyncio.ensure_future(attempt.connect())
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await asyncio.wait((connecting,), timeout=SETTLE_SECONDS)
+        connecting.cancel()
+        await asyncio.wait((connecting,))
+        if not connecting.cancelled():
+            connecting.exception()  # nobody else looks
+        raise
 
 
 def shielded(operation: Awaitable[T]) -> Awaitable[T]:
