@@ -10,9 +10,10 @@ async with atasks.connect("amqp://localhost/"):
 
 from __future__ import annotations
 
-from atasks.calls import CurrentCall, carry, current_call
+from atasks.caller.stream import RemoteStream
 from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
 from atasks.connection import connect, local, serve
+from atasks.current import CurrentCall, carry, current_call
 from atasks.errors import (
     AbortPipeline,
     AccessRefused,
@@ -49,11 +50,10 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.router import Router, get_router
-from atasks.streams import RemoteStream
 from atasks.sync import SyncStream, connect_sync
 from atasks.tasks import ATask, StreamTask, atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 __all__ = [
     "ATask",

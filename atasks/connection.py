@@ -23,7 +23,7 @@ from atasks.outlast import begin, outlast
 from atasks.router import get_router
 from atasks.transport.base import Transport, get_transport
 from atasks.urls import shown
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 __all__ = ["connect", "serve"]
 

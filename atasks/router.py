@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
 from atasks.blocks import Block, default_of, entered_first, innermost
-from atasks.calls import carried, new_call_id, serving
+from atasks.caller.stream import RemoteStream
 from atasks.codecs.base import Codec, as_bytes, ends_here, get_codec
 from atasks.codecs.culprits import unencodable, unencodable_arguments
+from atasks.current import carried, new_call_id, serving
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -26,18 +27,17 @@ from atasks.errors import (
     UnknownTask,
     WorkerLost,
 )
-from atasks.executors.references import check
-from atasks.failures import decode_failure
+from atasks.failures.failures import decode_failure
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_name, validate_queue
 from atasks.registry import Manager
-from atasks.run import Run
-from atasks.streams.remote import RemoteStream
 from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
-from atasks.whereabouts import timed_out, whereabouts_by
+from atasks.transport.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
-from atasks.worker import Worker
+from atasks.worker.executors.references import check
+from atasks.worker.held_call import Run
+from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
     from atasks.transport.base import Transport

@@ -19,18 +19,18 @@ from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, Unpack
 
-from atasks import calls
+from atasks import current
 from atasks.blocks import Block, entered_first, innermost, threads
-from atasks.calls import serving
 from atasks.connection import connect
+from atasks.current import serving
 from atasks.errors import NotConnected, NotSupported, TransportError
-from atasks.executors.threads import State, seated
 from atasks.options import ConnectOptions
 from atasks.router import get_router
+from atasks.worker.executors.threads import State, seated
 
 if TYPE_CHECKING:
+    from atasks.caller.stream import RemoteStream
     from atasks.router import Router
-    from atasks.streams import RemoteStream
     from atasks.transport.base import Transport
 
 __all__ = ["Background", "SyncStream", "call", "connect_sync", "enter_background", "refuse_in_loop"]
@@ -407,7 +407,7 @@ def _unconnected(router: Router) -> TransportError:
     namespace = router.namespace
     where = "" if namespace == "default" else f", namespace={namespace!r}"
     advice = f'enter `with atasks.connect_sync("amqp://localhost/"{where})` or another URL'
-    if calls.lone_call is not None:
+    if current.lone_call is not None:
         return NotSupported(
             "a function with executor='process' has no connection to call other atasks by: "
             f"use executor='thread', or {advice} in the function"

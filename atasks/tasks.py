@@ -27,7 +27,7 @@ from atasks.namespaces import namespace_item
 from atasks.options import CallOptions, DecorationOptions, Executor, TaskOptions
 
 if TYPE_CHECKING:
-    from atasks.streams.remote import RemoteStream
+    from atasks.caller.stream import RemoteStream
     from atasks.sync import SyncStream
 
 __all__ = ["ATask", "BaseTask", "StreamTask", "atask"]

@@ -13,7 +13,7 @@ import click
 import atasks
 from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
-from atasks.tether import Tether
+from atasks.supervisor.tether import Tether
 from atasks_cli import runner
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit

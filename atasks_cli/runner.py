@@ -14,8 +14,8 @@ import atasks
 from atasks import forks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
-from atasks.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks.namespaces import namespaces
+from atasks.worker.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url

@@ -8,7 +8,7 @@ import resource
 import sys
 
 import atasks
-from atasks.tether import Tether
+from atasks.supervisor.tether import Tether
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.reload import files_of, project_files
 from atasks_cli.size import shown_size

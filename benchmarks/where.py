@@ -27,11 +27,11 @@ SECONDS = 8
 STAGES = (
     ("asyncio: tasks, futures, callbacks", ("asyncio/", "selectors.py", "contextvars", "_weakrefset.py")),
     ("client library: frames and channels", ("aiormq/", "pamqp/", "aio_pika/")),
-    ("transport: messages, confirms, acks", ("atasks/transport/", "atasks/wire.py", "atasks/memory.py")),
+    ("transport: messages, confirms, acks", ("atasks/transport/", "atasks/wire.py", "atasks/worker/recent.py")),
     ("codec: arguments and result", ("atasks/codecs/",)),
     (
         "router: the call and its reply",
-        ("atasks/router.py", "atasks/tasks.py", "atasks/calls.py", "atasks/options.py"),
+        ("atasks/router.py", "atasks/tasks.py", "atasks/current.py", "atasks/options.py"),
     ),
     ("worker: slots, run, reply", ("atasks/",)),
 )

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from atasks.calls import carried
+from atasks.current import carried
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
 from tests.brokers.shared_node import SharedNode

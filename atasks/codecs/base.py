@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from atasks import anatomy
+from atasks.codecs import objects
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 from atasks.options import validate_name
@@ -50,12 +50,12 @@ class Codec:
 
     def name_exception(self, cls: type) -> tuple[str, str] | None:
         """Module and qualified name by which the other side finds the class of an exception; None: it cannot."""
-        return anatomy.importable_name(cls)
+        return objects.importable_name(cls)
 
     def find_exception(self, module: str, qualname: str) -> Any:
         """What `name_exception` named, or any exception raised. A codec that carries no types runs no code for it:
         it finds classes of modules that are loaded, and nothing else."""
-        return anatomy.find(module, qualname) if self.carries_types else anatomy.loaded(module, qualname)
+        return objects.find(module, qualname) if self.carries_types else objects.loaded(module, qualname)
 
     # These two hand on the coroutine of `decode`: one of their own would cost every call a little.
 

@@ -13,8 +13,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from atasks import anatomy
-from atasks.codecs import sizes
+from atasks.codecs import objects, sizes
 from atasks.codecs.base import Codec
 from atasks.errors import DecodeError, EncodeError
 from atasks.functions import declaring, passes_on, signature_of
@@ -44,7 +43,7 @@ class MsgpackCodec(Codec):
         super().__init__(namespace)
         self._exceptions: dict[tuple[str, str], type[Exception]] | None = None
         if exceptions is not None:
-            self._exceptions = {anatomy.importable_name(cls) or anatomy.class_name(cls): cls for cls in exceptions}
+            self._exceptions = {objects.importable_name(cls) or objects.class_name(cls): cls for cls in exceptions}
         self._encoder = msgspec.msgpack.Encoder(enc_hook=_cannot_encode)
         self._signatures: WeakKeyDictionary[Callable[..., Any], _Signature] = WeakKeyDictionary()
 

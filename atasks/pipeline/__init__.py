@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.api import after, each, filter, flat_map, map, stage
-from atasks.pipeline.calling import WorkerInfo, bind
-from atasks.pipeline.composing import collect, drain, fork, from_iterable, group, merge, ordered
-from atasks.pipeline.handle import Handle, attach
+from atasks.pipeline.combining import collect, drain, fork, from_iterable, group, merge, ordered
+from atasks.pipeline.flow.invocation import WorkerInfo, bind
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.progress import StageProgress
 from atasks.pipeline.run import Run
-from atasks.pipeline.stages import Stage
+from atasks.pipeline.stages.stage import Stage
+from atasks.pipeline.submitted.handle import Handle, attach
 
 __all__ = [
     "AbortPipeline",

@@ -6,11 +6,11 @@ import functools
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, Unpack, overload
 
-from atasks.pipeline.calling import Bound, name_of
-from atasks.pipeline.functions import make_stage
-from atasks.pipeline.options import PlainOptions, StageOptionsDict
+from atasks.pipeline.flow.invocation import Bound, name_of
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.run import Many, One
+from atasks.pipeline.stages.functions import make_stage
+from atasks.pipeline.stages.options import PlainOptions, StageOptionsDict
 
 __all__ = [
     "after",

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, cast, overload
 
 from atasks.errors import PipelineError
-from atasks.pipeline.calling import Start, name_of
+from atasks.pipeline.flow.invocation import Start, name_of
+from atasks.pipeline.flow.source import IterableSource, SingleSource
 from atasks.pipeline.run import Many, One, Run
-from atasks.pipeline.source import IterableSource, SingleSource
-from atasks.pipeline.stages import Stage
+from atasks.pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from atasks.pipeline.handle import Handle
+    from atasks.pipeline.submitted.handle import Handle
 
 __all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Whole"]
 
@@ -88,7 +88,7 @@ class Pipeline(Generic[P, T, K]):
         Raises TypeError for a local function, and for arguments that the first stage does not take, ValueError for
         a pipeline without stages, NotConnected, NotSupported, EncodeError, QueueFull.
         """
-        from atasks.pipeline.submitting import submit
+        from atasks.pipeline.submitted.submit import submit
 
         return await submit(self, args, kwargs)
 
@@ -156,7 +156,7 @@ class Pipeline(Generic[P, T, K]):
 
         Raises PipelineError, which names the stage, for what cannot be pickled.
         """
-        from atasks.pipeline.child import to_bytes
+        from atasks.pipeline.flow.child import to_bytes
 
         for stage in self._stages:
             try:
@@ -209,7 +209,7 @@ class Pipeline(Generic[P, T, K]):
 
 
 def _same_pickle(one: Stage, another: Stage) -> bool:
-    from atasks.pipeline.child import to_bytes
+    from atasks.pipeline.flow.child import to_bytes
 
     try:
         # Twice, because a pickle also tells which of its strings are one object: loading evens that out.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from atasks.pipeline.engine import Engine
+    from atasks.pipeline.flow.engine import Engine
 
 __all__ = ["Progress", "StageProgress", "Watch", "watch"]
 

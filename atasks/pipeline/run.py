@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from atasks.errors import PipelineError
-from atasks.pipeline.channel import Lineage, Token
-from atasks.pipeline.iterating import AsyncRun, SyncRun
-from atasks.pipeline.source import Source
-from atasks.pipeline.stages import Stage
+from atasks.pipeline.consuming import AsyncRun, SyncRun
+from atasks.pipeline.flow.channel import Lineage, Token
+from atasks.pipeline.flow.source import Source
+from atasks.pipeline.stages.stage import Stage
 from atasks.sync import refuse_in_loop
 
 if TYPE_CHECKING:

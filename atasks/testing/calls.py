@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atasks import NotSupported, carry, current_call
-from atasks.calls import carried
+from atasks.current import carried
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon
 

@@ -15,7 +15,7 @@ from atasks.options import DecorationOptions
 from atasks.router import Router, get_router
 from atasks.tasks import ATask, AtaskDecorator, StreamTask, atask
 from atasks.transport.base import CallTransport, Transport
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 __all__ = ["PATIENCE", "Site", "soon"]
 

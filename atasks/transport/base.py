@@ -32,17 +32,17 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import Executor, TaskOptions, validate_queue
-from atasks.transport.memory_records import MemoryRecords
-from atasks.transport.record_store import DEFAULT_KEEP_BYTES
-from atasks.transport.records import DEFAULT_EXPIRES, Records
-from atasks.unserved import WARN_SECONDS, Unserved
-from atasks.whereabouts import Whereabouts, found_at, timed_out
+from atasks.transport.records.contract import DEFAULT_EXPIRES, Records
+from atasks.transport.records.memory import MemoryRecords
+from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+from atasks.transport.unserved import WARN_SECONDS, Unserved
+from atasks.transport.whereabouts import Whereabouts, found_at, timed_out
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
-    from atasks.run import Delivery
-    from atasks.streams.inflow import Inflow
-    from atasks.worker import Worker
+    from atasks.transport.stream_receiver import Inflow
+    from atasks.worker.held_call import Delivery
+    from atasks.worker.worker import Worker
 
 __all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "Transport", "get_transport"]
 

@@ -13,7 +13,7 @@ import atasks
 from atasks import Transport
 from atasks.testing import Site
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.amqp.peer import Peer
 
 NewTransport = Callable[..., AMQPTransport]

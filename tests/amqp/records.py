@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from atasks import Transport, atask
-from atasks.calls import new_call_id
 from atasks.codecs import get_codec
-from atasks.transport.records import Record, Records
+from atasks.current import new_call_id
+from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Call, Reply, Status
 
 

@@ -19,7 +19,7 @@ from atasks import UnknownRun, atask
 from atasks.pipeline import map
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.backends.amqp.broker.topology import Topology
 from tests.amqp.peer import Peer, until
 from tests.brokers.base import Broker
 from tests.keys import KeyFiles

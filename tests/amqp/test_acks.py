@@ -12,7 +12,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
 from atasks.testing import soon
-from atasks.transport.backends.amqp.acks import Acks
+from atasks.transport.backends.amqp.broker.acks import Acks
 from tests.amqp.peer import until
 
 MANY = 12_000

@@ -21,10 +21,10 @@ from yarl import URL
 
 import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, QueueMismatch, TransportError
-from atasks.calls import serving
+from atasks.current import serving
 from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, _underlay, map_error
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, _underlay, map_error
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports

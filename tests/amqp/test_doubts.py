@@ -13,7 +13,7 @@ from msgspec.msgpack import encode
 import atasks
 from atasks import atask
 from atasks.testing import Site, soon
-from atasks.transport.backends.amqp.doubts import Doubts
+from atasks.transport.backends.amqp.worker.doubts import Doubts
 from tests.amqp.peer import Peer, until
 
 CALL, REPLY, CANCEL, CLAIM, GRANT = 1, 2, 3, 11, 12

@@ -18,7 +18,7 @@ from atasks import CallTimeout, WorkerLost, atask, current_call
 from atasks.namespaces import namespaces
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.inquiry import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
 from tests.amqp.peer import until
 from tests.unit import blocking
 from tests.unit.serving import PATIENCE, happened

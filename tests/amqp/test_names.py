@@ -13,7 +13,7 @@ from atasks import InvalidName, atask
 from atasks.pipeline import map
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.backends.amqp.broker.topology import Topology
 
 LONG = "n" * 100
 TOGETHER = "at most 200"

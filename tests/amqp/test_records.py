@@ -10,7 +10,7 @@ import atasks
 from atasks import NoWorker, UnknownRun
 from atasks.options import TaskOptions
 from atasks.testing import soon
-from atasks.transport.records import Records
+from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Reply, Status
 from tests.amqp.conftest import Connect, Meeting
 from tests.amqp.records import ended, new_call, records_of, step, value

@@ -15,7 +15,7 @@ from atasks.codecs import get_codec
 from atasks.namespaces import namespaces
 from atasks.pipeline import Handle, attach, collect, flat_map, group, map, stage
 from atasks.testing import soon
-from atasks.transport.backends.amqp.inquiry import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
 from tests.amqp.conftest import Connect, Meeting
 from tests.broker import Broker
 

@@ -21,7 +21,8 @@ from atasks import DecodeError, InvalidKeys, MsgpackCodec, Transport
 from atasks.pipeline import map
 from atasks.signing import CONTENT_TYPE, Key, Kind, keyfile, parse, seal, verify
 from atasks.testing import Site, soon
-from atasks.transport.backends.amqp import AMQPTransport, announcements, probe, seals
+from atasks.transport.backends.amqp import AMQPTransport, seals
+from atasks.transport.backends.amqp.caller import presence, probe
 from tests.amqp.peer import Peer, until
 from tests.keys import KeyFiles, caller_first
 
@@ -479,7 +480,7 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
     site: Site, attacker: Attacker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`Up` has no seal. It makes a caller ask for its calls, once a second at most."""
-    monkeypatch.setattr(announcements, "DEAF_SECONDS", 0.3)
+    monkeypatch.setattr(presence, "DEAF_SECONDS", 0.3)
     async with site.open():
         task, _ = await _running(site)
         transport = site.caller

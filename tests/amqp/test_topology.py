@@ -11,7 +11,7 @@ import pytest
 import atasks
 from atasks import QueueMismatch, TransportError
 from atasks.testing import Site, soon
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 from tests.amqp.conftest import NewTransport
 from tests.amqp.peer import Peer
 from tests.brokers.base import Broker

@@ -13,7 +13,7 @@ from aiormq.abc import DeliveredMessage
 
 from atasks import CallCancelled, CallTimeout, MsgpackCodec, UnknownTask, WorkerLost, current_call
 from atasks.testing import PATIENCE, Site, soon
-from atasks.transport.backends.amqp.link import ConsumerCallback, Link
+from atasks.transport.backends.amqp.broker.link import ConsumerCallback, Link
 from tests.amqp.peer import CONTENT_TYPE, Peer, until
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode

@@ -11,7 +11,7 @@ import pytest
 from atasks import LoopbackTransport, Transport
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.local import LocalTransport
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.conformance.memory import MemoryTransport, Switchboard
 from tests.keys import KeyFiles, caller_first
 

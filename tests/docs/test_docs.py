@@ -17,9 +17,10 @@ import click
 import pytest
 
 import atasks
-from atasks import errors, failures, pipeline, wire
+from atasks import errors, pipeline, wire
+from atasks.failures import failures
 from atasks.options import TaskOptions
-from atasks.pipeline.options import StageOptions
+from atasks.pipeline.stages.options import StageOptions
 from atasks_cli.exits import Exit
 from atasks_cli.main import run_command
 from tests.docs.pages import PAGES, ROOT, Page, table

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp.inquiry import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
 from tests.faults.callers import CallerProcess
 from tests.faults.history import History, settled, until
 from tests.faults.proxy import Proxy

@@ -13,7 +13,7 @@ import pytest
 
 import atasks
 from atasks import CallTimeout
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import echo, time_left, work
 from tests.faults.workers import Fleet, WorkerProcess

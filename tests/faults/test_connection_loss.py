@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp import AMQPTransport, requests
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.caller import requests
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.proxy import Proxy, Role

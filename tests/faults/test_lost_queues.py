@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp.inquiry import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import echo, gated

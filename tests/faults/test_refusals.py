@@ -13,11 +13,11 @@ from pamqp.commands import Basic
 
 import atasks
 from atasks import AccessRefused, CallRefused, PayloadTooLarge, RemoteError, atask
-from atasks.calls import carried
+from atasks.current import carried
 from atasks.pipeline import map
 from atasks.testing import soon
-from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.transport.backends.amqp.refusals import Refusal
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.amqp.peer import until
 from tests.broker import Broker

@@ -16,8 +16,8 @@ import atasks
 from atasks import CallCancelled, WorkerLost
 from atasks.codecs import get_codec
 from atasks.pipeline import Handle, Pipeline, attach, bind, collect, flat_map, map, stage
-from atasks.pipeline.journal import notes_of
-from atasks.transport.backends.local.host import Host
+from atasks.pipeline.submitted.journal import notes_of
+from atasks.transport.backends.local.hub.listener import Host
 from atasks.wire import Reply
 from tests.broker import Broker
 from tests.faults.grounds import AMQPGround, Ground, LocalGround

@@ -11,7 +11,7 @@ import pytest
 
 import atasks
 from atasks import CallTimeout
-from atasks.transport.backends.amqp.inquiry import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
 from tests.faults.history import History, until
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
@@ -56,7 +56,7 @@ async def test_calls_that_nothing_serves_are_said_once_a_queue_and_each_minute(
     fleet: Fleet, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet.start_one().stop()
-    monkeypatch.setattr("atasks.unserved.AGAIN_SECONDS", 4.0)
+    monkeypatch.setattr("atasks.transport.unserved.AGAIN_SECONDS", 4.0)
 
     def said() -> list[str]:
         return [record.getMessage() for record in caplog.records if "have waited for a worker" in record.msg]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import atasks
-from atasks.transport.backends.amqp.attempts import Attempts
-from atasks.transport.backends.amqp.callers import CallerWatch
+from atasks.transport.backends.amqp.worker.attempts import Attempts
+from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from tests.brokers.base import Broker, Queue
 from tests.faults.history import DEADLINE, Recorder, wait_until
 from tests.faults.processes import Process

@@ -11,7 +11,7 @@ import msgspec
 
 import atasks
 from atasks import DecodeError, MsgpackCodec, ZstdCodec, wire
-from atasks.failures import decode_failure, encode_failure
+from atasks.failures.failures import decode_failure, encode_failure
 from atasks.transport.backends.local import messages
 from atasks.wire import Reply, Status
 from tests.fuzz.mutations import Mutations

@@ -21,7 +21,7 @@ from typing import Any, Final
 import psutil
 
 import atasks
-from atasks.transport.backends.amqp.topology import Topology
+from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.local.messages import PROTOCOL, Hello, encode
 from tests.fuzz.mutations import Mutations
 from tests.fuzz.raw_amqp import RawPublisher, Refused, odd_properties

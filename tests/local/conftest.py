@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.history import History
 from tests.local.fleet import Fleet
 

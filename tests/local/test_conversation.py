@@ -11,7 +11,7 @@ import pytest
 
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import HIGH_WATER, KEPT_READ_BYTES, SocketLink
 from atasks.transport.backends.local.messages import (
     Hello,

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from atasks import wire
-from atasks.transport.backends.local import host as hosting
-from atasks.transport.backends.local import hub as hubs
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub import hub as hubs
+from atasks.transport.backends.local.hub import listener as hosting
+from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
     PROTOCOL,

@@ -12,7 +12,7 @@ from atasks import Router, UnknownTask, Worker
 from atasks.connection import _connected
 from atasks.testing import Site, soon
 from atasks.transport.backends.local import LocalTransport
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 
 
 @pytest.fixture

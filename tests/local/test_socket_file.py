@@ -12,8 +12,8 @@ import pytest
 
 import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, ListenFailed
-from atasks.transport.backends.local.host import Host
-from atasks.transport.backends.local.socket_file import SocketFile, trusts
+from atasks.transport.backends.local.hub.listener import Host
+from atasks.transport.backends.local.hub.socket_file import SocketFile, trusts
 from tests.faults.history import settled, until
 
 
@@ -176,7 +176,7 @@ def test_processes_of_this_user_are_trusted() -> None:
 
 def test_processes_of_other_users_are_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     mine = os.getuid()
-    monkeypatch.setattr("atasks.transport.backends.local.socket_file._peer_uid", lambda _: mine + 1)
+    monkeypatch.setattr("atasks.transport.backends.local.hub.socket_file._peer_uid", lambda _: mine + 1)
     here, there = socket.socketpair(socket.AF_UNIX)
     with here, there:
         assert not trusts(here)

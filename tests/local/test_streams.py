@@ -14,7 +14,7 @@ import pytest
 import atasks
 from atasks import StreamLost
 from atasks.transport.backends.local import LocalTransport
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.callers import ReaderProcess
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import counting, gated

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.history import DEADLINE, History, settled, until
 from tests.faults.poison import poison
 from tests.faults.tasks import chain, echo, fib, gated, work

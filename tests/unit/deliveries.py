@@ -15,7 +15,7 @@ from atasks.router import Router
 from atasks.tasks import atask
 from atasks.transport.base import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 
 class Redelivering(LoopbackTransport):

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from atasks import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec
-from atasks.failures import decode_failure, encode_failure
+from atasks.failures.failures import decode_failure, encode_failure
 
 HOP = "atasks: task 'shop.add', call 3f-1, host web1, pid 42"
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import atasks
-from atasks.calls import serving
+from atasks.current import serving
 from atasks.tasks import ATask, atask
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 PATIENCE = 60
 """Seconds after which something is taken to hang: these machines may be busy."""

@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from atasks import blackbox
-from atasks.tether import Tether
+from atasks.supervisor import running_calls
+from atasks.supervisor.tether import Tether
 from atasks.wire import Call
 
 
@@ -22,7 +22,7 @@ async def serve(tether: Tether) -> None:
 
 async def hold(tether: Tether, *names: str) -> None:
     """Run calls that never end: one of each of these atasks, in this order."""
-    recorder = blackbox.installed()
+    recorder = running_calls.installed()
     assert recorder is not None
     for number, name in enumerate(names, 1):
         recorder.enter(Call(1, f"call-{number}", f"app.{name}", b"", "pickle"))
@@ -74,7 +74,7 @@ async def die_with_a_call(tether: Tether, mark: str) -> None:
     path.write_text("." + (path.read_text() if path.exists() else ""))
     if path.stat().st_size > 6:
         await serve(tether)
-    recorder = blackbox.installed()
+    recorder = running_calls.installed()
     assert recorder is not None
     recorder.enter(Call(1, "call-1", "app.early", b"", "pickle"))
     os._exit(9)

@@ -15,7 +15,7 @@ from atasks import ATask, CallTimeout
 from atasks.options import Executor
 from atasks.tasks import atask
 from atasks.testing import soon
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 from tests.unit.serving import PATIENCE, happened, idle, serve, until
 
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from atasks.blackbox import RECORDS, BlackBox, Recorder
+from atasks.supervisor.running_calls import RECORDS, BlackBox, Recorder
 from atasks.wire import Call
 
 NOTING = """
 import sys, time
-from atasks.blackbox import Recorder
+from atasks.supervisor.running_calls import Recorder
 from atasks.wire import Call
 recorder = Recorder(int(sys.argv[1]))
 for number in range(3):

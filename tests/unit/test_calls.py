@@ -14,7 +14,7 @@ import pytest
 
 import atasks
 from atasks import carry
-from atasks.calls import CurrentCall, carried, new_call_id
+from atasks.current import CurrentCall, carried, new_call_id
 from atasks.tasks import atask
 
 trace: ContextVar[Any] = ContextVar("tests-trace")

@@ -12,7 +12,7 @@ import pytest
 import atasks
 from atasks.tasks import atask
 from atasks.transport.base import LoopbackTransport
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 
 class OwnError(Exception):

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from atasks.transport.backends.amqp.clocks import MAX_CALLERS, Clocks
+from atasks.transport.backends.amqp.worker.clocks import MAX_CALLERS, Clocks
 
 
 def _now_ms(ahead: float = 0.0) -> int:

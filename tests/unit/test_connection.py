@@ -161,7 +161,7 @@ async def test_inside_a_served_call_the_serving_transport_is_used(namespace: str
 
 
 def serving_worker() -> atasks.Worker:
-    from atasks.calls import serving
+    from atasks.current import serving
 
     run = serving.get()
     assert run is not None
@@ -466,7 +466,7 @@ def test_forked_children_make_call_ids_of_their_own(script: Callable[..., str]) 
     output = script(
         """
         import os
-        from atasks.calls import new_call_id
+        from atasks.current import new_call_id
 
         read, write = os.pipe()
         new_call_id()

@@ -25,7 +25,7 @@ from atasks import (
     atask,
     connect,
 )
-from atasks.failures import decode_failure, encode_failure
+from atasks.failures.failures import decode_failure, encode_failure
 from tests.unit.exceptions import CODECS, HOP, Json, raised, through
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from atasks import Codec, RemoteError, RemoteTraceback
-from atasks.failures import Failure, Kind, Node, decode_failure, encode_failure
+from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
 from tests.unit.exceptions import CODECS, HOP, raised, through
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import atasks
 from atasks import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, RemoteError, RemoteTraceback, atask
-from atasks.failures import decode_failure, encode_failure
+from atasks.failures.failures import decode_failure, encode_failure
 from tests.unit.exceptions import CODECS, HOP, raised, through
 
 LIMIT = 64 * 1024

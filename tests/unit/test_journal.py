@@ -12,15 +12,15 @@ import pytest
 
 import atasks
 from atasks import PayloadTooLarge, atask
-from atasks.calls import new_call_id
 from atasks.codecs import get_codec
+from atasks.current import new_call_id
 from atasks.options import TaskOptions
 from atasks.pipeline import collect, filter, flat_map, from_iterable, map
-from atasks.pipeline.functions import CallingStage, FunctionStage
-from atasks.pipeline.journal import Journal, Memory, Note, begin_id, notes_of
 from atasks.pipeline.pipeline import Pipeline
+from atasks.pipeline.stages.functions import CallingStage, FunctionStage
+from atasks.pipeline.submitted.journal import Journal, Memory, Note, begin_id, notes_of
 from atasks.testing import soon
-from atasks.transport.records import Records
+from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Call, Reply, Status
 
 LIMIT = 10_000

@@ -12,8 +12,8 @@ from contextvars import ContextVar
 import pytest
 
 import atasks
-from atasks.executors.default import DefaultExecutor
 from atasks.tasks import atask
+from atasks.worker.executors.default import DefaultExecutor
 from tests.unit.serving import happened, serve
 
 PROGRAM = """

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from atasks.memory import RecentIds, RecentReplies
 from atasks.wire import Reply
+from atasks.worker.recent import RecentIds, RecentReplies
 
 
 def reply(size: int) -> Reply:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from atasks import Codec, MsgpackCodec, RemoteError
-from atasks.failures import Failure, Kind, Node, decode_failure, encode_failure
+from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
 from tests.unit.exceptions import HOP, Json, raised, through
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from atasks import Codec, atask, carry
-from atasks.calls import carried
+from atasks.current import carried
 from atasks.namespaces import namespaces
 from atasks.router import get_router
 

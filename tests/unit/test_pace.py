@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atasks.transport.backends.amqp.pace import LONGEST_PAUSE_US, PAUSE_CALLS, UNKNOWN, Pace, at_most
+from atasks.transport.backends.amqp.caller.run_times import LONGEST_PAUSE_US, PAUSE_CALLS, UNKNOWN, Pace, at_most
 
 
 def paced(*run_times: int) -> Pace:

@@ -11,8 +11,8 @@ import atasks
 from atasks import PayloadTooLarge, QueueFull, UnknownRun, atask
 from atasks.pipeline import stage
 from atasks.testing import soon
-from atasks.transport.record_store import OVERHEAD, RecordStore
-from atasks.transport.records import Record
+from atasks.transport.records.contract import Record
+from atasks.transport.records.store import OVERHEAD, RecordStore
 from atasks.wire import VERSION, Call, Kept, Reply, Status
 
 ROOM = 10_000

@@ -11,10 +11,10 @@ import atasks
 from atasks import wire
 from atasks.options import TaskOptions
 from atasks.router import Router
-from atasks.run import Run
 from atasks.tasks import ATask, atask
 from atasks.transport.base import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply, Status
+from atasks.worker.held_call import Run
 from tests.unit.json_codec import Json
 
 # -- a router
@@ -300,7 +300,7 @@ async def test_nested_calls_when_next_to_nothing_is_left(namespace: str) -> None
             return await super().request(call, options)
 
     def this_run() -> Run:
-        from atasks.calls import serving
+        from atasks.current import serving
 
         run = serving.get()
         assert run is not None

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks.calls import current_call
-from atasks.run import Run
+from atasks.current import current_call
 from atasks.tasks import ATask, atask
-from atasks.worker import Worker
+from atasks.worker.held_call import Run
+from atasks.worker.worker import Worker
 
 
 @asynccontextmanager
@@ -27,7 +27,7 @@ async def worker_for(namespace: str, *, concurrency: int = 1, max_parked: int = 
 
 
 def this_run() -> Run:
-    from atasks.calls import serving
+    from atasks.current import serving
 
     run = serving.get()
     assert run is not None

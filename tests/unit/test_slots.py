@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from atasks.slots import Slots
+from atasks.worker.slots import Slots
 
 
 def nobody() -> None:

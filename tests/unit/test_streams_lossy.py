@@ -12,9 +12,10 @@ import atasks
 from atasks import LoopbackTransport, StreamLost, atask
 from atasks.connection import _connected
 from atasks.router import get_router
-from atasks.streams import inflow, outflows
+from atasks.transport import stream_receiver
 from atasks.wire import VERSION, Credit, End, Item, Reply, Status
-from atasks.worker import Worker
+from atasks.worker import streams
+from atasks.worker.worker import Worker
 
 
 class Lossy(LoopbackTransport):
@@ -54,8 +55,8 @@ class Lossy(LoopbackTransport):
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers and consumers that have heard nothing ask after a moment, not after seconds."""
-    monkeypatch.setattr(outflows, "QUIET_SECONDS", 0.02)
-    monkeypatch.setattr(inflow, "ASK_SECONDS", 0.02)
+    monkeypatch.setattr(streams, "QUIET_SECONDS", 0.02)
+    monkeypatch.setattr(stream_receiver, "ASK_SECONDS", 0.02)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -15,8 +15,8 @@ import psutil
 import pytest
 
 from atasks import WorkersFailed
-from atasks import supervisor as module
 from atasks.supervisor import Supervisor
+from atasks.supervisor import supervisor as module
 
 PATIENCE = 60.0
 """Seconds, on a machine that is busy."""

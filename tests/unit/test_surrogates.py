@@ -10,7 +10,7 @@ import pytest
 import atasks
 from atasks import EncodeError, MsgpackCodec, RemoteError, wire
 from atasks.codecs.pickle import PickleCodec
-from atasks.failures import encode_failure, failure_text
+from atasks.failures.failures import encode_failure, failure_text
 from atasks.tasks import atask
 from atasks.testing import soon
 from tests.unit.exceptions import HOP, raised

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from atasks import TooManyParked, current_call
-from atasks.executors import threads
 from atasks.tasks import atask
 from atasks.testing import soon
+from atasks.worker.executors import threads
 from tests.unit.serving import happened, idle, serve, until
 
 

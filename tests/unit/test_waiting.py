@@ -14,7 +14,7 @@ import pytest
 
 import atasks
 from atasks import CallTimeout, LoopbackTransport, atask
-from atasks.unserved import Unserved
+from atasks.transport.unserved import Unserved
 
 URL = ["loopback:", "unix:"]
 
@@ -81,8 +81,8 @@ async def test_calls_that_nothing_serves_are_said(
 ) -> None:
     monkeypatch.setattr("atasks.transport.base.WARN_SECONDS", 0.2)
     monkeypatch.setattr("atasks.transport.backends.local.lookout.LOOK_SECONDS", 0.1)
-    monkeypatch.setattr("atasks.unserved.WARN_SECONDS", 0.2)
-    monkeypatch.setattr("atasks.unserved.AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr("atasks.transport.unserved.WARN_SECONDS", 0.2)
+    monkeypatch.setattr("atasks.transport.unserved.AGAIN_SECONDS", 0.5)
     wait, _ = _tasks(namespace)
     async with AsyncExitStack() as stack:
         if kind == "loopback":

@@ -11,7 +11,7 @@ import pytest
 
 import atasks
 from atasks.tasks import atask
-from atasks.watchdog import Watchdog
+from atasks.worker.watchdog import Watchdog
 
 
 def watchers() -> list[threading.Thread]:
@@ -83,8 +83,8 @@ async def until_asleep(worker: atasks.Worker) -> None:
 async def test_it_sleeps_while_nothing_runs_and_wakes_for_the_next_call(
     namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atasks.watchdog.IDLE_PROBES", 1)
-    monkeypatch.setattr("atasks.watchdog.PERIOD", 0.001)
+    monkeypatch.setattr("atasks.worker.watchdog.IDLE_PROBES", 1)
+    monkeypatch.setattr("atasks.worker.watchdog.PERIOD", 0.001)
 
     @atask(namespace=namespace, name="greedy")
     async def greedy() -> None:
@@ -98,7 +98,7 @@ async def test_it_sleeps_while_nothing_runs_and_wakes_for_the_next_call(
 
 
 def test_a_loop_that_is_closed_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atasks.watchdog.STILL_BLOCKED", 0.01)
+    monkeypatch.setattr("atasks.worker.watchdog.STILL_BLOCKED", 0.01)
     loop = asyncio.new_event_loop()
     watchdog = Watchdog(loop)
     watchdog.busy = 1
@@ -112,7 +112,7 @@ def test_a_loop_that_is_closed_ends_the_thread(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("event", ["_wake", "_answered"])
 async def test_stopping_just_before_the_thread_waits(monkeypatch: pytest.MonkeyPatch, event: str) -> None:
     """It has looked whether to stop, and now clears the event that `stop` has set: it must not wait for it."""
-    monkeypatch.setattr("atasks.watchdog.IDLE_PROBES", 0 if event == "_wake" else 10**9)
+    monkeypatch.setattr("atasks.worker.watchdog.IDLE_PROBES", 0 if event == "_wake" else 10**9)
     prepared, arrived, go_on = threading.Event(), threading.Event(), threading.Event()
 
     class Late(Watchdog):

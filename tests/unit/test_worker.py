@@ -16,7 +16,7 @@ from atasks import wire
 from atasks.tasks import atask
 from atasks.transport.base import LoopbackTransport
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 from tests.unit.deliveries import Gate, Recorded, serving
 
 

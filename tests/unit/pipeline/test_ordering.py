@@ -12,8 +12,8 @@ import pytest
 
 from atasks.errors import PipelineError
 from atasks.pipeline import collect, each, filter, flat_map, fork, from_iterable, group, map, merge, ordered, stage
-from atasks.pipeline.channel import END, GAP
-from atasks.pipeline.ordering import Sequencer, Window
+from atasks.pipeline.flow.channel import END, GAP
+from atasks.pipeline.flow.ordering import Sequencer, Window
 from tests.unit.pipeline.kinds import Kind, consume
 
 

@@ -42,7 +42,7 @@ def children() -> list[int]:
 
 def is_of_a_stage(child: psutil.Process) -> bool:
     try:
-        return any("atasks.pipeline.child" in word for word in child.cmdline())
+        return any("atasks.pipeline.flow.child" in word for word in child.cmdline())
     except psutil.ZombieProcess:
         return True
     except psutil.NoSuchProcess:

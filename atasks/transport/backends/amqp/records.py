@@ -21,16 +21,16 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.calls import serving
+from atasks.current import serving
 from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull
 from atasks.options import TaskOptions
 from atasks.signing import SealError
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error, shielded
-from atasks.transport.backends.amqp.outbox import Outgoing
-from atasks.transport.backends.amqp.refusals import Refusal
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.base import Pending
-from atasks.transport.records import Record, Records, unknown_run
+from atasks.transport.records.contract import Record, Records, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:

@@ -16,18 +16,18 @@ from msgspec.structs import replace
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.builtin import BUILTIN
-from atasks.calls import serving
+from atasks.current import serving
 from atasks.errors import InvalidKeys
 from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
 from atasks.wire import Ask, Call, Cancel, Claim, Credit, End, Envelope, Grant, Held, Item, Reply, Up
+from atasks.worker.builtin import BUILTIN
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.inbound import Inbound
-    from atasks.transport.backends.amqp.outbox import Outgoing
-    from atasks.transport.backends.amqp.topology import Topology
+    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.broker.topology import Topology
+    from atasks.transport.backends.amqp.worker.delivery import Inbound
     from atasks.transport.base import Pending
-    from atasks.worker import Worker
+    from atasks.worker.worker import Worker
 
 __all__ = ["UNSEALED", "Opened", "Seals", "key_of", "opening"]
 

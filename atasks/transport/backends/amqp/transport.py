@@ -23,26 +23,25 @@ from atasks.errors import (
     TransportError,
 )
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
-from atasks.run import Delivery
-from atasks.streams.inflow import Inflow
-from atasks.transport.backends.amqp.acks import Acks
-from atasks.transport.backends.amqp.announcements import Announcements
-from atasks.transport.backends.amqp.full_queues import FullQueues
-from atasks.transport.backends.amqp.inbound import CallDelivery
-from atasks.transport.backends.amqp.inquiry import Inquiry
-from atasks.transport.backends.amqp.intake import Intake
-from atasks.transport.backends.amqp.link import CLIENT_ERRORS, Link, guard, map_error
-from atasks.transport.backends.amqp.notices import Notices
-from atasks.transport.backends.amqp.outbox import Outbox
-from atasks.transport.backends.amqp.pace import Pace
-from atasks.transport.backends.amqp.probe import probe
+from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.outbox import Outbox
+from atasks.transport.backends.amqp.broker.topology import Topology
+from atasks.transport.backends.amqp.caller.control import Notices
+from atasks.transport.backends.amqp.caller.full_queues import FullQueues
+from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.presence import Announcements
+from atasks.transport.backends.amqp.caller.probe import probe
+from atasks.transport.backends.amqp.caller.requests import Requests
+from atasks.transport.backends.amqp.caller.run_times import Pace
 from atasks.transport.backends.amqp.records import AMQPRecords
-from atasks.transport.backends.amqp.requests import Requests
 from atasks.transport.backends.amqp.seals import Seals, opening
-from atasks.transport.backends.amqp.topology import Topology
-from atasks.transport.backends.amqp.urls import checked, split, user_of
+from atasks.transport.backends.amqp.url import checked, split, user_of
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+from atasks.transport.backends.amqp.worker.serving import Intake
 from atasks.transport.base import CallTransport, Pending
-from atasks.transport.records import DEFAULT_EXPIRES
+from atasks.transport.records.contract import DEFAULT_EXPIRES
+from atasks.transport.stream_receiver import Inflow
 from atasks.wire import (
     Call,
     Claim,
@@ -54,7 +53,8 @@ from atasks.wire import (
     Status,
     Up,
 )
-from atasks.worker import Worker
+from atasks.worker.held_call import Delivery
+from atasks.worker.worker import Worker
 
 __all__ = ["AMQPTransport"]
 

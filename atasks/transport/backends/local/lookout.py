@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.messages import There
 from atasks.transport.base import Pending
-from atasks.unserved import Unserved
-from atasks.whereabouts import Whereabouts
+from atasks.transport.unserved import Unserved
+from atasks.transport.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
     from atasks.transport.backends.local.transport import LocalTransport

@@ -24,7 +24,7 @@ from atasks.transport.backends.local.messages import (
     Touch,
     Watch,
 )
-from atasks.transport.records import Record, Records, no_room, unknown_run
+from atasks.transport.records.contract import Record, Records, no_room, unknown_run
 from atasks.wire import VERSION, Call, Kept, Reply, Status
 
 if TYPE_CHECKING:

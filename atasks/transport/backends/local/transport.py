@@ -26,10 +26,9 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.options import Executor, TaskOptions, WorkerOptions, validate_queue, validate_seconds
-from atasks.transport.backends.local.address import checked_path, parse
-from atasks.transport.backends.local.crew import Crew, check
-from atasks.transport.backends.local.gate import Gate
-from atasks.transport.backends.local.host import Host
+from atasks.transport.backends.local.backpressure import Gate
+from atasks.transport.backends.local.hub.listener import Host
+from atasks.transport.backends.local.hub.socket_file import trusts
 from atasks.transport.backends.local.link import Link, SocketLink
 from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import (
@@ -53,13 +52,14 @@ from atasks.transport.backends.local.messages import (
     Where,
 )
 from atasks.transport.backends.local.records import LocalRecords
-from atasks.transport.backends.local.service import Service
-from atasks.transport.backends.local.socket_file import trusts
+from atasks.transport.backends.local.serving import Service
+from atasks.transport.backends.local.url import checked_path, parse
+from atasks.transport.backends.local.worker_processes import Crew, check
 from atasks.transport.base import CallTransport, Pending
-from atasks.transport.record_store import DEFAULT_KEEP_BYTES, check_keep_bytes
-from atasks.transport.records import DEFAULT_EXPIRES
+from atasks.transport.records.contract import DEFAULT_EXPIRES
+from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply
-from atasks.worker import Worker
+from atasks.worker.worker import Worker
 
 __all__ = ["LocalTransport"]
 

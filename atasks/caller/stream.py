@@ -1,0 +1,212 @@
+"""A stream, to its consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+
+from atasks.codecs.base import ends_here
+from atasks.current import serving
+from atasks.errors import CallError, DecodeError, NotSupported
+from atasks.transport.stream_receiver import Inflow, lost
+from atasks.wire import Status
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from atasks.codecs.base import Codec
+    from atasks.options import TaskOptions
+    from atasks.router import Router
+    from atasks.tasks import BaseTask
+    from atasks.transport.base import CallTransport, Transport
+    from atasks.wire import Call
+    from atasks.worker.held_call import Run
+
+__all__ = ["RemoteStream"]
+
+T = TypeVar("T")
+
+_ONE_WAY = (
+    "nothing can be {what} the stream {name}: its generator runs on a worker, ahead of its consumer. Iterate over "
+    "it, and pass what it needs as arguments"
+)
+
+
+class RemoteStream(Generic[T]):
+    """The items of an async generator that runs on a worker: `async for item in numbers(10)`.
+
+    It begins at the first item that is asked for. Items come in order, each once; then the generator's exception,
+    or another ending, as an await of an atask would raise it; after that there are no more items. The worker runs
+    at most a window ahead. Leaving the loop, `aclose()`, an exception, a cancellation and garbage collection close
+    the generator at the worker: its `finally` runs there, and is not waited for here. A `timeout` is for the whole
+    stream: when it has passed, `CallTimeout` comes at once, before items that were not taken.
+
+    Raises StreamLost when the worker dies and another one may not begin anew.
+    """
+
+    def __init__(self, router: Router, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._inflow: Inflow | None = None
+        """None: it has not begun, or is over."""
+        self._router = router
+        self._name = name
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] | None = (args, kwargs)
+        """None: it has begun, or was closed."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._codec: Codec = router.codec
+        self._task: BaseTask[..., Any] | None = None
+        self._busy = False
+
+    def __aiter__(self) -> RemoteStream[T]:
+        return self
+
+    async def __anext__(self) -> T:
+        """The next item."""
+        if self._busy:
+            raise RuntimeError("anext(): this stream is being read by another task")
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
+        self._busy = True
+        try:
+            inflow = self._inflow
+            if inflow is None:
+                inflow = await self._open()
+            if not inflow.payloads:
+                await self._wait(inflow)
+            payload = inflow.take()
+            item: T = await self._decode(payload)
+            return item
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            self._busy = False
+
+    async def aclose(self) -> None:
+        """Want no more items: the generator is closed at the worker. Does not wait for that."""
+        if self._busy:
+            raise RuntimeError("aclose(): this stream is being read by another task")
+        self._close()
+
+    async def asend(self, value: Any) -> T:
+        """Raises NotSupported: nothing can be sent into a generator that runs ahead on a worker."""
+        raise NotSupported(_ONE_WAY.format(name=self._name, what="sent into"))
+
+    async def athrow(self, *error: Any) -> T:
+        """Close the stream, and raise NotSupported: nothing can be thrown into a generator on a worker."""
+        self._close()
+        raise NotSupported(_ONE_WAY.format(name=self._name, what="thrown into"))
+
+    async def __aenter__(self) -> RemoteStream[T]:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or not self._busy:  # else it would hide the error
+            await self.aclose()
+
+    def __del__(self) -> None:
+        inflow = self._inflow
+        if inflow is not None and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
+                self._loop.call_soon_threadsafe(inflow.close)  # the collector may run in any thread, at any point
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop in which it has begun, and which alone can read it."""
+        return self._loop
+
+    def __repr__(self) -> str:
+        return f"<remote stream {str(self._name)!r}>"
+
+    async def _open(self) -> Inflow:
+        """Begin, unless it is over."""
+        if self._arguments is None:
+            raise StopAsyncIteration
+        (args, kwargs), self._arguments = self._arguments, None
+        run = _current_run()
+        transport = self._router._transport(run)
+        if "streams" not in transport.supports:
+            raise NotSupported(
+                f"{type(transport).__name__} moves no streams: call an atask that returns a list, or connect "
+                "over another transport"
+            )
+        self._loop = asyncio.get_running_loop()
+        call, options = await self._request(args, kwargs, transport, run)
+        inflow = self._inflow = Inflow(cast("CallTransport", transport), call, options)
+        await inflow.open()
+        return inflow
+
+    async def _request(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], transport: Transport, run: Run | None
+    ) -> tuple[Call, TaskOptions]:
+        """The call that is the stream."""
+        router, name, codec = self._router, self._name, self._codec
+        self._task, options = router._named(name)
+        payload = await router._encode(name, codec, args, kwargs)
+        call = router._call(name, payload, options, transport, codec, run)
+        call.context = await router._carried(call, codec, transport)
+        call.credit = options.window
+        call.orphan = 0  # nobody would take its items
+        return call, options
+
+    async def _wait(self, inflow: Inflow) -> None:
+        """Return when there is an item; raise how the stream ended if there is none."""
+        run = _current_run()
+        if run is None:
+            await inflow.wait()
+        else:
+            run.park()
+            try:
+                await inflow.wait()
+            except BaseException:  # now, and not only when there is a slot to go on with: the stream may hold that
+                inflow.close()
+                raise
+            finally:
+                await run.unpark(inflow.close)
+        if inflow.payloads:
+            return
+        assert inflow.pending is not None, "it was opened"
+        reply, call = inflow.pending.future.result(), inflow.call
+        if reply.status == Status.VALUE:
+            if inflow.complete:
+                raise StopAsyncIteration
+            raise CallError(f"{call.task} is a stream, and was answered by a worker that knows no streams")
+        error = await self._router._error(reply, call, self._codec)
+        if reply.status == Status.WORKER_LOST:
+            raise lost(call, inflow.received, str(error))
+        raise error
+
+    async def _decode(self, payload: bytes) -> Any:
+        try:
+            if self._task is None:
+                return await self._codec.decode(payload)
+            return await self._codec.decode_result(payload, self._task.local)
+        except DecodeError:
+            raise
+        except BaseException as error:
+            if ends_here(error):
+                raise
+            raise DecodeError(
+                f"an item of {self._name} cannot be decoded by {self._codec.name} ({type(error).__name__})"
+            ) from error
+
+    def _close(self) -> None:
+        self._arguments = None
+        inflow, self._inflow = self._inflow, None
+        if inflow is None or self._loop is None:
+            return
+        if self._loop is asyncio.get_running_loop():
+            inflow.close()
+        else:
+            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
+                self._loop.call_soon_threadsafe(inflow.close)
+
+
+def _current_run() -> Run | None:
+    """The run that the caller of a stream belongs to, if it is being served still."""
+    run = serving.get()
+    if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
+        return None
+    return run

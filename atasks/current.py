@@ -1,0 +1,103 @@
+"""The call that is being served here, and the context variables that travel with calls."""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from atasks.options import validate_name
+
+if TYPE_CHECKING:
+    from atasks.worker.held_call import Run
+
+__all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
+
+T = TypeVar("T")
+
+IDS_AT_ONCE: Final = 128
+
+
+class CurrentCall:
+    """What an atask can know of the call that it is serving. Outside a call every attribute is None."""
+
+    __slots__ = ("attempt", "deadline", "id", "parent_id", "root_id", "state")
+
+    def __init__(
+        self,
+        id: str | None = None,
+        attempt: int | None = None,
+        deadline: float | None = None,
+        parent_id: str | None = None,
+        root_id: str | None = None,
+        state: Any = None,
+    ) -> None:
+        self.id = id
+        """Unique per call, and the same for every attempt: the idempotency key."""
+        self.attempt = attempt
+        """1, and one more for each worker that died while it held the call."""
+        self.deadline = deadline
+        """When the call times out, by the event loop's clock (for `asyncio.timeout_at`); None: never."""
+        self.parent_id = parent_id
+        """The call that awaits this one, or None."""
+        self.root_id = root_id
+        """The call at the top of the chain; this call's own id if nothing awaits it from a worker."""
+        self.state = state
+        """What the `lifespan` given to `serve` yielded."""
+
+    def __repr__(self) -> str:
+        return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"
+
+
+serving: ContextVar[Run | None] = ContextVar("atasks.serving", default=None)
+"""The run that this context belongs to. Set by the worker for the task that runs the call."""
+
+lone_call: CurrentCall | None = None
+"""In a process of `executor="process"`: the one call that it serves now."""
+
+_no_call = CurrentCall()
+
+
+def current_call() -> CurrentCall:
+    """The call that is being served by the code that asks; all attributes are None outside a call."""
+    run = serving.get()
+    if run is None:
+        return lone_call or _no_call
+    return run.current
+
+
+carried: dict[str, ContextVar[Any]] = {}
+"""Context variables that travel with calls, by name."""
+
+
+def carry(variable: ContextVar[T]) -> ContextVar[T]:
+    """Make a context variable travel with calls, and return it.
+
+    A call takes the value that the variable has when it is made, if it has one, encoded by the namespace's codec;
+    the atask sees it, and so do the calls that it makes. Nothing travels back. Both sides must carry a variable of
+    that name; one that is not carried by the worker is ignored there.
+
+    Raises ValueError if another variable of the same name is carried, or if no message can carry the name.
+    """
+    validate_name(variable.name, "the name of a context variable")
+    if carried.setdefault(variable.name, variable) is not variable:
+        raise ValueError(f"another context variable named {variable.name!r} is carried already")
+    return variable
+
+
+_ids: list[str] = []
+"""Ids that no call has yet."""
+
+
+def new_call_id() -> str:
+    """A call id: 128 random bits, which tell nothing of any other id."""
+    while True:
+        try:
+            return _ids.pop()
+        except IndexError:  # one system call for many
+            digits = os.urandom(16 * IDS_AT_ONCE).hex()
+            _ids.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
+
+
+# A forked child must not use the ids of its parent.
+os.register_at_fork(after_in_child=_ids.clear)

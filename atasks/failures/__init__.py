@@ -1,0 +1,1 @@
+"""Exceptions to bytes and back."""

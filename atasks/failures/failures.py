@@ -1,0 +1,437 @@
+"""Exceptions to bytes at the worker, and back at the caller.
+
+A failure is a list of nodes, one for each exception of the chain or of the tree of groups, each one after those
+that it refers to; the last one is what was raised. A node holds how to find the class, the values in the codec's
+bytes, and what a `RemoteError` says in its place where it cannot be rebuilt. Each has its values to itself, so
+that one that the caller cannot decode costs the others nothing.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from atasks.codecs import objects
+from atasks.codecs.base import Codec, ends_here
+from atasks.codecs.culprits import brief
+from atasks.codecs.objects import MAX_NAME, MAX_PATH
+from atasks.errors import RemoteError, RemoteTraceback
+from atasks.failures.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Link, frames, links, shorten, texts
+
+__all__ = ["decode_failure", "encode_failure", "failure_text"]
+
+MAX_NOTES = 32
+LARGE = 2**20
+"""Bytes of values from which on `str()` of an exception is not asked for: it may take seconds."""
+MAX_NAMED = 10
+"""Parts that a note names of those that could not travel."""
+
+_Name = Annotated[str, Meta(max_length=MAX_NAME)]
+_Note = Annotated[str, Meta(max_length=MAX_NOTE)]
+_Path = Annotated[list[int | _Name], Meta(min_length=1, max_length=MAX_PATH)]
+_Index = Annotated[int, Meta(ge=0, le=1024)]
+
+
+class Kind:
+    """What the values of a node are."""
+
+    DESCRIBED: Final = 0
+    """None: the node only describes the exception, which arrives as a `RemoteError`."""
+    STATE: Final = 1
+    """`[args, attributes]`, or `[args, attributes, class]` if the class travels by value. The args of a group are
+    its message."""
+    OBJECT: Final = 2
+    """The exception itself: its class says how it is pickled."""
+
+
+class Node(Struct, array_like=True, gc=False):
+    """One exception. Texts are bounded in characters."""
+
+    kind: Annotated[int, Meta(ge=0, le=2)]
+    module: _Name
+    qualname: _Name
+    message: Annotated[str, Meta(max_length=MAX_MESSAGE)]
+    values: bytes = b""
+    notes: Annotated[list[_Note], Meta(max_length=MAX_NOTES)] = []
+    cause: _Index | None = None
+    context: _Index | None = None
+    suppress: bool = False
+    members: Annotated[list[_Index], Meta(max_length=1024)] = []
+    traceback: Annotated[str, Meta(max_length=MAX_TEXT)] = ""
+    """For the last exception of the chain, and each leaf in a tree of groups: what its `RemoteTraceback` says."""
+    held: Annotated[list[tuple[_Path, _Index]], Meta(max_length=1024)] = []
+    """Exceptions in `args` and attributes, where the values hold None: where, and which node."""
+
+
+class Failure(Struct, array_like=True, gc=False):
+    """What was raised is the last node. References lead to earlier nodes."""
+
+    nodes: Annotated[list[Node], Meta(min_length=1, max_length=1024)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Failure)
+
+
+async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: int | None = None) -> bytes:
+    """What an atask raised, as bytes for `decode_failure` at the caller, who sees `hop` as its last note.
+
+    At most `limit` bytes, if that is possible at all: beyond it, the largest values stay behind, and then all but
+    a short message and the end of the traceback. What cannot be encoded stays behind too, and a note names it.
+
+    The exception itself is left as it is, and nothing keeps it or its frames. Raises nothing but the cancellation
+    of the current task: an exception of which nothing can be encoded is described, and arrives as a `RemoteError`.
+    """
+    try:
+        content = _encoder.encode(Failure(await _nodes(exc, codec, hop)))
+        if limit is None or len(content) <= limit:
+            return content
+        content = _encoder.encode(Failure(await _nodes(exc, codec, hop, most=limit // 4)))
+        if len(content) <= limit:
+            return content
+    except BaseException as error:  # a user's class may do anything at all
+        if ends_here(error):
+            raise
+    for length in (MAX_MESSAGE, 2048, 512, 128):
+        node = _described(exc, large=True)
+        node.message = shorten(node.message, length)
+        node.notes = [shorten(hop, length)]
+        node.traceback = shorten(frames(exc), 2 * length)
+        content = _encoder.encode(Failure([node]))
+        if limit is None or len(content) <= limit:
+            break
+    return content
+
+
+async def decode_failure(content: bytes, codec: Codec) -> BaseException:
+    """The exception that `encode_failure` was given, rebuilt without running its `__init__`.
+
+    It has the same type, args and attributes, and so have its causes and contexts, the members of a group and the
+    exceptions among its args and attributes; one that cannot be rebuilt, or has no working `str()` here, is a
+    `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of the last one in
+    the chain, and of each leaf in a group.
+
+    With a codec that carries no classes nothing is imported, and only subclasses of `Exception` are made.
+
+    It is an `Exception` or a `BaseExceptionGroup`, never a `StopIteration`. Raises nothing but the cancellation of
+    the current task.
+    """
+    try:
+        nodes = _decoder.decode(content).nodes
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        return RemoteError("unknown", f"an exception whose description cannot be read here: {error}")
+    built: list[BaseException] = []
+    tracebacks: list[str] = []
+    for node in nodes:
+        # Earlier nodes only, so that nothing that was sent can make a circle here.
+        cause, context, *members = [
+            number if number is not None and number < len(built) else None
+            for number in (node.cause, node.context, *node.members)
+        ]
+        following = cause if cause is not None or node.suppress else context
+        nearest = next((number for number in (following, *members) if number is not None), None)
+        tracebacks.append(node.traceback or (tracebacks[nearest] if nearest is not None else ""))
+        exc = await _rebuild(node, built, codec, tracebacks[-1])
+        _link(
+            exc,
+            node,
+            cause=built[cause] if cause is not None else None,
+            context=built[context] if context is not None else None,
+        )
+        built.append(exc)
+    root = built[-1]
+    return _not_stop_iteration(root) if isinstance(root, StopIteration) else root
+
+
+def describe_failure(content: bytes) -> bytes:
+    """What `encode_failure` made, with what was raised last alone, and without its values: it arrives as a
+    `RemoteError`. It needs no codec. Raises one of msgspec's errors for what it did not make."""
+    node = _decoder.decode(content).nodes[-1]
+    described = Node(
+        Kind.DESCRIBED, node.module, node.qualname, node.message, notes=node.notes, traceback=node.traceback
+    )
+    return _encoder.encode(Failure([described]))
+
+
+def failure_text(content: bytes) -> str:
+    """What `encode_failure` made, as text for a log: the traceback, and the notes. It needs no codec."""
+    try:
+        nodes = _decoder.decode(content).nodes
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return "an exception whose description cannot be read"
+    root = nodes[-1]
+    tracebacks = [node.traceback.rstrip() for node in nodes if node.traceback]
+    raised = f"{root.module}.{root.qualname}: {root.message}"
+    return "\n".join([*tracebacks, *([] if tracebacks else [raised]), *root.notes])
+
+
+async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = None) -> list[Node]:
+    """The nodes, whose values have at most so many bytes together."""
+    chain = links(_not_stop_iteration(exc) if isinstance(exc, StopIteration) else exc)
+    nodes = [_left_out(link) for link in chain if link.left_out]
+    first = len(nodes)
+    left_out = iter(range(first))
+    share = most if most is None else most // len(chain)
+    for link in chain:
+        node = await _node(link, codec, share)
+        node.cause = link.cause if link.cause is None else first + link.cause
+        node.context = link.context if link.context is None else first + link.context
+        node.suppress = link.suppress
+        node.members = [first + number for _, number in link.members]
+        if link.left_out:
+            node.members.append(next(left_out))
+        if node.kind == Kind.STATE:
+            node.held = [(path, first + number) for path, number in link.held if number is not None]
+        nodes.append(node)
+    large = most is not None or sum(len(node.values) for node in nodes) > LARGE
+    for number, text in texts(chain, large=large).items():
+        nodes[first + number].traceback = text
+    nodes[-1].notes.append(_note(hop))
+    return nodes
+
+
+async def _node(link: Link, codec: Codec, most: int | None) -> Node:
+    exc = link.exception
+    left: list[str] = []
+    try:
+        kind, values = await _values(link, codec, most, left)
+    except BaseException as error:  # whatever the codec or the values raise: it cannot be sent
+        if ends_here(error):
+            raise
+        kind, values = Kind.DESCRIBED, b""
+    node = _described(exc, large=most is not None or len(values) > LARGE)
+    node.kind, node.values = kind, values
+    if left and kind == Kind.STATE:
+        node.notes.append(_note(_left_behind(left)))
+    names = codec.name_exception(type(exc))
+    if names is not None and max(map(len, names)) <= MAX_NAME:
+        node.module, node.qualname = names
+    return node
+
+
+async def _values(link: Link, codec: Codec, most: int | None, left: list[str]) -> tuple[int, bytes]:
+    """The kind and the values of a node; raises what the codec raises. Adds the names of what stays behind to
+    `left`."""
+    exc = link.exception
+    cls = type(exc)
+    if not objects.is_rebuildable(cls):
+        return Kind.DESCRIBED, b""
+    if codec.carries_types and not isinstance(exc, BaseExceptionGroup) and objects.pickles_itself(cls):
+        content = await _own(exc, codec)
+        if content is not None and (most is None or len(content) <= most):
+            return Kind.OBJECT, content
+    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(objects.get_plainly(exc, "args"))
+    attributes = objects.state(exc)
+    for path, number in link.held:
+        args, attributes = _with(args, attributes, path, None)
+        if number is None:
+            left.append(f"{_shown(path)} (one exception too many, or a circle)")
+    by_value: list[Any] = []
+    if codec.name_exception(cls) is None:
+        if not codec.carries_types:
+            return Kind.DESCRIBED, b""
+        by_value.append(cls)
+    try:
+        content = await _encoded([args, attributes, *by_value], codec)
+        if most is None or len(content) <= most:
+            return Kind.STATE, content
+    except BaseException as error:
+        if ends_here(error):
+            raise
+    gone = await _leave_behind(args, attributes, codec, most, left)
+    link.held = [pair for pair in link.held if pair[0][0] not in gone]
+    return Kind.STATE, await _encoded([args, attributes, *by_value], codec)
+
+
+async def _own(exc: BaseException, codec: Codec) -> bytes | None:
+    """What the class's own way of being pickled makes; None if that does not work, or loses something."""
+    try:
+        content = await _encoded(exc, codec)
+        copy = await codec.decode(content)
+        kept = objects.is_faithful(exc, copy) or (type(copy) is type(exc) and not objects.is_bare(type(exc)))
+        return content if kept else None
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        return None
+
+
+async def _leave_behind(
+    args: list[Any], attributes: dict[str, Any], codec: Codec, most: int | None, left: list[str]
+) -> set[int | str]:
+    """Take away what cannot be encoded, and the largest parts of what would have more than `most` bytes.
+
+    Returns where they were.
+    """
+    gone: set[int | str] = set()
+    sizes: list[tuple[int, int | str]] = []
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *attributes.items()]
+    for place, value in places:
+        try:
+            named = {place: value} if isinstance(place, str) else value  # a codec may not take the name
+            sizes.append((len(await _encoded(named, codec)), place))
+        except BaseException as error:
+            if ends_here(error):
+                raise
+            left.append(f"{_shown([place])} ({brief(error)})")
+            _take_away(args, attributes, place)
+            gone.add(place)
+    total = sum(size for size, _ in sizes)
+    for size, place in sorted(sizes, key=lambda pair: -pair[0]):
+        if most is None or total <= most // 2:
+            break
+        total -= size
+        left.append(f"{_shown([place])} ({size} bytes)")
+        _take_away(args, attributes, place)
+        gone.add(place)
+    return gone
+
+
+def _take_away(args: list[Any], attributes: dict[str, Any], place: int | str) -> None:
+    if isinstance(place, str):
+        del attributes[place]
+        return
+    value = args[place]
+    module, qualname = objects.class_name(type(value))
+    args[place] = shorten(value, MAX_NOTE) if type(value) is str else f"<{module}.{qualname}, left behind>"
+
+
+def _with(
+    args: list[Any], attributes: dict[str, Any], path: objects.Path, value: Any
+) -> tuple[list[Any], dict[str, Any]]:
+    """Args and attributes with another value at that place."""
+    if isinstance(path[0], int):
+        return objects.put(args, path, value), attributes
+    return args, objects.put(attributes, path, value)
+
+
+def _left_behind(left: list[str]) -> str:
+    more = f" and {len(left) - MAX_NAMED} more" if len(left) > MAX_NAMED else ""
+    return f"atasks: left behind at the worker: {', '.join(left[:MAX_NAMED])}{more}"
+
+
+def _shown(path: objects.Path) -> str:
+    place, *within = path
+    text = f"args[{place}]" if isinstance(place, int) else place
+    return text + "".join(f"[{position}]" for position in within)
+
+
+async def _encoded(value: Any, codec: Codec) -> bytes:
+    return bytes(memoryview(await codec.encode(value)))  # a TypeError if it gives anything but bytes
+
+
+async def _rebuild(node: Node, built: list[BaseException], codec: Codec, traceback: str) -> BaseException:
+    exc: BaseException | None = None
+    try:
+        exc = await _instance(node, built, codec)
+        if exc is not None and len(node.values) <= LARGE and node.message != _failed(type(exc)):
+            exc = exc if objects.works(exc) else None
+    except BaseException as error:  # importing runs the user's modules, decoding their classes
+        if ends_here(error):
+            raise
+        exc = None
+    return exc if exc is not None else RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
+
+
+async def _instance(node: Node, built: list[BaseException], codec: Codec) -> BaseException | None:
+    """The exception without notes and links. None, or any exception raised: it cannot be rebuilt here."""
+    if node.kind == Kind.DESCRIBED:
+        return None
+    plain = not codec.carries_types
+    values = await codec.decode(node.values)
+    if node.kind == Kind.OBJECT:
+        return values if not plain and objects.is_rebuildable(type(values)) else None
+    args, attributes, *by_value = values
+    cls = by_value[0] if by_value and not plain else codec.find_exception(node.module, node.qualname)
+    if not objects.is_rebuildable(cls):
+        return None
+    if plain and not issubclass(cls, Exception) and cls is not BaseExceptionGroup:  # which makes an ExceptionGroup
+        return None
+    args = list(args)
+    for path, number in node.held:
+        args, attributes = _with(args, attributes, path, built[number] if number < len(built) else None)
+    if issubclass(cls, BaseExceptionGroup):
+        group = [built[number] for number in node.members if number < len(built)]
+        exc = objects.bare(cls, args[0], group, plain=plain)
+    else:
+        exc = objects.bare(cls, plain=plain)
+        objects.set_plainly(exc, "args", tuple(args))
+    if plain and not objects.suits(exc, attributes):
+        return None
+    objects.restore(exc, attributes)
+    return exc
+
+
+def _link(exc: BaseException, node: Node, cause: BaseException | None, context: BaseException | None) -> None:
+    """Give an exception its notes, and those that it refers to."""
+    if node.notes:
+        objects.get_plainly(exc, "__dict__")["__notes__"] = node.notes
+    if node.traceback and cause is None:
+        cause = RemoteTraceback(node.traceback)
+    objects.set_plainly(exc, "__cause__", cause)
+    objects.set_plainly(exc, "__context__", context)
+    objects.set_plainly(exc, "__suppress_context__", node.suppress)
+
+
+def _not_stop_iteration(exc: StopIteration) -> RuntimeError:
+    """What local code would get: a StopIteration cannot leave a coroutine."""
+    error = RuntimeError("coroutine raised StopIteration").with_traceback(exc.__traceback__)
+    error.__cause__ = error.__context__ = exc
+    return error
+
+
+def _described(exc: BaseException, large: bool = False) -> Node:
+    """A node without values. `large`: without asking the exception for its text."""
+    module, qualname = objects.class_name(type(exc))
+    return Node(
+        Kind.DESCRIBED,
+        shorten(module, MAX_NAME),
+        shorten(qualname, MAX_NAME),
+        shorten(_summary(exc) if large else _str(exc), MAX_MESSAGE),
+        notes=_notes(exc),
+    )
+
+
+def _left_out(link: Link) -> Node:
+    module, qualname = objects.class_name(type(link.exception))
+    message = f"{link.left_out} more exceptions of this group did not travel with the others"
+    return Node(Kind.DESCRIBED, shorten(module, MAX_NAME), shorten(qualname, MAX_NAME), message)
+
+
+def _notes(exc: BaseException) -> list[str]:
+    """The notes, leaving room for those of this hop; the first and the latest ones if they are too many."""
+    found = objects.get_plainly(exc, "__dict__").get("__notes__", ())
+    notes: list[Any] = list(found) if type(found) in (list, tuple) else [found]
+    half = (MAX_NOTES - 3) // 2
+    if len(notes) > 2 * half:
+        notes[half:-half] = [f"[... {len(notes) - 2 * half} notes left out ...]"]
+    return [_note(note) for note in notes]
+
+
+def _note(note: object) -> str:
+    return shorten(_str(note), MAX_NOTE)
+
+
+def _summary(exc: BaseException) -> str:
+    """A text in place of `str()`, which may take seconds where values are large."""
+    args = objects.get_plainly(exc, "args")
+    if args and type(args[0]) is str and (len(args) == 1 or objects.members(exc)):
+        return args[0]
+    try:
+        return reprlib.repr(tuple(arg[:100] if type(arg) in (str, bytes) else arg for arg in args[:10]))
+    except BaseException:  # as in _str
+        return _failed(type(exc))
+
+
+def _str(value: object) -> str:
+    try:
+        return "".join([str(value)])  # str() may give an instance of a subclass, with methods of its own
+    except BaseException:  # no await in here: it can only be the object's own
+        return _failed(type(value))
+
+
+def _failed(cls: type) -> str:
+    return f"<str() of this {objects.class_name(cls)[1]} failed>"

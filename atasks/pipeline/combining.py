@@ -1,0 +1,142 @@
+"""The functions that order, gather, multiply and merge streams, and runs of sources."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Iterable
+from typing import Any, TypeVar, Unpack, overload
+
+from atasks.pipeline.flow.source import IterableSource, MergedSource
+from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
+from atasks.pipeline.progress import Progress
+from atasks.pipeline.run import Many, One, Run, check_progress
+from atasks.pipeline.stages.fork import MAX_WAYS, ForkStage
+from atasks.pipeline.stages.functions import make_group
+from atasks.pipeline.stages.options import GroupOptions
+from atasks.pipeline.stages.order import DEFAULT_WINDOW, CollectStage, OrderedStage
+
+__all__ = [
+    "collect",
+    "drain",
+    "fork",
+    "from_iterable",
+    "group",
+    "merge",
+    "ordered",
+]
+
+T = TypeVar("T")
+A = TypeVar("A")
+X = TypeVar("X")
+
+Items = Iterable[X] | AsyncIterable[X]
+
+
+def ordered(window: int = DEFAULT_WINDOW) -> InOrder:
+    """Items in the order of their lineage, each as soon as it is its turn; nothing waits for the end.
+
+    At most `window` items of the source are admitted past the one whose turn it is, and at most so many children
+    of the branch that is being put in order. Raises ValueError below 1.
+    """
+    return InOrder(OrderedStage(_count("window", window)))
+
+
+@overload
+def collect(n: None = None) -> Whole: ...
+@overload
+def collect(n: int) -> Batches: ...
+def collect(n: int | None = None) -> Any:
+    """The whole stream as one list, in the order of the lineage; with `n`, lists of so many items.
+
+    The last list may be shorter. Raises ValueError for `n` below 1.
+    """
+    return Whole(CollectStage()) if n is None else Batches(CollectStage(_count("n", n)))
+
+
+def group(
+    *functions: Callable[[X], Any], skip_errors: bool = False, **options: Unpack[GroupOptions]
+) -> Pipeline[[X], tuple[Any, ...], One]:
+    """Each item goes to every member at once; a tuple of their results goes on.
+
+    A member is a function, which runs where `stage` would run it, or a pipeline: `after(f, bind=...)` is one with
+    arguments of its own. If one fails the others are cancelled; with `skip_errors` its result is None.
+    """
+    return Pipeline(make_group(functions, skip_errors, options))
+
+
+def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
+    """Every item goes to each of the pipelines; what comes out goes on as it comes.
+
+    An item is handed to one pipeline after the other, so the slowest one sets the pace. In the order of the
+    lineage the results of the first pipeline come first, for each item; where pipelines differ in how often they
+    branch, or one collects or joins, it is the order in which they come. Raises TypeError or ValueError for what
+    is no pipeline with stages, and for more than 100.
+    """
+    if not pipelines:
+        raise ValueError("fork needs at least one pipeline")
+    if len(pipelines) > MAX_WAYS:
+        raise ValueError(
+            f"fork takes at most {MAX_WAYS} pipelines, not {len(pipelines)}: let flat_map make several items of "
+            "each one, and a stage do what its item says"
+        )
+    given: tuple[Any, ...] = pipelines
+    for pipeline in given:
+        if not isinstance(pipeline, Pipeline):
+            hint = "fork(*pipelines)" if isinstance(pipeline, (list, tuple)) else "fork(stage(f), ...)"
+            raise TypeError(f"fork takes pipelines, not {type(pipeline).__name__}: write {hint}")
+        if not pipeline.stages:
+            raise ValueError("fork takes pipelines with stages, and one has none")
+    return Pipeline(ForkStage(tuple(pipeline.stages for pipeline in pipelines)))
+
+
+def merge(*sources: Items[X], progress: Progress | bool | None = None) -> Run[X, Many]:
+    """The items of several sources, or runs, as they arrive. One of each is pulled ahead."""
+    return Run(MergedSource([IterableSource(source) for source in sources]), (), progress=check_progress(progress))
+
+
+def from_iterable(
+    source: Items[X], *, inline: bool = False, progress: Progress | bool | None = None
+) -> Run[X, Many]:
+    """A run over the items of an iterable, or of an async iterable; `source | pipeline` is the same for most.
+
+    Sequences, sets, mappings, arrays and `itertools.count` are pulled on the event loop, other iterables in a
+    thread, because a generator may block; with `inline=True` none is. The run closes generators at its end.
+    """
+    return Run(IterableSource(source, inline), (), progress=check_progress(progress))
+
+
+async def drain(*runs: Run[Any, Any], progress: Progress | bool | None = None) -> None:
+    """Consume the runs at once, and keep nothing. The first error ends them all, and is raised.
+
+    Raises TypeError for what is no run.
+    """
+    check_progress(progress)
+    given: tuple[Any, ...] = runs
+    for one in given:
+        if not isinstance(one, Run):
+            hint = "call it, or give it a source" if isinstance(one, Pipeline) else "write drain(*runs) for a list"
+            raise TypeError(f"drain takes runs, not {type(one).__name__}: {hint}")
+    tasks = [
+        asyncio.ensure_future(_drain(run if progress is None else run.options(progress=progress))) for run in runs
+    ]
+    try:
+        for task in asyncio.as_completed(tasks):
+            await task
+    finally:
+        for pending in tasks:
+            pending.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def _drain(run: Run[Any, Any]) -> None:
+    async for _ in run:
+        pass
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: at least 1")
+    return value

@@ -1,0 +1,1 @@
+"""Items under way: channels, the workers of a stage, threads and processes."""

@@ -1,0 +1,84 @@
+"""The values of an inlet as an iterator: for the function of a join, and for whoever consumes a run."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import TYPE_CHECKING, Any
+
+from atasks.pipeline.flow.channel import Inlet, Lineage, Mark, Token
+
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.engine import Engine
+
+__all__ = ["Abandoned", "AsyncStream", "SyncStream"]
+
+
+class Abandoned(BaseException):
+    """Raised in a thread that waits for an item of a run that is over. Nobody hears of it."""
+
+
+class AsyncStream:
+    """The values, for code on the event loop. Raises the error of the stream at its end, if there is one."""
+
+    def __init__(self, inlet: Inlet) -> None:
+        self._inlet = inlet
+        self.lineage: Lineage | None = None
+        """Of the value that was given last."""
+
+    def __aiter__(self) -> AsyncStream:
+        return self
+
+    async def __anext__(self) -> Any:
+        inlet = self._inlet
+        while True:
+            if inlet.items:
+                token: Token | None = inlet.items.popleft()
+                if inlet.putters:
+                    inlet.wake_putter()
+            else:
+                token = await inlet.take()
+            if token is None:
+                if inlet.error is not None:
+                    raise inlet.error
+                raise StopAsyncIteration
+            if type(token[1]) is not Mark:
+                self.lineage = token[0]
+                return token[1]
+
+
+class SyncStream:
+    """The values, for code in another thread than that of the event loop."""
+
+    def __init__(self, engine: Engine, inlet: Inlet) -> None:
+        self._engine = engine
+        self._inlet = inlet
+        self.lineage: Lineage | None = None
+        """Of the value that was given last."""
+
+    def __iter__(self) -> SyncStream:
+        return self
+
+    def __next__(self) -> Any:
+        inlet = self._inlet
+        while True:
+            try:
+                token: Token | None = inlet.items.popleft()
+            except IndexError:
+                token = self._wait()
+            else:
+                if inlet.putters:
+                    self._engine.call_soon(inlet.wake_putter)
+            if token is None:
+                if inlet.error is not None:
+                    raise inlet.error
+                raise StopIteration
+            if type(token[1]) is not Mark:
+                self.lineage = token[0]
+                return token[1]
+
+    def _wait(self) -> Token | None:
+        try:
+            return self._engine.run_from_thread(self._inlet.take).result()
+        except (concurrent.futures.CancelledError, asyncio.CancelledError):
+            raise Abandoned from None

@@ -1,0 +1,254 @@
+"""Processes that belong to a stage's workers, one each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncGenerator, Callable
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from atasks import forks, interpreters, logs, modules
+from atasks.errors import PipelineError
+from atasks.pipeline.flow.channel import Lineage
+from atasks.pipeline.flow.child import GRACE, STREAM, Word, rebuilt, to_bytes
+from atasks.pipeline.flow.invocation import WorkerInfo
+from atasks.pipeline.flow.items import SyncStream
+from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
+
+if TYPE_CHECKING:
+    from atasks.pipeline.stages.functions import FunctionStage
+
+__all__ = ["Process", "ProcessRunner", "check_picklable"]
+
+_COMMAND = (
+    "import sys; sys.path[:] = sys.argv[2:]; from atasks.pipeline.flow.child import main; main(int(sys.argv[1]))"
+)
+
+
+def check_picklable(stage: FunctionStage) -> None:
+    """Raise a TypeError if the stage cannot be sent to a process."""
+    try:
+        to_bytes((stage.invocation, stage.on_start, stage.on_done))
+    except Exception as error:
+        raise TypeError(
+            f"{stage.name!r} cannot run in a process, because it or what is bound to it cannot be pickled: {error}"
+        ) from error
+
+
+class Process:
+    """A child that runs a stage's function. Its methods block, but for `terminate`: they belong into a thread."""
+
+    def __init__(self, stage: FunctionStage, info: WorkerInfo) -> None:
+        self._stage = stage
+        self._info = info
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._stream: SyncStream | None = None
+        self._lock = threading.Lock()
+        self.ended = False
+        """Whether it has died or was told to end."""
+
+    def start(self) -> None:
+        """Start it, and run `on_start` there. Raises what that raises."""
+        if modules.is_importing():
+            raise PipelineError(modules.UNGUARDED)
+        here, there = socket.socketpair()
+        forks.withhold(here.fileno())
+        with there:
+            command = [*interpreters.command(), "-c", _COMMAND, str(there.fileno()), *sys.path]
+            with self._lock:
+                if self.ended:
+                    here.close()
+                    raise PipelineError("the run is over")
+                self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
+        self._connection = Connection(here.detach())
+        stage = self._stage
+        self._send(Word.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels()))
+        self._answer()
+
+    def call(self, value: Any, lineage: Lineage) -> Any:
+        """What the function gives for an item, or for a stream."""
+        return self._ask(Word.CALL, value, lineage)
+
+    def begin(self, value: Any, lineage: Lineage) -> None:
+        """Begin to iterate what the function gives for an item, or for a stream."""
+        self._ask(Word.BEGIN, value, lineage)
+
+    def next(self) -> Any:
+        """The next item, or ENDED."""
+        self._send(Word.NEXT)
+        return self._answer()
+
+    def finish(self) -> None:
+        """Run `on_done` there. Raises what that raises."""
+        self._send(Word.FINISH)
+        self._answer()
+
+    def terminate(self) -> None:
+        """Ask it to end, from any thread; what waits for it then raises. `reap` has to follow."""
+        with self._lock:
+            self.ended = True
+            if self._process is not None and self._process.returncode is None:
+                self._process.terminate()
+
+    def kill(self) -> None:
+        """End it at once, from any thread."""
+        with self._lock:
+            if self._process is not None and self._process.returncode is None:
+                self._process.kill()
+
+    def has_ended(self) -> bool:
+        """Whether it has died or was told to end: it will answer no call."""
+        if self._process is not None and self._process.poll() is not None:
+            self.ended = True
+        return self.ended
+
+    def reap(self) -> None:
+        """Wait until it has ended; kill it if that takes too long."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            try:
+                self._process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    # -- talking
+
+    def _ask(self, word: Word, value: Any, lineage: Lineage) -> Any:
+        """Call the function; if it is given a stream, the items that it asks for are sent one by one."""
+        if not isinstance(value, SyncStream):
+            self._send(word, (value, lineage))
+            return self._answer()
+        self._stream = value
+        self._send(word, (STREAM, lineage))
+        return self._answer()
+
+    def _send(self, word: Word, content: Any = None) -> None:
+        data = to_bytes((word, content))
+        assert self._connection is not None
+        try:
+            self._connection.send_bytes(data)
+        except OSError:
+            raise self._died() from None
+
+    def _answer(self) -> Any:
+        while True:
+            word, content = self._receive()
+            match word:
+                case Word.VALUE:
+                    return content
+                case Word.ENDED:
+                    return ENDED
+                case Word.WANTED:
+                    self._feed()
+                case _:
+                    raise rebuilt(content)
+
+    def _feed(self) -> None:
+        """The child's join takes its next item."""
+        assert self._stream is not None
+        try:
+            item = next_or_end(self._stream)
+        except Exception:  # the stream's own error: the child ends, and this end raises it
+            self._send(Word.BROKEN)
+            with contextlib.suppress(Exception):
+                self._answer()
+            raise
+        if item is ENDED:
+            self._send(Word.ENDED)
+        else:
+            self._send(Word.VALUE, item)
+
+    def _receive(self) -> tuple[Word, Any]:
+        assert self._connection is not None
+        try:
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            raise self._died() from None
+        word, content = pickle.loads(data)
+        return word, content
+
+    def _died(self) -> PipelineError:
+        assert self._process is not None
+        self.ended = True
+        try:
+            code: int | None = self._process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            code = None
+        return PipelineError(f"the process of stage {self._stage.name!r} has ended (exit code {code}) amid a call")
+
+
+async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:
+    """Return when a process that was told to end has ended and `reaped` is done; what it runs may not heed that.
+
+    It is waited for also when this is cancelled, because whoever ends the event loop ends the program.
+    """
+    cancelled = False
+    while not reaped.done():
+        try:
+            done, _ = await asyncio.wait([reaped], timeout=GRACE)
+            if not done:
+                process.kill()
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+class ProcessRunner(ThreadRunner):
+    """Runs plain functions in a process of its own, with a thread that waits for it."""
+
+    def __init__(self, stage: FunctionStage, index: int) -> None:
+        super().__init__(stage, index)
+        self._process = Process(stage, self.info)
+        self.ready = self._replace
+
+    async def start(self) -> None:
+        await self._thread.call(self._process.start)
+        self._started = True
+        self._call = self._call_there
+
+    def _call_there(self, value: Any, lineage: Lineage) -> Any:
+        return self._process.call(value, lineage)
+
+    async def close(self, *, hurry: bool) -> None:
+        process, thread = self._process, self._thread
+        try:
+            if self._started and not hurry and not process.ended:
+                await thread.call(process.finish)
+        finally:
+            process.terminate()
+            ended = thread.submit(process.reap)
+            thread.close()
+            await _gone(process, ended)
+
+    async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
+        try:
+            return await self._thread.call(function, *args)
+        except asyncio.CancelledError:  # it took too long, or the run is over
+            self._process.terminate()
+            raise
+
+    async def _replace(self) -> None:
+        """Another process in place of one that has died, or was ended because it took too long."""
+        if not self._process.has_ended():
+            return
+        await _gone(self._process, self._thread.submit(self._process.reap))
+        self._process = Process(self.stage, self.info)
+        await self._thread.call(self._process.start)
+
+    async def _begin(self, function: Callable[..., Any], *args: Any) -> AsyncGenerator[Any, None]:
+        await self._invoke(lambda: self._process.begin(*args))
+        return self._remaining()
+
+    async def _remaining(self) -> AsyncGenerator[Any, None]:
+        while (item := await self._invoke(self._process.next)) is not ENDED:
+            yield item

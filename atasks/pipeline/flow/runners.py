@@ -1,0 +1,281 @@
+"""How one worker of a stage runs its function: on the event loop, or in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import itertools
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    MappingView,
+    Sequence,
+)
+from collections.abc import (
+    Set as AbstractSet,
+)
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any
+
+from atasks.pipeline.flow.channel import Lineage
+from atasks.pipeline.flow.invocation import WorkerInfo, call_hook, iterator_of
+from atasks.pipeline.flow.threads import Thread, report_failure
+
+if TYPE_CHECKING:
+    from atasks.pipeline.stages.functions import FunctionStage
+
+__all__ = ["ApartRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
+
+ENDED = object()
+"""What `next_or_end` gives at the end."""
+
+_IN_MEMORY = (Sequence, AbstractSet, Mapping, MappingView, deque, itertools.count, itertools.repeat)
+
+
+def in_memory(iterable: Any) -> bool:
+    """Whether iterating it cannot block: the loop does it itself, and not a thread."""
+    return isinstance(iterable, _IN_MEMORY) or hasattr(iterable, "__array_interface__")
+
+
+def next_or_end(iterator: Iterator[Any]) -> Any:
+    """`next`, but that the end is a value: a StopIteration cannot pass through a coroutine."""
+    return next(iterator, ENDED)
+
+
+class LoopRunner:
+    """Runs coroutine functions, atasks, pipelines, and plain functions that are `inline`: on the event loop."""
+
+    def __init__(self, stage: FunctionStage, index: int) -> None:
+        self.stage = stage
+        self.info = WorkerInfo(stage.name, index)
+        self.simple: Callable[[Any], Any] | None = None
+        """The stage's function, where awaiting it with the item is all there is to do."""
+        self.ready: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """What is to be awaited before each call, if there is anything: the time that it takes is not the call's,
+        and what it raises ends the run."""
+        self._state: Mapping[str, Any] = {}
+        self._started = False
+        self._call: Callable[[Any, Lineage], Any]
+
+    async def start(self) -> None:
+        """Run `on_start`, if there is one. Raises what it raises."""
+        stage = self.stage
+        if stage.on_start is not None:
+            state = await self._settled(await self._run_hook(stage.on_start, {}))
+            if state is not None and not isinstance(state, Mapping):
+                raise TypeError(
+                    f"on_start of stage {stage.name!r} returns a dict of arguments or None, "
+                    f"not {type(state).__name__}"
+                )
+            self._state = state or {}
+        self._started = True
+        self._call = stage.invocation.prepare(self._state, self.info)
+        if stage.timeout is None and stage.is_coroutine and stage.invocation.is_plain(self._state, self.info):
+            self.simple = stage.function
+
+    async def close(self, *, hurry: bool) -> None:
+        """Run `on_done`, if `on_start` has succeeded, and end. In a hurry nothing waits for what still runs."""
+        if self._started and self.stage.on_done is not None:
+            self._started = False
+            await self._settled(await self._run_hook(self.stage.on_done, self._state))
+
+    async def call(self, value: Any, lineage: Lineage) -> Any:
+        """What the function gives for an item, within its time."""
+        if self.stage.timeout is None:
+            return await self._result(value, lineage)
+        return await self._within(self.stage.timeout, self._result, value, lineage)
+
+    def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
+        """What the function of a branch yields for an item, within its time. To be closed, if it can be."""
+        if self.stage.is_coroutine and self.stage.timeout is None:
+            made = self._call(value, lineage)
+            return aiter(made) if hasattr(made, "__aiter__") else self._items(lambda: made)
+        return self._items(self._call, value, lineage)
+
+    # -- what differs between runners
+
+    async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call a function that may block."""
+        return function(*args)
+
+    async def _run_hook(self, hook: Callable[..., Any], state: Mapping[str, Any]) -> Any:
+        return call_hook(hook, state, self.info)
+
+    def _iterate(self, iterable: Iterable[Any]) -> AsyncGenerator[Any, None]:
+        return _iterate_here(iterator_of(iterable, self.stage.name))
+
+    # -- what does not
+
+    async def _within(self, seconds: float | None, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        limit = asyncio.timeout(seconds)
+        try:
+            async with limit:
+                return await function(*args)
+        except TimeoutError as error:
+            if limit.expired():
+                raise self._too_late() from error.__cause__
+            raise
+
+    def _too_late(self) -> TimeoutError:
+        return TimeoutError(f"{self.stage.name!r} took longer than its timeout of {self.stage.timeout} s")
+
+    async def _result(self, value: Any, lineage: Lineage) -> Any:
+        return await self._settled(await self._invoke(self._call, value, lineage))
+
+    async def _begin(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What is to be iterated. A run of a pipeline can be awaited too: it is iterated."""
+        made = await self._invoke(function, *args)
+        return made if hasattr(made, "__aiter__") else await self._settled(made)
+
+    async def _settled(self, result: Any) -> Any:
+        """What comes of a result that may be awaitable."""
+        return await result if inspect.isawaitable(result) else result
+
+    async def _items(self, function: Callable[..., Any], *args: Any) -> AsyncGenerator[Any, None]:
+        clock = asyncio.get_running_loop().time
+        left = self.stage.timeout
+        begun = clock()
+        made = await self._within(left, self._begin, function, *args)
+        iterator = self._as_iterator(made)
+        try:
+            if left is None:
+                async for item in iterator:
+                    yield item
+                return
+            while True:
+                left -= clock() - begun
+                begun = clock()
+                item = await self._within(left, _next_or_end, iterator)
+                if item is ENDED:
+                    return
+                left -= clock() - begun
+                yield item
+                begun = clock()  # the time that it took to emit the item is not the function's
+        finally:
+            aclose = getattr(iterator, "aclose", None)
+            if aclose is not None:
+                await aclose()
+
+    def _as_iterator(self, made: Any) -> AsyncIterator[Any]:
+        if hasattr(made, "__aiter__"):
+            iterator: AsyncIterator[Any] = aiter(made)
+            return iterator
+        return _iterate_here(iterator_of(made, self.stage.name)) if in_memory(made) else self._iterate(made)
+
+
+class ApartRunner(LoopRunner):
+    """Calls as another runner does, with the context variables of its own for each item: what one sets, others do
+    not see. It costs tasks, so functions that set none do without it."""
+
+    def __init__(self, runner: LoopRunner, clean: contextvars.Context) -> None:
+        self._runner = runner
+        self._clean = clean
+
+    async def call(self, value: Any, lineage: Lineage) -> Any:
+        return await _in_context(self._clean.copy(), self._runner.call(value, lineage))
+
+    async def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
+        variables = self._clean.copy()
+        made = self._runner.stream(value, lineage)
+        try:
+            while (item := await _in_context(variables, _next_or_end(made))) is not ENDED:
+                yield item
+        finally:
+            if hasattr(made, "aclose"):
+                await _in_context(variables, _close(made))
+
+
+async def _in_context(variables: contextvars.Context, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    # Not by the loop's task factory, which may be one that takes no context.
+    return await asyncio.Task(coroutine, loop=asyncio.get_running_loop(), context=variables)
+
+
+async def _close(iterator: Any) -> None:
+    await iterator.aclose()
+
+
+async def _next_or_end(iterator: AsyncIterator[Any]) -> Any:
+    return await anext(iterator, ENDED)
+
+
+async def _iterate_here(iterator: Iterator[Any]) -> AsyncGenerator[Any, None]:
+    try:
+        for item in iterator:
+            yield item
+    finally:
+        if isinstance(iterator, GeneratorType):
+            iterator.close()
+
+
+class ThreadRunner(LoopRunner):
+    """Runs plain functions in a thread of its own."""
+
+    def __init__(self, stage: FunctionStage, index: int) -> None:
+        super().__init__(stage, index)
+        self._thread = Thread(f"atasks-{stage.name}-{index}")
+        self._variables = contextvars.copy_context()
+        """Of the item that is worked on."""
+
+    async def close(self, *, hurry: bool) -> None:
+        hook = self.stage.on_done
+        try:
+            if hurry and self._thread.busy and not inspect.iscoroutinefunction(hook):
+                if self._started and hook is not None:  # it has its turn when the function has returned
+                    self._started = False
+                    self._thread.submit(call_hook, hook, self._state, self.info)
+            else:
+                await super().close(hurry=hurry)
+        finally:
+            self._thread.close()
+
+    async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
+        variables = self._variables = self._thread.variables()  # what an item sets, the next one does not see
+        if self._thread.busy:  # with what took too long: that goes on in a thread which ends after it
+            self._thread.close()
+            self._thread = Thread(f"atasks-{self.stage.name}-{self.info.index}", self._thread.variables())
+        return await self._thread.call(variables.run, function, *args)
+
+    async def _run_hook(self, hook: Callable[..., Any], state: Mapping[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(hook):
+            return call_hook(hook, state, self.info)
+        end = self.stage.on_done
+        if hook is not self.stage.on_start or end is None or inspect.iscoroutinefunction(end):
+            return await self._thread.call(call_hook, hook, state, self.info)
+        begun: list[Mapping[str, Any]] = []
+
+        def on_start() -> Any:
+            result = call_hook(hook, state, self.info)
+            begun.append(result or {})
+            return result
+
+        def on_done() -> None:
+            if begun:
+                call_hook(end, begun[0], self.info)
+
+        try:
+            return await self._thread.call(on_start)
+        except asyncio.CancelledError:  # it goes on in the thread: what it begins there has to be ended
+            self._thread.submit(on_done)
+            raise
+
+    async def _iterate(self, iterable: Iterable[Any]) -> AsyncGenerator[Any, None]:
+        thread, run = self._thread, self._variables.run
+        iterator = await thread.call(run, iterator_of, iterable, self.stage.name)
+        try:
+            while (item := await thread.call(run, next_or_end, iterator)) is not ENDED:
+                yield item
+        finally:
+            if isinstance(iterator, GeneratorType):
+                if thread.busy:  # it has its turn after what it runs, which was given up
+                    closed = thread.submit(run, iterator.close)
+                    report_failure(closed, f"a generator of stage {self.stage.name!r} raised on its end")
+                else:
+                    await thread.call(run, iterator.close)

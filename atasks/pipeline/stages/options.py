@@ -1,0 +1,143 @@
+"""The options of stages, and what values they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypedDict
+
+from atasks.errors import closest
+from atasks.options import MAX_TIMEOUT
+from atasks.pipeline.flow.invocation import Bound
+
+__all__ = ["GroupOptions", "PlainOptions", "StageOptions", "StageOptionsDict", "read_options"]
+
+Hook = Callable[..., Any]
+
+LOCAL_WORKERS: Final = 1
+REMOTE_WORKERS: Final = 64
+MAX_WORKERS: Final = 100_000
+
+
+class PlainOptions(TypedDict, total=False):
+    """Those that leave it to the item alone what the function is called with: type checkers know that."""
+
+    workers: int | None
+    throttle: int
+    timeout: float | None
+    skip_errors: bool
+    multiprocess: bool
+    inline: bool
+
+
+class StageOptionsDict(PlainOptions, total=False):
+    """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
+
+    bind: Bound[*tuple[Any, ...]] | None
+    param_name: str | None
+    unpack: bool
+    on_start: Hook | None
+    on_done: Hook | None
+
+
+class GroupOptions(TypedDict, total=False):
+    """What `group` takes besides `skip_errors`."""
+
+    workers: int | None
+    throttle: int
+    timeout: float | None
+
+
+@dataclass(frozen=True)
+class StageOptions:
+    """How a stage runs its function."""
+
+    workers: int | None = LOCAL_WORKERS
+    """Calls in flight; None: as many as there are items."""
+    throttle: int = 64
+    """How many results wait for the next stage at most; 0: no bound."""
+    timeout: float | None = None
+    """Seconds that the function may take for one item."""
+    skip_errors: bool = False
+    """Drop the items for which the function raises an `Exception`, but for `AbortPipeline`."""
+    bind: Bound[*tuple[Any, ...]] | None = None
+    """Extra arguments."""
+    param_name: str | None = None
+    """The parameter that gets the item, by name."""
+    unpack: bool = False
+    """Pass the elements of the item as arguments; those of a mapping by name."""
+    multiprocess: bool = False
+    """Run a plain function in processes, one for each worker."""
+    inline: bool = False
+    """Run a plain function on the event loop."""
+    on_start: Hook | None = None
+    """Called once per worker before its first item; returns a dict of arguments, or None."""
+    on_done: Hook | None = None
+    """Called once per worker at its end, for each `on_start` that has succeeded."""
+
+
+_WORKERS: Final = "write workers=, the calls in flight"
+_THROTTLE: Final = "write throttle=, the results that may wait for the next stage"
+_RETRY: Final = (
+    "a stage calls its function once for an item, so repeat within the function what may fail; what an atask has "
+    "is max_attempts, for workers that die"
+)
+_ELSEWHERE: Final = {
+    **dict.fromkeys(("concurrency", "max_workers", "n_workers", "task_limit", "processes"), _WORKERS),
+    **dict.fromkeys(("maxsize", "buffer", "buffer_size", "queue_size", "prefetch"), _THROTTLE),
+    **dict.fromkeys(("retries", "retry", "max_retries", "attempts", "max_attempts", "retry_on_error"), _RETRY),
+    "executor": "plain functions run in threads, or with multiprocess=True in processes",
+}
+"""What to write instead of the names that others have for it."""
+_NAMES: Final = tuple(item.name for item in fields(StageOptions))
+
+
+def read_options(given: Mapping[str, Any], *, remote: bool) -> StageOptions:
+    """The options, checked. Raises TypeError for an unknown one or a wrong type, ValueError for a wrong value."""
+    for name, value in given.items():
+        if name not in _NAMES:
+            near = closest(name, _NAMES, limit=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known options: {', '.join(_NAMES)}"
+            hint = _ELSEWHERE.get(name, hint)
+            raise TypeError(f"unknown option {name!r} of a stage: {hint}")
+        _check(name, value)
+    return StageOptions(**{"workers": REMOTE_WORKERS if remote else LOCAL_WORKERS, **given})
+
+
+def _check(name: str, value: Any) -> None:
+    match name:
+        case "workers":
+            if value is not None:
+                _integer(name, value, f"calls in flight, 1 to {MAX_WORKERS}, or None for no bound", 1, MAX_WORKERS)
+        case "throttle":
+            _integer(name, value, "results that may wait, at least 0; 0 for no bound", 0)
+        case "timeout":
+            if value is not None:
+                _seconds(value)
+        case "bind":
+            if value is not None and not isinstance(value, Bound):
+                raise TypeError(f"bind is what bind(...) returns: bind=bind(...), not {type(value).__name__}")
+        case "param_name":
+            if value is not None and not (isinstance(value, str) and value.isidentifier()):
+                raise TypeError(f"param_name is the name of a parameter, not {value!r}")
+        case "on_start" | "on_done":
+            if value is not None and not callable(value):
+                raise TypeError(f"{name} is a function, not {type(value).__name__}")
+        case _ if not isinstance(value, bool):
+            raise TypeError(f"{name} is True or False, not {value!r}")
+
+
+def _seconds(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {value!r}")
+    if not value > 0:
+        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
+    if value > MAX_TIMEOUT:
+        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
+
+
+def _integer(name: str, value: Any, what: str, low: int, high: float = float("inf")) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number ({what}), not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: {what}")

@@ -1,0 +1,163 @@
+"""The specs of stages: frozen, comparable, and free of anything that runs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from atasks.pipeline.flow.channel import Channel, Inlet
+from atasks.pipeline.flow.crew import Crew
+from atasks.pipeline.flow.items import AsyncStream
+from atasks.pipeline.flow.ordering import Admission, Window, Within, admitted
+
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.engine import Engine
+
+__all__ = ["Stage", "Step", "depth_after", "open_stages", "plan"]
+
+
+class Stage:
+    """A step of a pipeline.
+
+    To make one of your own, subclass it, give it a `name`, and write `run` as an async generator: it gets the
+    stream and yields what goes on. It runs once, on the event loop; what it yields is numbered anew. A dataclass
+    is best: then pipelines with it can be compared.
+
+        @dataclass(frozen=True)
+        class Every(Stage):
+            n: int
+            name = "every"
+
+            async def run(self, stream):
+                async for item in stream: ...
+    """
+
+    name: str = "step"
+    """What messages call it."""
+    one_to_one: bool = False
+    """Whether it gives exactly one item for each one."""
+    makes_one: bool = False
+    """Whether it gives exactly one item, whatever it gets."""
+    resets: bool = True
+    """Whether it numbers its items anew."""
+
+    counts: bool = False
+    """Whether it is done with as many items as go in."""
+    takes_arguments: bool = False
+    """Whether it can be called with more than one item, as the first stage of a pipeline that is called."""
+    deepens: int = 0
+    """How many numbers it appends to the lineage of an item."""
+
+    def run(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield what goes on. Raise to fail; return to end the run, then nothing more is taken from the stream."""
+        raise NotImplementedError(f"{type(self).__name__} has no run(): write it as an async generator")
+
+    def make_window(self) -> Window | None:
+        """What bounds the items that wait for their turn in this stage, where it puts items in order."""
+        return None
+
+    def branches(self) -> Sequence[Sequence[Stage]]:
+        """The stages of the pipelines inside of it that get its items."""
+        return ()
+
+    def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
+        """Start it in one run, and return where its items come out."""
+        outlet = Channel(1)
+        engine.add(_CustomCrew(engine, self, inlet, outlet, step.windows))
+        return outlet
+
+    def check_first(self) -> None:
+        """Raise a ValueError if it cannot be the first stage of a pipeline that is called with arguments."""
+
+    def __or__(self, other: Any) -> Any:
+        from atasks.pipeline.pipeline import Pipeline
+
+        return Pipeline(self) | other
+
+    def __ror__(self, source: Any) -> Any:
+        from atasks.pipeline.pipeline import Pipeline
+
+        return source | Pipeline(self)
+
+
+@dataclass
+class Step:
+    """A stage in the plan of one run."""
+
+    stage: Stage
+    windows: list[Admission]
+    """Those of later stages that put these items in order."""
+    own: Window | None
+    depth: int
+    """How long the lineages are that enter it."""
+    branches: list[list[Step]] = field(default_factory=list)
+    """The plans of a fork."""
+    entering: list[Admission] = field(default_factory=list)
+    """The windows that apply to what enters it."""
+
+
+def depth_after(stages: Iterable[Stage], depth: int) -> int:
+    """How long lineages are behind these stages, if they are as long as `depth` before."""
+    for stage in stages:
+        depth = 1 if stage.resets else depth + stage.deepens
+    return depth
+
+
+def plan(stages: Sequence[Stage], after: Sequence[Admission] = (), depth: int = 1) -> list[Step]:
+    """The steps of a run: `entering` of the first one is what applies to the source."""
+    depths = [depth]
+    for stage in stages:
+        depths.append(depth_after((stage,), depths[-1]))
+    steps: list[Step] = []
+    windows = list(after)
+    for stage, entry in zip(reversed(stages), depths[-2::-1], strict=True):
+        step = Step(stage, windows, stage.make_window(), entry)
+        through = [] if stage.resets else windows
+        step.entering = [*through] if step.own is None else [step.own, *through]
+        for position, branch in enumerate(stage.branches()):
+            outer = [Within(window, entry, position) for window in through]
+            step.branches.append(plan(branch, outer, entry))
+            step.entering += [window for window in step.branches[-1][0].entering if window not in outer]
+        steps.append(step)
+        windows = step.entering
+    return steps[::-1]
+
+
+def open_stages(engine: Engine, inlet: Inlet, steps: Iterable[Step], total: int | None = None) -> Inlet:
+    """Start the stages, one behind the other, and return where the items of the last one come out. `total` is how
+    many go in, if that is known."""
+    for step in steps:
+        stage, first = step.stage, len(engine.crews)
+        inlet = stage.open(engine, inlet, step)
+        for crew in engine.crews[first : first + 1]:  # those behind it are of the pipelines in a fork
+            crew.total = total if stage.counts else None
+        total = 1 if stage.makes_one else total if stage.one_to_one else None
+    return inlet
+
+
+class _CustomCrew(Crew):
+    """One worker that runs a `Stage.run`."""
+
+    def __init__(
+        self, engine: Engine, stage: Stage, inlet: Inlet, outlet: Channel, windows: Sequence[Admission]
+    ) -> None:
+        super().__init__(engine, stage.name, inlet, outlet)
+        self._stage = stage
+        self._windows = windows
+
+    async def work(self, index: int) -> None:
+        stream = AsyncStream(self.inlet)
+        number = 0
+        made = self._stage.run(stream)
+        try:
+            async for item in made:
+                if self._windows:
+                    await admitted(self._windows, (number,))
+                await self.outlet.put(((number,), item))
+                number += 1
+                self.done += 1
+        finally:
+            aclose = getattr(made, "aclose", None)
+            if aclose is not None:
+                await aclose()

@@ -1,0 +1,1 @@
+"""Runs on the workers, which outlive the program that submitted them."""

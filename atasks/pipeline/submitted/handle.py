@@ -1,0 +1,168 @@
+"""Runs of pipelines on the workers, as those see them who submitted them or attach to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator
+from typing import Annotated, Any, Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from atasks import wire
+from atasks.errors import DecodeError, NotSupported, PipelineError
+from atasks.options import validate_queue
+from atasks.router import Router, get_router
+from atasks.transport.records.contract import Record, Records
+from atasks.wire import Status
+
+__all__ = ["Handle", "Kept", "attach", "read_kept", "records_of", "step_id", "step_value"]
+
+T = TypeVar("T")
+
+_DUMP: Final = "atasks-run-1:"
+_ID: Final = re.compile(r"[0-9a-z-]{1,48}\.([1-9][0-9]{0,5})")
+"""A call id and the number of stages."""
+
+
+def step_id(run_id: str, number: int) -> str:
+    """The id under which the result of a stage is kept."""
+    return f"{run_id}.{number}"
+
+
+class Kept(Struct):
+    """What is kept of a stage."""
+
+    attempt: Annotated[int, Meta(ge=1)]
+    """At which it was made."""
+    one: bool
+    """Whether its items are one value."""
+    items: list[Any]
+
+
+def read_kept(content: Any) -> Kept:
+    """What a record says of a stage. Raises DecodeError for what no coordinator has written."""
+    try:
+        kept = msgspec.convert(content, Kept)
+        if kept.one and len(kept.items) != 1:
+            raise ValueError("it is not one value")
+    except (msgspec.ValidationError, ValueError) as error:
+        raise DecodeError(f"what is kept of a stage cannot be read: {error}") from error
+    return kept
+
+
+def step_value(kept: Kept) -> Any:
+    """What a stage gave: a list, unless it is one value."""
+    return kept.items[0] if kept.one else kept.items
+
+
+def records_of(router: Router) -> Records:
+    """What keeps the runs that are submitted here. Raises NotConnected, NotSupported."""
+    transport = router.transport()
+    if transport.records is None:
+        raise NotSupported(
+            f"{type(transport).__name__} keeps no results of runs: connect to RabbitMQ, or run the pipeline here"
+        )
+    return transport.records
+
+
+class Handle(Generic[T]):
+    """A run on the workers. Any number of processes may have handles of it; what they read stays.
+
+    `await handle` gives its result or raises its exception, as often as it is awaited, until the run has expired:
+    then it is `UnknownRun`. Cancelling that await ends the await only. A handle is bound to no connection: it uses
+    that of the event loop in which it is used.
+    """
+
+    def __init__(self, id: str, namespace: str = "default") -> None:
+        found = _ID.fullmatch(id)
+        if found is None:
+            raise ValueError(f"{id[:80]!r} is not the id of a run")
+        self.id = id
+        """By which other processes `attach` to it."""
+        self.namespace = validate_queue(namespace, "namespace")
+        self.task_ids = tuple(step_id(id, number) for number in range(int(found[1])))
+        """An id for each stage, known before anything runs."""
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._result().__await__()
+
+    async def step(self, number: int) -> Any:
+        """What the stage of this number gave, as soon as it is known: a value, or a list where the stage has more
+        or less than one. Raises the exception of the run if it ended before that, IndexError for a stage that it
+        has not, UnknownRun."""
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise TypeError(f"the number of a stage is a whole number, not {number!r}")
+        if not 0 <= number < len(self.task_ids):
+            raise IndexError(f"stage {number} of a run of {len(self.task_ids)} stages, which count from 0")
+        if number == len(self.task_ids) - 1:
+            return await self._result()
+        wanted = self.task_ids[number]
+        router = get_router(self.namespace)
+        record = await records_of(router).wait(
+            self.id, lambda record: wanted in record.replies or record.ending is not None, steps=True
+        )
+        reply = record.replies.get(wanted)
+        if reply is not None:
+            return step_value(read_kept(await router.outcome(reply, record.call)))
+        return await self._outcome(router, record)
+
+    async def done(self) -> bool:
+        """Whether it has ended, in whatever way. Raises UnknownRun."""
+        return (await self._records().read(self.id)).ending is not None
+
+    async def cancel(self) -> None:
+        """End it, and the calls that it has in flight: every await of it is a `CallCancelled` from now on. Nothing
+        happens to a run that has ended. Returns when that is safe. Raises UnknownRun."""
+        records = self._records()
+        record = await records.read(self.id)
+        if record.ending is None:
+            await records.add(self.id, wire.ended(self.id, Status.CANCELLED, f"run {self.id} was cancelled"))
+
+    def dumps(self) -> str:
+        """A string for `attach`, which knows the namespace too."""
+        return _DUMP + json.dumps({"id": self.id, "namespace": self.namespace})
+
+    async def _result(self) -> T:
+        router = get_router(self.namespace)
+        record = await records_of(router).wait(self.id, lambda record: record.ending is not None, steps=False)
+        result: T = await self._outcome(router, record)
+        return result
+
+    async def _outcome(self, router: Router, record: Record) -> Any:
+        assert record.ending is not None, "it was waited for"
+        return await router.outcome(record.ending, record.call)
+
+    def _records(self) -> Records:
+        return records_of(get_router(self.namespace))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Handle):
+            return NotImplemented
+        return (self.id, self.namespace) == (other.id, other.namespace)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.namespace))
+
+    def __repr__(self) -> str:
+        return f"<run {self.id} of {len(self.task_ids)} stages>"
+
+
+def attach(id_or_dump: str) -> Handle[Any]:
+    """The handle of a run that was submitted elsewhere: `await attach(h.id)`. An id is one of the default
+    namespace; `h.dumps()` says which. Nothing is sent before the handle is used.
+
+    Raises TypeError if it is no string, ValueError if it is no id, PipelineError for a dump that cannot be read.
+    """
+    if not isinstance(id_or_dump, str):
+        raise TypeError(f"attach takes the id of a run or a dump of its handle, not {type(id_or_dump).__name__}")
+    if not id_or_dump.startswith("atasks-run-"):
+        return Handle(id_or_dump)
+    if not id_or_dump.startswith(_DUMP):
+        raise PipelineError("this is a dump of another version of atasks")
+    try:
+        content = json.loads(id_or_dump.removeprefix(_DUMP))
+        return Handle(content["id"], content["namespace"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise PipelineError("this dump of a run is damaged") from error

@@ -1,0 +1,60 @@
+"""Handing a pipeline over to the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Final
+
+from atasks.functions import signature_of
+from atasks.options import TaskOptions
+from atasks.pipeline.pipeline import Pipeline
+from atasks.pipeline.stages.functions import FunctionStage
+from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
+from atasks.pipeline.submitted.handle import Handle, records_of
+from atasks.router import get_router
+from atasks.tasks import BaseTask
+
+__all__ = ["submit"]
+
+RUN: Final = "atasks.pipeline.run"
+UNBOUNDED: Final = 1_000_000
+"""Attempts of a run: how many workers may die over one of its stages is up to the atasks of that stage."""
+
+
+async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
+    """Have the workers run it. See `Pipeline.submit`."""
+    pipeline(*args, **kwargs)  # raises for what it cannot be called with; nothing runs
+    _check_arguments(pipeline, args, kwargs)
+    data = blueprint(pipeline.stages)
+    first = next(chain.from_iterable(map(tasks_of, read(data))), None)  # read as the worker will
+    if first is None:
+        raise ValueError("no stage of this pipeline is an atask: there is nothing to run on workers")
+    options = TaskOptions(
+        queue=first.options.queue,
+        max_attempts=UNBOUNDED,
+        on_no_worker=first.options.on_no_worker,
+        orphan="run",
+        priority=first.options.priority,
+        batch=False,
+    )
+    router = get_router(first.namespace)
+    records = records_of(router)
+    call = await router.request_to_keep(RUN, (data, list(args), dict(kwargs)), options, router.transport())
+    call.id = f"{call.id}.{len(data)}"
+    await records.begin(call, options)
+    return Handle(call.id, first.namespace)
+
+
+def _check_arguments(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError if the first stage's atask does not take them."""
+    first = pipeline.stages[0]
+    function: Any = first.function if isinstance(first, FunctionStage) else None
+    if isinstance(first, FunctionStage) and isinstance(function, BaseTask):
+        bound = first.options.bind
+        positional = (*bound.args, *args) if bound is not None else args
+        named = {**bound.kwargs, **kwargs} if bound is not None else kwargs
+        try:
+            signature_of(function.local).bind(*positional, **named)
+        except TypeError as error:
+            raise TypeError(f"{first.name}() cannot be called so: {error}") from None

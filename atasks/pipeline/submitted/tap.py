@@ -1,0 +1,84 @@
+"""A stage that nobody writes: it keeps what goes by, for a run on the workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from atasks.pipeline.flow.channel import Channel, Inlet, Mark, Token
+from atasks.pipeline.flow.failing import deliverable
+from atasks.pipeline.stages.stage import Stage, Step
+
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.engine import Engine
+
+__all__ = ["TapStage"]
+
+
+@dataclass(frozen=True)
+class TapStage(Stage):
+    """Hands on what it gets, and holds nothing back. When the stage before it has ended, `keep` is awaited with
+    its items, in order of lineage, and the stage behind it ends after that: so stages are kept in their order. If
+    it raises, the run ends with that at once, whatever the stages behind it are doing."""
+
+    keep: Callable[[list[Any]], Awaitable[None]]
+
+    name = "kept"
+    one_to_one = True
+    resets = False
+
+    def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
+        assert isinstance(inlet, Channel), "it is behind a stage"
+        return _TapInlet(engine, inlet, self)
+
+
+class _TapInlet:
+    """Takes from another inlet, and remembers what it took."""
+
+    called = False
+
+    def __init__(self, engine: Engine, inlet: Channel, stage: TapStage) -> None:
+        self.items: deque[Token] = deque()  # stays empty: all has to go through `take`
+        self.putters: deque[asyncio.Future[None]] = deque()
+        self.error: BaseException | None = None
+        self._engine = engine
+        self._inlet = inlet
+        self._stage = stage
+        self._taken: list[Token] = []
+        self._keeping: asyncio.Task[None] | None = None
+        inlet.on_end = self._ended
+
+    async def take(self) -> Token | None:
+        token = await self._inlet.take()
+        if token is None:
+            if self._keeping is not None:
+                await asyncio.wait([self._keeping])
+            self.error = self._inlet.error
+        elif self._keeping is None:
+            self._taken.append(token)
+        return token
+
+    def _ended(self) -> None:
+        """All is there, if not taken yet: the workers of the stage behind may be busy for long."""
+        tokens = [token for token in (*self._taken, *self._inlet.items) if type(token[1]) is not Mark]
+        self._taken.clear()
+        self._keeping = self._engine.spawn(self._keep(tokens))
+
+    async def _keep(self, tokens: list[Token]) -> None:
+        tokens.sort(key=itemgetter(0))
+        try:
+            await self._stage.keep([value for _, value in tokens])
+        except Exception as error:
+            self._engine.fail(deliverable(error))
+
+    def wake_putter(self) -> None:
+        pass  # `take` of the other inlet does
+
+    def stop(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+        self._inlet.stop()

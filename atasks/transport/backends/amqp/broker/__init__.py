@@ -1,0 +1,1 @@
+"""The broker: connections, channels, publishes with confirms, names of queues."""

@@ -1,0 +1,130 @@
+"""Acknowledgements of one channel, sent together at the end of a turn of the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Final
+
+from aiormq.channel import Channel
+from pamqp import frame
+from pamqp.commands import Basic
+
+from atasks.transport.backends.amqp.broker.frames import FrameWriter
+
+__all__ = ["Acks"]
+
+NEAR: Final = 1000
+"""Deliveries that are open before an acknowledgement is held back."""
+HELD_SECONDS: Final = 0.5
+STEPS: Final = 1_000_000
+"""Open deliveries that RabbitMQ may step over for what was held back, each time: about 50 ms."""
+
+
+class Acks:
+    """Acknowledges deliveries of one channel, in as few frames as their order allows.
+
+    RabbitMQ looks for a delivery from the oldest one on that is open, and does nothing else for the channel
+    meanwhile. Where calls wait for calls thousands deep, the youngest are done first, and to acknowledge each at
+    once would keep it busy for seconds. So those for which nothing waits are held back where many are open: most
+    of them leave with the older ones, in one frame, and the others a few at a time.
+
+    Never waits and never raises: if the channel is gone, the broker delivers again, on another one.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self._writer = FrameWriter(channel)
+        self._scheduled = False
+        self._done: list[int] = []
+        self._late: list[int] = []
+        self._requeued: list[int] = []
+        self._highest = 0
+        """The last tag of which something was said."""
+        self._below = 0
+        """Every tag up to this one was acknowledged or given back."""
+        self._above: set[int] = set()
+        """Those above it that were."""
+        self._held: list[int] = []
+        """Those above it whose acknowledgement was not sent."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def ack(self, tag: int, *, late: bool = False) -> None:
+        """The delivery of this tag has been dealt with. Late: it makes room in no window, and may be held back."""
+        (self._late if late else self._done).append(tag)
+        self._schedule()
+
+    def requeue(self, tag: int) -> None:
+        """Return the delivery of this tag to its queue."""
+        self._requeued.append(tag)
+        self._schedule()
+
+    async def flushed(self) -> None:
+        """Return when the client library has taken every acknowledgement."""
+        self._flush()
+        self._write([Basic.Ack(tag) for tag in self._release(len(self._held))])
+        await self._writer.flushed()
+
+    def close(self) -> None:
+        """The channel is gone."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._held.clear()
+        self._writer.close()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        done, self._done = self._done, []
+        late, self._late = self._late, []
+        requeued, self._requeued = self._requeued, []
+        frames: list[Basic.Ack | Basic.Reject] = [Basic.Reject(tag, True) for tag in requeued]
+        said = [*done, *late, *requeued]
+        self._above.update(said)
+        self._highest = max(self._highest, *said, 0)
+        while self._below + 1 in self._above:
+            self._below += 1
+            self._above.remove(self._below)
+        held = self._held
+        if late:
+            held += late
+            held.sort()
+        done.sort()
+        now, before = bisect_right(done, self._below), bisect_right(held, self._below)
+        if now or before:  # everything below was acknowledged or given back before, or is acknowledged now
+            frames.append(Basic.Ack(max(*done[:now][-1:], *held[:before][-1:], 0), multiple=True))
+            del held[:before]
+        frames += [Basic.Ack(tag) for tag in done[now:]]
+        if held:
+            if self._open <= NEAR and self._open * len(held) <= STEPS:
+                frames += [Basic.Ack(tag) for tag in self._release(len(held))]
+            elif self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go)
+        self._write(frames)
+
+    @property
+    def _open(self) -> int:
+        """Deliveries up to the highest tag that are neither acknowledged nor given back."""
+        return self._highest - self._below - len(self._above)
+
+    def _let_go(self) -> None:
+        """Send some of what is held back."""
+        self._timer = None
+        self._write([Basic.Ack(tag) for tag in self._release(1 + STEPS // max(1, self._open))])
+        if self._held:
+            self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go)
+
+    def _release(self, count: int) -> list[int]:
+        """The oldest ones of what is held back."""
+        released, self._held = self._held[:count], self._held[count:]
+        return released
+
+    def _write(self, frames: Sequence[Basic.Ack | Basic.Reject]) -> None:
+        if frames and not self.channel.is_closed:
+            self._writer.write([frame.marshal(item, self.channel.number) for item in frames])

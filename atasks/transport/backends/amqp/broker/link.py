@@ -1,0 +1,400 @@
+"""One connected epoch: two connections with their channels, and the mapping of the client library's errors."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar, cast
+
+import aio_pika
+from aio_pika.abc import AbstractConnection as AioPikaConnection
+from aiormq.abc import AbstractConnection, ConsumerCallback
+from aiormq.channel import Channel
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.exceptions import (
+    AMQPChannelError,
+    AMQPError,
+    AuthenticationError,
+    ChannelAccessRefused,
+    ChannelInvalidStateError,
+    ChannelLockedResource,
+    ChannelNotFoundEntity,
+    ChannelPreconditionFailed,
+    ConnectionNotAllowed,
+    ProbableAuthenticationError,
+)
+from pamqp.commands import Basic
+from pamqp.common import FieldTable
+from yarl import URL
+
+from atasks import forks
+from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
+from atasks.transport.backends.amqp import tls
+from atasks.transport.backends.amqp.broker.reader import Reader
+
+__all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
+
+logger = logging.getLogger("atasks.amqp")
+
+T = TypeVar("T")
+
+SAID_HERE: Final = (
+    "Cancelling cause reader exited abnormally",
+    "Unexpected connection close from remote",
+    "error when creating transport",
+)
+"""What the client library logs with a traceback, and raises too: atasks logs each failure in one line."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(SAID_HERE) or logger.isEnabledFor(logging.DEBUG)
+
+
+logging.getLogger("aiormq.connection").addFilter(_is_news)
+
+CLIENT_ERRORS: Final = (
+    AMQPError,
+    ChannelInvalidStateError,
+    OSError,
+    RuntimeError,
+    ValueError,
+    asyncio.TimeoutError,
+)
+"""What the client library raises when a connection or a channel fails. A `CancelledError` while nobody cancelled
+the running task belongs to them: see `guard`."""
+
+HEARTBEAT: Final = 30
+SETTLE_SECONDS: Final = 1.0
+ANSWER_SECONDS: Final = 15.0
+CLOSE_SECONDS: Final = 5.0
+
+
+class _Sockets(TransportFactory):
+    """Opens connections that forked children do not share, and that unreadable properties do not end."""
+
+    async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        secure = url.scheme == "amqps"
+        reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
+        forks.withhold(writer.get_extra_info("socket").fileno())
+        return cast("asyncio.StreamReader", Reader(reader)), writer
+
+
+class Link:
+    """Two connections to one broker: one publishes and one consumes, so that a publisher which the broker blocks
+    can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is.
+    But if the broker closes `publish` alone, that is over a message, and costs no more than this channel."""
+
+    def __init__(self, publishing: AioPikaConnection, consuming: AioPikaConnection) -> None:
+        self._connections = (publishing, consuming)
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.publish: Channel
+        """With publisher confirms: requests, replies and control messages leave here."""
+        self.on_refusal: Callable[[AMQPChannelError], None] | None = None
+        """Told when the broker has closed `publish` over a message. `open_publish` opens another one."""
+        self.work: Channel
+        """Work queues are consumed here."""
+        self.inbox: Channel
+        """The reply queue and the control queue are consumed here."""
+        self._window = -1
+        """The prefetch that new consumers of `work` have; -1: not known."""
+        self._work_lock = asyncio.Lock()
+        self._spare: Channel | None = None
+        self._spare_lock = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, urls: Sequence[str], name: str, timeout: float) -> Link:
+        """A link to the first of the URLs that answers. Raises the mapped error of the last one."""
+        error: TransportError | None = None
+        for url in urls:
+            try:
+                async with asyncio.timeout(timeout):
+                    return await _named(cls._open(url, name))
+            except (AMQPError, ChannelInvalidStateError, OSError) as reason:
+                error = map_error(reason, url)
+        assert error is not None, "no URL was given"
+        raise error
+
+    @classmethod
+    async def _open(cls, url: str, name: str) -> Link:
+        address = URL(url)
+        if "heartbeat" not in address.query:
+            address = address.update_query(heartbeat=str(HEARTBEAT))
+        opened: list[AioPikaConnection] = []
+        try:
+            for role in ("publish", "consume"):
+                properties: FieldTable = {"connection_name": f"{name} {role}"}
+                attempt = aio_pika.Connection(address, client_properties=properties)
+                attempt.kwargs["transport_factory"] = _Sockets()
+                opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
+                await _connect(attempt)
+            link = cls(opened[0], opened[1])
+            await link.open_publish()
+            link.work = await link._channel(1)
+            link.inbox = await link._channel(1)
+        except BaseException:
+            await _close_all(opened)
+            raise
+        for connection in opened:
+            _underlay(connection).closing.add_done_callback(link._on_closed)
+        return link
+
+    async def _channel(self, index: int) -> Channel:
+        confirms = index == 0
+        channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=confirms)
+        await channel.initialize()
+        underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        underlay.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
+        underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        return underlay
+
+    async def open_publish(self) -> Channel:
+        """Open a channel for what leaves here, in the place of the one that was closed."""
+        self.publish = await guard(self._channel(0))
+        return self.publish
+
+    def _on_publish_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        # Where the exchange is gone, so is what was bound to it: only a new link binds all of it.
+        if (
+            isinstance(error, AMQPChannelError)
+            and not isinstance(error, ChannelNotFoundEntity)
+            and self.on_refusal is not None
+            and not self.lost.done()
+        ):
+            self.on_refusal(error)
+        else:
+            self._on_closed(closing)
+
+    def _on_closed(self, closing: asyncio.Future[Any]) -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self.lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
+
+    def _on_consumer_cancelled(self, frame: Basic.Cancel) -> None:
+        self.lose(f"the broker cancelled consumer {frame.consumer_tag}")
+
+    def lose(self, reason: str) -> None:
+        """Declare the link lost."""
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    @property
+    def server_version(self) -> tuple[int, ...]:
+        """The broker's version, (0,) if it does not say one."""
+        properties = _underlay(self._connections[0]).server_properties or {}
+        version = properties.get("version", "0")
+        text = version.decode() if isinstance(version, bytes) else str(version)
+        return tuple(int(part) for part in text.split(".")[:2] if part.isdigit()) or (0,)
+
+    async def consume_work(self, name: str, callback: ConsumerCallback, window: int) -> str:
+        """Consume a queue over `work`, with at most so many unacknowledged messages; 0: any number. Returns the
+        consumer tag.
+
+        A channel has one prefetch, which its next consumers take over: nobody may set another one in between.
+        """
+        async with self._work_lock:
+            if window != self._window:
+                self._window = -1
+                await guard(self.work.basic_qos(prefetch_count=window))
+                self._window = window
+            consumed = await guard(self.work.basic_consume(name, callback))
+        return consumed.consumer_tag or ""
+
+    async def queue_state(self, name: str) -> tuple[int, int] | None:
+        """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
+        async with self._spare_lock:
+            try:
+                channel = await self._spare_channel()
+                found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))
+            except ChannelNotFoundEntity:
+                return None
+            except ChannelLockedResource:  # another connection's exclusive queue: it exists
+                return (0, 1)
+            except BaseException:
+                self._spare = None  # it may wait for the broker's answer still
+                raise
+        return (found.message_count or 0, found.consumer_count or 0)
+
+    async def declare_queue(
+        self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
+    ) -> None:
+        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it."""
+        async with self._spare_lock:
+            channel = await self._spare_channel()
+            try:
+                await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+                for key in keys:
+                    await guard(shielded(channel.queue_bind(name, exchange, key)))
+            except BaseException:
+                self._spare = None  # as above
+                raise
+
+    async def _spare_channel(self) -> Channel:
+        """A channel of its own for declarations: one that the broker refuses closes its channel."""
+        if self._spare is None or self._spare.is_closed:
+            self._spare = await self.open_channel()
+        return self._spare
+
+    async def open_channel(self) -> Channel:
+        """Another channel, which may be closed without losing the link."""
+        channel = self._connections[1].channel(publisher_confirms=False)
+        await guard(channel.initialize())
+        underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        return underlay
+
+    async def close(self) -> None:
+        """Close both connections, within a few seconds."""
+        self.lose("closed by this side")
+        await _close_all(self._connections)
+
+
+async def _connect(attempt: AioPikaConnection) -> None:
+    """Connect. A cancellation waits a little until that has ended: in the middle of it, the client library may
+    lose sight of a connection that is open already, and nobody could close it."""
+    connecting = asyncio.ensure_future(attempt.connect())
+    try:
+        await asyncio.shield(connecting)
+    except asyncio.CancelledError:
+        await asyncio.wait((connecting,), timeout=SETTLE_SECONDS)
+        connecting.cancel()
+        await asyncio.wait((connecting,))
+        if not connecting.cancelled():
+            connecting.exception()  # nobody else looks
+        raise
+
+
+def shielded(operation: Awaitable[T]) -> Awaitable[T]:
+    """An operation that goes on when its await is cancelled: a cancelled one would close its channel."""
+    task = asyncio.ensure_future(operation)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
+    return asyncio.shield(task)
+
+
+async def guard(operation: Awaitable[T]) -> T:
+    """Await an operation of the client library, for a bounded time: a broker that comes up may leave a declaration
+    without an answer. Raises one of `CLIENT_ERRORS`."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await _named(operation)
+    except TimeoutError as error:
+        raise ConnectionError(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
+
+
+async def _named(operation: Awaitable[T]) -> T:
+    """Await it; the library's nameless ways to say that the connection is gone, a `CancelledError` while nobody
+    cancelled the running task and an error of no class of its own, become a ConnectionError."""
+    try:
+        return await operation
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionError("the connection to the broker was lost") from error
+    except Exception as error:
+        if type(error) not in (Exception, RuntimeError):
+            raise
+        raise ConnectionError("the connection to the broker was lost") from error
+
+
+async def _close_all(connections: Sequence[AioPikaConnection]) -> None:
+    async def close(connection: AioPikaConnection) -> None:
+        with suppress(*CLIENT_ERRORS):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await guard(connection.close())
+
+    await asyncio.gather(*map(close, connections))
+
+
+def _underlay(connection: AioPikaConnection) -> AbstractConnection:
+    assert connection.transport is not None
+    return connection.transport.connection
+
+
+def server_name(url: str) -> str:
+    """host:port of a URL, without credentials."""
+    address = URL(url)
+    return f"{address.host or 'localhost'}:{address.port or (5671 if address.scheme == 'amqps' else 5672)}"
+
+
+def map_error(error: BaseException, url: str) -> TransportError:
+    """The atasks error for what the client library raised while connecting or declaring."""
+    where = f"RabbitMQ at {server_name(url)}"
+    user, vhost = URL(url).user or "guest", URL(url).path.removeprefix("/") or "/"
+    text = str(error)
+    mapped: TransportError
+    if isinstance(error, ChannelPreconditionFailed) and text.endswith("is reached"):  # a limit of queues
+        mapped = AccessRefused(
+            f"{where} refuses user {user!r}: {text.removeprefix('PRECONDITION_FAILED - ')}. Have the limit raised "
+            "(rabbitmqctl list_vhost_limits), or delete what is not needed"
+        )
+    elif isinstance(error, ChannelPreconditionFailed):
+        exchange = "for exchange" in text  # that of control messages: others have declared it in their own way
+        advice = (
+            "Delete the exchange, or give another prefix"
+            if exchange
+            else "Start this worker with the same queue_type and max_priority, or delete the queue first"
+        )
+        mapped = QueueMismatch(f"{where}: {text.removeprefix('PRECONDITION_FAILED - ')}. {advice}")
+    elif isinstance(error, ConnectionNotAllowed) or "NOT_ALLOWED" in text or "['Connection.OpenOk'], got" in text:
+        # the last one is how aiormq says that the broker closed the connection when the virtual host was opened:
+        # the broker's reason is lost by that
+        mapped = AccessRefused(
+            f"{where} has no virtual host {vhost!r} for user {user!r}: check the path of the URL "
+            "(amqp://user:password@host/vhost) and the user's permissions. Or no further connection is "
+            "allowed: see the limits of both (rabbitmqctl list_vhost_limits, list_user_limits)"
+        )
+    elif isinstance(error, (ProbableAuthenticationError, AuthenticationError)) or "ACCESS_REFUSED" in text:
+        if isinstance(error, ChannelAccessRefused):
+            detail = text.removeprefix("ACCESS_REFUSED - ")
+            mapped = AccessRefused(
+                f"{where} refuses user {user!r}: {detail}. Give the user permissions on {vhost!r}"
+            )
+        else:
+            mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
+    else:
+        reason = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
+        mapped = ConnectFailed(f"cannot reach {where} ({reason}): {_advice(error, url)}")
+    mapped.__cause__ = error
+    return mapped
+
+
+def _advice(error: BaseException, url: str) -> str:
+    """Where to look, by how far the connection came."""
+    system = next((e for e in (error.__cause__, error) if isinstance(e, OSError)), None)
+    if isinstance(system, ssl.SSLError):
+        return tls.advice(system, URL(url).host or "localhost")
+    if isinstance(system, socket.gaierror):
+        return "check the name of the host in the URL"
+    if isinstance(error, TimeoutError):
+        return "start it (docker compose up -d), or check host and port: RabbitMQ has 5672, and 5671 with TLS"
+    if system is not None and system.errno in _NOBODY_LISTENS:
+        return "start it (docker compose up -d), or give the URL of another one"
+    if URL(url).scheme == "amqps":  # with TLS 1.3 a broker that refuses a client's certificate just hangs up
+        return (
+            "the broker may want another certificate of the client (?certfile=client.pem&keyfile=client.key), or "
+            "something else listens there: RabbitMQ has 5671 with TLS"
+        )
+    return (
+        "something listens there and does not answer as RabbitMQ does: check the port "
+        "(5672; 5671 with TLS; 15672 is the management page), or wait until it has started"
+    )
+
+
+_NOBODY_LISTENS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
+
+
+def _reason(error: BaseException) -> str:
+    """An OSError's own words, found behind the client library's wrapping."""
+    for reason in (error.__cause__, error):
+        if isinstance(reason, OSError) and reason.strerror:
+            if reason.errno and reason.strerror.startswith("Connect call failed"):
+                return os.strerror(reason.errno)  # the system says it better than asyncio: "Connection refused"
+            return reason.strerror
+    return str(error).split("\n", 1)[0] or type(error).__name__

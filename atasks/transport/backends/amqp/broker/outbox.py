@@ -1,0 +1,296 @@
+"""What waits to be sent, and what was sent and is not confirmed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from aiormq.exceptions import AMQPChannelError
+from pamqp.commands import Basic
+
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.publisher import Publisher
+from atasks.transport.backends.amqp.broker.refusals import Refusal
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.seals import Seals
+
+__all__ = ["Outbox", "Outgoing"]
+
+logger = logging.getLogger("atasks.amqp")
+
+MAX_UNCONFIRMED: Final = 1000
+"""The client library scans what is unconfirmed on each confirm of many."""
+MAX_BYTES: Final = 32 * 2**20
+"""Bytes that may wait here; past it, `room` makes callers wait."""
+
+
+class Outgoing:
+    """A message on its way to the broker. Subclasses say what each ending means.
+
+    Exactly one of `confirmed`, `returned`, `refused` and `rejected` is called, unless `lost` or `stranded` says
+    not to send it again.
+    """
+
+    __slots__ = ("body", "exchange", "key", "mandatory", "properties", "routing_key", "size")
+
+    def __init__(
+        self,
+        body: bytes,
+        routing_key: str,
+        properties: Basic.Properties,
+        *,
+        exchange: str = "",
+        mandatory: bool = True,
+        key: str | None = None,
+    ) -> None:
+        self.body = body
+        self.size = len(body)
+        """Bytes, or a good guess, while it waits."""
+        self.routing_key = routing_key
+        self.properties = properties
+        self.exchange = exchange
+        self.mandatory = mandatory
+        self.key = key
+        """Under which key it is sealed, where messages are: None: this side's own. Empty: under none."""
+
+    @property
+    def destination(self) -> str:
+        """The name that its seal has for where it goes."""
+        return self.routing_key
+
+    def prepare(self) -> bool:
+        """Called right before it is sent: False drops it."""
+        return True
+
+    def confirmed(self) -> None:
+        """It is safe at the broker."""
+
+    def returned(self) -> None:
+        """There is no queue to take it."""
+
+    def refused(self) -> None:
+        """The broker rejected it: its queue is full."""
+
+    def rejected(self, refusal: Refusal) -> None:
+        """It cannot be sent: it cannot be written as a message, or the broker closes the channel over it."""
+        logger.warning(
+            "a message of %d bytes for %r was dropped: %s", len(self.body), self.routing_key[:100], refusal.reason
+        )
+
+    def stranded(self, arrived: bool) -> bool:
+        """The broker closed the channel over another message, before it confirmed this one. `arrived`: this one
+        had left before that one, and is there; else nobody knows. True: send it again."""
+        return True
+
+    def lost(self) -> bool:
+        """The connection went before a confirm: it may or may not have arrived. True: send it again."""
+        return True
+
+
+class Outbox:
+    """Sends messages over the link that is attached, and keeps them while none is.
+
+    Nothing waits for a confirm before the next message leaves; at most `MAX_UNCONFIRMED` are unconfirmed. If the
+    broker closes a channel over a message and does not say which, those that are unconfirmed are sent once more
+    and one by one, so that the one which closes a channel again is known.
+    """
+
+    def __init__(self, limited: Callable[[int], None] = lambda size: None, seals: Seals | None = None) -> None:
+        """`limited(size)` is called when the broker has said how many bytes a message may have. `seals` seal what
+        leaves; None: it leaves as it is."""
+        self._seals = seals
+        self.limit = sys.maxsize
+        """Bytes that a message may have: a larger one is rejected unsent."""
+        self._limited = limited
+        self._link: Link | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._waiting: deque[Outgoing] = deque()
+        self._suspects: deque[Outgoing] = deque()
+        """The broker closed a channel over one of these: each is sent alone, before what waits."""
+        self._alone: Outgoing | None = None
+        """The one of them that is under way."""
+        self._unconfirmed: dict[int, Outgoing] = {}
+        """By identity, in the order in which they were sent."""
+        self._publisher: Publisher | None = None
+        self._bytes = 0
+        self._scheduled = False
+        self._wanting_room: deque[asyncio.Future[None]] = deque()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def put(self, message: Outgoing) -> None:
+        """Send it at the end of this turn of the event loop, after what was put before."""
+        self._bytes += message.size
+        self._waiting.append(message)
+        self._idle.clear()
+        if not self._scheduled:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def put_now(self, message: Outgoing) -> None:
+        """Send it at once, after what was put before."""
+        self._scheduled = True
+        self.put(message)
+        self._pump()
+
+    def put_alone(self, message: Outgoing) -> None:
+        """Send it when nothing else is under way: the broker may close the channel over it."""
+        self._bytes += message.size
+        self._suspects.append(message)
+        self._idle.clear()
+        self._pump()
+
+    def grew(self, size: int) -> None:
+        """A message that waits here has grown by so many bytes."""
+        self._bytes += size
+
+    def attach(self, link: Link) -> None:
+        """Send over this link from now on."""
+        self._link = link
+        link.on_refusal = self._on_refusal
+        self._publisher = Publisher(link.publish, self._ended, self._seals)
+        self._pump()
+
+    def detach(self) -> None:
+        """The link is gone: what is unconfirmed is lost; what may be sent again waits for the next one."""
+        self._link = None
+        if self._reopening is not None:
+            self._reopening.cancel()
+        alone = self._alone
+        again = [message for message in self._withdraw() if message.lost()]
+        self._bytes += sum(message.size for message in again)
+        (self._waiting if alone is None else self._suspects).extendleft(reversed(again))
+        self._settled()
+
+    def _on_refusal(self, error: AMQPChannelError) -> None:
+        """The broker has closed the channel over a message: this one ends, and the others leave by the next
+        channel."""
+        link = self._link
+        if link is None:
+            return
+        refusal = Refusal.of(error)
+        logger.warning("the broker closed a channel over a message: %s", refusal.reason)
+        if refusal.limit is not None and refusal.limit < self.limit:
+            self.limit = refusal.limit
+            self._limited(refusal.limit)
+        self._blame(refusal)
+        self._reopening = asyncio.get_running_loop().create_task(self._reopen(link), name="atasks channel")
+
+    async def _reopen(self, link: Link) -> None:
+        try:
+            await link.open_publish()
+        except CLIENT_ERRORS as error:
+            link.lose(f"no channel can be opened: {error}")
+        else:
+            if link is self._link:
+                self.attach(link)
+
+    def _blame(self, refusal: Refusal) -> None:
+        """The broker has closed the channel over one of the messages that are unconfirmed. It took what left
+        before that one, and nothing that left after it."""
+        unconfirmed = self._withdraw()
+        guilty = unconfirmed if len(unconfirmed) == 1 else [item for item in unconfirmed if refusal.concerns(item)]
+        if guilty:
+            first = unconfirmed.index(guilty[0])
+            again = [message for message in unconfirmed[:first] if message.stranded(True)]
+            again += [message for message in unconfirmed[first:] if message not in guilty]
+            self._waiting.extendleft(reversed(again))
+        else:
+            again = [message for message in unconfirmed if message.stranded(False)]
+            self._suspects.extend(again)
+        self._bytes += sum(message.size for message in (*again, *guilty))
+        for message in guilty:
+            self._reject(message, refusal)
+        self._settled()
+
+    def _withdraw(self) -> list[Outgoing]:
+        """What is unconfirmed: it is no longer, and counts no longer."""
+        if self._publisher is not None:
+            self._publisher.close()
+            self._publisher = None
+        unconfirmed, self._unconfirmed, self._alone = list(self._unconfirmed.values()), {}, None
+        self._bytes -= sum(message.size for message in unconfirmed)
+        return unconfirmed
+
+    def room(self) -> asyncio.Future[None] | None:
+        """What to await before asking again; None: there is room."""
+        if self._bytes < MAX_BYTES:
+            return None
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._wanting_room.append(waiter)
+        return waiter
+
+    async def flushed(self) -> None:
+        """Return when nothing waits and nothing is unconfirmed."""
+        await self._idle.wait()
+
+    def __len__(self) -> int:
+        return len(self._waiting) + len(self._suspects) + len(self._unconfirmed)
+
+    def _pump(self) -> None:
+        self._scheduled = False
+        publisher = self._publisher
+        if publisher is None or self._alone is not None:
+            return
+        if self._suspects:
+            if self._unconfirmed:
+                return
+            waiting, most = self._suspects, 1
+        else:
+            waiting, most = self._waiting, MAX_UNCONFIRMED
+        leaving: list[Outgoing] = []
+        while waiting and len(self._unconfirmed) < most:
+            message = waiting.popleft()
+            try:
+                wanted = message.prepare()
+            except Exception as error:
+                self._reject(message, _unwritable(error))
+                continue
+            if not wanted:
+                self._bytes -= message.size
+            elif len(message.body) > self.limit:
+                self._reject(message, Refusal("it is too large", limit=self.limit))
+            else:
+                self._unconfirmed[id(message)] = message
+                leaving.append(message)
+        if most == 1 and leaving:
+            self._alone = leaving[0]
+        for message, reason in publisher.publish(leaving):
+            self._reject(message, _unwritable(reason))
+        self._settled()
+
+    def _reject(self, message: Outgoing, refusal: Refusal) -> None:
+        """Have it end as one that cannot be sent, in the next turn of the event loop."""
+        self._unconfirmed[id(message)] = message
+        asyncio.get_running_loop().call_soon(self._ended, message, partial(message.rejected, refusal))
+
+    def _ended(self, message: Outgoing, ending: Callable[[], None]) -> None:
+        if self._unconfirmed.pop(id(message), None) is None:
+            return  # it was declared lost before its confirm arrived here
+        if message is self._alone:
+            self._alone = None
+        self._bytes -= message.size
+        ending()
+        if self._waiting or self._suspects:
+            self._pump()
+        else:
+            self._settled()
+
+    def _settled(self) -> None:
+        if self._wanting_room and self._bytes < MAX_BYTES // 2:
+            waiting, self._wanting_room = self._wanting_room, deque()
+            for waiter in waiting:  # each looks again, and those that find no room wait again
+                if not waiter.done():
+                    waiter.set_result(None)
+        if not (self._waiting or self._suspects or self._unconfirmed):
+            self._idle.set()
+
+
+def _unwritable(error: Exception) -> Refusal:
+    return Refusal(f"it cannot be written: {type(error).__name__}")

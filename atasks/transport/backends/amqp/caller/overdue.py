@@ -1,0 +1,274 @@
+"""Calls that have been pending for long: does a worker hold them?
+
+A request that the broker confirmed can still vanish: its queue may be deleted or purged, a policy may drop it, and
+a message that is not persistent does not survive the broker. Nobody tells the caller, so the caller asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import math
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.base import Pending
+from atasks.transport.unserved import Unserved
+from atasks.transport.whereabouts import Whereabouts
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Held
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.transport import AMQPTransport
+
+__all__ = ["Inquiry"]
+
+logger = logging.getLogger("atasks.amqp")
+
+IDS_AT_ONCE: Final = 1000
+QUICK_ROUNDS: Final = 3
+"""Two unanswered questions, and the conclusion."""
+EARLY_SECONDS: Final = 3.0
+"""Seconds after which workers are asked for a call of which nothing was heard, if nothing waits in its queue."""
+SOONER_SECONDS: Final = 1.0
+"""The same, where the queue has lost a call lately."""
+LOSING_SECONDS: Final = 120.0
+"""For how long a queue that has lost a call may be expected to lose another one."""
+KNOWN_SECONDS: Final = 2.0
+"""For how long it is believed where a call is."""
+MAX_QUESTIONS: Final = 64
+"""Questions whose answers are counted at once."""
+
+
+class Inquiry:
+    """Asks the workers for calls that are pending for long, to notice those that are lost.
+
+    A call that all workers of its queue say twice not to have, while the queue is empty, is lost: it is sent
+    again. Workers of older versions do not say so. So it is lost too if it is pending for longer than `patience`
+    seconds, and no worker says, twice, that it holds it, while its queue is empty; only then does a call that may
+    run at most once end in `CallConnectionLost`. Where calls got lost, because of a policy say, it asks sooner.
+
+    Warns where nothing serves the queue of calls that are pending.
+    """
+
+    patience = 30.0
+    pause = 2.0
+    """Seconds between two rounds."""
+    quick_pause = 1.0
+    """The same, after there was a reason to ask."""
+
+    def __init__(self, transport: AMQPTransport) -> None:
+        self._transport = transport
+        self._reason = asyncio.Event()
+        self._questions: dict[str, _Question] = {}
+        """By token: those of the last round."""
+        self._numbers = itertools.count(1)
+        self._losing: dict[str, float] = {}
+        """Queue -> when it lost a call."""
+        self._unserved = Unserved(logger)
+        self._locating: dict[str, list[Pending]] = {}
+        """Queue -> calls whose deadlines are near."""
+        self._errands: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Ask, round after round, until cancelled."""
+        quick = 0
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(self.quick_pause, self.pause) if quick else self.pause):
+                    await self._reason.wait()
+            quick = QUICK_ROUNDS if self._reason.is_set() else max(0, quick - 1)
+            self._reason.clear()
+            try:
+                if await self._round():
+                    quick = max(quick, 1)
+            except CLIENT_ERRORS as error:  # the link went: after the reconnect there is another round
+                logger.debug("a round of questions was cut short: %s", error)
+
+    def suspect(self, pendings: Iterable[Pending]) -> None:
+        """These calls may be lost: ask for them now."""
+        for pending in pendings:
+            pending.since = -math.inf
+        self._reason.set()
+
+    async def _round(self) -> bool:
+        """Whether the next one is to come soon."""
+        now = asyncio.get_running_loop().time()
+        questions, self._questions = self._questions, {}
+        queues: dict[str, list[Pending]] = {}
+        homeless: dict[str, list[Pending]] = {}
+        for pending in self._transport.pendings():
+            if pending.unheard:
+                homeless.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+            elif pending.confirmed and now - pending.since >= min(SOONER_SECONDS, self.patience):
+                queues.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+        for queue, pendings in homeless.items():
+            self._unserved.see(queue, pendings, now)
+        soon = False
+        for queue, pendings in queues.items():
+            losing = now - self._losing.get(queue, -math.inf) < LOSING_SECONDS
+            early = min(SOONER_SECONDS if losing else EARLY_SECONDS, self.patience)
+            overdue = [pending for pending in pendings if now - pending.since >= self._patience(pending, early)]
+            if not overdue:
+                continue
+            empty, workers = await self._is_empty(queue), await self._workers(queue)
+            for question in questions.values():
+                if question.queue == queue and len(question.workers) >= workers:
+                    question.deny()
+            if workers == 0:
+                self._unserved.see(queue, [pending for pending in overdue if pending.where is None], now)
+            overdue = [item for item in overdue if empty or now - item.since >= self.patience]
+            lost = [
+                pending
+                for pending in overdue
+                if (pending.denied >= 2 and pending.call.delivery != AT_MOST_ONCE)
+                or (pending.asked >= 2 and now - pending.since >= self.patience + 2 * self.pause)
+            ]
+            if lost and empty:
+                self._losing[queue] = now
+                self._transport.requests.resend(lost, f"queue {queue!r} lost the call")
+            asked = [pending for pending in overdue if pending.confirmed]
+            for key in {pending.key for pending in asked}:
+                self._ask(queue, [pending for pending in asked if pending.key == key], key)
+            soon = soon or any(pending.where is None for pending in asked)
+        return soon
+
+    def _patience(self, pending: Pending, early: float) -> float:
+        """After how many seconds to ask for the call. What a worker has it keeps, or it is delivered again."""
+        return self.patience if pending.where is not None and pending.where.worker else early
+
+    def _ask(self, queue: str, pendings: list[Pending], key: str | None) -> None:
+        for start in range(0, len(pendings), IDS_AT_ONCE):
+            some = pendings[start : start + IDS_AT_ONCE]
+            for pending in some:
+                pending.asked += 1
+            token = str(next(self._numbers))
+            if len(self._questions) < MAX_QUESTIONS:
+                self._questions[token] = _Question(queue, some)
+            self._send(queue, some, token, key)
+
+    def _send(self, queue: str, pendings: list[Pending], token: str, key: str | None) -> None:
+        topology = self._transport.topology
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=f"ask:{pendings[0].call.id}",
+            reply_to=self._transport.reply_queue,
+            delivery_mode=1,
+        )
+        body = wire.encode([Ask(VERSION, [pending.call.id for pending in pendings], token)])
+        self._transport.outbox.put(
+            Outgoing(
+                body, topology.queue_key(queue), properties, exchange=topology.control, mandatory=False, key=key
+            )
+        )
+
+    async def _is_empty(self, queue: str) -> bool:
+        """Whether no call waits in the queue: one that does is not lost, however long it waits."""
+        link, topology = self._transport.link, self._transport.topology
+        if link is None:
+            return False
+        for name in topology.all(queue):
+            state = await link.queue_state(name)
+            if state is not None and state[0]:
+                return False
+        return True
+
+    async def _workers(self, queue: str) -> int:
+        """How many workers serve the queue. Its solo queue tells: they consume that all the time."""
+        link = self._transport.link
+        state = None if link is None else await link.queue_state(self._transport.topology.solo(queue))
+        if state is not None and not state[1]:  # a quorum queue may say 0 consumers for a moment
+            state = None if link is None else await link.queue_state(self._transport.topology.solo(queue))
+        return 0 if state is None else state[1]
+
+    # -- answers
+
+    def heard(self, answer: Held) -> None:
+        """A worker holds these calls, and none of the others that it was asked for."""
+        question = self._questions.get(answer.token)
+        if question is not None:
+            question.workers.add(answer.worker)
+        now = asyncio.get_running_loop().time()
+        for call_id, ran in zip(answer.ids, answer.ran_ms or itertools.repeat(None), strict=False):
+            pending = self._transport.pending(call_id)
+            if pending is not None:
+                self.heard_of(pending)
+                begun = ran is None or ran >= 0
+                pending.where = Whereabouts(
+                    "run" if begun else "turn",
+                    self._transport.queue_of(pending.options),
+                    answer.worker,
+                    ran / 1000 if ran is not None and begun else None,
+                    now,
+                )
+                if pending.inflow is not None:
+                    pending.inflow.ask(answer.worker)
+
+    def heard_of(self, pending: Pending) -> None:
+        """A worker holds this call."""
+        pending.since = asyncio.get_running_loop().time()
+        pending.asked = pending.denied = 0
+
+    # -- deadlines
+
+    def locate(self, pending: Pending) -> None:
+        """Find out where the call is: its deadline is near. With others of this turn of the event loop."""
+        if not self._locating:
+            asyncio.get_running_loop().call_soon(self._locate)
+        self._locating.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+
+    def _locate(self) -> None:
+        located, self._locating = self._locating, {}
+        now = asyncio.get_running_loop().time()
+        for queue, pendings in located.items():
+            for pending in pendings:
+                if pending.where is not None and now - pending.where.told > KNOWN_SECONDS:
+                    pending.where = None
+            for key in {pending.key for pending in pendings}:
+                some = [pending for pending in pendings if pending.key == key]
+                for start in range(0, len(some), IDS_AT_ONCE):
+                    self._send(queue, some[start : start + IDS_AT_ONCE], "", key)
+            task = asyncio.create_task(self._look(queue, pendings), name="atasks whereabouts")
+            self._errands.add(task)
+            task.add_done_callback(self._errands.discard)
+
+    async def _look(self, queue: str, pendings: list[Pending]) -> None:
+        """What the queue tells of calls that no worker has."""
+        link, topology = self._transport.link, self._transport.topology
+        with suppress(*CLIENT_ERRORS):
+            workers = await self._workers(queue)
+            state = None if link is None else await link.queue_state(topology.work(queue))
+            where = Whereabouts("turn" if workers else "worker", queue, waiting=0 if state is None else state[0])
+            for pending in pendings:
+                if pending.where is None and link is not None and (where.waiting or not workers):
+                    pending.where = where
+
+    async def close(self) -> None:
+        """Look for nothing any more."""
+        for task in self._errands:
+            task.cancel()
+        if self._errands:
+            await asyncio.wait(self._errands)
+
+
+class _Question:
+    """What the workers of a queue were asked, and who of them has answered."""
+
+    __slots__ = ("_asked", "queue", "workers")
+
+    def __init__(self, queue: str, pendings: list[Pending]) -> None:
+        self.queue = queue
+        self.workers: set[str] = set()
+        self._asked = [(pending, pending.asked) for pending in pendings]
+
+    def deny(self) -> None:
+        """All of them have: what none holds is held by none."""
+        for pending, asked in self._asked:
+            if pending.asked == asked:  # nothing was heard of it since
+                pending.denied += 1

@@ -1,0 +1,333 @@
+"""Calls that were delivered before: which attempt comes next, whether it may start, and when a call is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from atasks import wire
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
+from atasks.transport.backends.amqp.worker.claims import CopyClaim, Question, Waiting, Word, question_properties
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
+from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status
+from atasks.worker.held_call import describe
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.serving import Intake
+
+__all__ = ["Attempts"]
+
+logger = logging.getLogger("atasks.amqp")
+
+ASK_SECONDS: Final = 1.0
+PROMPT_SECONDS: Final = 0.25
+"""Within which a caller answers that is connected and not busy."""
+MAX_ASIDE: Final = 100
+"""Calls of silent callers that are put aside at once; each costs the broker two messages a second."""
+ASK_ROUNDS: Final = 3
+"""How often workers are asked for a call before it is declared lost."""
+GONE_ROUNDS: Final = 2
+"""How often a reply queue must be missing. Once is not enough: see `CallerWatch`."""
+MAX_SILENT: Final = 1000
+"""Callers that are remembered to be silent. To forget one costs time only."""
+
+
+class Attempts:
+    """Counts the attempts of calls, and sees to it that each after the first one is started once.
+
+    A call that was delivered before is published again, at the next attempt, and what it came by is acknowledged.
+    A connection that is cut between the two, or a worker that dies there, leaves two copies of it at the broker.
+    So whoever receives a later attempt asks its caller before starting it: the caller grants each attempt to one
+    copy, and the others are dropped. If it is silent for `patience` seconds of connection, the copy starts;
+    if it is gone by then, as its reply queue tells, only one with `orphan="run"` does.
+
+    The last attempt is lost with its worker, if it has begun there: when it has the worker for itself, it is
+    claimed once more, and the caller remembers that. A worker may die before, of a call that still ran. A
+    beginning is granted to one worker: the next one has it only with a copy that says that the other one gave it
+    back. While the caller is silent the copy waits aside, and the worker runs other calls.
+    """
+
+    patience = 30.0
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._questions: dict[str, Waiting[Reply | End | None]] = {}
+        """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
+        self._claims: dict[str, CopyClaim] = {}
+        """Id of a copy -> what its caller is asked."""
+        self._beginnings: dict[str, CopyClaim] = {}
+        """The same, of last attempts that are about to begin."""
+        self._runs = 0
+        """Last attempts that have asked to begin."""
+        self._silent: dict[str, float] = {}
+        """Reply queue -> since when a caller was asked without an answer (event loop time)."""
+        self._errands: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
+        """Deal with a call that was delivered before, or is at a later attempt. False: it is the worker's.
+
+        `again`: the broker has delivered this message before. It says so of every message after a crash of its
+        own, so attempts are counted in the envelope."""
+        inbound = delivery.inbound
+        sealed_once = call.delivery == AT_MOST_ONCE and bool(inbound.key)  # a copy of it may be a recording
+        if (not again and call.attempt == 1 and not sealed_once) or self._intake.worker.knows(call.id):
+            return False
+        claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
+        answerable = (call.attempt > 1 or sealed_once) and bool(inbound.copy) and not inbound.kept
+        last = call.attempt >= call.max_attempts
+        begins = last and inbound.consumer.solo and call.delivery != AT_MOST_ONCE
+        if claim is not None:  # it was delivered once more meanwhile, over the next link
+            claim.deliveries.append(delivery)
+            claim.again = claim.again or (again and begins)
+        elif again and question is not None:
+            question.deliveries.append(delivery)
+        elif answerable and (begins or not again):
+            # Counted at once, as below: what comes next over this consumer depends on it.
+            inbound.consumer.claims += 1
+            self._errand(self._claim(call, self._new_claim(call, [delivery], again)))
+        elif not again:  # nobody can be asked, or for nothing
+            return False
+        elif last or call.delivery == AT_MOST_ONCE or call.credit:
+            inbound.consumer.away += 1
+            self._errand(self._ask_before(call, [delivery]))
+        else:
+            self._try_again(call, delivery)
+        return True
+
+    def stop(self) -> None:
+        """The worker takes no more calls: those that wait for the word of their callers go back."""
+        self._stopped = True
+        for claim in self._claims.values():
+            claim.tell(Word.BACK)
+
+    def restart(self) -> None:
+        """It takes calls again."""
+        self._stopped = False
+
+    async def ended(self) -> None:
+        """Return when nothing is asked any more."""
+        for errand in list(self._errands):
+            await asyncio.wait([errand])
+
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name="atasks attempt")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+    def _try_again(self, call: Call, delivery: CallDelivery) -> None:
+        logger.debug("%s was delivered before: attempt %d is next", describe(call), call.attempt + 1)
+        delivery.charge(call)
+
+    # -- may it start?
+
+    def _new_claim(self, call: Call, deliveries: list[CallDelivery], again: bool) -> CopyClaim:
+        inbound = deliveries[0].inbound
+        claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._intake.epoch)
+        if self._stopped:
+            claim.tell(Word.BACK)
+        return claim
+
+    async def _claim(self, call: Call, claim: CopyClaim) -> None:
+        intake, inbound = self._intake, claim.deliveries[0].inbound
+        consumer = inbound.consumer
+        try:
+            word = await self._ask_caller(claim, inbound)
+        finally:
+            del self._claims[inbound.copy]
+            if claim.away:
+                consumer.away -= 1
+            else:
+                consumer.claims -= 1
+        again = claim.was_delivered_before(self._intake.epoch)
+        if word is Word.NO:
+            copy = inbound.copy
+            logger.debug(
+                "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
+            )
+            for each in claim.deliveries:
+                each.drop()
+        elif word is Word.BACK and again and not claim.run:  # it may have begun elsewhere
+            for each in claim.deliveries:
+                each.requeue()
+        elif word is Word.BACK:
+            *others, last = claim.deliveries
+            last.give_back(call)
+            for each in others:
+                each.drop()
+        elif word in (Word.BEGUN, Word.SILENCE) and again:
+            consumer.away += 1
+            self._adapt_window()
+            await self._ask_before(call, claim.deliveries)
+        else:
+            permit = partial(self._begin, call, claim, word)
+            for each in claim.deliveries:  # the first one starts it, and it adopts the others
+                intake.worker.deliver(call, each, consumer.solo, permit)
+        self._adapt_window()
+
+    def _adapt_window(self) -> None:
+        if self._intake.window is not None:
+            self._intake.window.adapt_soon()
+
+    async def _ask_caller(self, claim: CopyClaim, inbound: Inbound) -> Word:
+        """What the caller says; if it stays silent, what is to be taken for its word."""
+        call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
+        if len(self._silent) >= MAX_SILENT:
+            self._silent.clear()
+        silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
+        if silent and inbound.consumer.away < MAX_ASIDE:
+            self._put_aside(claim, inbound)
+        missing = 0
+        while True:
+            self._ask(claim)
+            if not (claim.away or await claim.answered(PROMPT_SECONDS)):
+                self._put_aside(claim, inbound)
+            if await claim.answered(ASK_SECONDS):
+                self._silent.pop(reply_to, None)
+                return claim.answer.result()
+            if not claim.arrived:  # there is no link, or the broker takes nothing for now
+                self._silent[reply_to] = loop.time()
+            state = await self._reply_queue(reply_to)
+            missing = missing + 1 if state is None else 0
+            once = call.delivery == AT_MOST_ONCE  # no word, no start: somebody else may have sent it again
+            if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
+                return Word.NO if call.orphan == CANCEL or once else Word.SILENCE
+            logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
+            self._adapt_window()
+            if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
+                # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
+                gone = call.orphan == CANCEL and state is not None and not state[1]
+                return Word.NO if gone or once else Word.SILENCE
+
+    def _put_aside(self, claim: CopyClaim, inbound: Inbound) -> None:
+        """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
+        that died leaves many of which it was the caller."""
+        if not claim.away:
+            claim.away = True
+            inbound.consumer.claims -= 1
+            inbound.consumer.away += 1
+            self._adapt_window()
+
+    async def _reply_queue(self, name: str) -> tuple[int, int] | None:
+        """(messages, consumers) of a reply queue, None if it is missing; with a consumer where that is unknown."""
+        link = self._intake.link
+        if link is not None:
+            with suppress(*CLIENT_ERRORS):
+                return await link.queue_state(name)
+        return (0, 1)
+
+    def granted(self, grant: Grant) -> None:
+        """A caller says whether a copy may start."""
+        claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
+        for asked in (claim, beginning):
+            if asked is not None:
+                self._intake.clocks.learn(asked.reply_to, grant.now_ms)
+                word = asked.word(grant)
+                if word is not Word.YES or asked is claim:  # else it is the answer to an earlier question
+                    asked.tell(word)
+
+    async def _begin(self, call: Call, claim: CopyClaim, word: Word | None) -> bool:
+        """A last attempt has the worker for itself: whether it may begin. Where its caller has answered before and
+        is silent now, it waits aside, and the worker goes on with other calls. If it has begun elsewhere, what it
+        came by goes back to the broker: the worker where it began may be gone by now."""
+        worker, again = self._intake.worker, claim.was_delivered_before(self._intake.epoch)
+        if not claim.run:
+            self._runs += 1
+            claim.run = self._runs
+        name = f"{worker.id}:{claim.run}"
+        run = worker.find(call.id)
+        if run is not None:
+            for each in run.deliveries:
+                if isinstance(each, CallDelivery):
+                    each.beginning = name
+        beginning = CopyClaim(call, claim.deliveries, again, claim.epoch, claim.run, begins=True)
+        self._ask(beginning)
+        if word not in (Word.HERE, Word.SILENCE):  # else nothing is left to be asked: its caller is told
+            copy = claim.deliveries[0].inbound.copy
+            self._beginnings[copy] = beginning
+            try:
+                word = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
+            finally:
+                del self._beginnings[copy]
+        if word in (Word.HERE, Word.SILENCE):
+            return True
+        run = worker.find(call.id)
+        if run is not None:
+            deliveries, run.deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)], []
+            if word is None:
+                aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
+                aside.run, aside.away = claim.run, True
+                deliveries[0].inbound.consumer.away += 1
+                self._errand(self._claim(call, aside))
+            else:
+                for each in deliveries:
+                    each.requeue()
+        return False
+
+    # -- is it lost?
+
+    async def _ask_before(self, call: Call, deliveries: list[CallDelivery]) -> None:
+        """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
+        a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
+        moment to come back, so it is asked for more than once."""
+        # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
+        inbound = deliveries[0].inbound
+        names = [call.id, inbound.copy] if call.attempt > 1 and inbound.copy else [call.id]
+        question = Waiting[Reply | End | None](deliveries)
+        self._questions.update(dict.fromkeys(names, question))
+        again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
+        reply: Reply | End | None = None if again else self._worker_lost(call)
+        consumer = inbound.consumer
+        for _ in range(ASK_ROUNDS):
+            key = self._intake.transport.topology.queue_key(consumer.queue)
+            transport = self._intake.transport
+            body, exchange = wire.encode([Ask(VERSION, names)]), transport.topology.control
+            properties = question_properties(self._intake)
+            seal = inbound.voice
+            transport.outbox.put(Outgoing(body, key, properties, exchange=exchange, mandatory=False, key=seal))
+            if await question.answered(ASK_SECONDS):
+                reply, again = question.answer.result(), False
+                break
+        consumer.away -= 1
+        for name in names:
+            self._questions.pop(name, None)
+        if again:
+            self._try_again(call, question.deliveries.pop())
+        if call.orphan and isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
+            logger.warning("%s", wire.ending(reply).message)  # maybe nobody else hears of it
+        for each in question.deliveries:
+            if reply is None:
+                each.drop()  # whoever runs it replies
+            else:
+                each.reply(reply)
+
+    def told(self, name: str, reply: Reply | End | None) -> None:
+        """A worker answered: it holds the call, or its copy (None), or has finished it."""
+        question = self._questions.get(name)
+        if question is not None:
+            question.tell(reply)
+
+    def holds(self, name: str, asked_by_caller: bool) -> bool:
+        """Whether a copy, by its id, waits here for its caller's word; or, for a caller, whether it is found out
+        here what became of its call. Two workers that find out about one call do not hold it for each other: then
+        both would drop it."""
+        return name in self._claims or (asked_by_caller and name in self._questions)
+
+    def _worker_lost(self, call: Call) -> Reply:
+        times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
+        message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
+        return wire.ended(call.id, Status.WORKER_LOST, message, self._intake.worker.id, call.attempt)
+
+    def _ask(self, claim: CopyClaim) -> None:
+        """Ask its caller, once more if what was asked has arrived at the broker, or is lost."""
+        if self._intake.link is None:
+            claim.question = None
+        elif claim.question is None or claim.question.ended:
+            claim.question = Question(self._intake, claim)
+            self._intake.transport.outbox.put(claim.question)

@@ -1,0 +1,164 @@
+"""Copies of calls that wait for the word of their callers: may they start?"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.wire import CONTENT_TYPE, VERSION, Call, Claim, Grant
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+    from atasks.transport.backends.amqp.worker.serving import Intake
+
+__all__ = ["CopyClaim", "Question", "Waiting", "Word", "question_properties"]
+
+T = TypeVar("T")
+
+
+class Word(enum.Enum):
+    """What a caller says to a worker that has a copy of its call."""
+
+    NO = enum.auto()
+    """It is one copy too many, or nobody awaits the call."""
+    YES = enum.auto()
+    """It may start."""
+    BEGUN = enum.auto()
+    """The same, of a last attempt, which a worker has begun: this one, or one that had the copy before."""
+    HERE = enum.auto()
+    """The same, and the worker that has begun is this one: what it asked has been granted."""
+    SILENCE = enum.auto()
+    """Nothing, for long: it starts without a word, and a last attempt that was delivered before may have begun."""
+    BACK = enum.auto()
+    """Nothing, and the worker takes no more calls: the copy goes back."""
+
+
+class Waiting(Generic[T]):
+    """Deliveries of a call that wait for an answer."""
+
+    def __init__(self, deliveries: list[CallDelivery]) -> None:
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.deliveries = deliveries
+
+    async def answered(self, seconds: float) -> bool:
+        """Whether there is an answer, within so many seconds."""
+        await asyncio.wait([self.answer], timeout=seconds)
+        return self.answer.done()
+
+    def tell(self, answer: T) -> None:
+        """The answer, unless there is one."""
+        if not self.answer.done():
+            self.answer.set_result(answer)
+
+
+class CopyClaim(Waiting[Word]):
+    """The deliveries of one copy of a call, of which its caller is asked whether it may start, or begin."""
+
+    def __init__(
+        self,
+        call: Call,
+        deliveries: list[CallDelivery],
+        again: bool,
+        epoch: int,
+        run: int = 0,
+        begins: bool = False,
+    ) -> None:
+        super().__init__(deliveries)
+        self.call = call
+        self.reply_to = deliveries[0].inbound.reply_to
+        self.again = again
+        """Whether the broker had delivered one of them before."""
+        self.epoch = epoch
+        """Of the link at that time: over another one the broker delivers them again, perhaps to another worker."""
+        self.run = run
+        """Which beginning was asked for, counted over this worker; 0: none was yet."""
+        self.begins = begins
+        self.away = False
+        """Whether the caller that is asked is slow to answer: then nothing waits for it but this call."""
+        self.question: Question | None = None
+        """What was sent last over this link."""
+
+    @property
+    def arrived(self) -> bool:
+        """Whether the last question is at the broker."""
+        return self.question is not None and self.question.arrived
+
+    def was_delivered_before(self, epoch: int) -> bool:
+        """Whether somebody else had the copy, or may have it by now: the link by which it came is gone."""
+        return self.again or self.epoch != epoch
+
+    def word(self, grant: Grant) -> Word:
+        """What the caller's answer says."""
+        if not grant.granted:
+            return Word.NO
+        if not grant.begun:
+            return Word.YES
+        if self.run and grant.run == self.run:
+            return Word.HERE
+        if grant.run is None:  # an older version, which grants a beginning to who asks for it, and says no more
+            return Word.HERE if self.begins else Word.YES if self.run else Word.BEGUN
+        return Word.NO if self.begins else Word.BEGUN  # it has begun at another worker
+
+
+class Question(Outgoing):
+    """A claim on its way to the caller. It says what is true when it leaves, and is not sent again if its link is
+    lost: it is asked anew then."""
+
+    __slots__ = ("arrived", "claim", "ended", "intake")
+
+    def __init__(self, intake: Intake, claim: CopyClaim) -> None:
+        key = claim.deliveries[0].inbound.key
+        super().__init__(b"", claim.reply_to, question_properties(intake), mandatory=False, key=key)
+        self.intake = intake
+        self.claim = claim
+        self.arrived = False
+        """Whether the broker has it."""
+        self.ended = False
+        """Whether nothing more becomes of it."""
+
+    def prepare(self) -> bool:
+        claim, intake = self.claim, self.intake
+        if claim.answer.done():
+            self.ended = True
+            return False
+        self.properties.reply_to = intake.control  # that of this link
+        call, inbound = claim.call, claim.deliveries[0].inbound
+        again, worker = claim.was_delivered_before(intake.epoch), intake.worker.id
+        self.body = wire.encode(
+            [
+                Claim(
+                    VERSION,
+                    call.id,
+                    call.attempt,
+                    inbound.copy,
+                    worker,
+                    claim.begins,
+                    again,
+                    claim.run,
+                    inbound.over,
+                )
+            ]
+        )
+        return True
+
+    def confirmed(self) -> None:
+        self.arrived = self.ended = True
+
+    def refused(self) -> None:
+        self.ended = True
+
+    def lost(self) -> bool:
+        self.ended = True
+        return False
+
+
+def question_properties(intake: Intake) -> Basic.Properties:
+    """Those of a question: the answer comes to the control queue of this worker."""
+    return Basic.Properties(
+        content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
+    )

@@ -1,0 +1,64 @@
+"""Messages that can be neither read nor answered: copied to the dead queue, and then acknowledged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.refusals import Refusal
+
+__all__ = ["DeadLetter"]
+
+MAX_TEXT: Final = 255
+
+
+class DeadLetter(Outgoing):
+    """The body of a message, on its way to the dead queue with few of its properties.
+
+    The broker could move the message itself, when it is rejected. But a queue process of RabbitMQ 3.10 crashes
+    while it does that for a message whose `x-death` header is no list of tables, gets the message back, and
+    crashes again: one such message would take its queue from every worker.
+
+    Guarantees: the message is acknowledged when its copy is safe, or cannot be kept. If the connection is lost
+    before that, the broker delivers the message again.
+    """
+
+    __slots__ = ("_acks", "_tag")
+
+    def __init__(self, message: DeliveredMessage, acks: Acks, queue: str, dead: str, number: str) -> None:
+        """`queue` is the one that it came from, `dead` the name of the dead queue, `number` the id of the copy."""
+        known = message.header.properties
+        properties = Basic.Properties(
+            content_type=_plain(known.content_type),
+            reply_to=_plain(known.reply_to),
+            headers={"x-first-death-queue": queue, "x-first-death-reason": "rejected"},
+            message_id=number,
+            delivery_mode=2,
+        )
+        super().__init__(message.body, dead, properties, key="")
+        self._acks = acks
+        self._tag = message.delivery_tag or 0
+
+    def confirmed(self) -> None:
+        self._acks.ack(self._tag)
+
+    returned = confirmed
+    refused = confirmed
+
+    def rejected(self, refusal: Refusal) -> None:
+        super().rejected(refusal)
+        self.confirmed()
+
+    def lost(self) -> bool:
+        return False
+
+
+def _plain(text: str | None) -> str | None:
+    return text if text and len(text) <= MAX_TEXT and wire.plain(text) else None

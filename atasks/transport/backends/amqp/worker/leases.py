@@ -1,0 +1,163 @@
+"""Calls that run for longer than the broker waits for an acknowledgement.
+
+RabbitMQ closes the channel of a consumer that holds a message for `consumer_timeout` (30 minutes by default), and
+delivers everything on that channel again. So, at half that time, the worker moves the call to a message that it
+received just now: it publishes the call to a lease queue of its own, consumes it from there, and acknowledges the
+older message. What a lease queue holds expires after a second unless a worker holds it, and goes back to the work
+queue: so if the worker dies, the broker delivers the call to another one, as it would have otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.seals import Opened, opening
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
+from atasks.wire import CONTENT_TYPE, Call
+from atasks.worker.held_call import Run
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.serving import Intake
+
+__all__ = ["Leases", "was_leased"]
+
+logger = logging.getLogger("atasks.amqp")
+
+LOOKS: Final = 12
+"""Looks at the calls in hand in the time after which a message must be acknowledged."""
+
+
+class Leases:
+    """Renews what the calls in hand were delivered by, before the broker takes it back."""
+
+    def __init__(self, intake: Intake, consumer_timeout: float) -> None:
+        self._intake = intake
+        self._timeout = consumer_timeout
+        self._queues: dict[str, str] = {}
+        """Work queue -> the lease queue that is consumed beside it over this link."""
+        self._tags: dict[str, str] = {}
+
+    async def run(self) -> None:
+        """Look, round after round, until cancelled."""
+        while True:
+            await asyncio.sleep(self._timeout / LOOKS)
+            try:
+                await self._round()
+            except CLIENT_ERRORS as error:
+                logger.debug("a round of leases was cut short: %s", error)
+
+    async def delete(self, link: Link) -> None:
+        """Delete the lease queues: nothing is held in them any more."""
+        for name in self._queues.values():
+            await guard(link.work.basic_cancel(self._tags.pop(name)))
+            await guard(link.work.queue_delete(name, if_empty=True))
+
+    def reset(self) -> None:
+        """The connection was lost: every message is delivered again, and every lease ends."""
+        self._queues.clear()
+        self._tags.clear()
+
+    async def _round(self) -> None:
+        link = self._intake.link
+        if link is None:
+            return
+        now = asyncio.get_running_loop().time()
+        for run in self._intake.worker.runs:
+            delivery = run.deliveries[-1]
+            if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
+                await self._renew(link, run, delivery)
+
+    async def _renew(self, link: Link, run: Run, delivery: CallDelivery) -> None:
+        inbound = delivery.inbound
+        queue = inbound.consumer.queue
+        lease = self._queues.get(queue)
+        if lease is None:
+            lease = await self._consume(link, queue)
+        if delivery.renewing:
+            return
+        delivery.renewing = True
+        old = inbound.properties
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=(inbound.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
+            reply_to=inbound.reply_to,
+            delivery_mode=inbound.delivery_mode,
+            priority=old.priority,
+            correlation_id=old.correlation_id,
+        )
+        work = self._intake.transport.topology.work(queue)
+        self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties, inbound, work))
+
+    async def _consume(self, link: Link, queue: str) -> str:
+        topology, worker = self._intake.transport.topology, self._intake.worker
+        name = topology.lease(queue, worker.id, self._intake.epoch)
+        arguments = topology.lease_arguments(queue)
+        await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
+        # Without a window: what is in it is in hand already.
+        receive = opening(
+            self._intake.transport.seals,
+            self._on_lease,
+            lambda _: ("request", topology.work(queue)),
+            remember=False,  # it may come by the work queue next, as what it is
+        )
+        self._tags[name] = await link.consume_work(name, receive, 0)
+        self._queues[queue] = name
+        return name
+
+    def _is_own(self, message: DeliveredMessage) -> bool:
+        """Say whether a worker put it there, as far as its seal tells."""
+        return not isinstance(message, Opened) or message.key.serve
+
+    async def _on_lease(self, message: DeliveredMessage) -> None:
+        """A lease has come: it takes the place of what the call was delivered by before."""
+        acks = self._intake.acks
+        if acks is None:
+            return  # the link is gone, and the lease with it
+        try:
+            (call,) = wire.decode(message.body, self._intake.transport.max_message)
+        except ValueError:
+            self._intake.worker.count_bad("a message on a lease queue is none of a call")
+            acks.ack(message.delivery_tag or 0)
+            return
+        run = self._intake.worker.find(call.id) if isinstance(call, Call) else None
+        older = [] if run is None else run.deliveries
+        known = run is not None and call == run.call and self._is_own(message)
+        if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
+            acks.ack(message.delivery_tag or 0)
+            return
+        inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
+        inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
+        run.deliveries = [CallDelivery(inbound, older[-1])]
+        for each in older:
+            each.drop()
+
+
+class _Lease(Outgoing):
+    """A call on its way to its own worker, sealed for the work queue that it goes to if the lease ends."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: Inbound, work: str) -> None:
+        super().__init__(body, key, properties, key=inbound.voice)
+        self._work = work
+
+    @property
+    def destination(self) -> str:
+        return self._work
+
+    def lost(self) -> bool:
+        return False  # the broker delivers the original again, and this one too once its lease ends
+
+
+def was_leased(properties: Basic.Properties) -> bool:
+    """Whether the message comes from the lease of a worker that is gone: the broker does not say redelivered."""
+    deaths = (properties.headers or {}).get("x-death")
+    return isinstance(deaths, list) and bool(deaths)

@@ -1,0 +1,183 @@
+"""How many calls the broker sends to a worker: as many as it has slots for, and none that another could start."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from atasks.options import Executor
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.worker.consumer import Consumer
+
+if TYPE_CHECKING:
+    from atasks.worker.worker import Worker
+
+__all__ = ["Window"]
+
+
+class Window:
+    """The consumers of a worker's queues over one link, and their prefetches.
+
+    The prefetch of a consumer cannot be changed, so a window changes by replacing its consumer. What a cancelled
+    consumer was sent stays acknowledgeable, and counts in no window. Changes are made one at a time.
+    """
+
+    def __init__(self, link: Link, worker: Worker, consumers: list[Consumer]) -> None:
+        self.link = link
+        self.consumers = consumers
+        self._worker = worker
+        self._changing: asyncio.Task[None] | None = None
+        self._stopped = True
+        """Until it is opened: a worker that drains may have to restore its link, and consumes nothing then."""
+        self._looking = False
+        """Whether `adapt` is to be called soon."""
+        self._lacking: set[Executor] = set()
+        """The pools for which calls wait here."""
+
+    @property
+    def opened(self) -> bool:
+        """Whether it is to consume."""
+        return not self._stopped
+
+    async def open(self) -> None:
+        """Consume, with full windows."""
+        self._stopped = False
+        for consumer in self.consumers:
+            idle = not self._stopped and not consumer.running
+            if idle and (consumer.executor is None or self._free(consumer) > 0):
+                await consumer.start(self.size(consumer))
+        self.adapt()
+
+    def add(self, consumers: list[Consumer]) -> bool:
+        """Take in consumers that have started over another link; False if nothing is consumed any more."""
+        if not self._stopped:
+            self.consumers += consumers
+        return not self._stopped
+
+    def size(self, consumer: Consumer) -> int:
+        """The prefetch to start a consumer with."""
+        return min(consumer.full_size, max(1, self._free(consumer)))
+
+    def _free(self, consumer: Consumer) -> int:
+        """For how many calls of this queue there are slots, and places, beside those that are about to start."""
+        room = self._worker.room - sum(each.claims for each in self.consumers)
+        if consumer.executor is None:
+            return room
+        return min(room, self._worker.pools.places[consumer.executor].free - consumer.claims)
+
+    async def stop(self) -> None:
+        """Consume no more. What was delivered stays in hand."""
+        self._stopped = True
+        if self._changing is not None:
+            await asyncio.wait([self._changing])
+        for consumer in self.consumers:
+            await consumer.stop()
+
+    def abandon(self) -> None:
+        """The link is gone, and the consumers with it."""
+        self._stopped = True
+        if self._changing is not None:
+            self._changing.cancel()
+
+    def adapt_soon(self) -> None:
+        """Slots have become free: look at them once this turn of the event loop has ended."""
+        if not self._looking:
+            self._looking = True
+            asyncio.get_running_loop().call_soon(self.adapt)
+
+    def adapt(self) -> None:
+        """Look at the slots, and begin a change if one is due."""
+        self._looking = False
+        if self._changing is not None or self._stopped:
+            return
+        worker = self._worker
+        if worker.alone:
+            if any(consumer.running and not consumer.solo for consumer in self.consumers):
+                self._change(self._step_aside())
+            return
+        if self._lacking:
+            self._change(self._make_room(self._lacking.pop()))
+            return
+        for consumer in self.consumers:
+            size = self._due(consumer)
+            if size:
+                self._change(self._replace(consumer, min(size, consumer.full_size)))
+                return
+
+    def _due(self, consumer: Consumer) -> int:
+        """The window that this consumer is to have instead of its own; 0: it may keep its own."""
+        worker, free = self._worker, self._free(consumer)
+        if free <= 0:
+            return 0
+        if consumer.solo and consumer.claims:
+            return 0  # another call beside one of these would share its fate
+        if not consumer.running:
+            return free
+        if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
+            room = (
+                consumer.executor
+                or consumer.away
+                or consumer.adopted
+                or worker.parked
+                or (not consumer.solo and 2 * free >= worker.concurrency)
+            )
+            return free if room else 0
+        return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
+
+    def lacks_place(self, executor: Executor) -> None:
+        """Calls wait here for a place in a pool: let other workers take them."""
+        self._lacking.add(executor)
+        self.adapt_soon()
+
+    def overfull(self) -> None:
+        """Calls have waited here for a slot for some time, because others resumed: let other workers take them."""
+        if self._changing is None and not self._stopped:
+            self._change(self._relieve())
+
+    async def has_other_workers(self) -> bool:
+        """Whether others serve each of the queues. Solo queues tell: their consumers stay while windows change."""
+        for consumer in self.consumers:
+            if consumer.solo:
+                state = await self.link.queue_state(consumer.name)
+                if state is None or state[1] <= consumer.running:
+                    return False
+        return True
+
+    def _change(self, change: Coroutine[Any, Any, None]) -> None:
+        self._changing = asyncio.create_task(self._changed(change), name="atasks window")
+
+    async def _changed(self, change: Coroutine[Any, Any, None]) -> None:
+        try:
+            await change
+        except CLIENT_ERRORS as error:
+            self.link.lose(f"cannot change a consumer: {error}")  # the next link starts with full windows
+            return
+        finally:
+            self._changing = None
+        self.adapt()
+
+    async def _replace(self, consumer: Consumer, prefetch: int) -> None:
+        await consumer.stop()
+        if self._stopped or (consumer.solo and (consumer.claims or self._worker.alone)):
+            return  # until a last attempt has ended that came meanwhile
+        await consumer.start(prefetch)
+
+    async def _step_aside(self) -> None:
+        """Leave everything to other workers, but for the call that runs alone."""
+        for consumer in self.consumers:
+            if not consumer.solo:
+                await consumer.stop()
+        self._worker.give_back_unstarted()
+
+    async def _make_room(self, executor: Executor) -> None:
+        """Leave calls that need such a place to other workers, until one is free. Consuming ends first: what is
+        given back would come straight back."""
+        for consumer in self.consumers:
+            if consumer.executor == executor:
+                await consumer.stop()
+        self._worker.give_back_unstarted(executor)
+
+    async def _relieve(self) -> None:
+        if await self.has_other_workers():
+            await self._step_aside()  # until slots are free

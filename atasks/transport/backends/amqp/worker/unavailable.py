@@ -1,0 +1,104 @@
+"""Work queues that cannot be served for now: their node of a cluster is down, or they have no leader."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from typing import TYPE_CHECKING, Final
+
+from atasks.errors import TransportError
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.prefetch import Window
+    from atasks.transport.backends.amqp.worker.serving import Intake
+
+__all__ = ["Ailing"]
+
+logger = logging.getLogger("atasks.amqp")
+
+PAUSE: Final = (0.5, 15.0)
+"""Seconds before the first and, at most, before any later look at the queues."""
+
+
+class Ailing:
+    """Tries such queues again, until they can be served, and leaves the other queues in peace.
+
+    Each is tried over a link of its own: RabbitMQ closes the connection of who consumes a quorum queue without a
+    leader, or never answers. A queue that has recovered stays on that link until the next reconnect, when every
+    queue is served over the one link of the transport again.
+    """
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._queues: set[str] = set()
+        self._added = asyncio.Event()
+        self._links: list[Link] = []
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def __contains__(self, queue: str) -> bool:
+        return queue in self._queues
+
+    def add(self, queue: str, error: BaseException) -> None:
+        """This queue cannot be served: leave it out from now on, and try it again."""
+        if queue not in self._queues:
+            reason = str(error) or "the broker does not answer"
+            logger.warning("queue %r cannot be served for now, and is tried again: %s", queue, reason)
+            self._queues.add(queue)
+            self._added.set()
+
+    def forgive(self) -> None:
+        """Leave nothing out for now."""
+        self._queues.clear()
+
+    async def run(self) -> None:
+        """Try what ails, round after round, until cancelled."""
+        while True:
+            self._added.clear()
+            await self._added.wait()
+            pause, longest = PAUSE
+            while self._queues:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, longest)
+                for queue in sorted(self._queues):
+                    window = self._intake.window
+                    if window is not None and window.opened:
+                        await self._try(queue, window)
+
+    async def _try(self, queue: str, window: Window) -> None:
+        """Serve the queue over a link of its own, and make it one of the window's."""
+        transport = self._intake.transport
+        link: Link | None = None
+        try:
+            link = await Link.open(transport.urls, f"atasks {os.getpid()}", transport.timeout)
+            consumers = await self._intake.declare(link, queue)
+            for consumer in consumers:
+                await consumer.start(window.size(consumer))
+        except (*CLIENT_ERRORS, TransportError) as error:
+            logger.debug("queue %r cannot be served yet: %s", queue, error)
+        else:
+            if window.add(consumers):
+                logger.warning("queue %r is served again", queue)
+                self._queues.discard(queue)
+                self._links.append(link)
+                link.lost.add_done_callback(lambda lost: window.link.lose(lost.result()))
+                link = None
+        finally:
+            if link is not None:
+                await link.close()
+
+    def abandon(self) -> None:
+        """The link of the transport is gone: what was served beside it is served over the next one."""
+        links, self._links = self._links, []
+        for link in links:
+            task = asyncio.create_task(link.close(), name="atasks link close")
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Close the links, after the last acknowledgement."""
+        self.abandon()
+        for task in list(self._closing):
+            await asyncio.wait([task])

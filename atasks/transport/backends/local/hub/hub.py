@@ -1,0 +1,541 @@
+"""The hub: hands the calls of all callers to the workers of their queues, and the replies back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from msgspec import structs
+
+from atasks import wire
+from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
+from atasks.transport.backends.local.hub.peer import Peer
+from atasks.transport.backends.local.hub.queue import Entry, Queue
+from atasks.transport.backends.local.hub.records import Runs
+from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import (
+    PROTOCOL,
+    Add,
+    Answer,
+    Begin,
+    Bye,
+    Deliver,
+    GiveBack,
+    Handed,
+    Hello,
+    Message,
+    NoneServes,
+    Outcome,
+    Ping,
+    Pong,
+    Read,
+    Refused,
+    Request,
+    Salvaged,
+    Serve,
+    Slots,
+    Stop,
+    There,
+    Touch,
+    Watch,
+    Welcome,
+    Where,
+)
+from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Cancel, Credit, End, Reply, Status
+
+__all__ = ["Hub"]
+
+logger = logging.getLogger("atasks.local")
+
+CLOSE_SECONDS: Final = 5.0
+"""Seconds that the others get to read what the hub sent before it was closed."""
+HELLO_SECONDS: Final = 10.0
+"""Seconds that a process has to say `Hello` after it has connected."""
+RUN: Final = 1
+"""`Call.orphan`: let the run finish when its caller is gone."""
+
+
+class Hub:
+    """Knows every call that has not ended. It keeps nothing anywhere else: what it knows ends with its process.
+
+    A worker is handed a call when it has a slot for it, and never before. One whose connection closes is dead: its
+    calls are handed to others, with one attempt more. A caller whose connection closes is gone: its calls are
+    cancelled, or, if they say so, run without anybody to await them. What becomes of calls that are to be kept
+    stays here, `keep_bytes` of it.
+    """
+
+    def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
+        self.closed = False
+        self._peers: list[Peer] = []
+        self._entries: dict[str, Entry] = {}
+        self._queues: dict[tuple[str, str, Executor | None], Queue] = {}
+        """By namespace, name, and what the calls run in, if they need a place in a pool."""
+        self._bad_messages = 0
+        self._loop = asyncio.get_running_loop()
+        self._runs = Runs(keep_bytes, self._unwanted, self._in_hand)
+        self._receiving = False
+        self._unsent: list[Link] = []
+        """Those to whom something was sent while what has arrived is dealt with."""
+        self._handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
+            Request: self._request,
+            Reply: self._reply,
+            End: self._reply,
+            wire.Item: self._stream,
+            Credit: self._credit,
+            Slots: self._slots,
+            Cancel: self._cancel,
+            Where: self._where,
+            GiveBack: self._give_back,
+            Handed: self._begun,
+            Serve: self._serve,
+            Stop: self._stop,
+            Ping: self._ping,
+            Begin: self._begin,
+            Add: self._runs.add,
+            Read: self._runs.read,
+            Touch: self._runs.touch,
+            Watch: self._runs.watch,
+        }
+
+    def __len__(self) -> int:
+        """Calls that have not ended."""
+        return len(self._entries)
+
+    # -- the processes around it
+
+    def attach(self, link: Link, pid: int = 0) -> None:
+        """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
+        peer = Peer(link, pid, self._fill)
+        self._peers.append(peer)
+        peer.expected = self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
+        link.schedule = self._schedule
+        link.receive = partial(self._receive, peer)
+        link.unreadable = partial(self._unreadable, peer)
+        link.lost = partial(self._gone, peer)
+        link.freed = partial(self._freed, peer)
+
+    def _expect_hello(self, peer: Peer) -> None:
+        """Part with who has not said who it is by now."""
+        if peer.namespace is None and peer in self._peers:
+            logger.error("a process has connected and said no Hello in %g s: it is disconnected", HELLO_SECONDS)
+            self._peers.remove(peer)
+            peer.link.abort()
+
+    def process_ended(self, pid: int) -> None:
+        """A process has ended. Its connections do so too, when what it sent has been read: a child that a library
+        forked may have them open."""
+        for peer in self._peers:
+            if peer.pid == pid:
+                peer.link.hang_up()
+
+    async def close(self) -> None:
+        """Tell everybody that no call is running any more, and end every conversation.
+
+        At-most-once calls that a worker has end in `WorkerLost`; everything else may be sent to the next hub.
+        """
+        self.closed = True
+        for entry in list(self._entries.values()):
+            if entry.worker is not None and entry.call.delivery == AT_MOST_ONCE:
+                self._end(entry, _lost(entry, "was cut off when its hub was closed"))
+        for peer in self._peers:
+            peer.link.send(Bye())
+        await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self._peers))
+        self._peers.clear()
+        self._entries.clear()
+        self._queues.clear()
+        self._runs.close()
+
+    def _receive(self, peer: Peer, messages: list[Message]) -> None:
+        if self.closed:
+            return
+        if peer.namespace is None and not self._welcomed(peer, messages.pop(0) if messages else None):
+            return
+        handlers = self._handlers
+        self._receiving = True
+        try:
+            for message in messages:
+                handler = handlers.get(type(message))
+                if handler is not None:
+                    handler(peer, message)
+        finally:
+            self._receiving = False
+            unsent, self._unsent = self._unsent, []
+            for link in unsent:  # at once: what arrives together was sent together, and leaves together
+                link.end_turn()
+
+    def _schedule(self, link: Link) -> None:
+        if self._receiving:
+            self._unsent.append(link)
+        else:
+            self._loop.call_soon(link.end_turn)
+
+    def _welcomed(self, peer: Peer, message: Message | None) -> bool:
+        """Whether the first message is a `Hello` of this protocol."""
+        if isinstance(message, Hello) and message.protocol == PROTOCOL:
+            peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
+            peer.link.send(Welcome(os.getpid()))
+            return True
+        theirs = message.protocol if isinstance(message, Hello) else "none"
+        reason = (
+            f"the hub speaks protocol {PROTOCOL} and was addressed in {theirs}: run the same version of atasks"
+        )
+        logger.error("a process was refused: %s", reason)
+        peer.link.send(Refused(reason))
+        self._peers.remove(peer)
+        peer.link.close()
+        return False
+
+    def _unreadable(self, peer: Peer, salvaged: Salvaged) -> None:
+        """Some messages make no sense: those that are requests are answered, and the others are dropped."""
+        self._bad_messages += len(salvaged.bad)
+        if self._bad_messages == len(salvaged.bad):
+            logger.error("a bad message was refused, further ones will be without a line: %s", salvaged.bad[0][1])
+        self._receive(peer, salvaged.messages)
+        for asker, reason in salvaged.bad:
+            refusal = f"request refused: {reason}"
+            if isinstance(asker, int):
+                peer.link.send(Answer(asker, Outcome.BAD, refusal))
+            elif asker is not None:
+                peer.link.send(wire.ended(asker, Status.DECODE_ERROR, refusal))
+
+    def _gone(self, peer: Peer, reason: str) -> None:
+        """Its connection is closed."""
+        if self.closed:
+            return
+        self._peers.remove(peer)
+        if peer.expected is not None:
+            peer.expected.cancel()  # it would keep the peer, with the room for what it sends
+        logger.info("process %d is gone: %s", peer.pid, reason)
+        self._leave(peer)
+        self._runs.leave(peer)
+        for entry in list(self._entries.values()):
+            if entry.caller is peer:
+                self._orphan(entry)  # which forgets it, unless it runs on: also if the same process ran it
+        for entry in reversed(list(self._entries.values())):  # each is put before the others
+            if entry.worker is peer:
+                self._again(entry)
+
+    def _freed(self, peer: Peer) -> None:
+        """It reads again."""
+        stalled = list(peer.stalled.values())
+        peer.stalled.clear()
+        for entry in reversed(stalled):
+            self._put_back(entry)
+        for queue in {entry.queue for entry in stalled}:
+            self._offer(queue)
+        self._fill(peer)
+        self._runs.read_on(peer)
+
+    # -- as callers
+
+    def _request(self, peer: Peer, message: Request) -> None:
+        call = message.call
+        queue = self._queue(peer, message.queue)
+        if not message.wait and not queue.workers:
+            peer.link.send(NoneServes(call.id))
+            self._tidy(queue)
+            return
+        known = self._entries.get(call.id)
+        if known is not None:
+            self._request_again(peer, known, call)
+            return
+        if queue.executors and call.task in queue.executors:
+            queue = self._beside(queue, queue.executors[call.task])
+        entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
+        if call.timeout_ms is not None:
+            entry.deadline = self._loop.time() + call.timeout_ms / 1000
+        entry.alone = 1 < call.attempt >= _most(entry)
+        worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
+        if worker is not None:
+            self._hand(entry, worker)
+        else:
+            queue.push(entry)
+            peer.check_room()
+            if entry.alone or peer.link.clogged:
+                self._offer(queue)
+
+    def _request_again(self, peer: Peer, known: Entry, call: Call) -> None:
+        """A call of this id is in hand: whose process sent it may await it again, after a lost connection."""
+        if known.caller is peer:
+            return
+        if known.caller is None and known.owner == peer.pid and known.queue.namespace == peer.namespace:
+            known.caller = peer
+            return
+        logger.error("process %d was refused: it sent a call under the id of another one, %s", peer.pid, call.id)
+        refusal = "request refused: its id is that of a call of another process"
+        peer.link.send(wire.ended(call.id, Status.FAILED, refusal))
+
+    def _begin(self, peer: Peer, message: Begin) -> None:
+        call = message.call
+        queue = self._queue(peer, message.queue)
+        reason = ""
+        if call.id in self._entries and not self._entries[call.id].kept:
+            self._tidy(queue)
+            outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
+        elif not message.wait and not queue.workers:
+            self._tidy(queue)
+            outcome = Outcome.NONE_SERVES
+        elif not self._runs.open(peer, message):
+            self._tidy(queue)
+            outcome = Outcome.NO_ROOM
+        else:
+            entry = self._entries[call.id] = Entry(call, None, queue, message.priority)
+            entry.kept = True
+            queue.push(entry)
+            self._offer(queue)
+            outcome = Outcome.DONE
+        peer.link.send(Answer(message.number, outcome, reason))
+
+    def _in_hand(self, call_id: str) -> bool:
+        """Whether a worker has a call that is to be kept."""
+        entry = self._entries.get(call_id)
+        return entry is not None and entry.kept and entry.worker is not None
+
+    def _unwanted(self, call_id: str) -> None:
+        """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more.
+        If it has, its worker finds out itself."""
+        entry = self._entries.get(call_id)
+        if entry is not None and entry.kept and entry.worker is None:
+            self._forget(entry)
+
+    def _cancel(self, peer: Peer, message: Cancel) -> None:
+        running: dict[int, tuple[Peer, list[str]]] = {}
+        for call_id in message.ids:
+            entry = self._entries.get(call_id)
+            if entry is not None and entry.caller is peer:
+                worker = entry.worker
+                self._forget(entry)
+                if worker is not None:
+                    running.setdefault(id(worker), (worker, []))[1].append(call_id)
+        for worker, ids in running.values():
+            for cancel in wire.cancels(ids):
+                worker.link.send(cancel)
+
+    def _where(self, peer: Peer, message: Where) -> None:
+        now = self._loop.time()
+        for call_id in message.ids:
+            entry = self._entries.get(call_id)
+            if entry is not None and entry.caller is peer:
+                worker, queue = entry.worker, entry.queue
+                name = "" if worker is None else worker.worker_id
+                ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
+                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers)))
+
+    def _credit(self, peer: Peer, credit: Credit) -> None:
+        entry = self._entries.get(credit.id)
+        if entry is not None and entry.caller is peer and entry.worker is not None:
+            entry.worker.link.send(credit)
+
+    def _orphan(self, entry: Entry) -> None:
+        """Its caller is gone."""
+        if entry.call.orphan == RUN:
+            if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
+                entry.caller = None
+                self._put_back(entry)
+                self._offer(entry.queue)
+            entry.caller = None
+            return
+        worker = entry.worker
+        self._forget(entry)
+        if worker is not None:
+            worker.link.send(Cancel(VERSION, [entry.call.id]))
+
+    # -- as workers
+
+    def _serve(self, peer: Peer, message: Serve) -> None:
+        self._leave(peer)
+        peer.worker_id = message.worker
+        peer.begins = message.begins
+        peer.queues = [
+            queue for name in message.queues for queue in (self._queue(peer, name), *self._all_beside(peer, name))
+        ]
+        for queue in peer.queues:
+            queue.workers.append(peer)
+            queue.executors.update(message.executors)
+            queue.attempts.update(message.attempts)
+
+    def _stop(self, peer: Peer, _: Stop) -> None:
+        self._leave(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        """Hand it no more calls."""
+        peer.room = 0
+        for queue in peer.queues:
+            if peer in queue.workers:
+                queue.workers.remove(peer)
+                self._tidy(queue)
+
+    def _slots(self, peer: Peer, message: Slots) -> None:
+        peer.told(message)
+        if peer.room > 0:
+            self._fill(peer)
+
+    def _begun(self, peer: Peer, message: Handed) -> None:
+        entry = self._entries.get(message.id)
+        if entry is not None and entry.worker is peer:
+            self._begin_alone(entry)
+
+    def _begin_alone(self, entry: Entry) -> None:
+        """A last attempt begins: should its worker die now, it is lost."""
+        entry.begun = True
+        if entry.worker is not None:
+            entry.worker.turns.begin_alone()  # before it waited
+        if entry.caller is not None:
+            entry.caller.link.send(Handed(entry.call.id))
+
+    def _stream(self, peer: Peer, items: wire.Item) -> None:
+        entry = self._entries.get(items.id)
+        if entry is not None and entry.worker is peer and entry.caller is not None:
+            entry.caller.link.send(items, sum(map(len, items.payloads)))
+
+    def _reply(self, peer: Peer, reply: Reply | End) -> None:
+        entry = self._entries.get(reply.id)
+        if entry is not None and entry.worker is peer:
+            self._end(entry, reply)
+
+    def _give_back(self, peer: Peer, message: GiveBack) -> None:
+        entry = self._entries.get(message.call.id)
+        if entry is not None and entry.worker is peer:
+            peer.let_go(entry)
+            entry.worker = None
+            entry.call = message.call
+            if message.executor is not None and entry.queue.executor is None:
+                entry.queue.executors[entry.call.task] = message.executor
+                entry.queue = self._beside(entry.queue, message.executor)
+                entry.queue.push(entry)  # they come in the order in which they were handed out
+            else:
+                self._put_back(entry)
+            self._offer(entry.queue)
+
+    def _ping(self, peer: Peer, message: Ping) -> None:
+        queues = [self._queue(peer, queue.name) for queue in peer.queues if queue.executor is None]
+        others = bool(queues) and all(queue.served_beside(peer, message.seen) for queue in queues)
+        for queue in queues:
+            self._tidy(queue)
+        peer.link.send(Pong(message.number, others))
+
+    def _again(self, entry: Entry) -> None:
+        """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
+        it has only waited there to be alone."""
+        call = entry.call
+        entry.worker = None
+        waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
+        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= _most(entry)):
+            lost = _lost(entry, "will not run again: its worker died")
+            if call.orphan == RUN:  # maybe nobody else hears of it
+                logger.warning("%s", wire.ending(lost).message)
+            self._end(entry, lost)
+            return
+        if not waited:
+            call.attempt += 1
+            entry.alone = call.attempt == _most(entry)
+        self._put_back(entry)
+        self._offer(entry.queue)
+
+    # -- from queues to workers
+
+    def _queue(self, peer: Peer, name: str) -> Queue:
+        assert peer.namespace is not None, "it was welcomed"
+        queue = self._queues.get((peer.namespace, name, None))
+        if queue is None:
+            queue = self._queues[peer.namespace, name, None] = Queue(peer.namespace, name)
+        return queue
+
+    def _beside(self, queue: Queue, executor: Executor) -> Queue:
+        """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
+        beside = self._queues.get((queue.namespace, queue.name, executor))
+        if beside is None:
+            beside = Queue(queue.namespace, queue.name, executor)
+            self._queues[queue.namespace, queue.name, executor] = beside
+            beside.workers += queue.workers
+            for worker in queue.workers:
+                worker.queues.append(beside)
+        return beside
+
+    def _all_beside(self, peer: Peer, name: str) -> list[Queue]:
+        """The queues beside a work queue that there are."""
+        assert peer.namespace is not None, "it was welcomed"
+        found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
+        return [queue for queue in found if queue is not None]
+
+    def _put_back(self, entry: Entry) -> None:
+        """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
+        queue = entry.queue
+        entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
+        entry.queue.push(entry, front=True)
+
+    def _tidy(self, queue: Queue) -> None:
+        """Forget a queue that has neither workers nor calls."""
+        if not queue.workers and not queue:
+            self._queues.pop((queue.namespace, queue.name, queue.executor), None)
+
+    def _offer(self, queue: Queue) -> None:
+        """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
+        for worker in sorted(queue.workers, key=lambda worker: -worker.room_for(queue)):
+            self._fill(worker)
+
+    def _fill(self, worker: Peer) -> None:
+        """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
+        queues = worker.queues
+        for queue in queues:
+            while worker.room_for(queue) > 0 and queue and not worker.link.clogged:
+                entry = queue.pop(worker)
+                if entry is None:
+                    break
+                caller = entry.caller
+                if caller is not None and caller.link.clogged:
+                    caller.stalled[entry.call.id] = entry
+                else:
+                    self._hand(entry, worker)
+        if len(queues) > 1:
+            queues.append(queues.pop(0))
+
+    def _hand(self, entry: Entry, worker: Peer) -> None:
+        entry.worker = worker
+        entry.begun = False
+        entry.since = self._loop.time()
+        worker.hand(entry)
+        if entry.alone and not worker.begins:
+            self._begin_alone(entry)
+        call = entry.call
+        if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
+            left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
+            call = structs.replace(call, timeout_ms=left)
+        worker.link.send(Deliver(call, entry.alone), entry.size)
+
+    def _end(self, entry: Entry, reply: Reply | End) -> None:
+        del self._entries[entry.call.id]
+        if entry.worker is not None:
+            entry.worker.let_go(entry)
+        if entry.kept and isinstance(reply, Reply):
+            self._runs.end(entry.queue.namespace, reply)
+        elif entry.caller is not None:
+            entry.caller.link.send(reply, len(reply.payload))
+
+    def _forget(self, entry: Entry) -> None:
+        """Nobody awaits the call any more."""
+        del self._entries[entry.call.id]
+        if entry.worker is not None:
+            entry.worker.let_go(entry)
+        elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
+            entry.queue.remove(entry)
+            self._tidy(entry.queue)
+
+
+def _most(entry: Entry) -> int:
+    """How many attempts the call has: it may ask for some, and its atask's own definition may allow more."""
+    call = entry.call
+    if call.max_attempts <= MAX_ATTEMPTS or entry.kept:
+        return call.max_attempts
+    return min(call.max_attempts, max(MAX_ATTEMPTS, entry.queue.attempts.get(call.task, 0)))
+
+
+def _lost(entry: Entry, what: str) -> Reply:
+    call = entry.call
+    message = f"task {call.task!r}, call {call.id}, {what}"
+    return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)

@@ -1,0 +1,102 @@
+"""A hub that listens on a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from atasks.transport.backends.local.hub.hub import Hub
+from atasks.transport.backends.local.hub.socket_file import SocketFile, peer_pid, trusts
+from atasks.transport.backends.local.link import KEPT_READ_BYTES, MAX_FRAME, InnerLink, SocketLink
+from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+
+__all__ = ["Host"]
+
+logger = logging.getLogger("atasks.local")
+
+MAX_HALF_SENT: Final = 2 * 2**30
+"""Bytes of room that half-sent frames of all processes may take together, beyond what each link has anyway."""
+MAX_HELLO: Final = KEPT_READ_BYTES
+"""Bytes of the first frame that a process sends: nobody knows yet who it is."""
+BACKLOG: Final = 4096
+"""Processes that may be waiting to be accepted."""
+
+
+class Host:
+    """The hub of this process, and the socket where others find it."""
+
+    def __init__(self, file: SocketFile, keep_bytes: int) -> None:
+        self.hub = Hub(keep_bytes)
+        self.half_sent = 0
+        """Bytes of room that frames take which have not arrived whole."""
+        self._file = file
+        self._server: asyncio.Server | None = None
+
+    @classmethod
+    async def open(cls, path: str, keep_bytes: int = DEFAULT_KEEP_BYTES) -> Host:
+        """Listen at the path, and keep so many bytes of runs. Raises ListenFailed."""
+        host = cls(SocketFile(path), keep_bytes)
+        loop = asyncio.get_running_loop()
+        try:
+            host._server = await loop.create_unix_server(host._accept, sock=host._file.socket, backlog=BACKLOG)
+        except BaseException:
+            host._file.close()
+            raise
+        return host
+
+    def inner_link(self) -> InnerLink:
+        """A connection for a transport of this process."""
+        here, there = InnerLink.pair()
+        self.hub.attach(there)
+        return here
+
+    async def close(self) -> None:
+        """Listen no more, and close the hub."""
+        if self._server is not None:
+            self._server.close()
+        self._file.close()
+        await self.hub.close()
+
+    def _accept(self) -> _Accepted:
+        return _Accepted(self)
+
+
+class _Accepted(SocketLink):
+    """A connection that another process opened."""
+
+    def __init__(self, host: Host) -> None:
+        super().__init__()
+        self._host = host
+        self._hub = host.hub
+        self._extra = 0
+        """Bytes of room that it takes of what all share."""
+        self.max_frame = MAX_HELLO
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        assert self.transport is not None
+        socket = transport.get_extra_info("socket")
+        if trusts(socket) and not self._hub.closed:
+            self._hub.attach(self, peer_pid(socket))
+        else:
+            logger.warning("a connection of another user's process was refused")
+            self.closed = True
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._may_have(0)
+        super().connection_lost(exc)
+
+    def _frame(self, body: memoryview) -> None:
+        self.max_frame = MAX_FRAME
+        super()._frame(body)
+
+    def _may_have(self, size: int) -> bool:
+        extra = max(size - KEPT_READ_BYTES, 0)
+        others = self._host.half_sent - self._extra
+        if others and others + extra > MAX_HALF_SENT:
+            extra = 0
+            size = -1
+        self._host.half_sent, self._extra = others + extra, extra
+        return size >= 0

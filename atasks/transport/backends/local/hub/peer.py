@@ -1,0 +1,119 @@
+"""A process, as the hub knows it: a caller, a worker, or both."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from atasks.options import EXECUTORS, Executor
+from atasks.transport.backends.local.hub.queue import Entry, Queue
+from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import Hold, Read, Slots
+from atasks.turns import Turns
+
+__all__ = ["Peer"]
+
+MAX_QUEUED: Final = 64 * 2**20
+"""Bytes of one caller's calls that may wait at the hub: past it, the caller is told to hold."""
+
+
+class Peer:
+    """One process and one namespace."""
+
+    def __init__(self, link: Link, pid: int, look: Callable[[Peer], None]) -> None:
+        """`look(peer)` is called when it may have a call that is to run alone, and might not before."""
+        self.link = link
+        self.namespace: str | None = None
+        """None until it has said `Hello`."""
+        self.pid = pid
+        self.expected: asyncio.TimerHandle | None = None
+        """Until when it has to say it."""
+        # as a caller
+        self.queued = 0
+        """Bytes of its calls that wait in queues."""
+        self.stalled: OrderedDict[str, Entry] = OrderedDict()
+        """Calls that are not handed out because it is slow to read the replies that it has."""
+        self._on_hold = False
+        # as a reader of records
+        self.watching: set[str] = set()
+        """Calls of whose records it wants news."""
+        self.unread: deque[Read] = deque()
+        """What it asked for, and is not sent because it is slow to read what it was sent."""
+        # as a worker
+        self.worker_id = ""
+        self.begins = False
+        """Whether it says when a last attempt begins."""
+        self.queues: list[Queue] = []
+        """Those it serves, or, while it drains, served."""
+        self.room = 0
+        """How many calls it may be handed now; less than 0: it has more than it can start."""
+        self.alone: Entry | None = None
+        """The call that it has, or is about to have, in a slot for itself."""
+        self.turns = Turns(asyncio.get_running_loop(), partial(look, self))
+        self._together = 0
+        """Calls that it has, but for those that are to run alone."""
+        self._handed = 0
+        self._alone_number = 0
+        self._places: dict[Executor | None, int] = {}
+        """For how many more blocking functions its pools have a place."""
+        self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
+        """Calls of such functions that it was handed and has not told of: the how manieth call each was."""
+
+    def room_for(self, queue: Queue) -> int:
+        """How many calls of this queue it may be handed now."""
+        return self.room if queue.executor is None else min(self.room, self._places.get(queue.executor, 0))
+
+    def may_have_alone(self, others: bool) -> bool:
+        """Whether it may be handed a call that is to run alone now; `others`: there are such as need not."""
+        return self.alone is None and not self.turns.resting(others or self._together > 0)
+
+    def hand(self, entry: Entry) -> None:
+        """Count a call that it is handed now."""
+        self._handed += 1
+        self.room -= 1
+        executor = entry.queue.executor
+        if executor is not None:
+            self._places[executor] -= 1
+            self._under_way[executor].append(self._handed)
+        if entry.alone:
+            self.alone = entry
+            self.room = 0
+            self._alone_number = self._handed
+            self.turns.begin_alone()
+        else:
+            self._together += 1
+
+    def told(self, slots: Slots) -> None:
+        """It says how many calls it could start; some may have been on their way to it when it said so."""
+        self.room = slots.free - (self._handed - slots.received)
+        for executor, places in zip(EXECUTORS, (slots.threads, slots.processes), strict=True):
+            under_way = self._under_way[executor]
+            while under_way and under_way[0] <= slots.received:
+                under_way.popleft()
+            self._places[executor] = places - len(under_way)
+        if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
+            self.room = min(self.room, 0)
+
+    def let_go(self, entry: Entry) -> None:
+        """It has the call no longer."""
+        if self.alone is entry:
+            self.alone = None
+            self.turns.end_alone()
+        else:
+            self._together -= 1
+            self.turns.other_ended()
+
+    def check_room(self) -> None:
+        """It has sent a request that waits now: tell it to hold if too much does."""
+        if self.queued > MAX_QUEUED and not self._on_hold:
+            self._on_hold = True
+            self.link.send(Hold(True))
+
+    def may_send_again(self) -> None:
+        """Less waits now: tell it to go on, if it was told to hold."""
+        if self._on_hold and self.queued < MAX_QUEUED // 2:
+            self._on_hold = False
+            self.link.send(Hold(False))

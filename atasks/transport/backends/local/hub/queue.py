@@ -1,0 +1,149 @@
+"""Calls that wait at the hub for a worker, and the workers of their queue."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from atasks.options import MAX_PRIORITY, Executor
+from atasks.wire import Call
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.local.hub.peer import Peer
+
+__all__ = ["Entry", "Queue"]
+
+LANES = 2 * (MAX_PRIORITY + 1)
+
+
+class Entry:
+    """A call that has not ended: it waits in a queue, or a worker has it."""
+
+    __slots__ = (
+        "alone",
+        "begun",
+        "call",
+        "caller",
+        "deadline",
+        "kept",
+        "lane",
+        "owner",
+        "priority",
+        "queue",
+        "since",
+        "size",
+        "worker",
+    )
+
+    def __init__(self, call: Call, caller: Peer | None, queue: Queue, priority: int) -> None:
+        self.call = call
+        self.caller = caller
+        """Who awaits it; None: nobody does any more, and it runs nevertheless."""
+        self.owner = 0 if caller is None else caller.pid
+        """The process that sent it; 0: one that does not await it."""
+        self.queue = queue
+        self.priority = min(max(priority, 0), MAX_PRIORITY)
+        self.alone = False
+        """Whether no other call is to run beside it: its last attempt."""
+        self.begun = False
+        """Whether that has begun at the worker that has it, and did not only wait there to be alone."""
+        self.kept = False
+        """Whether its reply goes into a record."""
+        self.worker: Peer | None = None
+        """Who has it."""
+        self.since = 0.0
+        """When it was handed to that worker (event loop time)."""
+        self.lane: OrderedDict[str, Entry] | None = None
+        """Where it waits."""
+        self.deadline: float | None = None
+        """When its caller will not wait any longer (event loop time)."""
+        self.size = len(call.payload) + 500
+        """Bytes, roughly."""
+
+
+class Queue:
+    """The calls that wait in one work queue: urgent ones first, then those made by calls, then the oldest.
+
+    Calls of blocking functions, which also need a place in a pool of their worker, wait in queues beside it, one
+    for each executor, so that others need not wait behind them.
+    """
+
+    def __init__(self, namespace: str, name: str, executor: Executor | None = None) -> None:
+        self.namespace = namespace
+        self.name = name
+        self.executor: Executor | None = executor
+        """What its calls run in; None: this is the queue itself, and not one beside it."""
+        self.executors: dict[str, Executor] = {}
+        """Of the atasks whose calls wait beside it: workers have said so."""
+        self.attempts: dict[str, int] = {}
+        """Of the atasks whose calls may have more attempts than others."""
+        self.workers: list[Peer] = []
+        self._lanes: list[OrderedDict[str, Entry]] = [OrderedDict() for _ in range(LANES)]
+        self._alone: OrderedDict[str, Entry] = OrderedDict()
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def push(self, entry: Entry, front: bool = False) -> None:
+        """Let it wait here, behind its equals, or before them."""
+        if entry.alone:
+            lane = self._alone
+        else:
+            lane = self._lanes[2 * (MAX_PRIORITY - entry.priority) + (entry.call.parent is None)]
+        lane[entry.call.id] = entry
+        if front:
+            lane.move_to_end(entry.call.id, last=False)
+        entry.lane = lane
+        self._count += 1
+        if entry.caller is not None:
+            entry.caller.queued += entry.size
+
+    def remove(self, entry: Entry) -> None:
+        """It waits here no longer."""
+        assert entry.lane is not None, "it waits here"
+        del entry.lane[entry.call.id]
+        entry.lane = None
+        self._count -= 1
+        if entry.caller is not None:
+            entry.caller.queued -= entry.size
+            entry.caller.may_send_again()
+
+    def pop(self, worker: Peer) -> Entry | None:
+        """The call that this worker is to have next; None if there is none for it."""
+        if (
+            self._alone
+            and worker.may_have_alone(self._count > len(self._alone))
+            and (entry := self._first(self._alone, worker)) is not None
+        ):
+            return entry
+        for lane in self._lanes:
+            if lane and (entry := self._first(lane, worker)) is not None:
+                return entry
+        return None
+
+    def _first(self, lane: OrderedDict[str, Entry], worker: Peer) -> Entry | None:
+        for entry in lane.values():
+            if not entry.call.seen or self.may_have(worker, entry.call):
+                self.remove(entry)
+                return entry
+        return None
+
+    def may_have(self, worker: Peer, call: Call) -> bool:
+        """Whether the worker is not known to lack the atask, or all of them are."""
+        seen = call.seen or ()
+        return worker.worker_id not in seen or all(other.worker_id in seen for other in self.workers)
+
+    def best(self, call: Call) -> Peer | None:
+        """The worker with most room that may have the call now; None if it has to wait."""
+        found: Peer | None = None
+        room = 0
+        for worker in self.workers:
+            its = worker.room_for(self)
+            if its > room and not worker.link.clogged and (not call.seen or self.may_have(worker, call)):
+                found, room = worker, its
+        return found
+
+    def served_beside(self, worker: Peer, seen: list[str]) -> bool:
+        """Whether another worker, which is not in `seen`, serves it."""
+        return any(other is not worker and other.worker_id not in seen for other in self.workers)

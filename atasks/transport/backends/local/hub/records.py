@@ -1,0 +1,121 @@
+"""What a hub keeps of calls that nobody awaits, and who is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from atasks.transport.backends.local.hub.peer import Peer
+from atasks.transport.backends.local.messages import Add, Answer, Begin, Found, News, Outcome, Read, Touch, Watch
+from atasks.transport.records.contract import Record
+from atasks.transport.records.store import RecordStore
+from atasks.wire import VERSION, Kept, Reply
+
+__all__ = ["Runs"]
+
+Key = tuple[str, str]
+"""A namespace and a call id."""
+
+
+class Runs:
+    """The records of a hub: they go with it. Every question is answered, in the order of the questions.
+
+    `unwanted` is called with the id of a call whose record has ended, or is forgotten; `in_hand` says of an id
+    whether a worker has the call.
+    """
+
+    def __init__(self, max_bytes: int, unwanted: Callable[[str], object], in_hand: Callable[[str], bool]) -> None:
+        self._store: RecordStore[Key] = RecordStore(max_bytes, self._forgotten, lambda key: in_hand(key[1]))
+        self._unwanted = unwanted
+        self._watchers: dict[Key, dict[Peer, None]] = {}
+
+    def open(self, peer: Peer, message: Begin) -> bool:
+        """Keep what becomes of the call; False: there is no room."""
+        head = Kept(VERSION, message.call.id, message.queue, message.expires_ms)
+        return self._store.open(_key(peer, message.call.id), Record(head, message.call))
+
+    def end(self, namespace: str, reply: Reply) -> None:
+        """How a call has ended; one whose record is forgotten is let go."""
+        key = (namespace, reply.id)
+        if key in self._store:
+            self._store.end(key, reply)
+            self._tell(key, ended=True)
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._store.close()
+        self._watchers.clear()
+
+    # -- what processes ask for
+
+    def add(self, peer: Peer, message: Add) -> None:
+        """A reply from a worker, or an ending from whoever wants the call to end."""
+        key = _key(peer, message.id)
+        outcome = Outcome.DONE
+        if key not in self._store:
+            outcome = Outcome.UNKNOWN
+        elif not self._store.add(key, message.reply):
+            outcome = Outcome.NO_ROOM
+        elif not message.quiet:
+            ended = message.reply.id == message.id
+            self._tell(key, ended=ended)
+            if ended:
+                self._unwanted(message.id)
+        peer.link.send(Answer(message.number, outcome))
+
+    def touch(self, peer: Peer, message: Touch) -> None:
+        """Somebody waits for the call, or runs it."""
+        known = self._store.find(_key(peer, message.id)) is not None
+        peer.link.send(Answer(message.number, Outcome.DONE if known else Outcome.UNKNOWN))
+
+    def read(self, peer: Peer, message: Read) -> None:
+        """Send the record, when the process reads what it was sent before."""
+        peer.unread.append(message)
+        self.read_on(peer)
+
+    def read_on(self, peer: Peer) -> None:
+        """It reads: send what it asked for."""
+        while peer.unread and not peer.link.clogged:
+            message = peer.unread.popleft()
+            record = self._store.read(_key(peer, message.id))
+            if record is None:
+                peer.link.send(Answer(message.number, Outcome.UNKNOWN))
+                continue
+            head, replies = record.head, list(record.replies.values())
+            size = len(record.call.payload) + sum(len(reply.payload) for reply in replies)
+            peer.link.send(Found(message.number, head.queue, head.expires_ms, record.call, replies), size)
+
+    def watch(self, peer: Peer, message: Watch) -> None:
+        """It waits, or no more."""
+        key = _key(peer, message.id)
+        if message.on:
+            peer.watching.add(message.id)
+            self._watchers.setdefault(key, {})[peer] = None
+        elif message.id in peer.watching:
+            peer.watching.remove(message.id)
+            self._unwatch(key, peer)
+
+    def leave(self, peer: Peer) -> None:
+        """It is gone."""
+        for call_id in peer.watching:
+            self._unwatch(_key(peer, call_id), peer)
+        peer.watching.clear()
+        peer.unread.clear()
+
+    def _unwatch(self, key: Key, peer: Peer) -> None:
+        watchers = self._watchers[key]
+        del watchers[peer]
+        if not watchers:
+            del self._watchers[key]
+
+    def _tell(self, key: Key, *, ended: bool) -> None:
+        for peer in self._watchers.get(key, ()):
+            peer.link.send(News(key[1], ended))
+
+    def _forgotten(self, key: Key) -> None:
+        self._tell(key, ended=True)
+        self._unwanted(key[1])
+
+
+def _key(peer: Peer, call_id: str) -> Key:
+    assert peer.namespace is not None, "it was welcomed"
+    return peer.namespace, call_id

@@ -1,0 +1,183 @@
+"""The worker's side: takes the calls that the hub hands out, and says how many more there may be."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from atasks.options import MAX_ATTEMPTS, Executor
+from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
+from atasks.wire import Call, Cancel, Credit, End, Item, Reply
+
+if TYPE_CHECKING:
+    from atasks.worker.worker import Worker
+
+__all__ = ["Service"]
+
+MAX_SEEN: Final = 8
+"""Workers that may look for an atask before the call is answered with `UnknownTask`."""
+
+
+class Service:
+    """Feeds one worker over a link to a hub.
+
+    Whenever something leaves, and something has changed, the hub is told for how many calls the worker has a slot,
+    and for how many blocking functions its pools have a place.
+    So it never sits on a call that another worker could start, but for those that were under way when a parked
+    call resumed; those go back to the hub if they wait for long.
+    """
+
+    def __init__(self, worker: Worker, queues: Sequence[str], link: Link) -> None:
+        self.worker = worker
+        self.queues = list(queues)
+        self.link = link
+        self._received = 0
+        self._told = Slots(0, 0)
+        self._places = worker.pools.places
+        self._serving = False
+        self._numbers = itertools.count(1)
+        self._unanswered = False
+        """Whether no answer to a question will come."""
+        self._questions: dict[int, asyncio.Future[bool]] = {}
+        link.last_word = self._slots
+
+    # -- life
+
+    def start(self) -> None:
+        """Have calls handed out from now on."""
+        self._serving = True
+        self._told = Slots(0, self._received)
+        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors, True, self._attempts()))
+
+    def _attempts(self) -> dict[str, int]:
+        registry = self.worker.router.registry
+        items = ((name, registry.get(name)) for name in registry.names())
+        return {
+            name: item.options.max_attempts
+            for name, item in items
+            if item is not None and item.options.max_attempts > MAX_ATTEMPTS
+        }
+
+    async def stop(self) -> None:
+        """Return when no more calls can come."""
+        if self._serving:
+            self._serving = False
+            self.link.send(Stop())
+            await self.others()
+
+    async def others(self, seen: Sequence[str] = ()) -> bool:
+        """Whether each queue has another worker, not counting those in `seen`. What was sent before this is with
+        the hub when this returns; False if the hub is gone."""
+        if self.link.closed or self._unanswered:
+            return False
+        number = next(self._numbers)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.link.send(Ping(number, list(seen)))
+        try:
+            return await answer
+        finally:
+            del self._questions[number]
+
+    def expect_no_answers(self) -> None:
+        """The hub says nothing any more: whoever waits for its answer goes on."""
+        self._unanswered = True
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_result(False)
+
+    def lost(self) -> None:
+        """The hub is gone, and with it whoever awaits the calls in hand."""
+        self.expect_no_answers()
+        for run in self.worker.runs:
+            self.worker.cancel(run.call.id)
+
+    # -- what arrives
+
+    def deliver(self, message: Deliver) -> None:
+        """A call."""
+        self._received += 1
+        call = message.call
+        self.worker.deliver(
+            call, _Handed(self), message.alone, partial(self._begin, call.id) if message.alone else None
+        )
+
+    async def _begin(self, call_id: str) -> bool:
+        """A last attempt has the worker for itself: let the hub know, and its caller, before it runs. It may kill
+        this process, and that of the hub if it is the same."""
+        self.link.send(Handed(call_id))
+        await self.others()
+        return not self.link.closed
+
+    def told(self, message: Cancel | Credit | Pong) -> None:
+        """Calls that nobody awaits any more, what was taken of a stream, or the answer to a question."""
+        if isinstance(message, Credit):
+            self.worker.streams.credit(message)
+            return
+        if isinstance(message, Cancel):
+            for call_id in message.ids:
+                self.worker.cancel(call_id)
+            return
+        answer = self._questions.get(message.number)
+        if answer is not None and not answer.done():
+            answer.set_result(message.others)
+
+    # -- slots
+
+    def overfull(self) -> None:
+        """Calls have waited here for a slot: any worker may have them."""
+        self.worker.give_back_unstarted()
+
+    def lacks_place(self, executor: Executor) -> None:
+        """Calls wait here for a place in a pool: the hub hands them to whoever has one."""
+        self.worker.give_back_unstarted(executor)
+
+    def _slots(self) -> Slots | None:
+        """What the hub is to be told, if it would guess wrong."""
+        if not self._serving:
+            return None
+        worker, told = self.worker, self._told
+        free = worker.room
+        places = self._places
+        threads, processes = places["thread"].free, places["process"].free
+        if (
+            free == told.free - (self._received - told.received)
+            and threads == told.threads
+            and processes == told.processes
+        ):
+            return None
+        self._told = Slots(free, self._received, threads, processes)
+        return self._told
+
+
+class _Handed:
+    """A call in hand."""
+
+    __slots__ = ("service",)
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def reply(self, reply: Reply | End) -> None:
+        self.service.link.send(reply, len(reply.payload))
+
+    def send(self, envelope: Item | End) -> None:
+        size = sum(map(len, envelope.payloads)) if isinstance(envelope, Item) else 0
+        self.service.link.send(envelope, size)
+
+    def drop(self) -> None:
+        """The hub has told that nobody awaits it."""
+
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        self.service.link.send(GiveBack(call, executor), len(call.payload))
+
+    async def pass_on(self, call: Call) -> Call | None:
+        seen = [*(call.seen or ()), self.service.worker.id]
+        if len(seen) > MAX_SEEN or not await self.service.others(seen):
+            return None
+        call.seen = seen
+        return call

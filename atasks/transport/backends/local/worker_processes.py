@@ -1,0 +1,112 @@
+"""The worker processes that a program starts around its hub."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from atasks import interpreters
+from atasks.errors import NotSupported, WorkersFailed
+from atasks.logs import levels
+from atasks.modules import MAIN_NAMES, main_name
+from atasks.namespaces import namespaces
+from atasks.options import WorkerOptions
+from atasks.supervisor import Supervisor
+
+__all__ = ["Crew", "check"]
+
+END_SECONDS: Final = 5.0
+"""Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
+BOOTSTRAP: Final = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # it is told when to end
+    "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
+    "from atasks.local_worker import main; main(**config)"
+)
+"""What a worker process runs: it finds the modules where this one does, atasks included."""
+
+
+def check(options: WorkerOptions) -> None:
+    """Refuse here what a worker process would refuse. Raises TypeError, ValueError."""
+    for name, value in options.items():
+        if name not in WorkerOptions.__annotations__:
+            raise TypeError(f"unknown option {name!r}: known are {', '.join(WorkerOptions.__annotations__)}")
+        if name != "grace" and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a whole number, not {value!r}")
+        if name != "grace" and isinstance(value, int) and value < 1:
+            raise ValueError(f"{name}={value}: at least 1")
+
+
+class Crew:
+    """So many worker processes, each one replaced when it dies. They are fresh interpreters."""
+
+    def __init__(
+        self,
+        count: int,
+        socket: str,
+        namespace: str,
+        modules: Sequence[str] | None,
+        options: WorkerOptions,
+        on_end: Callable[[int], None],
+    ) -> None:
+        """`on_end` gets the pid of each process that has ended. Raises NotSupported if atasks are in no module."""
+        self._grace = options.get("grace", 0.0)
+        config = {
+            "path": [entry or os.getcwd() for entry in sys.path],
+            "modules": _modules(namespace) if modules is None else list(modules),
+            "uvloop": type(asyncio.get_running_loop()).__module__.startswith("uvloop"),
+            "socket": socket,
+            "namespace": namespace,
+            "grace": self._grace,
+            "levels": levels(),
+            **options,
+        }
+        command = [*interpreters.command(), "-c", BOOTSTRAP, json.dumps(config)]
+        self._supervisor = Supervisor(command, count, on_end=on_end)
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that live now."""
+        return [process.pid for process in self._supervisor.processes]
+
+    async def start(self, timeout: float) -> None:
+        """Return when all of them serve. Raises WorkersFailed if they do not, within so many seconds."""
+        try:
+            async with asyncio.timeout(timeout):
+                await self._supervisor.start()
+        except TimeoutError:
+            raise WorkersFailed(
+                f"the worker processes were not ready in {timeout:g} s: do their modules take so long to import?"
+            ) from None
+
+    async def wait(self) -> None:
+        """Return when it is stopped. Raises WorkersFailed when they die faster than they start."""
+        await self._supervisor.wait()
+
+    async def stop(self) -> None:
+        """Have them drain and end; return when none is left."""
+        await self._supervisor.stop(self._grace + END_SECONDS)
+
+
+def _modules(namespace: str) -> list[str]:
+    """The modules, or the file of a script, that define the atasks of the namespace."""
+    registry = getattr(namespaces.get(namespace), "registry", None)
+    items = [registry.get(name) for name in registry.names()] if registry is not None else []
+    found = dict.fromkeys(item.task.module for item in items)
+    if None in found:
+        raise NotSupported(
+            "worker processes cannot import what a prompt, a notebook, or a script under a runner (cProfile, "
+            "trace) defines: put the atasks into a module that it imports"
+        )
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
+    if script is not None and found.keys() & {
+        main_name(),
+        *MAIN_NAMES,
+    }:  # a file may have any name, so by its path
+        return [os.path.abspath(script), *(name for name in found if name not in {main_name(), *MAIN_NAMES})]
+    return list(found)

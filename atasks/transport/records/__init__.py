@@ -1,0 +1,1 @@
+"""Records: where the replies of calls that nobody awaits are kept."""

@@ -1,0 +1,177 @@
+"""Records in the memory of one process: what the loopback transport and the hub of the local one keep."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+from atasks import wire
+from atasks.transport.records.contract import Record
+from atasks.wire import Reply, Status
+
+__all__ = ["DEFAULT_KEEP_BYTES", "LARGEST_KEEP_BYTES", "RecordStore", "check_keep_bytes"]
+
+K = TypeVar("K", bound=Hashable)
+
+DEFAULT_KEEP_BYTES: Final = 256 * 2**20
+LARGEST_KEEP_BYTES: Final = 2**30
+"""A record may be sent whole, in one frame."""
+OVERHEAD: Final = 500
+"""Bytes of a call or a reply besides its payload, roughly."""
+
+
+class RecordStore(Generic[K]):
+    """Keeps records, of `max_bytes` in all, each until it was not used for its own time.
+
+    Where there is no room for more, records of calls that have ended and whose end was read are forgotten before
+    their time, those first that were not used for longest; others never are. `forgotten` is called with the key of
+    each record that is forgotten, but for those that `close` and `forget` forget. A record is in use while
+    `in_hand` says of its key that a worker has the call.
+    """
+
+    def __init__(
+        self, max_bytes: int, forgotten: Callable[[K], object], in_hand: Callable[[K], bool] = lambda _: False
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.size = 0
+        """Bytes, roughly."""
+        self._forgotten = forgotten
+        self._in_hand = in_hand
+        self._stored: dict[K, _Stored] = {}
+        self._spent: OrderedDict[K, _Stored] = OrderedDict()
+        """Those that have ended and were read since, in the order in which they were used."""
+        self._loop = asyncio.get_running_loop()
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._stored
+
+    def open(self, key: K, record: Record) -> bool:
+        """Keep a record from now on; False: there is no room."""
+        size = _weight(record)
+        if not self._make_room(size):
+            return False
+        stored = self._stored[key] = _Stored(record, size, self._loop.time() + record.expires)
+        stored.timer = self._loop.call_later(record.expires, self._expire, key, stored)
+        self.size += size
+        return True
+
+    def find(self, key: K) -> Record | None:
+        """The record, whose time begins anew; None if there is none."""
+        stored = self._use(key)
+        return None if stored is None else stored.record
+
+    def read(self, key: K) -> Record | None:
+        """As `find`, for who wants to know what is in it."""
+        stored = self._use(key)
+        if stored is None:
+            return None
+        if stored.record.ending is not None:
+            self._spent[key] = stored
+        return stored.record
+
+    def add(self, key: K, reply: Reply) -> bool:
+        """Put the reply into the record of that key, which there is; False: there is no room."""
+        stored = self._use(key)
+        assert stored is not None, "it was found before"
+        size = len(reply.payload) + len(reply.codec) + len(reply.worker) + OVERHEAD
+        if reply.id in stored.record.replies:
+            return True
+        self._spent.pop(key, None)  # not to be forgotten for the sake of its own reply
+        if not self._make_room(size):
+            return False
+        stored.record.add(reply)
+        stored.size += size
+        self.size += size
+        return True
+
+    def end(self, key: K, reply: Reply) -> None:
+        """As `add`, for how the call has ended. If there is no room for it, the call has ended in that."""
+        if not self.add(key, reply):
+            message = (
+                f"what call {reply.id} gave has {len(reply.payload)} bytes, and there is no room for it among the "
+                f"{self.max_bytes} bytes of records: raise keep_bytes, shorten keep_runs, or pass references"
+            )
+            stored = self._stored[key]
+            stored.record.add(wire.ended(reply.id, Status.TOO_LARGE, message))
+            stored.size += OVERHEAD  # over the limit by that much, so that the end of a call is never lost
+            self.size += OVERHEAD
+
+    def forget(self, key: K) -> None:
+        """Keep it no longer, if it was kept."""
+        self._spent.pop(key, None)
+        stored = self._stored.pop(key, None)
+        if stored is not None:
+            self.size -= stored.size
+            stored.cancel()
+
+    def close(self) -> None:
+        """Forget everything."""
+        for stored in self._stored.values():
+            stored.cancel()
+        self._stored.clear()
+        self._spent.clear()
+        self.size = 0
+
+    def _use(self, key: K) -> _Stored | None:
+        stored = self._stored.get(key)
+        if stored is not None:
+            stored.until = self._loop.time() + stored.record.expires
+            if key in self._spent:
+                self._spent.move_to_end(key)
+        return stored
+
+    def _make_room(self, size: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        while self.size + size > self.max_bytes and self._spent:
+            key = next(iter(self._spent))
+            self.forget(key)
+            self._forgotten(key)
+        return self.size + size <= self.max_bytes
+
+    def _expire(self, key: K, stored: _Stored) -> None:
+        if self._in_hand(key):  # whoever runs it says so too, but a process may be held up, or this one
+            self._use(key)
+        if self._loop.time() < stored.until:  # it was used meanwhile
+            stored.timer = self._loop.call_at(stored.until, self._expire, key, stored)
+        else:
+            self.forget(key)
+            self._forgotten(key)
+
+
+class _Stored:
+    """A record that is kept."""
+
+    __slots__ = ("record", "size", "timer", "until")
+
+    def __init__(self, record: Record, size: int, until: float) -> None:
+        self.record = record
+        self.size = size
+        self.until = until
+        """When it expires, if it is not used (event loop time)."""
+        self.timer: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        """It does not expire any more."""
+        if self.timer is not None:
+            self.timer.cancel()
+
+
+def _weight(record: Record) -> int:
+    """Bytes of a record that begins, roughly."""
+    call = record.call
+    context = sum(len(name) + len(value) for name, value in (call.context or {}).items())
+    return len(call.payload) + context + len(call.task) + len(call.codec) + len(record.head.queue) + OVERHEAD
+
+
+def check_keep_bytes(value: object) -> int:
+    """The option `keep_bytes` of transports that keep records in memory, checked."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"keep_bytes is a number of bytes, not {value!r}")
+    if not 0 < value <= LARGEST_KEEP_BYTES:
+        raise ValueError(f"keep_bytes={value!r}: bytes above 0, at most {LARGEST_KEEP_BYTES}")
+    return value

@@ -1,0 +1,1 @@
+"""Running: slots, held calls, execution, the streams that are sent, executors."""

@@ -1,0 +1,202 @@
+"""Serving one call: decode its arguments, run the function, encode how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+from atasks import wire
+from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.culprits import brief, unencodable
+from atasks.current import carried, serving
+from atasks.errors import DecodeError
+from atasks.failures.failures import encode_failure, failure_text
+from atasks.tasks import BaseTask
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
+from atasks.worker.held_call import Reason, Run, describe
+from atasks.worker.producing import produce
+
+__all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
+
+logger = logging.getLogger("atasks.worker")
+
+
+async def execute(run: Run) -> None:
+    """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply
+    to, or another worker will.
+
+    Never raises: whatever the function, the codec or a cancellation does becomes a reply.
+    """
+    serving.set(run)
+    reply: Reply | None = None
+    try:
+        if run.permit is None or await run.permit():
+            run.started = started = time.perf_counter()
+            reply = await _serve(run)
+            size, limit = len(reply.payload), run.worker.transport.max_payload
+            if size > limit:
+                result = f"the result of {run.call.task} has {size} bytes"
+                message = f"{result}, over the limit of {limit}: return a reference"
+                reply = status(run, Status.TOO_LARGE, message)
+            else:
+                reply.run_us = int((time.perf_counter() - started) * 1e6)
+                reply.parked = run.parked
+    except asyncio.CancelledError:
+        reply = cancelled_reply(run)
+    except BaseException as error:
+        if _thrown_away(run, error):
+            raise
+        logger.exception("%s could not be served", describe(run.call))
+        message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
+        reply = status(run, Status.FAILED, message)
+    if reply is not None and reply.status and run.call.orphan:
+        _log(run.call, reply)
+    run.worker.ended(run, reply)
+
+
+def _log(call: Call, reply: Reply) -> None:
+    """A call that goes on without its caller has failed: maybe nobody else hears of it."""
+    described = reply.status != Status.RAISED
+    why = wire.ending(reply).message if described else failure_text(reply.payload)
+    logger.warning("%s failed, which runs whether it is awaited or not:\n%s", describe(call), why)
+
+
+async def _serve(run: Run) -> Reply:
+    call, worker, task = run.call, run.worker, run.atask
+    assert task is not None, "the worker looked"
+    executor, codec = task.executor, worker.router.codec
+    size = len(call.payload) + sum(map(len, call.context.values())) if call.context else len(call.payload)
+    if size > worker.transport.max_payload:
+        message = f"the arguments of {call.task} have {size} bytes, over this worker's limit of "
+        return status(
+            run, Status.DECODE_ERROR, f"{message}{worker.transport.max_payload}: pass a reference instead"
+        )
+    if call.credit or task.streams:
+        refusal = _not_a_stream(run, task)
+        if refusal is not None:
+            return refusal
+    if executor == "process":
+        return await worker.pools.in_process(run, task)
+    try:
+        args, kwargs = await decode_arguments(call, codec, task.local)
+    except DecodeError as error:
+        return status(run, Status.DECODE_ERROR, str(error))
+    try:
+        if executor is None:
+            result = task.local(*args, **kwargs)
+        else:
+            result = await worker.pools.in_thread(run, task.local, args, kwargs)
+        if call.credit:
+            reply = await produce(run, codec, result)
+            if reply is not None:
+                return reply
+            result = None
+        elif inspect.isawaitable(result):
+            result = await result
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        if _thrown_away(run, error):
+            raise
+        if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not call.orphan:  # else it is logged anyway
+            logger.error(
+                "%s raised after it was cancelled: maybe nobody hears of it", describe(call), exc_info=error
+            )
+        return await raised(call, codec, worker.id, error, worker.transport.max_payload)
+    finally:
+        del args, kwargs
+    return await returned(call, codec, worker.id, result)
+
+
+def _not_a_stream(run: Run, task: BaseTask[..., Any]) -> Reply | None:
+    """The reply where one side takes the atask for a stream, and the other one does not."""
+    name = run.call.task
+    if not task.streams:
+        message = f"{name} is not a stream at this worker: await it, or start both sides with the same code"
+    elif not run.call.credit:
+        message = f"{name} is a stream at this worker: iterate over it, or start both sides with the same code"
+    elif "streams" not in run.worker.transport.supports:
+        message = f"{type(run.worker.transport).__name__}, by which {name} was called, moves no streams"
+    else:
+        return None
+    return status(run, Status.FAILED, message)
+
+
+async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any]) -> tuple[Any, Any]:
+    """The decoded arguments, with the carried context variables set; a DecodeError if that cannot be."""
+    if call.codec != codec.name:
+        raise DecodeError(
+            f"{call.task} was called with codec {call.codec!r}, and this worker has {codec.name!r}: "
+            "construct the same codec on both sides"
+        )
+    try:
+        if call.context:
+            for name, value in call.context.items():
+                variable = carried.get(name)
+                if variable is not None:
+                    variable.set(await codec.decode(value))
+        args, kwargs = await codec.decode_arguments(call.payload, function)
+        return args, kwargs
+    except DecodeError:
+        raise
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({brief(error)})"
+        raise DecodeError(message) from error
+
+
+async def raised(call: Call, codec: Codec, worker: str, error: BaseException, limit: int) -> Reply:
+    """The reply of a function that raised: with the exception, or what of it has at most `limit` bytes."""
+    hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
+    payload = await encode_failure(error, codec, hop=hop, limit=limit)
+    return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
+
+
+async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
+    """The reply of a function that returned."""
+    try:
+        payload = as_bytes(await codec.encode(result), codec)
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        refusal = await unencodable(f"the result of {call.task}", result, codec, error)
+        return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
+    return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
+
+
+def cancelled_reply(run: Run) -> Reply | None:
+    """The reply of a run that was cancelled, by why it was."""
+    task = describe(run.call)
+    if run.reason is None and run.worker.is_torn_down:
+        run.reason = Reason.DRAINED  # the program ends: nobody has cancelled this call
+    match run.reason:
+        case Reason.TIMED_OUT:
+            return status(run, Status.TIMED_OUT, f"{task} was cancelled at its deadline")
+        case None:
+            return status(run, Status.CANCELLED, f"{task} was cancelled at the worker")
+        case Reason.DRAINED if run.call.delivery == AT_MOST_ONCE:
+            return status(run, Status.WORKER_LOST, f"{task} was cut off by its worker's shutdown")
+        case _:
+            return None
+
+
+def status(run: Run, value: int, message: str) -> Reply:
+    """A reply with neither a value nor an exception."""
+    attempts = run.call.attempt if value == Status.WORKER_LOST else 0
+    reply = wire.ended(run.call.id, value, message, run.worker.id, attempts)
+    ran = run.ran
+    if ran is not None:
+        reply.run_us = int(ran * 1e6)
+    return reply
+
+
+def _thrown_away(run: Run, error: BaseException) -> bool:
+    """Whether the event loop is gone, and this coroutine is being closed by the garbage collector."""
+    return isinstance(error, GeneratorExit) and not run.loop.is_running()

@@ -1,0 +1,143 @@
+"""One process that runs blocking functions."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from contextlib import suppress
+from typing import Final
+
+from atasks import forks, interpreters, logs, modules
+from atasks.codecs.base import Codec
+from atasks.codecs.cloudpickle import dumps
+from atasks.errors import TransportError
+from atasks.wire import Reply
+from atasks.worker.executors.frames import HEADER, Request, decode_reply, frame
+
+__all__ = ["Lost", "Worked"]
+
+# A fresh interpreter, because a fork would copy the worker's connections, locks and threads. The first thing that
+# it reads makes its imports work as they do here.
+_PROGRAM: Final = """\
+import pickle, socket, sys
+channel = socket.socket(fileno=int(sys.argv[1]))
+stream = channel.makefile("rb")
+sys.path[:] = pickle.load(stream)
+from atasks.worker.executors.child import serve
+serve(channel, stream, pickle.load(stream), pickle.load(stream))
+"""
+
+LEAVE_PATIENCE: Final = 2.0
+"""Seconds that an idle process gets to end by itself."""
+
+
+class Lost(Exception):
+    """The process has died. `str()` of it says how."""
+
+
+class Worked:
+    """A running process, which serves one call at a time."""
+
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self.ended = asyncio.create_task(self._watch(), name="atasks process")
+        """Done when it has ended."""
+
+    @classmethod
+    async def start(cls, codec: Codec) -> Worked:
+        """A process that is ready. Raises `Lost` if it ends before it is, and TransportError in a process that
+        imports its modules."""
+        if modules.is_importing():
+            raise TransportError(modules.UNGUARDED)
+        hello = pickle.dumps(sys.path) + pickle.dumps(logs.levels()) + dumps(codec)
+        ours, theirs = socket.socketpair()
+        forks.withhold(ours.fileno())
+        with theirs:
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *interpreters.command(),
+                    "-c",
+                    _PROGRAM,
+                    str(theirs.fileno()),
+                    stdin=DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # so that what a function starts can be ended with it
+                )
+            except BaseException:
+                ours.close()
+                raise
+        reader, writer = await asyncio.open_connection(sock=ours)
+        worked = cls(process, reader, writer)
+        try:
+            await worked._say(hello)
+            await worked._hear()
+        except BaseException:
+            worked.kill()
+            raise
+        return worked
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a call."""
+        return not self.ended.done() and not self._writer.is_closing()
+
+    async def ask(self, request: Request) -> Reply:
+        """Its reply. Raises `Lost` if it dies first. If this is cancelled, `kill` it: it runs the call still."""
+        await self._say(frame(request))
+        return decode_reply(await self._hear())
+
+    def kill(self) -> None:
+        """End it now, with all that it started."""
+        if self._process.returncode is None:
+            self._kill_group()
+        self._writer.transport.abort()
+
+    async def leave(self) -> None:
+        """End it, which is idle, and return when it has ended."""
+        self._writer.close()
+        await asyncio.wait([self.ended], timeout=LEAVE_PATIENCE)
+        self.kill()
+        await asyncio.shield(self.ended)
+
+    async def _say(self, content: bytes) -> None:
+        try:
+            self._writer.write(content)
+            await self._writer.drain()
+        except ConnectionError:
+            raise await self._lost() from None
+
+    async def _hear(self) -> bytes:
+        try:
+            header = await self._reader.readexactly(HEADER.size)
+            return await self._reader.readexactly(*HEADER.unpack(header))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise await self._lost() from None
+
+    async def _lost(self) -> Lost:
+        self.kill()  # if it lives, it has closed its channel
+        await asyncio.shield(self.ended)
+        code = self._process.returncode
+        assert code is not None
+        if code >= 0:
+            return Lost(f"exit code {code}")
+        try:
+            return Lost(signal.Signals(-code).name)
+        except ValueError:
+            return Lost(f"signal {-code}")
+
+    async def _watch(self) -> None:
+        """Return when it has ended. Its channel may stay open, in a process that it has forked."""
+        await self._process.wait()
+        self._kill_group()  # so that nothing of it stays behind; while some of it lives, the number is not reused
+        self._writer.transport.abort()
+
+    def _kill_group(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # there is nobody left in it; macOS: but the dead
+            os.killpg(self._process.pid, signal.SIGKILL)

@@ -1,0 +1,42 @@
+"""What a worker and its processes say to each other: MessagePack, each message after its length in bytes."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from atasks.wire import Call, Reply
+from atasks.worker.executors.references import Reference
+
+__all__ = ["HEADER", "READY", "Request", "decode_reply", "decode_request", "frame"]
+
+HEADER: Final = struct.Struct("!Q")
+READY: Final = b""
+"""What a process says first, when it can take calls."""
+
+
+class Request(Struct, array_like=True):
+    """A call for a process."""
+
+    call: Call
+    reference: Reference
+    worker: str
+    """The worker's id."""
+    deadline: float | None
+    """When the call times out, by the clock of `time.monotonic`."""
+    limit: int
+    """Bytes of payload that a reply may have."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+def frame(message: Request | Reply | None) -> bytes:
+    """A message with its length; None stands for `READY`."""
+    body = READY if message is None else _encoder.encode(message)
+    return HEADER.pack(len(body)) + body

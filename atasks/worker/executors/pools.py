@@ -1,0 +1,71 @@
+"""The threads and processes of one worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from atasks.worker.executors.processes import Processes
+from atasks.worker.executors.threads import Threads
+from atasks.worker.slots import Slots
+
+if TYPE_CHECKING:
+    from atasks.options import Executor
+    from atasks.tasks import BaseTask
+    from atasks.wire import Reply
+    from atasks.worker.held_call import Run
+
+__all__ = ["Pools"]
+
+MAX_DEFAULT_THREADS: Final = 100
+
+
+class Pools:
+    """What a worker runs blocking functions in. Threads and processes are started when calls need them.
+
+    `threads` bounds the functions that run in threads (None: as many as calls run at once, at most 100), and
+    `processes` those in processes (None: one for each processor, as far as calls may run at once). A call takes a
+    *place* in its pool when it starts; `on_free` is called when places have become free.
+    """
+
+    def __init__(
+        self, threads: int | None, processes: int | None, concurrency: int, on_free: Callable[[], None]
+    ) -> None:
+        self._on_free = on_free
+        self._closed = False
+        self.places: dict[Executor, Slots] = {
+            "thread": Slots(min(concurrency, MAX_DEFAULT_THREADS) if threads is None else threads, self._freed),
+            "process": Slots(min(concurrency, _processors()) if processes is None else processes, self._freed),
+        }
+        self.threads = Threads(self.places["thread"])
+        self.processes = Processes(self.places["process"].size)
+
+    def has_place(self, executor: Executor | None) -> bool:
+        """Whether a function could start there now: anything on the event loop could."""
+        return executor is None or self.places[executor].free > 0
+
+    async def in_thread(self, run: Run, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What the function returns, or raises, in a thread. The run has a place."""
+        return await self.threads.call(run, function, args, kwargs)
+
+    async def in_process(self, run: Run, task: BaseTask[..., Any]) -> Reply:
+        """The reply of a process that ran the call, or lost it. The run has a place."""
+        return await self.processes.serve(run, task)
+
+    async def close(self) -> None:
+        """End the processes, and the threads but those that run a function still."""
+        self._closed = True
+        self.threads.close()
+        await self.processes.close()
+
+    def _freed(self) -> None:
+        if not self._closed:
+            self._on_free()
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

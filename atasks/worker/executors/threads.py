@@ -1,0 +1,214 @@
+"""Blocking functions in threads.
+
+A thread is no task: it cannot be cancelled. So a call that is cancelled, or times out, ends at once, and its
+*seat*, the thread with the worker's slot, stays taken until the function has returned. What the function awaits by
+`.sync` is cancelled meanwhile, and raises `CancelledError` in the thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import enum
+import logging
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from contextvars import Context, ContextVar
+from typing import Any, Final, TypeVar
+
+from atasks.errors import TooManyParked
+from atasks.worker.held_call import Reason, Run, describe
+from atasks.worker.slots import Slots
+
+__all__ = ["Seat", "Threads", "seated"]
+
+logger = logging.getLogger("atasks.worker")
+
+T = TypeVar("T")
+
+MAX_PARKED: Final = 1000
+"""Threads of one worker that may wait in `.sync`."""
+
+_Job = Callable[[], None]
+
+
+class State(enum.Enum):
+    """Of a function in a thread."""
+
+    RUNNING = enum.auto()
+    ABANDONED = enum.auto()
+    """It runs, and nobody awaits it."""
+    ENDED = enum.auto()
+
+
+class Seat:
+    """A call in a thread."""
+
+    def __init__(self, threads: Threads, run: Run) -> None:
+        self.threads = threads
+        self.run = run
+        self.loop = run.loop
+        self.state = State.RUNNING
+        self.returned: asyncio.Future[bool] = self.loop.create_future()
+        """Whether the function returned; False: it raised."""
+        self.value: Any = None
+        """What it returned or raised."""
+        self.has_place = True
+        self.awaits: set[asyncio.Task[Any]] = set()
+        """What it waits for."""
+        self._slots = 0
+
+    def is_over(self) -> bool:
+        """Whether nobody awaits the function any more."""
+        return self.state is not State.RUNNING
+
+    async def wait_for(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await what `make` returns on behalf of the thread, which leaves its place to another one meanwhile."""
+        if self.state is State.ABANDONED:
+            raise asyncio.CancelledError
+        task = asyncio.current_task()
+        assert task is not None
+        if not self.awaits:
+            self.threads.leave(self)
+        self.awaits.add(task)
+        try:
+            return await make()
+        finally:
+            self.awaits.discard(task)
+            if not self.awaits:
+                await self.threads.come_back(self)
+
+    def abandon(self) -> None:
+        """Nobody awaits the function any more: it keeps its place and the worker's slot until it has returned."""
+        if self.state is not State.RUNNING:
+            return
+        self.state = State.ABANDONED
+        run = self.run
+        self._slots, run.slots = run.slots, 0
+        for task in self.awaits:
+            task.cancel()
+        level = logging.WARNING if run.reason is Reason.DRAINED else logging.INFO
+        logger.log(
+            level, "%s goes on in its thread, which cannot be stopped: its result is dropped", describe(run.call)
+        )
+
+    def end(self, returned: bool, value: Any) -> None:
+        """The function has returned or raised."""
+        if self.state is State.ABANDONED and isinstance(value, Exception) and not returned:
+            logger.error("%s raised, and nobody hears of it", describe(self.run.call), exc_info=value)
+        self.state = State.ENDED
+        if not self.returned.done():
+            self.value = value
+            self.returned.set_result(returned)
+        if self._slots and not self.threads.closed:
+            self.run.worker.slots.give(self._slots)
+
+
+seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)
+"""The seat that this thread has."""
+
+
+class Threads:
+    """Threads for the functions of one worker: at most as many run one at any time as there are `places`.
+
+    One that waits in `.sync` does not count, so that functions which wait for functions cannot deadlock. Threads
+    are daemons: a function that never returns does not keep the program from ending.
+    """
+
+    def __init__(self, places: Slots) -> None:
+        self.size = places.size
+        self.closed = False
+        self._places = places
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._idle = 0
+        self._parked = 0
+
+    async def call(self, run: Run, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What the function returns, or raises. If cancelled, it goes on in its seat. The run's place becomes the
+        seat's."""
+        seat = Seat(self, run)
+        run.place = None
+        context = contextvars.copy_context()
+        context.run(seated.set, seat)
+        self._submit(_job(seat, context, function, args, kwargs))
+        try:
+            returned = await seat.returned
+        except asyncio.CancelledError:
+            seat.abandon()
+            raise
+        value, seat.value = seat.value, None  # the thread's frames know the seat: no circle may stay
+        if returned:
+            return value
+        try:
+            raise value
+        finally:
+            del value
+
+    def leave(self, seat: Seat) -> None:
+        """The function of this seat begins to wait. Raises TooManyParked past the bound."""
+        if self._parked >= MAX_PARKED:
+            raise TooManyParked(
+                f"{seat.run.call.task} may not await another call: {self._parked} threads of this worker wait for "
+                "calls, the most that may; make it a coroutine function, which needs no thread while it waits"
+            )
+        self._parked += 1
+        if seat.has_place:
+            seat.has_place = False
+            self._places.give()
+
+    async def come_back(self, seat: Seat) -> None:
+        """All that it waited for has ended: take a place, ahead of new functions. An abandoned one needs none."""
+        self._parked -= 1
+        if not seat.is_over():
+            await self._places.retake()
+            if seat.is_over() or seat.awaits or seat.has_place:
+                self._places.give()  # meanwhile it ended, or waits again, or came back otherwise
+            else:
+                seat.has_place = True
+
+    def close(self) -> None:
+        """End the threads, but those that run a function: they end with it."""
+        self.closed = True
+        for _ in range(self._idle):
+            self._jobs.put(None)
+        self._idle = 0
+
+    def _submit(self, job: _Job) -> None:
+        if self._idle:
+            self._idle -= 1
+        else:
+            threading.Thread(target=_work, args=(self._jobs,), name="atasks-thread", daemon=True).start()
+        self._jobs.put(job)
+
+    def finished(self, seat: Seat, returned: bool, value: Any) -> None:
+        """The function of this seat has ended; its thread waits for another one."""
+        if self.closed or self._idle >= self.size:
+            self._jobs.put(None)
+        else:
+            self._idle += 1
+        if seat.has_place:
+            self._places.give()
+        seat.end(returned, value)
+
+
+def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
+    while (job := jobs.get()) is not None:
+        job()
+        del job  # or it would keep arguments and results alive until the next one
+
+
+def _job(seat: Seat, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
+    def job() -> None:
+        nonlocal args, kwargs
+        try:
+            returned, value = True, context.run(function, *args, **kwargs)
+        except BaseException as error:
+            returned, value = False, error
+        del args, kwargs
+        with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear of it
+            seat.loop.call_soon_threadsafe(seat.threads.finished, seat, returned, value)
+        del value  # an exception leads to this frame
+
+    return job

@@ -1,0 +1,190 @@
+"""A call that a worker holds."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import time
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from msgspec import Struct
+
+from atasks.current import CurrentCall
+from atasks.errors import TooManyParked
+from atasks.wire import Call, End, Item, Reply
+
+if TYPE_CHECKING:
+    from atasks.options import Executor
+    from atasks.tasks import BaseTask
+    from atasks.worker.backlog import Lane
+    from atasks.worker.slots import Slots
+    from atasks.worker.stream_sender import Outflow
+    from atasks.worker.worker import Worker
+
+__all__ = ["Delivery", "Reason", "Run", "describe"]
+
+
+class Delivery(Protocol):
+    """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
+
+    def reply(self, reply: Reply | End) -> None:
+        """Send the reply; an `End` if items of a stream were sent, or could have been."""
+
+    def send(self, envelope: Item | End) -> None:
+        """Send this to the caller, now or a little later, in the order of these calls and before the reply. It is
+        no reason to acknowledge anything."""
+
+    def drop(self) -> None:
+        """Nobody awaits the call: no reply."""
+
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        """Return the call, as it is given here, to the queue for another worker; `executor`: to where such calls
+        wait that lack a place."""
+
+    async def pass_on(self, call: Call) -> Call | None:
+        """The worker does not know the atask: the call as it should be given back for a worker that may know it,
+        or None if there is no such worker. May wait a little, so that the same worker does not get it at once."""
+
+
+class Reason(enum.Enum):
+    """Why a run was cancelled by the worker."""
+
+    WITHDRAWN = enum.auto()
+    """Its await has ended."""
+    TIMED_OUT = enum.auto()
+    DRAINED = enum.auto()
+    PASSED_ON = enum.auto()
+    """Not cancelled: this worker does not know its atask."""
+
+
+class Run(Struct, eq=False):
+    """A call that a worker holds: not started, running, or parked."""
+
+    worker: Worker
+    call: Call
+    deliveries: list[Delivery]
+    loop: asyncio.AbstractEventLoop
+    atask: BaseTask[..., Any] | None
+    """What serves it; None: nothing here does."""
+    deadline: float | None = None
+    """Event loop time."""
+    task: asyncio.Task[None] | None = None
+    timer: asyncio.TimerHandle | None = None
+    reason: Reason | None = None
+    outflow: Outflow | None = None
+    """What it has sent, if it is a stream that runs."""
+    started: float = 0.0
+    """When it began, by `time.perf_counter()`; 0: it has not."""
+    awaits: int = 0
+    """Remote awaits made by this run that are pending."""
+    slots: int = 0
+    """Slots that it holds: one, or all of the worker's if it runs alone."""
+    parked: bool = False
+    """Whether it ever awaited another call."""
+    ended: bool = False
+    alone: bool = False
+    """Whether no other call should run beside it: its last attempt."""
+    permit: Callable[[], Coroutine[Any, Any, bool]] | None = None
+    """Asked when it runs alone: whether it may begin. If not, what it came by may be gone."""
+    patient_until: float = 0.0
+    """If it runs alone: when it stops waiting for others to end (event loop time)."""
+    lane: Lane | None = None
+    """Where it waits in the worker's backlog, or waited last."""
+    turn: int = 0
+    """When it came there: the least one goes first."""
+    place: Slots | None = None
+    """The pool in which it holds a place; a function in a thread holds it itself."""
+    _current: CurrentCall | None = None
+
+    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
+        return f"<run of {describe(self.call)}>"
+
+    @property
+    def executor(self) -> Executor | None:
+        """Where its function runs."""
+        return None if self.atask is None else self.atask.executor
+
+    @property
+    def ran(self) -> float | None:
+        """For how many seconds it has run; None: it has not begun."""
+        return time.perf_counter() - self.started if self.started else None
+
+    @property
+    def current(self) -> CurrentCall:
+        """What `current_call()` shows."""
+        if self._current is None:
+            call = self.call
+            self._current = CurrentCall(
+                call.id, call.attempt, self.deadline, call.parent, call.root or call.id, self.worker.state
+            )
+        return self._current
+
+    def park(self) -> None:
+        """A remote await begins: give the slot up. Raises TooManyParked at the worker's bound."""
+        if self.awaits == 0:
+            worker = self.worker
+            if worker.parked >= worker.max_parked:
+                raise TooManyParked(
+                    f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
+                    "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
+                )
+            worker.parked += 1
+            self.parked = True
+            self.awaits = 1
+            self.free_slots()
+        else:
+            self.awaits += 1
+
+    async def unpark(self, give_up: Callable[[], None] | None = None) -> None:
+        """A remote await has ended: go on when there is a slot, if it was the last one.
+
+        `give_up` is called if this is cancelled while it waits for the slot. What was awaited may go on still,
+        if it was the next item of a stream, and may hold that slot.
+        """
+        self.awaits -= 1
+        if self.awaits == 0:
+            self.worker.parked -= 1
+            if not self.ended:
+                await self._resume(give_up)
+
+    async def _resume(self, give_up: Callable[[], None] | None) -> None:
+        """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise. If it is cancelled it waits
+        on nevertheless: it goes on, if only to clean up, with a slot, as everything that runs."""
+        slots = self.worker.slots
+        try:
+            await slots.retake()
+        except asyncio.CancelledError:
+            if give_up is not None:
+                give_up()
+            if not self._needs_no_slot() and await slots.retake_in_spite(self._needs_no_slot):
+                self._took_slot()
+            raise
+        self._took_slot()
+
+    def _took_slot(self) -> None:
+        if self._needs_no_slot():
+            self.worker.slots.give()
+        else:
+            self.slots = 1
+
+    def _needs_no_slot(self) -> bool:
+        return bool(self.ended or self.awaits or self.slots)
+
+    def free_slots(self) -> None:
+        """Give back the slots that it holds."""
+        held, self.slots = self.slots, 0
+        if held:
+            self.worker.slots.give(held)
+
+    def cancel(self, reason: Reason) -> None:
+        """Cancel the task that runs it, once."""
+        if self.reason is None and self.task is not None:
+            self.reason = reason
+            # After its first step, which is scheduled already: a task cancelled before never runs its `finally`.
+            self.loop.call_soon(self.task.cancel)
+
+
+def describe(call: Call) -> str:
+    """How logs, notes and errors name a call."""
+    return f"task {call.task!r}, call {call.id}"

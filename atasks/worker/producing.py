@@ -1,0 +1,57 @@
+"""Running a stream: what its generator yields goes to the consumer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+from atasks import wire
+from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.culprits import unencodable
+from atasks.wire import Reply, Status
+
+if TYPE_CHECKING:
+    from atasks.worker.held_call import Run
+
+__all__ = ["produce"]
+
+
+async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) -> Reply | None:
+    """Send what the generator yields, never more than a window ahead of the consumer.
+
+    Returns None at its end, or the reply for an item that cannot be sent. Raises what the generator raises. The
+    generator is closed in any case: what its `finally` awaits is waited for.
+    """
+    outflow = run.worker.streams.open(run, codec.name)
+    limit = run.worker.transport.max_payload
+    try:
+        if run.call.attempt > 1 or run.call.ran:
+            await outflow.greet()
+        async for item in generator:
+            try:
+                payload = as_bytes(await codec.encode(item), codec)
+            except BaseException as error:
+                if ends_here(error):
+                    raise
+                refusal = await unencodable(f"item {outflow.produced} of {run.call.task}", item, codec, error)
+                return _refusal(run, Status.ENCODE_ERROR, str(refusal))
+            if len(payload) > limit:
+                return _refusal(
+                    run,
+                    Status.TOO_LARGE,
+                    f"item {outflow.produced} of {run.call.task} has {len(payload)} bytes, over the limit of "
+                    f"{limit}: yield a reference",
+                )
+            outflow.put(payload)
+            if outflow.full:
+                await outflow.room()
+            elif outflow.skipping and outflow.produced % outflow.window == 0:
+                await asyncio.sleep(0)  # nothing else lets other calls run while items are skipped
+    finally:
+        await generator.aclose()
+    return None
+
+
+def _refusal(run: Run, status: int, message: str) -> Reply:
+    return wire.ended(run.call.id, status, message, run.worker.id)

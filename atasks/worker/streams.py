@@ -1,0 +1,95 @@
+"""The streams of a worker."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from atasks.wire import Credit, End, Reply
+from atasks.worker.stream_sender import Outflow
+
+if TYPE_CHECKING:
+    from atasks.worker.held_call import Delivery, Run
+
+__all__ = ["Outflows"]
+
+QUIET_SECONDS: Final = 5.0
+"""A stream that sent nothing for so long asks its consumer where it is: a `Credit` may be lost, the consumer
+may be gone, or may not know yet that another worker runs the stream now."""
+MAX_ENDED: Final = 256
+MAX_ENDED_BYTES: Final = 16 * 2**20
+
+
+class Outflows:
+    """What the streams of a worker have sent. Those that ended lately are remembered, within bounds, where a
+    transport may lose what it was given: the consumer may lack their last items."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, remember: bool) -> None:
+        self._loop = loop
+        self._remember = remember
+        self._live: dict[str, Outflow] = {}
+        self._ended: OrderedDict[str, Outflow] = OrderedDict()
+        self._ended_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def open(self, run: Run, codec: str) -> Outflow:
+        """The outflow of a run that begins."""
+        outflow = run.outflow = Outflow(run, codec)
+        self._live[run.call.id] = outflow
+        if self._timer is None:
+            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+        return outflow
+
+    def close(self, outflow: Outflow, reply: Reply | None) -> End | None:
+        """A run has ended; None: nobody is to be told. Returns what the consumer is to be sent."""
+        call_id = outflow.run.call.id
+        del self._live[call_id]
+        if not self._live and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if reply is None:
+            return None
+        end = outflow.finish(reply)
+        if self._remember:
+            self._ended[call_id] = outflow
+            self._ended_bytes += outflow.size
+            while len(self._ended) > MAX_ENDED or self._ended_bytes > MAX_ENDED_BYTES:
+                _, old = self._ended.popitem(last=False)
+                self._ended_bytes -= old.size
+        return end
+
+    def run(self, call_id: str) -> Run | None:
+        """The run of a stream that is live here, or has ended lately."""
+        outflow = self._live.get(call_id) or self._ended.get(call_id)
+        return None if outflow is None else outflow.run
+
+    def credit(self, credit: Credit) -> None:
+        """A consumer says where it is. One of a stream that is not here any more has all that it can get."""
+        outflow = self._live.get(credit.id)
+        if outflow is not None:
+            outflow.credited(credit)
+            return
+        outflow = self._ended.get(credit.id)
+        if outflow is not None:
+            before = outflow.size
+            outflow.credited(credit)
+            self._ended_bytes -= before - outflow.size
+
+    def delivered_again(self, call_id: str, delivery: Delivery) -> None:
+        """The request of a stream that has ended here came once more: the consumer may have another address."""
+        outflow = self._ended.get(call_id)
+        if outflow is not None:
+            outflow.run.deliveries.append(delivery)
+
+    def ask(self) -> None:
+        """Ask every consumer where it is: credits may have been lost with a connection."""
+        for outflow in self._live.values():
+            outflow.ask()
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+        for outflow in list(self._live.values()):
+            if outflow.quiet:
+                outflow.ask()
+            outflow.quiet = True

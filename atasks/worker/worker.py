@@ -1,0 +1,562 @@
+"""A worker: runs delivered calls in slots, and replies.
+
+The way of a call: `deliver` (from the transport) -> `_start` when a slot is free, and a place in a pool if it
+needs one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run (`Run.park`) and
+takes a slot again (`Run.unpark`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from atasks import wire
+from atasks.errors import DecodeError, TransportError, closest
+from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
+from atasks.supervisor import running_calls
+from atasks.transport.minimal import Answer
+from atasks.turns import Turns
+from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status
+from atasks.worker.backlog import Backlog
+from atasks.worker.builtin import BUILTIN, builtin_task
+from atasks.worker.execution import cancelled_reply, execute, status
+from atasks.worker.executors import Pools
+from atasks.worker.held_call import Delivery, Reason, Run, describe
+from atasks.worker.leaving import place_of
+from atasks.worker.loop_guard import LoopGuard
+from atasks.worker.recent import RecentIds, RecentReplies
+from atasks.worker.slots import Slots
+from atasks.worker.streams import Outflows
+from atasks.worker.watchdog import CALL, Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from atasks.options import Executor
+    from atasks.router import Router
+    from atasks.tasks import BaseTask
+    from atasks.transport.base import Transport
+
+__all__ = ["Worker"]
+
+logger = logging.getLogger("atasks.worker")
+
+ALONE_PATIENCE: Final = 10.0
+"""Seconds for which a call that is to run alone waits for those that run to end."""
+UNSTARTED_PATIENCE: Final = 0.25
+"""Seconds without a start after which calls that wait here for a slot may go to other workers."""
+DRAIN_LOOK: Final = 0.2
+"""Seconds between two looks at the calls that a drain waits for."""
+CANCEL_PATIENCE: Final = 5.0
+"""Seconds that a cancelled run gets to end before a drain leaves it behind."""
+
+
+class Worker:
+    """Serves the calls of one namespace that one transport delivers.
+
+    At most `concurrency` calls run at any time, parked ones not counted; at most `max_parked` are parked.
+    Blocking functions run in at most `threads` threads and `processes` processes: `Pools` has the defaults.
+    """
+
+    def __init__(
+        self,
+        router: Router,
+        transport: Transport,
+        *,
+        concurrency: int = 100,
+        max_parked: int = 50_000,
+        threads: int | None = None,
+        processes: int | None = None,
+        state: Any = None,
+    ) -> None:
+        validate_count("concurrency", concurrency)
+        validate_count("max_parked", max_parked)
+        if threads is not None:
+            validate_count("threads", threads)
+        if processes is not None:
+            validate_count("processes", processes)
+        host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
+        self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
+        self.router = router
+        self.namespace = router.namespace
+        self.transport = transport
+        self.loop = asyncio.get_running_loop()
+        self.concurrency = concurrency
+        self.max_parked = max_parked
+        self.state = state
+        self.pools = Pools(threads, processes, concurrency, self._fill)
+        """For blocking functions."""
+        self.parked = 0
+        """Calls that await other calls now."""
+        self.bad_messages = 0
+        """Requests that could not be read."""
+        self.slots = Slots(concurrency, self._fill)
+        self.draining = False
+        self._accepting = True
+        self._alone: Run | None = None
+        self._turns = Turns(self.loop, self._rested)
+        self._started = 0
+        self._impatience: asyncio.TimerHandle | None = None
+        self._held: dict[str, Run] = {}
+        self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
+        self.withdrawn = RecentIds()
+        """Calls whose awaits have ended, and which were not in hand here."""
+        self._finished = RecentReplies() if transport.redelivers else None
+        self.streams = Outflows(self.loop, remember=transport.redelivers)
+        self._empty: asyncio.Event = asyncio.Event()
+        self._empty.set()
+        self._stopped: asyncio.Future[None] = self.loop.create_future()
+        self._drain_task: asyncio.Task[None] | None = None
+        self._watchdog = Watchdog(self.loop)
+        self._guard: LoopGuard | None = None
+        self._recorder = running_calls.installed()
+
+    # -- life
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the atasks that it serves."""
+        return self.router.registry.names()
+
+    @property
+    def executors(self) -> dict[str, Executor]:
+        """What those of its atasks run in that are blocking functions."""
+        registry = self.router.registry
+        items = ((name, registry.get(name)) for name in registry.names())
+        return {name: item.task.executor for name, item in items if item is not None and item.task.executor}
+
+    @property
+    def held(self) -> int:
+        """Calls in hand: running, parked, or waiting for a slot."""
+        return len(self._held)
+
+    @property
+    def unstarted(self) -> int:
+        """Calls that wait here for a slot, or for a place in a pool."""
+        return self._backlog.size
+
+    @property
+    def room(self) -> int:
+        """How many calls it has slots for now; less than 0: so many wait here for one."""
+        if self.alone:
+            return 0
+        return self.slots.free or -self.unstarted
+
+    @property
+    def started(self) -> int:
+        """Calls that it has started so far."""
+        return self._started
+
+    async def start(self, queues: Sequence[str] | None = None) -> None:
+        """Take calls from now on; `queues` None: those of the atasks that are registered."""
+        if queues is not None:
+            self._warn_of_unused(queues)
+        self._guard = LoopGuard.enter(self.loop)
+        try:
+            await self.transport.serve(self, queues)
+        except BaseException:
+            self._stop_watching()
+            raise
+
+    def _warn_of_unused(self, queues: Sequence[str]) -> None:
+        registry = self.router.registry
+        items = [item for name in registry.names() if (item := registry.get(name)) is not None]
+        default: str = getattr(self.transport, "queue", "default")
+        used = sorted({item.options.queue or default for item in items})
+        for queue in queues:
+            if queue not in used:
+                logger.warning(
+                    "no atask that is loaded uses queue %r (they use %s): only calls that name that queue, by "
+                    ".options(queue=...), are served from it",
+                    queue,
+                    ", ".join(map(repr, used)) or "none",
+                )
+
+    async def wait(self) -> None:
+        """Return when it has drained; raise the TransportError that stopped it, if one did."""
+        await asyncio.shield(self._stopped)
+
+    def fail(self, error: TransportError) -> None:
+        """The transport is lost for good: `wait` raises."""
+        if not self._stopped.done():
+            self._stopped.set_exception(error)
+            self._stopped.exception()  # a worker that nobody waits for is told by the log, not by the collector
+            logger.error("worker %s stops: %s", self.id, error)
+
+    async def drain(self, grace: float = 30.0) -> None:
+        """Take no more calls, give back those that have not started, let the running ones finish within `grace`
+        seconds, then cancel and give back the rest. Safe to call again: every caller waits for the one drain."""
+        if self._drain_task is None:
+            self._drain_task = self.loop.create_task(self._drain(grace), name="atasks drain")
+        await asyncio.shield(self._drain_task)
+
+    async def _drain(self, grace: float) -> None:
+        # Stop consuming first; replies, heartbeats and nested calls of running calls go on meanwhile.
+        self.draining = True
+        until = self.loop.time() + grace
+        try:
+            await self._stop_accepting()
+            while self._held and self.loop.time() < until:
+                if self.parked and await self.transport.has_other_workers(self):
+                    for run in list(self._held.values()):
+                        # A stream that waits for its consumer need not begin anew elsewhere, nor may it perhaps.
+                        if run.awaits and run.call.delivery != AT_MOST_ONCE and run.outflow is None:
+                            run.cancel(Reason.DRAINED)
+                elif self.parked:
+                    await self._serve_children(until)
+                await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
+            for run in list(self._held.values()):
+                run.cancel(Reason.DRAINED)
+            await self._until_empty(CANCEL_PATIENCE)
+            for run in self._held.values():
+                logger.error("%s ignores its cancellation: left behind by the drain", describe(run.call))
+            await self._until_threads_end(until)
+            await self.transport.flush()
+        finally:
+            await self.pools.close()
+            self._stop_watching()
+            if not self._stopped.done():
+                self._stopped.set_result(None)
+
+    async def _until_threads_end(self, until: float) -> None:
+        """Let what runs still in threads of `asyncio.to_thread` end, for calls that have ended, or log it."""
+        while self._guard is not None and (threads := self._guard.threads_of(self)):
+            if self.loop.time() >= until:
+                for thread, run in threads:
+                    where = f"in thread {thread.name!r}, at {place_of(thread)}"
+                    logger.warning("%s goes on %s, which cannot be stopped", describe(run.call), where)
+                return
+            await asyncio.sleep(min(DRAIN_LOOK, until - self.loop.time()))
+
+    def _stop_watching(self) -> None:
+        self._watchdog.stop()
+        guard, self._guard = self._guard, None
+        if guard is not None:
+            guard.leave()
+
+    @property
+    def is_torn_down(self) -> bool:
+        """Whether its event loop ends, with all that runs there."""
+        return self._guard is not None and self._guard.is_torn_down
+
+    async def _stop_accepting(self) -> None:
+        await self.transport.stop_serving(self)
+        self._accepting = False
+        self.give_back_unstarted()
+
+    async def _serve_children(self, until: float) -> None:
+        """The only worker of its queues drains with parked calls: nobody else runs what they await."""
+        self._accepting = True
+        await self.transport.serve(self)
+        while self.parked and self.loop.time() < until:
+            await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
+        await self._stop_accepting()
+
+    def give_back_unstarted(self, executor: Executor | None = None) -> None:
+        """Return the calls that wait here to their queue, uncharged; `executor`: only those that wait for a place
+        in this pool, to where such calls wait."""
+        for run in self._backlog.runs(executor):
+            if not (run.alone and self._accepting):
+                self._backlog.remove(run)
+                run.reason = Reason.DRAINED
+                self._forget(run)
+                run.deliveries[-1].give_back(run.call, executor)
+                for delivery in run.deliveries[:-1]:
+                    delivery.drop()
+
+    @property
+    def runs(self) -> list[Run]:
+        """The calls in hand."""
+        return list(self._held.values())
+
+    async def _until_empty(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        except TimeoutError:
+            pass
+
+    # -- deliveries
+
+    async def answer(self, name: str, content: bytes) -> bytes:
+        """The callback of minimal transports: a message with one call in, a message with its reply out."""
+        try:
+            envelopes = wire.decode(content)
+            if len(envelopes) != 1 or not isinstance(envelopes[0], Call):
+                raise DecodeError("a request is a message of one Call")
+        except DecodeError as error:
+            salvaged = [bad.id for bad in wire.salvage(content).bad if bad.id is not None]
+            self.count_bad(str(error))
+            call_id = salvaged[0] if salvaged else "?"
+            return wire.encode([wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {error}", self.id)])
+        call = envelopes[0]
+        delivery = Answer(self.loop.create_future())
+        self.deliver(call, delivery)
+        try:
+            reply = await delivery.future
+        except asyncio.CancelledError:
+            self.cancel(call.id)
+            raise
+        return wire.encode([reply])
+
+    def deliver(
+        self,
+        call: Call,
+        delivery: Delivery,
+        alone: bool = False,
+        permit: Callable[[], Coroutine[Any, Any, bool]] | None = None,
+    ) -> None:
+        """A request has arrived: run it as soon as there is a slot, and a place in its pool, or, if `alone`, as
+        soon as nothing else runs; then `permit` may still refuse it. Never raises and never waits."""
+        call_id = call.id
+        held = self._held.get(call_id)
+        if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
+            held.deliveries.append(delivery)
+            if held.outflow is not None:
+                held.outflow.ask()
+            return
+        if self._finished is not None:
+            finished = self._finished.get(call_id)
+            if finished is not None:
+                self.streams.delivered_again(call_id, delivery)
+                delivery.reply(finished)
+                return
+        if (withdrawn := self.withdrawn.since(call_id)) is not None and call.sent_ms <= withdrawn:
+            delivery.drop()
+            return
+        if not self._accepting:
+            delivery.give_back(call)
+            return
+        if call.max_attempts > MAX_ATTEMPTS:
+            self.cap(call)
+        task = self._find_task(call.task)
+        run = Run(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
+        if not self._held:
+            self._empty.clear()
+        self._held[call_id] = run
+        if task is None:
+            run.task = self._task(self._pass_on(run), "atasks pass on")
+        elif alone:
+            run.alone = True
+            run.permit = permit
+            run.patient_until = max(self.loop.time(), self._turns.latest) + ALONE_PATIENCE
+            self.loop.call_at(run.patient_until, self._fill)
+            self._backlog.add(run)
+            self._fill()
+        elif (
+            self.slots.free
+            and not self._backlog.size
+            and (task.executor is None or self.pools.has_place(task.executor))
+        ):
+            self._start(run, task)
+        else:
+            self._backlog.add(run)
+            if self.slots.free or task.executor is not None:
+                self._fill()
+            if self._impatience is None and self._backlog.size:
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+
+    def _find_task(self, name: str) -> BaseTask[..., Any] | None:
+        """What serves calls of this name: an atask of the namespace, or one that every worker has."""
+        item = self.router.registry.get(name)
+        return builtin_task(name, self.namespace) if item is None else item.task
+
+    def cap(self, call: Call) -> None:
+        """Hold a call that asks for very many attempts to those that are allowed here: each may kill a worker."""
+        item = self.router.registry.get(call.task)
+        if call.task not in BUILTIN:
+            own = 0 if item is None else item.options.max_attempts
+            call.max_attempts = min(call.max_attempts, max(own, MAX_ATTEMPTS))
+
+    def cancel(self, call_id: str) -> None:
+        """The await of this call has ended: cancel its run, or do not start it. Never raises."""
+        run = self._held.get(call_id)
+        if run is None:
+            self.withdrawn.add(call_id)
+        elif run.task is not None:
+            run.cancel(Reason.WITHDRAWN)
+        else:
+            self._backlog.remove(run)
+            self._forget(run)
+            for delivery in run.deliveries:
+                delivery.drop()
+            if run.alone:  # others waited for it to start
+                self._fill()
+
+    def holds(self, call_id: str) -> bool:
+        """Whether the call is in hand here."""
+        return call_id in self._held
+
+    def find(self, call_id: str) -> Run | None:
+        """The call of that id, if it is in hand here."""
+        return self._held.get(call_id)
+
+    def finished(self, call_id: str) -> Reply | End | None:
+        """The reply of a call that finished here lately."""
+        return None if self._finished is None else self._finished.get(call_id)
+
+    def knows(self, call_id: str) -> bool:
+        """Whether the call is in hand here, or finished here lately."""
+        return self.holds(call_id) or self.finished(call_id) is not None
+
+    def count_bad(self, reason: str) -> None:
+        """Count a request that could not be read; log the first one."""
+        self.bad_messages += 1
+        if self.bad_messages == 1:
+            logger.error("a bad message was refused, and further ones will be without a line here: %s", reason)
+
+    def _deadline(self, call: Call, delivery: Delivery | None = None) -> float | None:
+        """When the call times out, in event loop time; not before its caller says so, as far as that is known."""
+        if call.timeout_ms is None:
+            return None
+        waited = self.transport.waited(call, delivery)
+        return self.loop.time() + min(call.timeout_ms / 1000, MAX_TIMEOUT) - waited
+
+    # -- running
+
+    def _fill(self) -> None:
+        """A slot or a place in a pool may be free: start the calls that can start now, and let the transport have
+        those that lack a place, or ask for more."""
+        backlog = self._backlog
+        while backlog.size and self.slots.free and (run := backlog.take()) is not None:
+            assert run.atask is not None, "deliver looked"
+            self._start(run, run.atask)
+        if backlog.size:
+            if backlog.waits_alone:
+                return  # nothing else starts meanwhile
+            for executor in backlog.lacking():
+                self.transport.lacks_place(self, executor)
+        if self.slots.free or not backlog.size:
+            self.transport.slots_changed(self)
+
+    def _may_start_alone(self, run: Run) -> bool:
+        """Nothing else runs, or it waited long enough: a call that runs for hours must not keep a worker
+        from its other calls."""
+        patient = self.slots.free < self.concurrency and self.loop.time() < run.patient_until
+        return not patient and self.pools.has_place(run.executor)
+
+    def _resting(self) -> bool:
+        """Whether a call that is to run alone keeps nothing from starting for now."""
+        return self._turns.resting(self.held > self._backlog.count_alone)
+
+    def _rested(self) -> None:
+        if self._backlog.waits_alone:
+            self._fill()
+            self.transport.slots_changed(self)
+
+    @property
+    def alone(self) -> bool:
+        """Whether a call runs alone here, or waits to."""
+        return self._backlog.waits_alone or (self._alone is not None and self._alone.slots > 0)
+
+    def _lose_patience(self, started: int) -> None:
+        """Calls have waited here for a slot, and none was started for a while: others may have slots."""
+        self._impatience = None
+        if self.unstarted and self._accepting:
+            if self._started == started and not self.slots.free:
+                self.transport.overfull(self)
+            else:
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+
+    def _start(self, run: Run, task: BaseTask[..., Any]) -> None:
+        deadline = run.deadline
+        if deadline is not None:
+            if deadline <= self.loop.time():
+                self._end(run, status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
+                return
+            run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT)
+        if run.alone:
+            self._alone = run
+            self._turns.begin_alone()
+        run.slots = self.slots.take(self.concurrency if run.alone else 1)
+        if task.executor is not None:
+            run.place = self.pools.places[task.executor]
+            run.place.take()
+        self._started += 1
+        if self._recorder is not None:
+            self._recorder.enter(run.call)
+        watchdog = self._watchdog
+        watchdog.busy += 1
+        if watchdog.asleep:
+            watchdog.wake()
+        run.task = self._task(execute(run), CALL + run.call.task)
+
+    def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
+
+        It is made without the task factory of the event loop, which may know of no `context`, or begin it at once:
+        then the chain of calls would become one of stack frames, and a call would end before its `task` is known.
+        """
+        return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
+
+    def ended(self, run: Run, reply: Reply | None) -> None:
+        """A run that was started has ended, with this reply if there is anybody to reply to."""
+        self._watchdog.busy -= 1
+        self._end(run, reply)
+
+    async def _pass_on(self, run: Run) -> None:
+        """The atask of this call is not known here: have another worker run it, or say so. Takes no slot."""
+        call = run.call
+        reply: Reply | None = None
+        try:
+            changed = await run.deliveries[0].pass_on(call)
+            if changed is not None:
+                run.call = changed
+                run.reason = Reason.PASSED_ON
+            else:
+                near = closest(call.task, self.tasks)
+                hint = (
+                    f"did you mean {' or '.join(map(repr, near))}?"
+                    if near
+                    else f"it serves {len(self.tasks)} atasks"
+                )
+                reply = status(
+                    run,
+                    Status.UNKNOWN_TASK,
+                    f"no worker here knows {call.task!r} ({hint}): start a worker with the module that defines it",
+                )
+        except asyncio.CancelledError:
+            reply = cancelled_reply(run)
+        self._end(run, reply)
+
+    def _end(self, run: Run, reply: Reply | None) -> None:
+        """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""
+        if run.timer is not None:
+            run.timer.cancel()
+        self._forget(run)
+        if self._recorder is not None:
+            self._recorder.leave(run.call)
+        run.ended = True
+        run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
+        last = reply if run.outflow is None else self.streams.close(run.outflow, reply)
+        if last is not None:
+            if self._finished is not None:
+                self._finished.add(run.call.id, last)
+            for delivery in run.deliveries:
+                delivery.reply(last)
+        elif run.reason in (Reason.DRAINED, Reason.PASSED_ON) and run.deliveries:
+            run.call.ran |= run.outflow is not None
+            # Through the last delivery: the earlier ones may be of a connection that is gone.
+            run.deliveries[-1].give_back(run.call)
+            for delivery in run.deliveries[:-1]:
+                delivery.drop()
+        else:
+            for delivery in run.deliveries:
+                delivery.drop()
+        if run.place is not None:
+            run.place.give()
+        if run is self._alone:
+            self._alone = None
+            self._turns.end_alone()
+        else:
+            self._turns.other_ended()
+        run.free_slots()
+
+    def _forget(self, run: Run) -> None:
+        del self._held[run.call.id]
+        if not self._held:
+            self._empty.set()
