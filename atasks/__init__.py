@@ -11,9 +11,11 @@ async with atasks.connect("amqp://localhost/"):
 from __future__ import annotations
 
 from atasks.caller.stream import RemoteStream
+from atasks.caller.sync_stream import SyncStream
 from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
 from atasks.connection import connect, local, serve
 from atasks.current import CurrentCall, carry, current_call
+from atasks.definitions import ATask, StreamTask
 from atasks.errors import (
     AbortPipeline,
     AccessRefused,
@@ -50,9 +52,10 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.router import Router, get_router
-from atasks.sync import SyncStream, connect_sync
-from atasks.tasks import ATask, StreamTask, atask
-from atasks.transport.base import LoopbackTransport, Transport, get_transport
+from atasks.sync import connect_sync
+from atasks.tasks import atask
+from atasks.transport.contract import Transport, get_transport
+from atasks.transport.loopback import LoopbackTransport
 from atasks.worker.worker import Worker
 
 __all__ = [

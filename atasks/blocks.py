@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from atasks.transport.base import Transport
+    from atasks.transport.contract import Transport
 
 __all__ = ["Block", "default_of", "entered_first", "innermost", "threads"]
 

@@ -21,7 +21,7 @@ from atasks.options import (
 )
 from atasks.outlast import begin, outlast
 from atasks.router import get_router
-from atasks.transport.base import Transport, get_transport
+from atasks.transport.contract import Transport, get_transport
 from atasks.urls import shown
 from atasks.worker.worker import Worker
 
@@ -30,7 +30,7 @@ __all__ = ["connect", "serve"]
 logger = logging.getLogger("atasks")
 
 TRANSPORTS: Final = {
-    "loopback": "atasks.transport.base:LoopbackTransport",
+    "loopback": "atasks.transport.loopback:LoopbackTransport",
     "amqp": "atasks.transport.backends.amqp:AMQPTransport",
     "amqps": "atasks.transport.backends.amqp:AMQPTransport",
     "unix": "atasks.transport.backends.local:LocalTransport",

@@ -15,6 +15,7 @@ from atasks.caller.stream import RemoteStream
 from atasks.codecs.base import Codec, as_bytes, ends_here, get_codec
 from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.current import carried, new_call_id, serving
+from atasks.definitions import ATask, BaseTask, StreamTask, TaskName
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -32,7 +33,6 @@ from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_name, validate_queue
 from atasks.registry import Manager
-from atasks.tasks import ATask, BaseTask, StreamTask, TaskName
 from atasks.transport.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
@@ -40,7 +40,7 @@ from atasks.worker.held_call import Run
 from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
-    from atasks.transport.base import Transport
+    from atasks.transport.contract import Transport
 
 __all__ = ["Router", "get_router"]
 

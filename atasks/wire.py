@@ -450,3 +450,8 @@ def _why(error: Exception) -> str:
 
 def _wrong_version(version: int) -> str:
     return f"wire version {version}: this side speaks version {VERSION}; upgrade the older side"
+
+
+def describe(call: Call) -> str:
+    """How logs, notes and errors name a call."""
+    return f"task {call.task!r}, call {call.id}"

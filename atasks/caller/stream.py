@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from atasks.codecs.base import Codec
+    from atasks.definitions import BaseTask
     from atasks.options import TaskOptions
     from atasks.router import Router
-    from atasks.tasks import BaseTask
-    from atasks.transport.base import CallTransport, Transport
+    from atasks.transport.call_transport import CallTransport
+    from atasks.transport.contract import Transport
     from atasks.wire import Call
     from atasks.worker.held_call import Run
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from atasks.caller.background import Background, enter_background
 from atasks.current import serving
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Inlet, Mark, Token
@@ -14,7 +15,6 @@ from atasks.pipeline.flow.engine import Engine
 from atasks.pipeline.flow.items import Abandoned, SyncStream
 from atasks.pipeline.flow.source import Source
 from atasks.pipeline.stages.stage import Stage, open_stages, plan
-from atasks.sync import Background, enter_background
 
 if TYPE_CHECKING:
     from atasks.pipeline.progress import Progress, Watch

@@ -7,12 +7,12 @@ from operator import itemgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from atasks.caller.background import refuse_in_loop
 from atasks.errors import PipelineError
 from atasks.pipeline.consuming import AsyncRun, SyncRun
 from atasks.pipeline.flow.channel import Lineage, Token
 from atasks.pipeline.flow.source import Source
 from atasks.pipeline.stages.stage import Stage
-from atasks.sync import refuse_in_loop
 
 if TYPE_CHECKING:
     from atasks.pipeline.pipeline import Batches, InOrder, Whole

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from atasks.testing.site import Site
-from atasks.transport.base import Transport
+from atasks.transport.contract import Transport
 
 __all__ = ["Cases"]
 

@@ -10,11 +10,13 @@ from typing import Any, Final, ParamSpec, TypeVar, Unpack, overload
 
 from atasks.codecs import Codec
 from atasks.connection import _connected
+from atasks.definitions import ATask, StreamTask
 from atasks.namespaces import namespaces
 from atasks.options import DecorationOptions
 from atasks.router import Router, get_router
-from atasks.tasks import ATask, AtaskDecorator, StreamTask, atask
-from atasks.transport.base import CallTransport, Transport
+from atasks.tasks import AtaskDecorator, atask
+from atasks.transport.call_transport import CallTransport
+from atasks.transport.contract import Transport
 from atasks.worker.worker import Worker
 
 __all__ = ["PATIENCE", "Site", "soon"]

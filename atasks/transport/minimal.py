@@ -6,8 +6,7 @@ import asyncio
 
 from atasks import wire
 from atasks.options import Executor
-from atasks.wire import Call, End, Item, Reply, Status
-from atasks.worker.held_call import describe
+from atasks.wire import Call, End, Item, Reply, Status, describe
 
 __all__ = ["Answer"]
 

@@ -12,7 +12,7 @@ from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, S
 
 if TYPE_CHECKING:
     from atasks.options import TaskOptions
-    from atasks.transport.base import CallTransport, Pending
+    from atasks.transport.call_transport import CallTransport, Pending
 
 __all__ = ["Inflow"]
 

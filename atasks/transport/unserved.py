@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from atasks.transport.base import Pending
+    from atasks.transport.call_transport import Pending
 
 __all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved"]
 

@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from atasks.tasks import ATask
+    from atasks.definitions import ATask
 
 __all__ = ["BUILTIN", "builtin_task"]
 
@@ -22,8 +22,8 @@ def builtin_task(name: str, namespace: str) -> ATask[..., Any] | None:
 
 @functools.cache
 def _load(name: str, namespace: str) -> ATask[..., Any]:
+    from atasks.definitions import ATask
     from atasks.options import TaskOptions
-    from atasks.tasks import ATask
 
     module, _, function = BUILTIN[name].partition(":")
     return ATask(getattr(importlib.import_module(module), function), name, namespace, TaskOptions())

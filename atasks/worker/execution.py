@@ -15,11 +15,11 @@ from atasks import wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried, serving
+from atasks.definitions import BaseTask
 from atasks.errors import DecodeError
 from atasks.failures.failures import encode_failure, failure_text
-from atasks.tasks import BaseTask
-from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
-from atasks.worker.held_call import Reason, Run, describe
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
+from atasks.worker.held_call import Reason, Run
 from atasks.worker.producing import produce
 
 __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]

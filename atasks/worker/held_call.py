@@ -6,45 +6,24 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from atasks.current import CurrentCall
 from atasks.errors import TooManyParked
-from atasks.wire import Call, End, Item, Reply
+from atasks.transport.delivery import Delivery
+from atasks.wire import Call, describe
 
 if TYPE_CHECKING:
+    from atasks.definitions import BaseTask
     from atasks.options import Executor
-    from atasks.tasks import BaseTask
     from atasks.worker.backlog import Lane
     from atasks.worker.slots import Slots
     from atasks.worker.stream_sender import Outflow
     from atasks.worker.worker import Worker
 
-__all__ = ["Delivery", "Reason", "Run", "describe"]
-
-
-class Delivery(Protocol):
-    """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
-
-    def reply(self, reply: Reply | End) -> None:
-        """Send the reply; an `End` if items of a stream were sent, or could have been."""
-
-    def send(self, envelope: Item | End) -> None:
-        """Send this to the caller, now or a little later, in the order of these calls and before the reply. It is
-        no reason to acknowledge anything."""
-
-    def drop(self) -> None:
-        """Nobody awaits the call: no reply."""
-
-    def give_back(self, call: Call, executor: Executor | None = None) -> None:
-        """Return the call, as it is given here, to the queue for another worker; `executor`: to where such calls
-        wait that lack a place."""
-
-    async def pass_on(self, call: Call) -> Call | None:
-        """The worker does not know the atask: the call as it should be given back for a worker that may know it,
-        or None if there is no such worker. May wait a little, so that the same worker does not get it at once."""
+__all__ = ["Reason", "Run"]
 
 
 class Reason(enum.Enum):
@@ -183,8 +162,3 @@ class Run(Struct, eq=False):
             self.reason = reason
             # After its first step, which is scheduled already: a task cancelled before never runs its `finally`.
             self.loop.call_soon(self.task.cancel)
-
-
-def describe(call: Call) -> str:
-    """How logs, notes and errors name a call."""
-    return f"task {call.task!r}, call {call.id}"

@@ -13,8 +13,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.current import serving
+from atasks.wire import describe
 from atasks.worker.executors.default import DefaultExecutor
-from atasks.worker.held_call import describe
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 from atasks.wire import STREAM_BYTES, VERSION, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import Delivery, Run
+    from atasks.transport.delivery import Delivery
+    from atasks.worker.held_call import Run
 
 __all__ = ["Outflow"]
 

@@ -10,7 +10,8 @@ from atasks.wire import Credit, End, Reply
 from atasks.worker.stream_sender import Outflow
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import Delivery, Run
+    from atasks.transport.delivery import Delivery
+    from atasks.worker.held_call import Run
 
 __all__ = ["Outflows"]
 

@@ -18,14 +18,15 @@ from atasks import wire
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
+from atasks.transport.delivery import Delivery
 from atasks.transport.minimal import Answer
 from atasks.turns import Turns
-from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
 from atasks.worker.backlog import Backlog
 from atasks.worker.builtin import BUILTIN, builtin_task
 from atasks.worker.execution import cancelled_reply, execute, status
 from atasks.worker.executors import Pools
-from atasks.worker.held_call import Delivery, Reason, Run, describe
+from atasks.worker.held_call import Reason, Run
 from atasks.worker.leaving import place_of
 from atasks.worker.loop_guard import LoopGuard
 from atasks.worker.recent import RecentIds, RecentReplies
@@ -36,10 +37,10 @@ from atasks.worker.watchdog import CALL, Watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from atasks.definitions import BaseTask
     from atasks.options import Executor
     from atasks.router import Router
-    from atasks.tasks import BaseTask
-    from atasks.transport.base import Transport
+    from atasks.transport.contract import Transport
 
 __all__ = ["Worker"]
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from atasks import NotConnected
-from atasks.transport.base import RequestCallback, Transport
+from atasks.transport.contract import RequestCallback, Transport
 
 __all__ = ["MemoryTransport", "Switchboard"]
 

@@ -12,8 +12,9 @@ from textwrap import dedent
 
 import pytest
 
+from atasks.definitions import ATask
 from atasks.namespaces import namespaces
-from atasks.tasks import ATask, atask
+from atasks.tasks import atask
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from typing import Any
 import atasks
 from atasks.router import Router
 from atasks.tasks import atask
-from atasks.transport.base import LoopbackTransport
+from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply
 from atasks.worker.worker import Worker
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import atasks
 from atasks.current import serving
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 from atasks.worker.worker import Worker
 
 PATIENCE = 60

@@ -13,7 +13,8 @@ import pytest
 import atasks
 from atasks import NotConnected, get_router
 from atasks.blocks import innermost
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 from atasks.testing import soon
 from tests.unit.serving import locating
 

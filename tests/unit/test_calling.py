@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 
 
 @pytest.fixture

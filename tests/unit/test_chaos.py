@@ -11,7 +11,7 @@ import pytest
 
 import atasks
 from atasks.tasks import atask
-from atasks.transport.base import LoopbackTransport
+from atasks.transport.loopback import LoopbackTransport
 from atasks.worker.worker import Worker
 
 

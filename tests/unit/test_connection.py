@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.base import LoopbackTransport
+from atasks.transport.loopback import LoopbackTransport
 
 # -- connect
 

@@ -11,7 +11,7 @@ from collections import Counter
 import pytest
 
 from atasks import CallTimeout, WorkerLost, atask
-from atasks.tasks import ATask
+from atasks.definitions import ATask
 from atasks.testing import soon
 from tests.unit import blocking
 from tests.unit.serving import idle, serve, until

@@ -19,7 +19,7 @@ import pytest
 
 import atasks
 from atasks import CloudpickleCodec, Codec, MsgpackCodec, RegisteringTwice, atask
-from atasks.tasks import ATask, StreamTask
+from atasks.definitions import ATask, StreamTask
 
 if TYPE_CHECKING:
     from somewhere import Session  # type: ignore[import-not-found]

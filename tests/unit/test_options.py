@@ -10,9 +10,10 @@ from typing import Any, get_type_hints
 import pytest
 
 import atasks
+from atasks.definitions import ATask
 from atasks.options import CallOptions, TaskOptions, validate_queue
 from atasks.router import Router
-from atasks.tasks import ATask, atask
+from atasks.tasks import atask
 
 DEFAULTS = {
     "queue": None,

@@ -15,7 +15,8 @@ from atasks.registry import Manager, RegisteringTwice, RegistryItem
 from atasks.router import Router, get_router
 from atasks.tasks import atask
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.base import LoopbackTransport, Transport, get_transport
+from atasks.transport.contract import Transport, get_transport
+from atasks.transport.loopback import LoopbackTransport
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import atasks
 from atasks.namespaces import namespaces
 from atasks.registry import Manager, RegisteringTwice, RegistryItem
 from atasks.router import Router
-from atasks.transport.base import LoopbackTransport
+from atasks.transport.loopback import LoopbackTransport
 
 
 class TestItem:

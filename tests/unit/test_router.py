@@ -9,10 +9,11 @@ import pytest
 
 import atasks
 from atasks import wire
+from atasks.definitions import ATask
 from atasks.options import TaskOptions
 from atasks.router import Router
-from atasks.tasks import ATask, atask
-from atasks.transport.base import LoopbackTransport
+from atasks.tasks import atask
+from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.held_call import Run
 from tests.unit.json_codec import Json

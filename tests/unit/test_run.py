@@ -13,7 +13,8 @@ import pytest
 
 import atasks
 from atasks.current import current_call
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 from atasks.worker.held_call import Run
 from atasks.worker.worker import Worker
 

@@ -13,8 +13,9 @@ import pytest
 
 import atasks
 from atasks import connection
-from atasks.tasks import ATask, atask
-from atasks.transport.base import LoopbackTransport
+from atasks.definitions import ATask
+from atasks.tasks import atask
+from atasks.transport.loopback import LoopbackTransport
 
 
 async def test_serve(add: ATask[..., int], namespace: str) -> None:

@@ -17,7 +17,8 @@ import pytest
 
 import atasks
 from atasks import CallConnectionLost, CallTimeout, InvalidURL, NotConnected, current_call, get_router
-from atasks.tasks import ATask, atask
+from atasks.definitions import ATask
+from atasks.tasks import atask
 from atasks.testing import soon
 from tests.unit.serving import PATIENCE, idle, locating, serve, until
 

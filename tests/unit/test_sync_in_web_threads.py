@@ -17,7 +17,8 @@ import pytest
 
 import atasks
 from atasks import NotConnected, sync
-from atasks.tasks import ATask, StreamTask, atask
+from atasks.definitions import ATask, StreamTask
+from atasks.tasks import atask
 from atasks.testing import soon
 from tests.unit.serving import locating, serve
 

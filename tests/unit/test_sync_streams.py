@@ -11,8 +11,9 @@ import pytest
 
 import atasks
 from atasks import CallTimeout, NotConnected, pipeline
+from atasks.definitions import StreamTask
 from atasks.pipeline import from_iterable
-from atasks.tasks import StreamTask, atask
+from atasks.tasks import atask
 from atasks.testing import soon
 from tests.unit.serving import PATIENCE, idle, serve, until
 

@@ -16,7 +16,8 @@ from atasks.namespaces import namespaces
 from atasks.options import TaskOptions
 from atasks.router import Router
 from atasks.tasks import atask
-from atasks.transport.base import LoopbackTransport, Transport
+from atasks.transport.contract import Transport
+from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply, Status
 
 

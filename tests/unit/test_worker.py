@@ -14,7 +14,7 @@ import pytest
 import atasks
 from atasks import wire
 from atasks.tasks import atask
-from atasks.transport.base import LoopbackTransport
+from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 from atasks.worker.worker import Worker
 from tests.unit.deliveries import Gate, Recorded, serving

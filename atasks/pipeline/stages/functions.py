@@ -8,6 +8,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from atasks.definitions import BaseTask
 from atasks.pipeline.flow.channel import GAP, Channel, Inlet, Lineage
 from atasks.pipeline.flow.crew import FunctionCrew
 from atasks.pipeline.flow.failing import add_note, deliverable
@@ -15,7 +16,6 @@ from atasks.pipeline.flow.invocation import Bound, Invocation, Start, name_of
 from atasks.pipeline.flow.runners import LoopRunner, ThreadRunner
 from atasks.pipeline.stages.options import GroupOptions, StageOptions, read_options
 from atasks.pipeline.stages.stage import Stage, Step
-from atasks.tasks import BaseTask
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine

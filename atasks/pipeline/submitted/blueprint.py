@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 import msgspec
 from msgspec import Meta, Struct
 
+from atasks.definitions import ATask, BaseTask, StreamTask
 from atasks.errors import DecodeError
 from atasks.options import CallOptions, TaskOptions
 from atasks.pipeline.flow.invocation import Bound, name_of, wanted_names
@@ -22,7 +23,6 @@ from atasks.pipeline.stages.functions import FunctionStage, GroupStage, check_co
 from atasks.pipeline.stages.options import StageOptions, read_options
 from atasks.pipeline.stages.order import CollectStage, OrderedStage
 from atasks.pipeline.stages.stage import Stage
-from atasks.tasks import ATask, BaseTask, StreamTask
 
 __all__ = ["Blueprint", "StageSpec", "TaskSpec", "blueprint", "build", "read", "tasks_of"]
 

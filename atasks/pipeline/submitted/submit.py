@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
+from atasks.definitions import BaseTask
 from atasks.functions import signature_of
 from atasks.options import TaskOptions
 from atasks.pipeline.pipeline import Pipeline
@@ -13,7 +14,6 @@ from atasks.pipeline.stages.functions import FunctionStage
 from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
 from atasks.pipeline.submitted.handle import Handle, records_of
 from atasks.router import get_router
-from atasks.tasks import BaseTask
 
 __all__ = ["submit"]
 

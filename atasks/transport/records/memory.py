@@ -14,7 +14,7 @@ from atasks.transport.records.store import RecordStore, check_keep_bytes
 from atasks.wire import VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
-    from atasks.transport.base import CallTransport
+    from atasks.transport.call_transport import CallTransport
     from atasks.worker.worker import Worker
 
 __all__ = ["MemoryRecords"]

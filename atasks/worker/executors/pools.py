@@ -11,8 +11,8 @@ from atasks.worker.executors.threads import Threads
 from atasks.worker.slots import Slots
 
 if TYPE_CHECKING:
+    from atasks.definitions import BaseTask
     from atasks.options import Executor
-    from atasks.tasks import BaseTask
     from atasks.wire import Reply
     from atasks.worker.held_call import Run
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
-from atasks.wire import AT_MOST_ONCE, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Reply, Status, describe
 from atasks.worker.execution import status
 from atasks.worker.executors.executor_process import Lost, Worked
 from atasks.worker.executors.frames import Request
 from atasks.worker.executors.references import Reference, refer
-from atasks.worker.held_call import Run, describe
+from atasks.worker.held_call import Run
 
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
-    from atasks.tasks import BaseTask
+    from atasks.definitions import BaseTask
 
 __all__ = ["Processes"]
 

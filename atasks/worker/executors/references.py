@@ -15,7 +15,7 @@ from msgspec import Struct
 from atasks import modules
 
 if TYPE_CHECKING:
-    from atasks.tasks import BaseTask
+    from atasks.definitions import BaseTask
 
 __all__ = ["Reference", "check", "find", "refer"]
 
@@ -84,8 +84,8 @@ def find(reference: Reference) -> Callable[..., Any]:
         return function
     with modules.importing():
         _import(reference.module, reference.file)
+    from atasks.definitions import BaseTask
     from atasks.router import get_router
-    from atasks.tasks import BaseTask
 
     item = get_router(reference.namespace).registry.get(reference.name)
     if item is not None:

@@ -19,7 +19,8 @@ from contextvars import Context, ContextVar
 from typing import Any, Final, TypeVar
 
 from atasks.errors import TooManyParked
-from atasks.worker.held_call import Reason, Run, describe
+from atasks.wire import describe
+from atasks.worker.held_call import Reason, Run
 from atasks.worker.slots import Slots
 
 __all__ = ["Seat", "Threads", "seated"]

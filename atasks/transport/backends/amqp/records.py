@@ -29,7 +29,7 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guar
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
-from atasks.transport.base import Pending
+from atasks.transport.call_transport import Pending
 from atasks.transport.records.contract import Record, Records, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
 

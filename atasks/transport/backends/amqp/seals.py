@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
     from atasks.transport.backends.amqp.broker.topology import Topology
     from atasks.transport.backends.amqp.worker.delivery import Inbound
-    from atasks.transport.base import Pending
+    from atasks.transport.call_transport import Pending
     from atasks.worker.worker import Worker
 
 __all__ = ["UNSEALED", "Opened", "Seals", "key_of", "opening"]

@@ -39,7 +39,8 @@ from atasks.transport.backends.amqp.seals import Seals, opening
 from atasks.transport.backends.amqp.url import checked, split, user_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.serving import Intake
-from atasks.transport.base import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.delivery import Delivery
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import Inflow
 from atasks.wire import (
@@ -53,7 +54,6 @@ from atasks.wire import (
     Status,
     Up,
 )
-from atasks.worker.held_call import Delivery
 from atasks.worker.worker import Worker
 
 __all__ = ["AMQPTransport"]

@@ -55,7 +55,7 @@ from atasks.transport.backends.local.records import LocalRecords
 from atasks.transport.backends.local.serving import Service
 from atasks.transport.backends.local.url import checked_path, parse
 from atasks.transport.backends.local.worker_processes import Crew, check
-from atasks.transport.base import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply

@@ -13,7 +13,7 @@ from atasks.wire import AT_MOST_ONCE
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.caller.requests import Request
     from atasks.transport.backends.amqp.transport import AMQPTransport
-    from atasks.transport.base import Pending
+    from atasks.transport.call_transport import Pending
 
 __all__ = ["FullQueues"]
 

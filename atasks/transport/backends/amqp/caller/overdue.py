@@ -19,7 +19,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
-from atasks.transport.base import Pending
+from atasks.transport.call_transport import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Held

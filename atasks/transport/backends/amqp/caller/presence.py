@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.errors import NoWorker
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
-from atasks.transport.base import Pending
+from atasks.transport.call_transport import Pending
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport

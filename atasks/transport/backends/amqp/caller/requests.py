@@ -16,9 +16,8 @@ from atasks.options import MAX_BATCH, MAX_TIMEOUT
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, Work, at_most
-from atasks.transport.base import Pending
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Claim, Grant
-from atasks.worker.held_call import describe
+from atasks.transport.call_transport import Pending
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, Claim, Grant, describe
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport

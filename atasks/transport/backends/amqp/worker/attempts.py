@@ -15,8 +15,7 @@ from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
 from atasks.transport.backends.amqp.worker.claims import CopyClaim, Question, Waiting, Word, question_properties
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
-from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status
-from atasks.worker.held_call import describe
+from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status, describe
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.serving import Intake

@@ -16,8 +16,7 @@ from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
-from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status
-from atasks.worker.held_call import describe
+from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status, describe
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks

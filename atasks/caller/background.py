@@ -1,0 +1,365 @@
+"""The event loop of a program without one, and how a thread has a coroutine run there."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+
+from atasks import current
+from atasks.blocks import Block, entered_first, innermost, threads
+from atasks.current import serving
+from atasks.errors import NotConnected, NotSupported, TransportError
+from atasks.worker.executors.threads import State, seated
+
+if TYPE_CHECKING:
+    from atasks.router import Router
+    from atasks.transport.contract import Transport
+
+__all__ = ["Background", "call", "enter_background", "refuse_in_loop"]
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+
+CANCEL_PATIENCE: Final = 5.0
+"""Seconds for which an interrupted thread waits for its call to be cancelled."""
+
+
+WATCH_SECONDS: Final = 1.0
+"""Seconds after which a thread that waits looks again whether the event loop can end its call at all."""
+
+
+STUCK_SECONDS: Final = 10.0
+"""Seconds for which an event loop has to wait for a thread until a call in it is given up."""
+
+
+WAITING: Final = frozenset({"concurrent.futures._base", "concurrent.futures.thread", "queue", "threading"})
+"""Modules whose functions wait for other threads."""
+
+
+EXIT_SECONDS: Final = 7.0
+"""Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
+
+
+def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
+    refuse_in_loop(f"{name}.sync()", "`await` it")
+    return _wait_for(router, lambda: router.send_request(name, *args, **kwargs))
+
+
+def _wait_for(
+    router: Router, make: Callable[[], Coroutine[Any, Any, T]], begun: asyncio.AbstractEventLoop | None = None
+) -> T:
+    """What the coroutine returns or raises where this thread's calls are made: in the loop of the block that it is
+    in, else of the worker that it works for, else in the background loop, else in that of the oldest block;
+    `begun`: in this one."""
+    if begun is not None and not begun.is_running():
+        raise NotConnected("the event loop of this connection has ended")
+    block = None if begun is not None else _block(router.namespace)
+    elsewhere = begun if block is None else block.loop
+    seat = seated.get()
+    if seat is not None and seat.state is not State.ENDED:
+        if elsewhere is None or elsewhere is seat.loop:
+            return _run(seat.loop, lambda: seat.wait_for(make))
+        return _run(seat.loop, lambda: seat.wait_for(lambda: _forward(elsewhere, make)))
+    if elsewhere is not None:
+        return _run(elsewhere, make)
+    run = serving.get()
+    if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
+        return _run(run.loop, make)
+    background = _background
+    if background is None or background.loop not in router._connected:
+        block = entered_first(router._connected)
+        if block is None:
+            raise _unconnected(router)
+        return _run(block.loop, lambda: _within(block, make))
+    with _background_loop(router) as background:
+        return _run(background.loop, make)
+
+
+async def _within(block: Block, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    if block.transport is None:
+        raise NotConnected("the `connect` block that this call was to go over was left before it began")
+    return await make()
+
+
+def _block(namespace: str) -> Block | None:
+    """The block that this thread is in, if its event loop can run calls; not in a process that was forked."""
+    here = innermost.get()
+    block = None if here is None else here.find(namespace)
+    return block if block is not None and block.pid == os.getpid() and block.loop.is_running() else None
+
+
+class Background:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.users = 0
+        self.open: list[AbstractAsyncContextManager[Transport]] = []
+        """The connections that were made and not closed."""
+        started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
+        self._thread = threading.Thread(target=self._main, args=(started,), name="atasks-sync", daemon=True)
+        try:
+            self._thread.start()
+            self.loop = started.result()
+        except BaseException:  # a Ctrl-C: nobody will use it
+            if not started.cancel():
+                self._stop(started.result())
+            raise
+        _alive.add(self)
+
+    def _main(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        try:
+            asyncio.run(self._until_stopped(started))
+        except BaseException as error:
+            if not started.done():
+                started.set_exception(error)  # no loop could be made
+            elif not (_ending and isinstance(error, RuntimeError)):  # Python 3.12 starts no threads any more then
+                raise
+        finally:
+            _alive.discard(self)
+
+    async def _until_stopped(self, started: concurrent.futures.Future[asyncio.AbstractEventLoop]) -> None:
+        self._stopped = asyncio.Event()
+        if started.set_running_or_notify_cancel():
+            started.set_result(asyncio.get_running_loop())
+            await self._stopped.wait()
+            while self.open:  # the program ends within the blocks
+                with suppress(Exception):  # nobody is left to hear of it
+                    await self.open.pop().__aexit__(None, None, None)
+
+    def take_back(self, manager: AbstractAsyncContextManager[Transport]) -> bool:
+        """Whether it is still to be closed, which whoever asks will do."""
+        with _lock:
+            if _over or manager not in self.open:
+                return False
+            self.open.remove(manager)
+            return True
+
+    def leave(self, *, wait: bool = True) -> None:
+        """Use it no more. Whoever was the last one ends the loop, and may `wait` until its thread has ended."""
+        global _background
+        with _lock:
+            self.users -= 1
+            last = self.users == 0 and self is _background
+            if last:
+                _background = None
+        if last:
+            self.stop()
+            if wait and not _over:
+                self._thread.join()
+
+    def stop(self) -> None:
+        """End the loop, and close what is open. It has to be waited for in some other way."""
+        with suppress(RuntimeError):  # it has ended
+            self._stop(self.loop)
+
+    def wait(self, seconds: float) -> None:
+        """Return when its thread has ended, or after so many seconds."""
+        self._thread.join(seconds)
+
+    def _stop(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.call_soon_threadsafe(self._stopped.set)
+
+
+_lock = threading.Lock()
+
+
+_background: Background | None = None
+
+
+_alive: set[Background] = set()
+"""Those whose threads have not ended; one at the most serves new users."""
+
+
+_ending = False
+"""Whether the program ends, and what is open is being closed."""
+
+
+_over = False
+"""Whether the program ends: threads like those of the loops stop for good then, and nobody may wait for them."""
+
+
+_forked = False
+"""Whether this process was forked from one that had connected, and has not connected itself since."""
+
+
+def enter_background(connected: Router | None = None) -> Background:
+    """The process's background loop, which lives until everybody has called its `leave`. It is started if there is
+    none, but for a router that should be `connected` that is NotConnected."""
+    global _background, _forked
+    with _lock:
+        if _over:
+            raise NotConnected("the program ends: connect before that")
+        if _background is None:
+            if connected is not None:
+                raise _unconnected(connected)
+            _background = Background()
+            _forked = False
+        _background.users += 1
+        return _background
+
+
+@contextmanager
+def _background_loop(connected: Router | None = None) -> Iterator[Background]:
+    """The background loop, which lives at least as long as this block."""
+    background = enter_background(connected)
+    try:
+        yield background
+    finally:
+        background.leave()
+
+
+def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine that `make` makes returns or raises, in a task of that loop of another thread.
+
+    The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
+    """
+    if _over:
+        raise NotConnected("the program ends, and with it its connections")
+    errand = _Errand(make)
+    stuck = _Stuck()
+    try:  # an interrupt may come at any point from here on
+        loop.call_soon_threadsafe(errand.begin)
+        while not errand.ended.wait(WATCH_SECONDS):
+            stuck.look(loop)
+        return errand.result()
+    except BaseException as error:
+        if loop.is_closed():
+            if isinstance(error, RuntimeError) and not errand.ended.is_set():
+                raise NotConnected("the event loop of this connection has ended") from None
+        elif not errand.ended.is_set():
+            loop.call_soon_threadsafe(errand.cancel)
+            errand.ended.wait(CANCEL_PATIENCE)
+        raise
+
+
+async def _forward(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine that `make` makes returns or raises in another event loop. Cancelled with this."""
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
+
+
+class _Errand(Generic[T]):
+    """A coroutine that a thread has run by an event loop."""
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._task: asyncio.Task[T] | None = None
+        self.ended = threading.Event()
+
+    def begin(self) -> None:
+        """In the event loop."""
+        if self.ended.is_set():  # interrupted before it began
+            return
+        self._task = asyncio.get_running_loop().create_task(self._make())
+        self._task.add_done_callback(lambda _: self.ended.set())
+
+    def cancel(self) -> None:
+        """In the event loop."""
+        if self._task is None:
+            self.ended.set()
+        else:
+            self._task.cancel()
+
+    def result(self) -> T:
+        """In the thread, when it has ended. Raises what the coroutine raised."""
+        task, self._task = self._task, None  # its exception leads to the frames above: no circle may stay
+        assert task is not None
+        try:
+            return task.result()
+        finally:
+            del task
+
+
+class _Stuck:
+    """An event loop of another thread that may never run again."""
+
+    def __init__(self) -> None:
+        self._frame: FrameType | None = None
+        self._since = 0.0
+
+    def look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raise RuntimeError if it has been waiting for a thread all the time, which may be this one, and
+        NotConnected if it was closed."""
+        if loop.is_closed():
+            raise NotConnected("the event loop of this connection has ended")
+        frame = sys._current_frames().get(threads.get(loop, 0))
+        if frame is None or frame.f_globals.get("__name__") not in WAITING:
+            self._frame = None
+        elif frame is not self._frame:
+            self._frame, self._since = frame, time.monotonic()
+        elif time.monotonic() - self._since >= STUCK_SECONDS:
+            self._frame = None
+            raise RuntimeError(
+                "the event loop of this connection waits for a thread, and the call of this thread waits for that "
+                "event loop: there, `await asyncio.to_thread(...)` instead of waiting for threads"
+            )
+
+
+def refuse_in_loop(what: str, instead: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        raise RuntimeError(
+            f"{what} needs a thread of its own, and gevent has made greenlets of threads: patch the rest only, "
+            "gevent.monkey.patch_all(thread=False)"
+        )
+    raise RuntimeError(f"{what} blocks, and an event loop runs in this thread: {instead} instead")
+
+
+def _unconnected(router: Router) -> TransportError:
+    """The error of a call for which there is no connection."""
+    namespace = router.namespace
+    where = "" if namespace == "default" else f", namespace={namespace!r}"
+    advice = f'enter `with atasks.connect_sync("amqp://localhost/"{where})` or another URL'
+    if current.lone_call is not None:
+        return NotSupported(
+            "a function with executor='process' has no connection to call other atasks by: "
+            f"use executor='thread', or {advice} in the function"
+        )
+    if _forked or any(block.pid != os.getpid() for blocks in router._connected.values() for block in blocks):
+        return NotConnected(
+            "this process was forked from one that had connected; connections do not survive a fork: "
+            f"{advice} in the child"
+        )
+    return NotConnected(f"namespace {namespace!r} has no connection for synchronous callers: {advice} first")
+
+
+def _at_exit() -> None:
+    """End what is open while its loop still runs. What blocks the loop is not waited for: the process ends it."""
+    global _ending, _over
+    _ending = True
+    deadline = time.monotonic() + EXIT_SECONDS
+    left = list(_alive)
+    for background in left:
+        background.stop()
+    for background in left:
+        background.wait(max(deadline - time.monotonic(), 0))
+    with _lock:
+        _over = True
+
+
+def _after_fork() -> None:
+    """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
+    global _lock, _background, _forked
+    _alive.clear()
+    _forked = _forked or _background is not None
+    _lock, _background = threading.Lock(), None
+    serving.set(None)
+    seated.set(None)
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,281 @@
+"""What `@atask` makes of a function: `ATask` and `StreamTask`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    ParamSpec,
+    Self,
+    TypeVar,
+    Unpack,
+    cast,
+)
+
+from atasks import modules
+from atasks.functions import innermost, signature_of
+from atasks.namespaces import namespace_item
+from atasks.options import CallOptions, Executor, TaskOptions
+
+if TYPE_CHECKING:
+    from atasks.caller.stream import RemoteStream
+    from atasks.caller.sync_stream import SyncStream
+
+__all__ = ["ATask", "BaseTask", "StreamTask", "TaskName"]
+
+P = ParamSpec("P")
+
+R = TypeVar("R")
+
+T = TypeVar("T")
+
+K = TypeVar("K")
+
+
+class TaskName(str):
+    """The name of an atask on its way through `Router.send_request`, with the atask and the options of the call.
+
+    A router may be overridden with a `send_request(name, *args, **kwargs)` that knows of no options: they travel
+    with the name, so they apply to this call and to no other one that the override makes.
+    """
+
+    __slots__ = ("options", "task")
+
+    task: BaseTask[..., Any] | None
+    options: TaskOptions
+
+
+class BaseTask(Generic[P, K]):
+    """What an `ATask` and a `StreamTask` have in common: all but what calling them gives."""
+
+    streams: ClassVar[bool] = False
+    """Whether it yields items, instead of returning a value."""
+
+    def __init__(self, function: Callable[..., Any], name: str, namespace: str, options: TaskOptions) -> None:
+        functools.update_wrapper(cast("Any", self), function, updated=())
+        own = getattr(function, "__dict__", {})
+        self.__dict__.update({key: value for key, value in own.items() if not hasattr(type(self), key)})
+        if "__name__" not in self.__dict__:  # a partial, an object that can be called
+            self.__name__ = self.__qualname__ = name
+        self.name = name
+        """The name on the wire: module and qualified name, unless the decoration says otherwise."""
+        self.namespace = namespace
+        self.module = _importable_module(function)
+        """The module whose import defines this atask; None where there is none (a notebook, say)."""
+        self.local: Callable[P, K] = function
+        """The undecorated function: calling it runs it here."""
+        self._space = namespace_item(namespace)
+        self.executor: Executor | None = options.executor
+        """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
+        self._check_arguments = _signature_check(function)
+        self._is_static = False
+        self._set_options(options, {})
+        # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
+        self.__code__ = _code(function, inspect.CO_ASYNC_GENERATOR if self.streams else inspect.CO_COROUTINE)
+        self.__defaults__ = getattr(function, "__defaults__", None)
+        self.__kwdefaults__ = getattr(function, "__kwdefaults__", None)
+        if sys.version_info >= (3, 12) and not self.streams:
+            inspect.markcoroutinefunction(self)
+
+    def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
+        self._options = options
+        self._overrides = overrides
+        known: TaskName | None = self.__dict__.get("_sent_name")
+        self._sent_name = TaskName(self.name)
+        # A view is made for each call, perhaps: if it referred to itself, only the collector would find it.
+        self._sent_name.task = self if known is None else known.task
+        self._sent_name.options = options
+
+    @property
+    def task_options(self) -> TaskOptions:
+        """The options that calls of this atask have."""
+        return self._options
+
+    def options(self, **changes: Unpack[CallOptions]) -> Self:
+        """A view of this atask whose calls have other options; the atask itself stays as it is.
+
+        Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
+        """
+        if "executor" in changes:
+            raise TypeError(
+                "'executor' is the worker's business and cannot be changed by .options(): @atask(executor=...)"
+            )
+        view = object.__new__(type(self))
+        view.__dict__.update(self.__dict__)
+        extra = self._space.router.extra_options
+        view._set_options(self._options.with_changes(changes, extra), {**self._overrides, **changes})
+        return view
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        if not self._is_static and f"{owner.__qualname__}.{name}" == getattr(self, "__qualname__", None):
+            raise TypeError(_METHOD.format(f"{owner.__qualname__}.{name}"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self.module, self.namespace, self.name, self._overrides)
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __repr__(self) -> str:
+        changed = "".join(f", {name}={value!r}" for name, value in self._overrides.items())
+        return f"<atask {self.name!r}{changed}>"
+
+
+class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
+    """A decorated function. Awaiting `task(...)` runs it on a worker and gives its result or raises its exception.
+
+    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
+    returns a coroutine that does nothing until it is awaited or made a task. How an await can end is listed in
+    `atasks.errors`. An ATask pickles as a reference (module, namespace, name, overrides), never by value.
+    """
+
+    # Not Coroutine[Any, Any, R]: with Any in it, mypy gives up on asyncio.gather of different types.
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, R]:
+        """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
+        self._check_arguments(*args, **kwargs)
+        return cast(
+            "Coroutine[None, object, R]", self._space.router.send_request(self._sent_name, *args, **kwargs)
+        )
+
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the atask on a worker, from code without an event loop, and return its result.
+
+        Blocks this thread until the call has ended, as an await of it would end. A `KeyboardInterrupt` meanwhile
+        cancels the call. Inside an atask with `executor="thread"` it goes over the worker's connection, and the
+        run is parked meanwhile; elsewhere it needs `atasks.connect_sync`.
+
+        Raises what an await of it raises, RuntimeError where an event loop runs, NotConnected, and NotSupported
+        inside an atask with `executor="process"`.
+        """
+        self._check_arguments(*args, **kwargs)
+        from atasks.caller import background  # imports the router, which imports this module
+
+        return cast("R", background.call(self._sent_name, self._space.router, args, kwargs))
+
+
+class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
+    """A decorated async generator function: `async for item in task(...)` runs it on a worker.
+
+    Calling it checks the arguments against the signature (a TypeError at once, before anything is sent) and
+    returns a `RemoteStream` that does nothing until its first item is asked for. It pickles as an ATask does.
+    """
+
+    streams = True
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> RemoteStream[T]:
+        """The stream of its items. Raises TypeError at once if the arguments do not fit, or if it is called to be
+        a context manager."""
+        if sys._getframe(1).f_code is _MANAGING:
+            raise TypeError(_CONTEXT_MANAGER.format(self.name))
+        self._check_arguments(*args, **kwargs)
+        stream: RemoteStream[T] = self._space.router.stream(self._sent_name, *args, **kwargs)
+        return stream
+
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> SyncStream[T]:
+        """The stream of its items, for code without an event loop: `for item in task.sync(...)`.
+
+        Needs `atasks.connect_sync`, as `ATask.sync` does. Raises TypeError at once if the arguments do not fit, or
+        if it is called to be a context manager.
+        """
+        if sys._getframe(1).f_code is _MANAGING:
+            raise TypeError(_CONTEXT_MANAGER.format(self.name))
+        stream = self(*args, **kwargs)
+        from atasks.caller.sync_stream import SyncStream  # it imports the router, which imports this module
+
+        return SyncStream(self._space.router, stream)
+
+    def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
+        if options.orphan == "run":
+            raise ValueError("orphan='run' is not for a stream: without a consumer it cannot go on")
+        super()._set_options(options, overrides)
+
+
+_METHOD = (
+    "{0} is a method: an atask runs on a worker, which has no 'self'. "
+    "Make it a function or a @staticmethod and pass what it needs as arguments"
+)
+
+
+_CONTEXT_MANAGER = (
+    "{0} cannot be a context manager, nor a dependency with a yield: its generator runs on a worker, ahead of its "
+    "consumer, and would go on after the yield although the body here has raised. Write the context manager as a "
+    "plain async generator function of this program, and await atasks in it"
+)
+
+
+_MANAGING = cast("Any", contextlib._GeneratorContextManagerBase).__init__.__code__
+"""The code that calls a generator function to make a context manager of it."""
+
+
+def _importable_module(function: Any) -> str | None:
+    module: str | None = getattr(function, "__module__", None)
+    if module not in modules.MAIN_NAMES:
+        return module
+    scope = getattr(innermost(function), "__globals__", None)
+    if module == "__main__" and scope is not None and scope is not vars(sys.modules["__main__"]):
+        return None  # a runner has executed the script in a scope of its own: `cProfile`, `runpy.run_module`
+    return modules.main_name()
+
+
+def _signature_check(function: Any) -> Callable[..., None]:
+    """A function with the signature of `function` that does nothing: calling it checks arguments as Python does.
+
+    An order of magnitude faster than `inspect.Signature.bind`, with Python's own messages.
+    """
+    try:
+        signature = signature_of(function)
+    except (TypeError, ValueError):  # some builtins have none: the worker will find out
+        return lambda *args, **kwargs: None
+    parameters = [
+        parameter.replace(
+            annotation=parameter.empty,
+            default=parameter.default if parameter.default is parameter.empty else None,
+        )
+        for parameter in signature.parameters.values()
+    ]
+    bare = signature.replace(parameters=parameters, return_annotation=signature.empty)
+    scope: dict[str, Any] = {}
+    exec(f"def check{bare}: pass", scope)
+    check: Callable[..., None] = scope["check"]
+    check.__qualname__ = getattr(function, "__qualname__", repr(function))
+    return check
+
+
+def _code(function: Any, flag: int) -> Any:
+    """The function's code, marked as that of a coroutine function, or of an async generator function."""
+    code = getattr(function, "__code__", None) or _template.__code__
+    kinds = inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+    return code.replace(co_flags=code.co_flags & ~kinds | flag)
+
+
+async def _template(*args: Any, **kwargs: Any) -> None:
+    """The code of an atask whose function has none (a builtin, a partial)."""
+
+
+def _restore(module: str | None, namespace: str, name: str, overrides: dict[str, Any]) -> BaseTask[..., Any]:
+    """The atask that a pickle refers to, importing its module if need be."""
+    import importlib
+
+    from atasks.router import get_router
+
+    registry = get_router(namespace).registry
+    if registry.get(name) is None and module is not None:
+        importlib.import_module(module)
+    item = registry.get(name)
+    if item is None:
+        raise LookupError(f"no atask {name!r} in namespace {namespace!r} here: import the module that defines it")
+    task: BaseTask[..., Any] = item.task
+    return task.options(**cast("CallOptions", overrides)) if overrides else task
+
+
+_restore.__module__ = "atasks.tasks"  # its name in pickles of every version

@@ -1,0 +1,255 @@
+"""The caller's half of a transport that moves `Call` and `Reply` objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import weakref
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from msgspec import Struct
+
+from atasks import wire
+from atasks.errors import (
+    CallConnectionLost,
+    NotConnected,
+)
+from atasks.options import TaskOptions
+from atasks.transport.contract import Transport
+from atasks.transport.whereabouts import Whereabouts, timed_out
+from atasks.wire import Call, Credit, End, Item, Reply, Status
+
+if TYPE_CHECKING:
+    from atasks.transport.stream_receiver import Inflow
+
+__all__ = ["CallTransport", "Pending"]
+
+logger = logging.getLogger("atasks.transport")
+
+
+LOCATE_SECONDS: Final = 0.5
+
+
+LOCATE_SHARE: Final = 0.25
+"""How long before its deadline a caller looks where a call is, at most, and as a part of its time."""
+
+
+class Pending(Struct, eq=False):
+    """A call whose await has not ended."""
+
+    call: Call
+    options: TaskOptions
+    future: asyncio.Future[Reply]
+    timer: asyncio.TimerHandle | None = None
+    deadline: float | None = None
+    """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
+    inflow: Inflow | None = None
+    """What takes its items in; None: not a stream."""
+    since: float = 0.0
+    """When it was sent, or a worker last said that it holds it (event loop time)."""
+    asked: int = 0
+    """How often workers were asked for it since then."""
+    where: Whereabouts | None = None
+    """Where it was when that was last told; None: it is not known."""
+    denied: int = 0
+    """How often all workers said since then that they do not have it."""
+    confirmed: bool = False
+    """Whether the broker has it."""
+    unheard: bool = False
+    """Whether the broker had no queue for it: it waits for a worker that declares one."""
+    copies: dict[int | str, str] | None = None
+    """Attempt -> the one copy of its request that may start as this attempt; for a call that runs at most once,
+    copy -> the one worker that may start it. None: nobody has asked."""
+    begun: tuple[str, int] | None = None
+    """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
+    kept: bool = False
+    """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
+    key: str | None = None
+    """Under which key its messages are sealed, where they are: None: this side's own. Empty: under none."""
+
+    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
+        return f"<pending call {self.call.id} of {self.call.task!r}>"
+
+    def answered(self, reply: Reply) -> None:
+        """End the await with this reply, unless it ended already."""
+        if not self.future.done():
+            self.future.set_result(reply)
+
+    def handed_over(self) -> None:
+        """The request of a kept call is safe: its await has ended."""
+        self.answered(wire.ended(self.call.id, Status.VALUE, "kept"))
+
+    def fail(self, error: Exception) -> None:
+        """End the await with an error, unless it ended already."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class CallTransport(Transport):
+    """A transport that moves `Call` and `Reply` objects. A subclass hands calls over in `_post` (without waiting),
+    gives every reply to `_resolve`, and tells workers of ended awaits in `_withdraw`. One that supports "streams"
+    gives every `Item` and `End` to `_take_in`, and hands a `Credit` to its worker in `_grant`.
+
+    Guarantees: every await ends in one reply (later ones are dropped), in `CallTimeout` at its deadline by this
+    side's clock, in `CancelledError` when its task is cancelled, or in `CallConnectionLost` at disconnect.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once", "no_worker"})
+
+    def __init__(self, namespace: str = "default") -> None:
+        super().__init__(namespace)
+        self._pending: dict[str, Pending] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._refusal: str | None = f"{type(self).__name__} is not connected: await its connect() first"
+
+    def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
+        return self._loop is loop
+
+    def _opened(self) -> None:
+        """Call at the end of `connect`: awaits of the running event loop are welcome."""
+        self._loop = asyncio.get_running_loop()
+        self._refusal = None
+        _open.add(self)
+
+    def _closed(self, reason: str) -> None:
+        """Call at the start of `disconnect`: no more awaits, and those that are pending end here. Workers are told
+        of those whose runs are not to go on without a caller."""
+        self._refusal = reason
+        self._loop = None
+        _open.discard(self)
+        for pending in list(self._pending.values()):
+            if not pending.future.done():
+                pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
+                if pending.call.orphan == 0:
+                    self._withdraw(pending)
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        loop = self._loop  # what runs: asking for that costs a system call before Python 3.12
+        assert loop is not None, "there is one wherever there is no refusal"
+        pending = Pending(call, options, loop.create_future())
+        self._pending[call.id] = pending
+        try:
+            if call.timeout_ms is not None:
+                self._set_timer(pending, call.timeout_ms / 1000)
+            room = self._room()
+            if room is not None:
+                await self._wait_for_room(pending, room)
+            if not pending.future.done():
+                self._post(pending)
+            return await pending.future
+        except asyncio.CancelledError:
+            self._withdraw(pending)
+            raise
+        finally:
+            if pending.timer is not None:
+                pending.timer.cancel()
+            del self._pending[call.id]
+
+    async def _wait_for_room(self, pending: Pending, room: asyncio.Future[None]) -> None:
+        """Return when the call may be handed over, or has ended: its deadline holds here too."""
+        while True:
+            await asyncio.wait((room, pending.future), return_when=asyncio.FIRST_COMPLETED)
+            if pending.future.done() or (again := self._room()) is None:
+                return
+            room = again
+
+    def _room(self) -> asyncio.Future[None] | None:
+        """What to await before asking again whether more may be handed over; None: it may."""
+        return None
+
+    async def open_stream(self, inflow: Inflow) -> None:
+        """Have a worker run a stream, whose items go to `inflow`. Raises as `request` does. Its consumer calls
+        `close_stream` in any case."""
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        call, loop = inflow.call, asyncio.get_running_loop()
+        pending = Pending(call, inflow.options, loop.create_future())
+        pending.inflow = inflow
+        self._pending[call.id] = pending
+        inflow.opened(pending)
+        if call.timeout_ms is not None:
+            self._set_timer(pending, call.timeout_ms / 1000)
+        room = self._room()
+        if room is not None:
+            await self._wait_for_room(pending, room)
+        if not pending.future.done():  # else reading it says how it ended
+            self._post(pending)
+
+    def close_stream(self, pending: Pending) -> None:
+        """The consumer wants no more of it: tell the workers, unless it has ended. Safe to call again."""
+        if pending.timer is not None:
+            pending.timer.cancel()
+        if self._pending.pop(pending.call.id, None) is not None and not pending.future.done():
+            pending.future.cancel()
+            self._withdraw(pending)
+
+    def forsake_streams(self) -> None:
+        """The current task leaves a block: streams that it has read, or a task that has ended, nobody reads on."""
+        for pending in list(self._pending.values()):
+            if pending.inflow is not None:
+                pending.inflow.forsake(asyncio.current_task())
+
+    def _take_in(self, envelope: Item | End) -> None:
+        """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
+        pending = self._pending.get(envelope.id)
+        if pending is not None and pending.inflow is not None:
+            pending.inflow.receive(envelope)
+
+    def _grant(self, credit: Credit, worker: str) -> None:
+        """Hand this to the worker of that id, without waiting. It may get lost, if a later one arrives."""
+        raise NotImplementedError(f"{type(self).__name__} supports streams and has no _grant()")
+
+    @abstractmethod
+    def _post(self, pending: Pending) -> None:
+        """Hand the call over to the wire, without waiting."""
+
+    @abstractmethod
+    def _withdraw(self, pending: Pending) -> None:
+        """The await has ended without a reply: tell the workers, without waiting."""
+
+    def _resolve(self, reply: Reply) -> None:
+        """A reply has arrived; one that nobody awaits (any more) is dropped."""
+        pending = self._pending.get(reply.id)
+        if pending is not None:
+            pending.answered(reply)
+
+    def _set_timer(self, pending: Pending, seconds: float) -> None:
+        """End the await after so many seconds, and find out a little before where the call is."""
+        assert self._loop is not None, "it is connected"
+        pending.deadline = until = self._loop.time() + seconds
+        lead = min(LOCATE_SECONDS, seconds * LOCATE_SHARE)
+        pending.timer = self._loop.call_at(until - lead, self._nearly_expired, pending, until)
+
+    def _nearly_expired(self, pending: Pending, until: float) -> None:
+        if self._loop is not None and not pending.future.done():
+            pending.timer = self._loop.call_at(until, self._expire, pending)
+            self._locate(pending)
+
+    def _locate(self, pending: Pending) -> None:
+        """Find out where the call is, without waiting: its deadline is near."""
+
+    def _expire(self, pending: Pending) -> None:
+        if not pending.future.done():
+            now = asyncio.get_running_loop().time()
+            pending.future.set_exception(timed_out(pending.call, pending.where, now))
+            self._withdraw(pending)
+
+
+_open: weakref.WeakSet[CallTransport] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A connection shared with the parent process would mix both conversations: the child must open its own."""
+    for transport in list(_open):
+        transport._refusal = (
+            "this process was forked from one that had connected; connections do not survive a fork: "
+            "enter atasks.connect(url) in the child"
+        )
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

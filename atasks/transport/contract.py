@@ -1,0 +1,192 @@
+"""The contract of a transport.
+
+A transport moves requests and replies of one namespace. There are two levels:
+
+- The minimal contract, for a transport of your own: `connect`, `disconnect` and `send_request(name, content)`.
+  Both contents are opaque messages of wire v1, so ids, deadlines and the chain of calls travel inside.
+- The rich contract, which the router and the worker speak: `request(call, options)` and `serve(worker)`.
+  `Transport` adapts the minimal contract to it; `CallTransport` implements the caller's half for transports that
+  move `Call` and `Reply` objects, cancellation included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from atasks import wire
+from atasks.errors import (
+    CallConnectionLost,
+    CallError,
+    NotSupported,
+)
+from atasks.namespaces import namespaces
+from atasks.options import Executor, TaskOptions, validate_queue
+from atasks.transport.records.contract import Records
+from atasks.transport.whereabouts import timed_out
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.delivery import Delivery
+    from atasks.worker.worker import Worker
+
+__all__ = ["RequestCallback", "Transport", "get_transport"]
+
+logger = logging.getLogger("atasks.transport")
+
+
+RequestCallback = Callable[[str, bytes], Awaitable[bytes]]
+"""`await callback(name, content) -> bytes`: what serves the requests that a minimal transport receives."""
+
+
+DEFAULT_MAX_PAYLOAD = 64 * 2**20
+
+
+class Transport:
+    """Moves requests and replies of one namespace.
+
+    Constructing a transport registers it in its namespace: awaits there use it, unless an `atasks.connect` of the
+    running event loop shadows it. A subclass needs `connect`, `disconnect` and `send_request`.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset()
+    """What else it offers: "cancel" (the remote run ends when the await does), "at_most_once", "no_worker" (it can
+    tell that nothing serves a queue), and "streams"."""
+
+    redelivers: ClassVar[bool] = False
+    """Whether one call may be delivered more than once, so that workers must remember those they finished."""
+
+    max_payload: int = DEFAULT_MAX_PAYLOAD
+    """Bytes of arguments or of a result that it moves; more is a `PayloadTooLarge`."""
+
+    records: Records | None = None
+    """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
+
+    def __init__(self, namespace: str = "default") -> None:
+        self.namespace = validate_queue(namespace, "namespace")
+        self.callback: RequestCallback | None = None
+        namespaces.register(namespace, transport=self)
+
+    @classmethod
+    def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
+        """What `connect` and `serve` make of a URL: here nothing but its scheme counts."""
+        return cls(namespace=namespace, **options)
+
+    # -- the minimal contract
+
+    async def connect(self) -> None:
+        """Be ready to send requests and to register a callback."""
+        raise NotImplementedError(f"{type(self).__name__} has no connect()")
+
+    async def disconnect(self) -> None:
+        """Let go of everything. Awaits that are pending end in `CallConnectionLost`."""
+        raise NotImplementedError(f"{type(self).__name__} has no disconnect()")
+
+    async def send_request(self, name: str, content: bytes) -> bytes:
+        """Have the callback of some process answer `content`, a message for the atask `name`.
+
+        Whatever it raises, and an answer that is not bytes, ends the await in `CallConnectionLost`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no send_request()")
+
+    async def register_callback(self, callback: RequestCallback) -> None:
+        """Serve requests with `await callback(name, content) -> bytes` from now on."""
+        self.callback = callback
+
+    async def unregister_callback(self) -> None:
+        """Serve no more requests."""
+        self.callback = None
+
+    # -- the rich contract
+
+    def will_serve(self) -> None:
+        """Called before `connect` where a worker is going to be attached, for transports to which that matters."""
+
+    def forsake_streams(self) -> None:
+        """Called where the current task leaves a block, before its worker drains: see `CallTransport`."""
+
+    def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether awaits of this event loop may use it."""
+        return True
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""
+        if options.delivery == "at_most_once" and "at_most_once" not in self.supports:
+            raise NotSupported(
+                f"{type(self).__name__} does not promise at-most-once delivery: "
+                "use delivery='at_least_once' or another transport"
+            )
+        if options.on_no_worker == "error" and "no_worker" not in self.supports:
+            raise NotSupported(
+                f"{type(self).__name__} cannot tell whether anything serves a queue: "
+                "use on_no_worker='wait' with a timeout, or another transport"
+            )
+        timeout = None if call.timeout_ms is None else call.timeout_ms / 1000
+        scope = asyncio.timeout(timeout)
+        task = asyncio.current_task()
+        cancelled_before = task.cancelling() if task is not None else 0
+        try:
+            async with scope:
+                content = await self.send_request(call.task, wire.encode([call]))
+        except CallError:
+            raise
+        except asyncio.CancelledError as error:
+            if task is None or task.cancelling() > cancelled_before:
+                raise
+            raise _lost(self, call, error) from error  # a library's way to say that the connection is gone
+        except Exception as error:
+            if scope.expired():
+                raise timed_out(call) from None
+            raise _lost(self, call, error) from error
+        if not isinstance(content, bytes):
+            raise CallConnectionLost(
+                f"{type(self).__name__}.send_request returned {type(content).__name__} instead of bytes "
+                f"for {call.task}: the outcome cannot be known"
+            )
+        envelopes = wire.decode(content)
+        if len(envelopes) != 1 or not isinstance(envelopes[0], Reply) or envelopes[0].id not in (call.id, "?"):
+            raise CallConnectionLost(f"the answer to {call.task} is not the reply to this call")
+        return envelopes[0]
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        """Deliver requests to the worker from now on; again after `stop_serving`, for the same worker."""
+        await self.register_callback(worker.answer)
+
+    async def stop_serving(self, worker: Worker) -> None:
+        """Deliver no more requests; replies to those that were delivered still leave."""
+        await self.unregister_callback()
+
+    async def has_other_workers(self, worker: Worker) -> bool:
+        """Whether another worker serves each of the queues of this one, as far as can be known."""
+        return False
+
+    async def flush(self) -> None:
+        """Return when every reply handed over so far is safe."""
+
+    def waited(self, call: Call, delivery: Delivery | None) -> float:
+        """For how many seconds a call that is delivered now has been under way for certain. The clocks of caller
+        and worker may differ, and a call that ends too early is worse than one that ends late: its caller has a
+        timer of its own."""
+        return 0.0
+
+    def slots_changed(self, worker: Worker) -> None:
+        """The worker has free slots and nothing to put in them: a chance to ask for more."""
+
+    def overfull(self, worker: Worker) -> None:
+        """Calls wait in the worker for a slot for some time: a chance to let other workers have them."""
+
+    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+        """Calls wait in the worker for a place in a pool: a chance to let other workers have them."""
+
+
+def _lost(transport: Transport, call: Call, error: BaseException) -> CallConnectionLost:
+    return CallConnectionLost(
+        f"{type(transport).__name__} lost {call.task} ({type(error).__name__}): the outcome cannot be known"
+    )
+
+
+def get_transport(namespace: str = "default") -> Transport | None:
+    """The transport that was constructed last for the namespace, or None."""
+    return getattr(namespaces.get(namespace), "transport", None)

@@ -1,0 +1,192 @@
+"""The loopback transport: calls run in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine, Sequence
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from atasks.errors import (
+    NoWorker,
+)
+from atasks.options import Executor, TaskOptions
+from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.contract import Transport
+from atasks.transport.records.contract import DEFAULT_EXPIRES
+from atasks.transport.records.memory import MemoryRecords
+from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+from atasks.transport.unserved import WARN_SECONDS, Unserved
+from atasks.transport.whereabouts import Whereabouts, found_at
+from atasks.wire import Call, Credit, End, Item, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.delivery import Delivery
+    from atasks.worker.worker import Worker
+
+__all__ = ["LoopbackTransport"]
+
+logger = logging.getLogger("atasks.transport")
+
+
+class LoopbackTransport(CallTransport):
+    """Runs every call in this process, for unit tests and a first run.
+
+    Arguments and results go through the codec, calls through a worker with slots, deadlines and cancellation, so
+    what works here works over a broker. Calls wait until a worker serves, as they do on a queue. `keep_runs` is
+    for how many seconds the results of a pipeline's run are kept when nobody uses them, while this is connected,
+    and `keep_bytes` how many bytes there may be of them.
+    """
+
+    supports = CallTransport.supports | {"streams"}
+    clock_skew: float = 0.0
+    """Seconds by which the clock may differ: it is the same one."""
+
+    def __init__(
+        self,
+        namespace: str = "default",
+        *,
+        keep_runs: float = DEFAULT_EXPIRES,
+        keep_bytes: int = DEFAULT_KEEP_BYTES,
+    ) -> None:
+        records = MemoryRecords(self, keep_runs, keep_bytes)
+        super().__init__(namespace)
+        self._memory = records
+        self._worker: Worker | None = None
+        self._workers: dict[str, Worker] = {}
+        """Those that have served, by id: one that drains still has streams."""
+        self._waiting: dict[str, Pending] = {}
+        self._unserved = Unserved(logger)
+        self._look: asyncio.TimerHandle | None = None
+        # a subclass with a send_request of its own (a test's spy, say) gets every call through it
+        self._minimal = type(self).send_request is not LoopbackTransport.send_request
+        self.records = None if self._minimal else records
+
+    async def connect(self) -> None:
+        self._opened()
+        self._memory.open()
+
+    async def disconnect(self) -> None:
+        self._closed("the loopback transport was disconnected")
+        self._waiting.clear()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
+        self._workers.clear()
+        self._memory.close()
+
+    async def send_request(self, name: str, content: bytes) -> bytes:
+        if self.callback is None:
+            raise NoWorker(f"nothing serves {name!r}: register a callback, or activate a router, first")
+        return await self.callback(name, content)
+
+    # Any coroutine will do: pyright takes that of an `async def` for a narrower type.
+    def request(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, call: Call, options: TaskOptions
+    ) -> Coroutine[Any, Any, Reply]:
+        kind = Transport if self._minimal else CallTransport
+        return kind.request(self, call, options)
+
+    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+        await super().serve(worker, queues)
+        self._worker = self._workers[worker.id] = worker
+        waiting, self._waiting = self._waiting, {}
+        for pending in waiting.values():
+            self._post(pending)
+
+    def waited(self, call: Call, delivery: Delivery | None) -> float:
+        return max(time.time() - call.sent_ms / 1000 - self.clock_skew, 0.0)
+
+    async def stop_serving(self, worker: Worker) -> None:
+        if self._worker is worker:  # else another one took over
+            await super().stop_serving(worker)
+            self._worker = None
+
+    def _post(self, pending: Pending) -> None:
+        pending.kept = pending.call.id in self._memory.opening
+        if self._worker is not None:
+            self._worker.deliver(pending.call, _Delivery(self, pending))
+            if pending.kept:
+                pending.handed_over()
+        elif pending.options.on_no_worker == "error":
+            raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
+        else:
+            self._wait(pending)
+
+    def _wait(self, pending: Pending) -> None:
+        """Keep the call for the next worker, and warn if none comes."""
+        loop = asyncio.get_running_loop()
+        pending.since = loop.time()
+        self._waiting[pending.call.id] = pending
+        if self._look is None:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+
+    def _warn(self) -> None:
+        loop, self._look = asyncio.get_running_loop(), None
+        if self._waiting:
+            self._look = loop.call_later(WARN_SECONDS, self._warn)
+            queues: dict[str, list[Pending]] = {}
+            for pending in self._waiting.values():
+                queues.setdefault(pending.options.queue or "default", []).append(pending)
+            for queue, pendings in queues.items():
+                self._unserved.see(queue, pendings, loop.time())
+
+    def _withdraw(self, pending: Pending) -> None:
+        if self._waiting.pop(pending.call.id, None) is None:
+            for worker in self._workers.values():
+                worker.cancel(pending.call.id)
+
+    def _locate(self, pending: Pending) -> None:
+        found = (run for worker in self._workers.values() if (run := worker.find(pending.call.id)) is not None)
+        run = next(found, None)
+        if run is not None:
+            pending.where = found_at(run)
+        elif self._worker is None:
+            pending.where = Whereabouts("worker", pending.options.queue or "default")
+
+    def _grant(self, credit: Credit, worker: str) -> None:
+        if worker in self._workers:
+            self._workers[worker].streams.credit(credit)
+
+
+class _Delivery(Struct, eq=False):
+    """A call that the worker has in hand."""
+
+    transport: LoopbackTransport
+    pending: Pending
+
+    def reply(self, reply: Reply | End) -> None:
+        if isinstance(reply, End):
+            self.transport._take_in(reply)
+        elif self.pending.kept:
+            self.transport._memory.end(reply)
+        else:
+            self.transport._resolve(reply)
+
+    def send(self, envelope: Item | End) -> None:
+        self.transport._take_in(envelope)
+
+    def drop(self) -> None:
+        pass
+
+    async def pass_on(self, call: Call) -> Call | None:
+        return None
+
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        if self._is_wanted():
+            asyncio.get_running_loop().call_soon(self._return)
+
+    def _is_wanted(self) -> bool:
+        return self.pending.kept or not self.pending.future.done()
+
+    def _return(self) -> None:
+        """Go to the worker that is attached by now, or wait for the next one."""
+        if not self._is_wanted():
+            return
+        if self.transport._worker is None:
+            self.transport._wait(self.pending)
+        else:
+            self.transport._post(self.pending)
