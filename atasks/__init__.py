@@ -54,8 +54,7 @@ from atasks.errors import (
 from atasks.router import Router, get_router
 from atasks.sync import connect_sync
 from atasks.tasks import atask
-from atasks.transport.contract import Transport, get_transport
-from atasks.transport.loopback import LoopbackTransport
+from atasks.transport.base import LoopbackTransport, Transport, get_transport
 from atasks.worker.worker import Worker
 
 __all__ = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from atasks.options import validate_name
 
@@ -51,6 +53,25 @@ class CurrentCall:
 
 serving: ContextVar[Run | None] = ContextVar("atasks.serving", default=None)
 """The run that this context belongs to. Set by the worker for the task that runs the call."""
+
+
+class Seat(Protocol):
+    """A call in a thread of its worker."""
+
+    loop: asyncio.AbstractEventLoop
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its function has returned or raised."""
+        ...
+
+    async def wait_for(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await what `make` returns on behalf of the thread, which leaves its place to another one meanwhile."""
+        ...
+
+
+seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)
+"""The call that this thread works for."""
 
 lone_call: CurrentCall | None = None
 """In a process of `executor="process"`: the one call that it serves now."""

@@ -31,11 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["ATask", "BaseTask", "StreamTask", "TaskName"]
 
 P = ParamSpec("P")
-
 R = TypeVar("R")
-
 T = TypeVar("T")
-
 K = TypeVar("K")
 
 
@@ -158,9 +155,7 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         inside an atask with `executor="process"`.
         """
         self._check_arguments(*args, **kwargs)
-        from atasks.caller import background  # imports the router, which imports this module
-
-        return cast("R", background.call(self._sent_name, self._space.router, args, kwargs))
+        return cast("R", self._space.router.send_request_sync(self._sent_name, args, kwargs))
 
 
 class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
@@ -190,9 +185,7 @@ class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
         if sys._getframe(1).f_code is _MANAGING:
             raise TypeError(_CONTEXT_MANAGER.format(self.name))
         stream = self(*args, **kwargs)
-        from atasks.caller.sync_stream import SyncStream  # it imports the router, which imports this module
-
-        return SyncStream(self._space.router, stream)
+        return cast("SyncStream[T]", self._space.router.stream_sync(stream))
 
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         if options.orphan == "run":
@@ -262,16 +255,20 @@ async def _template(*args: Any, **kwargs: Any) -> None:
     """The code of an atask whose function has none (a builtin, a partial)."""
 
 
+def _registered(namespace: str, name: str) -> Any:
+    """The item of an atask in its namespace; None: there is none."""
+    registry = getattr(namespace_item(namespace), "registry", None)
+    return None if registry is None else registry.get(name)
+
+
 def _restore(module: str | None, namespace: str, name: str, overrides: dict[str, Any]) -> BaseTask[..., Any]:
     """The atask that a pickle refers to, importing its module if need be."""
     import importlib
 
-    from atasks.router import get_router
-
-    registry = get_router(namespace).registry
-    if registry.get(name) is None and module is not None:
+    item = _registered(namespace, name)
+    if item is None and module is not None:
         importlib.import_module(module)
-    item = registry.get(name)
+        item = _registered(namespace, name)
     if item is None:
         raise LookupError(f"no atask {name!r} in namespace {namespace!r} here: import the module that defines it")
     task: BaseTask[..., Any] = item.task

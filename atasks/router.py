@@ -6,14 +6,17 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
 from atasks.blocks import Block, default_of, entered_first, innermost
+from atasks.caller.background import call
 from atasks.caller.stream import RemoteStream
-from atasks.codecs.base import Codec, as_bytes, ends_here, get_codec
+from atasks.caller.sync_stream import SyncStream
+from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import unencodable, unencodable_arguments
+from atasks.codecs.default import get_codec
 from atasks.current import carried, new_call_id, serving
 from atasks.definitions import ATask, BaseTask, StreamTask, TaskName
 from atasks.errors import (
@@ -300,6 +303,14 @@ class Router:
                 return CallError(message)
             case _:
                 return CallError(f"{call.task} ended with status {reply.status}, which this version does not know")
+
+    def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What `send_request` gives or raises, for a thread without an event loop: see `ATask.sync`."""
+        return call(name, self, args, kwargs)
+
+    def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:
+        """The items of a stream, for a thread without an event loop."""
+        return SyncStream(self, stream)
 
     # -- serving
 

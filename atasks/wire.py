@@ -73,6 +73,10 @@ Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
 """Repeats count once."""
 
 
+RUN_PIPELINE: Final = "atasks.pipeline.run"
+"""The name of the atask that every worker has: it runs a submitted pipeline."""
+
+
 class Status:
     """How a call ended, in `Reply.status`. The payload of `VALUE` is the codec's bytes, that of `RAISED` a failure
     (see `atasks.failures`), that of any other status an `Ending`."""

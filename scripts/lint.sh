@@ -13,5 +13,6 @@ check() {
 check ruff check .
 check ruff format --check .
 check mypy
+check lint-imports
 check pyright --pythonpath "$bin/python"
 exit "$failed"

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from atasks import current
 from atasks.blocks import Block, entered_first, innermost, threads
-from atasks.current import serving
+from atasks.current import seated, serving
 from atasks.errors import NotConnected, NotSupported, TransportError
-from atasks.worker.executors.threads import State, seated
 
 if TYPE_CHECKING:
     from atasks.router import Router
@@ -26,26 +25,16 @@ if TYPE_CHECKING:
 __all__ = ["Background", "call", "enter_background", "refuse_in_loop"]
 
 T = TypeVar("T")
-
 R = TypeVar("R")
-
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
-
-
 WATCH_SECONDS: Final = 1.0
 """Seconds after which a thread that waits looks again whether the event loop can end its call at all."""
-
-
 STUCK_SECONDS: Final = 10.0
 """Seconds for which an event loop has to wait for a thread until a call in it is given up."""
-
-
 WAITING: Final = frozenset({"concurrent.futures._base", "concurrent.futures.thread", "queue", "threading"})
 """Modules whose functions wait for other threads."""
-
-
 EXIT_SECONDS: Final = 7.0
 """Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
 
@@ -67,7 +56,7 @@ def _wait_for(
     block = None if begun is not None else _block(router.namespace)
     elsewhere = begun if block is None else block.loop
     seat = seated.get()
-    if seat is not None and seat.state is not State.ENDED:
+    if seat is not None and not seat.has_ended:
         if elsewhere is None or elsewhere is seat.loop:
             return _run(seat.loop, lambda: seat.wait_for(make))
         return _run(seat.loop, lambda: seat.wait_for(lambda: _forward(elsewhere, make)))

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["SyncStream"]
 
 T = TypeVar("T")
-
 R = TypeVar("R")
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from atasks.codecs.base import Codec, get_codec
+from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import CloudpickleCodec
+from atasks.codecs.default import get_codec
 from atasks.codecs.msgpack import MsgpackCodec
 from atasks.codecs.pickle import PickleCodec
 from atasks.codecs.zstd import ZstdCodec

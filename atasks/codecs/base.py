@@ -11,7 +11,7 @@ from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 from atasks.options import validate_name
 
-__all__ = ["Codec", "as_bytes", "ends_here", "get_codec"]
+__all__ = ["Codec", "as_bytes", "ends_here"]
 
 
 class Codec:
@@ -86,14 +86,3 @@ def ends_here(error: BaseException) -> bool:
     if isinstance(error, GeneratorExit):
         return asyncio._get_running_loop() is None  # the collector closes this coroutine
     return isinstance(error, KeyboardInterrupt)
-
-
-def get_codec(namespace: str = "default") -> Codec:
-    """The codec of the namespace: the one constructed last for it, else a `CloudpickleCodec`."""
-    item = namespaces.get(namespace)
-    codec: Codec | None = getattr(item, "codec", None)
-    if codec is None:
-        from atasks.codecs.cloudpickle import CloudpickleCodec
-
-        codec = CloudpickleCodec(namespace)
-    return codec

@@ -28,10 +28,7 @@ __all__ = ["CallTransport", "Pending"]
 
 logger = logging.getLogger("atasks.transport")
 
-
 LOCATE_SECONDS: Final = 0.5
-
-
 LOCATE_SHARE: Final = 0.25
 """How long before its deadline a caller looks where a call is, at most, and as a part of its time."""
 

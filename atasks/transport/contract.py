@@ -24,12 +24,12 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import Executor, TaskOptions, validate_queue
-from atasks.transport.records.contract import Records
 from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
+    from atasks.transport.records.contract import Records
     from atasks.worker.worker import Worker
 
 __all__ = ["RequestCallback", "Transport", "get_transport"]

@@ -6,12 +6,14 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from atasks.wire import RUN_PIPELINE
+
 if TYPE_CHECKING:
     from atasks.definitions import ATask
 
 __all__ = ["BUILTIN", "builtin_task"]
 
-BUILTIN: Final = {"atasks.pipeline.run": "atasks.pipeline.submitted.coordinator:run_pipeline"}
+BUILTIN: Final = {RUN_PIPELINE: "atasks.pipeline.submitted.coordinator:run_pipeline"}
 """Name on the wire -> where its function is; imported at the first call."""
 
 

@@ -167,8 +167,9 @@ def test_module_map_is_complete() -> None:
 )
 def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
     listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section(f"### {title}"))}
-    modules = {path.name for path in (ROOT / "atasks" / folder).glob("*.py")}
-    assert listed == modules - {"__init__.py"}
+    package = ROOT / "atasks" / folder
+    modules = {path.relative_to(package).as_posix() for path in package.rglob("*.py")}
+    assert listed == {name for name in modules if not name.endswith("__init__.py")}
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_processes_of_other_users_are_not_trusted(monkeypatch: pytest.MonkeyPatc
         assert not trusts(here)
 
 
-@pytest.mark.parametrize("side", ["host", "transport"])
+@pytest.mark.parametrize("side", ["hub.listener", "transport"])
 async def test_nothing_is_said_to_other_users(
     monkeypatch: pytest.MonkeyPatch, host: Host, path: str, side: str
 ) -> None:

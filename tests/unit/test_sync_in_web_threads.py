@@ -16,7 +16,8 @@ import anyio.to_thread
 import pytest
 
 import atasks
-from atasks import NotConnected, sync
+from atasks import NotConnected
+from atasks.caller import background
 from atasks.definitions import ATask, StreamTask
 from atasks.tasks import atask
 from atasks.testing import soon
@@ -130,9 +131,9 @@ async def test_a_cancelled_await_leaves_the_thread_to_end(namespace: str) -> Non
 def test_an_event_loop_that_waits_for_the_thread(
     begun: bool, namespace: str, add: ATask[[int, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(sync, "STUCK_SECONDS", 0.3)
-    monkeypatch.setattr(sync, "CANCEL_PATIENCE", 0.1)
+    monkeypatch.setattr(background, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(background, "STUCK_SECONDS", 0.3)
+    monkeypatch.setattr(background, "CANCEL_PATIENCE", 0.1)
 
     @atask(namespace=namespace)
     async def slow() -> None:
@@ -153,8 +154,8 @@ def test_an_event_loop_that_waits_for_the_thread(
 def test_an_event_loop_that_computes_is_waited_for(
     namespace: str, add: ATask[[int, int], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "WATCH_SECONDS", 0.02)
-    monkeypatch.setattr(sync, "STUCK_SECONDS", 0.1)
+    monkeypatch.setattr(background, "WATCH_SECONDS", 0.02)
+    monkeypatch.setattr(background, "STUCK_SECONDS", 0.1)
 
     async def main() -> int:
         async with atasks.connect("loopback:", namespace=namespace):

@@ -79,7 +79,7 @@ async def test_a_loopback_transport_without_a_worker(namespace: str) -> None:
 async def test_calls_that_nothing_serves_are_said(
     kind: str, namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atasks.transport.base.WARN_SECONDS", 0.2)
+    monkeypatch.setattr("atasks.transport.loopback.WARN_SECONDS", 0.2)
     monkeypatch.setattr("atasks.transport.backends.local.lookout.LOOK_SECONDS", 0.1)
     monkeypatch.setattr("atasks.transport.unserved.WARN_SECONDS", 0.2)
     monkeypatch.setattr("atasks.transport.unserved.AGAIN_SECONDS", 0.5)

@@ -14,10 +14,11 @@ from atasks.pipeline.stages.functions import FunctionStage
 from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
 from atasks.pipeline.submitted.handle import Handle, records_of
 from atasks.router import get_router
+from atasks.wire import RUN_PIPELINE
 
 __all__ = ["submit"]
 
-RUN: Final = "atasks.pipeline.run"
+RUN: Final = RUN_PIPELINE
 UNBOUNDED: Final = 1_000_000
 """Attempts of a run: how many workers may die over one of its stages is up to the atasks of that stage."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from atasks import modules
+from atasks.namespaces import namespace_item
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
@@ -85,9 +86,9 @@ def find(reference: Reference) -> Callable[..., Any]:
     with modules.importing():
         _import(reference.module, reference.file)
     from atasks.definitions import BaseTask
-    from atasks.router import get_router
 
-    item = get_router(reference.namespace).registry.get(reference.name)
+    registry = getattr(namespace_item(reference.namespace), "registry", None)
+    item = None if registry is None else registry.get(reference.name)
     if item is not None:
         return item.task.local  # type: ignore[no-any-return]  # an item holds anything
     found: Any = sys.modules[reference.module]

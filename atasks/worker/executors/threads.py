@@ -15,15 +15,16 @@ import queue
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
 from typing import Any, Final, TypeVar
 
+from atasks.current import seated
 from atasks.errors import TooManyParked
 from atasks.wire import describe
 from atasks.worker.held_call import Reason, Run
 from atasks.worker.slots import Slots
 
-__all__ = ["Seat", "Threads", "seated"]
+__all__ = ["Seat", "Threads"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -60,6 +61,11 @@ class Seat:
         self.awaits: set[asyncio.Task[Any]] = set()
         """What it waits for."""
         self._slots = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its function has returned or raised."""
+        return self.state is State.ENDED
 
     def is_over(self) -> bool:
         """Whether nobody awaits the function any more."""
@@ -105,10 +111,6 @@ class Seat:
             self.returned.set_result(returned)
         if self._slots and not self.threads.closed:
             self.run.worker.slots.give(self._slots)
-
-
-seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)
-"""The seat that this thread has."""
 
 
 class Threads:

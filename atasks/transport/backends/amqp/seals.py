@@ -19,8 +19,7 @@ from atasks import wire
 from atasks.current import serving
 from atasks.errors import InvalidKeys
 from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
-from atasks.wire import Ask, Call, Cancel, Claim, Credit, End, Envelope, Grant, Held, Item, Reply, Up
-from atasks.worker.builtin import BUILTIN
+from atasks.wire import RUN_PIPELINE, Ask, Call, Cancel, Claim, Credit, End, Envelope, Grant, Held, Item, Reply, Up
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
@@ -145,7 +144,7 @@ class Seals:
             return
         if self.voice() == UNSEALED:
             pending.key = UNSEALED
-        elif run.call.by and run.call.task in BUILTIN:
+        elif run.call.by and run.call.task == RUN_PIPELINE:
             pending.call.by = run.call.by
 
     # -- what arrives

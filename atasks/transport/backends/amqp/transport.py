@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelInvalidStateError
@@ -54,7 +54,9 @@ from atasks.wire import (
     Status,
     Up,
 )
-from atasks.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from atasks.worker.worker import Worker
 
 __all__ = ["AMQPTransport"]
 

@@ -9,7 +9,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from msgspec import structs
 
@@ -59,7 +59,9 @@ from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply
-from atasks.worker.worker import Worker
+
+if TYPE_CHECKING:
+    from atasks.worker.worker import Worker
 
 __all__ = ["LocalTransport"]
 

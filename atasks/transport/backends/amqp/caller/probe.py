@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.router import get_router
+from atasks.namespaces import namespace_item
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.wire import CONTENT_TYPE, VERSION, Ask
 
@@ -26,7 +26,7 @@ SECONDS: Final = 5.0
 
 async def probe(transport: AMQPTransport, seals: Seals) -> None:
     """Ask the workers of every queue that this program may call something, and warn if none answers in time."""
-    topology, registry = transport.topology, get_router(transport.namespace).registry
+    topology, registry = transport.topology, namespace_item(transport.namespace).registry
     items = (registry.get(name) for name in registry.names())
     queues = sorted({transport.queue_of(item.options) for item in items if item is not None} | {transport.queue})
     for queue in queues:

@@ -22,10 +22,10 @@ from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.seals import Opened, opening
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
 from atasks.wire import CONTENT_TYPE, Call
-from atasks.worker.held_call import Run
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.worker.held_call import Run
 
 __all__ = ["Leases", "was_leased"]
 

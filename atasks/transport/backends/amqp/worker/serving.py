@@ -45,10 +45,10 @@ from atasks.wire import (
     Status,
     Up,
 )
-from atasks.worker.held_call import Run
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.worker.held_call import Run
     from atasks.worker.worker import Worker
 
 __all__ = ["Intake"]
