@@ -10,7 +10,7 @@ import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar, Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from atasks.caller.background import (
     _at_exit,
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from atasks.transport.contract import Transport
 
 __all__ = ["connect_sync"]
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @contextmanager

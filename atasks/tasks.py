@@ -26,7 +26,6 @@ __all__ = ["atask"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
-K = TypeVar("K")
 
 
 class AtaskDecorator(Protocol):

@@ -259,18 +259,10 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
 
 def _what(settings: Settings, worker: atasks.Worker) -> str:
     count = len(worker.tasks)
-    queues = settings.queues or _queues(worker)
+    queues = settings.queues or worker.queues(getattr(worker.transport, "queue", "default"))
     what = "1 atask" if count == 1 else f"{count} atasks"
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
     return f"{what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}"
-
-
-def _queues(worker: atasks.Worker) -> list[str]:
-    """The queues that a worker serves when none are named: those of its atasks."""
-    default: str = getattr(worker.transport, "queue", "default")
-    registry = worker.router.registry
-    items = [registry.get(name) for name in registry.names()]
-    return sorted({item.options.queue or default for item in items if item is not None}) or [default]
 
 
 def _draining(settings: Settings, worker: atasks.Worker) -> str:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Background", "call", "enter_background", "refuse_in_loop"]
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import weakref
 from abc import abstractmethod
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from atasks.transport.stream_receiver import Inflow
 
 __all__ = ["CallTransport", "Pending"]
-
-logger = logging.getLogger("atasks.transport")
 
 LOCATE_SECONDS: Final = 0.5
 LOCATE_SHARE: Final = 0.25

@@ -12,7 +12,6 @@ A transport moves requests and replies of one namespace. There are two levels:
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from atasks.worker.worker import Worker
 
 __all__ = ["RequestCallback", "Transport", "get_transport"]
-
-logger = logging.getLogger("atasks.transport")
 
 
 RequestCallback = Callable[[str, bytes], Awaitable[bytes]]

@@ -123,6 +123,13 @@ class Worker:
         """The names of the atasks that it serves."""
         return self.router.registry.names()
 
+    def queues(self, default: str) -> list[str]:
+        """The work queues of the atasks that are registered; `default` is that of those which name none, and the
+        only one if there are no atasks."""
+        registry = self.router.registry
+        items = [registry.get(name) for name in registry.names()]
+        return sorted({item.options.queue or default for item in items if item is not None}) or [default]
+
     @property
     def executors(self) -> dict[str, Executor]:
         """What those of its atasks run in that are blocking functions."""

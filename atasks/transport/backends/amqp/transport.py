@@ -469,7 +469,7 @@ class AMQPTransport(CallTransport):
         link = self.link
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
-        names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
+        names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
         intake = Intake(self, worker, [self.topology.check(name) for name in names])
         try:
             await self._begin(intake, link)
@@ -543,10 +543,3 @@ class AMQPTransport(CallTransport):
     def lacks_place(self, worker: Worker, executor: Executor) -> None:
         if self._intake is not None:
             self._intake.lacks_place(executor)
-
-
-def _queues(worker: Worker, default: str) -> list[str]:
-    """The work queues of the atasks that are registered, and the default one if there are none."""
-    registry = worker.router.registry
-    items = [registry.get(name) for name in registry.names()]
-    return sorted({item.options.queue or default for item in items if item is not None}) or [default]

@@ -490,7 +490,7 @@ class LocalTransport(CallTransport):
         if service is None:
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
-            names = _queues(worker, self.queue) if queues is None else [validate_queue(queue) for queue in queues]
+            names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
             service = self._service = Service(worker, names, self._link)
             self._link.eager = False  # a reply is followed by what it says of slots
         elif service.worker is not worker:
@@ -520,13 +520,6 @@ class LocalTransport(CallTransport):
     def lacks_place(self, worker: Worker, executor: Executor) -> None:
         if self._service is not None:
             self._service.lacks_place(executor)
-
-
-def _queues(worker: Worker, default: str) -> list[str]:
-    """The work queues of the atasks that are registered, and the default one if there are none."""
-    registry = worker.router.registry
-    items = [registry.get(name) for name in registry.names()]
-    return sorted({item.options.queue or default for item in items if item is not None}) or [default]
 
 
 def _check_workers(workers: Any) -> None:
