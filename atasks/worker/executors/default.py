@@ -63,10 +63,14 @@ class DefaultExecutor(ThreadPoolExecutor):
                 try:
                     result = function()
                 except BaseException as error:
+                    del self.running[thread]  # first: who hears of the result may look at once
                     future.set_exception(error)
                     del error
                 else:
+                    del self.running[thread]
                     future.set_result(result)
                     del result
-            del job, future, function, self.running[thread]
+            else:
+                del self.running[thread]
+            del job, future, function
             self._idle.release()
