@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from atasks.options import validate_name
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
 
@@ -51,7 +51,7 @@ class CurrentCall:
         return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"
 
 
-serving: ContextVar[Run | None] = ContextVar("atasks.serving", default=None)
+serving: ContextVar[HeldCall | None] = ContextVar("atasks.serving", default=None)
 """The run that this context belongs to. Set by the worker for the task that runs the call."""
 
 

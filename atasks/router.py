@@ -39,7 +39,7 @@ from atasks.registry import Manager
 from atasks.transport.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
-from atasks.worker.held_call import Run
+from atasks.worker.held_call import HeldCall
 from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -169,7 +169,13 @@ class Router:
         return RemoteStream(self, name, args, kwargs)
 
     def _call(
-        self, name: str, payload: bytes, options: TaskOptions, transport: Transport, codec: Codec, run: Run | None
+        self,
+        name: str,
+        payload: bytes,
+        options: TaskOptions,
+        transport: Transport,
+        codec: Codec,
+        run: HeldCall | None,
     ) -> Call:
         """The request of a call that `run` makes, or nobody's; all but its context."""
         if len(payload) > transport.max_payload:
@@ -213,7 +219,7 @@ class Router:
         item = self.registry.get(name)
         return (None, TaskOptions()) if item is None else (item.task, item.options)
 
-    def _transport(self, run: Run | None) -> Transport:
+    def _transport(self, run: HeldCall | None) -> Transport:
         """That of the block which this code is in; else the serving one inside a served call, else that of the
         running event loop's oldest block, else the namespace's."""
         here = innermost.get()
@@ -337,7 +343,7 @@ def get_router(namespace: str = "default") -> Router:
     return Router(namespace) if router is None else router
 
 
-def _inherit(call: Call, run: Run, timeout: float | None) -> None:
+def _inherit(call: Call, run: HeldCall, timeout: float | None) -> None:
     """A nested call knows its parents, and has at most the time that is left to the call that makes it."""
     parent = run.call
     call.parent = parent.id

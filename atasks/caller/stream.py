@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from atasks.codecs.base import ends_here
 from atasks.current import serving
 from atasks.errors import CallError, DecodeError, NotSupported
-from atasks.transport.stream_receiver import Inflow, lost
+from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from atasks.transport.call_transport import CallTransport
     from atasks.transport.contract import Transport
     from atasks.wire import Call
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["RemoteStream"]
 
@@ -47,7 +47,7 @@ class RemoteStream(Generic[T]):
     """
 
     def __init__(self, router: Router, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inflow: Inflow | None = None
+        self._inflow: StreamReceiver | None = None
         """None: it has not begun, or is over."""
         self._router = router
         self._name = name
@@ -121,7 +121,7 @@ class RemoteStream(Generic[T]):
     def __repr__(self) -> str:
         return f"<remote stream {str(self._name)!r}>"
 
-    async def _open(self) -> Inflow:
+    async def _open(self) -> StreamReceiver:
         """Begin, unless it is over."""
         if self._arguments is None:
             raise StopAsyncIteration
@@ -135,12 +135,12 @@ class RemoteStream(Generic[T]):
             )
         self._loop = asyncio.get_running_loop()
         call, options = await self._request(args, kwargs, transport, run)
-        inflow = self._inflow = Inflow(cast("CallTransport", transport), call, options)
+        inflow = self._inflow = StreamReceiver(cast("CallTransport", transport), call, options)
         await inflow.open()
         return inflow
 
     async def _request(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], transport: Transport, run: Run | None
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], transport: Transport, run: HeldCall | None
     ) -> tuple[Call, TaskOptions]:
         """The call that is the stream."""
         router, name, codec = self._router, self._name, self._codec
@@ -152,7 +152,7 @@ class RemoteStream(Generic[T]):
         call.orphan = 0  # nobody would take its items
         return call, options
 
-    async def _wait(self, inflow: Inflow) -> None:
+    async def _wait(self, inflow: StreamReceiver) -> None:
         """Return when there is an item; raise how the stream ended if there is none."""
         run = _current_run()
         if run is None:
@@ -205,7 +205,7 @@ class RemoteStream(Generic[T]):
                 self._loop.call_soon_threadsafe(inflow.close)
 
 
-def _current_run() -> Run | None:
+def _current_run() -> HeldCall | None:
     """The run that the caller of a stream belongs to, if it is being served still."""
     run = serving.get()
     if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):

@@ -19,7 +19,7 @@ from atasks.codecs.base import Codec, ends_here
 from atasks.codecs.culprits import brief
 from atasks.codecs.objects import MAX_NAME, MAX_PATH
 from atasks.errors import RemoteError, RemoteTraceback
-from atasks.failures.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Link, frames, links, shorten, texts
+from atasks.failures.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Origin, frames, links, shorten, texts
 
 __all__ = ["decode_failure", "encode_failure", "failure_text"]
 
@@ -193,7 +193,7 @@ async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = 
     return nodes
 
 
-async def _node(link: Link, codec: Codec, most: int | None) -> Node:
+async def _node(link: Origin, codec: Codec, most: int | None) -> Node:
     exc = link.exception
     left: list[str] = []
     try:
@@ -212,7 +212,7 @@ async def _node(link: Link, codec: Codec, most: int | None) -> Node:
     return node
 
 
-async def _values(link: Link, codec: Codec, most: int | None, left: list[str]) -> tuple[int, bytes]:
+async def _values(link: Origin, codec: Codec, most: int | None, left: list[str]) -> tuple[int, bytes]:
     """The kind and the values of a node; raises what the codec raises. Adds the names of what stays behind to
     `left`."""
     exc = link.exception
@@ -395,7 +395,7 @@ def _described(exc: BaseException, large: bool = False) -> Node:
     )
 
 
-def _left_out(link: Link) -> Node:
+def _left_out(link: Origin) -> Node:
     module, qualname = objects.class_name(type(link.exception))
     message = f"{link.left_out} more exceptions of this group did not travel with the others"
     return Node(Kind.DESCRIBED, shorten(module, MAX_NAME), shorten(qualname, MAX_NAME), message)

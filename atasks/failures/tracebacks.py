@@ -11,7 +11,7 @@ from traceback import TracebackException, format_tb
 from atasks.codecs.objects import Path, class_name, get_plainly, held, members
 from atasks.errors import RemoteTraceback
 
-__all__ = ["MAX_MESSAGE", "MAX_NOTE", "Link", "frames", "links", "shorten", "texts"]
+__all__ = ["MAX_MESSAGE", "MAX_NOTE", "Origin", "frames", "links", "shorten", "texts"]
 
 MAX_LINKS = 100
 """Exceptions of one chain, or of one tree of groups, that travel."""
@@ -29,7 +29,7 @@ _TESTING = os.path.join(_PACKAGE, "testing", "")  # its cases are atasks like a 
 _POOL = os.path.join("concurrent", "futures", "thread.py")
 
 
-class Link:
+class Origin:
     """An exception, and where in the list of links the ones are that it refers to."""
 
     __slots__ = ("cause", "context", "exception", "held", "left_out", "members", "suppress")
@@ -54,19 +54,19 @@ class Link:
         return self.context
 
 
-def links(root: BaseException) -> list[Link]:
+def links(root: BaseException) -> list[Origin]:
     """The exceptions that `root` refers to and `root` itself, each one after those that it refers to itself.
 
     At most `MAX_LINKS`, the nearest ones. What closes a circle is left out, and so are the `RemoteTraceback`s: the
     text of this hop's traceback contains theirs.
     """
-    found: list[Link] = []
+    found: list[Origin] = []
     numbers: dict[int, int | None] = dict.fromkeys(map(id, itertools.islice(_nearest(root), MAX_LINKS)))
     _add_link(root, found, numbers)
     return found
 
 
-def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[int, int | None]) -> int | None:
+def _add_link(exception: BaseException | None, found: list[Origin], numbers: dict[int, int | None]) -> int | None:
     """The index of an exception's link, which is added if need be.
 
     `numbers` knows the exceptions that are still to be added (None), and those that have an index. None for one
@@ -80,7 +80,7 @@ def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[
     if numbers[key] is not None:
         return numbers[key]
     del numbers[key]
-    link = Link(exception)
+    link = Origin(exception)
     link.cause = _add_link(get_plainly(exception, "__cause__"), found, numbers)
     link.context = _add_link(get_plainly(exception, "__context__"), found, numbers)
     link.held = [(path, _add_link(other, found, numbers)) for path, other in held(exception)]
@@ -95,7 +95,7 @@ def _add_link(exception: BaseException | None, found: list[Link], numbers: dict[
     return numbers[key]
 
 
-def texts(chain: list[Link], large: bool = False) -> dict[int, str]:
+def texts(chain: list[Origin], large: bool = False) -> dict[int, str]:
     """The traceback as text for each exception at the end of the chain, by index.
 
     `large` says that `str()` of one of them may take seconds: then the frames of the last exception are shown
@@ -123,7 +123,7 @@ def frames(exc: BaseException) -> str:
 class _Formatting:
     """Formats one traceback for each end of the chain."""
 
-    def __init__(self, chain: list[Link], whole: TracebackException) -> None:
+    def __init__(self, chain: list[Origin], whole: TracebackException) -> None:
         self._chain = chain
         self._whole = whole
         self._limit = max(2048, MAX_TEXT // max(1, sum(map(_is_end, chain))))
@@ -166,7 +166,7 @@ def shorten(text: str, limit: int) -> str:
     return text
 
 
-def _is_end(link: Link) -> bool:
+def _is_end(link: Origin) -> bool:
     return link.following is None and not link.members
 
 

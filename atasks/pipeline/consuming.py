@@ -12,7 +12,7 @@ from atasks.current import serving
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Inlet, Mark, Token
 from atasks.pipeline.flow.engine import Engine
-from atasks.pipeline.flow.items import Abandoned, SyncStream
+from atasks.pipeline.flow.items import Abandoned, SyncItems
 from atasks.pipeline.flow.source import Source
 from atasks.pipeline.stages.stage import Stage, open_stages, plan
 
@@ -160,7 +160,7 @@ class SyncRun(_Execution):
         """The items as they come."""
         return _SyncIterator(self, indexed)
 
-    def start(self) -> SyncStream:
+    def start(self) -> SyncItems:
         """Start it, and return the stream of its items."""
         run = serving.get()
         if run is not None and not run.ended:
@@ -177,7 +177,7 @@ class SyncRun(_Execution):
 
         outlet = asyncio.run_coroutine_threadsafe(open_(), self._loop).result()
         assert self.engine is not None
-        return SyncStream(self.engine, outlet)
+        return SyncItems(self.engine, outlet)
 
     def close(self) -> None:
         """End everything, and wait until it has."""
@@ -213,7 +213,7 @@ class _SyncIterator:
     def __init__(self, execution: SyncRun, indexed: bool) -> None:
         self._execution = execution
         self._indexed = indexed
-        self._stream: SyncStream | None = None
+        self._stream: SyncItems | None = None
 
     def __iter__(self) -> _SyncIterator:
         return self

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from atasks import forks
-from atasks.supervisor.running_calls import BlackBox
+from atasks.supervisor.running_calls import RunningCalls
 from atasks.supervisor.tether import VARIABLE
 
 __all__ = ["Hooks", "WorkerProcess"]
@@ -43,7 +43,7 @@ class WorkerProcess:
         self,
         number: int,
         process: asyncio.subprocess.Process,
-        box: BlackBox,
+        box: RunningCalls,
         channel: int,
         stderr: int | None,
         hooks: Hooks,
@@ -77,7 +77,7 @@ class WorkerProcess:
         cls, command: Sequence[str], number: int, env: Mapping[str, str], hooks: Hooks
     ) -> WorkerProcess:
         """Start the command. Raises OSError if that cannot be."""
-        box = BlackBox()
+        box = RunningCalls()
         ours, theirs = socket.socketpair()
         stderr = os.dup(2)
         inherited = [theirs.fileno(), stderr, box.fd]

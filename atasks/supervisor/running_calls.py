@@ -1,8 +1,8 @@
 """What a worker process was running when it died: notes in memory that outlives it.
 
-The supervisor makes a `BlackBox` for each process and passes its file descriptor on. The process notes every call
-that starts in it with a `Recorder`, and crosses it out when the call ends. Both share the memory, so that takes a
-few writes and no system call, and is done for each call: also for one that kills the process at once.
+The supervisor makes a `RunningCalls` for each process and passes its file descriptor on. The process notes every
+call that starts in it with a `RunningCallsNotes`, and crosses it out when the call ends. Both share the memory, so
+that takes a few writes and no system call, and is done for each call: also for one that kills the process at once.
 
 The memory holds a count of the calls for which there was no record, `RECORDS` numbers, and as many records. The
 number of a record rises with every call that starts, and is 0 while the record is free.
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from atasks.wire import Call
 
-__all__ = ["BlackBox", "Recorder", "install", "installed"]
+__all__ = ["RunningCalls", "RunningCallsNotes", "install", "installed"]
 
 RECORD: Final = struct.Struct("48s144s")
 """The call's id and the atask's name, cut to these lengths and padded with zeros."""
@@ -29,7 +29,7 @@ SIZE: Final = NUMBERS.size + RECORDS * RECORD.size
 """Bytes."""
 
 
-class BlackBox:
+class RunningCalls:
     """The supervisor's side: what one process has noted. It can be read while the process lives, and after."""
 
     def __init__(self) -> None:
@@ -54,11 +54,11 @@ class BlackBox:
         os.close(self.fd)
 
 
-class Recorder:
+class RunningCallsNotes:
     """The worker's side. The calls past `RECORDS` at once are counted and not named. Not thread-safe."""
 
     def __init__(self, fd: int) -> None:
-        """`fd` is that of a `BlackBox`."""
+        """`fd` is that of a `RunningCalls`."""
         memory = memoryview(mmap.mmap(fd, SIZE))
         self._numbers = memory[: NUMBERS.size].cast("Q")
         self._records = memory[NUMBERS.size :]
@@ -92,16 +92,16 @@ class Recorder:
             self._numbers[0] -= 1
 
 
-_recorder: Recorder | None = None
+_recorder: RunningCallsNotes | None = None
 
 
 def install(fd: int) -> None:
-    """Have the workers of this process note their calls in the `BlackBox` of this file descriptor."""
+    """Have the workers of this process note their calls in the `RunningCalls` of this file descriptor."""
     global _recorder
-    _recorder = Recorder(fd)
+    _recorder = RunningCallsNotes(fd)
 
 
-def installed() -> Recorder | None:
+def installed() -> RunningCallsNotes | None:
     """The recorder of this process; None where nobody would read it."""
     return _recorder
 

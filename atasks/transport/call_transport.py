@@ -21,7 +21,7 @@ from atasks.transport.whereabouts import Whereabouts, timed_out
 from atasks.wire import Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
-    from atasks.transport.stream_receiver import Inflow
+    from atasks.transport.stream_receiver import StreamReceiver
 
 __all__ = ["CallTransport", "Pending"]
 
@@ -39,7 +39,7 @@ class Pending(Struct, eq=False):
     timer: asyncio.TimerHandle | None = None
     deadline: float | None = None
     """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
-    inflow: Inflow | None = None
+    inflow: StreamReceiver | None = None
     """What takes its items in; None: not a stream."""
     since: float = 0.0
     """When it was sent, or a worker last said that it holds it (event loop time)."""
@@ -155,7 +155,7 @@ class CallTransport(Transport):
         """What to await before asking again whether more may be handed over; None: it may."""
         return None
 
-    async def open_stream(self, inflow: Inflow) -> None:
+    async def open_stream(self, inflow: StreamReceiver) -> None:
         """Have a worker run a stream, whose items go to `inflow`. Raises as `request` does. Its consumer calls
         `close_stream` in any case."""
         if self._refusal is not None:

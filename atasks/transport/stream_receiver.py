@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from atasks.options import TaskOptions
     from atasks.transport.call_transport import CallTransport, Pending
 
-__all__ = ["Inflow"]
+__all__ = ["StreamReceiver"]
 
 ASK_SECONDS: Final = 2.0
 """Seconds after which the worker of a stream that has ended is asked again for the items that are missing."""
@@ -22,7 +22,7 @@ MAX_ASKED: Final = 10
 """How often it is asked in a row without getting any."""
 
 
-class Inflow:
+class StreamReceiver:
     """Takes the items of one stream in, and hands them out in order, each once.
 
     Tells the worker whenever half a window was taken, and when something is missing. What arrives of a run that

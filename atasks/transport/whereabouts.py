@@ -10,7 +10,7 @@ from atasks.errors import CallTimeout
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["Whereabouts", "found_at", "timed_out", "whereabouts_by"]
 
@@ -53,7 +53,7 @@ def timed_out(call: Call, where: Whereabouts | None = None, now: float | None = 
     )
 
 
-def found_at(run: Run) -> Whereabouts:
+def found_at(run: HeldCall) -> Whereabouts:
     """Where a call is that a worker of this process has."""
     ran = run.ran
     return Whereabouts("turn" if ran is None else "run", "", run.worker.id, ran, run.loop.time())

@@ -11,12 +11,12 @@ from atasks.options import EXECUTORS, Executor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from atasks.worker.executors import Pools
-    from atasks.worker.held_call import Run
+    from atasks.worker.executors import Executors
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["Backlog", "Lane"]
 
-Lane = OrderedDict[str, "Run"]
+Lane = OrderedDict[str, "HeldCall"]
 """Calls by id, the oldest first."""
 
 
@@ -29,7 +29,9 @@ class Backlog:
     and then the oldest.
     """
 
-    def __init__(self, pools: Pools, may_start_alone: Callable[[Run], bool], resting: Callable[[], bool]) -> None:
+    def __init__(
+        self, pools: Executors, may_start_alone: Callable[[HeldCall], bool], resting: Callable[[], bool]
+    ) -> None:
         self._pools = pools
         self._may_start_alone = may_start_alone
         self._resting = resting
@@ -43,7 +45,7 @@ class Backlog:
         self._turns = itertools.count()
 
     @property
-    def alone(self) -> Run | None:
+    def alone(self) -> HeldCall | None:
         """The call that waits to run alone, the oldest if there are several."""
         return next(iter(self._alone.values()), None)
 
@@ -57,7 +59,7 @@ class Backlog:
         """Whether a call waits to run alone, and keeps the others from starting."""
         return bool(self._alone) and not self._resting()
 
-    def add(self, run: Run) -> None:
+    def add(self, run: HeldCall) -> None:
         """Let it wait here, behind its equals."""
         call, executor = run.call, run.executor
         lanes = self._roots if call.parent is None else self._children
@@ -69,7 +71,7 @@ class Backlog:
         if executor is not None:
             self._blocking += 1
 
-    def remove(self, run: Run) -> None:
+    def remove(self, run: HeldCall) -> None:
         """It waits here no longer."""
         assert run.lane is not None, "it waits here"
         del run.lane[run.call.id]
@@ -77,7 +79,7 @@ class Backlog:
         if run.executor is not None:
             self._blocking -= 1
 
-    def take(self) -> Run | None:
+    def take(self) -> HeldCall | None:
         """Remove the call to start next, if there is a slot; None if all that wait here have to wait on."""
         if self.waits_alone:
             run = self.alone
@@ -95,8 +97,8 @@ class Backlog:
             self.remove(run)
         return run
 
-    def _first(self, lanes: dict[Executor | None, Lane]) -> Run | None:
-        found: Run | None = None
+    def _first(self, lanes: dict[Executor | None, Lane]) -> HeldCall | None:
+        found: HeldCall | None = None
         for executor, lane in lanes.items():
             if lane and self._pools.has_place(executor):
                 run = next(iter(lane.values()))
@@ -114,7 +116,7 @@ class Backlog:
             if (self._children[executor] or self._roots[executor]) and not self._pools.has_place(executor)
         ]
 
-    def runs(self, executor: Executor | None = None) -> list[Run]:
+    def runs(self, executor: Executor | None = None) -> list[HeldCall]:
         """All calls that wait here, or those that need a place for this executor and need not be alone."""
         lanes: Iterable[Lane]
         if executor is None:

@@ -19,7 +19,7 @@ from atasks.definitions import BaseTask
 from atasks.errors import DecodeError
 from atasks.failures.failures import encode_failure, failure_text
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
-from atasks.worker.held_call import Reason, Run
+from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.producing import produce
 
 __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
@@ -27,7 +27,7 @@ __all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned
 logger = logging.getLogger("atasks.worker")
 
 
-async def execute(run: Run) -> None:
+async def execute(run: HeldCall) -> None:
     """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply
     to, or another worker will.
 
@@ -67,7 +67,7 @@ def _log(call: Call, reply: Reply) -> None:
     logger.warning("%s failed, which runs whether it is awaited or not:\n%s", describe(call), why)
 
 
-async def _serve(run: Run) -> Reply:
+async def _serve(run: HeldCall) -> Reply:
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
     executor, codec = task.executor, worker.router.codec
@@ -114,7 +114,7 @@ async def _serve(run: Run) -> Reply:
     return await returned(call, codec, worker.id, result)
 
 
-def _not_a_stream(run: Run, task: BaseTask[..., Any]) -> Reply | None:
+def _not_a_stream(run: HeldCall, task: BaseTask[..., Any]) -> Reply | None:
     """The reply where one side takes the atask for a stream, and the other one does not."""
     name = run.call.task
     if not task.streams:
@@ -171,7 +171,7 @@ async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
     return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
 
 
-def cancelled_reply(run: Run) -> Reply | None:
+def cancelled_reply(run: HeldCall) -> Reply | None:
     """The reply of a run that was cancelled, by why it was."""
     task = describe(run.call)
     if run.reason is None and run.worker.is_torn_down:
@@ -187,7 +187,7 @@ def cancelled_reply(run: Run) -> Reply | None:
             return None
 
 
-def status(run: Run, value: int, message: str) -> Reply:
+def status(run: HeldCall, value: int, message: str) -> Reply:
     """A reply with neither a value nor an exception."""
     attempts = run.call.attempt if value == Status.WORKER_LOST else 0
     reply = wire.ended(run.call.id, value, message, run.worker.id, attempts)
@@ -197,6 +197,6 @@ def status(run: Run, value: int, message: str) -> Reply:
     return reply
 
 
-def _thrown_away(run: Run, error: BaseException) -> bool:
+def _thrown_away(run: HeldCall, error: BaseException) -> bool:
     """Whether the event loop is gone, and this coroutine is being closed by the garbage collector."""
     return isinstance(error, GeneratorExit) and not run.loop.is_running()

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from atasks.options import Executor
     from atasks.worker.backlog import Lane
     from atasks.worker.slots import Slots
-    from atasks.worker.stream_sender import Outflow
+    from atasks.worker.stream_sender import StreamSender
     from atasks.worker.worker import Worker
 
-__all__ = ["Reason", "Run"]
+__all__ = ["HeldCall", "Reason"]
 
 
 class Reason(enum.Enum):
@@ -37,7 +37,7 @@ class Reason(enum.Enum):
     """Not cancelled: this worker does not know its atask."""
 
 
-class Run(Struct, eq=False):
+class HeldCall(Struct, eq=False):
     """A call that a worker holds: not started, running, or parked."""
 
     worker: Worker
@@ -51,7 +51,7 @@ class Run(Struct, eq=False):
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     reason: Reason | None = None
-    outflow: Outflow | None = None
+    outflow: StreamSender | None = None
     """What it has sent, if it is a stream that runs."""
     started: float = 0.0
     """When it began, by `time.perf_counter()`; 0: it has not."""

@@ -19,7 +19,7 @@ from atasks.worker.executors.default import DefaultExecutor
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
     from atasks.worker.worker import Worker
 
 __all__ = ["LoopGuard"]
@@ -68,7 +68,7 @@ class LoopGuard:
         """Whether all tasks of the event loop were cancelled, as `asyncio.run` does when it ends."""
         return self._canary.done() or self._canary.cancelling() > 0
 
-    def threads_of(self, worker: Worker) -> list[tuple[threading.Thread, Run]]:
+    def threads_of(self, worker: Worker) -> list[tuple[threading.Thread, HeldCall]]:
         """Those that run functions of calls of this worker, as `asyncio.to_thread` has it."""
         executor = getattr(self._loop, "_default_executor", None)
         if not isinstance(executor, DefaultExecutor):
@@ -105,7 +105,7 @@ async def _wait(future: asyncio.Future[None]) -> None:
     await future
 
 
-def _run_of(traceback: TracebackType | None) -> Run | None:
+def _run_of(traceback: TracebackType | None) -> HeldCall | None:
     """The call to which the callback belongs whose exception has left a turn of the event loop."""
     # The frames are those of `_guarded`, of asyncio's `_run_once`, and of what its `handle` has called.
     turn = None if traceback is None else traceback.tb_next

@@ -12,12 +12,12 @@ from atasks.codecs.culprits import unencodable
 from atasks.wire import Reply, Status
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["produce"]
 
 
-async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) -> Reply | None:
+async def produce(run: HeldCall, codec: Codec, generator: AsyncGenerator[Any, None]) -> Reply | None:
     """Send what the generator yields, never more than a window ahead of the consumer.
 
     Returns None at its end, or the reply for an item that cannot be sent. Raises what the generator raises. The
@@ -53,5 +53,5 @@ async def produce(run: Run, codec: Codec, generator: AsyncGenerator[Any, None]) 
     return None
 
 
-def _refusal(run: Run, status: int, message: str) -> Reply:
+def _refusal(run: HeldCall, status: int, message: str) -> Reply:
     return wire.ended(run.call.id, status, message, run.worker.id)

@@ -12,15 +12,15 @@ from atasks.wire import STREAM_BYTES, VERSION, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
-__all__ = ["Outflow"]
+__all__ = ["StreamSender"]
 
 BATCH_BYTES: Final = 64 * 2**10
 """Bytes of items after which a message is sent in the middle of a turn of the event loop."""
 
 
-class Outflow:
+class StreamSender:
     """The items of one run of a stream, on their way to the consumer.
 
     Those of one turn of the event loop leave together. At most a window of them is sent and not known to be taken;
@@ -45,7 +45,7 @@ class Outflow:
         "window",
     )
 
-    def __init__(self, run: Run, codec: str) -> None:
+    def __init__(self, run: HeldCall, codec: str) -> None:
         self.run = run
         self.codec = codec
         self.window = run.call.credit

@@ -7,13 +7,13 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from atasks.wire import Credit, End, Reply
-from atasks.worker.stream_sender import Outflow
+from atasks.worker.stream_sender import StreamSender
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
-__all__ = ["Outflows"]
+__all__ = ["StreamSenders"]
 
 QUIET_SECONDS: Final = 5.0
 """A stream that sent nothing for so long asks its consumer where it is: a `Credit` may be lost, the consumer
@@ -22,27 +22,27 @@ MAX_ENDED: Final = 256
 MAX_ENDED_BYTES: Final = 16 * 2**20
 
 
-class Outflows:
+class StreamSenders:
     """What the streams of a worker have sent. Those that ended lately are remembered, within bounds, where a
     transport may lose what it was given: the consumer may lack their last items."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, remember: bool) -> None:
         self._loop = loop
         self._remember = remember
-        self._live: dict[str, Outflow] = {}
-        self._ended: OrderedDict[str, Outflow] = OrderedDict()
+        self._live: dict[str, StreamSender] = {}
+        self._ended: OrderedDict[str, StreamSender] = OrderedDict()
         self._ended_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def open(self, run: Run, codec: str) -> Outflow:
+    def open(self, run: HeldCall, codec: str) -> StreamSender:
         """The outflow of a run that begins."""
-        outflow = run.outflow = Outflow(run, codec)
+        outflow = run.outflow = StreamSender(run, codec)
         self._live[run.call.id] = outflow
         if self._timer is None:
             self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
         return outflow
 
-    def close(self, outflow: Outflow, reply: Reply | None) -> End | None:
+    def close(self, outflow: StreamSender, reply: Reply | None) -> End | None:
         """A run has ended; None: nobody is to be told. Returns what the consumer is to be sent."""
         call_id = outflow.run.call.id
         del self._live[call_id]
@@ -60,7 +60,7 @@ class Outflows:
                 self._ended_bytes -= old.size
         return end
 
-    def run(self, call_id: str) -> Run | None:
+    def run(self, call_id: str) -> HeldCall | None:
         """The run of a stream that is live here, or has ended lately."""
         outflow = self._live.get(call_id) or self._ended.get(call_id)
         return None if outflow is None else outflow.run

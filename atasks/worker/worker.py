@@ -1,8 +1,8 @@
 """A worker: runs delivered calls in slots, and replies.
 
 The way of a call: `deliver` (from the transport) -> `_start` when a slot is free, and a place in a pool if it
-needs one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run (`Run.park`) and
-takes a slot again (`Run.unpark`).
+needs one -> `execute` (a task of its own) -> `ended`, which replies. A nested await parks the run
+(`HeldCall.park`) and takes a slot again (`HeldCall.unpark`).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
 from atasks.worker.backlog import Backlog
 from atasks.worker.builtin import BUILTIN, builtin_task
 from atasks.worker.execution import cancelled_reply, execute, status
-from atasks.worker.executors import Pools
-from atasks.worker.held_call import Reason, Run
+from atasks.worker.executors import Executors
+from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.leaving import place_of
 from atasks.worker.loop_guard import LoopGuard
 from atasks.worker.recent import RecentIds, RecentReplies
 from atasks.worker.slots import Slots
-from atasks.worker.streams import Outflows
+from atasks.worker.streams import StreamSenders
 from atasks.worker.watchdog import CALL, Watchdog
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Worker:
     """Serves the calls of one namespace that one transport delivers.
 
     At most `concurrency` calls run at any time, parked ones not counted; at most `max_parked` are parked.
-    Blocking functions run in at most `threads` threads and `processes` processes: `Pools` has the defaults.
+    Blocking functions run in at most `threads` threads and `processes` processes: `Executors` has the defaults.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Worker:
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state
-        self.pools = Pools(threads, processes, concurrency, self._fill)
+        self.pools = Executors(threads, processes, concurrency, self._fill)
         """For blocking functions."""
         self.parked = 0
         """Calls that await other calls now."""
@@ -98,16 +98,16 @@ class Worker:
         self.slots = Slots(concurrency, self._fill)
         self.draining = False
         self._accepting = True
-        self._alone: Run | None = None
+        self._alone: HeldCall | None = None
         self._turns = Turns(self.loop, self._rested)
         self._started = 0
         self._impatience: asyncio.TimerHandle | None = None
-        self._held: dict[str, Run] = {}
+        self._held: dict[str, HeldCall] = {}
         self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
         self.withdrawn = RecentIds()
         """Calls whose awaits have ended, and which were not in hand here."""
         self._finished = RecentReplies() if transport.redelivers else None
-        self.streams = Outflows(self.loop, remember=transport.redelivers)
+        self.streams = StreamSenders(self.loop, remember=transport.redelivers)
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
         self._stopped: asyncio.Future[None] = self.loop.create_future()
@@ -277,7 +277,7 @@ class Worker:
                     delivery.drop()
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[HeldCall]:
         """The calls in hand."""
         return list(self._held.values())
 
@@ -342,7 +342,7 @@ class Worker:
         if call.max_attempts > MAX_ATTEMPTS:
             self.cap(call)
         task = self._find_task(call.task)
-        run = Run(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
+        run = HeldCall(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
@@ -399,7 +399,7 @@ class Worker:
         """Whether the call is in hand here."""
         return call_id in self._held
 
-    def find(self, call_id: str) -> Run | None:
+    def find(self, call_id: str) -> HeldCall | None:
         """The call of that id, if it is in hand here."""
         return self._held.get(call_id)
 
@@ -441,7 +441,7 @@ class Worker:
         if self.slots.free or not backlog.size:
             self.transport.slots_changed(self)
 
-    def _may_start_alone(self, run: Run) -> bool:
+    def _may_start_alone(self, run: HeldCall) -> bool:
         """Nothing else runs, or it waited long enough: a call that runs for hours must not keep a worker
         from its other calls."""
         patient = self.slots.free < self.concurrency and self.loop.time() < run.patient_until
@@ -470,7 +470,7 @@ class Worker:
             else:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
 
-    def _start(self, run: Run, task: BaseTask[..., Any]) -> None:
+    def _start(self, run: HeldCall, task: BaseTask[..., Any]) -> None:
         deadline = run.deadline
         if deadline is not None:
             if deadline <= self.loop.time():
@@ -501,12 +501,12 @@ class Worker:
         """
         return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
 
-    def ended(self, run: Run, reply: Reply | None) -> None:
+    def ended(self, run: HeldCall, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
         self._watchdog.busy -= 1
         self._end(run, reply)
 
-    async def _pass_on(self, run: Run) -> None:
+    async def _pass_on(self, run: HeldCall) -> None:
         """The atask of this call is not known here: have another worker run it, or say so. Takes no slot."""
         call = run.call
         reply: Reply | None = None
@@ -531,7 +531,7 @@ class Worker:
             reply = cancelled_reply(run)
         self._end(run, reply)
 
-    def _end(self, run: Run, reply: Reply | None) -> None:
+    def _end(self, run: HeldCall, reply: Reply | None) -> None:
         """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""
         if run.timer is not None:
             run.timer.cancel()
@@ -564,7 +564,7 @@ class Worker:
             self._turns.other_ended()
         run.free_slots()
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: HeldCall) -> None:
         del self._held[run.call.id]
         if not self._held:
             self._empty.set()

@@ -18,7 +18,7 @@ from atasks import CallTimeout, WorkerLost, atask, current_call
 from atasks.namespaces import namespaces
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.amqp.peer import until
 from tests.unit import blocking
 from tests.unit.serving import PATIENCE, happened
@@ -160,9 +160,9 @@ async def test_a_call_that_waits_for_a_place_is_not_taken_for_lost(
         assert gate.wait(PATIENCE)
         return number
 
-    monkeypatch.setattr(Inquiry, "patience", 0.0)
-    monkeypatch.setattr(Inquiry, "pause", 0.02)
-    monkeypatch.setattr(Inquiry, "quick_pause", 0.02)
+    monkeypatch.setattr(OverdueCalls, "patience", 0.0)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.02)
+    monkeypatch.setattr(OverdueCalls, "quick_pause", 0.02)
     async with (
         serve(namespace, concurrency=5, threads=1),
         atasks.connect(amqp_url, namespace=namespace, prefix=prefix) as caller,

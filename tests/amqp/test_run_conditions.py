@@ -15,7 +15,7 @@ from atasks.codecs import get_codec
 from atasks.namespaces import namespaces
 from atasks.pipeline import Handle, attach, collect, flat_map, group, map, stage
 from atasks.testing import soon
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.amqp.conftest import Connect, Meeting
 from tests.broker import Broker
 
@@ -121,8 +121,8 @@ async def test_runs_go_over_quorum_queues(amqp_url: str, prefix: str) -> None:
 async def test_who_waits_for_a_run_sends_a_request_again_that_got_lost(
     controllable_broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Inquiry, "patience", 0.2)
-    monkeypatch.setattr(Inquiry, "pause", 0.1)
+    monkeypatch.setattr(OverdueCalls, "patience", 0.2)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.1)
     url = controllable_broker.url
     async with atasks.serve(url, prefix=prefix):
         pass  # declares the queue

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import echo, gated, work
@@ -95,8 +95,8 @@ async def test_calls_that_move_while_the_broker_goes_down(fleet: Fleet, history:
 async def test_calls_without_a_worker_survive_a_power_failure(
     fleet: Fleet, history: History, node: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Inquiry, "patience", 1.0)  # this process asks soon for those that were not durable
-    monkeypatch.setattr(Inquiry, "pause", 0.2)
+    monkeypatch.setattr(OverdueCalls, "patience", 1.0)  # this process asks soon for those that were not durable
+    monkeypatch.setattr(OverdueCalls, "pause", 0.2)
     gate = tmp_path / "gate"
     victim = fleet.start_one(concurrency=1)
     calls = history.start(200, gated, str(gate)) + history.start(50, gated, str(gate), delivery="at_most_once")

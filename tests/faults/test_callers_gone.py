@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.callers import CallerProcess
 from tests.faults.history import History, settled, until
 from tests.faults.proxy import Proxy
@@ -63,8 +63,8 @@ async def test_a_caller_that_was_cut_off_gets_its_results(
 async def test_a_caller_that_was_given_up_sends_again_when_it_is_back(
     fleet: Fleet, history: History, prefix: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Inquiry, "patience", 1.0)
-    monkeypatch.setattr(Inquiry, "pause", 0.2)
+    monkeypatch.setattr(OverdueCalls, "patience", 1.0)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.2)
     gate = tmp_path / "gate"
     fleet.start_one(concurrency=10, caller_patience=PATIENCE)
     async with atasks.connect(proxy.url(), prefix=prefix):

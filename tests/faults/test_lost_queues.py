@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.broker import Broker
 from tests.faults.history import History, settled, until
 from tests.faults.tasks import echo, gated
@@ -26,8 +26,8 @@ async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: N
 @pytest.fixture
 def curious(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process asks after calls that are pending for a second, not for thirty."""
-    monkeypatch.setattr(Inquiry, "patience", 1.0)
-    monkeypatch.setattr(Inquiry, "pause", 0.2)
+    monkeypatch.setattr(OverdueCalls, "patience", 1.0)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.2)
 
 
 def _work(fleet: Fleet, prefix: str) -> int:
@@ -89,7 +89,7 @@ async def test_calls_that_wait_or_run_for_long_are_not_taken_for_lost(
 ) -> None:
     gate = tmp_path / "gate"
     calls = await _full_queue(fleet, history, prefix, gate)
-    await asyncio.sleep(3 * Inquiry.patience)  # nothing is to happen
+    await asyncio.sleep(3 * OverdueCalls.patience)  # nothing is to happen
     assert not history.awaits
     gate.touch()
     await settled(asyncio.gather(*calls), "calls that waited for long")

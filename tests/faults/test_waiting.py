@@ -11,7 +11,7 @@ import pytest
 
 import atasks
 from atasks import CallTimeout
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.history import History, until
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
@@ -76,6 +76,6 @@ async def test_calls_that_nothing_serves_are_said_once_a_queue_and_each_minute(
             call.cancel()
         await asyncio.wait(calls)
         caplog.clear()
-        await asyncio.sleep(3 * Inquiry.pause)
+        await asyncio.sleep(3 * OverdueCalls.pause)
         assert said() == []
     assert all(record.levelno == logging.WARNING for record in caplog.records)

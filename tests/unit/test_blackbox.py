@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from atasks.supervisor.running_calls import RECORDS, BlackBox, Recorder
+from atasks.supervisor.running_calls import RECORDS, RunningCalls, RunningCallsNotes
 from atasks.wire import Call
 
 NOTING = """
 import sys, time
-from atasks.supervisor.running_calls import Recorder
+from atasks.supervisor.running_calls import RunningCallsNotes
 from atasks.wire import Call
-recorder = Recorder(int(sys.argv[1]))
+recorder = RunningCallsNotes(int(sys.argv[1]))
 for number in range(3):
     recorder.enter(Call(1, f"id-{number}", f"app.task{number}", b"", "pickle"))
 recorder.leave(Call(1, "id-1", "app.task1", b"", "pickle"))
@@ -31,14 +31,14 @@ def call(call_id: str, task: str = "app.task") -> Call:
 
 
 @pytest.fixture
-def box() -> Iterator[BlackBox]:
-    box = BlackBox()
+def box() -> Iterator[RunningCalls]:
+    box = RunningCalls()
     yield box
     box.close()
 
 
-def test_calls_are_named_the_latest_first(box: BlackBox) -> None:
-    recorder = Recorder(box.fd)
+def test_calls_are_named_the_latest_first(box: RunningCalls) -> None:
+    recorder = RunningCallsNotes(box.fd)
     assert box.read() == ([], 0)
     recorder.enter(call("a", "app.first"))
     recorder.enter(call("b", "app.second"))
@@ -48,14 +48,14 @@ def test_calls_are_named_the_latest_first(box: BlackBox) -> None:
     assert box.read() == ([("c", "app.third"), ("a", "app.first")], 0)
 
 
-def test_call_that_never_started_may_end(box: BlackBox) -> None:
-    recorder = Recorder(box.fd)
+def test_call_that_never_started_may_end(box: RunningCalls) -> None:
+    recorder = RunningCallsNotes(box.fd)
     recorder.leave(call("a"))
     assert box.read() == ([], 0)
 
 
-def test_calls_without_a_record_are_counted(box: BlackBox) -> None:
-    recorder = Recorder(box.fd)
+def test_calls_without_a_record_are_counted(box: RunningCalls) -> None:
+    recorder = RunningCallsNotes(box.fd)
     calls = [call(str(number)) for number in range(RECORDS + 3)]
     for each in calls:
         recorder.enter(each)
@@ -68,8 +68,8 @@ def test_calls_without_a_record_are_counted(box: BlackBox) -> None:
     assert box.read() == ([(calls[-1].id, "app.task")], 0)
 
 
-def test_long_name_is_cut_and_costs_no_other_record(box: BlackBox) -> None:
-    recorder = Recorder(box.fd)
+def test_long_name_is_cut_and_costs_no_other_record(box: RunningCalls) -> None:
+    recorder = RunningCallsNotes(box.fd)
     recorder.enter(call("a", "app." + "ä" * 500))
     recorder.enter(call("b"))
     (second, first), _ = box.read()
@@ -80,13 +80,13 @@ def test_long_name_is_cut_and_costs_no_other_record(box: BlackBox) -> None:
 
 def test_box_without_anonymous_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)  # as on macOS
-    box = BlackBox()
-    Recorder(box.fd).enter(call("a"))
+    box = RunningCalls()
+    RunningCallsNotes(box.fd).enter(call("a"))
     assert box.read() == ([("a", "app.task")], 0)
     box.close()
 
 
-def test_notes_outlive_a_process_that_is_killed(box: BlackBox) -> None:
+def test_notes_outlive_a_process_that_is_killed(box: RunningCalls) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", NOTING, str(box.fd)], pass_fds=[box.fd], stdout=subprocess.PIPE, text=True
     )

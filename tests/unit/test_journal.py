@@ -18,7 +18,7 @@ from atasks.options import TaskOptions
 from atasks.pipeline import collect, filter, flat_map, from_iterable, map
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.stages.functions import CallingStage, FunctionStage
-from atasks.pipeline.submitted.journal import Journal, Memory, Note, begin_id, notes_of
+from atasks.pipeline.submitted.journal import Journal, Note, StageNotes, begin_id, notes_of
 from atasks.testing import soon
 from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Call, Reply, Status
@@ -91,7 +91,7 @@ async def flow(noted: Journal, pipeline: Pipeline[Any, Any, Any], items: list[in
     stages = [
         replace(
             stage,
-            memory=Memory(
+            memory=StageNotes(
                 noted, number, stage.role if isinstance(stage, FunctionStage) else "map", stage.skip_errors
             ),
         )

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from atasks.transport.backends.amqp.caller.run_times import LONGEST_PAUSE_US, PAUSE_CALLS, UNKNOWN, Pace, at_most
+from atasks.transport.backends.amqp.caller.run_times import (
+    LONGEST_PAUSE_US,
+    PAUSE_CALLS,
+    UNKNOWN,
+    RunTimes,
+    at_most,
+)
 
 
-def paced(*run_times: int) -> Pace:
-    pace = Pace()
+def paced(*run_times: int) -> RunTimes:
+    pace = RunTimes()
     for run_us in run_times:
         pace.observe("t", run_us, parked=False)
     return pace
 
 
-def most(pace: Pace) -> float:
+def most(pace: RunTimes) -> float:
     """Microseconds that one call is expected to run at most."""
     return at_most(pace.expected("t"))
 
 
 def test_nothing_is_expected_of_an_atask_that_never_ended() -> None:
-    assert Pace().expected("t") == UNKNOWN
+    assert RunTimes().expected("t") == UNKNOWN
 
 
 def test_a_call_runs_at_most_the_mean_and_four_deviations() -> None:

@@ -15,7 +15,7 @@ from atasks.router import Router
 from atasks.tasks import atask
 from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply, Status
-from atasks.worker.held_call import Run
+from atasks.worker.held_call import HeldCall
 from tests.unit.json_codec import Json
 
 # -- a router
@@ -300,7 +300,7 @@ async def test_nested_calls_when_next_to_nothing_is_left(namespace: str) -> None
             sent.append(call.timeout_ms)
             return await super().request(call, options)
 
-    def this_run() -> Run:
+    def this_run() -> HeldCall:
         from atasks.current import serving
 
         run = serving.get()

@@ -15,7 +15,7 @@ import atasks
 from atasks.current import current_call
 from atasks.definitions import ATask
 from atasks.tasks import atask
-from atasks.worker.held_call import Run
+from atasks.worker.held_call import HeldCall
 from atasks.worker.worker import Worker
 
 
@@ -27,7 +27,7 @@ async def worker_for(namespace: str, *, concurrency: int = 1, max_parked: int = 
         assert (worker.slots.free, worker.parked, worker.held) == (concurrency, 0, 0)
 
 
-def this_run() -> Run:
+def this_run() -> HeldCall:
     from atasks.current import serving
 
     run = serving.get()
@@ -38,7 +38,7 @@ def this_run() -> Run:
 async def test_a_parked_run_holds_no_slot(namespace: str) -> None:
     seen: list[tuple[int, int, int]] = []
 
-    def look(run: Run) -> None:
+    def look(run: HeldCall) -> None:
         seen.append((run.slots, run.awaits, run.worker.parked))
 
     @atask(namespace=namespace)
@@ -282,11 +282,11 @@ async def test_what_has_ended_is_gone_without_the_garbage_collector(namespace: s
 
     def left() -> list[object]:
         """Runs, and views of atasks."""
-        found = [item for item in gc.get_objects() if isinstance(item, (Run, ATask))]
+        found = [item for item in gc.get_objects() if isinstance(item, (HeldCall, ATask))]
         return [
             item
             for item in found
-            if (item.worker.namespace if isinstance(item, Run) else item.namespace) == namespace
+            if (item.worker.namespace if isinstance(item, HeldCall) else item.namespace) == namespace
             and item not in (fail, call, hang)
         ]
 

@@ -28,13 +28,13 @@ from atasks.failures.failures import decode_failure, encode_failure
 from atasks.modules import UNGUARDED, importing, is_waited_in
 from atasks.pipeline.flow.invocation import Invocation, WorkerInfo, call_hook, iterator_of
 
-__all__ = ["GRACE", "STREAM", "Word", "main", "rebuilt", "to_bytes"]
+__all__ = ["GRACE", "STREAM", "ChildMessage", "main", "rebuilt", "to_bytes"]
 
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
 
 
-class Word(enum.Enum):
+class ChildMessage(enum.Enum):
     """What a message between a stage's worker and its process says."""
 
     START = enum.auto()
@@ -159,7 +159,7 @@ class _Child:
                 answer = to_bytes(self._answer(word, content))
             except Exception as error:
                 failure = _finish(encode_failure(error, _Pickles(), hop="in a process of the stage"))
-                answer = to_bytes((Word.FAILED, failure))
+                answer = to_bytes((ChildMessage.FAILED, failure))
                 del error
             self._connection.send_bytes(answer)
 
@@ -172,26 +172,26 @@ class _Child:
         if on_done is not None:
             on_done()
 
-    def _answer(self, word: Word, content: Any) -> tuple[Word, Any]:
+    def _answer(self, word: ChildMessage, content: Any) -> tuple[ChildMessage, Any]:
         match word:
-            case Word.START:
+            case ChildMessage.START:
                 self._start(*content)
-                return Word.VALUE, None
-            case Word.CALL:
-                return Word.VALUE, self._result(*content)
-            case Word.BEGIN:
+                return ChildMessage.VALUE, None
+            case ChildMessage.CALL:
+                return ChildMessage.VALUE, self._result(*content)
+            case ChildMessage.BEGIN:
                 self._iterator = iterator_of(self._result(*content), self._name)
-                return Word.VALUE, None
-            case Word.NEXT:
+                return ChildMessage.VALUE, None
+            case ChildMessage.NEXT:
                 assert self._iterator is not None
                 item = self._variables.run(next, self._iterator, STREAM)
                 if item is not STREAM:
-                    return Word.VALUE, item
+                    return ChildMessage.VALUE, item
                 self._iterator = None
-                return Word.ENDED, None
+                return ChildMessage.ENDED, None
             case _:
                 self.finish()
-                return Word.VALUE, None
+                return ChildMessage.VALUE, None
 
     def _start(
         self,
@@ -216,12 +216,12 @@ class _Child:
     def _items(self) -> Iterator[Any]:
         """The stream of a join, item by item from the parent."""
         while True:
-            self._connection.send_bytes(to_bytes((Word.WANTED, None)))
+            self._connection.send_bytes(to_bytes((ChildMessage.WANTED, None)))
             word, item = pickle.loads(self._connection.recv_bytes())
             match word:
-                case Word.VALUE:
+                case ChildMessage.VALUE:
                     yield item
-                case Word.ENDED:
+                case ChildMessage.ENDED:
                     return
                 case _:
                     raise RuntimeError("the stream has failed")

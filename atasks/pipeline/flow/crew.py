@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.flow.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
 from atasks.pipeline.flow.failing import add_note, deliverable
-from atasks.pipeline.flow.items import AsyncStream, SyncStream
+from atasks.pipeline.flow.items import AsyncItems, SyncItems
 from atasks.pipeline.flow.ordering import Admission, admitted
 from atasks.pipeline.flow.runners import ApartRunner
 
@@ -286,7 +286,7 @@ class FunctionCrew(Crew):
 
     async def _join(self, runner: LoopRunner, index: int) -> None:
         """One call, with the stream."""
-        stream = AsyncStream(self.inlet) if self.stage.is_coroutine else SyncStream(self.engine, self.inlet)
+        stream = AsyncItems(self.inlet) if self.stage.is_coroutine else SyncItems(self.engine, self.inlet)
         try:
             if self.stage.branch:
                 await self._emit_joined(runner.stream(stream, ()))

@@ -11,14 +11,14 @@ from atasks.pipeline.flow.channel import Inlet, Lineage, Mark, Token
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
 
-__all__ = ["Abandoned", "AsyncStream", "SyncStream"]
+__all__ = ["Abandoned", "AsyncItems", "SyncItems"]
 
 
 class Abandoned(BaseException):
     """Raised in a thread that waits for an item of a run that is over. Nobody hears of it."""
 
 
-class AsyncStream:
+class AsyncItems:
     """The values, for code on the event loop. Raises the error of the stream at its end, if there is one."""
 
     def __init__(self, inlet: Inlet) -> None:
@@ -26,7 +26,7 @@ class AsyncStream:
         self.lineage: Lineage | None = None
         """Of the value that was given last."""
 
-    def __aiter__(self) -> AsyncStream:
+    def __aiter__(self) -> AsyncItems:
         return self
 
     async def __anext__(self) -> Any:
@@ -47,7 +47,7 @@ class AsyncStream:
                 return token[1]
 
 
-class SyncStream:
+class SyncItems:
     """The values, for code in another thread than that of the event loop."""
 
     def __init__(self, engine: Engine, inlet: Inlet) -> None:
@@ -56,7 +56,7 @@ class SyncStream:
         self.lineage: Lineage | None = None
         """Of the value that was given last."""
 
-    def __iter__(self) -> SyncStream:
+    def __iter__(self) -> SyncItems:
         return self
 
     def __next__(self) -> Any:

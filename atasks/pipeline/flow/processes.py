@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from atasks import forks, interpreters, logs, modules
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, STREAM, Word, rebuilt, to_bytes
+from atasks.pipeline.flow.child import GRACE, STREAM, ChildMessage, rebuilt, to_bytes
 from atasks.pipeline.flow.invocation import WorkerInfo
-from atasks.pipeline.flow.items import SyncStream
+from atasks.pipeline.flow.items import SyncItems
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Process:
         self._info = info
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._stream: SyncStream | None = None
+        self._stream: SyncItems | None = None
         self._lock = threading.Lock()
         self.ended = False
         """Whether it has died or was told to end."""
@@ -69,25 +69,27 @@ class Process:
                 self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
         self._connection = Connection(here.detach())
         stage = self._stage
-        self._send(Word.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels()))
+        self._send(
+            ChildMessage.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels())
+        )
         self._answer()
 
     def call(self, value: Any, lineage: Lineage) -> Any:
         """What the function gives for an item, or for a stream."""
-        return self._ask(Word.CALL, value, lineage)
+        return self._ask(ChildMessage.CALL, value, lineage)
 
     def begin(self, value: Any, lineage: Lineage) -> None:
         """Begin to iterate what the function gives for an item, or for a stream."""
-        self._ask(Word.BEGIN, value, lineage)
+        self._ask(ChildMessage.BEGIN, value, lineage)
 
     def next(self) -> Any:
         """The next item, or ENDED."""
-        self._send(Word.NEXT)
+        self._send(ChildMessage.NEXT)
         return self._answer()
 
     def finish(self) -> None:
         """Run `on_done` there. Raises what that raises."""
-        self._send(Word.FINISH)
+        self._send(ChildMessage.FINISH)
         self._answer()
 
     def terminate(self) -> None:
@@ -122,16 +124,16 @@ class Process:
 
     # -- talking
 
-    def _ask(self, word: Word, value: Any, lineage: Lineage) -> Any:
+    def _ask(self, word: ChildMessage, value: Any, lineage: Lineage) -> Any:
         """Call the function; if it is given a stream, the items that it asks for are sent one by one."""
-        if not isinstance(value, SyncStream):
+        if not isinstance(value, SyncItems):
             self._send(word, (value, lineage))
             return self._answer()
         self._stream = value
         self._send(word, (STREAM, lineage))
         return self._answer()
 
-    def _send(self, word: Word, content: Any = None) -> None:
+    def _send(self, word: ChildMessage, content: Any = None) -> None:
         data = to_bytes((word, content))
         assert self._connection is not None
         try:
@@ -143,11 +145,11 @@ class Process:
         while True:
             word, content = self._receive()
             match word:
-                case Word.VALUE:
+                case ChildMessage.VALUE:
                     return content
-                case Word.ENDED:
+                case ChildMessage.ENDED:
                     return ENDED
-                case Word.WANTED:
+                case ChildMessage.WANTED:
                     self._feed()
                 case _:
                     raise rebuilt(content)
@@ -158,16 +160,16 @@ class Process:
         try:
             item = next_or_end(self._stream)
         except Exception:  # the stream's own error: the child ends, and this end raises it
-            self._send(Word.BROKEN)
+            self._send(ChildMessage.BROKEN)
             with contextlib.suppress(Exception):
                 self._answer()
             raise
         if item is ENDED:
-            self._send(Word.ENDED)
+            self._send(ChildMessage.ENDED)
         else:
-            self._send(Word.VALUE, item)
+            self._send(ChildMessage.VALUE, item)
 
-    def _receive(self) -> tuple[Word, Any]:
+    def _receive(self) -> tuple[ChildMessage, Any]:
         assert self._connection is not None
         try:
             data = self._connection.recv_bytes()

@@ -19,7 +19,7 @@ from atasks.pipeline.stages.stage import Stage, Step
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
-    from atasks.pipeline.submitted.journal import Memory
+    from atasks.pipeline.submitted.journal import StageNotes
 
 __all__ = ["CallingStage", "FunctionStage", "GroupStage", "check_combination", "make_stage"]
 
@@ -34,7 +34,7 @@ class CallingStage(Stage):
     explicit: bool = field(default=False, kw_only=True, compare=False)
     """Whether `workers` was given, and is not the default."""
 
-    memory: Memory | None = field(default=None, kw_only=True, compare=False, repr=False)
+    memory: StageNotes | None = field(default=None, kw_only=True, compare=False, repr=False)
     """Knows what came of items before, in a run on the workers."""
 
     takes_arguments = True

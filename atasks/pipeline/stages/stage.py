@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.channel import Channel, Inlet
 from atasks.pipeline.flow.crew import Crew
-from atasks.pipeline.flow.items import AsyncStream
+from atasks.pipeline.flow.items import AsyncItems
 from atasks.pipeline.flow.ordering import Admission, Window, Within, admitted
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class _CustomCrew(Crew):
         self._windows = windows
 
     async def work(self, index: int) -> None:
-        stream = AsyncStream(self.inlet)
+        stream = AsyncItems(self.inlet)
         number = 0
         made = self._stage.run(stream)
         try:

@@ -24,11 +24,11 @@ from atasks.pipeline.stages.functions import CallingStage, FunctionStage
 from atasks.pipeline.stages.stage import Stage
 from atasks.pipeline.submitted.blueprint import StageSpec, build, read, tasks_of
 from atasks.pipeline.submitted.handle import Kept, read_kept, step_id, step_value
-from atasks.pipeline.submitted.journal import Journal, Memory, begin_id, notes_of
+from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, notes_of
 from atasks.pipeline.submitted.tap import TapStage
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Reply, Status
-from atasks.worker.held_call import Run as Serving
+from atasks.worker.held_call import HeldCall
 
 __all__ = ["run_pipeline"]
 
@@ -61,7 +61,7 @@ async def run_pipeline(stages: Any, args: Any, kwargs: Any) -> Any:
 class _Coordinator:
     """One attempt at a run."""
 
-    def __init__(self, run: Serving, records: Records, record: Record, stages: Any) -> None:
+    def __init__(self, run: HeldCall, records: Records, record: Record, stages: Any) -> None:
         self._id = run.call.id
         self._attempt = run.call.attempt
         self._worker = run.worker
@@ -225,7 +225,7 @@ def _remembering(stage: Stage, journal: Journal, number: int) -> Stage:
     if not isinstance(stage, CallingStage):
         return stage
     role = stage.role if isinstance(stage, FunctionStage) else "map"
-    return replace(stage, memory=Memory(journal, number, role, stage.skip_errors))
+    return replace(stage, memory=StageNotes(journal, number, role, stage.skip_errors))
 
 
 def _stretches(specs: Sequence[StageSpec], stages: Sequence[Stage]) -> list[range]:

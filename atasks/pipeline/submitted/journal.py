@@ -22,7 +22,7 @@ from atasks.pipeline.flow.runners import LoopRunner
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Reply, Status
 
-__all__ = ["Journal", "Memory", "begin_id", "notes_of"]
+__all__ = ["Journal", "StageNotes", "begin_id", "notes_of"]
 
 _NOTES: Final = "n"
 
@@ -158,7 +158,7 @@ def begin_id(run_id: str, attempt: int) -> str:
     return f"{run_id}.a{attempt}"
 
 
-class Memory:
+class StageNotes:
     """The journal, for one stage."""
 
     def __init__(self, journal: Journal, stage: int, role: str, lenient: bool) -> None:
@@ -188,7 +188,7 @@ class Memory:
 class RememberingRunner(LoopRunner):
     """Calls as another runner does, but not for items of which the journal knows."""
 
-    def __init__(self, runner: LoopRunner, memory: Memory) -> None:
+    def __init__(self, runner: LoopRunner, memory: StageNotes) -> None:
         self.simple = None
         self.ready = runner.ready
         self._runner = runner

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from atasks.worker.executors.pools import Pools
+from atasks.worker.executors.pools import Executors
 
-__all__ = ["Pools"]
+__all__ = ["Executors"]

@@ -19,7 +19,7 @@ from atasks.errors import DecodeError
 from atasks.namespaces import namespaces
 from atasks.wire import Call, Reply, Status
 from atasks.worker.execution import decode_arguments, raised, returned
-from atasks.worker.executors.frames import HEADER, Request, decode_request, frame
+from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_request, frame
 from atasks.worker.executors.references import Reference, find
 
 __all__ = ["serve"]
@@ -82,7 +82,7 @@ class _Child:
         self._runner = runner
         self._functions: dict[Reference, Callable[..., Any]] = {}
 
-    def answer(self, request: Request) -> Reply:
+    def answer(self, request: ProcessRequest) -> Reply:
         """The reply to one request. Never raises."""
         call = request.call
         try:

@@ -9,11 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from atasks.current import serving
-from atasks.worker.held_call import Run
+from atasks.worker.held_call import HeldCall
 
 __all__ = ["DefaultExecutor"]
 
-_Job = tuple[Run, "Future[Any]", Callable[[], Any]]
+_Job = tuple[HeldCall, "Future[Any]", Callable[[], Any]]
 
 
 class DefaultExecutor(ThreadPoolExecutor):
@@ -29,7 +29,7 @@ class DefaultExecutor(ThreadPoolExecutor):
         self._idle = threading.Semaphore(0)
         self._started: list[threading.Thread] = []
         self._lock_calls = threading.Lock()
-        self.running: dict[threading.Thread, Run] = {}
+        self.running: dict[threading.Thread, HeldCall] = {}
         """The calls whose functions run now."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

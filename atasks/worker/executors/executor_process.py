@@ -17,9 +17,9 @@ from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
 from atasks.wire import Reply
-from atasks.worker.executors.frames import HEADER, Request, decode_reply, frame
+from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_reply, frame
 
-__all__ = ["Lost", "Worked"]
+__all__ = ["ExecutorProcess", "Lost"]
 
 # A fresh interpreter, because a fork would copy the worker's connections, locks and threads. The first thing that
 # it reads makes its imports work as they do here.
@@ -40,7 +40,7 @@ class Lost(Exception):
     """The process has died. `str()` of it says how."""
 
 
-class Worked:
+class ExecutorProcess:
     """A running process, which serves one call at a time."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -51,7 +51,7 @@ class Worked:
         """Done when it has ended."""
 
     @classmethod
-    async def start(cls, codec: Codec) -> Worked:
+    async def start(cls, codec: Codec) -> ExecutorProcess:
         """A process that is ready. Raises `Lost` if it ends before it is, and TransportError in a process that
         imports its modules."""
         if modules.is_importing():
@@ -88,7 +88,7 @@ class Worked:
         """Whether it can take a call."""
         return not self.ended.done() and not self._writer.is_closing()
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: ProcessRequest) -> Reply:
         """Its reply. Raises `Lost` if it dies first. If this is cancelled, `kill` it: it runs the call still."""
         await self._say(frame(request))
         return decode_reply(await self._hear())

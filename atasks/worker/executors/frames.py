@@ -11,14 +11,14 @@ from msgspec import Struct
 from atasks.wire import Call, Reply
 from atasks.worker.executors.references import Reference
 
-__all__ = ["HEADER", "READY", "Request", "decode_reply", "decode_request", "frame"]
+__all__ = ["HEADER", "READY", "ProcessRequest", "decode_reply", "decode_request", "frame"]
 
 HEADER: Final = struct.Struct("!Q")
 READY: Final = b""
 """What a process says first, when it can take calls."""
 
 
-class Request(Struct, array_like=True):
+class ProcessRequest(Struct, array_like=True):
     """A call for a process."""
 
     call: Call
@@ -32,11 +32,11 @@ class Request(Struct, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_request = msgspec.msgpack.Decoder(ProcessRequest).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
-def frame(message: Request | Reply | None) -> bytes:
+def frame(message: ProcessRequest | Reply | None) -> bytes:
     """A message with its length; None stands for `READY`."""
     body = READY if message is None else _encoder.encode(message)
     return HEADER.pack(len(body)) + body

@@ -6,22 +6,22 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks.worker.executors.processes import Processes
-from atasks.worker.executors.threads import Threads
+from atasks.worker.executors.processes import ProcessPool
+from atasks.worker.executors.threads import ThreadPool
 from atasks.worker.slots import Slots
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.options import Executor
     from atasks.wire import Reply
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
 
-__all__ = ["Pools"]
+__all__ = ["Executors"]
 
 MAX_DEFAULT_THREADS: Final = 100
 
 
-class Pools:
+class Executors:
     """What a worker runs blocking functions in. Threads and processes are started when calls need them.
 
     `threads` bounds the functions that run in threads (None: as many as calls run at once, at most 100), and
@@ -38,18 +38,18 @@ class Pools:
             "thread": Slots(min(concurrency, MAX_DEFAULT_THREADS) if threads is None else threads, self._freed),
             "process": Slots(min(concurrency, _processors()) if processes is None else processes, self._freed),
         }
-        self.threads = Threads(self.places["thread"])
-        self.processes = Processes(self.places["process"].size)
+        self.threads = ThreadPool(self.places["thread"])
+        self.processes = ProcessPool(self.places["process"].size)
 
     def has_place(self, executor: Executor | None) -> bool:
         """Whether a function could start there now: anything on the event loop could."""
         return executor is None or self.places[executor].free > 0
 
-    async def in_thread(self, run: Run, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    async def in_thread(self, run: HeldCall, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the function returns, or raises, in a thread. The run has a place."""
         return await self.threads.call(run, function, args, kwargs)
 
-    async def in_process(self, run: Run, task: BaseTask[..., Any]) -> Reply:
+    async def in_process(self, run: HeldCall, task: BaseTask[..., Any]) -> Reply:
         """The reply of a process that ran the call, or lost it. The run has a place."""
         return await self.processes.serve(run, task)
 

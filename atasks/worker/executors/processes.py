@@ -15,16 +15,16 @@ from msgspec.structs import replace
 
 from atasks.wire import AT_MOST_ONCE, Reply, Status, describe
 from atasks.worker.execution import status
-from atasks.worker.executors.executor_process import Lost, Worked
-from atasks.worker.executors.frames import Request
+from atasks.worker.executors.executor_process import ExecutorProcess, Lost
+from atasks.worker.executors.frames import ProcessRequest
 from atasks.worker.executors.references import Reference, refer
-from atasks.worker.held_call import Run
+from atasks.worker.held_call import HeldCall
 
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
     from atasks.definitions import BaseTask
 
-__all__ = ["Processes"]
+__all__ = ["ProcessPool"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -33,7 +33,7 @@ class NotStarted(Exception):
     """There is no process to serve the call."""
 
 
-class Processes:
+class ProcessPool:
     """At most `size` processes, which live as long as the worker, and calls that wait for one to start: no more
     are here at once."""
 
@@ -41,15 +41,15 @@ class Processes:
         self.size = size
         self._count = 0
         """Processes that start, live, or were killed and have not ended yet."""
-        self._idle: list[Worked] = []
-        self._alive: set[Worked] = set()
-        self._waiting: deque[asyncio.Future[Worked]] = deque()
+        self._idle: list[ExecutorProcess] = []
+        self._alive: set[ExecutorProcess] = set()
+        self._waiting: deque[asyncio.Future[ExecutorProcess]] = deque()
         self._starting: set[asyncio.Task[None]] = set()
         self._references: dict[BaseTask[..., Any], Reference] = {}
         self._codec: Codec | None = None
         self._closed = False
 
-    async def serve(self, run: Run, task: BaseTask[..., Any]) -> Reply:
+    async def serve(self, run: HeldCall, task: BaseTask[..., Any]) -> Reply:
         """The reply of a process. A call that kills its process is tried again in another one, as often as its
         delivery and `max_attempts` permit, and ends in `WorkerLost` then."""
         self._codec = run.worker.router.codec
@@ -63,7 +63,9 @@ class Processes:
                 return status(run, Status.FAILED, f"{describe(run.call)}: {error}")
             try:
                 reply = await process.ask(
-                    Request(run.call, reference, run.worker.id, run.deadline, run.worker.transport.max_payload)
+                    ProcessRequest(
+                        run.call, reference, run.worker.id, run.deadline, run.worker.transport.max_payload
+                    )
                 )
             except Lost as lost:
                 call = run.call
@@ -89,13 +91,13 @@ class Processes:
             process.kill()
         await asyncio.gather(*(process.leave() for process in self._alive))
 
-    async def _take(self) -> Worked:
+    async def _take(self) -> ExecutorProcess:
         """A process that is ready, in the order of asking."""
         while self._idle:
             process = self._idle.pop()
             if process.alive:
                 return process
-        waiter: asyncio.Future[Worked] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[ExecutorProcess] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         self._grow()
         try:
@@ -119,7 +121,7 @@ class Processes:
         codec = self._codec
         assert codec is not None
         try:
-            process = await Worked.start(codec)
+            process = await ExecutorProcess.start(codec)
         except Exception as error:  # no memory, no interpreter, a codec that cannot be pickled
             self._count -= 1
             waiter = self._next()
@@ -133,7 +135,7 @@ class Processes:
         process.ended.add_done_callback(lambda _: self._ended(process))
         self._give(process)
 
-    def _give(self, process: Worked) -> None:
+    def _give(self, process: ExecutorProcess) -> None:
         """A process is free: for the call that has waited longest, or for later."""
         if not process.alive:
             return
@@ -143,14 +145,14 @@ class Processes:
         else:
             waiter.set_result(process)
 
-    def _next(self) -> asyncio.Future[Worked] | None:
+    def _next(self) -> asyncio.Future[ExecutorProcess] | None:
         while self._waiting:
             waiter = self._waiting.popleft()
             if not waiter.done():
                 return waiter
         return None
 
-    def _ended(self, process: Worked) -> None:
+    def _ended(self, process: ExecutorProcess) -> None:
         self._alive.discard(process)
         if process in self._idle:
             self._idle.remove(process)

@@ -21,10 +21,10 @@ from typing import Any, Final, TypeVar
 from atasks.current import seated
 from atasks.errors import TooManyParked
 from atasks.wire import describe
-from atasks.worker.held_call import Reason, Run
+from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.slots import Slots
 
-__all__ = ["Seat", "Threads"]
+__all__ = ["ThreadCall", "ThreadPool"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -45,10 +45,10 @@ class State(enum.Enum):
     ENDED = enum.auto()
 
 
-class Seat:
+class ThreadCall:
     """A call in a thread."""
 
-    def __init__(self, threads: Threads, run: Run) -> None:
+    def __init__(self, threads: ThreadPool, run: HeldCall) -> None:
         self.threads = threads
         self.run = run
         self.loop = run.loop
@@ -113,11 +113,11 @@ class Seat:
             self.run.worker.slots.give(self._slots)
 
 
-class Threads:
+class ThreadPool:
     """Threads for the functions of one worker: at most as many run one at any time as there are `places`.
 
-    One that waits in `.sync` does not count, so that functions which wait for functions cannot deadlock. Threads
-    are daemons: a function that never returns does not keep the program from ending.
+    One that waits in `.sync` does not count, so that functions which wait for functions cannot deadlock. The
+    threads are daemons: a function that never returns does not keep the program from ending.
     """
 
     def __init__(self, places: Slots) -> None:
@@ -128,10 +128,10 @@ class Threads:
         self._idle = 0
         self._parked = 0
 
-    async def call(self, run: Run, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    async def call(self, run: HeldCall, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """What the function returns, or raises. If cancelled, it goes on in its seat. The run's place becomes the
         seat's."""
-        seat = Seat(self, run)
+        seat = ThreadCall(self, run)
         run.place = None
         context = contextvars.copy_context()
         context.run(seated.set, seat)
@@ -149,7 +149,7 @@ class Threads:
         finally:
             del value
 
-    def leave(self, seat: Seat) -> None:
+    def leave(self, seat: ThreadCall) -> None:
         """The function of this seat begins to wait. Raises TooManyParked past the bound."""
         if self._parked >= MAX_PARKED:
             raise TooManyParked(
@@ -161,7 +161,7 @@ class Threads:
             seat.has_place = False
             self._places.give()
 
-    async def come_back(self, seat: Seat) -> None:
+    async def come_back(self, seat: ThreadCall) -> None:
         """All that it waited for has ended: take a place, ahead of new functions. An abandoned one needs none."""
         self._parked -= 1
         if not seat.is_over():
@@ -185,7 +185,7 @@ class Threads:
             threading.Thread(target=_work, args=(self._jobs,), name="atasks-thread", daemon=True).start()
         self._jobs.put(job)
 
-    def finished(self, seat: Seat, returned: bool, value: Any) -> None:
+    def finished(self, seat: ThreadCall, returned: bool, value: Any) -> None:
         """The function of this seat has ended; its thread waits for another one."""
         if self.closed or self._idle >= self.size:
             self._jobs.put(None)
@@ -202,7 +202,7 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
         del job  # or it would keep arguments and results alive until the next one
 
 
-def _job(seat: Seat, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
+def _job(seat: ThreadCall, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
     def job() -> None:
         nonlocal args, kwargs
         try:

@@ -24,7 +24,7 @@ from atasks.wire import RUN_PIPELINE, Ask, Call, Cancel, Claim, Credit, End, Env
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
     from atasks.transport.backends.amqp.broker.topology import Topology
-    from atasks.transport.backends.amqp.worker.delivery import Inbound
+    from atasks.transport.backends.amqp.worker.delivery import RequestMessage
     from atasks.transport.call_transport import Pending
     from atasks.worker.worker import Worker
 
@@ -189,7 +189,7 @@ class Seals:
     # -- requests
 
     def admit(
-        self, message: DeliveredMessage, inbound: Inbound, calls: list[Call], queue: str
+        self, message: DeliveredMessage, inbound: RequestMessage, calls: list[Call], queue: str
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
         others, as (id, reason). Calls that were cancelled before they came are among neither."""

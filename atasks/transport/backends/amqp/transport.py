@@ -27,22 +27,22 @@ from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.topology import Topology
-from atasks.transport.backends.amqp.caller.control import Notices
+from atasks.transport.backends.amqp.caller.control import ControlMessages
 from atasks.transport.backends.amqp.caller.full_queues import FullQueues
-from atasks.transport.backends.amqp.caller.overdue import Inquiry
-from atasks.transport.backends.amqp.caller.presence import Announcements
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
+from atasks.transport.backends.amqp.caller.presence import WorkerPresence
 from atasks.transport.backends.amqp.caller.probe import probe
 from atasks.transport.backends.amqp.caller.requests import Requests
-from atasks.transport.backends.amqp.caller.run_times import Pace
+from atasks.transport.backends.amqp.caller.run_times import RunTimes
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.seals import Seals, opening
 from atasks.transport.backends.amqp.url import checked, split, user_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
-from atasks.transport.backends.amqp.worker.serving import Intake
+from atasks.transport.backends.amqp.worker.serving import Serving
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.delivery import Delivery
 from atasks.transport.records.contract import DEFAULT_EXPIRES
-from atasks.transport.stream_receiver import Inflow
+from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import (
     Call,
     Claim,
@@ -127,7 +127,7 @@ class AMQPTransport(CallTransport):
         self.outbox = Outbox(self._limit, self.seals)
         self.max_message = MAX_MESSAGE_3
         """Bytes of a message that is read here; the broker may take less: see `Outbox.limit`."""
-        self.pace = Pace()
+        self.pace = RunTimes()
         self.requests = Requests(self)
         self.full_queues = FullQueues(self)
         self.link: Link | None = None
@@ -136,9 +136,9 @@ class AMQPTransport(CallTransport):
         """Whether there is one."""
         self._last_link: Link | None = None
         """The link opened last: to be closed in the end, whatever became of it."""
-        self._intake: Intake | None = None
+        self._intake: Serving | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.inquiry = Inquiry(self)
+        self.inquiry = OverdueCalls(self)
         self._inquirer: asyncio.Task[None] | None = None
         self._prober: asyncio.Task[None] | None = None
         self._serves = False
@@ -150,8 +150,8 @@ class AMQPTransport(CallTransport):
         self._epoch = 0
         self._pause = BACKOFF[0]
         """Seconds before the next attempt to reconnect."""
-        self.announcements = Announcements(self)
-        self.notices = Notices(self)
+        self.announcements = WorkerPresence(self)
+        self.notices = ControlMessages(self)
         self._bad_replies = 0
 
     @classmethod
@@ -346,7 +346,7 @@ class AMQPTransport(CallTransport):
         await self.announcements.require_worker(self.queue_of(options))
         return await super().request(call, options)
 
-    async def open_stream(self, inflow: Inflow) -> None:
+    async def open_stream(self, inflow: StreamReceiver) -> None:
         if inflow.options.on_no_worker == "error" and self._refusal is None:
             await self.announcements.require_worker(self.queue_of(inflow.options))
         await super().open_stream(inflow)
@@ -470,7 +470,7 @@ class AMQPTransport(CallTransport):
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
         names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-        intake = Intake(self, worker, [self.topology.check(name) for name in names])
+        intake = Serving(self, worker, [self.topology.check(name) for name in names])
         try:
             await self._begin(intake, link)
         except BaseException as error:
@@ -480,7 +480,7 @@ class AMQPTransport(CallTransport):
             raise
         self._intake = intake
 
-    async def _begin(self, intake: Intake, link: Link) -> None:
+    async def _begin(self, intake: Serving, link: Link) -> None:
         """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for
         `timeout` seconds: RabbitMQ 3.10 closes the connection (541) of who consumes a quorum queue that another
         worker has just declared. A queue that fails again and again is left out."""

@@ -6,23 +6,23 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.link import Conversation
 
-__all__ = ["Gate"]
+__all__ = ["Backpressure"]
 
 AT_ONCE: Final = 64
 """Callers that are let in before the next look at whether there is still room."""
 
 
-class Gate:
+class Backpressure:
     """Closed while the hub says so, and while it does not read what is sent to it."""
 
     def __init__(self) -> None:
-        self._link: Link | None = None
+        self._link: Conversation | None = None
         self._held = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: Conversation) -> None:
         """Requests leave over this link from now on."""
         self._link = link
         self._held = False

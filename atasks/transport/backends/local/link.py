@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from atasks import forks
 from atasks.transport.backends.local.messages import UNREADABLE, Message, Salvaged, decode, encode, salvage
 
-__all__ = ["InnerLink", "Link", "SocketLink"]
+__all__ = ["Conversation", "InnerLink", "SocketLink"]
 
 logger = logging.getLogger("atasks.local")
 
@@ -38,7 +38,7 @@ KEPT_READ_BYTES: Final = 4 * 2**20
 """Room that a link keeps for the next large frame."""
 
 
-class Link:
+class Conversation:
     """One end. What is sent in one turn of the event loop leaves together at its end, in order.
 
     Whoever holds it sets the callbacks. None of them is called from within `send`.
@@ -61,7 +61,7 @@ class Link:
         self.clogged = False
         """Whether the other side is slow to read. Nothing is dropped: send less."""
         self.closed = False
-        self.schedule: Callable[[Link], object] = self._call_soon
+        self.schedule: Callable[[Conversation], object] = self._call_soon
         """Called when there is something to send: has `end_turn` called before the next turn ends."""
         self._messages: list[Message] = []
         self._size = 0
@@ -106,7 +106,7 @@ class Link:
             if not self.closed:
                 self._write(messages)
 
-    def _call_soon(self, _: Link) -> None:
+    def _call_soon(self, _: Conversation) -> None:
         self._loop.call_soon(self.end_turn)
 
     def _overflow(self) -> None:
@@ -132,7 +132,7 @@ class Link:
         self.close()
 
 
-class SocketLink(Link, asyncio.BufferedProtocol):
+class SocketLink(Conversation, asyncio.BufferedProtocol):
     """Over a socket. What it receives goes into room of its own, so that a large frame is put together without
     being copied for each piece that arrives."""
 
@@ -323,7 +323,7 @@ class SocketLink(Link, asyncio.BufferedProtocol):
             self.lost("it was closed by the other side" if exc is None else str(exc))
 
 
-class InnerLink(Link):
+class InnerLink(Conversation):
     """Within the process: the messages themselves are handed over."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected, NoWorker
 from atasks.options import TaskOptions
-from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     Add,
     Answer,
@@ -43,7 +43,7 @@ class LocalRecords(Records):
     def __init__(self, transport: LocalTransport, expires: float) -> None:
         super().__init__(expires)
         self._transport = transport
-        self._link: Link | None = None
+        self._link: Conversation | None = None
         self._refusal: str | None = "this transport is not connected: await its connect() first"
         self._numbers = itertools.count(1)
         self._questions: dict[int, _Question] = {}
@@ -51,7 +51,7 @@ class LocalRecords(Records):
 
     # -- the connection
 
-    def attach(self, link: Link) -> None:
+    def attach(self, link: Conversation) -> None:
         """Ask this hub from now on, also what no other one has answered. It knows nothing of what was before."""
         self._link = link
         self._refusal = None

@@ -9,20 +9,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from atasks.options import MAX_ATTEMPTS, Executor
-from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
 
-__all__ = ["Service"]
+__all__ = ["Serving"]
 
 MAX_SEEN: Final = 8
 """Workers that may look for an atask before the call is answered with `UnknownTask`."""
 
 
-class Service:
+class Serving:
     """Feeds one worker over a link to a hub.
 
     Whenever something leaves, and something has changed, the hub is told for how many calls the worker has a slot,
@@ -31,7 +31,7 @@ class Service:
     call resumed; those go back to the hub if they wait for long.
     """
 
-    def __init__(self, worker: Worker, queues: Sequence[str], link: Link) -> None:
+    def __init__(self, worker: Worker, queues: Sequence[str], link: Conversation) -> None:
         self.worker = worker
         self.queues = list(queues)
         self.link = link
@@ -159,7 +159,7 @@ class _Handed:
 
     __slots__ = ("service",)
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Serving) -> None:
         self.service = service
 
     def reply(self, reply: Reply | End) -> None:

@@ -26,10 +26,10 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.options import Executor, TaskOptions, WorkerOptions, validate_queue, validate_seconds
-from atasks.transport.backends.local.backpressure import Gate
+from atasks.transport.backends.local.backpressure import Backpressure
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
-from atasks.transport.backends.local.link import Link, SocketLink
+from atasks.transport.backends.local.link import Conversation, SocketLink
 from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
@@ -52,9 +52,9 @@ from atasks.transport.backends.local.messages import (
     Where,
 )
 from atasks.transport.backends.local.records import LocalRecords
-from atasks.transport.backends.local.serving import Service
+from atasks.transport.backends.local.serving import Serving
 from atasks.transport.backends.local.url import checked_path, parse
-from atasks.transport.backends.local.worker_processes import Crew, check
+from atasks.transport.backends.local.worker_processes import WorkerProcesses, check
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
@@ -128,18 +128,18 @@ class LocalTransport(CallTransport):
         self._modules = modules
         self._hosts = hub if hub is not None else bool(path is None or workers)
         self._may_host = hub is None
-        self._link: Link | None = None
+        self._link: Conversation | None = None
         """To the hub; None while there is none."""
         self._welcome: asyncio.Future[None] | None = None
         self._host: Host | None = None
-        self.crew: Crew | None = None
+        self.crew: WorkerProcesses | None = None
         """The worker processes, if it has some."""
         self._crew_watch: asyncio.Task[None] | None = None
         self._private: str | None = None
         """The directory of a private socket."""
-        self._service: Service | None = None
+        self._service: Serving | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._gate = Gate()
+        self._gate = Backpressure()
         self._withdrawn: list[str] = []
         self._lookout = Lookout(self)
         self._last_attempts: set[str] = set()
@@ -180,7 +180,7 @@ class LocalTransport(CallTransport):
                 await self._join(path)
             self._kept.attach(await self._greet())
             if self.workers:
-                self.crew = Crew(
+                self.crew = WorkerProcesses(
                     self.workers, path, self.namespace, self._modules, self._serving, self.process_ended
                 )
                 await self.crew.start(self.timeout)
@@ -206,7 +206,7 @@ class LocalTransport(CallTransport):
         if self._service is not None:
             self._service.expect_no_answers()
 
-    async def _watch_crew(self, crew: Crew) -> None:
+    async def _watch_crew(self, crew: WorkerProcesses) -> None:
         """End every await when worker processes die faster than they start: nobody will run what waits."""
         try:
             await crew.wait()
@@ -257,7 +257,7 @@ class LocalTransport(CallTransport):
         if not trusts(socket.get_extra_info("socket")):
             raise AccessRefused(f"the hub at {path} is run by another user, who is not trusted: name another path")
 
-    def _attach(self, link: Link) -> None:
+    def _attach(self, link: Conversation) -> None:
         link.receive = self._receive
         link.unreadable = self._unreadable
         link.lost = self._lost
@@ -267,7 +267,7 @@ class LocalTransport(CallTransport):
         self._said_bye = False
         self._gate.attach(link)
 
-    async def _greet(self) -> Link:
+    async def _greet(self) -> Conversation:
         """Say Hello, and return the link. Raises ConnectFailed if that does not make us welcome."""
         assert self._link is not None, "it is attached"
         self._welcome = asyncio.get_running_loop().create_future()
@@ -491,7 +491,7 @@ class LocalTransport(CallTransport):
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-            service = self._service = Service(worker, names, self._link)
+            service = self._service = Serving(worker, names, self._link)
             self._link.eager = False  # a reply is followed by what it says of slots
         elif service.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")

@@ -17,7 +17,7 @@ from atasks.namespaces import namespaces
 from atasks.options import WorkerOptions
 from atasks.supervisor import Supervisor
 
-__all__ = ["Crew", "check"]
+__all__ = ["WorkerProcesses", "check"]
 
 END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
@@ -41,7 +41,7 @@ def check(options: WorkerOptions) -> None:
             raise ValueError(f"{name}={value}: at least 1")
 
 
-class Crew:
+class WorkerProcesses:
     """So many worker processes, each one replaced when it dies. They are fresh interpreters."""
 
     def __init__(

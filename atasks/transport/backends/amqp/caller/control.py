@@ -14,12 +14,12 @@ from atasks.wire import CONTENT_TYPE, VERSION, Cancel, Credit, Envelope, Grant, 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
 
-__all__ = ["Notices"]
+__all__ = ["ControlMessages"]
 
 IDS_AT_ONCE: Final = 1000
 
 
-class Notices:
+class ControlMessages:
     """Messages for the control exchange. Nobody need be there to receive them; one that gets lost does no harm.
 
     What is said in one turn of the event loop to the workers of one queue, or to one worker, is one message.

@@ -11,7 +11,7 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.wire import AT_MOST_ONCE
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.caller.requests import Request
+    from atasks.transport.backends.amqp.caller.requests import RequestPacket
     from atasks.transport.backends.amqp.transport import AMQPTransport
     from atasks.transport.call_transport import Pending
 
@@ -42,7 +42,7 @@ class FullQueues:
         self._told: dict[str, float] = {}
         """Queue -> when it was last told that it refuses calls and is not full (event loop time)."""
 
-    def refused(self, request: Request, pending: Pending) -> None:
+    def refused(self, request: RequestPacket, pending: Pending) -> None:
         """The broker has refused this call of the request."""
         if pending.future.done():
             return
@@ -61,7 +61,7 @@ class FullQueues:
         for task in (*self._endings, *self._looks.values()):
             task.cancel()
 
-    async def _decide(self, request: Request, pending: Pending) -> None:
+    async def _decide(self, request: RequestPacket, pending: Pending) -> None:
         queue, call = request.routing_key, pending.call
         look = self._looks.get(queue)
         if look is None:

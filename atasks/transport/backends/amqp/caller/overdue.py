@@ -27,7 +27,7 @@ from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Held
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
 
-__all__ = ["Inquiry"]
+__all__ = ["OverdueCalls"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -46,7 +46,7 @@ MAX_QUESTIONS: Final = 64
 """Questions whose answers are counted at once."""
 
 
-class Inquiry:
+class OverdueCalls:
     """Asks the workers for calls that are pending for long, to notice those that are lost.
 
     A call that all workers of its queue say twice not to have, while the queue is empty, is lost: it is sent

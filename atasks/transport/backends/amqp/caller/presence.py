@@ -13,7 +13,7 @@ from atasks.transport.call_transport import Pending
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
 
-__all__ = ["Announcements"]
+__all__ = ["WorkerPresence"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -22,7 +22,7 @@ CONSUMERS_KNOWN_FOR: Final = 1.0
 """Seconds for which "this queue has consumers" is believed."""
 
 
-class Announcements:
+class WorkerPresence:
     """Listens for workers that declare a queue, and keeps the calls that the broker returned for want of one."""
 
     def __init__(self, transport: AMQPTransport) -> None:

@@ -50,7 +50,7 @@ class Requests:
 
     def __init__(self, transport: AMQPTransport) -> None:
         self._transport = transport
-        self._open: dict[Kind, Request] = {}
+        self._open: dict[Kind, RequestPacket] = {}
         """The message of each kind that waits to be sent and has room left."""
         self._numbers = 0
 
@@ -73,7 +73,7 @@ class Requests:
             request.size += size
             transport.outbox.grew(size)
             return
-        request = Request(transport, kind, pending, size, work)
+        request = RequestPacket(transport, kind, pending, size, work)
         if at_most(work) <= WORK_US:
             self._open[kind] = request
         transport.outbox.put(request)
@@ -140,7 +140,7 @@ class Requests:
         self._numbers += 1
         return f"{self._numbers:x}"
 
-    def left(self, request: Request) -> None:
+    def left(self, request: RequestPacket) -> None:
         """The message is being sent: it takes no more."""
         if self._open.get(request.kind) is request:
             del self._open[request.kind]
@@ -155,7 +155,7 @@ def _is_over(begun: tuple[str, int], claim: Claim) -> bool:
     return giver == worker and number.isdecimal() and int(number) >= run
 
 
-class Request(Outgoing):
+class RequestPacket(Outgoing):
     """The message of a call, or of several for the same queue."""
 
     __slots__ = ("full", "kind", "most", "pendings", "refusals", "transport", "work")
@@ -254,7 +254,7 @@ class Request(Outgoing):
     def send_again(self, pending: Pending, refusals: int, full: bool) -> None:
         """Send this call of it again, unless it has ended; it has been refused so often."""
         if not pending.future.done():
-            request = Request(self.transport, self.kind, pending, _size(pending.call), refusals=refusals)
+            request = RequestPacket(self.transport, self.kind, pending, _size(pending.call), refusals=refusals)
             request.full = full
             self.transport.outbox.put(request)
 
@@ -263,7 +263,9 @@ class Request(Outgoing):
         pendings = [pending for pending in self.pendings if not pending.future.done()]
         if len(pendings) > 1 and refusal.exchange is None:
             for pending in pendings:
-                self.transport.outbox.put_alone(Request(self.transport, self.kind, pending, _size(pending.call)))
+                self.transport.outbox.put_alone(
+                    RequestPacket(self.transport, self.kind, pending, _size(pending.call))
+                )
         else:
             for pending in pendings:
                 pending.fail(refusal.error(pending.call.task, len(self.body)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-__all__ = ["NOTHING", "UNKNOWN", "Pace", "Work", "at_most"]
+__all__ = ["NOTHING", "UNKNOWN", "RunTimes", "Work", "at_most"]
 
 Work = tuple[float, float]
 """What calls are expected to run, in microseconds: the mean, and the square of the mean deviation."""
@@ -27,7 +27,7 @@ def at_most(work: Work) -> float:
     return mean + 4 * math.sqrt(square)
 
 
-class Pace:
+class RunTimes:
     """What the next call of each atask is expected to run: mean and mean deviation of its run times so far,
     smoothed as TCP does with round-trip times (RFC 6298, section 2).
 

@@ -13,12 +13,18 @@ from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
-from atasks.transport.backends.amqp.worker.claims import CopyClaim, Question, Waiting, Word, question_properties
-from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
+from atasks.transport.backends.amqp.worker.claims import (
+    ClaimAnswer,
+    CopyClaim,
+    Question,
+    Waiting,
+    question_properties,
+)
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery, RequestMessage
 from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status, describe
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
 __all__ = ["Attempts"]
 
@@ -54,7 +60,7 @@ class Attempts:
 
     patience = 30.0
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Serving) -> None:
         self._intake = intake
         self._questions: dict[str, Waiting[Reply | End | None]] = {}
         """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
@@ -104,7 +110,7 @@ class Attempts:
         """The worker takes no more calls: those that wait for the word of their callers go back."""
         self._stopped = True
         for claim in self._claims.values():
-            claim.tell(Word.BACK)
+            claim.tell(ClaimAnswer.BACK)
 
     def restart(self) -> None:
         """It takes calls again."""
@@ -130,7 +136,7 @@ class Attempts:
         inbound = deliveries[0].inbound
         claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._intake.epoch)
         if self._stopped:
-            claim.tell(Word.BACK)
+            claim.tell(ClaimAnswer.BACK)
         return claim
 
     async def _claim(self, call: Call, claim: CopyClaim) -> None:
@@ -145,22 +151,22 @@ class Attempts:
             else:
                 consumer.claims -= 1
         again = claim.was_delivered_before(self._intake.epoch)
-        if word is Word.NO:
+        if word is ClaimAnswer.NO:
             copy = inbound.copy
             logger.debug(
                 "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
             )
             for each in claim.deliveries:
                 each.drop()
-        elif word is Word.BACK and again and not claim.run:  # it may have begun elsewhere
+        elif word is ClaimAnswer.BACK and again and not claim.run:  # it may have begun elsewhere
             for each in claim.deliveries:
                 each.requeue()
-        elif word is Word.BACK:
+        elif word is ClaimAnswer.BACK:
             *others, last = claim.deliveries
             last.give_back(call)
             for each in others:
                 each.drop()
-        elif word in (Word.BEGUN, Word.SILENCE) and again:
+        elif word in (ClaimAnswer.BEGUN, ClaimAnswer.SILENCE) and again:
             consumer.away += 1
             self._adapt_window()
             await self._ask_before(call, claim.deliveries)
@@ -174,7 +180,7 @@ class Attempts:
         if self._intake.window is not None:
             self._intake.window.adapt_soon()
 
-    async def _ask_caller(self, claim: CopyClaim, inbound: Inbound) -> Word:
+    async def _ask_caller(self, claim: CopyClaim, inbound: RequestMessage) -> ClaimAnswer:
         """What the caller says; if it stays silent, what is to be taken for its word."""
         call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
@@ -196,15 +202,15 @@ class Attempts:
             missing = missing + 1 if state is None else 0
             once = call.delivery == AT_MOST_ONCE  # no word, no start: somebody else may have sent it again
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
-                return Word.NO if call.orphan == CANCEL or once else Word.SILENCE
+                return ClaimAnswer.NO if call.orphan == CANCEL or once else ClaimAnswer.SILENCE
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
             self._adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
                 gone = call.orphan == CANCEL and state is not None and not state[1]
-                return Word.NO if gone or once else Word.SILENCE
+                return ClaimAnswer.NO if gone or once else ClaimAnswer.SILENCE
 
-    def _put_aside(self, claim: CopyClaim, inbound: Inbound) -> None:
+    def _put_aside(self, claim: CopyClaim, inbound: RequestMessage) -> None:
         """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
         that died leaves many of which it was the caller."""
         if not claim.away:
@@ -228,10 +234,10 @@ class Attempts:
             if asked is not None:
                 self._intake.clocks.learn(asked.reply_to, grant.now_ms)
                 word = asked.word(grant)
-                if word is not Word.YES or asked is claim:  # else it is the answer to an earlier question
+                if word is not ClaimAnswer.YES or asked is claim:  # else it is the answer to an earlier question
                     asked.tell(word)
 
-    async def _begin(self, call: Call, claim: CopyClaim, word: Word | None) -> bool:
+    async def _begin(self, call: Call, claim: CopyClaim, word: ClaimAnswer | None) -> bool:
         """A last attempt has the worker for itself: whether it may begin. Where its caller has answered before and
         is silent now, it waits aside, and the worker goes on with other calls. If it has begun elsewhere, what it
         came by goes back to the broker: the worker where it began may be gone by now."""
@@ -247,14 +253,17 @@ class Attempts:
                     each.beginning = name
         beginning = CopyClaim(call, claim.deliveries, again, claim.epoch, claim.run, begins=True)
         self._ask(beginning)
-        if word not in (Word.HERE, Word.SILENCE):  # else nothing is left to be asked: its caller is told
+        if word not in (
+            ClaimAnswer.HERE,
+            ClaimAnswer.SILENCE,
+        ):  # else nothing is left to be asked: its caller is told
             copy = claim.deliveries[0].inbound.copy
             self._beginnings[copy] = beginning
             try:
                 word = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
             finally:
                 del self._beginnings[copy]
-        if word in (Word.HERE, Word.SILENCE):
+        if word in (ClaimAnswer.HERE, ClaimAnswer.SILENCE):
             return True
         run = worker.find(call.id)
         if run is not None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
 __all__ = ["CANCEL", "CallerWatch"]
 
@@ -35,7 +35,7 @@ class CallerWatch:
     """Seconds between two rounds, at least."""
     patience = 30.0
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Serving) -> None:
         self._intake = intake
         self._absences: dict[str, _Absence] = {}
         """By reply queue."""

@@ -14,14 +14,14 @@ from atasks.wire import CONTENT_TYPE, VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.delivery import CallDelivery
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
-__all__ = ["CopyClaim", "Question", "Waiting", "Word", "question_properties"]
+__all__ = ["ClaimAnswer", "CopyClaim", "Question", "Waiting", "question_properties"]
 
 T = TypeVar("T")
 
 
-class Word(enum.Enum):
+class ClaimAnswer(enum.Enum):
     """What a caller says to a worker that has a copy of its call."""
 
     NO = enum.auto()
@@ -56,7 +56,7 @@ class Waiting(Generic[T]):
             self.answer.set_result(answer)
 
 
-class CopyClaim(Waiting[Word]):
+class CopyClaim(Waiting[ClaimAnswer]):
     """The deliveries of one copy of a call, of which its caller is asked whether it may start, or begin."""
 
     def __init__(
@@ -92,17 +92,17 @@ class CopyClaim(Waiting[Word]):
         """Whether somebody else had the copy, or may have it by now: the link by which it came is gone."""
         return self.again or self.epoch != epoch
 
-    def word(self, grant: Grant) -> Word:
+    def word(self, grant: Grant) -> ClaimAnswer:
         """What the caller's answer says."""
         if not grant.granted:
-            return Word.NO
+            return ClaimAnswer.NO
         if not grant.begun:
-            return Word.YES
+            return ClaimAnswer.YES
         if self.run and grant.run == self.run:
-            return Word.HERE
+            return ClaimAnswer.HERE
         if grant.run is None:  # an older version, which grants a beginning to who asks for it, and says no more
-            return Word.HERE if self.begins else Word.YES if self.run else Word.BEGUN
-        return Word.NO if self.begins else Word.BEGUN  # it has begun at another worker
+            return ClaimAnswer.HERE if self.begins else ClaimAnswer.YES if self.run else ClaimAnswer.BEGUN
+        return ClaimAnswer.NO if self.begins else ClaimAnswer.BEGUN  # it has begun at another worker
 
 
 class Question(Outgoing):
@@ -111,7 +111,7 @@ class Question(Outgoing):
 
     __slots__ = ("arrived", "claim", "ended", "intake")
 
-    def __init__(self, intake: Intake, claim: CopyClaim) -> None:
+    def __init__(self, intake: Serving, claim: CopyClaim) -> None:
         key = claim.deliveries[0].inbound.key
         super().__init__(b"", claim.reply_to, question_properties(intake), mandatory=False, key=key)
         self.intake = intake
@@ -157,7 +157,7 @@ class Question(Outgoing):
         return False
 
 
-def question_properties(intake: Intake) -> Basic.Properties:
+def question_properties(intake: Serving) -> Basic.Properties:
     """Those of a question: the answer comes to the control queue of this worker."""
     return Basic.Properties(
         content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1

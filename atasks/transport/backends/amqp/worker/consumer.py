@@ -15,7 +15,7 @@ from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.seals import opening
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
 __all__ = ["Consumer"]
 
@@ -27,7 +27,7 @@ class Consumer:
 
     def __init__(
         self,
-        intake: Intake,
+        intake: Serving,
         link: Link,
         acks: Acks,
         queue: str,

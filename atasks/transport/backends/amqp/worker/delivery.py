@@ -21,9 +21,9 @@ from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Status, describe
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
     from atasks.transport.backends.amqp.worker.consumer import Consumer
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
-__all__ = ["CallDelivery", "GivenBack", "Inbound", "Items", "Settling"]
+__all__ = ["CallDelivery", "Items", "ReplyMessage", "RequestMessage", "ReturnedRequest"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -35,7 +35,7 @@ PASS_ON_PAUSE: Final = 0.05
 REFUSED_PAUSE: Final = 0.5
 
 
-class Inbound:
+class RequestMessage:
     """One message from a work queue: acknowledged when each of its calls is settled."""
 
     __slots__ = (
@@ -54,7 +54,7 @@ class Inbound:
     )
 
     def __init__(
-        self, intake: Intake, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None
+        self, intake: Serving, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None
     ) -> None:
         """`lease`: the acknowledgements of its channel, if it comes from a lease queue and takes no place in the
         window of the consumer."""
@@ -133,7 +133,7 @@ class CallDelivery:
 
     __slots__ = ("beginning", "inbound", "renewing")
 
-    def __init__(self, inbound: Inbound, older: CallDelivery | None = None) -> None:
+    def __init__(self, inbound: RequestMessage, older: CallDelivery | None = None) -> None:
         """`older`: another delivery of the same run."""
         self.inbound = inbound
         self.beginning: str = "" if older is None else older.beginning
@@ -201,15 +201,15 @@ class CallDelivery:
         return None
 
 
-class Settling(Outgoing):
+class ReplyMessage(Outgoing):
     """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
 
     __slots__ = ("intake", "replies")
 
     def __init__(
         self,
-        intake: Intake,
-        replies: list[tuple[Reply | End, Inbound | None]],
+        intake: Serving,
+        replies: list[tuple[Reply | End, RequestMessage | None]],
         key: str,
         properties: Basic.Properties,
         seal: str | None,
@@ -274,7 +274,7 @@ class Items(Outgoing):
     __slots__ = ("intake", "item")
 
     def __init__(
-        self, intake: Intake, item: Item, key: str, properties: Basic.Properties, seal: str | None
+        self, intake: Serving, item: Item, key: str, properties: Basic.Properties, seal: str | None
     ) -> None:
         super().__init__(wire.encode([item]), key, properties, key=seal)
         self.intake = intake
@@ -296,12 +296,12 @@ class Items(Outgoing):
         intake.send_replies(self.routing_key, [(end, None)], 1, self.key)
 
 
-class GivenBack(Outgoing):
+class ReturnedRequest(Outgoing):
     """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
 
     __slots__ = ("call", "inbound")
 
-    def __init__(self, call: Call, key: str, properties: Basic.Properties, inbound: Inbound) -> None:
+    def __init__(self, call: Call, key: str, properties: Basic.Properties, inbound: RequestMessage) -> None:
         super().__init__(wire.encode([call]), key, properties, key=inbound.voice)
         self.call = call
         self.inbound = inbound

@@ -19,7 +19,7 @@ from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.consumer import Consumer
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
 __all__ = ["Doubts"]
 
@@ -58,7 +58,7 @@ class Doubts:
 
     patience = 30.0
 
-    def __init__(self, intake: Intake, watch: CallerWatch) -> None:
+    def __init__(self, intake: Serving, watch: CallerWatch) -> None:
         self._intake = intake
         self._watch = watch
         self._asked: dict[str, _Caller] = {}

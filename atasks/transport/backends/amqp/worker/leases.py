@@ -20,12 +20,12 @@ from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.seals import Opened, opening
-from atasks.transport.backends.amqp.worker.delivery import CallDelivery, Inbound
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery, RequestMessage
 from atasks.wire import CONTENT_TYPE, Call
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Intake
-    from atasks.worker.held_call import Run
+    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["Leases", "was_leased"]
 
@@ -38,7 +38,7 @@ LOOKS: Final = 12
 class Leases:
     """Renews what the calls in hand were delivered by, before the broker takes it back."""
 
-    def __init__(self, intake: Intake, consumer_timeout: float) -> None:
+    def __init__(self, intake: Serving, consumer_timeout: float) -> None:
         self._intake = intake
         self._timeout = consumer_timeout
         self._queues: dict[str, str] = {}
@@ -75,7 +75,7 @@ class Leases:
             if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
                 await self._renew(link, run, delivery)
 
-    async def _renew(self, link: Link, run: Run, delivery: CallDelivery) -> None:
+    async def _renew(self, link: Link, run: HeldCall, delivery: CallDelivery) -> None:
         inbound = delivery.inbound
         queue = inbound.consumer.queue
         lease = self._queues.get(queue)
@@ -133,7 +133,7 @@ class Leases:
         if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        inbound = Inbound(self._intake, older[-1].inbound.consumer, message, acks)
+        inbound = RequestMessage(self._intake, older[-1].inbound.consumer, message, acks)
         inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
         run.deliveries = [CallDelivery(inbound, older[-1])]
         for each in older:
@@ -145,7 +145,9 @@ class _Lease(Outgoing):
 
     __slots__ = ("_work",)
 
-    def __init__(self, body: bytes, key: str, properties: Basic.Properties, inbound: Inbound, work: str) -> None:
+    def __init__(
+        self, body: bytes, key: str, properties: Basic.Properties, inbound: RequestMessage, work: str
+    ) -> None:
         super().__init__(body, key, properties, key=inbound.voice)
         self._work = work
 

@@ -13,10 +13,10 @@ from atasks.transport.backends.amqp.worker.consumer import Consumer
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
 
-__all__ = ["Window"]
+__all__ = ["Prefetch"]
 
 
-class Window:
+class Prefetch:
     """The consumers of a worker's queues over one link, and their prefetches.
 
     The prefetch of a consumer cannot be changed, so a window changes by replacing its consumer. What a cancelled

@@ -25,11 +25,17 @@ from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from atasks.transport.backends.amqp.worker.clocks import Clocks
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
-from atasks.transport.backends.amqp.worker.delivery import CallDelivery, GivenBack, Inbound, Items, Settling
+from atasks.transport.backends.amqp.worker.delivery import (
+    CallDelivery,
+    Items,
+    ReplyMessage,
+    RequestMessage,
+    ReturnedRequest,
+)
 from atasks.transport.backends.amqp.worker.doubts import Doubts
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
-from atasks.transport.backends.amqp.worker.prefetch import Window
-from atasks.transport.backends.amqp.worker.unavailable import Ailing
+from atasks.transport.backends.amqp.worker.prefetch import Prefetch
+from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
 from atasks.wire import (
     CONTENT_TYPE,
     VERSION,
@@ -48,10 +54,10 @@ from atasks.wire import (
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.transport import AMQPTransport
-    from atasks.worker.held_call import Run
+    from atasks.worker.held_call import HeldCall
     from atasks.worker.worker import Worker
 
-__all__ = ["Intake"]
+__all__ = ["Serving"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -61,15 +67,15 @@ MAX_ADDRESSEES: Final = 2_000
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 
-Answer = tuple[Reply | End, Inbound | None]
+Answer = tuple[Reply | End, RequestMessage | None]
 """A reply, and what it settles; None: it was sent before, and settles nothing."""
 
 
-class Intake:
+class Serving:
     """Feeds one worker from its work queues, and sends its replies.
 
     A request is acknowledged when its reply is safe at the broker. The broker sends at most as many requests as
-    there are slots: see `Window`.
+    there are slots: see `Prefetch`.
     """
 
     def __init__(self, transport: AMQPTransport, worker: Worker, queues: Sequence[str]) -> None:
@@ -78,7 +84,7 @@ class Intake:
         self.queues = list(queues)
         self.link: Link | None = None
         self.acks: Acks | None = None
-        self.window: Window | None = None
+        self.window: Prefetch | None = None
         self._stopping = False
         self._replies: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
@@ -104,7 +110,7 @@ class Intake:
         self.doubts = Doubts(self, self._callers)
         self.clocks = Clocks()
         self._leases = Leases(self, transport.consumer_timeout)
-        self.ailing = Ailing(self)
+        self.ailing = UnavailableQueues(self)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
             asyncio.create_task(self._leases.run(), name="atasks leases"),
@@ -143,7 +149,7 @@ class Intake:
                 except (AMQPChannelError, TimeoutError) as error:
                     self._endure(error)
                     self.ailing.add(queue, error)
-        self.window = Window(link, worker, consumers)
+        self.window = Prefetch(link, worker, consumers)
         if not self._stopping:
             await self.window.open()
         self.serving = True
@@ -231,10 +237,10 @@ class Intake:
                 return await self.window.has_other_workers()
         return False
 
-    def callers(self, orphan: int) -> dict[str, list[Run]]:
+    def callers(self, orphan: int) -> dict[str, list[HeldCall]]:
         """Reply queue -> the runs in hand that are to be treated so when their caller is gone. One that was sent
         again since its caller has another reply queue is there under both."""
-        found: dict[str, list[Run]] = {}
+        found: dict[str, list[HeldCall]] = {}
         for run in self.worker.runs:
             if run.call.orphan == orphan:
                 deliveries = (item for item in run.deliveries if isinstance(item, CallDelivery))
@@ -263,7 +269,7 @@ class Intake:
 
     async def receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
-        inbound = Inbound(self, consumer, message)
+        inbound = RequestMessage(self, consumer, message)
         properties = message.header.properties
         if properties.priority and self.transport.topology.max_priority is None and not self._told_of_priority:
             self._told_of_priority = True
@@ -305,7 +311,7 @@ class Intake:
         if consumer.solo and self.window is not None:
             self.window.adapt()
 
-    def _take(self, call: Call, inbound: Inbound, again: bool, doubtful: bool) -> None:
+    def _take(self, call: Call, inbound: RequestMessage, again: bool, doubtful: bool) -> None:
         """Deal with a call of a request; `again`: the broker has delivered it before."""
         if call.max_attempts > MAX_ATTEMPTS:
             self.worker.cap(call)
@@ -325,7 +331,7 @@ class Intake:
         elif not self.attempts.take(call, delivery, again):
             self.worker.deliver(call, delivery, alone=consumer.solo)
 
-    def sent_ms(self, call: Call, inbound: Inbound) -> float:
+    def sent_ms(self, call: Call, inbound: RequestMessage) -> float:
         """When the call was sent, by this clock as far as it was compared with the caller's."""
         return call.sent_ms + self.clocks.ahead(inbound.reply_to)
 
@@ -391,7 +397,7 @@ class Intake:
 
     # -- replies
 
-    def send(self, envelope: Item | End, inbound: Inbound) -> None:
+    def send(self, envelope: Item | End, inbound: RequestMessage) -> None:
         """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
         gone, for the next one, and so the broker need not write them to its disk."""
         if isinstance(envelope, End):
@@ -400,7 +406,7 @@ class Intake:
             items = Items(self, envelope, inbound.reply_to, self.properties(1), inbound.key)
             self.transport.outbox.put_now(items)
 
-    def reply(self, reply: Reply | End, inbound: Inbound) -> None:
+    def reply(self, reply: Reply | End, inbound: RequestMessage) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._replies:
             asyncio.get_running_loop().call_soon(self.flush)
@@ -423,13 +429,13 @@ class Intake:
         self, reply_to: str, replies: list[Answer], mode: int, key: str | None, alone: bool = False
     ) -> None:
         """Send them in one message under the seal of `key`; alone: the broker may close the channel over it."""
-        settling = Settling(self, replies, reply_to, self.properties(mode), key)
+        settling = ReplyMessage(self, replies, reply_to, self.properties(mode), key)
         if alone:
             self.transport.outbox.put_alone(settling)
         else:
             self.transport.outbox.put_now(settling)
 
-    def republish(self, call: Call, inbound: Inbound, queue: str, charged: bool, over: str) -> None:
+    def republish(self, call: Call, inbound: RequestMessage, queue: str, charged: bool, over: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
         is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
         old = inbound.properties
@@ -442,7 +448,7 @@ class Intake:
             expiration=old.expiration,
             correlation_id=over or None,
         )
-        self.transport.outbox.put(GivenBack(call, queue, properties, inbound))
+        self.transport.outbox.put(ReturnedRequest(call, queue, properties, inbound))
 
     def properties(self, delivery_mode: int) -> Basic.Properties:
         """Those of a message to a caller."""

@@ -12,10 +12,10 @@ from atasks.errors import TransportError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.prefetch import Window
-    from atasks.transport.backends.amqp.worker.serving import Intake
+    from atasks.transport.backends.amqp.worker.prefetch import Prefetch
+    from atasks.transport.backends.amqp.worker.serving import Serving
 
-__all__ = ["Ailing"]
+__all__ = ["UnavailableQueues"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -23,7 +23,7 @@ PAUSE: Final = (0.5, 15.0)
 """Seconds before the first and, at most, before any later look at the queues."""
 
 
-class Ailing:
+class UnavailableQueues:
     """Tries such queues again, until they can be served, and leaves the other queues in peace.
 
     Each is tried over a link of its own: RabbitMQ closes the connection of who consumes a quorum queue without a
@@ -31,7 +31,7 @@ class Ailing:
     queue is served over the one link of the transport again.
     """
 
-    def __init__(self, intake: Intake) -> None:
+    def __init__(self, intake: Serving) -> None:
         self._intake = intake
         self._queues: set[str] = set()
         self._added = asyncio.Event()
@@ -67,7 +67,7 @@ class Ailing:
                     if window is not None and window.opened:
                         await self._try(queue, window)
 
-    async def _try(self, queue: str, window: Window) -> None:
+    async def _try(self, queue: str, window: Prefetch) -> None:
         """Serve the queue over a link of its own, and make it one of the window's."""
         transport = self._intake.transport
         link: Link | None = None

@@ -14,9 +14,9 @@ from msgspec import structs
 from atasks import wire
 from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.hub.queue import Entry, Queue
-from atasks.transport.backends.local.hub.records import Runs
-from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.hub.records import HubRecords
+from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Add,
@@ -72,14 +72,14 @@ class Hub:
     def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
         self.closed = False
         self._peers: list[Peer] = []
-        self._entries: dict[str, Entry] = {}
-        self._queues: dict[tuple[str, str, Executor | None], Queue] = {}
+        self._entries: dict[str, QueuedCall] = {}
+        self._queues: dict[tuple[str, str, Executor | None], WorkQueue] = {}
         """By namespace, name, and what the calls run in, if they need a place in a pool."""
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
-        self._runs = Runs(keep_bytes, self._unwanted, self._in_hand)
+        self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
         self._receiving = False
-        self._unsent: list[Link] = []
+        self._unsent: list[Conversation] = []
         """Those to whom something was sent while what has arrived is dealt with."""
         self._handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
             Request: self._request,
@@ -108,7 +108,7 @@ class Hub:
 
     # -- the processes around it
 
-    def attach(self, link: Link, pid: int = 0) -> None:
+    def attach(self, link: Conversation, pid: int = 0) -> None:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
         peer = Peer(link, pid, self._fill)
         self._peers.append(peer)
@@ -168,7 +168,7 @@ class Hub:
             for link in unsent:  # at once: what arrives together was sent together, and leaves together
                 link.end_turn()
 
-    def _schedule(self, link: Link) -> None:
+    def _schedule(self, link: Conversation) -> None:
         if self._receiving:
             self._unsent.append(link)
         else:
@@ -246,7 +246,7 @@ class Hub:
             return
         if queue.executors and call.task in queue.executors:
             queue = self._beside(queue, queue.executors[call.task])
-        entry = self._entries[call.id] = Entry(call, peer, queue, message.priority)
+        entry = self._entries[call.id] = QueuedCall(call, peer, queue, message.priority)
         if call.timeout_ms is not None:
             entry.deadline = self._loop.time() + call.timeout_ms / 1000
         entry.alone = 1 < call.attempt >= _most(entry)
@@ -259,7 +259,7 @@ class Hub:
             if entry.alone or peer.link.clogged:
                 self._offer(queue)
 
-    def _request_again(self, peer: Peer, known: Entry, call: Call) -> None:
+    def _request_again(self, peer: Peer, known: QueuedCall, call: Call) -> None:
         """A call of this id is in hand: whose process sent it may await it again, after a lost connection."""
         if known.caller is peer:
             return
@@ -284,7 +284,7 @@ class Hub:
             self._tidy(queue)
             outcome = Outcome.NO_ROOM
         else:
-            entry = self._entries[call.id] = Entry(call, None, queue, message.priority)
+            entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
             entry.kept = True
             queue.push(entry)
             self._offer(queue)
@@ -331,7 +331,7 @@ class Hub:
         if entry is not None and entry.caller is peer and entry.worker is not None:
             entry.worker.link.send(credit)
 
-    def _orphan(self, entry: Entry) -> None:
+    def _orphan(self, entry: QueuedCall) -> None:
         """Its caller is gone."""
         if entry.call.orphan == RUN:
             if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
@@ -380,7 +380,7 @@ class Hub:
         if entry is not None and entry.worker is peer:
             self._begin_alone(entry)
 
-    def _begin_alone(self, entry: Entry) -> None:
+    def _begin_alone(self, entry: QueuedCall) -> None:
         """A last attempt begins: should its worker die now, it is lost."""
         entry.begun = True
         if entry.worker is not None:
@@ -419,7 +419,7 @@ class Hub:
             self._tidy(queue)
         peer.link.send(Pong(message.number, others))
 
-    def _again(self, entry: Entry) -> None:
+    def _again(self, entry: QueuedCall) -> None:
         """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
         it has only waited there to be alone."""
         call = entry.call
@@ -439,42 +439,42 @@ class Hub:
 
     # -- from queues to workers
 
-    def _queue(self, peer: Peer, name: str) -> Queue:
+    def _queue(self, peer: Peer, name: str) -> WorkQueue:
         assert peer.namespace is not None, "it was welcomed"
         queue = self._queues.get((peer.namespace, name, None))
         if queue is None:
-            queue = self._queues[peer.namespace, name, None] = Queue(peer.namespace, name)
+            queue = self._queues[peer.namespace, name, None] = WorkQueue(peer.namespace, name)
         return queue
 
-    def _beside(self, queue: Queue, executor: Executor) -> Queue:
+    def _beside(self, queue: WorkQueue, executor: Executor) -> WorkQueue:
         """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
         beside = self._queues.get((queue.namespace, queue.name, executor))
         if beside is None:
-            beside = Queue(queue.namespace, queue.name, executor)
+            beside = WorkQueue(queue.namespace, queue.name, executor)
             self._queues[queue.namespace, queue.name, executor] = beside
             beside.workers += queue.workers
             for worker in queue.workers:
                 worker.queues.append(beside)
         return beside
 
-    def _all_beside(self, peer: Peer, name: str) -> list[Queue]:
+    def _all_beside(self, peer: Peer, name: str) -> list[WorkQueue]:
         """The queues beside a work queue that there are."""
         assert peer.namespace is not None, "it was welcomed"
         found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
         return [queue for queue in found if queue is not None]
 
-    def _put_back(self, entry: Entry) -> None:
+    def _put_back(self, entry: QueuedCall) -> None:
         """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
         queue = entry.queue
         entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
         entry.queue.push(entry, front=True)
 
-    def _tidy(self, queue: Queue) -> None:
+    def _tidy(self, queue: WorkQueue) -> None:
         """Forget a queue that has neither workers nor calls."""
         if not queue.workers and not queue:
             self._queues.pop((queue.namespace, queue.name, queue.executor), None)
 
-    def _offer(self, queue: Queue) -> None:
+    def _offer(self, queue: WorkQueue) -> None:
         """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
         for worker in sorted(queue.workers, key=lambda worker: -worker.room_for(queue)):
             self._fill(worker)
@@ -495,7 +495,7 @@ class Hub:
         if len(queues) > 1:
             queues.append(queues.pop(0))
 
-    def _hand(self, entry: Entry, worker: Peer) -> None:
+    def _hand(self, entry: QueuedCall, worker: Peer) -> None:
         entry.worker = worker
         entry.begun = False
         entry.since = self._loop.time()
@@ -508,7 +508,7 @@ class Hub:
             call = structs.replace(call, timeout_ms=left)
         worker.link.send(Deliver(call, entry.alone), entry.size)
 
-    def _end(self, entry: Entry, reply: Reply | End) -> None:
+    def _end(self, entry: QueuedCall, reply: Reply | End) -> None:
         del self._entries[entry.call.id]
         if entry.worker is not None:
             entry.worker.let_go(entry)
@@ -517,7 +517,7 @@ class Hub:
         elif entry.caller is not None:
             entry.caller.link.send(reply, len(reply.payload))
 
-    def _forget(self, entry: Entry) -> None:
+    def _forget(self, entry: QueuedCall) -> None:
         """Nobody awaits the call any more."""
         del self._entries[entry.call.id]
         if entry.worker is not None:
@@ -527,7 +527,7 @@ class Hub:
             self._tidy(entry.queue)
 
 
-def _most(entry: Entry) -> int:
+def _most(entry: QueuedCall) -> int:
     """How many attempts the call has: it may ask for some, and its atask's own definition may allow more."""
     call = entry.call
     if call.max_attempts <= MAX_ATTEMPTS or entry.kept:
@@ -535,7 +535,7 @@ def _most(entry: Entry) -> int:
     return min(call.max_attempts, max(MAX_ATTEMPTS, entry.queue.attempts.get(call.task, 0)))
 
 
-def _lost(entry: Entry, what: str) -> Reply:
+def _lost(entry: QueuedCall, what: str) -> Reply:
     call = entry.call
     message = f"task {call.task!r}, call {call.id}, {what}"
     return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from atasks.options import EXECUTORS, Executor
-from atasks.transport.backends.local.hub.queue import Entry, Queue
-from atasks.transport.backends.local.link import Link
+from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Hold, Read, Slots
 from atasks.turns import Turns
 
@@ -23,7 +23,7 @@ MAX_QUEUED: Final = 64 * 2**20
 class Peer:
     """One process and one namespace."""
 
-    def __init__(self, link: Link, pid: int, look: Callable[[Peer], None]) -> None:
+    def __init__(self, link: Conversation, pid: int, look: Callable[[Peer], None]) -> None:
         """`look(peer)` is called when it may have a call that is to run alone, and might not before."""
         self.link = link
         self.namespace: str | None = None
@@ -34,7 +34,7 @@ class Peer:
         # as a caller
         self.queued = 0
         """Bytes of its calls that wait in queues."""
-        self.stalled: OrderedDict[str, Entry] = OrderedDict()
+        self.stalled: OrderedDict[str, QueuedCall] = OrderedDict()
         """Calls that are not handed out because it is slow to read the replies that it has."""
         self._on_hold = False
         # as a reader of records
@@ -46,11 +46,11 @@ class Peer:
         self.worker_id = ""
         self.begins = False
         """Whether it says when a last attempt begins."""
-        self.queues: list[Queue] = []
+        self.queues: list[WorkQueue] = []
         """Those it serves, or, while it drains, served."""
         self.room = 0
         """How many calls it may be handed now; less than 0: it has more than it can start."""
-        self.alone: Entry | None = None
+        self.alone: QueuedCall | None = None
         """The call that it has, or is about to have, in a slot for itself."""
         self.turns = Turns(asyncio.get_running_loop(), partial(look, self))
         self._together = 0
@@ -62,7 +62,7 @@ class Peer:
         self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
         """Calls of such functions that it was handed and has not told of: the how manieth call each was."""
 
-    def room_for(self, queue: Queue) -> int:
+    def room_for(self, queue: WorkQueue) -> int:
         """How many calls of this queue it may be handed now."""
         return self.room if queue.executor is None else min(self.room, self._places.get(queue.executor, 0))
 
@@ -70,7 +70,7 @@ class Peer:
         """Whether it may be handed a call that is to run alone now; `others`: there are such as need not."""
         return self.alone is None and not self.turns.resting(others or self._together > 0)
 
-    def hand(self, entry: Entry) -> None:
+    def hand(self, entry: QueuedCall) -> None:
         """Count a call that it is handed now."""
         self._handed += 1
         self.room -= 1
@@ -97,7 +97,7 @@ class Peer:
         if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
             self.room = min(self.room, 0)
 
-    def let_go(self, entry: Entry) -> None:
+    def let_go(self, entry: QueuedCall) -> None:
         """It has the call no longer."""
         if self.alone is entry:
             self.alone = None

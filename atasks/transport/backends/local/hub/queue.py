@@ -11,12 +11,12 @@ from atasks.wire import Call
 if TYPE_CHECKING:
     from atasks.transport.backends.local.hub.peer import Peer
 
-__all__ = ["Entry", "Queue"]
+__all__ = ["QueuedCall", "WorkQueue"]
 
 LANES = 2 * (MAX_PRIORITY + 1)
 
 
-class Entry:
+class QueuedCall:
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
     __slots__ = (
@@ -35,7 +35,7 @@ class Entry:
         "worker",
     )
 
-    def __init__(self, call: Call, caller: Peer | None, queue: Queue, priority: int) -> None:
+    def __init__(self, call: Call, caller: Peer | None, queue: WorkQueue, priority: int) -> None:
         self.call = call
         self.caller = caller
         """Who awaits it; None: nobody does any more, and it runs nevertheless."""
@@ -53,7 +53,7 @@ class Entry:
         """Who has it."""
         self.since = 0.0
         """When it was handed to that worker (event loop time)."""
-        self.lane: OrderedDict[str, Entry] | None = None
+        self.lane: OrderedDict[str, QueuedCall] | None = None
         """Where it waits."""
         self.deadline: float | None = None
         """When its caller will not wait any longer (event loop time)."""
@@ -61,7 +61,7 @@ class Entry:
         """Bytes, roughly."""
 
 
-class Queue:
+class WorkQueue:
     """The calls that wait in one work queue: urgent ones first, then those made by calls, then the oldest.
 
     Calls of blocking functions, which also need a place in a pool of their worker, wait in queues beside it, one
@@ -78,14 +78,14 @@ class Queue:
         self.attempts: dict[str, int] = {}
         """Of the atasks whose calls may have more attempts than others."""
         self.workers: list[Peer] = []
-        self._lanes: list[OrderedDict[str, Entry]] = [OrderedDict() for _ in range(LANES)]
-        self._alone: OrderedDict[str, Entry] = OrderedDict()
+        self._lanes: list[OrderedDict[str, QueuedCall]] = [OrderedDict() for _ in range(LANES)]
+        self._alone: OrderedDict[str, QueuedCall] = OrderedDict()
         self._count = 0
 
     def __len__(self) -> int:
         return self._count
 
-    def push(self, entry: Entry, front: bool = False) -> None:
+    def push(self, entry: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""
         if entry.alone:
             lane = self._alone
@@ -99,7 +99,7 @@ class Queue:
         if entry.caller is not None:
             entry.caller.queued += entry.size
 
-    def remove(self, entry: Entry) -> None:
+    def remove(self, entry: QueuedCall) -> None:
         """It waits here no longer."""
         assert entry.lane is not None, "it waits here"
         del entry.lane[entry.call.id]
@@ -109,7 +109,7 @@ class Queue:
             entry.caller.queued -= entry.size
             entry.caller.may_send_again()
 
-    def pop(self, worker: Peer) -> Entry | None:
+    def pop(self, worker: Peer) -> QueuedCall | None:
         """The call that this worker is to have next; None if there is none for it."""
         if (
             self._alone
@@ -122,7 +122,7 @@ class Queue:
                 return entry
         return None
 
-    def _first(self, lane: OrderedDict[str, Entry], worker: Peer) -> Entry | None:
+    def _first(self, lane: OrderedDict[str, QueuedCall], worker: Peer) -> QueuedCall | None:
         for entry in lane.values():
             if not entry.call.seen or self.may_have(worker, entry.call):
                 self.remove(entry)

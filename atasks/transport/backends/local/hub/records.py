@@ -10,13 +10,13 @@ from atasks.transport.records.contract import Record
 from atasks.transport.records.store import RecordStore
 from atasks.wire import VERSION, Kept, Reply
 
-__all__ = ["Runs"]
+__all__ = ["HubRecords"]
 
 Key = tuple[str, str]
 """A namespace and a call id."""
 
 
-class Runs:
+class HubRecords:
     """The records of a hub: they go with it. Every question is answered, in the order of the questions.
 
     `unwanted` is called with the id of a call whose record has ended, or is forgotten; `in_hand` says of an id
