@@ -309,6 +309,8 @@ _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
 _scalar: msgspec.msgpack.Decoder[int | str] = msgspec.msgpack.Decoder(int | str)
 _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
+FEW: Final = b"\x9f"
+"""The first byte of the longest array whose length is in it."""
 _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 """What decoding raises, whatever the bytes are."""
 
@@ -336,7 +338,7 @@ def decode(body: bytes, limit: int = MAX_BODY) -> list[Envelope]:
     see `salvage`). Sizes are looked at before anything is made of what has them."""
     if len(body) > limit:
         raise DecodeError(_too_large(body, limit))
-    if length(body) > MAX_ENVELOPES:
+    if body[:1] > FEW and length(body) > MAX_ENVELOPES:
         raise DecodeError(_too_many(body))
     try:
         envelopes = _decoder.decode(body)
@@ -406,11 +408,11 @@ def _flaw(envelope: Envelope) -> str | None:
         worker = envelope.reply.worker
     else:
         return None  # its keys were looked at
+    if len(worker) <= 64 and plain(envelope.id + worker):  # of both at once: each message is looked at
+        return None
     if not plain(envelope.id):
         return "an id that is not printable ASCII"
-    if len(worker) > 64 or not plain(worker):
-        return "a worker that is not named in up to 64 characters of printable ASCII"
-    return None
+    return "a worker that is not named in up to 64 characters of printable ASCII"
 
 
 def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:

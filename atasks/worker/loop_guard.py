@@ -28,6 +28,8 @@ logger = logging.getLogger("atasks.worker")
 
 
 _ATTRIBUTE: Final = "_atasks_guard"
+DRIVERS: Final = ("run_forever", "run_until_complete")
+"""What calls `_run_once`, turn after turn. Programs that nest event loops replace these."""
 
 
 class LoopGuard:
@@ -41,6 +43,8 @@ class LoopGuard:
         self._loop: Any = loop
         self._workers = 0
         self._run_once: Any = None
+        self._stays = False
+        """Whether one call of `_guarded` may make all turns: nothing but asyncio's own `run_forever` calls it."""
 
     @classmethod
     def enter(cls, loop: asyncio.AbstractEventLoop) -> LoopGuard:
@@ -83,22 +87,30 @@ class LoopGuard:
             if self._loop._default_executor is None:  # type: ignore[attr-defined]
                 self._loop.set_default_executor(DefaultExecutor())
             self._run_once = self._loop._run_once  # type: ignore[attr-defined]
+            self._stays = all(
+                getattr(type(self._loop), name) is getattr(asyncio.BaseEventLoop, name) for name in DRIVERS
+            )
             self._loop._run_once = self._guarded  # type: ignore[attr-defined]
 
     def _guarded(self) -> None:
-        """One turn of the event loop. What it has left undone it does in the next one."""
-        try:
-            self._run_once()
-        except (SystemExit, KeyboardInterrupt) as error:
-            run = _run_of(error.__traceback__)
-            if run is None:
-                raise
-            logger.error(
-                "%s raised %s in a task or a callback that it had started: the worker goes on",
-                describe(run.call),
-                type(error).__name__,
-                exc_info=error,
-            )
+        """One turn of the event loop, or all until it stops or the last worker leaves: a turn more costs no call
+        then. What an exception has left undone in a turn is done in the next one."""
+        loop, run_once = self._loop, self._run_once
+        while True:
+            try:
+                run_once()
+            except (SystemExit, KeyboardInterrupt) as error:
+                run = _run_of(error.__traceback__)
+                if run is None:
+                    raise
+                logger.error(
+                    "%s raised %s in a task or a callback that it had started: the worker goes on",
+                    describe(run.call),
+                    type(error).__name__,
+                    exc_info=error,
+                )
+            if loop._stopping or not (self._stays and self._workers):
+                return
 
 
 async def _wait(future: asyncio.Future[None]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -111,3 +113,45 @@ def test_a_second_interrupt_ends_a_program_that_is_in_a_call(script: Callable[..
         """
     )
     assert output == "interrupted"
+
+
+class NestedLoop(asyncio.SelectorEventLoop):
+    """A loop that makes its turns by itself, as programs do that nest event loops."""
+
+    def run_until_complete(self, future: Any) -> Any:
+        task = asyncio.ensure_future(future, loop=self)
+        asyncio.events._set_running_loop(self)
+        try:
+            while not task.done():
+                self._run_once()  # type: ignore[attr-defined]
+        finally:
+            asyncio.events._set_running_loop(None)
+        return task.result()
+
+
+@pytest.mark.parametrize("loop_class", [asyncio.SelectorEventLoop, NestedLoop])
+def test_who_makes_the_turns_makes_the_last_one(
+    namespace: str, loop_class: type[asyncio.SelectorEventLoop]
+) -> None:
+    """Also after a call has exited, and with and without a worker in the loop."""
+
+    @atasks.atask(namespace=namespace)
+    async def leave() -> str:
+        asyncio.get_running_loop().call_soon(sys.exit)
+        await asyncio.sleep(0.01)
+        return "stayed"
+
+    async def main() -> list[str]:
+        said = []
+        for _ in range(2):
+            async with serve(namespace):
+                said.append(await leave())
+            await asyncio.sleep(0.01)
+        return said
+
+    loop = loop_class()
+    try:
+        assert loop.run_until_complete(main()) == ["stayed", "stayed"]
+        assert loop.run_until_complete(asyncio.sleep(0.01, "over")) == "over"
+    finally:
+        loop.close()

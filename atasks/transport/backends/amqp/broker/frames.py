@@ -24,6 +24,7 @@ class FrameWriter:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._most = channel.write_queue.maxsize - SPARE
         self._waiting: deque[bytes] = deque()
         self._feeder: asyncio.Task[None] | None = None
         self._closed = False
@@ -43,7 +44,7 @@ class FrameWriter:
         if channel.connection.channels.get(channel.number) is not channel:
             self._waiting.clear()  # the broker has closed it: a frame more, and it closes the connection
         queue = channel.write_queue
-        while self._waiting and queue.qsize() < queue.maxsize - SPARE:
+        while self._waiting and queue.qsize() < self._most:
             queue.put_nowait(self._next())
         return not self._waiting
 
@@ -53,12 +54,14 @@ class FrameWriter:
         self._feeder = None
 
     def _next(self) -> ChannelFrame:
-        frames = [self._waiting.popleft()]
-        size = len(frames[0])
+        first = self._waiting.popleft()
+        if not self._waiting:
+            return ChannelFrame(first, should_close=False)
+        frames, size = [first], len(first)
         while self._waiting and size + len(self._waiting[0]) <= WRITE_BYTES:
             size += len(self._waiting[0])
             frames.append(self._waiting.popleft())
-        return ChannelFrame(b"".join(frames) if len(frames) > 1 else frames[0], should_close=False)
+        return ChannelFrame(b"".join(frames), should_close=False)
 
     async def flushed(self) -> None:
         """Return when the client library has taken everything."""

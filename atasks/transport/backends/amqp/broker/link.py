@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
@@ -36,7 +36,7 @@ from yarl import URL
 from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
 from atasks.transport.backends.amqp import tls
-from atasks.transport.backends.amqp.broker.reader import Reader
+from atasks.transport.backends.amqp.broker.frame_filter import FrameFilter
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
 
@@ -82,7 +82,8 @@ class _Sockets(TransportFactory):
         secure = url.scheme == "amqps"
         reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
         forks.withhold(writer.get_extra_info("socket").fileno())
-        return cast("asyncio.StreamReader", Reader(reader)), writer
+        FrameFilter(reader)
+        return reader, writer
 
 
 class Link:

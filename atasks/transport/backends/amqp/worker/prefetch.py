@@ -45,7 +45,7 @@ class Prefetch:
         self._stopped = False
         for consumer in self.consumers:
             idle = not self._stopped and not consumer.running
-            if idle and (consumer.executor is None or self._free(consumer) > 0):
+            if idle and (consumer.executor is None or self._free(consumer, self._room) > 0):
                 await consumer.start(self.size(consumer))
         self.adapt()
 
@@ -57,11 +57,15 @@ class Prefetch:
 
     def size(self, consumer: Consumer) -> int:
         """The prefetch to start a consumer with."""
-        return min(consumer.full_size, max(1, self._free(consumer)))
+        return min(consumer.full_size, max(1, self._free(consumer, self._room)))
 
-    def _free(self, consumer: Consumer) -> int:
-        """For how many calls of this queue there are slots, and places, beside those that are about to start."""
-        room = self._worker.room - sum(each.claims for each in self.consumers)
+    @property
+    def _room(self) -> int:
+        """For how many calls there are slots beside those that are about to start."""
+        return self._worker.room - sum([each.claims for each in self.consumers])
+
+    def _free(self, consumer: Consumer, room: int) -> int:
+        """For how many calls of this queue there are slots, and places; `room` is for those of any queue."""
         if consumer.executor is None:
             return room
         return min(room, self._worker.pools.places[consumer.executor].free - consumer.claims)
@@ -99,15 +103,18 @@ class Prefetch:
         if self._lacking:
             self._change(self._make_room(self._lacking.pop()))
             return
+        room = self._room
+        if room <= 0:
+            return
         for consumer in self.consumers:
-            size = self._due(consumer)
+            size = self._due(consumer, room)
             if size:
                 self._change(self._replace(consumer, min(size, consumer.full_size)))
                 return
 
-    def _due(self, consumer: Consumer) -> int:
+    def _due(self, consumer: Consumer, room: int) -> int:
         """The window that this consumer is to have instead of its own; 0: it may keep its own."""
-        worker, free = self._worker, self._free(consumer)
+        worker, free = self._worker, self._free(consumer, room)
         if free <= 0:
             return 0
         if consumer.solo and consumer.claims:
@@ -115,14 +122,14 @@ class Prefetch:
         if not consumer.running:
             return free
         if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
-            room = (
+            wanted = (
                 consumer.executor
                 or consumer.away
                 or consumer.adopted
                 or worker.parked
                 or (not consumer.solo and 2 * free >= worker.concurrency)
             )
-            return free if room else 0
+            return free if wanted else 0
         return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
 
     def lacks_place(self, executor: Executor) -> None:
