@@ -20,15 +20,15 @@ from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.amqp.peer import until
-from tests.unit import blocking
 from tests.unit.serving import PATIENCE, happened
+from tests.unit.worker import blocking
 
 Serve = Callable[..., AbstractAsyncContextManager[atasks.Worker]]
 
 
 @pytest.fixture
 def serve(amqp_url: str, prefix: str, amqp_leaks: None) -> Serve:
-    """Serves tests/unit/blocking.py, or another namespace, in this process."""
+    """Serves tests/unit/worker/blocking.py, or another namespace, in this process."""
 
     def serve(namespace: str = blocking.NAMESPACE, **options: Any) -> AbstractAsyncContextManager[atasks.Worker]:
         return atasks.serve(amqp_url, namespace=namespace, prefix=prefix, **options)

@@ -16,7 +16,7 @@ from atasks.tasks import atask
 from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.held_call import HeldCall
-from tests.unit.json_codec import Json
+from tests.unit.codecs.json_codec import Json
 
 # -- a router
 

@@ -15,7 +15,7 @@ import atasks
 from scenarios import classic, stdlib_stats, tour
 from scenarios.stdlib_stats import LIBRARY, Counts, survey, table, total
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STEPS = (
     ("await add(1, 2)", "3"),
     ("await divide(1, 0)", "ZeroDivisionError('division by zero')"),

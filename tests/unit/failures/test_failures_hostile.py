@@ -10,7 +10,7 @@ import pytest
 
 from atasks import Codec, RemoteError, RemoteTraceback
 from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
-from tests.unit.exceptions import CODECS, HOP, raised, through
+from tests.unit.failures.exceptions import CODECS, HOP, raised, through
 
 
 class Hostile(Exception):

@@ -14,7 +14,7 @@ import pytest
 
 from atasks import Codec, MsgpackCodec, RemoteError
 from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
-from tests.unit.exceptions import HOP, Json, raised, through
+from tests.unit.failures.exceptions import HOP, Json, raised, through
 
 
 @pytest.fixture(params=[MsgpackCodec, Json])

@@ -1,4 +1,4 @@
-"""Blocking functions that processes can import, for tests/unit/test_processes.py."""
+"""Blocking functions that processes can import, for tests/unit/worker/test_processes.py."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from typing import Any, Final
 import atasks
 from atasks import atask, current_call
 
-NAMESPACE: Final = "tests.unit.blocking"
+NAMESPACE: Final = "tests.unit.worker.blocking"
 
 in_process: Final = functools.partial(atask, namespace=NAMESPACE, executor="process")
 
-tenant = atasks.carry(ContextVar[str]("tests.unit.blocking.tenant"))
+tenant = atasks.carry(ContextVar[str]("tests.unit.worker.blocking.tenant"))
 
 
 class Sized(Exception):

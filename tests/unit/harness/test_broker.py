@@ -17,7 +17,7 @@ import pytest
 from tests.broker import Broker, BrokerError, Container, NoBroker, PrivateNode, Queue, choose
 from tests.brokers.private_node import find_sbin
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def no_docker() -> bool:

@@ -17,7 +17,7 @@ from atasks.tasks import atask
 from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 from atasks.worker.worker import Worker
-from tests.unit.deliveries import Gate, Recorded, serving
+from tests.unit.worker.deliveries import Gate, Recorded, serving
 
 
 @pytest.fixture

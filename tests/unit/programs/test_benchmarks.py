@@ -29,7 +29,7 @@ from benchmarks.report import as_json, promises, table
 from benchmarks.usage import Usage
 from tests.broker import Broker
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HERE = sorted(system.name for system in SYSTEMS.values() if not system.requires and "redis" not in system.needs)
 """The systems that need no environment of their own."""
 

@@ -13,7 +13,7 @@ import pytest
 import atasks
 from atasks import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, RemoteError, RemoteTraceback, atask
 from atasks.failures.failures import decode_failure, encode_failure
-from tests.unit.exceptions import CODECS, HOP, raised, through
+from tests.unit.failures.exceptions import CODECS, HOP, raised, through
 
 LIMIT = 64 * 1024
 

@@ -9,7 +9,7 @@ import pytest
 import atasks
 from atasks.codecs.base import Codec
 from atasks.tasks import atask
-from tests.unit.json_codec import Json
+from tests.unit.codecs.json_codec import Json
 
 
 class Broken(Json):

@@ -26,7 +26,7 @@ from atasks import (
     connect,
 )
 from atasks.failures.failures import decode_failure, encode_failure
-from tests.unit.exceptions import CODECS, HOP, Json, raised, through
+from tests.unit.failures.exceptions import CODECS, HOP, Json, raised, through
 
 
 class TwoArguments(Exception):

@@ -13,8 +13,8 @@ import pytest
 from atasks import CallTimeout, WorkerLost, atask
 from atasks.definitions import ATask
 from atasks.testing import soon
-from tests.unit import blocking
 from tests.unit.serving import idle, serve, until
+from tests.unit.worker import blocking
 
 CALLS = 200
 

@@ -13,7 +13,7 @@ from atasks.codecs.pickle import PickleCodec
 from atasks.failures.failures import encode_failure, failure_text
 from atasks.tasks import atask
 from atasks.testing import soon
-from tests.unit.exceptions import HOP, raised
+from tests.unit.failures.exceptions import HOP, raised
 from tests.unit.serving import serve
 
 TEXT = "file \udc80.txt"

@@ -11,7 +11,7 @@ from textwrap import dedent
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 TESTS = """
     import asyncio, subprocess, sys, threading, time

@@ -28,8 +28,9 @@ from atasks import (
 from atasks.codecs import CloudpickleCodec
 from atasks.errors import CallError, NotSupported
 from atasks.testing import soon
-from tests.unit import blocking, serving
+from tests.unit import serving
 from tests.unit.serving import idle, until
+from tests.unit.worker import blocking
 
 
 def serve(**options: Any) -> Any:

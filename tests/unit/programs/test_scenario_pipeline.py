@@ -15,7 +15,7 @@ from scenarios import pipeline
 from scenarios.pipeline import Function, Source, Summary, aggregate, files, measure, parse, survey, table
 from scenarios.stdlib_stats import LIBRARY
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def count_definitions(package: str) -> int:
