@@ -43,6 +43,7 @@ from atasks.errors import (
     RegisteringTwice,
     RemoteError,
     RemoteTraceback,
+    RetryAfter,
     StreamLost,
     TooManyParked,
     TransportError,
@@ -51,6 +52,8 @@ from atasks.errors import (
     WorkerLost,
     WorkersFailed,
 )
+from atasks.parking import sleep
+from atasks.policies.retry import Retry
 from atasks.router import Router, get_router
 from atasks.sync import connect_sync
 from atasks.tasks import atask
@@ -92,6 +95,8 @@ __all__ = [
     "RemoteError",
     "RemoteStream",
     "RemoteTraceback",
+    "Retry",
+    "RetryAfter",
     "Router",
     "StreamLost",
     "StreamTask",
@@ -115,6 +120,7 @@ __all__ = [
     "get_transport",
     "local",
     "serve",
+    "sleep",
 ]
 
 __version__ = "0.1.0"

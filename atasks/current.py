@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from atasks.options import validate_name
+from atasks.checks import validate_name
 
 if TYPE_CHECKING:
     from atasks.worker.held_call import HeldCall
@@ -23,7 +23,7 @@ IDS_AT_ONCE: Final = 128
 class CurrentCall:
     """What an atask can know of the call that it is serving. Outside a call every attribute is None."""
 
-    __slots__ = ("attempt", "deadline", "id", "parent_id", "root_id", "state")
+    __slots__ = ("attempt", "deadline", "id", "key", "parent_id", "root_id", "state", "try_")
 
     def __init__(
         self,
@@ -33,9 +33,15 @@ class CurrentCall:
         parent_id: str | None = None,
         root_id: str | None = None,
         state: Any = None,
+        key: str | None = None,
+        try_: int | None = None,
     ) -> None:
         self.id = id
-        """Unique per call, and the same for every attempt: the idempotency key."""
+        """Unique per call, and the same for every attempt. Each try of a `Retry` is a call of its own."""
+        self.key = key
+        """The idempotency key: the same for every attempt and every try; without tries it is the id."""
+        self.try_ = try_
+        """1, and one more for each try before this one that a `Retry` found worth another."""
         self.attempt = attempt
         """1, and one more for each worker that died while it held the call."""
         self.deadline = deadline
@@ -68,6 +74,15 @@ class Seat(Protocol):
     async def wait_for(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await what `make` returns on behalf of the thread, which leaves its place to another one meanwhile."""
         ...
+
+
+def serving_here() -> HeldCall | None:
+    """The run that the code which asks is a part of; None outside a call, in a task that outlived its call, and in
+    an event loop of a thread's own."""
+    run = serving.get()
+    if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
+        return None
+    return run
 
 
 seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)

@@ -29,6 +29,7 @@
     ├── PipelineError                   (RuntimeError) a pipeline could not do what it was asked
     │   ├── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
     │   └── UnknownRun                  (LookupError) nothing is kept of this run: it may have expired
+    ├── RetryAfter                      raised by an atask: try again, and not sooner than so many seconds from now
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
     ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
@@ -69,6 +70,7 @@ __all__ = [
     "RegisteringTwice",
     "RemoteError",
     "RemoteTraceback",
+    "RetryAfter",
     "StreamLost",
     "TooManyParked",
     "TransportError",
@@ -261,6 +263,23 @@ class AbortPipeline(PipelineError):
 
 class UnknownRun(PipelineError, LookupError):
     """Nothing is kept of a run of a pipeline: it has expired, or was never submitted here."""
+
+
+class RetryAfter(AtasksError):
+    """Raise it in an atask that should be tried again so many seconds from now, whatever its `Retry` says about
+    pauses. Raise it `from` the reason. Without a `retry`, and after the last try, the caller gets it."""
+
+    def __init__(self, seconds: float) -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise TypeError(f"RetryAfter takes a number of seconds, not {seconds!r}")
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"RetryAfter({seconds!r}): seconds, 0 or more")
+        super().__init__(seconds)
+        self.seconds = float(seconds)
+        """After how many seconds the next try may begin."""
+
+    def __str__(self) -> str:
+        return f"try again in {self.seconds:g} s"
 
 
 class RegisteringTwice(AtasksError, AttributeError):

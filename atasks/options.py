@@ -7,7 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, TypedDict
 
+from atasks.checks import (
+    MAX_TIMEOUT,
+    validate_count,
+    validate_integer,
+    validate_name,
+    validate_number,
+    validate_queue,
+    validate_seconds,
+)
 from atasks.errors import closest
+from atasks.policies.retry import Retry
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -42,6 +52,7 @@ class CallOptions(TypedDict, total=False):
     durable: bool
     window: int
     replayable: bool
+    retry: Retry | None
 
 
 Executor = Literal["thread", "process"]
@@ -131,6 +142,8 @@ class TaskOptions:
     """Streams: items that the worker may run ahead of the consumer."""
     replayable: bool = False
     """Streams: whether another worker may begin anew when the first one dies, because it yields the same items."""
+    retry: Retry | None = None
+    """Which endings are worth another try, and when; None: none is."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that a Router subclass declares."""
 
@@ -155,8 +168,6 @@ _CHOICES: Final = {
     "orphan": ("cancel", "run"),
     "executor": (None, *EXECUTORS),
 }
-MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
-"""Seconds: RabbitMQ takes no message that is to expire later."""
 MAX_ATTEMPTS: Final = 20
 """A call may ask for so many attempts, or for as many as the atask's own definition at the worker says."""
 MAX_PRIORITY: Final = 3
@@ -178,24 +189,18 @@ def _check(name: str, value: Any) -> Any:
         case "queue":
             return None if value is None else validate_queue(value)
         case "timeout":
-            if value is not None:
-                _number(name, value)
-                if not value > 0:
-                    raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
-                if value > MAX_TIMEOUT:
-                    raise ValueError(
-                        f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no deadline"
-                    )
-                return float(value)
+            return None if value is None else _check_timeout(value)
         case "max_attempts":
-            _integer(name, value, 1, 1_000_000)
+            validate_integer(name, value, 1, 1_000_000)
         case "priority":
-            _integer(name, value, 0, MAX_PRIORITY)
+            validate_integer(name, value, 0, MAX_PRIORITY)
         case "batch":
             if value is not False and value != "auto":
-                _integer(name, value, 1, MAX_BATCH)
+                validate_integer(name, value, 1, MAX_BATCH)
         case "window":
-            _integer(name, value, 1, MAX_WINDOW)
+            validate_integer(name, value, 1, MAX_WINDOW)
+        case "retry":
+            return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "durable" | "replayable":
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")
@@ -205,60 +210,16 @@ def _check(name: str, value: Any) -> Any:
     return value
 
 
-def _number(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
-    if value != value:
-        raise ValueError(f"{name} is a number of seconds, not NaN")
-
-
-def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:
-    """A number of seconds above 0 and at most `most`. Raises TypeError, ValueError."""
-    _number(name, value)
-    if not 0 < value <= most:
-        raise ValueError(f"{name}={value!r}: seconds above 0, at most {most:.0f}")
+def _check_timeout(value: Any) -> float:
+    validate_number("timeout", value)
+    if not value > 0:
+        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
+    if value > MAX_TIMEOUT:
+        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no deadline")
     return float(value)
 
 
-def _integer(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value}: {low} to {high}")
-
-
-_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+")
-
-
-def validate_count(name: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless it is a whole number from 1 on."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: at least 1")
-
-
-def validate_name(value: Any, what: str) -> str:
-    """A name that travels in messages: 1 to 1 024 characters that UTF-8 has. Raises TypeError, ValueError."""
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{what} is a non-empty string, not {value!r}")
-    if len(value) > 1024:
-        raise ValueError(f"{what} has {len(value)} characters: at most 1024")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} {value!r} has characters that no message can carry (surrogates)") from None
-    return value
-
-
-def validate_queue(value: Any, what: str = "queue") -> str:
-    """The name of a queue, a namespace or a prefix, if brokers take it: letters, digits and `-_.:@#,/+`."""
-    if not isinstance(value, str):
-        raise TypeError(f"{what} is a string, not {value!r}")
-    bad = sorted(set(value) - _NAME_CHARACTERS)
-    if bad or not value:
-        found = f"not {''.join(bad)!r}" if bad else "and not empty"
-        raise ValueError(f"{what}={value!r}: letters, digits and -_.:@#,/+ only, {found}")
-    if len(value) > 100:
-        raise ValueError(f"{what} of {len(value)} characters: at most 100")
+def _check_kind(name: str, value: Any, kind: type, example: str) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} is a {kind.__name__}, as in {example}, or None, not {value!r}")
     return value

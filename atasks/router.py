@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
@@ -14,10 +15,11 @@ from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.caller.background import call
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
+from atasks.caller.tries import tried
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.codecs.default import get_codec
-from atasks.current import carried, new_call_id, serving
+from atasks.current import carried, new_call_id, serving, serving_here
 from atasks.definitions import ATask, BaseTask, StreamTask, TaskName
 from atasks.errors import (
     CallCancelled,
@@ -125,12 +127,13 @@ class Router:
         call = self._call(name, payload, options, transport, codec, run)
         if carried:
             call.context = await self._carried(call, codec, transport)
+        request = transport.request if options.retry is None else partial(tried, self, codec, transport)
         if run is None:
-            reply = await transport.request(call, options)
+            reply = await request(call, options)
         else:
             run.park()
             try:
-                reply = await transport.request(call, options)
+                reply = await request(call, options)
             finally:
                 await run.unpark()
         if reply.status != Status.VALUE:
@@ -156,10 +159,7 @@ class Router:
 
     def transport(self) -> Transport:
         """The transport that awaits use which are made here. Raises NotConnected."""
-        run = serving.get()
-        if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
-            run = None
-        return self._transport(run)
+        return self._transport(serving_here())
 
     def stream(self, name: str, /, *args: Any, **kwargs: Any) -> RemoteStream[Any]:
         """The items of the stream `name`, which runs on a worker from the first `__anext__` on.

@@ -128,6 +128,10 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     Its consumer may have items."""
     by: Annotated[str, Meta(max_length=32)] = ""
     """Whose call it is, by the name of a key, if it comes from a worker that passes it on; empty: the sender's."""
+    key: Key | None = None
+    """The same for every try: the id of the first one; None: this is it."""
+    try_: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Which try this is, of those that a caller's retries make."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):

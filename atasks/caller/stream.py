@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from atasks.caller.tries import Tries
 from atasks.codecs.base import ends_here
-from atasks.current import serving
+from atasks.current import serving_here
 from atasks.errors import CallError, DecodeError, NotSupported
+from atasks.parking import parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
 
@@ -126,7 +128,7 @@ class RemoteStream(Generic[T]):
         if self._arguments is None:
             raise StopAsyncIteration
         (args, kwargs), self._arguments = self._arguments, None
-        run = _current_run()
+        run = serving_here()
         transport = self._router._transport(run)
         if "streams" not in transport.supports:
             raise NotSupported(
@@ -135,9 +137,28 @@ class RemoteStream(Generic[T]):
             )
         self._loop = asyncio.get_running_loop()
         call, options = await self._request(args, kwargs, transport, run)
+        if options.retry is not None:
+            return await self._open_with_tries(Tries(call, options.retry, transport), options)
+        return await self._begin(call, options, transport)
+
+    async def _begin(self, call: Call, options: TaskOptions, transport: Transport) -> StreamReceiver:
         inflow = self._inflow = StreamReceiver(cast("CallTransport", transport), call, options)
         await inflow.open()
         return inflow
+
+    async def _open_with_tries(self, tries: Tries, options: TaskOptions) -> StreamReceiver:
+        """Begin, as often as its `Retry` says, until there is an item. Parked over all tries."""
+        async with parked(self._close):
+            while True:
+                inflow = await self._begin(tries.call, options, tries.transport)
+                try:
+                    await self._wait(inflow)
+                    return inflow
+                except StopAsyncIteration:
+                    raise
+                except Exception as error:
+                    inflow.close()
+                    await tries.another(error)
 
     async def _request(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], transport: Transport, run: HeldCall | None
@@ -154,7 +175,7 @@ class RemoteStream(Generic[T]):
 
     async def _wait(self, inflow: StreamReceiver) -> None:
         """Return when there is an item; raise how the stream ended if there is none."""
-        run = _current_run()
+        run = serving_here()
         if run is None:
             await inflow.wait()
         else:
@@ -203,11 +224,3 @@ class RemoteStream(Generic[T]):
         else:
             with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
                 self._loop.call_soon_threadsafe(inflow.close)
-
-
-def _current_run() -> HeldCall | None:
-    """The run that the caller of a stream belongs to, if it is being served still."""
-    run = serving.get()
-    if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
-        return None
-    return run

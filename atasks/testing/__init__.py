@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.endings",
     "atasks.testing.exceptions",
     "atasks.testing.nesting",
+    "atasks.testing.retries",
     "atasks.testing.site",
     "atasks.testing.stream_endings",
     "atasks.testing.streams",

@@ -6,6 +6,7 @@ from atasks.testing.calls import CallCases
 from atasks.testing.endings import EndingCases
 from atasks.testing.exceptions import ExceptionCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from atasks.testing.values import ValueCases
@@ -14,7 +15,14 @@ __all__ = ["TransportConformance"]
 
 
 class TransportConformance(
-    ValueCases, CallCases, ExceptionCases, EndingCases, NestingCases, StreamCases, StreamEndingCases
+    ValueCases,
+    CallCases,
+    ExceptionCases,
+    EndingCases,
+    NestingCases,
+    StreamCases,
+    StreamEndingCases,
+    RetryCases,
 ):
     """Every case that needs neither the death of a worker nor a lost connection.
 

@@ -96,6 +96,8 @@ class CallTransport(Transport):
         super().__init__(namespace)
         self._pending: dict[str, Pending] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._over: asyncio.Future[None] | None = None
+        """Done when it is disconnected; None: it never was connected."""
         self._refusal: str | None = f"{type(self).__name__} is not connected: await its connect() first"
 
     def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
@@ -104,6 +106,7 @@ class CallTransport(Transport):
     def _opened(self) -> None:
         """Call at the end of `connect`: awaits of the running event loop are welcome."""
         self._loop = asyncio.get_running_loop()
+        self._over = self._loop.create_future()
         self._refusal = None
         _open.add(self)
 
@@ -112,12 +115,20 @@ class CallTransport(Transport):
         of those whose runs are not to go on without a caller."""
         self._refusal = reason
         self._loop = None
+        if self._over is not None and not self._over.done():
+            self._over.set_result(None)
         _open.discard(self)
         for pending in list(self._pending.values()):
             if not pending.future.done():
                 pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
                 if pending.call.orphan == 0:
                     self._withdraw(pending)
+
+    async def pause(self, seconds: float) -> bool:
+        if self._over is None:
+            return False
+        await asyncio.wait((self._over,), timeout=seconds)
+        return not self._over.done()
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         if self._refusal is not None:

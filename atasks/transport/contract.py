@@ -108,6 +108,12 @@ class Transport:
         """Whether awaits of this event loop may use it."""
         return True
 
+    async def pause(self, seconds: float) -> bool:
+        """Wait before a call is tried again. Returns False, at once, if there can be no other try: it was
+        disconnected."""
+        await asyncio.sleep(seconds)
+        return True
+
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""
         if options.delivery == "at_most_once" and "at_most_once" not in self.supports:

@@ -95,7 +95,14 @@ class HeldCall(Struct, eq=False):
         if self._current is None:
             call = self.call
             self._current = CurrentCall(
-                call.id, call.attempt, self.deadline, call.parent, call.root or call.id, self.worker.state
+                call.id,
+                call.attempt,
+                self.deadline,
+                call.parent,
+                call.root or call.id,
+                self.worker.state,
+                call.key or call.id,
+                call.try_,
             )
         return self._current
 

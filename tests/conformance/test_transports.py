@@ -5,6 +5,7 @@ from __future__ import annotations
 from atasks.testing import TransportConformance
 from atasks.testing.endings import EndingCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from tests.conformance.transports import (
@@ -39,7 +40,7 @@ class TestAMQP(OverAMQP, TransportConformance):
     pass
 
 
-class TestAMQPQuorum(OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases):
+class TestAMQPQuorum(OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases, RetryCases):
     pass
 
 

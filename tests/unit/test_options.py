@@ -12,6 +12,7 @@ import pytest
 import atasks
 from atasks.definitions import ATask
 from atasks.options import CallOptions, TaskOptions, validate_queue
+from atasks.policies.retry import Retry
 from atasks.router import Router
 from atasks.tasks import atask
 
@@ -27,6 +28,7 @@ DEFAULTS = {
     "durable": True,
     "window": 64,
     "replayable": False,
+    "retry": None,
 }
 
 GOOD: list[Any] = [
@@ -53,6 +55,8 @@ GOOD: list[Any] = [
     ("window", 1),
     ("window", 65_536),
     ("replayable", True),
+    ("retry", None),
+    ("retry", Retry(on=OSError)),
 ]
 
 BAD: list[tuple[str, Any, Any, str]] = [
@@ -93,6 +97,8 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("window", 65_537, ValueError, "1 to 65536"),
     ("window", None, TypeError, "whole number"),
     ("replayable", 1, TypeError, "True or False"),
+    ("retry", 3, TypeError, "Retry(on="),
+    ("retry", OSError, TypeError, "Retry(on="),
 ]
 
 

@@ -37,7 +37,7 @@ from atasks.wire import (
 
 FULL_CALL = Call(
     1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, AT_MOST_ONCE, 1, "root",
-    "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop",
+    "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2,
 )  # fmt: skip
 
 ENVELOPES: list[Envelope] = [
@@ -98,7 +98,7 @@ def test_a_message_holds_any_number_and_mixture() -> None:
 def test_the_fields_of_a_call_in_their_order() -> None:
     assert plain(encode([FULL_CALL])) == [
         [1, 1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, 1, 1, "root",
-         "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop"]
+         "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2]
     ]  # fmt: skip
 
 

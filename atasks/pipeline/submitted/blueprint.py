@@ -23,6 +23,7 @@ from atasks.pipeline.stages.functions import FunctionStage, GroupStage, check_co
 from atasks.pipeline.stages.options import StageOptions, read_options
 from atasks.pipeline.stages.order import CollectStage, OrderedStage
 from atasks.pipeline.stages.stage import Stage
+from atasks.policies.retry import Retry
 
 __all__ = ["Blueprint", "StageSpec", "TaskSpec", "blueprint", "build", "read", "tasks_of"]
 
@@ -97,6 +98,8 @@ def _describe_function(stage: FunctionStage) -> Blueprint:
         for name in _TASK_OPTIONS
         if (value := getattr(function.task_options, name)) != getattr(_NO_OPTIONS, name)
     }
+    if "retry" in options:
+        options["retry"] = options["retry"].described()
     return {
         "task": function.name,
         "namespace": function.namespace,
@@ -267,7 +270,10 @@ def _options_of(spec: FunctionSpec) -> TaskOptions:
     for name in spec.options:
         if name not in _TASK_OPTIONS:
             raise TypeError(f"{name!r} is no option of a call")
-    return _NO_OPTIONS.with_changes(spec.options)
+    given = dict(spec.options)
+    if given.get("retry") is not None:
+        given["retry"] = Retry.restored(given["retry"])
+    return _NO_OPTIONS.with_changes(given)
 
 
 def _build_options(data: dict[str, Any]) -> StageOptions:

@@ -88,7 +88,13 @@ class _Child:
         try:
             function = self._function(request.reference)
             current.lone_call = CurrentCall(
-                call.id, call.attempt, request.deadline, call.parent, call.root or call.id
+                call.id,
+                call.attempt,
+                request.deadline,
+                call.parent,
+                call.root or call.id,
+                key=call.key or call.id,
+                try_=call.try_,
             )
             return self._answer(call, function, request.worker, request.limit)
         except BaseException as error:

@@ -1,0 +1,79 @@
+"""Checks of what programs give: numbers, seconds and names, with errors that say what is taken."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+__all__ = [
+    "MAX_TIMEOUT",
+    "validate_count",
+    "validate_integer",
+    "validate_name",
+    "validate_number",
+    "validate_queue",
+    "validate_seconds",
+]
+
+MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
+"""Seconds: RabbitMQ takes no message that is to expire later."""
+
+
+def validate_number(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless it is a number of seconds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if value != value:
+        raise ValueError(f"{name} is a number of seconds, not NaN")
+
+
+def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:
+    """A number of seconds above 0 and at most `most`. Raises TypeError, ValueError."""
+    validate_number(name, value)
+    if not 0 < value <= most:
+        raise ValueError(f"{name}={value!r}: seconds above 0, at most {most:.0f}")
+    return float(value)
+
+
+def validate_integer(name: str, value: Any, low: int, high: int) -> None:
+    """Raise TypeError or ValueError unless it is a whole number from `low` to `high`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value}: {low} to {high}")
+
+
+_NAME_CHARACTERS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:@#,/+")
+
+
+def validate_count(name: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless it is a whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}={value}: at least 1")
+
+
+def validate_name(value: Any, what: str) -> str:
+    """A name that travels in messages: 1 to 1 024 characters that UTF-8 has. Raises TypeError, ValueError."""
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{what} is a non-empty string, not {value!r}")
+    if len(value) > 1024:
+        raise ValueError(f"{what} has {len(value)} characters: at most 1024")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{what} {value!r} has characters that no message can carry (surrogates)") from None
+    return value
+
+
+def validate_queue(value: Any, what: str = "queue") -> str:
+    """The name of a queue, a namespace or a prefix, if brokers take it: letters, digits and `-_.:@#,/+`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} is a string, not {value!r}")
+    bad = sorted(set(value) - _NAME_CHARACTERS)
+    if bad or not value:
+        found = f"not {''.join(bad)!r}" if bad else "and not empty"
+        raise ValueError(f"{what}={value!r}: letters, digits and -_.:@#,/+ only, {found}")
+    if len(value) > 100:
+        raise ValueError(f"{what} of {len(value)} characters: at most 100")
+    return value

@@ -1,0 +1,126 @@
+"""Retries: which endings of a call are worth another try, and when that begins."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from atasks.checks import validate_integer, validate_number, validate_seconds
+from atasks.errors import RemoteError, RetryAfter
+from atasks.modules import MAIN_NAMES, main_name
+
+__all__ = ["Retry"]
+
+MAX_TRIES: Final = 1000
+
+Predicate = Callable[[Exception], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """When a call that has failed is tried again: `@atask(retry=Retry(on=(ConnectionError, Busy)))`.
+
+    `on`: the class of an exception, or several, or a function of the exception that says whether another try is
+    worth it. A class may be given by its name, "app.Busy", where it cannot be imported. `RetryAfter` is always
+    worth another try. A cancelled await is not tried again, nor is a call whose arguments cannot be sent.
+
+    `attempts`: tries at the most, the first one included. The pause before the second try is `wait` seconds, and
+    twice as long before each further one, with up to `jitter` seconds more, at random, but `wait_max` at the most.
+    No try begins later than `until` seconds after the first one; None: that does not matter. Nor does one begin
+    after the deadline of the call, which is one for all tries: if the next one would, the exception is raised at
+    once.
+
+    Raises TypeError or ValueError for arguments that make no sense.
+    """
+
+    on: type[Exception] | str | tuple[type[Exception] | str, ...] | Predicate
+    attempts: int = 5
+    wait: float = 1.0
+    wait_max: float = 60.0
+    jitter: float = 1.0
+    until: float | None = 300.0
+
+    def __post_init__(self) -> None:
+        for kind in self.on if isinstance(self.on, tuple) else (self.on,):
+            _check_kind(kind, alone=not isinstance(self.on, tuple))
+        if self.on == ():
+            raise ValueError("on=(): name at least one class of exceptions, as in Retry(on=(OSError,))")
+        validate_integer("attempts", self.attempts, 1, MAX_TRIES)
+        for name in ("wait", "wait_max", "jitter"):
+            value = getattr(self, name)
+            validate_number(name, value)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: seconds, 0 or more")
+        if self.wait > self.wait_max:
+            raise ValueError(f"wait={self.wait!r} is longer than wait_max={self.wait_max!r}: give wait_max too")
+        if self.until is not None:
+            validate_seconds("until", self.until)
+
+    def described(self) -> dict[str, Any]:
+        """The same as plain data, for where code cannot go. Raises TypeError if `on` is a function."""
+        kinds: Any = self.on if isinstance(self.on, tuple) else (self.on,)
+        if not all(isinstance(kind, (str, type)) for kind in kinds):
+            raise TypeError("a Retry whose `on` is a function is code: name classes, as in Retry(on=(OSError,))")
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**data, "on": [kind if isinstance(kind, str) else _name(kind) for kind in kinds]}
+
+    @classmethod
+    def restored(cls, data: Any) -> Retry:
+        """What `described` has described. Raises TypeError or ValueError for anything else."""
+        if not isinstance(data, dict) or not isinstance(data.get("on"), list):
+            raise TypeError("a retry is described by a mapping, with a list of names as `on`")
+        if not all(isinstance(name, str) for name in data["on"]):
+            raise TypeError("the classes of a retry are described by their names")
+        return cls(**{**data, "on": tuple(data["on"])})
+
+    def wants(self, error: BaseException) -> bool:
+        """Whether a call that ended so is worth another try. Raises what a function given as `on` raises."""
+        if not isinstance(error, Exception):
+            return False
+        if isinstance(error, RetryAfter):
+            return True
+        on: Any = self.on
+        if callable(on) and not isinstance(on, type):
+            return bool(on(error))
+        return any(
+            _is_named(error, kind) if isinstance(kind, str) else isinstance(error, kind)
+            for kind in (on if isinstance(on, tuple) else (on,))
+        )
+
+    def pause(self, error: Exception, tries: int) -> float:
+        """How many seconds after this error the next try begins; so many there were."""
+        if isinstance(error, RetryAfter):
+            return error.seconds
+        return min(self.wait * 2.0 ** (tries - 1) + random.uniform(0.0, self.jitter), self.wait_max)
+
+
+def _check_kind(kind: Any, alone: bool) -> None:
+    if isinstance(kind, type):
+        if not issubclass(kind, Exception):
+            raise TypeError(
+                f"on={kind.__qualname__}: a class derived from Exception, as what ends programs or tasks is not "
+                "tried again"
+            )
+    elif isinstance(kind, str):
+        if not all(part.isidentifier() for part in kind.split(".")) or "." not in kind:
+            raise ValueError(f"on={kind!r}: the name of a class with its module, as in 'app.Busy'")
+    elif not (alone and callable(kind)):
+        raise TypeError(
+            f"on={kind!r}: a class of exceptions, a tuple of such classes, or a function of the exception"
+        )
+
+
+def _name(kind: type) -> str:
+    """What workers know the class by."""
+    module = kind.__module__
+    return f"{(module in MAIN_NAMES and main_name()) or module}.{kind.__qualname__}"
+
+
+def _is_named(error: Exception, name: str) -> bool:
+    """Whether its class, or one of its base classes, has this name; that of a `RemoteError` may be lost here."""
+    if isinstance(error, RemoteError) and error.type_name == name:
+        return True
+    return any(_name(kind) == name for kind in type(error).__mro__)
