@@ -28,7 +28,9 @@ class Flaky:
         self.calls: list[CurrentCall] = []
         self.failures = failures
 
-        @site.atask(name="flaky", **{"retry": AT_ONCE, **options})
+        options = {"retry": AT_ONCE, **options}
+
+        @site.atask(name="flaky", **options)
         async def flaky(n: int = 0) -> int:
             self.calls.append(current_call())
             if len(self.calls) <= self.failures:
