@@ -30,6 +30,7 @@ from atasks.errors import (
     NotConnected,
     PayloadTooLarge,
     RegisteringTwice,
+    TransportError,
     UnknownTask,
     WorkerLost,
 )
@@ -37,6 +38,7 @@ from atasks.failures.failures import decode_failure
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import TaskOptions, validate_name, validate_queue
+from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
 from atasks.registry import Manager
 from atasks.transport.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
@@ -47,7 +49,14 @@ from atasks.worker.worker import Worker
 if TYPE_CHECKING:
     from atasks.transport.contract import Transport
 
-__all__ = ["Router", "get_router"]
+__all__ = [
+    "JobNotFound",
+    "NoClientTransportRegistered",
+    "NoCodecRegistered",
+    "Router",
+    "TransportError",
+    "get_router",
+]
 
 EARLY_SECONDS = 0.5
 """A worker ends a call so long before its deadline only if its clock is wrong."""

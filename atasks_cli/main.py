@@ -267,6 +267,6 @@ def _uvloop() -> Callable[[], Any]:
     try:
         import uvloop
     except ImportError:
-        raise CommandError(Exit.USAGE, "uvloop is not installed: pip install 'atasks[uvloop]'") from None
+        raise CommandError(Exit.USAGE, "uvloop is not installed: pip install uvloop") from None
     factory: Callable[[], Any] = uvloop.new_event_loop
     return factory

@@ -61,7 +61,7 @@ class Watcher:
             self._library: Any = importlib.import_module("watchfiles")
         except ImportError:
             raise CommandError(
-                Exit.USAGE, "--reload needs watchfiles, which is not installed: pip install 'atasks[reload]'"
+                Exit.USAGE, "--reload needs watchfiles, which is not installed: pip install watchfiles"
             ) from None
         self.files: dict[str, int | None] = {}
         """What is known of: path -> when it was modified, None if it does not exist."""

@@ -6,7 +6,7 @@
     atasks run scenarios/cores.py --mode client                draws with all of them
 
 A tile is a plain function that computes and nothing else, so it runs beside the worker's event loop, in as many
-processes as there are processors. Progress is a bar in a terminal (with `pip install "atasks[progress]"`), and
+processes as there are processors. Progress is a bar in a terminal (with `pip install rich`), and
 plain lines elsewhere.
 """
 

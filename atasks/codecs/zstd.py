@@ -29,7 +29,7 @@ class ZstdCodec(Codec):
     thousand times its size and a megabyte, is a `DecodeError`, before the memory is taken; what would shrink so
     much travels as it is.
 
-    Needs the package zstandard: `pip install "atasks[zstd]"`, else an ImportError that says so.
+    Needs the package zstandard: `pip install zstandard`, else an ImportError that says so.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class ZstdCodec(Codec):
         try:
             import zstandard
         except ImportError:
-            raise ImportError('ZstdCodec needs the package zstandard: pip install "atasks[zstd]"') from None
+            raise ImportError("ZstdCodec needs the package zstandard: pip install zstandard") from None
         if not 1 <= level <= 19:
             raise ValueError(f"level={level}: 1 to 19")
         self.inner = CloudpickleCodec(namespace) if inner is None else inner

@@ -120,7 +120,7 @@ def _key(words: list[str]) -> Key:
         options[option] = _value(option, value) if equals else True
     key = Key(name, _secret(secret), **options)
     if key.encrypt and not can_encrypt():
-        raise ValueError(f"key {name!r} says encrypt, which needs cryptography: pip install 'atasks[crypto]'")
+        raise ValueError(f"key {name!r} says encrypt, which needs cryptography: pip install cryptography")
     return key
 
 

@@ -1,7 +1,17 @@
 """The public names of transports: the contract, its caller's half, and the loopback transport."""
 
+from atasks.original import ConnectionLostError, RequestTimeoutError
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import RequestCallback, Transport, get_transport
 from atasks.transport.loopback import LoopbackTransport
 
-__all__ = ["CallTransport", "LoopbackTransport", "Pending", "RequestCallback", "Transport", "get_transport"]
+__all__ = [
+    "CallTransport",
+    "ConnectionLostError",
+    "LoopbackTransport",
+    "Pending",
+    "RequestCallback",
+    "RequestTimeoutError",
+    "Transport",
+    "get_transport",
+]

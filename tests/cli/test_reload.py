@@ -181,7 +181,7 @@ def test_watchfiles_that_is_not_installed(shell: Shell) -> None:
     shell.write("watchfiles.py", "raise ModuleNotFoundError")
     env = {"PYTHONPATH": f"{shell.directory}:{Path(__file__).parents[2]}"}
     done = shell.run("run", "tasks.py", "--mode", "server", "--reload", env=env)
-    expected = "--reload needs watchfiles, which is not installed: pip install 'atasks[reload]'"
+    expected = "--reload needs watchfiles, which is not installed: pip install watchfiles"
     assert (done.code, done.line()) == (2, expected)
 
 

@@ -368,7 +368,7 @@ def test_uvloop_that_is_not_installed(shell: Shell) -> None:
     shell.write("loop.py", SHOW)
     shell.write("uvloop.py", "raise ModuleNotFoundError")
     done = shell.run("run", "loop.py", "--uvloop")
-    assert (done.code, done.line()) == (2, "uvloop is not installed: pip install 'atasks[uvloop]'")
+    assert (done.code, done.line()) == (2, "uvloop is not installed: pip install uvloop")
 
 
 def test_version_and_help(shell: Shell) -> None:

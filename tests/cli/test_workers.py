@@ -220,7 +220,7 @@ def test_uvloop_that_is_not_installed(shell: Shell) -> None:
     shell.write("tasks.py", "")
     shell.write("uvloop.py", "raise ModuleNotFoundError")
     done = shell.run("run", "tasks.py", "--mode", "server", "--workers", "2", "--uvloop")
-    assert (done.code, done.line()) == (2, "uvloop is not installed: pip install 'atasks[uvloop]'")
+    assert (done.code, done.line()) == (2, "uvloop is not installed: pip install uvloop")
 
 
 def test_broker_that_cannot_be_reached(app: App) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from atasks.tasks import atask
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.contract import Transport, get_transport
 from atasks.transport.loopback import LoopbackTransport
+from atasks_cli.original import translate
 
 
 @pytest.fixture
@@ -215,3 +219,103 @@ def test_what_the_amqp_transport_refuses(namespace: str, options: dict[str, Any]
     with pytest.raises(error):
         AMQPTransport(**{"namespace": namespace, **options})
     assert get_transport(namespace) is None
+
+
+async def test_the_errors_of_the_original(namespace: str) -> None:
+    from atasks.errors import CallConnectionLost, CallTimeout, NotConnected, UnknownTask
+    from atasks.router import JobNotFound, NoClientTransportRegistered, NoCodecRegistered, TransportError
+    from atasks.transport.base import ConnectionLostError, RequestTimeoutError
+
+    assert issubclass(RequestTimeoutError, TimeoutError)
+    assert issubclass(ConnectionLostError, ConnectionError)
+    pairs = [(CallTimeout, RequestTimeoutError), (CallConnectionLost, ConnectionLostError)]
+    pairs += [(UnknownTask, JobNotFound), (NotConnected, NoClientTransportRegistered)]
+    for today, original in pairs:
+        assert issubclass(today, original)
+
+    @atask(namespace=namespace, timeout=0.05)
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    with pytest.raises(NoClientTransportRegistered):
+        await slow()
+    with pytest.raises(TransportError):
+        await slow()
+    router = get_router(namespace)
+    transport = LoopbackTransport(namespace=namespace)
+    await transport.connect()
+    await router.activate(transport)
+    try:
+        with pytest.raises(RequestTimeoutError):
+            await slow()
+        with pytest.raises(JobNotFound):
+            await router.send_request("nobody.knows")
+    except NoCodecRegistered:  # as its programs write it; nothing raises it
+        pytest.fail("a namespace without a codec of its own has the default one")
+    finally:
+        await router.deactivate()
+        await transport.disconnect()
+
+
+def test_the_text_of_an_exception() -> None:
+    from atasks import trace
+
+    try:
+        raise ValueError("seven")
+    except ValueError as error:
+        text = trace.format_trace(error)
+    assert text.startswith("Traceback (most recent call last):")
+    assert text.endswith("ValueError: seven\n")
+
+
+PROGRAM = """
+from atasks.tasks import atask
+
+@atask
+async def add(a, b):
+    return a + b
+
+async def aiomain(**options):
+    print(options["mode"], await add(1, 2), options.get("n"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "translated"),
+    [
+        ("prog.py", "run prog.py --mode loopback"),
+        ("prog.py -T amqp", "run prog.py --mode client --transport amqp"),
+        ("a.py b -M server -T amqp -U amqp://h/ -v 4", "run a.py b --mode server --url amqp://h/ -v -v"),
+        ("prog.py -M loopback -T amqp -U amqp://h/", "run prog.py --mode loopback"),
+        ("prog.py --verbosity=3 --mode=loopback", "run prog.py --mode loopback -v"),
+        ("prog.py -o n=1 m=2", "run prog.py --mode loopback -o n=1 -o m=2"),
+        ("--help", "run --help"),
+    ],
+)
+def test_the_options_of_the_start_command(given: str, translated: str) -> None:
+    assert translate(given.split()) == translated.split()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("", "name a file or a module"),
+        ("prog.py -H web1", "--hostname has no counterpart"),
+        ("prog.py -L atasks", "--loggers has no counterpart"),
+        ("prog.py -M server", "--mode server needs --transport amqp: nobody else reaches a loopback"),
+        ("prog.py --nonsense", "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_an_option_without_a_counterpart(given: str, problem: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        translate(given.split())
+    assert ended.value.code == 2
+    today = "the start command of today is: atasks run FILE_OR_MODULE..., see atasks run --help"
+    assert capsys.readouterr().err == f"atasks: error: {problem}; {today}\n"
+
+
+def test_the_start_command_runs_a_program(tmp_path: Path) -> None:
+    (tmp_path / "prog.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "atasks.run", "prog.py", "-M", "client", "-T", "loopback", "-o", "n=5"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "loopback 3 5\n"), done.stderr
