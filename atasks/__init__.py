@@ -52,6 +52,7 @@ from atasks.errors import (
     WorkerLost,
     WorkersFailed,
 )
+from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.retry import Retry
 from atasks.router import Router, get_router
@@ -79,9 +80,11 @@ __all__ = [
     "InvalidKeys",
     "InvalidName",
     "InvalidURL",
+    "Invocation",
     "ListenFailed",
     "LoadError",
     "LoopbackTransport",
+    "Middleware",
     "MsgpackCodec",
     "NoWorker",
     "NotConnected",
@@ -121,6 +124,7 @@ __all__ = [
     "local",
     "serve",
     "sleep",
+    "use",
 ]
 
 __version__ = "0.1.0"

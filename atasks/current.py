@@ -23,7 +23,18 @@ IDS_AT_ONCE: Final = 128
 class CurrentCall:
     """What an atask can know of the call that it is serving. Outside a call every attribute is None."""
 
-    __slots__ = ("attempt", "deadline", "id", "key", "parent_id", "root_id", "state", "try_")
+    __slots__ = (
+        "attempt",
+        "deadline",
+        "id",
+        "key",
+        "name",
+        "parent_id",
+        "queue",
+        "root_id",
+        "state",
+        "try_",
+    )
 
     def __init__(
         self,
@@ -35,6 +46,8 @@ class CurrentCall:
         state: Any = None,
         key: str | None = None,
         try_: int | None = None,
+        name: str | None = None,
+        queue: str | None = None,
     ) -> None:
         self.id = id
         """Unique per call, and the same for every attempt. Each try of a `Retry` is a call of its own."""
@@ -42,6 +55,10 @@ class CurrentCall:
         """The idempotency key: the same for every attempt and every try; without tries it is the id."""
         self.try_ = try_
         """1, and one more for each try before this one that a `Retry` found worth another."""
+        self.name = name
+        """The name of the atask on the wire."""
+        self.queue = queue
+        """The work queue that the call came from."""
         self.attempt = attempt
         """1, and one more for each worker that died while it held the call."""
         self.deadline = deadline

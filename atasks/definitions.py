@@ -27,8 +27,9 @@ from atasks.options import CallOptions, Executor, TaskOptions
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
+    from atasks.wire import Call
 
-__all__ = ["ATask", "BaseTask", "StreamTask", "TaskName"]
+__all__ = ["ATask", "BaseTask", "InvokedName", "StreamTask", "TaskName"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +48,15 @@ class TaskName(str):
 
     task: BaseTask[..., Any] | None
     options: TaskOptions
+
+
+class InvokedName(TaskName):
+    """The name of an atask whose call the middlewares of its caller have seen: they are not asked again."""
+
+    __slots__ = ("fill",)
+
+    fill: Callable[[Call], None]
+    """Puts into the request what they want it to have."""
 
 
 class BaseTask(Generic[P, K]):

@@ -6,7 +6,7 @@ import asyncio
 import contextvars
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,7 +20,7 @@ from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.codecs.default import get_codec
 from atasks.current import carried, new_call_id, serving, serving_here
-from atasks.definitions import ATask, BaseTask, StreamTask, TaskName
+from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -80,6 +80,9 @@ class Router:
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
         self._worker: Worker | None = None
         namespaces.register(namespace, router=self, registry=self.registry)
+        # What `use` puts around the calls that are made here, and around runs; None: nothing.
+        around_calls, around_runs = (getattr(self._space, name, None) for name in ("around_calls", "around_runs"))
+        namespaces.register(namespace, around_calls=around_calls, around_runs=around_runs)
         # The running event loop -> the blocks that were entered there and not left, the oldest first.
         self._connected: dict[asyncio.AbstractEventLoop, list[Block]] = getattr(self._space, "connected", {})
         namespaces.register(namespace, connected=self._connected)
@@ -122,6 +125,9 @@ class Router:
         Raises the exception that it raised, or a `CallError`; `asyncio.CancelledError` only if the awaiting task
         was cancelled.
         """
+        around = self._space.around_calls
+        if around is not None and type(name) is not InvokedName:
+            return await around.call(self, name, args, kwargs)
         run = serving.get()
         if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
             run = None  # a task that outlived its call, or a thread's own event loop
@@ -160,6 +166,21 @@ class Router:
             call.context = await self._carried(call, codec, transport)
         return call
 
+    async def submit(
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        options: TaskOptions,
+        send: Callable[..., Coroutine[Any, Any, Any]],
+    ) -> Any:
+        """What `await send(name, *args)` gives, inside of the namespace's middlewares. It makes a call of that
+        name that nobody awaits, by `request_to_keep`, and returns when that is safe."""
+        around = self._space.around_calls
+        if around is None:
+            return await send(name, *args)
+        task, _ = self._named(name)
+        return await around.around(self, name, task, options, args, {}, send, submitted=True)
+
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """What a reply stands for: its value, or it raises the exception."""
         if reply.status != Status.VALUE:
@@ -175,6 +196,10 @@ class Router:
 
         Override it to see or change every stream of the namespace, and call super's.
         """
+        around = self._space.around_calls
+        if around is not None and type(name) is not InvokedName:
+            stream: RemoteStream[Any] = around.stream(self, name, args, kwargs)
+            return stream
         return RemoteStream(self, name, args, kwargs)
 
     def _call(
@@ -210,6 +235,8 @@ class Router:
             _inherit(call, run, timeout)
         elif timeout is not None:
             call.timeout_ms = max(1, round(timeout * 1000))
+        if type(name) is InvokedName:
+            name.fill(call)
         return call
 
     @property

@@ -132,6 +132,8 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     """The same for every try: the id of the first one; None: this is it."""
     try_: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Which try this is, of those that a caller's retries make."""
+    headers: Annotated[dict[Name, Annotated[str, Meta(max_length=65_536)]], Meta(max_length=64)] | None = None
+    """What the middlewares of the caller tell those of the worker."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):

@@ -15,6 +15,10 @@ __all__ = ["Delivery"]
 class Delivery(Protocol):
     """One delivery of a request. The transport acknowledges it after whichever of these is called, once."""
 
+    @property
+    def queue(self) -> str:
+        """The work queue that it came from; empty: the transport does not know."""
+
     def reply(self, reply: Reply | End) -> None:
         """Send the reply; an `End` if items of a stream were sent, or could have been."""
 

@@ -158,6 +158,10 @@ class _Delivery(Struct, eq=False):
     transport: LoopbackTransport
     pending: Pending
 
+    @property
+    def queue(self) -> str:
+        return self.pending.options.queue or "default"
+
     def reply(self, reply: Reply | End) -> None:
         if isinstance(reply, End):
             self.transport._take_in(reply)

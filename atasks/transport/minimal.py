@@ -16,6 +16,8 @@ class Answer:
 
     __slots__ = ("future",)
 
+    queue = ""
+
     def __init__(self, future: asyncio.Future[Reply]) -> None:
         self.future = future
 

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from atasks import wire
@@ -71,6 +72,7 @@ async def _serve(run: HeldCall) -> Reply:
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
     executor, codec = task.executor, worker.router.codec
+    around = task._space.around_runs
     size = len(call.payload) + sum(map(len, call.context.values())) if call.context else len(call.payload)
     if size > worker.transport.max_payload:
         message = f"the arguments of {call.task} have {size} bytes, over this worker's limit of "
@@ -88,7 +90,9 @@ async def _serve(run: HeldCall) -> Reply:
     except DecodeError as error:
         return status(run, Status.DECODE_ERROR, str(error))
     try:
-        if executor is None:
+        if around is not None:
+            result = await around.run(call, task, run.queue, args, kwargs, partial(_body, run, task))
+        elif executor is None:
             result = task.local(*args, **kwargs)
         else:
             result = await worker.pools.in_thread(run, task.local, args, kwargs)
@@ -104,14 +108,26 @@ async def _serve(run: HeldCall) -> Reply:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not call.orphan:  # else it is logged anyway
-            logger.error(
-                "%s raised after it was cancelled: maybe nobody hears of it", describe(call), exc_info=error
-            )
+        _log_late(run, error)
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         del args, kwargs
     return await returned(call, codec, worker.id, result)
+
+
+def _log_late(run: HeldCall, error: BaseException) -> None:
+    if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not run.call.orphan:  # else it is logged anyway
+        logger.error(
+            "%s raised after it was cancelled: maybe nobody hears of it", describe(run.call), exc_info=error
+        )
+
+
+async def _body(run: HeldCall, task: BaseTask[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What the function gives, for the middlewares around it."""
+    if task.executor is not None:
+        return await run.worker.pools.in_thread(run, task.local, args, kwargs)
+    result = task.local(*args, **kwargs)
+    return await result if inspect.isawaitable(result) else result
 
 
 def _not_a_stream(run: HeldCall, task: BaseTask[..., Any]) -> Reply | None:

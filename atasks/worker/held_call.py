@@ -85,6 +85,14 @@ class HeldCall(Struct, eq=False):
         return None if self.atask is None else self.atask.executor
 
     @property
+    def queue(self) -> str:
+        """The work queue that it came from; where its transport does not say, the one that its atask names."""
+        queue = self.deliveries[-1].queue
+        if not queue and self.atask is not None:
+            queue = self.atask.task_options.queue or ""
+        return queue or getattr(self.worker.transport, "queue", "default")
+
+    @property
     def ran(self) -> float | None:
         """For how many seconds it has run; None: it has not begun."""
         return time.perf_counter() - self.started if self.started else None
@@ -103,6 +111,8 @@ class HeldCall(Struct, eq=False):
                 self.worker.state,
                 call.key or call.id,
                 call.try_,
+                call.task,
+                self.queue,
             )
         return self._current
 

@@ -38,6 +38,7 @@ from atasks.wire import (
 FULL_CALL = Call(
     1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, AT_MOST_ONCE, 1, "root",
     "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2,
+    {"request": "r-1"},
 )  # fmt: skip
 
 ENVELOPES: list[Envelope] = [
@@ -98,7 +99,8 @@ def test_a_message_holds_any_number_and_mixture() -> None:
 def test_the_fields_of_a_call_in_their_order() -> None:
     assert plain(encode([FULL_CALL])) == [
         [1, 1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, 1, 1, "root",
-         "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2]
+         "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2,
+         {"request": "r-1"}]
     ]  # fmt: skip
 
 
@@ -108,6 +110,16 @@ def test_fields_of_a_later_revision_are_ignored(envelope: Envelope) -> None:
     every = [getattr(envelope, name) for name in envelope.__struct_fields__]
     full = msgspec.msgpack.decode(msgspec.msgpack.encode([fields[0], *every]))
     assert decode(message([*full, "new", {"field": [1]}])) == [envelope]
+
+
+def test_headers_are_for_those_who_know_of_them() -> None:
+    with_headers = Call(1, "id", "task", b"", "pickle", headers={"a": "b"})
+    older = Call(1, "id", "task", b"", "pickle")
+    (fields,) = plain(encode([with_headers]))
+    assert decode(message(fields[:22])) == [older], "an older caller sends none, and an older reader ignores them"
+    for headers in ({"a": 1}, {"": "b"}, {"a": "b" * 65_537}, {str(n): "" for n in range(65)}, ["a"]):
+        with pytest.raises(DecodeError):
+            decode(message([*fields[:22], headers]))
 
 
 def test_fields_with_defaults_may_be_left_out() -> None:

@@ -41,10 +41,15 @@ async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs:
     )
     router = get_router(first.namespace)
     records = records_of(router)
-    call = await router.request_to_keep(RUN, (data, list(args), dict(kwargs)), options, router.transport())
-    call.id = f"{call.id}.{len(data)}"
-    await records.begin(call, options)
-    return Handle(call.id, first.namespace)
+
+    async def send(name: str, *args: Any) -> Handle[Any]:
+        call = await router.request_to_keep(name, args, options, router.transport())
+        call.id = f"{call.id}.{len(data)}"
+        await records.begin(call, options)
+        return Handle(call.id, router.namespace)
+
+    handle: Handle[Any] = await router.submit(RUN, (data, list(args), dict(kwargs)), options, send)
+    return handle
 
 
 def _check_arguments(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

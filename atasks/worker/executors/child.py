@@ -10,26 +10,36 @@ import socket
 import threading
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from atasks import current, forks, logs, modules, wire
 from atasks.codecs.base import Codec
 from atasks.current import CurrentCall
 from atasks.errors import DecodeError
-from atasks.namespaces import namespaces
+from atasks.namespaces import namespace_item, namespaces
 from atasks.wire import Call, Reply, Status
 from atasks.worker.execution import decode_arguments, raised, returned
 from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_request, frame
 from atasks.worker.executors.references import Reference, find
 
+if TYPE_CHECKING:
+    from atasks.definitions import BaseTask
+    from atasks.middleware import AroundRuns
+
 __all__ = ["serve"]
 
 
-def serve(channel: socket.socket, stream: BinaryIO, levels: dict[str, Any], codec: Codec) -> None:
+def serve(
+    channel: socket.socket,
+    stream: BinaryIO,
+    levels: dict[str, Any],
+    codec: Codec,
+    around: AroundRuns | None = None,
+) -> None:
     """Answer the requests that arrive on `stream`, which reads from `channel`, until it ends.
 
-    It logs at those `levels`, of the worker. If the stream ends while a call runs, the worker is gone, and so is
-    this process, at once.
+    It logs at those `levels`, of the worker, whose middlewares are `around` what it runs. If the stream ends while
+    a call runs, the worker is gone, and so is this process, at once.
     """
     # Who stops a whole group of processes means the worker, which ends this one when its calls are done. A handler
     # that does nothing, unlike SIG_IGN, is not inherited by the programs that a function starts.
@@ -42,7 +52,7 @@ def serve(channel: socket.socket, stream: BinaryIO, levels: dict[str, Any], code
     busy = threading.Event()
     threading.Thread(target=_read, args=(stream, requests, busy), name="atasks-requests", daemon=True).start()
     with asyncio.Runner() as runner:
-        child = _Child(codec, runner, levels)
+        child = _Child(codec, runner, levels, around)
         channel.sendall(frame(None))
         while (content := requests.get()) is not None:
             busy.set()
@@ -76,8 +86,11 @@ class _Child:
     """Runs calls: the codec's coroutines in an event loop, and the function outside of it, so that it may use
     `asyncio.run` as blocking code does."""
 
-    def __init__(self, codec: Codec, runner: asyncio.Runner, levels: dict[str, Any]) -> None:
+    def __init__(
+        self, codec: Codec, runner: asyncio.Runner, levels: dict[str, Any], around: AroundRuns | None
+    ) -> None:
         self.codec = codec
+        self._around = around
         self._levels = levels
         self._runner = runner
         self._functions: dict[Reference, Callable[..., Any]] = {}
@@ -95,8 +108,10 @@ class _Child:
                 call.root or call.id,
                 key=call.key or call.id,
                 try_=call.try_,
+                name=call.task,
+                queue=request.queue,
             )
-            return self._answer(call, function, request.worker, request.limit)
+            return self._answer(call, function, request)
         except BaseException as error:
             text = str(error)
             if modules.UNGUARDED in text:
@@ -108,15 +123,19 @@ class _Child:
         finally:
             current.lone_call = None
 
-    def _answer(self, call: Call, function: Callable[..., Any], worker: str, limit: int) -> Reply:
+    def _answer(self, call: Call, function: Callable[..., Any], request: ProcessRequest) -> Reply:
         context = Context()
         run = self._runner.run
+        worker, limit = request.worker, request.limit
         try:
             args, kwargs = run(decode_arguments(call, self.codec, function), context=context)
         except DecodeError as error:
             return wire.ended(call.id, Status.DECODE_ERROR, str(error), worker)
         try:
-            result = context.run(function, *args, **kwargs)
+            if self._around is None:
+                result = context.run(function, *args, **kwargs)
+            else:
+                result = self._inside(self._around, request, function, args, kwargs, context)
         except asyncio.CancelledError:
             return wire.ended(call.id, Status.CANCELLED, f"{call.task} was cancelled in its process", worker)
         except BaseException as error:
@@ -125,9 +144,54 @@ class _Child:
             del args, kwargs
         return run(returned(call, self.codec, worker, result), context=context)
 
+    def _inside(
+        self,
+        around: AroundRuns,
+        request: ProcessRequest,
+        function: Callable[..., Any],
+        args: Any,
+        kwargs: Any,
+        context: Context,
+    ) -> Any:
+        """What the middlewares make of the function. They run in the event loop, and the function outside of it,
+        in their context."""
+        loop = self._runner.get_loop()
+        wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Any, Any]] = []
+
+        async def body(*args: Any, **kwargs: Any) -> Any:
+            outcome = loop.create_future()
+            wanted.append((outcome, args, kwargs))
+            loop.stop()
+            returned, value = await outcome
+            if not returned:
+                raise value
+            return value
+
+        coroutine = around.run(request.call, _task(request.reference), request.queue, args, kwargs, body)
+        running = loop.create_task(coroutine, context=context)
+        running.add_done_callback(lambda _: loop.stop())
+        while not running.done():
+            loop.run_forever()
+            while wanted:
+                outcome, args, kwargs = wanted.pop(0)
+                try:
+                    ended = True, context.run(function, *args, **kwargs)
+                except BaseException as error:
+                    ended = False, error
+                if not outcome.done():
+                    outcome.set_result(ended)
+        return running.result()
+
     def _function(self, reference: Reference) -> Callable[..., Any]:
         function = self._functions.get(reference)
         if function is None:
             function = self._functions[reference] = find(reference)
             logs.adopt(self._levels, "process of a worker")  # after its module may have said how to log
         return function
+
+
+def _task(reference: Reference) -> BaseTask[..., Any] | None:
+    """The atask, if the import of its module has registered it."""
+    registry = getattr(namespace_item(reference.namespace), "registry", None)
+    item = None if registry is None else registry.get(reference.name)
+    return None if item is None else item.task

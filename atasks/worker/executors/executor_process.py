@@ -10,7 +10,7 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from atasks import forks, interpreters, logs, modules
 from atasks.codecs.base import Codec
@@ -18,6 +18,9 @@ from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
 from atasks.wire import Reply
 from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_reply, frame
+
+if TYPE_CHECKING:
+    from atasks.middleware import AroundRuns
 
 __all__ = ["ExecutorProcess", "Lost"]
 
@@ -29,11 +32,21 @@ channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
 sys.path[:] = pickle.load(stream)
 from atasks.worker.executors.child import serve
-serve(channel, stream, pickle.load(stream), pickle.load(stream))
+serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
 """
 
 LEAVE_PATIENCE: Final = 2.0
 """Seconds that an idle process gets to end by itself."""
+
+
+def _pickled(around: AroundRuns | None) -> bytes:
+    try:
+        return dumps(around)
+    except Exception as error:
+        raise TransportError(
+            f"a middleware cannot be pickled for the processes of executor='process' ({type(error).__name__}): "
+            "give it a __getstate__, or make what cannot travel when it is first needed"
+        ) from error
 
 
 class Lost(Exception):
@@ -51,12 +64,13 @@ class ExecutorProcess:
         """Done when it has ended."""
 
     @classmethod
-    async def start(cls, codec: Codec) -> ExecutorProcess:
-        """A process that is ready. Raises `Lost` if it ends before it is, and TransportError in a process that
-        imports its modules."""
+    async def start(cls, codec: Codec, around: AroundRuns | None = None) -> ExecutorProcess:
+        """A process that is ready, with copies of the codec and of the middlewares. Raises `Lost` if it ends
+        before it is, and TransportError in a process that imports its modules, or for a middleware that cannot be
+        pickled."""
         if modules.is_importing():
             raise TransportError(modules.UNGUARDED)
-        hello = pickle.dumps(sys.path) + pickle.dumps(logs.levels()) + dumps(codec)
+        hello = pickle.dumps(sys.path) + pickle.dumps(logs.levels()) + dumps(codec) + _pickled(around)
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())
         with theirs:

@@ -29,6 +29,8 @@ class ProcessRequest(Struct, array_like=True):
     """When the call times out, by the clock of `time.monotonic`."""
     limit: int
     """Bytes of payload that a reply may have."""
+    queue: str = ""
+    """Where the call came from."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -23,6 +23,7 @@ from atasks.worker.held_call import HeldCall
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
     from atasks.definitions import BaseTask
+    from atasks.middleware import AroundRuns
 
 __all__ = ["ProcessPool"]
 
@@ -47,12 +48,14 @@ class ProcessPool:
         self._starting: set[asyncio.Task[None]] = set()
         self._references: dict[BaseTask[..., Any], Reference] = {}
         self._codec: Codec | None = None
+        self._around: AroundRuns | None = None
         self._closed = False
 
     async def serve(self, run: HeldCall, task: BaseTask[..., Any]) -> Reply:
         """The reply of a process. A call that kills its process is tried again in another one, as often as its
         delivery and `max_attempts` permit, and ends in `WorkerLost` then."""
-        self._codec = run.worker.router.codec
+        worker = run.worker
+        self._codec, self._around = worker.router.codec, task._space.around_runs
         reference = self._references.get(task)
         if reference is None:
             reference = self._references[task] = refer(task)
@@ -64,7 +67,7 @@ class ProcessPool:
             try:
                 reply = await process.ask(
                     ProcessRequest(
-                        run.call, reference, run.worker.id, run.deadline, run.worker.transport.max_payload
+                        run.call, reference, worker.id, run.deadline, worker.transport.max_payload, run.queue
                     )
                 )
             except Lost as lost:
@@ -121,8 +124,8 @@ class ProcessPool:
         codec = self._codec
         assert codec is not None
         try:
-            process = await ExecutorProcess.start(codec)
-        except Exception as error:  # no memory, no interpreter, a codec that cannot be pickled
+            process = await ExecutorProcess.start(codec, self._around)
+        except Exception as error:  # no memory, no interpreter, a codec or a middleware that cannot be pickled
             self._count -= 1
             waiter = self._next()
             if waiter is not None:

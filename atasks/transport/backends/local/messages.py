@@ -145,6 +145,8 @@ class Deliver(Struct, array_like=True, tag=43, gc=False):
 
     call: Call
     alone: bool = False
+    queue: str = ""
+    """The work queue where it waited; empty: the first one that the worker named."""
 
 
 class GiveBack(Struct, array_like=True, tag=44, gc=False):

@@ -103,7 +103,10 @@ class Serving:
         self._received += 1
         call = message.call
         self.worker.deliver(
-            call, _Handed(self), message.alone, partial(self._begin, call.id) if message.alone else None
+            call,
+            _Handed(self, message.queue or self.queues[0]),
+            message.alone,
+            partial(self._begin, call.id) if message.alone else None,
         )
 
     async def _begin(self, call_id: str) -> bool:
@@ -157,10 +160,11 @@ class Serving:
 class _Handed:
     """A call in hand."""
 
-    __slots__ = ("service",)
+    __slots__ = ("queue", "service")
 
-    def __init__(self, service: Serving) -> None:
+    def __init__(self, service: Serving, queue: str) -> None:
         self.service = service
+        self.queue = queue
 
     def reply(self, reply: Reply | End) -> None:
         self.service.link.send(reply, len(reply.payload))

@@ -141,6 +141,10 @@ class CallDelivery:
         self.renewing = False
         """Whether a lease is on its way to take its place."""
 
+    @property
+    def queue(self) -> str:
+        return self.inbound.consumer.queue
+
     def send(self, envelope: Item | End) -> None:
         self.inbound.intake.send(envelope, self.inbound)
 

@@ -351,6 +351,7 @@ class Hub:
         self._leave(peer)
         peer.worker_id = message.worker
         peer.begins = message.begins
+        peer.first_queue = message.queues[0] if message.queues else ""
         peer.queues = [
             queue for name in message.queues for queue in (self._queue(peer, name), *self._all_beside(peer, name))
         ]
@@ -506,7 +507,8 @@ class Hub:
         if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
             left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
             call = structs.replace(call, timeout_ms=left)
-        worker.link.send(Deliver(call, entry.alone), entry.size)
+        queue = entry.queue.name
+        worker.link.send(Deliver(call, entry.alone, "" if queue == worker.first_queue else queue), entry.size)
 
     def _end(self, entry: QueuedCall, reply: Reply | End) -> None:
         del self._entries[entry.call.id]

@@ -46,6 +46,8 @@ class Peer:
         self.worker_id = ""
         self.begins = False
         """Whether it says when a last attempt begins."""
+        self.first_queue = ""
+        """The one that it named first: where calls come from if nothing else is said."""
         self.queues: list[WorkQueue] = []
         """Those it serves, or, while it drains, served."""
         self.room = 0
