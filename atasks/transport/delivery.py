@@ -18,6 +18,7 @@ class Delivery(Protocol):
     @property
     def queue(self) -> str:
         """The work queue that it came from; empty: the transport does not know."""
+        ...
 
     def reply(self, reply: Reply | End) -> None:
         """Send the reply; an `End` if items of a stream were sent, or could have been."""
