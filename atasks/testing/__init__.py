@@ -33,6 +33,6 @@ pytest.register_assert_rewrite(
 
 from atasks.testing.cases import Cases  # noqa: E402
 from atasks.testing.conformance import TransportConformance  # noqa: E402
-from atasks.testing.site import PATIENCE, Site, soon  # noqa: E402
+from atasks.testing.site import PATIENCE, Site, soon, until  # noqa: E402
 
-__all__ = ["PATIENCE", "Cases", "Site", "TransportConformance", "soon"]
+__all__ = ["PATIENCE", "Cases", "Site", "TransportConformance", "soon", "until"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,14 +20,26 @@ from atasks.transport.call_transport import CallTransport
 from atasks.transport.contract import Transport
 from atasks.worker.worker import Worker
 
-__all__ = ["PATIENCE", "Site", "soon"]
+__all__ = ["PATIENCE", "Site", "soon", "until"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
-PATIENCE: Final = 30.0
-"""Seconds after which something that a case waits for is taken to hang."""
+PATIENCE: Final = 60.0
+"""Seconds after which something that a case waits for is taken to hang: machines may be busy."""
+
+
+async def until(condition: Callable[[], object], what: str = "", within: float = PATIENCE) -> None:
+    """Return when the condition holds; for changes that no event announces.
+
+    `what` says what the case waits for, and `within` for how many seconds. An AssertionError repeats both if they
+    pass in vain. The event loop goes on meanwhile.
+    """
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"after {within:g} s still not: {what or condition}"
+        await asyncio.sleep(0.005)
 
 
 async def soon(awaitable: Awaitable[T]) -> T:

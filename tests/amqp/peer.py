@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,9 +11,9 @@ import aio_pika
 import msgspec
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage, AbstractQueue
 
-from atasks.testing import PATIENCE, soon
+from atasks.testing import soon
 
-__all__ = ["CONTENT_TYPE", "Peer", "until"]
+__all__ = ["CONTENT_TYPE", "Peer"]
 
 CONTENT_TYPE = "application/vnd.atasks.v1+msgpack"
 
@@ -102,10 +102,3 @@ class Peer:
     async def dead_letters(self) -> asyncio.Queue[AbstractIncomingMessage]:
         """What is dead-lettered from now on; a worker must have declared the queue."""
         return await self.consume(f"{self.prefix}.dead")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Return when it holds; for what the library tells nobody of."""
-    async with asyncio.timeout(PATIENCE):
-        while not condition():  # there is no event for it
-            await asyncio.sleep(0.005)

@@ -17,10 +17,10 @@ from msgspec.msgpack import encode
 import atasks
 from atasks import UnknownRun, atask
 from atasks.pipeline import map
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.topology import Topology
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 from tests.brokers.base import Broker
 from tests.keys import KeyFiles
 

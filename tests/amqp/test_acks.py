@@ -11,9 +11,8 @@ import pytest
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.transport.backends.amqp.broker.acks import Acks
-from tests.amqp.peer import until
 
 MANY = 12_000
 

@@ -13,8 +13,8 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 from atasks import CallError, MsgpackCodec
-from atasks.testing import Site, soon
-from tests.amqp.peer import Peer, until
+from atasks.testing import Site, soon, until
+from tests.amqp.peer import Peer
 
 encode = msgspec.msgpack.encode
 

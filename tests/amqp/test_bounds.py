@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from atasks import MsgpackCodec
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 
 CALL, REPLY, _, ASK = range(1, 5)
 CLAIM = 11

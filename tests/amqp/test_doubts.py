@@ -12,9 +12,9 @@ from msgspec.msgpack import encode
 
 import atasks
 from atasks import atask
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp.worker.doubts import Doubts
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 
 CALL, REPLY, CANCEL, CLAIM, GRANT = 1, 2, 3, 11, 12
 

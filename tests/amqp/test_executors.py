@@ -16,11 +16,10 @@ import pytest
 import atasks
 from atasks import CallTimeout, WorkerLost, atask, current_call
 from atasks.namespaces import namespaces
-from atasks.testing import soon
+from atasks.testing import PATIENCE, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
-from tests.amqp.peer import until
-from tests.unit.serving import PATIENCE, happened
+from tests.unit.serving import happened
 from tests.unit.worker import blocking
 
 Serve = Callable[..., AbstractAsyncContextManager[atasks.Worker]]

@@ -18,8 +18,7 @@ import pytest
 import atasks
 from atasks import RemoteError, UnknownTask, get_router
 from atasks.namespaces import namespaces
-from atasks.testing import soon
-from tests.amqp.peer import until
+from atasks.testing import soon, until
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -13,7 +13,7 @@ import pytest
 import atasks
 from atasks import EncodeError, PayloadTooLarge, QueueFull, Transport, atask
 from atasks.pipeline import Handle, collect, flat_map, map
-from atasks.testing import soon
+from atasks.testing import soon, until
 from tests.amqp.conftest import Connect
 
 PROMPT = 1.0
@@ -89,9 +89,7 @@ async def fails(handle: Handle[Any], kind: type[Exception], *texts: str) -> None
         for text in texts:
             assert text in told
     assert time.monotonic() - before < 2 * PROMPT
-    async with asyncio.timeout(10):
-        while flying:
-            await asyncio.sleep(0.01)
+    await until(lambda: not flying)
 
 
 @pytest.mark.parametrize("workers", [1, 20])

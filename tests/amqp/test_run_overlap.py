@@ -9,7 +9,7 @@ import pytest
 
 from atasks import atask
 from atasks.pipeline import collect, filter, flat_map, fork, map, ordered, stage
-from atasks.testing import soon
+from atasks.testing import soon, until
 from tests.amqp.conftest import Connect
 
 released = asyncio.Event()
@@ -137,8 +137,7 @@ async def test_a_stage_is_only_so_far_ahead_of_the_next_one(connect: Connect) ->
     async with connect():
         pipeline = flat_map(upto) | map(quick, workers=2, throttle=3) | map(stuck, workers=4)
         handle = await soon(pipeline.submit(100))
-        while len(begun) < 4 + 4:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(begun) >= 4 + 4)
         await asyncio.sleep(0.3)  # in which it could go too far
         at = [name for name, _ in begun]
         assert at.count("stuck") == 4
@@ -152,9 +151,7 @@ async def test_a_failure_ends_the_calls_of_the_stages_before_it(connect: Connect
         for attempt in (handle, handle.step(1)):
             with pytest.raises(KeyError):
                 await soon(attempt)
-        async with asyncio.timeout(10):
-            while flying:
-                await asyncio.sleep(0.01)
+        await until(lambda: not flying)
 
 
 async def test_what_must_not_begin_twice_waits_for_what_is_before_it(connect: Connect) -> None:
@@ -163,8 +160,7 @@ async def test_what_must_not_begin_twice_waits_for_what_is_before_it(connect: Co
         assert await soon(await soon(pipeline.submit(10))) == list(range(10))
         handle = await soon((flat_map(upto) | map(held_at_last, workers=10) | map(once)).submit(10))
         released.clear()
-        while len([each for each in begun if each[0] == "held"]) < 10:
-            await asyncio.sleep(0.01)
+        await until(lambda: len([each for each in begun if each[0] == "held"]) >= 10)
         await asyncio.sleep(0.2)  # in which an item could go on
         assert not released.is_set()
         released.set()

@@ -20,10 +20,10 @@ import atasks
 from atasks import DecodeError, InvalidKeys, MsgpackCodec, Transport
 from atasks.pipeline import map
 from atasks.signing import CONTENT_TYPE, Key, Kind, keyfile, parse, seal, verify
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport, seals
 from atasks.transport.backends.amqp.caller import presence, probe
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 from tests.keys import KeyFiles, caller_first
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode

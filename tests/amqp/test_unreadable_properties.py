@@ -18,11 +18,11 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
 from atasks import MsgpackCodec, wire
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.wire import CONTENT_TYPE, Call
 from tests.amqp.conftest import NewTransport
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 
 CONTENT, HEADERS, REPLY_TO, MESSAGE_ID, TIMESTAMP = 0x8000, 0x2000, 0x0200, 0x0080, 0x0040
 

@@ -12,9 +12,9 @@ import pytest
 from aiormq.abc import DeliveredMessage
 
 from atasks import CallCancelled, CallTimeout, MsgpackCodec, UnknownTask, WorkerLost, current_call
-from atasks.testing import PATIENCE, Site, soon
+from atasks.testing import PATIENCE, Site, soon, until
 from atasks.transport.backends.amqp.broker.link import ConsumerCallback, Link
-from tests.amqp.peer import CONTENT_TYPE, Peer, until
+from tests.amqp.peer import CONTENT_TYPE, Peer
 
 encode, decode = msgspec.msgpack.encode, msgspec.msgpack.decode
 

@@ -11,10 +11,10 @@ import pytest
 
 import atasks
 from atasks import NoWorker, current_call, get_router
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.amqp.conftest import NewTransport
-from tests.amqp.peer import Peer, until
+from tests.amqp.peer import Peer
 
 
 @pytest.fixture

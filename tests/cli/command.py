@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -121,11 +119,3 @@ class Command:
         self.process.wait()
         for reader in self._readers:
             reader.join()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    """Return once it holds."""
-    until = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)

@@ -11,8 +11,9 @@ from signal import SIGINT, SIGKILL, SIGTERM, Signals
 import psutil
 import pytest
 
-from tests.cli.command import Command, wait_until
+from tests.cli.command import Command
 from tests.cli.shell import Shell
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

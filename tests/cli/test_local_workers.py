@@ -14,7 +14,8 @@ import pytest
 
 import atasks
 from tests.cli.app import App, workers
-from tests.cli.command import PATIENCE, wait_until
+from tests.cli.command import PATIENCE
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 
 from atasks_cli.size import Size, shown_size
 from tests.cli.app import App, workers
-from tests.cli.command import PATIENCE, wait_until
+from tests.cli.command import PATIENCE
+from tests.waiting import wait_until
 
 GROWING = """
     import os, tasks

@@ -10,8 +10,9 @@ import psutil
 import pytest
 
 from tests.cli.app import App, workers
-from tests.cli.command import PATIENCE, wait_until
+from tests.cli.command import PATIENCE
 from tests.cli.shell import Shell
+from tests.waiting import wait_until
 
 STORM = """
     import asyncio, os, pathlib

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from atasks import CallTimeout, Transport, current_call
-from atasks.testing import Site, soon
-from tests.unit.serving import PATIENCE, until
+from atasks.testing import PATIENCE, Site, soon, until
 
 
 def stay(folder: str) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from atasks import RemoteError, current_call
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.testing.cases import Cases
 from tests.conformance.transports import OverAMQP, OverLocal, OverLocalHub, OverLoopback, OverMemory
 
@@ -110,8 +110,7 @@ class ExitCases(Cases):
 
         async with site.open():
             calls = [asyncio.create_task(innocent()) for _ in range(8)]
-            while not runs:
-                await asyncio.sleep(0.005)
+            await until(lambda: runs)
             if function in AWAITED:
                 with pytest.raises(RemoteError, match=r"SystemExit|KeyboardInterrupt"):
                     await soon(culprit())

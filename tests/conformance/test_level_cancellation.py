@@ -10,10 +10,9 @@ import anyio
 import pytest
 
 from atasks.connection import _connected
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.testing.cases import Cases
 from tests.conformance.transports import OverAMQP, OverLocal, OverLocalHub, OverLoopback
-from tests.unit.serving import until
 
 
 class LevelCases(Cases):

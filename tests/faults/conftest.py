@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+import atasks
 from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
@@ -38,6 +39,13 @@ def cleanup(node: Broker, prefix: str) -> Iterator[None]:
         for name in names:
             channel.queue_delete(name)
         channel.exchange_delete(f"{prefix}.control")
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    """This process as a caller, over no proxy."""
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
 
 
 @pytest.fixture

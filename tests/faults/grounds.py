@@ -6,8 +6,8 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
-from tests.faults.history import until
 from tests.faults.workers import Fleet, WorkerProcess
 from tests.local.fleet import Fleet as LocalFleet
 

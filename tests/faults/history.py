@@ -7,38 +7,19 @@ import contextlib
 import logging
 import os
 import re
-import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from atasks import ATask, AtasksError, CallConnectionLost, CallTimeout, WorkerLost, current_call
+from tests.waiting import DEADLINE
 
-__all__ = ["DEADLINE", "Await", "Delivery", "History", "Recorder", "RunRecord", "settled", "until", "wait_until"]
-
-DEADLINE = 30.0
-"""Seconds after which what a test waits for does not come any more."""
+__all__ = ["Await", "Delivery", "History", "Recorder", "RunRecord", "settled"]
 
 Delivery = Literal["at_least_once", "at_most_once"]
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> None:
-    """Return when the condition holds; an AssertionError that says what did not happen, if it does not in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"after {timeout:g} s still not: {what}"
-        time.sleep(0.02)
-
-
-async def until(condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> None:
-    """As `wait_until`, while the event loop goes on."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"after {timeout:g} s still not: {what}"
-        await asyncio.sleep(0.02)
 
 
 class Recorder:

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from atasks import WorkerLost
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.tasks import crash, echo, gated
 from tests.faults.workers import WorkerProcess
 

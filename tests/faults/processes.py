@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 import atasks
-from tests.faults.history import DEADLINE
+from tests.waiting import DEADLINE
 
 __all__ = ["Process"]
 

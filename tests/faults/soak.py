@@ -29,9 +29,10 @@ from typing import Any
 import psutil
 
 import atasks
+from atasks.testing import until
 from tests.broker import Broker, PrivateNode
 from tests.brokers.private_node import find_sbin
-from tests.faults.history import Delivery, History, until
+from tests.faults.history import Delivery, History
 from tests.faults.proxy import Proxy, Role
 from tests.faults.tasks import boom, crash, echo, fan, fib, work
 from tests.faults.workers import Fleet, WorkerProcess

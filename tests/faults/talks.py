@@ -15,8 +15,9 @@ from typing import Any
 import atasks
 from atasks import CallTimeout, WorkerLost
 from atasks.pipeline import attach
+from atasks.testing import until
 from tests.faults import tasks
-from tests.faults.history import Delivery, History, settled, until
+from tests.faults.history import Delivery, History, settled
 from tests.faults.processes import Process
 
 __all__ = ["TalkProcess"]

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-import atasks
+from atasks.testing import until
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
 
 LEFT_OUT = "queue 'ailing' cannot be served for now"
 SERVED_AGAIN = "queue 'ailing' is served again"
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.mark.parametrize("part", ["", ".solo"])

@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 import atasks
 from atasks import WorkerLost
+from atasks.testing import until
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
-from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import doomed, gated
 from tests.faults.workers import Fleet, WorkerProcess
+from tests.waiting import DEADLINE
 
 LINK = 2
 """Connections of one process."""
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 def _attempts(history: History, key: str = "call") -> list[int]:

@@ -11,20 +11,15 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, gated, work
 from tests.faults.workers import Fleet
 
 CALLS = 400
 ONCE = 100
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @contextlib.asynccontextmanager

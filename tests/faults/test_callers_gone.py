@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.callers import CallerProcess
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import gated
 from tests.faults.workers import Fleet

@@ -13,8 +13,9 @@ import pytest
 
 import atasks
 from atasks import CallTimeout
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, time_left, work
 from tests.faults.workers import Fleet, WorkerProcess
 from tests.local.fleet import Fleet as LocalFleet

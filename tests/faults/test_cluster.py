@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.broker import BrokerError
 from tests.brokers.cluster import Cluster, ClusterNode
 from tests.brokers.private_node import find_sbin
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, gated, work
 from tests.faults.workers import Fleet
 

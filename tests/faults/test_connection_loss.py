@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller import requests
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy, Role
 from tests.faults.tasks import block, echo, gated, work
 from tests.faults.workers import Fleet
@@ -55,17 +57,19 @@ async def _ended(history: History, calls: list[asyncio.Task[object]], fleet: Fle
         ("worker", "publish"),
         ("worker", "consume"),
         ("both", None),
+        ("both", "closed by the broker"),
     ],
 )
 async def test_calls_go_on_over_a_cut(
     fleet: Fleet,
     history: History,
+    node: Broker,
     proxy: Proxy,
     second_proxy: Proxy,
     prefix: str,
     tmp_path: Path,
     where: str,
-    role: Role | None,
+    role: Role | Literal["closed by the broker"] | None,
 ) -> None:
     gate = tmp_path / "gate"
     fleet.start_one(url=second_proxy.url(), concurrency=200)
@@ -75,8 +79,11 @@ async def test_calls_go_on_over_a_cut(
         await until(lambda: history.started() >= 200, "all slots in use")
         sides = _sides(where, proxy, second_proxy)
         before = [side.accepted for side in sides]
-        for side in sides:
-            assert side.drop(role)
+        if role == "closed by the broker":
+            await asyncio.to_thread(node.close_all_connections)
+        else:
+            for side in sides:
+                assert side.drop(role)
         await _reconnected(sides, before)
         gate.touch()
         await _ended(history, calls, fleet)
@@ -153,23 +160,6 @@ async def test_a_pause_shorter_than_the_heartbeat_is_only_a_pause(
     await fleet.quiet()
     assert len(history.runs()) == 500
     assert proxy.accepted == LINK, "no connection was given up"
-
-
-async def test_the_broker_closes_every_connection(
-    fleet: Fleet, history: History, node: Broker, proxy: Proxy, second_proxy: Proxy, prefix: str, tmp_path: Path
-) -> None:
-    gate = tmp_path / "gate"
-    fleet.start_one(url=second_proxy.url(), concurrency=200)
-    async with atasks.connect(proxy.url(), prefix=prefix):
-        calls = history.start(400, gated, str(gate))
-        calls += history.start(100, gated, str(gate), delivery="at_most_once")
-        await until(lambda: history.started() >= 200, "all slots in use")
-        before = [proxy.accepted, second_proxy.accepted]
-        await asyncio.to_thread(node.close_all_connections)
-        await _reconnected([proxy, second_proxy], before)
-        gate.touch()
-        await _ended(history, calls, fleet)
-    assert len(history.runs()) <= 500
 
 
 async def test_a_cut_between_publish_and_confirm(

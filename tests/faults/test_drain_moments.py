@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-import atasks
-from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import chain, echo, fan, gated
 from tests.faults.workers import Fleet, WorkerProcess
 
 LEAVING = 40.0
 """Seconds: a worker that cannot reach its broker gives up sending, cancelling and closing one after the other."""
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.mark.usefixtures("connected")

@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.broker import Broker
 from tests.faults.forking import (
     NAMESPACE,
@@ -29,8 +30,9 @@ from tests.faults.forking import (
     pool_in,
     terminate_child,
 )
-from tests.faults.history import settled, until, wait_until
+from tests.faults.history import settled
 from tests.faults.processes import Process
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from atasks import CallConnectionLost, CallTimeout, WorkerLost
-from tests.faults.history import Await, Delivery, History, settled, until, wait_until
+from atasks.testing import until
+from tests.faults.history import Await, Delivery, History, settled
 from tests.faults.tasks import Failed
+from tests.waiting import wait_until
 
 
 def _history(path: Path, lines: list[str]) -> History:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.broker import BrokerError, PrivateNode
 from tests.brokers.private_node import find_sbin
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet, WorkerProcess
 
@@ -44,12 +45,6 @@ def limit(node: PrivateNode, seconds: float, look: float) -> None:
     """How long channels that are opened from now on wait for an acknowledgement, and how often they look."""
     for name, value in (("consumer_timeout", seconds), ("channel_tick_interval", look)):
         node.ctl("eval", f"application:set_env(rabbit, {name}, {value * 1000:.0f}).")
-
-
-@pytest.fixture
-async def connected(node: PrivateNode, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 async def _leased(fleet: Fleet, count: int, seconds: float) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.fixture
@@ -52,32 +47,18 @@ def _check(history: History, *, lost: int) -> None:
     assert len(errors) == lost
 
 
+@pytest.mark.parametrize("command", ["queue_delete", "queue_purge"])
 @pytest.mark.usefixtures("connected", "curious")
-async def test_a_work_queue_that_is_deleted(
-    fleet: Fleet, history: History, node: Broker, prefix: str, tmp_path: Path
+async def test_a_work_queue_that_is_deleted_or_purged(
+    fleet: Fleet, history: History, node: Broker, prefix: str, tmp_path: Path, command: str
 ) -> None:
     gate = tmp_path / "gate"
     calls = await _full_queue(fleet, history, prefix, gate)
     with node.channel() as channel:
-        channel.queue_delete(f"{prefix}.q.default.default")
-    gate.touch()
-    await settled(asyncio.gather(*calls), "calls of a deleted queue")
-    _check(history, lost=20)
-    assert len(history.runs()) == 80
-    await fleet.quiet()
-
-
-@pytest.mark.usefixtures("connected", "curious")
-async def test_a_work_queue_that_is_purged(
-    fleet: Fleet, history: History, node: Broker, prefix: str, tmp_path: Path
-) -> None:
-    gate = tmp_path / "gate"
-    calls = await _full_queue(fleet, history, prefix, gate)
-    with node.channel() as channel:
-        channel.queue_purge(f"{prefix}.q.default.default")
+        getattr(channel, command)(f"{prefix}.q.default.default")
     await until(lambda: len(history.awaits) == 20, "the at-most-once calls are given up")
     gate.touch()
-    await settled(asyncio.gather(*calls), "calls of a purged queue")
+    await settled(asyncio.gather(*calls), "calls of a queue that lost them")
     _check(history, lost=20)
     assert len(history.runs()) == 80
     await fleet.quiet()

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import echo, gated, work
 from tests.faults.workers import Fleet
 

@@ -5,23 +5,15 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-import atasks
 from atasks import TooManyParked
-from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.tasks import chain, fan, fib, gated
 from tests.faults.workers import Fleet
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.mark.usefixtures("connected")

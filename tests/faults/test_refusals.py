@@ -15,11 +15,10 @@ import atasks
 from atasks import AccessRefused, CallRefused, PayloadTooLarge, RemoteError, atask
 from atasks.current import carried
 from atasks.pipeline import map
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.transport import AMQPTransport
-from tests.amqp.peer import until
 from tests.broker import Broker
 
 LIMIT = 1_000_000

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import pytest
 
-import atasks
-from tests.broker import Broker
 from tests.faults.history import Delivery, History, settled
 from tests.faults.tasks import fan, fib, work
 from tests.faults.workers import Fleet
@@ -23,12 +20,6 @@ LENGTHS = (0.0, 0.01, 0.1, 0.5, 2.0)
 """Seconds that calls run: mixed, and shorter than the grace."""
 ALLOWANCE = 1.0
 """Seconds that a call may be late, besides its own run time and what the load of the machine explains."""
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @dataclass

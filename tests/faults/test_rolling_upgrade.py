@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 import atasks
-from tests.faults.history import History, until, wait_until
+from atasks.testing import until
+from tests.faults.history import History
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
 from tests.faults.talks import TalkProcess
 from tests.faults.workers import Fleet, WorkerProcess
+from tests.waiting import wait_until
 
 OLDER = "c1cd7ee"
 """The last state before callers' users were in the names of reply queues, claims of first attempts, and seals."""

@@ -17,16 +17,18 @@ from atasks import CallCancelled, WorkerLost
 from atasks.codecs import get_codec
 from atasks.pipeline import Handle, Pipeline, attach, bind, collect, flat_map, map, stage
 from atasks.pipeline.submitted.journal import notes_of
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.wire import Reply
 from tests.broker import Broker
 from tests.faults.grounds import AMQPGround, Ground, LocalGround
-from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
 from tests.faults.submitters import chained, gated_stage
 from tests.faults.tasks import counted_to, crash, passed_item, passed_once
 from tests.faults.workers import Fleet
+from tests.waiting import DEADLINE
 
 STAGES = 5
 ITEMS = 6
@@ -50,12 +52,6 @@ async def ground(request: pytest.FixtureRequest, history: History) -> AsyncItera
         finally:
             await asyncio.to_thread(local.fleet.close)
             await host.close()
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import atasks
 from atasks import Transport, WorkerLost
 from atasks.pipeline import bind, map
 from atasks.signing import keyfile
+from atasks.testing import until
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting, crash, echo, fib, gated, passed, work
 from tests.faults.workers import Fleet

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
 
 import pytest
 
-import atasks
-from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import echo
 from tests.faults.workers import READY, Fleet
 
 WORKERS = 6
 QUEUES = ["one", "two", "three"]
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.mark.parametrize("queue_type", ["classic", "quorum"])

@@ -7,7 +7,6 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,20 +14,15 @@ import pytest
 
 import atasks
 from atasks import RemoteStream, StreamLost
+from atasks.testing import until
 from tests.broker import Broker
 from tests.faults.callers import ReaderProcess
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting
 from tests.faults.workers import Fleet, WorkerProcess
 
 Item = tuple[int, int]
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.fixture

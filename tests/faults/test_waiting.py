@@ -11,8 +11,9 @@ import pytest
 
 import atasks
 from atasks import CallTimeout
+from atasks.testing import until
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
-from tests.faults.history import History, until
+from tests.faults.history import History
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.faults.callers import CallerProcess
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting, echo, gated, leaf
 from tests.faults.workers import Fleet

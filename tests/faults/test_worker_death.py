@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-import atasks
-from tests.broker import Broker
-from tests.faults.history import DEADLINE, History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.poison import poison
 from tests.faults.tasks import echo, gated
 from tests.faults.workers import Fleet
+from tests.waiting import DEADLINE
 
 QUEUE_TYPES = ["classic", "quorum"]
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.mark.parametrize("queue_type", QUEUE_TYPES)

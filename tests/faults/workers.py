@@ -19,8 +19,9 @@ import atasks
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from tests.brokers.base import Broker, Queue
-from tests.faults.history import DEADLINE, Recorder, wait_until
+from tests.faults.history import Recorder
 from tests.faults.processes import Process
+from tests.waiting import DEADLINE, wait_until
 
 __all__ = ["Fleet", "WorkerProcess"]
 

@@ -11,9 +11,10 @@ import psutil
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.link import SocketLink
-from tests.faults.history import settled, until
+from tests.faults.history import settled
 from tests.faults.processes import Process
 from tests.local.clients import SENT
 from tests.local.jobs import NAMESPACE, echo, make, take

@@ -11,6 +11,7 @@ import pytest
 
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import HIGH_WATER, KEPT_READ_BYTES, SocketLink
 from atasks.transport.backends.local.messages import (
@@ -24,8 +25,9 @@ from atasks.transport.backends.local.messages import (
     salvage,
 )
 from atasks.wire import Call
-from tests.faults.history import DEADLINE, settled, until
+from tests.faults.history import settled
 from tests.local.jobs import NAMESPACE, echo
+from tests.waiting import DEADLINE
 
 
 def call(name: str = "a.task", payload: bytes = b"payload") -> Call:

@@ -14,8 +14,9 @@ import pytest
 
 import atasks
 from atasks import WorkerLost, WorkersFailed
+from atasks.testing import until
 from atasks.transport.backends.local import LocalTransport
-from tests.faults.history import settled, until
+from tests.faults.history import settled
 from tests.local.jobs import NAMESPACE, asleep, block, crash, depth, echo, fib, hold, outer, pid, touch
 
 pytestmark = pytest.mark.timeout(180)

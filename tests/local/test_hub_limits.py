@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from atasks import wire
+from atasks.testing import until
 from atasks.transport.backends.local.hub import hub as hubs
 from atasks.transport.backends.local.hub import listener as hosting
 from atasks.transport.backends.local.hub.listener import Host
@@ -29,7 +30,7 @@ from atasks.transport.backends.local.messages import (
     encode,
 )
 from atasks.wire import VERSION, Call, Reply, Status
-from tests.faults.history import settled, until
+from tests.faults.history import settled
 from tests.local.test_conversation import arrive, frame, link
 
 

@@ -10,7 +10,7 @@ import pytest
 import atasks
 from atasks import Router, UnknownTask, Worker
 from atasks.connection import _connected
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
 
@@ -60,9 +60,7 @@ async def test_long_calls_spread_evenly(site: Site) -> None:
         for _ in range(3):
             await site.serve(concurrency=10)
         calls = [asyncio.create_task(work()) for _ in range(20)]
-        async with asyncio.timeout(30):
-            while sum(worker.held for worker in site.workers) < 20:
-                await asyncio.sleep(0.01)
+        await until(lambda: sum(worker.held for worker in site.workers) >= 20)
         assert [worker.held for worker in site.workers] == [5] * 4
         gate.set()
         await soon(asyncio.gather(*calls))
@@ -77,15 +75,11 @@ async def test_a_worker_is_handed_no_more_than_it_has_slots_for(site: Site) -> N
 
     async with site.open(concurrency=3):
         calls = [asyncio.create_task(work()) for _ in range(10)]
-        async with asyncio.timeout(30):
-            while site.worker.held < 3:
-                await asyncio.sleep(0.01)
+        await until(lambda: site.worker.held >= 3)
         await soon(site.worker.transport.flush())
         assert (site.worker.held, site.worker.unstarted) == (3, 0)
         second = await site.serve(concurrency=100)
-        async with asyncio.timeout(30):
-            while second.held < 7:
-                await asyncio.sleep(0.01)
+        await until(lambda: second.held >= 7)
         gate.set()
         await soon(asyncio.gather(*calls))
 
@@ -150,9 +144,7 @@ async def test_unstarted_calls_go_to_whoever_has_slots(site: Site) -> None:
         await site.serve(queues=["child"])
         await site.serve(concurrency=1, queues=["parent"])
         calls = [asyncio.create_task(parent()) for _ in range(5)]
-        async with asyncio.timeout(30):
-            while site.workers[1].parked < 5:
-                await asyncio.sleep(0.01)
+        await until(lambda: site.workers[1].parked >= 5)
         gate.set()
         assert await soon(entered.get()) == "parent"  # it holds the only slot
         calls.append(asyncio.create_task(other()))
@@ -208,9 +200,7 @@ async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
         call = site.router._call("wait", payload, wait.task_options, site.caller, codec, None)
         call.attempt, call.max_attempts = attempt, 10**6
         waiting = asyncio.create_task(site.caller.request(call, wait.task_options))
-        async with asyncio.timeout(30):
-            while not site.worker.held:  # there is no event for it
-                await asyncio.sleep(0.005)
+        await until(lambda: site.worker.held)
         (entry,) = host.hub._entries.values()
         assert entry.alone == last
         gate.set()

@@ -14,12 +14,12 @@ from atasks.codecs import get_codec
 from atasks.current import new_call_id
 from atasks.options import TaskOptions
 from atasks.pipeline import attach, bind, stage
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.messages import PROTOCOL, Hello, Read, Watch, encode
 from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Call, Reply, Status
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.submitters import chained
 from tests.local.fleet import Fleet
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import atasks
-from tests.faults.history import DEADLINE, wait_until
+from tests.waiting import DEADLINE, wait_until
 
 pytestmark = pytest.mark.timeout(180)
 

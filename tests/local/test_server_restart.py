@@ -11,7 +11,8 @@ import pytest
 
 import atasks
 from atasks import NoWorker, WorkerLost
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.tasks import crash, echo, gated
 from tests.local.fleet import Fleet
 

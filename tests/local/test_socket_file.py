@@ -12,9 +12,10 @@ import pytest
 
 import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, ListenFailed
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import SocketFile, trusts
-from tests.faults.history import settled, until
+from tests.faults.history import settled
 
 
 def test_only_its_user_may_connect(path: str) -> None:

@@ -13,10 +13,11 @@ import pytest
 
 import atasks
 from atasks import StreamLost
+from atasks.testing import until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.callers import ReaderProcess
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.tasks import counting, gated
 from tests.local.fleet import Fleet
 from tests.local.jobs import NAMESPACE, count

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import atasks
-from tests.faults.history import History, settled, until
+from atasks.testing import until
+from tests.faults.history import History, settled
 from tests.faults.processes import Process
 from tests.faults.tasks import echo, gated
 from tests.local.fleet import Fleet
@@ -75,8 +76,6 @@ async def test_leaving_ends_what_runs_at_once(fleet: Fleet, history: History, tm
     async with atasks.connect(fleet.url, hub=False):
         calls = history.start(12, gated, str(tmp_path / "gate"))
         await until(lambda: history.started() == 4, "all slots in use")
-    async with asyncio.timeout(2):
-        while [run.ending for run in history.runs()] != ["cancelled"] * 4:
-            await asyncio.sleep(0.02)
+    await until(lambda: [run.ending for run in history.runs()] == ["cancelled"] * 4, "all runs end", 2)
     await asyncio.wait(calls)
     assert set(history.errors()) == {"CallConnectionLost"}

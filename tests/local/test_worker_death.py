@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
-from tests.faults.history import DEADLINE, History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.poison import poison
 from tests.faults.tasks import chain, echo, fib, gated, work
 from tests.local.fleet import Fleet
+from tests.waiting import DEADLINE
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connected")]
 

@@ -1,32 +1,22 @@
-"""What tests of workers in this process share: serving, and waiting for what no event tells of."""
+"""What tests of workers in this process share: serving, and looking at workers."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import atasks
 from atasks.current import serving
 from atasks.definitions import ATask
 from atasks.tasks import atask
+from atasks.testing import PATIENCE
 from atasks.worker.worker import Worker
-
-PATIENCE = 60
-"""Seconds after which something is taken to hang: these machines may be busy."""
 
 
 def serve(namespace: str, **options: Any) -> Any:
     """`atasks.serve` over the loopback transport, without patience at its end."""
     return atasks.serve("loopback:", namespace=namespace, grace=0, **options)
-
-
-async def until(holds: Callable[[], object]) -> None:
-    """Return when it holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not holds():
-            await asyncio.sleep(0.005)
 
 
 async def happened(event: threading.Event) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 import atasks
 from tests.broker import Broker
-from tests.faults.history import wait_until
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

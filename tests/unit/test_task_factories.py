@@ -13,8 +13,8 @@ import pytest
 import atasks
 from atasks.pipeline import filter, map
 from atasks.tasks import atask
-from atasks.testing import soon
-from tests.unit.serving import idle, serve, until
+from atasks.testing import soon, until
+from tests.unit.serving import idle, serve
 
 Factory = Callable[..., Any]
 

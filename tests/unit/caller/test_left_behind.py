@@ -11,8 +11,8 @@ import pytest
 
 import atasks
 from atasks.tasks import atask
-from atasks.testing import soon
-from tests.unit.serving import happened, idle, serve, until
+from atasks.testing import soon, until
+from tests.unit.serving import happened, idle, serve
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[tuple[str, type[BaseException] | None]]:

@@ -19,8 +19,8 @@ import atasks
 from atasks import CallConnectionLost, CallTimeout, InvalidURL, NotConnected, current_call, get_router
 from atasks.definitions import ATask
 from atasks.tasks import atask
-from atasks.testing import soon
-from tests.unit.serving import PATIENCE, idle, locating, serve, until
+from atasks.testing import PATIENCE, soon, until
+from tests.unit.serving import idle, locating, serve
 
 
 @pytest.fixture

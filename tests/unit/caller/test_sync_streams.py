@@ -14,8 +14,8 @@ from atasks import CallTimeout, NotConnected, pipeline
 from atasks.definitions import StreamTask
 from atasks.pipeline import from_iterable
 from atasks.tasks import atask
-from atasks.testing import soon
-from tests.unit.serving import PATIENCE, idle, serve, until
+from atasks.testing import PATIENCE, soon, until
+from tests.unit.serving import idle, serve
 
 
 @pytest.fixture

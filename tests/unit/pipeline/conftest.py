@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 import atasks
-from tests.unit.pipeline.kinds import CONSUMERS, KINDS, Kind, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import CONSUMERS, KINDS, Kind
 
 
 @pytest.fixture(params=KINDS)

@@ -10,7 +10,7 @@ from typing import Any
 from atasks import atask
 from atasks.pipeline import Pipeline, stage
 
-__all__ = ["CONSUMERS", "KINDS", "LOCAL", "Kind", "consume", "until"]
+__all__ = ["CONSUMERS", "KINDS", "LOCAL", "Kind", "consume"]
 
 LOCAL = ("coroutine", "thread", "inline")
 KINDS = (*LOCAL, "atask")
@@ -89,10 +89,3 @@ def _iterate(run: Any) -> tuple[list[Any], BaseException | None]:
         return list(run), None
     except BaseException as error:
         return [], error
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that another task, thread or process brings about."""
-    async with asyncio.timeout(60):
-        while not condition():
-            await asyncio.sleep(0.001)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import filter, flat_map, fork, map, merge, stage
-from tests.unit.pipeline.kinds import Kind, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import Kind
 
 
 class Calls:

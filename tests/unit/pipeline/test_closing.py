@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import collect, drain, flat_map, from_iterable, map, merge, ordered, stage
-from tests.unit.pipeline.kinds import Kind, consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import Kind, consume
 
 
 def identity(x: Any) -> Any:

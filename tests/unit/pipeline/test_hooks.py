@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import WorkerInfo, bind, flat_map, group, map, stage
-from tests.unit.pipeline.kinds import Kind, consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import Kind, consume
 
 
 class Log:

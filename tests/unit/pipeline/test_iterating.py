@@ -26,7 +26,8 @@ from atasks.pipeline import (
     progress,
     stage,
 )
-from tests.unit.pipeline.kinds import consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import consume
 
 
 def add_one(x: int) -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import PipelineError, map, stage
-from tests.unit.pipeline.kinds import consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import consume
 
 
 def total(items: Iterator[int]) -> int:

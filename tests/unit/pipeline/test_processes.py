@@ -16,7 +16,8 @@ import pytest
 
 from atasks.errors import PipelineError, RemoteTraceback
 from atasks.pipeline import WorkerInfo, bind, each, filter, flat_map, group, map, ordered, stage
-from tests.unit.pipeline.kinds import consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import consume
 
 
 def identity(x: Any) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import PipelineError, flat_map, from_iterable, map, merge
-from tests.unit.pipeline.kinds import consume, until
+from atasks.testing import until
+from tests.unit.pipeline.kinds import consume
 
 
 async def same(x: Any) -> Any:

@@ -17,6 +17,7 @@ import pytest
 from atasks import WorkersFailed
 from atasks.supervisor import Supervisor
 from atasks.supervisor import supervisor as module
+from atasks.testing import until
 
 PATIENCE = 60.0
 """Seconds, on a machine that is busy."""
@@ -109,9 +110,7 @@ async def test_start_that_is_cancelled_leaves_what_serves_to_be_drained(site: Si
     supervisor = site.make("serve_alone", tmp_path / "mark", count=2)
     starting = asyncio.create_task(supervisor.start())
     await site.report("not ready")
-    async with asyncio.timeout(PATIENCE):
-        while not any(process.serving for process in supervisor.processes):
-            await asyncio.sleep(0.02)
+    await until(lambda: any(process.serving for process in supervisor.processes))
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -132,9 +131,9 @@ async def test_worker_that_is_killed_is_replaced_and_its_calls_are_named(
         f"worker 1 (pid {victim.pid}) was killed by SIGKILL while it ran 1 call: task 'app.held' (call call-1); "
         "a new one takes its place"
     )
-    async with asyncio.timeout(PATIENCE):
-        while not (len(supervisor.processes) == 2 and all(process.serving for process in supervisor.processes)):
-            await asyncio.sleep(0.02)
+    await until(
+        lambda: len(supervisor.processes) == 2 and all(process.serving for process in supervisor.processes)
+    )
     assert supervisor.processes[0].pid != victim.pid
     assert supervisor.processes[1] is other
 

@@ -14,6 +14,7 @@ import pytest
 
 import atasks
 from atasks import CallTimeout, LoopbackTransport, atask
+from atasks.testing import until
 from atasks.transport.unserved import Unserved
 
 URL = ["loopback:", "unix:"]
@@ -94,9 +95,7 @@ async def test_calls_that_nothing_serves_are_said(
             url = f"unix://{directory}/hub.sock"
             await stack.enter_async_context(atasks.connect(url, namespace=namespace, hub=True, workers=0))
         calls = [asyncio.create_task(wait()) for _ in range(3)]
-        async with asyncio.timeout(10):
-            while len(caplog.records) < 2:
-                await asyncio.sleep(0.02)
+        await until(lambda: len(caplog.records) >= 2)
         for record in caplog.records[:2]:
             assert record.levelno == logging.WARNING
             assert record.getMessage().startswith(

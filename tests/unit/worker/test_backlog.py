@@ -14,9 +14,9 @@ import atasks
 from atasks import ATask, CallTimeout
 from atasks.options import Executor
 from atasks.tasks import atask
-from atasks.testing import soon
+from atasks.testing import PATIENCE, soon, until
 from atasks.worker.worker import Worker
-from tests.unit.serving import PATIENCE, happened, idle, serve, until
+from tests.unit.serving import happened, idle, serve
 
 
 class Room:

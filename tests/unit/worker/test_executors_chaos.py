@@ -12,8 +12,8 @@ import pytest
 
 from atasks import CallTimeout, WorkerLost, atask
 from atasks.definitions import ATask
-from atasks.testing import soon
-from tests.unit.serving import idle, serve, until
+from atasks.testing import soon, until
+from tests.unit.serving import idle, serve
 from tests.unit.worker import blocking
 
 CALLS = 200

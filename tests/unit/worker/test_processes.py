@@ -27,9 +27,9 @@ from atasks import (
 )
 from atasks.codecs import CloudpickleCodec
 from atasks.errors import CallError, NotSupported
-from atasks.testing import soon
+from atasks.testing import PATIENCE, soon, until
 from tests.unit import serving
-from tests.unit.serving import idle, until
+from tests.unit.serving import idle
 from tests.unit.worker import blocking
 
 
@@ -68,7 +68,7 @@ async def test_the_call_and_carried_variables_are_seen(tmp_path: Path) -> None:
         seen = await soon(parent())
         again = await soon(blocking.look())
     assert seen["parent_id"] == seen["root_id"] not in (None, seen["id"])
-    assert now < seen["deadline"] <= now + 60 + serving.PATIENCE
+    assert now < seen["deadline"] <= now + 60 + PATIENCE
     assert (seen["attempt"], seen["state"], seen["tenant"], seen["thread"]) == (1, None, "acme", True)
     assert (again["parent_id"], again["root_id"], again["deadline"]) == (None, again["id"], None)
 

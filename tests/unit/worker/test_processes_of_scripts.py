@@ -13,8 +13,8 @@ from textwrap import dedent
 import psutil
 import pytest
 
+from atasks.testing import PATIENCE
 from tests.unit.conftest import ROOT
-from tests.unit.serving import PATIENCE
 
 SCRIPT = """
     import os

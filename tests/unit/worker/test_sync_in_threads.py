@@ -11,9 +11,9 @@ import pytest
 
 from atasks import TooManyParked, current_call
 from atasks.tasks import atask
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.worker.executors import threads
-from tests.unit.serving import happened, idle, serve, until
+from tests.unit.serving import happened, idle, serve
 
 
 async def test_functions_that_wait_for_functions_need_one_thread_to_run(namespace: str) -> None:

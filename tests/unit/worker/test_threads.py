@@ -17,8 +17,8 @@ import pytest
 import atasks
 from atasks import CallCancelled, CallTimeout, RemoteError, current_call
 from atasks.tasks import atask
-from atasks.testing import soon
-from tests.unit.serving import PATIENCE, happened, idle, serve, until
+from atasks.testing import PATIENCE, soon, until
+from tests.unit.serving import happened, idle, serve
 
 
 async def test_the_event_loop_goes_on_meanwhile(namespace: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from atasks import CallTimeout, RemoteError, atask
 from atasks.pipeline import map
-from atasks.testing import soon
+from atasks.testing import soon, until
 from tests.unit.serving import serve
 
 
@@ -50,9 +50,7 @@ async def test_a_call_that_runs_without_its_caller(namespace: str, caplog: pytes
         assert await soon(returns(3)) == 3
         with pytest.raises(LookupError):
             await soon(awaited(1))
-        async with asyncio.timeout(10):
-            while len(unheard(caplog)) < 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(unheard(caplog)) >= 2)
     failed, timed_out = unheard(caplog)
     assert f"task {fails.name!r}, call " in failed
     assert "Traceback (most recent call last):" in failed

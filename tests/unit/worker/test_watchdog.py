@@ -11,6 +11,7 @@ import pytest
 
 import atasks
 from atasks.tasks import atask
+from atasks.testing import until
 from atasks.worker.watchdog import Watchdog
 
 
@@ -75,9 +76,7 @@ async def test_none_is_left_behind_by_a_worker_that_cannot_start(namespace: str)
 
 
 async def until_asleep(worker: atasks.Worker) -> None:
-    async with asyncio.timeout(10):
-        while not worker._watchdog.asleep:  # the thread sets no event of the loop's
-            await asyncio.sleep(0.001)
+    await until(lambda: worker._watchdog.asleep)
 
 
 async def test_it_sleeps_while_nothing_runs_and_wakes_for_the_next_call(
