@@ -74,7 +74,7 @@ async def test_the_reply_queue_names_the_user(amqp_url: str, prefix: str, amqp_l
     async with atasks.connect(amqp_url, prefix=prefix) as transport:
         assert isinstance(transport, AMQPTransport)
         user = urlsplit(amqp_url).username
-        assert re.fullmatch(rf"{re.escape(prefix)}\.r\.{user}\.[0-9a-f]{{32}}", transport.reply_queue)
+        assert re.fullmatch(rf"{re.escape(prefix)}\.r\.{user}\.[0-9a-f]{{32}}", transport.session.reply_queue)
 
 
 async def test_a_result_is_told_to_nobody_else(
@@ -168,10 +168,10 @@ async def test_accounts_with_least_permissions(accounts: dict[str, str], prefix:
                         channel = await connection.channel()
                         with pytest.raises(ChannelAccessRefused):
                             queue = await channel.declare_queue(
-                                transport.reply_queue,
+                                transport.session.reply_queue,
                                 durable=True,
                                 passive=passive,
-                                arguments=transport.topology.reply_arguments(),
+                                arguments=transport.session.topology.reply_arguments(),
                             )
                             await queue.get(fail=False)
 
@@ -199,4 +199,4 @@ async def test_accounts_with_least_permissions_and_keys(
         assert bob.records is not None
         with pytest.raises(UnknownRun):  # it is sealed with the key of ann
             await bob.records.read(run.id)
-        assert dict(ann.seals.refused if ann.seals else {}) == {}
+        assert dict(ann.session.seals.refused if ann.session.seals else {}) == {}

@@ -91,7 +91,7 @@ async def test_a_message_that_says_oddly_how_it_died_costs_no_queue(echo_site: S
     async with echo_site.open(serve=False):
         await echo_site.serve()
         dead = await peer.dead_letters()
-        link = echo_site.worker.transport.link  # type: ignore[attr-defined]
+        link = echo_site.worker.transport.session.link  # type: ignore[attr-defined]
         for queue in (peer.work_queue(), f"{peer.work_queue()}.solo"):
             for died in DEATHS:
                 await peer.publish(b"unreadable", queue, headers={"x-death": died})
@@ -100,7 +100,7 @@ async def test_a_message_that_says_oddly_how_it_died_costs_no_queue(echo_site: S
                 assert letter.headers == {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
                 await peer.send(call("an-id", arguments=(5,)))
                 assert (await peer.answer())[0][4] == encode(5)
-        assert echo_site.worker.transport.link is link  # type: ignore[attr-defined]
+        assert echo_site.worker.transport.session.link is link  # type: ignore[attr-defined]
 
 
 async def test_request_without_reply_address_is_dead_lettered(echo_site: Site, peer: Peer) -> None:

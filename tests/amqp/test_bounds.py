@@ -76,7 +76,7 @@ async def test_a_message_over_the_limit_is_answered_unread(make_site: Site, peer
     async with make_site.open():
         transport = make_site.worker.transport
         assert isinstance(transport, AMQPTransport)
-        transport.max_message = 10_000
+        transport.session.max_message = 10_000
         dead = await peer.dead_letters()
         large = [*call("an-id", 1), None, 0, 1, 3, 0, 0, None, None, None, 0, {"context": bytes(10_000)}]
         await peer.send(large, message_id="an-id")
@@ -101,14 +101,14 @@ async def test_a_claim_of_an_odd_worker_leaves_confirms_in_step(make_site: Site,
         assert await soon(waiting) == 1
         transport = make_site.caller
         assert isinstance(transport, AMQPTransport)
-        link = transport.link
+        link = transport.session.link
         more = [asyncio.create_task(_make(make_site, 1)) for _ in range(20)]
-        await until(lambda: sum(pending.confirmed for pending in transport.pendings()) == 20)
-        await soon(transport.outbox.flushed())
+        await until(lambda: sum(pending.confirmed for pending in transport.session.pendings.values()) == 20)
+        await soon(transport.session.outbox.flushed())
         for task in more:
             task.cancel()
         await asyncio.wait(more)
-        assert transport.link is link
+        assert transport.session.link is link
 
 
 @pytest.mark.parametrize("name", ["a\nforged line", "\N{GRINNING FACE}", "\x1b[2J", "a\x00"])

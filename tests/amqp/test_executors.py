@@ -168,7 +168,7 @@ async def test_a_call_that_waits_for_a_place_is_not_taken_for_lost(
     ):
         assert isinstance(caller, AMQPTransport)
         tasks = [asyncio.create_task(work(number)) for number in range(3)]
-        await until(lambda: sum(pending.asked >= 4 for pending in caller.pendings()) == 2)
+        await until(lambda: sum(pending.asked >= 4 for pending in caller.session.pendings.values()) == 2)
         gate.set()
         assert await soon(asyncio.gather(*tasks)) == [0, 1, 2]
     assert ran == [0, 1, 2]

@@ -50,7 +50,7 @@ async def test_queue_of_a_call_and_of_a_worker(amqp_url: str, amqp_leaks: None, 
     async with atasks.connect(amqp_url, **options) as transport:
         async with atasks.serve(amqp_url, queues=["default"], grace=0, **options):
             assert isinstance(transport, AMQPTransport)
-            link = transport.link
+            link = transport.session.link
             for on_no_worker in ("wait", "error"):
                 with pytest.raises(InvalidName, match=TOGETHER):
                     await soon(echo.options(queue=LONG, on_no_worker=on_no_worker)(1))  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ async def test_queue_of_a_call_and_of_a_worker(amqp_url: str, amqp_leaks: None, 
             with pytest.raises(ValueError, match=TOGETHER):
                 await soon(map(echo.options(queue=LONG)).submit(1))
             assert await soon(asyncio.gather(*(echo(n) for n in range(10)))) == list(range(10))
-            assert transport.link is link
+            assert transport.session.link is link
         for queues in ([LONG], None):
             with pytest.raises(ValueError, match=TOGETHER):
                 async with atasks.serve(amqp_url, queues=queues, grace=0, **options):

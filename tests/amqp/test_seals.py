@@ -151,8 +151,8 @@ def fields(by: str = "", attempt: int = 1, max_attempts: int = 3, delivery: int 
 
 def refused(transport: Transport) -> dict[str, int]:
     assert isinstance(transport, AMQPTransport)
-    assert transport.seals is not None
-    return dict(transport.seals.refused)
+    assert transport.session.seals is not None
+    return dict(transport.session.seals.refused)
 
 
 def forged(name: str) -> Key:
@@ -280,7 +280,7 @@ async def test_a_call_that_runs_at_most_once_does_so_though_it_was_recorded(
         for _ in range(3):
             await attacker.publish_again(_copy(message), attacker.peer.work_queue())
         await until(lambda: refused(third.transport).get("replayed") == 2)
-        await until(lambda: not third.transport._intake.attempts._claims)  # type: ignore[attr-defined]
+        await until(lambda: not third.transport.serving.attempts._claims)  # type: ignore[attr-defined]
         assert ran(site) == ["once"]
         assert second.started == 0
 
@@ -288,7 +288,7 @@ async def test_a_call_that_runs_at_most_once_does_so_though_it_was_recorded(
 def arguments_of(site: Site) -> dict[str, Any]:
     transport = site.caller
     assert isinstance(transport, AMQPTransport)
-    return transport.topology.work_arguments()
+    return transport.session.topology.work_arguments()
 
 
 async def _get(queue: Any) -> AbstractIncomingMessage:
@@ -315,12 +315,12 @@ async def test_an_at_most_once_call_whose_caller_does_not_answer_is_not_started(
     async with site.open():
         transport = site.worker.transport
         assert isinstance(transport, AMQPTransport)
-        assert transport._intake is not None
-        monkeypatch.setattr(transport._intake.attempts, "patience", 0.5)
+        assert transport.serving is not None
+        monkeypatch.setattr(transport.serving.attempts, "patience", 0.5)
         call_id = await attacker.call(keys.key("shop"), "echo", "silent", fields=fields(delivery=1))
         ((tag, _, claimed, attempt, *_),) = await attacker.answer(keys.key("shop"))
         assert (tag, claimed, attempt) == (CLAIM, call_id, 1)
-        attempts = transport._intake.attempts
+        attempts = transport.serving.attempts
         await until(lambda: not attempts._claims)
         assert ran(site) == []
 
@@ -424,20 +424,20 @@ async def test_nobody_else_answers_a_call(site: Site, attacker: Attacker, keys: 
         sealed = 0
         for key in (*_keys(keys).values(), keys.key("w")):
             for body in (reply, *(encode([other]) for other in others)):
-                await attacker.publish(body, transport.reply_queue, key, "reply")
+                await attacker.publish(body, transport.session.reply_queue, key, "reply")
                 sealed += key is not None
         # what was sealed for another caller's queue, or as another kind of message
         shop = keys.key("shop")
-        await attacker.publish(reply, transport.reply_queue, shop, "reply", destination="another")
-        await attacker.publish(reply, transport.reply_queue, shop, "request")
+        await attacker.publish(reply, transport.session.reply_queue, shop, "reply", destination="another")
+        await attacker.publish(reply, transport.session.reply_queue, shop, "request")
         await until(lambda: sum(refused(transport).values()) == 5 + sealed + 2)
         assert refused(transport) == {"unsealed": 5, "unknown key": 20, "wrong seal": 2}
         assert not task.done()
-        pending = transport.pending(call_id)
+        pending = transport.session.pendings.get(call_id)
         assert pending is not None
         assert pending.asked == 0
         assert "copy" not in (pending.copies or {}).values()
-        await attacker.publish(reply, transport.reply_queue, shop, "reply", reply_to="", message_id="m")
+        await attacker.publish(reply, transport.session.reply_queue, shop, "reply", reply_to="", message_id="m")
         await soon(task)  # whoever has the key can
         site.worker.cancel(call_id)
 
@@ -456,14 +456,14 @@ async def test_nobody_else_answers_a_worker_that_awaits_a_call(
         await until(lambda: "forever" in ran(site))
         transport = site.worker.transport
         assert isinstance(transport, AMQPTransport)
-        (inner,) = [pending.call.id for pending in transport.pendings()]
+        (inner,) = [pending.call.id for pending in transport.session.pendings.values()]
         reply = encode([[REPLY, 1, inner, VALUE, encode("forged"), "msgpack"]])
         for name in ("thief", "shop"):
-            await attacker.publish(reply, transport.reply_queue, keys.key(name), "reply")
+            await attacker.publish(reply, transport.session.reply_queue, keys.key(name), "reply")
         # a record's news answer nothing either
         record = f"{attacker.peer.prefix}.run.{site.namespace}.an-id"
         channel = attacker.peer.channel
-        queue = await channel.get_queue(transport.reply_queue, ensure=False)
+        queue = await channel.get_queue(transport.session.reply_queue, ensure=False)
         await queue.bind(attacker.control, record)
         await attacker.publish(
             reply, record, keys.key("thief"), "record", exchange=attacker.control, destination=record
@@ -486,13 +486,17 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
         transport = site.caller
         assert isinstance(transport, AMQPTransport)
         suspected: list[Any] = []
-        monkeypatch.setattr(transport.inquiry, "suspect", suspected.append)
+        monkeypatch.setattr(transport.calling.overdue, "suspect", suspected.append)
         key = f"up:{site.namespace}:default"
-        await until(lambda: "default" in transport.announcements.listening)
+        await until(lambda: "default" in transport.calling.presence.listening)
         began = time.monotonic()
         for _ in range(50):
             await attacker.say(None, [UP, 1, site.namespace, "default", "w2"], key)
-        await attacker.say(None, [REPLY, 1, transport.pendings()[0].call.id, VALUE, encode(1), "msgpack"], key)
+        await attacker.say(
+            None,
+            [REPLY, 1, next(iter(transport.session.pendings.values())).call.id, VALUE, encode(1), "msgpack"],
+            key,
+        )
         await attacker.say(None, [UP, 1, site.namespace, "nowhere", "w2"], key)
         await until(lambda: len(suspected) >= 2)
         await asyncio.sleep(0.5)
@@ -646,13 +650,13 @@ async def test_a_wrong_file_is_noticed(
     async with atasks.serve(amqp_url, keys=keys.worker, **options):
         async with atasks.connect(amqp_url, keys=keys.caller("thief"), **options) as transport:
             assert isinstance(transport, AMQPTransport)
-            assert transport._prober is not None
-            await soon(transport._prober)
+            assert transport.calling.prober is not None
+            await soon(transport.calling.prober)
         assert "has answered the key" not in caplog.text
         async with atasks.connect(amqp_url, keys=keys.stranger, **options) as transport:
             assert isinstance(transport, AMQPTransport)
-            assert transport._prober is not None
-            await soon(transport._prober)
+            assert transport.calling.prober is not None
+            await soon(transport.calling.prober)
         assert f"has answered the key 'stranger' of {keys.stranger}" in caplog.text
 
 
@@ -670,16 +674,16 @@ async def test_keys_are_found_by_the_environment_and_can_be_left_out(
 ) -> None:
     monkeypatch.setenv("ATASKS_KEYS", str(keys.caller("shop")))
     transport = AMQPTransport(amqp_url, "case-env", prefix=prefix)
-    assert transport.seals is not None
-    assert transport.seals.keys.own.name == "shop"
-    assert AMQPTransport(amqp_url, "case-env", prefix=prefix, keys="").seals is None
+    assert transport.session.seals is not None
+    assert transport.session.seals.keys.own.name == "shop"
+    assert AMQPTransport(amqp_url, "case-env", prefix=prefix, keys="").session.seals is None
     monkeypatch.setenv("ATASKS_KEYS", str(keys.folder / "no.keys"))
     with pytest.raises(InvalidKeys, match="No such file"):
         AMQPTransport(amqp_url, "case-env", prefix=prefix)
     async with atasks.connect("loopback:", namespace="case-env", keys="no.keys", unsealed="accept"):
         pass
     monkeypatch.delenv("ATASKS_KEYS")
-    assert AMQPTransport(amqp_url, "case-env", prefix=prefix).seals is None
+    assert AMQPTransport(amqp_url, "case-env", prefix=prefix).session.seals is None
 
 
 def look() -> str:
@@ -706,7 +710,12 @@ async def test_secrets_show_nowhere(site: Site, keys: KeyFiles, caplog: pytest.L
         found = await call(site, "look")
         transport = site.caller
         assert isinstance(transport, AMQPTransport)
-        shown = repr([transport.seals and (transport.seals.keys, transport.seals.keys.own, vars(transport.seals))])
+        shown = repr(
+            [
+                transport.session.seals
+                and (transport.session.seals.keys, transport.session.seals.keys.own, vars(transport.session.seals))
+            ]
+        )
     for secret in (*secrets, *(repr(keys.key(name).secret) for name in ("w", "shop"))):
         for text in (found, shown, caplog.text):
             assert secret not in text
@@ -742,11 +751,11 @@ async def test_a_call_that_kills_its_caller_s_reply_queue_goes_on_counting(
         task, call_id = await _running(site)
         transport = site.caller
         assert isinstance(transport, AMQPTransport)
-        pending = transport.pending(call_id)
+        pending = transport.session.pendings.get(call_id)
         assert pending is not None
         pending.call.attempt = 2
         await until(lambda: pending.confirmed)
-        transport.requests.resend([pending], "a test says so")
+        transport.calling.requests.resend([pending], "a test says so")
         await until(lambda: pending.confirmed)
         assert (pending.call.attempt, pending.call.max_attempts) == (1, 2)
         assert refused(site.worker.transport) == {}

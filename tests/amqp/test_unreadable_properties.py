@@ -89,13 +89,13 @@ def site(new_transport: NewTransport) -> Iterator[Site]:
 
 def _links(site: Site) -> list[Any]:
     transports = [site.caller, *(worker.transport for worker in site.workers)]
-    return [transport.link for transport in transports if isinstance(transport, AMQPTransport)]
+    return [transport.session.link for transport in transports if isinstance(transport, AMQPTransport)]
 
 
 async def _dead(site: Site, count: int) -> None:
     """Return when there are so many dead letters: whoever reads them would have to read their properties."""
     (link,) = _links(site)[:1]
-    topology = site.caller.topology  # type: ignore[attr-defined]
+    topology = site.caller.session.topology  # type: ignore[attr-defined]
     while (await link.queue_state(topology.dead)) != (count, 0):
         await asyncio.sleep(0.01)
 
@@ -140,15 +140,15 @@ async def test_other_queues(site: Site, peer: Peer, raw: Channel, name: str) -> 
         links = _links(site)
         call = asyncio.create_task(wait(3))
         assert isinstance(site.caller, AMQPTransport)
-        leases = site.worker.transport._intake._leases  # type: ignore[attr-defined]
+        leases = site.worker.transport.serving._leases  # type: ignore[attr-defined]
         await until(lambda: leases._queues)
         (lease,) = leases._queues.values()
-        topology = site.caller.topology
+        topology = site.caller.session.topology
         properties = UNREADABLE[name]
         body = wire.encode([wire.Cancel(1, ["an-id"])])
         control = topology.control
         for exchange, key in (
-            ("", site.caller.reply_queue),
+            ("", site.caller.session.reply_queue),
             ("", lease),
             (control, topology.queue_key("default")),
             (control, topology.worker_key(site.worker.id)),

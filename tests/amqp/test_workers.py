@@ -179,7 +179,7 @@ async def test_worker_that_comes_after_the_call(site: Site) -> None:
         waiting = [asyncio.create_task(work(n)) for n in range(20)]
         caller = site.caller
         assert isinstance(caller, AMQPTransport)
-        await until(lambda: len(caller.announcements._homeless.get("default", ())) == 20)
+        await until(lambda: len(caller.calling.presence._homeless.get("default", ())) == 20)
         late = asyncio.create_task(work(20))
         await site.serve()
         assert await soon(asyncio.gather(*waiting, late)) == list(range(21))
@@ -199,7 +199,7 @@ async def test_no_worker_for_a_queue_that_exists(site: Site) -> None:
         await worker.drain()
         caller = site.caller
         assert isinstance(caller, AMQPTransport)
-        caller.announcements._served.clear()  # that there were consumers is believed for a second
+        caller.calling.presence._served.clear()  # that there were consumers is believed for a second
         with pytest.raises(NoWorker, match="'default'"):
             await soon(add(1, 2))
 
@@ -315,7 +315,7 @@ async def test_priorities(priority_site: Site) -> None:
         first = asyncio.create_task(work(-1))
         await soon(started.wait())
         rest = [asyncio.create_task(work.options(priority=n, batch=False)(n)) for n in (0, 2, 1, 3, 0, 3)]
-        await until(lambda: sum(pending.confirmed for pending in caller.pendings()) == 7)
+        await until(lambda: sum(pending.confirmed for pending in caller.session.pendings.values()) == 7)
         gate.set()
         await soon(asyncio.gather(first, *rest))
         assert ran == [3, 3, 2, 1, 0, 0]

@@ -119,7 +119,7 @@ async def test_a_call_that_is_sent_again_goes_on_at_its_attempt(
         await until(lambda: _attempts(history) == [1, 2], "the second attempt runs")
         await asyncio.to_thread(fleet.start_one, concurrency=1)
         with node.channel() as channel:
-            channel.queue_delete(transport.reply_queue)
+            channel.queue_delete(transport.session.reply_queue)
         await until(lambda: _attempts(history) == [1, 2, 2], "the copy that was sent again runs too")
         gate.touch()
         async with asyncio.timeout(DEADLINE):

@@ -226,7 +226,7 @@ async def test_broker_does_not_say_which_message(
             await asyncio.sleep(0)
             odd = [_Odd(b"x"), _Odd(b"x", "99999999999999")]
             for message in odd:
-                transport.outbox.put(message)
+                transport.session.outbox.put(message)
             sent += [asyncio.create_task(innocent(n)) for n in range(30, 60)]
             results = await soon(asyncio.gather(*sent, return_exceptions=True))
             for n, result in enumerate(results):
@@ -236,7 +236,7 @@ async def test_broker_does_not_say_which_message(
                     assert result == n or isinstance(result, atasks.CallConnectionLost)
             for message in odd:
                 assert "expiration" in (await soon(message.ending)).reason
-        await soon(transport.outbox.flushed())
+        await soon(transport.session.outbox.flushed())
         assert await soon(innocent(1)) == 1
     assert not _connections(caplog)
 
@@ -247,7 +247,7 @@ async def test_message_that_cannot_be_written_leaves_confirms_in_step(
 ) -> None:
     async with atasks.connect(node.url, namespace=namespace, prefix=prefix) as transport:
         assert isinstance(transport, AMQPTransport)
-        outbox, odd = transport.outbox, _Odd(b"x", "1000")
+        outbox, odd = transport.session.outbox, _Odd(b"x", "1000")
         odd.routing_key = text
         good = [_Odd(b"x", "1000") for _ in range(20)]
         for message in (*good[:10], odd, *good[10:]):
@@ -303,10 +303,10 @@ async def test_pause_between_reconnects_grows(node: Broker, prefix: str, cleanup
         assert isinstance(transport, AMQPTransport)
         loop, pauses = asyncio.get_running_loop(), []
         for _ in range(5):
-            link = transport.link
+            link = transport.session.link
             assert link is not None
             since = loop.time()
             link.lose("a test")
-            await until(lambda link=link: transport.link not in (None, link))  # type: ignore[misc]
+            await until(lambda link=link: transport.session.link not in (None, link))  # type: ignore[misc]
             pauses.append(loop.time() - since)
         assert pauses[4] > 0.4 > pauses[0]

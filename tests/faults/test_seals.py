@@ -41,8 +41,8 @@ async def caller(
     async with atasks.connect(node.url, prefix=prefix, keys=keys.caller("shop")) as transport:
         assert isinstance(transport, AMQPTransport)
         yield transport
-        assert transport.seals is not None
-        assert dict(transport.seals.refused) == {}
+        assert transport.session.seals is not None
+        assert dict(transport.session.seals.refused) == {}
 
 
 def check_nothing_refused(fleet: Fleet) -> None:
@@ -203,7 +203,7 @@ async def test_keys_change_under_load(
     fleet: Fleet, history: History, caller: AMQPTransport, keys: KeyFiles, pause: float
 ) -> None:
     fleet.start(2, keys=str(keys.worker))
-    assert caller.seals is not None
+    assert caller.session.seals is not None
     async with load(history, 1.0) as calls:
         await asyncio.sleep(1.0)
         for number in (2, 3):
@@ -213,10 +213,10 @@ async def test_keys_change_under_load(
             keys.update()  # added everywhere
             await asyncio.sleep(pause)
             keys.write("shop", new, old)
-            caller.seals.keys.reread()  # moved to the top
+            caller.session.seals.keys.reread()  # moved to the top
             await asyncio.sleep(0.5)
             keys.write("shop", new)
-            caller.seals.keys.reread()
+            caller.session.seals.keys.reread()
             await asyncio.sleep(1.0)
             del keys.lines[old.split()[0]]
             keys.update()  # removed
@@ -251,6 +251,6 @@ async def test_keys_begin_under_load(
                 trees.append(asyncio.create_task(fib(8)))
                 assert await asyncio.to_thread(worker.stop) == 0
             assert await settled(asyncio.gather(*trees), "the trees") == [21] * 5
-            assert after.seals is not None
-            assert dict(after.seals.refused) == {}
+            assert after.session.seals is not None
+            assert dict(after.session.seals.refused) == {}
     check_nothing_refused(fleet)

@@ -76,7 +76,7 @@ async def over_amqp(url: str, seed: int, messages: int, seconds: float) -> Outco
         _worker(url, prefix) as (worker, process, outcome),
         atasks.connect(url, namespace=NAMESPACE, prefix=prefix) as transport,
     ):
-        reply_queue: str = transport.reply_queue  # type: ignore[attr-defined]
+        reply_queue: str = transport.session.reply_queue  # type: ignore[attr-defined]
         targets = [
             *(("", name) for name in topology.all("default")),
             ("", topology.work("default")),

@@ -1,4 +1,4 @@
-"""Calls over RabbitMQ. `transport` is the caller's side and the connection's life, `intake` the worker's side."""
+"""Calls over RabbitMQ. `transport` is the life of the connection, `caller` and `worker` are its two sides."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ from atasks.transport.records.contract import Record, Records, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["AMQPRecords"]
 
@@ -52,9 +52,13 @@ LOST_SECONDS: Final = 1.0
 class AMQPRecords(Records):
     """The records of one namespace at the broker. What is begun over one link goes on over the next one."""
 
-    def __init__(self, transport: AMQPTransport, expires: float) -> None:
+    def __init__(
+        self, session: Session, request: Callable[[Call, TaskOptions], Awaitable[Reply]], expires: float
+    ) -> None:
+        """`request` sends the call of a record, and returns when it is safe."""
         super().__init__(expires)
-        self._transport = transport
+        self._session = session
+        self._request = request
         self.opening: set[str] = set()
         """Calls that are on their way to their work queue, and are to be kept."""
         self._watches: dict[str, list[asyncio.Event]] = {}
@@ -116,33 +120,33 @@ class AMQPRecords(Records):
                     async with asyncio.timeout(LOST_SECONDS):
                         await asyncio.shield(link.lost)
                 if not link.lost.done():
-                    raise map_error(error, self._transport.urls[0]) from error
+                    raise map_error(error, self._session.urls[0]) from error
                 if self._link.done() and self._link.exception() is None and self._link.result() is link:
                     self.detach()  # the transport has not noticed yet
 
     # -- the contract
 
     async def begin(self, call: Call, options: TaskOptions) -> None:
-        transport = self._transport
-        topology = transport.topology
-        topology.check(transport.queue_of(options))
+        session = self._session
+        topology = session.topology
+        topology.check(session.queue_of(options))
         name = topology.kept(call.id)
         milliseconds = int(self.expires * 1000)
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
         await self._over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
-        if transport.seals is not None:
-            self._belongs(call.id, transport.seals.voice())
-        head = Kept(VERSION, call.id, transport.queue_of(options), milliseconds)
+        if session.seals is not None:
+            self._belongs(call.id, session.seals.voice())
+        head = Kept(VERSION, call.id, session.queue_of(options), milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
         self.opening.add(call.id)
         try:
-            await transport.request(call, options)
+            await self._request(call, options)
         finally:
             self.opening.discard(call.id)
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
-        topology = self._transport.topology
+        topology = self._session.topology
         if quiet:  # to the queue, and past those who listen at the exchange
             await self._publish(call_id, wire.encode([reply]), topology.kept(call_id), exchange="")
             return
@@ -151,7 +155,7 @@ class AMQPRecords(Records):
         await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)
 
     async def touch(self, call_id: str) -> None:
-        name = self._transport.topology.kept(call_id)
+        name = self._session.topology.kept(call_id)
         if await self._over_link(lambda link: link.queue_state(name)) is None:
             raise unknown_run(call_id)
 
@@ -179,7 +183,7 @@ class AMQPRecords(Records):
 
     @asynccontextmanager
     async def watch(self, call_id: str, *, steps: bool) -> AsyncIterator[asyncio.Event]:
-        topology = self._transport.topology
+        topology = self._session.topology
         keys = [topology.kept(call_id), *([topology.kept_steps(call_id)] if steps else [])]
         event = asyncio.Event()
         new = [key for key in keys if key not in self._watches]
@@ -200,20 +204,20 @@ class AMQPRecords(Records):
     @contextmanager
     def pursue(self, record: Record) -> Iterator[None]:
         """Among what is asked for: a call that no worker says it holds is sent again."""
-        transport = self._transport
+        session = self._session
         options = TaskOptions(queue=record.head.queue)
         loop = asyncio.get_running_loop()
         pending = _Pursued(record.call, options, loop.create_future())
         pending.kept = pending.confirmed = True
         pending.key = self._owners.get(record.call.id)
         pending.since = loop.time()
-        with transport.following(pending):
+        with session.following(pending):
             yield
 
     def heard(self, reply: Reply) -> None:
         """A reply has arrived that no await is for."""
         if self._watches:
-            topology = self._transport.topology
+            topology = self._session.topology
             for key in (topology.kept(reply.id), topology.kept_steps(reply.id.rpartition(".")[0])):
                 for event in self._watches.get(key, ()):
                     event.set()
@@ -222,7 +226,7 @@ class AMQPRecords(Records):
 
     async def _publish(self, call_id: str, body: bytes, key: str, *, exchange: str) -> None:
         """Send it, and return when it is safe."""
-        outbox = self._transport.outbox
+        outbox = self._session.outbox
         while (room := outbox.room()) is not None:
             await room
         self._numbers += 1
@@ -237,10 +241,10 @@ class AMQPRecords(Records):
     def _opened(self, call_id: str, messages: list[DeliveredMessage]) -> list[DeliveredMessage]:
         """Those of the messages that count: all, or those under the key of who began the record, as the first is,
         where messages are sealed."""
-        seals = self._transport.seals
+        seals = self._session.seals
         if seals is None:
             return messages
-        place = self._transport.topology.place("", self._transport.topology.kept(call_id))
+        place = self._session.topology.place("", self._session.topology.kept(call_id))
         opened: list[DeliveredMessage] = []
         run = serving.get()
         owner = run.call.by if run is not None and run.call.id == call_id else self._owners.get(call_id)
@@ -267,7 +271,7 @@ class AMQPRecords(Records):
 
     async def _read(self, link: Link, call_id: str) -> list[DeliveredMessage]:
         """The messages of a record, which stay in their queue."""
-        name = self._transport.topology.kept(call_id)
+        name = self._session.topology.kept(call_id)
         messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
 
@@ -298,17 +302,15 @@ class AMQPRecords(Records):
                 await guard(shielded(channel.close()))
 
     async def _bind(self, link: Link, key: str) -> None:
-        transport = self._transport
-        await guard(shielded(link.inbox.queue_bind(transport.reply_queue, transport.topology.control, key)))
+        session = self._session
+        await guard(shielded(link.inbox.queue_bind(session.reply_queue, session.topology.control, key)))
 
     async def _unbind(self, key: str) -> None:
-        transport = self._transport
-        link = transport.link
+        session = self._session
+        link = session.link
         if link is not None:
             with suppress(*CLIENT_ERRORS):
-                await guard(
-                    shielded(link.inbox.queue_unbind(transport.reply_queue, transport.topology.control, key))
-                )
+                await guard(shielded(link.inbox.queue_unbind(session.reply_queue, session.topology.control, key)))
 
 
 class _Pursued(Pending):

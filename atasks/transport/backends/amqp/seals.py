@@ -24,7 +24,7 @@ from atasks.wire import RUN_PIPELINE, Ask, Call, Cancel, Claim, Credit, End, Env
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
     from atasks.transport.backends.amqp.broker.topology import Topology
-    from atasks.transport.backends.amqp.worker.delivery import RequestMessage
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.call_transport import Pending
     from atasks.worker.worker import Worker
 

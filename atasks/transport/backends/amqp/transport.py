@@ -1,41 +1,26 @@
-"""The AMQP transport: the life of the connection, and the caller's side of calls."""
+"""The AMQP transport: the life of the connection, over which a caller's and a worker's side talk to the broker."""
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import os
-import random
 from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
-from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelInvalidStateError
-from pamqp.common import FieldTable
 
-from atasks import wire
-from atasks.errors import (
-    DecodeError,
-    InvalidURL,
-    NotConnected,
-    TransportError,
-)
+from atasks.errors import InvalidURL, NotConnected, TransportError
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
-from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.topology import Topology
-from atasks.transport.backends.amqp.caller.control import ControlMessages
-from atasks.transport.backends.amqp.caller.full_queues import FullQueues
-from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
-from atasks.transport.backends.amqp.caller.presence import WorkerPresence
-from atasks.transport.backends.amqp.caller.probe import probe
-from atasks.transport.backends.amqp.caller.requests import Requests
-from atasks.transport.backends.amqp.caller.run_times import RunTimes
+from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.records import AMQPRecords
-from atasks.transport.backends.amqp.seals import Seals, opening
+from atasks.transport.backends.amqp.seals import Seals
+from atasks.transport.backends.amqp.session import Session, State
 from atasks.transport.backends.amqp.url import checked, split, user_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.serving import Serving
@@ -43,17 +28,7 @@ from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.delivery import Delivery
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import StreamReceiver
-from atasks.wire import (
-    Call,
-    Claim,
-    Credit,
-    End,
-    Held,
-    Item,
-    Reply,
-    Status,
-    Up,
-)
+from atasks.wire import Call, Credit, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
@@ -112,47 +87,34 @@ class AMQPTransport(CallTransport):
         keys: str | os.PathLike[str] | None = None,
         unsealed: Literal["refuse", "accept"] = "refuse",
     ) -> None:
-        self.topology = Topology(prefix, namespace, queue_type, max_priority)
-        self.urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
-        self.user = user_of(self.urls[0])
-        """Who this is to the broker."""
-        self.queue = self.topology.check(validate_queue(queue))
-        self.timeout = validate_seconds("timeout", timeout)
+        topology = Topology(prefix, namespace, queue_type, max_priority)
+        urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
+        self.queue = topology.check(validate_queue(queue))
         self.consumer_timeout = validate_seconds("consumer_timeout", consumer_timeout)
-        self.seals = Seals.from_file(keys, unsealed, self.topology)
-        """None: messages are not sealed."""
-        self._kept = AMQPRecords(self, keep_runs)
+        seals = Seals.from_file(keys, unsealed, topology)
+        session = self.session = Session(
+            topology,
+            user_of(urls[0]),
+            urls,
+            Outbox(self._limit, seals),
+            seals,
+            queue=self.queue,
+            timeout=validate_seconds("timeout", timeout),
+            max_message=MAX_MESSAGE_3,
+        )
+        self._kept = AMQPRecords(session, self.request, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
-        self.outbox = Outbox(self._limit, self.seals)
-        self.max_message = MAX_MESSAGE_3
-        """Bytes of a message that is read here; the broker may take less: see `Outbox.limit`."""
-        self.pace = RunTimes()
-        self.requests = Requests(self)
-        self.full_queues = FullQueues(self)
-        self.link: Link | None = None
-        """The connected epoch; None while there is none."""
+        self._pending = session.pendings
+        self.calling = Calling(session, self._kept.heard)
+        self.serving: Serving | None = None
+        self._will_serve = False
         self._restored = asyncio.Event()
-        """Whether there is one."""
+        """Whether there is a link."""
         self._last_link: Link | None = None
         """The link opened last: to be closed in the end, whatever became of it."""
-        self._intake: Serving | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.inquiry = OverdueCalls(self)
-        self._inquirer: asyncio.Task[None] | None = None
-        self._prober: asyncio.Task[None] | None = None
-        self._serves = False
-        self.reply_queue = ""
-        self._reply_tag: str | None = None
-        self._reply_acks: Acks | None = None
-        self._forsaken = False
-        """Whether the reply queue was replaced, and what is awaited was not sent again since."""
         self._epoch = 0
-        self._pause = BACKOFF[0]
-        """Seconds before the next attempt to reconnect."""
-        self.announcements = WorkerPresence(self)
-        self.notices = ControlMessages(self)
-        self._bad_replies = 0
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> AMQPTransport:
@@ -169,117 +131,88 @@ class AMQPTransport(CallTransport):
     # -- life
 
     async def connect(self) -> None:
-        if self._keeper is not None:
+        session = self.session
+        if session.state is not State.CLOSED:
             raise TransportError("this transport is connected already")
-        self.reply_queue = self.topology.new_reply_queue(self.user)
+        session.new_reply_queue()
         link = await self._open()
         try:
             await self._set_up(link)
         except BaseException as error:
             with suppress(*CLIENT_ERRORS):  # it may exist by now, although nobody has heard so
                 async with asyncio.timeout(UNDO_SECONDS):
-                    await guard((await link.open_channel()).queue_delete(self.reply_queue))
+                    await guard((await link.open_channel()).queue_delete(session.reply_queue))
             await link.close()
             if isinstance(error, CLIENT_ERRORS):
-                raise map_error(error, self.urls[0]) from error
+                raise map_error(error, session.urls[0]) from error
             raise
+        session.state = State.OPEN
         self._opened()
         self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
         self._keeper.add_done_callback(self._on_keeper_done)
-        self._inquirer = asyncio.create_task(self.inquiry.run(), name="atasks inquiry")
-        if self.seals is not None and not self._serves:
-            self._prober = asyncio.create_task(probe(self, self.seals), name="atasks probe")
+        self.calling.start(serves=self._will_serve)
 
     async def disconnect(self) -> None:
-        if self._keeper is None:
+        session, keeper = self.session, self._keeper
+        if keeper is None:
             return
-        self._closed("the transport was disconnected")
-        self.notices.flush()
-        link, keeper = self.link, self._keeper
-        self._kept.close("the transport was disconnected")
+        self._end(State.CLOSING, "the transport was disconnected")
+        self.calling.control.flush()
         try:
-            if link is not None:
+            if session.link is not None:
                 async with asyncio.timeout(CLOSE_SECONDS):
-                    await self.outbox.flushed()
-                    if self._reply_tag is not None:
-                        await guard(link.inbox.basic_cancel(self._reply_tag))
-                    await guard(link.inbox.queue_delete(self.reply_queue))
+                    await session.outbox.flushed()
+                    await self.calling.leave(session.link)
         except CLIENT_ERRORS as error:
             logger.info("not everything could be cleaned up at the broker: %s", error)
         finally:
             self._keeper = None
-            self.full_queues.close()
-            background = [task for task in (keeper, self._inquirer, self._prober) if task is not None]
-            for task in background:
-                task.cancel()
-            await asyncio.wait(background)
-            await self.inquiry.close()
-            if self._intake is not None:
-                await self._intake.close()
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            await self.calling.close()
+            if self.serving is not None:
+                await self.serving.close()
             if self._last_link is not None:
                 await self._last_link.close()
             self._detach()
+            session.state = State.CLOSED
+
+    def _end(self, state: State, reason: str) -> None:
+        """Every await ends, and there will be no others."""
+        self.session.state = state
+        self._closed(reason)
+        self._kept.close(reason)
 
     async def _open(self) -> Link:
-        self._last_link = await Link.open(self.urls, f"atasks {os.getpid()}", self.timeout)
+        self._last_link = await Link.open(self.session.urls, f"atasks {os.getpid()}", self.session.timeout)
         return self._last_link
 
     async def _set_up(self, link: Link) -> None:
         """Declare and consume over a new link, then send what waits. The order matters: nobody may be told of this
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
+        session = self.session
         self._epoch += 1
-        self.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
-        self._limit(self.max_message)
-        if self._epoch > 1 and not await self._finds_reply_queue(link):
-            self.reply_queue = self.topology.new_reply_queue(self.user)
-            self._forsaken = True
-        inbox = link.inbox
-        await guard(inbox.exchange_declare(self.topology.control, exchange_type="direct", durable=True))
-        await guard(inbox.queue_declare(self.reply_queue, durable=True, arguments=self.topology.reply_arguments()))
-        self._reply_acks = Acks(inbox)
-        # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
-        priority: FieldTable = {"x-priority": self._epoch}
-        receive = opening(self.seals, self._on_inbox, self.topology.arrival(self.reply_queue), self._acknowledge)
-        consumed = await guard(inbox.basic_consume(self.reply_queue, receive, arguments=priority))
-        self._reply_tag = consumed.consumer_tag
-        for queue in {self.queue_of(pending.options) for pending in self._pending.values()}:
-            await self.announcements.bind(queue, link)
+        session.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
+        self._limit(session.max_message)
+        await self.calling.listen(link, self._epoch)
         await self._kept.restore(link)
-        if self._intake is not None:
-            await self._intake.resume(link)
-        self.link = link
+        if self.serving is not None:
+            await self.serving.resume(link)
+        session.link = link
         self._restored.set()
-        self.outbox.attach(link)
+        session.outbox.attach(link)
         self._kept.attach(link)
-        pendings = self.pendings()
-        if self._forsaken:
-            self._forsaken = False
-            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
-            self.requests.resend([item for item in unknown if not item.kept], "the reply queue is gone")
-            for item in pendings:
-                if item.inflow is not None and item.inflow.begun:
-                    item.inflow.ask()  # its worker goes on, at the new address
-        else:  # an announcement may have been missed
-            self.requests.resend([item for item in pendings if item.unheard], "a worker may have come meanwhile")
-        self.announcements.settle()
+        self.calling.resume()
 
     def _limit(self, size: int) -> None:
         """The broker takes messages of up to so many bytes."""
-        self.outbox.limit = size
+        self.session.outbox.limit = size
         self.max_payload = size - min(ENVELOPE_BYTES, size // 4)
-
-    async def _finds_reply_queue(self, link: Link) -> bool:
-        """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
-        down. In that case RabbitMQ 3 says that it is not there, and RabbitMQ 4 does not answer."""
-        try:
-            async with asyncio.timeout(self.timeout / 2):
-                return await link.queue_state(self.reply_queue) is not None
-        except TimeoutError:
-            return False
 
     async def _keep(self, link: Link) -> None:
         """Restore the connection whenever it is lost, ever later if it is lost soon after that."""
         loop = asyncio.get_running_loop()
+        waits = pauses(*BACKOFF)
         while True:
             since = loop.time()
             reason = await asyncio.shield(link.lost)
@@ -287,8 +220,8 @@ class AMQPTransport(CallTransport):
             self._detach()
             await link.close()
             if loop.time() - since >= STABLE_SECONDS:
-                self._pause = BACKOFF[0]
-            link = await self._reconnect()
+                waits = pauses(*BACKOFF)
+            link = await self._reconnect(waits)
             logger.warning("connection restored")
 
     def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
@@ -296,20 +229,18 @@ class AMQPTransport(CallTransport):
         if not keeper.cancelled():
             error = keeper.exception()
             logger.critical("the connection is not restored any more", exc_info=error)
-            self._closed(f"the transport failed ({type(error).__name__})")
-            self._kept.close(f"the transport failed ({type(error).__name__})")
-            if self._intake is not None:
-                self._intake.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
+            self._end(State.FAILED, f"the transport failed ({type(error).__name__})")
+            if self.serving is not None:
+                self.serving.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
-    async def _reconnect(self) -> Link:
-        while True:
-            await asyncio.sleep(self._pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
-            self._pause = min(self._pause * 2, BACKOFF[1])
+    async def _reconnect(self, waits: Iterator[float]) -> Link:
+        for pause in waits:
+            await asyncio.sleep(pause)
             link: Link | None = None
             try:
                 link = await self._open()
                 # A broker that is recovering a quorum queue may never answer the one who asks to consume it.
-                async with asyncio.timeout(self.timeout):
+                async with asyncio.timeout(self.session.timeout):
                     await self._set_up(link)
             except (*CLIENT_ERRORS, TransportError) as error:
                 logger.warning("cannot reconnect yet: %s", str(error) or "the broker does not answer")
@@ -318,19 +249,17 @@ class AMQPTransport(CallTransport):
                     self._detach()
             else:
                 return link
+        raise AssertionError("there is no last pause")
 
     def _detach(self) -> None:
         """The link is gone: nothing of it may be acknowledged on another one."""
-        self.link = None
+        self.session.link = None
         self._restored.clear()
-        self.announcements.reset()
+        self.calling.suspend()
         self._kept.detach()
-        if self._reply_acks is not None:
-            self._reply_acks.close()
-            self._reply_acks = None
-        if self._intake is not None:
-            self._intake.suspend()
-        self.outbox.detach()
+        if self.serving is not None:
+            self.serving.suspend()
+        self.session.outbox.detach()
 
     # -- calls
 
@@ -343,203 +272,122 @@ class AMQPTransport(CallTransport):
         return super().request(call, options)
 
     async def _request_served(self, call: Call, options: TaskOptions) -> Reply:
-        await self.announcements.require_worker(self.queue_of(options))
+        await self.calling.presence.require_worker(self.session.queue_of(options))
         return await super().request(call, options)
 
     async def open_stream(self, inflow: StreamReceiver) -> None:
         if inflow.options.on_no_worker == "error" and self._refusal is None:
-            await self.announcements.require_worker(self.queue_of(inflow.options))
+            await self.calling.presence.require_worker(self.session.queue_of(inflow.options))
         await super().open_stream(inflow)
 
     def _room(self) -> asyncio.Future[None] | None:
-        return self.outbox.room()
-
-    def queue_of(self, options: TaskOptions) -> str:
-        """The work queue of a call."""
-        return options.queue or self.queue
-
-    def pendings(self) -> list[Pending]:
-        """The calls that are awaited."""
-        return list(self._pending.values())
-
-    def pending(self, call_id: str) -> Pending | None:
-        """The awaited call of that id."""
-        return self._pending.get(call_id)
-
-    @contextmanager
-    def following(self, pending: Pending) -> Iterator[None]:
-        """Ask for a call that is not awaited here, as for those that are, unless it is followed already."""
-        known = self._pending.setdefault(pending.call.id, pending)
-        try:
-            yield
-        finally:
-            if known is pending:
-                del self._pending[pending.call.id]
+        return self.session.outbox.room()
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
         pending.kept = pending.call.id in self._kept.opening
-        if self.seals is not None:
-            self.seals.mark(pending)
-        queue = self.queue_of(pending.options)
-        if queue not in self.announcements.listening:
-            self.topology.check(queue)
-            self.announcements.listens(queue)
-        self.requests.send(pending)
+        self.calling.post(pending)
 
     def _locate(self, pending: Pending) -> None:
-        self.inquiry.locate(pending)
+        self.calling.overdue.locate(pending)
 
     def _withdraw(self, pending: Pending) -> None:
-        queue = self.queue_of(pending.options)
-        self.announcements.forget(queue, pending)
-        self.notices.cancel(queue, pending.call.id, pending.key)
-
-    # -- what arrives for this caller
-
-    async def _on_inbox(self, message: DeliveredMessage) -> None:
-        """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
-        try:
-            envelopes = wire.decode(message.body, self.max_message)
-        except DecodeError as error:
-            envelopes = wire.salvage(message.body, self.max_message).envelopes
-            self._bad_replies += 1
-            if self._bad_replies == 1:
-                logger.error(
-                    "a bad message on the reply queue was dropped, further ones will be silently: %s", error
-                )
-        news = False
-        if self.seals is not None:
-            news = self.seals.is_news(message)
-            envelopes = self.seals.for_caller(message, envelopes, self._pending)
-        for envelope in envelopes:
-            if isinstance(envelope, Reply):
-                pending = None if news else self._pending.get(envelope.id)
-                if pending is not None and not pending.kept:
-                    self.pace.observe(pending.call.task, envelope.run_us, envelope.parked)
-                    if envelope.status == Status.WORKER_LOST:
-                        self._withdraw(pending)  # if it was sent again, another copy may wait in the queue still
-                    self._resolve(envelope)
-                else:
-                    self._kept.heard(envelope)
-            elif isinstance(envelope, Item | End):
-                self._on_stream(envelope)
-            elif isinstance(envelope, Up):
-                self.announcements.heard(envelope.queue)
-            elif isinstance(envelope, Held):
-                self.inquiry.heard(envelope)
-            elif isinstance(envelope, Claim) and self._refusal is None:  # else it knows of no call any more
-                self.requests.claimed(envelope)
-        self._acknowledge(message)
-
-    def _acknowledge(self, message: DeliveredMessage) -> None:
-        acks = self._reply_acks
-        if acks is not None and acks.channel is message.channel:
-            acks.ack(message.delivery_tag or 0)
-
-    def _on_stream(self, envelope: Item | End) -> None:
-        pending = self._pending.get(envelope.id)
-        if pending is not None:
-            self.inquiry.heard_of(pending)
-            self._take_in(envelope)
-        elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
-            self.notices.refuse(envelope)
+        self.calling.withdraw(pending)
 
     def _grant(self, credit: Credit, worker: str) -> None:
-        self.notices.grant(credit, worker)
+        self.calling.control.grant(credit, worker)
 
     # -- serving
 
     def will_serve(self) -> None:
-        self._serves = True
-        if self.seals is not None:
-            self.seals.require_serve()
+        self._will_serve = True
+        if self.session.seals is not None:
+            self.session.seals.require_serve()
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
-        if self._intake is not None:
-            if self._intake.worker is not worker:
+        if self.serving is not None:
+            if self.serving.worker is not worker:
                 raise TransportError("this transport serves a worker already: use one transport for each worker")
-            await self._intake.restart()
+            await self.serving.restart()
             return
-        if self.seals is not None:
-            self.seals.require_serve()
-        if self._prober is not None:
-            self._prober.cancel()  # it is a worker itself
-        link = self.link
+        if self.session.seals is not None:
+            self.session.seals.require_serve()
+        if self.calling.prober is not None:
+            self.calling.prober.cancel()  # it is a worker itself
+        link = self.session.link
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
         names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-        intake = Serving(self, worker, [self.topology.check(name) for name in names])
+        checked_names = [self.session.topology.check(name) for name in names]
+        serving = Serving(self.session, worker, checked_names, consumer_timeout=self.consumer_timeout)
         try:
-            await self._begin(intake, link)
+            await self._begin(serving, link)
         except BaseException as error:
-            await intake.close()
+            await serving.close()
             if isinstance(error, CLIENT_ERRORS):
-                raise map_error(error, self.urls[0]) from error
+                raise map_error(error, self.session.urls[0]) from error
             raise
-        self._intake = intake
+        self.serving = serving
 
-    async def _begin(self, intake: Serving, link: Link) -> None:
+    async def _begin(self, serving: Serving, link: Link) -> None:
         """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for
         `timeout` seconds: RabbitMQ 3.10 closes the connection (541) of who consumes a quorum queue that another
         worker has just declared. A queue that fails again and again is left out."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + self.timeout
-        pause, longest = BACKOFF
-        for attempt in itertools.count(1):
+        until = loop.time() + self.session.timeout
+        for attempt, pause in enumerate(pauses(*BACKOFF), 1):
             try:
-                await intake.resume(link)
+                await serving.resume(link)
                 return
             except (ConnectionError, TimeoutError, ChannelInvalidStateError) as error:
                 if loop.time() >= until:
                     raise
                 logger.warning("cannot serve yet: %s", error)
-                intake.suspend()
+                serving.suspend()
                 if attempt < WHOLE_ATTEMPTS:
-                    intake.ailing.forgive()
-                if self.link is link:  # not restored yet
+                    serving.ailing.forgive()
+                if self.session.link is link:  # not restored yet
                     self._restored.clear()
                     link.lose(f"serving failed: {error}")
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, longest)
-            async with asyncio.timeout(self.timeout):
+            await asyncio.sleep(pause)
+            async with asyncio.timeout(self.session.timeout):
                 await self._restored.wait()
-                while self.link is None:  # it was lost again before this went on
+                while self.session.link is None:  # it was lost again before this went on
                     await self._restored.wait()
-            link = self.link
+            link = self.session.link
 
     async def stop_serving(self, worker: Worker) -> None:
-        if self._intake is not None:
-            await self._intake.stop()
+        if self.serving is not None:
+            await self.serving.stop()
 
     async def has_other_workers(self, worker: Worker) -> bool:
-        return self._intake is not None and await self._intake.has_other_workers()
+        return self.serving is not None and await self.serving.has_other_workers()
 
     async def flush(self) -> None:
-        if self._intake is not None:
-            self._intake.flush()
+        if self.serving is not None:
+            self.serving.replies.flush()
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
-                await self.outbox.flushed()
-                if self._intake is not None:
-                    await self._intake.acknowledged()
+                await self.session.outbox.flushed()
+                if self.serving is not None:
+                    await self.serving.acknowledged()
         except TimeoutError:
-            logger.error("%d messages could not be sent before the end", len(self.outbox))
+            logger.error("%d messages could not be sent before the end", len(self.session.outbox))
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
-        if self._intake is None or not isinstance(delivery, CallDelivery):
+        if self.serving is None or not isinstance(delivery, CallDelivery):
             return 0.0
-        return self._intake.clocks.waited(delivery.inbound.reply_to, call.sent_ms)
+        return self.serving.station.clocks.waited(delivery.inbound.reply_to, call.sent_ms)
 
     def slots_changed(self, worker: Worker) -> None:
-        if self._intake is not None and self._intake.window is not None:
-            self._intake.window.adapt_soon()
+        if self.serving is not None:
+            self.serving.station.adapt_window()
 
     def overfull(self, worker: Worker) -> None:
-        if self._intake is not None and self._intake.window is not None:
-            self._intake.window.overfull()
+        if self.serving is not None and self.serving.station.window is not None:
+            self.serving.station.window.overfull()
 
     def lacks_place(self, worker: Worker, executor: Executor) -> None:
-        if self._intake is not None:
-            self._intake.lacks_place(executor)
+        if self.serving is not None:
+            self.serving.lacks_place(executor)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from pamqp.commands import Basic
-
 from atasks import wire
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
-from atasks.wire import CONTENT_TYPE, VERSION, Cancel, Credit, Envelope, Grant, Item
+from atasks.wire import VERSION, Cancel, Credit, Envelope, Grant, Item
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["ControlMessages"]
 
@@ -25,22 +22,14 @@ class ControlMessages:
     What is said in one turn of the event loop to the workers of one queue, or to one worker, is one message.
     """
 
-    def __init__(self, transport: AMQPTransport) -> None:
-        self._transport = transport
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._cancelled: dict[tuple[str, str | None], list[str]] = {}
         """Queue, and key of their seals -> the calls of this turn whose awaits have ended."""
         self._grants: dict[tuple[str, str | None], list[Envelope]] = {}
         """Worker, and key -> the answers of this turn to what it claims."""
         self._credits: dict[tuple[str, str | None], dict[str, Credit]] = {}
         """Worker, and key -> stream -> what it is to be told of it at the end of this turn."""
-
-    def message(self, envelopes: list[Envelope], routing_key: str, key: str | None = None) -> Outgoing:
-        """A message for who listens by that routing key, under the seal of `key`."""
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=routing_key, delivery_mode=1)
-        exchange = self._transport.topology.control
-        return Outgoing(
-            wire.encode(envelopes), routing_key, properties, exchange=exchange, mandatory=False, key=key
-        )
 
     def cancel(self, queue: str, call_id: str, key: str | None) -> None:
         """Tell the workers of the queue that the await of this call has ended."""
@@ -50,8 +39,8 @@ class ControlMessages:
 
     def refuse(self, question: Item) -> None:
         """Tell the worker that asks that nobody wants its stream any more."""
-        key = self._transport.topology.worker_key(question.worker)
-        self._transport.outbox.put(self.message([Cancel(VERSION, [question.id])], key))
+        key = self._session.topology.worker_key(question.worker)
+        self._session.outbox.put(self._session.control([Cancel(VERSION, [question.id])], key))
 
     def answer(self, grant: Grant, worker: str, key: str | None) -> None:
         """Tell the worker whether the copy of a call that it has may start."""
@@ -63,7 +52,7 @@ class ControlMessages:
         """Tell the worker how much of its stream was taken."""
         if not self._credits:
             asyncio.get_running_loop().call_soon(self._send_credits)
-        pending = self._transport.pending(credit.id)
+        pending = self._session.pendings.get(credit.id)
         credits = self._credits.setdefault((worker, pending.key if pending is not None else None), {})
         earlier = credits.get(credit.id)
         if earlier is not None and credit.again is None:
@@ -79,20 +68,24 @@ class ControlMessages:
     def _send_grants(self) -> None:
         grants, self._grants = self._grants, {}
         for (worker, key), answers in grants.items():
-            routing_key = self._transport.topology.worker_key(worker)
+            routing_key = self._session.topology.worker_key(worker)
             for start in range(0, len(answers), IDS_AT_ONCE):
-                self._transport.outbox.put(self.message(answers[start : start + IDS_AT_ONCE], routing_key, key))
+                self._session.outbox.put(
+                    self._session.control(answers[start : start + IDS_AT_ONCE], routing_key, key)
+                )
 
     def _send_cancels(self) -> None:
         cancelled, self._cancelled = self._cancelled, {}
         for (queue, key), ids in cancelled.items():
-            routing_key = self._transport.topology.queue_key(queue)
+            routing_key = self._session.topology.queue_key(queue)
             for cancel in wire.cancels(ids):
-                self._transport.outbox.put(self.message([cancel], routing_key, key))
+                self._session.outbox.put(self._session.control([cancel], routing_key, key))
 
     def _send_credits(self) -> None:
         credits, self._credits = self._credits, {}
         for (worker, key), latest in credits.items():
-            message = self.message(list(latest.values()), self._transport.topology.worker_key(worker), key)
-            message.properties.reply_to = self._transport.reply_queue
-            self._transport.outbox.put_now(message)
+            routing_key = self._session.topology.worker_key(worker)
+            message = self._session.control(
+                list(latest.values()), routing_key, key, reply_to=self._session.reply_queue
+            )
+            self._session.outbox.put_now(message)

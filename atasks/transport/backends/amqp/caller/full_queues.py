@@ -12,7 +12,7 @@ from atasks.wire import AT_MOST_ONCE
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.caller.requests import RequestPacket
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.session import Session
     from atasks.transport.call_transport import Pending
 
 __all__ = ["FullQueues"]
@@ -34,8 +34,8 @@ class FullQueues:
     their deadlines. So a queue is full if it refused a call twice and had others ready both times.
     """
 
-    def __init__(self, transport: AMQPTransport) -> None:
-        self._transport = transport
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._looks: dict[str, asyncio.Task[bool]] = {}
         """Queue -> whether calls are ready in it, as is just being found out."""
         self._endings: set[asyncio.Task[None]] = set()
@@ -86,7 +86,7 @@ class FullQueues:
 
     async def _look(self, queue: str) -> bool:
         try:
-            link = self._transport.link
+            link = self._session.link
             state = None if link is None else await link.queue_state(queue)
             return state is not None and state[0] > 0
         except CLIENT_ERRORS:

@@ -14,20 +14,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from pamqp.commands import Basic
-
-from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.call_transport import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Ask, Held
+from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Held
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.caller.requests import Requests
+    from atasks.transport.backends.amqp.session import Session
 
-__all__ = ["OverdueCalls"]
+__all__ = ["OverdueCalls", "heard_of"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -63,8 +60,9 @@ class OverdueCalls:
     quick_pause = 1.0
     """The same, after there was a reason to ask."""
 
-    def __init__(self, transport: AMQPTransport) -> None:
-        self._transport = transport
+    def __init__(self, session: Session, requests: Requests) -> None:
+        self._session = session
+        self._requests = requests
         self._reason = asyncio.Event()
         self._questions: dict[str, _Question] = {}
         """By token: those of the last round."""
@@ -103,11 +101,11 @@ class OverdueCalls:
         questions, self._questions = self._questions, {}
         queues: dict[str, list[Pending]] = {}
         homeless: dict[str, list[Pending]] = {}
-        for pending in self._transport.pendings():
+        for pending in list(self._session.pendings.values()):
             if pending.unheard:
-                homeless.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+                homeless.setdefault(self._session.queue_of(pending.options), []).append(pending)
             elif pending.confirmed and now - pending.since >= min(SOONER_SECONDS, self.patience):
-                queues.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+                queues.setdefault(self._session.queue_of(pending.options), []).append(pending)
         for queue, pendings in homeless.items():
             self._unserved.see(queue, pendings, now)
         soon = False
@@ -132,7 +130,7 @@ class OverdueCalls:
             ]
             if lost and empty:
                 self._losing[queue] = now
-                self._transport.requests.resend(lost, f"queue {queue!r} lost the call")
+                self._requests.resend(lost, f"queue {queue!r} lost the call")
             asked = [pending for pending in overdue if pending.confirmed]
             for key in {pending.key for pending in asked}:
                 self._ask(queue, [pending for pending in asked if pending.key == key], key)
@@ -154,23 +152,20 @@ class OverdueCalls:
             self._send(queue, some, token, key)
 
     def _send(self, queue: str, pendings: list[Pending], token: str, key: str | None) -> None:
-        topology = self._transport.topology
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=f"ask:{pendings[0].call.id}",
-            reply_to=self._transport.reply_queue,
-            delivery_mode=1,
-        )
-        body = wire.encode([Ask(VERSION, [pending.call.id for pending in pendings], token)])
-        self._transport.outbox.put(
-            Outgoing(
-                body, topology.queue_key(queue), properties, exchange=topology.control, mandatory=False, key=key
+        session = self._session
+        session.outbox.put(
+            session.control(
+                [Ask(VERSION, [pending.call.id for pending in pendings], token)],
+                session.topology.queue_key(queue),
+                key,
+                message_id=f"ask:{pendings[0].call.id}",
+                reply_to=session.reply_queue,
             )
         )
 
     async def _is_empty(self, queue: str) -> bool:
         """Whether no call waits in the queue: one that does is not lost, however long it waits."""
-        link, topology = self._transport.link, self._transport.topology
+        link, topology = self._session.link, self._session.topology
         if link is None:
             return False
         for name in topology.all(queue):
@@ -181,10 +176,10 @@ class OverdueCalls:
 
     async def _workers(self, queue: str) -> int:
         """How many workers serve the queue. Its solo queue tells: they consume that all the time."""
-        link = self._transport.link
-        state = None if link is None else await link.queue_state(self._transport.topology.solo(queue))
+        link = self._session.link
+        state = None if link is None else await link.queue_state(self._session.topology.solo(queue))
         if state is not None and not state[1]:  # a quorum queue may say 0 consumers for a moment
-            state = None if link is None else await link.queue_state(self._transport.topology.solo(queue))
+            state = None if link is None else await link.queue_state(self._session.topology.solo(queue))
         return 0 if state is None else state[1]
 
     # -- answers
@@ -196,13 +191,13 @@ class OverdueCalls:
             question.workers.add(answer.worker)
         now = asyncio.get_running_loop().time()
         for call_id, ran in zip(answer.ids, answer.ran_ms or itertools.repeat(None), strict=False):
-            pending = self._transport.pending(call_id)
+            pending = self._session.pendings.get(call_id)
             if pending is not None:
-                self.heard_of(pending)
+                heard_of(pending)
                 begun = ran is None or ran >= 0
                 pending.where = Whereabouts(
                     "run" if begun else "turn",
-                    self._transport.queue_of(pending.options),
+                    self._session.queue_of(pending.options),
                     answer.worker,
                     ran / 1000 if ran is not None and begun else None,
                     now,
@@ -210,18 +205,13 @@ class OverdueCalls:
                 if pending.inflow is not None:
                     pending.inflow.ask(answer.worker)
 
-    def heard_of(self, pending: Pending) -> None:
-        """A worker holds this call."""
-        pending.since = asyncio.get_running_loop().time()
-        pending.asked = pending.denied = 0
-
     # -- deadlines
 
     def locate(self, pending: Pending) -> None:
         """Find out where the call is: its deadline is near. With others of this turn of the event loop."""
         if not self._locating:
             asyncio.get_running_loop().call_soon(self._locate)
-        self._locating.setdefault(self._transport.queue_of(pending.options), []).append(pending)
+        self._locating.setdefault(self._session.queue_of(pending.options), []).append(pending)
 
     def _locate(self) -> None:
         located, self._locating = self._locating, {}
@@ -240,7 +230,7 @@ class OverdueCalls:
 
     async def _look(self, queue: str, pendings: list[Pending]) -> None:
         """What the queue tells of calls that no worker has."""
-        link, topology = self._transport.link, self._transport.topology
+        link, topology = self._session.link, self._session.topology
         with suppress(*CLIENT_ERRORS):
             workers = await self._workers(queue)
             state = None if link is None else await link.queue_state(topology.work(queue))
@@ -272,3 +262,9 @@ class _Question:
         for pending, asked in self._asked:
             if pending.asked == asked:  # nothing was heard of it since
                 pending.denied += 1
+
+
+def heard_of(pending: Pending) -> None:
+    """A worker holds this call."""
+    pending.since = asyncio.get_running_loop().time()
+    pending.asked = pending.denied = 0

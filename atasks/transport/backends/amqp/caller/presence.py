@@ -11,7 +11,9 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guar
 from atasks.transport.call_transport import Pending
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
+    from atasks.transport.backends.amqp.caller.requests import Requests
+    from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["WorkerPresence"]
 
@@ -25,8 +27,10 @@ CONSUMERS_KNOWN_FOR: Final = 1.0
 class WorkerPresence:
     """Listens for workers that declare a queue, and keeps the calls that the broker returned for want of one."""
 
-    def __init__(self, transport: AMQPTransport) -> None:
-        self._transport = transport
+    def __init__(self, session: Session, requests: Requests, overdue: OverdueCalls) -> None:
+        self._session = session
+        self._requests = requests
+        self._overdue = overdue
         self.listening: set[str] = set()
         """Queues whose `Up` would reach this caller."""
         self._binding: dict[str, asyncio.Task[None]] = {}
@@ -48,15 +52,15 @@ class WorkerPresence:
 
     async def require_worker(self, queue: str) -> None:
         """Raise NoWorker unless something consumes the queue, InvalidName if there can be none."""
-        self._transport.topology.check(queue)
+        self._session.topology.check(queue)
         loop = asyncio.get_running_loop()
         if self._served.get(queue, 0.0) > loop.time():
             return
-        link = self._transport.link
+        link = self._session.link
         if link is None:
             return  # it is sent after the reconnect, and the broker returns it if there is no queue
         # The consumers of the solo queue stay while those of the work queue are replaced.
-        name = self._transport.topology.solo(queue)
+        name = self._session.topology.solo(queue)
         try:
             for _ in range(2):  # a quorum queue may say 0 consumers for a moment
                 state = await link.queue_state(name)
@@ -71,7 +75,7 @@ class WorkerPresence:
 
     def returned(self, pending: Pending) -> None:
         """The broker has no such work queue: no worker ever declared it, or it was deleted."""
-        queue = self._transport.queue_of(pending.options)
+        queue = self._session.queue_of(pending.options)
         if pending.options.on_no_worker == "error":
             pending.fail(NoWorker(_no_worker(queue)))
         elif self.listens(queue):
@@ -95,7 +99,7 @@ class WorkerPresence:
         returned meanwhile are sent once more as soon as it would be: the announcement may have been missed."""
         if queue in self.listening:
             return True
-        link = self._transport.link
+        link = self._session.link
         if link is not None and queue not in self._binding:
             task = self._binding[queue] = asyncio.create_task(self.bind(queue, link), name="atasks bind")
             task.add_done_callback(lambda task: self._on_listening(task, queue))
@@ -103,8 +107,8 @@ class WorkerPresence:
 
     async def bind(self, queue: str, link: Link) -> None:
         """Listen to the announcements of a queue."""
-        topology = self._transport.topology
-        await guard(link.inbox.queue_bind(self._transport.reply_queue, topology.control, topology.up_key(queue)))
+        topology = self._session.topology
+        await guard(link.inbox.queue_bind(self._session.reply_queue, topology.control, topology.up_key(queue)))
         self.listening.add(queue)
 
     def _on_listening(self, task: asyncio.Task[None], queue: str) -> None:
@@ -112,18 +116,18 @@ class WorkerPresence:
             return  # the link is lost: the next one binds anew
         error = task.exception()
         if error is not None:
-            if self._transport.link is not None:
-                self._transport.link.lose(f"cannot bind the reply queue: {error}")
+            if self._session.link is not None:
+                self._session.link.lose(f"cannot bind the reply queue: {error}")
             return
         del self._binding[queue]
-        for pending in self._transport.pendings():
-            if pending.unheard and self._transport.queue_of(pending.options) == queue:
-                self._transport.requests.send(pending)
+        for pending in list(self._session.pendings.values()):
+            if pending.unheard and self._session.queue_of(pending.options) == queue:
+                self._requests.send(pending)
 
     def heard(self, queue: str) -> None:
         """A worker declared this queue, which was not there before: send what waits for it. Where messages are
         sealed anybody may say so still, and is listened to once a second."""
-        if self._transport.seals is None:
+        if self._session.seals is None:
             self._settle(queue)
         elif queue in self.listening and queue not in self._deaf:
             self._settle(queue)
@@ -137,15 +141,15 @@ class WorkerPresence:
             self.heard(queue)
 
     def _settle(self, queue: str) -> None:
-        transport = self._transport
+        session = self._session
         homeless = self._homeless.pop(queue, {})
         for pending in homeless.values():
             if not pending.future.done():
-                transport.requests.send(pending)
+                self._requests.send(pending)
         # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
         # sent at once, the latter would run twice whenever a queue is declared for the first time.
-        pendings = (item for item in transport.pendings() if transport.queue_of(item.options) == queue)
-        transport.inquiry.suspect([item for item in pendings if item.confirmed])
+        pendings = (item for item in session.pendings.values() if session.queue_of(item.options) == queue)
+        self._overdue.suspect([item for item in pendings if item.confirmed])
 
 
 def _no_worker(queue: str) -> str:

@@ -6,16 +6,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from pamqp.commands import Basic
-
-from atasks import wire
 from atasks.namespaces import namespace_item
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
-from atasks.wire import CONTENT_TYPE, VERSION, Ask
+from atasks.wire import VERSION, Ask
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.seals import Seals
-    from atasks.transport.backends.amqp.transport import AMQPTransport
+    from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["probe"]
 
@@ -24,20 +20,17 @@ logger = logging.getLogger("atasks.keys")
 SECONDS: Final = 5.0
 
 
-async def probe(transport: AMQPTransport, seals: Seals) -> None:
+async def probe(session: Session, seals: Seals) -> None:
     """Ask the workers of every queue that this program may call something, and warn if none answers in time."""
-    topology, registry = transport.topology, namespace_item(transport.namespace).registry
+    topology = session.topology
+    registry = namespace_item(topology.namespace).registry
     items = (registry.get(name) for name in registry.names())
-    queues = sorted({transport.queue_of(item.options) for item in items if item is not None} | {transport.queue})
+    queues = sorted({session.queue_of(item.options) for item in items if item is not None} | {session.queue})
     for queue in queues:
-        properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=f"probe:{queue}",
-            reply_to=transport.reply_queue,
-            delivery_mode=1,
+        key, reply_to = topology.queue_key(queue), session.reply_queue
+        session.outbox.put(
+            session.control([Ask(VERSION, [])], key, message_id=f"probe:{queue}", reply_to=reply_to)
         )
-        body, key = wire.encode([Ask(VERSION, [])]), topology.queue_key(queue)
-        transport.outbox.put(Outgoing(body, key, properties, exchange=topology.control, mandatory=False))
     try:
         async with asyncio.timeout(SECONDS):
             await seals.answered.wait()

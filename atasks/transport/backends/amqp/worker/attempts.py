@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
 from atasks.transport.backends.amqp.worker.claims import (
     ClaimAnswer,
     CopyClaim,
     Question,
     Waiting,
-    question_properties,
 )
-from atasks.transport.backends.amqp.worker.delivery import CallDelivery, RequestMessage
+from atasks.transport.backends.amqp.worker.consumer import Wait
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status, describe
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
+    from atasks.transport.backends.amqp.worker.station import Station
 
 __all__ = ["Attempts"]
 
@@ -60,8 +60,8 @@ class Attempts:
 
     patience = 30.0
 
-    def __init__(self, intake: Serving) -> None:
-        self._intake = intake
+    def __init__(self, station: Station) -> None:
+        self._station = station
         self._questions: dict[str, Waiting[Reply | End | None]] = {}
         """Id of a call, and of the copy of it, that may be lost -> what the other workers are asked."""
         self._claims: dict[str, CopyClaim] = {}
@@ -82,10 +82,14 @@ class Attempts:
         own, so attempts are counted in the envelope."""
         inbound = delivery.inbound
         sealed_once = call.delivery == AT_MOST_ONCE and bool(inbound.key)  # a copy of it may be a recording
-        if (not again and call.attempt == 1 and not sealed_once) or self._intake.worker.knows(call.id):
+        if (not again and call.attempt == 1 and not sealed_once) or self._station.worker.knows(call.id):
             return False
         claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
-        answerable = (call.attempt > 1 or sealed_once) and bool(inbound.copy) and not inbound.kept
+        answerable = (
+            (call.attempt > 1 or sealed_once)
+            and bool(inbound.copy)
+            and not self._station.is_kept(inbound.reply_to)
+        )
         last = call.attempt >= call.max_attempts
         begins = last and inbound.consumer.solo and call.delivery != AT_MOST_ONCE
         if claim is not None:  # it was delivered once more meanwhile, over the next link
@@ -95,13 +99,12 @@ class Attempts:
             question.deliveries.append(delivery)
         elif answerable and (begins or not again):
             # Counted at once, as below: what comes next over this consumer depends on it.
-            inbound.consumer.claims += 1
-            self._errand(self._claim(call, self._new_claim(call, [delivery], again)))
+            wait = Wait(inbound.consumer)
+            self._errand(self._claim(call, self._new_claim(call, [delivery], again), wait))
         elif not again:  # nobody can be asked, or for nothing
             return False
         elif last or call.delivery == AT_MOST_ONCE or call.credit:
-            inbound.consumer.away += 1
-            self._errand(self._ask_before(call, [delivery]))
+            self._errand(self._ask_before(call, [delivery], Wait(inbound.consumer, aside=True)))
         else:
             self._try_again(call, delivery)
         return True
@@ -134,23 +137,20 @@ class Attempts:
 
     def _new_claim(self, call: Call, deliveries: list[CallDelivery], again: bool) -> CopyClaim:
         inbound = deliveries[0].inbound
-        claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._intake.epoch)
+        claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._station.epoch)
         if self._stopped:
             claim.tell(ClaimAnswer.BACK)
         return claim
 
-    async def _claim(self, call: Call, claim: CopyClaim) -> None:
-        intake, inbound = self._intake, claim.deliveries[0].inbound
+    async def _claim(self, call: Call, claim: CopyClaim, wait: Wait) -> None:
+        inbound = claim.deliveries[0].inbound
         consumer = inbound.consumer
         try:
-            word = await self._ask_caller(claim, inbound)
+            word = await self._ask_caller(claim, inbound, wait)
         finally:
             del self._claims[inbound.copy]
-            if claim.away:
-                consumer.away -= 1
-            else:
-                consumer.claims -= 1
-        again = claim.was_delivered_before(self._intake.epoch)
+            wait.end()
+        again = claim.was_delivered_before(self._station.epoch)
         if word is ClaimAnswer.NO:
             copy = inbound.copy
             logger.debug(
@@ -167,32 +167,28 @@ class Attempts:
             for each in others:
                 each.drop()
         elif word in (ClaimAnswer.BEGUN, ClaimAnswer.SILENCE) and again:
-            consumer.away += 1
-            self._adapt_window()
-            await self._ask_before(call, claim.deliveries)
+            wait = Wait(consumer, aside=True)
+            self._station.adapt_window()
+            await self._ask_before(call, claim.deliveries, wait)
         else:
             permit = partial(self._begin, call, claim, word)
             for each in claim.deliveries:  # the first one starts it, and it adopts the others
-                intake.worker.deliver(call, each, consumer.solo, permit)
-        self._adapt_window()
+                self._station.worker.deliver(call, each, consumer.solo, permit)
+        self._station.adapt_window()
 
-    def _adapt_window(self) -> None:
-        if self._intake.window is not None:
-            self._intake.window.adapt_soon()
-
-    async def _ask_caller(self, claim: CopyClaim, inbound: RequestMessage) -> ClaimAnswer:
+    async def _ask_caller(self, claim: CopyClaim, inbound: RequestMessage, wait: Wait) -> ClaimAnswer:
         """What the caller says; if it stays silent, what is to be taken for its word."""
         call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
         if silent and inbound.consumer.away < MAX_ASIDE:
-            self._put_aside(claim, inbound)
+            self._put_aside(wait)
         missing = 0
         while True:
             self._ask(claim)
-            if not (claim.away or await claim.answered(PROMPT_SECONDS)):
-                self._put_aside(claim, inbound)
+            if not (wait.aside or await claim.answered(PROMPT_SECONDS)):
+                self._put_aside(wait)
             if await claim.answered(ASK_SECONDS):
                 self._silent.pop(reply_to, None)
                 return claim.answer.result()
@@ -204,24 +200,22 @@ class Attempts:
             if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
                 return ClaimAnswer.NO if call.orphan == CANCEL or once else ClaimAnswer.SILENCE
             logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
-            self._adapt_window()
+            self._station.adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
                 gone = call.orphan == CANCEL and state is not None and not state[1]
                 return ClaimAnswer.NO if gone or once else ClaimAnswer.SILENCE
 
-    def _put_aside(self, claim: CopyClaim, inbound: RequestMessage) -> None:
+    def _put_aside(self, wait: Wait) -> None:
         """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
         that died leaves many of which it was the caller."""
-        if not claim.away:
-            claim.away = True
-            inbound.consumer.claims -= 1
-            inbound.consumer.away += 1
-            self._adapt_window()
+        if not wait.aside:
+            wait.put_aside()
+            self._station.adapt_window()
 
     async def _reply_queue(self, name: str) -> tuple[int, int] | None:
         """(messages, consumers) of a reply queue, None if it is missing; with a consumer where that is unknown."""
-        link = self._intake.link
+        link = self._station.link
         if link is not None:
             with suppress(*CLIENT_ERRORS):
                 return await link.queue_state(name)
@@ -232,7 +226,7 @@ class Attempts:
         claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
         for asked in (claim, beginning):
             if asked is not None:
-                self._intake.clocks.learn(asked.reply_to, grant.now_ms)
+                self._station.clocks.learn(asked.reply_to, grant.now_ms)
                 word = asked.word(grant)
                 if word is not ClaimAnswer.YES or asked is claim:  # else it is the answer to an earlier question
                     asked.tell(word)
@@ -241,7 +235,7 @@ class Attempts:
         """A last attempt has the worker for itself: whether it may begin. Where its caller has answered before and
         is silent now, it waits aside, and the worker goes on with other calls. If it has begun elsewhere, what it
         came by goes back to the broker: the worker where it began may be gone by now."""
-        worker, again = self._intake.worker, claim.was_delivered_before(self._intake.epoch)
+        worker, again = self._station.worker, claim.was_delivered_before(self._station.epoch)
         if not claim.run:
             self._runs += 1
             claim.run = self._runs
@@ -270,9 +264,8 @@ class Attempts:
             deliveries, run.deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)], []
             if word is None:
                 aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
-                aside.run, aside.away = claim.run, True
-                deliveries[0].inbound.consumer.away += 1
-                self._errand(self._claim(call, aside))
+                aside.run = claim.run
+                self._errand(self._claim(call, aside, Wait(deliveries[0].inbound.consumer, aside=True)))
             else:
                 for each in deliveries:
                     each.requeue()
@@ -280,7 +273,7 @@ class Attempts:
 
     # -- is it lost?
 
-    async def _ask_before(self, call: Call, deliveries: list[CallDelivery]) -> None:
+    async def _ask_before(self, call: Call, deliveries: list[CallDelivery], wait: Wait) -> None:
         """A call that may not be started again: unless a worker still runs it, or has finished it, it is lost. Or
         a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
         moment to come back, so it is asked for more than once."""
@@ -291,18 +284,17 @@ class Attempts:
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
         reply: Reply | End | None = None if again else self._worker_lost(call)
-        consumer = inbound.consumer
+        station = self._station
         for _ in range(ASK_ROUNDS):
-            key = self._intake.transport.topology.queue_key(consumer.queue)
-            transport = self._intake.transport
-            body, exchange = wire.encode([Ask(VERSION, names)]), transport.topology.control
-            properties = question_properties(self._intake)
-            seal = inbound.voice
-            transport.outbox.put(Outgoing(body, key, properties, exchange=exchange, mandatory=False, key=seal))
+            key = station.session.topology.queue_key(inbound.consumer.queue)
+            ask = station.session.control(
+                [Ask(VERSION, names)], key, inbound.voice, message_id=station.number(), reply_to=station.control
+            )
+            station.put(ask)
             if await question.answered(ASK_SECONDS):
                 reply, again = question.answer.result(), False
                 break
-        consumer.away -= 1
+        wait.end()
         for name in names:
             self._questions.pop(name, None)
         if again:
@@ -330,12 +322,12 @@ class Attempts:
     def _worker_lost(self, call: Call) -> Reply:
         times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
         message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
-        return wire.ended(call.id, Status.WORKER_LOST, message, self._intake.worker.id, call.attempt)
+        return wire.ended(call.id, Status.WORKER_LOST, message, self._station.worker.id, call.attempt)
 
     def _ask(self, claim: CopyClaim) -> None:
         """Ask its caller, once more if what was asked has arrived at the broker, or is lost."""
-        if self._intake.link is None:
+        if self._station.link is None:
             claim.question = None
         elif claim.question is None or claim.question.ended:
-            claim.question = Question(self._intake, claim)
-            self._intake.transport.outbox.put(claim.question)
+            claim.question = Question(self._station, claim)
+            self._station.put(claim.question)

@@ -7,9 +7,11 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.station import Station
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["CANCEL", "CallerWatch"]
 
@@ -35,15 +37,15 @@ class CallerWatch:
     """Seconds between two rounds, at least."""
     patience = 30.0
 
-    def __init__(self, intake: Serving) -> None:
-        self._intake = intake
+    def __init__(self, station: Station) -> None:
+        self._station = station
         self._absences: dict[str, _Absence] = {}
         """By reply queue."""
 
     async def run(self) -> None:
         """Look, round after round, until cancelled."""
         while True:
-            await asyncio.sleep(max(self.pause, SECONDS_A_LOOK * len(self._intake.callers(CANCEL))))
+            await asyncio.sleep(max(self.pause, SECONDS_A_LOOK * len(self._callers())))
             try:
                 await self._round()
             except CLIENT_ERRORS:  # the link went: what was seen before does not count after
@@ -60,7 +62,7 @@ class CallerWatch:
 
     async def is_gone(self, name: str) -> bool:
         """Look at the reply queue: whether its caller is gone for good. Raises one of `CLIENT_ERRORS`."""
-        link = self._intake.link
+        link = self._station.link
         if link is None:
             return False
         state = await link.queue_state(name)
@@ -80,14 +82,25 @@ class CallerWatch:
         """Whether the caller would have been seen, had it been there meanwhile."""
         return asyncio.get_running_loop().time() - absence.seen < 3 * self.pause + 1
 
+    def _callers(self) -> dict[str, list[HeldCall]]:
+        """Reply queue -> the runs in hand that end with their caller. One that was sent again since its caller has
+        another reply queue is there under both."""
+        found: dict[str, list[HeldCall]] = {}
+        for run in self._station.worker.runs:
+            if run.call.orphan == CANCEL:
+                deliveries = (item for item in run.deliveries if isinstance(item, CallDelivery))
+                for reply_to in {item.inbound.reply_to for item in deliveries}:
+                    found.setdefault(reply_to, []).append(run)
+        return found
+
     async def _round(self) -> None:
-        absent = {name for name in self._intake.callers(CANCEL) if await self.is_gone(name)}
+        absent = {name for name in self._callers() if await self.is_gone(name)}
         if absent:
             self._cancel(absent)
 
     def _cancel(self, absent: set[str]) -> None:
         """Cancel the runs whose reply queues are all among these. A caller that is back has another one."""
-        watched = self._intake.callers(CANCEL)
+        watched = self._callers()
         elsewhere = {run.call.id for name, runs in watched.items() if name not in absent for run in runs}
         found = {run.call.id: run for name in absent for run in watched.get(name, [])}
         runs = [run for call_id, run in found.items() if call_id not in elsewhere]

@@ -6,17 +6,15 @@ import asyncio
 import enum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from pamqp.commands import Basic
-
 from atasks import wire
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
-from atasks.wire import CONTENT_TYPE, VERSION, Call, Claim, Grant
+from atasks.wire import VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.delivery import CallDelivery
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.station import Station
 
-__all__ = ["ClaimAnswer", "CopyClaim", "Question", "Waiting", "question_properties"]
+__all__ = ["ClaimAnswer", "CopyClaim", "Question", "Waiting"]
 
 T = TypeVar("T")
 
@@ -78,8 +76,6 @@ class CopyClaim(Waiting[ClaimAnswer]):
         self.run = run
         """Which beginning was asked for, counted over this worker; 0: none was yet."""
         self.begins = begins
-        self.away = False
-        """Whether the caller that is asked is slow to answer: then nothing waits for it but this call."""
         self.question: Question | None = None
         """What was sent last over this link."""
 
@@ -109,12 +105,12 @@ class Question(Outgoing):
     """A claim on its way to the caller. It says what is true when it leaves, and is not sent again if its link is
     lost: it is asked anew then."""
 
-    __slots__ = ("arrived", "claim", "ended", "intake")
+    __slots__ = ("_station", "arrived", "claim", "ended")
 
-    def __init__(self, intake: Serving, claim: CopyClaim) -> None:
+    def __init__(self, station: Station, claim: CopyClaim) -> None:
         key = claim.deliveries[0].inbound.key
-        super().__init__(b"", claim.reply_to, question_properties(intake), mandatory=False, key=key)
-        self.intake = intake
+        super().__init__(b"", claim.reply_to, station.question(), mandatory=False, key=key)
+        self._station = station
         self.claim = claim
         self.arrived = False
         """Whether the broker has it."""
@@ -122,13 +118,13 @@ class Question(Outgoing):
         """Whether nothing more becomes of it."""
 
     def prepare(self) -> bool:
-        claim, intake = self.claim, self.intake
+        claim, station = self.claim, self._station
         if claim.answer.done():
             self.ended = True
             return False
-        self.properties.reply_to = intake.control  # that of this link
+        self.properties.reply_to = station.control  # that of this link
         call, inbound = claim.call, claim.deliveries[0].inbound
-        again, worker = claim.was_delivered_before(intake.epoch), intake.worker.id
+        again, worker = claim.was_delivered_before(station.epoch), station.worker.id
         self.body = wire.encode(
             [
                 Claim(
@@ -155,10 +151,3 @@ class Question(Outgoing):
     def lost(self) -> bool:
         self.ended = True
         return False
-
-
-def question_properties(intake: Serving) -> Basic.Properties:
-    """Those of a question: the answer comes to the control queue of this worker."""
-    return Basic.Properties(
-        content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
-    )

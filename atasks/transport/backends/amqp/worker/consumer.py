@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ConsumerCallback
 from aiormq.exceptions import AMQPChannelError, ConnectionInternalError
 
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
-from atasks.transport.backends.amqp.seals import opening
 
-if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Serving
-
-__all__ = ["Consumer"]
-
-logger = logging.getLogger("atasks.amqp")
+__all__ = ["Consumer", "Wait"]
 
 
 class Consumer:
@@ -27,7 +20,6 @@ class Consumer:
 
     def __init__(
         self,
-        intake: Serving,
         link: Link,
         acks: Acks,
         queue: str,
@@ -36,8 +28,12 @@ class Consumer:
         *,
         solo: bool = False,
         executor: Executor | None = None,
+        receive: Callable[[Consumer], ConsumerCallback],
+        unavailable: Callable[[str, BaseException], None],
+        patience: float,
     ) -> None:
-        self.intake = intake
+        """`receive(self)` makes what is called with each message. `unavailable(queue, error)` is called where the
+        queue cannot be consumed for now, or is not within `patience` seconds."""
         self.acks = acks
         """Of the channel of its deliveries."""
         self.queue = queue
@@ -50,9 +46,9 @@ class Consumer:
         self.full_size = full_size
         self.prefetch = full_size
         self.unfinished = 0
-        """Messages of the live consumer whose calls have not all ended."""
+        """Messages of the live consumer whose calls have not all ended: each counts itself."""
         self.claims = 0
-        """Calls from it that wait for the word of their callers."""
+        """Calls from it that wait for the word of their callers: see `Wait`."""
         self.away = 0
         """The same, of callers that are slow to answer; and calls that may be lost: workers are asked for them."""
         self.adopted = 0
@@ -61,6 +57,9 @@ class Consumer:
         self.running = False
         """Whether the broker sends to it, or is about to: messages may come before it is known that it does."""
         self._link = link
+        self._receive = receive
+        self._unavailable = unavailable
+        self._patience = patience
         self._tag = ""
         self._starting = asyncio.Lock()
 
@@ -73,18 +72,13 @@ class Consumer:
         self.adopted = 0
         self.prefetch = max(1, prefetch)
         try:
-            async with self._starting, asyncio.timeout(self.intake.transport.timeout / 2):
-                place = self.intake.transport.topology.place("", self.name)
-                receive = opening(
-                    self.intake.transport.seals, self._on_message, lambda _: place, self._dead_letter
-                )
-                self._tag = await self._link.consume_work(self.name, receive, self.prefetch)
+            async with self._starting, asyncio.timeout(self._patience):
+                self._tag = await self._link.consume_work(self.name, self._receive(self), self.prefetch)
         except BaseException as error:
             self.running = False
             self._tag = ""
-            refused = self.intake.serving and isinstance(error, AMQPChannelError)  # who begins is told
-            if refused or isinstance(error, (ConnectionInternalError, TimeoutError)):
-                self.intake.ailing.add(self.queue, error)
+            if isinstance(error, (AMQPChannelError, ConnectionInternalError, TimeoutError)):
+                self._unavailable(self.queue, error)
             raise
 
     async def stop(self) -> None:
@@ -96,12 +90,40 @@ class Consumer:
                 if tag:
                     await guard(shielded(self._link.work.basic_cancel(tag)))
 
-    def _dead_letter(self, message: DeliveredMessage) -> None:
-        self.intake.dead_letter(message, self.acks, self.name)
+    def adopt(self) -> None:
+        """A message has come with a call that this worker runs already."""
+        self.adopted += 1
 
-    async def _on_message(self, message: DeliveredMessage) -> None:
-        try:
-            await self.intake.receive(self, message)
-        except Exception:
-            logger.exception("a request could not be served")
-            self.intake.fail(self, message)
+
+class Wait:
+    """A call that waits for somebody's word before it starts. It counts as one that is about to, until it is put
+    aside: others need not wait for it then."""
+
+    __slots__ = ("_consumer", "aside")
+
+    def __init__(self, consumer: Consumer, *, aside: bool = False) -> None:
+        self._consumer = consumer
+        self.aside = aside
+        self._count(1)
+
+    def put_aside(self) -> None:
+        """Its caller is slow to answer, or gone. Safe to call again."""
+        self._count(-1)
+        self.aside = True
+        self._count(1)
+
+    def move(self, consumer: Consumer) -> None:
+        """It has come by this consumer meanwhile."""
+        self._count(-1)
+        self._consumer = consumer
+        self._count(1)
+
+    def end(self) -> None:
+        """It waits no longer."""
+        self._count(-1)
+
+    def _count(self, change: int) -> None:
+        if self.aside:
+            self._consumer.away += change
+        else:
+            self._consumer.claims += change

@@ -8,18 +8,16 @@ import time
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Final
 
-from pamqp.commands import Basic
-
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL, CallerWatch
+from atasks.transport.backends.amqp.worker.consumer import Wait
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Claim, Grant
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.consumer import Consumer
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.station import Station
 
 __all__ = ["Doubts"]
 
@@ -58,8 +56,8 @@ class Doubts:
 
     patience = 30.0
 
-    def __init__(self, intake: Serving, watch: CallerWatch) -> None:
-        self._intake = intake
+    def __init__(self, station: Station, watch: CallerWatch) -> None:
+        self._station = station
         self._watch = watch
         self._asked: dict[str, _Caller] = {}
         """By reply queue."""
@@ -78,22 +76,27 @@ class Doubts:
         """The wall clock, in milliseconds, before which, and after which, a call was sent that is in doubt now.
         The latter has not come yet here: the clocks differ."""
         now = time.time() * 1000
-        forgotten = self._intake.worker.withdrawn.forgotten_ms
+        forgotten = self._station.worker.withdrawn.forgotten_ms
         return max(now - WAITED_MS, self._heard_ms + CLOSE_MS, forgotten + CLOSE_MS), now + SKEW_MS
 
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Ask for a call that is in doubt. False: it is of those that never are, or the worker knows it.
 
         `again`: it was delivered before. It is asked for if it was in doubt here; else it may have begun."""
-        inbound, worker = delivery.inbound, self._intake.worker
+        inbound, worker = delivery.inbound, self._station.worker
         if inbound.key and call.delivery == AT_MOST_ONCE:
             return False  # it is asked for in any case
-        if call.attempt > 1 or call.sent_ms < NO_TIME_MS or inbound.kept or worker.knows(call.id):
+        if (
+            call.attempt > 1
+            or call.sent_ms < NO_TIME_MS
+            or self._station.is_kept(inbound.reply_to)
+            or worker.knows(call.id)
+        ):
             return False
         withdrawn = worker.withdrawn.since(call.id)
-        if withdrawn is not None and self._intake.sent_ms(call, inbound) <= withdrawn:
+        if withdrawn is not None and self._sent_ms(call, inbound.reply_to) <= withdrawn:
             return False  # it does not begin, whatever its caller says
-        waited = self._intake.clocks.waited(inbound.reply_to, call.sent_ms)
+        waited = self._station.clocks.waited(inbound.reply_to, call.sent_ms)
         if call.timeout_ms is not None and (call.timeout_ms <= SHORT_MS or call.timeout_ms < waited * 1000):
             return False  # its deadline ends it, before it begins or soon after
         caller = self._asked.get(inbound.reply_to)
@@ -104,13 +107,17 @@ class Doubts:
             caller.task = asyncio.create_task(self._see_to(caller), name="atasks doubt")
         doubt = caller.doubts.get(call.id)
         if doubt is None:
-            caller.doubts[call.id] = doubt = _Doubt(call, delivery, self._intake.sent_ms(call, inbound))
+            caller.doubts[call.id] = doubt = _Doubt(call, delivery, self._sent_ms(call, inbound.reply_to))
             if not caller.new:
                 asyncio.get_running_loop().call_soon(self._ask_new, caller)
             caller.new.append(doubt)
         else:  # it was delivered once more, over the next link
             doubt.add(delivery)
         return True
+
+    def _sent_ms(self, call: Call, reply_to: str) -> float:
+        """When the call was sent, by this clock as far as it was compared with the caller's."""
+        return call.sent_ms + self._station.clocks.ahead(reply_to)
 
     def holds(self, call_id: str) -> list[str]:
         """The reply queues of the callers for whose word the call waits here."""
@@ -124,7 +131,7 @@ class Doubts:
             doubt = caller.doubts.get(grant.id)
             if doubt is not None:
                 now = caller.silent_since = asyncio.get_running_loop().time()
-                self._intake.clocks.learn(caller.name, grant.now_ms, now - doubt.since)
+                self._station.clocks.learn(caller.name, grant.now_ms, now - doubt.since)
                 self._decide(caller, [doubt], grant.granted)
 
     def withdrawn(self, call_id: str) -> None:
@@ -166,27 +173,23 @@ class Doubts:
             self._put_aside(new)
 
     def _ask(self, caller: _Caller, doubts: Collection[_Doubt]) -> None:
-        if self._intake.link is None:
+        if self._station.link is None:
             return
         for key in {doubt.key for doubt in doubts}:
             self._ask_under(key, caller, [doubt for doubt in doubts if doubt.key == key])
 
     def _ask_under(self, key: str | None, caller: _Caller, doubts: list[_Doubt]) -> None:
         """Ask under the key that the calls came with."""
-        intake = self._intake
-        worker = intake.worker.id
+        station = self._station
         # By the id as their copy: every copy of a first attempt may begin, so that a caller of an older version
         # answers as it should. `again`, because nothing is known of whether it has begun.
         claims: list[wire.Envelope] = [
-            Claim(VERSION, doubt.call.id, doubt.call.attempt, doubt.call.id, worker, False, True)
+            Claim(VERSION, doubt.call.id, doubt.call.attempt, doubt.call.id, station.worker.id, False, True)
             for doubt in doubts
         ]
         for start in range(0, len(claims), IDS_AT_ONCE):
-            properties = Basic.Properties(
-                content_type=CONTENT_TYPE, message_id=intake.number(), reply_to=intake.control, delivery_mode=1
-            )
             body = wire.encode(claims[start : start + IDS_AT_ONCE])
-            intake.transport.outbox.put(Outgoing(body, caller.name, properties, mandatory=False, key=key))
+            station.put(Outgoing(body, caller.name, station.question(), mandatory=False, key=key))
 
     async def _see_to(self, caller: _Caller) -> None:
         """Until there is an answer for each call: look at its caller, and ask again."""
@@ -220,7 +223,7 @@ class Doubts:
     async def _look(self, caller: _Caller) -> None:
         """Decide what is to be taken for the word of a caller that is silent."""
         now = asyncio.get_running_loop().time()
-        if self._intake.link is None:
+        if self._station.link is None:
             caller.silent_since = now
             return
         try:
@@ -233,7 +236,7 @@ class Doubts:
             logger.warning("a caller is gone: %d of its calls do not begin", len(doubts))
             self._decide(caller, [doubt for doubt in doubts if doubt.call.orphan == CANCEL], False)
         elif not self._watch.is_absent(caller.name):
-            silent, withdrawn = now - caller.silent_since, self._intake.worker.withdrawn
+            silent, withdrawn = now - caller.silent_since, self._station.worker.withdrawn
             waited = [doubt for doubt in doubts if silent >= (ASK_SECONDS if doubt.is_young else self.patience)]
             self._decide(caller, [doubt for doubt in waited if doubt.call.id in withdrawn], False)
             self._decide(caller, [doubt for doubt in waited if doubt.call.id not in withdrawn], True)
@@ -242,21 +245,21 @@ class Doubts:
     def _put_aside(self, doubts: list[_Doubt]) -> None:
         """Their caller is slow to answer, or gone: other calls need not wait for it."""
         for doubt in doubts:
-            if doubt.aside or self._aside >= MAX_ASIDE or self._aside_bytes >= MAX_ASIDE_BYTES:
+            if doubt.wait.aside or self._aside >= MAX_ASIDE or self._aside_bytes >= MAX_ASIDE_BYTES:
                 continue
             self._aside += 1
             self._aside_bytes += len(doubt.call.payload)
-            doubt.put_aside()
-            self._adapt_window()
+            doubt.wait.put_aside()
+            self._station.adapt_window()
 
     def _decide(self, caller: _Caller, doubts: list[_Doubt], begins: bool) -> None:
-        worker = self._intake.worker
+        worker = self._station.worker
         for doubt in doubts:
             del caller.doubts[doubt.call.id]
-            if doubt.aside:
+            if doubt.wait.aside:
                 self._aside -= 1
                 self._aside_bytes -= len(doubt.call.payload)
-            doubt.settle()
+            doubt.wait.end()
             *others, last = doubt.deliveries
             if not begins:
                 for each in doubt.deliveries:
@@ -269,11 +272,7 @@ class Doubts:
                 for each in doubt.deliveries:  # the first one starts it, and it adopts the others
                     worker.deliver(doubt.call, each)
         if doubts:
-            self._adapt_window()
-
-    def _adapt_window(self) -> None:
-        if self._intake.window is not None:
-            self._intake.window.adapt_soon()
+            self._station.adapt_window()
 
 
 class _Caller:
@@ -296,7 +295,7 @@ class _Caller:
 class _Doubt:
     """A call that waits for the word of its caller."""
 
-    __slots__ = ("_consumer", "aside", "call", "deliveries", "is_young", "key", "since")
+    __slots__ = ("call", "deliveries", "is_young", "key", "since", "wait")
 
     def __init__(self, call: Call, delivery: CallDelivery, sent_ms: float) -> None:
         self.call = call
@@ -305,30 +304,9 @@ class _Doubt:
         self.since = asyncio.get_running_loop().time()
         self.is_young = abs(time.time() * 1000 - sent_ms) < WAITED_MS
         """Whether it was sent just now."""
-        self.aside = False
-        """Whether others need not wait for it."""
-        self._consumer: Consumer = delivery.inbound.consumer
-        self._consumer.claims += 1
+        self.wait = Wait(delivery.inbound.consumer)
 
     def add(self, delivery: CallDelivery) -> None:
         """It was delivered once more."""
-        self.settle()
         self.deliveries.append(delivery)
-        self._consumer = delivery.inbound.consumer
-        if self.aside:
-            self._consumer.away += 1
-        else:
-            self._consumer.claims += 1
-
-    def put_aside(self) -> None:
-        """Count it as one that takes no slot soon."""
-        self.aside = True
-        self._consumer.claims -= 1
-        self._consumer.away += 1
-
-    def settle(self) -> None:
-        """Count it no longer."""
-        if self.aside:
-            self._consumer.away -= 1
-        else:
-            self._consumer.claims -= 1
+        self.wait.move(delivery.inbound.consumer)

@@ -20,11 +20,13 @@ from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.seals import Opened, opening
-from atasks.transport.backends.amqp.worker.delivery import CallDelivery, RequestMessage
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 from atasks.wire import CONTENT_TYPE, Call
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.replies import Replies
+    from atasks.transport.backends.amqp.worker.station import Station
     from atasks.worker.held_call import HeldCall
 
 __all__ = ["Leases", "was_leased"]
@@ -38,8 +40,9 @@ LOOKS: Final = 12
 class Leases:
     """Renews what the calls in hand were delivered by, before the broker takes it back."""
 
-    def __init__(self, intake: Serving, consumer_timeout: float) -> None:
-        self._intake = intake
+    def __init__(self, station: Station, replies: Replies, consumer_timeout: float) -> None:
+        self._station = station
+        self._replies = replies
         self._timeout = consumer_timeout
         self._queues: dict[str, str] = {}
         """Work queue -> the lease queue that is consumed beside it over this link."""
@@ -66,11 +69,11 @@ class Leases:
         self._tags.clear()
 
     async def _round(self) -> None:
-        link = self._intake.link
+        link = self._station.link
         if link is None:
             return
         now = asyncio.get_running_loop().time()
-        for run in self._intake.worker.runs:
+        for run in self._station.worker.runs:
             delivery = run.deliveries[-1]
             if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
                 await self._renew(link, run, delivery)
@@ -93,17 +96,17 @@ class Leases:
             priority=old.priority,
             correlation_id=old.correlation_id,
         )
-        work = self._intake.transport.topology.work(queue)
-        self._intake.transport.outbox.put(_Lease(wire.encode([run.call]), lease, properties, inbound, work))
+        work = self._station.session.topology.work(queue)
+        self._station.put(_Lease(wire.encode([run.call]), lease, properties, inbound, work))
 
     async def _consume(self, link: Link, queue: str) -> str:
-        topology, worker = self._intake.transport.topology, self._intake.worker
-        name = topology.lease(queue, worker.id, self._intake.epoch)
+        topology, worker = self._station.session.topology, self._station.worker
+        name = topology.lease(queue, worker.id, self._station.epoch)
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
         # Without a window: what is in it is in hand already.
         receive = opening(
-            self._intake.transport.seals,
+            self._station.session.seals,
             self._on_lease,
             lambda _: ("request", topology.work(queue)),
             remember=False,  # it may come by the work queue next, as what it is
@@ -118,24 +121,24 @@ class Leases:
 
     async def _on_lease(self, message: DeliveredMessage) -> None:
         """A lease has come: it takes the place of what the call was delivered by before."""
-        acks = self._intake.acks
+        acks = self._station.acks
         if acks is None:
             return  # the link is gone, and the lease with it
         try:
-            (call,) = wire.decode(message.body, self._intake.transport.max_message)
+            (call,) = wire.decode(message.body, self._station.session.max_message)
         except ValueError:
-            self._intake.worker.count_bad("a message on a lease queue is none of a call")
+            self._station.worker.count_bad("a message on a lease queue is none of a call")
             acks.ack(message.delivery_tag or 0)
             return
-        run = self._intake.worker.find(call.id) if isinstance(call, Call) else None
+        run = self._station.worker.find(call.id) if isinstance(call, Call) else None
         older = [] if run is None else run.deliveries
         known = run is not None and call == run.call and self._is_own(message)
         if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        inbound = RequestMessage(self._intake, older[-1].inbound.consumer, message, acks)
+        inbound = RequestMessage(older[-1].inbound.consumer, message, acks)
         inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
-        run.deliveries = [CallDelivery(inbound, older[-1])]
+        run.deliveries = [CallDelivery(self._replies, inbound, older[-1])]
         for each in older:
             each.drop()
 

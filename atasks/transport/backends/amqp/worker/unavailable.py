@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from atasks.errors import TransportError
+from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.consumer import Consumer
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
-    from atasks.transport.backends.amqp.worker.serving import Serving
+    from atasks.transport.backends.amqp.worker.station import Station
 
 __all__ = ["UnavailableQueues"]
 
@@ -31,8 +33,10 @@ class UnavailableQueues:
     queue is served over the one link of the transport again.
     """
 
-    def __init__(self, intake: Serving) -> None:
-        self._intake = intake
+    def __init__(self, station: Station, declare: Callable[[Link, str], Awaitable[list[Consumer]]]) -> None:
+        """`declare` makes the consumers of a queue, not started."""
+        self._station = station
+        self._declare = declare
         self._queues: set[str] = set()
         self._added = asyncio.Event()
         self._links: list[Link] = []
@@ -58,22 +62,21 @@ class UnavailableQueues:
         while True:
             self._added.clear()
             await self._added.wait()
-            pause, longest = PAUSE
+            waits = pauses(*PAUSE)
             while self._queues:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, longest)
+                await asyncio.sleep(next(waits))
                 for queue in sorted(self._queues):
-                    window = self._intake.window
+                    window = self._station.window
                     if window is not None and window.opened:
                         await self._try(queue, window)
 
     async def _try(self, queue: str, window: Prefetch) -> None:
         """Serve the queue over a link of its own, and make it one of the window's."""
-        transport = self._intake.transport
+        session = self._station.session
         link: Link | None = None
         try:
-            link = await Link.open(transport.urls, f"atasks {os.getpid()}", transport.timeout)
-            consumers = await self._intake.declare(link, queue)
+            link = await Link.open(session.urls, f"atasks {os.getpid()}", session.timeout)
+            consumers = await self._declare(link, queue)
             for consumer in consumers:
                 await consumer.start(window.size(consumer))
         except (*CLIENT_ERRORS, TransportError) as error:

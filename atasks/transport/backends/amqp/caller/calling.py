@@ -1,0 +1,207 @@
+"""The caller's side: awaits leave here, and what workers answer arrives here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from pamqp.common import FieldTable
+
+from atasks import wire
+from atasks.errors import DecodeError
+from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.caller.control import ControlMessages
+from atasks.transport.backends.amqp.caller.full_queues import FullQueues
+from atasks.transport.backends.amqp.caller.grants import Grants
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls, heard_of
+from atasks.transport.backends.amqp.caller.presence import WorkerPresence
+from atasks.transport.backends.amqp.caller.probe import probe
+from atasks.transport.backends.amqp.caller.requests import Requests
+from atasks.transport.backends.amqp.caller.run_times import RunTimes
+from atasks.transport.backends.amqp.seals import opening
+from atasks.wire import Claim, End, Held, Item, Reply, Status, Up
+
+if TYPE_CHECKING:
+    from aiormq.abc import DeliveredMessage
+
+    from atasks.transport.backends.amqp.session import Session
+    from atasks.transport.call_transport import Pending
+
+__all__ = ["Calling"]
+
+logger = logging.getLogger("atasks.amqp")
+
+
+class Calling:
+    """Sends the calls of one transport, and listens to its reply queue."""
+
+    def __init__(self, session: Session, heard: Callable[[Reply], None]) -> None:
+        """`heard(reply)` is called with replies that no await is for."""
+        self.session = session
+        self._heard = heard
+        self._run_times = RunTimes()
+        self.control = ControlMessages(session)
+        self.requests = Requests(session, self._run_times, self)
+        self.overdue = OverdueCalls(session, self.requests)
+        self.presence = WorkerPresence(session, self.requests, self.overdue)
+        self._full_queues = FullQueues(session)
+        self._grants = Grants(session, self.control)
+        self.returned = self.presence.returned
+        self.refused = self._full_queues.refused
+        self.suspect = self.overdue.suspect
+        self.prober: asyncio.Task[None] | None = None
+        """Asks whether workers know this side's key, once."""
+        self._asking: asyncio.Task[None] | None = None
+        self._tag: str | None = None
+        self._acks: Acks | None = None
+        self._moved = False
+        """Whether the reply queue was replaced, and what is awaited was not sent again since."""
+        self._bad_replies = 0
+
+    # -- life
+
+    def start(self, *, serves: bool) -> None:
+        """Ask for calls that are overdue from now on. `serves`: there is a worker here, which knows the keys."""
+        self._asking = asyncio.create_task(self.overdue.run(), name="atasks inquiry")
+        seals = self.session.seals
+        if seals is not None and not serves:
+            self.prober = asyncio.create_task(probe(self.session, seals), name="atasks probe")
+
+    async def close(self) -> None:
+        """End what runs in the background: every await has ended."""
+        self._full_queues.close()
+        background = [task for task in (self._asking, self.prober) if task is not None]
+        for task in background:
+            task.cancel()
+        if background:
+            await asyncio.wait(background)
+        await self.overdue.close()
+
+    async def listen(self, link: Link, epoch: int) -> None:
+        """Consume the reply queue over a new link, the `epoch`th one, and listen to workers that come."""
+        session = self.session
+        topology, inbox = session.topology, link.inbox
+        if epoch > 1 and not await self._finds_reply_queue(link):
+            session.new_reply_queue()
+            self._moved = True
+        await guard(inbox.exchange_declare(topology.control, exchange_type="direct", durable=True))
+        name = session.reply_queue
+        await guard(inbox.queue_declare(name, durable=True, arguments=topology.reply_arguments()))
+        self._acks = Acks(inbox)
+        # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
+        priority: FieldTable = {"x-priority": epoch}
+        receive = opening(session.seals, self._on_inbox, topology.arrival(name), self._acknowledge)
+        consumed = await guard(inbox.basic_consume(name, receive, arguments=priority))
+        self._tag = consumed.consumer_tag
+        for queue in {session.queue_of(pending.options) for pending in session.pendings.values()}:
+            await self.presence.bind(queue, link)
+
+    async def _finds_reply_queue(self, link: Link) -> bool:
+        """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
+        down. In that case RabbitMQ 3 says that it is not there, and RabbitMQ 4 does not answer."""
+        try:
+            async with asyncio.timeout(self.session.timeout / 2):
+                return await link.queue_state(self.session.reply_queue) is not None
+        except TimeoutError:
+            return False
+
+    def resume(self) -> None:
+        """The new link is in use: send again what the loss of the old one may have cost."""
+        pendings = list(self.session.pendings.values())
+        if self._moved:
+            self._moved = False
+            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
+            self.requests.resend([item for item in unknown if not item.kept], "the reply queue is gone")
+            for item in pendings:
+                if item.inflow is not None and item.inflow.begun:
+                    item.inflow.ask()  # its worker goes on, at the new address
+        else:  # an announcement may have been missed
+            self.requests.resend([item for item in pendings if item.unheard], "a worker may have come meanwhile")
+        self.presence.settle()
+
+    def suspend(self) -> None:
+        """The link is gone: nothing of it may be acknowledged on another one."""
+        self.presence.reset()
+        if self._acks is not None:
+            self._acks.close()
+            self._acks = None
+
+    async def leave(self, link: Link) -> None:
+        """Consume no more, and delete the reply queue."""
+        if self._tag is not None:
+            await guard(link.inbox.basic_cancel(self._tag))
+        await guard(link.inbox.queue_delete(self.session.reply_queue))
+
+    # -- calls
+
+    def post(self, pending: Pending) -> None:
+        """Send the call, without waiting."""
+        session = self.session
+        if session.seals is not None:
+            session.seals.mark(pending)
+        queue = session.queue_of(pending.options)
+        if queue not in self.presence.listening:
+            session.topology.check(queue)
+            self.presence.listens(queue)
+        self.requests.send(pending)
+
+    def withdraw(self, pending: Pending) -> None:
+        """The await of the call has ended: tell the workers."""
+        queue = self.session.queue_of(pending.options)
+        self.presence.forget(queue, pending)
+        self.control.cancel(queue, pending.call.id, pending.key)
+
+    # -- what arrives
+
+    async def _on_inbox(self, message: DeliveredMessage) -> None:
+        """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
+        session = self.session
+        try:
+            envelopes = wire.decode(message.body, session.max_message)
+        except DecodeError as error:
+            envelopes = wire.salvage(message.body, session.max_message).envelopes
+            self._bad_replies += 1
+            if self._bad_replies == 1:
+                logger.error(
+                    "a bad message on the reply queue was dropped, further ones will be silently: %s", error
+                )
+        news = False
+        if session.seals is not None:
+            news = session.seals.is_news(message)
+            envelopes = session.seals.for_caller(message, envelopes, session.pendings)
+        for envelope in envelopes:
+            if isinstance(envelope, Reply):
+                pending = None if news else session.pendings.get(envelope.id)
+                if pending is not None and not pending.kept:
+                    self._run_times.observe(pending.call.task, envelope.run_us, envelope.parked)
+                    if envelope.status == Status.WORKER_LOST:
+                        self.withdraw(pending)  # if it was sent again, another copy may wait in the queue still
+                    pending.answered(envelope)
+                else:
+                    self._heard(envelope)
+            elif isinstance(envelope, Item | End):
+                self._on_stream(envelope)
+            elif isinstance(envelope, Up):
+                self.presence.heard(envelope.queue)
+            elif isinstance(envelope, Held):
+                self.overdue.heard(envelope)
+            elif isinstance(envelope, Claim) and session.is_open:  # else it knows of no call any more
+                self._grants.claimed(envelope)
+        self._acknowledge(message)
+
+    def _acknowledge(self, message: DeliveredMessage) -> None:
+        acks = self._acks
+        if acks is not None and acks.channel is message.channel:
+            acks.ack(message.delivery_tag or 0)
+
+    def _on_stream(self, envelope: Item | End) -> None:
+        pending = self.session.pendings.get(envelope.id)
+        if pending is not None:
+            heard_of(pending)
+            if pending.inflow is not None:
+                pending.inflow.receive(envelope)
+        elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
+            self.control.refuse(envelope)

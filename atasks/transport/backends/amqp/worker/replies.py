@@ -1,0 +1,292 @@
+"""What leaves a worker on account of its calls: replies, items of streams, requests that go back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.failures.failures import describe_failure
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.seals import key_of
+from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Status, describe
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.acks import Acks
+    from atasks.transport.backends.amqp.worker.consumer import Consumer
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
+    from atasks.transport.backends.amqp.worker.station import Station
+
+__all__ = ["Replies"]
+
+logger = logging.getLogger("atasks.amqp")
+
+MAX_ADDRESSEES: Final = 2_000
+"""As many as a worker remembers replies."""
+REPLY_BATCH: Final = 256
+REPLY_BATCH_BYTES: Final = 64 * 2**10
+REFUSED_PAUSE: Final = 0.5
+
+Answer = tuple[Reply | End, "RequestMessage | None"]
+"""A reply, and what it settles; None: it was sent before, and settles nothing."""
+
+
+class Replies:
+    """Sends what a worker has to say of its calls: replies, items of streams, and requests that go back.
+
+    Replies of one turn of the event loop to one caller share a message.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self.station = station
+        self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
+        """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
+        self._addressees: OrderedDict[str, str] = OrderedDict()
+        """Whom the calls that ended lately were replied to."""
+
+    def addressee(self, call_id: str) -> str | None:
+        """The reply queue of who made a call that has ended here lately; None: it has not, or is forgotten."""
+        return self._addressees.get(call_id)
+
+    def send(self, envelope: Item | End, inbound: RequestMessage) -> None:
+        """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
+        gone, for the next one, and so the broker need not write them to its disk."""
+        if isinstance(envelope, End):
+            self.send_replies(inbound.reply_to, [(envelope, None)], 1, inbound.key)
+        else:
+            items = Items(self, envelope, inbound.reply_to, self.station.properties(1), inbound.key)
+            self.station.session.outbox.put_now(items)
+
+    def reply(self, reply: Reply | End, inbound: RequestMessage) -> None:
+        """Send it with the other replies to that caller of this turn of the event loop."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self.flush)
+        caller = inbound.reply_to if inbound.key is None else (inbound.reply_to, inbound.key)
+        self._waiting.setdefault(caller, []).append((reply, inbound))
+        self._addressees[reply.id] = inbound.reply_to
+        if len(self._addressees) > MAX_ADDRESSEES:
+            self._addressees.popitem(last=False)
+
+    def flush(self) -> None:
+        """Send the replies of this turn."""
+        replies, self._waiting = self._waiting, {}
+        for caller, waiting in replies.items():
+            reply_to, key = (caller, None) if isinstance(caller, str) else caller
+            for batch in _batches(waiting):
+                mode = max(inbound.delivery_mode for _, inbound in batch if inbound is not None)
+                self.send_replies(reply_to, batch, mode, key)
+
+    def send_replies(
+        self, reply_to: str, replies: list[Answer], mode: int, key: str | None, alone: bool = False
+    ) -> None:
+        """Send them in one message under the seal of `key`; alone: the broker may close the channel over it."""
+        settling = ReplyMessage(self, replies, reply_to, self.station.properties(mode), key)
+        if alone:
+            self.station.session.outbox.put_alone(settling)
+        else:
+            self.station.session.outbox.put_now(settling)
+
+    def send_again(self, reply_to: str, replies: Iterable[Reply | End], key: str) -> None:
+        """Send replies to who asks for them, although they were sent before."""
+        for batch in _batches([(reply, None) for reply in replies]):
+            self.send_replies(reply_to, batch, 1, key)
+
+    def republish(self, call: Call, inbound: RequestMessage, queue: str, charged: bool, over: str) -> None:
+        """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
+        is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
+        old, number = inbound.properties, self.station.number()
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            message_id=number if charged or call.attempt == 1 else inbound.copy or number,
+            reply_to=inbound.reply_to,
+            delivery_mode=inbound.delivery_mode,
+            priority=old.priority,
+            expiration=old.expiration,
+            correlation_id=over or None,
+        )
+        self.station.put(ReturnedRequest(self, call, queue, properties, inbound))
+
+    def dead_letter(self, message: DeliveredMessage, acks: Acks, queue: str) -> None:
+        """Keep what can be neither read nor answered for people to look at."""
+        dead = self.station.session.topology.dead
+        self.station.put(DeadLetter(message, acks, queue, dead, self.station.number()))
+
+    def fail(self, consumer: Consumer, message: DeliveredMessage) -> None:
+        """Serving a message failed in a way that nobody foresaw: say so, and leave no await hanging."""
+        try:
+            self._tell_callers(message)
+        except Exception:
+            logger.exception("the callers of a message that failed could not be told")
+        finally:
+            self.dead_letter(message, consumer.acks, consumer.name)
+
+    def _tell_callers(self, message: DeliveredMessage) -> None:
+        reply_to = message.header.properties.reply_to
+        calls = [
+            item
+            for item in wire.salvage(message.body, self.station.session.max_message).envelopes
+            if isinstance(item, Call)
+        ]
+        reason = "the worker failed to serve the call: its log says more"
+        replies = [wire.ended(call.id, Status.FAILED, reason, self.station.worker.id) for call in calls]
+        if reply_to and replies:
+            self.send_replies(reply_to, [(reply, None) for reply in replies], 2, key_of(message))
+
+
+def _batches(replies: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """Replies to one caller, those that share a message together."""
+    batch: list[Answer] = []
+    size = 0
+    for item in replies:
+        if batch and (len(batch) >= REPLY_BATCH or size + len(item[0].payload) > REPLY_BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += len(item[0].payload)
+    if batch:
+        yield batch
+
+
+class ReplyMessage(Outgoing):
+    """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
+
+    __slots__ = ("_answers", "_replies")
+
+    def __init__(
+        self,
+        replies: Replies,
+        answers: list[Answer],
+        key: str,
+        properties: Basic.Properties,
+        seal: str | None,
+    ) -> None:
+        """Each reply with what it settles; None: it was sent before, and settles nothing. `seal`: the key of who
+        made the calls."""
+        exchange = replies.station.session.topology.reply_exchange(key)
+        body = wire.encode([reply for reply, _ in answers])
+        super().__init__(body, key, properties, exchange=exchange, key=seal)
+        self._replies = replies
+        self._answers = answers
+
+    def confirmed(self) -> None:
+        for _, inbound in self._answers:
+            if inbound is not None:
+                inbound.settled()
+
+    returned = confirmed
+    refused = confirmed
+
+    def rejected(self, refusal: Refusal) -> None:
+        """Of several replies any may be the one that cannot be sent. In its place goes one that says why; if that
+        cannot be sent either, nobody can be told."""
+        if refusal.exchange is not None:
+            logger.error("nobody can be told how calls ended: %s", refusal.error("a reply", len(self.body)))
+            self.confirmed()
+            return
+        for reply, inbound in self._answers:
+            again: Reply | End | None = reply
+            if len(self._answers) == 1:
+                again = _refused(reply, refusal, len(self.body), self._replies.station.worker.id)
+            if again is None:
+                logger.error("%s", refusal.error(f"the reply to call {reply.id}", len(self.body)))
+                self.confirmed()
+            else:
+                mode = self.properties.delivery_mode or 1
+                self._replies.send_replies(self.routing_key, [(again, inbound)], mode, self.key, alone=True)
+
+
+def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
+    """What goes in the place of a reply that cannot be sent: an exception that is described only, or what says so;
+    None if the reply says that itself."""
+    inner = reply.reply if isinstance(reply, End) else reply
+    if inner.status not in (Status.VALUE, Status.RAISED):
+        return None
+    ending = None
+    if inner.status == Status.RAISED and refusal.limit is not None:
+        with suppress(ValueError):  # which msgspec's errors are
+            described = describe_failure(inner.payload)
+            if len(described) < len(inner.payload):
+                ending = Reply(reply.v, reply.id, Status.RAISED, described, inner.codec, worker)
+    if ending is None:
+        status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
+        what = "the result" if inner.status == Status.VALUE else "the exception"
+        ending = wire.ended(reply.id, status, str(refusal.error(f"{what} of call {reply.id}", size)), worker)
+    return End(reply.v, reply.id, reply.count, ending, reply.attempt) if isinstance(reply, End) else ending
+
+
+class Items(Outgoing):
+    """Items of a stream."""
+
+    __slots__ = ("_item", "_replies")
+
+    def __init__(
+        self, replies: Replies, item: Item, key: str, properties: Basic.Properties, seal: str | None
+    ) -> None:
+        super().__init__(wire.encode([item]), key, properties, key=seal)
+        self._replies = replies
+        self._item = item
+
+    def rejected(self, refusal: Refusal) -> None:
+        """One item that cannot be sent ends its stream, behind those before it."""
+        item, replies = self._item, self._replies
+        station = replies.station
+        if len(item.payloads) > 1 and refusal.exchange is None:
+            for number, payload in enumerate(item.payloads, item.first):
+                one = Item(item.v, item.id, number, [payload], item.codec, item.worker, item.attempt)
+                items = Items(replies, one, self.routing_key, station.properties(1), self.key)
+                station.session.outbox.put_alone(items)
+            return
+        reason = str(refusal.error(f"item {item.first} of stream {item.id}", len(self.body)))
+        status = Status.FAILED if refusal.limit is None else Status.TOO_LARGE
+        end = End(item.v, item.id, item.first, wire.ended(item.id, status, reason, item.worker), item.attempt)
+        station.worker.cancel(item.id)
+        replies.send_replies(self.routing_key, [(end, None)], 1, self.key)
+
+
+class ReturnedRequest(Outgoing):
+    """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
+
+    __slots__ = ("_replies", "call", "inbound")
+
+    def __init__(
+        self, replies: Replies, call: Call, key: str, properties: Basic.Properties, inbound: RequestMessage
+    ) -> None:
+        super().__init__(wire.encode([call]), key, properties, key=inbound.voice)
+        self._replies = replies
+        self.call = call
+        self.inbound = inbound
+
+    def confirmed(self) -> None:
+        self.inbound.settled()
+
+    returned = confirmed
+
+    def refused(self) -> None:
+        """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
+
+    def rejected(self, refusal: Refusal) -> None:
+        """No worker can be given it: its caller is told."""
+        reason = str(refusal.error(self.call.task, len(self.body)))
+        reply = wire.ended(self.call.id, Status.FAILED, reason, self._replies.station.worker.id)
+        self._replies.reply(reply, self.inbound)
+
+    def stranded(self, arrived: bool) -> bool:
+        """Sent twice, it might run twice."""
+        if not arrived and self.call.delivery != AT_MOST_ONCE:
+            return True
+        self.inbound.settled()
+        return False
+
+    def lost(self) -> bool:
+        logger.debug("%s may be at the broker twice: it was given back, unconfirmed", describe(self.call))
+        return False  # the broker delivers the original again

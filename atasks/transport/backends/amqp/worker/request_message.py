@@ -1,0 +1,97 @@
+"""A message from a work queue, and what settles it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import DeliveredMessage
+
+from atasks import wire
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.acks import Acks
+    from atasks.transport.backends.amqp.worker.consumer import Consumer
+
+__all__ = ["RequestMessage"]
+
+MAX_COPY: Final = 64
+"""Characters of the id of a copy."""
+
+
+class RequestMessage:
+    """One message from a work queue: acknowledged when each of its calls is settled."""
+
+    __slots__ = (
+        "_generation",
+        "_tag",
+        "acks",
+        "calls",
+        "consumer",
+        "key",
+        "properties",
+        "received",
+        "reply_to",
+        "shared",
+        "unsettled",
+    )
+
+    def __init__(self, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None) -> None:
+        """`lease`: the acknowledgements of its channel, if it comes from a lease queue and takes no place in the
+        window of the consumer."""
+        self.consumer = consumer
+        self.properties = message.header.properties
+        self.reply_to = self.properties.reply_to or ""
+        self.key: str | None = None
+        """Whose key its calls came with, and answers to it are sealed with. Empty: none."""
+        self.calls = 1
+        """Calls that have not ended."""
+        self.unsettled = 1
+        """Calls whose reply is not safe at the broker."""
+        self.shared = False
+        """Whether several calls came in it."""
+        self.received = asyncio.get_running_loop().time()
+        self._tag = message.delivery_tag or 0
+        self.acks = lease or consumer.acks  # of its channel: on another one the tag means another message
+        self._generation = consumer.generation if lease is None else -1
+        consumer.unfinished += lease is None
+
+    @property
+    def copy(self) -> str:
+        """What tells this copy of a later attempt from others, wherever it is given back to. Empty: nothing does,
+        because whoever sent it gave it no name that can be used, or put it into one message with others."""
+        name = self.properties.message_id or ""
+        return name if len(name) <= MAX_COPY and wire.plain(name) and not self.shared else ""
+
+    @property
+    def over(self) -> str:
+        """The beginning of this copy that is over, because the worker that began it gave it back; empty: none."""
+        name = self.properties.correlation_id or ""
+        return name if len(name) <= MAX_COPY and wire.plain(name) else ""
+
+    @property
+    def delivery_mode(self) -> int:
+        """2: what is sent on its account survives the broker; 1: it need not."""
+        return 2 if self.properties.delivery_mode == 2 else 1
+
+    @property
+    def voice(self) -> str | None:
+        """The key with which this worker sends its calls on: its own, or none if they came without one."""
+        return self.key and None
+
+    def ended(self) -> None:
+        """One of its calls has ended."""
+        self.calls -= 1
+        if self.calls == 0 and self._generation == self.consumer.generation:
+            self.consumer.unfinished -= 1
+
+    def settled(self) -> None:
+        """What became of one of its calls is safe."""
+        self.unsettled -= 1
+        if self.unsettled == 0:
+            # The window of a consumer that was replaced by a wider one has no room to gain.
+            self.acks.ack(self._tag, late=self._generation != self.consumer.generation)
+
+    def requeue(self) -> None:
+        """Have the broker deliver it again."""
+        self.acks.requeue(self._tag)

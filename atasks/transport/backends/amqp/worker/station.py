@@ -1,0 +1,67 @@
+"""What the parts of a worker's side share: the worker, its session, and the link that it serves over."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pamqp.commands import Basic
+
+from atasks.transport.backends.amqp.worker.clocks import Clocks
+from atasks.wire import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.acks import Acks
+    from atasks.transport.backends.amqp.broker.link import Link
+    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.session import Session
+    from atasks.transport.backends.amqp.worker.prefetch import Prefetch
+    from atasks.worker.worker import Worker
+
+__all__ = ["Station"]
+
+
+class Station:
+    """Where one worker serves. `Serving` writes what belongs to a link; all others read it."""
+
+    def __init__(self, session: Session, worker: Worker) -> None:
+        self.session = session
+        self.worker = worker
+        self.link: Link | None = None
+        """The link that is served over; None while there is none."""
+        self.acks: Acks | None = None
+        """Of its work queues."""
+        self.window: Prefetch | None = None
+        self.epoch = 0
+        """Counts the links."""
+        self.control = ""
+        """The queue of control messages over this link."""
+        self.clocks = Clocks()
+        self._numbers = 0
+
+    def put(self, message: Outgoing) -> None:
+        """Send it at the end of this turn of the event loop."""
+        self.session.outbox.put(message)
+
+    def adapt_window(self) -> None:
+        """Slots or claims have changed: look at the window soon."""
+        if self.window is not None:
+            self.window.adapt_soon()
+
+    def number(self) -> str:
+        """A message id of this worker's: returns are matched by it."""
+        self._numbers += 1
+        return f"{self.worker.id}-{self._numbers:x}"
+
+    def properties(self, delivery_mode: int) -> Basic.Properties:
+        """Those of a message to a caller."""
+        return Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=delivery_mode)
+
+    def question(self) -> Basic.Properties:
+        """Those of a question: the answer comes to the control queue."""
+        properties = self.properties(1)
+        properties.reply_to = self.control
+        return properties
+
+    def is_kept(self, reply_to: str) -> bool:
+        """Whether replies to there go to a record, and not to somebody who awaits the call."""
+        return bool(self.session.topology.reply_exchange(reply_to))
