@@ -518,14 +518,14 @@ def test_a_program_that_ends_in_the_middle_of_calls_is_quiet(script: Callable[..
 def test_options_of_the_transport_may_stand_in_an_amqp_url() -> None:
     url = "amqp://u:p%40s@h:1234/v%2Fh?prefix=shop&queue_type=quorum&consumer_timeout=60&heartbeat=5"
     transport = AMQPTransport.from_url(url, "default", {"queue": "gpu"})
-    assert transport.urls == ["amqp://u:p%40s@h:1234/v%2Fh?heartbeat=5"]
+    assert transport.session.urls == ["amqp://u:p%40s@h:1234/v%2Fh?heartbeat=5"]
     assert (transport.session.topology.prefix, transport.session.topology.queue_type) == ("shop", "quorum")
     assert (transport.consumer_timeout, transport.queue) == (60.0, "gpu")
 
 
 def test_several_urls_name_the_nodes_of_one_broker() -> None:
     transport = AMQPTransport.from_url(["amqp://a/?prefix=shop", "amqps://b/"], "default", {})
-    assert transport.urls == ["amqp://a/", "amqps://b/"]
+    assert transport.session.urls == ["amqp://a/", "amqps://b/"]
     assert transport.session.topology.prefix == "shop"
     with pytest.raises(atasks.InvalidURL, match="say different things of prefix: \\['bank', 'shop'\\]"):
         AMQPTransport.from_url(["amqp://a/?prefix=shop", "amqp://b/?prefix=bank"], "default", {})
