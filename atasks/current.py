@@ -78,7 +78,7 @@ serving: ContextVar[HeldCall | None] = ContextVar("atasks.serving", default=None
 """The run that this context belongs to. Set by the worker for the task that runs the call."""
 
 
-class Seat(Protocol):
+class CallingThread(Protocol):
     """A call in a thread of its worker."""
 
     loop: asyncio.AbstractEventLoop
@@ -102,7 +102,7 @@ def serving_here() -> HeldCall | None:
     return run
 
 
-seated: ContextVar[Seat | None] = ContextVar("atasks.seated", default=None)
+calling_thread: ContextVar[CallingThread | None] = ContextVar("atasks.calling_thread", default=None)
 """The call that this thread works for."""
 
 lone_call: CurrentCall | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from atasks import current
 from atasks.blocks import Block, entered_first, innermost, threads
-from atasks.current import seated, serving
+from atasks.current import calling_thread, serving
 from atasks.errors import NotConnected, NotSupported, TransportError
 
 if TYPE_CHECKING:
@@ -54,11 +54,11 @@ def _wait_for(
         raise NotConnected("the event loop of this connection has ended")
     block = None if begun is not None else _block(router.namespace)
     elsewhere = begun if block is None else block.loop
-    seat = seated.get()
-    if seat is not None and not seat.has_ended:
-        if elsewhere is None or elsewhere is seat.loop:
-            return _run(seat.loop, lambda: seat.wait_for(make))
-        return _run(seat.loop, lambda: seat.wait_for(lambda: _forward(elsewhere, make)))
+    thread = calling_thread.get()
+    if thread is not None and not thread.has_ended:
+        if elsewhere is None or elsewhere is thread.loop:
+            return _run(thread.loop, lambda: thread.wait_for(make))
+        return _run(thread.loop, lambda: thread.wait_for(lambda: _forward(elsewhere, make)))
     if elsewhere is not None:
         return _run(elsewhere, make)
     run = serving.get()
@@ -347,7 +347,7 @@ def _after_fork() -> None:
     _forked = _forked or _background is not None
     _lock, _background = threading.Lock(), None
     serving.set(None)
-    seated.set(None)
+    calling_thread.set(None)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -49,7 +49,7 @@ class RemoteStream(Generic[T]):
     """
 
     def __init__(self, router: Router, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._inflow: StreamReceiver | None = None
+        self._receiver: StreamReceiver | None = None
         """None: it has not begun, or is over."""
         self._router = router
         self._name = name
@@ -71,12 +71,12 @@ class RemoteStream(Generic[T]):
             raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
         self._busy = True
         try:
-            inflow = self._inflow
-            if inflow is None:
-                inflow = await self._open()
-            if not inflow.payloads:
-                await self._wait(inflow)
-            payload = inflow.take()
+            receiver = self._receiver
+            if receiver is None:
+                receiver = await self._open()
+            if not receiver.payloads:
+                await self._wait(receiver)
+            payload = receiver.take()
             item: T = await self._decode(payload)
             return item
         except BaseException:
@@ -110,10 +110,12 @@ class RemoteStream(Generic[T]):
             await self.aclose()
 
     def __del__(self) -> None:
-        inflow = self._inflow
-        if inflow is not None and self._loop is not None:
+        receiver = self._receiver
+        if receiver is not None and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
-                self._loop.call_soon_threadsafe(inflow.close)  # the collector may run in any thread, at any point
+                self._loop.call_soon_threadsafe(
+                    receiver.close
+                )  # the collector may run in any thread, at any point
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -142,22 +144,22 @@ class RemoteStream(Generic[T]):
         return await self._begin(call, options, transport)
 
     async def _begin(self, call: Call, options: TaskOptions, transport: Transport) -> StreamReceiver:
-        inflow = self._inflow = StreamReceiver(cast("CallTransport", transport), call, options)
-        await inflow.open()
-        return inflow
+        receiver = self._receiver = StreamReceiver(cast("CallTransport", transport), call, options)
+        await receiver.open()
+        return receiver
 
     async def _open_with_tries(self, tries: Tries, options: TaskOptions) -> StreamReceiver:
         """Begin, as often as its `Retry` says, until there is an item. Parked over all tries."""
         async with parked(self._close):
             while True:
-                inflow = await self._begin(tries.call, options, tries.transport)
+                receiver = await self._begin(tries.call, options, tries.transport)
                 try:
-                    await self._wait(inflow)
-                    return inflow
+                    await self._wait(receiver)
+                    return receiver
                 except StopAsyncIteration:
                     raise
                 except Exception as error:
-                    inflow.close()
+                    receiver.close()
                     await tries.another(error)
 
     async def _request(
@@ -173,31 +175,31 @@ class RemoteStream(Generic[T]):
         call.orphan = 0  # nobody would take its items
         return call, options
 
-    async def _wait(self, inflow: StreamReceiver) -> None:
+    async def _wait(self, receiver: StreamReceiver) -> None:
         """Return when there is an item; raise how the stream ended if there is none."""
         run = serving_here()
         if run is None:
-            await inflow.wait()
+            await receiver.wait()
         else:
             run.park()
             try:
-                await inflow.wait()
+                await receiver.wait()
             except BaseException:  # now, and not only when there is a slot to go on with: the stream may hold that
-                inflow.close()
+                receiver.close()
                 raise
             finally:
-                await run.unpark(inflow.close)
-        if inflow.payloads:
+                await run.unpark(receiver.close)
+        if receiver.payloads:
             return
-        assert inflow.pending is not None, "it was opened"
-        reply, call = inflow.pending.future.result(), inflow.call
+        assert receiver.pending is not None, "it was opened"
+        reply, call = receiver.pending.future.result(), receiver.call
         if reply.status == Status.VALUE:
-            if inflow.complete:
+            if receiver.complete:
                 raise StopAsyncIteration
             raise CallError(f"{call.task} is a stream, and was answered by a worker that knows no streams")
         error = await self._router._error(reply, call, self._codec)
         if reply.status == Status.WORKER_LOST:
-            raise lost(call, inflow.received, str(error))
+            raise lost(call, receiver.received, str(error))
         raise error
 
     async def _decode(self, payload: bytes) -> Any:
@@ -216,11 +218,11 @@ class RemoteStream(Generic[T]):
 
     def _close(self) -> None:
         self._arguments = None
-        inflow, self._inflow = self._inflow, None
-        if inflow is None or self._loop is None:
+        receiver, self._receiver = self._receiver, None
+        if receiver is None or self._loop is None:
             return
         if self._loop is asyncio.get_running_loop():
-            inflow.close()
+            receiver.close()
         else:
             with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
-                self._loop.call_soon_threadsafe(inflow.close)
+                self._loop.call_soon_threadsafe(receiver.close)

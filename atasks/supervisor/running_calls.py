@@ -102,7 +102,7 @@ def install(fd: int) -> None:
 
 
 def installed() -> RunningCallsNotes | None:
-    """The recorder of this process; None where nobody would read it."""
+    """The notes of this process; None where nobody would read it."""
     return _recorder
 
 

@@ -39,7 +39,7 @@ class Pending(Struct, eq=False):
     timer: asyncio.TimerHandle | None = None
     deadline: float | None = None
     """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
-    inflow: StreamReceiver | None = None
+    receiver: StreamReceiver | None = None
     """What takes its items in; None: not a stream."""
     since: float = 0.0
     """When it was sent, or a worker last said that it holds it (event loop time)."""
@@ -166,16 +166,16 @@ class CallTransport(Transport):
         """What to await before asking again whether more may be handed over; None: it may."""
         return None
 
-    async def open_stream(self, inflow: StreamReceiver) -> None:
-        """Have a worker run a stream, whose items go to `inflow`. Raises as `request` does. Its consumer calls
+    async def open_stream(self, receiver: StreamReceiver) -> None:
+        """Have a worker run a stream, whose items go to `receiver`. Raises as `request` does. Its consumer calls
         `close_stream` in any case."""
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        call, loop = inflow.call, asyncio.get_running_loop()
-        pending = Pending(call, inflow.options, loop.create_future())
-        pending.inflow = inflow
+        call, loop = receiver.call, asyncio.get_running_loop()
+        pending = Pending(call, receiver.options, loop.create_future())
+        pending.receiver = receiver
         self._pending[call.id] = pending
-        inflow.opened(pending)
+        receiver.opened(pending)
         if call.timeout_ms is not None:
             self._set_timer(pending, call.timeout_ms / 1000)
         room = self._room()
@@ -195,14 +195,14 @@ class CallTransport(Transport):
     def forsake_streams(self) -> None:
         """The current task leaves a block: streams that it has read, or a task that has ended, nobody reads on."""
         for pending in list(self._pending.values()):
-            if pending.inflow is not None:
-                pending.inflow.forsake(asyncio.current_task())
+            if pending.receiver is not None:
+                pending.receiver.forsake(asyncio.current_task())
 
     def _take_in(self, envelope: Item | End) -> None:
         """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
         pending = self._pending.get(envelope.id)
-        if pending is not None and pending.inflow is not None:
-            pending.inflow.receive(envelope)
+        if pending is not None and pending.receiver is not None:
+            pending.receiver.receive(envelope)
 
     def _grant(self, credit: Credit, worker: str) -> None:
         """Hand this to the worker of that id, without waiting. It may get lost, if a later one arrives."""

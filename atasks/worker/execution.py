@@ -47,7 +47,7 @@ async def execute(run: HeldCall) -> None:
                 reply = status(run, Status.TOO_LARGE, message)
             else:
                 reply.run_us = int((time.perf_counter() - started) * 1e6)
-                reply.parked = run.parked
+                reply.parked = run.ever_parked
     except asyncio.CancelledError:
         reply = cancelled_reply(run)
     except BaseException as error:

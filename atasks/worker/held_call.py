@@ -51,7 +51,7 @@ class HeldCall(Struct, eq=False):
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     reason: Reason | None = None
-    outflow: StreamSender | None = None
+    sender: StreamSender | None = None
     """What it has sent, if it is a stream that runs."""
     started: float = 0.0
     """When it began, by `time.perf_counter()`; 0: it has not."""
@@ -59,7 +59,7 @@ class HeldCall(Struct, eq=False):
     """Remote awaits made by this run that are pending."""
     slots: int = 0
     """Slots that it holds: one, or all of the worker's if it runs alone."""
-    parked: bool = False
+    ever_parked: bool = False
     """Whether it ever awaited another call."""
     ended: bool = False
     alone: bool = False
@@ -126,7 +126,7 @@ class HeldCall(Struct, eq=False):
                     "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
                 )
             worker.parked += 1
-            self.parked = True
+            self.ever_parked = True
             self.awaits = 1
             self.free_slots()
         else:

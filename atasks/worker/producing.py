@@ -23,30 +23,30 @@ async def produce(run: HeldCall, codec: Codec, generator: AsyncGenerator[Any, No
     Returns None at its end, or the reply for an item that cannot be sent. Raises what the generator raises. The
     generator is closed in any case: what its `finally` awaits is waited for.
     """
-    outflow = run.worker.streams.open(run, codec.name)
+    sender = run.worker.streams.open(run, codec.name)
     limit = run.worker.transport.max_payload
     try:
         if run.call.attempt > 1 or run.call.ran:
-            await outflow.greet()
+            await sender.greet()
         async for item in generator:
             try:
                 payload = as_bytes(await codec.encode(item), codec)
             except BaseException as error:
                 if ends_here(error):
                     raise
-                refusal = await unencodable(f"item {outflow.produced} of {run.call.task}", item, codec, error)
+                refusal = await unencodable(f"item {sender.produced} of {run.call.task}", item, codec, error)
                 return _refusal(run, Status.ENCODE_ERROR, str(refusal))
             if len(payload) > limit:
                 return _refusal(
                     run,
                     Status.TOO_LARGE,
-                    f"item {outflow.produced} of {run.call.task} has {len(payload)} bytes, over the limit of "
+                    f"item {sender.produced} of {run.call.task} has {len(payload)} bytes, over the limit of "
                     f"{limit}: yield a reference",
                 )
-            outflow.put(payload)
-            if outflow.full:
-                await outflow.room()
-            elif outflow.skipping and outflow.produced % outflow.window == 0:
+            sender.put(payload)
+            if sender.full:
+                await sender.room()
+            elif sender.skipping and sender.produced % sender.window == 0:
                 await asyncio.sleep(0)  # nothing else lets other calls run while items are skipped
     finally:
         await generator.aclose()

@@ -35,26 +35,26 @@ class StreamSenders:
         self._timer: asyncio.TimerHandle | None = None
 
     def open(self, run: HeldCall, codec: str) -> StreamSender:
-        """The outflow of a run that begins."""
-        outflow = run.outflow = StreamSender(run, codec)
-        self._live[run.call.id] = outflow
+        """The sender of a run that begins."""
+        sender = run.sender = StreamSender(run, codec)
+        self._live[run.call.id] = sender
         if self._timer is None:
             self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
-        return outflow
+        return sender
 
-    def close(self, outflow: StreamSender, reply: Reply | None) -> End | None:
+    def close(self, sender: StreamSender, reply: Reply | None) -> End | None:
         """A run has ended; None: nobody is to be told. Returns what the consumer is to be sent."""
-        call_id = outflow.run.call.id
+        call_id = sender.run.call.id
         del self._live[call_id]
         if not self._live and self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if reply is None:
             return None
-        end = outflow.finish(reply)
+        end = sender.finish(reply)
         if self._remember:
-            self._ended[call_id] = outflow
-            self._ended_bytes += outflow.size
+            self._ended[call_id] = sender
+            self._ended_bytes += sender.size
             while len(self._ended) > MAX_ENDED or self._ended_bytes > MAX_ENDED_BYTES:
                 _, old = self._ended.popitem(last=False)
                 self._ended_bytes -= old.size
@@ -62,35 +62,35 @@ class StreamSenders:
 
     def run(self, call_id: str) -> HeldCall | None:
         """The run of a stream that is live here, or has ended lately."""
-        outflow = self._live.get(call_id) or self._ended.get(call_id)
-        return None if outflow is None else outflow.run
+        sender = self._live.get(call_id) or self._ended.get(call_id)
+        return None if sender is None else sender.run
 
     def credit(self, credit: Credit) -> None:
         """A consumer says where it is. One of a stream that is not here any more has all that it can get."""
-        outflow = self._live.get(credit.id)
-        if outflow is not None:
-            outflow.credited(credit)
+        sender = self._live.get(credit.id)
+        if sender is not None:
+            sender.credited(credit)
             return
-        outflow = self._ended.get(credit.id)
-        if outflow is not None:
-            before = outflow.size
-            outflow.credited(credit)
-            self._ended_bytes -= before - outflow.size
+        sender = self._ended.get(credit.id)
+        if sender is not None:
+            before = sender.size
+            sender.credited(credit)
+            self._ended_bytes -= before - sender.size
 
     def delivered_again(self, call_id: str, delivery: Delivery) -> None:
         """The request of a stream that has ended here came once more: the consumer may have another address."""
-        outflow = self._ended.get(call_id)
-        if outflow is not None:
-            outflow.run.deliveries.append(delivery)
+        sender = self._ended.get(call_id)
+        if sender is not None:
+            sender.run.deliveries.append(delivery)
 
     def ask(self) -> None:
         """Ask every consumer where it is: credits may have been lost with a connection."""
-        for outflow in self._live.values():
-            outflow.ask()
+        for sender in self._live.values():
+            sender.ask()
 
     def _look(self) -> None:
         self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
-        for outflow in list(self._live.values()):
-            if outflow.quiet:
-                outflow.ask()
-            outflow.quiet = True
+        for sender in list(self._live.values()):
+            if sender.quiet:
+                sender.ask()
+            sender.quiet = True

@@ -212,7 +212,7 @@ class Worker:
                 if self.parked and await self.transport.has_other_workers(self):
                     for run in list(self._held.values()):
                         # A stream that waits for its consumer need not begin anew elsewhere, nor may it perhaps.
-                        if run.awaits and run.call.delivery != AT_MOST_ONCE and run.outflow is None:
+                        if run.awaits and run.call.delivery != AT_MOST_ONCE and run.sender is None:
                             run.cancel(Reason.DRAINED)
                 elif self.parked:
                     await self._serve_children(until)
@@ -324,8 +324,8 @@ class Worker:
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
             held.deliveries.append(delivery)
-            if held.outflow is not None:
-                held.outflow.ask()
+            if held.sender is not None:
+                held.sender.ask()
             return
         if self._finished is not None:
             finished = self._finished.get(call_id)
@@ -540,14 +540,14 @@ class Worker:
             self._recorder.leave(run.call)
         run.ended = True
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
-        last = reply if run.outflow is None else self.streams.close(run.outflow, reply)
+        last = reply if run.sender is None else self.streams.close(run.sender, reply)
         if last is not None:
             if self._finished is not None:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
                 delivery.reply(last)
         elif run.reason in (Reason.DRAINED, Reason.PASSED_ON) and run.deliveries:
-            run.call.ran |= run.outflow is not None
+            run.call.ran |= run.sender is not None
             # Through the last delivery: the earlier ones may be of a connection that is gone.
             run.deliveries[-1].give_back(run.call)
             for delivery in run.deliveries[:-1]:

@@ -54,7 +54,7 @@ class Lost(Exception):
 
 
 class ExecutorProcess:
-    """A running process, which serves one call at a time."""
+    """A process that runs one call at a time."""
 
     def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
@@ -88,14 +88,14 @@ class ExecutorProcess:
                 ours.close()
                 raise
         reader, writer = await asyncio.open_connection(sock=ours)
-        worked = cls(process, reader, writer)
+        started = cls(process, reader, writer)
         try:
-            await worked._say(hello)
-            await worked._hear()
+            await started._say(hello)
+            await started._hear()
         except BaseException:
-            worked.kill()
+            started.kill()
             raise
-        return worked
+        return started
 
     @property
     def alive(self) -> bool:

@@ -1,8 +1,8 @@
 """Blocking functions in threads.
 
 A thread is no task: it cannot be cancelled. So a call that is cancelled, or times out, ends at once, and its
-*seat*, the thread with the worker's slot, stays taken until the function has returned. What the function awaits by
-`.sync` is cancelled meanwhile, and raises `CancelledError` in the thread.
+thread keeps the worker's slot until the function has returned. The awaits that the function makes by `.sync` are
+cancelled meanwhile, and raise `CancelledError` in the thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
-from atasks.current import seated
+from atasks.current import calling_thread
 from atasks.errors import TooManyParked
 from atasks.wire import describe
 from atasks.worker.held_call import HeldCall, Reason
@@ -129,19 +129,21 @@ class ThreadPool:
         self._parked = 0
 
     async def call(self, run: HeldCall, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What the function returns, or raises. If cancelled, it goes on in its seat. The run's place becomes the
-        seat's."""
-        seat = ThreadCall(self, run)
+        """Run the function in a thread; returns what it returns, and raises what it raises.
+
+        The place of the run becomes the place of the thread. If cancelled, the function goes on in its thread.
+        """
+        call = ThreadCall(self, run)
         run.place = None
         context = contextvars.copy_context()
-        context.run(seated.set, seat)
-        self._submit(_job(seat, context, function, args, kwargs))
+        context.run(calling_thread.set, call)
+        self._submit(_job(call, context, function, args, kwargs))
         try:
-            returned = await seat.returned
+            returned = await call.returned
         except asyncio.CancelledError:
-            seat.abandon()
+            call.abandon()
             raise
-        value, seat.value = seat.value, None  # the thread's frames know the seat: no circle may stay
+        value, call.value = call.value, None  # the thread's frames know the call: no circle may stay
         if returned:
             return value
         try:
@@ -149,27 +151,27 @@ class ThreadPool:
         finally:
             del value
 
-    def leave(self, seat: ThreadCall) -> None:
-        """The function of this seat begins to wait. Raises TooManyParked past the bound."""
+    def leave(self, call: ThreadCall) -> None:
+        """The function of this call begins to wait. Raises TooManyParked past the bound."""
         if self._parked >= MAX_PARKED:
             raise TooManyParked(
-                f"{seat.run.call.task} may not await another call: {self._parked} threads of this worker wait for "
+                f"{call.run.call.task} may not await another call: {self._parked} threads of this worker wait for "
                 "calls, the most that may; make it a coroutine function, which needs no thread while it waits"
             )
         self._parked += 1
-        if seat.has_place:
-            seat.has_place = False
+        if call.has_place:
+            call.has_place = False
             self._places.give()
 
-    async def come_back(self, seat: ThreadCall) -> None:
+    async def come_back(self, call: ThreadCall) -> None:
         """All that it waited for has ended: take a place, ahead of new functions. An abandoned one needs none."""
         self._parked -= 1
-        if not seat.is_over():
+        if not call.is_over():
             await self._places.retake()
-            if seat.is_over() or seat.awaits or seat.has_place:
+            if call.is_over() or call.awaits or call.has_place:
                 self._places.give()  # meanwhile it ended, or waits again, or came back otherwise
             else:
-                seat.has_place = True
+                call.has_place = True
 
     def close(self) -> None:
         """End the threads, but those that run a function: they end with it."""
@@ -185,15 +187,15 @@ class ThreadPool:
             threading.Thread(target=_work, args=(self._jobs,), name="atasks-thread", daemon=True).start()
         self._jobs.put(job)
 
-    def finished(self, seat: ThreadCall, returned: bool, value: Any) -> None:
-        """The function of this seat has ended; its thread waits for another one."""
+    def finished(self, call: ThreadCall, returned: bool, value: Any) -> None:
+        """The function of this call has ended; its thread waits for another one."""
         if self.closed or self._idle >= self.size:
             self._jobs.put(None)
         else:
             self._idle += 1
-        if seat.has_place:
+        if call.has_place:
             self._places.give()
-        seat.end(returned, value)
+        call.end(returned, value)
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
@@ -202,7 +204,7 @@ def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
         del job  # or it would keep arguments and results alive until the next one
 
 
-def _job(seat: ThreadCall, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
+def _job(call: ThreadCall, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
     def job() -> None:
         nonlocal args, kwargs
         try:
@@ -211,7 +213,7 @@ def _job(seat: ThreadCall, context: Context, function: Callable[..., Any], args:
             returned, value = False, error
         del args, kwargs
         with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear of it
-            seat.loop.call_soon_threadsafe(seat.threads.finished, seat, returned, value)
+            call.loop.call_soon_threadsafe(call.threads.finished, call, returned, value)
         del value  # an exception leads to this frame
 
     return job

@@ -22,10 +22,10 @@ async def serve(tether: Tether) -> None:
 
 async def hold(tether: Tether, *names: str) -> None:
     """Run calls that never end: one of each of these atasks, in this order."""
-    recorder = running_calls.installed()
-    assert recorder is not None
+    notes = running_calls.installed()
+    assert notes is not None
     for number, name in enumerate(names, 1):
-        recorder.enter(Call(1, f"call-{number}", f"app.{name}", b"", "pickle"))
+        notes.enter(Call(1, f"call-{number}", f"app.{name}", b"", "pickle"))
     await serve(tether)
 
 
@@ -74,9 +74,9 @@ async def die_with_a_call(tether: Tether, mark: str) -> None:
     path.write_text("." + (path.read_text() if path.exists() else ""))
     if path.stat().st_size > 6:
         await serve(tether)
-    recorder = running_calls.installed()
-    assert recorder is not None
-    recorder.enter(Call(1, "call-1", "app.early", b"", "pickle"))
+    notes = running_calls.installed()
+    assert notes is not None
+    notes.enter(Call(1, "call-1", "app.early", b"", "pickle"))
     os._exit(9)
 
 

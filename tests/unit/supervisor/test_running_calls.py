@@ -17,10 +17,10 @@ NOTING = """
 import sys, time
 from atasks.supervisor.running_calls import RunningCallsNotes
 from atasks.wire import Call
-recorder = RunningCallsNotes(int(sys.argv[1]))
+notes = RunningCallsNotes(int(sys.argv[1]))
 for number in range(3):
-    recorder.enter(Call(1, f"id-{number}", f"app.task{number}", b"", "pickle"))
-recorder.leave(Call(1, "id-1", "app.task1", b"", "pickle"))
+    notes.enter(Call(1, f"id-{number}", f"app.task{number}", b"", "pickle"))
+notes.leave(Call(1, "id-1", "app.task1", b"", "pickle"))
 print("noted", flush=True)
 time.sleep(3600)
 """
@@ -38,40 +38,40 @@ def box() -> Iterator[RunningCalls]:
 
 
 def test_calls_are_named_the_latest_first(box: RunningCalls) -> None:
-    recorder = RunningCallsNotes(box.fd)
+    notes = RunningCallsNotes(box.fd)
     assert box.read() == ([], 0)
-    recorder.enter(call("a", "app.first"))
-    recorder.enter(call("b", "app.second"))
+    notes.enter(call("a", "app.first"))
+    notes.enter(call("b", "app.second"))
     assert box.read() == ([("b", "app.second"), ("a", "app.first")], 0)
-    recorder.leave(call("b"))
-    recorder.enter(call("c", "app.third"))  # in the record of the one that ended, and still the latest
+    notes.leave(call("b"))
+    notes.enter(call("c", "app.third"))  # in the record of the one that ended, and still the latest
     assert box.read() == ([("c", "app.third"), ("a", "app.first")], 0)
 
 
 def test_call_that_never_started_may_end(box: RunningCalls) -> None:
-    recorder = RunningCallsNotes(box.fd)
-    recorder.leave(call("a"))
+    notes = RunningCallsNotes(box.fd)
+    notes.leave(call("a"))
     assert box.read() == ([], 0)
 
 
 def test_calls_without_a_record_are_counted(box: RunningCalls) -> None:
-    recorder = RunningCallsNotes(box.fd)
+    notes = RunningCallsNotes(box.fd)
     calls = [call(str(number)) for number in range(RECORDS + 3)]
     for each in calls:
-        recorder.enter(each)
+        notes.enter(each)
     named, more = box.read()
     assert (len(named), more) == (RECORDS, 3)
     for each in calls:
-        recorder.leave(each)
+        notes.leave(each)
     assert box.read() == ([], 0)
-    recorder.enter(calls[-1])
+    notes.enter(calls[-1])
     assert box.read() == ([(calls[-1].id, "app.task")], 0)
 
 
 def test_long_name_is_cut_and_costs_no_other_record(box: RunningCalls) -> None:
-    recorder = RunningCallsNotes(box.fd)
-    recorder.enter(call("a", "app." + "ä" * 500))
-    recorder.enter(call("b"))
+    notes = RunningCallsNotes(box.fd)
+    notes.enter(call("a", "app." + "ä" * 500))
+    notes.enter(call("b"))
     (second, first), _ = box.read()
     assert second == ("b", "app.task")
     assert first[0] == "a"

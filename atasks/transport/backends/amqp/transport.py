@@ -275,10 +275,10 @@ class AMQPTransport(CallTransport):
         await self.calling.presence.require_worker(self.session.queue_of(options))
         return await super().request(call, options)
 
-    async def open_stream(self, inflow: StreamReceiver) -> None:
-        if inflow.options.on_no_worker == "error" and self._refusal is None:
-            await self.calling.presence.require_worker(self.session.queue_of(inflow.options))
-        await super().open_stream(inflow)
+    async def open_stream(self, receiver: StreamReceiver) -> None:
+        if receiver.options.on_no_worker == "error" and self._refusal is None:
+            await self.calling.presence.require_worker(self.session.queue_of(receiver.options))
+        await super().open_stream(receiver)
 
     def _room(self) -> asyncio.Future[None] | None:
         return self.session.outbox.room()

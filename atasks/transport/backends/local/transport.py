@@ -314,8 +314,8 @@ class LocalTransport(CallTransport):
         """Whether a worker had begun with it cannot be known, unless the hub said that none had."""
         pending.confirmed = False
         call = pending.call
-        if graceful and (pending.inflow is None or call.delivery != AT_MOST_ONCE):
-            call.ran |= pending.inflow is not None  # its next run has to ask where to go on
+        if graceful and (pending.receiver is None or call.delivery != AT_MOST_ONCE):
+            call.ran |= pending.receiver is not None  # its next run has to ask where to go on
             return
         last = call.attempt >= call.max_attempts
         if call.delivery == AT_MOST_ONCE:

@@ -113,11 +113,11 @@ class Calling:
         pendings = list(self.session.pendings.values())
         if self._moved:
             self._moved = False
-            unknown = [item for item in pendings if item.inflow is None or not item.inflow.begun]
+            unknown = [item for item in pendings if item.receiver is None or not item.receiver.begun]
             self.requests.resend([item for item in unknown if not item.kept], "the reply queue is gone")
             for item in pendings:
-                if item.inflow is not None and item.inflow.begun:
-                    item.inflow.ask()  # its worker goes on, at the new address
+                if item.receiver is not None and item.receiver.begun:
+                    item.receiver.ask()  # its worker goes on, at the new address
         else:  # an announcement may have been missed
             self.requests.resend([item for item in pendings if item.unheard], "a worker may have come meanwhile")
         self.presence.settle()
@@ -201,7 +201,7 @@ class Calling:
         pending = self.session.pendings.get(envelope.id)
         if pending is not None:
             heard_of(pending)
-            if pending.inflow is not None:
-                pending.inflow.receive(envelope)
+            if pending.receiver is not None:
+                pending.receiver.receive(envelope)
         elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
             self.control.refuse(envelope)

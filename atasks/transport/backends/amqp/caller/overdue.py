@@ -202,8 +202,8 @@ class OverdueCalls:
                     ran / 1000 if ran is not None and begun else None,
                     now,
                 )
-                if pending.inflow is not None:
-                    pending.inflow.ask(answer.worker)
+                if pending.receiver is not None:
+                    pending.receiver.ask(answer.worker)
 
     # -- deadlines
 

@@ -113,7 +113,7 @@ class Requests:
                 if pending.copies is not None:
                     pending.copies.pop(call.attempt, None)
                     pending.begun = None
-                call.ran |= pending.inflow is not None and pending.inflow.begun
+                call.ran |= pending.receiver is not None and pending.receiver.begun
                 seals = self.session.seals
                 if seals is not None and not seals.keys.own.serve:
                     # Workers take no word on attempts from callers: the ones that are left are counted anew.
