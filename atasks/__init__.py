@@ -19,6 +19,7 @@ from atasks.definitions import ATask, StreamTask
 from atasks.errors import (
     AbortPipeline,
     AccessRefused,
+    AlreadySubmitted,
     AtasksError,
     CallCancelled,
     CallConnectionLost,
@@ -56,6 +57,7 @@ from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.retry import Retry
 from atasks.router import Router, get_router
+from atasks.submitted.handle import Handle, attach
 from atasks.sync import connect_sync
 from atasks.tasks import atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
@@ -65,6 +67,7 @@ __all__ = [
     "ATask",
     "AbortPipeline",
     "AccessRefused",
+    "AlreadySubmitted",
     "AtasksError",
     "CallCancelled",
     "CallConnectionLost",
@@ -77,6 +80,7 @@ __all__ = [
     "CurrentCall",
     "DecodeError",
     "EncodeError",
+    "Handle",
     "InvalidKeys",
     "InvalidName",
     "InvalidURL",
@@ -114,6 +118,7 @@ __all__ = [
     "WorkersFailed",
     "ZstdCodec",
     "atask",
+    "attach",
     "carry",
     "connect",
     "connect_sync",

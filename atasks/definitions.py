@@ -22,14 +22,15 @@ from typing import (
 from atasks import modules
 from atasks.functions import innermost, signature_of
 from atasks.namespaces import namespace_item
-from atasks.options import CallOptions, Executor, TaskOptions
+from atasks.options import Executor, TaskOptions, ViewOptions
 
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
+    from atasks.submitted.handle import Handle
     from atasks.wire import Call
 
-__all__ = ["ATask", "BaseTask", "InvokedName", "StreamTask", "TaskName"]
+__all__ = ["ATask", "BaseTask", "InvokedName", "StreamTask", "Submission", "TaskName"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -81,7 +82,7 @@ class BaseTask(Generic[P, K]):
         self._space = namespace_item(namespace)
         self.executor: Executor | None = options.executor
         """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
-        self._check_arguments = _signature_check(function)
+        self._check_signature = self._check_arguments = _signature_check(function)
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
@@ -105,7 +106,7 @@ class BaseTask(Generic[P, K]):
         """The options that calls of this atask have."""
         return self._options
 
-    def options(self, **changes: Unpack[CallOptions]) -> Self:
+    def options(self, **changes: Unpack[ViewOptions]) -> Self:
         """A view of this atask whose calls have other options; the atask itself stays as it is.
 
         Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
@@ -167,6 +168,60 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         self._check_arguments(*args, **kwargs)
         return cast("R", self._space.router.send_request_sync(self._sent_name, args, kwargs))
 
+    @property
+    def submit(self) -> Submission[P, R]:
+        """Hands a call over to the workers without awaiting its result: `handle = await task.submit(...)`."""
+        return Submission(self)
+
+    def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
+        self._check_arguments = self._refuse if options.only_submits else self._check_signature
+        super()._set_options(options, overrides)
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> None:
+        """Raise the TypeError of a plain call with options that only a submitted one has."""
+        raise TypeError(
+            "delay=, at= and unique= are for calls that are submitted: "
+            f"await {self.__name__}.options(...).submit(...)"
+        )
+
+
+class Submission(Generic[P, R]):
+    """Submits calls of one atask, with the options that it has here: `task.submit`, `task.options(...).submit`."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: ATask[P, R]) -> None:
+        self._task = task
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, Handle[R]]:
+        """Submit a call. The coroutine returns a handle when the call is safe: at the broker, whether a worker
+        ever declared its queue or not, or in the memory of the hub or of this process.
+
+        The call runs whether anybody awaits it or not, and its failure is logged by its worker. `timeout` counts
+        from when a worker takes it. Cancelling the coroutine may come too late to keep the call from running.
+
+        Raises TypeError at once if the arguments do not fit; awaiting raises NotConnected, NotSupported where the
+        transport keeps no records, AlreadySubmitted, and what an await of the atask raises before anything is
+        sent.
+        """
+        task = self._task
+        task._check_signature(*args, **kwargs)
+        return cast(
+            "Coroutine[None, object, Handle[R]]", task._space.router.submit(task._sent_name, *args, **kwargs)
+        )
+
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
+        """Submit a call from code without an event loop, and return its handle when the call is safe.
+
+        Raises what submitting it in an event loop raises, and RuntimeError where an event loop runs.
+        """
+        task = self._task
+        task._check_signature(*args, **kwargs)
+        return cast("Handle[R]", task._space.router.submit_sync(task._sent_name, args, kwargs))
+
+    def __repr__(self) -> str:
+        return f"<submission of {self._task!r}>"
+
 
 class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
     """A decorated async generator function: `async for item in task(...)` runs it on a worker.
@@ -200,6 +255,10 @@ class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         if options.orphan == "run":
             raise ValueError("orphan='run' is not for a stream: without a consumer it cannot go on")
+        if options.only_submits or options.keep is not None:
+            raise ValueError(
+                "keep=, delay=, at= and unique= are not for a stream: it is not submitted, but iterated over"
+            )
         super()._set_options(options, overrides)
 
 
@@ -282,7 +341,7 @@ def _restore(module: str | None, namespace: str, name: str, overrides: dict[str,
     if item is None:
         raise LookupError(f"no atask {name!r} in namespace {namespace!r} here: import the module that defines it")
     task: BaseTask[..., Any] = item.task
-    return task.options(**cast("CallOptions", overrides)) if overrides else task
+    return task.options(**cast("ViewOptions", overrides)) if overrides else task
 
 
 _restore.__module__ = "atasks.tasks"  # its name in pickles of every version

@@ -30,6 +30,7 @@
     │   ├── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
     │   └── UnknownRun                  (LookupError) nothing is kept of this run: it may have expired
     ├── RetryAfter                      raised by an atask: try again, and not sooner than so many seconds from now
+    ├── AlreadySubmitted                (RuntimeError) on_conflict="error" and the key of a submitted call is taken
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
     ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
@@ -46,6 +47,7 @@ from typing import Literal
 __all__ = [
     "AbortPipeline",
     "AccessRefused",
+    "AlreadySubmitted",
     "AtasksError",
     "CallCancelled",
     "CallConnectionLost",
@@ -262,7 +264,12 @@ class AbortPipeline(PipelineError):
 
 
 class UnknownRun(PipelineError, LookupError):
-    """Nothing is kept of a run of a pipeline: it has expired, or was never submitted here."""
+    """Nothing is kept of a submitted call or run: it has expired, was submitted with `keep=0`, or never here."""
+
+
+class AlreadySubmitted(AtasksError, RuntimeError):
+    """`on_conflict="error"`, and the first call with this `unique` key waits or runs, or its record is kept.
+    Nothing was submitted."""
 
 
 class RetryAfter(AtasksError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from datetime import datetime
 from typing import Any, Final, Literal, TypedDict
 
 from atasks.checks import (
@@ -30,6 +31,7 @@ __all__ = [
     "PrivateOptions",
     "TaskOptions",
     "TransportOptions",
+    "ViewOptions",
     "WorkerOptions",
     "validate_count",
     "validate_name",
@@ -39,7 +41,7 @@ __all__ = [
 
 
 class CallOptions(TypedDict, total=False):
-    """What `.options(...)` takes."""
+    """What `@atask(...)` and `.options(...)` take."""
 
     queue: str | None
     timeout: float | None
@@ -53,6 +55,16 @@ class CallOptions(TypedDict, total=False):
     window: int
     replayable: bool
     retry: Retry | None
+    keep: float | None
+    on_conflict: Literal["join", "skip", "error"]
+
+
+class ViewOptions(CallOptions, total=False):
+    """What `.options(...)` takes: options of every call, and those of one submitted call."""
+
+    delay: float | None
+    at: datetime | None
+    unique: str | None
 
 
 Executor = Literal["thread", "process"]
@@ -144,6 +156,17 @@ class TaskOptions:
     """Streams: whether another worker may begin anew when the first one dies, because it yields the same items."""
     retry: Retry | None = None
     """Which endings are worth another try, and when; None: none is."""
+    keep: float | None = None
+    """Submitted calls: seconds for which the result is kept after it was last used; 0: there is no record; None:
+    the transport's `keep_runs`."""
+    on_conflict: Literal["join", "skip", "error"] = "join"
+    """Submitted calls with `unique`: what a submission does that finds its key taken."""
+    delay: float | None = None
+    """Submitted calls: seconds after which the call may begin."""
+    at: datetime | None = None
+    """Submitted calls: when the call may begin."""
+    unique: str | None = None
+    """Submitted calls: the key of which there is one call of this atask at a time."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that a Router subclass declares."""
 
@@ -155,10 +178,18 @@ class TaskOptions:
             if name in extra_names:
                 extra[name] = value
             elif name in _NAMES:
-                known[name] = _check(name, value)
+                known[name] = (_check_submission if name in _SUBMISSION else _check)(name, value)
             else:
                 raise TypeError(_unknown(name, extra_names))
-        return replace(self, **known, extra=extra)
+        changed = replace(self, **known, extra=extra)
+        if changed.delay is not None and changed.at is not None:
+            raise ValueError("delay= and at= both say when a call may begin: give one of them")
+        return changed
+
+    @property
+    def only_submits(self) -> bool:
+        """Whether a call with these options can be submitted, and not awaited."""
+        return self.delay is not None or self.at is not None or self.unique is not None
 
 
 _NAMES: Final = tuple(item.name for item in fields(TaskOptions) if item.name != "extra")
@@ -167,9 +198,17 @@ _CHOICES: Final = {
     "on_no_worker": ("wait", "error"),
     "orphan": ("cancel", "run"),
     "executor": (None, *EXECUTORS),
+    "on_conflict": ("join", "skip", "error"),
 }
 MAX_ATTEMPTS: Final = 20
 """A call may ask for so many attempts, or for as many as the atask's own definition at the worker says."""
+SUBMIT_ONLY: Final = ("delay", "at", "unique")
+"""Options of one submitted call, which a decoration does not take."""
+_SUBMISSION: Final = ("keep", *SUBMIT_ONLY)
+LONGEST_KEEP: Final = 4_000_000.0
+"""Seconds: RabbitMQ counts the milliseconds in 32 bits."""
+MAX_DELAY: Final = 365 * 24 * 3600.0
+"""Seconds that a submitted call may wait before it may begin."""
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
 MAX_WINDOW: Final = 65_536
@@ -217,6 +256,32 @@ def _check_timeout(value: Any) -> float:
     if value > MAX_TIMEOUT:
         raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no deadline")
     return float(value)
+
+
+def _check_submission(name: str, value: Any) -> Any:
+    match name:
+        case _ if value is None:
+            return None
+        case "keep":
+            validate_number(name, value)
+            if value != 0 and not 0.001 <= value <= LONGEST_KEEP:
+                raise ValueError(
+                    f"keep={value!r}: seconds above 0, at most {LONGEST_KEEP:.0f}; 0 for no record, None for as "
+                    "long as the transport keeps runs"
+                )
+            return float(value)
+        case "delay":
+            validate_number(name, value)
+            if not 0 <= value <= MAX_DELAY:
+                raise ValueError(f"delay={value!r}: seconds from 0 on, at most {MAX_DELAY:.0f} (a year)")
+            return float(value)
+        case "at":
+            if not isinstance(value, datetime):
+                raise TypeError(f"at is a datetime, not {value!r}")
+            if value.utcoffset() is None:
+                raise ValueError(f"at={value!r} has no time zone: datetime.now(UTC) has one, say")
+            return value
+    return validate_name(value, "unique")
 
 
 def _check_kind(name: str, value: Any, kind: type, example: str) -> Any:

@@ -8,11 +8,11 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atasks import wire
 from atasks.blocks import Block, default_of, entered_first, innermost
-from atasks.caller.background import call
+from atasks.caller.background import call, run_here
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
 from atasks.caller.tries import tried
@@ -37,9 +37,11 @@ from atasks.errors import (
 from atasks.failures.failures import decode_failure
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import TaskOptions, validate_name, validate_queue
+from atasks.options import SUBMIT_ONLY, TaskOptions, validate_name, validate_queue
 from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
 from atasks.registry import Manager
+from atasks.submitted.handle import Handle
+from atasks.submitted.submit import submit
 from atasks.transport.whereabouts import timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
@@ -57,6 +59,8 @@ __all__ = [
     "TransportError",
     "get_router",
 ]
+
+T = TypeVar("T")
 
 EARLY_SECONDS = 0.5
 """A worker ends a call so long before its deadline only if its clock is wrong."""
@@ -98,6 +102,9 @@ class Router:
         name raises `RegisteringTwice`. Decorators are looked through. Options are those of `@atask`.
         """
         validate_name(name, "the name of an atask")
+        for option in SUBMIT_ONLY:
+            if option in (options or {}):
+                raise TypeError(f"{option!r} is of one submitted call: {name}.options({option}=...).submit(...)")
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         if resolved.executor is not None:
             check(coro, resolved.executor)
@@ -155,12 +162,35 @@ class Router:
             raise await self._error(reply, call, codec)
         return await self._result(reply, call, task, codec)
 
+    async def submit(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
+        """Have a worker run the atask `name`, whether anybody awaits it or not, and return a handle of the call
+        when it is safe. See `ATask.submit`. Override it to see or change every submitted call of the namespace,
+        and call super's."""
+        return await submit(self, name, args, kwargs, self._named(name)[1])
+
+    def submit_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
+        """As `submit`, for a thread without an event loop."""
+        return self.run_sync(
+            f"{name}.submit.sync()", "`await` submit()", lambda: self.submit(name, *args, **kwargs)
+        )
+
+    def run_sync(self, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the coroutine of `make` returns or raises, for a thread without an event loop: it runs where the
+        calls of this thread are made. Raises RuntimeError, which names `what` and says what to do `instead`,
+        where an event loop runs."""
+        return run_here(self, what, instead, make)
+
     async def request_to_keep(
-        self, name: str, args: tuple[Any, ...], options: TaskOptions, transport: Transport
+        self,
+        name: str,
+        args: tuple[Any, ...],
+        options: TaskOptions,
+        transport: Transport,
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Call:
         """A call for `transport.records`: nobody awaits it, and it is no part of the call that makes it."""
         codec = self.codec
-        payload = await self._encode(name, codec, args, {})
+        payload = await self._encode(name, codec, args, dict(kwargs or {}))
         call = self._call(name, payload, options, transport, codec, None)
         if carried:
             call.context = await self._carried(call, codec, transport)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from atasks.router import Router
     from atasks.transport.contract import Transport
 
-__all__ = ["Background", "call", "enter_background", "refuse_in_loop"]
+__all__ = ["Background", "call", "enter_background", "refuse_in_loop", "run_here"]
 
 T = TypeVar("T")
 
@@ -40,8 +40,14 @@ EXIT_SECONDS: Final = 7.0
 
 def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
-    refuse_in_loop(f"{name}.sync()", "`await` it")
-    return _wait_for(router, lambda: router.send_request(name, *args, **kwargs))
+    return run_here(router, f"{name}.sync()", "`await` it", lambda: router.send_request(name, *args, **kwargs))
+
+
+def run_here(router: Router, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """What the coroutine returns or raises where this thread's calls are made. Raises RuntimeError, which names
+    `what` and says what to do `instead`, where an event loop runs."""
+    refuse_in_loop(what, instead)
+    return _wait_for(router, make)
 
 
 def _wait_for(

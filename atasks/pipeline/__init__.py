@@ -13,7 +13,7 @@ from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.progress import StageProgress
 from atasks.pipeline.run import Run
 from atasks.pipeline.stages.stage import Stage
-from atasks.pipeline.submitted.handle import Handle, attach
+from atasks.submitted.handle import Handle, attach
 
 __all__ = [
     "AbortPipeline",

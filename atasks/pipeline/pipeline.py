@@ -15,7 +15,7 @@ from atasks.pipeline.run import Many, One, Run
 from atasks.pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from atasks.pipeline.submitted.handle import Handle
+    from atasks.submitted.handle import Handle
 
 __all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Whole"]
 

@@ -28,6 +28,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.site",
     "atasks.testing.stream_endings",
     "atasks.testing.streams",
+    "atasks.testing.submitted",
     "atasks.testing.values",
 )
 

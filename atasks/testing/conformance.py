@@ -10,6 +10,7 @@ from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
+from atasks.testing.submitted import SubmittedCases
 from atasks.testing.values import ValueCases
 
 __all__ = ["TransportConformance"]
@@ -25,6 +26,7 @@ class TransportConformance(
     StreamEndingCases,
     RetryCases,
     MiddlewareCases,
+    SubmittedCases,
 ):
     """Every case that needs neither the death of a worker nor a lost connection.
 

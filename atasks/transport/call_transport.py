@@ -59,7 +59,11 @@ class Pending(Struct, eq=False):
     begun: tuple[str, int] | None = None
     """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
-    """Whether its replies are kept, and not sent to here: then the await ends when the request is safe."""
+    """Whether nobody awaits it here: then the await ends when the request is safe."""
+    address: str = ""
+    """Where its replies go, if it is kept and they travel."""
+    delay: float = 0.0
+    """After how many seconds it may begin, if it is kept."""
     key: str | None = None
     """Under which key its messages are sealed, where they are: None: this side's own. Empty: under none."""
 
@@ -152,6 +156,26 @@ class CallTransport(Transport):
         finally:
             if pending.timer is not None:
                 pending.timer.cancel()
+            del self._pending[call.id]
+
+    async def hand_over(self, call: Call, options: TaskOptions, *, address: str = "", delay: float = 0.0) -> None:
+        """Return when the request of a call is safe that nobody awaits, and whose replies go to this address. It
+        may begin after `delay` seconds. Raises as `request` does, but for the deadline."""
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        pending = Pending(call, options, asyncio.get_running_loop().create_future())
+        pending.kept, pending.address, pending.delay = True, address, delay
+        self._pending[call.id] = pending
+        try:
+            while (room := self._room()) is not None:
+                await room
+            if not pending.future.done():
+                self._post(pending)
+            await pending.future
+        except asyncio.CancelledError:
+            self._withdraw(pending)
+            raise
+        finally:
             del self._pending[call.id]
 
     async def _wait_for_room(self, pending: Pending, room: asyncio.Future[None]) -> None:

@@ -98,6 +98,8 @@ class LoopbackTransport(CallTransport):
             self._post(pending)
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
+        if isinstance(delivery, _Delivery) and delivery.pending.kept:
+            return 0.0  # it has its time from here on
         return max(time.time() - call.sent_ms / 1000 - self.clock_skew, 0.0)
 
     async def stop_serving(self, worker: Worker) -> None:
@@ -106,7 +108,6 @@ class LoopbackTransport(CallTransport):
             self._worker = None
 
     def _post(self, pending: Pending) -> None:
-        pending.kept = pending.call.id in self._memory.opening
         if self._worker is not None:
             self._worker.deliver(pending.call, _Delivery(self, pending))
             if pending.kept:
@@ -121,6 +122,8 @@ class LoopbackTransport(CallTransport):
         loop = asyncio.get_running_loop()
         pending.since = loop.time()
         self._waiting[pending.call.id] = pending
+        if pending.kept:
+            pending.handed_over()
         if self._look is None:
             self._look = loop.call_later(WARN_SECONDS, self._warn)
 
@@ -135,9 +138,13 @@ class LoopbackTransport(CallTransport):
                 self._unserved.see(queue, pendings, loop.time())
 
     def _withdraw(self, pending: Pending) -> None:
-        if self._waiting.pop(pending.call.id, None) is None:
+        self.withdraw(pending.call.id)
+
+    def withdraw(self, call_id: str) -> None:
+        """Keep the call from beginning, and end its run."""
+        if self._waiting.pop(call_id, None) is None:
             for worker in self._workers.values():
-                worker.cancel(pending.call.id)
+                worker.cancel(call_id)
 
     def _locate(self, pending: Pending) -> None:
         found = (run for worker in self._workers.values() if (run := worker.find(pending.call.id)) is not None)

@@ -23,7 +23,7 @@ from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.producing import produce
 
-__all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
+__all__ = ["cancelled_reply", "decode_arguments", "execute", "log_failure", "raised", "returned", "status"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -56,12 +56,10 @@ async def execute(run: HeldCall) -> None:
         logger.exception("%s could not be served", describe(run.call))
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
-    if reply is not None and reply.status and run.call.orphan:
-        _log(run.call, reply)
     run.worker.ended(run, reply)
 
 
-def _log(call: Call, reply: Reply) -> None:
+def log_failure(call: Call, reply: Reply) -> None:
     """A call that goes on without its caller has failed: maybe nobody else hears of it."""
     described = reply.status != Status.RAISED
     why = wire.ending(reply).message if described else failure_text(reply.payload)

@@ -24,7 +24,7 @@ from atasks.turns import Turns
 from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
 from atasks.worker.backlog import Backlog
 from atasks.worker.builtin import BUILTIN, builtin_task
-from atasks.worker.execution import cancelled_reply, execute, status
+from atasks.worker.execution import cancelled_reply, execute, log_failure, status
 from atasks.worker.executors import Executors
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.leaving import place_of
@@ -542,6 +542,8 @@ class Worker:
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
         if last is not None:
+            if reply is not None and reply.status and run.call.orphan:
+                log_failure(run.call, reply)
             if self._finished is not None:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:

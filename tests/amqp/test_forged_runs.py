@@ -16,9 +16,9 @@ from atasks.options import TaskOptions
 from atasks.pipeline import Handle, bind, collect, flat_map, fork, group, map, ordered, stage
 from atasks.pipeline.stages.fork import MAX_WAYS
 from atasks.pipeline.submitted.blueprint import MAX_STAGES, blueprint, read
-from atasks.pipeline.submitted.handle import records_of, step_id
 from atasks.pipeline.submitted.submit import RUN
 from atasks.router import get_router
+from atasks.submitted.handle import records_of, step_id
 from atasks.testing import soon
 from atasks.wire import VERSION, Reply, Status
 from tests.amqp.conftest import Connect

@@ -374,7 +374,7 @@ async def test_handles_travel_as_strings_and_compare() -> None:
     assert attach("12ab-3.2") == Handle("12ab-3.2") != handle
     assert attach("12ab-3.2").task_ids == ("12ab-3.2.0", "12ab-3.2.1")
     for bad, kind in (
-        ("12ab-3", ValueError),
+        ("12AB", ValueError),
         ("12ab-3.0", ValueError),
         ("", ValueError),
         (handle.dumps()[:-5], PipelineError),

@@ -8,6 +8,7 @@ from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
+from atasks.testing.submitted import SubmittedCases
 from tests.conformance.transports import (
     OverAMQP,
     OverAMQPEncrypted,
@@ -40,7 +41,9 @@ class TestAMQP(OverAMQP, TransportConformance):
     pass
 
 
-class TestAMQPQuorum(OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases, RetryCases):
+class TestAMQPQuorum(
+    OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases, RetryCases, SubmittedCases
+):
     pass
 
 
@@ -48,5 +51,7 @@ class TestAMQPSealed(OverAMQPSealed, TransportConformance):
     pass
 
 
-class TestAMQPEncrypted(OverAMQPEncrypted, NestingCases, EndingCases, StreamCases, StreamEndingCases):
+class TestAMQPEncrypted(
+    OverAMQPEncrypted, NestingCases, EndingCases, StreamCases, StreamEndingCases, SubmittedCases
+):
     pass

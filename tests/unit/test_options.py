@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
 import pytest
 
 import atasks
 from atasks.definitions import ATask
-from atasks.options import CallOptions, TaskOptions, validate_queue
+from atasks.options import TaskOptions, ViewOptions, validate_queue
 from atasks.policies.retry import Retry
 from atasks.router import Router
 from atasks.tasks import atask
@@ -28,6 +29,11 @@ DEFAULTS = {
     "durable": True,
     "window": 64,
     "replayable": False,
+    "keep": None,
+    "on_conflict": "join",
+    "delay": None,
+    "at": None,
+    "unique": None,
     "retry": None,
 }
 
@@ -55,6 +61,15 @@ GOOD: list[Any] = [
     ("window", 1),
     ("window", 65_536),
     ("replayable", True),
+    ("keep", None),
+    ("keep", 0),
+    ("keep", 0.001),
+    ("keep", 4_000_000),
+    ("on_conflict", "skip"),
+    ("delay", 0),
+    ("delay", 365 * 24 * 3600),
+    ("at", datetime(2030, 1, 1, tzinfo=UTC)),
+    ("unique", "order 7"),
     ("retry", None),
     ("retry", Retry(on=OSError)),
 ]
@@ -97,6 +112,17 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("window", 65_537, ValueError, "1 to 65536"),
     ("window", None, TypeError, "whole number"),
     ("replayable", 1, TypeError, "True or False"),
+    ("keep", -1, ValueError, "seconds above 0"),
+    ("keep", 4_000_001, ValueError, "at most 4000000"),
+    ("keep", "60", TypeError, "number of seconds"),
+    ("on_conflict", "wait", ValueError, "'join', 'skip', 'error'"),
+    ("delay", -0.1, ValueError, "seconds from 0 on"),
+    ("delay", 366 * 24 * 3600, ValueError, "a year"),
+    ("delay", math.nan, ValueError, "NaN"),
+    ("at", 5.0, TypeError, "datetime"),
+    ("at", datetime(2030, 1, 1), ValueError, "time zone"),  # noqa: DTZ001 - that is the mistake
+    ("unique", "", TypeError, "non-empty string"),
+    ("unique", "x" * 1025, ValueError, "at most 1024"),
     ("retry", 3, TypeError, "Retry(on="),
     ("retry", OSError, TypeError, "Retry(on="),
 ]
@@ -111,7 +137,7 @@ def test_defaults() -> None:
 
 def test_every_option_is_tested_and_typed() -> None:
     assert {getattr(good, "values", good)[0] for good in GOOD} == {name for name, *_ in BAD} == set(DEFAULTS)
-    assert set(get_type_hints(CallOptions)) == set(DEFAULTS)
+    assert set(get_type_hints(ViewOptions)) == set(DEFAULTS)
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD)

@@ -23,9 +23,9 @@ from atasks.pipeline.stages.fork import ForkStage
 from atasks.pipeline.stages.functions import CallingStage, FunctionStage
 from atasks.pipeline.stages.stage import Stage
 from atasks.pipeline.submitted.blueprint import StageSpec, build, read, tasks_of
-from atasks.pipeline.submitted.handle import Kept, read_kept, step_id, step_value
 from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, notes_of
 from atasks.pipeline.submitted.tap import TapStage
+from atasks.submitted.handle import Kept, read_kept, step_id, step_value
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Reply, Status
 from atasks.worker.held_call import HeldCall

@@ -12,8 +12,8 @@ from atasks.options import TaskOptions
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.stages.functions import FunctionStage
 from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
-from atasks.pipeline.submitted.handle import Handle, records_of
 from atasks.router import get_router
+from atasks.submitted.handle import Handle, records_of
 from atasks.wire import RUN_PIPELINE
 
 __all__ = ["submit"]

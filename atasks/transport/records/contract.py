@@ -9,15 +9,24 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, null
 from typing import Final
 
 from atasks.errors import QueueFull, UnknownRun
-from atasks.options import TaskOptions
+from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.wire import Call, Kept, Reply
 
-__all__ = ["DEFAULT_EXPIRES", "Record", "Records", "check_expires", "no_room", "unknown_run"]
+__all__ = [
+    "DEFAULT_EXPIRES",
+    "GENERATION",
+    "Record",
+    "Records",
+    "base_of",
+    "check_expires",
+    "no_room",
+    "unknown_run",
+]
 
 DEFAULT_EXPIRES: Final = 86_400.0
 """Seconds."""
-LONGEST_EXPIRES: Final = 4_000_000.0
-"""Seconds: RabbitMQ counts the milliseconds in 32 bits."""
+GENERATION: Final = "~"
+"""In the id of a call with a `unique` key: what is before it is the same for all calls with that key."""
 PATIENCE: Final = 10.0
 """Seconds after which one who waits looks whether what it waits for is still there."""
 
@@ -57,15 +66,25 @@ class Records(ABC):
         self.expires = check_expires(expires)
 
     @abstractmethod
-    async def begin(self, call: Call, options: TaskOptions) -> None:
-        """Open a record and have a worker run the call. Returns when both are safe; may wait for a worker to come,
-        if the options do not say otherwise. Raises a `CallError`."""
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+        """Open a record, unless the options say `keep=0`, and have a worker run the call, at the earliest after
+        `delay` seconds, which is when `sent_ms` says that it was sent. Returns its id when both are safe; that of
+        another call, and does nothing, if that one has the same `base_of` its id and waits, runs, or has a record.
+        Raises a `CallError`."""
+
+    def keeps(self, options: TaskOptions) -> float:
+        """Seconds for which the record of a call with these options is kept; 0: it has none."""
+        return self.expires if options.keep is None else options.keep
 
     @abstractmethod
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         """Put a reply into the record, and return when it is safe. The call has ended with the first one that has
         its id; others have an id of their own. Nobody is told of one that is `quiet`. Raises UnknownRun, and
         QueueFull if there is no room for it."""
+
+    async def cancel(self, record: Record, ending: Reply) -> None:
+        """End the call of this record, which has not ended, with that reply."""
+        await self.add(record.call.id, ending)
 
     @abstractmethod
     async def read(self, call_id: str) -> Record:
@@ -101,12 +120,18 @@ class Records(ABC):
             return record
 
 
+def base_of(call_id: str) -> str | None:
+    """What the ids of all calls with the same `unique` key have in common; None: this one has no such key."""
+    base, found, _ = call_id.partition(GENERATION)
+    return base if found else None
+
+
 def check_expires(value: object) -> float:
     """The option `keep_runs` of transports, checked."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"keep_runs is a number of seconds, not {value!r}")
-    if not 0.001 <= value <= LONGEST_EXPIRES:
-        raise ValueError(f"keep_runs={value!r}: seconds above 0, at most {LONGEST_EXPIRES:.0f}")
+    if not 0.001 <= value <= LONGEST_KEEP:
+        raise ValueError(f"keep_runs={value!r}: seconds above 0, at most {LONGEST_KEEP:.0f}")
     return float(value)
 
 
@@ -121,6 +146,6 @@ def no_room(call_id: str) -> QueueFull:
 def unknown_run(call_id: str) -> UnknownRun:
     """The error of who asks for a record that there is not."""
     return UnknownRun(
-        f"there is no run {call_id!r} here: its results have expired, it was submitted over another broker, hub, "
-        "prefix or namespace, or it was kept in a process that has ended"
+        f"there is no run {call_id!r} here: its results have expired, it was submitted with keep=0, or over "
+        "another broker, hub, prefix or namespace, or it was kept in a process that has ended"
     )

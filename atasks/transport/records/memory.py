@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from atasks.errors import NotConnected
 from atasks.options import TaskOptions
-from atasks.transport.records.contract import Record, Records, no_room, unknown_run
+from atasks.transport.records.contract import Record, Records, base_of, no_room, unknown_run
 from atasks.transport.records.store import RecordStore, check_keep_bytes
 from atasks.wire import VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
-    from atasks.transport.call_transport import CallTransport
+    from atasks.transport.loopback import LoopbackTransport
     from atasks.worker.worker import Worker
 
 __all__ = ["MemoryRecords"]
@@ -23,31 +23,33 @@ __all__ = ["MemoryRecords"]
 class MemoryRecords(Records):
     """The records of a transport whose callers and workers are all in this process; `max_bytes` in all."""
 
-    def __init__(self, transport: CallTransport, expires: float, max_bytes: int) -> None:
+    def __init__(self, transport: LoopbackTransport, expires: float, max_bytes: int) -> None:
         super().__init__(expires)
         self._transport = transport
         self._max_bytes = check_keep_bytes(max_bytes)
-        self.opening: set[str] = set()
-        """Calls that are to be kept, and have not ended."""
         self._store: RecordStore[str] | None = None
         self._watches: dict[str, list[asyncio.Event]] = {}
 
     def open(self) -> None:
         """Keep records from now on, in this event loop."""
-        self._store = RecordStore(self._max_bytes, self._forgotten, self._in_hand)
+        self._store = RecordStore(self._max_bytes, self._wake, self._in_hand)
 
-    async def begin(self, call: Call, options: TaskOptions) -> None:
-        head = Kept(VERSION, call.id, options.queue or "default", int(self.expires * 1000))
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+        head = Kept(VERSION, call.id, options.queue or "default", int(self.keeps(options) * 1000))
         store = self._opened()
-        if not store.open(call.id, Record(head, call)):
+        base = base_of(call.id)
+        if base is not None and (holder := store.holder(base)) is not None:
+            return holder
+        recorded = head.expires_ms or base is not None
+        if recorded and not store.open(call.id, Record(head, call), base):
             raise no_room(call.id)
-        self.opening.add(call.id)
         try:
-            await self._transport.request(call, options)
+            await self._transport.hand_over(call, options)
         except BaseException:
             store.forget(call.id)
-            self._forgotten(call.id)
+            self._wake(call.id)
             raise
+        return call.id
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         store = self._opened()
@@ -56,13 +58,17 @@ class MemoryRecords(Records):
         if not store.add(call_id, reply):
             raise no_room(call_id)
         if not quiet:
-            self._added(call_id, reply)
+            self._wake(call_id)
+
+    async def cancel(self, record: Record, ending: Reply) -> None:
+        await super().cancel(record, ending)
+        self._transport.withdraw(record.call.id)
 
     def end(self, reply: Reply) -> None:
         """How a call has ended; one whose record is forgotten is let go."""
         if self._store is not None and reply.id in self._store:
             self._store.end(reply.id, reply)
-            self._added(reply.id, reply)
+            self._wake(reply.id)
 
     async def read(self, call_id: str) -> Record:
         record = self._opened().read(call_id)
@@ -91,7 +97,6 @@ class MemoryRecords(Records):
         if self._store is not None:
             self._store.close()
             self._store = None
-        self.opening.clear()
         for call_id in list(self._watches):
             self._wake(call_id)
 
@@ -103,15 +108,6 @@ class MemoryRecords(Records):
         if self._store is None or not self._transport.usable(asyncio.get_running_loop()):
             raise NotConnected("the transport was disconnected, and what it kept is gone")
         return self._store
-
-    def _added(self, call_id: str, reply: Reply) -> None:
-        if reply.id == call_id:
-            self.opening.discard(call_id)
-        self._wake(call_id)
-
-    def _forgotten(self, call_id: str) -> None:
-        self.opening.discard(call_id)
-        self._wake(call_id)
 
     def _wake(self, call_id: str) -> None:
         for event in self._watches.get(call_id, ()):

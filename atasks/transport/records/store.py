@@ -28,7 +28,8 @@ class RecordStore(Generic[K]):
     Where there is no room for more, records of calls that have ended and whose end was read are forgotten before
     their time, those first that were not used for longest; others never are. `forgotten` is called with the key of
     each record that is forgotten, but for those that `close` and `forget` forget. A record is in use while
-    `in_hand` says of its key that a worker has the call.
+    `in_hand` says of its key that a worker has the call. One that expires after 0 seconds is a mark that its call
+    has not ended: it cannot be read, and goes when the call ends.
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class RecordStore(Generic[K]):
         self._stored: dict[K, _Stored] = {}
         self._spent: OrderedDict[K, _Stored] = OrderedDict()
         """Those that have ended and were read since, in the order in which they were used."""
+        self._holders: dict[Hashable, K] = {}
+        """What was given as `base` -> the key of the record that has it."""
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -50,15 +53,22 @@ class RecordStore(Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._stored
 
-    def open(self, key: K, record: Record) -> bool:
-        """Keep a record from now on; False: there is no room."""
+    def open(self, key: K, record: Record, base: Hashable = None) -> bool:
+        """Keep a record from now on; False: there is no room. `base`: what it has, and no other one may have."""
         size = _weight(record)
         if not self._make_room(size):
             return False
-        stored = self._stored[key] = _Stored(record, size, self._loop.time() + record.expires)
-        stored.timer = self._loop.call_later(record.expires, self._expire, key, stored)
+        stored = self._stored[key] = _Stored(record, size, self._loop.time() + record.expires, base)
+        if record.expires:
+            stored.timer = self._loop.call_later(record.expires, self._expire, key, stored)
+        if base is not None:
+            self._holders[base] = key
         self.size += size
         return True
+
+    def holder(self, base: Hashable) -> K | None:
+        """The key of the record that has this base; None: none has."""
+        return self._holders.get(base)
 
     def find(self, key: K) -> Record | None:
         """The record, whose time begins anew; None if there is none."""
@@ -91,6 +101,9 @@ class RecordStore(Generic[K]):
 
     def end(self, key: K, reply: Reply) -> None:
         """As `add`, for how the call has ended. If there is no room for it, the call has ended in that."""
+        if not self._stored[key].record.expires:
+            self.forget(key)
+            return
         if not self.add(key, reply):
             message = (
                 f"what call {reply.id} gave has {len(reply.payload)} bytes, and there is no room for it among the "
@@ -108,6 +121,8 @@ class RecordStore(Generic[K]):
         if stored is not None:
             self.size -= stored.size
             stored.cancel()
+            if stored.base is not None:
+                del self._holders[stored.base]
 
     def close(self) -> None:
         """Forget everything."""
@@ -115,11 +130,14 @@ class RecordStore(Generic[K]):
             stored.cancel()
         self._stored.clear()
         self._spent.clear()
+        self._holders.clear()
         self.size = 0
 
     def _use(self, key: K) -> _Stored | None:
         stored = self._stored.get(key)
         if stored is not None:
+            if not stored.record.expires:
+                return None
             stored.until = self._loop.time() + stored.record.expires
             if key in self._spent:
                 self._spent.move_to_end(key)
@@ -146,10 +164,11 @@ class RecordStore(Generic[K]):
 class _Stored:
     """A record that is kept."""
 
-    __slots__ = ("record", "size", "timer", "until")
+    __slots__ = ("base", "record", "size", "timer", "until")
 
-    def __init__(self, record: Record, size: int, until: float) -> None:
+    def __init__(self, record: Record, size: int, until: float, base: Hashable) -> None:
         self.record = record
+        self.base = base
         self.size = size
         self.until = until
         """When it expires, if it is not used (event loop time)."""

@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
@@ -22,7 +22,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.current import serving
-from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull
+from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull, UnknownRun
 from atasks.options import TaskOptions
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
@@ -30,7 +30,7 @@ from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.call_transport import Pending
-from atasks.transport.records.contract import Record, Records, unknown_run
+from atasks.transport.records.contract import GENERATION, Record, Records, base_of, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
@@ -45,22 +45,33 @@ T = TypeVar("T")
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 MAX_OWNERS: Final = 10_000
+HOLDER_LOOKS: Final = 4
+HOLDER_PAUSE: Final = 0.1
+"""How often, and with how many seconds in between, to look for the record of a call that has the same key."""
 LOST_SECONDS: Final = 1.0
 """Seconds within which an error that means the loss of the link makes itself known as that."""
+
+
+class Sender(Protocol):
+    """What sends the calls of records."""
+
+    async def require_worker(self, queue: str) -> None:
+        """Raise NoWorker unless something serves the queue."""
+
+    async def hand_over(self, call: Call, options: TaskOptions, *, address: str = "", delay: float = 0.0) -> None:
+        """Return when the request of a call is safe that nobody awaits, and whose replies go to this address."""
+
+    def withdraw(self, queue: str, call_id: str, key: str | None) -> None:
+        """Tell the workers of the queue that a call need not run any more."""
 
 
 class AMQPRecords(Records):
     """The records of one namespace at the broker. What is begun over one link goes on over the next one."""
 
-    def __init__(
-        self, session: Session, request: Callable[[Call, TaskOptions], Awaitable[Reply]], expires: float
-    ) -> None:
-        """`request` sends the call of a record, and returns when it is safe."""
+    def __init__(self, session: Session, sender: Sender, expires: float) -> None:
         super().__init__(expires)
         self._session = session
-        self._request = request
-        self.opening: set[str] = set()
-        """Calls that are on their way to their work queue, and are to be kept."""
+        self._sender = sender
         self._watches: dict[str, list[asyncio.Event]] = {}
         """Routing key -> those to be told of what is published by it."""
         self._link: asyncio.Future[Link] | None = None
@@ -126,24 +137,76 @@ class AMQPRecords(Records):
 
     # -- the contract
 
-    async def begin(self, call: Call, options: TaskOptions) -> None:
-        session = self._session
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+        session, sender = self._session, self._sender
         topology = session.topology
-        topology.check(session.queue_of(options))
+        queue = topology.check(session.queue_of(options))
+        if options.on_no_worker == "error":
+            await sender.require_worker(queue)
+        if base_of(call.id) is not None and (holder := await self._holder(call.id)) is not None:
+            return holder
+        try:
+            address = topology.nobody
+            if keep := self.keeps(options):
+                await self._open(call, queue, int((keep + delay) * 1000))
+                address = topology.kept(call.id)
+            await sender.hand_over(call, options, address=address, delay=delay)
+        except BaseException:
+            if base_of(call.id) is not None:
+                await self._let_go(call.id)
+            raise
+        return call.id
+
+    async def _open(self, call: Call, queue: str, milliseconds: int) -> None:
+        """Open a record for the call."""
+        session, topology = self._session, self._session.topology
         name = topology.kept(call.id)
-        milliseconds = int(self.expires * 1000)
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
         await self._over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
         if session.seals is not None:
             self._belongs(call.id, session.seals.voice())
-        head = Kept(VERSION, call.id, session.queue_of(options), milliseconds)
+        head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
-        self.opening.add(call.id)
+
+    async def _holder(self, call_id: str) -> str | None:
+        """Take the `unique` key for this call. The id of the one that has it, if it is taken.
+
+        A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
+        record keeps the key, if it has one."""
+        topology = self._session.topology
+        mark, record = topology.unique(call_id), topology.kept(call_id)
+        arguments = topology.unique_arguments()
+        await self._over_link(lambda link: link.declare_queue(mark, arguments))
         try:
-            await self._request(call, options)
-        finally:
-            self.opening.discard(call.id)
+            await self._publish(call_id, call_id.encode(), mark, exchange="")
+        except QueueFull:
+            return await self._other(call_id)
+        if await self._over_link(lambda link: link.queue_state(record)) is None:
+            return None
+        await self._let_go(call_id)
+        return await self._other(call_id)
+
+    async def _other(self, call_id: str) -> str:
+        """The id of the call that has the key of this one; what is the same in both ids, if it has no record."""
+        for _ in range(HOLDER_LOOKS):
+            try:
+                return (await self.read(call_id, any_generation=True)).call.id
+            except UnknownRun:  # it has none, or not yet
+                await asyncio.sleep(HOLDER_PAUSE)
+        return f"{base_of(call_id)}{GENERATION}"
+
+    async def _let_go(self, call_id: str) -> None:
+        """The call with this `unique` key has ended, or was not submitted."""
+        mark = self._session.topology.unique(call_id)
+        await self._over_link(lambda link: link.delete_queue(mark))
+
+    async def cancel(self, record: Record, ending: Reply) -> None:
+        await super().cancel(record, ending)
+        call_id = record.call.id
+        self._sender.withdraw(record.head.queue, call_id, self._owners.get(call_id))
+        if base_of(call_id) is not None:
+            await self._let_go(call_id)
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         topology = self._session.topology
@@ -159,7 +222,7 @@ class AMQPRecords(Records):
         if await self._over_link(lambda link: link.queue_state(name)) is None:
             raise unknown_run(call_id)
 
-    async def read(self, call_id: str) -> Record:
+    async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
         try:
             async with asyncio.timeout(READ_SECONDS):
                 messages = await self._over_link(lambda link: self._read(link, call_id))
@@ -177,7 +240,7 @@ class AMQPRecords(Records):
                     record = Record(head, envelope)
                 elif isinstance(envelope, Reply) and record is not None:
                     record.add(envelope)
-        if record is None:
+        if record is None or (record.call.id != call_id and not any_generation):
             raise unknown_run(call_id)
         return record
 
@@ -209,6 +272,7 @@ class AMQPRecords(Records):
         loop = asyncio.get_running_loop()
         pending = _Pursued(record.call, options, loop.create_future())
         pending.kept = pending.confirmed = True
+        pending.address = session.topology.kept(record.call.id)
         pending.key = self._owners.get(record.call.id)
         pending.since = loop.time()
         with session.following(pending):

@@ -102,7 +102,7 @@ class AMQPTransport(CallTransport):
             timeout=validate_seconds("timeout", timeout),
             max_message=MAX_MESSAGE_3,
         )
-        self._kept = AMQPRecords(session, self.request, keep_runs)
+        self._kept = AMQPRecords(session, self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
         self._pending = session.pendings
@@ -280,13 +280,20 @@ class AMQPTransport(CallTransport):
             await self.calling.presence.require_worker(self.session.queue_of(receiver.options))
         await super().open_stream(receiver)
 
+    async def require_worker(self, queue: str) -> None:
+        """Raise NoWorker unless something serves the queue."""
+        await self.calling.presence.require_worker(queue)
+
+    def withdraw(self, queue: str, call_id: str, key: str | None) -> None:
+        """Tell the workers of the queue that a submitted call need not run any more."""
+        self.calling.control.cancel(queue, call_id, key)
+
     def _room(self) -> asyncio.Future[None] | None:
         return self.session.outbox.room()
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        pending.kept = pending.call.id in self._kept.opening
         self.calling.post(pending)
 
     def _locate(self, pending: Pending) -> None:

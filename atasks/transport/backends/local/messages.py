@@ -55,7 +55,7 @@ __all__ = [
 
 MAX_MESSAGES: Final = 2**20
 """Messages in one frame: a program may make so many calls in one turn of its event loop."""
-PROTOCOL: Final = 2
+PROTOCOL: Final = 3
 """The version of the messages."""
 
 
@@ -184,6 +184,8 @@ class Outcome:
     """The call did not want to wait for a worker, and there is none."""
     BAD: Final = 4
     """It could not be read; `Answer.reason` says why."""
+    TAKEN: Final = 5
+    """Another call has the `unique` key of the one that was to begin; `Answer.reason` is its id."""
 
 
 class Begin(Struct, array_like=True, tag=47, gc=False):
@@ -196,6 +198,7 @@ class Begin(Struct, array_like=True, tag=47, gc=False):
     wait: bool
     """Whether it may wait for a worker of the queue."""
     expires_ms: int
+    """0: no record is opened."""
 
 
 class Add(Struct, array_like=True, tag=48, gc=False):

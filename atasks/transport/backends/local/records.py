@@ -93,12 +93,12 @@ class LocalRecords(Records):
 
     # -- the contract
 
-    async def begin(self, call: Call, options: TaskOptions) -> None:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
         transport = self._transport
         while (room := transport.room()) is not None:
             await room
         queue = transport.queue_of(options)
-        wait, milliseconds = options.on_no_worker != "error", int(self.expires * 1000)
+        wait, milliseconds = options.on_no_worker != "error", int(self.keeps(options) * 1000)
         try:
             answer = await self._ask(
                 lambda number: Begin(number, queue, call, options.priority, wait, milliseconds), len(call.payload)
@@ -110,7 +110,10 @@ class LocalRecords(Records):
             raise
         if isinstance(answer, Answer) and answer.outcome == Outcome.NONE_SERVES:
             raise NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")
+        if isinstance(answer, Answer) and answer.outcome == Outcome.TAKEN:
+            return answer.reason
         _check(answer, call.id)
+        return call.id
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         answer = await self._ask(lambda number: Add(number, call_id, reply, quiet), len(reply.payload))

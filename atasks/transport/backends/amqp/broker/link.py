@@ -236,6 +236,16 @@ class Link:
                 self._spare = None  # as above
                 raise
 
+    async def delete_queue(self, name: str) -> None:
+        """Delete a queue, if it is there."""
+        async with self._spare_lock:
+            channel = await self._spare_channel()
+            try:
+                await guard(shielded(channel.queue_delete(name)))
+            except BaseException:
+                self._spare = None
+                raise
+
     async def _spare_channel(self) -> Channel:
         """A channel of its own for declarations: one that the broker refuses closes its channel."""
         if self._spare is None or self._spare.is_closed:

@@ -13,6 +13,7 @@ from aiormq.abc import DeliveredMessage
 from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
 from atasks.signing import Kind
+from atasks.transport.records.contract import base_of
 
 __all__ = ["Topology"]
 
@@ -28,7 +29,9 @@ MAX_USER: Final = 100
 """Characters of the name of a user in that of a queue; the hash of a longer one stands there."""
 DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
-BESIDE: Final = (".solo", *(f".{executor}" for executor in EXECUTORS))
+UNIQUE_EXPIRES_MS: Final = 24 * 3600 * 1000
+"""How long the mark of a `unique` key is kept that nobody uses: its call waits, or was lost."""
+BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """How the names of the queues beside a work queue end."""
 DELIVERY_LIMIT: Final = 1_000_000
 """Quorum queues: RabbitMQ 4 drops a message after 20 deliveries unless told otherwise. Attempts are counted in the
@@ -60,6 +63,8 @@ class Topology:
         """The direct exchange between callers and workers."""
         self.dead = f"{prefix}.dead"
         """The queue of what could neither be read nor answered."""
+        self.nobody = f"{prefix}.nobody"
+        """The reply address of a call of which nothing is kept. There is no such queue."""
 
     def check(self, queue: str) -> str:
         """The work queue, if the names of all that may be declared for it fit. Raises InvalidName: RabbitMQ has no
@@ -85,9 +90,22 @@ class Topology:
         """The queue beside a work queue of calls that wait for a place in a pool."""
         return f"{self.work(queue)}.{executor}"
 
+    def early(self, queue: str) -> str:
+        """The queue of calls that were submitted before any worker has declared their work queue."""
+        return f"{self.work(queue)}.early"
+
+    def early_arguments(self) -> dict[str, Any]:
+        """Arguments of such a queue: whoever submits declares it, and knows nothing of the workers to come."""
+        return {"x-queue-type": "classic"}
+
     def all(self, queue: str) -> list[str]:
         """A work queue, and all that may be beside it."""
-        return [self.work(queue), self.solo(queue), *(self.pool(queue, executor) for executor in EXECUTORS)]
+        return [
+            self.work(queue),
+            self.solo(queue),
+            self.early(queue),
+            *(self.pool(queue, executor) for executor in EXECUTORS),
+        ]
 
     def new_reply_queue(self, user: str) -> str:
         """A name for a reply queue of a caller that connects as this user of the broker."""
@@ -142,11 +160,28 @@ class Topology:
 
     def kept(self, call_id: str) -> str:
         """The queue of a record, and the routing key of how the call ended."""
-        return f"{self.prefix}.run.{self.namespace}.{call_id}"
+        return f"{self.prefix}.run.{self.namespace}.{base_of(call_id) or call_id}"
 
     def kept_steps(self, call_id: str) -> str:
         """The routing key of the other replies in a record."""
         return f"{self.kept(call_id)}:steps"
+
+    def unique(self, call_id: str) -> str:
+        """The queue that marks the `unique` key of this call as taken."""
+        return f"{self.prefix}.unique.{self.namespace}.{base_of(call_id)}"
+
+    def unique_arguments(self) -> dict[str, Any]:
+        """Arguments of such a queue: of those who put a message into it the first one has the key."""
+        return {
+            "x-queue-type": "classic",
+            "x-max-length": 1,
+            "x-overflow": "reject-publish",
+            "x-expires": UNIQUE_EXPIRES_MS,
+        }
+
+    def is_kept(self, reply_to: str) -> bool:
+        """Whether that is the reply address of a call that was submitted: a record, or nobody."""
+        return reply_to == self.nobody or bool(self.reply_exchange(reply_to))
 
     def reply_exchange(self, reply_to: str) -> str:
         """Where replies go: those that are kept may be waited for by several, who listen at the exchange."""
@@ -155,7 +190,7 @@ class Topology:
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
         """What a message is for that is published so, as its seal has it: its kind, and its destination. For the
         queues beside a work queue that is the work queue. None: an announcement, which has no seal."""
-        if name.startswith(f"{self.prefix}.run."):
+        if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.")):
             return "record", name.removesuffix(":steps")
         if exchange == self.control:
             return None if name.startswith("up:") else ("control", f"{exchange} {name}")

@@ -47,6 +47,10 @@ class Fates(Protocol):
         """The broker has no queue for this call."""
         ...
 
+    def early(self, pending: Pending, kind: Kind) -> None:
+        """The broker has no queue for this call, which was submitted."""
+        ...
+
     def refused(self, request: RequestPacket, pending: Pending) -> None:
         """The queue did not take this call of the request."""
         ...
@@ -189,7 +193,7 @@ class RequestPacket(Outgoing):
                 pending.since = now
                 call = pending.call
                 calls.append(call)
-                if call.timeout_ms is None:
+                if call.timeout_ms is None or pending.kept:  # that has its time from when a worker takes it
                     longest = None
                 elif longest is not None:
                     longest = max(longest, call.timeout_ms)
@@ -207,7 +211,7 @@ class RequestPacket(Outgoing):
         self.properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=message_id,
-            reply_to=session.topology.kept(first.id) if self.pendings[0].kept else session.reply_queue,
+            reply_to=self.pendings[0].address or session.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
             expiration=None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000)),
@@ -222,7 +226,11 @@ class RequestPacket(Outgoing):
 
     def returned(self) -> None:
         for pending in self.pendings:
-            if not pending.future.done():
+            if pending.future.done():
+                continue
+            if pending.kept and pending.options.on_no_worker == "wait":
+                self.requests.fates.early(pending, self.kind)
+            else:
                 self.requests.fates.returned(pending)
 
     def refused(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -48,6 +48,9 @@ class Replies:
 
     def __init__(self, station: Station) -> None:
         self.station = station
+        self.settle: Callable[[str, RequestMessage], None] = lambda _, inbound: inbound.settled()
+        """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
+        nobody."""
         self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
         self._addressees: OrderedDict[str, str] = OrderedDict()
@@ -90,7 +93,9 @@ class Replies:
     ) -> None:
         """Send them in one message under the seal of `key`; alone: the broker may close the channel over it."""
         settling = ReplyMessage(self, replies, reply_to, self.station.properties(mode), key)
-        if alone:
+        if reply_to == self.station.session.topology.nobody:
+            settling.confirmed()
+        elif alone:
             self.station.session.outbox.put_alone(settling)
         else:
             self.station.session.outbox.put_now(settling)
@@ -178,9 +183,14 @@ class ReplyMessage(Outgoing):
         self._answers = answers
 
     def confirmed(self) -> None:
-        for _, inbound in self._answers:
-            if inbound is not None:
+        settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
+        for reply, inbound in self._answers:
+            if inbound is None:
+                continue
+            if settle is None:
                 inbound.settled()
+            else:
+                settle(reply.id, inbound)
 
     returned = confirmed
     refused = confirmed

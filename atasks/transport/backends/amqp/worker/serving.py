@@ -25,6 +25,7 @@ from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.doubts import Doubts
+from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
 from atasks.transport.backends.amqp.worker.prefetch import Prefetch
 from atasks.transport.backends.amqp.worker.replies import Replies
@@ -86,12 +87,15 @@ class Serving:
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
         self.doubts = Doubts(self.station, self._callers)
+        self.kept = KeptCalls(self.station, self.attempts)
+        self.replies.settle = self.kept.ended
         self._leases = Leases(self.station, self.replies, consumer_timeout)
         self.ailing = UnavailableQueues(self.station, self.declare)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
             asyncio.create_task(self._leases.run(), name="atasks leases"),
             asyncio.create_task(self.ailing.run(), name="atasks ailing queues"),
+            asyncio.create_task(self.kept.run(), name="atasks kept calls"),
         ]
 
     # -- life
@@ -170,6 +174,7 @@ class Serving:
                     await link.declare_queue(name, topology.work_arguments())
                     size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
                     consumers.append(make(name, size, executor=executor))
+        self.kept.move_early(queue)
         if new:
             announcement = Up(VERSION, topology.namespace, queue, self.worker.id)
             station.put(self.session.control([announcement], topology.up_key(queue)))
@@ -213,12 +218,14 @@ class Serving:
                 await self.station.window.stop()
         self.attempts.stop()  # what it gives back is not to come to here
         self.doubts.stop()
+        self.kept.stop()
 
     async def restart(self) -> None:
         """Consume again after `stop`."""
         self._stopping = False
         self.attempts.restart()
         self.doubts.restart()
+        self.kept.restart()
         if self.station.window is not None:
             with suppress(*CLIENT_ERRORS):  # the next link consumes
                 await self.station.window.open()
@@ -239,11 +246,13 @@ class Serving:
             task.cancel()
         await asyncio.wait(self._background)
         await self.doubts.close()
+        await self.kept.close()
         await self.ailing.close()
 
     async def acknowledged(self) -> None:
         """Return when every acknowledgement was written."""
         await self.attempts.ended()
+        await self.kept.finished()
         for acks in self._all_acks():
             await acks.flushed()
 
@@ -331,7 +340,9 @@ class Serving:
         executor = None if again else self._to_wait_for.get(call.task)
         if executor is not None and self._moves(call, consumer):
             delivery.give_back(call, executor)
-        elif (doubtful or again) and self.doubts.take(call, delivery, again):
+        elif (doubtful or again) and (
+            self.kept.take(call, delivery, again) or self.doubts.take(call, delivery, again)
+        ):
             return
         elif not self.attempts.take(call, delivery, again):
             self.worker.deliver(call, delivery, alone=consumer.solo)

@@ -63,5 +63,5 @@ class Station:
         return properties
 
     def is_kept(self, reply_to: str) -> bool:
-        """Whether replies to there go to a record, and not to somebody who awaits the call."""
-        return bool(self.session.topology.reply_exchange(reply_to))
+        """Whether replies to there go to a record or to nobody, and not to somebody who awaits the call."""
+        return self.session.topology.is_kept(reply_to)

@@ -277,6 +277,9 @@ class Hub:
         if call.id in self._entries and not self._entries[call.id].kept:
             self._tidy(queue)
             outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
+        elif (holder := self._runs.holder(peer, call.id)) is not None:
+            self._tidy(queue)
+            outcome, reason = Outcome.TAKEN, holder
         elif not message.wait and not queue.workers:
             self._tidy(queue)
             outcome = Outcome.NONE_SERVES
@@ -297,11 +300,14 @@ class Hub:
         return entry is not None and entry.kept and entry.worker is not None
 
     def _unwanted(self, call_id: str) -> None:
-        """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more.
-        If it has, its worker finds out itself."""
+        """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more,
+        and its run, if it has begun, need not end."""
         entry = self._entries.get(call_id)
-        if entry is not None and entry.kept and entry.worker is None:
+        if entry is not None and entry.kept:
+            worker = entry.worker
             self._forget(entry)
+            if worker is not None:
+                worker.link.send(Cancel(VERSION, [call_id]))
 
     def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}

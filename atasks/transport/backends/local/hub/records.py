@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.messages import Add, Answer, Begin, Found, News, Outcome, Read, Touch, Watch
-from atasks.transport.records.contract import Record
+from atasks.transport.records.contract import Record, base_of
 from atasks.transport.records.store import RecordStore
 from atasks.wire import VERSION, Kept, Reply
 
@@ -28,10 +28,20 @@ class HubRecords:
         self._unwanted = unwanted
         self._watchers: dict[Key, dict[Peer, None]] = {}
 
+    def holder(self, peer: Peer, call_id: str) -> str | None:
+        """The id of the call that has the `unique` key which the id of this one names; None: none has."""
+        base = base_of(call_id)
+        found = None if base is None else self._store.holder(_key(peer, base))
+        return None if found is None else found[1]
+
     def open(self, peer: Peer, message: Begin) -> bool:
-        """Keep what becomes of the call; False: there is no room."""
+        """Keep what becomes of the call, if anything is to be kept; False: there is no room."""
+        base = base_of(message.call.id)
+        if not message.expires_ms and base is None:
+            return True
         head = Kept(VERSION, message.call.id, message.queue, message.expires_ms)
-        return self._store.open(_key(peer, message.call.id), Record(head, message.call))
+        key = _key(peer, message.call.id)
+        return self._store.open(key, Record(head, message.call), base and _key(peer, base))
 
     def end(self, namespace: str, reply: Reply) -> None:
         """How a call has ended; one whose record is forgotten is let go."""

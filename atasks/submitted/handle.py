@@ -1,29 +1,34 @@
-"""Runs of pipelines on the workers, as those see them who submitted them or attach to them."""
+"""Handles of submitted calls and runs: for who submitted them, and for who attaches to them by their id."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Generator
-from typing import Annotated, Any, Final, Generic, TypeVar
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
 from atasks import wire
-from atasks.errors import DecodeError, NotSupported, PipelineError
+from atasks.current import serving
+from atasks.errors import DecodeError, NotConnected, NotSupported, PipelineError, UnknownRun
+from atasks.namespaces import namespace_item
 from atasks.options import validate_queue
-from atasks.router import Router, get_router
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import Status
+
+if TYPE_CHECKING:
+    from atasks.router import Router
 
 __all__ = ["Handle", "Kept", "attach", "read_kept", "records_of", "step_id", "step_value"]
 
 T = TypeVar("T")
 
 _DUMP: Final = "atasks-run-1:"
-_ID: Final = re.compile(r"[0-9a-z-]{1,48}\.([1-9][0-9]{0,5})")
-"""A call id and the number of stages."""
+_ID: Final = re.compile(r"[0-9a-z~-]{1,48}(?:\.([1-9][0-9]{0,5}))?")
+"""A call id, and for a run of a pipeline the number of its stages."""
 
 
 def step_id(run_id: str, number: int) -> str:
@@ -58,40 +63,52 @@ def step_value(kept: Kept) -> Any:
 
 
 def records_of(router: Router) -> Records:
-    """What keeps the runs that are submitted here. Raises NotConnected, NotSupported."""
+    """What keeps the calls and runs that are submitted here. Raises NotConnected, NotSupported."""
     transport = router.transport()
     if transport.records is None:
         raise NotSupported(
-            f"{type(transport).__name__} keeps no results of runs: connect to RabbitMQ, or run the pipeline here"
+            f"{type(transport).__name__} keeps no results of submitted calls and runs: connect to RabbitMQ or a "
+            "hub, or await it here"
         )
     return transport.records
 
 
 class Handle(Generic[T]):
-    """A run on the workers. Any number of processes may have handles of it; what they read stays.
+    """A call, or a run of a pipeline, that was submitted.
 
-    `await handle` gives its result or raises its exception, as often as it is awaited, until the run has expired:
-    then it is `UnknownRun`. Cancelling that await ends the await only. A handle is bound to no connection: it uses
-    that of the event loop in which it is used.
+    `await handle` gives its result or raises its exception, as often as it is awaited, until its record has
+    expired: then it is `UnknownRun`, as it is from the beginning for a call with `keep=0`. Cancelling that await
+    ends the await only. A handle is bound to no connection: it uses that of the event loop in which it is used.
     """
 
-    def __init__(self, id: str, namespace: str = "default") -> None:
+    def __init__(self, id: str, namespace: str = "default", *, kept: bool = True, new: bool = True) -> None:
         found = _ID.fullmatch(id)
         if found is None:
-            raise ValueError(f"{id[:80]!r} is not the id of a run")
+            raise ValueError(f"{id[:80]!r} is not the id of a submitted call or run")
         self.id = id
         """By which other processes `attach` to it."""
         self.namespace = validate_queue(namespace, "namespace")
-        self.task_ids = tuple(step_id(id, number) for number in range(int(found[1])))
-        """An id for each stage, known before anything runs."""
+        self.new = new
+        """Whether the submission that gave this handle made the call; False: its `unique` key was taken."""
+        self.task_ids = tuple(step_id(id, number) for number in range(int(found[1] or 0)))
+        """Runs of pipelines: an id for each stage, known before anything runs."""
+        self._kept = kept
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._result().__await__()
+
+    def sync(self) -> T:
+        """The result, for code without an event loop. Raises what an await of it raises, and RuntimeError where an
+        event loop runs."""
+        result: T = _router(self.namespace).run_sync("handle.sync()", "`await` the handle", self._result)
+        return result
 
     async def step(self, number: int) -> Any:
         """What the stage of this number gave, as soon as it is known: a value, or a list where the stage has more
         or less than one. Raises the exception of the run if it ended before that, IndexError for a stage that it
         has not, UnknownRun."""
+        if not self.task_ids:
+            raise TypeError("step() is for runs of pipelines: await the handle of a call")
         if isinstance(number, bool) or not isinstance(number, int):
             raise TypeError(f"the number of a stage is a whole number, not {number!r}")
         if not 0 <= number < len(self.task_ids):
@@ -99,10 +116,8 @@ class Handle(Generic[T]):
         if number == len(self.task_ids) - 1:
             return await self._result()
         wanted = self.task_ids[number]
-        router = get_router(self.namespace)
-        record = await records_of(router).wait(
-            self.id, lambda record: wanted in record.replies or record.ending is not None, steps=True
-        )
+        router = _router(self.namespace)
+        record = await self._wait(lambda record: wanted in record.replies or record.ending is not None, steps=True)
         reply = record.replies.get(wanted)
         if reply is not None:
             return step_value(read_kept(await router.outcome(reply, record.call)))
@@ -113,29 +128,45 @@ class Handle(Generic[T]):
         return (await self._records().read(self.id)).ending is not None
 
     async def cancel(self) -> None:
-        """End it, and the calls that it has in flight: every await of it is a `CallCancelled` from now on. Nothing
-        happens to a run that has ended. Returns when that is safe. Raises UnknownRun."""
+        """End it, and the calls that it has in flight: every await of it is a `CallCancelled` from now on. One
+        that has not begun does not begin, and nothing happens to one that has ended. Returns when that is safe.
+        Raises UnknownRun."""
         records = self._records()
         record = await records.read(self.id)
         if record.ending is None:
-            await records.add(self.id, wire.ended(self.id, Status.CANCELLED, f"run {self.id} was cancelled"))
+            what = "run" if self.task_ids else "call"
+            await records.cancel(record, wire.ended(self.id, Status.CANCELLED, f"{what} {self.id} was cancelled"))
 
     def dumps(self) -> str:
         """A string for `attach`, which knows the namespace too."""
         return _DUMP + json.dumps({"id": self.id, "namespace": self.namespace})
 
     async def _result(self) -> T:
-        router = get_router(self.namespace)
-        record = await records_of(router).wait(self.id, lambda record: record.ending is not None, steps=False)
+        router = _router(self.namespace)
+        record = await self._wait(lambda record: record.ending is not None, steps=False)
         result: T = await self._outcome(router, record)
         return result
+
+    async def _wait(self, wanted: Callable[[Record], bool], *, steps: bool) -> Record:
+        """The record, as soon as it is as wanted. A call that waits for it here is parked, as by any other
+        await."""
+        records, run = self._records(), serving.get()
+        if run is None or run.ended or run.loop is not asyncio.get_running_loop():
+            return await records.wait(self.id, wanted, steps=steps)
+        run.park()
+        try:
+            return await records.wait(self.id, wanted, steps=steps)
+        finally:
+            await run.unpark()
 
     async def _outcome(self, router: Router, record: Record) -> Any:
         assert record.ending is not None, "it was waited for"
         return await router.outcome(record.ending, record.call)
 
     def _records(self) -> Records:
-        return records_of(get_router(self.namespace))
+        if not self._kept:
+            raise UnknownRun(f"call {self.id} was submitted with keep=0: nothing is kept of it")
+        return records_of(_router(self.namespace))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Handle):
@@ -146,12 +177,22 @@ class Handle(Generic[T]):
         return hash((self.id, self.namespace))
 
     def __repr__(self) -> str:
-        return f"<run {self.id} of {len(self.task_ids)} stages>"
+        return (
+            f"<run {self.id} of {len(self.task_ids)} stages>" if self.task_ids else f"<submitted call {self.id}>"
+        )
+
+
+def _router(namespace: str) -> Router:
+    router: Router | None = getattr(namespace_item(namespace), "router", None)
+    if router is None:  # which connecting makes
+        where = "" if namespace == "default" else f", namespace={namespace!r}"
+        raise NotConnected(f'enter `async with atasks.connect("amqp://localhost/"{where})` or another URL first')
+    return router
 
 
 def attach(id_or_dump: str) -> Handle[Any]:
-    """The handle of a run that was submitted elsewhere: `await attach(h.id)`. An id is one of the default
-    namespace; `h.dumps()` says which. Nothing is sent before the handle is used.
+    """The handle of a call or a run that was submitted elsewhere: `await attach(h.id)`. An id is one of the
+    default namespace; `h.dumps()` says which. Nothing is sent before the handle is used.
 
     Raises TypeError if it is no string, ValueError if it is no id, PipelineError for a dump that cannot be read.
     """

@@ -1,0 +1,385 @@
+"""Submitted calls: they run whether anybody awaits them or not, and any process reads what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from atasks import (
+    AlreadySubmitted,
+    CallCancelled,
+    CallTimeout,
+    Handle,
+    NotSupported,
+    NoWorker,
+    UnknownRun,
+    UnknownTask,
+    attach,
+    current_call,
+)
+from atasks.options import ViewOptions
+from atasks.router import get_router
+from atasks.testing.cases import Cases
+from atasks.testing.site import Site, soon
+
+__all__ = ["SubmittedCases"]
+
+
+class SubmittedCases(Cases):
+    """`await f.submit(x)` returns when the call is safe, and its handle, anywhere, gives what became of it."""
+
+    async def test_result_and_its_handle(self, site: Site) -> None:
+        @site.atask
+        async def double(x: int, *, plus: int = 0) -> int:
+            return 2 * x + plus
+
+        async with site.open():
+            if self._refuses(site):
+                with pytest.raises(NotSupported, match="keeps no results"):
+                    await double.submit(1)
+                return
+            handle = await soon(double.submit(4, plus=1))
+            assert handle.new
+            assert [await soon(handle), await soon(handle)] == [9, 9]
+            assert await soon(handle.done())
+            dumped = attach(handle.dumps())
+            assert dumped == handle
+            assert await soon(dumped) == 9
+            assert await soon(Handle[int](handle.id, site.namespace)) == 9
+            with pytest.raises(TypeError, match="step"):
+                await handle.step(0)
+
+    async def test_exception(self, site: Site, caplog: pytest.LogCaptureFixture) -> None:
+        @site.atask
+        async def fail() -> None:
+            raise KeyError("this one")
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(fail.submit())
+            for _ in range(2):
+                with pytest.raises(KeyError, match="this one"):
+                    await soon(handle)
+            await until(lambda: "this one" in caplog.text)  # its worker logs it, with its traceback
+            assert "Traceback" in caplog.text
+
+    async def test_call_without_a_record_runs_and_its_failure_is_logged(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask(keep=0)
+        async def note(x: int) -> None:
+            ran.put_nowait(x)
+            raise ValueError("not kept")
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(note.submit(7))
+            assert await soon(ran.get()) == 7
+            for asked in (handle, handle.done(), handle.cancel(), attach(handle.dumps())):
+                with pytest.raises(UnknownRun):
+                    await soon(asked)
+            await until(lambda: "not kept" in caplog.text)
+            assert caplog.text.count("Traceback") >= 1
+
+    async def test_before_there_is_a_worker(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask
+        async def note(x: int) -> int:
+            ran.put_nowait(x)
+            return x
+
+        async with site.open(serve=False):
+            if self._refuses(site):
+                return
+            handles = [await soon(note.submit(x)) for x in range(3)]
+            await soon(note.options(keep=0).submit(3))
+            assert not await soon(handles[0].done())
+            await site.serve()
+            assert sorted([await soon(ran.get()) for _ in range(4)]) == [0, 1, 2, 3]
+            assert await soon(gather(handles)) == [0, 1, 2]
+
+    async def test_cancelled_before_it_begins(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask
+        async def note(x: int) -> None:
+            ran.put_nowait(x)
+
+        async with site.open(serve=False):
+            if self._refuses(site):
+                return
+            handle = await soon(note.submit(1))
+            await soon(handle.cancel())
+            await soon(handle.cancel())
+            with pytest.raises(CallCancelled, match=handle.id):
+                await soon(handle)
+            await site.serve()
+            await soon(await soon(note.submit(2)))
+            assert [ran.get_nowait(), ran.empty()] == [2, True]
+
+    async def test_cancelled_while_it_runs(self, site: Site) -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        @site.atask
+        async def forever() -> None:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(forever.submit())
+            await soon(begun.wait())
+            waiting = asyncio.ensure_future(handle)
+            await soon(handle.cancel())
+            with pytest.raises(CallCancelled):
+                await soon(waiting)
+            await soon(ended.wait())
+
+    async def test_who_stops_waiting_ends_nothing(self, site: Site) -> None:
+        go = asyncio.Event()
+
+        @site.atask
+        async def slow() -> str:
+            await go.wait()
+            return "done"
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(slow.submit())
+            waiting = asyncio.ensure_future(handle)
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await soon(waiting)
+            go.set()
+            assert await soon(handle) == "done"
+
+    async def test_it_is_no_part_of_the_call_that_submits_it(self, site: Site) -> None:
+        @site.atask
+        async def inner() -> tuple[str | None, str | None]:
+            call = current_call()
+            return call.parent_id, call.id
+
+        @site.atask
+        async def outer() -> tuple[Any, Any]:
+            handle = await inner.submit()
+            return await handle, (None, handle.id)
+
+        async with site.open(concurrency=1):  # so that who waits for a handle is parked
+            if self._refuses(site):
+                return
+            found, expected = await soon(outer())
+            assert found == expected
+
+    async def test_timeout_counts_from_the_start(self, site: Site) -> None:
+        @site.atask(timeout=0.2)
+        async def forever() -> None:
+            await asyncio.Event().wait()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            with pytest.raises(CallTimeout, match="forever"):
+                await soon(await soon(forever.submit()))
+
+    async def test_nobody_knows_the_atask(self, site: Site) -> None:
+        @site.atask
+        async def known() -> None:
+            pass
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(site.router.submit("no.such.atask"))
+            with pytest.raises(UnknownTask, match=r"no\.such\.atask"):
+                await soon(handle)
+
+    async def test_no_worker_and_no_patience(self, site: Site) -> None:
+        @site.atask(on_no_worker="error")
+        async def known() -> None:
+            pass
+
+        async with site.open(serve=False):
+            if self._refuses(site):
+                return
+            with pytest.raises(NoWorker):
+                await soon(known.submit())
+
+    async def test_what_no_submission_has(self, site: Site) -> None:
+        @site.atask
+        async def known(x: int) -> int:
+            return x
+
+        async with site.open():
+            found: list[ViewOptions] = [{"delay": 1}, {"at": datetime.now(UTC)}, {"unique": "key"}]
+            for options in found:
+                view = known.options(**options)
+                with pytest.raises(TypeError, match="submit"):
+                    await view(1)
+                assert await soon(view.options(delay=None, at=None, unique=None)(1)) == 1
+            with pytest.raises(TypeError, match="argument"):
+                await known.submit(1, 2)  # type: ignore[call-arg]
+            with pytest.raises(UnknownRun if not self._refuses(site) else NotSupported):
+                await soon(Handle[Any](uuid.uuid4().hex, site.namespace))
+
+    # -- unique keys
+
+    async def test_one_call_for_each_key(self, site: Site) -> None:
+        go = asyncio.Event()
+        ran: list[int] = []
+
+        @site.atask
+        async def work(x: int) -> int:
+            ran.append(x)
+            await go.wait()
+            return x
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = work.options(unique="order 7")
+            first = await soon(task.submit(1))
+            joined = await soon(task.submit(2))
+            skipped = await soon(task.options(on_conflict="skip").submit(3))
+            assert [first.new, joined.new, skipped.new] == [True, False, False]
+            assert joined == first
+            with pytest.raises(AlreadySubmitted, match=first.id):
+                await soon(task.options(on_conflict="error").submit(4))
+            other = await soon(work.options(unique="order 8").submit(5))
+            go.set()
+            assert [await soon(handle) for handle in (first, joined, other)] == [1, 1, 5]
+            again = await soon(task.submit(6))  # its record is kept: the key is taken
+            assert (again.new, again.id) == (False, first.id)
+            assert sorted(ran) == [1, 5]
+
+    async def test_many_submissions_of_one_key_at_once(self, site: Site) -> None:
+        ran: list[int] = []
+
+        @site.atask
+        async def work(x: int) -> int:
+            ran.append(x)
+            return x
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = work.options(unique="one")
+            handles = await soon(asyncio.gather(*(task.submit(x) for x in range(20))))
+            assert len({handle.id for handle in handles}) == 1
+            assert sum(handle.new for handle in handles) == 1
+            results = await soon(gather(handles))
+            assert results == ran * 20
+            assert len(ran) == 1
+
+    async def test_key_without_a_record_is_free_when_the_call_has_ended(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+        go = asyncio.Event()
+
+        @site.atask(keep=0)
+        async def work(x: int) -> None:
+            ran.put_nowait(x)
+            await go.wait()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = work.options(unique="mine")
+            assert (await soon(task.submit(1))).new
+            assert not (await soon(task.submit(2))).new
+            assert await soon(ran.get()) == 1
+            go.set()
+
+            async def submitted() -> bool:
+                return (await task.submit(3)).new
+
+            await until_awaited(submitted)
+            assert await soon(ran.get()) == 3  # another call, although its key is the same
+            await until_awaited(submitted)
+            assert await soon(ran.get()) == 3
+
+    async def test_key_of_a_record_that_has_expired(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask
+        async def work(x: int) -> int:
+            ran.put_nowait(x)
+            return x
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = work.options(unique="short", keep=0.05)
+            first = await soon(task.submit(1))
+            assert await soon(ran.get()) == 1
+            second: list[Handle[int]] = []
+
+            async def submitted() -> bool:
+                second[:] = [await task.submit(2)]
+                if not second[0].new:
+                    await asyncio.sleep(0.1)
+                return second[0].new
+
+            await until_awaited(submitted)
+            assert await soon(ran.get()) == 2
+            assert second[0].id != first.id
+            with pytest.raises(UnknownRun):
+                await soon(first)
+
+    async def test_cancelled_call_frees_its_key_with_its_record(self, site: Site) -> None:
+        @site.atask(keep=0.05)
+        async def forever(x: int) -> None:
+            await asyncio.Event().wait()
+
+        async with site.open(serve=False):
+            if self._refuses(site):
+                return
+            task = forever.options(unique="mine")
+            first = await soon(task.options(keep=60).submit(1))
+            await soon(first.cancel())
+            again = await soon(task.submit(2))
+            assert (again.new, again.id) == (False, first.id)
+            with pytest.raises(CallCancelled):
+                await soon(again)
+
+    def _refuses(self, site: Site) -> bool:
+        """Whether this transport keeps nothing, and so refuses what is submitted."""
+        return get_router(site.namespace).transport().records is None
+
+
+async def gather(handles: list[Handle[Any]]) -> list[Any]:
+    """What all of them give."""
+    return await asyncio.gather(*(asyncio.ensure_future(handle) for handle in handles))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when the condition holds, and fail the case if it never does."""
+
+    async def holds() -> bool:
+        return condition()
+
+    await until_awaited(holds)
+
+
+async def until_awaited(condition: Callable[[], Awaitable[bool]]) -> None:
+    """As `until`, for a condition that is awaited."""
+
+    async def wait() -> None:
+        while not await condition():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+
+    await soon(wait())

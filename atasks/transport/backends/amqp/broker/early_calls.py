@@ -1,0 +1,97 @@
+"""Calls that were submitted before any worker had declared their work queue: moved there as soon as there is
+one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final
+
+from aiormq.channel import Channel
+from aiormq.exceptions import AMQPChannelError
+from pamqp.commands import Basic
+
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
+from atasks.transport.backends.amqp.broker.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.broker.topology import Topology
+
+__all__ = ["move_early_calls"]
+
+logger = logging.getLogger("atasks.amqp")
+
+AT_ONCE: Final = 200
+"""Messages that are on their way at once."""
+
+
+async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue: str) -> None:
+    """Move the calls that wait for this work queue into it, if it is there, and delete the queue that they waited
+    in.
+
+    Guarantees: a call leaves that queue when it is safe in the work queue; where the connection is lost in
+    between it may be in both. Whoever submits looks for the work queue after it has put a call here, and a worker
+    looks here after it has declared it, so one of the two moves the call.
+    """
+    early, work = topology.early(queue), topology.work(queue)
+    try:
+        if await link.queue_state(early) is None or await link.queue_state(work) is None:
+            return
+        channel = await link.open_channel()
+        try:
+            moved: set[asyncio.Task[None]] = set()
+            while True:
+                found = await guard(shielded(channel.basic_get(early)))
+                if not isinstance(found.delivery, Basic.GetOk):
+                    break
+                message = _Moved(found.body, work, found.header.properties)
+                outbox.put(message)
+                moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
+                if len(moved) >= AT_ONCE:
+                    _, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
+            if moved:
+                await asyncio.wait(moved)
+            with suppress(AMQPChannelError):  # others have put a call there meanwhile, or use it
+                await guard(shielded(channel.queue_delete(early, if_unused=True, if_empty=True)))
+        finally:
+            with suppress(*CLIENT_ERRORS):
+                await guard(shielded(channel.close()))
+    except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
+        logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
+
+
+class _Moved(Outgoing):
+    """A request on its way from one queue to another, as it is, seal included."""
+
+    __slots__ = ("arrived",)
+
+    def __init__(self, body: bytes, work: str, properties: Basic.Properties) -> None:
+        super().__init__(body, work, properties, key="")
+        self.arrived: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    async def settle(self, channel: Channel, tag: int | None) -> None:
+        """Acknowledge what it came by when it is safe, or put that back."""
+        arrived = await self.arrived
+        with suppress(*CLIENT_ERRORS):
+            if arrived:
+                await channel.basic_ack(tag or 0, wait=False)
+            else:
+                await channel.basic_nack(tag or 0, requeue=True, wait=False)
+
+    def confirmed(self) -> None:
+        self._tell(True)
+
+    def returned(self) -> None:
+        self._tell(False)
+
+    refused = returned
+
+    def rejected(self, refusal: object) -> None:
+        self._tell(False)
+
+    def lost(self) -> bool:
+        self._tell(False)
+        return False
+
+    def _tell(self, arrived: bool) -> None:
+        if not self.arrived.done():
+            self.arrived.set_result(arrived)

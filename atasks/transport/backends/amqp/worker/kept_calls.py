@@ -1,0 +1,194 @@
+"""Submitted calls at their worker: whether they may begin still, what keeps their records, and their replies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from atasks.errors import AtasksError, UnknownRun
+from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+from atasks.transport.records.contract import base_of
+from atasks.wire import RUN_PIPELINE, Call
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.attempts import Attempts
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
+    from atasks.transport.backends.amqp.worker.station import Station
+    from atasks.transport.records.contract import Record
+    from atasks.worker.held_call import HeldCall
+
+__all__ = ["KeptCalls"]
+
+logger = logging.getLogger("atasks.amqp")
+
+ROUND_SECONDS: Final = 1.0
+LONGEST_PAUSE: Final = 60.0
+"""Seconds between two looks at the record of a call in hand, at most: for records that are kept for long."""
+UNKNOWN_PAUSE: Final = 1.0
+
+
+class KeptCalls:
+    """The submitted calls of one worker.
+
+    Nobody awaits them, so nobody can be asked for them, and their callers are not watched. A call that has waited
+    in its queue may have been cancelled meanwhile: its record says so. While a call is in hand its record is
+    used, so that it does not expire, and looked at, in case the word of its cancellation got lost.
+
+    A run of a pipeline sees to its record itself.
+    """
+
+    def __init__(self, station: Station, attempts: Attempts) -> None:
+        self._station = station
+        self._attempts = attempts
+        self._due: dict[str, float] = {}
+        """Call in hand -> when to look at its record (event loop time)."""
+        self._errands: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    # -- before they begin
+
+    def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
+        """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
+        those that have records. `again`: it was delivered before."""
+        inbound = delivery.inbound
+        if not self._station.session.topology.reply_exchange(inbound.reply_to):
+            return False
+        if call.task == RUN_PIPELINE or self._station.worker.knows(call.id):
+            return False
+        inbound.consumer.claims += 1
+        self._errand(self._find_out(call, delivery, again))
+        return True
+
+    async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
+        consumer = delivery.inbound.consumer
+        try:
+            ended = await self._has_ended(call)
+        except (AtasksError, *CLIENT_ERRORS) as error:  # it is delivered again, if that is the connection's loss
+            logger.debug("the record of call %s cannot be read: %s", call.id, error)
+            ended = False
+        finally:
+            consumer.claims -= 1
+        if ended:
+            delivery.drop()
+        elif self._stopped and again:
+            delivery.requeue()
+        elif self._stopped:
+            delivery.give_back(call)
+        elif not self._attempts.take(call, delivery, again):
+            self._station.worker.deliver(call, delivery, alone=consumer.solo)
+        self._station.adapt_window()
+
+    async def _has_ended(self, call: Call) -> bool:
+        """Whether the record of the call says so. A call without a record runs."""
+        link = self._station.link
+        name = self._station.session.topology.kept(call.id)
+        state = None if link is None else await link.queue_state(name)
+        if state is None or state[0] == 1:  # there is nothing but the call in it
+            return False
+        record = await self._record(call)
+        return record is None or record.ending is not None  # None: it is that of a later call with the same key
+
+    async def _record(self, call: Call) -> Record | None:
+        records = self._station.worker.transport.records
+        assert records is not None, "this transport has them"
+        try:
+            return await records.read(call.id)
+        except UnknownRun:
+            return None
+
+    # -- while they are in hand
+
+    async def run(self) -> None:
+        """Look at the records of the calls in hand, round after round, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(ROUND_SECONDS)
+            runs = {
+                run.call.id: run for run in self._station.worker.runs if run.call.orphan and self._concerns(run)
+            }
+            self._due = {name: due for name, due in self._due.items() if name in runs}
+            for name, run in runs.items():
+                due = self._due.setdefault(name, loop.time() + UNKNOWN_PAUSE)
+                if due <= loop.time() and not run.ended:
+                    try:
+                        self._due[name] = loop.time() + await self._look(run)
+                    except (AtasksError, *CLIENT_ERRORS) as error:
+                        logger.debug("the record of call %s cannot be used: %s", name, error)
+
+    def _concerns(self, run: HeldCall) -> bool:
+        delivery = run.deliveries[-1] if run.deliveries else None
+        kept = isinstance(delivery, CallDelivery) and self._station.is_kept(delivery.inbound.reply_to)
+        return kept and run.call.task != RUN_PIPELINE
+
+    async def _look(self, run: HeldCall) -> float:
+        """Use the record, and the mark of the `unique` key. In how many seconds to do so again."""
+        topology, link, call = self._station.session.topology, self._station.link, run.call
+        if link is None:
+            return UNKNOWN_PAUSE
+        if base_of(call.id) is not None:
+            await link.queue_state(topology.unique(call.id))
+        delivery = run.deliveries[-1]
+        if not isinstance(delivery, CallDelivery) or delivery.inbound.reply_to == topology.nobody:
+            return LONGEST_PAUSE
+        record = await self._record(call)
+        if record is None:
+            return LONGEST_PAUSE  # it has expired: the call goes on
+        if record.ending is not None:
+            run.worker.cancel(call.id)
+        return min(record.expires / 3, LONGEST_PAUSE)
+
+    # -- when they have ended
+
+    def ended(self, call_id: str, inbound: RequestMessage) -> None:
+        """What became of a call is safe."""
+        if base_of(call_id) is None:
+            inbound.settled()
+        else:
+            self._errand(self._let_go(call_id, inbound))
+
+    async def _let_go(self, call_id: str, inbound: RequestMessage) -> None:
+        """Free the `unique` key of a call that has ended, which is not acknowledged before that."""
+        link = self._station.link
+        try:
+            if link is not None:
+                await link.delete_queue(self._station.session.topology.unique(call_id))
+        except CLIENT_ERRORS as error:
+            logger.debug("the key of call %s cannot be freed yet: %s", call_id, error)
+        inbound.settled()
+
+    # -- life
+
+    def move_early(self, queue: str) -> None:
+        """A work queue is declared: have the calls moved to it that were submitted before it was there."""
+        link, session = self._station.link, self._station.session
+        if link is not None:
+            self._errand(move_early_calls(link, session.outbox, session.topology, queue))
+
+    def stop(self) -> None:
+        """The worker takes no more calls: those that wait for what their record says go back."""
+        self._stopped = True
+
+    def restart(self) -> None:
+        """It takes calls again."""
+        self._stopped = False
+
+    async def finished(self) -> None:
+        """Return when nothing is under way any more."""
+        while self._errands:
+            await asyncio.wait(list(self._errands))
+
+    async def close(self) -> None:
+        """Do nothing any more."""
+        for errand in list(self._errands):
+            errand.cancel()
+        if self._errands:
+            await asyncio.wait(list(self._errands))
+
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name="atasks kept call")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
