@@ -102,10 +102,10 @@ class Router:
         name raises `RegisteringTwice`. Decorators are looked through. Options are those of `@atask`.
         """
         validate_name(name, "the name of an atask")
-        for option in SUBMIT_ONLY:
-            if option in (options or {}):
-                raise TypeError(f"{option!r} is of one submitted call: {name}.options({option}=...).submit(...)")
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
+        if resolved.only_submits:
+            given = next(option for option in SUBMIT_ONLY if getattr(resolved, option) is not None)
+            raise TypeError(f"{given!r} is of one submitted call: {name}.options({given}=...).submit(...)")
         if resolved.executor is not None:
             check(coro, resolved.executor)
         definition = identity(coro)  # now: what a closure holds may change

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from atasks.current import new_call_id
-from atasks.errors import AlreadySubmitted
+from atasks.errors import AlreadySubmitted, NotSupported
 from atasks.options import MAX_DELAY, TaskOptions
 from atasks.submitted.handle import Handle, records_of
 from atasks.transport.records.contract import GENERATION
@@ -25,6 +25,8 @@ async def submit(
     """Have a worker run the call, and return its handle when it is safe. See `ATask.submit`."""
     records = records_of(router)
     delay = delay_of(options)
+    if delay:
+        raise NotSupported("delay= and at= are not supported yet: submit it when it is due")
     options = options.with_changes({"orphan": "run", "batch": False})
     call = await router.request_to_keep(name, tuple(args), options, router.transport(), dict(kwargs))
     if options.unique is not None:

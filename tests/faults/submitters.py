@@ -1,11 +1,12 @@
-"""`python -m tests.faults.submitters URL OPTIONS GATES STAGES`: submits a run, says its id, and exits."""
+"""`python -m tests.faults.submitters URL OPTIONS GATES STAGES`: submits a run, says its id, and exits. Without
+stages it submits a call."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import Any
 
@@ -28,7 +29,8 @@ def chained(gates: str, count: int) -> Pipeline[..., Any, Any]:
 
 async def main(url: str, options: str, gates: str, count: str) -> None:
     async with atasks.connect(url, **json.loads(options)):
-        handle = await chained(gates, int(count)).submit([])
+        submit = chained(gates, int(count)).submit if int(count) else partial(passed.submit, gates, 0)
+        handle = await submit([])
         print(handle.id, flush=True)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import atasks
 from atasks.definitions import ATask
-from atasks.options import TaskOptions, ViewOptions, validate_queue
+from atasks.options import SUBMIT_ONLY, TaskOptions, ViewOptions, validate_queue
 from atasks.policies.retry import Retry
 from atasks.router import Router
 from atasks.tasks import atask
@@ -146,10 +146,15 @@ def test_good_values(name: str, value: Any, namespace: str) -> None:
     assert getattr(changed, name) == value
     assert {key for key in DEFAULTS if getattr(changed, key) != DEFAULTS[key]} <= {name}
 
-    @atask(namespace=namespace, **{name: value})
     async def f() -> None: ...
 
-    assert f.task_options == changed
+    if name in SUBMIT_ONLY:
+        if value is not None:
+            with pytest.raises(TypeError, match=name):
+                atask(f, namespace=namespace, **{name: value})
+        assert atask(f, namespace=namespace).options(**{name: value}).task_options == changed
+    else:
+        assert atask(f, namespace=namespace, **{name: value}).task_options == changed
 
 
 @pytest.mark.parametrize(("name", "value", "error", "message"), BAD)
