@@ -196,20 +196,21 @@ class Router:
             call.context = await self._carried(call, codec, transport)
         return call
 
-    async def submit(
+    async def submit_inside(
         self,
         name: str,
         args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
         options: TaskOptions,
         send: Callable[..., Coroutine[Any, Any, Any]],
     ) -> Any:
-        """What `await send(name, *args)` gives, inside of the namespace's middlewares. It makes a call of that
-        name that nobody awaits, by `request_to_keep`, and returns when that is safe."""
+        """What `await send(name, *args, **kwargs)` gives, inside of the namespace's middlewares. It makes a call
+        of that name that nobody awaits, by `request_to_keep`, and returns when that is safe."""
         around = self._space.around_calls
         if around is None:
-            return await send(name, *args)
+            return await send(name, *args, **kwargs)
         task, _ = self._named(name)
-        return await around.around(self, name, task, options, args, {}, send, submitted=True)
+        return await around.around(self, name, task, options, args, kwargs, send, submitted=True)
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """What a reply stands for: its value, or it raises the exception."""

@@ -28,16 +28,23 @@ async def submit(
     if delay:
         raise NotSupported("delay= and at= are not supported yet: submit it when it is due")
     options = options.with_changes({"orphan": "run", "batch": False})
-    call = await router.request_to_keep(name, tuple(args), options, router.transport(), dict(kwargs))
-    if options.unique is not None:
-        call.id = unique_id(name, options.unique)
-    call.sent_ms += int(delay * 1000)  # when it may begin
-    holder = await records.begin(call, options, delay=delay)
-    if holder != call.id and options.on_conflict == "error":
-        raise AlreadySubmitted(
-            f"a call of {name} with this unique key waits or runs, or its record is kept: its id is {holder}"
-        )
-    return Handle(holder, router.namespace, kept=options.keep != 0, new=holder == call.id)
+
+    async def send(name: str, *args: Any, **kwargs: Any) -> Handle[Any]:
+        call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
+        if options.unique is not None:
+            call.id = unique_id(name, options.unique)
+        call.sent_ms += int(delay * 1000)  # when it may begin
+        holder = await records.begin(call, options, delay=delay)
+        if holder != call.id and options.on_conflict == "error":
+            raise AlreadySubmitted(
+                f"a call of {name} with this unique key waits or runs, or its record is kept: its id is {holder}"
+            )
+        return Handle(holder, router.namespace, kept=options.keep != 0, new=holder == call.id)
+
+    # Its deadline is one for the run, and not for what the middlewares here do.
+    around = options.with_changes({"timeout": None})
+    handle: Handle[Any] = await router.submit_inside(name, tuple(args), kwargs, around, send)
+    return handle
 
 
 def unique_id(name: str, key: str) -> str:

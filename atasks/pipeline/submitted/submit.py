@@ -48,7 +48,7 @@ async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs:
         await records.begin(call, options)
         return Handle(call.id, router.namespace)
 
-    handle: Handle[Any] = await router.submit(RUN, (data, list(args), dict(kwargs)), options, send)
+    handle: Handle[Any] = await router.submit_inside(RUN, (data, list(args), dict(kwargs)), {}, options, send)
     return handle
 
 
