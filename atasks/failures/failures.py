@@ -36,7 +36,7 @@ _Index = Annotated[int, Meta(ge=0, le=1024)]
 
 
 class Kind:
-    """What the values of a node are."""
+    """The kinds of values that a node can have."""
 
     DESCRIBED: Final = 0
     """None: the node only describes the exception, which arrives as a `RemoteError`."""
@@ -67,7 +67,8 @@ class Node(Struct, array_like=True, gc=False):
 
 
 class Failure(Struct, array_like=True, gc=False):
-    """What was raised is the last node. References lead to earlier nodes."""
+    """An exception and the chain behind it, as nodes. The last node is the exception that was raised, and
+    references lead to earlier nodes."""
 
     nodes: Annotated[list[Node], Meta(min_length=1, max_length=1024)]
 
@@ -77,7 +78,7 @@ _decoder = msgspec.msgpack.Decoder(Failure)
 
 
 async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: int | None = None) -> bytes:
-    """What an atask raised, as bytes for `decode_failure` at the caller, who sees `hop` as its last note.
+    """Encode the exception of an atask, for `decode_failure` at the caller, who sees `hop` as its last note.
 
     At most `limit` bytes, if that is possible at all: beyond it, the largest values stay behind, and then all but
     a short message and the end of the traceback. What cannot be encoded stays behind too, and a note names it.
@@ -147,8 +148,11 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
 
 
 def describe_failure(content: bytes) -> bytes:
-    """What `encode_failure` made, with what was raised last alone, and without its values: it arrives as a
-    `RemoteError`. It needs no codec. Raises one of msgspec's errors for what it did not make."""
+    """Reduce what `encode_failure` made to the exception that was raised last, without its values: it arrives as a
+    `RemoteError`.
+
+    Needs no codec. Raises one of msgspec's errors if `content` does not come from `encode_failure`.
+    """
     node = _decoder.decode(content).nodes[-1]
     described = Node(
         Kind.DESCRIBED, node.module, node.qualname, node.message, notes=node.notes, traceback=node.traceback
@@ -157,7 +161,7 @@ def describe_failure(content: bytes) -> bytes:
 
 
 def failure_text(content: bytes) -> str:
-    """What `encode_failure` made, as text for a log: the traceback, and the notes. It needs no codec."""
+    """Return what `encode_failure` made as text for a log: the traceback and the notes. Needs no codec."""
     try:
         nodes = _decoder.decode(content).nodes
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -247,7 +251,7 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
 
 
 async def _own(exc: BaseException, codec: Codec) -> bytes | None:
-    """What the class's own way of being pickled makes; None if that does not work, or loses something."""
+    """Pickle the exception in its class's own way; None if that does not work, or loses something."""
     try:
         content = await _encoded(exc, codec)
         copy = await codec.decode(content)
@@ -377,7 +381,7 @@ def _link(exc: BaseException, node: Node, cause: BaseException | None, context: 
 
 
 def _not_stop_iteration(exc: StopIteration) -> RuntimeError:
-    """What local code would get: a StopIteration cannot leave a coroutine."""
+    """Return the error that local code would get: a StopIteration cannot leave a coroutine."""
     error = RuntimeError("coroutine raised StopIteration").with_traceback(exc.__traceback__)
     error.__cause__ = error.__context__ = exc
     return error

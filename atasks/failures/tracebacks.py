@@ -40,11 +40,11 @@ class Origin:
         self.context: int | None = None
         self.suppress: bool = get_plainly(exception, "__suppress_context__")
         self.members: list[tuple[int, int]] = []
-        """Of a group: position in `exceptions`, and index."""
+        """The members of a group: position of each in `exceptions`, and its index."""
         self.held: list[tuple[Path, int | None]] = []
         """Exceptions in `args` and attributes: where they are, and index; None for one that does not travel."""
         self.left_out = 0
-        """How many members of the group are over the limit."""
+        """The number of members of the group that are over the limit."""
 
     @property
     def following(self) -> int | None:

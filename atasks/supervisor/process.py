@@ -26,14 +26,14 @@ NAMED_TASKS: Final = 10
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a supervisor wants to hear of its processes. Called in the event loop; none of them may raise."""
+    """The functions that a supervisor is called back by. They are called in the event loop, and may not raise."""
 
     on_report: Callable[[int, str, list[Any]], None]
     """`(number, kind, values)`: what a process reports beyond what `WorkerProcess` keeps."""
     on_output: Callable[[int, bytes], None] | None
     """`(number, lines)`: what it writes to stderr, in whole lines. None: it shares this process's stderr."""
     on_end: Callable[[WorkerProcess], None]
-    """It has ended; called before whatever awaits `ended` goes on."""
+    """Called when the process has ended, before whatever awaits `ended` goes on."""
 
 
 class WorkerProcess:
@@ -57,9 +57,10 @@ class WorkerProcess:
         self.retiring: asyncio.Future[str] = loop.create_future()
         """Why it wants to be replaced, once it does."""
         self.ended: asyncio.Future[int] = loop.create_future()
-        """Its return code, as of `subprocess`, once it is gone and all that it wrote has been read."""
+        """Result: the return code, as in `subprocess`, once the process is gone and all of its output has been
+        read."""
         self.serves = ""
-        """What it serves, in its own words."""
+        """The worker's own words for the atasks and queues that it serves."""
         self.since = loop.time()
         """When it was started, and after that, when it became ready (event loop time)."""
         self.failure: tuple[str, int] | None = None
@@ -110,12 +111,12 @@ class WorkerProcess:
 
     @property
     def serving(self) -> bool:
-        """Whether it is ready, and has not been told to drain."""
+        """The process is ready, and has not been told to drain."""
         return self.ready.done() and self.ready.result() and not self.released and not self.ended.done()
 
     @property
     def ran_calls(self) -> bool:
-        """Whether it runs calls, or ran some when it ended."""
+        """The process runs calls, or ran some when it ended."""
         return bool(self._box.read()[0])
 
     def describe_calls(self) -> str:
@@ -136,7 +137,7 @@ class WorkerProcess:
         return f"while it ran {total} call{'s' * (total > 1)}: {named}{f' and {more} more' * (more > 0)}"
 
     def describe_end(self) -> str:
-        """How it ended, for a line of the log."""
+        """Return the way in which the process ended, for a line of the log."""
         code = self.ended.result()
         if code >= 0:
             return f"exited with code {code}"
@@ -221,7 +222,7 @@ class _Lines:
         self._loop.add_reader(fd, self._read)
 
     def _read(self) -> bool:
-        """Whether there may be more."""
+        """Read once from the pipe. Returns False if there is nothing more to read for now."""
         try:
             data = os.read(self._fd, 2**16)
         except BlockingIOError:

@@ -1,4 +1,4 @@
-"""What a worker process was running when it died: notes in memory that outlives it.
+"""Notes of the calls that a worker process runs, in memory that outlives the process.
 
 The supervisor makes a `RunningCalls` for each process and passes its file descriptor on. The process notes every
 call that starts in it with a `RunningCallsNotes`, and crosses it out when the call ends. Both share the memory, so

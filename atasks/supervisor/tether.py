@@ -1,4 +1,4 @@
-"""What a worker process has of its supervisor: over it the worker reports, and learns that it should drain.
+"""The tether of a worker process to its supervisor: the worker reports over it, and learns that it should drain.
 
     tether = Tether.inherited()          # None in a process that no supervisor started
     async with atasks.serve(url) as worker:
@@ -96,7 +96,7 @@ class Tether:
 
     @property
     def is_released(self) -> bool:
-        """Whether this process should drain and end, as far as the event loop has seen."""
+        """True if this process should drain and end, as far as its event loop has seen."""
         return self._released is not None and self._released.done()
 
     def end_with_supervisor(self, seconds: float) -> None:

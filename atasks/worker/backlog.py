@@ -39,9 +39,9 @@ class Backlog:
         self._children: dict[Executor | None, Lane] = {kind: OrderedDict() for kind in (None, *EXECUTORS)}
         self._roots: dict[Executor | None, Lane] = {kind: OrderedDict() for kind in (None, *EXECUTORS)}
         self.size = 0
-        """How many wait here."""
+        """Number of calls that wait here."""
         self._blocking = 0
-        """How many of them need a place."""
+        """Number of waiting calls that need a place in a pool."""
         self._turns = itertools.count()
 
     @property
@@ -51,12 +51,12 @@ class Backlog:
 
     @property
     def count_alone(self) -> int:
-        """How many wait to run alone."""
+        """Return the number of calls that wait to run alone."""
         return len(self._alone)
 
     @property
     def waits_alone(self) -> bool:
-        """Whether a call waits to run alone, and keeps the others from starting."""
+        """A call waits to run alone, and keeps the others from starting."""
         return bool(self._alone) and not self._resting()
 
     def add(self, run: HeldCall) -> None:
@@ -72,7 +72,7 @@ class Backlog:
             self._blocking += 1
 
     def remove(self, run: HeldCall) -> None:
-        """It waits here no longer."""
+        """Remove a call that no longer waits here."""
         assert run.lane is not None, "it waits here"
         del run.lane[run.call.id]
         self.size -= 1

@@ -121,7 +121,7 @@ def _log_late(run: HeldCall, error: BaseException) -> None:
 
 
 async def _body(run: HeldCall, task: BaseTask[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What the function gives, for the middlewares around it."""
+    """Call the function of the atask, for the middlewares around it."""
     if task.executor is not None:
         return await run.worker.pools.in_thread(run, task.local, args, kwargs)
     result = task.local(*args, **kwargs)
@@ -212,5 +212,5 @@ def status(run: HeldCall, value: int, message: str) -> Reply:
 
 
 def _thrown_away(run: HeldCall, error: BaseException) -> bool:
-    """Whether the event loop is gone, and this coroutine is being closed by the garbage collector."""
+    """Return True if the event loop is gone and the garbage collector closes this coroutine."""
     return isinstance(error, GeneratorExit) and not run.loop.is_running()

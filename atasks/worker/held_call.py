@@ -30,7 +30,7 @@ class Reason(enum.Enum):
     """Why a run was cancelled by the worker."""
 
     WITHDRAWN = enum.auto()
-    """Its await has ended."""
+    """The await of the call has ended."""
     TIMED_OUT = enum.auto()
     DRAINED = enum.auto()
     PASSED_ON = enum.auto()
@@ -45,14 +45,14 @@ class HeldCall(Struct, eq=False):
     deliveries: list[Delivery]
     loop: asyncio.AbstractEventLoop
     atask: BaseTask[..., Any] | None
-    """What serves it; None: nothing here does."""
+    """The atask that serves the call; None: this worker has none of that name."""
     deadline: float | None = None
     """Event loop time."""
     task: asyncio.Task[None] | None = None
     timer: asyncio.TimerHandle | None = None
     reason: Reason | None = None
     sender: StreamSender | None = None
-    """What it has sent, if it is a stream that runs."""
+    """The items that were sent, if the run is a stream that has started."""
     started: float = 0.0
     """When it began, by `time.perf_counter()`; 0: it has not."""
     awaits: int = 0
@@ -60,10 +60,10 @@ class HeldCall(Struct, eq=False):
     slots: int = 0
     """Slots that it holds: one, or all of the worker's if it runs alone."""
     ever_parked: bool = False
-    """Whether it ever awaited another call."""
+    """True once the run has awaited another call."""
     ended: bool = False
     alone: bool = False
-    """Whether no other call should run beside it: its last attempt."""
+    """True for a last attempt: no other call should run beside it."""
     permit: Callable[[], Coroutine[Any, Any, bool]] | None = None
     """Asked when it runs alone: whether it may begin. If not, what it came by may be gone."""
     patient_until: float = 0.0
@@ -99,7 +99,7 @@ class HeldCall(Struct, eq=False):
 
     @property
     def current(self) -> CurrentCall:
-        """What `current_call()` shows."""
+        """The object that `current_call()` returns in this run."""
         if self._current is None:
             call = self.call
             self._current = CurrentCall(

@@ -77,7 +77,7 @@ def _leave(seconds: float, code: int) -> None:
 
 
 def _is_idle(frame: FrameType) -> bool:
-    """Whether it is a thread of a pool that waits for work, or asyncio's own that waits for a pool."""
+    """Return True for a pool's thread that waits for work, and for asyncio's own that waits for a pool."""
     if frame.f_code is pools._worker.__code__:
         return True
     outer: FrameType | None = frame

@@ -1,4 +1,4 @@
-"""What ends an event loop, and what must not: `sys.exit()` in a task that a call has started.
+"""The guard of an event loop: `sys.exit()` in a task that a call has started does not end it.
 
 asyncio lets a SystemExit and a KeyboardInterrupt out of `run_forever`, past all that runs there. In the task of a
 call the worker catches them. In a task or a callback that the call has started nobody does, and the loop would
@@ -29,7 +29,7 @@ logger = logging.getLogger("atasks.worker")
 
 _ATTRIBUTE: Final = "_atasks_guard"
 DRIVERS: Final = ("run_forever", "run_until_complete")
-"""What calls `_run_once`, turn after turn. Programs that nest event loops replace these."""
+"""The functions that call `_run_once`, turn after turn. Programs that nest event loops replace these."""
 
 
 class LoopGuard:
@@ -44,7 +44,7 @@ class LoopGuard:
         self._workers = 0
         self._run_once: Any = None
         self._stays = False
-        """Whether one call of `_guarded` may make all turns: nothing but asyncio's own `run_forever` calls it."""
+        """True if one call of `_guarded` may make all turns: nothing but asyncio's own `run_forever` calls it."""
 
     @classmethod
     def enter(cls, loop: asyncio.AbstractEventLoop) -> LoopGuard:
@@ -69,7 +69,7 @@ class LoopGuard:
 
     @property
     def is_torn_down(self) -> bool:
-        """Whether all tasks of the event loop were cancelled, as `asyncio.run` does when it ends."""
+        """Return True if all tasks of the event loop were cancelled, as `asyncio.run` does when it ends."""
         return self._canary.done() or self._canary.cancelling() > 0
 
     def threads_of(self, worker: Worker) -> list[tuple[threading.Thread, HeldCall]]:

@@ -1,4 +1,4 @@
-"""What a worker remembers of calls that are over, within bounds."""
+"""A bounded memory of calls that have finished or were cancelled."""
 
 from __future__ import annotations
 

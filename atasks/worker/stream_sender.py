@@ -1,4 +1,4 @@
-"""What a stream has sent, at its worker."""
+"""The items that a stream has sent and its consumer has not taken, at the worker."""
 
 from __future__ import annotations
 
@@ -52,23 +52,23 @@ class StreamSender:
         self.produced = 0
         """Items that the generator has yielded."""
         self.end: End | None = None
-        """How it ended, if it did."""
+        """The end of the stream, once there is one."""
         self.quiet = False
-        """Whether nothing was sent since this was set."""
+        """True while nothing was sent since this was set."""
         self._taken = 0
         """Items that the consumer has taken, as far as is known here."""
         self._kept: deque[bytes] = deque()
         self._base = 0
         """Number of the first one that is kept."""
         self._bytes = 0
-        """Of those that are kept."""
+        """Bytes of the payloads that are kept."""
         self._skip = 0
         """Items that the consumer has from an earlier run: they are not sent."""
         self._fresh: list[bytes] = []
         """The last ones of those that are kept: not sent yet."""
         self._fresh_bytes = 0
         self._answered = False
-        """Whether the consumer has said where it is."""
+        """True once the consumer has said which item it needs next."""
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -78,12 +78,12 @@ class StreamSender:
 
     @property
     def full(self) -> bool:
-        """Whether the window is used up."""
+        """The window has no room for another item."""
         return self.produced - self._taken >= self.window or self._bytes >= STREAM_BYTES
 
     @property
     def skipping(self) -> bool:
-        """Whether the consumer has the next item already."""
+        """The consumer already has the next item."""
         return self.produced < self._skip
 
     def put(self, payload: bytes) -> None:

@@ -23,8 +23,11 @@ MAX_ENDED_BYTES: Final = 16 * 2**20
 
 
 class StreamSenders:
-    """What the streams of a worker have sent. Those that ended lately are remembered, within bounds, where a
-    transport may lose what it was given: the consumer may lack their last items."""
+    """The `StreamSender` of every stream of a worker.
+
+    Streams that ended lately are remembered, within bounds, if the transport may lose messages: the consumer may
+    lack their last items.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, remember: bool) -> None:
         self._loop = loop

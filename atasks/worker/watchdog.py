@@ -14,7 +14,7 @@ __all__ = ["Watchdog"]
 logger = logging.getLogger("atasks.worker")
 
 CALL = "atask "
-"""How the names of tasks that run a call begin; the atask's name follows."""
+"""The beginning of the name of each task that runs a call; the name of the atask follows."""
 ADVICE = '; @atask(executor="thread") on a plain function, or await asyncio.to_thread(...), lets others run'
 LIMIT = 0.1
 """Seconds without a turn of the event loop that are reported."""

@@ -132,7 +132,7 @@ class Worker:
 
     @property
     def executors(self) -> dict[str, Executor]:
-        """What those of its atasks run in that are blocking functions."""
+        """Which executor each blocking atask of this worker needs, by the name of the atask."""
         registry = self.router.registry
         items = ((name, registry.get(name)) for name in registry.names())
         return {name: item.task.executor for name, item in items if item is not None and item.task.executor}
@@ -149,7 +149,8 @@ class Worker:
 
     @property
     def room(self) -> int:
-        """How many calls it has slots for now; less than 0: so many wait here for one."""
+        """The number of calls for which there are slots now. A negative number: so many calls wait here for a
+        slot."""
         if self.alone:
             return 0
         return self.slots.free or -self.unstarted
@@ -248,7 +249,7 @@ class Worker:
 
     @property
     def is_torn_down(self) -> bool:
-        """Whether its event loop ends, with all that runs there."""
+        """The event loop of this worker ends, and everything in it is cancelled."""
         return self._guard is not None and self._guard.is_torn_down
 
     async def _stop_accepting(self) -> None:
@@ -369,7 +370,8 @@ class Worker:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
 
     def _find_task(self, name: str) -> BaseTask[..., Any] | None:
-        """What serves calls of this name: an atask of the namespace, or one that every worker has."""
+        """Return the atask that serves calls of this name: of the namespace, or built in; None if there is
+        none."""
         item = self.router.registry.get(name)
         return builtin_task(name, self.namespace) if item is None else item.task
 
@@ -396,7 +398,7 @@ class Worker:
                 self._fill()
 
     def holds(self, call_id: str) -> bool:
-        """Whether the call is in hand here."""
+        """Return True if this worker holds the call."""
         return call_id in self._held
 
     def find(self, call_id: str) -> HeldCall | None:
@@ -408,7 +410,7 @@ class Worker:
         return None if self._finished is None else self._finished.get(call_id)
 
     def knows(self, call_id: str) -> bool:
-        """Whether the call is in hand here, or finished here lately."""
+        """Return True if this worker holds the call, or finished it lately."""
         return self.holds(call_id) or self.finished(call_id) is not None
 
     def count_bad(self, reason: str) -> None:
@@ -448,7 +450,7 @@ class Worker:
         return not patient and self.pools.has_place(run.executor)
 
     def _resting(self) -> bool:
-        """Whether a call that is to run alone keeps nothing from starting for now."""
+        """Return True if a call that waits to run alone does not keep others from starting now."""
         return self._turns.resting(self.held > self._backlog.count_alone)
 
     def _rested(self) -> None:
@@ -458,7 +460,7 @@ class Worker:
 
     @property
     def alone(self) -> bool:
-        """Whether a call runs alone here, or waits to."""
+        """A call runs alone here, or waits to."""
         return self._backlog.waits_alone or (self._alone is not None and self._alone.slots > 0)
 
     def _lose_patience(self, started: int) -> None:

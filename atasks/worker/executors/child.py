@@ -1,4 +1,5 @@
-"""What runs in a process of `executor="process"`: one call after the other, until the worker hangs up."""
+"""The program of a process of `executor="process"`: it serves one call after the other until the worker hangs
+up."""
 
 from __future__ import annotations
 
@@ -153,8 +154,8 @@ class _Child:
         kwargs: Any,
         context: Context,
     ) -> Any:
-        """What the middlewares make of the function. They run in the event loop, and the function outside of it,
-        in their context."""
+        """Call the function inside the middlewares, which run in the event loop. The function runs outside of
+        it, in the context of the middlewares."""
         loop = self._runner.get_loop()
         wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Any, Any]] = []
 

@@ -17,7 +17,7 @@ _Job = tuple[HeldCall, "Future[Any]", Callable[[], Any]]
 
 
 class DefaultExecutor(ThreadPoolExecutor):
-    """As that of asyncio, but for the functions of calls, which run in threads of their own.
+    """The default executor of asyncio, except that the functions of calls run in threads of their own.
 
     These are daemons, and `shutdown` does not wait for them: a thread cannot be stopped, and one that a call has
     left behind must not keep a worker, or the program that serves, from ending.

@@ -99,11 +99,12 @@ class ExecutorProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can take a call."""
+        """The process can take a call."""
         return not self.ended.done() and not self._writer.is_closing()
 
     async def ask(self, request: ProcessRequest) -> Reply:
-        """Its reply. Raises `Lost` if it dies first. If this is cancelled, `kill` it: it runs the call still."""
+        """Send the request and return the reply. Raises `Lost` if the process dies first. If this is cancelled,
+        `kill` the process: it still runs the call."""
         await self._say(frame(request))
         return decode_reply(await self._hear())
 

@@ -1,4 +1,4 @@
-"""What a worker and its processes say to each other: MessagePack, each message after its length in bytes."""
+"""Messages between a worker and its processes: MessagePack, each message after its length in bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["HEADER", "READY", "ProcessRequest", "decode_reply", "decode_request"
 
 HEADER: Final = struct.Struct("!Q")
 READY: Final = b""
-"""What a process says first, when it can take calls."""
+"""The first message of a process, sent when it can take calls."""
 
 
 class ProcessRequest(Struct, array_like=True):

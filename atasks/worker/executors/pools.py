@@ -22,7 +22,7 @@ MAX_DEFAULT_THREADS: Final = 100
 
 
 class Executors:
-    """What a worker runs blocking functions in. Threads and processes are started when calls need them.
+    """The thread pool and the process pool of a worker, for blocking functions. Both start when calls need them.
 
     `threads` bounds the functions that run in threads (None: as many as calls run at once, at most 100), and
     `processes` those in processes (None: one for each processor, as far as calls may run at once). A call takes a
@@ -42,11 +42,11 @@ class Executors:
         self.processes = ProcessPool(self.places["process"].size)
 
     def has_place(self, executor: Executor | None) -> bool:
-        """Whether a function could start there now: anything on the event loop could."""
+        """Return True if a function could start in that executor now; on the event loop it always could."""
         return executor is None or self.places[executor].free > 0
 
     async def in_thread(self, run: HeldCall, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """What the function returns, or raises, in a thread. The run has a place."""
+        """Run the function in a thread, for a run that has a place; returns and raises as the function does."""
         return await self.threads.call(run, function, args, kwargs)
 
     async def in_process(self, run: HeldCall, task: BaseTask[..., Any]) -> Reply:
@@ -65,7 +65,7 @@ class Executors:
 
 
 def _processors() -> int:
-    """How many this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

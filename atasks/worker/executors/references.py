@@ -1,4 +1,4 @@
-"""How a process finds the function of an atask: by importing it, or by value."""
+"""References to the function of an atask, for a process: by its module, or by value."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class Reference(Struct, array_like=True, frozen=True):
     """Where a function is to be found."""
 
     module: str | None
-    """What to import; None: the function is in `pickled`."""
+    """The module to import; None: the function is in `pickled`."""
     file: str | None
-    """Of the module, for where its name does not lead to it."""
+    """The file of the module, in case its name does not lead to it."""
     qualname: str
     namespace: str
     name: str
-    """Of the atask."""
+    """The name of the atask."""
     pickled: bytes = b""
 
 

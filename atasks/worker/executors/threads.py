@@ -37,11 +37,11 @@ _Job = Callable[[], None]
 
 
 class State(enum.Enum):
-    """Of a function in a thread."""
+    """The state of a function in a thread."""
 
     RUNNING = enum.auto()
     ABANDONED = enum.auto()
-    """It runs, and nobody awaits it."""
+    """The function runs, and nobody awaits it."""
     ENDED = enum.auto()
 
 
@@ -54,21 +54,21 @@ class ThreadCall:
         self.loop = run.loop
         self.state = State.RUNNING
         self.returned: asyncio.Future[bool] = self.loop.create_future()
-        """Whether the function returned; False: it raised."""
+        """Result: True if the function returned, False if it raised."""
         self.value: Any = None
-        """What it returned or raised."""
+        """The value that the function returned, or the exception that it raised."""
         self.has_place = True
         self.awaits: set[asyncio.Task[Any]] = set()
-        """What it waits for."""
+        """The tasks in which the function waits for other calls."""
         self._slots = 0
 
     @property
     def has_ended(self) -> bool:
-        """Whether its function has returned or raised."""
+        """The function has returned or raised."""
         return self.state is State.ENDED
 
     def is_over(self) -> bool:
-        """Whether nobody awaits the function any more."""
+        """Return True if nobody awaits the function any more."""
         return self.state is not State.RUNNING
 
     async def wait_for(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
