@@ -1,4 +1,4 @@
-"""Warnings of queues that nothing serves while calls wait in them."""
+"""Queues that nothing serves: the error of calls that do not wait, and warnings while others do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from atasks.errors import NoWorker
+
 if TYPE_CHECKING:
     from atasks.transport.call_transport import Pending
 
-__all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved"]
+__all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved", "no_worker"]
 
 WARN_SECONDS: Final = 5.0
 """How long calls have waited for a worker when somebody is told."""
@@ -46,3 +48,8 @@ class Unserved:
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said
+
+
+def no_worker(queue: str) -> NoWorker:
+    """The error of a call that does not wait for a worker."""
+    return NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")

@@ -12,7 +12,7 @@ from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.local.transport import LocalTransport
+    from atasks.transport.backends.local.calling import Calling
 
 __all__ = ["Lookout"]
 
@@ -25,8 +25,8 @@ LOOK_SECONDS: Final = 2.5
 class Lookout:
     """Asks the hub for calls whose deadlines are near, and now and then for one of each queue."""
 
-    def __init__(self, transport: LocalTransport) -> None:
-        self._transport = transport
+    def __init__(self, calling: Calling) -> None:
+        self._calling = calling
         self._located: list[str] = []
         """Calls whose deadlines are near."""
         self._unserved = Unserved(logger)
@@ -55,11 +55,11 @@ class Lookout:
     def _ask(self) -> None:
         located, self._located = self._located, []
         if located:
-            self._transport.ask(located)
+            self._calling.ask(located)
 
     def _look(self) -> None:
         """Ask where a call of each queue is that has been awaited for some seconds."""
-        pendings, now = self._transport.pendings(), asyncio.get_running_loop().time()
+        pendings, now = list(self._calling.pendings.values()), asyncio.get_running_loop().time()
         self.idle = not pendings
         if self.idle:
             return
@@ -67,23 +67,23 @@ class Lookout:
         oldest: dict[str, Pending] = {}
         for pending in pendings:
             if pending.where is None or not pending.where.worker:
-                oldest.setdefault(self._transport.queue_of(pending.options), pending)
+                oldest.setdefault(self._calling.queue_of(pending.options), pending)
             pending.since = pending.since or now
         self._located += [pending.call.id for pending in oldest.values()]
         self._ask()
 
     def found(self, message: There) -> None:
         """The hub says where a call is."""
-        pending = self._transport.pending(message.id)
+        pending = self._calling.pendings.get(message.id)
         if pending is None:
             return
-        queue, now = self._transport.queue_of(pending.options), asyncio.get_running_loop().time()
+        queue, now = self._calling.queue_of(pending.options), asyncio.get_running_loop().time()
         if message.worker:
             pending.where = Whereabouts("run", queue, message.worker, message.ran_ms / 1000, now)
         elif message.served:
             pending.where = Whereabouts("turn", queue, told=now, waiting=message.waiting)
         else:
             pending.where = Whereabouts("worker", queue, told=now)
-            others = [item for item in self._transport.pendings() if item.since]
-            waiting = [item for item in others if self._transport.queue_of(item.options) == queue]
+            others = [item for item in list(self._calling.pendings.values()) if item.since]
+            waiting = [item for item in others if self._calling.queue_of(item.options) == queue]
             self._unserved.see(queue, waiting, now)

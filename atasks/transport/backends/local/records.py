@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from atasks import wire
-from atasks.errors import DecodeError, NotConnected, NoWorker
+from atasks.errors import DecodeError, NotConnected
 from atasks.options import TaskOptions
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
@@ -25,10 +25,11 @@ from atasks.transport.backends.local.messages import (
     Watch,
 )
 from atasks.transport.records.contract import Record, Records, no_room, unknown_run
+from atasks.transport.unserved import no_worker
 from atasks.wire import VERSION, Call, Kept, Reply, Status
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.local.transport import LocalTransport
+    from atasks.transport.backends.local.calling import Calling
 
 __all__ = ["LocalRecords"]
 
@@ -40,9 +41,13 @@ class LocalRecords(Records):
     one knows of no record, so `begin` begins there, and everything else is an UnknownRun.
     """
 
-    def __init__(self, transport: LocalTransport, expires: float) -> None:
+    def __init__(
+        self, calling: Calling, usable: Callable[[asyncio.AbstractEventLoop], bool], expires: float
+    ) -> None:
+        """`usable(loop)`: whether what is awaited in that event loop can be answered."""
         super().__init__(expires)
-        self._transport = transport
+        self._calling = calling
+        self._usable = usable
         self._link: Conversation | None = None
         self._refusal: str | None = "this transport is not connected: await its connect() first"
         self._numbers = itertools.count(1)
@@ -94,10 +99,9 @@ class LocalRecords(Records):
     # -- the contract
 
     async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
-        transport = self._transport
-        while (room := transport.room()) is not None:
+        while (room := self._calling.gate.room()) is not None:
             await room
-        queue = transport.queue_of(options)
+        queue = self._calling.queue_of(options)
         wait, milliseconds = options.on_no_worker != "error", int(self.keeps(options) * 1000)
         try:
             answer = await self._ask(
@@ -109,7 +113,7 @@ class LocalRecords(Records):
                 self._link.send(Add(0, call.id, withdrawn))
             raise
         if isinstance(answer, Answer) and answer.outcome == Outcome.NONE_SERVES:
-            raise NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")
+            raise no_worker(queue)
         if isinstance(answer, Answer) and answer.outcome == Outcome.TAKEN:
             return answer.reason
         _check(answer, call.id)
@@ -151,7 +155,7 @@ class LocalRecords(Records):
     async def _ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found:
         """The hub's answer, or that of the next one. Raises NotConnected if there is none to come."""
         loop = asyncio.get_running_loop()
-        if self._refusal is not None or not self._transport.usable(loop):
+        if self._refusal is not None or not self._usable(loop):
             raise NotConnected(self._refusal or "this transport is connected in another event loop, or was forked")
         number = next(self._numbers)
         question = self._questions[number] = _Question(make(number), size, loop.create_future())

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import logging
 import os
-import random
 import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
-from msgspec import structs
-
 from atasks import modules, wire
 from atasks.errors import (
     AccessRefused,
-    CallConnectionLost,
     ConnectFailed,
     InvalidURL,
     NotConnected,
-    NoWorker,
     TransportError,
-    WorkerLost,
     WorkersFailed,
 )
-from atasks.options import Executor, TaskOptions, WorkerOptions, validate_queue, validate_seconds
-from atasks.transport.backends.local.backpressure import Backpressure
+from atasks.options import Executor, WorkerOptions, validate_queue, validate_seconds
+from atasks.pauses import pauses
+from atasks.transport.backends.local.calling import Calling
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
 from atasks.transport.backends.local.link import Conversation, SocketLink
-from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Answer,
@@ -45,11 +40,9 @@ from atasks.transport.backends.local.messages import (
     NoneServes,
     Pong,
     Refused,
-    Request,
     Salvaged,
     There,
     Welcome,
-    Where,
 )
 from atasks.transport.backends.local.records import LocalRecords
 from atasks.transport.backends.local.serving import Serving
@@ -58,7 +51,7 @@ from atasks.transport.backends.local.worker_processes import WorkerProcesses, ch
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
-from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply
+from atasks.wire import Cancel, Credit, End, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
@@ -70,10 +63,22 @@ logger = logging.getLogger("atasks.local")
 BACKOFF: Final = (0.02, 1.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 CLOSE_SECONDS: Final = 5.0
-RESENT_MS: Final = 50
-"""A call that has so much less than its whole time was sent before, or has waited for room."""
 MAX_WORKERS: Final = 1000
 """Worker processes of one program."""
+
+
+class State(enum.Enum):
+    """How a transport stands to the hub."""
+
+    CLOSED = enum.auto()
+    """It has none: not yet, or no more."""
+    JOINED = enum.auto()
+    LEAVING = enum.auto()
+    """The same, and the hub has said that it is about to close."""
+    LOST = enum.auto()
+    """The hub is gone, and the next one is looked for."""
+    ENDED = enum.auto()
+    """Every await has ended, and there will be no others."""
 
 
 class LocalTransport(CallTransport):
@@ -120,31 +125,29 @@ class LocalTransport(CallTransport):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
         check(serving)
         self._keep_bytes = check_keep_bytes(keep_bytes)
-        self._kept = LocalRecords(self, keep_runs)
+        self.calling = Calling(self.path, self.queue)
+        self._kept = LocalRecords(self.calling, self.usable, keep_runs)
         super().__init__(namespace)
         self.records = self._kept
+        self._pending = self.calling.pendings
         self.workers = workers
-        self._serving = serving
+        self._options = serving
         self._modules = modules
-        self._hosts = hub if hub is not None else bool(path is None or workers)
-        self._may_host = hub is None
+        self._hosts = True if path is None or workers else hub
+        """Whether the hub is here; None: not if nothing is served here."""
+        self._state = State.CLOSED
         self._link: Conversation | None = None
         """To the hub; None while there is none."""
         self._welcome: asyncio.Future[None] | None = None
+        """The hub's answer to our Hello."""
         self._host: Host | None = None
         self.crew: WorkerProcesses | None = None
         """The worker processes, if it has some."""
         self._crew_watch: asyncio.Task[None] | None = None
         self._private: str | None = None
         """The directory of a private socket."""
-        self._service: Serving | None = None
+        self.serving: Serving | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._gate = Backpressure()
-        self._withdrawn: list[str] = []
-        self._lookout = Lookout(self)
-        self._last_attempts: set[str] = set()
-        """Calls whose last permitted attempt has begun."""
-        self._said_bye = False
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LocalTransport:
@@ -160,11 +163,11 @@ class LocalTransport(CallTransport):
     # -- life
 
     def will_serve(self) -> None:
-        if self._may_host:
+        if self._hosts is None:
             self._hosts = True
 
     async def connect(self) -> None:
-        if self._link is not None or self._keeper is not None:
+        if self._state not in (State.CLOSED, State.ENDED):
             raise TransportError("this transport is connected already")
         if self.workers and modules.is_importing():
             raise TransportError(modules.UNGUARDED)
@@ -178,10 +181,10 @@ class LocalTransport(CallTransport):
                 self._attach(self._host.inner_link())
             else:
                 await self._join(path)
-            self._kept.attach(await self._greet())
+            await self._greet()
             if self.workers:
                 self.crew = WorkerProcesses(
-                    self.workers, path, self.namespace, self._modules, self._serving, self.process_ended
+                    self.workers, path, self.namespace, self._modules, self._options, self.process_ended
                 )
                 await self.crew.start(self.timeout)
                 self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
@@ -200,11 +203,12 @@ class LocalTransport(CallTransport):
             self._host.hub.process_ended(pid)
 
     def _closed(self, reason: str) -> None:
+        self._state = State.ENDED
         super()._closed(reason)
-        self._lookout.stop()
+        self.calling.close()
         self._kept.close(reason)
-        if self._service is not None:
-            self._service.expect_no_answers()
+        if self.serving is not None:
+            self.serving.expect_no_answers()
 
     async def _watch_crew(self, crew: WorkerProcesses) -> None:
         """End every await when worker processes die faster than they start: nobody will run what waits."""
@@ -228,6 +232,7 @@ class LocalTransport(CallTransport):
         finally:
             self.crew = None
             link, self._link = self._link, None
+            self.calling.lost(graceful=True)
             host, self._host = self._host, None
             if host is not None:
                 await host.close()
@@ -236,6 +241,7 @@ class LocalTransport(CallTransport):
             if self._private is not None:
                 shutil.rmtree(self._private, ignore_errors=True)
                 self._private = None
+            self._state = State.CLOSED
 
     # -- the connection
 
@@ -261,14 +267,13 @@ class LocalTransport(CallTransport):
         link.receive = self._receive
         link.unreadable = self._unreadable
         link.lost = self._lost
-        link.freed = self._gate.open_link
+        link.freed = self.calling.gate.open_link
         link.eager = isinstance(link, SocketLink)
         self._link = link
-        self._said_bye = False
-        self._gate.attach(link)
+        self.calling.gate.attach(link)
 
-    async def _greet(self) -> Conversation:
-        """Say Hello, and return the link. Raises ConnectFailed if that does not make us welcome."""
+    async def _greet(self) -> None:
+        """Say Hello, and go on with this hub. Raises ConnectFailed if that does not make us welcome."""
         assert self._link is not None, "it is attached"
         self._welcome = asyncio.get_running_loop().create_future()
         self._link.send(Hello(PROTOCOL, self.namespace, os.getpid()))
@@ -277,11 +282,13 @@ class LocalTransport(CallTransport):
                 await self._welcome
             if self._link is None:
                 raise ConnectFailed(f"the hub at {self.path} went away")
-            return self._link
         except TimeoutError as error:
             raise ConnectFailed(f"the hub at {self.path} does not answer: is its process stopped?") from error
         finally:
             self._welcome = None
+        self._state = State.JOINED
+        self._kept.attach(self._link)
+        self.calling.resume(self._link)
 
     def _lost(self, reason: str) -> None:
         """The hub is gone, or refused us."""
@@ -291,18 +298,16 @@ class LocalTransport(CallTransport):
             if not self._welcome.done():
                 self._welcome.set_exception(ConnectFailed(f"the hub at {self.path} went away: {reason}"))
             return
-        if self._refusal is not None:
+        if self._state not in (State.JOINED, State.LEAVING):
             return  # it is being disconnected
-        graceful = self._said_bye
-        for pending in list(self._pending.values()):
-            if pending.confirmed:
-                self._hub_died_with(pending, graceful)
-        self._last_attempts.clear()
-        if self._service is not None:
-            self._service.lost()
-            self._service.worker.fail(TransportError(f"the hub at {self.path} is gone ({reason})"))
+        graceful = self._state is State.LEAVING
+        self.calling.lost(graceful=graceful)
+        if self.serving is not None:
+            self.serving.lost()
+            self.serving.worker.fail(TransportError(f"the hub at {self.path} is gone ({reason})"))
             self._closed(f"the hub at {self.path} is gone")
         else:
+            self._state = State.LOST
             logger.log(
                 logging.INFO if graceful else logging.WARNING, "the hub at %s is gone: %s", self.path, reason
             )
@@ -310,36 +315,14 @@ class LocalTransport(CallTransport):
                 self._keeper = asyncio.create_task(self._reconnect(), name="atasks reconnect")
                 self._keeper.add_done_callback(self._on_keeper_done)
 
-    def _hub_died_with(self, pending: Pending, graceful: bool) -> None:
-        """Whether a worker had begun with it cannot be known, unless the hub said that none had."""
-        pending.confirmed = False
-        call = pending.call
-        if graceful and (pending.receiver is None or call.delivery != AT_MOST_ONCE):
-            call.ran |= pending.receiver is not None  # its next run has to ask where to go on
-            return
-        last = call.attempt >= call.max_attempts
-        if call.delivery == AT_MOST_ONCE:
-            pending.fail(
-                CallConnectionLost(
-                    f"the hub is gone: whether {call.task} ran cannot be known, and it runs at most once"
-                )
-            )
-        elif last and (call.attempt == 1 or call.id in self._last_attempts):
-            message = f"task {call.task!r}, call {call.id}, will not run again: the process of its hub died"
-            pending.fail(WorkerLost(message, call.attempt))
-        elif not last:
-            call.attempt += 1
-
     async def _reconnect(self) -> None:
         """Connect to the next hub, and send again what is awaited."""
         assert self.path is not None, "a hub with a private socket is in this process"
-        pause, longest = BACKOFF
-        while True:
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # jitter: not every client at once
-            pause = min(pause * 2, longest)
+        for pause in pauses(*BACKOFF):
+            await asyncio.sleep(pause)
             try:
                 await self._join(self.path)
-                greeted = await self._greet()
+                await self._greet()
             except TransportError as error:
                 logger.debug("cannot reconnect yet: %s", error)
                 link, self._link = self._link, None
@@ -349,10 +332,6 @@ class LocalTransport(CallTransport):
                 break
         logger.info("connected to the hub at %s again", self.path)
         self._keeper = None
-        self._kept.attach(greeted)
-        for pending in list(self._pending.values()):
-            if not pending.future.done():
-                self._post(pending)
 
     def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
         """It ended without a connection: say so loudly, and end every await."""
@@ -364,75 +343,26 @@ class LocalTransport(CallTransport):
     # -- calls
 
     def _room(self) -> asyncio.Future[None] | None:
-        return self.room()
-
-    def room(self) -> asyncio.Future[None] | None:
-        """What to await before asking again whether more may be sent; None: it may."""
-        return self._gate.room()
+        return self.calling.gate.room()
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        if pending.confirmed or pending.future.done():
-            return  # it was sent after a reconnect, while it waited for room
-        options, link = pending.options, self._link
-        wait = options.on_no_worker != "error"
-        if link is None or self._welcome is not None:
-            if not wait:
-                raise NoWorker(
-                    f"the hub at {self.path} is gone, and nothing serves queue {self.queue_of(pending.options)!r}"
-                )
-            return  # it is sent after the reconnect
-        pending.confirmed = True
-        call = pending.call
-        if self._lookout.idle:
-            self._lookout.start()
-        if pending.deadline is not None and call.timeout_ms is not None:  # sent again, it has less time
-            left = max(round((pending.deadline - asyncio.get_running_loop().time()) * 1000), 0)
-            if call.timeout_ms - left > RESENT_MS:
-                call = structs.replace(call, timeout_ms=left)
-        link.send(Request(self.queue_of(options), call, options.priority, wait), len(call.payload))
-
-    def queue_of(self, options: TaskOptions) -> str:
-        """The work queue of calls with these options."""
-        return options.queue or self.queue
+        self.calling.post(pending)
 
     def _locate(self, pending: Pending) -> None:
-        self._lookout.locate(pending)
-
-    def pendings(self) -> list[Pending]:
-        """The calls that are awaited."""
-        return list(self._pending.values())
-
-    def pending(self, call_id: str) -> Pending | None:
-        """The awaited call of that id."""
-        return self._pending.get(call_id)
-
-    def ask(self, ids: list[str]) -> None:
-        """Ask the hub where these calls are."""
-        if self._link is not None:
-            self._link.send(Where(ids))
+        self.calling.locate(pending)
 
     def _withdraw(self, pending: Pending) -> None:
-        if pending.confirmed:
-            if not self._withdrawn:
-                asyncio.get_running_loop().call_soon(self._send_cancels)
-            self._withdrawn.append(pending.call.id)
-
-    def _send_cancels(self) -> None:
-        withdrawn, self._withdrawn = self._withdrawn, []
-        if self._link is not None:
-            for cancel in wire.cancels(withdrawn):
-                self._link.send(cancel)
+        self.calling.withdraw(pending)
 
     def _grant(self, credit: Credit, worker: str) -> None:
-        if self._link is not None:
-            self._link.send(credit)
+        self.calling.grant(credit)
 
     # -- what arrives
 
     def _receive(self, messages: list[Message]) -> None:
-        service = self._service
+        service = self.serving
         for message in messages:
             if type(message) is Reply:
                 self._resolve(message)
@@ -449,24 +379,17 @@ class LocalTransport(CallTransport):
     def _control(self, message: Message) -> None:
         match message:
             case Cancel() | Credit() | Pong():
-                if self._service is not None:
-                    self._service.told(message)
-            case NoneServes():
-                pending = self._pending.get(message.id)
-                if pending is not None:
-                    pending.fail(NoWorker(_no_worker(self.queue_of(pending.options))))
+                if self.serving is not None:
+                    self.serving.told(message)
+            case NoneServes() | There() | Handed() | Hold():
+                self.calling.told(message)
             case Answer() | Found():
                 self._kept.answered(message)
             case News():
                 self._kept.news(message)
-            case There():
-                self._lookout.found(message)
-            case Handed():
-                self._last_attempts.add(message.id)
-            case Hold():
-                self._gate.hold(message.on)
             case Bye():
-                self._said_bye = True
+                if self._state is State.JOINED:
+                    self._state = State.LEAVING
             case Welcome() | Refused():
                 self._greeted(message)
 
@@ -486,12 +409,12 @@ class LocalTransport(CallTransport):
     # -- serving
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
-        service = self._service
+        service = self.serving
         if service is None:
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-            service = self._service = Serving(worker, names, self._link)
+            service = self.serving = Serving(worker, names, self._link)
             self._link.eager = False  # a reply is followed by what it says of slots
         elif service.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")
@@ -499,27 +422,27 @@ class LocalTransport(CallTransport):
         await service.others()  # when this returns, the hub knows
 
     async def stop_serving(self, worker: Worker) -> None:
-        if self._service is not None:
-            await self._service.stop()
+        if self.serving is not None:
+            await self.serving.stop()
 
     async def has_other_workers(self, worker: Worker) -> bool:
-        return self._service is not None and await self._service.others()
+        return self.serving is not None and await self.serving.others()
 
     async def flush(self) -> None:
-        if self._service is not None:
-            await self._service.others()  # the answer means that the hub has what was sent before
+        if self.serving is not None:
+            await self.serving.others()  # the answer means that the hub has what was sent before
 
     def slots_changed(self, worker: Worker) -> None:
-        if self._service is not None:
-            self._service.link.speak()
+        if self.serving is not None:
+            self.serving.link.speak()
 
     def overfull(self, worker: Worker) -> None:
-        if self._service is not None:
-            self._service.overfull()
+        if self.serving is not None:
+            self.serving.overfull()
 
     def lacks_place(self, worker: Worker, executor: Executor) -> None:
-        if self._service is not None:
-            self._service.lacks_place(executor)
+        if self.serving is not None:
+            self.serving.lacks_place(executor)
 
 
 def _check_workers(workers: Any) -> None:
@@ -527,7 +450,3 @@ def _check_workers(workers: Any) -> None:
         raise TypeError(f"workers is a number of processes, not {workers!r}")
     if not 0 <= workers <= MAX_WORKERS:
         raise ValueError(f"workers={workers if abs(workers) < 10**12 else '…'}: 0 to {MAX_WORKERS} processes")
-
-
-def _no_worker(queue: str) -> str:
-    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"

@@ -6,9 +6,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from atasks.errors import NoWorker
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.call_transport import Pending
+from atasks.transport.unserved import no_worker
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
@@ -71,13 +71,13 @@ class WorkerPresence:
                     return
         except CLIENT_ERRORS:
             return
-        raise NoWorker(_no_worker(queue))
+        raise no_worker(queue)
 
     def returned(self, pending: Pending) -> None:
         """The broker has no such work queue: no worker ever declared it, or it was deleted."""
         queue = self._session.queue_of(pending.options)
         if pending.options.on_no_worker == "error":
-            pending.fail(NoWorker(_no_worker(queue)))
+            pending.fail(no_worker(queue))
         elif self.listens(queue):
             if not self._homeless.get(queue):
                 logger.warning("nothing serves queue %r yet: calls wait for a worker", queue)
@@ -150,7 +150,3 @@ class WorkerPresence:
         # sent at once, the latter would run twice whenever a queue is declared for the first time.
         pendings = (item for item in session.pendings.values() if session.queue_of(item.options) == queue)
         self._overdue.suspect([item for item in pendings if item.confirmed])
-
-
-def _no_worker(queue: str) -> str:
-    return f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)"

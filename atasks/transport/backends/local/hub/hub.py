@@ -9,12 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from msgspec import structs
-
 from atasks import wire
-from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.hub.queue import QueuedCall
+from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.records import HubRecords
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
@@ -23,7 +21,6 @@ from atasks.transport.backends.local.messages import (
     Answer,
     Begin,
     Bye,
-    Deliver,
     GiveBack,
     Handed,
     Hello,
@@ -73,8 +70,7 @@ class Hub:
         self.closed = False
         self._peers: list[Peer] = []
         self._entries: dict[str, QueuedCall] = {}
-        self._queues: dict[tuple[str, str, Executor | None], WorkQueue] = {}
-        """By namespace, name, and what the calls run in, if they need a place in a pool."""
+        self._queues = WorkQueues()
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
         self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
@@ -110,7 +106,7 @@ class Hub:
 
     def attach(self, link: Conversation, pid: int = 0) -> None:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
-        peer = Peer(link, pid, self._fill)
+        peer = Peer(link, pid, self._queues.fill)
         self._peers.append(peer)
         peer.expected = self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
         link.schedule = self._schedule
@@ -141,7 +137,7 @@ class Hub:
         self.closed = True
         for entry in list(self._entries.values()):
             if entry.worker is not None and entry.call.delivery == AT_MOST_ONCE:
-                self._end(entry, _lost(entry, "was cut off when its hub was closed"))
+                self._end(entry, entry.lost("was cut off when its hub was closed"))
         for peer in self._peers:
             peer.link.send(Bye())
         await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self._peers))
@@ -225,39 +221,39 @@ class Hub:
         stalled = list(peer.stalled.values())
         peer.stalled.clear()
         for entry in reversed(stalled):
-            self._put_back(entry)
+            self._queues.put_back(entry)
         for queue in {entry.queue for entry in stalled}:
-            self._offer(queue)
-        self._fill(peer)
+            self._queues.offer(queue)
+        self._queues.fill(peer)
         self._runs.read_on(peer)
 
     # -- as callers
 
     def _request(self, peer: Peer, message: Request) -> None:
         call = message.call
-        queue = self._queue(peer, message.queue)
+        queue = self._queues.of(peer, message.queue)
         if not message.wait and not queue.workers:
             peer.link.send(NoneServes(call.id))
-            self._tidy(queue)
+            self._queues.tidy(queue)
             return
         known = self._entries.get(call.id)
         if known is not None:
             self._request_again(peer, known, call)
             return
         if queue.executors and call.task in queue.executors:
-            queue = self._beside(queue, queue.executors[call.task])
+            queue = self._queues.beside(queue, queue.executors[call.task])
         entry = self._entries[call.id] = QueuedCall(call, peer, queue, message.priority)
         if call.timeout_ms is not None:
             entry.deadline = self._loop.time() + call.timeout_ms / 1000
-        entry.alone = 1 < call.attempt >= _most(entry)
+        entry.alone = 1 < call.attempt >= entry.most
         worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
         if worker is not None:
-            self._hand(entry, worker)
+            self._queues.hand(entry, worker)
         else:
             queue.push(entry)
             peer.check_room()
             if entry.alone or peer.link.clogged:
-                self._offer(queue)
+                self._queues.offer(queue)
 
     def _request_again(self, peer: Peer, known: QueuedCall, call: Call) -> None:
         """A call of this id is in hand: whose process sent it may await it again, after a lost connection."""
@@ -272,25 +268,25 @@ class Hub:
 
     def _begin(self, peer: Peer, message: Begin) -> None:
         call = message.call
-        queue = self._queue(peer, message.queue)
+        queue = self._queues.of(peer, message.queue)
         reason = ""
         if call.id in self._entries and not self._entries[call.id].kept:
-            self._tidy(queue)
+            self._queues.tidy(queue)
             outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
         elif (holder := self._runs.holder(peer, call.id)) is not None:
             self._tidy(queue)
             outcome, reason = Outcome.TAKEN, holder
         elif not message.wait and not queue.workers:
-            self._tidy(queue)
+            self._queues.tidy(queue)
             outcome = Outcome.NONE_SERVES
         elif not self._runs.open(peer, message):
-            self._tidy(queue)
+            self._queues.tidy(queue)
             outcome = Outcome.NO_ROOM
         else:
             entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
             entry.kept = True
             queue.push(entry)
-            self._offer(queue)
+            self._queues.offer(queue)
             outcome = Outcome.DONE
         peer.link.send(Answer(message.number, outcome, reason))
 
@@ -342,8 +338,8 @@ class Hub:
         if entry.call.orphan == RUN:
             if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
                 entry.caller = None
-                self._put_back(entry)
-                self._offer(entry.queue)
+                self._queues.put_back(entry)
+                self._queues.offer(entry.queue)
             entry.caller = None
             return
         worker = entry.worker
@@ -359,7 +355,9 @@ class Hub:
         peer.begins = message.begins
         peer.first_queue = message.queues[0] if message.queues else ""
         peer.queues = [
-            queue for name in message.queues for queue in (self._queue(peer, name), *self._all_beside(peer, name))
+            queue
+            for name in message.queues
+            for queue in (self._queues.of(peer, name), *self._queues.all_beside(peer, name))
         ]
         for queue in peer.queues:
             queue.workers.append(peer)
@@ -375,25 +373,17 @@ class Hub:
         for queue in peer.queues:
             if peer in queue.workers:
                 queue.workers.remove(peer)
-                self._tidy(queue)
+                self._queues.tidy(queue)
 
     def _slots(self, peer: Peer, message: Slots) -> None:
         peer.told(message)
         if peer.room > 0:
-            self._fill(peer)
+            self._queues.fill(peer)
 
     def _begun(self, peer: Peer, message: Handed) -> None:
         entry = self._entries.get(message.id)
         if entry is not None and entry.worker is peer:
-            self._begin_alone(entry)
-
-    def _begin_alone(self, entry: QueuedCall) -> None:
-        """A last attempt begins: should its worker die now, it is lost."""
-        entry.begun = True
-        if entry.worker is not None:
-            entry.worker.turns.begin_alone()  # before it waited
-        if entry.caller is not None:
-            entry.caller.link.send(Handed(entry.call.id))
+            self._queues.begin_alone(entry)
 
     def _stream(self, peer: Peer, items: wire.Item) -> None:
         entry = self._entries.get(items.id)
@@ -413,17 +403,17 @@ class Hub:
             entry.call = message.call
             if message.executor is not None and entry.queue.executor is None:
                 entry.queue.executors[entry.call.task] = message.executor
-                entry.queue = self._beside(entry.queue, message.executor)
+                entry.queue = self._queues.beside(entry.queue, message.executor)
                 entry.queue.push(entry)  # they come in the order in which they were handed out
             else:
-                self._put_back(entry)
-            self._offer(entry.queue)
+                self._queues.put_back(entry)
+            self._queues.offer(entry.queue)
 
     def _ping(self, peer: Peer, message: Ping) -> None:
-        queues = [self._queue(peer, queue.name) for queue in peer.queues if queue.executor is None]
+        queues = [self._queues.of(peer, queue.name) for queue in peer.queues if queue.executor is None]
         others = bool(queues) and all(queue.served_beside(peer, message.seen) for queue in queues)
         for queue in queues:
-            self._tidy(queue)
+            self._queues.tidy(queue)
         peer.link.send(Pong(message.number, others))
 
     def _again(self, entry: QueuedCall) -> None:
@@ -432,89 +422,19 @@ class Hub:
         call = entry.call
         entry.worker = None
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
-        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= _most(entry)):
-            lost = _lost(entry, "will not run again: its worker died")
+        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= entry.most):
+            lost = entry.lost("will not run again: its worker died")
             if call.orphan == RUN:  # maybe nobody else hears of it
                 logger.warning("%s", wire.ending(lost).message)
             self._end(entry, lost)
             return
         if not waited:
             call.attempt += 1
-            entry.alone = call.attempt == _most(entry)
-        self._put_back(entry)
-        self._offer(entry.queue)
+            entry.alone = call.attempt == entry.most
+        self._queues.put_back(entry)
+        self._queues.offer(entry.queue)
 
-    # -- from queues to workers
-
-    def _queue(self, peer: Peer, name: str) -> WorkQueue:
-        assert peer.namespace is not None, "it was welcomed"
-        queue = self._queues.get((peer.namespace, name, None))
-        if queue is None:
-            queue = self._queues[peer.namespace, name, None] = WorkQueue(peer.namespace, name)
-        return queue
-
-    def _beside(self, queue: WorkQueue, executor: Executor) -> WorkQueue:
-        """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
-        beside = self._queues.get((queue.namespace, queue.name, executor))
-        if beside is None:
-            beside = WorkQueue(queue.namespace, queue.name, executor)
-            self._queues[queue.namespace, queue.name, executor] = beside
-            beside.workers += queue.workers
-            for worker in queue.workers:
-                worker.queues.append(beside)
-        return beside
-
-    def _all_beside(self, peer: Peer, name: str) -> list[WorkQueue]:
-        """The queues beside a work queue that there are."""
-        assert peer.namespace is not None, "it was welcomed"
-        found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
-        return [queue for queue in found if queue is not None]
-
-    def _put_back(self, entry: QueuedCall) -> None:
-        """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
-        queue = entry.queue
-        entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
-        entry.queue.push(entry, front=True)
-
-    def _tidy(self, queue: WorkQueue) -> None:
-        """Forget a queue that has neither workers nor calls."""
-        if not queue.workers and not queue:
-            self._queues.pop((queue.namespace, queue.name, queue.executor), None)
-
-    def _offer(self, queue: WorkQueue) -> None:
-        """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
-        for worker in sorted(queue.workers, key=lambda worker: -worker.room_for(queue)):
-            self._fill(worker)
-
-    def _fill(self, worker: Peer) -> None:
-        """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
-        queues = worker.queues
-        for queue in queues:
-            while worker.room_for(queue) > 0 and queue and not worker.link.clogged:
-                entry = queue.pop(worker)
-                if entry is None:
-                    break
-                caller = entry.caller
-                if caller is not None and caller.link.clogged:
-                    caller.stalled[entry.call.id] = entry
-                else:
-                    self._hand(entry, worker)
-        if len(queues) > 1:
-            queues.append(queues.pop(0))
-
-    def _hand(self, entry: QueuedCall, worker: Peer) -> None:
-        entry.worker = worker
-        entry.begun = False
-        entry.since = self._loop.time()
-        worker.hand(entry)
-        if entry.alone and not worker.begins:
-            self._begin_alone(entry)
-        call = entry.call
-        if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
-            left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
-            call = structs.replace(call, timeout_ms=left)
-        queue = entry.queue.name
-        worker.link.send(Deliver(call, entry.alone, "" if queue == worker.first_queue else queue), entry.size)
+    # -- the end of calls
 
     def _end(self, entry: QueuedCall, reply: Reply | End) -> None:
         del self._entries[entry.call.id]
@@ -532,18 +452,4 @@ class Hub:
             entry.worker.let_go(entry)
         elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
             entry.queue.remove(entry)
-            self._tidy(entry.queue)
-
-
-def _most(entry: QueuedCall) -> int:
-    """How many attempts the call has: it may ask for some, and its atask's own definition may allow more."""
-    call = entry.call
-    if call.max_attempts <= MAX_ATTEMPTS or entry.kept:
-        return call.max_attempts
-    return min(call.max_attempts, max(MAX_ATTEMPTS, entry.queue.attempts.get(call.task, 0)))
-
-
-def _lost(entry: QueuedCall, what: str) -> Reply:
-    call = entry.call
-    message = f"task {call.task!r}, call {call.id}, {what}"
-    return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)
+            self._queues.tidy(entry.queue)

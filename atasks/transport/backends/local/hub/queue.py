@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from atasks.options import MAX_PRIORITY, Executor
-from atasks.wire import Call
+from atasks import wire
+from atasks.options import MAX_ATTEMPTS, MAX_PRIORITY, Executor
+from atasks.wire import Call, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.transport.backends.local.hub.peer import Peer
@@ -59,6 +60,20 @@ class QueuedCall:
         """When its caller will not wait any longer (event loop time)."""
         self.size = len(call.payload) + 500
         """Bytes, roughly."""
+
+    @property
+    def most(self) -> int:
+        """How many attempts it has: it may ask for some, and its atask's own definition may allow more."""
+        call = self.call
+        if call.max_attempts <= MAX_ATTEMPTS or self.kept:
+            return call.max_attempts
+        return min(call.max_attempts, max(MAX_ATTEMPTS, self.queue.attempts.get(call.task, 0)))
+
+    def lost(self, what: str) -> Reply:
+        """The reply that says that it ends with its worker."""
+        call = self.call
+        message = f"task {call.task!r}, call {call.id}, {what}"
+        return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)
 
 
 class WorkQueue:

@@ -1,0 +1,107 @@
+"""The work queues of a hub, and the way of calls from them to workers."""
+
+from __future__ import annotations
+
+import asyncio
+
+from msgspec import structs
+
+from atasks.options import EXECUTORS, Executor
+from atasks.transport.backends.local.hub.peer import Peer
+from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.messages import Deliver, Handed
+
+__all__ = ["WorkQueues"]
+
+
+class WorkQueues:
+    """Every queue with calls or workers. A worker is handed calls from its queues while it has room for them."""
+
+    def __init__(self) -> None:
+        self._queues: dict[tuple[str, str, Executor | None], WorkQueue] = {}
+        """By namespace, name, and what the calls run in, if they need a place in a pool."""
+        self._loop = asyncio.get_running_loop()
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._queues.clear()
+
+    def of(self, peer: Peer, name: str) -> WorkQueue:
+        """The queue of that name that this peer means, made now if there is none."""
+        assert peer.namespace is not None, "it was welcomed"
+        queue = self._queues.get((peer.namespace, name, None))
+        if queue is None:
+            queue = self._queues[peer.namespace, name, None] = WorkQueue(peer.namespace, name)
+        return queue
+
+    def beside(self, queue: WorkQueue, executor: Executor) -> WorkQueue:
+        """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
+        beside = self._queues.get((queue.namespace, queue.name, executor))
+        if beside is None:
+            beside = WorkQueue(queue.namespace, queue.name, executor)
+            self._queues[queue.namespace, queue.name, executor] = beside
+            beside.workers += queue.workers
+            for worker in queue.workers:
+                worker.queues.append(beside)
+        return beside
+
+    def all_beside(self, peer: Peer, name: str) -> list[WorkQueue]:
+        """The queues beside a work queue that there are."""
+        assert peer.namespace is not None, "it was welcomed"
+        found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
+        return [queue for queue in found if queue is not None]
+
+    def put_back(self, entry: QueuedCall) -> None:
+        """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
+        queue = entry.queue
+        entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
+        entry.queue.push(entry, front=True)
+
+    def tidy(self, queue: WorkQueue) -> None:
+        """Forget a queue that has neither workers nor calls."""
+        if not queue.workers and not queue:
+            self._queues.pop((queue.namespace, queue.name, queue.executor), None)
+
+    def offer(self, queue: WorkQueue) -> None:
+        """Calls wait in the queue: hand out what workers have room for, most to whoever has most."""
+        for worker in sorted(queue.workers, key=lambda worker: -worker.room_for(queue)):
+            self.fill(worker)
+
+    def fill(self, worker: Peer) -> None:
+        """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
+        queues = worker.queues
+        for queue in queues:
+            while worker.room_for(queue) > 0 and queue and not worker.link.clogged:
+                entry = queue.pop(worker)
+                if entry is None:
+                    break
+                caller = entry.caller
+                if caller is not None and caller.link.clogged:
+                    caller.stalled[entry.call.id] = entry
+                else:
+                    self.hand(entry, worker)
+        if len(queues) > 1:
+            queues.append(queues.pop(0))
+
+    def hand(self, entry: QueuedCall, worker: Peer) -> None:
+        """Give the call to this worker."""
+        entry.worker = worker
+        entry.begun = False
+        entry.since = self._loop.time()
+        worker.hand(entry)
+        if entry.alone and not worker.begins:
+            self.begin_alone(entry)
+        call = entry.call
+        if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
+            left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
+            call = structs.replace(call, timeout_ms=left)
+        queue = entry.queue.name
+        worker.link.send(Deliver(call, entry.alone, "" if queue == worker.first_queue else queue), entry.size)
+
+    def begin_alone(self, entry: QueuedCall) -> None:
+        """A last attempt begins: should its worker die now, it is lost."""
+        entry.begun = True
+        if entry.worker is not None:
+            entry.worker.turns.begin_alone()  # before it waited
+        if entry.caller is not None:
+            entry.caller.link.send(Handed(entry.call.id))
