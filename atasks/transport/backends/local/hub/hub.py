@@ -274,7 +274,7 @@ class Hub:
             self._queues.tidy(queue)
             outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
         elif (holder := self._runs.holder(peer, call.id)) is not None:
-            self._tidy(queue)
+            self._queues.tidy(queue)
             outcome, reason = Outcome.TAKEN, holder
         elif not message.wait and not queue.workers:
             self._queues.tidy(queue)
