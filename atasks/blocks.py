@@ -75,10 +75,10 @@ innermost: ContextVar[Block | None] = ContextVar("atasks.block", default=None)
 
 
 def default_of(blocks: Sequence[Block], here: Block | None) -> Transport | None:
-    """Of the open blocks of an event loop, the oldest first, the one that code uses which is in none of them.
+    """Choose the transport for code that is in no block: the oldest of the open blocks of its event loop.
 
-    That is the oldest. Code that is in a block which was left, `here` or around it, does not go over to one that
-    somebody else entered in the meantime.
+    Blocks come oldest first. Code whose own block (`here`, or one around it) was left does not go over to a block
+    that somebody else entered in the meantime.
     """
     for block in blocks:
         if not any(left.began < block.began < left.ended for left in _around(here)):

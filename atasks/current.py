@@ -21,7 +21,7 @@ IDS_AT_ONCE: Final = 128
 
 
 class CurrentCall:
-    """What an atask can know of the call that it is serving. Outside a call every attribute is None."""
+    """A view of the call that is being served. Outside a call every attribute is None."""
 
     __slots__ = (
         "attempt",
@@ -68,7 +68,7 @@ class CurrentCall:
         self.root_id = root_id
         """The call at the top of the chain; this call's own id if nothing awaits it from a worker."""
         self.state = state
-        """What the `lifespan` given to `serve` yielded."""
+        """The object that the `lifespan` given to `serve` yielded."""
 
     def __repr__(self) -> str:
         return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"
@@ -85,7 +85,7 @@ class CallingThread(Protocol):
 
     @property
     def has_ended(self) -> bool:
-        """Whether its function has returned or raised."""
+        """The function of the call has returned or raised."""
         ...
 
     async def wait_for(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:

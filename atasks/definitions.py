@@ -1,4 +1,4 @@
-"""What `@atask` makes of a function: `ATask` and `StreamTask`."""
+"""`ATask` and `StreamTask`: the objects that `@atask` makes of functions."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class InvokedName(TaskName):
 
 
 class BaseTask(Generic[P, K]):
-    """What an `ATask` and a `StreamTask` have in common: all but what calling them gives."""
+    """The common part of `ATask` and `StreamTask`: everything but their call."""
 
     streams: ClassVar[bool] = False
-    """Whether it yields items, instead of returning a value."""
+    """True if the atask yields items instead of returning a value."""
 
     def __init__(self, function: Callable[..., Any], name: str, namespace: str, options: TaskOptions) -> None:
         functools.update_wrapper(cast("Any", self), function, updated=())

@@ -162,7 +162,7 @@ class WorkerLost(CallError):
     def __init__(self, message: str = "", attempts: int = 1) -> None:
         super().__init__(message, attempts)
         self.attempts = attempts
-        """How many deliveries of the call a worker did not survive."""
+        """The number of deliveries of the call that a worker did not survive."""
 
     def __str__(self) -> str:
         return str(self.args[0])
@@ -177,7 +177,7 @@ class StreamLost(CallError):
     def __init__(self, message: str = "", items: int = 0) -> None:
         super().__init__(message, items)
         self.items = items
-        """How many items arrived before."""
+        """The number of items that had arrived."""
 
     def __str__(self) -> str:
         return str(self.args[0])

@@ -49,7 +49,7 @@ def _identity(descriptor: int) -> tuple[int, int]:
 
 
 class _Forking(threading.local):
-    """What a thread remembers while it forks."""
+    """The notes of a thread that forks."""
 
     def __init__(self) -> None:
         self.mask: set[int] = set()

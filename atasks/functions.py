@@ -70,7 +70,7 @@ def signature_of(function: Any) -> inspect.Signature:
 
 
 def passes_on(function: Any) -> bool:
-    """Whether it is a decorator's function that takes anything for the function below it."""
+    """Return True for a decorator's function that takes any arguments for the function below it."""
     if not hasattr(function, "__wrapped__"):
         return False
     kinds = {parameter.kind for parameter in signature_of(function).parameters.values()}
@@ -86,7 +86,8 @@ def declaring(function: Any) -> Any:
 
 
 def is_stream(function: Any) -> bool:
-    """Whether calling it gives an async generator, also through decorators that are no coroutine functions."""
+    """Return True if calling the function gives an async generator, also through decorators that are plain
+    functions."""
     for layer in _layers(function):
         if inspect.isasyncgenfunction(layer):
             return True
@@ -96,14 +97,15 @@ def is_stream(function: Any) -> bool:
 
 
 def is_context_manager(function: Any) -> bool:
-    """Whether one of its decorators is `contextmanager` or `asynccontextmanager`."""
+    """Return True if one of the function's decorators is `contextmanager` or `asynccontextmanager`."""
     return any(getattr(layer, "__code__", None) in CONTEXT_MANAGERS for layer in _layers(function))
 
 
 def identity(function: Any) -> Identity:
-    """What stays the same in a later version of a definition: in a module that is loaded again, an edited cell.
+    """Return the part of a definition that stays the same in a later version of it: in a module that is loaded
+    again, or in an edited cell.
 
-    It is where the innermost function was written (module, qualified name, file), without the line. A partial's
+    That is where the innermost function was written (module, qualified name, file), without the line. A partial's
     arguments belong to it, and so do the functions that a decorator's own function holds.
     """
     if isinstance(function, functools.partial):

@@ -1,4 +1,4 @@
-"""What a worker process of a crew runs."""
+"""The program of a worker process of `local:` and of `atasks.serve(workers=...)`."""
 
 from __future__ import annotations
 

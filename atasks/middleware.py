@@ -248,7 +248,8 @@ class AroundCalls:
         *,
         submitted: bool = False,
     ) -> Any:
-        """What the middlewares make of `await send(name, *args, **kwargs)`, which makes the call of that name."""
+        """Make the call of that name inside the middlewares: returns or raises what they make of `await
+        send(name, *args, **kwargs)`."""
         call = self._invocation(router, name, task, options, args, kwargs, submitted)
         budget = _Budget(call.name, options.timeout)
         key, tries = call.id, 0
@@ -382,8 +383,8 @@ class AroundRuns:
         kwargs: Mapping[str, Any],
         body: Callable[..., Awaitable[Any]],
     ) -> Any:
-        """What the middlewares make of `await body(*args, **kwargs)`; for a stream, an iterator that can be
-        closed."""
+        """Run the body inside the middlewares: returns or raises what they make of `await body(*args,
+        **kwargs)`; for a stream, an iterator that can be closed."""
         invocation = Invocation(
             task,
             call.task,
@@ -414,7 +415,8 @@ class AroundRuns:
 
 
 class ItemsOfRun:
-    """What the middlewares at a worker made of a stream, and the generators beneath, which are closed with it."""
+    """The iterator that a worker's middlewares made of a stream, with the generators beneath, which are closed
+    with it."""
 
     def __init__(self, items: Any, made: Sequence[Any]) -> None:
         self._items = items

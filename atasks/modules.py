@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
-"""What `__module__` says in the program that was started, and in processes that `multiprocessing` spawns of it."""
+"""Values of `__module__` in the program that was started, and in processes that `multiprocessing` spawns of it."""
 
 UNGUARDED = (
     "a module starts worker processes when it is imported, and a worker process imports it: "
@@ -325,7 +325,7 @@ def _where(error: BaseException) -> str:
 
 
 def _missing(name: str, parent: str, part: str) -> str:
-    """What to say of a module that does not exist."""
+    """Return the text of the error for a module that does not exist."""
     if not parent and Path(name).is_file():
         return f"{name} is not a Python file by its name: rename it to {name}.py"
     places = list(sys.modules[parent].__path__) if parent else [str(Path.cwd())]
@@ -350,7 +350,7 @@ def _put_first(directory: Path) -> None:
 
 
 def _is_file(module: ModuleType, path: object) -> bool:
-    """Whether the module was loaded from that file."""
+    """Return True if the module was loaded from that file."""
     file = getattr(module, "__file__", None)
     if not isinstance(file, str) or not isinstance(path, str | Path):
         return False

@@ -11,7 +11,7 @@ namespaces = Manager("namespaces", unite=True)
 
 
 def namespace_item(name: str) -> RegistryItem:
-    """What is known of the namespace; an unknown one is made."""
+    """Return the item of the namespace; an unknown one is made."""
     item = namespaces.get(name)
     assert item is not None, "the manager of namespaces makes what is missing"
     return item

@@ -41,7 +41,7 @@ __all__ = [
 
 
 class CallOptions(TypedDict, total=False):
-    """What `@atask(...)` and `.options(...)` take."""
+    """Options that both `@atask(...)` and `.options(...)` take."""
 
     queue: str | None
     timeout: float | None
@@ -60,7 +60,7 @@ class CallOptions(TypedDict, total=False):
 
 
 class ViewOptions(CallOptions, total=False):
-    """What `.options(...)` takes: options of every call, and those of one submitted call."""
+    """Options that `.options(...)` takes: those of every call, and those of one submitted call."""
 
     delay: float | None
     at: datetime | None
@@ -73,13 +73,13 @@ EXECUTORS: Final[tuple[Executor, ...]] = ("thread", "process")
 
 
 class DecorationOptions(CallOptions, total=False):
-    """What `@atask(...)` takes besides `name` and `namespace`."""
+    """Options that `@atask(...)` takes besides `name` and `namespace`."""
 
     executor: Executor | None
 
 
 class AMQPOptions(TypedDict, total=False):
-    """What `connect` and `serve` take for RabbitMQ: the arguments of `AMQPTransport`."""
+    """Options that `connect` and `serve` take for RabbitMQ: the arguments of `AMQPTransport`."""
 
     prefix: str
     queue: str
@@ -93,7 +93,8 @@ class AMQPOptions(TypedDict, total=False):
 
 
 class LocalOptions(TypedDict, total=False):
-    """What `connect` and `serve` take for worker processes of one host: the arguments of `LocalTransport`."""
+    """Options that `connect` and `serve` take for worker processes of one host: the arguments of
+    `LocalTransport`."""
 
     hub: bool | None
     queue: str
@@ -104,7 +105,7 @@ class LocalOptions(TypedDict, total=False):
 
 
 class WorkerOptions(TypedDict, total=False):
-    """How the worker processes of a program serve: see `atasks.serve`."""
+    """Options of the worker processes of a program: see `atasks.serve`."""
 
     concurrency: int
     max_parked: int
@@ -114,17 +115,17 @@ class WorkerOptions(TypedDict, total=False):
 
 
 class PrivateOptions(LocalOptions, WorkerOptions, total=False):
-    """What `local` takes besides its own arguments."""
+    """Options that `local` takes besides its own arguments."""
 
 
 class TransportOptions(AMQPOptions, LocalOptions, total=False):
-    """What `serve` takes besides its own arguments."""
+    """Options that `serve` takes besides its own arguments."""
 
     workers: int | None
 
 
 class ConnectOptions(TransportOptions, WorkerOptions, total=False):
-    """What `connect` takes besides the URL and the namespace."""
+    """Options that `connect` takes besides the URL and the namespace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,17 +138,17 @@ class TaskOptions:
     """Seconds for the whole call; None: no deadline of its own."""
     delivery: Literal["at_least_once", "at_most_once"] = "at_least_once"
     max_attempts: int = 3
-    """How many workers may die with the call before it ends in `WorkerLost`."""
+    """The number of workers that may die with the call before it ends in `WorkerLost`."""
     on_no_worker: Literal["wait", "error"] = "wait"
     orphan: Literal["cancel", "run"] = "cancel"
-    """What happens to a run whose caller is gone."""
+    """The fate of a run whose caller is gone."""
     priority: int = 0
     """0..3, on queues that workers declare with `max_priority`."""
     batch: Literal["auto", False] | int = "auto"
-    """Whether calls may share a message: "auto" (calls of short atasks that are made together), False, or a number
-    (up to so many do, whatever they cost)."""
+    """Which calls may share a message: "auto" (calls of short atasks that are made together), False (none), or
+    a number (up to so many share one, however long they run)."""
     durable: bool = True
-    """Whether the request survives a restart of the broker."""
+    """True if the request survives a restart of the broker."""
     executor: Executor | None = None
     """Where a blocking function runs at the worker: None, on its event loop."""
     window: int = 64
@@ -188,7 +189,7 @@ class TaskOptions:
 
     @property
     def only_submits(self) -> bool:
-        """Whether a call with these options can be submitted, and not awaited."""
+        """True if a call with these options can be submitted, and not awaited."""
         return self.delay is not None or self.at is not None or self.unique is not None
 
 

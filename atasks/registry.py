@@ -10,7 +10,7 @@ __all__ = ["Manager", "RegisteringTwice", "RegistryItem"]
 
 
 class RegistryItem:
-    """What is known under one name: a bag of attributes. Two items are equal when their attributes are."""
+    """A bag of attributes that is registered under one name. Two items are equal when their attributes are."""
 
     def __init__(self, **options: Any) -> None:
         self.__dict__.update(options)

@@ -169,15 +169,17 @@ class Router:
         return await submit(self, name, args, kwargs, self._named(name)[1])
 
     def submit_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
-        """As `submit`, for a thread without an event loop."""
+        """Like `submit`, for a thread without an event loop."""
         return self.run_sync(
             f"{name}.submit.sync()", "`await` submit()", lambda: self.submit(name, *args, **kwargs)
         )
 
     def run_sync(self, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the coroutine of `make` returns or raises, for a thread without an event loop: it runs where the
-        calls of this thread are made. Raises RuntimeError, which names `what` and says what to do `instead`,
-        where an event loop runs."""
+        """Run the coroutine of `make` for a thread without an event loop, in the loop in which the calls of this
+        thread are made; returns and raises as the coroutine does.
+
+        Raises RuntimeError where an event loop runs: its text names `what`, and says what to do `instead`.
+        """
         return run_here(self, what, instead, make)
 
     async def request_to_keep(
@@ -204,8 +206,11 @@ class Router:
         options: TaskOptions,
         send: Callable[..., Coroutine[Any, Any, Any]],
     ) -> Any:
-        """What `await send(name, *args, **kwargs)` gives, inside of the namespace's middlewares. It makes a call
-        of that name that nobody awaits, by `request_to_keep`, and returns when that is safe."""
+        """Submit a call inside the namespace's middlewares: returns or raises what they make of `await send(name,
+        *args, **kwargs)`.
+
+        `send` makes a call that nobody awaits, by `request_to_keep`, and returns when the call is safe.
+        """
         around = self._space.around_calls
         if around is None:
             return await send(name, *args, **kwargs)
@@ -213,7 +218,7 @@ class Router:
         return await around.around(self, name, task, options, args, kwargs, send, submitted=True)
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
-        """What a reply stands for: its value, or it raises the exception."""
+        """Return the value of a reply, or raise its exception."""
         if reply.status != Status.VALUE:
             raise await self._error(reply, call, self.codec)
         return await self._result(reply, call, None, self.codec)
@@ -378,7 +383,8 @@ class Router:
                 return CallError(f"{call.task} ended with status {reply.status}, which this version does not know")
 
     def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What `send_request` gives or raises, for a thread without an event loop: see `ATask.sync`."""
+        """Make the call from a thread without an event loop; returns and raises as `send_request` does. See
+        `ATask.sync`."""
         return call(name, self, args, kwargs)
 
     def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:

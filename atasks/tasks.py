@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class AtaskDecorator(Protocol):
-    """What `@atask(...)` with options returns."""
+    """The decorator that `@atask(...)` with options returns."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...

@@ -1,4 +1,4 @@
-"""Whose turn it is where calls that run alone wait beside others."""
+"""Turns of the calls that run alone and of those that run together, at one worker."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Turns:
         self._since = self._loop.time()
 
     def end_alone(self) -> None:
-        """It has ended: the turn of the others begins."""
+        """End the turn of the call that ran alone: the turn of the others begins."""
         now = self._loop.time()
         self._latest = now + max(SHORTEST, min(now - self._since, LONGEST))
         self._breathe(now)
@@ -50,7 +50,8 @@ class Turns:
             self._breathe(self._loop.time())
 
     def resting(self, others: bool) -> bool:
-        """Whether no call may run alone for now; `others`: there are calls that may run together."""
+        """Return True if no call may run alone for now. `others` says that there are calls that may run
+        together."""
         now = self._loop.time()
         return now < self._soonest or (others and now < self._latest)
 

@@ -64,7 +64,7 @@ MAX_FIELDS: Final = 64
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 """Printable ASCII: `_flaw` looks, where a pattern would cost more than all other checks together."""
 Key = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[ -~]+\Z")]
-"""The same, where few of them travel."""
+"""An id that a pattern checks: for fields that few envelopes have."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 MAX_IDS: Final = 1000
@@ -78,8 +78,8 @@ RUN_PIPELINE: Final = "atasks.pipeline.run"
 
 
 class Status:
-    """How a call ended, in `Reply.status`. The payload of `VALUE` is the codec's bytes, that of `RAISED` a failure
-    (see `atasks.failures`), that of any other status an `Ending`."""
+    """The endings of a call, in `Reply.status`. The payload of `VALUE` is the codec's bytes, that of `RAISED` a
+    failure (see `atasks.failures`), that of any other status an `Ending`."""
 
     VALUE: Final = 0
     RAISED: Final = 1
@@ -124,20 +124,20 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     sig: bytes | None = None
     """Reserved for a signature; ignored in version 1."""
     ran: bool = False
-    """Whether a worker ran this stream before, at this attempt: it gave it back, or may have been sent it in vain.
-    Its consumer may have items."""
+    """True if a worker may have run this stream before, at this attempt, and its consumer may have items: that
+    worker gave it back, or may have been sent it in vain."""
     by: Annotated[str, Meta(max_length=32)] = ""
-    """Whose call it is, by the name of a key, if it comes from a worker that passes it on; empty: the sender's."""
+    """The name of the key whose owner made the call, if a worker passes it on; empty: the sender's own."""
     key: Key | None = None
-    """The same for every try: the id of the first one; None: this is it."""
+    """The idempotency key, which is the same for every try: the id of the first one; None: this is the first."""
     try_: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Which try this is, of those that a caller's retries make."""
     headers: Annotated[dict[Name, Annotated[str, Meta(max_length=65_536)]], Meta(max_length=64)] | None = None
-    """What the middlewares of the caller tell those of the worker."""
+    """Notes from the middlewares of the caller to those of the worker."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):
-    """How the call of that id ended."""
+    """The ending of the call with that id."""
 
     v: int
     id: Id
@@ -148,7 +148,7 @@ class Reply(Struct, array_like=True, tag=2, gc=False):
     run_us: Count = 0
     """Microseconds from start to end of the run."""
     parked: bool = False
-    """Whether it awaited another call."""
+    """True if the run awaited another call."""
 
 
 class Ending(Struct, array_like=True, gc=False):
@@ -172,7 +172,7 @@ class Ask(Struct, array_like=True, tag=4, gc=False):
     v: int
     ids: Ids
     token: Annotated[str, Meta(max_length=64)] = ""
-    """What the answer is to repeat; then a worker answers also if it holds none of them."""
+    """A text that the answer must repeat; a worker then answers even if it holds none of the calls."""
 
 
 class Held(Struct, array_like=True, tag=5, gc=False):
@@ -222,9 +222,9 @@ class Item(Struct, array_like=True, tag=8, gc=False):
     payloads: Annotated[list[bytes], Meta(max_length=65_536)]
     codec: str = ""
     worker: str = ""
-    """Who sends it, and gets the `Credit`."""
+    """The name of the worker that sends it, and gets the `Credit`."""
     attempt: Count = 1
-    """Of the call; what an earlier attempt than the latest one sends is void."""
+    """The attempt of the call; items of an earlier attempt than the latest one are void."""
 
 
 class End(Struct, array_like=True, tag=9, gc=False):
@@ -262,14 +262,14 @@ class Claim(Struct, array_like=True, tag=11, gc=False):
     copy: Key
     """The `message_id` of the request."""
     worker: Key
-    """Who asks."""
+    """The name of the worker that asks."""
     begins: bool = False
-    """Whether it starts now, as the last attempt: nothing else runs beside it."""
+    """True if the last attempt starts now: nothing else runs beside it."""
     again: bool = False
-    """Whether the broker delivered it to somebody before: it may have begun there."""
+    """True if the broker delivered the copy to somebody before: the call may have begun there."""
     run: Count = 0
-    """How many last attempts that worker has asked to begin so far, this one included; 0: it has not asked yet, or
-    is an older version."""
+    """The number of last attempts that this worker has asked to begin so far, this one included; 0: it has not
+    asked yet, or is an older version."""
     over: Annotated[str, Meta(max_length=64)] = ""
     """The beginning of this copy that is over, as `worker:run`: its worker gave it back. Empty: none was."""
 
@@ -282,7 +282,7 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     copy: Key
     granted: bool
     begun: bool = False
-    """Whether a worker has said that this copy begins."""
+    """True if a worker has said that this copy begins."""
     run: Count | None = None
     """Which beginning of the worker that asked was granted, by the number in its claim; 0: none was; None: the
     caller is an older version."""
@@ -294,7 +294,7 @@ Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept 
 
 
 class Decoded(Struct, gc=False):
-    """What a message body held: the good envelopes, and what was wrong with the others."""
+    """The contents of a message body: the good envelopes, and the flaws of the others."""
 
     envelopes: list[Envelope]
     bad: list[Bad]
@@ -318,14 +318,15 @@ _pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(li
 FEW: Final = b"\x9f"
 """The first byte of the longest array whose length is in it."""
 _UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""What decoding raises, whatever the bytes are."""
+"""The errors of the decoder, whatever the bytes are."""
 
 encode = _encoder.encode
 """A list of envelopes -> the bytes of a message body."""
 
 
 def length(data: bytes | memoryview) -> int:
-    """How many elements the MessagePack array has that begins there; 0 if none does. So many may not be there."""
+    """Return the number of elements that the MessagePack array at this place says it has; 0 if there is no
+    array. The elements may be missing."""
     first = data[0] if data else 0
     if 0x90 <= first <= 0x9F:
         return first & 0x0F
@@ -335,7 +336,8 @@ def length(data: bytes | memoryview) -> int:
 
 
 def plain(text: str) -> bool:
-    """Whether it is printable ASCII, as ids and the names of workers are: it fits into a key, and into a line."""
+    """Return True for printable ASCII, which ids and the names of workers must be: they go into keys and into
+    lines of logs."""
     return text.isascii() and text.isprintable()
 
 
@@ -366,7 +368,7 @@ def ending(reply: Reply) -> Ending:
 
 
 def cancels(ids: list[str]) -> list[Cancel]:
-    """As many cancellations as it takes for so many calls."""
+    """Return as many `Cancel` envelopes as it takes for so many calls."""
     return [Cancel(VERSION, ids[start : start + MAX_IDS]) for start in range(0, len(ids), MAX_IDS)]
 
 
@@ -377,7 +379,7 @@ def ended(call_id: str, status: int, message: str, worker: str = "", attempts: i
 
 
 def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:
-    """What can be read of a body that `decode` refuses, envelope by envelope. Never raises."""
+    """Read a body that `decode` refuses, envelope by envelope, and return what can be read. Never raises."""
     if len(body) > limit:
         return Decoded([], [Bad(_too_large(body, limit), None, None)])
     if length(body) > MAX_ENVELOPES:
@@ -403,7 +405,7 @@ def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:
 
 
 def _flaw(envelope: Envelope) -> str | None:
-    """What is wrong with an envelope that was decoded; None: nothing."""
+    """Return the flaw of an envelope that was decoded; None: it has none."""
     if envelope.v != VERSION:
         return _wrong_version(envelope.v)
     if isinstance(envelope, Call):
@@ -454,7 +456,7 @@ def _too_many(body: bytes) -> str:
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with bytes, without quoting them."""
+    """Return the flaw of bytes that could not be decoded, without quoting them."""
     if isinstance(error, RecursionError):
         return "nested too deep"
     return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
@@ -465,5 +467,5 @@ def _wrong_version(version: int) -> str:
 
 
 def describe(call: Call) -> str:
-    """How logs, notes and errors name a call."""
+    """Return the name of a call in logs, notes and errors: its atask and its id."""
     return f"task {call.task!r}, call {call.id}"

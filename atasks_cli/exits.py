@@ -1,4 +1,4 @@
-"""How the command ends: exit codes, and the error that carries one."""
+"""Exit codes of the command, and the error that carries one."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class CommandError(Exception):
 
 
 def explain(error: Exception) -> CommandError:
-    """What the command says of an error that came out of the library before or while it served."""
+    """Return the message of the command for an error that came out of the library before or while it served."""
     message = " ".join(str(error).split())
     match error:
         case LoadError():

@@ -1,4 +1,4 @@
-"""What the command writes to stderr: single lines, logs, and tracebacks without its own frames."""
+"""Output of the command on stderr: single lines, logs, and tracebacks without its own frames."""
 
 from __future__ import annotations
 

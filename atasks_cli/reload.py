@@ -64,7 +64,7 @@ class Watcher:
                 Exit.USAGE, "--reload needs watchfiles, which is not installed: pip install watchfiles"
             ) from None
         self.files: dict[str, int | None] = {}
-        """What is known of: path -> when it was modified, None if it does not exist."""
+        """The files that are watched: path -> when it was modified, None if it does not exist."""
         self._folders: set[str] = set()
         self._changed: set[str] = set()
         self._beside: set[str] = set()
@@ -91,7 +91,7 @@ class Watcher:
             self._more_folders.set()
 
     def forget_changes(self) -> None:
-        """What has changed so far is not news."""
+        """Take the present state of the files as known: earlier changes are no news."""
         self._look()
         self._changed.clear()
         self._beside.clear()

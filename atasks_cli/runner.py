@@ -91,19 +91,21 @@ def run(
 
 
 class Ending:
-    """How long this process may still take."""
+    """The time that this process may still take to end."""
 
     def __init__(self) -> None:
         self._until: float | None = None
 
     def within(self, grace: float) -> None:
-        """It is to end: threads of its calls, and what blocks its loop, have so many seconds. The first counts."""
+        """Begin to end: threads of calls, and whatever blocks the event loop, have so many seconds. The first
+        call counts."""
         if self._until is None:
             self._until = time.monotonic() + grace
             leave_if_blocked(asyncio.get_running_loop(), grace, Exit.OK)
 
     def leave(self, code: int) -> None:
-        """It has drained: end with this code, in time. Does nothing if it ends by itself, for want of work."""
+        """End the process with this code after its drain, in time. Does nothing if it ends by itself, for want
+        of work."""
         if self._until is not None:
             leave_within(max(0.0, self._until - time.monotonic()) + EXIT_SECONDS, code)
 

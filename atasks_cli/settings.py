@@ -1,4 +1,4 @@
-"""What one run of the command was asked to do, checked for contradictions."""
+"""The settings of one run of the command, checked for contradictions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DEFAULT_URLS: Final = {"loopback": "loopback:", "amqp": AMQP_URL, "local": "loc
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run, and over what. `make` checks it."""
+    """The module to run, and the transport to run it over. `make` checks the settings."""
 
     mode: Mode
     url: str
@@ -52,7 +52,7 @@ class Settings:
     keys: str | None = None
     """The path of the file of keys; None: $ATASKS_KEYS, if it is set."""
     unsealed: str | None = None
-    """What a server does with unsealed messages, if it has keys; None: it refuses them."""
+    """The treatment of unsealed messages by a server that has keys; None: it refuses them."""
 
     @classmethod
     def make(
@@ -128,7 +128,7 @@ class Settings:
 
     @property
     def has_keys(self) -> bool:
-        """Whether messages are sealed."""
+        """Messages are sealed."""
         path = os.environ.get("ATASKS_KEYS") if self.keys is None else self.keys
         return self.transport == "amqp" and bool(path)
 
@@ -146,7 +146,7 @@ class Settings:
 
 
 def _private(mode: Mode | None, url: str | None, transport: str | None, workers: int | None) -> bool:
-    """Whether the calls are for worker processes of this program, around a private socket."""
+    """Return True if the calls are for worker processes of this program, around a private socket."""
     named = transport == "local" or (url is not None and url.partition(":")[0] == "local")
     if mode == "server":
         if named:

@@ -25,9 +25,10 @@ class Signals:
 
     def __init__(self, first: Callable[[], object]) -> None:
         self.first = first
-        """What the first signal does: no coroutine, and called in the event loop."""
+        """The function that the first signal calls in the event loop: no coroutine."""
         self.last: Callable[[], object] | None = None
-        """What the second signal does before the process ends: called by the signal handler, whatever runs."""
+        """The function that the second signal calls before the process ends: the signal handler calls it,
+        whatever runs."""
         self.received: int | None = None
         """The number of the first signal, once it has come."""
         self._ending = False

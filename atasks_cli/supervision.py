@@ -29,12 +29,12 @@ MARGIN = 15.0
 """Seconds past the grace in which a worker may clean up and close its connections: see docs/shutdown.md."""
 
 MENDED_BY_CHANGE = {Exit.LOAD, Exit.USAGE, Exit.WORKERS}
-"""What another version of the modules may put right."""
+"""Exits that another version of the modules may put right."""
 
 
 @dataclass(frozen=True)
 class Supervision:
-    """What was asked of a supervisor and of its workers."""
+    """The settings of a supervisor and of its workers."""
 
     workers: int
     reload: bool
@@ -175,7 +175,7 @@ def _shown(files: Sequence[str]) -> str:
 
 
 def _relay(number: int, lines: bytes) -> None:
-    """What a worker has written to stderr, under its number."""
+    """Write the lines that a worker has written to stderr, under its number."""
     prefix = f"[worker {number}] ".encode()
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
         sys.stderr.flush()

@@ -39,13 +39,16 @@ EXIT_SECONDS: Final = 7.0
 
 
 def call(name: str, router: Router, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """What `await router.send_request(name, ...)` gives or raises: `ATask.sync`."""
+    """Make the call from a thread; returns and raises as `await router.send_request(name, ...)` does.
+    `ATask.sync` calls this."""
     return run_here(router, f"{name}.sync()", "`await` it", lambda: router.send_request(name, *args, **kwargs))
 
 
 def run_here(router: Router, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the coroutine returns or raises where this thread's calls are made. Raises RuntimeError, which names
-    `what` and says what to do `instead`, where an event loop runs."""
+    """Run the coroutine where this thread's calls are made; returns and raises as it does.
+
+    Raises RuntimeError where an event loop runs: its text names `what`, and says what to do `instead`.
+    """
     refuse_in_loop(what, instead)
     return _wait_for(router, make)
 
@@ -53,9 +56,11 @@ def run_here(router: Router, what: str, instead: str, make: Callable[[], Corouti
 def _wait_for(
     router: Router, make: Callable[[], Coroutine[Any, Any, T]], begun: asyncio.AbstractEventLoop | None = None
 ) -> T:
-    """What the coroutine returns or raises where this thread's calls are made: in the loop of the block that it is
-    in, else of the worker that it works for, else in the background loop, else in that of the oldest block;
-    `begun`: in this one."""
+    """Run the coroutine in the event loop of this thread's calls; returns and raises as it does.
+
+    That is the loop `begun`, if given; else the loop of the block that the thread is in; else the loop of the
+    worker that the thread works for; else the background loop; else the loop of the oldest block.
+    """
     if begun is not None and not begun.is_running():
         raise NotConnected("the event loop of this connection has ended")
     block = None if begun is not None else _block(router.namespace)
@@ -133,7 +138,7 @@ class Background:
                     await self.open.pop().__aexit__(None, None, None)
 
     def take_back(self, manager: AbstractAsyncContextManager[Transport]) -> bool:
-        """Whether it is still to be closed, which whoever asks will do."""
+        """Return True if the connection is still open: the caller of this method must close it then."""
         with _lock:
             if _over or manager not in self.open:
                 return False
@@ -177,15 +182,16 @@ _alive: set[Background] = set()
 
 
 _ending = False
-"""Whether the program ends, and what is open is being closed."""
+"""True once the program ends, and open connections are being closed."""
 
 
 _over = False
-"""Whether the program ends: threads like those of the loops stop for good then, and nobody may wait for them."""
+"""True once the program ends and threads like those of the loops have stopped for good: nobody may wait for
+them."""
 
 
 _forked = False
-"""Whether this process was forked from one that had connected, and has not connected itself since."""
+"""True in a process that was forked from one that had connected, until it connects itself."""
 
 
 def enter_background(connected: Router | None = None) -> Background:
@@ -215,7 +221,8 @@ def _background_loop(connected: Router | None = None) -> Iterator[Background]:
 
 
 def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the coroutine that `make` makes returns or raises, in a task of that loop of another thread.
+    """Run the coroutine of `make` in a task of that loop, which another thread runs; returns and raises as it
+    does.
 
     The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
     """
@@ -239,7 +246,8 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
 
 
 async def _forward(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """What the coroutine that `make` makes returns or raises in another event loop. Cancelled with this."""
+    """Run the coroutine of `make` in another event loop; returns and raises as it does. Cancelling this cancels
+    it."""
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
 
 

@@ -24,7 +24,7 @@ class Codec:
     """
 
     name: str = ""
-    """How envelopes name this codec: the class's name unless it says otherwise."""
+    """The name of this codec in envelopes: the name of its class unless it says otherwise."""
 
     carries_types: bool = False
     """True where `encode` takes classes by value or by reference, as pickles do: exceptions are then rebuilt
@@ -53,8 +53,8 @@ class Codec:
         return objects.importable_name(cls)
 
     def find_exception(self, module: str, qualname: str) -> Any:
-        """What `name_exception` named, or any exception raised. A codec that carries no types runs no code for it:
-        it finds classes of modules that are loaded, and nothing else."""
+        """Return the class that `name_exception` named, or raise any exception. A codec that carries no types
+        runs no code for it: it finds classes of modules that are loaded, and nothing else."""
         return objects.find(module, qualname) if self.carries_types else objects.loaded(module, qualname)
 
     # These two hand on the coroutine of `decode`: one of their own would cost every call a little.
@@ -64,12 +64,12 @@ class Codec:
         return self.decode(content)
 
     def decode_result(self, content: bytes, function: Callable[..., Any]) -> Awaitable[Any]:
-        """What `function` returned: a codec with types reads them from its annotations."""
+        """Decode the result of `function`: a codec with types reads them from the function's annotations."""
         return self.decode(content)
 
 
 def as_bytes(data: Any, codec: Codec) -> bytes:
-    """What `encode` returned, as bytes; an EncodeError if it is nothing of the kind."""
+    """Return what `encode` returned, as bytes. Raises EncodeError if that is nothing of the kind."""
     if type(data) is bytes:
         return data
     if isinstance(data, (bytes, bytearray, memoryview)):
@@ -78,8 +78,8 @@ def as_bytes(data: Any, codec: Codec) -> bytes:
 
 
 def ends_here(error: BaseException) -> bool:
-    """Whether an exception out of a codec is meant for this task or program, and does not come of the content:
-    pickles may raise anything at all."""
+    """Return True if an exception out of a codec is meant for this task or program, and does not come of the
+    content: pickles may raise anything at all."""
     if isinstance(error, asyncio.CancelledError):
         task = asyncio.current_task()
         return task is None or task.cancelling() > 0

@@ -80,7 +80,8 @@ class _InOnePass(Pickler):
 
 
 def _by_value_modules() -> bool:
-    """Whether the user has registered modules with cloudpickle, whose contents must not travel by reference."""
+    """Return True if the user has registered modules with cloudpickle: their contents must not travel by
+    reference."""
     cloudpickle = sys.modules.get("cloudpickle")
     return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
 

@@ -159,13 +159,13 @@ def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Par
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a codec that knows no classes may take it apart."""
+    """Return True if a codec that knows no classes may take the value apart."""
     kinds = (dict, list, tuple, set, frozenset, msgspec.Struct)
     return isinstance(value, kinds) or dataclasses.is_dataclass(value)
 
 
 def _parts(value: Any) -> _Parts:
-    """What a value consists of, as far as one can name it."""
+    """Return the parts of a value, as far as they have names."""
     try:
         return list(_walk(value))
     except Exception:  # a user's class gets in the way
@@ -193,7 +193,7 @@ def _walk(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _surroundings(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function that travels by value takes along."""
+    """Yield the objects that a function takes along when it travels by value."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield f".<closure>.{name}", cell.cell_contents

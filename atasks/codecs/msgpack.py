@@ -100,7 +100,7 @@ _outer = msgspec.msgpack.Decoder(tuple[list[msgspec.Raw], dict[str, msgspec.Raw]
 
 
 class _Signature:
-    """How to read the arguments and the result of one function. It does not keep the function alive.
+    """The types of the arguments and of the result of one function. It does not keep the function alive.
 
     An annotation that is of no use is complained of only when a value arrives for it.
     """
@@ -112,7 +112,8 @@ class _Signature:
         self.named: dict[str, _Read] = {}
         self.others: _Read = _read_anything
         self.ways: list[_Positional] = []
-        """How positional arguments may be meant below a decorator that adds some, the likeliest way first."""
+        """The meanings that positional arguments may have below a decorator that adds some, the likeliest
+        first."""
         scope = _Scope(function)
         signature = signature_of(declaring(function))
         parameters = list(signature.parameters.values())
@@ -293,7 +294,8 @@ def _typed_dict(annotation: Any, scope: _Scope) -> dict[str, Any]:
 
 
 def _awaited(hint: Any) -> Any:
-    """What an await of it gives, if a value of that type is awaited: T for `Awaitable[T]`, `asyncio.Future[T]`.
+    """Return the type that an await of the value gives, if a value of that type is awaited: T for `Awaitable[T]`,
+    `asyncio.Future[T]`.
 
     For an async generator function it is the type of an item.
     """
@@ -307,7 +309,7 @@ def _awaited(hint: Any) -> Any:
 
 
 def _name(function: Callable[..., Any]) -> str:
-    """How messages name the function: as an atask's default name does."""
+    """Return the name of the function in messages: its module and qualified name, as for an atask."""
     from atasks.modules import MAIN_NAMES, main_name
 
     module = getattr(function, "__module__", None) or "?"

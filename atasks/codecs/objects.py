@@ -76,7 +76,7 @@ _FIELDS: dict[tuple[str, str], frozenset[type]] = {
     ("NameError", "name"): _TEXT,
     ("StopIteration", "value"): _PLAIN,
 }
-"""What the fields of Python's own exceptions may hold: their code reads memory by them."""
+"""The types that the fields of Python's own exceptions may hold: their code reads memory by them."""
 
 
 def class_name(cls: type) -> tuple[str, str]:
@@ -129,19 +129,21 @@ def _walk(found: Any, qualname: str) -> Any:
 
 
 def is_rebuildable(cls: object) -> TypeGuard[type[BaseException]]:
-    """Whether instances may reach a caller: those of other classes (`SystemExit`...) would end its program."""
+    """Return True if instances of the class may reach a caller: those of other classes (`SystemExit`...) would
+    end its program."""
     return isinstance(cls, type) and issubclass(cls, Exception | BaseExceptionGroup)
 
 
 def pickles_itself(cls: type) -> bool:
-    """Whether the class, and not one of Python's own among its bases, says how it is pickled."""
+    """Return True if the class, and not one of Python's own among its bases, defines the way in which it is
+    pickled."""
     return cls in copyreg.dispatch_table or any(
         name in vars(base) for base in cls.__mro__ if base.__module__ != "builtins" for name in _PICKLING
     )
 
 
 def is_faithful(exc: BaseException, copy: object) -> bool:
-    """Whether a copy that the class's own pickling made says what the exception says.
+    """Return True if a copy that the class's own pickling made says what the exception says.
 
     Its `args`, its text, and its plain attributes, unless the class says by `__getstate__` or `__setstate__` which
     of them travel.
@@ -199,7 +201,7 @@ def state(exc: BaseException) -> dict[str, Any]:
 
 
 def is_bare(cls: type[BaseException]) -> bool:
-    """Whether an exception of this class can be put together from its parts."""
+    """Return True if an exception of this class can be put together from its parts."""
     try:
         bare(cls)
     except TypeError:
@@ -208,8 +210,8 @@ def is_bare(cls: type[BaseException]) -> bool:
 
 
 def suits(exc: BaseException, attributes: Any) -> bool:
-    """Whether attributes that a stranger may have sent can be given to the exception: by name, with the types that
-    the fields of Python's own classes need, whose code believes them."""
+    """Return True if the exception can be given these attributes, which a stranger may have sent: by name, with
+    the types that the fields of Python's own classes need, whose code relies on them."""
     if type(attributes) is not dict:
         return False
     descriptors = _descriptors(type(exc))
@@ -233,7 +235,7 @@ def _number(value: object) -> int:
 
 
 def works(exc: BaseException) -> bool:
-    """Whether `str()` of it works. Asked of classes in Python only."""
+    """Return True if `str(exc)` works. Asked of classes in Python only."""
     own = next(vars(base)["__str__"] for base in type(exc).__mro__ if "__str__" in vars(base))
     if isinstance(own, WrapperDescriptorType):
         return True
@@ -270,7 +272,8 @@ def _exceptions_in(value: object, path: Path) -> Iterator[tuple[Path, BaseExcept
 
 
 def put(container: Any, path: Path, value: Any) -> Any:
-    """What `held` looked into, with another value at that place; lists and tuples on the way are copied.
+    """Return the container with another value at the place that `held` looked into; lists and tuples on the way
+    are copied.
 
     Raises what a wrong path raises.
     """

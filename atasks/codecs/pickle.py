@@ -55,8 +55,8 @@ class PickleCodec(Codec):
 
 
 def is_data(obj: object) -> bool:
-    """Whether it is bytes, a text or a number, or the arguments of a call that are all of that kind: they refer to
-    nothing, and pickle's fast way is the right one."""
+    """Return True for bytes, texts and numbers, and for arguments of a call that are all of that kind: they
+    refer to nothing, and pickle's fast way is the right one."""
     if type(obj) is tuple and len(obj) == 2 and type(obj[1]) is dict and type(obj[0]) is tuple:
         args, kwargs = obj
         return _DATA.issuperset(map(type, args)) and (not kwargs or _DATA.issuperset(map(type, kwargs.values())))
@@ -64,7 +64,7 @@ def is_data(obj: object) -> bool:
 
 
 def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], protocol: int) -> bytes:
-    """What such a pickler makes of the object."""
+    """Pickle the object with such a pickler."""
     file = io.BytesIO()
     writer = pickler(file, protocol)
     try:
@@ -93,16 +93,16 @@ class Pickler(pickle.Pickler):
         return NotImplemented if rule is None else rule(self, obj)
 
     def refer(self, obj: Any) -> Any:
-        """How a class or function is pickled."""
+        """Return the way in which a class or function is pickled."""
         return (obj.__module__ in MAIN_NAMES and main_reference(obj)) or NotImplemented
 
     def reduce_builtin(self, obj: Any) -> Any:
-        """How an object of a class of Python's own is pickled."""
+        """Return the way in which an object of a class of Python's own is pickled."""
         return NotImplemented
 
 
 def _rule(kind: type) -> Callable[[Any, Any], Any] | None:
-    """What becomes of objects of a class, besides what their pickling says. None: nothing."""
+    """Return the function that pickles or refuses objects of this class; None: their own pickling does."""
     if issubclass(kind, type | FunctionType):
         return _refer
     if bound.reason(kind) is not None:
@@ -129,7 +129,7 @@ def _refuse(pickler: Pickler, obj: Any) -> Any:
 
 
 def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, str]] | None:
-    """How a pickle refers to a class or function of `__main__` by its dotted name.
+    """Return the reference to a class or function of `__main__` by its dotted name.
 
     None for everything else, and where no such name leads to the object: `__main__` is a prompt or a notebook, or
     the object is local to a function, or the name has since been given to something else.
@@ -150,7 +150,8 @@ def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, s
 
 
 def resolve(module: str, qualname: str) -> Any:
-    """What `main_reference` refers to: pickles name this function. `__main__` itself is not imported twice."""
+    """Return the object of a `main_reference`: pickles name this function. `__main__` itself is not imported
+    twice."""
     main_name()  # makes sys.modules know __main__ by its dotted name
     try:
         return _walk(importlib.import_module(module), qualname)
@@ -167,7 +168,7 @@ def resolve(module: str, qualname: str) -> Any:
 
 
 def is_at(obj: Any, module: Any) -> bool:
-    """Whether its qualified name leads to a class or function in this module, which is loaded."""
+    """Return True if the qualified name of a class or function leads to it in this module, which is loaded."""
     try:
         return _walk(sys.modules[module], obj.__qualname__) is obj
     except (AttributeError, KeyError, TypeError):

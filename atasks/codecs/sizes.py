@@ -1,4 +1,4 @@
-"""How much memory a MessagePack document would take, before it is decoded."""
+"""The memory that a MessagePack document would take, estimated before it is decoded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EACH: Final = 72
 """Bytes of an empty list, dict or short text, and of the reference to it."""
 
 _SUSPECTS: Final = bytes([*range(0x80, 0xA4), *range(0xDC, 0xE0)])
-"""What arrays, maps and texts of up to three bytes begin with; other bytes may look so."""
+"""First bytes of arrays, maps and texts of up to three bytes; other bytes may look like them."""
 _OTHERS: Final = re.compile(
     rb"(?:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|[\xcc\xd0].|[\xcd\xd1\xd4].{2}|\xd5.{3}|[\xca\xce\xd2].{4}|\xd6.{5}"
     rb"|[\xcb\xcf\xd3].{8}|\xd7.{9}|\xd8.{17}|"
@@ -49,7 +49,7 @@ def check(content: bytes) -> None:
 
 
 def _count(content: bytes, most: int) -> int:
-    """How many arrays, maps and short texts there are, roughly; more than `most` where it stops counting.
+    """Count arrays, maps and short texts, roughly; stops counting above `most`.
 
     What is no MessagePack is left to the decoder.
     """

@@ -13,12 +13,12 @@ from atasks.errors import DecodeError
 __all__ = ["ZstdCodec"]
 
 MAGIC: Final = b"\x28\xb5\x2f\xfd"
-"""How every zstd frame begins (RFC 8878, section 3.1.1)."""
+"""The first bytes of every zstd frame (RFC 8878, section 3.1.1)."""
 MAX_RATIO: Final = 1000
-"""How many times its size a payload may decompress to, if that is more than a megabyte."""
+"""The largest ratio of a payload after and before decompression, if the result is more than a megabyte."""
 _PADDING: Final = struct.Struct("<II")
 _SKIPPED: Final = 0x184D2A50
-"""How a frame begins that a reader skips (RFC 8878, section 3.1.2)."""
+"""The first bytes of a frame that readers skip (RFC 8878, section 3.1.2)."""
 
 
 class ZstdCodec(Codec):

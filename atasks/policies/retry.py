@@ -60,7 +60,8 @@ class Retry:
             validate_seconds("until", self.until)
 
     def described(self) -> dict[str, Any]:
-        """The same as plain data, for where code cannot go. Raises TypeError if `on` is a function."""
+        """Return the policy as plain data, for messages that carry no code. Raises TypeError if `on` is a
+        function."""
         kinds: Any = self.on if isinstance(self.on, tuple) else (self.on,)
         if not all(isinstance(kind, (str, type)) for kind in kinds):
             raise TypeError("a Retry whose `on` is a function is code: name classes, as in Retry(on=(OSError,))")
@@ -69,7 +70,8 @@ class Retry:
 
     @classmethod
     def restored(cls, data: Any) -> Retry:
-        """What `described` has described. Raises TypeError or ValueError for anything else."""
+        """Make the policy again that `described` has described. Raises TypeError or ValueError for anything
+        else."""
         if not isinstance(data, dict) or not isinstance(data.get("on"), list):
             raise TypeError("a retry is described by a mapping, with a list of names as `on`")
         if not all(isinstance(name, str) for name in data["on"]):
@@ -77,7 +79,8 @@ class Retry:
         return cls(**{**data, "on": tuple(data["on"])})
 
     def wants(self, error: BaseException) -> bool:
-        """Whether a call that ended so is worth another try. Raises what a function given as `on` raises."""
+        """Return True if a call that ended with this error is worth another try. Raises what a function given
+        as `on` raises."""
         if not isinstance(error, Exception):
             return False
         if isinstance(error, RetryAfter):
@@ -91,7 +94,7 @@ class Retry:
         )
 
     def pause(self, error: Exception, tries: int) -> float:
-        """How many seconds after this error the next try begins; so many there were."""
+        """Return the seconds between this error and the next try; `tries` were made so far."""
         if isinstance(error, RetryAfter):
             return error.seconds
         return min(self.wait * 2.0 ** (tries - 1) + random.uniform(0.0, self.jitter), self.wait_max)
@@ -114,13 +117,14 @@ def _check_kind(kind: Any, alone: bool) -> None:
 
 
 def _name(kind: type) -> str:
-    """What workers know the class by."""
+    """Return the name by which workers know the class."""
     module = kind.__module__
     return f"{(module in MAIN_NAMES and main_name()) or module}.{kind.__qualname__}"
 
 
 def _is_named(error: Exception, name: str) -> bool:
-    """Whether its class, or one of its base classes, has this name; that of a `RemoteError` may be lost here."""
+    """Return True if the error's class, or one of its base classes, has this name. The class of a `RemoteError`
+    may be unknown here."""
     if isinstance(error, RemoteError) and error.type_name == name:
         return True
     return any(_name(kind) == name for kind in type(error).__mro__)

@@ -34,7 +34,8 @@ def encrypt(secret: bytes, content: bytes, bound: bytes) -> bytes:
 
 
 def decrypt(secret: bytes, data: bytes, bound: bytes) -> bytes:
-    """What `encrypt` was given. Raises ValueError if it is something else, or was bound to something else."""
+    """Return the bytes that `encrypt` was given. Raises ValueError if `data` comes from somewhere else, or was
+    bound to something else."""
     salt, nonce = data[:SALT], data[SALT : SALT + NONCE]
     if len(nonce) < NONCE:
         raise ValueError("too short to be encrypted content")

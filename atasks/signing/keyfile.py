@@ -63,7 +63,7 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Key], tuple[int, ...]]:
 
 
 def version(status: os.stat_result) -> tuple[int, ...]:
-    """What tells a file from a later version of it."""
+    """Return numbers that differ between a file and any later version of it."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

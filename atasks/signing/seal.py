@@ -26,7 +26,7 @@ MAC: Final = 32
 TIME: Final = 8
 
 Kind = Literal["request", "reply", "control", "record"]
-"""What a message is for: one of a kind is refused where another is expected."""
+"""The purpose of a message: one of a kind is refused where another is expected."""
 
 
 class SealError(ValueError):
@@ -102,7 +102,8 @@ def verify(
 def _head(
     form: int, name: bytes, time: bytes, kind: Kind, destination: str, reply_to: str, message_id: str
 ) -> bytes:
-    """What the MAC covers before the body: each field behind its length, so that none runs into the next."""
+    """Return the bytes that the MAC covers before the body: each field behind its length, so that none runs
+    into the next."""
     place = _fields(kind, destination, reply_to)
     return b"".join((LABELS[form], _field(name), _field(time), place, _field(message_id.encode()), LAST))
 

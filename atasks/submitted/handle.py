@@ -37,17 +37,17 @@ def step_id(run_id: str, number: int) -> str:
 
 
 class Kept(Struct):
-    """What is kept of a stage."""
+    """The items that are kept of a stage."""
 
     attempt: Annotated[int, Meta(ge=1)]
     """At which it was made."""
     one: bool
-    """Whether its items are one value."""
+    """True if the items are one value, not a list."""
     items: list[Any]
 
 
 def read_kept(content: Any) -> Kept:
-    """What a record says of a stage. Raises DecodeError for what no coordinator has written."""
+    """Read from a record the items of a stage. Raises DecodeError for bytes that no coordinator has written."""
     try:
         kept = msgspec.convert(content, Kept)
         if kept.one and len(kept.items) != 1:
@@ -58,12 +58,12 @@ def read_kept(content: Any) -> Kept:
 
 
 def step_value(kept: Kept) -> Any:
-    """What a stage gave: a list, unless it is one value."""
+    """Return the result of a stage: a list, unless it is one value."""
     return kept.items[0] if kept.one else kept.items
 
 
 def records_of(router: Router) -> Records:
-    """What keeps the calls and runs that are submitted here. Raises NotConnected, NotSupported."""
+    """Return the records of the calls and runs that are submitted here. Raises NotConnected, NotSupported."""
     transport = router.transport()
     if transport.records is None:
         raise NotSupported(
@@ -89,7 +89,7 @@ class Handle(Generic[T]):
         """By which other processes `attach` to it."""
         self.namespace = validate_queue(namespace, "namespace")
         self.new = new
-        """Whether the submission that gave this handle made the call; False: its `unique` key was taken."""
+        """True if the submission that gave this handle made the call; False: its `unique` key was taken."""
         self.task_ids = tuple(step_id(id, number) for number in range(int(found[1] or 0)))
         """Runs of pipelines: an id for each stage, known before anything runs."""
         self._kept = kept
@@ -104,9 +104,12 @@ class Handle(Generic[T]):
         return result
 
     async def step(self, number: int) -> Any:
-        """What the stage of this number gave, as soon as it is known: a value, or a list where the stage has more
-        or less than one. Raises the exception of the run if it ended before that, IndexError for a stage that it
-        has not, UnknownRun."""
+        """Wait for the result of the stage of this number, and return it: a value, or a list where the stage has
+        more or less than one.
+
+        Raises the exception of the run if the run ended before the stage, IndexError for a stage that does not
+        exist, UnknownRun.
+        """
         if not self.task_ids:
             raise TypeError("step() is for runs of pipelines: await the handle of a call")
         if isinstance(number, bool) or not isinstance(number, int):
@@ -124,7 +127,7 @@ class Handle(Generic[T]):
         return await self._outcome(router, record)
 
     async def done(self) -> bool:
-        """Whether it has ended, in whatever way. Raises UnknownRun."""
+        """Return True if the call or run has ended, in whatever way. Raises UnknownRun."""
         return (await self._records().read(self.id)).ending is not None
 
     async def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""What every transport is held to, as test cases that run against yours.
+"""The conformance cases for transports, as tests that run against yours.
 
     from atasks.testing import TransportConformance
 

@@ -1,4 +1,4 @@
-"""What an atask can know of its call, and what travels with it."""
+"""Cases for `current_call()`, and for the context that travels with a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a group of cases stands on."""
+"""The common base of the groups of cases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Cases:
     pytestmark: ClassVar = [pytest.mark.asyncio]
 
     shared_transport: ClassVar[bool] = False
-    """Whether one transport is both the caller's and the worker's, as the loopback is."""
+    """True if one transport is both the caller's and the worker's, as the loopback is."""
 
     @pytest.fixture
     def new_transport(self) -> Callable[[str], Transport]:

@@ -327,7 +327,7 @@ class ExceptionCases(Cases):
 
 
 async def _caught(awaitable: Any) -> BaseException:
-    """What the await raises, which must be an exception that programs survive."""
+    """Return the exception that the await raises, which must be one that programs survive."""
     with pytest.raises(Exception) as caught:  # noqa: PT011  # each case says which one it is
         await soon(awaitable)
     return caught.value

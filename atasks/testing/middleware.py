@@ -326,5 +326,5 @@ class MiddlewareCases(Cases):
 
 
 def _sync_of_loop(task: Any) -> Any:
-    """What `.sync` gives, in a thread."""
+    """Call `.sync` of the atask in a thread, and return its value."""
     return task.sync("a")

@@ -60,7 +60,7 @@ class Site:
         self.workers: list[Worker] = []
         self._new_transport = new_transport
         self._shared = shared
-        """Whether one transport is the caller's and the worker's."""
+        """True if one transport is both the caller's and the worker's."""
         self._caller: Transport | None = None
         self._stack: AsyncExitStack | None = None
 

@@ -1,4 +1,4 @@
-"""How remote streams end, from either side."""
+"""Cases for the ways in which remote streams end, from either side."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["StreamCases", "moves_streams", "read", "settle"]
 
 
 async def moves_streams(site: Site) -> bool:
-    """Whether the caller's transport moves streams; if not, that it says so."""
+    """Return True if the caller's transport moves streams; if it does not, check that it says so."""
     if "streams" in site.caller.supports:
         return True
 
@@ -39,7 +39,8 @@ async def read(stream: AsyncIterator[Any], into: list[Any]) -> None:
 
 
 async def settle(values: list[Any]) -> int:
-    """How many values there are once no more come: what can come does so within a fraction of the time waited."""
+    """Return the number of values once no more come: those that can come do so within a fraction of the time
+    waited."""
     count = -1
     while count != len(values):
         count = len(values)

@@ -25,7 +25,7 @@ from atasks import (
 from atasks.options import ViewOptions
 from atasks.router import get_router
 from atasks.testing.cases import Cases
-from atasks.testing.site import Site, soon
+from atasks.testing.site import Site, soon, until
 
 __all__ = ["SubmittedCases"]
 
@@ -357,26 +357,17 @@ class SubmittedCases(Cases):
                 await soon(again)
 
     def _refuses(self, site: Site) -> bool:
-        """Whether this transport keeps nothing, and so refuses what is submitted."""
+        """Return True if this transport keeps no calls, and so refuses what is submitted."""
         return get_router(site.namespace).transport().records is None
 
 
 async def gather(handles: list[Handle[Any]]) -> list[Any]:
-    """What all of them give."""
+    """Return the results of all handles."""
     return await asyncio.gather(*(asyncio.ensure_future(handle) for handle in handles))
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Return when the condition holds, and fail the case if it never does."""
-
-    async def holds() -> bool:
-        return condition()
-
-    await until_awaited(holds)
-
-
 async def until_awaited(condition: Callable[[], Awaitable[bool]]) -> None:
-    """As `until`, for a condition that is awaited."""
+    """Like `until`, for a condition that is awaited."""
 
     async def wait() -> None:
         while not await condition():  # noqa: ASYNC110 - nothing tells

@@ -27,7 +27,7 @@ __all__ = ["CallTransport", "Pending"]
 
 LOCATE_SECONDS: Final = 0.5
 LOCATE_SHARE: Final = 0.25
-"""How long before its deadline a caller looks where a call is, at most, and as a part of its time."""
+"""The part of a call's time, at its end, in which the caller asks where the call is."""
 
 
 class Pending(Struct, eq=False):
@@ -40,26 +40,26 @@ class Pending(Struct, eq=False):
     deadline: float | None = None
     """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
     receiver: StreamReceiver | None = None
-    """What takes its items in; None: not a stream."""
+    """The receiver of the call's items; None: the call is no stream."""
     since: float = 0.0
     """When it was sent, or a worker last said that it holds it (event loop time)."""
     asked: int = 0
-    """How often workers were asked for it since then."""
+    """The number of times that workers were asked for the call since then."""
     where: Whereabouts | None = None
     """Where it was when that was last told; None: it is not known."""
     denied: int = 0
-    """How often all workers said since then that they do not have it."""
+    """The number of times since then that all workers said that they do not have the call."""
     confirmed: bool = False
-    """Whether the broker has it."""
+    """True once the broker has the request."""
     unheard: bool = False
-    """Whether the broker had no queue for it: it waits for a worker that declares one."""
+    """True if the broker had no queue for the request: it waits for a worker that declares one."""
     copies: dict[int | str, str] | None = None
     """Attempt -> the one copy of its request that may start as this attempt; for a call that runs at most once,
     copy -> the one worker that may start it. None: nobody has asked."""
     begun: tuple[str, int] | None = None
     """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
-    """Whether nobody awaits it here: then the await ends when the request is safe."""
+    """True if nobody awaits the call here: the await ends when the request is safe."""
     address: str = ""
     """Where its replies go, if it is kept and they travel."""
     delay: float = 0.0
@@ -187,7 +187,7 @@ class CallTransport(Transport):
             room = again
 
     def _room(self) -> asyncio.Future[None] | None:
-        """What to await before asking again whether more may be handed over; None: it may."""
+        """Return a future to await before asking again whether more may be handed over; None: more may be."""
         return None
 
     async def open_stream(self, receiver: StreamReceiver) -> None:

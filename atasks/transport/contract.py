@@ -49,11 +49,11 @@ class Transport:
     """
 
     supports: ClassVar[frozenset[str]] = frozenset()
-    """What else it offers: "cancel" (the remote run ends when the await does), "at_most_once", "no_worker" (it can
-    tell that nothing serves a queue), and "streams"."""
+    """The abilities beyond the minimal contract: "cancel" (the remote run ends when the await does),
+    "at_most_once", "no_worker" (the transport can tell that nothing serves a queue), and "streams"."""
 
     redelivers: ClassVar[bool] = False
-    """Whether one call may be delivered more than once, so that workers must remember those they finished."""
+    """True if one call may be delivered more than once, so that workers must remember those they finished."""
 
     max_payload: int = DEFAULT_MAX_PAYLOAD
     """Bytes of arguments or of a result that it moves; more is a `PayloadTooLarge`."""
@@ -68,7 +68,7 @@ class Transport:
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
-        """What `connect` and `serve` make of a URL: here nothing but its scheme counts."""
+        """Make the transport for a URL of `connect` or `serve`: here nothing but its scheme counts."""
         return cls(namespace=namespace, **options)
 
     # -- the minimal contract
@@ -105,7 +105,7 @@ class Transport:
         """Called where the current task leaves a block, before its worker drains: see `CallTransport`."""
 
     def usable(self, loop: asyncio.AbstractEventLoop) -> bool:
-        """Whether awaits of this event loop may use it."""
+        """Return True if awaits of this event loop may use this transport."""
         return True
 
     async def pause(self, seconds: float) -> bool:
@@ -162,7 +162,7 @@ class Transport:
         await self.unregister_callback()
 
     async def has_other_workers(self, worker: Worker) -> bool:
-        """Whether another worker serves each of the queues of this one, as far as can be known."""
+        """Return True if another worker serves each of the queues of this one, as far as can be known."""
         return False
 
     async def flush(self) -> None:

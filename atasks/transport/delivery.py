@@ -1,4 +1,4 @@
-"""What a transport hands to a worker with a call."""
+"""`Delivery`: the handle by which a worker answers a call through the transport that delivered it."""
 
 from __future__ import annotations
 

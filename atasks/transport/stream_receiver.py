@@ -1,4 +1,4 @@
-"""What has arrived of a stream, at its consumer."""
+"""`StreamReceiver`: the items that have arrived of a stream, at its consumer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["StreamReceiver"]
 ASK_SECONDS: Final = 2.0
 """Seconds after which the worker of a stream that has ended is asked again for the items that are missing."""
 MAX_ASKED: Final = 10
-"""How often it is asked in a row without getting any."""
+"""The number of questions in a row that a worker may leave without an item as the answer."""
 
 
 class StreamReceiver:
@@ -63,7 +63,7 @@ class StreamReceiver:
         self.received = 0
         """Items that arrived, none missing before them."""
         self.complete = False
-        """Whether the worker said how the stream ended, and no item before that is missing."""
+        """True once the worker has said how the stream ended, and no item before that is missing."""
         self.options = options
         self._transport = transport
         self._codec = call.codec
@@ -73,7 +73,7 @@ class StreamReceiver:
         self._credit_at = self._half_window
         self._credit_bytes_at = STREAM_BYTES // 2
         self._early: dict[int, Item] = {}
-        """What came before the items that precede it, by the number of its first item."""
+        """Items that came before their predecessors, by the number of the first one."""
         self._missing = -1
         """The item that the worker was asked to send again."""
         self._end: End | None = None
@@ -124,7 +124,7 @@ class StreamReceiver:
         self._reader = None if task is None else weakref.ref(task)
 
     def forsake(self, leaving: asyncio.Task[Any] | None) -> None:
-        """Its block is about to be left by this task: end it, if nobody else reads it."""
+        """End the stream if nobody else reads it: this task is about to leave its block."""
         reader = None if self._reader is None else self._reader()
         if self._waiter is None and (reader is None or reader is leaving or reader.done()):
             reason = "the block in which it was read was left"
@@ -133,7 +133,7 @@ class StreamReceiver:
     # -- for the transport
 
     def opened(self, pending: Pending) -> None:
-        """It is about to be sent."""
+        """Note the pending call, before the request is sent."""
         self.pending = pending
         pending.future.add_done_callback(self._on_ending)
 
@@ -157,7 +157,7 @@ class StreamReceiver:
 
     @property
     def begun(self) -> bool:
-        """Whether it is known which worker runs it."""
+        """The worker that runs the stream is known."""
         return bool(self._worker)
 
     def ask(self, worker: str = "") -> None:
@@ -186,7 +186,7 @@ class StreamReceiver:
             self._ask_timer = None
 
     def _is_current(self, worker: str, attempt: int) -> bool:
-        """Whether this is from the run that counts; a newer one takes the place of the one before."""
+        """Return True if this comes from the run that counts; a newer run takes the place of the one before."""
         if worker == self._worker:
             self._attempt = max(self._attempt, attempt)
             return True
@@ -231,7 +231,7 @@ class StreamReceiver:
                 self._waiter.set_result(None)
 
     def _append(self, item: Item) -> None:
-        """Of items that begin at the next one or before it, those that are new."""
+        """Append the new ones of items that begin at the next one or before it."""
         known = self.received - item.first
         fresh = item.payloads[known:] if known else item.payloads
         if fresh:
@@ -245,7 +245,7 @@ class StreamReceiver:
             self._asked = 0
 
     def _has_room(self, size: int) -> bool:
-        """Whether a worker may send one more item ahead, behind so many bytes."""
+        """Return True if a worker may send one more item ahead, behind so many bytes."""
         return self._received_bytes - self._taken_bytes + size < STREAM_BYTES
 
     def _credit(self, again: int | None = None, worker: str = "") -> None:
@@ -268,7 +268,7 @@ class StreamReceiver:
             self.pending.fail(error)
 
     def _on_ending(self, ending: asyncio.Future[Reply]) -> None:
-        """It has ended, whoever said so."""
+        """End the stream with this reply, whoever made it."""
         self._stop_asking()
         if not ending.cancelled():
             error = ending.exception()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved", "no_worker"]
 
 WARN_SECONDS: Final = 5.0
-"""How long calls have waited for a worker when somebody is told."""
+"""Seconds that calls wait for a worker before the log says so."""
 AGAIN_SECONDS: Final = 60.0
 """Seconds between two warnings of one queue."""
 MAX_QUEUES: Final = 1000

@@ -16,19 +16,19 @@ __all__ = ["Whereabouts", "found_at", "timed_out", "whereabouts_by"]
 
 
 class Whereabouts(Struct, gc=False):
-    """What a call waits for."""
+    """The place of a call that has not ended, and what it waits for there."""
 
     waits_for: Literal["worker", "turn", "run"]
     """For a worker that serves its queue, for its turn there, or for its run to end."""
     queue: str = ""
     worker: str = ""
-    """Who has it."""
+    """The name of the worker that has the call."""
     ran: float | None = None
     """Seconds of its run, when this was told."""
     told: float = 0.0
     """When (event loop time)."""
     waiting: int = 0
-    """How many calls wait in the queue."""
+    """The number of calls that wait in the queue."""
 
     def words(self, ran: float | None) -> str:
         """A clause that says it."""

@@ -32,7 +32,7 @@ PATIENCE: Final = 10.0
 
 
 class Record:
-    """What is kept of one call: the call itself, and the replies so far, in the order in which they were kept."""
+    """The record of one call: the call itself, and the replies so far, in the order in which they were kept."""
 
     def __init__(self, head: Kept, call: Call) -> None:
         self.head = head
@@ -46,7 +46,7 @@ class Record:
 
     @property
     def ending(self) -> Reply | None:
-        """How the call ended, once it has."""
+        """The reply that ended the call, once there is one."""
         return self.replies.get(self.call.id)
 
     @property
@@ -121,7 +121,8 @@ class Records(ABC):
 
 
 def base_of(call_id: str) -> str | None:
-    """What the ids of all calls with the same `unique` key have in common; None: this one has no such key."""
+    """Return the common part of the ids of all calls with the same `unique` key; None: this call has no such
+    key."""
     base, found, _ = call_id.partition(GENERATION)
     return base if found else None
 

@@ -65,7 +65,7 @@ class MemoryRecords(Records):
         self._transport.withdraw(record.call.id)
 
     def end(self, reply: Reply) -> None:
-        """How a call has ended; one whose record is forgotten is let go."""
+        """Keep the reply that ends a call; a call whose record is forgotten is let go."""
         if self._store is not None and reply.id in self._store:
             self._store.end(reply.id, reply)
             self._wake(reply.id)

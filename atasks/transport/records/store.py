@@ -44,7 +44,7 @@ class RecordStore(Generic[K]):
         self._spent: OrderedDict[K, _Stored] = OrderedDict()
         """Those that have ended and were read since, in the order in which they were used."""
         self._holders: dict[Hashable, K] = {}
-        """What was given as `base` -> the key of the record that has it."""
+        """Value given as `base` -> the key of the record that has it."""
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -76,7 +76,7 @@ class RecordStore(Generic[K]):
         return None if stored is None else stored.record
 
     def read(self, key: K) -> Record | None:
-        """As `find`, for who wants to know what is in it."""
+        """Like `find`; also marks a record that has an ending as read, so that it may be dropped early."""
         stored = self._use(key)
         if stored is None:
             return None
@@ -100,7 +100,8 @@ class RecordStore(Generic[K]):
         return True
 
     def end(self, key: K, reply: Reply) -> None:
-        """As `add`, for how the call has ended. If there is no room for it, the call has ended in that."""
+        """Like `add`, for the reply that ends the call. If there is no room for it, the call ends with the
+        error that says so."""
         if not self._stored[key].record.expires:
             self.forget(key)
             return
@@ -144,7 +145,7 @@ class RecordStore(Generic[K]):
         return stored
 
     def _make_room(self, size: int) -> bool:
-        """Whether there is room for so many bytes more."""
+        """Return True if there is room for so many bytes more, after dropping what may be dropped."""
         while self.size + size > self.max_bytes and self._spent:
             key = next(iter(self._spent))
             self.forget(key)
@@ -175,7 +176,7 @@ class _Stored:
         self.timer: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:
-        """It does not expire any more."""
+        """Stop the timer: the record does not expire any more."""
         if self.timer is not None:
             self.timer.cancel()
 
