@@ -30,7 +30,7 @@ Items = Iterable[X] | AsyncIterable[X]
 
 
 class StageDecorator(Protocol):
-    """What `@stage(...)` with options returns."""
+    """The decorator that `@stage(...)` with options returns."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, T]], /) -> Pipeline[P, T, One]: ...
@@ -39,7 +39,7 @@ class StageDecorator(Protocol):
 
 
 class BranchDecorator(Protocol):
-    """What `@stage(branch=True)` returns."""
+    """The decorator that `@stage(branch=True)` returns."""
 
     @overload
     def __call__(self, function: Callable[P, AsyncIterable[T] | Iterable[T]], /) -> Pipeline[P, T, Many]: ...
@@ -270,7 +270,7 @@ def after(function: Callable[[], T], /, **options: Unpack[StageOptionsDict]) -> 
 @overload
 def after(function: Callable[..., Any], /, **options: Unpack[StageOptionsDict]) -> Pipeline[[Any], Any, One]: ...
 def after(function: Any, /, **options: Any) -> Any:
-    """As `stage`, but the function is called without the item: once for each one that arrives."""
+    """Like `stage`, but the function is called without the item, once for each one that arrives."""
     return Pipeline(make_stage(function, options, takes_item=False))
 
 

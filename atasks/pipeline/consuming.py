@@ -23,7 +23,7 @@ __all__ = ["AsyncRun", "SyncRun"]
 
 
 class _Execution:
-    """What both kinds have in common: starting the engine, in its event loop."""
+    """The common part of both kinds of runs: the engine, started in its event loop."""
 
     def __init__(self, source: Source, stages: Sequence[Stage], progress: Progress | bool | None) -> None:
         self._source = source
@@ -154,7 +154,7 @@ class SyncRun(_Execution):
         super().__init__(source, stages, progress)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._background: Background | None = None
-        """Whose loop that is, while this uses it."""
+        """The background whose loop that is, while this run uses it."""
 
     def iterator(self, *, indexed: bool) -> Iterator[Any]:
         """The items as they come."""

@@ -48,12 +48,12 @@ class Pipeline(Generic[P, T, K]):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """What it consists of."""
+        """The stages of the pipeline, in their order."""
         return self._stages
 
     @property
     def __name__(self) -> str:
-        """What messages call it as a stage of another pipeline."""
+        """The name in messages, where this is a stage of another pipeline."""
         return f"pipeline ({' | '.join(stage.name for stage in self._stages)})"
 
     # -- running it
@@ -138,7 +138,7 @@ class Pipeline(Generic[P, T, K]):
         return Pipeline(*self._stages, *other._stages)
 
     def pipe(self, other: Any) -> Any:
-        """As `|`."""
+        """Like `|`."""
         return self | other
 
     def consume(self, function: Callable[[Run[T, K]], U]) -> Consumer[P, U]:
@@ -146,7 +146,7 @@ class Pipeline(Generic[P, T, K]):
         return Consumer(self, function)
 
     def __gt__(self, function: Callable[[Run[T, K]], U]) -> Consumer[P, U]:
-        """As `consume`."""
+        """Like `consume`."""
         return self.consume(function)
 
     # -- as a string
@@ -189,7 +189,7 @@ class Pipeline(Generic[P, T, K]):
     # -- comparing it
 
     def __eq__(self, other: object) -> bool:
-        """Whether the stages are equal; of functions that travel by value, whether they are pickled alike."""
+        """Return True if the stages are equal; functions that travel by value are equal if their pickles are."""
         if not isinstance(other, Pipeline):
             return NotImplemented
         if self._stages == other._stages:
@@ -220,15 +220,15 @@ def _same_pickle(one: Stage, another: Stage) -> bool:
 
 
 class InOrder(Pipeline[[Any], Any, One]):
-    """What `ordered()` makes: for type checkers, items go through it as they are."""
+    """The result of `ordered()`: for type checkers, items go through it as they are."""
 
 
 class Whole(Pipeline[[Any], list[Any], One]):
-    """What `collect()` makes."""
+    """The result of `collect()`."""
 
 
 class Batches(Pipeline[[Any], list[Any], Many]):
-    """What `collect(n)` makes."""
+    """The result of `collect(n)`."""
 
 
 class Consumer(Generic[P, U]):

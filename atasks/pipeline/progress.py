@@ -1,4 +1,4 @@
-"""How far a run is: for a callable, as a bar per stage, or as lines where there is no terminal."""
+"""The progress of a run: for a callable, as a bar per stage, or as lines where there is no terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = 0.1
 
 @dataclass(frozen=True)
 class StageProgress:
-    """How far one stage is."""
+    """The progress of one stage."""
 
     name: str
     done: int
@@ -27,9 +27,10 @@ class StageProgress:
     waiting: int
     """Results that wait for the next stage."""
     ended: bool
-    """Whether the stage has ended, for whatever reason."""
+    """True once the stage has ended, for whatever reason."""
     total: int | None = field(default=None, compare=False)
-    """How many items there will be, where the source has a length and no earlier stage drops or adds any."""
+    """The number of items that there will be, where the source has a length and no earlier stage drops or adds
+    any."""
 
 
 Progress = Callable[[tuple[StageProgress, ...]], object]

@@ -64,7 +64,7 @@ class Run(Generic[T, K]):
         self._used = False
         self._execution: AsyncRun | SyncRun | None = None
         self._begun: AsyncIterator[T] | Iterator[T] | None = None
-        """What `next` and `anext` go on with."""
+        """The iterator that `next` and `anext` go on with."""
 
     # -- using it
 
@@ -95,7 +95,7 @@ class Run(Generic[T, K]):
         return await anext(self._begun)
 
     def __next__(self) -> T:
-        """The same where no event loop runs."""
+        """Return the next item, where no event loop runs."""
         self._begun = iter(self)
         return next(self._begun)
 
@@ -117,7 +117,7 @@ class Run(Generic[T, K]):
             await self._execution.aclose()
 
     def close(self) -> None:
-        """The same for a run that is used with `next` and `for`."""
+        """End a run that is used with `next` and `for`."""
         self._used = True
         if isinstance(self._execution, SyncRun):
             self._execution.close()
@@ -133,11 +133,11 @@ class Run(Generic[T, K]):
     # -- making another one of it
 
     def indexed(self) -> Run[tuple[Lineage, T], Many]:
-        """The same, with items that are `(lineage, item)`."""
+        """Return this run with items that are `(lineage, item)`."""
         return Run(self._source, self._stages, indexed=True, progress=self._progress)
 
     def options(self, *, progress: Progress | bool | None) -> Run[T, K]:
-        """The same, with progress: True shows a bar per stage, a callable gets the state of all stages."""
+        """Return this run with progress: True shows a bar per stage, a callable gets the state of all stages."""
         return Run(
             self._source,
             self._stages,
@@ -198,7 +198,7 @@ class Run(Generic[T, K]):
 
 
 def gives_one(stages: Sequence[Stage]) -> bool:
-    """Whether exactly one item comes out for one that comes in."""
+    """Return True if exactly one item comes out for one that comes in."""
     one = True
     for stage in stages:
         one = stage.makes_one or (one and stage.one_to_one)

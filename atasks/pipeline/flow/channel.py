@@ -1,4 +1,4 @@
-"""What lies between two stages: a bounded queue of tokens, with direct access for the loops that are hot.
+"""The queue between two stages: bounded, of tokens, with direct access for the loops that are hot.
 
 A token is `(lineage, value)`. A value that is a `Mark` stands for none: `GAP` where an item was dropped, and `END`
 behind the last child of a branch, at the index that the next child would have had. Marks travel only where a later
@@ -34,10 +34,10 @@ class Inlet(Protocol):
     """Where a stage's workers take tokens from: a `Channel`, or the source."""
 
     items: deque[Token]
-    """What can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards."""
+    """Items that can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards."""
     putters: deque[asyncio.Future[None]]
     called: bool
-    """Whether its one item is a `Start`: the arguments of a pipeline that was called."""
+    """True if the only item is a `Start`: the arguments of a pipeline that was called."""
     error: BaseException | None
     """Why the stream ended, once `take` has given None; None for an ordinary end."""
 
@@ -125,7 +125,7 @@ class Channel:
         self._stops.append(stop)
 
     def has_room(self) -> bool:
-        """Whether a token may be put."""
+        """A token may be put."""
         return len(self.items) < self.capacity or len(self.items) < len(self.takers) or self.ended
 
     async def room(self) -> None:

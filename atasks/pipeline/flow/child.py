@@ -1,4 +1,4 @@
-"""What runs in the process of a stage's worker, and how the two sides talk.
+"""The program of the process of a stage's worker, and the messages between the two sides.
 
 The parent sends a word with its content and waits for the answer. While a join runs, the child may ask for items
 in between. A child ends when it is told to by SIGTERM, and when its parent is gone; `on_done` runs first.
@@ -35,7 +35,7 @@ GRACE: Final = 2.0
 
 
 class ChildMessage(enum.Enum):
-    """What a message between a stage's worker and its process says."""
+    """The message types between a stage's worker and its process."""
 
     START = enum.auto()
     CALL = enum.auto()
@@ -95,7 +95,7 @@ def rebuilt(failure: bytes) -> BaseException:
 
 
 def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that waits for nothing."""
+    """Run a coroutine that waits for nothing, and return its result."""
     try:
         coroutine.send(None)
     except StopIteration as done:
@@ -146,7 +146,7 @@ class _Child:
         self._call: Callable[..., Any] | None = None
         self._iterator: Iterator[Any] | None = None
         self._variables = copy_context()
-        """Of the item that is worked on: what it sets, the next one does not see."""
+        """The context of the item that is worked on: variables that it sets are not seen by the next one."""
         self._on_done: Callable[[], Any] | None = None
 
     def serve(self) -> None:

@@ -42,7 +42,7 @@ class Crew(ABC):
         self.done = 0
         """Items that the stage is done with."""
         self.total: int | None = None
-        """How many that will be, if that is known."""
+        """The number of items in all, if that is known."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         outlet.add_producer(self.stop)
@@ -53,7 +53,7 @@ class Crew(ABC):
 
     @abstractmethod
     async def work(self, index: int) -> None:
-        """What one worker does, until the inlet ends."""
+        """Run one worker, until the inlet ends."""
 
     def hire(self) -> None:
         """Start another worker."""
@@ -81,7 +81,7 @@ class Crew(ABC):
         self.stop()
 
     def is_own(self, error: BaseException) -> bool:
-        """Whether it came from a user's code, and not from the end of this run."""
+        """Return True if the error came from a user's code, and not from the end of this run."""
         if isinstance(error, asyncio.CancelledError):
             task = asyncio.current_task()
             return not self._stopping and (task is None or not task.cancelling())
@@ -125,12 +125,12 @@ class FunctionCrew(Crew):
         super().__init__(engine, stage.name, inlet, outlet)
         self.stage = stage
         self.windows = windows
-        """Of the stages further down that put items in order: where there are any, marks travel."""
+        """The windows of the stages further down that put items in order: where there are any, marks travel."""
         self._idle = 0
         """Workers that wait for a token, or are about to."""
         self._limit = float("inf") if stage.workers is None else stage.workers
         self._children = 0
-        """What a join has emitted."""
+        """The number of items that a join has emitted."""
 
     def start(self) -> None:
         # Others come when they are needed: 64 tasks for 3 items are a waste. But how often a join or a hook is
@@ -224,7 +224,7 @@ class FunctionCrew(Crew):
         return token
 
     def _skips(self, error: BaseException, lineage: Lineage | None) -> bool:
-        """Whether the item is dropped for this error; otherwise the stage has failed."""
+        """Return True if the item is dropped for this error; otherwise the stage has failed."""
         if not self.is_own(error):
             raise error
         error = deliverable(error)

@@ -31,9 +31,9 @@ class Engine:
         self.crews: list[Crew] = []
         """One per stage, in order: for whoever watches."""
         self._tasks: set[asyncio.Future[Any]] = set()
-        """What `aclose` waits for."""
+        """The tasks that `aclose` waits for."""
         self._waiting: set[concurrent.futures.Future[Any]] = set()
-        """What other threads wait for. They cannot rely on a loop that may close."""
+        """The futures that other threads wait for. They cannot rely on a loop that may close."""
 
     def add(self, crew: Crew) -> None:
         """Start a stage."""

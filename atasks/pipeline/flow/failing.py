@@ -10,10 +10,11 @@ __all__ = ["add_note", "deliverable"]
 
 
 def deliverable(error: BaseException) -> BaseException:
-    """What the consumer is given: the error itself, unless the consumer's own code would take it for a sign.
+    """Return the error for the consumer: the error itself, unless it would be mistaken for the consumer's own
+    cancellation or end of iteration.
 
-    A `CancelledError` would look as if the consumer had been cancelled, and the two that end iterations would end
-    its loop: they are the cause of what it is given instead.
+    A `CancelledError` would look as if the consumer had been cancelled, and `StopIteration` and
+    `StopAsyncIteration` would end its loop: they are the cause of the error that it gets instead.
     """
     if isinstance(error, asyncio.CancelledError):
         other: BaseException = PipelineError("a call of the pipeline was cancelled, and not by its consumer")

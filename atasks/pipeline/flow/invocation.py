@@ -1,4 +1,4 @@
-"""How a stage's function is called: which arguments it gets besides the item. Used in processes of stages too."""
+"""The arguments that a stage's function gets besides the item. Used in processes of stages too."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bind(*args: *Ts, **kwargs: Any) -> Bound[*Ts]:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """What `on_start`, `on_done` and a stage's function get if they have a parameter `worker_info`."""
+    """The argument of `on_start`, `on_done` and a stage's function if they have a parameter `worker_info`."""
 
     stage: str
     """The name of the stage."""
@@ -117,7 +117,7 @@ class Invocation:
         return call
 
     def is_plain(self, state: Mapping[str, Any], info: WorkerInfo) -> bool:
-        """Whether the function is called with the item and nothing else."""
+        """Return True if the function is called with the item and nothing else."""
         plain = self.takes_item and self.param_name is None and not self.unpack and not self.bound.args
         return plain and self._keywords(state, info) == ({}, False)
 
@@ -155,7 +155,7 @@ def call_hook(hook: Callable[..., Any], state: Mapping[str, Any], info: WorkerIn
 
 
 def name_of(function: Any) -> str:
-    """What messages call a function."""
+    """Return the name of a function in messages."""
     if isinstance(function, functools.partial):
         return name_of(function.func)
     return str(getattr(function, "__name__", None) or type(function).__name__)

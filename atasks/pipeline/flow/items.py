@@ -24,7 +24,7 @@ class AsyncItems:
     def __init__(self, inlet: Inlet) -> None:
         self._inlet = inlet
         self.lineage: Lineage | None = None
-        """Of the value that was given last."""
+        """The lineage of the latest value."""
 
     def __aiter__(self) -> AsyncItems:
         return self
@@ -54,7 +54,7 @@ class SyncItems:
         self._engine = engine
         self._inlet = inlet
         self.lineage: Lineage | None = None
-        """Of the value that was given last."""
+        """The lineage of the latest value."""
 
     def __iter__(self) -> SyncItems:
         return self

@@ -23,7 +23,7 @@ class Sequencer:
 
     def __init__(self) -> None:
         self.expected: Lineage = (0,)
-        """Whose turn it is: this lineage, or its first descendant."""
+        """The lineage whose turn it is, or the turn of its first descendant."""
         self._waiting: list[tuple[Lineage, int, Token]] = []
         self._numbers = itertools.count()  # so that values are never compared
 
@@ -66,7 +66,7 @@ class Admission(Protocol):
     """Says which items may enter."""
 
     def admits(self, lineage: Lineage) -> bool:
-        """Whether an item of this lineage may enter."""
+        """Return True if an item of this lineage may enter."""
         ...
 
     async def admit(self, lineage: Lineage) -> None:
@@ -74,8 +74,8 @@ class Admission(Protocol):
 
 
 class Window:
-    """How far ahead of the item whose turn it is others may be admitted: `size` items of the source, or children
-    of the branch that it belongs to.
+    """The bound on items that are admitted ahead of the one whose turn it is: `size` items of the source, or
+    children of the branch that the item belongs to.
 
     Only the admission waits. Later stages never do for the sake of the order, so what the order waits for is never
     behind something that waits for it.

@@ -52,7 +52,7 @@ class Process:
         self._stream: SyncItems | None = None
         self._lock = threading.Lock()
         self.ended = False
-        """Whether it has died or was told to end."""
+        """True once the process has died or was told to end."""
 
     def start(self) -> None:
         """Start it, and run `on_start` there. Raises what that raises."""
@@ -75,7 +75,7 @@ class Process:
         self._answer()
 
     def call(self, value: Any, lineage: Lineage) -> Any:
-        """What the function gives for an item, or for a stream."""
+        """Call the function for an item, or for a stream, and return its result."""
         return self._ask(ChildMessage.CALL, value, lineage)
 
     def begin(self, value: Any, lineage: Lineage) -> None:
@@ -106,7 +106,7 @@ class Process:
                 self._process.kill()
 
     def has_ended(self) -> bool:
-        """Whether it has died or was told to end: it will answer no call."""
+        """True once the process has died or was told to end: it will answer no call."""
         if self._process is not None and self._process.poll() is not None:
             self.ended = True
         return self.ended

@@ -1,4 +1,4 @@
-"""How one worker of a stage runs its function: on the event loop, or in a thread of its own."""
+"""The ways in which one worker of a stage runs its function: on the event loop, or in a thread of its own."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 __all__ = ["ApartRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
 
 ENDED = object()
-"""What `next_or_end` gives at the end."""
+"""The value that `next_or_end` returns at the end."""
 
 _IN_MEMORY = (Sequence, AbstractSet, Mapping, MappingView, deque, itertools.count, itertools.repeat)
 
 
 def in_memory(iterable: Any) -> bool:
-    """Whether iterating it cannot block: the loop does it itself, and not a thread."""
+    """Return True if iterating cannot block: the event loop does it itself, and not a thread."""
     return isinstance(iterable, _IN_MEMORY) or hasattr(iterable, "__array_interface__")
 
 
@@ -59,8 +59,8 @@ class LoopRunner:
         self.simple: Callable[[Any], Any] | None = None
         """The stage's function, where awaiting it with the item is all there is to do."""
         self.ready: Callable[[], Coroutine[Any, Any, None]] | None = None
-        """What is to be awaited before each call, if there is anything: the time that it takes is not the call's,
-        and what it raises ends the run."""
+        """A function whose coroutine is awaited before each call, if there is one. Its time is not the call's
+        time, and an exception of it ends the run."""
         self._state: Mapping[str, Any] = {}
         self._started = False
         self._call: Callable[[Any, Lineage], Any]
@@ -88,13 +88,14 @@ class LoopRunner:
             await self._settled(await self._run_hook(self.stage.on_done, self._state))
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
-        """What the function gives for an item, within its time."""
+        """Call the function for an item, within its time, and return its result."""
         if self.stage.timeout is None:
             return await self._result(value, lineage)
         return await self._within(self.stage.timeout, self._result, value, lineage)
 
     def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
-        """What the function of a branch yields for an item, within its time. To be closed, if it can be."""
+        """Call the function of a branch for an item, within its time, and yield what it yields. The caller
+        closes the iterator, if it can be closed."""
         if self.stage.is_coroutine and self.stage.timeout is None:
             made = self._call(value, lineage)
             return aiter(made) if hasattr(made, "__aiter__") else self._items(lambda: made)
@@ -131,12 +132,13 @@ class LoopRunner:
         return await self._settled(await self._invoke(self._call, value, lineage))
 
     async def _begin(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What is to be iterated. A run of a pipeline can be awaited too: it is iterated."""
+        """Call the function and return the object to iterate. A run of a pipeline can be awaited too: it is
+        iterated."""
         made = await self._invoke(function, *args)
         return made if hasattr(made, "__aiter__") else await self._settled(made)
 
     async def _settled(self, result: Any) -> Any:
-        """What comes of a result that may be awaitable."""
+        """Return a result, awaited first if it is awaitable."""
         return await result if inspect.isawaitable(result) else result
 
     async def _items(self, function: Callable[..., Any], *args: Any) -> AsyncGenerator[Any, None]:
@@ -222,7 +224,7 @@ class ThreadRunner(LoopRunner):
         super().__init__(stage, index)
         self._thread = Thread(f"atasks-{stage.name}-{index}")
         self._variables = contextvars.copy_context()
-        """Of the item that is worked on."""
+        """The context of the item that is worked on."""
 
     async def close(self, *, hurry: bool) -> None:
         hook = self.stage.on_done

@@ -45,7 +45,7 @@ class Source:
         raise NotImplementedError
 
     def length(self) -> int | None:
-        """How many items there are, if that is known."""
+        """Return the number of items, if that is known."""
         return None
 
 
@@ -165,7 +165,7 @@ class _SourceInlet:
             return lineage, item
 
     def _is_own(self, error: BaseException) -> bool:
-        """Whether the source raised it, and not the end of the run."""
+        """Return True if the source raised the error, and not the end of the run."""
         if self.ended:
             return False
         task = asyncio.current_task()
@@ -291,6 +291,6 @@ class _AsyncInlet(_SourceInlet):
 
 
 def _generator(iterable: Iterable[Any], iterator: Iterator[Any] | None) -> GeneratorType[Any, Any, Any] | None:
-    """What is to be closed at the end, if it is a generator."""
+    """Return the generator to close at the end, if there is one."""
     begun = iterable if iterator is None else iterator
     return begun if isinstance(begun, GeneratorType) else None

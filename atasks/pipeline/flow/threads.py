@@ -13,7 +13,8 @@ from typing import Any
 __all__ = ["Outcome", "Thread", "report_failure"]
 
 Outcome = tuple[bool, Any]
-"""Whether it returned, and what it returned or raised: a future cannot hold every exception."""
+"""Success, and the value: True and the result, or False and the exception. A future cannot hold every
+exception."""
 
 _Job = tuple[asyncio.Future[Outcome], Callable[..., Any], tuple[Any, ...]]
 
@@ -32,11 +33,12 @@ class Thread:
         self._started = False
         self._pending = 0
         self._alone = False
-        """Whether the loop has closed: nobody hears of results, but what was submitted still has its turn."""
+        """True once the loop has closed: results reach nobody, but every job that was submitted still has its
+        turn."""
 
     @property
     def busy(self) -> bool:
-        """Whether it runs something, be it given up or not."""
+        """The thread runs something, be it given up or not."""
         return self._pending > 0
 
     def variables(self) -> contextvars.Context:
@@ -44,7 +46,8 @@ class Thread:
         return self._context.copy()
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the function returns or raises. If this is cancelled the function runs on, and is not heard of."""
+        """Call the function in the thread; returns or raises what it does. If this is cancelled, the function
+        runs on and its result is dropped."""
         future = self.submit(function, *args)
         try:
             returned, value = await future

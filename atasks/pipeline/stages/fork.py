@@ -60,8 +60,8 @@ class ForkStage(Stage):
 
 
 def _passes_by(token: Token, depth: int) -> bool:
-    """Whether it is a mark of a branch before the fork: of no item, so that no pipeline makes anything of it. Only
-    the order within a pipeline has to know of it."""
+    """Return True for a mark of a branch before the fork: it stands for no item, so no pipeline makes anything
+    of it. Only the order within a pipeline needs it."""
     lineage, value = token
     return type(value) is Mark and (len(lineage) < depth or (value is END and len(lineage) == depth))
 

@@ -28,11 +28,11 @@ Role = Literal["map", "filter", "each"]
 
 @dataclass(frozen=True)
 class CallingStage(Stage):
-    """What a `FunctionCrew` needs to know of its stage."""
+    """A stage that calls a function, as a `FunctionCrew` sees it."""
 
     options: StageOptions = field(default_factory=StageOptions, kw_only=True)
     explicit: bool = field(default=False, kw_only=True, compare=False)
-    """Whether `workers` was given, and is not the default."""
+    """True if `workers` was given, and is not the default."""
 
     memory: StageNotes | None = field(default=None, kw_only=True, compare=False, repr=False)
     """Knows what came of items before, in a run on the workers."""
@@ -48,17 +48,18 @@ class CallingStage(Stage):
 
     @property
     def keep(self) -> Callable[[Any, Any], Any] | None:
-        """What goes on, as a function of an item and its result; None: the result."""
+        """Return a function of an item and its result that gives the value for the next stage; None: the result
+        itself goes on."""
         return None
 
     @property
     def workers(self) -> int | None:
-        """How many calls are in flight at most."""
+        """The most calls in flight; None: the default of the stage."""
         return self.options.workers
 
     @property
     def skip_errors(self) -> bool:
-        """Whether items are dropped for an error."""
+        """True if items are dropped for an error."""
         return self.options.skip_errors
 
     @property
@@ -77,11 +78,11 @@ class CallingStage(Stage):
         return self.options.on_done
 
     def runner(self, index: int) -> LoopRunner:
-        """What runs the function for the worker of this index."""
+        """Return the runner of the function for the worker of this index."""
         raise NotImplementedError
 
     def employ(self, index: int) -> LoopRunner:
-        """As `runner`, with the stage's memory if it has one."""
+        """Like `runner`, with the stage's memory if it has one."""
         runner = self.runner(index)
         return runner if self.memory is None else self.memory.wrap(runner)
 
@@ -132,12 +133,12 @@ class FunctionStage(CallingStage):
 
     @property
     def is_coroutine(self) -> bool:  # type: ignore[override]
-        """Whether calling the function on the event loop gives what can be awaited or iterated there."""
+        """Calling the function on the event loop gives an object that can be awaited or iterated there."""
         return is_asynchronous(self.function)
 
     @property
     def is_remote(self) -> bool:
-        """Whether it runs on workers."""
+        """The function runs on workers."""
         return isinstance(self.function, BaseTask)
 
     @property
@@ -146,7 +147,7 @@ class FunctionStage(CallingStage):
 
     @property
     def invocation(self) -> Invocation:
-        """How the function gets the item."""
+        """The way in which the function gets the item."""
         options = self.options
         return Invocation(
             self.function, options.bind or Bound(), options.param_name, options.unpack, self.takes_item
@@ -175,7 +176,7 @@ def _nothing(value: Any, result: Any) -> Any:
 
 
 def is_asynchronous(function: Any) -> bool:
-    """Whether it is a coroutine function, an async generator function, an atask or a pipeline."""
+    """Return True for a coroutine function, an async generator function, an atask or a pipeline."""
     from atasks.pipeline.pipeline import Pipeline
 
     if isinstance(function, (BaseTask, Pipeline)):
@@ -257,7 +258,7 @@ class GroupStage(CallingStage):
 
     members: tuple[FunctionStage, ...]
     lenient: bool = False
-    """Whether a member that fails gives None."""
+    """True if a member that fails gives None."""
 
     name = "group"
     one_to_one = True

@@ -31,7 +31,7 @@ class PlainOptions(TypedDict, total=False):
 
 
 class StageOptionsDict(PlainOptions, total=False):
-    """What `stage`, `map`, `filter`, `flat_map`, `each` and `after` take."""
+    """Options of `stage`, `map`, `filter`, `flat_map`, `each` and `after`."""
 
     bind: Bound[*tuple[Any, ...]] | None
     param_name: str | None
@@ -41,7 +41,7 @@ class StageOptionsDict(PlainOptions, total=False):
 
 
 class GroupOptions(TypedDict, total=False):
-    """What `group` takes besides `skip_errors`."""
+    """Options of `group` besides `skip_errors`."""
 
     workers: int | None
     throttle: int
@@ -50,12 +50,12 @@ class GroupOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class StageOptions:
-    """How a stage runs its function."""
+    """The options by which a stage runs its function."""
 
     workers: int | None = LOCAL_WORKERS
     """Calls in flight; None: as many as there are items."""
     throttle: int = 64
-    """How many results wait for the next stage at most; 0: no bound."""
+    """The most results that wait for the next stage; 0: no bound."""
     timeout: float | None = None
     """Seconds that the function may take for one item."""
     skip_errors: bool = False
@@ -88,7 +88,7 @@ _ELSEWHERE: Final = {
     **dict.fromkeys(("retries", "retry", "max_retries", "attempts", "max_attempts", "retry_on_error"), _RETRY),
     "executor": "plain functions run in threads, or with multiprocess=True in processes",
 }
-"""What to write instead of the names that others have for it."""
+"""Names of options in other libraries -> our own name for them, in messages."""
 _NAMES: Final = tuple(item.name for item in fields(StageOptions))
 
 

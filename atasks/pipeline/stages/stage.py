@@ -34,27 +34,28 @@ class Stage:
     """
 
     name: str = "step"
-    """What messages call it."""
+    """The name of the stage in messages."""
     one_to_one: bool = False
-    """Whether it gives exactly one item for each one."""
+    """True if the stage gives exactly one item for each one."""
     makes_one: bool = False
-    """Whether it gives exactly one item, whatever it gets."""
+    """True if the stage gives exactly one item, whatever it gets."""
     resets: bool = True
-    """Whether it numbers its items anew."""
+    """True if the stage numbers its items anew."""
 
     counts: bool = False
-    """Whether it is done with as many items as go in."""
+    """True if the stage is done with as many items as go in."""
     takes_arguments: bool = False
-    """Whether it can be called with more than one item, as the first stage of a pipeline that is called."""
+    """True if the stage can be called with more than one item, as the first stage of a pipeline that is called."""
     deepens: int = 0
-    """How many numbers it appends to the lineage of an item."""
+    """The count of numbers that the stage appends to the lineage of an item."""
 
     def run(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
         """Yield what goes on. Raise to fail; return to end the run, then nothing more is taken from the stream."""
         raise NotImplementedError(f"{type(self).__name__} has no run(): write it as an async generator")
 
     def make_window(self) -> Window | None:
-        """What bounds the items that wait for their turn in this stage, where it puts items in order."""
+        """Return the bound on items that wait for their turn in this stage, if it puts items in order; else
+        None."""
         return None
 
     def branches(self) -> Sequence[Sequence[Stage]]:
@@ -90,7 +91,7 @@ class Step:
     """Those of later stages that put these items in order."""
     own: Window | None
     depth: int
-    """How long the lineages are that enter it."""
+    """The length of the lineages that enter the step."""
     branches: list[list[Step]] = field(default_factory=list)
     """The plans of a fork."""
     entering: list[Admission] = field(default_factory=list)
@@ -98,7 +99,7 @@ class Step:
 
 
 def depth_after(stages: Iterable[Stage], depth: int) -> int:
-    """How long lineages are behind these stages, if they are as long as `depth` before."""
+    """Return the length of lineages behind these stages, if it is `depth` before them."""
     for stage in stages:
         depth = 1 if stage.resets else depth + stage.deepens
     return depth

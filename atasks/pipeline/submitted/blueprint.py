@@ -185,7 +185,8 @@ StageSpec = CallSpec | GroupSpec | ForkSpec | OrderedSpec | CollectSpec
 
 
 def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
-    """What `blueprint` has made of stages, for a run in this namespace; None: in that of its first atask.
+    """Make the stages again that `blueprint` has described, for a run in this namespace; None: in that of its
+    first atask.
 
     Raises DecodeError for what could not be submitted: another namespace's atasks, options that a stage would not
     be made with, more than `MAX_STAGES` stages.
@@ -260,7 +261,7 @@ def _build_function(spec: FunctionSpec, deaths: int) -> Any:
     kind = StreamTask if spec.streams else ATask
 
     def remote(*args: Any, **kwargs: Any) -> Any:
-        """It is called by name: what it is, its workers know."""
+        """Stand in for a function that is called by its name: only its workers know it."""
 
     remote.__name__ = remote.__qualname__ = spec.label
     return kind(remote, spec.task, spec.namespace, options)

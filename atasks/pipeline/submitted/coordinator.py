@@ -1,4 +1,5 @@
-"""What runs a submitted pipeline: a call that awaits its stages, and keeps what each has given.
+"""The coordinator of a submitted pipeline: a call that awaits the calls of its stages, and keeps the result of
+each.
 
 It holds no slot meanwhile. Stages that hand on many items run together, as one *stretch*. A stretch begins when
 the result of the one before is safe. So if its worker dies, or drains, another one goes on behind the last stretch
@@ -106,7 +107,7 @@ class _Coordinator:
         return step_value(read_kept(self._result(len(self._stages) - 1, items)))
 
     async def _flow(self, stretch: range, kept: Sequence[Kept], items: Sequence[Any]) -> list[Any]:
-        """What a stretch makes of the items of the one before it."""
+        """Run a stretch over the items of the one before it, and return its items."""
         stages = await self._permitted(stretch, kept)
         limit = self._worker.transport.max_payload
         names = [stage.name for stage in self._stages]
@@ -137,7 +138,7 @@ class _Coordinator:
         return [item for _, item in await run.indexed()]
 
     async def _notes(self) -> list[Any]:
-        """What earlier attempts have noted, for `Journal.read`."""
+        """Return the notes of earlier attempts, for `Journal.read`."""
         if self._log is None:
             self._log = self._record
             if self._attempt > 1:
@@ -183,7 +184,7 @@ class _Coordinator:
         await self._records.add(self._id, Reply(VERSION, mark, Status.VALUE, b"", "", self._worker.id))
 
     async def _kept(self, number: int) -> Kept | None:
-        """What an earlier attempt has kept of a stage, or None."""
+        """Return the result of a stage that an earlier attempt has kept, or None."""
         reply = self._record.replies.get(step_id(self._id, number))
         return None if reply is None else read_kept(await self._worker.router.outcome(reply, self._record.call))
 
@@ -216,7 +217,8 @@ class _Coordinator:
         await self._records.add(self._id, reply)
 
     def _result(self, number: int, items: list[Any]) -> dict[str, Any]:
-        """What is kept of a stage: its items, whether they are one value, and the attempt that made them."""
+        """Return the entry of a stage in the record: its items, whether they are one value, and the attempt
+        that made them."""
         return {"attempt": self._attempt, "one": gives_one(self._stages[: number + 1]), "items": items}
 
 

@@ -1,4 +1,5 @@
-"""What the calls of a submitted run have given, item by item: another coordinator does not make them again.
+"""The journal of a submitted run: the results of its calls, item by item, so that the next coordinator does not
+make them again.
 
 A note is the result of one stage for one item, which its lineage names. Notes are written in the order in which
 they were made, many at a time, so what an item has given is never on record without what it was made of.
@@ -33,12 +34,12 @@ AHEAD: Final = 1000
 
 
 class Note(NamedTuple):
-    """What came of a call."""
+    """The note of a call: its results."""
 
     value: Any
     """The result, or the list of results of a branch."""
     failed: bool
-    """Whether it raised, behind those results, and its stage goes on without the item."""
+    """True if the call raised, behind those results, and its stage goes on without the item."""
 
 
 class Written(Struct):
@@ -67,7 +68,7 @@ class Journal:
         self._codec = codec
         self._limit = limit
         self._names = names
-        """Of all stages of the run."""
+        """The names of all stages of the run."""
         self._own = secrets.token_hex(4)  # a run moves from a worker that drains without another attempt
         self._written = 0
         self._known: dict[tuple[int, Lineage], Note] = {}
@@ -93,7 +94,7 @@ class Journal:
                         self._known.setdefault((stage, lineage), Note(value, failed))
 
     def recall(self, stage: int, lineage: Lineage) -> Note | None:
-        """What an earlier attempt has noted; once."""
+        """Return the note of an earlier attempt, once."""
         return self._known.pop((stage, lineage), None)
 
     async def note(self, stage: int, lineage: Lineage, note: Note) -> None:
@@ -166,10 +167,10 @@ class StageNotes:
         self._stage = stage
         self._role = role
         self.lenient = lenient
-        """Whether the stage goes on without items that fail."""
+        """True if the stage goes on without items that fail."""
 
     def recall(self, lineage: Lineage) -> Note | None:
-        """What came of the item's call in an earlier attempt."""
+        """Return the note of the item's call in an earlier attempt."""
         return self._journal.recall(self._stage, lineage)
 
     def wrap(self, runner: LoopRunner) -> LoopRunner:
@@ -250,7 +251,7 @@ class _FailedBefore(Exception):
 
 
 def notes_of(record: Record, run_id: str) -> list[int | Reply]:
-    """What `Journal.read` is to be given, not decoded: marks as numbers, notes as their replies."""
+    """Return the argument of `Journal.read`, not decoded: marks as numbers, notes as their replies."""
     mark = f"{run_id}.a"
     found: list[int | Reply] = []
     for reply_id, reply in record.replies.items():
