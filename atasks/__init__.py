@@ -53,6 +53,7 @@ from atasks.errors import (
     WorkerLost,
     WorkersFailed,
 )
+from atasks.events import Event, event
 from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.retry import Retry
@@ -80,6 +81,7 @@ __all__ = [
     "CurrentCall",
     "DecodeError",
     "EncodeError",
+    "Event",
     "Handle",
     "InvalidKeys",
     "InvalidName",
@@ -123,6 +125,7 @@ __all__ = [
     "connect",
     "connect_sync",
     "current_call",
+    "event",
     "get_codec",
     "get_router",
     "get_transport",

@@ -66,6 +66,7 @@ EARLY_SECONDS = 0.5
 """A worker ends a call so long before its deadline only if its clock is wrong."""
 
 _log = logging.getLogger("atasks")
+_PUBLISHED = TaskOptions(orphan="run")
 
 
 class Router:
@@ -216,6 +217,18 @@ class Router:
             return await send(name, *args, **kwargs)
         task, _ = self._named(name)
         return await around.around(self, name, task, options, args, kwargs, send, submitted=True)
+
+    async def publish(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Publish an event, and return when the broker has it. It is no part of the call that publishes it.
+
+        Raises a `CallError`, NotConnected, and NotSupported from a transport that moves no events.
+        """
+        transport, codec = self.transport(), self.codec
+        payload = await self._encode(event, codec, args, kwargs)
+        call = self._call(event, payload, _PUBLISHED, transport, codec, None)
+        if carried:
+            call.context = await self._carried(call, codec, transport)
+        await transport.publish(call)
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """Return the value of a reply, or raise its exception."""

@@ -117,7 +117,8 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
     with broker.channel() as channel:
         for name in names:
             channel.queue_delete(name)
-        channel.exchange_delete(f"{prefix}.control")
+        for exchange in ("control", "events"):
+            channel.exchange_delete(f"{prefix}.{exchange}")
     leaked = [name for name in names if name.startswith(f"{prefix}.r.")]
     if leaked:
         pytest.fail(f"reply queues left at the broker: {leaked}")

@@ -22,6 +22,7 @@ import pytest
 pytest.register_assert_rewrite(
     "atasks.testing.calls",
     "atasks.testing.endings",
+    "atasks.testing.events",
     "atasks.testing.exceptions",
     "atasks.testing.nesting",
     "atasks.testing.retries",

@@ -59,7 +59,7 @@ class Site:
         self.namespace = f"case-{uuid.uuid4().hex}"
         self.workers: list[Worker] = []
         self._new_transport = new_transport
-        self._shared = shared
+        self.shares_transport = shared
         """True if one transport is both the caller's and the worker's."""
         self._caller: Transport | None = None
         self._stack: AsyncExitStack | None = None
@@ -135,7 +135,7 @@ class Site:
         """Start one more worker, which drains when the site closes; `codec`: another one than the caller's."""
         assert self._stack is not None, "open() the site first"
         transport = self.caller
-        if not self._shared:
+        if not self.shares_transport:
             transport = self.new_transport()
             await transport.connect()
             self._stack.push_async_callback(transport.disconnect)

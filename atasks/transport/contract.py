@@ -50,7 +50,7 @@ class Transport:
 
     supports: ClassVar[frozenset[str]] = frozenset()
     """The abilities beyond the minimal contract: "cancel" (the remote run ends when the await does),
-    "at_most_once", "no_worker" (the transport can tell that nothing serves a queue), and "streams"."""
+    "at_most_once", "no_worker" (the transport can tell that nothing serves a queue), "streams", and "events"."""
 
     redelivers: ClassVar[bool] = False
     """True if one call may be delivered more than once, so that workers must remember those they finished."""
@@ -152,6 +152,11 @@ class Transport:
         if len(envelopes) != 1 or not isinstance(envelopes[0], Reply) or envelopes[0].id not in (call.id, "?"):
             raise CallConnectionLost(f"the answer to {call.task} is not the reply to this call")
         return envelopes[0]
+
+    async def publish(self, call: Call) -> None:
+        """Have the handlers of an event run: `call.task` is its name, and nobody awaits what they return. Returns
+        when the event is safe. A transport that does this hands out the events of `Worker.subscriptions`."""
+        raise NotSupported(f"{type(self).__name__} moves no events: publish them over another transport")
 
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         """Deliver requests to the worker from now on; again after `stop_serving`, for the same worker."""

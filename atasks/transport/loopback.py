@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from atasks.errors import (
+    NotConnected,
     NoWorker,
 )
 from atasks.options import Executor, TaskOptions
@@ -19,6 +20,7 @@ from atasks.transport.contract import Transport
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.memory import MemoryRecords
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
 from atasks.wire import Call, Credit, End, Item, Reply
@@ -41,7 +43,7 @@ class LoopbackTransport(CallTransport):
     and `keep_bytes` how many bytes there may be of them.
     """
 
-    supports = CallTransport.supports | {"streams"}
+    supports = CallTransport.supports | {"streams", "events"}
     clock_skew: float = 0.0
     """Seconds by which the clock may differ: it is the same one."""
 
@@ -59,6 +61,8 @@ class LoopbackTransport(CallTransport):
         self._workers: dict[str, Worker] = {}
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
+        self._groups: dict[str, Subscription] = {}
+        """By queue: those that a worker has served here."""
         self._unserved = Unserved(logger)
         self._look: asyncio.TimerHandle | None = None
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
@@ -93,6 +97,10 @@ class LoopbackTransport(CallTransport):
     async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
         await super().serve(worker, queues)
         self._worker = self._workers[worker.id] = worker
+        known = worker.queues("default") if queues is None else queues
+        self._groups.update(
+            {item.queue: item for item in worker.subscriptions if item.queue and item.queue in known}
+        )
         waiting, self._waiting = self._waiting, {}
         for pending in waiting.values():
             self._post(pending)
@@ -106,6 +114,20 @@ class LoopbackTransport(CallTransport):
         if self._worker is worker:  # else another one took over
             await super().stop_serving(worker)
             self._worker = None
+
+    async def publish(self, call: Call) -> None:
+        if self._minimal:
+            return await super().publish(call)
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        each = [] if self._worker is None else [item for item in self._worker.subscriptions if item.queue is None]
+        for subscription in (*self._groups.values(), *each):
+            if subscription.event == call.task:
+                future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+                pending = Pending(subscription.call(call), TaskOptions(queue=subscription.queue), future)
+                pending.kept = True
+                self._post(pending)
+        return None
 
     def _post(self, pending: Pending) -> None:
         if self._worker is not None:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from atasks.options import Executor
     from atasks.router import Router
     from atasks.transport.contract import Transport
+    from atasks.transport.subscription import Subscription
 
 __all__ = ["Worker"]
 
@@ -136,6 +137,13 @@ class Worker:
         registry = self.router.registry
         items = ((name, registry.get(name)) for name in registry.names())
         return {name: item.task.executor for name, item in items if item is not None and item.task.executor}
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """Those of its atasks that handle events."""
+        registry = self.router.registry
+        found = (getattr(registry.get(name), "subscription", None) for name in registry.names())
+        return [subscription for subscription in found if subscription is not None]
 
     @property
     def held(self) -> int:

@@ -138,7 +138,7 @@ def accounts(controllable_broker: Broker, prefix: str) -> Iterator[dict[str, str
     worker = rf"^({own}\..*|amq\.default)$"
     permissions = {"worker": (worker, worker, worker)}
     for user in ("ann", "bob"):
-        entities = rf"{own}\.(control|r\.{user}-{own}\..*|run\..*)"
+        entities = rf"{own}\.(control|events|r\.{user}-{own}\..*|run\..*)"
         permissions[user] = (f"^{entities}$", rf"^({entities}|amq\.default)$", f"^{entities}$")
     urls: dict[str, str] = {}
     names = {name: f"{name}-{prefix}" for name in permissions}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from atasks.testing import TransportConformance
 from atasks.testing.endings import EndingCases
+from atasks.testing.events import EventCases, WaitingEventCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
@@ -21,7 +22,7 @@ from tests.conformance.transports import (
 )
 
 
-class TestLoopback(OverLoopback, TransportConformance):
+class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases):
     pass
 
 
@@ -29,25 +30,32 @@ class TestMemory(OverMemory, TransportConformance):
     pass
 
 
-class TestLocal(OverLocal, TransportConformance):
+class TestLocal(OverLocal, TransportConformance, WaitingEventCases):
     pass
 
 
-class TestLocalHub(OverLocalHub, TransportConformance):
+class TestLocalHub(OverLocalHub, TransportConformance, EventCases):
     pass
 
 
-class TestAMQP(OverAMQP, TransportConformance):
+class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases):
     pass
 
 
 class TestAMQPQuorum(
-    OverAMQPQuorum, NestingCases, EndingCases, StreamCases, StreamEndingCases, RetryCases, SubmittedCases
+    OverAMQPQuorum,
+    NestingCases,
+    EndingCases,
+    StreamCases,
+    StreamEndingCases,
+    RetryCases,
+    SubmittedCases,
+    WaitingEventCases,
 ):
     pass
 
 
-class TestAMQPSealed(OverAMQPSealed, TransportConformance):
+class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases):
     pass
 
 

@@ -38,7 +38,8 @@ def cleanup(node: Broker, prefix: str) -> Iterator[None]:
     with node.channel() as channel:
         for name in names:
             channel.queue_delete(name)
-        channel.exchange_delete(f"{prefix}.control")
+        for exchange in ("control", "events"):
+            channel.exchange_delete(f"{prefix}.{exchange}")
 
 
 @pytest.fixture

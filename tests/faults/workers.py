@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -122,14 +123,12 @@ async def _recorder(path: Path) -> AsyncIterator[Recorder]:
     recorder.close()
 
 
-async def serve(record: Path, caller_patience: float, **options: Any) -> None:
+async def serve(record: Path, caller_patience: float, module: str = "tests.faults.tasks", **options: Any) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
     CallerWatch.patience = caller_patience
     CallerWatch.pause = caller_patience / 3
     Attempts.patience = caller_patience
-    from tests.faults import tasks  # its atasks are to be registered
-
-    assert tasks.__all__
+    importlib.import_module(module)  # its atasks are to be registered
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 

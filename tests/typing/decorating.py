@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_type
 
-from atasks import ATask, RemoteStream, StreamTask, SyncStream, Transport, atask, connect_sync
+from atasks import ATask, RemoteStream, StreamTask, SyncStream, Transport, atask, connect_sync, event
 
 T = TypeVar("T")
 
@@ -235,3 +235,30 @@ async def streams() -> None:
         assert_type(number, int)
     iterator: AsyncIterator[str] = words("text")
     print(iterator)
+
+
+# -- events
+
+
+@event
+async def paid(order: int, *, late: bool = False) -> None: ...
+
+
+@event(name="shop.sent", namespace="shop")
+async def sent(order: int) -> None: ...
+
+
+@paid.on(group="billing", timeout=60)
+async def bill(order: int, *, late: bool = False) -> str:
+    return f"{order} {late}"
+
+
+@sent.on()
+def note(order: int) -> None: ...
+
+
+async def events() -> None:
+    assert_type(await paid(1, late=True), None)
+    assert_type(sent.sync(1), None)
+    assert_type(await bill(1), str)
+    assert_type(await note(1), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import atasks
-from atasks import ATask, atask
+from atasks import ATask, atask, event
 
 
 @atask
@@ -95,3 +95,21 @@ async def connections() -> None:
     atasks.serve("amqp://localhost/", timeout="5")  # type: ignore[arg-type]
     atasks.local(2, concurrency="1")  # type: ignore[arg-type]
     atasks.connect_sync("loopback:", prefx="shop")  # type: ignore[call-arg]
+
+
+@event
+async def paid(order: int) -> None: ...
+
+
+async def events() -> None:
+    await paid("1")  # type: ignore[arg-type]
+    await paid()  # type: ignore[call-arg]
+    paid.sync(1, 2)  # type: ignore[call-arg]
+
+    @paid.on(grp="billing")  # type: ignore[call-arg]
+    async def misspelt(order: int) -> None: ...
+
+    @paid.on(group="billing")  # type: ignore[arg-type]
+    async def other(order: str) -> None: ...
+
+    print(misspelt, other)

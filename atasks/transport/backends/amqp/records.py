@@ -116,7 +116,7 @@ class AMQPRecords(Records):
             for event in events:
                 event.set()
 
-    async def _over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
+    async def over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
         """Do it over the link that there is, and again over the next one if that one gets lost."""
         while True:
             if self._link is None:
@@ -163,7 +163,7 @@ class AMQPRecords(Records):
         name = topology.kept(call.id)
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
-        await self._over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+        await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
         if session.seals is not None:
             self._belongs(call.id, session.seals.voice())
         head = Kept(VERSION, call.id, queue, milliseconds)
@@ -177,12 +177,12 @@ class AMQPRecords(Records):
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
         arguments = topology.unique_arguments()
-        await self._over_link(lambda link: link.declare_queue(mark, arguments))
+        await self.over_link(lambda link: link.declare_queue(mark, arguments))
         try:
             await self._publish(call_id, call_id.encode(), mark, exchange="")
         except QueueFull:
             return await self._other(call_id)
-        if await self._over_link(lambda link: link.queue_state(record)) is None:
+        if await self.over_link(lambda link: link.queue_state(record)) is None:
             return None
         await self._let_go(call_id)
         return await self._other(call_id)
@@ -199,7 +199,7 @@ class AMQPRecords(Records):
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
         mark = self._session.topology.unique(call_id)
-        await self._over_link(lambda link: link.delete_queue(mark))
+        await self.over_link(lambda link: link.delete_queue(mark))
 
     async def cancel(self, record: Record, ending: Reply) -> None:
         await super().cancel(record, ending)
@@ -219,13 +219,13 @@ class AMQPRecords(Records):
 
     async def touch(self, call_id: str) -> None:
         name = self._session.topology.kept(call_id)
-        if await self._over_link(lambda link: link.queue_state(name)) is None:
+        if await self.over_link(lambda link: link.queue_state(name)) is None:
             raise unknown_run(call_id)
 
     async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
         try:
             async with asyncio.timeout(READ_SECONDS):
-                messages = await self._over_link(lambda link: self._read(link, call_id))
+                messages = await self.over_link(lambda link: self._read(link, call_id))
         except TimeoutError:
             raise CallConnectionLost(
                 f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
@@ -254,7 +254,7 @@ class AMQPRecords(Records):
             self._watches.setdefault(key, []).append(event)
         try:
             for key in new:
-                await self._over_link(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
+                await self.over_link(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
             yield event
         finally:
             for key in keys:

@@ -9,6 +9,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
@@ -64,15 +65,17 @@ def opening(
     refuse: Callable[[DeliveredMessage], object] = lambda _: None,
     *,
     remember: bool = True,
+    among: str = "",
 ) -> ConsumerCallback:
     """What to consume with, so that `receive` gets only messages with a seal for that place. Others are counted,
-    and given to `refuse`. Without seals it is `receive` itself. `remember`: a request may come once only."""
+    and given to `refuse`. Without seals it is `receive` itself. `remember`: a request may come once only, `among`
+    the messages of that name."""
     if seals is None:
         return receive
 
     async def open_first(message: DeliveredMessage) -> None:
         try:
-            opened = seals.open(message, place(message), remember=remember)
+            opened = seals.open(message, place(message), remember=remember, among=among)
         except SealError as error:
             seals.count(str(error))
             refuse(message)
@@ -150,7 +153,12 @@ class Seals:
     # -- what arrives
 
     def open(
-        self, message: DeliveredMessage, place: tuple[Kind, str] | None, *, remember: bool = True
+        self,
+        message: DeliveredMessage,
+        place: tuple[Kind, str] | None,
+        *,
+        remember: bool = True,
+        among: str = "",
     ) -> DeliveredMessage:
         """The message without its seal; as it is, if it has none and that is accepted, or if it is an announcement
         (`place` None). Raises SealError."""
@@ -169,7 +177,8 @@ class Seals:
             raise SealError("too old")
         # What the broker delivers again came before, and is dealt with as what may have been begun.
         if kind == "request" and remember:
-            seen = self._replays.seen(sealed.mac, time.monotonic())
+            mac = blake2b(sealed.mac + among.encode()).digest() if among else sealed.mac
+            seen = self._replays.seen(mac, time.monotonic())
             if seen and not message.redelivered:
                 raise SealError("replayed")
         properties.content_type = wire.CONTENT_TYPE

@@ -18,6 +18,7 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guar
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
+from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.seals import Seals
 from atasks.transport.backends.amqp.session import Session, State
@@ -69,7 +70,7 @@ class AMQPTransport(CallTransport):
     at-least-once calls are sent again if their reply queue is gone.
     """
 
-    supports = CallTransport.supports | {"streams"}
+    supports = CallTransport.supports | {"streams", "events"}
     redelivers: ClassVar[bool] = True
 
     def __init__(
@@ -105,6 +106,7 @@ class AMQPTransport(CallTransport):
         self._kept = AMQPRecords(session, self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
+        self._events = Publishing(session, self._kept.over_link)
         self._pending = session.pendings
         self.calling = Calling(session, self._kept.heard)
         self.serving: Serving | None = None
@@ -169,6 +171,7 @@ class AMQPTransport(CallTransport):
             self._keeper = None
             keeper.cancel()
             await asyncio.wait([keeper])
+            self._events.close("the transport was disconnected")
             await self.calling.close()
             if self.serving is not None:
                 await self.serving.close()
@@ -287,6 +290,9 @@ class AMQPTransport(CallTransport):
     def withdraw(self, queue: str, call_id: str, key: str | None) -> None:
         """Tell the workers of the queue that a submitted call need not run any more."""
         self.calling.control.cancel(queue, call_id, key)
+
+    async def publish(self, call: Call) -> None:
+        await self._events.publish(call)
 
     def _room(self) -> asyncio.Future[None] | None:
         return self.session.outbox.room()

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from atasks import wire
 from atasks.options import Executor
+from atasks.transport.subscription import Subscription
 from atasks.wire import Call, Cancel, Credit, End, Reply
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "Outcome",
     "Ping",
     "Pong",
+    "Publish",
     "Read",
     "Refused",
     "Request",
@@ -123,6 +125,8 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
     """Whether I say when a last attempt begins; else it begins when it is handed to me."""
     attempts: dict[str, int] = {}
     """Of the atasks whose own definition allows more attempts than a call may ask for."""
+    subscriptions: list[Subscription] = []
+    """Of those that handle events."""
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):
@@ -278,6 +282,13 @@ class There(Struct, array_like=True, tag=56, gc=False):
     """Whether the queue has workers."""
 
 
+class Publish(Struct, array_like=True, tag=70, gc=False):
+    """An event, which has the name of the atask of this call: have its handlers run. To be answered."""
+
+    number: int
+    call: Call
+
+
 Message = (
     Hello
     | Welcome
@@ -294,6 +305,7 @@ Message = (
     | GiveBack
     | Ping
     | Pong
+    | Publish
     | Begin
     | Add
     | Read
@@ -381,7 +393,7 @@ def _asker(piece: msgspec.Raw) -> str | int | None:
             call = _fields(fields[2])
             call_id = _scalar.decode(call[2]) if len(call) > 2 else None
             return call_id if isinstance(call_id, str) else None
-        if tag in (47, 48):
+        if tag in (47, 48, 70):
             number = _scalar.decode(fields[1])
             return number if isinstance(number, int) else None
     return None

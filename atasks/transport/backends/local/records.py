@@ -104,7 +104,7 @@ class LocalRecords(Records):
         queue = self._calling.queue_of(options)
         wait, milliseconds = options.on_no_worker != "error", int(self.keeps(options) * 1000)
         try:
-            answer = await self._ask(
+            answer = await self.ask(
                 lambda number: Begin(number, queue, call, options.priority, wait, milliseconds), len(call.payload)
             )
         except asyncio.CancelledError:
@@ -120,14 +120,14 @@ class LocalRecords(Records):
         return call.id
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
-        answer = await self._ask(lambda number: Add(number, call_id, reply, quiet), len(reply.payload))
+        answer = await self.ask(lambda number: Add(number, call_id, reply, quiet), len(reply.payload))
         _check(answer, call_id)
 
     async def touch(self, call_id: str) -> None:
-        _check(await self._ask(lambda number: Touch(number, call_id)), call_id)
+        _check(await self.ask(lambda number: Touch(number, call_id)), call_id)
 
     async def read(self, call_id: str) -> Record:
-        found = await self._ask(lambda number: Read(number, call_id))
+        found = await self.ask(lambda number: Read(number, call_id))
         if not isinstance(found, Found):
             _check(found, call_id)
             raise unknown_run(call_id)
@@ -152,7 +152,7 @@ class LocalRecords(Records):
                 if self._link is not None:
                     self._link.send(Watch(call_id, False))
 
-    async def _ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found:
+    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found:
         """The hub's answer, or that of the next one. Raises NotConnected if there is none to come."""
         loop = asyncio.get_running_loop()
         if self._refusal is not None or not self._usable(loop):

@@ -51,7 +51,10 @@ class Serving:
         """Have calls handed out from now on."""
         self._serving = True
         self._told = Slots(0, self._received)
-        self.link.send(Serve(self.worker.id, self.queues, self.worker.executors, True, self._attempts()))
+        worker = self.worker
+        self.link.send(
+            Serve(worker.id, self.queues, worker.executors, True, self._attempts(), worker.subscriptions)
+        )
 
     def _attempts(self) -> dict[str, int]:
         registry = self.worker.router.registry

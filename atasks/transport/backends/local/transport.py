@@ -15,6 +15,7 @@ from atasks import modules, wire
 from atasks.errors import (
     AccessRefused,
     ConnectFailed,
+    DecodeError,
     InvalidURL,
     NotConnected,
     TransportError,
@@ -38,7 +39,9 @@ from atasks.transport.backends.local.messages import (
     Message,
     News,
     NoneServes,
+    Outcome,
     Pong,
+    Publish,
     Refused,
     Salvaged,
     There,
@@ -51,7 +54,7 @@ from atasks.transport.backends.local.worker_processes import WorkerProcesses, ch
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
-from atasks.wire import Cancel, Credit, End, Reply
+from atasks.wire import Call, Cancel, Credit, End, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
@@ -99,7 +102,7 @@ class LocalTransport(CallTransport):
     with its hub.
     """
 
-    supports = CallTransport.supports | {"streams"}
+    supports = CallTransport.supports | {"streams", "events"}
 
     def __init__(
         self,
@@ -344,6 +347,13 @@ class LocalTransport(CallTransport):
 
     def _room(self) -> asyncio.Future[None] | None:
         return self.calling.gate.room()
+
+    async def publish(self, call: Call) -> None:
+        while (room := self._room()) is not None:
+            await room
+        answer = await self._kept.ask(lambda number: Publish(number, call), len(call.payload))
+        if isinstance(answer, Answer) and answer.outcome != Outcome.DONE:
+            raise DecodeError(answer.reason)
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:

@@ -246,6 +246,16 @@ class Link:
                 self._spare = None
                 raise
 
+    async def declare_exchange(self, name: str, kind: str) -> None:
+        """Declare a durable exchange, without losing the link if it exists as another one."""
+        async with self._spare_lock:
+            channel = await self._spare_channel()
+            try:
+                await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
+            except BaseException:
+                self._spare = None  # as above
+                raise
+
     async def _spare_channel(self) -> Channel:
         """A channel of its own for declarations: one that the broker refuses closes its channel."""
         if self._spare is None or self._spare.is_closed:

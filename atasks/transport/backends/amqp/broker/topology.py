@@ -61,6 +61,9 @@ class Topology:
         self.check("q")
         self.control = f"{prefix}.control"
         """The direct exchange between callers and workers."""
+        self.events = f"{prefix}.events"
+        """The topic exchange of what is published for whoever handles it. It is also the reply address of that:
+        there is no such queue."""
         self.dead = f"{prefix}.dead"
         """The queue of what could neither be read nor answered."""
         self.nobody = f"{prefix}.nobody"
@@ -158,6 +161,14 @@ class Topology:
             "x-expires": LEASE_QUEUE_EXPIRES_MS,
         }
 
+    def event_key(self, event: str) -> str:
+        """The routing key of an event; a queue that is bound by it gets no other one."""
+        return f"{self.namespace}.{event}".replace("#", "+23")
+
+    def every_worker(self, worker_id: str, epoch: int) -> str:
+        """The queue of the events that a worker handles because every worker does, for one connection."""
+        return f"{self.prefix}.e.{worker_id}.{epoch}"
+
     def kept(self, call_id: str) -> str:
         """The queue of a record, and the routing key of how the call ended."""
         return f"{self.prefix}.run.{self.namespace}.{base_of(call_id) or call_id}"
@@ -180,8 +191,8 @@ class Topology:
         }
 
     def is_kept(self, reply_to: str) -> bool:
-        """Whether that is the reply address of a call that was submitted: a record, or nobody."""
-        return reply_to == self.nobody or bool(self.reply_exchange(reply_to))
+        """Whether that is the reply address of a call that nobody awaits: a record, or nobody, or an event's."""
+        return reply_to in (self.nobody, self.events) or bool(self.reply_exchange(reply_to))
 
     def reply_exchange(self, reply_to: str) -> str:
         """Where replies go: those that are kept may be waited for by several, who listen at the exchange."""
@@ -192,11 +203,15 @@ class Topology:
         queues beside a work queue that is the work queue. None: an announcement, which has no seal."""
         if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.")):
             return "record", name.removesuffix(":steps")
+        if exchange == self.events:
+            return "request", f"{exchange} {name}"
         if exchange == self.control:
             return None if name.startswith("up:") else ("control", f"{exchange} {name}")
         if name.startswith(f"{self.prefix}.q."):
             for beside in BESIDE:
                 name = name.removesuffix(beside)
+            return "request", name
+        if name.startswith(f"{self.prefix}.e."):
             return "request", name
         return "control" if name.startswith(f"{self.prefix}.c.") else "reply", name
 
@@ -205,9 +220,8 @@ class Topology:
         direct = self.place("", queue)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            return (
-                self.place(self.control, message.routing_key or "") if message.exchange == self.control else direct
-            )
+            known = message.exchange in (self.control, self.events)
+            return self.place(message.exchange or "", message.routing_key or "") if known else direct
 
         return place
 

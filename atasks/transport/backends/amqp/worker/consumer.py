@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from aiormq.abc import ConsumerCallback
 from aiormq.exceptions import AMQPChannelError, ConnectionInternalError
@@ -11,6 +12,9 @@ from aiormq.exceptions import AMQPChannelError, ConnectionInternalError
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.events import EventSource
 
 __all__ = ["Consumer", "Wait"]
 
@@ -28,6 +32,7 @@ class Consumer:
         *,
         solo: bool = False,
         executor: Executor | None = None,
+        source: EventSource | None = None,
         receive: Callable[[Consumer], ConsumerCallback],
         unavailable: Callable[[str, BaseException], None],
         patience: float,
@@ -41,6 +46,8 @@ class Consumer:
         """Whether it is the queue of last attempts, which run alone."""
         self.executor: Executor | None = executor
         """If its calls wait for places in a pool: in which."""
+        self.source = source
+        """If events come by it: whom they are for."""
         self.name = name
         """The broker's name of the queue."""
         self.full_size = full_size

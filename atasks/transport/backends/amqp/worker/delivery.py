@@ -38,6 +38,10 @@ class CallDelivery:
     def queue(self) -> str:
         return self.inbound.consumer.queue
 
+    def renewed(self, inbound: RequestMessage) -> CallDelivery:
+        """The same call, by a lease."""
+        return CallDelivery(self._replies, inbound, self)
+
     def send(self, envelope: Item | End) -> None:
         self._replies.send(envelope, self.inbound)
 

@@ -138,7 +138,7 @@ class Leases:
             return
         inbound = RequestMessage(older[-1].inbound.consumer, message, acks)
         inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
-        run.deliveries = [CallDelivery(self._replies, inbound, older[-1])]
+        run.deliveries = [older[-1].renewed(inbound)]
         for each in older:
             each.drop()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +25,7 @@ from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.doubts import Doubts
+from atasks.transport.backends.amqp.worker.events import EventDelivery, EventQueues, EventSource
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
 from atasks.transport.backends.amqp.worker.prefetch import Prefetch
@@ -90,6 +91,7 @@ class Serving:
         self.kept = KeptCalls(self.station, self.attempts)
         self.replies.settle = self.kept.ended
         self._leases = Leases(self.station, self.replies, consumer_timeout)
+        self._events = EventQueues(self.station)
         self.ailing = UnavailableQueues(self.station, self.declare)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
@@ -130,6 +132,10 @@ class Serving:
                 except (AMQPChannelError, TimeoutError) as error:
                     self._endure(error)
                     self.ailing.add(queue, error)
+        own = await self._events.declare_own(link)
+        if own is not None:
+            name, source, size = own
+            consumers.append(self._maker(link, station.acks, source.queue, source)(name, size))
         window = station.window = Prefetch(link, worker, consumers)
         if not self._stopping:
             await window.open()
@@ -154,15 +160,8 @@ class Serving:
         acks = station.acks if station.acks is not None and link is station.link else Acks(link.work)
         share = min(MAX_PREFETCH, -(-self.worker.concurrency // len(self.queues)))
         consumers: list[Consumer] = []
-        make = partial(
-            Consumer,
-            link,
-            acks,
-            queue,
-            receive=self._receiver,
-            unavailable=self._leave_out,
-            patience=self.session.timeout / 2,
-        )
+        source = self._events.source(queue)
+        make = self._maker(link, acks, queue, source)
         async with asyncio.timeout(self.session.timeout / 4):
             new = await link.queue_state(topology.work(queue)) is None
             for name, size, solo in ((topology.work(queue), share, False), (topology.solo(queue), 1, True)):
@@ -174,11 +173,26 @@ class Serving:
                     await link.declare_queue(name, topology.work_arguments())
                     size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
                     consumers.append(make(name, size, executor=executor))
+            if source is not None:
+                await self._events.bind(link, topology.work(queue), source)
         self.kept.move_early(queue)
         if new:
             announcement = Up(VERSION, topology.namespace, queue, self.worker.id)
             station.put(self.session.control([announcement], topology.up_key(queue)))
         return consumers
+
+    def _maker(self, link: Link, acks: Acks, queue: str, source: EventSource | None) -> Callable[..., Consumer]:
+        """What makes the consumers of a work queue, of a name and a window."""
+        return partial(
+            Consumer,
+            link,
+            acks,
+            queue,
+            source=source,
+            receive=self._receiver,
+            unavailable=self._leave_out,
+            patience=self.session.timeout / 2,
+        )
 
     def _leave_out(self, queue: str, error: BaseException) -> None:
         """A queue cannot be consumed: serve the others. A worker that begins is told instead, if it is refused."""
@@ -260,7 +274,9 @@ class Serving:
 
     def _receiver(self, consumer: Consumer) -> ConsumerCallback:
         """The callback to consume a queue with."""
-        place = self.session.topology.place("", consumer.name)
+        place = self.session.topology.arrival(consumer.name)
+        # One event is published once, under one seal, to the queues of all its groups.
+        among = "" if consumer.source is None else consumer.source.queue
 
         async def receive(message: DeliveredMessage) -> None:
             try:
@@ -272,7 +288,7 @@ class Serving:
         def refuse(message: DeliveredMessage) -> None:
             self.replies.dead_letter(message, consumer.acks, consumer.name)
 
-        return opening(self.session.seals, receive, lambda _: place, refuse)
+        return opening(self.session.seals, receive, place, refuse, among=among)
 
     def _receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
@@ -295,6 +311,11 @@ class Serving:
         if seals is not None:
             calls, forbidden = seals.admit(message, inbound, calls, consumer.queue)
             refusals += forbidden
+        source = consumer.source
+        if source is not None and inbound.reply_to == self.session.topology.events:
+            calls, refusals = source.calls(calls, refusals)
+        else:
+            source = None
         if not calls and not any(call_id for call_id, _ in refusals):
             if not refusals:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
@@ -316,7 +337,7 @@ class Serving:
                 CallDelivery(self.replies, inbound).drop()
                 continue
             doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn
-            self._take(call, inbound, again, doubtful)
+            self._take(call, inbound, again, doubtful, source)
         if consumer.solo and self.station.window is not None:
             self.station.window.adapt()
 
@@ -326,14 +347,20 @@ class Serving:
         inbound.ended()
         self.replies.dead_letter(message, inbound.acks, inbound.consumer.name)
 
-    def _take(self, call: Call, inbound: RequestMessage, again: bool, doubtful: bool) -> None:
-        """Deal with a call of a request; `again`: the broker has delivered it before."""
+    def _take(
+        self, call: Call, inbound: RequestMessage, again: bool, doubtful: bool, source: EventSource | None
+    ) -> None:
+        """Deal with a call of a request, or of an event that comes from `source`; `again`: the broker has
+        delivered it before."""
         if call.max_attempts > MAX_ATTEMPTS:
             self.worker.cap(call)
         consumer = inbound.consumer
         run = self.worker.find(call.id) if again or call.attempt > 1 else None
         older = None if run is None else run.deliveries[-1]
-        delivery = CallDelivery(self.replies, inbound, older if isinstance(older, CallDelivery) else None)
+        known = older if isinstance(older, CallDelivery) else None
+        delivery = CallDelivery(self.replies, inbound, known)
+        if source is not None:
+            delivery = EventDelivery(self.replies, inbound, known, call, source)
         if again and run is not None:
             consumer.adopt()
             self.station.adapt_window()
@@ -349,6 +376,8 @@ class Serving:
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
         """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
+        if consumer.source is not None and consumer.source.worker:
+            return False
         return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
 
     def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from atasks import wire
+from atasks.transport.backends.local.hub.events import HubEvents
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall
 from atasks.transport.backends.local.hub.queues import WorkQueues
@@ -29,6 +30,7 @@ from atasks.transport.backends.local.messages import (
     Outcome,
     Ping,
     Pong,
+    Publish,
     Read,
     Refused,
     Request,
@@ -73,6 +75,7 @@ class Hub:
         self._queues = WorkQueues()
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
+        self._events = HubEvents()
         self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
         self._receiving = False
         self._unsent: list[Conversation] = []
@@ -91,6 +94,7 @@ class Hub:
             Serve: self._serve,
             Stop: self._stop,
             Ping: self._ping,
+            Publish: self._publish,
             Begin: self._begin,
             Add: self._runs.add,
             Read: self._runs.read,
@@ -290,6 +294,19 @@ class Hub:
             outcome = Outcome.DONE
         peer.link.send(Answer(message.number, outcome, reason))
 
+    def _publish(self, peer: Peer, message: Publish) -> None:
+        for name, subscription, worker in self._events.handlers(peer.namespace, message.call.task):
+            call = subscription.call(message.call, worker)
+            call.orphan = RUN
+            queue = self._queues.of(peer, name)
+            if call.task in queue.executors:
+                queue = self._queues.beside(queue, queue.executors[call.task])
+            if call.id not in self._entries:
+                entry = self._entries[call.id] = QueuedCall(call, None, queue, 0)
+                queue.push(entry)
+                self._queues.offer(queue)
+        peer.link.send(Answer(message.number, Outcome.DONE))
+
     def _in_hand(self, call_id: str) -> bool:
         """Whether a worker has a call that is to be kept."""
         entry = self._entries.get(call_id)
@@ -354,9 +371,12 @@ class Hub:
         peer.worker_id = message.worker
         peer.begins = message.begins
         peer.first_queue = message.queues[0] if message.queues else ""
+        names = list(message.queues)
+        if self._events.serve(peer, message.subscriptions, names):
+            names.append(peer.own_queue)
         peer.queues = [
             queue
-            for name in message.queues
+            for name in names
             for queue in (self._queues.of(peer, name), *self._queues.all_beside(peer, name))
         ]
         for queue in peer.queues:
@@ -370,9 +390,14 @@ class Hub:
     def _leave(self, peer: Peer) -> None:
         """Hand it no more calls."""
         peer.room = 0
+        self._events.leave(peer)
         for queue in peer.queues:
             if peer in queue.workers:
                 queue.workers.remove(peer)
+                if queue.own and queue:
+                    for entry in [entry for entry in self._entries.values() if entry.queue is queue]:
+                        if entry.worker is None:
+                            self._forget(entry)
                 self._queues.tidy(queue)
 
     def _slots(self, peer: Peer, message: Slots) -> None:
@@ -401,6 +426,9 @@ class Hub:
             peer.let_go(entry)
             entry.worker = None
             entry.call = message.call
+            if entry.queue.own and not entry.queue.workers:  # its worker leaves
+                del self._entries[entry.call.id]
+                return
             if message.executor is not None and entry.queue.executor is None:
                 entry.queue.executors[entry.call.task] = message.executor
                 entry.queue = self._queues.beside(entry.queue, message.executor)
@@ -410,7 +438,9 @@ class Hub:
             self._queues.offer(entry.queue)
 
     def _ping(self, peer: Peer, message: Ping) -> None:
-        queues = [self._queues.of(peer, queue.name) for queue in peer.queues if queue.executor is None]
+        queues = [
+            self._queues.of(peer, queue.name) for queue in peer.queues if queue.executor is None and not queue.own
+        ]
         others = bool(queues) and all(queue.served_beside(peer, message.seen) for queue in queues)
         for queue in queues:
             self._queues.tidy(queue)
@@ -421,6 +451,9 @@ class Hub:
         it has only waited there to be alone."""
         call = entry.call
         entry.worker = None
+        if entry.queue.own:  # nobody else is to have it
+            del self._entries[call.id]
+            return
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
         if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= entry.most):
             lost = entry.lost("will not run again: its worker died")

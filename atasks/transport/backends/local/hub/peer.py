@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from atasks.options import EXECUTORS, Executor
-from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.hub.queue import OWN, QueuedCall, WorkQueue
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Hold, Read, Slots
 from atasks.turns import Turns
@@ -63,6 +63,11 @@ class Peer:
         """For how many more blocking functions its pools have a place."""
         self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
         """Calls of such functions that it was handed and has not told of: the how manieth call each was."""
+
+    @property
+    def own_queue(self) -> str:
+        """The name of the queue of what this worker alone is to run; no other one has a space in it."""
+        return f"{OWN}{self.worker_id}"
 
     def room_for(self, queue: WorkQueue) -> int:
         """How many calls of this queue it may be handed now."""

@@ -12,8 +12,10 @@ from atasks.wire import Call, Reply, Status
 if TYPE_CHECKING:
     from atasks.transport.backends.local.hub.peer import Peer
 
-__all__ = ["QueuedCall", "WorkQueue"]
+__all__ = ["OWN", "QueuedCall", "WorkQueue"]
 
+OWN = "own "
+"""The name of the queue of one worker begins with this."""
 LANES = 2 * (MAX_PRIORITY + 1)
 
 
@@ -99,6 +101,11 @@ class WorkQueue:
 
     def __len__(self) -> int:
         return self._count
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the queue of one worker: its calls are nobody else's."""
+        return self.name.startswith(OWN)
 
     def push(self, entry: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""

@@ -1,0 +1,189 @@
+"""`@event` declares an event: who publishes it does not know who handles it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, Protocol, TypeVar, Unpack, cast, overload
+
+from atasks.caller.background import run_here
+from atasks.definitions import _signature_check
+from atasks.errors import RegisteringTwice
+from atasks.functions import place, signature_of
+from atasks.options import validate_queue
+from atasks.router import get_router
+from atasks.tasks import _default_name, atask
+from atasks.transport.subscription import Subscription
+
+if TYPE_CHECKING:
+    from atasks.definitions import ATask
+    from atasks.options import DecorationOptions
+    from atasks.router import Router
+
+__all__ = ["Event", "event"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_NAME: Final = 100
+"""Characters of the queue of a group: the names of event and group stand in it, or the hash of longer ones."""
+
+
+class HandlerDecorator(Protocol[P]):
+    """What `paid.on(...)` returns."""
+
+    @overload
+    def __call__(self, handler: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
+    @overload
+    def __call__(self, handler: Callable[P, R], /) -> ATask[P, R]: ...
+
+
+class Event(Generic[P]):
+    """A declared event. Awaiting `paid(7)` publishes it, and `@paid.on(group=...)` makes an atask that handles it.
+
+    The await returns when the broker, or the hub, has the event, and not when it was handled: nobody is told how
+    that ends. An event that no group and no worker waits for is gone.
+    """
+
+    def __init__(self, function: Callable[P, Any], name: str, namespace: str) -> None:
+        functools.update_wrapper(cast("Any", self), function, updated=())
+        self.__name__: str
+        self.__qualname__: str
+        self.name = validate_queue(name, "the name of an event")
+        """The name on the wire: module and qualified name, unless the declaration says otherwise."""
+        self.namespace = validate_queue(namespace, "namespace")
+        self._signature = signature_of(function)
+        self._check_arguments = _signature_check(function)
+        get_router(namespace)  # so that there is one
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, None]:
+        """A coroutine that publishes the event, and returns when the broker has it.
+
+        Guarantees: each group of handlers gets the event at least once from then on, whatever dies. If the await
+        is cancelled or raises, it may have been published, or not. A second await publishes a second event.
+
+        Raises TypeError at once if the arguments do not fit. The await raises EncodeError, PayloadTooLarge,
+        NotConnected, NotSupported from a transport that moves no events, and CallConnectionLost if the connection
+        was closed before the broker confirmed it.
+        """
+        self._check_arguments(*args, **kwargs)
+        bound = self._signature.bind(*args, **kwargs)  # by position where that can be: a codec may type them so
+        return get_router(self.namespace).publish(self.name, bound.args, bound.kwargs)
+
+    def sync(self, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Publish the event from code without an event loop, and return when the broker has it."""
+        run_here(get_router(self.namespace), f"{self.name}.sync()", "`await` it", lambda: self(*args, **kwargs))
+
+    def on(
+        self, *, group: str | None = None, name: str | None = None, **options: Unpack[DecorationOptions]
+    ) -> HandlerDecorator[P]:
+        """Make an atask of the decorated function that handles the event at workers which have loaded it.
+
+        `group`: of all workers one handles each event, the handler of each group; a group is there from the first
+        worker on that has served it, and its events wait for a worker. None: every worker handles the events that
+        are published while it serves. `name` and `options` are those of `@atask`, but for `queue`, which a group
+        has. Only `timeout`, in seconds from when a worker has it, `max_attempts`, `delivery` and `executor` count
+        for events; all of them count where the atask is called.
+
+        Guarantees: the event is acknowledged after the handler has returned, and given to another worker if its
+        worker dies. One whose handler raises is logged, and goes to the dead queue where there is a broker.
+
+        Raises TypeError for a function that does not take the arguments of the event, RegisteringTwice for a
+        second handler of a group.
+        """
+        if callable(group):
+            raise TypeError(f"call it: @{self.__name__}.on() or @{self.__name__}.on(group=...)")
+        if options.get("queue") is not None:
+            raise TypeError("a handler takes no queue: its group has one")
+        queue = None if group is None else self._queue(group)
+
+        def decorate(handler: Callable[P, Any]) -> ATask[P, Any]:
+            self._fits(handler)
+            named = name or _default_name(handler)
+            router = get_router(self.namespace)
+            if queue is not None:
+                _refuse_second(router, self.name, named, queue)
+                options["queue"] = queue
+            task: ATask[P, Any] = atask(handler, name=named, namespace=self.namespace, **options)
+            item = router.registry.get(named)
+            assert item is not None, "it was registered just now"
+            vars(item)["subscription"] = Subscription.of(self.name, named, queue, item.options)
+            return task
+
+        return decorate
+
+    def _queue(self, group: str) -> str:
+        """The work queue of a group."""
+        queue = f"events:{self.name}:{validate_queue(group, 'group')}"
+        if len(queue) > MAX_NAME:
+            queue = f"events:{blake2b(queue.encode(), digest_size=16).hexdigest()}"
+        return queue
+
+    def _fits(self, handler: Any) -> None:
+        """Raise TypeError unless the handler can be called as the event is published."""
+        try:
+            signature = signature_of(handler)
+        except (TypeError, ValueError):
+            return  # a builtin, perhaps: the worker will find out
+        given: list[Any] = []
+        named: dict[str, Any] = {}
+        for parameter in self._signature.parameters.values():
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+                given.append(None)
+            elif parameter.kind is parameter.KEYWORD_ONLY:
+                named[parameter.name] = None
+        try:
+            signature.bind(*given, **named)
+        except TypeError as error:
+            handles = getattr(handler, "__qualname__", repr(handler))
+            published = f"{self.name}{self._signature}"
+            raise TypeError(
+                f"{handles} cannot handle {published}: {error}; give it the parameters of the event"
+            ) from None
+
+    def __reduce__(self) -> str:
+        return self.__qualname__
+
+    def __repr__(self) -> str:
+        return f"<event {self.name!r}>"
+
+
+class EventDecorator(Protocol):
+    """What `@event(...)` with options returns."""
+
+    def __call__(self, function: Callable[P, Any], /) -> Event[P]: ...
+
+
+@overload
+def event(function: Callable[P, Any], /) -> Event[P]: ...
+@overload
+def event(*, name: str | None = None, namespace: str = "default") -> EventDecorator: ...
+def event(function: Any = None, /, *, name: str | None = None, namespace: str = "default") -> Any:
+    """Declare an event: bare `@event`, or `@event(name="orders.paid")`. See `Event`.
+
+    The function says which arguments the event has; its body never runs. `name` (default: module and qualified
+    name; letters, digits and `-_.:@#,/+`, at most 100) and `namespace` are the identity of the event: programs
+    that share no code may declare it each for itself.
+
+    Raises TypeError for what is no function, ValueError for a name that brokers do not take.
+    """
+    if function is None:
+        return functools.partial(event, name=name, namespace=namespace)
+    if not inspect.isroutine(function):
+        raise TypeError(f"@event declares a function, not {function!r}")
+    return Event(function, name or _default_name(function), namespace)
+
+
+def _refuse_second(router: Router, event: str, name: str, queue: str) -> None:
+    """Raise RegisteringTwice if the group of that queue has another handler than the one of that name."""
+    registry = router.registry
+    for known in registry.names():
+        item = registry.get(known)
+        subscription = getattr(item, "subscription", None)
+        if item is not None and subscription is not None and subscription.queue == queue and known != name:
+            raise RegisteringTwice(
+                f"two functions handle {event!r} in one group, {place(item.coro)} and now {name!r}: give one "
+                "of them another group"
+            )

@@ -1,0 +1,164 @@
+"""Events, as calls of their handlers: the queues that they come by, and how such a call ends."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.options import Executor
+from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+from atasks.wire import CONTENT_TYPE, Call, End, Reply, Status
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.replies import Replies
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
+    from atasks.transport.backends.amqp.worker.station import Station
+    from atasks.transport.subscription import Subscription
+
+__all__ = ["EventDelivery", "EventQueues", "EventSource"]
+
+MAX_PREFETCH: Final = 65_535
+AGAIN_PAUSE: Final = 0.05
+"""Seconds for which a call that is for this worker alone, and cannot start, waits before it tries again."""
+
+
+class EventQueues:
+    """The queues of one worker by which events come.
+
+    A group's queue is a work queue that is also bound to the exchange of events, so all that holds for calls holds
+    for its events: windows, attempts, leases, queues that ail. What every worker handles comes by a queue of each
+    worker's own, which is exclusive: RabbitMQ 4 has no other queue that goes with its connection.
+    """
+
+    def __init__(self, station: Station) -> None:
+        self._station = station
+        self._sources: dict[str, EventSource] = {}
+        """By the work queue of the group."""
+        worker = station.worker
+        own: dict[str, list[Subscription]] = {}
+        for item in worker.subscriptions:
+            if item.queue is None:
+                own.setdefault(item.event, []).append(item)
+            else:
+                self._sources[item.queue] = EventSource(item.queue, {item.event: [item]})
+        self._own = EventSource(f"events:{worker.id}", own, worker.id)
+
+    def source(self, queue: str) -> EventSource | None:
+        """What comes by this work queue, if it is that of a group."""
+        return self._sources.get(queue)
+
+    async def bind(self, link: Link, name: str, source: EventSource) -> None:
+        """Have the events come to this queue from now on."""
+        topology = self._station.session.topology
+        await link.declare_exchange(topology.events, "topic")
+        for event in source.subscriptions:
+            await guard(link.inbox.queue_bind(name, topology.events, topology.event_key(event)))
+
+    async def declare_own(self, link: Link) -> tuple[str, EventSource, int] | None:
+        """Declare the queue of the events that every worker handles: its name, what comes by it, and its window.
+        None: there are no such events."""
+        station, source = self._station, self._own
+        if not source.subscriptions:
+            return None
+        name = station.session.topology.every_worker(station.worker.id, station.epoch)
+        await guard(link.inbox.queue_declare(name, exclusive=True, arguments={"x-queue-type": "classic"}))
+        await self.bind(link, name, source)
+        return name, source, min(MAX_PREFETCH, station.worker.concurrency)
+
+
+class EventSource:
+    """Whom the events are for that come by one queue."""
+
+    def __init__(self, queue: str, subscriptions: dict[str, list[Subscription]], worker: str = "") -> None:
+        self.queue = queue
+        """The work queue, or how the worker's own one is called in its place."""
+        self.subscriptions = subscriptions
+        """By event."""
+        self.worker = worker
+        """If it is the queue of one worker: its id."""
+
+    def calls(
+        self, published: list[Call], refusals: list[tuple[str | None, str]]
+    ) -> tuple[list[Call], list[tuple[str | None, str]]]:
+        """The calls that a message makes; none, if anything in it cannot be read, or may not be: nobody waits for
+        an answer, so it is for people to look at. A call that was given back has its handler's name."""
+        if refusals:
+            return [], []
+        found: list[Call] = []
+        for call in published:
+            call.orphan = 1  # nobody awaits it, whatever it says
+            handlers = self.subscriptions.get(call.task)
+            found += [call] if handlers is None else [item.call(call, self.worker) for item in handlers]
+        return found, []
+
+
+class EventDelivery(CallDelivery):
+    """One call of a handler. Its end is told to nobody: one that failed goes to the dead queue."""
+
+    __slots__ = ("_source", "call")
+
+    def __init__(
+        self,
+        replies: Replies,
+        inbound: RequestMessage,
+        older: CallDelivery | None,
+        call: Call,
+        source: EventSource,
+    ) -> None:
+        super().__init__(replies, inbound, older)
+        self.call = call
+        self._source = source
+
+    def renewed(self, inbound: RequestMessage) -> CallDelivery:
+        return EventDelivery(self._replies, inbound, self, self.call, self._source)
+
+    def reply(self, reply: Reply | End) -> None:
+        self.inbound.ended()
+        if isinstance(reply, Reply) and reply.status == Status.VALUE:
+            self.inbound.settled()
+        else:
+            self._replies.station.put(FailedEvent(self._replies.station, self.call, self.inbound))
+
+    def give_back(self, call: Call, executor: Executor | None = None) -> None:
+        worker = self._replies.station.worker
+        if not self._source.worker:
+            super().give_back(call, executor)
+        elif worker.draining:
+            self.drop()  # it is for this worker only, which leaves
+        else:
+            asyncio.get_running_loop().call_later(AGAIN_PAUSE, worker.deliver, call, self)
+
+
+class FailedEvent(Outgoing):
+    """The call of a handler that failed, on its way to the dead queue. When it is there it is acknowledged."""
+
+    __slots__ = ("_inbound",)
+
+    def __init__(self, station: Station, call: Call, inbound: RequestMessage) -> None:
+        properties = Basic.Properties(
+            content_type=CONTENT_TYPE,
+            headers={"x-first-death-queue": inbound.consumer.name, "x-first-death-reason": "rejected"},
+            message_id=station.number(),
+            delivery_mode=2,
+        )
+        super().__init__(wire.encode([call]), station.session.topology.dead, properties, key="")
+        self._inbound = inbound
+
+    def confirmed(self) -> None:
+        self._inbound.settled()
+
+    returned = confirmed
+    refused = confirmed
+
+    def rejected(self, refusal: Refusal) -> None:
+        super().rejected(refusal)
+        self.confirmed()
+
+    def lost(self) -> bool:
+        return False  # the broker delivers the event again

@@ -1,0 +1,46 @@
+"""Who handles which events, as a hub knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from atasks.transport.backends.local.hub.peer import Peer
+from atasks.transport.subscription import Subscription
+
+__all__ = ["HubEvents"]
+
+
+class HubEvents:
+    """The groups that were ever served around a hub, and the workers that handle events for themselves."""
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[str | None, str], dict[str, Subscription]] = {}
+        """Namespace and event -> queue of a group -> its handler."""
+        self._each: dict[tuple[str | None, str], dict[Peer, list[Subscription]]] = {}
+
+    def serve(self, peer: Peer, subscriptions: Sequence[Subscription], queues: Collection[str]) -> bool:
+        """A worker serves these queues, and handles events; whether it does so for itself as well."""
+        own = False
+        for item in subscriptions:
+            key = (peer.namespace, item.event)
+            if item.queue is None:
+                own = True
+                self._each.setdefault(key, {}).setdefault(peer, []).append(item)
+            elif item.queue in queues:
+                self._groups.setdefault(key, {})[item.queue] = item
+        return own
+
+    def leave(self, peer: Peer) -> None:
+        """It handles nothing for itself any more; its groups stay."""
+        for key in [key for key, peers in self._each.items() if peer in peers]:
+            del self._each[key][peer]
+            if not self._each[key]:
+                del self._each[key]
+
+    def handlers(self, namespace: str | None, event: str) -> list[tuple[str, Subscription, str]]:
+        """By which queues an event goes, and to whom; and to which worker, if that one has it for itself."""
+        key = (namespace, event)
+        found = [(queue, item, "") for queue, item in self._groups.get(key, {}).items()]
+        for peer, items in self._each.get(key, {}).items():
+            found += [(peer.own_queue, item, peer.worker_id) for item in items]
+        return found
