@@ -180,12 +180,33 @@ def main() -> None:
 )
 @click.option("--reload", is_flag=True, help="Drain and start again when a file of the loaded modules changes.")
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
+@click.option(
+    "--log-level",
+    metavar="LEVEL",
+    type=click.Choice(["debug", "info", "warning", "error", "critical"], case_sensitive=False),
+    help="Log from this level on: debug, info, warning, error or critical. Default: as -v says.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Lines of text, or a JSON object on each line.",
+)
+@click.option(
+    "--log-config",
+    metavar="FILE",
+    help="Log as this file says, instead: TOML or JSON for Python's logging.config.dictConfig.",
+)
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")
 def run_command(
     targets: tuple[str, ...],
     mode: Mode | None,
     pairs: tuple[str, ...],
     verbosity: int,
+    log_level: str | None,
+    log_format: str,
+    log_config: str | None,
     use_uvloop: bool,
     workers: int | None,
     max_calls: int | None,
@@ -199,10 +220,16 @@ def run_command(
     called with mode, url, transport, namespace, concurrency, queue and grace, and with the options of -o: those
     that it accepts. In server mode aiomain() runs beside the worker, and its return ends nothing.
     """
-    configure_logging(verbosity)
     tether = Tether.inherited()
     supervised = None
     try:
+        configure_logging(
+            verbosity,
+            level=log_level,
+            as_json=log_format == "json",
+            config=log_config,
+            worker=None if tether is None else tether.number,
+        )
         settings = Settings.make(mode, verbosity=verbosity, workers=workers, targets=targets, **options)
         supervised_workers = None if settings.transport == "local" else workers
         supervision = Supervision.make(

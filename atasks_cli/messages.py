@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import select
 import sys
+import tomllib
 import traceback
 from typing import Any, TextIO
 
 import click
 
 import atasks
-from atasks import urls
+from atasks import logs, urls
+from atasks.logging import CallFilter, JsonFormatter
+from atasks_cli.exits import CommandError, Exit
 
 __all__ = ["configure_logging", "discard_output", "output_is_unread", "say", "show_traceback", "shown_url"]
 
@@ -60,19 +64,37 @@ def _discard(stream: TextIO) -> None:
         os.close(nowhere)
 
 
-def configure_logging(verbosity: int) -> None:
-    """Warnings and worse to stderr; with -v also what happens, with -vv everything.
+def configure_logging(
+    verbosity: int,
+    *,
+    level: str | None = None,
+    as_json: bool = False,
+    config: str | None = None,
+    worker: int | None = None,
+) -> None:
+    """Warnings and worse to stderr; with -v also what happens, with -vv everything. Raises a CommandError.
+
+    `level` says it by name; `as_json` writes lines of JSON; `config` is a file that says all of it; `worker` is
+    the number of this worker process, if it is one: its supervisor puts that before each line that is no JSON.
 
     A module that calls `logging.basicConfig` itself has its way: what was configured here then yields.
 
     The client libraries log what atasks reports itself, with tracebacks of their own: only -vv shows it. What they
-    log of each frame is never shown, because it has the payloads.
+    log of each frame has the payloads, and is shown only if $ATASKS_LOG_FRAMES is 1 as well.
     """
-    level = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    if worker is not None:
+        logs.name_process(f"worker {worker}")
+    if config is not None:
+        _configure_by(config)
+        return
+    least = {0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    if level is not None:
+        least = logging.getLevelNamesMapping()[level.upper()]
     handler = logging.StreamHandler(sys.stderr)
-    logging.basicConfig(
-        level=level, handlers=[handler], format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True
-    )
+    handler.setFormatter(JsonFormatter() if as_json else logs.text_formatter(pid=worker is not None))
+    if as_json:
+        handler.addFilter(CallFilter())
+    logging.basicConfig(level=least, handlers=[handler], force=True)
     original = logging.basicConfig
 
     def yielding(**options: Any) -> None:
@@ -81,8 +103,30 @@ def configure_logging(verbosity: int) -> None:
         original(**options)
 
     logging.basicConfig = yielding
-    for name in CLIENT_LIBRARIES:
-        logging.getLogger(name).setLevel(logging.CRITICAL + 1 if verbosity < 2 else logging.INFO)
+    for library in CLIENT_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.CRITICAL + 1 if least > logging.DEBUG else _of_clients())
+
+
+def _of_clients() -> int:
+    """The level of the client libraries where everything is logged."""
+    return logging.DEBUG if os.environ.get("ATASKS_LOG_FRAMES") == "1" else logging.INFO
+
+
+def _configure_by(path: str) -> None:
+    """Log as the file says, which has a mapping for `logging.config.dictConfig`, in TOML or JSON."""
+    try:
+        with open(path, "rb") as file:
+            content = tomllib.load(file) if path.endswith(".toml") else json.load(file)
+        logs.configure(content)
+    except OSError as error:
+        raise CommandError(Exit.USAGE, f"--log-config {path}: it cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, AttributeError, ImportError) as error:
+        cause = error.__cause__ or error
+        raise CommandError(
+            Exit.USAGE,
+            f"--log-config {path}: {error} ({type(cause).__name__}: {cause}); it has to be what "
+            "logging.config.dictConfig takes, as TOML or JSON",
+        ) from error
 
 
 def show_traceback(error: BaseException, *, whole: bool = False) -> None:

@@ -175,9 +175,10 @@ def _shown(files: Sequence[str]) -> str:
 
 
 def _relay(number: int, lines: bytes) -> None:
-    """Write the lines that a worker has written to stderr, under its number."""
+    """Write the lines that a worker has written to stderr, under its number; lines of JSON have it in them."""
     prefix = f"[worker {number}] ".encode()
+    shown = [line if line.startswith(b"{") else prefix + line for line in lines.splitlines(keepends=True)]
     with contextlib.suppress(OSError, ValueError):  # nobody reads it, or it is closed
         sys.stderr.flush()
-        sys.stderr.buffer.write(b"".join(prefix + line for line in lines.splitlines(keepends=True)))
+        sys.stderr.buffer.write(b"".join(shown))
         sys.stderr.buffer.flush()

@@ -21,7 +21,7 @@ from atasks.codecs.objects import MAX_NAME, MAX_PATH
 from atasks.errors import RemoteError, RemoteTraceback
 from atasks.failures.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Origin, frames, links, shorten, texts
 
-__all__ = ["decode_failure", "encode_failure", "failure_text"]
+__all__ = ["decode_failure", "encode_failure", "failure_text", "raised_type"]
 
 MAX_NOTES = 32
 LARGE = 2**20
@@ -158,6 +158,15 @@ def describe_failure(content: bytes) -> bytes:
         Kind.DESCRIBED, node.module, node.qualname, node.message, notes=node.notes, traceback=node.traceback
     )
     return _encoder.encode(Failure([described]))
+
+
+def raised_type(content: bytes) -> str:
+    """The name of the class that was raised, of what `encode_failure` made. It needs no codec."""
+    try:
+        root = _decoder.decode(content).nodes[-1]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        return "an exception whose description cannot be read"
+    return root.qualname if root.module == "builtins" else f"{root.module}.{root.qualname}"
 
 
 def failure_text(content: bytes) -> str:

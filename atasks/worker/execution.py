@@ -18,12 +18,12 @@ from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried, serving
 from atasks.definitions import BaseTask
 from atasks.errors import DecodeError
-from atasks.failures.failures import encode_failure, failure_text
+from atasks.failures.failures import encode_failure
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.producing import produce
 
-__all__ = ["cancelled_reply", "decode_arguments", "execute", "log_failure", "raised", "returned", "status"]
+__all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -57,13 +57,6 @@ async def execute(run: HeldCall) -> None:
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
     run.worker.ended(run, reply)
-
-
-def log_failure(call: Call, reply: Reply) -> None:
-    """A call that goes on without its caller has failed: maybe nobody else hears of it."""
-    described = reply.status != Status.RAISED
-    why = wire.ending(reply).message if described else failure_text(reply.payload)
-    logger.warning("%s failed, which runs whether it is awaited or not:\n%s", describe(call), why)
 
 
 async def _serve(run: HeldCall) -> Reply:

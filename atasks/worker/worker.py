@@ -15,6 +15,8 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
+from atasks.call_log import log_end
+from atasks.call_log import logger as calls
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
@@ -24,7 +26,7 @@ from atasks.turns import Turns
 from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
 from atasks.worker.backlog import Backlog
 from atasks.worker.builtin import BUILTIN, builtin_task
-from atasks.worker.execution import cancelled_reply, execute, log_failure, status
+from atasks.worker.execution import cancelled_reply, execute, status
 from atasks.worker.executors import Executors
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.leaving import place_of
@@ -55,6 +57,9 @@ DRAIN_LOOK: Final = 0.2
 """Seconds between two looks at the calls that a drain waits for."""
 CANCEL_PATIENCE: Final = 5.0
 """Seconds that a cancelled run gets to end before a drain leaves it behind."""
+
+LATE_SECONDS: Final = 0.1
+"""A call whose await ends so long before its deadline, or later, has met it: its caller's timer was first."""
 
 
 class Worker:
@@ -400,6 +405,7 @@ class Worker:
         else:
             self._backlog.remove(run)
             self._forget(run)
+            self._log(run, None)
             for delivery in run.deliveries:
                 delivery.drop()
             if run.alone:  # others waited for it to start
@@ -550,10 +556,13 @@ class Worker:
             self._recorder.leave(run.call)
         run.ended = True
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
+        if reply is None or reply.status:
+            if reply is not None or run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT):
+                self._log(run, reply)
+        elif calls.isEnabledFor(logging.DEBUG):
+            self._log(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
         if last is not None:
-            if reply is not None and reply.status and run.call.orphan:
-                log_failure(run.call, reply)
             if self._finished is not None:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
@@ -575,6 +584,11 @@ class Worker:
         else:
             self._turns.other_ended()
         run.free_slots()
+
+    def _log(self, run: HeldCall, reply: Reply | None) -> None:
+        """A line in the log of calls."""
+        late = run.deadline is not None and self.loop.time() >= run.deadline - LATE_SECONDS
+        log_end(run.call, reply, worker=self.id, queue=run.queue, ran=run.ran, late=late)
 
     def _forget(self, run: HeldCall) -> None:
         del self._held[run.call.id]

@@ -27,7 +27,7 @@ def fields(call: CurrentCall) -> dict[str, Any]:
 
 def test_outside_a_call_everything_is_none() -> None:
     assert fields(atasks.current_call()) == dict.fromkeys(
-        ("attempt", "deadline", "id", "parent_id", "root_id", "state")
+        ("attempt", "deadline", "id", "key", "name", "parent_id", "queue", "root_id", "state", "try_")
     )
     assert repr(atasks.current_call()) == "<CurrentCall: none>"
 

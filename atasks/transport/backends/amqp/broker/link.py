@@ -52,7 +52,13 @@ SAID_HERE: Final = (
 """What the client library logs with a traceback, and raises too: atasks logs each failure in one line."""
 
 
+LOG_FRAMES: Final = os.environ.get("ATASKS_LOG_FRAMES") == "1"
+"""Whether the client library may log each frame, with the payloads of calls."""
+
+
 def _is_news(record: logging.LogRecord) -> bool:
+    if record.levelno <= logging.DEBUG and not LOG_FRAMES:
+        return False
     return not str(record.msg).startswith(SAID_HERE) or logger.isEnabledFor(logging.DEBUG)
 
 

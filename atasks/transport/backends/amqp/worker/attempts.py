@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
+from atasks.call_log import log_lost
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
 from atasks.transport.backends.amqp.worker.claims import (
@@ -299,8 +300,8 @@ class Attempts:
             self._questions.pop(name, None)
         if again:
             self._try_again(call, question.deliveries.pop())
-        if call.orphan and isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
-            logger.warning("%s", wire.ending(reply).message)  # maybe nobody else hears of it
+        if isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
+            log_lost(call, reply, queue=inbound.consumer.queue)
         for each in question.deliveries:
             if reply is None:
                 each.drop()  # whoever runs it replies

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from atasks import wire
+from atasks.call_log import log_lost
 from atasks.transport.backends.local.hub.events import HubEvents
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall
@@ -457,8 +458,7 @@ class Hub:
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
         if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= entry.most):
             lost = entry.lost("will not run again: its worker died")
-            if call.orphan == RUN:  # maybe nobody else hears of it
-                logger.warning("%s", wire.ending(lost).message)
+            log_lost(call, lost, queue=entry.queue.name)
             self._end(entry, lost)
             return
         if not waited:
