@@ -31,6 +31,7 @@ class Recorded:
     endings: list[tuple[str, Any]] = field(default_factory=list)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     elsewhere: Call | None = None
+    queue: str = "default"
 
     def _end(self, how: str, what: Any = None) -> None:
         self.endings.append((how, what))

@@ -76,10 +76,12 @@ def test_functions_of_a_prompt_travel_by_value(tmp_path: Path) -> None:
 
 def test_a_module_that_fails_in_the_process_is_named(script: Callable[..., str]) -> None:
     text = """
-        import atasks
+        import atasks, logging
 
         if __name__ != "__main__":
             raise OSError("no licence here")
+
+        logging.getLogger("atasks.call").setLevel(logging.ERROR)
 
         @atasks.atask(executor="process")
         def compute() -> None: ...
