@@ -47,13 +47,13 @@ READ_SECONDS: Final = 90.0
 MAX_OWNERS: Final = 10_000
 HOLDER_LOOKS: Final = 4
 HOLDER_PAUSE: Final = 0.1
-"""How often, and with how many seconds in between, to look for the record of a call that has the same key."""
+"""Seconds between two looks for the record of a call that has the same key."""
 LOST_SECONDS: Final = 1.0
 """Seconds within which an error that means the loss of the link makes itself known as that."""
 
 
 class Sender(Protocol):
-    """What sends the calls of records."""
+    """The part of a transport that sends the calls of records."""
 
     async def require_worker(self, queue: str) -> None:
         """Raise NoWorker unless something serves the queue."""

@@ -24,7 +24,7 @@ __all__ = ["Session", "State"]
 
 
 class State(enum.Enum):
-    """How a transport stands to its broker."""
+    """The state of a transport's connection to its broker."""
 
     CLOSED = enum.auto()
     """Not connected, or no more."""
@@ -33,7 +33,7 @@ class State(enum.Enum):
     CLOSING = enum.auto()
     """Every await has ended, and what was declared is being removed."""
     FAILED = enum.auto()
-    """The same, and nothing restores the link any more."""
+    """No link, and nothing restores it any more."""
 
 
 class Session:
@@ -56,7 +56,7 @@ class Session:
     ) -> None:
         self.topology = topology
         self.user = user
-        """Who this is to the broker."""
+        """The user name at the broker."""
         self.urls = urls
         self.outbox = outbox
         self.seals = seals
@@ -76,7 +76,7 @@ class Session:
 
     @property
     def is_open(self) -> bool:
-        """Whether calls are awaited here."""
+        """Calls are awaited here."""
         return self.state is State.OPEN
 
     def new_reply_queue(self) -> None:

@@ -17,7 +17,7 @@ logger = logging.getLogger("atasks.amqp")
 
 FILES: Final = ("cafile", "capath", "certfile", "keyfile")
 OPTIONS: Final = (*FILES, "cadata", "no_verify_ssl")
-"""What the query of an `amqps://` URL may hold for the client library."""
+"""Options for the client library that the query of an `amqps://` URL may hold."""
 
 _YES: Final = frozenset({"1", "true", "yes", "on"})
 _NO: Final = frozenset({"0", "false", "no", "off"})
@@ -56,7 +56,7 @@ def with_options(address: URL) -> URL:
 
 
 def advice(error: ssl.SSLError, host: str) -> str:
-    """What to do about an error of TLS."""
+    """Return the advice for an error of TLS."""
     if error.reason == "WRONG_VERSION_NUMBER":
         return "this port speaks no TLS: give an amqp:// URL, or the port for TLS (5671)"
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -39,15 +39,16 @@ __all__ = ["AMQPTransport"]
 logger = logging.getLogger("atasks.amqp")
 
 ENVELOPE_BYTES: Final = 64 * 2**10
-"""Of a message, for all that is not payload."""
+"""Bytes of a message that are kept for everything but the payload."""
 MAX_MESSAGE_3: Final = 64 * 2**20 + ENVELOPE_BYTES
 MAX_MESSAGE_4: Final = 16 * 2**20
-"""What RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a message."""
+"""Bytes that RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a
+message."""
 CLOSE_SECONDS: Final = 5.0
 UNDO_SECONDS: Final = 1.0
-"""How long a connection that could not be set up may take to remove what it has declared."""
+"""Seconds that a connection that could not be set up may take to remove what it has declared."""
 WHOLE_ATTEMPTS: Final = 3
-"""How often a worker tries to begin with all of its queues."""
+"""The number of times that a worker tries to begin with all of its queues."""
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 STABLE_SECONDS: Final = 5.0
@@ -112,7 +113,7 @@ class AMQPTransport(CallTransport):
         self.serving: Serving | None = None
         self._will_serve = False
         self._restored = asyncio.Event()
-        """Whether there is a link."""
+        """Set while there is a link."""
         self._last_link: Link | None = None
         """The link opened last: to be closed in the end, whatever became of it."""
         self._keeper: asyncio.Task[None] | None = None

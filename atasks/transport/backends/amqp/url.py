@@ -1,4 +1,4 @@
-"""What stands in the URL of a broker: its address, and options of the transport."""
+"""The URL of a broker, taken apart: its address, and options of the transport."""
 
 from __future__ import annotations
 

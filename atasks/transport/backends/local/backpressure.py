@@ -42,7 +42,7 @@ class Backpressure:
         return not self._held and (self._link is None or not self._link.clogged)
 
     def room(self) -> asyncio.Future[None] | None:
-        """What to await before asking again; None: there is room."""
+        """Return a future to await before asking again; None: there is room."""
         if self._open:
             return None
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

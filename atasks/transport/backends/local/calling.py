@@ -60,7 +60,8 @@ class Calling:
             self._last_attempts.clear()
 
     def _hub_died_with(self, pending: Pending, graceful: bool) -> None:
-        """Whether a worker had begun with it cannot be known, unless the hub said that none had."""
+        """Settle a call after the hub has died: no one knows if a worker had begun it, unless the hub said that
+        none had."""
         pending.confirmed = False
         call = pending.call
         if graceful and (pending.receiver is None or call.delivery != AT_MOST_ONCE):

@@ -20,13 +20,13 @@ logger = logging.getLogger("atasks.local")
 
 FLUSH_MESSAGES: Final = 64
 FLUSH_BYTES: Final = 256 * 2**10
-"""What is sent before the end of the turn, so that the other side can begin."""
+"""Bytes that are sent before the end of the turn, so that the other side can begin."""
 HIGH_WATER: Final = 2**20
 """Bytes that wait for the other side to read, besides those that asyncio has: past it, the link is clogged."""
 LOW_WATER: Final = HIGH_WATER // 4
 """Below it, it is clogged no more."""
 PIECE_BYTES: Final = 256 * 2**10
-"""What is given to asyncio at once, which copies the part of it that the socket does not take."""
+"""Bytes given to asyncio at once, which copies the part that the socket does not take."""
 PENDING_BYTES: Final = 64 * 2**10
 """While asyncio has more than that, it gets no more."""
 MAX_FRAME: Final = 2**31
@@ -56,10 +56,10 @@ class Conversation:
         self.last_word: Callable[[], Message | None] | None = None
         """Asked for one more message right before the others leave."""
         self.eager = False
-        """Whether the first one of a turn leaves at once, if there was but one in the turn before. Then no others
-        are to be expected, and it gets there sooner."""
+        """Send the first message of a turn at once if the last turn sent at most one: more are unlikely, and
+        waiting would only add latency."""
         self.clogged = False
-        """Whether the other side is slow to read. Nothing is dropped: send less."""
+        """True while the other side is slow to read. Nothing is dropped: send less."""
         self.closed = False
         self.schedule: Callable[[Conversation], object] = self._call_soon
         """Called when there is something to send: has `end_turn` called before the next turn ends."""
@@ -67,7 +67,7 @@ class Conversation:
         self._size = 0
         self._scheduled = False
         self._sent = 0
-        """How many in this turn."""
+        """The number of messages sent in this turn."""
         self._single = False
         self._loop = asyncio.get_running_loop()
 
@@ -147,11 +147,11 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._filled = 0
         """Bytes at its beginning that were received, and of which no frame was handed over."""
         self._pieces: deque[bytes | memoryview] = deque()
-        """What asyncio gets once it has written what it has."""
+        """Pieces for asyncio, once it has written what it has."""
         self._waiting = 0
         """Their bytes."""
         self._full = False
-        """Whether asyncio has enough."""
+        """True while asyncio has enough."""
 
     @property
     def unsent(self) -> int:
@@ -277,7 +277,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             self._room[:filled] = old[position : position + filled]
 
     def _may_have(self, size: int) -> bool:
-        """Whether it may have room for so many bytes."""
+        """Return True if there may be room for so many bytes."""
         return True
 
     def _frame(self, body: memoryview) -> None:
@@ -355,4 +355,4 @@ class InnerLink(Conversation):
 
 
 def _ignore(*_: Any) -> None:
-    """What happens when nobody has set a callback."""
+    """Do nothing: the callback that stands for none."""

@@ -32,7 +32,7 @@ class Lookout:
         self._unserved = Unserved(logger)
         self._timer: asyncio.TimerHandle | None = None
         self.idle = True
-        """Whether nothing is to be looked at."""
+        """True if there is nothing to look at."""
 
     def start(self) -> None:
         """Calls are awaited: look now and then."""

@@ -168,7 +168,7 @@ class LocalRecords(Records):
 
 
 class _Question:
-    """What the hub was asked, and has not answered."""
+    """A question to the hub that it has not answered."""
 
     __slots__ = ("answer", "message", "size")
 
@@ -179,7 +179,7 @@ class _Question:
 
 
 class _Watcher:
-    """Who waits for news of a call."""
+    """A waiter for news of a call."""
 
     __slots__ = ("event", "steps")
 

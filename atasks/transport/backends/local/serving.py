@@ -41,7 +41,7 @@ class Serving:
         self._serving = False
         self._numbers = itertools.count(1)
         self._unanswered = False
-        """Whether no answer to a question will come."""
+        """True if no answer to a question will come."""
         self._questions: dict[int, asyncio.Future[bool]] = {}
         link.last_word = self._slots
 
@@ -73,8 +73,8 @@ class Serving:
             await self.others()
 
     async def others(self, seen: Sequence[str] = ()) -> bool:
-        """Whether each queue has another worker, not counting those in `seen`. What was sent before this is with
-        the hub when this returns; False if the hub is gone."""
+        """Return True if each queue has another worker, not counting those in `seen`; False if the hub is gone.
+        Messages sent before this are with the hub when this returns."""
         if self.link.closed or self._unanswered:
             return False
         number = next(self._numbers)
@@ -143,7 +143,7 @@ class Serving:
         self.worker.give_back_unstarted(executor)
 
     def _slots(self) -> Slots | None:
-        """What the hub is to be told, if it would guess wrong."""
+        """Return the message that corrects the hub's guess of the free slots; None: it guesses right."""
         if not self._serving:
             return None
         worker, told = self.worker, self._told

@@ -71,13 +71,13 @@ MAX_WORKERS: Final = 1000
 
 
 class State(enum.Enum):
-    """How a transport stands to the hub."""
+    """The state of a transport's connection to the hub."""
 
     CLOSED = enum.auto()
-    """It has none: not yet, or no more."""
+    """No connection: not yet, or no more."""
     JOINED = enum.auto()
     LEAVING = enum.auto()
-    """The same, and the hub has said that it is about to close."""
+    """No connection, and the hub has said that it is about to close."""
     LOST = enum.auto()
     """The hub is gone, and the next one is looked for."""
     ENDED = enum.auto()
@@ -137,7 +137,7 @@ class LocalTransport(CallTransport):
         self._options = serving
         self._modules = modules
         self._hosts = True if path is None or workers else hub
-        """Whether the hub is here; None: not if nothing is served here."""
+        """True if the hub is here; None: not if nothing is served here."""
         self._state = State.CLOSED
         self._link: Conversation | None = None
         """To the hub; None while there is none."""
@@ -337,7 +337,7 @@ class LocalTransport(CallTransport):
         self._keeper = None
 
     def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
-        """It ended without a connection: say so loudly, and end every await."""
+        """Say loudly that the keeper ended without a connection, and end every await."""
         error = None if keeper.cancelled() else keeper.exception()
         if error is not None:
             logger.critical("the connection is not restored any more", exc_info=error)

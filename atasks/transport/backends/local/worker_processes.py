@@ -27,7 +27,7 @@ BOOTSTRAP: Final = (
     "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
     "from atasks.local_worker import main; main(**config)"
 )
-"""What a worker process runs: it finds the modules where this one does, atasks included."""
+"""The program of a worker process: it finds the modules where this one does, atasks included."""
 
 
 def check(options: WorkerOptions) -> None:

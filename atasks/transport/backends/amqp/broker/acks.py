@@ -18,7 +18,8 @@ FRAME: Final = Struct(">BHIHHQBB").pack
 client library needs some thirty calls for one, and each message that arrives is acknowledged."""
 METHOD, SIZE, BASIC, END = 1, 13, 60, 0xCE
 ACK, REJECT = 80, 90
-"""What their bits say: everything up to this tag; to the queue again."""
+"""Bits of an acknowledgement: ACK settles everything up to its tag, REJECT puts one message back into the
+queue."""
 
 NEAR: Final = 1000
 """Deliveries that are open before an acknowledgement is held back."""

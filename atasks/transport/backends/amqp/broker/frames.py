@@ -19,8 +19,8 @@ the broker closed a channel, and the broker then ignores the next channel of tha
 
 
 class FrameWriter:
-    """What one side writes over one channel. The client library's writer takes it from a short queue; what does
-    not fit there waits here, so whoever writes must bound what that may be."""
+    """The frames that one side writes over one channel. The client library's writer takes them from a short
+    queue; frames that do not fit there wait here, so whoever writes must bound their number."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel

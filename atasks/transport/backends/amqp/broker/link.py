@@ -49,7 +49,8 @@ SAID_HERE: Final = (
     "Unexpected connection close from remote",
     "error when creating transport",
 )
-"""What the client library logs with a traceback, and raises too: atasks logs each failure in one line."""
+"""Beginnings of messages that the client library logs with a traceback, of errors that it raises too: atasks logs
+each failure in one line."""
 
 
 LOG_FRAMES: Final = os.environ.get("ATASKS_LOG_FRAMES") == "1"
@@ -72,8 +73,8 @@ CLIENT_ERRORS: Final = (
     ValueError,
     asyncio.TimeoutError,
 )
-"""What the client library raises when a connection or a channel fails. A `CancelledError` while nobody cancelled
-the running task belongs to them: see `guard`."""
+"""Errors that the client library raises when a connection or a channel fails. A `CancelledError` while nobody
+cancelled the running task belongs to them: see `guard`."""
 
 HEARTBEAT: Final = 30
 SETTLE_SECONDS: Final = 1.0

@@ -1,4 +1,4 @@
-"""What waits to be sent, and what was sent and is not confirmed."""
+"""`Outbox`: outgoing messages, queued, and sent but not yet confirmed."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Outgoing:
         return True
 
     def confirmed(self) -> None:
-        """It is safe at the broker."""
+        """The message is safe at the broker."""
 
     def returned(self) -> None:
         """There is no queue to take it."""
@@ -78,7 +78,8 @@ class Outgoing:
         """The broker rejected it: its queue is full."""
 
     def rejected(self, refusal: Refusal) -> None:
-        """It cannot be sent: it cannot be written as a message, or the broker closes the channel over it."""
+        """The message cannot be sent: it cannot be written as a message, or the broker closes the channel over
+        it."""
         logger.warning(
             "a message of %d bytes for %r was dropped: %s", len(self.body), self.routing_key[:100], refusal.reason
         )
@@ -210,7 +211,7 @@ class Outbox:
         self._settled()
 
     def _withdraw(self) -> list[Outgoing]:
-        """What is unconfirmed: it is no longer, and counts no longer."""
+        """Take back and return all unconfirmed messages, which count no longer."""
         if self._publisher is not None:
             self._publisher.close()
             self._publisher = None
@@ -219,7 +220,7 @@ class Outbox:
         return unconfirmed
 
     def room(self) -> asyncio.Future[None] | None:
-        """What to await before asking again; None: there is room."""
+        """Return a future to await before asking again; None: there is room."""
         if self._bytes < MAX_BYTES:
             return None
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Refusal"]
 
 DEFAULT_EXCHANGE: Final = "amq.default"
-"""How the broker calls the exchange whose name is empty."""
+"""The broker's name for the exchange whose name is empty."""
 LIMIT: Final = re.compile(r"message size \d+ is larger than configured max size (\d+)")
 EXCHANGE: Final = re.compile(r"exchange '([^']*)' in vhost")
 
@@ -33,7 +33,8 @@ class Refusal(Struct, frozen=True):
 
     @classmethod
     def of(cls, error: AMQPChannelError) -> Refusal:
-        """What the broker said when it closed the channel. It names the limit or the exchange, and no message."""
+        """Read the broker's reason from the error that closed the channel. It names the limit or the exchange,
+        and no message."""
         reason = str(error.args[-1]) if error.args and error.args[-1] else type(error).__name__
         limit, exchange = LIMIT.search(reason), EXCHANGE.search(reason)
         if limit is not None:
@@ -43,7 +44,7 @@ class Refusal(Struct, frozen=True):
         return cls(reason)
 
     def concerns(self, message: Outgoing) -> bool:
-        """Whether the broker refuses this message too, for the same reason."""
+        """Return True if the broker refuses this message too, for the same reason."""
         if self.limit is not None:
             return len(message.body) > self.limit
         return self.exchange is not None and message.exchange == self.exchange

@@ -61,7 +61,7 @@ class Calling:
         self._tag: str | None = None
         self._acks: Acks | None = None
         self._moved = False
-        """Whether the reply queue was replaced, and what is awaited was not sent again since."""
+        """True if the reply queue was replaced, and the pending calls were not sent again since."""
         self._bad_replies = 0
 
     # -- life
@@ -104,8 +104,9 @@ class Calling:
             await self.presence.bind(queue, link)
 
     async def _finds_reply_queue(self, link: Link) -> bool:
-        """Whether the reply queue can be used still: it may have been deleted, or its node of the cluster may be
-        down. In that case RabbitMQ 3 says that it is not there, and RabbitMQ 4 does not answer."""
+        """Return True if the reply queue can still be used: it may have been deleted, or its node of the
+        cluster may be down. In that case RabbitMQ 3 says that the queue does not exist, and RabbitMQ 4 does
+        not answer."""
         try:
             async with asyncio.timeout(self.session.timeout / 2):
                 return await link.queue_state(self.session.reply_queue) is not None

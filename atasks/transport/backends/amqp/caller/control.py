@@ -1,4 +1,5 @@
-"""What a caller tells workers besides requests: that awaits have ended, and that items of streams were taken."""
+"""Messages from a caller to workers besides requests: awaits that have ended, and items of streams that were
+taken."""
 
 from __future__ import annotations
 

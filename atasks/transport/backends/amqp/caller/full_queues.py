@@ -22,7 +22,7 @@ logger = logging.getLogger("atasks.amqp")
 PAUSES: Final = (0.1, 0.4, 1.5)
 """Seconds before a refused request is sent again; the last one from then on."""
 UNASKED: Final = 2
-"""How often a request is refused before the queue is looked at."""
+"""The number of refusals of a request before its queue is looked at."""
 TELL_SECONDS: Final = 60.0
 
 

@@ -54,7 +54,7 @@ class Grants:
 
 
 def _is_over(begun: tuple[str, int], claim: Claim) -> bool:
-    """Whether a beginning is over, because its worker gave the call back that is claimed."""
+    """Return True if a beginning is over, because its worker gave the call back that is claimed."""
     worker, run = begun
     if not run:  # of an older version, which does not say so: it was given back if nobody has had it since
         return not claim.again and worker != claim.worker

@@ -34,7 +34,7 @@ QUICK_ROUNDS: Final = 3
 EARLY_SECONDS: Final = 3.0
 """Seconds after which workers are asked for a call of which nothing was heard, if nothing waits in its queue."""
 SOONER_SECONDS: Final = 1.0
-"""The same, where the queue has lost a call lately."""
+"""Seconds after which they are asked where the queue has lost a call lately."""
 LOSING_SECONDS: Final = 120.0
 """For how long a queue that has lost a call may be expected to lose another one."""
 KNOWN_SECONDS: Final = 2.0
@@ -58,7 +58,7 @@ class OverdueCalls:
     pause = 2.0
     """Seconds between two rounds."""
     quick_pause = 1.0
-    """The same, after there was a reason to ask."""
+    """Seconds between rounds after there was a reason to ask."""
 
     def __init__(self, session: Session, requests: Requests) -> None:
         self._session = session
@@ -96,7 +96,7 @@ class OverdueCalls:
         self._reason.set()
 
     async def _round(self) -> bool:
-        """Whether the next one is to come soon."""
+        """Ask once for all calls that are overdue. Returns True if the next round should come soon."""
         now = asyncio.get_running_loop().time()
         questions, self._questions = self._questions, {}
         queues: dict[str, list[Pending]] = {}
@@ -164,7 +164,7 @@ class OverdueCalls:
         )
 
     async def _is_empty(self, queue: str) -> bool:
-        """Whether no call waits in the queue: one that does is not lost, however long it waits."""
+        """Return True if no call waits in the queue: one that does is not lost, however long it waits."""
         link, topology = self._session.link, self._session.topology
         if link is None:
             return False
@@ -175,7 +175,8 @@ class OverdueCalls:
         return True
 
     async def _workers(self, queue: str) -> int:
-        """How many workers serve the queue. Its solo queue tells: they consume that all the time."""
+        """Return the number of workers that serve the queue. Its solo queue tells: workers consume that all the
+        time."""
         link = self._session.link
         state = None if link is None else await link.queue_state(self._session.topology.solo(queue))
         if state is not None and not state[1]:  # a quorum queue may say 0 consumers for a moment
@@ -229,7 +230,7 @@ class OverdueCalls:
             task.add_done_callback(self._errands.discard)
 
     async def _look(self, queue: str, pendings: list[Pending]) -> None:
-        """What the queue tells of calls that no worker has."""
+        """Look at the queue of calls that no worker has."""
         link, topology = self._session.link, self._session.topology
         with suppress(*CLIENT_ERRORS):
             workers = await self._workers(queue)
@@ -248,7 +249,7 @@ class OverdueCalls:
 
 
 class _Question:
-    """What the workers of a queue were asked, and who of them has answered."""
+    """A question to the workers of a queue, and the workers that have answered."""
 
     __slots__ = ("_asked", "queue", "workers")
 

@@ -95,8 +95,11 @@ class WorkerPresence:
         self._homeless.clear()
 
     def listens(self, queue: str) -> bool:
-        """Whether this caller would be told of a worker that declares the queue. If not yet, calls that the broker
-        returned meanwhile are sent once more as soon as it would be: the announcement may have been missed."""
+        """Return True if this caller would be told of a worker that declares the queue.
+
+        If not yet, calls that the broker returned meanwhile are sent once more as soon as it would be: the
+        announcement may have been missed.
+        """
         if queue in self.listening:
             return True
         link = self._session.link

@@ -1,4 +1,5 @@
-"""Whether any worker knows the key of this caller: otherwise its calls are refused, and nobody would tell it."""
+"""The probe of a caller with a key: does any worker know that key? If none does, calls would be refused, and
+nobody could say so."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ logger = logging.getLogger("atasks.amqp")
 
 NO_PROPERTIES: Final = Basic.Properties()
 WORK_US: Final = 1000.0
-"""What the calls of a message run at most, as far as can be expected."""
+"""The most microseconds of work in one message, as far as can be expected."""
 MAX_BATCH_BYTES: Final = 64 * 2**10
 ENVELOPE_BYTES: Final = 200
 """A guess at what a call has besides its payload."""
@@ -41,7 +41,7 @@ Kind = tuple[str, int, bool, Any]
 
 
 class Fates(Protocol):
-    """What a caller does about requests that were not taken."""
+    """The decisions of a caller about requests that were not taken."""
 
     def returned(self, pending: Pending) -> None:
         """The broker has no queue for this call."""
@@ -160,16 +160,16 @@ class RequestPacket(Outgoing):
         self.pendings = [pending]
         self.size = size
         self.most = MAX_BATCH if kind[3] == "auto" else int(kind[3])
-        """How many calls it takes."""
+        """The most calls that the packet takes."""
         self.work = work
-        """What they are expected to run."""
+        """The work that its calls are expected to do."""
         self.refusals = refusals
-        """How often the broker has refused it."""
+        """The number of times that the broker has refused the packet."""
         self.full = False
-        """Whether the queue was full, as far as could be seen, when it did so last."""
+        """True if the queue was full at the latest refusal, as far as could be seen."""
 
     def takes(self, size: int, work: Work) -> bool:
-        """Whether there is room for a call of so many bytes and so much work, which is then taken into account."""
+        """Return True if there is room for a call of so many bytes and so much work, which then count."""
         if len(self.pendings) >= self.most or self.size + size > MAX_BATCH_BYTES:
             return False
         together = self.work[0] + work[0], self.work[1] + work[1]
@@ -245,7 +245,7 @@ class RequestPacket(Outgoing):
             self.requests.session.outbox.put(request)
 
     def rejected(self, refusal: Refusal) -> None:
-        """Of several calls any may be the one that cannot be sent, unless none of them can."""
+        """Send several calls one by one, since any may be the one that cannot be sent; end the await of a single one."""
         pendings = [pending for pending in self.pendings if not pending.future.done()]
         if len(pendings) > 1 and refusal.exchange is None:
             for pending in pendings:
@@ -257,7 +257,8 @@ class RequestPacket(Outgoing):
                 pending.fail(refusal.error(pending.call.task, len(self.body)))
 
     def stranded(self, arrived: bool) -> bool:
-        """What has arrived is not sent twice, and what may run once only is asked for."""
+        """Return True if the packet may be sent again. Calls that have arrived are not sent twice, and workers are
+        asked for those that may run once only."""
         if not arrived and self.pendings[0].call.delivery != AT_MOST_ONCE:
             return True
         self.confirmed()

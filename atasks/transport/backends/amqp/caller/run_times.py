@@ -1,4 +1,4 @@
-"""How long calls of each atask run, as their replies say."""
+"""Run times of the calls of each atask, as their replies report them."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from typing import Final
 __all__ = ["NOTHING", "UNKNOWN", "RunTimes", "Work", "at_most"]
 
 Work = tuple[float, float]
-"""What calls are expected to run, in microseconds: the mean, and the square of the mean deviation."""
+"""The expected run time of calls, in microseconds: the mean, and the square of the mean deviation."""
 NOTHING: Final[Work] = (0.0, 0.0)
 UNKNOWN: Final[Work] = (math.inf, 0.0)
 
 SHORTEST_PAUSE_US: Final = 500
 LONGEST_PAUSE_US: Final = 5_000
-"""What may be no work but a pause of the worker: another process has its processor, or it collects garbage."""
+"""Microseconds up to which a run time may be no work but a pause of the worker: another process has its
+processor, or it collects garbage."""
 PAUSE_CALLS: Final = 16
 """After one that may have run into such a pause, so many calls count whatever they took."""
 _UNKNOWABLE: Final = (math.inf, math.inf, 0)
 
 
 def at_most(work: Work) -> float:
-    """What calls that are expected to do this work together run at most, in microseconds: the mean and four
-    deviations, as in RFC 6298, section 2. Means of independent times add up, and so do squares of deviations."""
+    """Return the microseconds that calls with this expected work run at most: the mean and four deviations, as
+    in RFC 6298, section 2. Means of independent times add up, and so do squares of deviations."""
     mean, square = work
     return mean + 4 * math.sqrt(square)
 
 
 class RunTimes:
-    """What the next call of each atask is expected to run: mean and mean deviation of its run times so far,
+    """The expected run time of the next call of each atask: mean and mean deviation of its run times so far,
     smoothed as TCP does with round-trip times (RFC 6298, section 2).
 
     One slow call counts at once, and some forty fast ones make it forgotten. But one that may have run into a

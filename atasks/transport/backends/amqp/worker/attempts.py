@@ -37,9 +37,10 @@ PROMPT_SECONDS: Final = 0.25
 MAX_ASIDE: Final = 100
 """Calls of silent callers that are put aside at once; each costs the broker two messages a second."""
 ASK_ROUNDS: Final = 3
-"""How often workers are asked for a call before it is declared lost."""
+"""Rounds in which workers are asked for a call before it is declared lost."""
 GONE_ROUNDS: Final = 2
-"""How often a reply queue must be missing. Once is not enough: see `CallerWatch`."""
+"""Consecutive checks that must miss the reply queue before its caller counts as gone. See `CallerWatch` for why
+one is not enough."""
 MAX_SILENT: Final = 1000
 """Callers that are remembered to be silent. To forget one costs time only."""
 
@@ -68,7 +69,7 @@ class Attempts:
         self._claims: dict[str, CopyClaim] = {}
         """Id of a copy -> what its caller is asked."""
         self._beginnings: dict[str, CopyClaim] = {}
-        """The same, of last attempts that are about to begin."""
+        """Claims of last attempts that are about to begin."""
         self._runs = 0
         """Last attempts that have asked to begin."""
         self._silent: dict[str, float] = {}
@@ -117,7 +118,7 @@ class Attempts:
             claim.tell(ClaimAnswer.BACK)
 
     def restart(self) -> None:
-        """It takes calls again."""
+        """Take calls again, over a new link."""
         self._stopped = False
 
     async def ended(self) -> None:
@@ -178,7 +179,8 @@ class Attempts:
         self._station.adapt_window()
 
     async def _ask_caller(self, claim: CopyClaim, inbound: RequestMessage, wait: Wait) -> ClaimAnswer:
-        """What the caller says; if it stays silent, what is to be taken for its word."""
+        """Ask the caller about its copy, and return its answer; if the caller stays silent, the answer that
+        silence stands for."""
         call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
@@ -208,8 +210,8 @@ class Attempts:
                 return ClaimAnswer.NO if gone or once else ClaimAnswer.SILENCE
 
     def _put_aside(self, wait: Wait) -> None:
-        """Its caller is slow to answer, or gone: other calls need not wait for it, last attempts neither. A worker
-        that died leaves many of which it was the caller."""
+        """Stop counting this claim against the window: its caller is slow or gone. (A worker that died was
+        itself the caller of many such calls.)"""
         if not wait.aside:
             wait.put_aside()
             self._station.adapt_window()
@@ -315,9 +317,11 @@ class Attempts:
             question.tell(reply)
 
     def holds(self, name: str, asked_by_caller: bool) -> bool:
-        """Whether a copy, by its id, waits here for its caller's word; or, for a caller, whether it is found out
-        here what became of its call. Two workers that find out about one call do not hold it for each other: then
-        both would drop it."""
+        """Return True if a copy, by its id, waits here for its caller's answer; or, for a caller, if this worker
+        finds out about its call.
+
+        Two workers that find out about one call do not hold it for each other: then both would drop it.
+        """
         return name in self._claims or (asked_by_caller and name in self._questions)
 
     def _worker_lost(self, call: Call) -> Reply:

@@ -1,4 +1,4 @@
-"""Whether the callers of the calls in hand are still there."""
+"""`CallerWatch`: are the callers of the calls in hand still there?"""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ logger = logging.getLogger("atasks.amqp")
 CANCEL: Final = 0
 """`Call.orphan`: cancel the run when its caller is gone."""
 MISSING_SECONDS: Final = 1.0
-"""How long a reply queue must be missing. One look is not enough: a caller whose reply queue is on a node of a
-cluster that has just died takes another one, and sends again what it still awaits."""
+"""Seconds for which a reply queue must be missing. One look is not enough: a caller whose reply queue is on a
+node of a cluster that has just died takes another one, and sends again what it still awaits."""
 SECONDS_A_LOOK: Final = 0.02
 """A look at a reply queue costs the broker little, but a worker may have calls of a thousand callers: the rounds
 are so far apart, for each of them."""
@@ -56,7 +56,8 @@ class CallerWatch:
         self._absences.clear()
 
     def is_absent(self, name: str) -> bool:
-        """Whether the reply queue was missing, or without a consumer, by the last look, if that was lately."""
+        """Return True if the reply queue was missing, or without a consumer, by the last look, if that was
+        lately."""
         absence = self._absences.get(name)
         return absence is not None and self._is_recent(absence)
 
@@ -79,7 +80,7 @@ class CallerWatch:
         return now - absence.since >= (min(MISSING_SECONDS, self.patience) if missing else self.patience)
 
     def _is_recent(self, absence: _Absence) -> bool:
-        """Whether the caller would have been seen, had it been there meanwhile."""
+        """Return True if the caller would have been seen, had it been there meanwhile."""
         return asyncio.get_running_loop().time() - absence.seen < 3 * self.pause + 1
 
     def _callers(self) -> dict[str, list[HeldCall]]:
@@ -117,6 +118,6 @@ class _Absence:
 
     def __init__(self, missing: bool, now: float) -> None:
         self.missing = missing
-        """Whether its reply queue is missing too."""
+        """True if its reply queue is missing too."""
         self.since = self.seen = now
         """When that was seen first, and last (event loop time)."""

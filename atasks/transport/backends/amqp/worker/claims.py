@@ -20,16 +20,16 @@ T = TypeVar("T")
 
 
 class ClaimAnswer(enum.Enum):
-    """What a caller says to a worker that has a copy of its call."""
+    """The answers of a caller to a worker that has a copy of its call."""
 
     NO = enum.auto()
-    """It is one copy too many, or nobody awaits the call."""
+    """One copy too many, or nobody awaits the call: do not start it."""
     YES = enum.auto()
-    """It may start."""
+    """The copy may start."""
     BEGUN = enum.auto()
-    """The same, of a last attempt, which a worker has begun: this one, or one that had the copy before."""
+    """The copy may start, and a worker has begun this last attempt: this one, or one that had the copy before."""
     HERE = enum.auto()
-    """The same, and the worker that has begun is this one: what it asked has been granted."""
+    """The copy may start, and this worker has begun this last attempt: its question has been granted before."""
     SILENCE = enum.auto()
     """Nothing, for long: it starts without a word, and a last attempt that was delivered before may have begun."""
     BACK = enum.auto()
@@ -44,7 +44,7 @@ class Waiting(Generic[T]):
         self.deliveries = deliveries
 
     async def answered(self, seconds: float) -> bool:
-        """Whether there is an answer, within so many seconds."""
+        """Return True if there is an answer within so many seconds."""
         await asyncio.wait([self.answer], timeout=seconds)
         return self.answer.done()
 
@@ -70,26 +70,27 @@ class CopyClaim(Waiting[ClaimAnswer]):
         self.call = call
         self.reply_to = deliveries[0].inbound.reply_to
         self.again = again
-        """Whether the broker had delivered one of them before."""
+        """True if the broker had delivered one of the copies before."""
         self.epoch = epoch
-        """Of the link at that time: over another one the broker delivers them again, perhaps to another worker."""
+        """The epoch of the link at that time: over another link the broker delivers the copies again, perhaps
+        to another worker."""
         self.run = run
         """Which beginning was asked for, counted over this worker; 0: none was yet."""
         self.begins = begins
         self.question: Question | None = None
-        """What was sent last over this link."""
+        """The latest question that was sent over this link."""
 
     @property
     def arrived(self) -> bool:
-        """Whether the last question is at the broker."""
+        """The last question is at the broker."""
         return self.question is not None and self.question.arrived
 
     def was_delivered_before(self, epoch: int) -> bool:
-        """Whether somebody else had the copy, or may have it by now: the link by which it came is gone."""
+        """Return True if another worker had the copy, or may have it by now: the link by which it came is gone."""
         return self.again or self.epoch != epoch
 
     def word(self, grant: Grant) -> ClaimAnswer:
-        """What the caller's answer says."""
+        """Return the answer that a grant stands for."""
         if not grant.granted:
             return ClaimAnswer.NO
         if not grant.begun:
@@ -113,9 +114,9 @@ class Question(Outgoing):
         self._station = station
         self.claim = claim
         self.arrived = False
-        """Whether the broker has it."""
+        """True once the broker has the question."""
         self.ended = False
-        """Whether nothing more becomes of it."""
+        """True once nothing more becomes of the question."""
 
     def prepare(self) -> bool:
         claim, station = self.claim, self._station

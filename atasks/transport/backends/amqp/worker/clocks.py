@@ -16,7 +16,7 @@ MAX_CALLERS: Final = 10_000
 LARGE_MS: Final = 2000.0
 """A difference that is told of."""
 CLOSE_MS: Final = 100.0
-"""How exact a measured difference is, at least."""
+"""The most milliseconds by which a measured difference of clocks may be wrong."""
 NEVER_MS: Final = 1000.0
 """No clock shows the first second of 1970: who writes that means that it is long ago."""
 TELL_SECONDS: Final = 60.0

@@ -40,10 +40,10 @@ class Consumer:
         """`receive(self)` makes what is called with each message. `unavailable(queue, error)` is called where the
         queue cannot be consumed for now, or is not within `patience` seconds."""
         self.acks = acks
-        """Of the channel of its deliveries."""
+        """Acknowledgements on the channel of its deliveries."""
         self.queue = queue
         self.solo = solo
-        """Whether it is the queue of last attempts, which run alone."""
+        """True for the queue of last attempts, which run alone."""
         self.executor: Executor | None = executor
         """If its calls wait for places in a pool: in which."""
         self.source = source
@@ -57,12 +57,12 @@ class Consumer:
         self.claims = 0
         """Calls from it that wait for the word of their callers: see `Wait`."""
         self.away = 0
-        """The same, of callers that are slow to answer; and calls that may be lost: workers are asked for them."""
+        """Claims whose caller is slow to answer, and calls that other workers are being asked about."""
         self.adopted = 0
         """Messages of the live consumer with calls that this worker ran already, since before a reconnect."""
         self.generation = 0
         self.running = False
-        """Whether the broker sends to it, or is about to: messages may come before it is known that it does."""
+        """True if the broker sends to it, or is about to: messages may come before it is known that it does."""
         self._link = link
         self._receive = receive
         self._unavailable = unavailable
@@ -114,19 +114,19 @@ class Wait:
         self._count(1)
 
     def put_aside(self) -> None:
-        """Its caller is slow to answer, or gone. Safe to call again."""
+        """Stop counting: the caller is slow to answer, or gone. Safe to call again."""
         self._count(-1)
         self.aside = True
         self._count(1)
 
     def move(self, consumer: Consumer) -> None:
-        """It has come by this consumer meanwhile."""
+        """Count against this consumer: the copy has come by it meanwhile."""
         self._count(-1)
         self._consumer = consumer
         self._count(1)
 
     def end(self) -> None:
-        """It waits no longer."""
+        """Stop waiting."""
         self._count(-1)
 
     def _count(self, change: int) -> None:

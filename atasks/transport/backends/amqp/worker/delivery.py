@@ -30,9 +30,9 @@ class CallDelivery:
         self._replies = replies
         self.inbound = inbound
         self.beginning: str = "" if older is None else older.beginning
-        """How its caller knows the beginning that was asked for here, of a last attempt."""
+        """The caller's name for the beginning that was asked for here, of a last attempt."""
         self.renewing = False
-        """Whether a lease is on its way to take its place."""
+        """True while a lease is on its way to take the place of this delivery."""
 
     @property
     def queue(self) -> str:

@@ -39,7 +39,8 @@ ASK_SECONDS: Final = 1.0
 """Seconds between two questions to a caller that is silent."""
 MAX_ASIDE: Final = 10_000
 MAX_ASIDE_BYTES: Final = 64 * 2**20
-"""How many calls are put aside, and how many bytes of arguments: a worker keeps them until their callers speak."""
+"""Limits on the calls that are put aside, in number and in bytes of arguments: a worker keeps them until their
+callers answer."""
 IDS_AT_ONCE: Final = 500
 
 
@@ -150,7 +151,7 @@ class Doubts:
             self._decide(caller, list(caller.doubts.values()), True)
 
     def restart(self) -> None:
-        """It takes calls again."""
+        """Take calls again, over a new link."""
         self._stopped = False
 
     async def close(self) -> None:
@@ -303,10 +304,10 @@ class _Doubt:
         self.deliveries = [delivery]
         self.since = asyncio.get_running_loop().time()
         self.is_young = abs(time.time() * 1000 - sent_ms) < WAITED_MS
-        """Whether it was sent just now."""
+        """True if the call was sent just now."""
         self.wait = Wait(delivery.inbound.consumer)
 
     def add(self, delivery: CallDelivery) -> None:
-        """It was delivered once more."""
+        """Add another delivery of the same call."""
         self.deliveries.append(delivery)
         self.wait.move(delivery.inbound.consumer)

@@ -83,7 +83,7 @@ class KeptCalls:
         self._station.adapt_window()
 
     async def _has_ended(self, call: Call) -> bool:
-        """Whether the record of the call says so. A call without a record runs."""
+        """Return True if the record of the call says that it has ended. A call without a record runs."""
         link = self._station.link
         name = self._station.session.topology.kept(call.id)
         state = None if link is None else await link.queue_state(name)
@@ -144,7 +144,7 @@ class KeptCalls:
     # -- when they have ended
 
     def ended(self, call_id: str, inbound: RequestMessage) -> None:
-        """What became of a call is safe."""
+        """Settle a call whose ending is safe, and free its `unique` key if it has one."""
         if base_of(call_id) is None:
             inbound.settled()
         else:
@@ -173,7 +173,7 @@ class KeptCalls:
         self._stopped = True
 
     def restart(self) -> None:
-        """It takes calls again."""
+        """Take calls again, over a new link."""
         self._stopped = False
 
     async def finished(self) -> None:

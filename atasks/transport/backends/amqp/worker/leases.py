@@ -163,6 +163,7 @@ class _Lease(Outgoing):
 
 
 def was_leased(properties: Basic.Properties) -> bool:
-    """Whether the message comes from the lease of a worker that is gone: the broker does not say redelivered."""
+    """Return True if the message comes from the lease of a worker that is gone: the broker does not say
+    redelivered."""
     deaths = (properties.headers or {}).get("x-death")
     return isinstance(deaths, list) and bool(deaths)

@@ -1,4 +1,5 @@
-"""How many calls the broker sends to a worker: as many as it has slots for, and none that another could start."""
+"""`Prefetch`: the number of calls that the broker sends to a worker: as many as the worker has slots for, and
+none that another could start."""
 
 from __future__ import annotations
 
@@ -31,13 +32,13 @@ class Prefetch:
         self._stopped = True
         """Until it is opened: a worker that drains may have to restore its link, and consumes nothing then."""
         self._looking = False
-        """Whether `adapt` is to be called soon."""
+        """True if `adapt` will be called soon."""
         self._lacking: set[Executor] = set()
         """The pools for which calls wait here."""
 
     @property
     def opened(self) -> bool:
-        """Whether it is to consume."""
+        """The consumers consume, or are about to."""
         return not self._stopped
 
     async def open(self) -> None:
@@ -143,7 +144,8 @@ class Prefetch:
             self._change(self._relieve())
 
     async def has_other_workers(self) -> bool:
-        """Whether others serve each of the queues. Solo queues tell: their consumers stay while windows change."""
+        """Return True if others serve each of the queues. Solo queues tell: their consumers stay while windows
+        change."""
         for consumer in self.consumers:
             if consumer.solo:
                 state = await self.link.queue_state(consumer.name)

@@ -1,4 +1,4 @@
-"""What leaves a worker on account of its calls: replies, items of streams, requests that go back."""
+"""Messages that a worker sends on account of its calls: replies, items of streams, requests that go back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Replies"]
 logger = logging.getLogger("atasks.amqp")
 
 MAX_ADDRESSEES: Final = 2_000
-"""As many as a worker remembers replies."""
+"""The number of addressees that are remembered: as many as a worker remembers replies."""
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
 REFUSED_PAUSE: Final = 0.5
@@ -196,8 +196,8 @@ class ReplyMessage(Outgoing):
     refused = confirmed
 
     def rejected(self, refusal: Refusal) -> None:
-        """Of several replies any may be the one that cannot be sent. In its place goes one that says why; if that
-        cannot be sent either, nobody can be told."""
+        """Send the replies one by one, since any of them may be the one that cannot be sent. In the place of a
+        single one goes a reply that says why; if that cannot be sent either, nobody can be told."""
         if refusal.exchange is not None:
             logger.error("nobody can be told how calls ended: %s", refusal.error("a reply", len(self.body)))
             self.confirmed()
@@ -215,8 +215,8 @@ class ReplyMessage(Outgoing):
 
 
 def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
-    """What goes in the place of a reply that cannot be sent: an exception that is described only, or what says so;
-    None if the reply says that itself."""
+    """Return the reply to send in the place of one that was refused: an exception that is described only, or an
+    ending that says so; None if the refused reply was that already."""
     inner = reply.reply if isinstance(reply, End) else reply
     if inner.status not in (Status.VALUE, Status.RAISED):
         return None

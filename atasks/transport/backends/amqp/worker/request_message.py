@@ -43,13 +43,13 @@ class RequestMessage:
         self.properties = message.header.properties
         self.reply_to = self.properties.reply_to or ""
         self.key: str | None = None
-        """Whose key its calls came with, and answers to it are sealed with. Empty: none."""
+        """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
         self.calls = 1
         """Calls that have not ended."""
         self.unsettled = 1
         """Calls whose reply is not safe at the broker."""
         self.shared = False
-        """Whether several calls came in it."""
+        """True if several calls came in the message."""
         self.received = asyncio.get_running_loop().time()
         self._tag = message.delivery_tag or 0
         self.acks = lease or consumer.acks  # of its channel: on another one the tag means another message
@@ -58,8 +58,11 @@ class RequestMessage:
 
     @property
     def copy(self) -> str:
-        """What tells this copy of a later attempt from others, wherever it is given back to. Empty: nothing does,
-        because whoever sent it gave it no name that can be used, or put it into one message with others."""
+        """The id that tells this copy of a later attempt from others, wherever it is given back to.
+
+        Empty: there is none, because whoever sent the copy gave it no name that can be used, or put it into one
+        message with others.
+        """
         name = self.properties.message_id or ""
         return name if len(name) <= MAX_COPY and wire.plain(name) and not self.shared else ""
 
@@ -86,7 +89,7 @@ class RequestMessage:
             self.consumer.unfinished -= 1
 
     def settled(self) -> None:
-        """What became of one of its calls is safe."""
+        """Count one of its calls as settled: the ending of that call is safe."""
         self.unsettled -= 1
         if self.unsettled == 0:
             # The window of a consumer that was replaced by a wider one has no room to gain.

@@ -1,4 +1,5 @@
-"""What the parts of a worker's side share: the worker, its session, and the link that it serves over."""
+"""`Station`: the common ground of the parts of a worker's side: the worker, its session, and the link that it
+serves over."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ class Station:
         self.link: Link | None = None
         """The link that is served over; None while there is none."""
         self.acks: Acks | None = None
-        """Of its work queues."""
+        """Acknowledgements of the messages from its work queues."""
         self.window: Prefetch | None = None
         self.epoch = 0
         """Counts the links."""
@@ -63,5 +64,6 @@ class Station:
         return properties
 
     def is_kept(self, reply_to: str) -> bool:
-        """Whether replies to there go to a record or to nobody, and not to somebody who awaits the call."""
+        """Return True if replies to that address go to a record or to nobody, and not to somebody who awaits
+        the call."""
         return self.session.topology.is_kept(reply_to)

@@ -176,7 +176,7 @@ class Hub:
             self._loop.call_soon(link.end_turn)
 
     def _welcomed(self, peer: Peer, message: Message | None) -> bool:
-        """Whether the first message is a `Hello` of this protocol."""
+        """Return True if the first message is a `Hello` of this protocol."""
         if isinstance(message, Hello) and message.protocol == PROTOCOL:
             peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
             peer.link.send(Welcome(os.getpid()))
@@ -205,7 +205,7 @@ class Hub:
                 peer.link.send(wire.ended(asker, Status.DECODE_ERROR, refusal))
 
     def _gone(self, peer: Peer, reason: str) -> None:
-        """Its connection is closed."""
+        """Let go of a peer whose connection is closed."""
         if self.closed:
             return
         self._peers.remove(peer)
@@ -222,7 +222,7 @@ class Hub:
                 self._again(entry)
 
     def _freed(self, peer: Peer) -> None:
-        """It reads again."""
+        """Send on: the peer's socket has drained."""
         stalled = list(peer.stalled.values())
         peer.stalled.clear()
         for entry in reversed(stalled):
@@ -309,7 +309,7 @@ class Hub:
         peer.link.send(Answer(message.number, Outcome.DONE))
 
     def _in_hand(self, call_id: str) -> bool:
-        """Whether a worker has a call that is to be kept."""
+        """Return True if a worker has a call whose reply will be kept."""
         entry = self._entries.get(call_id)
         return entry is not None and entry.kept and entry.worker is not None
 
@@ -352,7 +352,7 @@ class Hub:
             entry.worker.link.send(credit)
 
     def _orphan(self, entry: QueuedCall) -> None:
-        """Its caller is gone."""
+        """End or keep a call whose caller is gone."""
         if entry.call.orphan == RUN:
             if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
                 entry.caller = None

@@ -41,17 +41,17 @@ class Peer:
         self.watching: set[str] = set()
         """Calls of whose records it wants news."""
         self.unread: deque[Read] = deque()
-        """What it asked for, and is not sent because it is slow to read what it was sent."""
+        """Answers to its questions that are held back while it is slow to read."""
         # as a worker
         self.worker_id = ""
         self.begins = False
-        """Whether it says when a last attempt begins."""
+        """True if the worker says when a last attempt begins."""
         self.first_queue = ""
         """The one that it named first: where calls come from if nothing else is said."""
         self.queues: list[WorkQueue] = []
         """Those it serves, or, while it drains, served."""
         self.room = 0
-        """How many calls it may be handed now; less than 0: it has more than it can start."""
+        """The number of calls that the worker may be handed now; less than 0: it has more than it can start."""
         self.alone: QueuedCall | None = None
         """The call that it has, or is about to have, in a slot for itself."""
         self.turns = Turns(asyncio.get_running_loop(), partial(look, self))
@@ -70,11 +70,12 @@ class Peer:
         return f"{OWN}{self.worker_id}"
 
     def room_for(self, queue: WorkQueue) -> int:
-        """How many calls of this queue it may be handed now."""
+        """Return the number of calls of this queue that the worker may be handed now."""
         return self.room if queue.executor is None else min(self.room, self._places.get(queue.executor, 0))
 
     def may_have_alone(self, others: bool) -> bool:
-        """Whether it may be handed a call that is to run alone now; `others`: there are such as need not."""
+        """Return True if the worker may be handed a call now that runs alone. `others` says that there are
+        calls that need not."""
         return self.alone is None and not self.turns.resting(others or self._together > 0)
 
     def hand(self, entry: QueuedCall) -> None:
@@ -94,7 +95,8 @@ class Peer:
             self._together += 1
 
     def told(self, slots: Slots) -> None:
-        """It says how many calls it could start; some may have been on their way to it when it said so."""
+        """Take in how many calls the worker could start; some calls may have been on their way to it when it
+        said so."""
         self.room = slots.free - (self._handed - slots.received)
         for executor, places in zip(EXECUTORS, (slots.threads, slots.processes), strict=True):
             under_way = self._under_way[executor]
@@ -105,7 +107,7 @@ class Peer:
             self.room = min(self.room, 0)
 
     def let_go(self, entry: QueuedCall) -> None:
-        """It has the call no longer."""
+        """Forget a call that the worker no longer has."""
         if self.alone is entry:
             self.alone = None
             self.turns.end_alone()
@@ -114,7 +116,7 @@ class Peer:
             self.turns.other_ended()
 
     def check_room(self) -> None:
-        """It has sent a request that waits now: tell it to hold if too much does."""
+        """Tell the peer to hold its requests, if too many of them wait. Called when it has sent one that waits."""
         if self.queued > MAX_QUEUED and not self._on_hold:
             self._on_hold = True
             self.link.send(Hold(True))

@@ -41,19 +41,20 @@ class QueuedCall:
     def __init__(self, call: Call, caller: Peer | None, queue: WorkQueue, priority: int) -> None:
         self.call = call
         self.caller = caller
-        """Who awaits it; None: nobody does any more, and it runs nevertheless."""
+        """The peer that awaits the call; None: nobody does any more, and it runs nevertheless."""
         self.owner = 0 if caller is None else caller.pid
         """The process that sent it; 0: one that does not await it."""
         self.queue = queue
         self.priority = min(max(priority, 0), MAX_PRIORITY)
         self.alone = False
-        """Whether no other call is to run beside it: its last attempt."""
+        """True for a last attempt: no other call may run beside it."""
         self.begun = False
-        """Whether that has begun at the worker that has it, and did not only wait there to be alone."""
+        """True once the last attempt has begun at the worker that has it, and did not only wait there to be
+        alone."""
         self.kept = False
-        """Whether its reply goes into a record."""
+        """True if its reply goes into a record."""
         self.worker: Peer | None = None
-        """Who has it."""
+        """The worker that has the call."""
         self.since = 0.0
         """When it was handed to that worker (event loop time)."""
         self.lane: OrderedDict[str, QueuedCall] | None = None
@@ -65,7 +66,8 @@ class QueuedCall:
 
     @property
     def most(self) -> int:
-        """How many attempts it has: it may ask for some, and its atask's own definition may allow more."""
+        """Return the number of attempts that the call has: it may ask for some, and its atask's own definition
+        may allow more."""
         call = self.call
         if call.max_attempts <= MAX_ATTEMPTS or self.kept:
             return call.max_attempts
@@ -89,11 +91,11 @@ class WorkQueue:
         self.namespace = namespace
         self.name = name
         self.executor: Executor | None = executor
-        """What its calls run in; None: this is the queue itself, and not one beside it."""
+        """The executor that its calls need; None: this is the queue itself, and not one beside it."""
         self.executors: dict[str, Executor] = {}
-        """Of the atasks whose calls wait beside it: workers have said so."""
+        """The executor of each atask whose calls wait in a queue beside this one: workers have said so."""
         self.attempts: dict[str, int] = {}
-        """Of the atasks whose calls may have more attempts than others."""
+        """The attempts of atasks whose calls may have more than others."""
         self.workers: list[Peer] = []
         self._lanes: list[OrderedDict[str, QueuedCall]] = [OrderedDict() for _ in range(LANES)]
         self._alone: OrderedDict[str, QueuedCall] = OrderedDict()
@@ -122,7 +124,7 @@ class WorkQueue:
             entry.caller.queued += entry.size
 
     def remove(self, entry: QueuedCall) -> None:
-        """It waits here no longer."""
+        """Remove a call that waits here no longer."""
         assert entry.lane is not None, "it waits here"
         del entry.lane[entry.call.id]
         entry.lane = None
@@ -152,7 +154,7 @@ class WorkQueue:
         return None
 
     def may_have(self, worker: Peer, call: Call) -> bool:
-        """Whether the worker is not known to lack the atask, or all of them are."""
+        """Return True if the worker is not known to lack the atask, or if all workers are."""
         seen = call.seen or ()
         return worker.worker_id not in seen or all(other.worker_id in seen for other in self.workers)
 
@@ -167,5 +169,5 @@ class WorkQueue:
         return found
 
     def served_beside(self, worker: Peer, seen: list[str]) -> bool:
-        """Whether another worker, which is not in `seen`, serves it."""
+        """Return True if another worker, which is not in `seen`, serves the queue."""
         return any(other is not worker and other.worker_id not in seen for other in self.workers)

@@ -1,4 +1,4 @@
-"""What a hub keeps of calls that nobody awaits, and who is told of them."""
+"""`HubRecords`: the records that a hub keeps of calls that nobody awaits, and the processes that watch them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class HubRecords:
         return self._store.open(key, Record(head, message.call), base and _key(peer, base))
 
     def end(self, namespace: str, reply: Reply) -> None:
-        """How a call has ended; one whose record is forgotten is let go."""
+        """Keep the reply that ends a call; a call whose record is forgotten is let go."""
         key = (namespace, reply.id)
         if key in self._store:
             self._store.end(key, reply)
@@ -83,7 +83,7 @@ class HubRecords:
         self.read_on(peer)
 
     def read_on(self, peer: Peer) -> None:
-        """It reads: send what it asked for."""
+        """Send the answers that were held back: the peer reads again."""
         while peer.unread and not peer.link.clogged:
             message = peer.unread.popleft()
             record = self._store.read(_key(peer, message.id))
@@ -95,7 +95,7 @@ class HubRecords:
             peer.link.send(Found(message.number, head.queue, head.expires_ms, record.call, replies), size)
 
     def watch(self, peer: Peer, message: Watch) -> None:
-        """It waits, or no more."""
+        """Begin or stop to tell the peer of news of a call."""
         key = _key(peer, message.id)
         if message.on:
             peer.watching.add(message.id)
@@ -105,7 +105,7 @@ class HubRecords:
             self._unwatch(key, peer)
 
     def leave(self, peer: Peer) -> None:
-        """It is gone."""
+        """Forget a peer that is gone."""
         for call_id in peer.watching:
             self._unwatch(_key(peer, call_id), peer)
         peer.watching.clear()

@@ -90,7 +90,7 @@ def _lock(path: str) -> int:
 
 
 def _is_lock(found: os.stat_result) -> bool:
-    """Whether it may be the file of a hub: those are empty."""
+    """Return True if this may be the file of a hub: those are empty."""
     return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
@@ -99,7 +99,7 @@ def _is_socket(path: str) -> bool:
 
 
 def _lock_advice(error: OSError, path: str) -> str:
-    """What to do where the lock cannot be had: its file may be another user's, or no file of a hub."""
+    """Return the advice for a lock that cannot be had: its file may be another user's, or no file of a hub."""
     lock = path + ".lock"
     with contextlib.suppress(OSError):
         found = os.lstat(lock)
@@ -124,7 +124,7 @@ def _advice(error: OSError, path: str) -> str:
 
 
 def trusts(connected: socket.socket) -> bool:
-    """Whether the other end of a Unix socket is a process of this user, or of root."""
+    """Return True if the other end of a Unix socket is a process of this user, or of root."""
     uid = _peer_uid(connected)
     return uid is None or uid in (os.geteuid(), 0)
 
@@ -140,7 +140,8 @@ def peer_pid(connected: socket.socket) -> int:
 
 
 def _peer_uid(connected: socket.socket) -> int | None:
-    """Who is at the other end; None where the system does not tell, and the mode of the file has to do."""
+    """Return the user id at the other end; None where the system does not tell, and the mode of the file must
+    do."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is not None:
         _, uid, _ = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, option, 12))
