@@ -20,9 +20,9 @@ logger = logging.getLogger("atasks.call")
 NAMES: Final[dict[int, str]] = {
     value: name.lower() for name, value in vars(Status).items() if isinstance(value, int)
 }
-"""What `record.status` says: the names of the statuses on the wire."""
+"""Values of `record.status`: the names of the statuses on the wire."""
 WITHDRAWN: Final = "withdrawn"
-"""Its await has ended before it."""
+"""The status of a call whose await has ended before it."""
 
 
 def log_end(

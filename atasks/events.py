@@ -32,7 +32,7 @@ MAX_NAME: Final = 100
 
 
 class HandlerDecorator(Protocol[P]):
-    """What `paid.on(...)` returns."""
+    """The decorator that `paid.on(...)` returns."""
 
     @overload
     def __call__(self, handler: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
@@ -151,7 +151,7 @@ class Event(Generic[P]):
 
 
 class EventDecorator(Protocol):
-    """What `@event(...)` with options returns."""
+    """The decorator that `@event(...)` with options returns."""
 
     def __call__(self, function: Callable[P, Any], /) -> Event[P]: ...
 

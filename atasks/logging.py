@@ -12,8 +12,8 @@ __all__ = ["CallFilter", "JsonFormatter", "call_fields"]
 
 
 def call_fields() -> dict[str, Any]:
-    """What lines say of the call that is being served by the code that asks: `call_id`, `task`, `root_id`,
-    `parent_id`, `attempt` and `queue`. Outside of a call every value is None."""
+    """Return fields for the lines of a log, of the call that the asking code serves: `call_id`, `task`,
+    `root_id`, `parent_id`, `attempt` and `queue`. Outside of a call every value is None."""
     call = current_call()
     return {
         "call_id": call.id,

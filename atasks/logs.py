@@ -44,7 +44,7 @@ class JsonFormatter(logging.Formatter):
 
 
 _config: dict[str, Any] | None = None
-"""What `configure` was given."""
+"""The dictionary that `configure` was given."""
 
 
 def configure(config: dict[str, Any]) -> None:
@@ -60,12 +60,12 @@ def configure(config: dict[str, Any]) -> None:
 
 
 def name_process(name: str) -> None:
-    """What lines say as `%(processName)s`."""
+    """Set the name of this process in the lines of logs: `%(processName)s`."""
     multiprocessing.current_process().name = name
 
 
 def levels() -> dict[str, Any]:
-    """How this process logs, as plain data for `adopt`."""
+    """Return the logging of this process, as plain data for `adopt`."""
     root = logging.getLogger()
     handled = min((handler.level for handler in root.handlers), default=logging.WARNING)
     loggers = {

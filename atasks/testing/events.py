@@ -17,7 +17,7 @@ __all__ = ["EventCases", "WaitingEventCases"]
 
 
 class Heard:
-    """What handlers heard, for a case that waits for it."""
+    """The notes of handlers, for a case that waits for them."""
 
     def __init__(self) -> None:
         self.items: list[Any] = []
@@ -42,7 +42,7 @@ class EventCases(Cases):
 
     @pytest.fixture
     async def heard(self) -> Heard:
-        """What the handlers of the case note."""
+        """The notes that the handlers of the case make."""
         return Heard()
 
     async def test_event_for_each_group(self, site: Site, heard: Heard) -> None:
@@ -216,7 +216,7 @@ class EventCases(Cases):
 
 
 class WaitingEventCases(EventCases):
-    """The same, where another worker may come later."""
+    """Cases of events where another worker may come later."""
 
     async def test_events_wait_for_a_worker_of_the_group(self, site: Site, heard: Heard) -> None:
         @event(namespace=site.namespace)

@@ -36,9 +36,9 @@ logger = logging.getLogger("atasks.keys")
 UNSEALED: Final = ""
 """In the place of the name of a key: no seal."""
 REQUEST_SECONDS: Final = 7 * 24 * 3600.0
-"""How old a request may be that has no deadline."""
+"""The largest age in seconds of a request that has no deadline."""
 CONTROL_SECONDS: Final = 60.0
-"""How old, or how far ahead of this clock, what is said between callers and workers may be."""
+"""The most seconds by which a message between callers and workers may be old, or ahead of this clock."""
 REPORT_SECONDS: Final = 60.0
 OWNERS: Final = 100_000
 """Calls of which it is remembered whose they are; those in hand are known anyway."""
@@ -67,9 +67,11 @@ def opening(
     remember: bool = True,
     among: str = "",
 ) -> ConsumerCallback:
-    """What to consume with, so that `receive` gets only messages with a seal for that place. Others are counted,
-    and given to `refuse`. Without seals it is `receive` itself. `remember`: a request may come once only, `among`
-    the messages of that name."""
+    """Return the callback to consume with, so that `receive` gets only messages with a seal for that place.
+
+    Other messages are counted, and given to `refuse`. Without seals the callback is `receive` itself. `remember`:
+    a request may come once only, `among` the messages of that name.
+    """
     if seals is None:
         return receive
 
@@ -91,11 +93,11 @@ class Seals:
     def __init__(self, keys: Keyring, topology: Topology, *, accept_unsealed: bool) -> None:
         self.keys = keys
         self.accept_unsealed = accept_unsealed
-        """Whether unsealed messages are served too, and answered unsealed."""
+        """True if unsealed messages are served too, and answered unsealed."""
         self.refused: Counter[str] = Counter()
         """Reason -> messages, or parts of them, that were refused for it."""
         self.answered = asyncio.Event()
-        """Whether a worker has answered anything, the probe at first."""
+        """Set once a worker has answered anything, the probe at first."""
         self._topology = topology
         self._replays = Replays()
         self._owners: OrderedDict[str, str] = OrderedDict()
@@ -262,7 +264,7 @@ class Seals:
     def for_worker(
         self, message: DeliveredMessage, envelopes: Iterable[Envelope], worker: Worker
     ) -> list[Envelope]:
-        """What of a control message its key may say to a worker."""
+        """Return the envelopes of a control message that its key may say to a worker."""
         key = message.key if isinstance(message, Opened) else None
         if key is None and not self.accept_unsealed:
             self.count("unsealed")
@@ -297,7 +299,8 @@ class Seals:
     def for_caller(
         self, message: DeliveredMessage, envelopes: list[Envelope], pendings: dict[str, Pending]
     ) -> list[Envelope]:
-        """What of a message is an answer to what was sealed here: it comes under the same key."""
+        """Return the envelopes of a message that answer calls which were sealed here: they come under the same
+        key."""
         key = key_of(message)
         if self.is_news(message):
             return [item for item in envelopes if isinstance(item, Reply)]
@@ -350,7 +353,8 @@ def _forbidden(key: Key, owner: Key, call: Call, queue: str) -> str:
 
 
 def _age(call: Call) -> float:
-    """How many seconds old its seal may be: the time that it has in all, and what clocks may differ by."""
+    """Return the largest age in seconds of a call's seal: the time that the call has in all, and the seconds
+    that clocks may differ by."""
     if call.timeout_ms is None:
         return REQUEST_SECONDS
     return min(call.timeout_ms / 1000 + CONTROL_SECONDS, REQUEST_SECONDS)

@@ -1,4 +1,4 @@
-"""What travels between a hub and the processes around it.
+"""Messages between a hub and the processes around it.
 
 A frame is its length, in four bytes, and a MessagePack array of messages. Calls, replies and cancellations are the
 envelopes of wire v1; around them is what the hub needs to route them. Both ends are of one version: `Hello` says
@@ -92,7 +92,7 @@ class Request(Struct, array_like=True, tag=36, gc=False):
     call: Call
     priority: int = 0
     wait: bool = True
-    """Whether it may wait for a worker of the queue."""
+    """True if the call may wait for a worker of the queue."""
 
 
 class NoneServes(Struct, array_like=True, tag=37, gc=False):
@@ -120,13 +120,13 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
     worker: str
     queues: list[str]
     executors: dict[str, Executor] = {}
-    """Of the atasks that are blocking functions."""
+    """The executor of each atask that is a blocking function."""
     begins: bool = False
-    """Whether I say when a last attempt begins; else it begins when it is handed to me."""
+    """True if I say when a last attempt begins; else it begins when it is handed to me."""
     attempts: dict[str, int] = {}
-    """Of the atasks whose own definition allows more attempts than a call may ask for."""
+    """The attempts of atasks whose own definition allows more than a call may ask for."""
     subscriptions: list[Subscription] = []
-    """Of those that handle events."""
+    """The handlers of events that this worker has."""
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):
@@ -139,9 +139,9 @@ class Slots(Struct, array_like=True, tag=42, gc=False):
     free: int
     received: int
     threads: int = 0
-    """Of those, at most so many in threads."""
+    """The most of the free ones that may run in threads."""
     processes: int = 0
-    """The same, in processes."""
+    """The most of the free ones that may run in processes."""
 
 
 class Deliver(Struct, array_like=True, tag=43, gc=False):
@@ -158,7 +158,8 @@ class GiveBack(Struct, array_like=True, tag=44, gc=False):
 
     call: Call
     executor: Executor | None = None
-    """It waits for a place in such a pool; so would all calls of its atask, which was not known at `Serve`."""
+    """The pool in which the call waits for a place; so would all calls of its atask, which was not known at
+    `Serve`."""
 
 
 class Ping(Struct, array_like=True, tag=45, gc=False):
@@ -174,11 +175,11 @@ class Pong(Struct, array_like=True, tag=46, gc=False):
 
     number: int
     others: bool
-    """Whether each of its queues has another worker."""
+    """True if each of the worker's queues has another worker."""
 
 
 class Outcome:
-    """What became of what was asked of the records, in `Answer.outcome`."""
+    """The outcome of a question to the records, in `Answer.outcome`."""
 
     DONE: Final = 0
     UNKNOWN: Final = 1
@@ -187,7 +188,7 @@ class Outcome:
     NONE_SERVES: Final = 3
     """The call did not want to wait for a worker, and there is none."""
     BAD: Final = 4
-    """It could not be read; `Answer.reason` says why."""
+    """The question could not be read; `Answer.reason` says why."""
     TAKEN: Final = 5
     """Another call has the `unique` key of the one that was to begin; `Answer.reason` is its id."""
 
@@ -200,7 +201,7 @@ class Begin(Struct, array_like=True, tag=47, gc=False):
     call: Call
     priority: int
     wait: bool
-    """Whether it may wait for a worker of the queue."""
+    """True if the call may wait for a worker of the queue."""
     expires_ms: int
     """0: no record is opened."""
 
@@ -212,7 +213,7 @@ class Add(Struct, array_like=True, tag=48, gc=False):
     id: str
     reply: Reply
     quiet: bool = False
-    """Whether this is no news."""
+    """True if watchers need not be told."""
 
 
 class Read(Struct, array_like=True, tag=49, gc=False):
@@ -259,7 +260,7 @@ class News(Struct, array_like=True, tag=54, gc=False):
 
     id: str
     ended: bool
-    """Whether there is no more to come."""
+    """True if there is no more to come."""
 
 
 class Where(Struct, array_like=True, tag=55, gc=False):
@@ -273,13 +274,13 @@ class There(Struct, array_like=True, tag=56, gc=False):
 
     id: str
     worker: str
-    """Who has it; empty: it waits in its queue."""
+    """The worker that has the call; empty: it waits in its queue."""
     ran_ms: int
     """For how long."""
     waiting: int
-    """How many calls wait in the queue."""
+    """The number of calls that wait in the queue."""
     served: bool
-    """Whether the queue has workers."""
+    """True if the queue has workers."""
 
 
 class Publish(Struct, array_like=True, tag=70, gc=False):
@@ -326,7 +327,7 @@ Message = (
 MAX_BAD: Final = 1000
 """Messages of one frame that may be unreadable."""
 UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding raises, whatever the bytes are."""
+"""Errors of the decoder, whatever the bytes are."""
 
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -359,16 +360,19 @@ def _check_id(message: Message) -> None:
 
 
 class Salvaged(Struct, gc=False):
-    """What could be read of a frame. For each other message: the call id of a request, or the number of a question
-    to the records, or None; and why it could not be read."""
+    """The messages that could be read of a frame. For each other message: the call id of a request, or the
+    number of a question to the records, or None; and why it could not be read."""
 
     messages: list[Message]
     bad: list[tuple[str | int | None, str]]
 
 
 def salvage(body: bytes | memoryview) -> Salvaged:
-    """What can be read of a body that `decode` refuses. Raises one of `UNREADABLE` if it is no array, or if more
-    than `MAX_BAD` of its messages cannot be read: each costs a hundred times what a good one does."""
+    """Read a body that `decode` refuses, message by message.
+
+    Raises one of `UNREADABLE` if it is no array, or if more than `MAX_BAD` of its messages cannot be read: each
+    costs a hundred times what a good one does.
+    """
     found = Salvaged([], [])
     _check_length(body)
     for piece in _pieces.decode(body):
@@ -385,7 +389,7 @@ def salvage(body: bytes | memoryview) -> Salvaged:
 
 
 def _asker(piece: msgspec.Raw) -> str | int | None:
-    """What is to be answered of a message that cannot be read."""
+    """Return the id or number to answer of a message that cannot be read; None: there is none."""
     with suppress(*UNREADABLE):
         fields = _fields(piece)
         tag = _scalar.decode(fields[0]) if len(fields) > 1 else None
@@ -400,5 +404,5 @@ def _asker(piece: msgspec.Raw) -> str | int | None:
 
 
 def _fields(array: msgspec.Raw) -> list[msgspec.Raw]:
-    """Its elements, none if there are too many for a message."""
+    """Return the elements of an array, none if there are too many for a message."""
     return _pieces.decode(array) if wire.length(memoryview(array)) <= wire.MAX_FIELDS else []

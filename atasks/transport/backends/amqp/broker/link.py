@@ -54,7 +54,7 @@ each failure in one line."""
 
 
 LOG_FRAMES: Final = os.environ.get("ATASKS_LOG_FRAMES") == "1"
-"""Whether the client library may log each frame, with the payloads of calls."""
+"""True if the client library may log each frame, with the payloads of calls."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:

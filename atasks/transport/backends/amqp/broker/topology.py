@@ -21,18 +21,19 @@ MAX_NAMES: Final = 200
 """Characters of prefix, namespace and queue together: the rest of 255 is for the id of a worker in the name of a
 lease queue, and for the id of a call in that of a record."""
 REPLY_EXPIRES_MS: Final = 300_000
-"""How long the reply queue of a caller that is gone is kept."""
+"""Milliseconds for which the reply queue of a caller that is gone is kept."""
 LEASE_TTL_MS: Final = 1_000
 LEASE_QUEUE_EXPIRES_MS: Final = 60_000
-"""How long the lease queue of a worker that is gone is kept; its messages leave it within a second."""
+"""Milliseconds for which the lease queue of a worker that is gone is kept; its messages leave it within a
+second."""
 MAX_USER: Final = 100
 """Characters of the name of a user in that of a queue; the hash of a longer one stands there."""
 DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
 UNIQUE_EXPIRES_MS: Final = 24 * 3600 * 1000
-"""How long the mark of a `unique` key is kept that nobody uses: its call waits, or was lost."""
+"""Milliseconds for which the mark of a `unique` key is kept unused: the call of such a mark waits, or was lost."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
-"""How the names of the queues beside a work queue end."""
+"""Endings of the names of the queues beside a work queue."""
 DELIVERY_LIMIT: Final = 1_000_000
 """Quorum queues: RabbitMQ 4 drops a message after 20 deliveries unless told otherwise. Attempts are counted in the
 envelope, so the broker's count must never be reached."""
@@ -115,18 +116,19 @@ class Topology:
         return f"{self.prefix}.r.{_spelled(user)}.{uuid.uuid4().hex}"
 
     def is_reply_queue(self, name: str) -> bool:
-        """Whether this is the reply queue of a caller."""
+        """Return True for the name of a reply queue of a caller."""
         return name.startswith(f"{self.prefix}.r.")
 
     def are_of_one_caller(self, name: str, other: str) -> bool:
-        """Whether both are the same reply queue, or reply queues of one user; those of older callers name none."""
+        """Return True if both are the same reply queue, or reply queues of one user; those of older callers
+        name none."""
         if name == other:
             return True
         both = self.is_reply_queue(name) and self.is_reply_queue(other)
         return both and name.rpartition(".")[0] == other.rpartition(".")[0]
 
     def is_control_queue(self, name: str) -> bool:
-        """Whether this is a queue of control messages for a worker."""
+        """Return True for the name of a queue of control messages for a worker."""
         return name.startswith(f"{self.prefix}.c.")
 
     def control_queue(self, worker_id: str, epoch: int) -> str:
@@ -191,7 +193,7 @@ class Topology:
         }
 
     def is_kept(self, reply_to: str) -> bool:
-        """Whether that is the reply address of a call that nobody awaits: a record, or nobody, or an event's."""
+        """Return True for the reply address of a call that nobody awaits: a record, nobody, or an event's."""
         return reply_to in (self.nobody, self.events) or bool(self.reply_exchange(reply_to))
 
     def reply_exchange(self, reply_to: str) -> str:
@@ -199,8 +201,8 @@ class Topology:
         return self.control if reply_to.startswith(f"{self.prefix}.run.{self.namespace}.") else ""
 
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
-        """What a message is for that is published so, as its seal has it: its kind, and its destination. For the
-        queues beside a work queue that is the work queue. None: an announcement, which has no seal."""
+        """Return the kind and the destination that the seal of such a message names. For the queues beside a
+        work queue the destination is the work queue. None: an announcement, which has no seal."""
         if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.")):
             return "record", name.removesuffix(":steps")
         if exchange == self.events:
@@ -216,7 +218,8 @@ class Topology:
         return "control" if name.startswith(f"{self.prefix}.c.") else "reply", name
 
     def arrival(self, queue: str) -> Callable[[DeliveredMessage], tuple[Kind, str] | None]:
-        """The same for a message that has come into a queue of this process, directly or from the exchange."""
+        """Return a function that gives the `place` of a message that has come into a queue of this process,
+        directly or from the exchange."""
         direct = self.place("", queue)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:

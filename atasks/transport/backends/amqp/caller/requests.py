@@ -245,7 +245,8 @@ class RequestPacket(Outgoing):
             self.requests.session.outbox.put(request)
 
     def rejected(self, refusal: Refusal) -> None:
-        """Send several calls one by one, since any may be the one that cannot be sent; end the await of a single one."""
+        """Send several calls one by one, since any may be the one that cannot be sent. End the await of a single
+        one."""
         pendings = [pending for pending in self.pendings if not pending.future.done()]
         if len(pendings) > 1 and refusal.exchange is None:
             for pending in pendings:

@@ -39,7 +39,7 @@ class CallDelivery:
         return self.inbound.consumer.queue
 
     def renewed(self, inbound: RequestMessage) -> CallDelivery:
-        """The same call, by a lease."""
+        """Return the delivery of this call by a lease."""
         return CallDelivery(self._replies, inbound, self)
 
     def send(self, envelope: Item | End) -> None:

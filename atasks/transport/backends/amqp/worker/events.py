@@ -50,7 +50,8 @@ class EventQueues:
         self._own = EventSource(f"events:{worker.id}", own, worker.id)
 
     def source(self, queue: str) -> EventSource | None:
-        """What comes by this work queue, if it is that of a group."""
+        """Return the source of the events that come by this work queue, if it is the queue of a group; else
+        None."""
         return self._sources.get(queue)
 
     async def bind(self, link: Link, name: str, source: EventSource) -> None:

@@ -81,9 +81,9 @@ class Serving:
             for task, executor in self._executors.items()
             if worker.pools.places[executor].size < worker.concurrency
         }
-        """Of the atasks whose calls may have a slot and yet no place: what their functions run in."""
+        """The executor of each atask whose calls may have a slot and yet no place."""
         self.serving = False
-        """Whether it has begun."""
+        """True once the worker has begun to serve."""
         self._told_of_priority = False
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
@@ -182,7 +182,7 @@ class Serving:
         return consumers
 
     def _maker(self, link: Link, acks: Acks, queue: str, source: EventSource | None) -> Callable[..., Consumer]:
-        """What makes the consumers of a work queue, of a name and a window."""
+        """Return the function that makes the consumers of a work queue, of a name and a window."""
         return partial(
             Consumer,
             link,
@@ -245,7 +245,7 @@ class Serving:
                 await self.station.window.open()
 
     async def has_other_workers(self) -> bool:
-        """Whether others serve each of the queues, as far as can be known."""
+        """Return True if others serve each of the queues, as far as can be known."""
         if self.station.window is not None:
             with suppress(*CLIENT_ERRORS):
                 return await self.station.window.has_other_workers()
@@ -342,7 +342,7 @@ class Serving:
             self.station.window.adapt()
 
     def _bury(self, inbound: RequestMessage, message: DeliveredMessage) -> None:
-        """It can be neither read nor answered."""
+        """Copy a message that can be neither read nor answered to the dead queue."""
         inbound.calls = 1
         inbound.ended()
         self.replies.dead_letter(message, inbound.acks, inbound.consumer.name)
@@ -375,7 +375,8 @@ class Serving:
             self.worker.deliver(call, delivery, alone=consumer.solo)
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
-        """Whether this call, which needs a place in a pool, goes to the queue of those that wait for one."""
+        """Return True if this call, which needs a place in a pool, goes to the queue of those that wait for
+        one."""
         if consumer.source is not None and consumer.source.worker:
             return False
         return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
@@ -455,8 +456,9 @@ class Serving:
                     delivery.inbound.reply_to = reply_to
 
     def _is_for(self, call_id: str, reply_to: str) -> bool:
-        """Whether that is the address of who made a call that is in hand here, or has ended here lately, or of
-        somebody of the same user; nobody else is told of it. Anybody may ask for one whose replies are kept."""
+        """Return True if that is the address of the caller of a call that is in hand here, or has ended here
+        lately, or of another process of the same user: nobody else is told of it. Anybody may ask for a call
+        whose replies are kept."""
         topology = self.session.topology
         run = self.worker.find(call_id) or self.worker.streams.run(call_id)
         if run is not None:

@@ -1,4 +1,4 @@
-"""Who handles which events, as a hub knows it."""
+"""`HubEvents`: the handlers of events, as a hub knows them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class HubEvents:
         return own
 
     def leave(self, peer: Peer) -> None:
-        """It handles nothing for itself any more; its groups stay."""
+        """Forget the peer's own handlers; the groups that it has joined stay."""
         for key in [key for key, peers in self._each.items() if peer in peers]:
             del self._each[key][peer]
             if not self._each[key]:

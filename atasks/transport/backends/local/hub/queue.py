@@ -106,7 +106,7 @@ class WorkQueue:
 
     @property
     def own(self) -> bool:
-        """Whether it is the queue of one worker: its calls are nobody else's."""
+        """True for the queue of one worker: nobody else has its calls."""
         return self.name.startswith(OWN)
 
     def push(self, entry: QueuedCall, front: bool = False) -> None:
