@@ -35,6 +35,8 @@ __all__ = [
     "Held",
     "Item",
     "Kept",
+    "Query",
+    "QueryAnswer",
     "Reply",
     "Status",
     "Up",
@@ -67,6 +69,9 @@ Key = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[ -~]+\Z")]
 """An id that a pattern checks: for fields that few envelopes have."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
+MAX_QUERY: Final = 128 * 2**10
+MAX_QUERY_ANSWER: Final = 2 * 2**20
+"""Bytes."""
 MAX_IDS: Final = 1000
 """Calls in one envelope."""
 Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
@@ -290,7 +295,33 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     """The caller's wall clock when it answered, in milliseconds since 1970; 0: it does not say."""
 
 
-Envelope = Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant
+class Query(Struct, array_like=True, tag=20, gc=False):
+    """A question to the workers of a namespace about themselves, or something that they must do. Each one answers
+    with a `QueryAnswer` to the message's reply address; those of older versions do not hear it."""
+
+    v: int
+    token: Key
+    """What answers repeat."""
+    content: Annotated[bytes, Meta(max_length=MAX_QUERY)]
+    """One of `atasks.tracking.queries`."""
+    worker: Annotated[str, Meta(max_length=64)] = ""
+    """Only this worker is meant; empty: all are."""
+    queue: Annotated[str, Meta(max_length=1024)] = ""
+    """Only workers are meant that serve this queue; empty: all are."""
+
+
+class QueryAnswer(Struct, array_like=True, tag=21, gc=False):
+    """What a worker answers to a `Query`."""
+
+    v: int
+    token: Key
+    worker: Key
+    content: Annotated[bytes, Meta(max_length=MAX_QUERY_ANSWER)]
+
+
+Envelope = (
+    Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant | Query | QueryAnswer
+)
 
 
 class Decoded(Struct, gc=False):

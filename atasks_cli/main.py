@@ -1,4 +1,4 @@
-"""The command line: `atasks run ...`."""
+"""The command line: `atasks run ...` and the other commands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import atasks
 from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import runner
+from atasks_cli import calls, runner, workers
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
@@ -253,6 +253,10 @@ def run_command(
         raise
     except KeyboardInterrupt:  # while a module loads; click would print an empty line
         return Exit.INTERRUPTED
+
+
+for command in (*calls.COMMANDS, *workers.COMMANDS):
+    main.add_command(command)
 
 
 @main.group("keys")

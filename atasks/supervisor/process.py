@@ -15,6 +15,7 @@ from typing import Any, Final
 from atasks import forks
 from atasks.supervisor.running_calls import RunningCalls
 from atasks.supervisor.tether import VARIABLE
+from atasks.tracking import WorkerCounts, snapshots
 
 __all__ = ["Hooks", "WorkerProcess"]
 
@@ -118,6 +119,11 @@ class WorkerProcess:
     def ran_calls(self) -> bool:
         """The process runs calls, or ran some when it ended."""
         return bool(self._box.read()[0])
+
+    @property
+    def counts(self) -> list[WorkerCounts]:
+        """What its workers have counted so far, or until it ended."""
+        return snapshots.read(self._box.table)
 
     def describe_calls(self) -> str:
         """The calls that it runs, or ran when it ended, for a line of the log."""

@@ -1,11 +1,11 @@
-"""Notes of the calls that a worker process runs, in memory that outlives the process.
+"""Notes of the calls that a worker process runs, and what it counts, in memory that outlives the process.
 
 The supervisor makes a `RunningCalls` for each process and passes its file descriptor on. The process notes every
 call that starts in it with a `RunningCallsNotes`, and crosses it out when the call ends. Both share the memory, so
 that takes a few writes and no system call, and is done for each call: also for one that kills the process at once.
 
-The memory holds a count of the calls for which there was no record, `RECORDS` numbers, and as many records. The
-number of a record rises with every call that starts, and is 0 while the record is free.
+The memory holds `RECORDS` numbers, as many records, and the counters of the workers (`atasks.tracking.counters`).
+The number of a record rises with every call that starts, and is 0 while the record is free.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import struct
 import tempfile
 from typing import TYPE_CHECKING, Final
 
+from atasks.tracking.counters import TABLE_SIZE, Table
+
 if TYPE_CHECKING:
     from atasks.wire import Call
 
@@ -24,8 +26,10 @@ __all__ = ["RunningCalls", "RunningCallsNotes", "install", "installed"]
 RECORD: Final = struct.Struct("48s144s")
 """The call's id and the atask's name, cut to these lengths and padded with zeros."""
 RECORDS: Final = 512
-NUMBERS: Final = struct.Struct(f"@{1 + RECORDS}Q")
-SIZE: Final = NUMBERS.size + RECORDS * RECORD.size
+NUMBERS: Final = struct.Struct(f"@{RECORDS}Q")
+COUNTERS: Final = NUMBERS.size + RECORDS * RECORD.size
+"""Where the counters begin."""
+SIZE: Final = COUNTERS + TABLE_SIZE
 """Bytes."""
 
 
@@ -37,12 +41,14 @@ class RunningCalls:
         """To be inherited by the process."""
         os.ftruncate(self.fd, SIZE)
         self._map = mmap.mmap(self.fd, SIZE)
+        self.table = Table(memoryview(self._map)[COUNTERS:])
+        """What its workers have counted."""
 
     def read(self) -> tuple[list[tuple[str, str]], int]:
         """(call id, name of the atask) of the calls noted, the latest first, and how many more there are."""
-        unnoted, *numbers = NUMBERS.unpack_from(self._map)
+        numbers = NUMBERS.unpack_from(self._map)
         used = sorted(((number, index) for index, number in enumerate(numbers) if number), reverse=True)
-        return [self._record(index) for _, index in used], unnoted
+        return [self._record(index) for _, index in used], max(self.table.busy - len(used), 0)
 
     def _record(self, index: int) -> tuple[str, str]:
         call_id, name = RECORD.unpack_from(self._map, NUMBERS.size + index * RECORD.size)
@@ -50,46 +56,45 @@ class RunningCalls:
 
     def close(self) -> None:
         """Let go of the memory; the process keeps its own hold on it."""
+        self.table = Table()
         self._map.close()
         os.close(self.fd)
 
 
 class RunningCallsNotes:
-    """The worker's side. The calls past `RECORDS` at once are counted and not named. Not thread-safe."""
+    """The worker's side. The calls past `RECORDS` at once are not named. Not thread-safe."""
 
     def __init__(self, fd: int) -> None:
         """`fd` is that of a `RunningCalls`."""
         memory = memoryview(mmap.mmap(fd, SIZE))
         self._numbers = memory[: NUMBERS.size].cast("Q")
-        self._records = memory[NUMBERS.size :]
-        self._free = list(range(RECORDS, 0, -1))
+        self._records = memory[NUMBERS.size : COUNTERS]
+        self.table = Table(memory[COUNTERS:])
+        """For the counters of the workers of this process."""
+        self._free = list(range(RECORDS - 1, -1, -1))
         self._taken: dict[str, int] = {}
-        """Call id -> its record, counted from 1; 0 where there was none."""
+        """Call id -> its record."""
         self._names: dict[str, bytes] = {}
         self._number = 0
 
     def enter(self, call: Call) -> None:
         """The call starts."""
         if not self._free:
-            self._taken[call.id] = 0
-            self._numbers[0] += 1
             return
         self._taken[call.id] = record = self._free.pop()
         name = self._names.get(call.task)
         if name is None:
             name = self._names[call.task] = call.task.encode()
-        RECORD.pack_into(self._records, (record - 1) * RECORD.size, call.id.encode(), name)
+        RECORD.pack_into(self._records, record * RECORD.size, call.id.encode(), name)
         self._number += 1
         self._numbers[record] = self._number
 
     def leave(self, call: Call) -> None:
-        """The call has ended; nothing happens if it never started."""
+        """The call has ended; nothing happens if it never started, or has no record."""
         record = self._taken.pop(call.id, None)
-        if record:
+        if record is not None:
             self._numbers[record] = 0
             self._free.append(record)
-        elif record == 0:
-            self._numbers[0] -= 1
 
 
 _recorder: RunningCallsNotes | None = None

@@ -15,12 +15,14 @@ import asyncio
 import logging
 import os
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from atasks.errors import WorkersFailed
 from atasks.supervisor.process import Hooks, WorkerProcess
+from atasks.tracking import Snapshot, TaskCounts, snapshots
 
 __all__ = ["Supervisor"]
 
@@ -71,6 +73,9 @@ class Supervisor:
         self._failed: asyncio.Future[None] | None = None
         self._served = False
         self._early_deaths = 0
+        self._counted: dict[str, TaskCounts] = {}
+        """What processes have counted that have ended, by atask."""
+        snapshots.include(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -84,6 +89,12 @@ class Supervisor:
     def processes(self) -> list[WorkerProcess]:
         """The processes that live now: a replaced one is among them until it has drained."""
         return sorted(self._processes, key=lambda process: (process.number, process.pid))
+
+    def snapshot(self) -> Snapshot:
+        """What the workers of its processes count, and what those counted that have ended; see `atasks.tracking`.
+        It reads memory that they share, and asks nobody."""
+        workers = [worker for process in self.processes for worker in process.counts]
+        return Snapshot(time.time(), workers, [], list(self._counted.values()))
 
     # -- life
 
@@ -191,6 +202,8 @@ class Supervisor:
     def _ended(self, process: WorkerProcess) -> None:
         """A process is gone: say so, unless it was to go, and see whether to give up."""
         self._processes.discard(process)
+        tasks = [item for worker in process.counts for item in worker.tasks]
+        self._counted = snapshots.total([*self._counted.values(), *tasks])
         if self._on_end is not None:
             self._on_end(process.pid)
         how = f"{_name(process)} {process.describe_end()}"

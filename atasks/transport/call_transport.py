@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import weakref
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from msgspec import Struct
@@ -14,11 +16,24 @@ from atasks import wire
 from atasks.errors import (
     CallConnectionLost,
     NotConnected,
+    NotSupported,
 )
 from atasks.options import TaskOptions
+from atasks.tracking.counters import (
+    ENDED,
+    KEPT,
+    LAST_BUCKET,
+    OTHER,
+    RECEIVED,
+    RUN,
+    RUN_US,
+    WITHDRAWN,
+    failed,
+    replied,
+)
 from atasks.transport.contract import Transport
 from atasks.transport.whereabouts import Whereabouts, timed_out
-from atasks.wire import Call, Credit, End, Item, Reply, Status
+from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
@@ -99,6 +114,8 @@ class CallTransport(Transport):
     def __init__(self, namespace: str = "default") -> None:
         super().__init__(namespace)
         self._pending: dict[str, Pending] = {}
+        self._asked: dict[str, Callable[[QueryAnswer], object]] = {}
+        """Token of a question -> who wants the answers."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._over: asyncio.Future[None] | None = None
         """Done when it is disconnected; None: it never was connected."""
@@ -141,6 +158,11 @@ class CallTransport(Transport):
         assert loop is not None, "there is one wherever there is no refusal"
         pending = Pending(call, options, loop.create_future())
         self._pending[call.id] = pending
+        row = self.counters.rows.get(call.task)
+        if row is None:
+            row = self.counters.row(call.task)
+        row[RECEIVED] += 1
+        began = time.perf_counter()
         try:
             if call.timeout_ms is not None:
                 self._set_timer(pending, call.timeout_ms / 1000)
@@ -149,9 +171,16 @@ class CallTransport(Transport):
                 await self._wait_for_room(pending, room)
             if not pending.future.done():
                 self._post(pending)
-            return await pending.future
-        except asyncio.CancelledError:
-            self._withdraw(pending)
+            reply = await pending.future
+            took = int((time.perf_counter() - began) * 1_000_000)  # not by `replied`: it would be a call more
+            row[RUN_US] += took
+            row[RUN + min(took.bit_length(), LAST_BUCKET)] += 1
+            row[ENDED + (reply.status if reply.status < WITHDRAWN else OTHER)] += 1
+            return reply
+        except BaseException as error:
+            row[ENDED + failed(error)] += 1
+            if isinstance(error, asyncio.CancelledError):
+                self._withdraw(pending)
             raise
         finally:
             if pending.timer is not None:
@@ -166,17 +195,55 @@ class CallTransport(Transport):
         pending = Pending(call, options, asyncio.get_running_loop().create_future())
         pending.kept, pending.address, pending.delay = True, address, delay
         self._pending[call.id] = pending
+        row = self.counters.row(call.task)
+        row[RECEIVED] += 1
         try:
             while (room := self._room()) is not None:
                 await room
             if not pending.future.done():
                 self._post(pending)
             await pending.future
-        except asyncio.CancelledError:
-            self._withdraw(pending)
+            row[ENDED + KEPT] += 1
+        except BaseException as error:
+            row[ENDED + failed(error)] += 1
+            if isinstance(error, asyncio.CancelledError):
+                self._withdraw(pending)
             raise
         finally:
             del self._pending[call.id]
+
+    def pendings(self) -> list[Pending]:
+        return list(self._pending.values())
+
+    def end_await(self, pending: Pending) -> None:
+        if not pending.future.done():
+            message = f"{wire.describe(pending.call)} was cancelled by request, as `atasks cancel` does"
+            pending.answered(wire.ended(pending.call.id, Status.CANCELLED, message))
+            self._withdraw(pending)
+
+    # -- questions to workers
+
+    def ask(self, query: Query, heard: Callable[[QueryAnswer], object]) -> None:
+        """Put a question to the workers of the namespace. `heard` gets each answer, until `unask`. Not waited for:
+        an answer may come late, or never."""
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        self._asked[query.token] = heard
+        self._send_query(query)
+
+    def unask(self, query: Query) -> None:
+        """Want no more answers to a question."""
+        self._asked.pop(query.token, None)
+
+    def _send_query(self, query: Query) -> None:
+        """Hand the question to every worker that it is meant for, without waiting."""
+        raise NotSupported(f"{type(self).__name__} cannot ask workers about themselves")
+
+    def _hear(self, answer: QueryAnswer) -> None:
+        """An answer has arrived."""
+        heard = self._asked.get(answer.token)
+        if heard is not None:
+            heard(answer)
 
     async def _wait_for_room(self, pending: Pending, room: asyncio.Future[None]) -> None:
         """Return when the call may be handed over, or has ended: its deadline holds here too."""
@@ -199,6 +266,7 @@ class CallTransport(Transport):
         pending = Pending(call, receiver.options, loop.create_future())
         pending.receiver = receiver
         self._pending[call.id] = pending
+        self.counters.row(call.task)[RECEIVED] += 1
         receiver.opened(pending)
         if call.timeout_ms is not None:
             self._set_timer(pending, call.timeout_ms / 1000)
@@ -212,9 +280,17 @@ class CallTransport(Transport):
         """The consumer wants no more of it: tell the workers, unless it has ended. Safe to call again."""
         if pending.timer is not None:
             pending.timer.cancel()
-        if self._pending.pop(pending.call.id, None) is not None and not pending.future.done():
-            pending.future.cancel()
+        if self._pending.pop(pending.call.id, None) is None:
+            return
+        row, future = self.counters.row(pending.call.task), pending.future
+        if not future.done():
+            row[ENDED + WITHDRAWN] += 1
+            future.cancel()
             self._withdraw(pending)
+        elif (error := future.exception()) is not None:
+            row[ENDED + failed(error)] += 1
+        else:
+            replied(row, future.result().status)
 
     def forsake_streams(self) -> None:
         """The current task leaves a block: streams that it has read, or a task that has ended, nobody reads on."""

@@ -12,6 +12,7 @@ A transport moves requests and replies of one namespace. There are two levels:
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,10 +24,12 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import Executor, TaskOptions, validate_queue
+from atasks.tracking.counters import ENDED, RECEIVED, callers, failed, replied
 from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
     from atasks.transport.records.contract import Records
     from atasks.worker.worker import Worker
@@ -64,6 +67,8 @@ class Transport:
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")
         self.callback: RequestCallback | None = None
+        self.counters = callers.new(self, self.namespace)
+        """What it counts of the calls that are made over it."""
         namespaces.register(namespace, transport=self)
 
     @classmethod
@@ -98,6 +103,18 @@ class Transport:
 
     # -- the rich contract
 
+    @property
+    def refused(self) -> dict[str, int]:
+        """Messages that it refused although they could be read, by the reason."""
+        return {}
+
+    def pendings(self) -> list[Pending]:
+        """The calls that are awaited over it, as far as it knows them."""
+        return []
+
+    def end_await(self, pending: Pending) -> None:
+        """End one of those awaits in `CallCancelled`, and its run."""
+
     def will_serve(self) -> None:
         """Called before `connect` where a worker is going to be attached, for transports to which that matters."""
 
@@ -116,6 +133,17 @@ class Transport:
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises a `CallError`, or `CancelledError` when the task is cancelled."""
+        row, began = self.counters.row(call.task), time.perf_counter()
+        row[RECEIVED] += 1
+        try:
+            reply = await self._request(call, options)
+        except BaseException as error:
+            row[ENDED + failed(error)] += 1
+            raise
+        replied(row, reply.status, began)
+        return reply
+
+    async def _request(self, call: Call, options: TaskOptions) -> Reply:
         if options.delivery == "at_most_once" and "at_most_once" not in self.supports:
             raise NotSupported(
                 f"{type(self).__name__} does not promise at-most-once delivery: "

@@ -15,6 +15,7 @@ from atasks.errors import (
     NoWorker,
 )
 from atasks.options import Executor, TaskOptions
+from atasks.tracking.answering import answer
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import Transport
 from atasks.transport.records.contract import DEFAULT_EXPIRES
@@ -23,7 +24,7 @@ from atasks.transport.records.store import DEFAULT_KEEP_BYTES
 from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
-from atasks.wire import Call, Credit, End, Item, Reply
+from atasks.wire import Call, Credit, End, Item, Query, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
@@ -175,6 +176,13 @@ class LoopbackTransport(CallTransport):
             pending.where = found_at(run)
         elif self._worker is None:
             pending.where = Whereabouts("worker", pending.options.queue or "default")
+
+    def _send_query(self, query: Query) -> None:
+        loop = asyncio.get_running_loop()
+        for worker in list(self._workers.values()):
+            found = answer(worker, worker.queues("default"), query)
+            if found is not None:
+                loop.call_soon(self._hear, found)
 
     def _grant(self, credit: Credit, worker: str) -> None:
         if worker in self._workers:

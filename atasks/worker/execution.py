@@ -23,7 +23,15 @@ from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.producing import produce
 
-__all__ = ["cancelled_reply", "decode_arguments", "execute", "raised", "returned", "status"]
+__all__ = [
+    "cancelled_reply",
+    "decode_arguments",
+    "ended_by_request",
+    "execute",
+    "raised",
+    "returned",
+    "status",
+]
 
 logger = logging.getLogger("atasks.worker")
 
@@ -184,6 +192,8 @@ def cancelled_reply(run: HeldCall) -> Reply | None:
     if run.reason is None and run.worker.is_torn_down:
         run.reason = Reason.DRAINED  # the program ends: nobody has cancelled this call
     match run.reason:
+        case Reason.ENDED:
+            return ended_by_request(run)
         case Reason.TIMED_OUT:
             return status(run, Status.TIMED_OUT, f"{task} was cancelled at its deadline")
         case None:
@@ -192,6 +202,11 @@ def cancelled_reply(run: HeldCall) -> Reply | None:
             return status(run, Status.WORKER_LOST, f"{task} was cut off by its worker's shutdown")
         case _:
             return None
+
+
+def ended_by_request(run: HeldCall) -> Reply:
+    """The reply of a run that somebody ended who does not await it."""
+    return status(run, Status.CANCELLED, f"{describe(run.call)} was cancelled by request, as `atasks cancel` does")
 
 
 def status(run: HeldCall, value: int, message: str) -> Reply:

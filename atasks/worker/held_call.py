@@ -12,12 +12,14 @@ from msgspec import Struct
 
 from atasks.current import CurrentCall
 from atasks.errors import TooManyParked
+from atasks.tracking.counters import PARKED
 from atasks.transport.delivery import Delivery
 from atasks.wire import Call, describe
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.options import Executor
+    from atasks.tracking.counters import Row
     from atasks.worker.backlog import Lane
     from atasks.worker.slots import Slots
     from atasks.worker.stream_sender import StreamSender
@@ -33,6 +35,8 @@ class Reason(enum.Enum):
     """The await of the call has ended."""
     TIMED_OUT = enum.auto()
     DRAINED = enum.auto()
+    ENDED = enum.auto()
+    """Somebody else wants it to end."""
     PASSED_ON = enum.auto()
     """Not cancelled: this worker does not know its atask."""
 
@@ -46,6 +50,8 @@ class HeldCall(Struct, eq=False):
     loop: asyncio.AbstractEventLoop
     atask: BaseTask[..., Any] | None
     """The atask that serves the call; None: this worker has none of that name."""
+    row: Row
+    """The counters of its atask."""
     deadline: float | None = None
     """Event loop time."""
     task: asyncio.Task[None] | None = None
@@ -125,7 +131,7 @@ class HeldCall(Struct, eq=False):
                     f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
                     "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
                 )
-            worker.parked += 1
+            worker.cells[PARKED] += 1
             self.ever_parked = True
             self.awaits = 1
             self.free_slots()
@@ -140,7 +146,7 @@ class HeldCall(Struct, eq=False):
         """
         self.awaits -= 1
         if self.awaits == 0:
-            self.worker.parked -= 1
+            self.worker.cells[PARKED] -= 1
             if not self.ended:
                 await self._resume(give_up)
 

@@ -8,6 +8,12 @@ import sys
 import threading
 import time
 import traceback
+from typing import TYPE_CHECKING
+
+from atasks.tracking.counters import BUSY, LAG_ASKED, LAG_US
+
+if TYPE_CHECKING:
+    from atasks.tracking.counters import Row
 
 __all__ = ["Watchdog"]
 
@@ -30,14 +36,14 @@ class Watchdog:
     It sleeps while no call runs. A block shorter than `LIMIT + PERIOD` may go unseen.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, cells: Row) -> None:
+        """`cells`: the counters of the worker; it reads how many calls run, and writes how long a turn took."""
         self._loop = loop
         self._loop_thread = threading.get_ident()
         self._wake = threading.Event()
         self._answered = threading.Event()
         self._stopping = threading.Event()
-        self.busy = 0
-        """Calls that run; the worker keeps it."""
+        self._cells = cells
         self.asleep = True
         self._thread = threading.Thread(target=self._watch, name="atasks-watchdog", daemon=True)
         self._thread.start()
@@ -57,24 +63,28 @@ class Watchdog:
     def _watch(self) -> None:
         idle = 0
         while not self._stopping.is_set():
-            idle = 0 if self.busy else idle + 1
+            idle = 0 if self._cells[BUSY] else idle + 1
             if idle > IDLE_PROBES:
                 self._wake.clear()
+                self._cells[LAG_US] = 0
                 self.asleep = True
                 # else a call started in between and saw a thread that was awake, or `stop` woke it before it slept
-                if not self.busy and not self._stopping.is_set():
+                if not self._cells[BUSY] and not self._stopping.is_set():
                     self._wake.wait()
                 self.asleep = False
                 idle = 0
                 continue
             self._answered.clear()
             asked = time.monotonic()
+            self._cells[LAG_ASKED] = int(asked * 1_000_000)
             try:
                 self._loop.call_soon_threadsafe(self._answered.set)
             except RuntimeError:  # the event loop is closed
                 return
             if not self._answered.wait(LIMIT) and not self._stopping.is_set():
                 self._report(asked)
+            self._cells[LAG_US] = int((time.monotonic() - asked) * 1_000_000)
+            self._cells[LAG_ASKED] = 0
             self._stopping.wait(PERIOD)
 
     def _report(self, asked: float) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,13 +21,36 @@ from atasks.call_log import logger as calls
 from atasks.errors import DecodeError, TransportError, closest
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
+from atasks.tracking import snapshots
+from atasks.tracking.counters import (
+    BAD,
+    BUSY,
+    ENDED,
+    GIVEN_BACK,
+    LAST_BUCKET,
+    LOST,
+    PARKED,
+    RECEIVED,
+    REFUSED,
+    RETRIED,
+    RUN,
+    RUN_US,
+    SINCE_MS,
+    SLOTS,
+    STARTED,
+    UNKNOWN,
+    WAIT,
+    WAIT_US,
+    WITHDRAWN,
+    Counters,
+)
 from atasks.transport.delivery import Delivery
 from atasks.transport.minimal import Answer
 from atasks.turns import Turns
 from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
 from atasks.worker.backlog import Backlog
 from atasks.worker.builtin import BUILTIN, builtin_task
-from atasks.worker.execution import cancelled_reply, execute, status
+from atasks.worker.execution import cancelled_reply, ended_by_request, execute, status
 from atasks.worker.executors import Executors
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.leaving import place_of
@@ -55,6 +79,7 @@ UNSTARTED_PATIENCE: Final = 0.25
 """Seconds without a start after which calls that wait here for a slot may go to other workers."""
 DRAIN_LOOK: Final = 0.2
 """Seconds between two looks at the calls that a drain waits for."""
+CONDEMNED_SECONDS: Final = 600.0
 CANCEL_PATIENCE: Final = 5.0
 """Seconds that a cancelled run gets to end before a drain leaves it behind."""
 
@@ -97,30 +122,33 @@ class Worker:
         self.state = state
         self.pools = Executors(threads, processes, concurrency, self._fill)
         """For blocking functions."""
-        self.parked = 0
-        """Calls that await other calls now."""
-        self.bad_messages = 0
-        """Requests that could not be read."""
+        self._recorder = recorder = running_calls.installed()
+        self.counters = Counters(self.id, self.namespace, None if recorder is None else recorder.table)
+        """What it counts: everything that is a number of calls is counted there, and nowhere else."""
+        self.cells = cells = self.counters.own
+        """Those of them that are not of one atask: `BUSY`, `PARKED` and so on."""
+        cells[SLOTS], cells[SINCE_MS] = concurrency, int(time.time() * 1000)
+        self._rows = self.counters.rows
         self.slots = Slots(concurrency, self._fill)
         self.draining = False
         self._accepting = True
         self._alone: HeldCall | None = None
         self._turns = Turns(self.loop, self._rested)
-        self._started = 0
         self._impatience: asyncio.TimerHandle | None = None
         self._held: dict[str, HeldCall] = {}
         self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
         self.withdrawn = RecentIds()
         """Calls whose awaits have ended, and which were not in hand here."""
+        self._condemned: RecentIds | None = None
+        """Calls that are to end when they come here, with the names of who may end them; None: there were none."""
         self._finished = RecentReplies() if transport.redelivers else None
         self.streams = StreamSenders(self.loop, remember=transport.redelivers)
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
         self._stopped: asyncio.Future[None] = self.loop.create_future()
         self._drain_task: asyncio.Task[None] | None = None
-        self._watchdog = Watchdog(self.loop)
+        self._watchdog = Watchdog(self.loop, cells)
         self._guard: LoopGuard | None = None
-        self._recorder = running_calls.installed()
 
     # -- life
 
@@ -171,7 +199,17 @@ class Worker:
     @property
     def started(self) -> int:
         """Calls that it has started so far."""
-        return self._started
+        return self.counters.started
+
+    @property
+    def parked(self) -> int:
+        """Calls that await other calls now."""
+        return self.cells[PARKED]
+
+    @property
+    def bad_messages(self) -> int:
+        """Messages that could not be read."""
+        return self.cells[BAD]
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
@@ -183,6 +221,7 @@ class Worker:
         except BaseException:
             self._stop_watching()
             raise
+        snapshots.include(self.counters)
 
     def _warn_of_unused(self, queues: Sequence[str]) -> None:
         registry = self.router.registry
@@ -256,6 +295,7 @@ class Worker:
 
     def _stop_watching(self) -> None:
         self._watchdog.stop()
+        snapshots.forget(self.counters)
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.leave()
@@ -286,6 +326,7 @@ class Worker:
                 self._backlog.remove(run)
                 run.reason = Reason.DRAINED
                 self._forget(run)
+                run.row[ENDED + GIVEN_BACK] += 1
                 run.deliveries[-1].give_back(run.call, executor)
                 for delivery in run.deliveries[:-1]:
                     delivery.drop()
@@ -356,7 +397,9 @@ class Worker:
         if call.max_attempts > MAX_ATTEMPTS:
             self.cap(call)
         task = self._find_task(call.task)
-        run = HeldCall(self, call, [delivery], self.loop, task, self._deadline(call, delivery))
+        row = self._rows.get(call.task) or self.counters.row(UNKNOWN if task is None else call.task)
+        row[RECEIVED] += 1
+        run = HeldCall(self, call, [delivery], self.loop, task, row, self._deadline(call, delivery))
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
@@ -380,7 +423,7 @@ class Worker:
             if self.slots.free or task.executor is not None:
                 self._fill()
             if self._impatience is None and self._backlog.size:
-                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
 
     def _find_task(self, name: str) -> BaseTask[..., Any] | None:
         """Return the atask that serves calls of this name: of the namespace, or built in; None if there is
@@ -405,11 +448,33 @@ class Worker:
         else:
             self._backlog.remove(run)
             self._forget(run)
+            run.row[ENDED + WITHDRAWN] += 1
             self._log(run, None)
             for delivery in run.deliveries:
                 delivery.drop()
             if run.alone:  # others waited for it to start
                 self._fill()
+
+    def end(self, run: HeldCall) -> None:
+        """Somebody wants this call to end, and does not await it: cancel its run, or do not start it. Its await
+        ends in `CallCancelled`."""
+        if run.task is not None:
+            run.cancel(Reason.ENDED)
+        else:
+            self._backlog.remove(run)
+            self._end(run, ended_by_request(run))
+            if run.alone:  # others waited for it to start
+                self._fill()
+
+    def condemn(self, call_id: str, owner: str | None) -> None:
+        """End the call when it comes here within 10 minutes; `owner`: only if it is of the key of that name."""
+        if self._condemned is None:
+            self._condemned = RecentIds(seconds=CONDEMNED_SECONDS)
+        self._condemned.add(call_id if owner is None else f"{call_id} {owner}")
+
+    def _is_condemned(self, call: Call) -> bool:
+        ids = self._condemned
+        return ids is not None and (call.id in ids or f"{call.id} {call.by}" in ids)
 
     def holds(self, call_id: str) -> bool:
         """Return True if this worker holds the call."""
@@ -429,9 +494,14 @@ class Worker:
 
     def count_bad(self, reason: str) -> None:
         """Count a request that could not be read; log the first one."""
-        self.bad_messages += 1
-        if self.bad_messages == 1:
+        self.cells[BAD] += 1
+        if self.cells[BAD] == 1:
             logger.error("a bad message was refused, and further ones will be without a line here: %s", reason)
+
+    def count_lost(self, call: Call) -> None:
+        """Count a call that was lost with another worker, and is not tried again."""
+        known = self._find_task(call.task) is not None
+        self.counters.row(call.task if known else UNKNOWN)[LOST] += 1
 
     def _deadline(self, call: Call, delivery: Delivery | None = None) -> float | None:
         """When the call times out, in event loop time; not before its caller says so, as far as that is known."""
@@ -481,12 +551,15 @@ class Worker:
         """Calls have waited here for a slot, and none was started for a while: others may have slots."""
         self._impatience = None
         if self.unstarted and self._accepting:
-            if self._started == started and not self.slots.free:
+            if self.started == started and not self.slots.free:
                 self.transport.overfull(self)
             else:
-                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self._started)
+                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
 
     def _start(self, run: HeldCall, task: BaseTask[..., Any]) -> None:
+        if self._condemned is not None and self._is_condemned(run.call):
+            self._end(run, ended_by_request(run))
+            return
         deadline = run.deadline
         if deadline is not None:
             if deadline <= self.loop.time():
@@ -500,14 +573,20 @@ class Worker:
         if task.executor is not None:
             run.place = self.pools.places[task.executor]
             run.place.take()
-        self._started += 1
+        call, row = run.call, run.row
+        row[STARTED] += 1
+        if call.attempt > 1:
+            row[RETRIED] += 1
+        waited = max(int(time.time() * 1_000_000) - call.sent_ms * 1000, 0)
+        row[WAIT_US] += waited
+        row[WAIT + min(waited.bit_length(), LAST_BUCKET)] += 1
         if self._recorder is not None:
-            self._recorder.enter(run.call)
+            self._recorder.enter(call)
+        self.cells[BUSY] += 1
         watchdog = self._watchdog
-        watchdog.busy += 1
         if watchdog.asleep:
             watchdog.wake()
-        run.task = self._task(execute(run), CALL + run.call.task)
+        run.task = self._task(execute(run), CALL + call.task)
 
     def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
@@ -519,7 +598,11 @@ class Worker:
 
     def ended(self, run: HeldCall, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
-        self._watchdog.busy -= 1
+        self.cells[BUSY] -= 1
+        if run.started:
+            took, row = int((time.perf_counter() - run.started) * 1_000_000), run.row
+            row[RUN_US] += took
+            row[RUN + min(took.bit_length(), LAST_BUCKET)] += 1
         self._end(run, reply)
 
     async def _pass_on(self, run: HeldCall) -> None:
@@ -562,6 +645,9 @@ class Worker:
         elif calls.isEnabledFor(logging.DEBUG):
             self._log(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
+        unanswered = GIVEN_BACK if run.reason in (Reason.DRAINED, Reason.PASSED_ON) else WITHDRAWN
+        run.row[ENDED + (unanswered if reply is None else reply.status)] += 1
+        run.row[REFUSED] += not (reply is None or run.slots or run.started)
         if last is not None:
             if self._finished is not None:
                 self._finished.add(run.call.id, last)

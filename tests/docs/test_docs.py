@@ -188,6 +188,8 @@ def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
         wire.End,
         wire.Claim,
         wire.Grant,
+        wire.Query,
+        wire.QueryAnswer,
         failures.Node,
     ],
     ids=lambda envelope: envelope.__name__,

@@ -8,7 +8,22 @@ import msgspec
 
 from atasks import wire
 from atasks.transport.backends.local import messages
-from atasks.wire import Ask, Call, Cancel, Claim, Credit, End, Grant, Held, Item, Kept, Reply, Up
+from atasks.wire import (
+    Ask,
+    Call,
+    Cancel,
+    Claim,
+    Credit,
+    End,
+    Grant,
+    Held,
+    Item,
+    Kept,
+    Query,
+    QueryAnswer,
+    Reply,
+    Up,
+)
 
 __all__ = ["ARGUMENTS", "ENVELOPES", "FRAMES", "NAMESPACE", "call"]
 
@@ -41,6 +56,8 @@ _EVERYTHING: list[wire.Envelope] = [
     Kept(V, "an-id", "default", 60_000),
     Claim(V, "an-id", 2, "a-copy", "a-worker", again=True),
     Grant(V, "an-id", "a-copy", True),
+    Query(V, "a-token", b"\x81\xa4type\xa4ping"),
+    QueryAnswer(V, "a-token", "a-worker", b"\x80"),
 ]
 
 ENVELOPES: Final = [wire.encode([envelope]) for envelope in _EVERYTHING] + [wire.encode(list(_EVERYTHING))]

@@ -11,6 +11,7 @@ import pytest
 
 import atasks
 from atasks.tasks import atask
+from atasks.tracking.counters import BUSY
 from atasks.transport.loopback import LoopbackTransport
 from atasks.worker.worker import Worker
 
@@ -101,7 +102,7 @@ async def test_every_await_ends(namespace: str, seed: int) -> None:
     await router.deactivate(grace=20)
     for worker in workers:
         assert (worker.slots.free, worker.parked, worker.held, worker.unstarted) == (concurrency, 0, 0, 0)
-        assert worker._watchdog.busy == 0
+        assert worker.cells[BUSY] == 0
     assert not transport._pending
     assert not transport._waiting
     await transport.disconnect()

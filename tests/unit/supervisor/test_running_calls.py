@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from atasks.supervisor.running_calls import RECORDS, RunningCalls, RunningCallsNotes
+from atasks.tracking.counters import BUSY, Counters
 from atasks.wire import Call
 
 NOTING = """
@@ -56,13 +57,16 @@ def test_call_that_never_started_may_end(box: RunningCalls) -> None:
 
 def test_calls_without_a_record_are_counted(box: RunningCalls) -> None:
     notes = RunningCallsNotes(box.fd)
+    cells = Counters("worker", "namespace", notes.table).own
     calls = [call(str(number)) for number in range(RECORDS + 3)]
     for each in calls:
         notes.enter(each)
+        cells[BUSY] += 1
     named, more = box.read()
     assert (len(named), more) == (RECORDS, 3)
     for each in calls:
         notes.leave(each)
+        cells[BUSY] -= 1
     assert box.read() == ([], 0)
     notes.enter(calls[-1])
     assert box.read() == ([(calls[-1].id, "app.task")], 0)

@@ -12,6 +12,7 @@ import pytest
 import atasks
 from atasks.tasks import atask
 from atasks.testing import until
+from atasks.tracking.counters import BUSY, Counters
 from atasks.worker.watchdog import Watchdog
 
 
@@ -99,8 +100,9 @@ async def test_it_sleeps_while_nothing_runs_and_wakes_for_the_next_call(
 def test_a_loop_that_is_closed_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atasks.worker.watchdog.STILL_BLOCKED", 0.01)
     loop = asyncio.new_event_loop()
-    watchdog = Watchdog(loop)
-    watchdog.busy = 1
+    cells = Counters("worker", "namespace").own
+    watchdog = Watchdog(loop, cells)
+    cells[BUSY] = 1
     loop.close()
     watchdog.wake()
     watchdog._thread.join(10)
@@ -125,7 +127,7 @@ async def test_stopping_just_before_the_thread_waits(monkeypatch: pytest.MonkeyP
             go_on.wait(10)
             super().clear()
 
-    watchdog = Late(asyncio.get_running_loop())
+    watchdog = Late(asyncio.get_running_loop(), Counters("worker", "namespace").own)
     setattr(watchdog, event, Slow())
     join = watchdog._thread.join
 

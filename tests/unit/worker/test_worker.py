@@ -14,6 +14,7 @@ import pytest
 import atasks
 from atasks import wire
 from atasks.tasks import atask
+from atasks.tracking.counters import BUSY
 from atasks.transport.loopback import LoopbackTransport
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 from atasks.worker.worker import Worker
@@ -54,7 +55,7 @@ async def test_cancelled_in_the_turn_of_its_delivery(namespace: str, gate: Gate,
         gate.open.set()
         _, delivery = site.deliver("pass", 2)
         assert pickle.loads((await delivery.the_reply()).payload) == 2
-        assert site.worker._watchdog.busy == 0
+        assert site.worker.cells[BUSY] == 0
 
 
 async def test_unknown_task_cancelled_in_the_turn_of_its_delivery(namespace: str) -> None:

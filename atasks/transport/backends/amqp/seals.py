@@ -20,7 +20,23 @@ from atasks import wire
 from atasks.current import serving
 from atasks.errors import InvalidKeys
 from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
-from atasks.wire import RUN_PIPELINE, Ask, Call, Cancel, Claim, Credit, End, Envelope, Grant, Held, Item, Reply, Up
+from atasks.wire import (
+    RUN_PIPELINE,
+    Ask,
+    Call,
+    Cancel,
+    Claim,
+    Credit,
+    End,
+    Envelope,
+    Grant,
+    Held,
+    Item,
+    Query,
+    QueryAnswer,
+    Reply,
+    Up,
+)
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
@@ -283,6 +299,8 @@ class Seals:
                 # Who wants an answer in any case, and may not ask for these, is told that they are not here.
                 if ids or (isinstance(envelope, Ask) and (envelope.token or not envelope.ids)):
                     kept.append(replace(envelope, ids=ids))
+            elif isinstance(envelope, Query):
+                kept.append(envelope)  # anybody may look; who may end a call says `owner_for`
             elif isinstance(envelope, Credit | Grant):
                 if self._owns(key, envelope.id, worker):
                     kept.append(envelope)
@@ -293,6 +311,12 @@ class Seals:
             else:
                 self.count("not allowed")
         return kept
+
+    def owner_for(self, message: DeliveredMessage) -> str | None:
+        """Say whose calls may be ended by who sealed a message: those of the key of that name, or all (None)."""
+        if isinstance(message, Opened):
+            return None if message.key.serve else message.key.name
+        return UNSEALED
 
     # -- replies
 
@@ -322,7 +346,9 @@ class Seals:
             ):
                 if fresh or not isinstance(envelope, Claim):
                     kept.append(envelope)
-            elif not (key == UNSEALED and isinstance(envelope, Up)):
+            elif not (key == UNSEALED and isinstance(envelope, Up)) and not (
+                isinstance(envelope, QueryAnswer) and fresh and key == UNSEALED and self.accept_unsealed
+            ):
                 self.count("not allowed")
             else:
                 kept.append(envelope)

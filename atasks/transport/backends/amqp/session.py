@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.outbox import Outbox, Outgoing
-from atasks.wire import CONTENT_TYPE, Envelope
+from atasks.wire import CONTENT_TYPE, Envelope, QueryAnswer
 
 if TYPE_CHECKING:
     from atasks.options import TaskOptions
@@ -73,6 +73,8 @@ class Session:
         self.reply_queue = ""
         self.pendings: dict[str, Pending] = {}
         """Id -> call that is awaited here."""
+        self.asked: dict[str, Callable[[QueryAnswer], object]] = {}
+        """Token of a question to workers -> who wants the answers."""
 
     @property
     def is_open(self) -> bool:

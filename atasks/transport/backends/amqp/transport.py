@@ -29,7 +29,7 @@ from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.delivery import Delivery
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import StreamReceiver
-from atasks.wire import Call, Credit, Reply
+from atasks.wire import Call, Credit, Query, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
@@ -108,7 +108,7 @@ class AMQPTransport(CallTransport):
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
         self._events = Publishing(session, self._kept.over_link)
-        self._pending = session.pendings
+        self._pending, self._asked = session.pendings, session.asked
         self.calling = Calling(session, self._kept.heard)
         self.serving: Serving | None = None
         self._will_serve = False
@@ -309,10 +309,17 @@ class AMQPTransport(CallTransport):
     def _withdraw(self, pending: Pending) -> None:
         self.calling.withdraw(pending)
 
+    def _send_query(self, query: Query) -> None:
+        self.calling.control.ask(query)
+
     def _grant(self, credit: Credit, worker: str) -> None:
         self.calling.control.grant(credit, worker)
 
     # -- serving
+
+    @property
+    def refused(self) -> dict[str, int]:
+        return {} if self.session.seals is None else dict(self.session.seals.refused)
 
     def will_serve(self) -> None:
         self._will_serve = True

@@ -322,6 +322,8 @@ Message = (
     | wire.Item
     | End
     | Credit
+    | wire.Query
+    | wire.QueryAnswer
 )
 
 MAX_BAD: Final = 1000

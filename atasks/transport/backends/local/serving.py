@@ -9,9 +9,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from atasks.options import MAX_ATTEMPTS, Executor
+from atasks.tracking import answering
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
-from atasks.wire import Call, Cancel, Credit, End, Item, Reply
+from atasks.wire import Call, Cancel, Credit, End, Item, Query, Reply
 
 if TYPE_CHECKING:
     from atasks.worker.worker import Worker
@@ -119,8 +120,18 @@ class Serving:
         await self.others()
         return not self.link.closed
 
-    def told(self, message: Cancel | Credit | Pong) -> None:
-        """Calls that nobody awaits any more, what was taken of a stream, or the answer to a question."""
+    def _asked(self, query: Query) -> None:
+        """A question about this worker."""
+        found = answering.answer(self.worker, self.queues, query)
+        if found is not None:
+            self.link.send(found, len(found.content))
+
+    def told(self, message: Cancel | Credit | Pong | Query) -> None:
+        """Calls that nobody awaits any more, what was taken of a stream, the answer to a question, or one about
+        this worker."""
+        if isinstance(message, Query):
+            self._asked(message)
+            return
         if isinstance(message, Credit):
             self.worker.streams.credit(message)
             return

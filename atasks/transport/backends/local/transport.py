@@ -366,6 +366,10 @@ class LocalTransport(CallTransport):
     def _withdraw(self, pending: Pending) -> None:
         self.calling.withdraw(pending)
 
+    def _send_query(self, query: wire.Query) -> None:
+        if self._link is not None:
+            self._link.send(query, len(query.content))
+
     def _grant(self, credit: Credit, worker: str) -> None:
         self.calling.grant(credit)
 
@@ -388,9 +392,11 @@ class LocalTransport(CallTransport):
 
     def _control(self, message: Message) -> None:
         match message:
-            case Cancel() | Credit() | Pong():
+            case Cancel() | Credit() | Pong() | wire.Query():
                 if self.serving is not None:
                     self.serving.told(message)
+            case wire.QueryAnswer():
+                self._hear(message)
             case NoneServes() | There() | Handed() | Hold():
                 self.calling.told(message)
             case Answer() | Found():

@@ -144,6 +144,11 @@ class Topology:
         """Routing key of what concerns every worker of a queue."""
         return f"queue:{self.namespace}:{queue}"
 
+    @property
+    def all_key(self) -> str:
+        """Routing key of what concerns every worker of the namespace."""
+        return f"all:{self.namespace}"
+
     def worker_key(self, worker_id: str) -> str:
         """Routing key of what concerns one worker."""
         return f"worker:{worker_id}"

@@ -23,7 +23,7 @@ from atasks.transport.backends.amqp.caller.probe import probe
 from atasks.transport.backends.amqp.caller.requests import Requests
 from atasks.transport.backends.amqp.caller.run_times import RunTimes
 from atasks.transport.backends.amqp.seals import opening
-from atasks.wire import Claim, End, Held, Item, Reply, Status, Up
+from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Status, Up
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -193,6 +193,9 @@ class Calling:
                 self.presence.heard(envelope.queue)
             elif isinstance(envelope, Held):
                 self.overdue.heard(envelope)
+            elif isinstance(envelope, QueryAnswer):
+                if (asked := session.asked.get(envelope.token)) is not None:
+                    asked(envelope)
             elif isinstance(envelope, Claim) and session.is_open:  # else it knows of no call any more
                 self._grants.claimed(envelope)
         self._acknowledge(message)

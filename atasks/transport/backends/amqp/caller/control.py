@@ -7,7 +7,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from atasks import wire
-from atasks.wire import VERSION, Cancel, Credit, Envelope, Grant, Item
+from atasks.wire import VERSION, Cancel, Credit, Envelope, Grant, Item, Query
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
@@ -37,6 +37,12 @@ class ControlMessages:
         if not self._cancelled:
             asyncio.get_running_loop().call_soon(self._send_cancels)
         self._cancelled.setdefault((queue, key), []).append(call_id)
+
+    def ask(self, query: Query) -> None:
+        """Put a question to all workers of the namespace, or to one."""
+        session = self._session
+        key = session.topology.worker_key(query.worker) if query.worker else session.topology.all_key
+        session.outbox.put(session.control([query], key, reply_to=session.reply_queue))
 
     def refuse(self, question: Item) -> None:
         """Tell the worker that asks that nobody wants its stream any more."""

@@ -303,6 +303,7 @@ class Attempts:
         if again:
             self._try_again(call, question.deliveries.pop())
         if isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
+            station.worker.count_lost(call)
             log_lost(call, reply, queue=inbound.consumer.queue)
         for each in question.deliveries:
             if reply is None:

@@ -29,6 +29,7 @@ from atasks.transport.backends.amqp.worker.events import EventDelivery, EventQue
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
 from atasks.transport.backends.amqp.worker.prefetch import Prefetch
+from atasks.transport.backends.amqp.worker.queries import answer_query
 from atasks.transport.backends.amqp.worker.replies import Replies
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 from atasks.transport.backends.amqp.worker.station import Station
@@ -43,6 +44,7 @@ from atasks.wire import (
     End,
     Grant,
     Held,
+    Query,
     Reply,
     Status,
     Up,
@@ -118,8 +120,8 @@ class Serving:
         control = station.control = topology.control_queue(worker.id, station.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
-        for queue in self.queues:
-            await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
+        for key in (topology.all_key, *map(topology.queue_key, self.queues)):
+            await guard(link.inbox.queue_bind(control, topology.control, key))
         receive = opening(self.session.seals, self._on_control, topology.arrival(control))
         await guard(link.inbox.basic_consume(control, receive, no_ack=True))
         self.doubts.listening()
@@ -439,6 +441,8 @@ class Serving:
                 self._credit(envelope, message.header.properties.reply_to)
             elif isinstance(envelope, Reply | End):
                 self.attempts.told(envelope.id, envelope)
+            elif isinstance(envelope, Query):
+                answer_query(self.station, self.queues, envelope, message)
 
     def _credit(self, credit: Credit, reply_to: str | None) -> None:
         """The consumer of a stream says what it has taken, and where it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -56,6 +57,8 @@ CLOSE_SECONDS: Final = 5.0
 """Seconds that the others get to read what the hub sent before it was closed."""
 HELLO_SECONDS: Final = 10.0
 """Seconds that a process has to say `Hello` after it has connected."""
+MAX_ASKERS: Final = 1000
+"""Questions to workers whose answers are expected."""
 RUN: Final = 1
 """`Call.orphan`: let the run finish when its caller is gone."""
 
@@ -78,6 +81,8 @@ class Hub:
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
         self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
+        self._askers: OrderedDict[str, Peer] = OrderedDict()
+        """Token of a question to the workers -> who asked it."""
         self._receiving = False
         self._unsent: list[Conversation] = []
         """Those to whom something was sent while what has arrived is dealt with."""
@@ -87,6 +92,8 @@ class Hub:
             End: self._reply,
             wire.Item: self._stream,
             Credit: self._credit,
+            wire.Query: self._query,
+            wire.QueryAnswer: self._query_answer,
             Slots: self._slots,
             Cancel: self._cancel,
             Where: self._where,
@@ -214,6 +221,8 @@ class Hub:
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._leave(peer)
         self._runs.leave(peer)
+        for token in [token for token, asker in self._askers.items() if asker is peer]:
+            del self._askers[token]
         for entry in list(self._entries.values()):
             if entry.caller is peer:
                 self._orphan(entry)  # which forgets it, unless it runs on: also if the same process ran it
@@ -350,6 +359,22 @@ class Hub:
         entry = self._entries.get(credit.id)
         if entry is not None and entry.caller is peer and entry.worker is not None:
             entry.worker.link.send(credit)
+
+    def _query(self, peer: Peer, query: wire.Query) -> None:
+        """A question to the workers of its namespace: each answers for itself."""
+        if self._askers.setdefault(query.token, peer) is not peer:
+            return
+        self._askers.move_to_end(query.token)
+        if len(self._askers) > MAX_ASKERS:
+            self._askers.popitem(last=False)
+        for worker in self._peers:
+            if worker.worker_id and worker.namespace == peer.namespace and not worker.link.clogged:
+                worker.link.send(query)
+
+    def _query_answer(self, peer: Peer, answer: wire.QueryAnswer) -> None:
+        asker = self._askers.get(answer.token)
+        if asker is not None and peer.namespace == asker.namespace and not asker.link.clogged:
+            asker.link.send(answer, len(answer.content))
 
     def _orphan(self, entry: QueuedCall) -> None:
         """End or keep a call whose caller is gone."""

@@ -1,0 +1,19 @@
+"""What a program can know of its workers and callers: counters, always on.
+
+from atasks import tracking
+
+for worker in tracking.snapshot().workers:
+    print(worker.id, worker.running, worker.parked, worker.waiting)
+"""
+
+from atasks.tracking.snapshots import (
+    BOUNDS,
+    CallerCounts,
+    Histogram,
+    Snapshot,
+    TaskCounts,
+    WorkerCounts,
+    snapshot,
+)
+
+__all__ = ["BOUNDS", "CallerCounts", "Histogram", "Snapshot", "TaskCounts", "WorkerCounts", "snapshot"]

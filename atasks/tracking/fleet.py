@@ -1,0 +1,152 @@
+"""Questions to the workers of a namespace, from who is connected to it."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from msgspec import Struct
+
+from atasks.tracking import queries
+from atasks.tracking.queries import (
+    Answer,
+    Awaited,
+    CallInfo,
+    Calls,
+    CancelCalls,
+    Cancelled,
+    Inspect,
+    Ping,
+    Pong,
+    Question,
+    Stack,
+    StackOf,
+    WorkerInfo,
+)
+from atasks.wire import VERSION, Query, QueryAnswer
+
+if TYPE_CHECKING:
+    from atasks.transport.call_transport import CallTransport
+
+__all__ = ["Fleet", "FleetCalls"]
+
+A = TypeVar("A", bound=Answer)
+
+WAIT_SECONDS: Final = 1.0
+"""How long answers are waited for: nobody knows how many workers there are, and one may be busy."""
+IDS_AT_ONCE: Final = 1000
+
+
+class FleetCalls(Struct):
+    """The calls that were found."""
+
+    calls: list[CallInfo]
+    """Those that workers hold, the oldest first."""
+    queued: list[CallInfo]
+    """Those that such a call awaits, and that no worker holds which has answered: they wait in their queue. Their
+    state is `waiting`, and their `worker` is empty."""
+    left_out: int
+    """Calls that workers hold, and did not tell of."""
+    workers: int
+    """Workers that have answered."""
+
+
+class Fleet:
+    """What can be asked of the workers of the namespace that a transport serves, and what they can be told to do.
+
+    Every question waits for `wait` seconds for answers, or until `size` workers have answered. A worker whose
+    event loop is blocked for longer is not in the answers.
+    """
+
+    def __init__(self, transport: CallTransport, wait: float = WAIT_SECONDS, size: int | None = None) -> None:
+        """`size`: how many workers there are; None: nobody knows."""
+        self._transport = transport
+        self._wait = wait
+        self._size = size
+
+    async def ping(self, *, worker: str = "", queue: str = "", expect: int | None = None) -> dict[str, Pong]:
+        """The workers that are there, by id. Returns as soon as `expect` of them have answered."""
+        return await self._ask(Ping(), Pong, worker=worker, queue=queue, enough=expect)
+
+    async def workers(self, *, worker: str = "", queue: str = "") -> list[WorkerInfo]:
+        """What the workers say of themselves."""
+        found = await self._ask(Inspect("worker"), WorkerInfo, worker=worker, queue=queue)
+        return sorted(found.values(), key=lambda info: info.id)
+
+    async def calls(
+        self,
+        *,
+        worker: str = "",
+        queue: str = "",
+        limit: int = queries.MAX_CALLS,
+        task: str = "",
+        state: str = "",
+        older: float = 0.0,
+        ids: Sequence[str] = (),
+    ) -> FleetCalls:
+        """The calls that workers hold, up to `limit` of each, and those that these await. Only calls of atasks
+        whose name matches the pattern `task`, in that state, and made `older` seconds ago at least."""
+        question = Inspect("calls", limit, task, state, older, list(ids))
+        found = await self._ask(question, Calls, worker=worker, queue=queue)
+        calls = sorted((call for answer in found.values() for call in answer.calls), key=lambda call: -call.age)
+        total = sum(answer.total for answer in found.values())
+        return FleetCalls(calls, _queued(calls), total - len(calls), len(found))
+
+    async def stack(self, call_id: str) -> StackOf | None:
+        """Where in its code a call is; None: no worker that has answered holds it."""
+        found = await self._ask(Stack(call_id), StackOf, enough=1)
+        return next(iter(found.values()), None)
+
+    async def cancel(self, ids: Sequence[str]) -> list[str]:
+        """End these calls: their awaits end in `CallCancelled`. Returns those that a worker held, or awaited. The
+        others end when a worker gets them within 10 minutes."""
+        ended: list[str] = []
+        for start in range(0, len(ids), IDS_AT_ONCE):
+            found = await self._ask(CancelCalls(list(ids[start : start + IDS_AT_ONCE])), Cancelled)
+            ended += [call_id for answer in found.values() for call_id in answer.ids]
+        return list(dict.fromkeys(ended))
+
+    async def _ask(
+        self, question: Question, kind: type[A], *, worker: str = "", queue: str = "", enough: int | None = None
+    ) -> dict[str, A]:
+        """Worker -> its answer, `enough` of them if that is given. Raises NotConnected, NotSupported."""
+        query = Query(VERSION, uuid.uuid4().hex, queries.encode(question), worker, queue)
+        over = asyncio.Event()
+        answered: set[str] = set()
+        found: dict[str, A] = {}
+        size = 1 if worker else None if queue else self._size
+
+        def heard(answer: QueryAnswer) -> None:
+            content = queries.decode_answer(answer.content)
+            answered.add(answer.worker)
+            if isinstance(content, kind):
+                found[answer.worker] = content
+            if len(answered) == size or len(found) == enough:
+                over.set()
+
+        self._transport.ask(query, heard)
+        try:
+            async with asyncio.timeout(self._wait):
+                await over.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._transport.unask(query)
+        return found
+
+
+def _queued(calls: Sequence[CallInfo]) -> list[CallInfo]:
+    held = {call.id for call in calls}
+    found: dict[str, CallInfo] = {}
+    for call in calls:
+        for item in call.awaits:
+            if item.id not in held:
+                found[item.id] = _waiting(item, call)
+    return list(found.values())
+
+
+def _waiting(item: Awaited, parent: CallInfo) -> CallInfo:
+    root = parent.root or parent.id
+    return CallInfo(item.id, item.task, "", "waiting", item.queue, item.age, parent=parent.id, root=root)

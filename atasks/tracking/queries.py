@@ -1,0 +1,231 @@
+"""What can be asked of workers, and what they answer: MessagePack maps within `wire.Query` and `wire.QueryAnswer`.
+
+Readers ignore fields and kinds that they do not know, so workers and those who ask may be of different versions.
+No answer has arguments or results of calls in it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from atasks.tracking.snapshots import TaskCounts
+
+__all__ = [
+    "MAX_CALLS",
+    "Answer",
+    "Awaited",
+    "CallInfo",
+    "Calls",
+    "CancelCalls",
+    "Cancelled",
+    "Chain",
+    "Done",
+    "Inspect",
+    "Ping",
+    "Pong",
+    "Question",
+    "Stack",
+    "StackOf",
+    "State",
+    "WorkerInfo",
+    "decode_answer",
+    "decode_question",
+    "encode",
+]
+
+MAX_CALLS: Final = 1000
+"""Calls in one answer."""
+MAX_AWAITED: Final = 100
+"""Calls that one call awaits, in an answer."""
+
+Ids = Annotated[list[str], Meta(max_length=1000)]
+State = Literal["waiting", "running", "parked"]
+
+
+class Ping(Struct, tag="ping"):
+    """Who is there? Answered by `Pong`."""
+
+
+class Inspect(Struct, tag="inspect"):
+    """What are you, or which calls do you hold? Answered by `WorkerInfo`, or by `Calls`."""
+
+    what: Literal["worker", "calls"]
+    limit: Annotated[int, Meta(ge=1, le=MAX_CALLS)] = MAX_CALLS
+    """Calls in the answer, the oldest first."""
+    task: str = ""
+    """Only calls of atasks whose name matches this pattern, as file names do: `shop.*`; empty: all."""
+    state: str = ""
+    """Only calls in this state; empty: all."""
+    older: float = 0.0
+    """Only calls that were made so many seconds ago at least."""
+    ids: Ids = []
+    """Only these calls; empty: all."""
+
+
+class Stack(Struct, tag="stack"):
+    """Where in its code is this call? Answered by `StackOf` by the worker that holds it."""
+
+    id: str
+
+
+class CancelCalls(Struct, tag="cancel"):
+    """End these calls: their awaits end in `CallCancelled`. Answered by `Cancelled`. Those that are in no worker's
+    hand end when a worker gets them, for the next 10 minutes."""
+
+    ids: Ids
+
+
+Question = Ping | Inspect | Stack | CancelCalls
+
+
+class Pong(Struct, tag="pong"):
+    """The answer to `Ping`."""
+
+    host: str
+    pid: int
+    queues: list[str]
+    version: str = ""
+    now: float = 0.0
+    """Wall clock, in seconds."""
+    draining: bool = False
+
+
+class WorkerInfo(Struct, tag="worker"):
+    """A worker."""
+
+    id: str
+    host: str
+    pid: int
+    namespace: str
+    queues: list[str]
+    version: str
+    """Of atasks."""
+    python: str
+    codec: str
+    transport: str
+    now: float
+    """Its wall clock, in seconds."""
+    uptime: float
+    draining: bool
+    concurrency: int
+    running: int
+    parked: int
+    waiting: int
+    loop_lag: float
+    bad: int
+    tasks: list[TaskCounts] = []
+    """Of those atasks of which it got calls; the busiest ones if there are more than `MAX_CALLS`."""
+    refused: dict[str, int] = {}
+    """Messages whose seals were refused, by the reason."""
+    cut: bool = False
+    """Whether some atasks were left out."""
+
+
+class Awaited(Struct):
+    """A call that another one awaits."""
+
+    id: str
+    task: str
+    queue: str
+    age: float
+    """Seconds since it was made."""
+
+
+class CallInfo(Struct):
+    """A call that a worker holds."""
+
+    id: str
+    task: str
+    worker: str
+    state: State
+    """`waiting`: not started; `parked`: it awaits other calls."""
+    queue: str
+    age: float
+    """Seconds since it was made, by the clocks of its caller and of its worker."""
+    ran: float | None = None
+    """Seconds since it began; None: it has not."""
+    attempt: int = 1
+    max_attempts: int = 3
+    left: float | None = None
+    """Seconds until its deadline; None: it has none."""
+    parent: str | None = None
+    """The call that awaits it; None: a program does, or nobody."""
+    root: str = ""
+    """The call at the top of the chain: its own id if none awaits it."""
+    progress: str = ""
+    """What it reported last."""
+    awaits: list[Awaited] = []
+    """Calls that it awaits now."""
+    cut: bool = False
+    """Whether it awaits more than those."""
+
+
+class Calls(Struct, tag="calls"):
+    """The calls that a worker holds, the oldest first."""
+
+    calls: list[CallInfo]
+    total: int
+    """How many there are of those that were asked for."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether some were left out."""
+        return self.total > len(self.calls)
+
+
+class Chain(Struct):
+    """A task of a call, from its outermost coroutine to what it waits for."""
+
+    name: str
+    frames: list[str]
+    """`file:line in function`, the outermost first."""
+    waits_for: str
+    children: list[Chain] = []
+    """Tasks of the same call that it waits for, or that it has started."""
+
+
+class StackOf(Struct, tag="stack-of"):
+    """The answer to `Stack`."""
+
+    id: str
+    call: CallInfo
+    chains: list[Chain]
+
+
+class Cancelled(Struct, tag="cancelled"):
+    """The answer to `CancelCalls`: those that ended here."""
+
+    ids: list[str]
+
+
+class Done(Struct, tag="done"):
+    """It is done; or `problem` says why not."""
+
+    problem: str = ""
+
+
+Answer = Pong | WorkerInfo | Calls | StackOf | Cancelled | Done
+
+_question: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
+_answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+encode = msgspec.msgpack.Encoder().encode
+
+
+def decode_question(content: bytes) -> Question | None:
+    """The question; None: it is of a kind that is not known here, or makes no sense."""
+    try:
+        return _question.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def decode_answer(content: bytes) -> Answer | None:
+    """The answer; None: it is of a kind that is not known here, or makes no sense."""
+    try:
+        return _answer.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None

@@ -1,0 +1,33 @@
+"""Answers to questions about a worker: `atasks ps` and the other commands ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aiormq.abc import DeliveredMessage
+
+from atasks import wire
+from atasks.tracking.answering import answer
+from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.seals import key_of
+from atasks.wire import Query
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from atasks.transport.backends.amqp.worker.station import Station
+
+__all__ = ["answer_query"]
+
+
+def answer_query(station: Station, queues: Sequence[str], query: Query, message: DeliveredMessage) -> None:
+    """Answer a question to the queue that its message names, under the key that sealed it."""
+    session, reply_to = station.session, message.header.properties.reply_to
+    if not reply_to or not session.topology.is_reply_queue(reply_to):
+        return
+    owner = None if session.seals is None else session.seals.owner_for(message)
+    found = answer(station.worker, queues, query, owner)
+    if found is not None:
+        body = wire.encode([found])
+        key = None if session.seals is None else key_of(message)
+        station.put(Outgoing(body, reply_to, station.properties(1), mandatory=False, key=key))

@@ -1,0 +1,79 @@
+"""What commands that look at a fleet write to stdout: tables in a terminal, plain text in a pipe, or JSON."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+import msgspec
+
+__all__ = ["age", "clean", "in_terminal", "short", "show_json", "show_table"]
+
+SHORT_ID = 12
+"""Characters of an id in a terminal; any unique beginning of an id names the call."""
+
+
+def in_terminal() -> bool:
+    """Tell whether a person reads stdout."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def show_json(value: Any) -> None:
+    """One JSON document, in one line."""
+    click.echo(msgspec.json.encode(value).decode())
+
+
+def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under the names of their columns."""
+    cleaned = [[clean(cell) for cell in row] for row in rows]
+    if in_terminal() and _show_rich(columns, cleaned):
+        return
+    widths = [max(len(row[index]) for row in (columns, *cleaned)) for index in range(len(columns))]
+    for row in (columns, *cleaned):
+        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether rich is there, and has shown it."""
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=shutil.get_terminal_size().columns, highlight=False).print(table)
+    return True
+
+
+def clean(text: str) -> str:
+    """Text that comes from elsewhere, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def short(call_id: str) -> str:
+    """An id, cut in a terminal."""
+    return call_id[:SHORT_ID] if in_terminal() else call_id
+
+
+def age(seconds: float | None) -> str:
+    """A time, with its two largest units at most."""
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f}ms"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours < 48 else f"{hours // 24}d{hours % 24:02}h"

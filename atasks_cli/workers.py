@@ -1,0 +1,110 @@
+"""Commands about the workers of a fleet: `ping`, `inspect`."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+from atasks.tracking.queries import Pong, WorkerInfo
+from atasks_cli.exits import CommandError, Exit
+from atasks_cli.fleet import Place, fleet_command, run_on
+from atasks_cli.messages import say
+from atasks_cli.shown import age, show_json, show_table
+
+__all__ = ["COMMANDS"]
+
+
+@click.command("ping")
+@fleet_command
+@click.option("--queue", metavar="Q", default="", help="Only workers of this queue.")
+def ping_command(place: Place, queue: str) -> int:
+    """Say which workers are there. Ends with exit code 1 if nobody answers, or fewer than --expect."""
+
+    async def look() -> dict[str, Pong]:
+        async with place.fleet() as fleet:
+            return await fleet.ping(queue=queue, expect=place.expect)
+
+    found = run_on(look)
+    if place.as_json:
+        show_json(found)
+    else:
+        rows = [
+            (
+                name,
+                pong.host,
+                str(pong.pid),
+                pong.version,
+                ",".join(pong.queues),
+                "draining" if pong.draining else "",
+            )
+            for name, pong in sorted(found.items())
+        ]
+        show_table(("WORKER", "HOST", "PID", "VERSION", "QUEUES", "STATE"), rows)
+    if len(found) < (place.expect or 1):
+        expected = f", and {place.expect} were expected" if place.expect else ""
+        say(f"{len(found)} workers have answered within {place.timeout:g} s{expected}")
+        return Exit.FAILED
+    return Exit.OK
+
+
+@click.command("inspect")
+@click.argument("worker", metavar="[WORKER]", default="")
+@fleet_command
+def inspect_command(place: Place, worker: str) -> int:
+    """Show a worker, or all of them: versions, queues, what runs there, and the counts of each atask."""
+
+    async def look() -> list[WorkerInfo]:
+        async with place.fleet() as fleet:
+            return await fleet.workers(worker=worker)
+
+    found = run_on(look)
+    if worker and not found:
+        raise CommandError(Exit.FAILED, f"worker {worker!r} does not answer: atasks ping lists those that do")
+    if place.as_json:
+        show_json(found)
+        return Exit.OK
+    for index, info in enumerate(found):
+        if index:
+            click.echo("")
+        _show(info)
+    if not found:
+        say("no worker has answered")
+    return Exit.OK
+
+
+def _show(info: WorkerInfo) -> None:
+    state = ", draining" if info.draining else ""
+    lines = {
+        "worker": f"{info.id}{state}",
+        "process": f"{info.pid} on {info.host}, up for {age(info.uptime)}",
+        "versions": f"atasks {info.version}, Python {info.python}, codec {info.codec}",
+        "queues": f"{', '.join(info.queues)} of namespace {info.namespace}, by {info.transport}",
+        "calls": f"{info.running} running, {info.parked} parked, {info.waiting} waiting, {info.concurrency} slots",
+        "event loop": f"{age(info.loop_lag)} for a turn",
+        "clock": f"{info.now - time.time():+.1f} s from this one",
+        "refused": ", ".join(
+            f"{number} {reason}" for reason, number in ({"unreadable": info.bad} | info.refused).items() if number
+        )
+        or "nothing",
+    }
+    for name, value in lines.items():
+        click.echo(f"{name + ':':12}{value}")
+    rows = [
+        (
+            task.task,
+            str(task.received),
+            str(task.started),
+            " ".join(f"{name}={number}" for name, number in task.ended.items()),
+            age(task.wait.quantile(0.5)),
+            age(task.wait.quantile(0.95)),
+            age(task.run.quantile(0.5)),
+            age(task.run.quantile(0.95)),
+        )
+        for task in info.tasks
+    ]
+    if rows:
+        show_table(("ATASK", "RECEIVED", "STARTED", "ENDED", "WAIT P50", "P95", "RUN P50", "P95"), rows)
+
+
+COMMANDS = (ping_command, inspect_command)

@@ -1,0 +1,137 @@
+"""Commands that look at a fleet and act on it: against two real workers at a real broker."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from tests.broker import Broker
+from tests.cli.fleet import FleetOfTwo
+from tests.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def two(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FleetOfTwo]:
+    """One fleet for all tests here: each of them costs a process or two as it is."""
+    url = broker.add_vhost() if broker.controllable else broker.url
+    fleet = FleetOfTwo(tmp_path_factory.mktemp("fleet"), url, f"cli-{uuid.uuid4().hex}")
+    yield fleet
+    fleet.close()
+    if broker.controllable:
+        broker.remove_vhost(url)
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(two: FleetOfTwo) -> None:
+    """The fleet of this module outlives its tests."""
+
+
+def test_ping(two: FleetOfTwo) -> None:
+    done = two.run("ping")
+    header, *lines = done.out.splitlines()
+    assert header.split()[:2] == ["WORKER", "HOST"]
+    assert sorted(line.split()[4] for line in lines) == ["default", "leaves"]
+    arguments = ("ping", "--namespace", two.namespace, "--expect", "3", "--timeout", "1")
+    done = two.shell.run(*arguments, env=two.env)
+    assert (done.code, done.err) == (1, "atasks: 2 workers have answered within 1 s, and 3 were expected\n")
+
+
+def test_a_tree_over_two_workers(two: FleetOfTwo) -> None:
+    client, gate = two.tree()
+    found = two.json("tree")
+    calls = {call["task"]: call for call in found["calls"]}
+    top, middle, leaf, nobody = (calls[f"shop.{name}"] for name in ("top", "middle", "leaf", "nobody"))
+    assert found["tops"] == [top["id"]]
+    assert [call["state"] for call in (top, middle, leaf, nobody)] == ["parked", "parked", "running", "waiting"]
+    assert (middle["parent"], leaf["parent"], nobody["parent"]) == (top["id"], middle["id"], top["id"])
+    assert top["worker"] == middle["worker"] != leaf["worker"]
+    assert (nobody["worker"], nobody["queue"]) == ("", "unserved")
+    lines = two.run("tree", leaf["id"][:10]).out.splitlines()
+    assert lines[0].startswith(f"shop.top {top['id']}  parked at ")
+    assert any(line.startswith(("├─ shop.middle ", "└─ shop.middle ")) for line in lines)
+    assert any(line.lstrip("│ ").startswith("└─ shop.leaf ") and "  running at " in line for line in lines)
+    assert any("─ shop.nobody " in line and "waiting in queue 'unserved'" in line for line in lines)
+    states = {line.split()[1]: line.split()[2] for line in two.run("ps", "--task", "shop.*").out.splitlines()[1:]}
+    assert states == {
+        "shop.top": "parked",
+        "shop.middle": "parked",
+        "shop.leaf": "running",
+        "shop.nobody": "waiting",
+    }
+    assert [call["task"] for call in two.json("ps", "--state", "running")["calls"]] == ["shop.leaf"]
+    assert two.json("ps", "--older", "1h")["calls"] == []
+
+    stack = two.run("stack", leaf["id"]).out
+    assert "shop.leaf" in stack
+    assert "tasks.py:" in stack
+    assert two.run("stack", "0" * 32, code=1).line().startswith("no worker that answered holds call")
+
+    assert two.run("cancel", leaf["id"], nobody["id"]).out.count("cancelled") == 2
+    client.wait_for("top")
+    assert client.finish().code == 0
+    assert not gate.exists()
+
+
+def test_a_cancelled_call_ends_at_its_caller(two: FleetOfTwo) -> None:
+    client, _ = two.tree()
+    (top,) = (call for call in two.json("ps")["calls"] if call["task"] == "shop.top")
+    assert two.json("cancel", top["id"][:12]) == {"cancelled": [top["id"]], "later": []}
+    client.wait_for("cancelled")
+    assert client.finish().code == 0
+    wait_until(lambda: two.json("ps")["calls"] == [])
+
+
+def test_inspect(two: FleetOfTwo) -> None:
+    client = two.call("add", 1, 2)
+    client.wait_for("3")
+    assert client.finish().code == 0
+    (worker,) = [info for info in two.json("inspect") if info["queues"] == ["default"]]
+    (counts,) = [task for task in worker["tasks"] if task["task"] == "shop.add"]
+    assert counts["ended"]["value"] >= 1
+    text = two.run("inspect", worker["id"]).out
+    assert f"worker:     {worker['id']}\n" in text
+    assert "shop.add" in text
+    assert two.run("inspect", "nobody", code=1).line().startswith("worker 'nobody' does not answer")
+
+
+def test_in_a_terminal(two: FleetOfTwo) -> None:
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, **two.env, "TERM": "xterm", "COLUMNS": "200"}
+    command = [
+        sys.executable,
+        "-m",
+        "atasks",
+        "ping",
+        "--expect",
+        "2",
+        "--timeout",
+        "20",
+        "--namespace",
+        two.namespace,
+    ]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=environ)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        shown += chunk
+        if not chunk:
+            break
+    os.close(ours)
+    assert process.wait(30) == 0
+    assert b"WORKER" in shown
+    assert b"leaves" in shown
+
+
+def test_a_fleet_that_nobody_else_sees(two: FleetOfTwo) -> None:
+    line = two.run("ps", "--url", "loopback:", code=2).line()
+    assert line.startswith("--url loopback: is seen by its own process alone")
