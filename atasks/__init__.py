@@ -54,6 +54,7 @@ from atasks.errors import (
     WorkersFailed,
 )
 from atasks.events import Event, event
+from atasks.known_call import KnownCall, call_of
 from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.retry import Retry
@@ -87,6 +88,7 @@ __all__ = [
     "InvalidName",
     "InvalidURL",
     "Invocation",
+    "KnownCall",
     "ListenFailed",
     "LoadError",
     "LoopbackTransport",
@@ -121,6 +123,7 @@ __all__ = [
     "ZstdCodec",
     "atask",
     "attach",
+    "call_of",
     "carry",
     "connect",
     "connect_sync",

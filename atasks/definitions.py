@@ -151,9 +151,13 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, R]:
         """A coroutine that runs the atask on a worker. Raises TypeError at once if the arguments do not fit."""
         self._check_arguments(*args, **kwargs)
-        return cast(
-            "Coroutine[None, object, R]", self._space.router.send_request(self._sent_name, *args, **kwargs)
-        )
+        made: Any = self._space.router.send_request(self._sent_name, *args, **kwargs)
+        coroutine: Coroutine[None, object, R] = made
+        try:
+            made.__qualname__ = self.name  # for tasks, and for "coroutine 'app.add' was never awaited"
+        except AttributeError:  # another awaitable, of a router that is overridden
+            return coroutine
+        return coroutine
 
     def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the atask on a worker, from code without an event loop, and return its result.

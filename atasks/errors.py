@@ -42,6 +42,7 @@ Messages say what to do next and never contain payloads. Every class survives pi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Literal
 
 __all__ = [
@@ -89,6 +90,10 @@ class AtasksError(Exception):
 
 class CallError(AtasksError):
     """An await that ended with neither a value nor the atask's own exception."""
+
+    call_id: str | None = None
+    """The id of the call. Every exception of a call has it, the atask's own too, unless its class has no room for
+    it, or an attribute of that name. One that passes on through calls keeps the id of the innermost."""
 
 
 class RemoteError(CallError):
@@ -318,6 +323,13 @@ class RemoteTraceback(AtasksError):
 
     def __str__(self) -> str:
         return "\n" + self.text.rstrip("\n")
+
+
+def name_call(error: BaseException, call_id: str) -> None:
+    """Put the id of the call onto its exception, unless it has one."""
+    with suppress(Exception):  # it may have slots, or properties that raise
+        if getattr(error, "call_id", None) is None:
+            error.call_id = call_id  # type: ignore[attr-defined]
 
 
 def closest(word: str, known: Iterable[str], limit: int = 3) -> list[str]:

@@ -33,6 +33,7 @@ from atasks.errors import (
     TransportError,
     UnknownTask,
     WorkerLost,
+    name_call,
 )
 from atasks.failures.failures import decode_failure
 from atasks.functions import identity, is_stream, place
@@ -151,17 +152,21 @@ class Router:
         if carried:
             call.context = await self._carried(call, codec, transport)
         request = transport.request if options.retry is None else partial(tried, self, codec, transport)
-        if run is None:
-            reply = await request(call, options)
-        else:
-            run.park()
-            try:
+        try:
+            if run is None:
                 reply = await request(call, options)
-            finally:
-                await run.unpark()
-        if reply.status != Status.VALUE:
-            raise await self._error(reply, call, codec)
-        return await self._result(reply, call, task, codec)
+            else:
+                run.park()
+                try:
+                    reply = await request(call, options)
+                finally:
+                    await run.unpark()
+            if reply.status != Status.VALUE:
+                raise await self._error(reply, call, codec)
+            return await self._result(reply, call, task, codec)
+        except Exception as error:
+            name_call(error, call.id)
+            raise
 
     async def submit(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Have a worker run the atask `name`, whether anybody awaits it or not, and return a handle of the call

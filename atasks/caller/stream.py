@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from atasks.caller.tries import Tries
 from atasks.codecs.base import ends_here
 from atasks.current import serving_here
-from atasks.errors import CallError, DecodeError, NotSupported
+from atasks.errors import CallError, DecodeError, NotSupported, name_call
 from atasks.parking import parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
@@ -199,7 +199,8 @@ class RemoteStream(Generic[T]):
             raise CallError(f"{call.task} is a stream, and was answered by a worker that knows no streams")
         error = await self._router._error(reply, call, self._codec)
         if reply.status == Status.WORKER_LOST:
-            raise lost(call, receiver.received, str(error))
+            error = lost(call, receiver.received, str(error))
+        name_call(error, call.id)
         raise error
 
     async def _decode(self, payload: bytes) -> Any:

@@ -103,10 +103,12 @@ def test_what_a_worker_says_of_a_call_holds_escapes() -> None:
 
 def test_a_module_whose_import_fails_so_in_a_process(script: Callable[..., str]) -> None:
     text = """
-        import atasks
+        import atasks, logging
 
         if __name__ != "__main__":
             raise OSError("no file \\udc80.txt")
+
+        logging.getLogger("atasks.call").setLevel(logging.ERROR)
 
         @atasks.atask(executor="process")
         def compute() -> None: ...
