@@ -20,9 +20,9 @@ class KnownCall(Struct, frozen=True):
     """A call, as the program knows it that awaits it."""
 
     id: str
-    """Of the call."""
+    """The id of the call."""
     name: str
-    """Of its atask, on the wire."""
+    """The name of its atask, on the wire."""
     state: Literal["preparing", "sent", "failed"]
     """`preparing`: its request is not handed over yet; `sent`: it is, and no answer has come; `failed`: it has
     ended in an exception."""
@@ -61,7 +61,7 @@ _PLACES = {Router.send_request.__code__, AroundCalls.around.__code__}
 
 
 def _state(coroutine: Any) -> Literal["preparing", "sent"]:
-    """Whether the request was handed over, by what the coroutine awaits in the end."""
+    """Tell whether the request was handed over, by what the coroutine awaits in the end."""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None)
         if frame is not None and frame.f_code is Router.send_request.__code__ and "request" in frame.f_locals:
