@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Unpack
+import warnings
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, AsyncExitStack
+from types import TracebackType
+from typing import Any, Final, TypeVar, Unpack
 
 from atasks.blocks import Block
 from atasks.errors import InvalidURL, closest
@@ -29,6 +31,8 @@ __all__ = ["connect", "serve"]
 
 logger = logging.getLogger("atasks")
 
+T = TypeVar("T")
+
 TRANSPORTS: Final = {
     "loopback": "atasks.transport.loopback:LoopbackTransport",
     "amqp": "atasks.transport.backends.amqp:AMQPTransport",
@@ -43,10 +47,85 @@ _SERVE_OPTIONS: Final = ("queues", "lifespan")
 Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
 
-@asynccontextmanager
-async def connect(
+class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
+    """What `connect` and `serve` return: a block that has nothing open until it is entered.
+
+    It is no generator: those that are suspended when their event loop ends are closed there all at once, the outer
+    ones while the inner ones still run. A block that nobody has left by then is left in one piece, and a
+    ResourceWarning says so. Until then it is open, whether anybody holds this object or not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str | Sequence[str],
+        enter: Callable[[AsyncExitStack], Coroutine[Any, Any, T]],
+    ) -> None:
+        """`enter` opens it, and pushes on the stack what closes it. `name` and `url` are for people."""
+        self._name = name
+        self._url = url
+        self._enter = enter
+        self._opened: AsyncExitStack | None = None
+        self._end: AsyncGenerator[None, None] | None = None
+
+    async def __aenter__(self) -> T:
+        if self._end is not None:
+            raise RuntimeError(f"this {self._name} block is entered already: each block needs one of its own")
+        self._end = self._left_at_the_end()
+        try:
+            async with AsyncExitStack() as stack:
+                value = await self._enter(stack)
+                await anext(self._end)
+                self._opened = stack.pop_all()
+        except BaseException:
+            self._end = None
+            raise
+        _open.add(self)
+        return value
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> bool | None:
+        """Leave it, once; another time does nothing."""
+        opened, self._opened = self._opened, None
+        if opened is None:
+            return None
+        try:
+            return await opened.__aexit__(kind, error, traceback)
+        finally:
+            end, self._end = self._end, None
+            _open.discard(self)
+            if end is not None:
+                await end.aclose()
+
+    async def _left_at_the_end(self) -> AsyncGenerator[None, None]:
+        """What the event loop closes when it ends."""
+        try:
+            yield
+        finally:
+            if self._opened is not None:
+                self._end = None  # this
+                await self.__aexit__(None, None, None)
+                urls = (self._url,) if isinstance(self._url, str) else self._url
+                shown_urls = ", ".join(repr(shown(url)) for url in urls)
+                warnings.warn(
+                    f"atasks.{self._name}({shown_urls}) was not left before its loop ended: use `async with`",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+
+    def _recreate_cm(self) -> _Opening[T]:
+        """As a decorator, each call of the function has a block of its own."""
+        return _Opening(self._name, self._url, self._enter)
+
+
+_open: Final[set[_Opening[Any]]] = set()
+"""The blocks that were entered and not left."""
+
+
+def connect(
     url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
-) -> AsyncIterator[Transport]:
+) -> AbstractAsyncContextManager[Transport]:
     """Await atasks of the namespace over this transport, inside this block.
 
     `url`: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
@@ -65,28 +144,27 @@ async def connect(
     Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed, and TypeError for an unknown
     option, or one that this transport cannot honour.
     """
-    transport = _make(url, namespace, options)
-    async with _connected(transport):
-        if _scheme(url) != "loopback":
-            yield transport
-            return
-        worker = Worker(
-            get_router(namespace),
-            transport,
-            concurrency=options.get("concurrency", 100),
-            max_parked=options.get("max_parked", 50_000),
-            threads=options.get("threads"),
-            processes=options.get("processes"),
-        )
-        await worker.start()
-        try:
-            yield transport
-        finally:
-            await outlast(worker.drain(grace=0))
+
+    async def enter(stack: AsyncExitStack) -> Transport:
+        transport = _make(url, namespace, options)
+        await use(stack, transport)
+        if _scheme(url) == "loopback":
+            worker = Worker(
+                get_router(namespace),
+                transport,
+                concurrency=options.get("concurrency", 100),
+                max_parked=options.get("max_parked", 50_000),
+                threads=options.get("threads"),
+                processes=options.get("processes"),
+            )
+            await worker.start()
+            stack.push_async_callback(lambda: outlast(worker.drain(grace=0)))
+        return transport
+
+    return _Opening("connect", url, enter)
 
 
-@asynccontextmanager
-async def serve(
+def serve(
     url: str | Sequence[str],
     *,
     namespace: str = "default",
@@ -98,7 +176,7 @@ async def serve(
     lifespan: Lifespan | None = None,
     grace: float = 30.0,
     **options: Unpack[TransportOptions],
-) -> AsyncIterator[Worker]:
+) -> AbstractAsyncContextManager[Worker]:
     """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
 
     `queues` are the work queues to serve (None: those of the atasks that are registered now); at most
@@ -113,13 +191,16 @@ async def serve(
 
     Raises what `connect` raises, and QueueMismatch.
     """
-    transport = _make(url, namespace, options)
-    transport.will_serve()
-    async with _connected(transport), AsyncExitStack() as stack:
+
+    async def enter(stack: AsyncExitStack) -> Worker:
+        transport = _make(url, namespace, options)
+        transport.will_serve()
+        await use(stack, transport)
         state = None
         if lifespan is not None:
             manager = lifespan if isinstance(lifespan, AbstractAsyncContextManager) else lifespan()
-            state = await stack.enter_async_context(manager)
+            state = await manager.__aenter__()
+            stack.push_async_exit(_leaving(manager))
         worker = Worker(
             get_router(namespace),
             transport,
@@ -130,11 +211,21 @@ async def serve(
             state=state,
         )
         await _start(worker, queues, grace)
-        try:
-            yield worker
-        finally:
-            transport.forsake_streams()  # before the drain: their runs would wait for somebody who reads on
-            await outlast(worker.drain(grace))
+        stack.push_async_callback(lambda: outlast(worker.drain(grace)))
+        stack.callback(transport.forsake_streams)  # before the drain: their runs would wait for who reads on
+        return worker
+
+    return _Opening("serve", url, enter)
+
+
+def _leaving(manager: AbstractAsyncContextManager[Any]) -> Callable[..., Coroutine[Any, Any, bool | None]]:
+    """The end of a lifespan. An event loop that ends closes its generator by itself."""
+
+    async def leave(*raised: Any) -> bool | None:
+        closes = getattr(getattr(manager, "gen", None), "ag_running", False)
+        return None if closes else await manager.__aexit__(*raised)
+
+    return leave
 
 
 async def _start(worker: Worker, queues: Sequence[str] | None, grace: float) -> None:
@@ -165,23 +256,23 @@ def local(
     return connect("local:", namespace=namespace, workers=workers, **options)
 
 
-@asynccontextmanager
-async def _connected(transport: Transport) -> AsyncIterator[None]:
-    """A block in which awaits of its namespace go over the transport, which is connected meanwhile."""
+async def use(stack: AsyncExitStack, transport: Transport) -> None:
+    """Connect it, and have awaits of its namespace go over it until the stack is left."""
     await begin(transport.connect(), transport.disconnect)
     block = Block(transport)
     connected = get_router(transport.namespace)._connected
     connected.setdefault(block.loop, []).append(block)
     block.hold()
-    try:
-        yield
-    finally:
+
+    async def leave() -> None:
         block.leave()
         blocks = connected[block.loop]
         blocks.remove(block)
         if not blocks:
             del connected[block.loop]
         await outlast(transport.disconnect())
+
+    stack.push_async_callback(leave)
 
 
 def _scheme(url: str | Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, ParamSpec, TypeVar, Unpack, overload
 
 from atasks.codecs import Codec
-from atasks.connection import _connected
+from atasks.connection import use
 from atasks.definitions import ATask, StreamTask
 from atasks.namespaces import namespaces
 from atasks.options import DecorationOptions
@@ -106,7 +106,7 @@ class Site:
         async with AsyncExitStack() as stack:
             self._stack = stack
             self._caller = self.new_transport()
-            await stack.enter_async_context(_connected(self._caller))
+            await use(stack, self._caller)
             if serve:
                 await self.serve(concurrency=concurrency, max_parked=max_parked, state=state)
             yield self

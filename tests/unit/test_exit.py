@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,6 +79,64 @@ CONNECTED = """
         main(*sys.argv[1:])
     """
 
+LEFT_OPEN = """
+    import asyncio, gc, sys, time
+    from contextlib import AsyncExitStack, asynccontextmanager
+    import atasks
+    from atasks import atask
+
+    @atask
+    async def add(a, b):
+        return a + b
+
+    @atask
+    async def forever():
+        await asyncio.Event().wait()
+
+    @atask
+    async def numbers():
+        for number in range(1000):
+            yield number
+
+    @asynccontextmanager
+    async def lifespan():
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0.2)
+
+    def serve(url):
+        if url.startswith("l"):
+            return atasks.connect(url)
+        return atasks.serve(url, grace=1, lifespan=lifespan)
+
+    async def main(url, how):
+        global kept, nested, task, stream
+        match how:
+            case "dropped":
+                await serve(url).__aenter__()
+            case "local":
+                block = serve(url)
+                await block.__aenter__()
+            case "global":
+                kept = serve(url)
+                await kept.__aenter__()
+            case "nested":
+                nested = AsyncExitStack()
+                await nested.enter_async_context(serve(url))
+                await nested.enter_async_context(atasks.connect(url))
+                await nested.enter_async_context(atasks.connect("loopback:", namespace="other"))
+        gc.collect()
+        assert await add(1, 2) == 3
+        task = asyncio.create_task(forever())
+        stream = numbers()
+        assert await anext(stream) == 0
+
+    if __name__ == "__main__":
+        asyncio.run(main(*sys.argv[1:]))
+        sys.exit(3)
+    """
+
 PIPELINE = """
     import os, sys, time
     from atasks.pipeline import map
@@ -132,11 +191,11 @@ def living(directory: Path) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
 
-def start(tmp_path: Path, text: str, *arguments: str) -> subprocess.Popen[str]:
+def start(tmp_path: Path, text: str, *arguments: str, warnings: str = "error") -> subprocess.Popen[str]:
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(text))
     return subprocess.Popen(
-        [sys.executable, "-W", "error", script, *arguments],
+        [sys.executable, "-W", warnings, script, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -165,6 +224,23 @@ def test_connections_that_are_left_open(
     code, output = end(start(tmp_path, CONNECTED, url, how))
     assert code == {"end": 0, "raise": 1}.get(how, 3), output
     assert output.strip().endswith("ValueError: of the program") if how == "raise" else not output
+
+
+@pytest.mark.parametrize("url", ["loopback:", "local:?workers=1", "amqp:"])
+@pytest.mark.parametrize("how", ["dropped", "local", "global", "nested"])
+def test_blocks_that_are_open_when_their_event_loop_ends(
+    url: str, how: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if url == "amqp:":
+        broker: Broker = request.getfixturevalue("broker")
+        url = f"{broker.url}?prefix=test-{uuid.uuid4().hex}"
+    code, output = end(start(tmp_path, LEFT_OPEN, url, how, warnings="default"))
+    assert code == 3, output
+    said = {line for line in output.splitlines() if "was not left before its loop ended: use `async" in line}
+    blocks = 1 if how != "nested" or url == "loopback:" else 2 if url.startswith("local") else 3
+    assert len(said) == blocks, output
+    assert "Traceback" not in output
+    assert "generator" not in output
 
 
 @pytest.mark.parametrize("how", ["stream", "blocked"])

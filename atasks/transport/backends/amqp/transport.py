@@ -162,7 +162,7 @@ class AMQPTransport(CallTransport):
         self._end(State.CLOSING, "the transport was disconnected")
         self.calling.control.flush()
         try:
-            if session.link is not None:
+            if session.link is not None and not keeper.done():  # else the event loop ends: nothing leaves it
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await session.outbox.flushed()
                     await self.calling.leave(session.link)
@@ -388,6 +388,8 @@ class AMQPTransport(CallTransport):
     async def flush(self) -> None:
         if self.serving is not None:
             self.serving.replies.flush()
+        if self._keeper is None or self._keeper.done():
+            return  # the event loop ends: nothing leaves it any more
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.session.outbox.flushed()
