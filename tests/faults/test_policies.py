@@ -14,7 +14,7 @@ import atasks
 from atasks.testing import until
 from tests.broker import Broker
 from tests.faults.history import History, settled
-from tests.faults.tasks import echo, gated, work
+from tests.faults.tasks import counting, echo, gated, leaf, work
 from tests.faults.workers import Fleet
 
 
@@ -80,3 +80,19 @@ async def test_calls_that_run_are_not_taken_for_lost(
     history.completed()
     history.check()
     assert len(history.runs()) == 13
+
+
+@pytest.mark.parametrize("rules", [{"max-length-bytes": 2000}, {"max-length": 1}])
+async def test_replies_that_a_queue_refuses_are_sent_again_soon(
+    node: Broker, fleet: Fleet, prefix: str, rules: dict[str, int]
+) -> None:
+    text = json.dumps({**rules, "overflow": "reject-publish"})
+    node.ctl("set_policy", "--apply-to", "queues", prefix, rf"^{prefix}\.r\.", text)
+    try:
+        fleet.start(2)
+        async with atasks.connect(fleet.broker.url, prefix=prefix):
+            assert await settled(asyncio.gather(*map(leaf, range(3000))), "calls", 20) == list(range(3000))
+            items = [number async for number, _ in counting("stream", 500, __file__)]
+            assert items == list(range(500))
+    finally:
+        node.ctl("clear_policy", prefix)

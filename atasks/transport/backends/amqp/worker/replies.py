@@ -18,6 +18,7 @@ from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
+from atasks.transport.backends.amqp.worker.refused_replies import RefusedReplies
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Status, describe
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.backends.amqp.worker.station import Station
 
-__all__ = ["Replies"]
+__all__ = ["MessageToCaller", "Replies"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -51,6 +52,7 @@ class Replies:
         self.settle: Callable[[str, RequestMessage], None] = lambda _, inbound: inbound.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
+        self.refused = RefusedReplies(station.session.outbox.put_now)
         self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
         self._addressees: OrderedDict[str, str] = OrderedDict()
@@ -67,7 +69,8 @@ class Replies:
             self.send_replies(inbound.reply_to, [(envelope, None)], 1, inbound.key)
         else:
             items = Items(self, envelope, inbound.reply_to, self.station.properties(1), inbound.key)
-            self.station.session.outbox.put_now(items)
+            if not self.refused.takes(items):
+                self.station.session.outbox.put_now(items)
 
     def reply(self, reply: Reply | End, inbound: RequestMessage) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
@@ -97,7 +100,7 @@ class Replies:
             settling.confirmed()
         elif alone:
             self.station.session.outbox.put_alone(settling)
-        else:
+        elif not self.refused.takes(settling):
             self.station.session.outbox.put_now(settling)
 
     def send_again(self, reply_to: str, replies: Iterable[Reply | End], key: str) -> None:
@@ -161,10 +164,37 @@ def _batches(replies: Sequence[Answer]) -> Iterator[list[Answer]]:
         yield batch
 
 
-class ReplyMessage(Outgoing):
-    """Replies to one caller. Returned means that the caller is gone: nobody is there to be told."""
+class MessageToCaller(Outgoing):
+    """What a reply queue gets. Returned means that the caller is gone: nobody is there to be told."""
 
-    __slots__ = ("_answers", "_replies")
+    __slots__ = ("_replies",)
+
+    _replies: Replies
+
+    def settle(self) -> None:
+        """What it answers needs nothing more."""
+
+    def halves(self) -> Sequence[MessageToCaller]:
+        """Two messages that are as good as this one; itself, if it cannot be divided."""
+        return (self,)
+
+    def confirmed(self) -> None:
+        self.settle()
+        self._replies.refused.ended(self)
+
+    def returned(self) -> None:
+        self.settle()
+        self._replies.refused.ended(self, gone=True)
+
+    def refused(self) -> None:
+        self.settle()
+        self._replies.refused.add(self)
+
+
+class ReplyMessage(MessageToCaller):
+    """Replies to one caller."""
+
+    __slots__ = ("_answers",)
 
     def __init__(
         self,
@@ -182,7 +212,7 @@ class ReplyMessage(Outgoing):
         self._replies = replies
         self._answers = answers
 
-    def confirmed(self) -> None:
+    def settle(self) -> None:
         settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
         for reply, inbound in self._answers:
             if inbound is None:
@@ -192,15 +222,27 @@ class ReplyMessage(Outgoing):
             else:
                 settle(reply.id, inbound)
 
-    returned = confirmed
-    refused = confirmed
+    def refused(self) -> None:
+        super().refused()
+        self._answers = [(reply, None) for reply, _ in self._answers]
+
+    def halves(self) -> Sequence[MessageToCaller]:
+        middle = len(self._answers) // 2
+        if not middle:
+            return (self,)
+        station, mode = self._replies.station, self.properties.delivery_mode or 1
+        return [
+            ReplyMessage(self._replies, part, self.routing_key, station.properties(mode), self.key)
+            for part in (self._answers[:middle], self._answers[middle:])
+        ]
 
     def rejected(self, refusal: Refusal) -> None:
         """Send the replies one by one, since any of them may be the one that cannot be sent. In the place of a
         single one goes a reply that says why; if that cannot be sent either, nobody can be told."""
+        self._replies.refused.ended(self)
         if refusal.exchange is not None:
             logger.error("nobody can be told how calls ended: %s", refusal.error("a reply", len(self.body)))
-            self.confirmed()
+            self.settle()
             return
         for reply, inbound in self._answers:
             again: Reply | End | None = reply
@@ -208,7 +250,7 @@ class ReplyMessage(Outgoing):
                 again = _refused(reply, refusal, len(self.body), self._replies.station.worker.id)
             if again is None:
                 logger.error("%s", refusal.error(f"the reply to call {reply.id}", len(self.body)))
-                self.confirmed()
+                self.settle()
             else:
                 mode = self.properties.delivery_mode or 1
                 self._replies.send_replies(self.routing_key, [(again, inbound)], mode, self.key, alone=True)
@@ -233,10 +275,10 @@ def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Re
     return End(reply.v, reply.id, reply.count, ending, reply.attempt) if isinstance(reply, End) else ending
 
 
-class Items(Outgoing):
-    """Items of a stream."""
+class Items(MessageToCaller):
+    """Items of a stream, which its worker keeps until they are taken."""
 
-    __slots__ = ("_item", "_replies")
+    __slots__ = ("_item",)
 
     def __init__(
         self, replies: Replies, item: Item, key: str, properties: Basic.Properties, seal: str | None
@@ -245,9 +287,21 @@ class Items(Outgoing):
         self._replies = replies
         self._item = item
 
+    def halves(self) -> Sequence[MessageToCaller]:
+        item, middle = self._item, len(self._item.payloads) // 2
+        if not middle:
+            return (self,)
+        parts = (item.first, item.payloads[:middle]), (item.first + middle, item.payloads[middle:])
+        items = [
+            Item(item.v, item.id, first, part, item.codec, item.worker, item.attempt) for first, part in parts
+        ]
+        station = self._replies.station
+        return [Items(self._replies, half, self.routing_key, station.properties(1), self.key) for half in items]
+
     def rejected(self, refusal: Refusal) -> None:
         """One item that cannot be sent ends its stream, behind those before it."""
         item, replies = self._item, self._replies
+        replies.refused.ended(self)
         station = replies.station
         if len(item.payloads) > 1 and refusal.exchange is None:
             for number, payload in enumerate(item.payloads, item.first):

@@ -258,6 +258,7 @@ class Serving:
         if self.station.link is not None and not self.worker.held:
             with suppress(*CLIENT_ERRORS):
                 await self._leases.delete(self.station.link)
+        self.replies.refused.close()
         for task in self._background:
             task.cancel()
         await asyncio.wait(self._background)
@@ -266,7 +267,8 @@ class Serving:
         await self.ailing.close()
 
     async def acknowledged(self) -> None:
-        """Return when every acknowledgement was written."""
+        """Return when no reply waits for room in its queue, and every acknowledgement was written."""
+        await self.replies.refused.flushed()
         await self.attempts.ended()
         await self.kept.finished()
         for acks in self._all_acks():
