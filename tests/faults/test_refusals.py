@@ -5,14 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import pytest
 from pamqp.commands import Basic
 
 import atasks
-from atasks import AccessRefused, CallRefused, PayloadTooLarge, RemoteError, atask
+from atasks import (
+    AccessRefused,
+    CallConnectionLost,
+    CallRefused,
+    PayloadTooLarge,
+    RemoteError,
+    WorkerLost,
+    atask,
+    current_call,
+)
 from atasks.current import carried
 from atasks.pipeline import map
 from atasks.testing import soon, until
@@ -188,6 +199,64 @@ async def test_worker_that_may_not_reply_does_not_start(
                 pass
     finally:
         node.ctl("delete_user", user)
+
+
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_worker_that_may_reply_no_more_leaves_its_calls_to_others(
+    node: Broker, prefix: str, cleanup: None, namespace: str, others: int, delivery: Any
+) -> None:
+    begun = 0
+
+    @atask(namespace=namespace, delivery=delivery, batch=False)
+    async def name() -> Any:
+        nonlocal begun
+        begun += 1
+        while begun < 20:
+            await asyncio.sleep(0.01)
+        return current_call().state
+
+    @asynccontextmanager
+    async def named(state: str) -> AsyncIterator[str]:
+        yield state
+
+    user = f"{prefix}-user"
+    await asyncio.to_thread(node.ctl, "add_user", user, "pw")
+    permit = partial(asyncio.to_thread, node.ctl, "set_permissions", user, ".*")
+    try:
+        await permit(".*", ".*")
+        url = node.url.replace("guest:guest", f"{user}:pw")
+        serve = partial(atasks.serve, namespace=namespace, prefix=prefix, concurrency=20, grace=0)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serve(url, lifespan=named("limited")))
+            if others:
+                await stack.enter_async_context(serve(node.url, lifespan=named("well")))
+            await stack.enter_async_context(atasks.connect(node.url, namespace=namespace, prefix=prefix))
+            calls = [asyncio.create_task(name()) for _ in range(19)]  # they wait for one more
+            await until(lambda: begun == 19)
+            await permit("^$", ".*")
+            calls.append(asyncio.create_task(name()))
+            if others:
+                for result in await soon(asyncio.gather(*calls, return_exceptions=True)):
+                    lost = isinstance(result, WorkerLost | CallConnectionLost)
+                    assert result in ("well", "limited") or (lost and delivery == "at_most_once")
+                await until_served(name, {"well"})
+            await permit(".*", ".*")
+            if others:
+                await until_served(name, {"limited", "well"})
+            else:
+                for result in await soon(asyncio.gather(*calls, return_exceptions=True)):
+                    assert result == "limited" or delivery == "at_most_once"
+                assert await soon(name()) == "limited"
+    finally:
+        await asyncio.to_thread(node.ctl, "delete_user", user)
+
+
+async def until_served(name: Any, states: set[str]) -> None:
+    """Return when calls are served by those workers, by each of them and no other."""
+    async with asyncio.timeout(60):
+        while set(await asyncio.gather(*(name() for _ in range(20)), return_exceptions=True)) != states:
+            pass
 
 
 class _Odd(Outgoing):

@@ -16,6 +16,7 @@ from atasks.options import Executor, TaskOptions, validate_queue, validate_secon
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
 from atasks.transport.backends.amqp.broker.outbox import Outbox
+from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.events import Publishing
@@ -98,7 +99,7 @@ class AMQPTransport(CallTransport):
             topology,
             user_of(urls[0]),
             urls,
-            Outbox(self._limit, seals),
+            Outbox(self._limit, seals, self._mute),
             seals,
             queue=self.queue,
             timeout=validate_seconds("timeout", timeout),
@@ -212,6 +213,16 @@ class AMQPTransport(CallTransport):
         """The broker takes messages of up to so many bytes."""
         self.session.outbox.limit = size
         self.max_payload = size - min(ENVELOPE_BYTES, size // 4)
+
+    def _mute(self, refusal: Refusal) -> bool:
+        """This user may not write to the default exchange any more. A worker gives up its connection over that: it
+        could tell nobody how calls end, and others take what it has in hand."""
+        link = self.session.link
+        if self.serving is None or link is None:
+            return False
+        self.serving.muted = True
+        link.lose(f"{refusal.reason}: this worker serves again when its user may write there")
+        return True
 
     async def _keep(self, link: Link) -> None:
         """Restore the connection whenever it is lost, ever later if it is lost soon after that."""

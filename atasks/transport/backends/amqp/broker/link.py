@@ -229,6 +229,13 @@ class Link:
                 raise
         return (found.message_count or 0, found.consumer_count or 0)
 
+    async def require_write(self) -> None:
+        """Raise ChannelAccessRefused if this user may not write to the default exchange."""
+        channel = await self.open_channel()
+        await guard(channel.basic_publish(b"", routing_key=f"nowhere.{os.urandom(8).hex()}"))
+        await guard(channel.basic_qos(prefetch_count=1))  # it is answered after the message was looked at
+        await guard(channel.close())
+
     async def declare_queue(
         self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
     ) -> None:

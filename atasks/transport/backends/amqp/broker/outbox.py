@@ -102,10 +102,17 @@ class Outbox:
     and one by one, so that the one which closes a channel again is known.
     """
 
-    def __init__(self, limited: Callable[[int], None] = lambda size: None, seals: Seals | None = None) -> None:
-        """`limited(size)` is called when the broker has said how many bytes a message may have. `seals` seal what
-        leaves; None: it leaves as it is."""
+    def __init__(
+        self,
+        limited: Callable[[int], None] = lambda size: None,
+        seals: Seals | None = None,
+        muted: Callable[[Refusal], bool] = lambda refusal: False,
+    ) -> None:
+        """`limited(size)` is called when the broker has said how many bytes a message may have, and
+        `muted(refusal)` when this user may not write to the default exchange: it says whether the link is given up.
+        `seals` seal what leaves; None: it leaves as it is."""
         self._seals = seals
+        self._muted = muted
         self.limit = sys.maxsize
         """Bytes that a message may have: a larger one is rejected unsent."""
         self._limited = limited
@@ -176,6 +183,8 @@ class Outbox:
         if link is None:
             return
         refusal = Refusal.of(error)
+        if refusal.exchange == "" and self._muted(refusal):
+            return
         logger.warning("the broker closed a channel over a message: %s", refusal.reason)
         if refusal.limit is not None and refusal.limit < self.limit:
             self.limit = refusal.limit

@@ -86,6 +86,8 @@ class Serving:
         """The executor of each atask whose calls may have a slot and yet no place."""
         self.serving = False
         """True once the worker has begun to serve."""
+        self.muted = False
+        """True if its user could not write to the default exchange, and has not been seen to since."""
         self._told_of_priority = False
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
@@ -107,6 +109,9 @@ class Serving:
     async def resume(self, link: Link) -> None:
         """Declare and consume everything over a new link."""
         station, topology, worker = self.station, self.session.topology, self.worker
+        if self.muted:
+            await link.require_write()
+            self.muted = False
         station.epoch += 1
         try:
             async with asyncio.timeout(self.session.timeout / 4):
