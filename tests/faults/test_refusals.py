@@ -254,7 +254,7 @@ async def test_worker_that_may_reply_no_more_leaves_its_calls_to_others(
 
 async def until_served(name: Any, states: set[str]) -> None:
     """Return when calls are served by those workers, by each of them and no other."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(90):
         while set(await asyncio.gather(*(name() for _ in range(20)), return_exceptions=True)) != states:
             pass
 

@@ -109,7 +109,7 @@ class Outbox:
         muted: Callable[[Refusal], bool] = lambda refusal: False,
     ) -> None:
         """`limited(size)` is called when the broker has said how many bytes a message may have, and
-        `muted(refusal)` when this user may not write to the default exchange: it says whether the link is given up.
+        `muted(refusal)` when this user may not write to the default exchange: it tells whether the link ends.
         `seals` seal what leaves; None: it leaves as it is."""
         self._seals = seals
         self._muted = muted
