@@ -235,6 +235,8 @@ async def test_worker_that_may_reply_no_more_leaves_its_calls_to_others(
             calls = [asyncio.create_task(name()) for _ in range(19)]  # they wait for one more
             await until(lambda: begun == 19)
             await permit("^$", ".*")
+            # A channel may remember for as long as it lives what its user was permitted.
+            await asyncio.to_thread(node.ctl, "close_all_user_connections", user, "revoked")
             calls.append(asyncio.create_task(name()))
             if others:
                 for result in await soon(asyncio.gather(*calls, return_exceptions=True)):

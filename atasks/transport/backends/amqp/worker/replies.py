@@ -224,7 +224,8 @@ class ReplyMessage(MessageToCaller):
 
     def refused(self) -> None:
         super().refused()
-        self._answers = [(reply, None) for reply, _ in self._answers]
+        answers: list[Answer] = [(reply, None) for reply, _ in self._answers]
+        self._answers = answers
 
     def halves(self) -> Sequence[MessageToCaller]:
         middle = len(self._answers) // 2
