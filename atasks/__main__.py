@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atasks_cli.main import main
+from atasks_cli.start import main
 
 if __name__ == "__main__":
     main()

@@ -14,7 +14,7 @@ import atasks
 from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import calls, runner, workers
+from atasks_cli import calls, health, runner, workers
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
@@ -178,6 +178,11 @@ def main() -> None:
     type=click.Choice(["refuse", "accept"]),
     help="What a server that has keys does with messages without a seal. Default: refuse.",
 )
+@click.option(
+    "--http",
+    metavar="HOST:PORT",
+    help="Answer /healthz, /readyz and /metrics there, in server mode.",
+)
 @click.option("--reload", is_flag=True, help="Drain and start again when a file of the loaded modules changes.")
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
 @click.option(
@@ -257,6 +262,18 @@ def run_command(
 
 for command in (*calls.COMMANDS, *workers.COMMANDS):
     main.add_command(command)
+
+
+@main.command(
+    "health",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True},
+    short_help="Say whether the servers on this host are well; for probes.",
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def health_command(arguments: tuple[str, ...]) -> int:
+    """Say whether the servers on this host are well; for probes."""
+    return health.main(arguments)
 
 
 @main.group("keys")

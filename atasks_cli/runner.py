@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +17,14 @@ from atasks import forks
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.namespaces import namespaces
+from atasks.tracking import snapshot
 from atasks.worker.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.exits import CommandError, Exit, explain
+from atasks_cli.health import Note
 from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url
+from atasks_cli.notes import keep_notes
+from atasks_cli.probes import serve_probes
 from atasks_cli.settings import Settings
 from atasks_cli.signals import Signals
 from atasks_cli.supervised import Supervised
@@ -26,6 +32,9 @@ from atasks_cli.supervised import Supervised
 __all__ = ["load_all", "run"]
 
 logger = logging.getLogger("atasks.cli")
+
+QUEUE_SECONDS = 5.0
+"""Seconds between two looks at the lengths of queues, for metrics."""
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -80,7 +89,8 @@ def run(
     Raises a CommandError, whose cause is the library's error, for what the library raises.
     """
     ending = Ending()
-    with asyncio.Runner(loop_factory=loop_factory) as runner:  # which waits for threads when it is left
+    probes = serve_probes(settings.http) if settings.http and supervised is None else contextlib.nullcontext()
+    with probes, asyncio.Runner(loop_factory=loop_factory) as runner:  # which waits for threads when it is left
         try:
             code = runner.run(_run(settings, aiomains, supervised, ending))
         except CommandError as error:
@@ -203,7 +213,9 @@ async def _serve(
         **options,
     )
     code: int = Exit.OK
-    async with serving as worker:
+    supervisor = None if supervised is None else os.getppid()
+    queues: dict[str, int] = {}
+    async with serving as worker, keep_notes(lambda: _note(worker, supervisor) | {"queues": queues}):
         stop = asyncio.Event()
         signals.first = stop.set
         _reread_keys_on_hangup(worker.transport)
@@ -217,6 +229,8 @@ async def _serve(
         running = asyncio.create_task(run_all(aiomains))
         ends = {lost, stopped, running}
         watching = {asyncio.create_task(supervised.watch(worker))} if supervised is not None else set()
+        if settings.http is not None:
+            watching.add(asyncio.create_task(_measure(worker, settings.queues, queues)))
         try:
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if running.done() and running.exception() is None:  # the return of an aiomain ends nothing
@@ -257,6 +271,35 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
     show_traceback(error, whole=settings.verbosity >= 2)
     say(f"error: aiomain() of {failure.module} raised {type(error).__name__}; its traceback is above")
     return Exit.FAILED
+
+
+async def _measure(worker: atasks.Worker, served: list[str], lengths: dict[str, int]) -> None:
+    """Keep up to date how many calls wait in the queues that are served, where the transport can tell."""
+    while True:
+        for queue in served or worker.queues(getattr(worker.transport, "queue", "default")):
+            length = await worker.transport.queue_length(queue)
+            if length is not None:
+                lengths[queue] = length
+        await asyncio.sleep(QUEUE_SECONDS)
+
+
+def _note(worker: atasks.Worker, supervisor: int | None) -> Note:
+    """The state of a server, for probes."""
+    connected = worker.transport.is_connected
+    counts = next((found for found in snapshot().workers if found.id == worker.id), None)
+    return {
+        "worker": worker.id,
+        "namespace": worker.namespace,
+        "supervisor": supervisor,
+        "connected": connected,
+        "consuming": connected and not worker.draining,
+        "draining": worker.draining,
+        "running": counts.running if counts is not None else 0,
+        "parked": counts.parked if counts is not None else 0,
+        "waiting": counts.waiting if counts is not None else 0,
+        "slots": worker.concurrency,
+        "lag": counts.loop_lag if counts is not None else 0.0,
+    }
 
 
 def _what(settings: Settings, worker: atasks.Worker) -> str:

@@ -14,6 +14,7 @@ from atasks.errors import InvalidURL
 from atasks.options import validate_queue
 from atasks.urls import take_apart
 from atasks_cli.exits import CommandError, Exit
+from atasks_cli.probes import parse_address
 
 __all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options"]
 
@@ -53,6 +54,8 @@ class Settings:
     """The path of the file of keys; None: $ATASKS_KEYS, if it is set."""
     unsealed: str | None = None
     """The treatment of unsealed messages by a server that has keys; None: it refuses them."""
+    http: tuple[str, int] | None = None
+    """Host and port where a server answers probes; None: nowhere."""
 
     @classmethod
     def make(
@@ -72,6 +75,7 @@ class Settings:
         targets: Iterable[str] = (),
         keys: str | None = None,
         unsealed: str | None = None,
+        http: str | None = None,
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
         queues = list(dict.fromkeys(queues))
@@ -85,8 +89,9 @@ class Settings:
             mode = "client"
             url = url or _DEFAULT_URLS["local"]
         mode = mode or "loopback"
-        if mode != "server" and (queues or grace is not None or unsealed is not None):
-            option = "--queue" if queues else "--grace" if grace is not None else "--unsealed"
+        servers = {"--queue": queues, "--grace": grace, "--unsealed": unsealed, "--http": http}
+        option = next((name for name, value in servers.items() if value not in (None, [])), None)
+        if mode != "server" and option is not None:
             raise CommandError(
                 Exit.USAGE, f"{option} is for --mode server, and this is --mode {mode}: leave it out"
             )
@@ -118,6 +123,7 @@ class Settings:
             tuple(targets),
             keys,
             unsealed,
+            None if http is None else parse_address(http),
         )
 
     @property

@@ -19,6 +19,7 @@ from atasks.supervisor import Supervisor
 from atasks.transport.backends.local import LocalTransport
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
+from atasks_cli.probes import serve_probes
 from atasks_cli.reload import Watcher
 from atasks_cli.settings import Mode, Settings
 from atasks_cli.signals import Signals
@@ -71,7 +72,8 @@ class Supervision:
 
 def supervise(settings: Settings, supervision: Supervision) -> int:
     """Run this very command in worker processes until a signal; the exit code. Raises a CommandError."""
-    with asyncio.Runner() as runner:
+    probes = serve_probes(settings.http) if settings.http else contextlib.nullcontext()
+    with probes, asyncio.Runner() as runner:
         return runner.run(_supervise(settings, supervision))
 
 

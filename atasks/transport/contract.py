@@ -71,6 +71,15 @@ class Transport:
         """What it counts of the calls that are made over it."""
         namespaces.register(namespace, transport=self)
 
+    @property
+    def is_connected(self) -> bool:
+        """False while a lost connection is being restored, and where there was none or will be none."""
+        return True
+
+    async def queue_length(self, queue: str) -> int | None:
+        """How many calls wait in this queue for a worker to take them; None: it cannot tell, now or ever."""
+        return None
+
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:
         """Make the transport for a URL of `connect` or `serve`: here nothing but its scheme counts."""

@@ -152,6 +152,10 @@ class LocalTransport(CallTransport):
         self.serving: Serving | None = None
         self._keeper: asyncio.Task[None] | None = None
 
+    @property
+    def is_connected(self) -> bool:
+        return self._link is not None
+
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LocalTransport:
         """`unix:///run/app.sock` or `local:`; `queue` and `workers` may stand in the query."""

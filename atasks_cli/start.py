@@ -1,0 +1,18 @@
+"""The entry point of the `atasks` command: probes start without the rest of the package."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line; `atasks health` alone imports nothing more than it needs."""
+    if sys.argv[1:2] == ["health"]:
+        from atasks_cli.health import main as health
+
+        sys.exit(health(sys.argv[2:]))
+    from atasks_cli.main import main as command_line
+
+    command_line()

@@ -1,0 +1,79 @@
+"""The files of docs/operations: they name metrics that exist, commands that parse, and times that fit together."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+
+from atasks.contrib.prometheus import Collector
+from atasks_cli.main import main
+
+FOLDER = Path(__file__).parents[2] / "docs" / "operations"
+FILES = sorted(path.name for path in FOLDER.iterdir())
+MARGIN = 20
+"""Seconds past the grace that docs/shutdown.md asks for, with something to spare."""
+
+
+def exported() -> set[str]:
+    """Names of the samples that a scrape may hold."""
+    registry = CollectorRegistry()
+    registry.register(Collector(lambda: {"default": 3}))
+    text = generate_latest(registry).decode()
+    names = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
+        names |= {f"{name}_{end}" for end in ("bucket", "count", "sum")} if kind == "histogram" else {name}
+    return names
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_metrics_that_are_named_exist(name: str) -> None:
+    named = set(re.findall(r"\batasks_[a-z_]+\b(?!:)", (FOLDER / name).read_text()))
+    assert named <= exported()
+    assert named or name not in ("alerts.yaml", "grafana.json", "keda.yaml")
+
+
+def test_metrics_that_the_page_names_exist() -> None:
+    page = (FOLDER.parent / "operations.md").read_text()
+    named = set(re.findall(r"`(atasks_[a-z_]+)`", page))
+    names = exported()
+    assert len(named) > 10
+    assert {name for name in named if name not in names and f"{name}_count" not in names} == set()
+
+
+def commands(name: str) -> list[list[str]]:
+    """The `atasks run` commands in a file."""
+    text = (FOLDER / name).read_text()
+    quoted = re.findall(r"\[\"atasks\", \"run\".*\]", text)
+    started = re.findall(r"^ExecStart=(\S*atasks run .*)$", text, re.MULTILINE)
+    return [json.loads(found) for found in quoted] + [shlex.split(found) for found in started]
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "atasks.service", "kubernetes.yaml"])
+def test_commands_parse_and_have_time_to_drain(name: str) -> None:
+    (command,) = commands(name)
+    run = main.get_command(click.Context(main), "run")
+    assert run is not None
+    given = run.make_context("run", command[2:]).params
+    assert (given["mode"], given["targets"]) == ("server", ("app.tasks",))
+    assert given["http"].endswith(":8000")
+    text = (FOLDER / name).read_text()
+    patience = re.search(r"(?:TimeoutStopSec=|terminationGracePeriodSeconds: )(\d+)", text)
+    if name != "Dockerfile":  # docker stop has it
+        assert patience is not None
+        assert float(patience[1]) >= given["grace"] + MARGIN
+
+
+def test_the_dashboard_is_one_that_grafana_takes() -> None:
+    board = json.loads((FOLDER / "grafana.json").read_text())
+    assert {panel["type"] for panel in board["panels"]} == {"timeseries"}
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids) == 8
+    places = {(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in board["panels"]}
+    assert len(places) == 8
