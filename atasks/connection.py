@@ -330,7 +330,7 @@ def _is_meant(name: str, scheme: str) -> bool:
         return False  # its worker takes it
     if (scheme, name) not in _ignored:
         _ignored.add((scheme, name))
-        logger.debug("%s: ignores the option %s, which has no meaning there", scheme, name)
+        logger.debug("the transport of %s: URLs ignores the option %s: it has no meaning there", scheme, name)
     return False
 
 

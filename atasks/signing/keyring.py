@@ -49,7 +49,9 @@ class Keyring:
         try:
             self._load()
         except InvalidKeys as error:
-            logger.error("the keys stay as they are: %s", error)
+            logger.error(
+                "the file of keys cannot be used, so the keys that were read before stay in use: %s", error
+            )
         else:
             logger.info("%d keys were read from %s: %s", len(self._keys), self.path, ", ".join(self._keys))
 

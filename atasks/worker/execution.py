@@ -117,7 +117,9 @@ async def _serve(run: HeldCall) -> Reply:
 def _log_late(run: HeldCall, error: BaseException) -> None:
     if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not run.call.orphan:  # else it is logged anyway
         logger.error(
-            "%s raised after it was cancelled: maybe nobody hears of it", describe(run.call), exc_info=error
+            "%s raised after it was cancelled, so its caller may not get the exception",
+            describe(run.call),
+            exc_info=error,
         )
 
 

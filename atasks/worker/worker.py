@@ -496,7 +496,7 @@ class Worker:
         """Count a request that could not be read; log the first one."""
         self.cells[BAD] += 1
         if self.cells[BAD] == 1:
-            logger.error("a bad message was refused, and further ones will be without a line here: %s", reason)
+            logger.error("a bad message was refused (%s); this worker logs no further ones", reason)
 
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""

@@ -104,7 +104,11 @@ class ThreadCall:
     def end(self, returned: bool, value: Any) -> None:
         """The function has returned or raised."""
         if self.state is State.ABANDONED and isinstance(value, Exception) and not returned:
-            logger.error("%s raised, and nobody hears of it", describe(self.run.call), exc_info=value)
+            logger.error(
+                "%s raised in its thread after its await had ended, so no caller gets the exception",
+                describe(self.run.call),
+                exc_info=value,
+            )
         self.state = State.ENDED
         if not self.returned.done():
             self.value = value

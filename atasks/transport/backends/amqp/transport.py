@@ -182,7 +182,10 @@ class AMQPTransport(CallTransport):
                     await session.outbox.flushed()
                     await self.calling.leave(session.link)
         except CLIENT_ERRORS as error:
-            logger.info("not everything could be cleaned up at the broker: %s", error)
+            logger.info(
+                "queues of this process stay at the broker until they expire, since they could not be removed: %s",
+                error,
+            )
         finally:
             self._keeper = None
             keeper.cancel()
@@ -257,7 +260,10 @@ class AMQPTransport(CallTransport):
         """Nothing restores the connection any more: say so loudly, and end every await."""
         if not keeper.cancelled():
             error = keeper.exception()
-            logger.critical("the connection is not restored any more", exc_info=error)
+            logger.critical(
+                "the transport failed and connects no more, so every await ends: report the traceback",
+                exc_info=error,
+            )
             self._end(State.FAILED, f"the transport failed ({type(error).__name__})")
             if self.serving is not None:
                 self.serving.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
@@ -421,7 +427,10 @@ class AMQPTransport(CallTransport):
                 if self.serving is not None:
                     await self.serving.acknowledged()
         except TimeoutError:
-            logger.error("%d messages could not be sent before the end", len(self.session.outbox))
+            logger.error(
+                "%d messages could not be sent before the transport closed: they are dropped",
+                len(self.session.outbox),
+            )
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):

@@ -296,7 +296,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             self.receive(messages)
 
     def _refuse(self, reason: str) -> None:
-        logger.error("the other side of a local connection sent %s: it is closed", reason)
+        logger.error("the other side of a local connection sent %s: the connection is closed", reason)
         if self.transport is not None:
             self.transport.abort()
 

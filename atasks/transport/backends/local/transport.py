@@ -344,7 +344,10 @@ class LocalTransport(CallTransport):
         """Say loudly that the keeper ended without a connection, and end every await."""
         error = None if keeper.cancelled() else keeper.exception()
         if error is not None:
-            logger.critical("the connection is not restored any more", exc_info=error)
+            logger.critical(
+                "the transport failed and connects no more, so every await ends: report the traceback",
+                exc_info=error,
+            )
             self._closed(f"the transport failed ({type(error).__name__})")
 
     # -- calls

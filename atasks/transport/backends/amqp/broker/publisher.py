@@ -96,7 +96,7 @@ class Publisher:
             try:
                 self._ended(message, ending)
             except Exception:
-                logger.exception("what the broker said of a message could not be dealt with")
+                logger.exception("an answer of the broker could not be handled: report the traceback")
 
     def close(self) -> None:
         """The channel is gone: what it may still tell does not count."""

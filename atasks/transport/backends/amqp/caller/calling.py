@@ -171,7 +171,7 @@ class Calling:
             self._bad_replies += 1
             if self._bad_replies == 1:
                 logger.error(
-                    "a bad message on the reply queue was dropped, further ones will be silently: %s", error
+                    "a bad message on the reply queue was dropped (%s); this process logs no further ones", error
                 )
         news = False
         if session.seals is not None:

@@ -87,7 +87,7 @@ class OverdueCalls:
                 if await self._round():
                     quick = max(quick, 1)
             except CLIENT_ERRORS as error:  # the link went: after the reconnect there is another round
-                logger.debug("a round of questions was cut short: %s", error)
+                logger.debug("the connection ended a round of questions to workers: %s", error)
 
     def suspect(self, pendings: Iterable[Pending]) -> None:
         """These calls may be lost: ask for them now."""

@@ -55,7 +55,7 @@ class Leases:
             try:
                 await self._round()
             except CLIENT_ERRORS as error:
-                logger.debug("a round of leases was cut short: %s", error)
+                logger.debug("the connection ended a round of leases: %s", error)
 
     async def delete(self, link: Link) -> None:
         """Delete the lease queues: nothing is held in them any more."""

@@ -133,7 +133,7 @@ class Replies:
         try:
             self._tell_callers(message)
         except Exception:
-            logger.exception("the callers of a message that failed could not be told")
+            logger.exception("a request failed, and its callers could not be told")
         finally:
             self.dead_letter(message, consumer.acks, consumer.name)
 
@@ -242,7 +242,10 @@ class ReplyMessage(MessageToCaller):
         single one goes a reply that says why; if that cannot be sent either, nobody can be told."""
         self._replies.refused.ended(self)
         if refusal.exchange is not None:
-            logger.error("nobody can be told how calls ended: %s", refusal.error("a reply", len(self.body)))
+            logger.error(
+                "replies cannot be sent, so their callers do not learn how the calls ended: %s",
+                refusal.error("a reply", len(self.body)),
+            )
             self.settle()
             return
         for reply, inbound in self._answers:

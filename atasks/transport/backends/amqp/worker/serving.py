@@ -121,7 +121,10 @@ class Serving:
             TimeoutError,
         ) as error:  # its node of the cluster is down: no reason not to serve
             self._endure(error)
-            logger.warning("queue %r cannot be used: what cannot be read is dropped for now", topology.dead)
+            logger.warning(
+                "queue %r cannot be used, so unreadable messages are dropped: see to its node",
+                topology.dead,
+            )
         control = station.control = topology.control_queue(worker.id, station.epoch)
         await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))

@@ -202,7 +202,7 @@ class Hub:
         """Some messages make no sense: those that are requests are answered, and the others are dropped."""
         self._bad_messages += len(salvaged.bad)
         if self._bad_messages == len(salvaged.bad):
-            logger.error("a bad message was refused, further ones will be without a line: %s", salvaged.bad[0][1])
+            logger.error("a bad message was refused (%s); the hub logs no further ones", salvaged.bad[0][1])
         self._receive(peer, salvaged.messages)
         for asker, reason in salvaged.bad:
             refusal = f"request refused: {reason}"
