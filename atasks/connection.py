@@ -48,7 +48,7 @@ Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextM
 
 
 class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
-    """What `connect` and `serve` return: a block that has nothing open until it is entered.
+    """The block that `connect` and `serve` return. Nothing is open until it is entered.
 
     It is no generator: those that are suspended when their event loop ends are closed there all at once, the outer
     ones while the inner ones still run. A block that nobody has left by then is left in one piece, and a
@@ -99,7 +99,7 @@ class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
                 await end.aclose()
 
     async def _left_at_the_end(self) -> AsyncGenerator[None, None]:
-        """What the event loop closes when it ends."""
+        """Leave the block when the event loop ends: it closes this generator then."""
         try:
             yield
         finally:
@@ -115,7 +115,7 @@ class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
                 )
 
     def _recreate_cm(self) -> _Opening[T]:
-        """As a decorator, each call of the function has a block of its own."""
+        """Make a block for each call of a function that this decorates."""
         return _Opening(self._name, self._url, self._enter)
 
 

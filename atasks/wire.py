@@ -301,7 +301,7 @@ class Query(Struct, array_like=True, tag=20, gc=False):
 
     v: int
     token: Key
-    """What answers repeat."""
+    """The text that answers repeat."""
     content: Annotated[bytes, Meta(max_length=MAX_QUERY)]
     """One of `atasks.tracking.queries`."""
     worker: Annotated[str, Meta(max_length=64)] = ""
@@ -311,7 +311,7 @@ class Query(Struct, array_like=True, tag=20, gc=False):
 
 
 class QueryAnswer(Struct, array_like=True, tag=21, gc=False):
-    """What a worker answers to a `Query`."""
+    """The answer of a worker to a `Query`."""
 
     v: int
     token: Key

@@ -37,7 +37,7 @@ class Place:
     keys: str | None
     timeout: float
     expect: int | None
-    """How many workers there are; None: nobody knows."""
+    """The number of workers; None: nobody knows."""
     as_json: bool
 
     @asynccontextmanager
@@ -57,7 +57,7 @@ class Place:
 
     @asynccontextmanager
     async def fleet(self) -> AsyncIterator[Fleet]:
-        """Its workers, to be asked."""
+        """Open the fleet of workers, to ask them."""
         async with self.transport() as transport:
             yield Fleet(transport, self.timeout, self.expect)
 

@@ -1,4 +1,4 @@
-"""What commands that look at a fleet write to stdout: tables in a terminal, plain text in a pipe, or JSON."""
+"""Output of the commands that look at a fleet: tables in a terminal, plain text in a pipe, or JSON."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
-    """Whether rich is there, and has shown it."""
+    """Show the table by rich. Returns False if rich is not installed."""
     try:
         from rich.console import Console
         from rich.table import Table

@@ -122,7 +122,7 @@ class WorkerProcess:
 
     @property
     def counts(self) -> list[WorkerCounts]:
-        """What its workers have counted so far, or until it ended."""
+        """The counts of the process's workers so far, or until it ended."""
         return snapshots.read(self._box.table)
 
     def describe_calls(self) -> str:

@@ -42,7 +42,7 @@ class RunningCalls:
         os.ftruncate(self.fd, SIZE)
         self._map = mmap.mmap(self.fd, SIZE)
         self.table = Table(memoryview(self._map)[COUNTERS:])
-        """What its workers have counted."""
+        """The counters of the process's workers."""
 
     def read(self) -> tuple[list[tuple[str, str]], int]:
         """(call id, name of the atask) of the calls noted, the latest first, and how many more there are."""
@@ -97,18 +97,18 @@ class RunningCallsNotes:
             self._free.append(record)
 
 
-_recorder: RunningCallsNotes | None = None
+_notes: RunningCallsNotes | None = None
 
 
 def install(fd: int) -> None:
     """Have the workers of this process note their calls in the `RunningCalls` of this file descriptor."""
-    global _recorder
-    _recorder = RunningCallsNotes(fd)
+    global _notes
+    _notes = RunningCallsNotes(fd)
 
 
 def installed() -> RunningCallsNotes | None:
     """The notes of this process; None where nobody would read it."""
-    return _recorder
+    return _notes
 
 
 def _new_file() -> int:

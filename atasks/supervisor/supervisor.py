@@ -74,7 +74,7 @@ class Supervisor:
         self._served = False
         self._early_deaths = 0
         self._counted: dict[str, TaskCounts] = {}
-        """What processes have counted that have ended, by atask."""
+        """Counts of processes that have ended, by atask."""
         snapshots.include(self)
 
     async def __aenter__(self) -> Self:
@@ -91,8 +91,8 @@ class Supervisor:
         return sorted(self._processes, key=lambda process: (process.number, process.pid))
 
     def snapshot(self) -> Snapshot:
-        """What the workers of its processes count, and what those counted that have ended; see `atasks.tracking`.
-        It reads memory that they share, and asks nobody."""
+        """Return the counts of all workers of its processes, and of those that have ended; see
+        `atasks.tracking`. Reads memory that they share, and asks nobody."""
         workers = [worker for process in self.processes for worker in process.counts]
         return Snapshot(time.time(), workers, [], list(self._counted.values()))
 

@@ -1,4 +1,4 @@
-"""What workers say of themselves and of their calls, and what they can be told to do."""
+"""Cases for questions to workers about themselves and their calls, and for orders to them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WAIT = 5.0
 
 
 def fleet_of(site: Site) -> Fleet:
-    """Who asks the workers of the site, over the caller's transport."""
+    """Return the fleet that asks the workers of the site, over the caller's transport."""
     assert isinstance(site.caller, CallTransport)
     return Fleet(site.caller, WAIT, len(site.workers))
 

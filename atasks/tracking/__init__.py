@@ -1,4 +1,4 @@
-"""What a program can know of its workers and callers: counters, always on.
+"""The counters of a program's workers and callers, always on.
 
 from atasks import tracking
 

@@ -48,9 +48,10 @@ MAX_BYTES: Final = 2**20
 
 
 def answer(worker: Worker, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
-    """What this worker, which serves these queues, says to a question; None: nothing.
+    """Return this worker's answer to a question; None: it has none. `queues` are those that it serves.
 
-    `owner`: only calls of the key of that name may be ended; None: all. Never raises."""
+    `owner`: only calls of the key of that name may be ended; None: all. Never raises.
+    """
     if query.worker not in ("", worker.id) or (query.queue and query.queue not in queues):
         return None
     question = queries.decode_question(query.content)
@@ -191,7 +192,8 @@ class _Answering:
         )
 
     def _cancel(self, call_id: str) -> bool:
-        """Whether it has ended here, or will at once; else it will when it comes here."""
+        """Cancel a call. Returns True if it has ended here, or will at once; else it will end when it comes
+        here."""
         worker = self.worker
         run = worker.find(call_id)
         if run is not None:
@@ -207,7 +209,7 @@ class _Answering:
         return False
 
     def _may_end(self, pending: Pending) -> bool:
-        """Whether the call that awaits it may be told of."""
+        """Return True if the answer may name the call that awaits it."""
         run = self.worker.find(pending.call.parent or "")
         return self.owner is None or (run is not None and self._may(run))
 

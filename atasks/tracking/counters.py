@@ -73,8 +73,9 @@ ENDINGS: Final = (
     "refused",
     "other",
 )
-"""How calls end: the first ten are those of `wire.Status`, in its order. `withdrawn`: the await was cancelled;
-`given_back`: another worker has the call; `kept`: it was submitted; `refused`: it never left its caller."""
+"""The endings of calls: the first ten are those of `wire.Status`, in its order. `withdrawn`: the await was
+cancelled; `given_back`: another worker has the call; `kept`: it was submitted; `refused`: it never left its
+caller."""
 WITHDRAWN: Final = 10
 GIVEN_BACK: Final = 11
 KEPT: Final = 12
@@ -83,8 +84,8 @@ NO_REPLY: Final = 14
 OTHER: Final = 15
 
 BUCKETS: Final = 36
-"""Of a histogram of times: bucket `k` counts those below 2 ** k microseconds that the one before does not count.
-The last one counts all that are longer (9.5 hours and more)."""
+"""Buckets of a histogram of times: bucket `k` counts those below 2 ** k microseconds that the one before does
+not count. The last one counts all that are longer (9.5 hours and more)."""
 LAST_BUCKET: Final = BUCKETS - 1
 
 # The cells of the row of an atask. `RECEIVED` counts at a caller what it has sent.
@@ -113,7 +114,7 @@ SLOTS: Final = 2
 BAD: Final = 3
 """Messages that could not be read."""
 LAG_US: Final = 4
-"""How long the event loop took for a turn, when it was measured last: microseconds."""
+"""Microseconds that a turn of the event loop took, when it was measured last."""
 LAG_ASKED: Final = 5
 """When it was asked for a turn that has not come yet: microseconds of the monotonic clock; 0: none is due."""
 SINCE_MS: Final = 6

@@ -35,7 +35,7 @@ __all__ = ["Fleet", "FleetCalls"]
 A = TypeVar("A", bound=Answer)
 
 WAIT_SECONDS: Final = 1.0
-"""How long answers are waited for: nobody knows how many workers there are, and one may be busy."""
+"""Seconds to wait for answers: nobody knows how many workers there are, and one may be busy."""
 IDS_AT_ONCE: Final = 1000
 
 
@@ -54,7 +54,7 @@ class FleetCalls(Struct):
 
 
 class Fleet:
-    """What can be asked of the workers of the namespace that a transport serves, and what they can be told to do.
+    """The workers of the namespace that a transport serves: questions to them, and orders.
 
     Every question waits for `wait` seconds for answers, or until `size` workers have answered. A worker whose
     event loop is blocked for longer is not in the answers.
@@ -71,7 +71,7 @@ class Fleet:
         return await self._ask(Ping(), Pong, worker=worker, queue=queue, enough=expect)
 
     async def workers(self, *, worker: str = "", queue: str = "") -> list[WorkerInfo]:
-        """What the workers say of themselves."""
+        """Ask the workers about themselves."""
         found = await self._ask(Inspect("worker"), WorkerInfo, worker=worker, queue=queue)
         return sorted(found.values(), key=lambda info: info.id)
 

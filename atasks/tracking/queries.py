@@ -1,4 +1,4 @@
-"""What can be asked of workers, and what they answer: MessagePack maps within `wire.Query` and `wire.QueryAnswer`.
+"""Questions to workers, and their answers: MessagePack maps within `wire.Query` and `wire.QueryAnswer`.
 
 Readers ignore fields and kinds that they do not know, so workers and those who ask may be of different versions.
 No answer has arguments or results of calls in it.
@@ -46,11 +46,11 @@ State = Literal["waiting", "running", "parked"]
 
 
 class Ping(Struct, tag="ping"):
-    """Who is there? Answered by `Pong`."""
+    """The question which workers there are. Answered by `Pong`."""
 
 
 class Inspect(Struct, tag="inspect"):
-    """What are you, or which calls do you hold? Answered by `WorkerInfo`, or by `Calls`."""
+    """The question for a worker's state, or for its calls. Answered by `WorkerInfo`, or by `Calls`."""
 
     what: Literal["worker", "calls"]
     limit: Annotated[int, Meta(ge=1, le=MAX_CALLS)] = MAX_CALLS
@@ -102,12 +102,12 @@ class WorkerInfo(Struct, tag="worker"):
     namespace: str
     queues: list[str]
     version: str
-    """Of atasks."""
+    """The version of atasks."""
     python: str
     codec: str
     transport: str
     now: float
-    """Its wall clock, in seconds."""
+    """The worker's wall clock, in seconds."""
     uptime: float
     draining: bool
     concurrency: int
@@ -117,11 +117,11 @@ class WorkerInfo(Struct, tag="worker"):
     loop_lag: float
     bad: int
     tasks: list[TaskCounts] = []
-    """Of those atasks of which it got calls; the busiest ones if there are more than `MAX_CALLS`."""
+    """Counts of the atasks that it got calls of; of the busiest ones if there are more than `MAX_CALLS`."""
     refused: dict[str, int] = {}
     """Messages whose seals were refused, by the reason."""
     cut: bool = False
-    """Whether some atasks were left out."""
+    """True if some atasks were left out."""
 
 
 class Awaited(Struct):
@@ -156,11 +156,11 @@ class CallInfo(Struct):
     root: str = ""
     """The call at the top of the chain: its own id if none awaits it."""
     progress: str = ""
-    """What it reported last."""
+    """The latest report of the call's progress."""
     awaits: list[Awaited] = []
     """Calls that it awaits now."""
     cut: bool = False
-    """Whether it awaits more than those."""
+    """True if the call awaits more than those."""
 
 
 class Calls(Struct, tag="calls"):
@@ -168,11 +168,11 @@ class Calls(Struct, tag="calls"):
 
     calls: list[CallInfo]
     total: int
-    """How many there are of those that were asked for."""
+    """The number of calls that match the question."""
 
     @property
     def cut(self) -> bool:
-        """Whether some were left out."""
+        """True if some calls were left out."""
         return self.total > len(self.calls)
 
 
@@ -202,7 +202,7 @@ class Cancelled(Struct, tag="cancelled"):
 
 
 class Done(Struct, tag="done"):
-    """It is done; or `problem` says why not."""
+    """The order was carried out; or `problem` says why not."""
 
     problem: str = ""
 

@@ -1,4 +1,4 @@
-"""What the counters say now, as plain objects: for metrics, probes, and answers to who asks."""
+"""The counters at one moment, as plain objects: for metrics, probes, and answers to questions."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Histogram(Struct, frozen=True):
     """Times, counted in buckets that grow by a factor of two."""
 
     sum: float = 0.0
-    """Of all times, in seconds."""
+    """The sum of all times, in seconds."""
     buckets: list[int] = []
-    """How many times there were between one of `BOUNDS` and the next."""
+    """The number of times between one of `BOUNDS` and the next."""
 
     @property
     def count(self) -> int:
-        """How many times were counted."""
+        """The number of times that were counted."""
         return sum(self.buckets)
 
     def quantile(self, share: float) -> float | None:
@@ -97,7 +97,7 @@ class TaskCounts(Struct):
     lost: int = 0
     """Calls that this worker declared lost with another one."""
     ended: dict[str, int] = {}
-    """How calls ended, by the names in `ENDINGS`, -> how many."""
+    """The number of calls for each ending, by the names in `ENDINGS`."""
     wait: Histogram = Histogram()
     """Times from the request to the start, by the clocks of both sides. Empty at a caller."""
     run: Histogram = Histogram()
@@ -159,7 +159,7 @@ class Snapshot(Struct):
     workers: list[WorkerCounts]
     callers: list[CallerCounts]
     ended: list[TaskCounts] = []
-    """What worker processes have counted that have ended since, by atask."""
+    """Counts of worker processes that have ended since, by atask."""
 
     def tasks(self) -> dict[str, TaskCounts]:
         """The sums over all workers, by atask; no number in it falls while this process lives."""
@@ -167,7 +167,7 @@ class Snapshot(Struct):
 
 
 class Source(Protocol):
-    """What adds workers to the snapshot of this process."""
+    """A function that adds workers to the snapshot of this process."""
 
     def snapshot(self) -> Snapshot: ...
 

@@ -68,7 +68,7 @@ class Transport:
         self.namespace = validate_queue(namespace, "namespace")
         self.callback: RequestCallback | None = None
         self.counters = callers.new(self, self.namespace)
-        """What it counts of the calls that are made over it."""
+        """The counters of the calls that are made over the transport."""
         namespaces.register(namespace, transport=self)
 
     @property
@@ -77,7 +77,8 @@ class Transport:
         return True
 
     async def queue_length(self, queue: str) -> int | None:
-        """How many calls wait in this queue for a worker to take them; None: it cannot tell, now or ever."""
+        """Return the number of calls that wait in this queue for a worker; None: the transport cannot tell, now
+        or ever."""
         return None
 
     @classmethod

@@ -122,9 +122,9 @@ class Worker:
         self.state = state
         self.pools = Executors(threads, processes, concurrency, self._fill)
         """For blocking functions."""
-        self._recorder = recorder = running_calls.installed()
-        self.counters = Counters(self.id, self.namespace, None if recorder is None else recorder.table)
-        """What it counts: everything that is a number of calls is counted there, and nowhere else."""
+        self._notes = notes = running_calls.installed()
+        self.counters = Counters(self.id, self.namespace, None if notes is None else notes.table)
+        """The counters of this worker: everything that is a number of calls is counted there, and nowhere else."""
         self.cells = cells = self.counters.own
         """Those of them that are not of one atask: `BUSY`, `PARKED` and so on."""
         cells[SLOTS], cells[SINCE_MS] = concurrency, int(time.time() * 1000)
@@ -580,8 +580,8 @@ class Worker:
         waited = max(int(time.time() * 1_000_000) - call.sent_ms * 1000, 0)
         row[WAIT_US] += waited
         row[WAIT + min(waited.bit_length(), LAST_BUCKET)] += 1
-        if self._recorder is not None:
-            self._recorder.enter(call)
+        if self._notes is not None:
+            self._notes.enter(call)
         self.cells[BUSY] += 1
         watchdog = self._watchdog
         if watchdog.asleep:
@@ -635,8 +635,8 @@ class Worker:
         if run.timer is not None:
             run.timer.cancel()
         self._forget(run)
-        if self._recorder is not None:
-            self._recorder.leave(run.call)
+        if self._notes is not None:
+            self._notes.leave(run.call)
         run.ended = True
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
         if reply is None or reply.status:

@@ -1,4 +1,5 @@
-"""What the reply queues of callers refused: a policy bounds them (`max-length`, `overflow=reject-publish`)."""
+"""`RefusedReplies`: replies that the reply queues of callers refused, because a policy bounds them
+(`max-length`, `overflow=reject-publish`)."""
 
 from __future__ import annotations
 
@@ -40,12 +41,12 @@ class RefusedReplies:
         self._empty.set()
 
     def takes(self, message: MessageToCaller) -> bool:
-        """Whether this message has to wait behind others here. False: send it."""
+        """Keep this message if it must wait behind others here. Returns False if it should be sent."""
         line = self._lines.get(message.routing_key) if self._lines else None
         return line is not None and self._keep(message, line)
 
     def add(self, message: MessageToCaller) -> None:
-        """Its queue has refused it."""
+        """Keep a message that its queue has refused."""
         line = self._lines.get(message.routing_key)
         if line is None:
             line = self._lines[message.routing_key] = _Line(asyncio.get_running_loop().time())
@@ -126,7 +127,7 @@ class RefusedReplies:
 
 
 class _Line:
-    """What waits for one reply queue."""
+    """The messages that wait for one reply queue."""
 
     __slots__ = ("pause", "sent", "since", "timer", "waiting")
 

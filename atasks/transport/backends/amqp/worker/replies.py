@@ -165,14 +165,14 @@ def _batches(replies: Sequence[Answer]) -> Iterator[list[Answer]]:
 
 
 class MessageToCaller(Outgoing):
-    """What a reply queue gets. Returned means that the caller is gone: nobody is there to be told."""
+    """A message for a reply queue. If it is returned, the caller is gone: nobody is there to be told."""
 
     __slots__ = ("_replies",)
 
     _replies: Replies
 
     def settle(self) -> None:
-        """What it answers needs nothing more."""
+        """Settle the requests that the message answers: they need nothing more."""
 
     def halves(self) -> Sequence[MessageToCaller]:
         """Two messages that are as good as this one; itself, if it cannot be divided."""
