@@ -304,7 +304,7 @@ def _note(worker: atasks.Worker, supervisor: int | None) -> Note:
 
 def _what(settings: Settings, worker: atasks.Worker) -> str:
     count = len(worker.tasks)
-    queues = settings.queues or worker.queues(getattr(worker.transport, "queue", "default"))
+    queues = settings.queues or worker.served.queues(getattr(worker.transport, "queue", "default"))
     what = "1 atask" if count == 1 else f"{count} atasks"
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
     return f"{what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}"

@@ -4,7 +4,8 @@ A transport moves requests and replies of one namespace. There are two levels:
 
 - The minimal contract, for a transport of your own: `connect`, `disconnect` and `send_request(name, content)`.
   Both contents are opaque messages of wire v1, so ids, deadlines and the chain of calls travel inside.
-- The rich contract, which the router and the worker speak: `request(call, options)` and `serve(worker)`.
+- The rich contract, which the router and the worker speak: `request(call, options)` and `serve(worker)`. What a
+  transport may ask of the worker is in `server.py`.
   `Transport` adapts the minimal contract to it; `CallTransport` implements the caller's half for transports that
   move `Call` and `Reply` objects, cancellation included.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atasks import wire
@@ -25,6 +27,7 @@ from atasks.errors import (
 from atasks.namespaces import namespaces
 from atasks.options import Executor, TaskOptions, validate_queue
 from atasks.tracking.counters import ENDED, RECEIVED, callers, failed, replied
+from atasks.transport.minimal import respond
 from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
     from atasks.transport.records.contract import Records
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["RequestCallback", "Transport", "get_transport"]
 
@@ -193,18 +196,18 @@ class Transport:
 
     async def publish(self, call: Call) -> None:
         """Have the handlers of an event run: `call.task` is its name, and nobody awaits what they return. Returns
-        when the event is safe. A transport that does this hands out the events of `Worker.subscriptions`."""
+        when the event is safe. A transport that does this hands out the events of `ServerTasks.subscriptions`."""
         raise NotSupported(f"{type(self).__name__} moves no events: publish them over another transport")
 
-    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+    async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
         """Deliver requests to the worker from now on; again after `stop_serving`, for the same worker."""
-        await self.register_callback(worker.answer)
+        await self.register_callback(partial(respond, worker))
 
-    async def stop_serving(self, worker: Worker) -> None:
+    async def stop_serving(self, worker: Server) -> None:
         """Deliver no more requests; replies to those that were delivered still leave."""
         await self.unregister_callback()
 
-    async def has_other_workers(self, worker: Worker) -> bool:
+    async def has_other_workers(self, worker: Server) -> bool:
         """Return True if another worker serves each of the queues of this one, as far as can be known."""
         return False
 
@@ -217,13 +220,13 @@ class Transport:
         timer of its own."""
         return 0.0
 
-    def slots_changed(self, worker: Worker) -> None:
+    def slots_changed(self, worker: Server) -> None:
         """The worker has free slots and nothing to put in them: a chance to ask for more."""
 
-    def overfull(self, worker: Worker) -> None:
+    def overfull(self, worker: Server) -> None:
         """Calls wait in the worker for a slot for some time: a chance to let other workers have them."""
 
-    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+    def lacks_place(self, worker: Server, executor: Executor) -> None:
         """Calls wait in the worker for a place in a pool: a chance to let other workers have them."""
 
 

@@ -15,7 +15,6 @@ from atasks.errors import (
     NoWorker,
 )
 from atasks.options import Executor, TaskOptions
-from atasks.tracking.answering import answer
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import Transport
 from atasks.transport.records.contract import DEFAULT_EXPIRES
@@ -28,7 +27,7 @@ from atasks.wire import Call, Credit, End, Item, Query, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["LoopbackTransport"]
 
@@ -58,8 +57,8 @@ class LoopbackTransport(CallTransport):
         records = MemoryRecords(self, keep_runs, keep_bytes)
         super().__init__(namespace)
         self._memory = records
-        self._worker: Worker | None = None
-        self._workers: dict[str, Worker] = {}
+        self._worker: Server | None = None
+        self._workers: dict[str, Server] = {}
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
         self._groups: dict[str, Subscription] = {}
@@ -95,12 +94,12 @@ class LoopbackTransport(CallTransport):
         kind = Transport if self._minimal else CallTransport
         return kind.request(self, call, options)
 
-    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+    async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
         await super().serve(worker, queues)
         self._worker = self._workers[worker.id] = worker
-        known = worker.queues("default") if queues is None else queues
+        known = worker.served.queues("default") if queues is None else queues
         self._groups.update(
-            {item.queue: item for item in worker.subscriptions if item.queue and item.queue in known}
+            {item.queue: item for item in worker.served.subscriptions if item.queue and item.queue in known}
         )
         waiting, self._waiting = self._waiting, {}
         for pending in waiting.values():
@@ -111,7 +110,7 @@ class LoopbackTransport(CallTransport):
             return 0.0  # it has its time from here on
         return max(time.time() - call.sent_ms / 1000 - self.clock_skew, 0.0)
 
-    async def stop_serving(self, worker: Worker) -> None:
+    async def stop_serving(self, worker: Server) -> None:
         if self._worker is worker:  # else another one took over
             await super().stop_serving(worker)
             self._worker = None
@@ -121,7 +120,11 @@ class LoopbackTransport(CallTransport):
             return await super().publish(call)
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        each = [] if self._worker is None else [item for item in self._worker.subscriptions if item.queue is None]
+        each = (
+            []
+            if self._worker is None
+            else [item for item in self._worker.served.subscriptions if item.queue is None]
+        )
         for subscription in (*self._groups.values(), *each):
             if subscription.event == call.task:
                 future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -170,17 +173,18 @@ class LoopbackTransport(CallTransport):
                 worker.cancel(call_id)
 
     def _locate(self, pending: Pending) -> None:
-        found = (run for worker in self._workers.values() if (run := worker.find(pending.call.id)) is not None)
-        run = next(found, None)
-        if run is not None:
-            pending.where = found_at(run)
-        elif self._worker is None:
+        for worker in self._workers.values():
+            run = worker.find(pending.call.id)
+            if run is not None:
+                pending.where = found_at(worker.id, run, asyncio.get_running_loop().time())
+                return
+        if self._worker is None:
             pending.where = Whereabouts("worker", pending.options.queue or "default")
 
     def _send_query(self, query: Query) -> None:
         loop = asyncio.get_running_loop()
         for worker in list(self._workers.values()):
-            found = answer(worker, worker.queues("default"), query)
+            found = worker.answer(worker.served.queues("default"), query)
             if found is not None:
                 loop.call_soon(self._hear, found)
 

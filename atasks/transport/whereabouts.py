@@ -10,7 +10,7 @@ from atasks.errors import CallTimeout
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.held_call import HeldCall
+    from atasks.transport.server import HeldRun
 
 __all__ = ["Whereabouts", "found_at", "timed_out", "whereabouts_by"]
 
@@ -53,10 +53,10 @@ def timed_out(call: Call, where: Whereabouts | None = None, now: float | None = 
     )
 
 
-def found_at(run: HeldCall) -> Whereabouts:
-    """Where a call is that a worker of this process has."""
+def found_at(worker: str, run: HeldRun, now: float) -> Whereabouts:
+    """Where a call is that the worker of that id has, in this process."""
     ran = run.ran
-    return Whereabouts("turn" if ran is None else "run", "", run.worker.id, ran, run.loop.time())
+    return Whereabouts("turn" if ran is None else "run", "", worker, ran, now)
 
 
 def whereabouts_by(reply: Reply) -> Whereabouts | None:

@@ -28,6 +28,7 @@ __all__ = [
     "decode_arguments",
     "ended_by_request",
     "execute",
+    "pass_on",
     "raised",
     "returned",
     "status",
@@ -186,6 +187,19 @@ async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
         refusal = await unencodable(f"the result of {call.task}", result, codec, error)
         return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
     return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
+
+
+async def pass_on(run: HeldCall) -> Reply | None:
+    """Have another worker run a call whose atask is not known here, or return what its caller is told."""
+    try:
+        changed = await run.deliveries[0].pass_on(run.call)
+    except asyncio.CancelledError:
+        return cancelled_reply(run)
+    if changed is None:
+        return status(run, Status.UNKNOWN_TASK, run.worker.served.unknown(run.call.task))
+    run.call = changed
+    run.reason = Reason.PASSED_ON
+    return None
 
 
 def cancelled_reply(run: HeldCall) -> Reply | None:

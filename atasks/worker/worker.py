@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 from atasks import wire
 from atasks.call_log import log_end
 from atasks.call_log import logger as calls
-from atasks.errors import DecodeError, TransportError, closest
+from atasks.errors import TransportError
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
-from atasks.tracking import snapshots
+from atasks.tracking import answering, snapshots
 from atasks.tracking.counters import (
     BAD,
     BUSY,
@@ -45,29 +45,27 @@ from atasks.tracking.counters import (
     Counters,
 )
 from atasks.transport.delivery import Delivery
-from atasks.transport.minimal import Answer
 from atasks.turns import Turns
-from atasks.wire import AT_MOST_ONCE, Call, End, Reply, Status, describe
+from atasks.wire import Call, End, Query, QueryAnswer, Reply, Status
 from atasks.worker.backlog import Backlog
-from atasks.worker.builtin import BUILTIN, builtin_task
-from atasks.worker.execution import cancelled_reply, ended_by_request, execute, status
+from atasks.worker.drain import drain
+from atasks.worker.execution import ended_by_request, execute, pass_on, status
 from atasks.worker.executors import Executors
 from atasks.worker.held_call import HeldCall, Reason
-from atasks.worker.leaving import place_of
 from atasks.worker.loop_guard import LoopGuard
 from atasks.worker.recent import RecentIds, RecentReplies
+from atasks.worker.served_tasks import ServedTasks, Tasks
 from atasks.worker.slots import Slots
 from atasks.worker.streams import StreamSenders
 from atasks.worker.watchdog import CALL, Watchdog
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Callable, Coroutine, Sequence
 
     from atasks.definitions import BaseTask
     from atasks.options import Executor
-    from atasks.router import Router
     from atasks.transport.contract import Transport
-    from atasks.transport.subscription import Subscription
 
 __all__ = ["Worker"]
 
@@ -77,11 +75,7 @@ ALONE_PATIENCE: Final = 10.0
 """Seconds for which a call that is to run alone waits for those that run to end."""
 UNSTARTED_PATIENCE: Final = 0.25
 """Seconds without a start after which calls that wait here for a slot may go to other workers."""
-DRAIN_LOOK: Final = 0.2
-"""Seconds between two looks at the calls that a drain waits for."""
 CONDEMNED_SECONDS: Final = 600.0
-CANCEL_PATIENCE: Final = 5.0
-"""Seconds that a cancelled run gets to end before a drain leaves it behind."""
 
 LATE_SECONDS: Final = 0.1
 """A call whose await ends so long before its deadline, or later, has met it: its caller's timer was first."""
@@ -96,7 +90,7 @@ class Worker:
 
     def __init__(
         self,
-        router: Router,
+        router: Tasks,
         transport: Transport,
         *,
         concurrency: int = 100,
@@ -114,6 +108,7 @@ class Worker:
         host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
         self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
         self.router = router
+        self.served = ServedTasks(router)
         self.namespace = router.namespace
         self.transport = transport
         self.loop = asyncio.get_running_loop()
@@ -131,7 +126,8 @@ class Worker:
         self._rows = self.counters.rows
         self.slots = Slots(concurrency, self._fill)
         self.draining = False
-        self._accepting = True
+        self.accepting = True
+        """Whether it takes calls."""
         self._alone: HeldCall | None = None
         self._turns = Turns(self.loop, self._rested)
         self._impatience: asyncio.TimerHandle | None = None
@@ -155,28 +151,7 @@ class Worker:
     @property
     def tasks(self) -> list[str]:
         """The names of the atasks that it serves."""
-        return self.router.registry.names()
-
-    def queues(self, default: str) -> list[str]:
-        """The work queues of the atasks that are registered; `default` is that of those which name none, and the
-        only one if there are no atasks."""
-        registry = self.router.registry
-        items = [registry.get(name) for name in registry.names()]
-        return sorted({item.options.queue or default for item in items if item is not None}) or [default]
-
-    @property
-    def executors(self) -> dict[str, Executor]:
-        """Which executor each blocking atask of this worker needs, by the name of the atask."""
-        registry = self.router.registry
-        items = ((name, registry.get(name)) for name in registry.names())
-        return {name: item.task.executor for name, item in items if item is not None and item.task.executor}
-
-    @property
-    def subscriptions(self) -> list[Subscription]:
-        """Those of its atasks that handle events."""
-        registry = self.router.registry
-        found = (getattr(registry.get(name), "subscription", None) for name in registry.names())
-        return [subscription for subscription in found if subscription is not None]
+        return self.served.names()
 
     @property
     def held(self) -> int:
@@ -214,7 +189,7 @@ class Worker:
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
         if queues is not None:
-            self._warn_of_unused(queues)
+            self.served.warn_of_unused(queues, getattr(self.transport, "queue", "default"))
         self._guard = LoopGuard.enter(self.loop)
         try:
             await self.transport.serve(self, queues)
@@ -222,20 +197,6 @@ class Worker:
             self._stop_watching()
             raise
         snapshots.include(self.counters)
-
-    def _warn_of_unused(self, queues: Sequence[str]) -> None:
-        registry = self.router.registry
-        items = [item for name in registry.names() if (item := registry.get(name)) is not None]
-        default: str = getattr(self.transport, "queue", "default")
-        used = sorted({item.options.queue or default for item in items})
-        for queue in queues:
-            if queue not in used:
-                logger.warning(
-                    "no atask that is loaded uses queue %r (they use %s): only calls that name that queue, by "
-                    ".options(queue=...), are served from it",
-                    queue,
-                    ", ".join(map(repr, used)) or "none",
-                )
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""
@@ -256,42 +217,18 @@ class Worker:
         await asyncio.shield(self._drain_task)
 
     async def _drain(self, grace: float) -> None:
-        # Stop consuming first; replies, heartbeats and nested calls of running calls go on meanwhile.
         self.draining = True
-        until = self.loop.time() + grace
         try:
-            await self._stop_accepting()
-            while self._held and self.loop.time() < until:
-                if self.parked and await self.transport.has_other_workers(self):
-                    for run in list(self._held.values()):
-                        # A stream that waits for its consumer need not begin anew elsewhere, nor may it perhaps.
-                        if run.awaits and run.call.delivery != AT_MOST_ONCE and run.sender is None:
-                            run.cancel(Reason.DRAINED)
-                elif self.parked:
-                    await self._serve_children(until)
-                await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
-            for run in list(self._held.values()):
-                run.cancel(Reason.DRAINED)
-            await self._until_empty(CANCEL_PATIENCE)
-            for run in self._held.values():
-                logger.error("%s ignores its cancellation: left behind by the drain", describe(run.call))
-            await self._until_threads_end(until)
-            await self.transport.flush()
+            await drain(self, self.loop.time() + grace)
         finally:
             await self.pools.close()
             self._stop_watching()
             if not self._stopped.done():
                 self._stopped.set_result(None)
 
-    async def _until_threads_end(self, until: float) -> None:
-        """Let what runs still in threads of `asyncio.to_thread` end, for calls that have ended, or log it."""
-        while self._guard is not None and (threads := self._guard.threads_of(self)):
-            if self.loop.time() >= until:
-                for thread, run in threads:
-                    where = f"in thread {thread.name!r}, at {place_of(thread)}"
-                    logger.warning("%s goes on %s, which cannot be stopped", describe(run.call), where)
-                return
-            await asyncio.sleep(min(DRAIN_LOOK, until - self.loop.time()))
+    def threads(self) -> list[tuple[threading.Thread, HeldCall]]:
+        """The threads of `asyncio.to_thread` that run functions of its calls."""
+        return [] if self._guard is None else self._guard.threads_of(self)
 
     def _stop_watching(self) -> None:
         self._watchdog.stop()
@@ -305,24 +242,11 @@ class Worker:
         """The event loop of this worker ends, and everything in it is cancelled."""
         return self._guard is not None and self._guard.is_torn_down
 
-    async def _stop_accepting(self) -> None:
-        await self.transport.stop_serving(self)
-        self._accepting = False
-        self.give_back_unstarted()
-
-    async def _serve_children(self, until: float) -> None:
-        """The only worker of its queues drains with parked calls: nobody else runs what they await."""
-        self._accepting = True
-        await self.transport.serve(self)
-        while self.parked and self.loop.time() < until:
-            await self._until_empty(min(DRAIN_LOOK, max(until - self.loop.time(), 0.0)))
-        await self._stop_accepting()
-
     def give_back_unstarted(self, executor: Executor | None = None) -> None:
         """Return the calls that wait here to their queue, uncharged; `executor`: only those that wait for a place
         in this pool, to where such calls wait."""
         for run in self._backlog.runs(executor):
-            if not (run.alone and self._accepting):
+            if not (run.alone and self.accepting):
                 self._backlog.remove(run)
                 run.reason = Reason.DRAINED
                 self._forget(run)
@@ -336,7 +260,8 @@ class Worker:
         """The calls in hand."""
         return list(self._held.values())
 
-    async def _until_empty(self, seconds: float) -> None:
+    async def until_empty(self, seconds: float) -> None:
+        """Return when no call is in hand, or after so many seconds."""
         try:
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
@@ -344,27 +269,6 @@ class Worker:
             pass
 
     # -- deliveries
-
-    async def answer(self, name: str, content: bytes) -> bytes:
-        """The callback of minimal transports: a message with one call in, a message with its reply out."""
-        try:
-            envelopes = wire.decode(content)
-            if len(envelopes) != 1 or not isinstance(envelopes[0], Call):
-                raise DecodeError("a request is a message of one Call")
-        except DecodeError as error:
-            salvaged = [bad.id for bad in wire.salvage(content).bad if bad.id is not None]
-            self.count_bad(str(error))
-            call_id = salvaged[0] if salvaged else "?"
-            return wire.encode([wire.ended(call_id, Status.DECODE_ERROR, f"request refused: {error}", self.id)])
-        call = envelopes[0]
-        delivery = Answer(self.loop.create_future())
-        self.deliver(call, delivery)
-        try:
-            reply = await delivery.future
-        except asyncio.CancelledError:
-            self.cancel(call.id)
-            raise
-        return wire.encode([reply])
 
     def deliver(
         self,
@@ -391,12 +295,12 @@ class Worker:
         if (withdrawn := self.withdrawn.since(call_id)) is not None and call.sent_ms <= withdrawn:
             delivery.drop()
             return
-        if not self._accepting:
+        if not self.accepting:
             delivery.give_back(call)
             return
         if call.max_attempts > MAX_ATTEMPTS:
-            self.cap(call)
-        task = self._find_task(call.task)
+            self.served.cap(call)
+        task = self.served.find(call.task)
         row = self._rows.get(call.task) or self.counters.row(UNKNOWN if task is None else call.task)
         row[RECEIVED] += 1
         run = HeldCall(self, call, [delivery], self.loop, task, row, self._deadline(call, delivery))
@@ -424,19 +328,6 @@ class Worker:
                 self._fill()
             if self._impatience is None and self._backlog.size:
                 self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
-
-    def _find_task(self, name: str) -> BaseTask[..., Any] | None:
-        """Return the atask that serves calls of this name: of the namespace, or built in; None if there is
-        none."""
-        item = self.router.registry.get(name)
-        return builtin_task(name, self.namespace) if item is None else item.task
-
-    def cap(self, call: Call) -> None:
-        """Hold a call that asks for very many attempts to those that are allowed here: each may kill a worker."""
-        item = self.router.registry.get(call.task)
-        if call.task not in BUILTIN:
-            own = 0 if item is None else item.options.max_attempts
-            call.max_attempts = min(call.max_attempts, max(own, MAX_ATTEMPTS))
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
@@ -498,9 +389,13 @@ class Worker:
         if self.cells[BAD] == 1:
             logger.error("a bad message was refused (%s); this worker logs no further ones", reason)
 
+    def answer(self, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
+        """Return what is said to a question about this worker and its calls: see `Server.answer`."""
+        return answering.answer(self, queues, query, owner)
+
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
-        known = self._find_task(call.task) is not None
+        known = self.served.find(call.task) is not None
         self.counters.row(call.task if known else UNKNOWN)[LOST] += 1
 
     def _deadline(self, call: Call, delivery: Delivery | None = None) -> float | None:
@@ -550,7 +445,7 @@ class Worker:
     def _lose_patience(self, started: int) -> None:
         """Calls have waited here for a slot, and none was started for a while: others may have slots."""
         self._impatience = None
-        if self.unstarted and self._accepting:
+        if self.unstarted and self.accepting:
             if self.started == started and not self.slots.free:
                 self.transport.overfull(self)
             else:
@@ -606,29 +501,8 @@ class Worker:
         self._end(run, reply)
 
     async def _pass_on(self, run: HeldCall) -> None:
-        """The atask of this call is not known here: have another worker run it, or say so. Takes no slot."""
-        call = run.call
-        reply: Reply | None = None
-        try:
-            changed = await run.deliveries[0].pass_on(call)
-            if changed is not None:
-                run.call = changed
-                run.reason = Reason.PASSED_ON
-            else:
-                near = closest(call.task, self.tasks)
-                hint = (
-                    f"did you mean {' or '.join(map(repr, near))}?"
-                    if near
-                    else f"it serves {len(self.tasks)} atasks"
-                )
-                reply = status(
-                    run,
-                    Status.UNKNOWN_TASK,
-                    f"no worker here knows {call.task!r} ({hint}): start a worker with the module that defines it",
-                )
-        except asyncio.CancelledError:
-            reply = cancelled_reply(run)
-        self._end(run, reply)
+        """The atask of this call is not known here: takes no slot."""
+        self._end(run, await pass_on(run))
 
     def _end(self, run: HeldCall, reply: Reply | None) -> None:
         """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""

@@ -197,7 +197,7 @@ async def test_calls_that_wait_for_a_place_are_run_by_workers_that_need_none(
             await until(lambda: ran)
             await until(lambda: (worker.held, worker.unstarted) == (1, 0))
             drain = asyncio.create_task(worker.drain())
-            await until(lambda: not worker._accepting)
+            await until(lambda: not worker.accepting)
             gate.set()
             await soon(drain)
         register(None)

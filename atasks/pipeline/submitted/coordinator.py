@@ -26,6 +26,7 @@ from atasks.pipeline.stages.stage import Stage
 from atasks.pipeline.submitted.blueprint import StageSpec, build, read, tasks_of
 from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, notes_of
 from atasks.pipeline.submitted.tap import TapStage
+from atasks.router import Router
 from atasks.submitted.handle import Kept, read_kept, step_id, step_value
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Reply, Status
@@ -66,10 +67,13 @@ class _Coordinator:
         self._id = run.call.id
         self._attempt = run.call.attempt
         self._worker = run.worker
-        self._codec = run.worker.router.codec
+        router = run.worker.router
+        assert isinstance(router, Router), "a worker needs less of it, and has it whole"
+        self._router = router
+        self._codec = router.codec
         self._records = records
         self._record = record
-        self._specs = read(stages, run.worker.router.namespace)
+        self._specs = read(stages, router.namespace)
         self._stages: list[Stage] = [build(spec) for spec in self._specs]
         self._log: Record | None = None
         """The record as it was when no earlier attempt could note anything any more that counts."""
@@ -144,7 +148,7 @@ class _Coordinator:
             if self._attempt > 1:
                 await self._mark(begin_id(self._id, self._attempt))
                 self._log = await self._records.read(self._id)
-        router, call = self._worker.router, self._record.call
+        router, call = self._router, self._record.call
         return [
             found if isinstance(found, int) else await router.outcome(found, call)
             for found in notes_of(self._log, self._id)
@@ -186,7 +190,7 @@ class _Coordinator:
     async def _kept(self, number: int) -> Kept | None:
         """Return the result of a stage that an earlier attempt has kept, or None."""
         reply = self._record.replies.get(step_id(self._id, number))
-        return None if reply is None else read_kept(await self._worker.router.outcome(reply, self._record.call))
+        return None if reply is None else read_kept(await self._router.outcome(reply, self._record.call))
 
     async def _keep(self, number: int, items: list[Any]) -> None:
         """Make the result of a stage safe; that of the last one is the reply of this call."""

@@ -15,7 +15,7 @@ from atasks.wire import VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.loopback import LoopbackTransport
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["MemoryRecords"]
 
@@ -101,7 +101,7 @@ class MemoryRecords(Records):
             self._wake(call_id)
 
     def _in_hand(self, call_id: str) -> bool:
-        worker: Worker | None = getattr(self._transport, "_worker", None)
+        worker: Server | None = getattr(self._transport, "_worker", None)
         return worker is not None and worker.holds(call_id)
 
     def _opened(self) -> RecordStore[str]:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.topology import Topology
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.call_transport import Pending
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["UNSEALED", "Opened", "Seals", "key_of", "opening"]
 
@@ -266,19 +266,19 @@ class Seals:
         at = [self._cancelled.get((name, call.id), -1) for name in (call.by, message.key.name)]
         return max(at) >= message.issued_ms
 
-    def _owns(self, key: Key | None, call_id: str, worker: Worker) -> bool:
+    def _owns(self, key: Key | None, call_id: str, worker: Server) -> bool:
         """Say whether who holds this key may ask about a call and end it."""
         owner = self._owner(call_id, worker)
         return not owner if key is None else key.serve or owner == key.name
 
-    def _owner(self, call_id: str, worker: Worker) -> str | None:
+    def _owner(self, call_id: str, worker: Server) -> str | None:
         run = worker.find(call_id)
         return self._owners.get(call_id) if run is None else run.call.by
 
     # -- control messages
 
     def for_worker(
-        self, message: DeliveredMessage, envelopes: Iterable[Envelope], worker: Worker
+        self, message: DeliveredMessage, envelopes: Iterable[Envelope], worker: Server
     ) -> list[Envelope]:
         """Return the envelopes of a control message that its key may say to a worker."""
         key = message.key if isinstance(message, Opened) else None

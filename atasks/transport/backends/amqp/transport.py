@@ -33,7 +33,7 @@ from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["AMQPTransport"]
 
@@ -357,7 +357,7 @@ class AMQPTransport(CallTransport):
         if self.session.seals is not None:
             self.session.seals.require_serve()
 
-    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+    async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
         if self.serving is not None:
             if self.serving.worker is not worker:
                 raise TransportError("this transport serves a worker already: use one transport for each worker")
@@ -370,9 +370,14 @@ class AMQPTransport(CallTransport):
         link = self.session.link
         if link is None:
             raise NotConnected(self._refusal or "the connection is lost just now: try again")
-        names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-        checked_names = [self.session.topology.check(name) for name in names]
-        serving = Serving(self.session, worker, checked_names, consumer_timeout=self.consumer_timeout)
+        names = worker.served.queues(self.queue) if queues is None else map(validate_queue, queues)
+        serving = Serving(
+            self.session,
+            worker,
+            [self.session.topology.check(name) for name in names],
+            self._kept,
+            consumer_timeout=self.consumer_timeout,
+        )
         try:
             await self._begin(serving, link)
         except BaseException as error:
@@ -409,11 +414,11 @@ class AMQPTransport(CallTransport):
                     await self._restored.wait()
             link = self.session.link
 
-    async def stop_serving(self, worker: Worker) -> None:
+    async def stop_serving(self, worker: Server) -> None:
         if self.serving is not None:
             await self.serving.stop()
 
-    async def has_other_workers(self, worker: Worker) -> bool:
+    async def has_other_workers(self, worker: Server) -> bool:
         return self.serving is not None and await self.serving.has_other_workers()
 
     async def flush(self) -> None:
@@ -437,14 +442,14 @@ class AMQPTransport(CallTransport):
             return 0.0
         return self.serving.station.clocks.waited(delivery.inbound.reply_to, call.sent_ms)
 
-    def slots_changed(self, worker: Worker) -> None:
+    def slots_changed(self, worker: Server) -> None:
         if self.serving is not None:
             self.serving.station.adapt_window()
 
-    def overfull(self, worker: Worker) -> None:
+    def overfull(self, worker: Server) -> None:
         if self.serving is not None and self.serving.station.window is not None:
             self.serving.station.window.overfull()
 
-    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+    def lacks_place(self, worker: Server, executor: Executor) -> None:
         if self.serving is not None:
             self.serving.lacks_place(executor)

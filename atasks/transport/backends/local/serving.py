@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from atasks.options import MAX_ATTEMPTS, Executor
-from atasks.tracking import answering
+from atasks.options import Executor
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
 from atasks.wire import Call, Cancel, Credit, End, Item, Query, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["Serving"]
 
@@ -32,7 +31,7 @@ class Serving:
     call resumed; those go back to the hub if they wait for long.
     """
 
-    def __init__(self, worker: Worker, queues: Sequence[str], link: Conversation) -> None:
+    def __init__(self, worker: Server, queues: Sequence[str], link: Conversation) -> None:
         self.worker = worker
         self.queues = list(queues)
         self.link = link
@@ -52,19 +51,10 @@ class Serving:
         """Have calls handed out from now on."""
         self._serving = True
         self._told = Slots(0, self._received)
-        worker = self.worker
+        worker, served = self.worker, self.worker.served
         self.link.send(
-            Serve(worker.id, self.queues, worker.executors, True, self._attempts(), worker.subscriptions)
+            Serve(worker.id, self.queues, served.executors, True, served.attempts, served.subscriptions)
         )
-
-    def _attempts(self) -> dict[str, int]:
-        registry = self.worker.router.registry
-        items = ((name, registry.get(name)) for name in registry.names())
-        return {
-            name: item.options.max_attempts
-            for name, item in items
-            if item is not None and item.options.max_attempts > MAX_ATTEMPTS
-        }
 
     async def stop(self) -> None:
         """Return when no more calls can come."""
@@ -122,7 +112,7 @@ class Serving:
 
     def _asked(self, query: Query) -> None:
         """A question about this worker."""
-        found = answering.answer(self.worker, self.queues, query)
+        found = self.worker.answer(self.queues, query)
         if found is not None:
             self.link.send(found, len(found.content))
 

@@ -57,7 +57,7 @@ from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import Call, Cancel, Credit, End, Reply
 
 if TYPE_CHECKING:
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["LocalTransport"]
 
@@ -431,39 +431,39 @@ class LocalTransport(CallTransport):
 
     # -- serving
 
-    async def serve(self, worker: Worker, queues: Sequence[str] | None = None) -> None:
+    async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
         service = self.serving
         if service is None:
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
-            names = worker.queues(self.queue) if queues is None else [validate_queue(queue) for queue in queues]
-            service = self.serving = Serving(worker, names, self._link)
+            names = worker.served.queues(self.queue) if queues is None else map(validate_queue, queues)
+            service = self.serving = Serving(worker, list(names), self._link)
             self._link.eager = False  # a reply is followed by what it says of slots
         elif service.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")
         service.start()
         await service.others()  # when this returns, the hub knows
 
-    async def stop_serving(self, worker: Worker) -> None:
+    async def stop_serving(self, worker: Server) -> None:
         if self.serving is not None:
             await self.serving.stop()
 
-    async def has_other_workers(self, worker: Worker) -> bool:
+    async def has_other_workers(self, worker: Server) -> bool:
         return self.serving is not None and await self.serving.others()
 
     async def flush(self) -> None:
         if self.serving is not None:
             await self.serving.others()  # the answer means that the hub has what was sent before
 
-    def slots_changed(self, worker: Worker) -> None:
+    def slots_changed(self, worker: Server) -> None:
         if self.serving is not None:
             self.serving.link.speak()
 
-    def overfull(self, worker: Worker) -> None:
+    def overfull(self, worker: Server) -> None:
         if self.serving is not None:
             self.serving.overfull()
 
-    def lacks_place(self, worker: Worker, executor: Executor) -> None:
+    def lacks_place(self, worker: Server, executor: Executor) -> None:
         if self.serving is not None:
             self.serving.lacks_place(executor)
 

@@ -11,7 +11,7 @@ from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.station import Station
-    from atasks.worker.held_call import HeldCall
+    from atasks.transport.server import HeldRun
 
 __all__ = ["CANCEL", "CallerWatch"]
 
@@ -83,10 +83,10 @@ class CallerWatch:
         """Return True if the caller would have been seen, had it been there meanwhile."""
         return asyncio.get_running_loop().time() - absence.seen < 3 * self.pause + 1
 
-    def _callers(self) -> dict[str, list[HeldCall]]:
+    def _callers(self) -> dict[str, list[HeldRun]]:
         """Reply queue -> the runs in hand that end with their caller. One that was sent again since its caller has
         another reply queue is there under both."""
-        found: dict[str, list[HeldCall]] = {}
+        found: dict[str, list[HeldRun]] = {}
         for run in self._station.worker.runs:
             if run.call.orphan == CANCEL:
                 deliveries = (item for item in run.deliveries if isinstance(item, CallDelivery))
@@ -108,7 +108,7 @@ class CallerWatch:
         if runs:
             logger.warning("a caller is gone: %d of its calls are cancelled", len(runs))
             for run in runs:
-                run.worker.cancel(run.call.id)
+                self._station.worker.cancel(run.call.id)
 
 
 class _Absence:

@@ -42,7 +42,7 @@ class EventQueues:
         """By the work queue of the group."""
         worker = station.worker
         own: dict[str, list[Subscription]] = {}
-        for item in worker.subscriptions:
+        for item in worker.served.subscriptions:
             if item.queue is None:
                 own.setdefault(item.event, []).append(item)
             else:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.backends.amqp.worker.station import Station
     from atasks.transport.records.contract import Record
-    from atasks.worker.held_call import HeldCall
+    from atasks.transport.server import HeldRun
 
 __all__ = ["KeptCalls"]
 
@@ -93,10 +93,8 @@ class KeptCalls:
         return record is None or record.ending is not None  # None: it is that of a later call with the same key
 
     async def _record(self, call: Call) -> Record | None:
-        records = self._station.worker.transport.records
-        assert records is not None, "this transport has them"
         try:
-            return await records.read(call.id)
+            return await self._station.records.read(call.id)
         except UnknownRun:
             return None
 
@@ -119,12 +117,12 @@ class KeptCalls:
                     except (AtasksError, *CLIENT_ERRORS) as error:
                         logger.debug("the record of call %s cannot be used: %s", name, error)
 
-    def _concerns(self, run: HeldCall) -> bool:
+    def _concerns(self, run: HeldRun) -> bool:
         delivery = run.deliveries[-1] if run.deliveries else None
         kept = isinstance(delivery, CallDelivery) and self._station.is_kept(delivery.inbound.reply_to)
         return kept and run.call.task != RUN_PIPELINE
 
-    async def _look(self, run: HeldCall) -> float:
+    async def _look(self, run: HeldRun) -> float:
         """Use the record, and the mark of the `unique` key. In how many seconds to do so again."""
         topology, link, call = self._station.session.topology, self._station.link, run.call
         if link is None:
@@ -138,7 +136,7 @@ class KeptCalls:
         if record is None:
             return LONGEST_PAUSE  # it has expired: the call goes on
         if record.ending is not None:
-            run.worker.cancel(call.id)
+            self._station.worker.cancel(call.id)
         return min(record.expires / 3, LONGEST_PAUSE)
 
     # -- when they have ended

@@ -27,7 +27,7 @@ from atasks.wire import CONTENT_TYPE, Call
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.replies import Replies
     from atasks.transport.backends.amqp.worker.station import Station
-    from atasks.worker.held_call import HeldCall
+    from atasks.transport.server import HeldRun
 
 __all__ = ["Leases", "was_leased"]
 
@@ -78,7 +78,7 @@ class Leases:
             if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
                 await self._renew(link, run, delivery)
 
-    async def _renew(self, link: Link, run: HeldCall, delivery: CallDelivery) -> None:
+    async def _renew(self, link: Link, run: HeldRun, delivery: CallDelivery) -> None:
         inbound = delivery.inbound
         queue = inbound.consumer.queue
         lease = self._queues.get(queue)

@@ -12,7 +12,7 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 
 if TYPE_CHECKING:
-    from atasks.worker.worker import Worker
+    from atasks.transport.server import Server
 
 __all__ = ["Prefetch"]
 
@@ -24,7 +24,7 @@ class Prefetch:
     consumer was sent stays acknowledgeable, and counts in no window. Changes are made one at a time.
     """
 
-    def __init__(self, link: Link, worker: Worker, consumers: list[Consumer]) -> None:
+    def __init__(self, link: Link, worker: Server, consumers: list[Consumer]) -> None:
         self.link = link
         self.consumers = consumers
         self._worker = worker

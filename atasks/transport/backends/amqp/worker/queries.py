@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from aiormq.abc import DeliveredMessage
 
 from atasks import wire
-from atasks.tracking.answering import answer
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.wire import Query
@@ -26,7 +25,7 @@ def answer_query(station: Station, queues: Sequence[str], query: Query, message:
     if not reply_to or not session.topology.is_reply_queue(reply_to):
         return
     owner = None if session.seals is None else session.seals.owner_for(message)
-    found = answer(station.worker, queues, query, owner)
+    found = station.worker.answer(queues, query, owner)
     if found is not None:
         body = wire.encode([found])
         key = None if session.seals is None else key_of(message)

@@ -52,7 +52,8 @@ from atasks.wire import (
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
-    from atasks.worker.worker import Worker
+    from atasks.transport.records.contract import Records
+    from atasks.transport.server import Server
 
 __all__ = ["Serving"]
 
@@ -69,15 +70,21 @@ class Serving:
     """
 
     def __init__(
-        self, session: Session, worker: Worker, queues: Sequence[str], *, consumer_timeout: float
+        self,
+        session: Session,
+        worker: Server,
+        queues: Sequence[str],
+        records: Records,
+        *,
+        consumer_timeout: float,
     ) -> None:
         self.session = session
         self.worker = worker
         self.queues = list(queues)
-        self.station = Station(session, worker)
+        self.station = Station(session, worker, records)
         self.replies = Replies(self.station)
         self._stopping = False
-        self._executors = worker.executors
+        self._executors = worker.served.executors
         self._to_wait_for: dict[str, Executor] = {
             task: executor
             for task, executor in self._executors.items()
@@ -365,7 +372,7 @@ class Serving:
         """Deal with a call of a request, or of an event that comes from `source`; `again`: the broker has
         delivered it before."""
         if call.max_attempts > MAX_ATTEMPTS:
-            self.worker.cap(call)
+            self.worker.served.cap(call)
         consumer = inbound.consumer
         run = self.worker.find(call.id) if again or call.attempt > 1 else None
         older = None if run is None else run.deliveries[-1]

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outbox import Outgoing
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
-    from atasks.worker.worker import Worker
+    from atasks.transport.records.contract import Records
+    from atasks.transport.server import Server
 
 __all__ = ["Station"]
 
@@ -24,8 +25,10 @@ __all__ = ["Station"]
 class Station:
     """Where one worker serves. `Serving` writes what belongs to a link; all others read it."""
 
-    def __init__(self, session: Session, worker: Worker) -> None:
+    def __init__(self, session: Session, worker: Server, records: Records) -> None:
         self.session = session
+        self.records = records
+        """Of calls that nobody awaits."""
         self.worker = worker
         self.link: Link | None = None
         """The link that is served over; None while there is none."""

@@ -1,0 +1,229 @@
+"""The contract of transports with workers: what a transport may ask of the worker that it serves.
+
+`Transport.serve` is given a `Server`. The transport hands calls to it by `deliver`, each with a `Delivery`, by
+which the worker answers; it may look at what the worker holds, cancel that, and have unstarted calls back. It
+knows nothing else of workers, and imports none: `Worker` is what fulfils this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from atasks.errors import TransportError
+    from atasks.options import Executor
+    from atasks.transport.delivery import Delivery
+    from atasks.transport.subscription import Subscription
+    from atasks.wire import Call, Credit, End, Query, QueryAnswer, Reply
+
+__all__ = ["HeldRun", "Places", "Server", "ServerStreams", "ServerTasks", "Withdrawals"]
+
+
+class HeldRun(Protocol):
+    """A call that a worker holds."""
+
+    call: Call
+    deliveries: list[Delivery]
+    """All by which it came, the last one by the present connection. The transport may replace them."""
+
+    ended: bool
+
+    @property
+    def ran(self) -> float | None:
+        """Seconds since it has begun; None: it has not."""
+        ...
+
+
+class Places(Protocol):
+    """The places of one pool, for functions that block."""
+
+    size: int
+    free: int
+
+
+class Pools(Protocol):
+    """The pools of a worker."""
+
+    @property
+    def places(self) -> Mapping[Executor, Places]:
+        """Those of each executor."""
+        ...
+
+
+class ServerTasks(Protocol):
+    """The atasks that a worker serves."""
+
+    def queues(self, default: str) -> list[str]:
+        """Their work queues; `default` is that of those which name none."""
+        ...
+
+    @property
+    def executors(self) -> dict[str, Executor]:
+        """What those of them run in that are blocking functions."""
+        ...
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """How many attempts those of them have that may have more than others."""
+        ...
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """Those of them that handle events."""
+        ...
+
+    def cap(self, call: Call) -> None:
+        """Hold a call that asks for very many attempts to those that are allowed here."""
+        ...
+
+
+class ServerStreams(Protocol):
+    """The streams that a worker sends."""
+
+    def credit(self, credit: Credit) -> None:
+        """A consumer says what it has taken."""
+        ...
+
+    def run(self, call_id: str) -> HeldRun | None:
+        """The call of a stream that is live, or has ended lately."""
+        ...
+
+    def ask(self) -> None:
+        """Ask every consumer where it is: a connection was lost."""
+        ...
+
+
+class Withdrawals(Protocol):
+    """Calls whose awaits have ended, and which the worker did not have."""
+
+    @property
+    def forgotten_ms(self) -> float:
+        """When one of them had to be forgotten before its time (wall clock in milliseconds)."""
+        ...
+
+    def since(self, call_id: str) -> float | None:
+        """When the await of the call ended (wall clock in milliseconds); None: it is not known to have."""
+        ...
+
+    def __contains__(self, call_id: str) -> bool: ...
+
+
+class Server(Protocol):
+    """A worker, as its transport sees it. Both are in one event loop, and nothing here waits."""
+
+    id: str
+    """Unique among all workers: printable ASCII, 64 characters at most."""
+
+    @property
+    def served(self) -> ServerTasks:
+        """The atasks that it serves."""
+        ...
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is about to end."""
+        ...
+
+    # -- how much it can take
+
+    @property
+    def concurrency(self) -> int:
+        """How many calls it runs at once."""
+        ...
+
+    @property
+    def room(self) -> int:
+        """The number of calls for which there are slots now; less than 0: so many wait here for one."""
+        ...
+
+    @property
+    def parked(self) -> int:
+        """Calls that await others: they hold no slot."""
+        ...
+
+    @property
+    def alone(self) -> bool:
+        """Whether a call runs alone here, or waits to: then nothing else may start."""
+        ...
+
+    @property
+    def pools(self) -> Pools:
+        """The places for functions that block."""
+        ...
+
+    # -- calls
+
+    def deliver(
+        self,
+        call: Call,
+        delivery: Delivery,
+        alone: bool = False,
+        permit: Callable[[], Coroutine[Any, Any, bool]] | None = None,
+    ) -> None:
+        """Take a call in hand, which may be one that is in hand already. `alone`: nothing may run beside it, and
+        then `permit` is awaited before it begins, and may refuse it. Never raises."""
+        ...
+
+    def cancel(self, call_id: str) -> None:
+        """The await of this call has ended."""
+        ...
+
+    def give_back_unstarted(self, executor: Executor | None = None) -> None:
+        """Return the calls that have not begun to their queue; `executor`: those that wait for such a place."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """How many calls are in hand."""
+        ...
+
+    @property
+    def runs(self) -> Sequence[HeldRun]:
+        """The calls in hand."""
+        ...
+
+    def find(self, call_id: str) -> HeldRun | None:
+        """The call in hand of that id."""
+        ...
+
+    def holds(self, call_id: str) -> bool:
+        """Whether the call is in hand."""
+        ...
+
+    def knows(self, call_id: str) -> bool:
+        """Whether the call is in hand, or has finished here lately."""
+        ...
+
+    def finished(self, call_id: str) -> Reply | End | None:
+        """The reply of a call that has finished here lately."""
+        ...
+
+    @property
+    def withdrawn(self) -> Withdrawals:
+        """Calls that were cancelled before they came."""
+        ...
+
+    @property
+    def streams(self) -> ServerStreams:
+        """The streams that it sends."""
+        ...
+
+    def answer(self, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
+        """Return what it says to a question about itself and its calls, as it serves these queues; None: nothing.
+        `owner`: only calls of the key of that name may be ended. Never raises."""
+        ...
+
+    # -- what goes wrong
+
+    def count_bad(self, reason: str) -> None:
+        """Count a request that could not be read; the first one is logged."""
+        ...
+
+    def count_lost(self, call: Call) -> None:
+        """Count a call that was lost with another worker, and is not tried again."""
+        ...
+
+    def fail(self, error: TransportError) -> None:
+        """The transport is lost for good: who waits for the worker is told."""
+        ...

@@ -1,0 +1,106 @@
+"""The atasks that a worker serves: those of its namespace, as they are registered by now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atasks.errors import closest
+from atasks.options import MAX_ATTEMPTS
+from atasks.worker.builtin import BUILTIN, builtin_task
+
+if TYPE_CHECKING:
+    from atasks.codecs.base import Codec
+    from atasks.definitions import BaseTask
+    from atasks.options import Executor
+    from atasks.registry import Manager, RegistryItem
+    from atasks.transport.subscription import Subscription
+    from atasks.wire import Call
+
+__all__ = ["ServedTasks", "Tasks"]
+
+logger = logging.getLogger("atasks.worker")
+
+
+class Tasks(Protocol):
+    """What a worker needs of a namespace. `atasks.Router` is it."""
+
+    namespace: str
+    registry: Manager
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the namespace."""
+        ...
+
+
+class ServedTasks:
+    """The atasks of one namespace, and those that every worker has."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self._namespace = tasks.namespace
+        self._registry = tasks.registry
+
+    def names(self) -> list[str]:
+        """The names of the atasks of the namespace."""
+        return self._registry.names()
+
+    def find(self, name: str) -> BaseTask[..., Any] | None:
+        """What serves calls of this name; None: nothing here does."""
+        item = self._registry.get(name)
+        return builtin_task(name, self._namespace) if item is None else item.task
+
+    def _items(self) -> Iterator[tuple[str, RegistryItem]]:
+        for name in self._registry.names():
+            item = self._registry.get(name)
+            if item is not None:
+                yield name, item
+
+    def queues(self, default: str) -> list[str]:
+        """The work queues of the atasks; `default` is that of those which name none, and the only one if there are
+        no atasks."""
+        return sorted({item.options.queue or default for _, item in self._items()}) or [default]
+
+    @property
+    def executors(self) -> dict[str, Executor]:
+        """Which executor each blocking atask needs, by the name of the atask."""
+        return {name: item.task.executor for name, item in self._items() if item.task.executor}
+
+    @property
+    def attempts(self) -> dict[str, int]:
+        """How many attempts those of the atasks have that may have more than `MAX_ATTEMPTS`."""
+        found = ((name, item.options.max_attempts) for name, item in self._items())
+        return {name: attempts for name, attempts in found if attempts > MAX_ATTEMPTS}
+
+    @property
+    def subscriptions(self) -> list[Subscription]:
+        """Those of the atasks that handle events."""
+        found = (getattr(item, "subscription", None) for _, item in self._items())
+        return [subscription for subscription in found if subscription is not None]
+
+    def cap(self, call: Call) -> None:
+        """Hold a call that asks for very many attempts to those that are allowed here: each may kill a worker."""
+        item = self._registry.get(call.task)
+        if call.task not in BUILTIN:
+            own = 0 if item is None else item.options.max_attempts
+            call.max_attempts = min(call.max_attempts, max(own, MAX_ATTEMPTS))
+
+    def warn_of_unused(self, queues: Sequence[str], default: str) -> None:
+        """Log which of these queues none of the atasks uses."""
+        used = sorted({item.options.queue or default for _, item in self._items()})
+        for queue in queues:
+            if queue not in used:
+                logger.warning(
+                    "no atask that is loaded uses queue %r (they use %s): only calls that name that queue, by "
+                    ".options(queue=...), are served from it",
+                    queue,
+                    ", ".join(map(repr, used)) or "none",
+                )
+
+    def unknown(self, name: str) -> str:
+        """What a caller is told of an atask that nothing here knows."""
+        names = self.names()
+        near = closest(name, names)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it serves {len(names)} atasks"
+        return f"no worker here knows {name!r} ({hint}): start a worker with the module that defines it"
