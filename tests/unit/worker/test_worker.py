@@ -16,6 +16,7 @@ from atasks import wire
 from atasks.tasks import atask
 from atasks.tracking.counters import BUSY
 from atasks.transport.loopback import LoopbackTransport
+from atasks.transport.minimal import respond
 from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
 from atasks.worker.worker import Worker
 from tests.unit.worker.deliveries import Gate, Recorded, serving
@@ -372,7 +373,7 @@ async def test_answer(namespace: str) -> None:
 
     async with serving(namespace) as site:
         call = site.call("double", 4)
-        (reply,) = wire.decode(await site.worker.answer("double", wire.encode([call])))
+        (reply,) = wire.decode(await respond(site.worker, "double", wire.encode([call])))
         assert isinstance(reply, Reply)
         assert (reply.id, pickle.loads(reply.payload)) == (call.id, 8)
 
@@ -386,7 +387,7 @@ async def test_answer_to_what_is_not_a_request(namespace: str, caplog: pytest.Lo
             (wire.encode([site.call("a"), site.call("b")]), "?", "a message of one Call"),
             (newer, "call-1", "wire version 9"),
         ]:
-            (reply,) = wire.decode(await site.worker.answer("double", content))
+            (reply,) = wire.decode(await respond(site.worker, "double", content))
             assert isinstance(reply, Reply)
             assert (reply.id, reply.status) == (call_id, Status.DECODE_ERROR)
             assert reason in wire.ending(reply).message
@@ -401,7 +402,7 @@ def msgpack_call(call: Call, v: int) -> bytes:
 
 async def test_a_cancelled_answer_cancels_the_run(namespace: str, gate: Gate) -> None:
     async with serving(namespace) as site:
-        answer = asyncio.create_task(site.worker.answer("pass", wire.encode([site.call("pass", 1)])))
+        answer = asyncio.create_task(respond(site.worker, "pass", wire.encode([site.call("pass", 1)])))
         await gate.until_inside(1)
         answer.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -417,7 +418,7 @@ async def test_answer_after_the_drain(namespace: str, gate: Gate) -> None:
     """A callback that a transport kept is answered at once, and the call does not run."""
     async with serving(namespace) as site:
         await site.worker.drain(0)
-        (reply,) = wire.decode(await site.worker.answer("pass", wire.encode([site.call("pass", 1)])))
+        (reply,) = wire.decode(await respond(site.worker, "pass", wire.encode([site.call("pass", 1)])))
         assert isinstance(reply, Reply)
         assert reply.status == Status.WORKER_LOST
         assert gate.inside == []
