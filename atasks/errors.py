@@ -121,17 +121,17 @@ class CallTimeout(CallError, TimeoutError):
 
     The remote run is cancelled, on a best effort; it may have finished.
 
-    `waited_for` is what the call was waiting for when that was last seen, at most half a second before: "worker"
-    (nothing served its queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran);
-    None: it is not known. `worker` is the id of the worker that had it, and `ran` for how many seconds it had
-    run; or None.
+    `waited_for` is what the call was waiting for when that was last seen, at most half a second before:
+    "connection" (there was none, or the broker took nothing, as under an alarm), "worker" (nothing served its
+    queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran); None: it is not known.
+    `worker` is the id of the worker that had it, and `ran` for how many seconds it had run; or None.
     """
 
     def __init__(
         self,
         message: str = "",
         *,
-        waited_for: Literal["worker", "turn", "run"] | None = None,
+        waited_for: Literal["connection", "worker", "turn", "run"] | None = None,
         worker: str | None = None,
         ran: float | None = None,
     ) -> None:
@@ -252,7 +252,8 @@ class ListenFailed(TransportError, OSError):
 
 
 class QueueMismatch(TransportError):
-    """A queue exists with other arguments than this worker wants."""
+    """A queue, or the exchange of control messages, exists and was declared otherwise than this program wants: with
+    other arguments, or as another type. The message says which."""
 
 
 class PipelineError(AtasksError, RuntimeError):

@@ -18,8 +18,9 @@ __all__ = ["Whereabouts", "found_at", "timed_out", "whereabouts_by"]
 class Whereabouts(Struct, gc=False):
     """The place of a call that has not ended, and what it waits for there."""
 
-    waits_for: Literal["worker", "turn", "run"]
-    """For a worker that serves its queue, for its turn there, or for its run to end."""
+    waits_for: Literal["connection", "worker", "turn", "run"] | None
+    """For a connection that takes it, for a worker that serves its queue, for its turn there, or for its run to
+    end; None: for a worker that has it and does not answer."""
     queue: str = ""
     worker: str = ""
     """The name of the worker that has the call."""
@@ -32,6 +33,14 @@ class Whereabouts(Struct, gc=False):
 
     def words(self, ran: float | None) -> str:
         """A clause that says it."""
+        if self.waits_for is None:
+            return f"a worker of queue {self.queue!r} has it and does not answer: is its event loop blocked?"
+        if self.waits_for == "connection":
+            return (
+                f"the broker has not taken it for queue {self.queue!r}: has it an alarm of memory or disk?"
+                if self.queue
+                else "it waited for the connection, which is lost"
+            )
         if self.waits_for == "worker":
             return f"it waited for a worker, and nothing serves queue {self.queue!r}"
         if self.waits_for == "run":

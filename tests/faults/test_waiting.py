@@ -13,8 +13,9 @@ import atasks
 from atasks import CallTimeout
 from atasks.testing import until
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
-from tests.faults.history import History
-from tests.faults.tasks import echo, gated
+from tests.broker import Broker
+from tests.faults.history import History, settled
+from tests.faults.tasks import block, echo, gated
 from tests.faults.workers import Fleet
 
 
@@ -51,6 +52,38 @@ async def test_a_timeout_says_what_the_call_waited_for(
         error = await _timeout(echo.options(timeout=0.8)("none", ""))
         assert (error.waited_for, error.worker, error.ran) == ("worker", None, None)
         assert str(error).endswith("it waited for a worker, and nothing serves queue 'default'")
+
+
+async def test_a_timeout_says_that_there_was_no_connection(fleet: Fleet, node: Broker, prefix: str) -> None:
+    fleet.start_one()
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        await echo("first", "")
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+        try:
+            error = await _timeout(echo.options(timeout=1.5)("blocked", ""))
+        finally:
+            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+        assert error.waited_for == "connection"
+        assert "the broker has not taken it for queue" in str(error)
+        await asyncio.to_thread(node.stop)
+        try:
+            error = await _timeout(echo.options(timeout=0.8)("lost", ""))
+        finally:
+            await asyncio.to_thread(node.start)
+        assert error.waited_for == "connection"
+        assert str(error).endswith("it waited for the connection, which is lost")
+        await settled(echo("last", ""), "a call after the restart")
+
+
+async def test_a_worker_that_does_not_answer_is_named(fleet: Fleet, history: History, prefix: str) -> None:
+    fleet.start_one()
+    async with atasks.connect(fleet.broker.url, prefix=prefix):
+        blocking = asyncio.create_task(block("blocks", "", 3.0))
+        await until(lambda: history.started() == 1, "it blocks its worker")
+        error = await _timeout(echo.options(timeout=1.0)("behind", ""))
+        assert error.waited_for is None
+        assert "has it and does not answer: is its event loop blocked?" in str(error)
+        await settled(blocking, "the call that blocks")
 
 
 async def test_calls_that_nothing_serves_are_said_once_a_queue_and_each_minute(

@@ -16,6 +16,7 @@ from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import Handed, Hold, NoneServes, Request, There, Where
 from atasks.transport.call_transport import Pending
 from atasks.transport.unserved import no_worker
+from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, Credit
 
 __all__ = ["Calling"]
@@ -132,7 +133,10 @@ class Calling:
 
     def locate(self, pending: Pending) -> None:
         """Find out where the call is: its deadline is near."""
-        self._lookout.locate(pending)
+        if self._link is None:
+            pending.where = Whereabouts("connection")
+        else:
+            self._lookout.locate(pending)
 
     def ask(self, ids: list[str]) -> None:
         """Ask the hub where these calls are."""

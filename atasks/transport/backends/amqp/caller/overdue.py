@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.call_transport import Pending
@@ -221,6 +221,10 @@ class OverdueCalls:
             for pending in pendings:
                 if pending.where is not None and now - pending.where.told > KNOWN_SECONDS:
                     pending.where = None
+                if pending.where is None and self._session.link is None:
+                    pending.where = Whereabouts("connection")
+                elif pending.where is None and not pending.confirmed and not pending.unheard:
+                    pending.where = Whereabouts("connection", queue)
             for key in {pending.key for pending in pendings}:
                 some = [pending for pending in pendings if pending.key == key]
                 for start in range(0, len(some), IDS_AT_ONCE):
@@ -235,10 +239,11 @@ class OverdueCalls:
         with suppress(*CLIENT_ERRORS):
             workers = await self._workers(queue)
             state = None if link is None else await link.queue_state(topology.work(queue))
-            where = Whereabouts("turn" if workers else "worker", queue, waiting=0 if state is None else state[0])
+            waiting = 0 if state is None else state[0]
+            waits_for: Literal["turn", "worker"] | None = "worker" if not workers else "turn" if waiting else None
             for pending in pendings:
-                if pending.where is None and link is not None and (where.waiting or not workers):
-                    pending.where = where
+                if pending.where is None and link is not None:
+                    pending.where = Whereabouts(waits_for, queue, waiting=waiting)
 
     async def close(self) -> None:
         """Look for nothing any more."""
