@@ -252,8 +252,8 @@ class ListenFailed(TransportError, OSError):
 
 
 class QueueMismatch(TransportError):
-    """A queue, or the exchange of control messages, exists and was declared otherwise than this program wants: with
-    other arguments, or as another type. The message says which."""
+    """A queue, or the exchange of control messages, exists and was declared otherwise than this program wants. The
+    message says which, and what to do."""
 
 
 class PipelineError(AtasksError, RuntimeError):

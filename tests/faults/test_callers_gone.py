@@ -13,7 +13,7 @@ from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.callers import CallerProcess
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
-from tests.faults.tasks import gated
+from tests.faults.tasks import gated, leaf
 from tests.faults.workers import Fleet
 
 PATIENCE = 1.0
@@ -38,6 +38,21 @@ async def test_the_runs_of_a_dead_caller_are_cancelled_unless_told_otherwise(
         endings = {run.ending for run in history.runs()}
         assert endings == {"cancelled" if orphan == "cancel" else "end"}
         assert orphan == "cancel" or len(history.runs()) == 20
+    finally:
+        caller.close()
+
+
+async def test_runs_of_a_dead_caller_that_hold_all_slots_are_cancelled_sooner(
+    fleet: Fleet, history: History, prefix: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    fleet.start_one(concurrency=10)
+    caller = CallerProcess(history.path, fleet.broker.url, prefix, 10, gate)
+    try:
+        await until(lambda: history.started() == 10, "all slots in use")
+        caller.kill()
+        async with atasks.connect(fleet.broker.url, prefix=prefix):
+            await settled(leaf(1), "a call that waits for a slot", 20)
     finally:
         caller.close()
 

@@ -126,7 +126,7 @@ async def _recorder(path: Path) -> AsyncIterator[Recorder]:
 async def serve(record: Path, caller_patience: float, module: str = "tests.faults.tasks", **options: Any) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
     CallerWatch.patience = caller_patience
-    CallerWatch.pause = caller_patience / 3
+    CallerWatch.pause = min(CallerWatch.pause, caller_patience / 3)
     Attempts.patience = caller_patience
     importlib.import_module(module)  # its atasks are to be registered
     loop = asyncio.get_running_loop()

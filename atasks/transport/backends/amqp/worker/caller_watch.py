@@ -36,6 +36,9 @@ class CallerWatch:
     pause = 2.0
     """Seconds between two rounds, at least."""
     patience = 30.0
+    hurry = 8.0
+    """The same while the worker has no free slot. A caller that was only cut off has tried six times by then to
+    connect again, and sends its calls again when it succeeds."""
 
     def __init__(self, station: Station) -> None:
         self._station = station
@@ -77,7 +80,8 @@ class CallerWatch:
                 self._absences.clear()
             absence = self._absences[name] = _Absence(missing, now)
         absence.seen = now
-        return now - absence.since >= (min(MISSING_SECONDS, self.patience) if missing else self.patience)
+        patience = self.patience if self._station.worker.room > 0 else min(self.patience, self.hurry)
+        return now - absence.since >= (min(MISSING_SECONDS, patience) if missing else patience)
 
     def _is_recent(self, absence: _Absence) -> bool:
         """Return True if the caller would have been seen, had it been there meanwhile."""
