@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import END, Lineage, Token
@@ -14,22 +15,36 @@ from atasks.pipeline.flow.channel import END, Lineage, Token
 __all__ = ["Admission", "Sequencer", "Window", "Within", "admitted", "inserted"]
 
 
+HELD_PER_PLACE: Final = 1000
+"""Items that may wait for their turn, for each place of the window."""
+
+
 class Sequencer:
     """Takes tokens in any order and gives them back in the order of their lineage, each as soon as it is its turn.
 
     Every lineage must come, as a value, as a gap, or as children with an end behind them: what is missing is
-    waited for. It never refuses a token: what waits in it is bounded where items are admitted (see `Window`).
+    waited for. What waits in it is bounded where items are admitted (see `Window`), but for the children of
+    branches whose turn has not come: nothing may wait for the sake of those. There may be so many of them that no
+    branch which ends in a reasonable time makes more.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = sys.maxsize) -> None:
+        """`most`: of the tokens that wait."""
+        self._most = most
         self.expected: Lineage = (0,)
         """The lineage whose turn it is, or the turn of its first descendant."""
         self._waiting: list[tuple[Lineage, int, Token]] = []
         self._numbers = itertools.count()  # so that values are never compared
 
     def push(self, token: Token) -> Iterable[Token]:
-        """Take a token; gives those whose turn has come, marks too."""
+        """Take a token; gives those whose turn has come, marks too. Raises PipelineError if too many wait."""
         if not self._is_next(token[0]):
+            if len(self._waiting) >= self._most:
+                raise PipelineError(
+                    f"{self._most} items wait for their turn behind item {self.expected}: a branch that does not "
+                    "end cannot be put in order behind another item. Bound it, put it in order where nothing else "
+                    "is, or give a larger window: ordered(window)"
+                )
             heapq.heappush(self._waiting, (token[0], next(self._numbers), token))
             return ()
         if not self._waiting:
@@ -83,7 +98,7 @@ class Window:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self.sequencer = Sequencer()
+        self.sequencer = Sequencer(size * HELD_PER_PLACE)
         self._open = False
         self._waiters: list[asyncio.Future[None]] = []
 

@@ -291,3 +291,34 @@ def test_a_window_admits_the_item_whose_turn_it_is() -> None:
     assert not list(window.sequencer.push(((0, 0), GAP)))[1:]
     assert window.sequencer.expected == (0, 1)
     assert window.admits((0, 2))
+
+
+async def test_a_branch_that_does_not_end_is_refused_where_it_waits_for_its_turn() -> None:
+    async def wait(item: int) -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield item
+
+    async def endless(item: int) -> AsyncIterator[int]:
+        while True:
+            await asyncio.sleep(0)
+            yield item
+
+    with pytest.raises(PipelineError, match="a branch that does not end cannot be put in order"):
+        async for _ in range(3) | fork(flat_map(wait), flat_map(endless)) | ordered(3):
+            pass
+
+
+async def test_a_branch_that_ends_waits_for_its_turn_however_long_it_is() -> None:
+    go = asyncio.Event()
+
+    async def wait(item: int) -> AsyncIterator[int]:
+        await go.wait()
+        yield item
+
+    async def long(item: int) -> AsyncIterator[int]:
+        for number in range(1, 2500):
+            yield number
+        go.set()
+
+    run = [0] | fork(flat_map(wait), flat_map(long)) | ordered(3)
+    assert [number async for number in run] == list(range(2500))
