@@ -60,12 +60,12 @@ class ServerTasks(Protocol):
 
     @property
     def executors(self) -> dict[str, Executor]:
-        """What those of them run in that are blocking functions."""
+        """The executor of each atask that is a blocking function."""
         ...
 
     @property
     def attempts(self) -> dict[str, int]:
-        """How many attempts those of them have that may have more than others."""
+        """The attempts of those atasks that may have more than others."""
         ...
 
     @property
@@ -122,14 +122,14 @@ class Server(Protocol):
 
     @property
     def draining(self) -> bool:
-        """Whether it is about to end."""
+        """The worker is about to end."""
         ...
 
     # -- how much it can take
 
     @property
     def concurrency(self) -> int:
-        """How many calls it runs at once."""
+        """The number of calls that the worker runs at once."""
         ...
 
     @property
@@ -144,7 +144,7 @@ class Server(Protocol):
 
     @property
     def alone(self) -> bool:
-        """Whether a call runs alone here, or waits to: then nothing else may start."""
+        """A call runs alone here, or waits to: then nothing else may start."""
         ...
 
     @property
@@ -175,7 +175,7 @@ class Server(Protocol):
 
     @property
     def held(self) -> int:
-        """How many calls are in hand."""
+        """The number of calls in hand."""
         ...
 
     @property
@@ -188,11 +188,11 @@ class Server(Protocol):
         ...
 
     def holds(self, call_id: str) -> bool:
-        """Whether the call is in hand."""
+        """Return True if the worker has the call in hand."""
         ...
 
     def knows(self, call_id: str) -> bool:
-        """Whether the call is in hand, or has finished here lately."""
+        """Return True if the worker has the call in hand, or has finished it lately."""
         ...
 
     def finished(self, call_id: str) -> Reply | End | None:

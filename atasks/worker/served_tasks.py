@@ -24,7 +24,7 @@ logger = logging.getLogger("atasks.worker")
 
 
 class Tasks(Protocol):
-    """What a worker needs of a namespace. `atasks.Router` is it."""
+    """The part of a namespace that a worker needs. `atasks.Router` has it."""
 
     namespace: str
     registry: Manager
@@ -47,7 +47,7 @@ class ServedTasks:
         return self._registry.names()
 
     def find(self, name: str) -> BaseTask[..., Any] | None:
-        """What serves calls of this name; None: nothing here does."""
+        """Return the atask that serves calls of this name; None: nothing here does."""
         item = self._registry.get(name)
         return builtin_task(name, self._namespace) if item is None else item.task
 
@@ -69,7 +69,7 @@ class ServedTasks:
 
     @property
     def attempts(self) -> dict[str, int]:
-        """How many attempts those of the atasks have that may have more than `MAX_ATTEMPTS`."""
+        """The attempts of those atasks that may have more than `MAX_ATTEMPTS`."""
         found = ((name, item.options.max_attempts) for name, item in self._items())
         return {name: attempts for name, attempts in found if attempts > MAX_ATTEMPTS}
 
@@ -99,7 +99,7 @@ class ServedTasks:
                 )
 
     def unknown(self, name: str) -> str:
-        """What a caller is told of an atask that nothing here knows."""
+        """Return the text for the caller of an atask that nothing here knows."""
         names = self.names()
         near = closest(name, names)
         hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it serves {len(names)} atasks"

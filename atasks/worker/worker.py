@@ -127,7 +127,7 @@ class Worker:
         self.slots = Slots(concurrency, self._fill)
         self.draining = False
         self.accepting = True
-        """Whether it takes calls."""
+        """True while the worker takes calls."""
         self._alone: HeldCall | None = None
         self._turns = Turns(self.loop, self._rested)
         self._impatience: asyncio.TimerHandle | None = None

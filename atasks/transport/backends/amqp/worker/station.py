@@ -28,7 +28,7 @@ class Station:
     def __init__(self, session: Session, worker: Server, records: Records) -> None:
         self.session = session
         self.records = records
-        """Of calls that nobody awaits."""
+        """The records of calls that nobody awaits."""
         self.worker = worker
         self.link: Link | None = None
         """The link that is served over; None while there is none."""
