@@ -32,6 +32,7 @@ from atasks.errors import (
     InvalidKeys,
     InvalidName,
     InvalidURL,
+    LimitError,
     ListenFailed,
     LoadError,
     NotConnected,
@@ -57,6 +58,7 @@ from atasks.events import Event, event
 from atasks.known_call import KnownCall, call_of
 from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
+from atasks.policies.limit import Limit
 from atasks.policies.retry import Retry
 from atasks.router import Router, get_router
 from atasks.submitted.handle import Handle, attach
@@ -89,6 +91,8 @@ __all__ = [
     "InvalidURL",
     "Invocation",
     "KnownCall",
+    "Limit",
+    "LimitError",
     "ListenFailed",
     "LoadError",
     "LoopbackTransport",

@@ -83,6 +83,8 @@ class BaseTask(Generic[P, K]):
         self.executor: Executor | None = options.executor
         """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
         self._check_signature = self._check_arguments = _signature_check(function)
+        self.limit = options.limit
+        """Of which limit a worker takes a token before the body begins; None: of none."""
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
@@ -111,10 +113,11 @@ class BaseTask(Generic[P, K]):
 
         Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
         """
-        if "executor" in changes:
-            raise TypeError(
-                "'executor' is the worker's business and cannot be changed by .options(): @atask(executor=...)"
-            )
+        for name in ("executor", "limit"):
+            if name in changes:
+                raise TypeError(
+                    f"{name!r} is the worker's business and cannot be changed by .options(): @atask({name}=...)"
+                )
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)
         extra = self._space.router.extra_options

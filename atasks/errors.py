@@ -29,6 +29,7 @@
     ├── PipelineError                   (RuntimeError) a pipeline could not do what it was asked
     │   ├── AbortPipeline               raised by a stage's function to end the run, whatever its stage skips
     │   └── UnknownRun                  (LookupError) nothing is kept of this run: it may have expired
+    ├── LimitError                      (ValueError) a limit that is in use with another value, or too many keys
     ├── RetryAfter                      raised by an atask: try again, and not sooner than so many seconds from now
     ├── AlreadySubmitted                (RuntimeError) on_conflict="error" and the key of a submitted call is taken
     ├── RegisteringTwice                (AttributeError) two definitions under one name
@@ -61,6 +62,7 @@ __all__ = [
     "InvalidKeys",
     "InvalidName",
     "InvalidURL",
+    "LimitError",
     "ListenFailed",
     "LoadError",
     "NoWorker",
@@ -276,6 +278,11 @@ class UnknownRun(PipelineError, LookupError):
 class AlreadySubmitted(AtasksError, RuntimeError):
     """`on_conflict="error"`, and the first call with this `unique` key waits or runs, or its record is kept.
     Nothing was submitted."""
+
+
+class LimitError(AtasksError, ValueError):
+    """A limit cannot be used as it is said here: it is in use with another value elsewhere, which the text names,
+    with more keys than it may have at a time, or its key cannot be had. The call did not run."""
 
 
 class RetryAfter(AtasksError):

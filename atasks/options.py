@@ -18,6 +18,7 @@ from atasks.checks import (
     validate_seconds,
 )
 from atasks.errors import closest
+from atasks.policies.limit import Limit
 from atasks.policies.retry import Retry
 
 __all__ = [
@@ -76,6 +77,7 @@ class DecorationOptions(CallOptions, total=False):
     """Options that `@atask(...)` takes besides `name` and `namespace`."""
 
     executor: Executor | None
+    limit: Limit | None
 
 
 class AMQPOptions(TypedDict, total=False):
@@ -151,6 +153,8 @@ class TaskOptions:
     """True if the request survives a restart of the broker."""
     executor: Executor | None = None
     """Where a blocking function runs at the worker: None, on its event loop."""
+    limit: Limit | None = None
+    """Of which limit a worker takes a token before the body begins; None: of none."""
     window: int = 64
     """Streams: items that the worker may run ahead of the consumer."""
     replayable: bool = False
@@ -241,6 +245,8 @@ def _check(name: str, value: Any) -> Any:
             validate_integer(name, value, 1, MAX_WINDOW)
         case "retry":
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
+        case "limit":
+            return _check_kind(name, value, Limit, 'limit=Limit("stripe", at_once=3)')
         case "durable" | "replayable":
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")

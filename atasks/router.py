@@ -28,6 +28,7 @@ from atasks.errors import (
     DecodeError,
     EncodeError,
     NotConnected,
+    NotSupported,
     PayloadTooLarge,
     RegisteringTwice,
     TransportError,
@@ -40,6 +41,7 @@ from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import SUBMIT_ONLY, TaskOptions, validate_name, validate_queue
 from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
+from atasks.parking import parked
 from atasks.registry import Manager
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
@@ -50,7 +52,9 @@ from atasks.worker.held_call import HeldCall
 from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from atasks.policies.limit import Limit
     from atasks.transport.contract import Transport
+    from atasks.transport.limits.contract import Token
 
 __all__ = [
     "JobNotFound",
@@ -408,6 +412,36 @@ class Router:
     def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:
         """The items of a stream, for a thread without an event loop."""
         return SyncStream(self, stream)
+
+    # -- limits
+
+    async def take_token(self, limit: Limit, key: str | None) -> Token:
+        """A token of the limit, as soon as there is one: `async with limit`. A call that is being served here is
+        parked while it waits. Raises LimitError, NotConnected, NotSupported."""
+        run = serving_here()
+        transport = self._transport(run)
+        limits = transport.limits
+        if limits is None:
+            raise NotSupported(f"{type(transport).__name__} has no limits: use another transport")
+        token: Token | None = None
+        try:
+            async with parked():
+                token = await limits.take(limit.name, key, limit.rule)
+        except BaseException:
+            if token is not None:
+                token.release()
+            raise
+        return token
+
+    def take_token_sync(self, limit: Limit, key: str | None) -> Token:
+        """The same, for a thread without an event loop. What it is for has begun."""
+
+        async def take() -> Token:
+            token = await self.take_token(limit, key)
+            token.begin()
+            return token
+
+        return run_here(self, "limit.sync", "`async with limit:`", take)
 
     # -- serving
 

@@ -24,6 +24,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.endings",
     "atasks.testing.events",
     "atasks.testing.exceptions",
+    "atasks.testing.limits",
     "atasks.testing.nesting",
     "atasks.testing.retries",
     "atasks.testing.site",

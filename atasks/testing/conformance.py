@@ -5,6 +5,7 @@ from __future__ import annotations
 from atasks.testing.calls import CallCases
 from atasks.testing.endings import EndingCases
 from atasks.testing.exceptions import ExceptionCases
+from atasks.testing.limits import LimitCases
 from atasks.testing.middleware import MiddlewareCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
@@ -27,6 +28,7 @@ class TransportConformance(
     RetryCases,
     MiddlewareCases,
     SubmittedCases,
+    LimitCases,
 ):
     """Every case that needs neither the death of a worker nor a lost connection.
 

@@ -34,6 +34,7 @@ from atasks.wire import Call, Reply
 if TYPE_CHECKING:
     from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
+    from atasks.transport.limits.contract import Limits
     from atasks.transport.records.contract import Records
     from atasks.transport.server import Server
 
@@ -66,6 +67,9 @@ class Transport:
 
     records: Records | None = None
     """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
+
+    limits: Limits | None = None
+    """Hands out the tokens of limits; None: it has none."""
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")

@@ -17,6 +17,7 @@ from atasks.errors import (
 from atasks.options import Executor, TaskOptions
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import Transport
+from atasks.transport.limits.memory import MemoryLimits
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.memory import MemoryRecords
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
@@ -59,6 +60,8 @@ class LoopbackTransport(CallTransport):
         self._memory = records
         self._worker: Server | None = None
         self._workers: dict[str, Server] = {}
+        self._limits = MemoryLimits()
+        self.limits = self._limits
         """Those that have served, by id: one that drains still has streams."""
         self._waiting: dict[str, Pending] = {}
         self._groups: dict[str, Subscription] = {}
@@ -72,6 +75,7 @@ class LoopbackTransport(CallTransport):
     async def connect(self) -> None:
         self._opened()
         self._memory.open()
+        self._limits.open()
 
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
@@ -81,6 +85,7 @@ class LoopbackTransport(CallTransport):
             self._look = None
         self._workers.clear()
         self._memory.close()
+        self._limits.close("the loopback transport was disconnected")
 
     async def send_request(self, name: str, content: bytes) -> bytes:
         if self.callback is None:

@@ -21,6 +21,7 @@ from atasks.errors import DecodeError
 from atasks.failures.failures import encode_failure
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
+from atasks.worker.limited import limited
 from atasks.worker.producing import produce
 
 __all__ = [
@@ -48,7 +49,10 @@ async def execute(run: HeldCall) -> None:
     try:
         if run.permit is None or await run.permit():
             run.started = started = time.perf_counter()
-            reply = await _serve(run)
+            if run.atask is not None and run.atask.limit is not None:
+                reply = await limited(run, _serve, _arguments, _refused)
+            else:
+                reply = await _serve(run)
             size, limit = len(reply.payload), run.worker.transport.max_payload
             if size > limit:
                 result = f"the result of {run.call.task} has {size} bytes"
@@ -130,6 +134,19 @@ async def _body(run: HeldCall, task: BaseTask[..., Any], *args: Any, **kwargs: A
         return await run.worker.pools.in_thread(run, task.local, args, kwargs)
     result = task.local(*args, **kwargs)
     return await result if inspect.isawaitable(result) else result
+
+
+async def _arguments(run: HeldCall) -> tuple[Any, Any]:
+    assert run.atask is not None, "the worker looked"
+    return await decode_arguments(run.call, run.worker.router.codec, run.atask.local)
+
+
+async def _refused(run: HeldCall, error: Exception) -> Reply:
+    """The reply to a call that is not served, for this reason."""
+    if isinstance(error, DecodeError):
+        return status(run, Status.DECODE_ERROR, str(error))
+    worker = run.worker
+    return await raised(run.call, worker.router.codec, worker.id, error, worker.transport.max_payload)
 
 
 def _not_a_stream(run: HeldCall, task: BaseTask[..., Any]) -> Reply | None:

@@ -122,11 +122,11 @@ class HeldCall(Struct, eq=False):
             )
         return self._current
 
-    def park(self) -> None:
-        """A remote await begins: give the slot up. Raises TooManyParked at the worker's bound."""
+    def park(self, bounded: bool = True) -> None:
+        """A remote await begins: give the slot up. If bounded, raises TooManyParked at the worker's bound."""
         if self.awaits == 0:
             worker = self.worker
-            if worker.parked >= worker.max_parked:
+            if worker.parked >= worker.max_parked and bounded:
                 raise TooManyParked(
                     f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
                     "calls, its limit; add workers, raise max_parked, or start fewer calls at once"

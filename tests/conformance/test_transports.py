@@ -5,6 +5,7 @@ from __future__ import annotations
 from atasks.testing import TransportConformance
 from atasks.testing.endings import EndingCases
 from atasks.testing.events import EventCases, WaitingEventCases
+from atasks.testing.limits import LimitCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
@@ -51,6 +52,7 @@ class TestAMQPQuorum(
     RetryCases,
     SubmittedCases,
     WaitingEventCases,
+    LimitCases,
 ):
     pass
 

@@ -132,6 +132,7 @@ def test_defaults() -> None:
     options = dataclasses.asdict(TaskOptions())
     assert options.pop("extra") == {}
     assert options.pop("executor") is None
+    assert options.pop("limit") is None
     assert options == DEFAULTS
 
 

@@ -20,6 +20,7 @@ from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.events import Publishing
+from atasks.transport.backends.amqp.limits.limits import AMQPLimits
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.seals import Seals
 from atasks.transport.backends.amqp.session import Session, State
@@ -108,6 +109,8 @@ class AMQPTransport(CallTransport):
         self._kept = AMQPRecords(session, self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
         self.records = self._kept
+        self._limits = AMQPLimits(session, self.consumer_timeout)
+        self.limits = self._limits
         self._events = Publishing(session, self._kept.over_link)
         self._pending, self._asked = session.pendings, session.asked
         self.calling = Calling(session, self._kept.heard)
@@ -191,6 +194,7 @@ class AMQPTransport(CallTransport):
             keeper.cancel()
             await asyncio.wait([keeper])
             self._events.close("the transport was disconnected")
+            await self._limits.close()
             await self.calling.close()
             if self.serving is not None:
                 await self.serving.close()
@@ -204,6 +208,7 @@ class AMQPTransport(CallTransport):
         self.session.state = state
         self._closed(reason)
         self._kept.close(reason)
+        self._limits.refuse(reason)
 
     async def _open(self) -> Link:
         self._last_link = await Link.open(self.session.urls, f"atasks {os.getpid()}", self.session.timeout)
@@ -224,6 +229,7 @@ class AMQPTransport(CallTransport):
         self._restored.set()
         session.outbox.attach(link)
         self._kept.attach(link)
+        self._limits.attach(link)
         self.calling.resume()
 
     def _limit(self, size: int) -> None:
@@ -292,6 +298,7 @@ class AMQPTransport(CallTransport):
         self._restored.clear()
         self.calling.suspend()
         self._kept.detach()
+        self._limits.detach()
         if self.serving is not None:
             self.serving.suspend()
         self.session.outbox.detach()

@@ -24,10 +24,12 @@ __all__ = [
     "Add",
     "Answer",
     "Begin",
+    "Begun",
     "Bye",
     "Deliver",
     "Found",
     "GiveBack",
+    "GiveToken",
     "Handed",
     "Hello",
     "Hold",
@@ -45,7 +47,9 @@ __all__ = [
     "Serve",
     "Slots",
     "Stop",
+    "TakeToken",
     "There",
+    "TokenTaken",
     "Touch",
     "Watch",
     "Welcome",
@@ -290,6 +294,37 @@ class Publish(Struct, array_like=True, tag=70, gc=False):
     call: Call
 
 
+class TakeToken(Struct, array_like=True, tag=57, gc=False):
+    """Give me a token of this limit, as soon as there is one."""
+
+    number: int
+    name: str
+    key: str | None
+    at_once: int
+    per_period: int
+    period: float
+
+
+class TokenTaken(Struct, array_like=True, tag=58, gc=False):
+    """The hub's answer to what had this number: here it is."""
+
+    number: int
+    refusal: str = ""
+    """Why there will be none, if that is so."""
+
+
+class Begun(Struct, array_like=True, tag=59, gc=False):
+    """What the token of that number was taken for begins: of a rate it is spent."""
+
+    number: int
+
+
+class GiveToken(Struct, array_like=True, tag=60, gc=False):
+    """The token of that number is not needed any more, or not wanted."""
+
+    number: int
+
+
 Message = (
     Hello
     | Welcome
@@ -324,6 +359,10 @@ Message = (
     | Credit
     | wire.Query
     | wire.QueryAnswer
+    | TakeToken
+    | TokenTaken
+    | Begun
+    | GiveToken
 )
 
 MAX_BAD: Final = 1000

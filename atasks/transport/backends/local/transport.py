@@ -26,6 +26,7 @@ from atasks.pauses import pauses
 from atasks.transport.backends.local.calling import Calling
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
+from atasks.transport.backends.local.limits import LocalLimits
 from atasks.transport.backends.local.link import Conversation, SocketLink
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
@@ -45,6 +46,7 @@ from atasks.transport.backends.local.messages import (
     Refused,
     Salvaged,
     There,
+    TokenTaken,
     Welcome,
 )
 from atasks.transport.backends.local.records import LocalRecords
@@ -132,6 +134,8 @@ class LocalTransport(CallTransport):
         self._kept = LocalRecords(self.calling, self.usable, keep_runs)
         super().__init__(namespace)
         self.records = self._kept
+        self._limits = LocalLimits()
+        self.limits = self._limits
         self._pending = self.calling.pendings
         self.workers = workers
         self._options = serving
@@ -214,6 +218,7 @@ class LocalTransport(CallTransport):
         super()._closed(reason)
         self.calling.close()
         self._kept.close(reason)
+        self._limits.close(reason)
         if self.serving is not None:
             self.serving.expect_no_answers()
 
@@ -295,12 +300,14 @@ class LocalTransport(CallTransport):
             self._welcome = None
         self._state = State.JOINED
         self._kept.attach(self._link)
+        self._limits.attach(self._link)
         self.calling.resume(self._link)
 
     def _lost(self, reason: str) -> None:
         """The hub is gone, or refused us."""
         link, self._link = self._link, None
         self._kept.detach()
+        self._limits.detach()
         if self._welcome is not None:
             if not self._welcome.done():
                 self._welcome.set_exception(ConnectFailed(f"the hub at {self.path} went away: {reason}"))
@@ -410,6 +417,8 @@ class LocalTransport(CallTransport):
                 self._kept.answered(message)
             case News():
                 self._kept.news(message)
+            case TokenTaken():
+                self._limits.answered(message)
             case Bye():
                 if self._state is State.JOINED:
                     self._state = State.LEAVING

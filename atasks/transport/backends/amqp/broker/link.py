@@ -276,9 +276,9 @@ class Link:
             self._spare = await self.open_channel()
         return self._spare
 
-    async def open_channel(self) -> Channel:
-        """Another channel, which may be closed without losing the link."""
-        channel = self._connections[1].channel(publisher_confirms=False)
+    async def open_channel(self, confirms: bool = False) -> Channel:
+        """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
+        channel = self._connections[1].channel(publisher_confirms=confirms)
         await guard(channel.initialize())
         underlay = await channel.get_underlay_channel()
         assert isinstance(underlay, Channel)

@@ -237,6 +237,10 @@ class Topology:
         """Arguments of the queue of a record: one reader at a time."""
         return {"x-queue-type": "classic", "x-expires": expires_ms, "x-single-active-consumer": True}
 
+    def limit(self, name: str, key: str | None) -> str:
+        """The definition of a limit, or of one value of its key, and the beginning of the names of its tokens."""
+        return f"{self.prefix}.limit.{self.namespace}.{name}" + ("" if key is None else f":{key}")
+
     def work_arguments(self) -> dict[str, Any]:
         """Arguments of work queues and of those beside them."""
         arguments: dict[str, Any] = {

@@ -13,6 +13,7 @@ from typing import Any, Final
 from atasks import wire
 from atasks.call_log import log_lost
 from atasks.transport.backends.local.hub.events import HubEvents
+from atasks.transport.backends.local.hub.limits import HubLimits
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall
 from atasks.transport.backends.local.hub.queues import WorkQueues
@@ -23,8 +24,10 @@ from atasks.transport.backends.local.messages import (
     Add,
     Answer,
     Begin,
+    Begun,
     Bye,
     GiveBack,
+    GiveToken,
     Handed,
     Hello,
     Message,
@@ -40,6 +43,7 @@ from atasks.transport.backends.local.messages import (
     Serve,
     Slots,
     Stop,
+    TakeToken,
     There,
     Touch,
     Watch,
@@ -83,6 +87,7 @@ class Hub:
         self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
+        self._limits = HubLimits()
         self._receiving = False
         self._unsent: list[Conversation] = []
         """Those to whom something was sent while what has arrived is dealt with."""
@@ -108,6 +113,9 @@ class Hub:
             Read: self._runs.read,
             Touch: self._runs.touch,
             Watch: self._runs.watch,
+            TakeToken: self._limits.take,
+            Begun: self._limits.begun,
+            GiveToken: self._limits.give,
         }
 
     def __len__(self) -> int:
@@ -157,6 +165,7 @@ class Hub:
         self._entries.clear()
         self._queues.clear()
         self._runs.close()
+        self._limits.close()
 
     def _receive(self, peer: Peer, messages: list[Message]) -> None:
         if self.closed:
@@ -223,6 +232,7 @@ class Hub:
         self._runs.leave(peer)
         for token in [token for token, asker in self._askers.items() if asker is peer]:
             del self._askers[token]
+        self._limits.leave(peer)
         for entry in list(self._entries.values()):
             if entry.caller is peer:
                 self._orphan(entry)  # which forgets it, unless it runs on: also if the same process ran it

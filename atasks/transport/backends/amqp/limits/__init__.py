@@ -1,0 +1,1 @@
+"""Limits at the broker: a token is a message."""

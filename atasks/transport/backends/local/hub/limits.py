@@ -1,0 +1,71 @@
+"""The tokens of limits at the hub."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from atasks.errors import LimitError
+from atasks.policies.limit import Rule
+from atasks.transport.backends.local.hub.peer import Peer
+from atasks.transport.backends.local.messages import Begun, GiveToken, TakeToken, TokenTaken
+from atasks.transport.limits.memory import Pools
+from atasks.transport.limits.pool import Grant
+
+__all__ = ["HubLimits"]
+
+Name = tuple[str, str]
+"""A namespace and a limit."""
+
+
+class HubLimits:
+    """Counters for the processes around a hub. Who has used a limit uses it until its connection ends; then its
+    tokens go to others."""
+
+    def __init__(self) -> None:
+        self._pools: dict[str, Pools] = {}
+        """By namespace."""
+        self._users: dict[Name, set[Peer]] = {}
+        self._grants: dict[Peer, dict[int, Grant]] = {}
+
+    def take(self, peer: Peer, message: TakeToken) -> None:
+        """It wants a token."""
+        assert peer.namespace is not None, "it was welcomed"
+        rule = Rule(message.at_once, message.per_period, message.period)
+        users = self._users.setdefault((peer.namespace, message.name), set())
+        pools = self._pools.setdefault(peer.namespace, Pools())
+        if not users:
+            pools.change(message.name, rule)
+        try:
+            pool = pools.find(message.name, message.key, rule)
+        except LimitError as error:
+            peer.link.send(TokenTaken(message.number, str(error)))
+            return
+        users.add(peer)
+        grants = self._grants.setdefault(peer, {})
+        if message.number not in grants:
+            grants[message.number] = pool.ask(partial(peer.link.send, TokenTaken(message.number)))
+
+    def begun(self, peer: Peer, message: Begun) -> None:
+        """It begins with what it took a token for."""
+        grant = self._grants.get(peer, {}).get(message.number)
+        if grant is not None:
+            grant.begin()
+
+    def give(self, peer: Peer, message: GiveToken) -> None:
+        """It needs a token no more."""
+        grant = self._grants.get(peer, {}).pop(message.number, None)
+        if grant is not None:
+            grant.release()
+
+    def leave(self, peer: Peer) -> None:
+        """It is gone."""
+        for grant in self._grants.pop(peer, {}).values():
+            grant.release()
+        for users in self._users.values():
+            users.discard(peer)
+
+    def close(self) -> None:
+        """Forget everything."""
+        for pools in self._pools.values():
+            pools.close()
+        self._grants.clear()

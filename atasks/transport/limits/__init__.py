@@ -1,0 +1,1 @@
+"""Tokens of limits: who may begin."""

@@ -1,0 +1,56 @@
+"""The contract of what hands out the tokens of limits."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final, Protocol
+
+from atasks.errors import LimitError
+from atasks.policies.limit import Rule
+
+__all__ = ["MAX_KEYS", "Limits", "Token", "differs", "too_many"]
+
+MAX_KEYS: Final = 1000
+"""Keys of limits that one side keeps tokens for at a time."""
+
+
+class Token(Protocol):
+    """The right to begin, of a limit. It belongs to its event loop."""
+
+    def begin(self) -> None:
+        """What it was taken for begins: of a rate it is spent now."""
+
+    def release(self) -> None:
+        """What it was taken for has ended, or will not begin. Safe to call again."""
+
+    def release_soon(self) -> None:
+        """The same, from any thread."""
+
+
+class Limits(ABC):
+    """Hands out the tokens of all limits of a namespace."""
+
+    @abstractmethod
+    async def take(self, name: str, key: str | None, rule: Rule) -> Token:
+        """A token of that limit, and of that value of its key, as soon as there is one.
+
+        Cancelling it costs no token. A token is given back when it is released, or when its holder dies.
+
+        Raises LimitError where the limit is in use with another rule, and NotConnected.
+        """
+
+
+def differs(name: str, rule: Rule, other: str) -> LimitError:
+    """The error of a limit that has two rules at the same time."""
+    return LimitError(
+        f"limit {name!r} has {rule} here, and {other} where it is in use already: say the same everywhere, or "
+        "stop the other programs first"
+    )
+
+
+def too_many(name: str) -> LimitError:
+    """The error of a limit with more keys than can be kept."""
+    return LimitError(
+        f"limit {name!r} has one key more than the {MAX_KEYS} that may be in use at a time: give it a key with "
+        "fewer values"
+    )

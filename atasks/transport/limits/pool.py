@@ -1,0 +1,116 @@
+"""The tokens of one limit, as counters: for those who all ask the same process."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from atasks.policies.limit import Rule
+
+__all__ = ["Grant", "TokenPool"]
+
+
+class TokenPool:
+    """Hands tokens to those who ask, in the order in which they asked."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self._loop = asyncio.get_running_loop()
+        self._free = rule.at_once or math.inf
+        now = self._loop.time()
+        gap = rule.period / rule.per_period if rule.per_period else 0.0
+        self._ready = deque(now + number * gap for number in range(rule.per_period))
+        """When the tokens of the rate that are here may be taken again, the next one first."""
+        self._waiting: OrderedDict[Grant, None] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+        self._held = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing would be different if it were made anew."""
+        ready = not self._ready or self._ready[-1] <= self._loop.time()
+        return not self._waiting and not self._held and ready
+
+    def ask(self, granted: Callable[[], None]) -> Grant:
+        """Wait for a token; `granted` is called, now or later, when it is there."""
+        grant = Grant(self, granted)
+        self._waiting[grant] = None
+        self._hand_out()
+        return grant
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._free:
+            if self.rule.per_period:
+                if not self._ready:
+                    return
+                wait = self._ready[0] - self._loop.time()
+                if wait > 0:
+                    self._look_in(wait)
+                    return
+                self._ready.popleft()
+            self._free -= 1
+            self._held += 1
+            grant, _ = self._waiting.popitem(last=False)
+            grant.is_held = True
+            grant.granted()
+
+    def _look_in(self, seconds: float) -> None:
+        if self._timer is None:
+            self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._hand_out()
+
+    def _begun(self) -> None:
+        if self.rule.per_period:
+            self._ready.append(self._loop.time() + self.rule.period)
+
+    def _over(self, grant: Grant) -> None:
+        if not grant.is_held:
+            self._waiting.pop(grant, None)
+            return
+        self._free += 1
+        self._held -= 1
+        if self.rule.per_period and not grant.has_begun:
+            self._ready.appendleft(self._loop.time())
+        self._hand_out()
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+class Grant:
+    """A token of a pool, or the wish for one."""
+
+    __slots__ = ("_pool", "granted", "has_begun", "is_held", "is_over")
+
+    def __init__(self, pool: TokenPool, granted: Callable[[], None]) -> None:
+        self._pool = pool
+        self.granted = granted
+        self.is_held = False
+        self.has_begun = False
+        self.is_over = False
+
+    def begin(self) -> None:
+        """What it was taken for begins."""
+        if not (self.has_begun or self.is_over):
+            self.has_begun = True
+            self._pool._begun()
+
+    def release(self) -> None:
+        """It is not needed any more, or not wanted."""
+        if not self.is_over:
+            self.is_over = True
+            self._pool._over(self)
+
+    def release_soon(self) -> None:
+        """The same, from any thread."""
+        loop = self._pool._loop
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(self.release)
