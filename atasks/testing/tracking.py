@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from atasks.errors import CallCancelled
 from atasks.testing.cases import Cases
-from atasks.testing.site import PATIENCE, Site, soon
+from atasks.testing.site import PATIENCE, Site, soon, until
 from atasks.tracking.fleet import Fleet, FleetCalls
 from atasks.transport.call_transport import CallTransport
 
@@ -199,6 +200,89 @@ class TrackingCases(Cases):
             with pytest.raises(CallCancelled):
                 await soon(second)
             await soon(first)
+
+    async def test_what_happens_is_told_while_somebody_watches(self, site: Site) -> None:
+        @site.atask
+        async def child(n: int) -> int:
+            if n == 0:
+                raise LookupError("no child")
+            return n
+
+        @site.atask
+        async def parent(n: int) -> int:
+            return await child(n)
+
+        async with site.open():
+            fleet = fleet_of(site)
+            assert site.worker.watching is None
+            watching = fleet.watch()
+            first = asyncio.ensure_future(anext(watching))
+            await until(lambda: site.worker.watching is not None, "the worker is watched")
+            assert await soon(parent(1)) == 1
+            with pytest.raises(LookupError):
+                await soon(parent(0))
+            found = [await soon(first)]
+            while [heard.event.kind for heard in found].count("ended") < 4:
+                found.append(await soon(anext(watching)))
+            await watching.aclose()
+            await until(lambda: site.worker.watching is None, "nobody watches")
+            assert {heard.worker for heard in found} == {site.worker.id}
+        assert sum(heard.missed for heard in found) == 0
+        events = [heard.event for heard in found]
+        of_parent, of_child = (
+            [event for event in events if event.task == task.name and event.root == events[0].root]
+            for task in (parent, child)
+        )
+        kinds = [event.kind for event in of_parent if event.kind != "sent"]
+        assert kinds == ["received", "started", "parked", "resumed", "ended"]
+        assert [event.kind for event in of_child] == ["sent", "received", "started", "ended"]
+        assert {event.parent for event in of_child} == {of_parent[0].id}
+        assert of_child[-1].status == "value"
+        failed = [event for event in events if event.kind == "ended" and event.status == "raised"]
+        assert {event.error for event in failed} == {"LookupError"}
+        assert any("no child" in event.traceback for event in failed)
+
+    async def test_trees_are_told_of_whole_or_not_at_all(self, site: Site) -> None:
+        @site.atask
+        async def child() -> None: ...
+
+        @site.atask
+        async def parent() -> None:
+            await child()
+
+        async with site.open():
+            fleet = fleet_of(site)
+            watching = fleet.watch(["started", "ended", "worker"], sample=0.5)
+            first = asyncio.ensure_future(anext(watching))
+            await until(lambda: site.worker.watching is not None, "the worker is watched")
+            await soon(asyncio.gather(*(parent() for _ in range(64))))
+            site.worker.watching.state("done")  # type: ignore[union-attr]  # it is watched
+            found = [await soon(first)]
+            while found[-1].event.kind != "worker":
+                found.append(await soon(anext(watching)))
+            await watching.aclose()
+        trees = Counter(heard.event.root for heard in found[:-1])
+        assert 0 < len(trees) < 64
+        assert set(trees.values()) == {4}
+
+    async def test_who_does_not_read_keeps_nobody_up(self, site: Site) -> None:
+        @site.atask
+        async def echo(n: int) -> int:
+            return n
+
+        async with site.open():
+            watching = fleet_of(site).watch(["ended"], limit=10)
+            first = asyncio.ensure_future(anext(watching))
+            await until(lambda: site.worker.watching is not None, "the worker is watched")
+            assert await soon(asyncio.gather(*map(echo, range(300)))) == list(range(300))
+            counts, more = [(await soon(first)).missed], 0
+            while len(counts) + sum(counts) < 300:  # what was missed is told with the next event
+                await soon(echo(more))
+                more += 1
+                counts.append((await soon(anext(watching))).missed)
+            await watching.aclose()
+        assert sum(counts) > 0
+        assert len(counts) + sum(counts) <= 300 + more
 
 
 async def _running(fleet: Fleet) -> str:

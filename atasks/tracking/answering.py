@@ -28,9 +28,11 @@ from atasks.tracking.queries import (
     Stack,
     StackOf,
     State,
+    Watch,
     WorkerInfo,
 )
 from atasks.tracking.stacks import chains
+from atasks.tracking.watching import watch
 from atasks.wire import VERSION, Query, QueryAnswer
 
 if TYPE_CHECKING:
@@ -47,10 +49,13 @@ logger = logging.getLogger("atasks.worker")
 MAX_BYTES: Final = 2**20
 
 
-def answer(worker: Worker, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
+def answer(
+    worker: Worker, queues: Sequence[str], query: Query, owner: str | None = None, voice: str | None = None
+) -> QueryAnswer | None:
     """Return this worker's answer to a question; None: it has none. `queues` are those that it serves.
 
-    `owner`: only calls of the key of that name may be ended; None: all. Never raises.
+    `owner`: only calls of the key of that name may be ended, and tell of tracebacks; None: all. `voice`: under
+    which key who asks hears of events. Never raises.
     """
     if query.worker not in ("", worker.id) or (query.queue and query.queue not in queues):
         return None
@@ -58,6 +63,10 @@ def answer(worker: Worker, queues: Sequence[str], query: Query, owner: str | Non
     if question is None:
         return None
     try:
+        if isinstance(question, Watch):
+            return QueryAnswer(
+                VERSION, query.token, worker.id, queries.encode(Done(watch(worker, query, question, owner, voice)))
+            )
         found = _Answering(worker, queues, owner).to(question)
         if found is None:
             return None
@@ -89,7 +98,7 @@ class _Answering:
         self.queues = queues
         self.owner = owner
 
-    def to(self, question: queries.Question) -> Answer | None:
+    def to(self, question: Ping | Inspect | Stack | CancelCalls) -> Answer | None:
         match question:
             case Ping():
                 worker = self.worker

@@ -11,6 +11,7 @@ import asyncio
 import os
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -228,22 +229,27 @@ class Callers:
     def __init__(self) -> None:
         self._live: dict[int, Counters] = {}
         self._gone: dict[str, Counters] = {}
+        self._ended: deque[int] = deque()
+        """Those live ones whose transports are gone: the collector, which may run at any point, only adds here."""
 
     def new(self, transport: object, namespace: str) -> Counters:
         """Counters for the calls over a transport."""
         counters = Counters("", namespace)
         number = id(counters)
+        self._retire()
         self._live[number] = counters
-        weakref.finalize(transport, self._retire, number).atexit = False
+        weakref.finalize(transport, self._ended.append, number).atexit = False
         return counters
 
-    def _retire(self, number: int) -> None:
-        counters = self._live.pop(number, None)
-        if counters is not None and counters.rows:
-            self._gone.setdefault(counters.namespace, Counters("", counters.namespace)).add(counters)
+    def _retire(self) -> None:
+        while self._ended:
+            counters = self._live.pop(self._ended.popleft(), None)
+            if counters is not None and counters.rows:
+                self._gone.setdefault(counters.namespace, Counters("", counters.namespace)).add(counters)
 
     def sums(self) -> dict[str, Counters]:
         """Namespace -> what was counted there."""
+        self._retire()
         found: dict[str, Counters] = {}
         for counters in (*self._gone.values(), *self._live.values()):
             if counters.rows:
@@ -254,6 +260,7 @@ class Callers:
         """Forget all: this process is the fork of another one."""
         self._live.clear()
         self._gone.clear()
+        self._ended.clear()
 
 
 def failed(error: BaseException) -> int:

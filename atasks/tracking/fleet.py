@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
+from atasks.errors import NotConnected
 from atasks.tracking import queries
 from atasks.tracking.queries import (
+    KINDS,
     Answer,
     Awaited,
     CallInfo,
     Calls,
     CancelCalls,
     Cancelled,
+    Event,
+    Events,
     Inspect,
     Ping,
     Pong,
     Question,
     Stack,
     StackOf,
+    Watch,
     WorkerInfo,
 )
 from atasks.wire import VERSION, Query, QueryAnswer
@@ -30,10 +37,11 @@ from atasks.wire import VERSION, Query, QueryAnswer
 if TYPE_CHECKING:
     from atasks.transport.call_transport import CallTransport
 
-__all__ = ["Fleet", "FleetCalls"]
+__all__ = ["Fleet", "FleetCalls", "Heard"]
 
 A = TypeVar("A", bound=Answer)
 
+LEASE_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 1.0
 """Seconds to wait for answers: nobody knows how many workers there are, and one may be busy."""
 IDS_AT_ONCE: Final = 1000
@@ -51,6 +59,15 @@ class FleetCalls(Struct):
     """Calls that workers hold, and did not tell of."""
     workers: int
     """Workers that have answered."""
+
+
+class Heard(Struct):
+    """An event, as it was told by a worker."""
+
+    worker: str
+    event: Event
+    missed: int = 0
+    """Events, of all workers, that got lost since the one before."""
 
 
 class Fleet:
@@ -107,6 +124,71 @@ class Fleet:
             found = await self._ask(CancelCalls(list(ids[start : start + IDS_AT_ONCE])), Cancelled)
             ended += [call_id for answer in found.values() for call_id in answer.ids]
         return list(dict.fromkeys(ended))
+
+    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
+        over a transport that cannot tell."""
+        return await self._transport.queue_states(queues)
+
+    async def watch(
+        self,
+        kinds: Sequence[str] = KINDS,
+        *,
+        sample: float = 1.0,
+        lease: float = LEASE_SECONDS,
+        limit: int = 10_000,
+    ) -> AsyncGenerator[Heard, None]:
+        """What happens at the workers, from now on, until this generator is closed: events of these kinds, of such
+        a part of the trees of calls. Workers that come later are asked too.
+
+        A reader that is slow misses events, and slows nobody: it is told how many. At most `limit` of them wait
+        here for it. Raises NotConnected, a TransportError.
+        """
+        question = Watch(list(kinds), sample, lease)
+        query = Query(VERSION, uuid.uuid4().hex, queries.encode(question))
+        arrived = asyncio.Event()
+        waiting: deque[Heard] = deque()
+        next_number: dict[str, int] = {}
+        dropped: dict[str, int] = {}
+        missed = 0
+
+        def heard(answer: QueryAnswer) -> None:
+            nonlocal missed
+            content = queries.decode_answer(answer.content)
+            if not isinstance(content, Events):
+                return
+            worker = answer.worker
+            missed += max(content.first - next_number.get(worker, content.first), 0)
+            missed += max(content.dropped - dropped.get(worker, 0), 0)
+            next_number[worker] = content.first + len(content.events)
+            dropped[worker] = content.dropped
+            for event in content.events:
+                if len(waiting) >= limit:
+                    missed += 1
+                else:
+                    waiting.append(Heard(worker, event))
+            arrived.set()
+
+        async with self._transport.listen(query.token, heard):
+            loop = asyncio.get_running_loop()
+            due = 0.0
+            try:
+                while True:
+                    if loop.time() >= due:
+                        due = loop.time() + lease / 3
+                        self._transport.ask(query, None)
+                    arrived.clear()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(due - loop.time()):
+                            await arrived.wait()
+                    while waiting:
+                        found = waiting.popleft()
+                        found.missed, missed = missed, 0
+                        yield found
+            finally:
+                over = Watch([], 0.0, 0.0)
+                with suppress(NotConnected):
+                    self._transport.ask(Query(VERSION, query.token, queries.encode(over)), None)
 
     async def _ask(
         self, question: Question, kind: type[A], *, worker: str = "", queue: str = "", enough: int | None = None

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from atasks.tracking.snapshots import TaskCounts
 
 __all__ = [
+    "KINDS",
     "MAX_CALLS",
     "Answer",
     "Awaited",
@@ -23,6 +24,8 @@ __all__ = [
     "Cancelled",
     "Chain",
     "Done",
+    "Event",
+    "Events",
     "Inspect",
     "Ping",
     "Pong",
@@ -30,6 +33,7 @@ __all__ = [
     "Stack",
     "StackOf",
     "State",
+    "Watch",
     "WorkerInfo",
     "decode_answer",
     "decode_question",
@@ -38,6 +42,20 @@ __all__ = [
 
 MAX_CALLS: Final = 1000
 """Calls in one answer."""
+KINDS: Final = (
+    "sent",
+    "received",
+    "started",
+    "parked",
+    "resumed",
+    "ended",
+    "lost",
+    "given_back",
+    "refused",
+    "report",
+    "worker",
+)
+"""Kinds of events."""
 MAX_AWAITED: Final = 100
 """Calls that one call awaits, in an answer."""
 
@@ -78,7 +96,19 @@ class CancelCalls(Struct, tag="cancel"):
     ids: Ids
 
 
-Question = Ping | Inspect | Stack | CancelCalls
+class Watch(Struct, tag="watch"):
+    """Tell of events from now on, for so many seconds; the same question with the same token renews that. Answered
+    by `Done`; events come as `Events`."""
+
+    kinds: Annotated[list[str], Meta(max_length=64)]
+    """Of `KINDS`."""
+    sample: float = 1.0
+    """Which part of the trees of calls is told of, 0 to 1: all events of a tree, on all workers, or none."""
+    lease: float = 10.0
+    """0: tell no more."""
+
+
+Question = Ping | Inspect | Stack | CancelCalls | Watch
 
 
 class Pong(Struct, tag="pong"):
@@ -201,13 +231,48 @@ class Cancelled(Struct, tag="cancelled"):
     ids: list[str]
 
 
+class Event(Struct, omit_defaults=True):
+    """Something that has happened to a call, or to a worker."""
+
+    kind: str
+    at: float
+    """Wall clock of the worker, in seconds."""
+    id: str
+    """Of the call; empty: it is the worker's."""
+    task: str
+    root: str = ""
+    parent: str | None = None
+    queue: str = ""
+    attempt: int = 1
+    status: str = ""
+    """How the call ended, or what the worker does."""
+    ran: float | None = None
+    """Seconds of its run, if it has ended."""
+    error: str = ""
+    """The type of the exception that it raised."""
+    traceback: str = ""
+    """The end of its traceback."""
+    progress: str = ""
+
+
+class Events(Struct, tag="events"):
+    """What a worker tells who watches it."""
+
+    first: int
+    """The number of the first of these events, counted from 0 for each who watches: gaps are events that got
+    lost on the way."""
+    dropped: int
+    """How many the worker has dropped so far, because there were too many."""
+    events: list[Event]
+
+
 class Done(Struct, tag="done"):
     """The order was carried out; or `problem` says why not."""
 
     problem: str = ""
 
 
-Answer = Pong | WorkerInfo | Calls | StackOf | Cancelled | Done
+Answer = Pong | WorkerInfo | Calls | StackOf | Cancelled | Done | Events
 
 _question: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -7,7 +7,8 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from msgspec import Struct
@@ -162,6 +163,8 @@ class CallTransport(Transport):
         if row is None:
             row = self.counters.row(call.task)
         row[RECEIVED] += 1
+        if self.watching is not None:
+            self.watching.sent(call, options.queue or "")
         began = time.perf_counter()
         try:
             if call.timeout_ms is not None:
@@ -223,12 +226,13 @@ class CallTransport(Transport):
 
     # -- questions to workers
 
-    def ask(self, query: Query, heard: Callable[[QueryAnswer], object]) -> None:
-        """Put a question to the workers of the namespace. `heard` gets each answer, until `unask`. Not waited for:
-        an answer may come late, or never."""
+    def ask(self, query: Query, heard: Callable[[QueryAnswer], object] | None) -> None:
+        """Put a question to the workers of the namespace. `heard` gets each answer, until `unask`; None: who asked
+        before under this token. Not waited for: an answer may come late, or never."""
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        self._asked[query.token] = heard
+        if heard is not None:
+            self._asked[query.token] = heard
         self._send_query(query)
 
     def unask(self, query: Query) -> None:
@@ -238,6 +242,21 @@ class CallTransport(Transport):
     def _send_query(self, query: Query) -> None:
         """Hand the question to every worker that it is meant for, without waiting."""
         raise NotSupported(f"{type(self).__name__} cannot ask workers about themselves")
+
+    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
+        where that cannot be told."""
+        return {}
+
+    @asynccontextmanager
+    async def listen(self, token: str, heard: Callable[[QueryAnswer], object]) -> AsyncIterator[None]:
+        """A block in which events that workers tell under that token are heard. Raises a TransportError where that
+        cannot be any more."""
+        self._asked[token] = heard
+        try:
+            yield
+        finally:
+            self._asked.pop(token, None)
 
     def _hear(self, answer: QueryAnswer) -> None:
         """An answer has arrived."""
@@ -267,6 +286,8 @@ class CallTransport(Transport):
         pending.receiver = receiver
         self._pending[call.id] = pending
         self.counters.row(call.task)[RECEIVED] += 1
+        if self.watching is not None:
+            self.watching.sent(call, receiver.options.queue or "")
         receiver.opened(pending)
         if call.timeout_ms is not None:
             self._set_timer(pending, call.timeout_ms / 1000)

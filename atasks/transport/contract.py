@@ -32,6 +32,7 @@ from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.tracking.watching import Watching
     from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
     from atasks.transport.limits.contract import Limits
@@ -128,6 +129,14 @@ class Transport:
     def pendings(self) -> list[Pending]:
         """The calls that are awaited over it, as far as it knows them."""
         return []
+
+    watching: Watching | None = None
+    """Tells of calls that are made over it, while somebody watches its worker."""
+
+    def send_events(self, token: str, worker: str, content: bytes, voice: str | None) -> bool:
+        """Send who watches a worker of this process under that token what has happened, without waiting. False: it
+        takes no more for now. It may get lost."""
+        return False
 
     def end_await(self, pending: Pending) -> None:
         """End one of those awaits in `CallCancelled`, and its run."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from atasks import wire
 from atasks.errors import (
     NotConnected,
     NoWorker,
@@ -24,7 +25,7 @@ from atasks.transport.records.store import DEFAULT_KEEP_BYTES
 from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
-from atasks.wire import Call, Credit, End, Item, Query, Reply
+from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
@@ -192,6 +193,10 @@ class LoopbackTransport(CallTransport):
             found = worker.answer(worker.served.queues("default"), query)
             if found is not None:
                 loop.call_soon(self._hear, found)
+
+    def send_events(self, token: str, worker: str, content: bytes, voice: str | None) -> bool:
+        asyncio.get_running_loop().call_soon(self._hear, QueryAnswer(wire.VERSION, token, worker, content))
+        return True
 
     def _grant(self, credit: Credit, worker: str) -> None:
         if worker in self._workers:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from atasks.errors import TransportError
     from atasks.options import Executor
+    from atasks.tracking.watching import Watching
     from atasks.transport.delivery import Delivery
     from atasks.transport.subscription import Subscription
     from atasks.wire import Call, Credit, End, Query, QueryAnswer, Reply
@@ -209,7 +210,14 @@ class Server(Protocol):
         """The streams that it sends."""
         ...
 
-    def answer(self, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
+    @property
+    def watching(self) -> Watching | None:
+        """What tells of its events, while somebody watches it."""
+        ...
+
+    def answer(
+        self, queues: Sequence[str], query: Query, owner: str | None = None, voice: str | None = None
+    ) -> QueryAnswer | None:
         """Return what it says to a question about itself and its calls, as it serves these queues; None: nothing.
         `owner`: only calls of the key of that name may be ended. Never raises."""
         ...

@@ -134,6 +134,8 @@ class HeldCall(Struct, eq=False):
             worker.cells[PARKED] += 1
             self.ever_parked = True
             self.awaits = 1
+            if worker.watching is not None:
+                worker.watching.held("parked", self)
             self.free_slots()
         else:
             self.awaits += 1
@@ -169,6 +171,8 @@ class HeldCall(Struct, eq=False):
             self.worker.slots.give()
         else:
             self.slots = 1
+            if self.worker.watching is not None:
+                self.worker.watching.held("resumed", self)
 
     def _needs_no_slot(self) -> bool:
         return bool(self.ended or self.awaits or self.slots)

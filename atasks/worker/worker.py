@@ -19,6 +19,7 @@ from atasks import wire
 from atasks.call_log import log_end
 from atasks.call_log import logger as calls
 from atasks.errors import TransportError
+from atasks.failures.failures import failure_text, raised_type
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
 from atasks.tracking import answering, snapshots
@@ -26,6 +27,7 @@ from atasks.tracking.counters import (
     BAD,
     BUSY,
     ENDED,
+    ENDINGS,
     GIVEN_BACK,
     LAST_BUCKET,
     LOST,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
 
     from atasks.definitions import BaseTask
     from atasks.options import Executor
+    from atasks.tracking.watching import Watching
     from atasks.transport.contract import Transport
 
 __all__ = ["Worker"]
@@ -135,6 +138,8 @@ class Worker:
         self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
         self.withdrawn = RecentIds()
         """Calls whose awaits have ended, and which were not in hand here."""
+        self.watching: Watching | None = None
+        """Tells of events, while somebody watches."""
         self._condemned: RecentIds | None = None
         """Calls that are to end when they come here, with the names of who may end them; None: there were none."""
         self._finished = RecentReplies() if transport.redelivers else None
@@ -218,6 +223,8 @@ class Worker:
 
     async def _drain(self, grace: float) -> None:
         self.draining = True
+        if self.watching is not None:
+            self.watching.state("draining")
         try:
             await drain(self, self.loop.time() + grace)
         finally:
@@ -233,6 +240,8 @@ class Worker:
     def _stop_watching(self) -> None:
         self._watchdog.stop()
         snapshots.forget(self.counters)
+        if self.watching is not None:
+            self.watching.stop()
         guard, self._guard = self._guard, None
         if guard is not None:
             guard.leave()
@@ -304,6 +313,8 @@ class Worker:
         row = self._rows.get(call.task) or self.counters.row(UNKNOWN if task is None else call.task)
         row[RECEIVED] += 1
         run = HeldCall(self, call, [delivery], self.loop, task, row, self._deadline(call, delivery))
+        if self.watching is not None:
+            self.watching.held("received", run)
         if not self._held:
             self._empty.clear()
         self._held[call_id] = run
@@ -323,11 +334,15 @@ class Worker:
         ):
             self._start(run, task)
         else:
-            self._backlog.add(run)
-            if self.slots.free or task.executor is not None:
-                self._fill()
-            if self._impatience is None and self._backlog.size:
-                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
+            self._let_wait(run)
+
+    def _let_wait(self, run: HeldCall) -> None:
+        """A call cannot start yet: it waits here for a slot, or a place."""
+        self._backlog.add(run)
+        if self.slots.free or run.executor is not None:
+            self._fill()
+        if self._impatience is None and self._backlog.size:
+            self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
@@ -389,14 +404,18 @@ class Worker:
         if self.cells[BAD] == 1:
             logger.error("a bad message was refused (%s); this worker logs no further ones", reason)
 
-    def answer(self, queues: Sequence[str], query: Query, owner: str | None = None) -> QueryAnswer | None:
+    def answer(
+        self, queues: Sequence[str], query: Query, owner: str | None = None, voice: str | None = None
+    ) -> QueryAnswer | None:
         """Return what is said to a question about this worker and its calls: see `Server.answer`."""
-        return answering.answer(self, queues, query, owner)
+        return answering.answer(self, queues, query, owner, voice)
 
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
         known = self.served.find(call.task) is not None
         self.counters.row(call.task if known else UNKNOWN)[LOST] += 1
+        if self.watching is not None:
+            self.watching.lost(call)
 
     def _deadline(self, call: Call, delivery: Delivery | None = None) -> float | None:
         """When the call times out, in event loop time; not before its caller says so, as far as that is known."""
@@ -478,6 +497,8 @@ class Worker:
         if self._notes is not None:
             self._notes.enter(call)
         self.cells[BUSY] += 1
+        if self.watching is not None:
+            self.watching.held("started", run)
         watchdog = self._watchdog
         if watchdog.asleep:
             watchdog.wake()
@@ -522,20 +543,15 @@ class Worker:
         unanswered = GIVEN_BACK if run.reason in (Reason.DRAINED, Reason.PASSED_ON) else WITHDRAWN
         run.row[ENDED + (unanswered if reply is None else reply.status)] += 1
         run.row[REFUSED] += not (reply is None or run.slots or run.started)
+        if self.watching is not None:
+            self._tell_end(self.watching, run, reply)
         if last is not None:
             if self._finished is not None:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
                 delivery.reply(last)
-        elif run.reason in (Reason.DRAINED, Reason.PASSED_ON) and run.deliveries:
-            run.call.ran |= run.sender is not None
-            # Through the last delivery: the earlier ones may be of a connection that is gone.
-            run.deliveries[-1].give_back(run.call)
-            for delivery in run.deliveries[:-1]:
-                delivery.drop()
         else:
-            for delivery in run.deliveries:
-                delivery.drop()
+            self._end_unanswered(run)
         if run.place is not None:
             run.place.give()
         if run is self._alone:
@@ -545,10 +561,36 @@ class Worker:
             self._turns.other_ended()
         run.free_slots()
 
+    def _end_unanswered(self, run: HeldCall) -> None:
+        """Give the call back, if another worker must run it; else nobody is told of it."""
+        deliveries = run.deliveries
+        if run.reason in (Reason.DRAINED, Reason.PASSED_ON) and deliveries:
+            run.call.ran |= run.sender is not None
+            # Through the last delivery: the earlier ones may be of a connection that is gone.
+            deliveries[-1].give_back(run.call)
+            deliveries = deliveries[:-1]
+        for delivery in deliveries:
+            delivery.drop()
+
     def _log(self, run: HeldCall, reply: Reply | None) -> None:
         """A line in the log of calls."""
         late = run.deadline is not None and self.loop.time() >= run.deadline - LATE_SECONDS
         log_end(run.call, reply, worker=self.id, queue=run.queue, ran=run.ran, late=late)
+
+    def _tell_end(self, watching: Watching, run: HeldCall, reply: Reply | None) -> None:
+        """Tell who watches how a call has ended."""
+        if reply is None:
+            if run.reason in (Reason.DRAINED, Reason.PASSED_ON):
+                watching.held("given_back", run)
+            else:
+                watching.ended(run, "withdrawn")
+            return
+        kind = text = ""
+        if reply.status == Status.RAISED:
+            kind, text = raised_type(reply.payload), failure_text(reply.payload)
+        elif reply.status:
+            text = wire.ending(reply).message
+        watching.ended(run, ENDINGS[reply.status], kind, text)
 
     def _forget(self, run: HeldCall) -> None:
         del self._held[run.call.id]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import uuid
@@ -98,6 +100,38 @@ def test_inspect(two: FleetOfTwo) -> None:
     assert f"worker:     {worker['id']}\n" in text
     assert "shop.add" in text
     assert two.run("inspect", "nobody", code=1).line().startswith("worker 'nobody' does not answer")
+
+
+def test_watching(two: FleetOfTwo) -> None:
+    viewer = two.start("watch", "--kind", "started", "--kind", "ended", "--json")
+    trace = two.shell.directory / "trace.json"
+    timeline = two.start("timeline", "-o", str(trace))
+    for command in (viewer, timeline):
+        command.wait_for("atasks: watching")
+    for task in ("add", "fail"):
+        two.call(task, *([1, 2] if task == "add" else [])).finish()
+    lines = [json.loads(viewer.wait_for('"ended"')) for _ in range(2)]
+    assert {(line["task"], line["status"], line.get("error")) for line in lines} == {
+        ("shop.add", "value", None),
+        ("shop.fail", "raised", "ValueError"),
+    }
+    assert "it fails" in next(line["traceback"] for line in lines if "error" in line)
+    for command in (viewer, timeline):
+        command.signal(signal.SIGINT)
+        assert command.finish().code == 0
+    spans = [event for event in json.loads(trace.read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {span["name"] for span in spans} >= {"shop.add", "shop.fail"}
+
+
+def test_top(two: FleetOfTwo) -> None:
+    assert two.call("add", 1, 2).finish().out == "3\n"
+    lines = two.run("top", "--rounds", "2", "--every", "200ms").out.splitlines()
+    assert sum("2 workers, 200 slots" in line for line in lines) == 2
+    rates = [line.split()[1] for line in lines if line.startswith("shop.add ")]
+    assert rates[0] == "-"
+    assert rates[1].endswith("/s")
+    found = two.json("top", "--rounds", "1")
+    assert found["queues"]["leaves"]["consumers"] == 1
 
 
 def test_in_a_terminal(two: FleetOfTwo) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from aiormq.exceptions import ChannelInvalidStateError
@@ -19,6 +19,7 @@ from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
+from atasks.transport.backends.amqp.caller.listening import listening
 from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.limits.limits import AMQPLimits
 from atasks.transport.backends.amqp.records import AMQPRecords
@@ -31,7 +32,7 @@ from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.delivery import Delivery
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import StreamReceiver
-from atasks.wire import Call, Credit, Query, Reply
+from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.server import Server
@@ -346,6 +347,25 @@ class AMQPTransport(CallTransport):
 
     def _withdraw(self, pending: Pending) -> None:
         self.calling.withdraw(pending)
+
+    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+        found: dict[str, tuple[int, int]] = {}
+        for queue in queues:
+            link = self.session.link
+            if link is not None:
+                with suppress(*CLIENT_ERRORS):
+                    state = await link.queue_state(self.session.topology.work(queue))
+                    if state is not None:
+                        found[queue] = state
+        return found
+
+    @asynccontextmanager
+    async def listen(self, token: str, heard: Callable[[QueryAnswer], object]) -> AsyncIterator[None]:
+        async with listening(self.session, token, heard):
+            yield
+
+    def send_events(self, token: str, worker: str, content: bytes, voice: str | None) -> bool:
+        return self.serving is not None and self.serving.telling.put(token, content, voice)
 
     def _send_query(self, query: Query) -> None:
         self.calling.control.ask(query)

@@ -380,6 +380,13 @@ class LocalTransport(CallTransport):
     def _withdraw(self, pending: Pending) -> None:
         self.calling.withdraw(pending)
 
+    def send_events(self, token: str, worker: str, content: bytes, voice: str | None) -> bool:
+        link = self._link
+        if link is None or link.clogged:
+            return False
+        link.send(wire.QueryAnswer(wire.VERSION, token, worker, content), len(content))
+        return True
+
     def _send_query(self, query: wire.Query) -> None:
         if self._link is not None:
             self._link.send(query, len(query.content))

@@ -284,6 +284,15 @@ class Link:
         assert isinstance(underlay, Channel)
         return underlay
 
+    async def open_unconfirmed(self) -> Channel:
+        """A channel for what may get lost: it publishes without confirms, and may be closed without losing the
+        link. It shares the connection that publishes, which alone a broker blocks that is short of memory."""
+        channel = self._connections[0].channel(publisher_confirms=False)
+        await guard(channel.initialize())
+        underlay = await channel.get_underlay_channel()
+        assert isinstance(underlay, Channel)
+        return underlay
+
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
         self.lose("closed by this side")

@@ -32,6 +32,8 @@ DEAD_LETTERS: Final = 10_000
 DEAD_LETTER_TTL_MS: Final = 7 * 24 * 3600 * 1000
 UNIQUE_EXPIRES_MS: Final = 24 * 3600 * 1000
 """Milliseconds for which the mark of a `unique` key is kept unused: the call of such a mark waits, or was lost."""
+WATCH_MESSAGES: Final = 1_000
+"""Messages, of many events each, that wait for who watches."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
 DELIVERY_LIMIT: Final = 1_000_000
@@ -62,6 +64,8 @@ class Topology:
         self.check("q")
         self.control = f"{prefix}.control"
         """The direct exchange between callers and workers."""
+        self.watch = f"{prefix}.watch"
+        """The topic exchange by which workers tell of themselves while somebody watches them."""
         self.events = f"{prefix}.events"
         """The topic exchange of what is published for whoever handles it. It is also the reply address of that:
         there is no such queue."""
@@ -144,6 +148,18 @@ class Topology:
         """Routing key of what concerns every worker of a queue."""
         return f"queue:{self.namespace}:{queue}"
 
+    def watch_key(self, token: str) -> str:
+        """Routing key of events for who watches under that token."""
+        return f"{self.namespace}:{token}"
+
+    def watch_queue(self, token: str) -> str:
+        """The queue of who watches under that token."""
+        return f"{self.prefix}.w.{self.namespace}.{token}"
+
+    def watch_arguments(self) -> dict[str, Any]:
+        """Arguments of such a queue: where its owner is slow, the oldest events go."""
+        return {"x-queue-type": "classic", "x-max-length": WATCH_MESSAGES, "x-overflow": "drop-head"}
+
     @property
     def all_key(self) -> str:
         """Routing key of what concerns every worker of the namespace."""
@@ -212,6 +228,8 @@ class Topology:
             return "record", name.removesuffix(":steps")
         if exchange == self.events:
             return "request", f"{exchange} {name}"
+        if exchange == self.watch:
+            return "control", f"{exchange} {name}"
         if exchange == self.control:
             return None if name.startswith("up:") else ("control", f"{exchange} {name}")
         if name.startswith(f"{self.prefix}.q."):
@@ -228,7 +246,7 @@ class Topology:
         direct = self.place("", queue)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            known = message.exchange in (self.control, self.events)
+            known = message.exchange in (self.control, self.events, self.watch)
             return self.place(message.exchange or "", message.routing_key or "") if known else direct
 
         return place

@@ -33,6 +33,7 @@ from atasks.transport.backends.amqp.worker.queries import answer_query
 from atasks.transport.backends.amqp.worker.replies import Replies
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 from atasks.transport.backends.amqp.worker.station import Station
+from atasks.transport.backends.amqp.worker.telling import Telling
 from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
 from atasks.wire import (
     CONTENT_TYPE,
@@ -83,6 +84,7 @@ class Serving:
         self.queues = list(queues)
         self.station = Station(session, worker, records)
         self.replies = Replies(self.station)
+        self.telling = Telling(self.station)
         self._stopping = False
         self._executors = worker.served.executors
         self._to_wait_for: dict[str, Executor] = {
@@ -280,6 +282,7 @@ class Serving:
         await self.doubts.close()
         await self.kept.close()
         await self.ailing.close()
+        await self.telling.close()
 
     async def acknowledged(self) -> None:
         """Return when no reply waits for room in its queue, and every acknowledgement was written."""
@@ -459,7 +462,7 @@ class Serving:
             elif isinstance(envelope, Reply | End):
                 self.attempts.told(envelope.id, envelope)
             elif isinstance(envelope, Query):
-                answer_query(self.station, self.queues, envelope, message)
+                answer_query(self.station, self.telling, self.queues, envelope, message)
 
     def _credit(self, credit: Credit, reply_to: str | None) -> None:
         """The consumer of a stream says what it has taken, and where it is."""

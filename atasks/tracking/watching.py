@@ -1,0 +1,171 @@
+"""Events of a worker, for those who watch it: told while their leases last, and made by nobody else.
+
+Where nobody watches, `Worker.watching` and `Transport.watching` are None, and that is all that a call pays for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import zlib
+from typing import TYPE_CHECKING, Final
+
+from msgspec import structs
+
+from atasks.tracking import queries
+from atasks.tracking.queries import Event, Events, Watch
+
+if TYPE_CHECKING:
+    from atasks.wire import Call, Query
+    from atasks.worker.held_call import HeldCall
+    from atasks.worker.worker import Worker
+
+__all__ = ["Watching", "watch"]
+
+TURN_SECONDS: Final = 0.1
+"""For how long events are gathered before they leave together."""
+MAX_GATHERED: Final = 2000
+"""Events of one lease that may wait to leave; more are dropped, and counted."""
+MAX_LEASES: Final = 8
+MAX_SECONDS: Final = 60.0
+TRACEBACK_CHARACTERS: Final = 4096
+
+
+class _Lease:
+    """One who watches."""
+
+    __slots__ = ("count", "dropped", "gathered", "kinds", "owner", "sample", "token", "until", "voice")
+
+    def __init__(self, token: str, owner: str | None, voice: str | None) -> None:
+        self.token = token
+        self.owner = owner
+        """Tracebacks are for calls of the key of that name only; None: for all."""
+        self.voice = voice
+        """Under which key events are sealed for it."""
+        self.kinds: frozenset[str] = frozenset()
+        self.sample = 0
+        """Of 2 ** 32 trees of calls, how many are told of."""
+        self.until = 0.0
+        """Event loop time."""
+        self.count = 0
+        """Events that it was to be told of so far: each has a number, so that gaps are seen."""
+        self.dropped = 0
+        self.gathered: list[Event] = []
+
+
+class Watching:
+    """Gathers the events of one worker for those who watch it, and sends them ten times a second."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._leases: dict[str, _Lease] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    # -- leases
+
+    def renew(self, query: Query, question: Watch, owner: str | None, voice: str | None) -> str:
+        """Tell who asks of events from now on, for the seconds that the question names. Returns why that cannot
+        be; empty: it can."""
+        lease = self._leases.get(query.token)
+        if question.lease <= 0:
+            self._leases.pop(query.token, None)
+            return ""
+        if lease is None:
+            if len(self._leases) >= MAX_LEASES:
+                return f"{MAX_LEASES} watch this worker already"
+            lease = self._leases[query.token] = _Lease(query.token, owner, voice)
+        lease.kinds = frozenset(question.kinds)
+        lease.sample = int(min(max(question.sample, 0.0), 1.0) * 2**32)
+        lease.until = self._worker.loop.time() + min(question.lease, MAX_SECONDS)
+        worker = self._worker
+        worker.watching = worker.transport.watching = self
+        if self._timer is None:
+            self._timer = worker.loop.call_later(TURN_SECONDS, self._turn)
+        return ""
+
+    def stop(self) -> None:
+        """Tell nobody any more."""
+        self._leases.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._worker.watching = self._worker.transport.watching = None
+
+    def _turn(self) -> None:
+        """Send what was gathered, and end leases that nobody has renewed."""
+        worker = self._worker
+        now = worker.loop.time()
+        for lease in list(self._leases.values()):
+            if lease.gathered:
+                events, lease.gathered = lease.gathered, []
+                content = queries.encode(Events(lease.count - len(events), lease.dropped, events))
+                if not worker.transport.send_events(lease.token, worker.id, content, lease.voice):
+                    lease.dropped += len(events)
+            if lease.until <= now:
+                del self._leases[lease.token]
+        self._timer = None
+        if self._leases:
+            self._timer = worker.loop.call_later(TURN_SECONDS, self._turn)
+        else:
+            self.stop()
+
+    # -- events
+
+    def sent(self, call: Call, queue: str) -> None:
+        """A call was made here, over the worker's transport."""
+        self._tell("sent", call, Event("sent", time.time(), call.id, call.task, queue=queue))
+
+    def held(self, kind: str, run: HeldCall) -> None:
+        """Something has happened to a call that the worker holds: it was received, started, parked, resumed, or
+        given back."""
+        self._tell(kind, run.call, self._event(kind, run))
+
+    def ended(self, run: HeldCall, status: str, error: str = "", traceback: str = "") -> None:
+        """It has ended so; with the type of the exception that it raised, and its traceback."""
+        event = self._event("ended" if run.started else "refused", run)
+        event.status, event.error, event.traceback = status, error, traceback[-TRACEBACK_CHARACTERS:]
+        event.ran = run.ran
+        self._tell(event.kind, run.call, event)
+
+    def lost(self, call: Call) -> None:
+        """It was lost with another worker."""
+        self._tell("lost", call, Event("lost", time.time(), call.id, call.task, attempt=call.attempt))
+
+    def reported(self, run: HeldCall, progress: str) -> None:
+        """It says how far it is."""
+        event = self._event("report", run)
+        event.progress = progress
+        self._tell("report", run.call, event)
+
+    def state(self, status: str) -> None:
+        """The worker itself is in another state."""
+        event = Event("worker", time.time(), "", "", status=status)
+        for lease in self._leases.values():
+            if "worker" in lease.kinds:
+                self._gather(lease, event)
+
+    def _event(self, kind: str, run: HeldCall) -> Event:
+        call = run.call
+        return Event(kind, time.time(), call.id, call.task, queue=run.queue, attempt=call.attempt)
+
+    def _tell(self, kind: str, call: Call, event: Event) -> None:
+        root = call.root or call.id
+        event.root, event.parent = root, call.parent
+        hashed = zlib.crc32(root.encode())
+        for lease in self._leases.values():
+            if kind in lease.kinds and hashed < lease.sample:
+                own = lease.owner in (None, call.by)
+                self._gather(lease, event if own else structs.replace(event, traceback=""))
+
+    def _gather(self, lease: _Lease, event: Event) -> None:
+        if len(lease.gathered) < MAX_GATHERED:
+            lease.count += 1
+            lease.gathered.append(event)
+        else:
+            lease.dropped += 1
+
+
+def watch(worker: Worker, query: Query, question: Watch, owner: str | None, voice: str | None) -> str:
+    """Have the worker tell who asks of its events. Returns why that cannot be; empty: it can."""
+    watching = worker.watching or Watching(worker)
+    return watching.renew(query, question, owner, voice)

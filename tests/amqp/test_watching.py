@@ -1,0 +1,75 @@
+"""Watching workers over a broker: what is left there, and what lost viewers cost."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from atasks.testing import Site, until
+from atasks.tracking.fleet import Fleet
+from atasks.transport.backends.amqp import AMQPTransport
+from tests.broker import Broker
+
+
+@pytest.fixture
+def watched(prefix: str, amqp_url: str, amqp_leaks: None) -> Site:
+    return Site(lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix))
+
+
+def left(broker: Broker, prefix: str) -> list[str]:
+    """Queues and exchanges of who watches."""
+    found = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.w.")]
+    exchanges = broker.ctl("list_exchanges", "name", "--silent").split()
+    return [*found, *(name for name in exchanges if name == f"{prefix}.watch")]
+
+
+async def test_nothing_is_left_of_who_has_watched(watched: Site, controllable_broker: Broker, prefix: str) -> None:
+    @watched.atask
+    async def echo(n: int) -> int:
+        return n
+
+    async with watched.open():
+        assert isinstance(watched.caller, AMQPTransport)
+        if watched.caller.session.urls[0] != controllable_broker.url:
+            return  # the broker of this run was given, and cannot be asked
+        watching = Fleet(watched.caller).watch(["ended"])
+        first = asyncio.ensure_future(anext(watching))
+        await until(lambda: watched.worker.watching is not None)
+        await echo(1)
+        assert (await first).event.status == "value"
+        assert len(await asyncio.to_thread(left, controllable_broker, prefix)) == 2
+        await watching.aclose()
+        assert await asyncio.to_thread(left, controllable_broker, prefix) == []
+    watched.close()
+
+
+async def test_a_viewer_that_is_gone_costs_nothing_but_its_lease(watched: Site, prefix: str) -> None:
+    @watched.atask
+    async def echo(n: int) -> int:
+        return n
+
+    async with watched.open():
+        viewer = watched.new_transport()
+        assert isinstance(viewer, AMQPTransport)
+        await viewer.connect()
+        watching = Fleet(viewer).watch(["ended"], lease=1.5)
+        first = asyncio.ensure_future(anext(watching))
+        await until(lambda: watched.worker.watching is not None)
+        await echo(1)
+        await first
+        assert viewer.session.link is not None
+        await viewer.session.link.close()  # as if its process had died: queue and exchange are gone
+        for number in range(30):
+            assert await echo(number) == number
+        await until(lambda: watched.worker.watching is None, "its lease is over")
+        assert await echo(1) == 1
+        again = Fleet(watched.caller).watch(["ended"])  # type: ignore[arg-type]
+        second = asyncio.ensure_future(anext(again))
+        await until(lambda: watched.worker.watching is not None)
+        await echo(2)
+        await second
+        await again.aclose()
+        await watching.aclose()
+        await viewer.disconnect()
+    watched.close()
