@@ -212,7 +212,7 @@ SUBMIT_ONLY: Final = ("delay", "at", "unique")
 _SUBMISSION: Final = ("keep", *SUBMIT_ONLY)
 LONGEST_KEEP: Final = 4_000_000.0
 """Seconds: RabbitMQ counts the milliseconds in 32 bits."""
-MAX_DELAY: Final = 365 * 24 * 3600.0
+MAX_DELAY: Final = 60 * 24 * 3600.0
 """Seconds that a submitted call may wait before it may begin."""
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
@@ -280,7 +280,7 @@ def _check_submission(name: str, value: Any) -> Any:
         case "delay":
             validate_number(name, value)
             if not 0 <= value <= MAX_DELAY:
-                raise ValueError(f"delay={value!r}: seconds from 0 on, at most {MAX_DELAY:.0f} (a year)")
+                raise ValueError(f"delay={value!r}: seconds from 0 on, at most {MAX_DELAY:.0f} (60 days)")
             return float(value)
         case "at":
             if not isinstance(value, datetime):

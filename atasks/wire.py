@@ -78,6 +78,8 @@ Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
 """Repeats count once."""
 
 
+RUN_TRIES: Final = "atasks.submitted.tries"
+"""The name of the atask that every worker has: it awaits the tries of a submitted call with a `retry`."""
 RUN_PIPELINE: Final = "atasks.pipeline.run"
 """The name of the atask that every worker has: it runs a submitted pipeline."""
 

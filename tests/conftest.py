@@ -117,8 +117,11 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
     with broker.channel() as channel:
         for name in names:
             channel.queue_delete(name)
-        for exchange in ("control", "events"):
+        for exchange in ("control", "events", "due", "due.early"):
             channel.exchange_delete(f"{prefix}.{exchange}")
+        for name in names:
+            if name.startswith(f"{prefix}.delay."):
+                channel.exchange_delete(name)  # each of these queues has one of its name
     leaked = [name for name in names if name.startswith(f"{prefix}.r.")]
     if leaked:
         pytest.fail(f"reply queues left at the broker: {leaked}")

@@ -8,10 +8,13 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from atasks.current import new_call_id
-from atasks.errors import AlreadySubmitted, NotSupported
+from atasks.definitions import InvokedName
+from atasks.errors import AlreadySubmitted
 from atasks.options import MAX_DELAY, TaskOptions
 from atasks.submitted.handle import Handle, records_of
+from atasks.submitted.tries import described
 from atasks.transport.records.contract import GENERATION
+from atasks.wire import RUN_TRIES
 
 if TYPE_CHECKING:
     from atasks.router import Router
@@ -25,12 +28,15 @@ async def submit(
     """Have a worker run the call, and return its handle when it is safe. See `ATask.submit`."""
     records = records_of(router)
     delay = delay_of(options)
-    if delay:
-        raise NotSupported("delay= and at= are not supported yet: submit it when it is due")
     options = options.with_changes({"orphan": "run", "batch": False})
 
     async def send(name: str, *args: Any, **kwargs: Any) -> Handle[Any]:
-        call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
+        if options.retry is None:
+            call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
+        else:
+            tries = (str(name), described(options), list(args), kwargs)
+            whole = options.with_changes({"timeout": None, "delivery": "at_least_once"})
+            call = await router.request_to_keep(_named_as(name, RUN_TRIES), tries, whole, router.transport())
         if options.unique is not None:
             call.id = unique_id(name, options.unique)
         call.sent_ms += int(delay * 1000)  # when it may begin
@@ -47,6 +53,15 @@ async def submit(
     return handle
 
 
+def _named_as(name: str, other: str) -> str:
+    """The other name, for a call of which the middlewares know what they know of this one."""
+    if not isinstance(name, InvokedName):
+        return other
+    renamed = InvokedName(other)
+    renamed.task, renamed.options, renamed.fill = None, name.options, name.fill
+    return renamed
+
+
 def unique_id(name: str, key: str) -> str:
     """A new id for a call of this atask with this key: the same for all such calls, but for what is behind
     `GENERATION`."""
@@ -61,5 +76,5 @@ def delay_of(options: TaskOptions) -> float:
         return options.delay or 0.0
     delay = options.at.timestamp() - time.time()
     if delay > MAX_DELAY:
-        raise ValueError(f"at={options.at!r} is {delay:.0f} seconds from now: at most {MAX_DELAY:.0f} (a year)")
+        raise ValueError(f"at={options.at!r} is {delay:.0f} seconds from now: at most {MAX_DELAY:.0f} (60 days)")
     return max(delay, 0.0)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from atasks import (
     Handle,
     NotSupported,
     NoWorker,
+    Retry,
     UnknownRun,
     UnknownTask,
     attach,
@@ -236,6 +238,91 @@ class SubmittedCases(Cases):
                 await known.submit(1, 2)  # type: ignore[call-arg]
             with pytest.raises(UnknownRun if not self._refuses(site) else NotSupported):
                 await soon(Handle[Any](uuid.uuid4().hex, site.namespace))
+
+    # -- later
+
+    async def test_delays(self, site: Site) -> None:
+        began: dict[int, float] = {}
+
+        @site.atask
+        async def note(x: int) -> int:
+            began[x] = time.time()
+            return x
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handles = []
+            due = {}
+            for x, delay in enumerate((0.7, 0.05, 0.3, 0.0)):  # a longer one holds nothing up
+                due[x] = time.time() + delay
+                handles.append(await soon(note.options(delay=delay).submit(x)))
+            moment = datetime.now(UTC) + timedelta(seconds=0.5)
+            due[4] = moment.timestamp()
+            handles.append(await soon(note.options(at=moment).submit(4)))
+            handles.append(await soon(note.options(at=moment - timedelta(days=1)).submit(5)))
+            assert await soon(gather(handles)) == [0, 1, 2, 3, 4, 5]
+            early = [x for x in due if began[x] < due[x] - 0.01]  # the clocks of timers and of the wall differ
+            assert not early
+            assert began[1] < began[0]
+            assert began[2] < began[0]
+
+    async def test_delayed_call_without_a_record_and_without_a_worker(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask(keep=0)
+        async def note(x: int) -> None:
+            ran.put_nowait(x)
+
+        async with site.open(serve=False):
+            if self._refuses(site):
+                return
+            await soon(note.options(delay=0.1).submit(1))
+            await soon(note.options(delay=1.0).submit(2))
+            await asyncio.sleep(0.3)  # the first one is due before there is a worker, the second one is not
+            await site.serve()
+            assert [await soon(ran.get()), await soon(ran.get())] == [1, 2]
+
+    async def test_delayed_call_that_is_cancelled(self, site: Site) -> None:
+        ran = asyncio.Queue[int]()
+
+        @site.atask
+        async def note(x: int) -> None:
+            ran.put_nowait(x)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(note.options(delay=0.4).submit(1))
+            assert not await soon(handle.done())
+            await soon(handle.cancel())
+            await soon(await soon(note.options(delay=0.6).submit(2)))
+            assert [ran.get_nowait(), ran.empty()] == [2, True]
+
+    # -- tries
+
+    async def test_tries(self, site: Site) -> None:
+        seen: list[tuple[int, str | None]] = []
+
+        @site.atask(retry=Retry(on=(OSError,), wait=0.01, jitter=0))
+        async def work(x: int) -> int:
+            call = current_call()
+            seen.append((call.try_ or 0, call.key))
+            if len(seen) < 3:
+                raise OSError("busy")
+            return x
+
+        async with site.open(concurrency=1):
+            if self._refuses(site):
+                return
+            handle = await soon(work.submit(7))
+            assert await soon(handle) == 7
+            assert seen == [(1, handle.id), (2, handle.id), (3, handle.id)]
+            seen.clear()
+            handle = await soon(work.options(retry=Retry(on=(OSError,), attempts=2, wait=0, jitter=0)).submit(x=7))
+            with pytest.raises(OSError, match="busy"):
+                await soon(handle)
+            assert len(seen) == 2
 
     # -- unique keys
 

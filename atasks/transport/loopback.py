@@ -67,6 +67,8 @@ class LoopbackTransport(CallTransport):
         self._waiting: dict[str, Pending] = {}
         self._groups: dict[str, Subscription] = {}
         """By queue: those that a worker has served here."""
+        self._delayed: dict[str, asyncio.TimerHandle] = {}
+        """Submitted calls that may not begin yet."""
         self._unserved = Unserved(logger)
         self._look: asyncio.TimerHandle | None = None
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
@@ -81,6 +83,9 @@ class LoopbackTransport(CallTransport):
     async def disconnect(self) -> None:
         self._closed("the loopback transport was disconnected")
         self._waiting.clear()
+        for timer in self._delayed.values():
+            timer.cancel()
+        self._delayed.clear()
         if self._look is not None:
             self._look.cancel()
             self._look = None
@@ -140,7 +145,11 @@ class LoopbackTransport(CallTransport):
         return None
 
     def _post(self, pending: Pending) -> None:
-        if self._worker is not None:
+        if pending.delay:
+            loop = asyncio.get_running_loop()
+            self._delayed[pending.call.id] = loop.call_later(pending.delay, self._due, pending)
+            pending.handed_over()
+        elif self._worker is not None:
             self._worker.deliver(pending.call, _Delivery(self, pending))
             if pending.kept:
                 pending.handed_over()
@@ -148,6 +157,15 @@ class LoopbackTransport(CallTransport):
             raise NoWorker(f"nothing serves {pending.call.task!r}: activate a router with this transport")
         else:
             self._wait(pending)
+
+    def _due(self, pending: Pending) -> None:
+        """A call may begin that was delayed."""
+        del self._delayed[pending.call.id]
+        pending.delay = 0.0
+        if self._worker is None:
+            self._wait(pending)
+        else:
+            self._post(pending)
 
     def _wait(self, pending: Pending) -> None:
         """Keep the call for the next worker, and warn if none comes."""
@@ -174,7 +192,9 @@ class LoopbackTransport(CallTransport):
 
     def withdraw(self, call_id: str) -> None:
         """Keep the call from beginning, and end its run."""
-        if self._waiting.pop(call_id, None) is None:
+        if (timer := self._delayed.pop(call_id, None)) is not None:
+            timer.cancel()
+        elif self._waiting.pop(call_id, None) is None:
             for worker in self._workers.values():
                 worker.cancel(call_id)
 

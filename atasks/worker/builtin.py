@@ -6,14 +6,17 @@ import functools
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks.wire import RUN_PIPELINE
+from atasks.wire import RUN_PIPELINE, RUN_TRIES
 
 if TYPE_CHECKING:
     from atasks.definitions import ATask
 
 __all__ = ["BUILTIN", "builtin_task"]
 
-BUILTIN: Final = {RUN_PIPELINE: "atasks.pipeline.submitted.coordinator:run_pipeline"}
+BUILTIN: Final = {
+    RUN_PIPELINE: "atasks.pipeline.submitted.coordinator:run_pipeline",
+    RUN_TRIES: "atasks.submitted.tries:run_tries",
+}
 """Name on the wire -> where its function is; imported at the first call."""
 
 

@@ -38,8 +38,11 @@ def cleanup(node: Broker, prefix: str) -> Iterator[None]:
     with node.channel() as channel:
         for name in names:
             channel.queue_delete(name)
-        for exchange in ("control", "events"):
+        for exchange in ("control", "events", "due", "due.early"):
             channel.exchange_delete(f"{prefix}.{exchange}")
+        for name in names:
+            if name.startswith(f"{prefix}.delay."):
+                channel.exchange_delete(name)  # each of these queues has one of its name
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import pytest
 
 import atasks
 from atasks import WorkerLost, attach
-from atasks.testing import soon
+from atasks.testing import soon, until
 from tests.broker import Broker
-from tests.faults.history import History, settled, until
+from tests.faults.history import History, settled
 from tests.faults.processes import Process
 from tests.faults.tasks import crash, passed
 from tests.faults.workers import Fleet
@@ -87,14 +88,20 @@ async def test_submitted_calls_survive_the_broker(
     handle = await passed.submit(str(gates), 0, [])  # no worker has declared the queue
     unheard = await passed.options(keep=0).submit(str(gates), 1, [])
     unique = await passed.options(unique="mine").submit(str(gates), 2, [])
+    delay = 30.0
+    due = time.time() + delay
+    delayed = await passed.options(delay=delay).submit(str(gates), 3, [])
     assert not unheard.id.startswith(unique.id)
     await asyncio.to_thread(node.kill if how == "kill" else node.stop)
     await asyncio.to_thread(node.start)
     again = await settled(passed.options(unique="mine").submit(str(gates), 2, []), "a submission of a taken key")
     assert again == unique
-    for number in range(3):
+    for number in range(4):
         (gates / str(number)).touch()
     fleet.start(1)
     assert await settled(handle, "the result") == [0]
     assert await settled(unique, "the result of the other") == [2]
     await until(lambda: history.runs("stage-1"), "the call without a record runs")
+    assert not history.runs("stage-3")
+    assert await settled(delayed, "the result of the delayed one") == [3]
+    assert time.time() >= due

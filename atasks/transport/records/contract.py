@@ -76,6 +76,12 @@ class Records(ABC):
         """Seconds for which the record of a call with these options is kept; 0: it has none."""
         return self.expires if options.keep is None else options.keep
 
+    def milliseconds(self, options: TaskOptions, delay: float) -> int:
+        """For how long the record of such a call, which begins so many seconds later, is kept if nobody uses it;
+        0: it has none."""
+        keep = self.keeps(options)
+        return int((keep + delay) * 1000) if keep else 0
+
     @abstractmethod
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         """Put a reply into the record, and return when it is safe. The call has ended with the first one that has

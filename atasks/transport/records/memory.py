@@ -35,7 +35,7 @@ class MemoryRecords(Records):
         self._store = RecordStore(self._max_bytes, self._wake, self._in_hand)
 
     async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
-        head = Kept(VERSION, call.id, options.queue or "default", int(self.keeps(options) * 1000))
+        head = Kept(VERSION, call.id, options.queue or "default", self.milliseconds(options, delay))
         store = self._opened()
         base = base_of(call.id)
         if base is not None and (holder := store.holder(base)) is not None:
@@ -44,7 +44,7 @@ class MemoryRecords(Records):
         if recorded and not store.open(call.id, Record(head, call), base):
             raise no_room(call.id)
         try:
-            await self._transport.hand_over(call, options)
+            await self._transport.hand_over(call, options, delay=delay)
         except BaseException:
             store.forget(call.id)
             self._wake(call.id)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from aiormq.abc import DeliveredMessage
@@ -22,8 +23,16 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.current import serving
-from atasks.errors import AtasksError, CallConnectionLost, DecodeError, NotConnected, QueueFull, UnknownRun
-from atasks.options import TaskOptions
+from atasks.errors import (
+    AtasksError,
+    CallConnectionLost,
+    DecodeError,
+    NotConnected,
+    QueueFull,
+    QueueMismatch,
+    UnknownRun,
+)
+from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
@@ -143,12 +152,18 @@ class AMQPRecords(Records):
         queue = topology.check(session.queue_of(options))
         if options.on_no_worker == "error":
             await sender.require_worker(queue)
-        if base_of(call.id) is not None and (holder := await self._holder(call.id)) is not None:
+        milliseconds = self.milliseconds(options, delay)
+        if milliseconds > LONGEST_KEEP * 1000:
+            raise ValueError(
+                f"keep= and delay= are {milliseconds // 1000} seconds together, and RabbitMQ can keep a record "
+                f"for {LONGEST_KEEP:.0f}: say keep=0, or a shorter one, or keep records in a database"
+            )
+        if base_of(call.id) is not None and (holder := await self._holder(call.id, delay)) is not None:
             return holder
         try:
             address = topology.nobody
-            if keep := self.keeps(options):
-                await self._open(call, queue, int((keep + delay) * 1000))
+            if milliseconds:
+                await self._open(call, queue, milliseconds)
                 address = topology.kept(call.id)
             await sender.hand_over(call, options, address=address, delay=delay)
         except BaseException:
@@ -169,15 +184,18 @@ class AMQPRecords(Records):
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
 
-    async def _holder(self, call_id: str) -> str | None:
+    async def _holder(self, call_id: str, delay: float) -> str | None:
         """Take the `unique` key for this call. The id of the one that has it, if it is taken.
 
         A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
         record keeps the key, if it has one."""
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
-        arguments = topology.unique_arguments()
-        await self.over_link(lambda link: link.declare_queue(mark, arguments))
+        arguments = topology.unique_arguments(delay)
+        try:
+            await self.over_link(lambda link: link.declare_queue(mark, arguments))
+        except QueueMismatch:  # it is there, of a call with another delay
+            return await self._other(call_id)
         try:
             await self._publish(call_id, call_id.encode(), mark, exchange="")
         except QueueFull:
@@ -266,7 +284,7 @@ class AMQPRecords(Records):
 
     @contextmanager
     def pursue(self, record: Record) -> Iterator[None]:
-        """Among what is asked for: a call that no worker says it holds is sent again."""
+        """Among what is asked for, as soon as it is due: a call that no worker says it holds is sent again."""
         session = self._session
         options = TaskOptions(queue=record.head.queue)
         loop = asyncio.get_running_loop()
@@ -274,9 +292,19 @@ class AMQPRecords(Records):
         pending.kept = pending.confirmed = True
         pending.address = session.topology.kept(record.call.id)
         pending.key = self._owners.get(record.call.id)
+        left = record.call.sent_ms / 1000 - time.time()
         pending.since = loop.time()
-        with session.following(pending):
-            yield
+        with ExitStack() as stack:
+            if left <= 0:
+                stack.enter_context(session.following(pending))
+                yield
+                return
+            pending.since += left
+            due = loop.call_later(left, stack.enter_context, session.following(pending))
+            try:
+                yield
+            finally:
+                due.cancel()
 
     def heard(self, reply: Reply) -> None:
         """A reply has arrived that no await is for."""

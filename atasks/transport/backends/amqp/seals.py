@@ -22,6 +22,7 @@ from atasks.errors import InvalidKeys
 from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
 from atasks.wire import (
     RUN_PIPELINE,
+    RUN_TRIES,
     Ask,
     Call,
     Cancel,
@@ -165,7 +166,7 @@ class Seals:
             return
         if self.voice() == UNSEALED:
             pending.key = UNSEALED
-        elif run.call.by and run.call.task == RUN_PIPELINE:
+        elif run.call.by and run.call.task in (RUN_PIPELINE, RUN_TRIES):
             pending.call.by = run.call.by
 
     # -- what arrives
@@ -239,6 +240,8 @@ class Seals:
         old = abs(time.time() * 1000 - message.issued_ms)
         free = key is owner and not (owner.tasks or owner.queues)
         for call in calls:
+            if call.sent_ms > message.issued_ms:  # it was delayed
+                old = abs(time.time() * 1000 - call.sent_ms)
             if old > CONTROL_SECONDS * 1000 and old > _age(call) * 1000:
                 self.count("too old")
                 seconds = f"{_age(call):.0f} s"

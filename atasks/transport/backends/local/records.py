@@ -102,7 +102,8 @@ class LocalRecords(Records):
         while (room := self._calling.gate.room()) is not None:
             await room
         queue = self._calling.queue_of(options)
-        wait, milliseconds = options.on_no_worker != "error", int(self.keeps(options) * 1000)
+        wait = options.on_no_worker != "error" or delay > 0
+        milliseconds = self.milliseconds(options, delay)
         try:
             answer = await self.ask(
                 lambda number: Begin(number, queue, call, options.priority, wait, milliseconds), len(call.payload)

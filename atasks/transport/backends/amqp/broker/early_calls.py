@@ -12,6 +12,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import AMQPChannelError
 from pamqp.commands import Basic
 
+from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outbox import Outbox, Outgoing
 from atasks.transport.backends.amqp.broker.topology import Topology
@@ -43,7 +44,9 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
                 found = await guard(shielded(channel.basic_get(early)))
                 if not isinstance(found.delivery, Basic.GetOk):
                     break
-                message = _Moved(found.body, work, found.header.properties)
+                properties = found.header.properties
+                properties.headers = {"x-death": [{"queue": early}]} if was_delayed(properties) else None
+                message = _Moved(found.body, work, properties)
                 outbox.put(message)
                 moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
                 if len(moved) >= AT_ONCE:

@@ -71,6 +71,10 @@ class Topology:
         there is no such queue."""
         self.dead = f"{prefix}.dead"
         """The queue of what could neither be read nor answered."""
+        self.due = f"{prefix}.due"
+        """The exchange of delayed calls that are due."""
+        self.due_early = f"{prefix}.due.early"
+        """The exchange of those whose work queue does not take them: no worker has declared it."""
         self.nobody = f"{prefix}.nobody"
         """The reply address of a call of which nothing is kept. There is no such queue."""
 
@@ -97,6 +101,10 @@ class Topology:
     def pool(self, queue: str, executor: Executor) -> str:
         """The queue beside a work queue of calls that wait for a place in a pool."""
         return f"{self.work(queue)}.{executor}"
+
+    def delay(self, level: int) -> str:
+        """The queue that holds delayed calls for the time of this level, and the exchange before it."""
+        return f"{self.prefix}.delay.{level}"
 
     def early(self, queue: str) -> str:
         """The queue of calls that were submitted before any worker has declared their work queue."""
@@ -204,13 +212,13 @@ class Topology:
         """The queue that marks the `unique` key of this call as taken."""
         return f"{self.prefix}.unique.{self.namespace}.{base_of(call_id)}"
 
-    def unique_arguments(self) -> dict[str, Any]:
+    def unique_arguments(self, delay: float) -> dict[str, Any]:
         """Arguments of such a queue: of those who put a message into it the first one has the key."""
         return {
             "x-queue-type": "classic",
             "x-max-length": 1,
             "x-overflow": "reject-publish",
-            "x-expires": UNIQUE_EXPIRES_MS,
+            "x-expires": min(UNIQUE_EXPIRES_MS + int(delay * 1000), 2**32 - 1),
         }
 
     def is_kept(self, reply_to: str) -> bool:

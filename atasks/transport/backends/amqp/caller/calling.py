@@ -14,6 +14,7 @@ from atasks.errors import DecodeError
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.caller.control import ControlMessages
+from atasks.transport.backends.amqp.caller.delays import DelayedCalls
 from atasks.transport.backends.amqp.caller.early_calls import EarlyCalls
 from atasks.transport.backends.amqp.caller.full_queues import FullQueues
 from atasks.transport.backends.amqp.caller.grants import Grants
@@ -53,6 +54,8 @@ class Calling:
         self._early_calls = EarlyCalls(session, self.requests, self.presence)
         self.returned = self.presence.returned
         self.early = self._early_calls.take
+        self._delayed_calls = DelayedCalls(session, self.requests)
+        self.delayed = self._delayed_calls.take
         self.refused = self._full_queues.refused
         self.suspect = self.overdue.suspect
         self.prober: asyncio.Task[None] | None = None
@@ -83,6 +86,7 @@ class Calling:
             await asyncio.wait(background)
         await self.overdue.close()
         await self._early_calls.close()
+        await self._delayed_calls.close()
 
     async def listen(self, link: Link, epoch: int) -> None:
         """Consume the reply queue over a new link, the `epoch`th one, and listen to workers that come."""

@@ -51,6 +51,10 @@ class Fates(Protocol):
         """The broker has no queue for this call, which was submitted."""
         ...
 
+    def delayed(self, pending: Pending, kind: Kind, *, anew: bool = False) -> None:
+        """This call may begin later. `anew`: what was declared for it is gone."""
+        ...
+
     def refused(self, request: RequestPacket, pending: Pending) -> None:
         """The queue did not take this call of the request."""
         ...
@@ -82,6 +86,9 @@ class Requests:
         pending.asked = pending.denied = 0
         pending.where = None
         kind = (options.queue or session.queue, options.priority, options.durable, options.batch)
+        if pending.kept and pending.delay:
+            self.fates.delayed(pending, kind)
+            return
         size = _size(call)
         alone = call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1
         if alone or call.by or pending.key is not None:

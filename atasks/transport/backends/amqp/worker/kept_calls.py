@@ -8,6 +8,7 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.errors import AtasksError, UnknownRun
+from atasks.transport.backends.amqp.broker.delays import bind_when_due
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
@@ -15,6 +16,8 @@ from atasks.transport.records.contract import base_of
 from atasks.wire import RUN_PIPELINE, Call
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.link import Link
+    from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.attempts import Attempts
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.backends.amqp.worker.station import Station
@@ -164,7 +167,17 @@ class KeptCalls:
         """A work queue is declared: have the calls moved to it that were submitted before it was there."""
         link, session = self._station.link, self._station.session
         if link is not None:
-            self._errand(move_early_calls(link, session.outbox, session.topology, queue))
+            self._errand(self._take_over(link, session, queue))
+
+    async def _take_over(self, link: Link, session: Session, queue: str) -> None:
+        """Have what is due come to the work queue from now on, and then move what has come to the one beside
+        it."""
+        try:
+            await bind_when_due(link, session.topology, queue, early=False)
+        except CLIENT_ERRORS as error:
+            if not link.lost.done():
+                logger.warning("delayed calls cannot come to queue %r: %s", queue, error)
+        await move_early_calls(link, session.outbox, session.topology, queue)
 
     def stop(self) -> None:
         """The worker takes no more calls: those that wait for what their record says go back."""

@@ -162,8 +162,11 @@ class _Lease(Outgoing):
         return False  # the broker delivers the original again, and this one too once its lease ends
 
 
-def was_leased(properties: Basic.Properties) -> bool:
+def was_leased(properties: Basic.Properties, prefix: str) -> bool:
     """Return True if the message comes from the lease of a worker that is gone: the broker does not say
     redelivered."""
     deaths = (properties.headers or {}).get("x-death")
-    return isinstance(deaths, list) and bool(deaths)
+    if not isinstance(deaths, list):
+        return False
+    queues = (death.get("queue") for death in deaths if isinstance(death, dict))
+    return any(isinstance(queue, str) and queue.startswith(f"{prefix}.l.") for queue in queues)

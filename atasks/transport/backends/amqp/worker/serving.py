@@ -17,6 +17,7 @@ from atasks import wire
 from atasks.errors import DecodeError
 from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
 from atasks.transport.backends.amqp.broker.outbox import Outgoing
 from atasks.transport.backends.amqp.seals import key_of, opening
@@ -353,12 +354,13 @@ class Serving:
         oldest, newest = self.doubts.bounds()
         ahead = self.station.clocks.ahead(properties.reply_to)
         withdrawn = self.worker.withdrawn
-        again = bool(message.redelivered) or was_leased(properties)
+        again = bool(message.redelivered) or was_leased(properties, self.session.topology.prefix)
+        delayed = was_delayed(properties)
         for call in calls:
             if seals is not None and seals.was_cancelled(message, call):
                 CallDelivery(self.replies, inbound).drop()
                 continue
-            doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn
+            doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn or delayed
             self._take(call, inbound, again, doubtful, source)
         if consumer.solo and self.station.window is not None:
             self.station.window.adapt()

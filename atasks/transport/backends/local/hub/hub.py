@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -162,6 +163,9 @@ class Hub:
             peer.link.send(Bye())
         await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self._peers))
         self._peers.clear()
+        for entry in self._entries.values():
+            if entry.delayed is not None:
+                entry.delayed.cancel()
         self._entries.clear()
         self._queues.clear()
         self._runs.close()
@@ -309,8 +313,13 @@ class Hub:
         else:
             entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
             entry.kept = True
-            queue.push(entry)
-            self._queues.offer(queue)
+            delay = call.sent_ms / 1000 - time.time()  # of this host's clock, as that of who submits it
+            if delay > 0:
+                entry.delayed = self._loop.call_later(delay, self._due, entry)
+                self._queues.tidy(queue)
+            else:
+                queue.push(entry)
+                self._queues.offer(queue)
             outcome = Outcome.DONE
         peer.link.send(Answer(message.number, outcome, reason))
 
@@ -326,6 +335,12 @@ class Hub:
                 queue.push(entry)
                 self._queues.offer(queue)
         peer.link.send(Answer(message.number, Outcome.DONE))
+
+    def _due(self, entry: QueuedCall) -> None:
+        """A call may begin that was delayed."""
+        entry.delayed = None
+        self._queues.put_back(entry)
+        self._queues.offer(entry.queue)
 
     def _in_hand(self, call_id: str) -> bool:
         """Return True if a worker has a call whose reply will be kept."""
@@ -516,7 +531,9 @@ class Hub:
     def _forget(self, entry: QueuedCall) -> None:
         """Nobody awaits the call any more."""
         del self._entries[entry.call.id]
-        if entry.worker is not None:
+        if entry.delayed is not None:
+            entry.delayed.cancel()
+        elif entry.worker is not None:
             entry.worker.let_go(entry)
         elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
             entry.queue.remove(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import TimerHandle
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ class QueuedCall:
         "call",
         "caller",
         "deadline",
+        "delayed",
         "kept",
         "lane",
         "owner",
@@ -51,6 +53,8 @@ class QueuedCall:
         self.begun = False
         """True once the last attempt has begun at the worker that has it, and did not only wait there to be
         alone."""
+        self.delayed: TimerHandle | None = None
+        """What lets it wait in its queue; None: it does, or a worker has it."""
         self.kept = False
         """True if its reply goes into a record."""
         self.worker: Peer | None = None

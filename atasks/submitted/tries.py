@@ -1,0 +1,57 @@
+"""The tries of a submitted call with a `retry`: a call of its own at a worker, which awaits them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atasks.current import serving
+from atasks.definitions import InvokedName
+from atasks.errors import DecodeError
+from atasks.options import TaskOptions
+from atasks.policies.retry import Retry
+from atasks.wire import Call
+
+__all__ = ["CARRIED", "described", "run_tries"]
+
+CARRIED = ("queue", "timeout", "delivery", "max_attempts", "priority", "durable")
+"""Options of the atask that each of its tries has."""
+
+
+def described(options: TaskOptions) -> dict[str, Any]:
+    """The options of the tries as plain data. Raises TypeError for a retry that is code."""
+    assert options.retry is not None, "else there is one try"
+    return {**{name: getattr(options, name) for name in CARRIED}, "retry": options.retry.described()}
+
+
+async def run_tries(name: Any, options: Any, args: Any, kwargs: Any) -> Any:
+    """The result of the first try of this atask that gives one, or what the last one raises.
+
+    It is parked over all tries and pauses. If its worker dies the tries begin anew, with the same key.
+    """
+    run = serving.get()
+    assert run is not None, "it is called by workers"
+    invoked = InvokedName(_checked(name, str))
+    invoked.task = None
+    given = _checked(options, dict)
+    try:
+        if set(given) != {*CARRIED, "retry"}:
+            raise TypeError("not the options of a submitted call")
+        invoked.options = TaskOptions().with_changes({**given, "retry": Retry.restored(given["retry"])})
+    except (TypeError, ValueError) as error:
+        raise DecodeError(f"these tries cannot be read: {error}") from error
+    invoked.fill = functools.partial(_name_key, run.call.id)
+    positional: Sequence[Any] = _checked(args, list)
+    named: Mapping[str, Any] = _checked(kwargs, dict)
+    return await run.worker.router.send_request(invoked, *positional, **named)
+
+
+def _name_key(key: str, call: Call) -> None:
+    call.key = key
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind):
+        raise DecodeError(f"these tries cannot be read: {type(value).__name__} instead of {kind.__name__}")
+    return value

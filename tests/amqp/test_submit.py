@@ -1,0 +1,77 @@
+"""Submitted calls at the broker: which queues they cost, how they wait there, and how long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+import atasks
+from atasks import atask
+from atasks.options import MAX_DELAY
+from atasks.testing import soon
+from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
+from tests.broker import Broker
+
+pytestmark = pytest.mark.usefixtures("amqp_leaks")
+
+
+@atask(keep=0)
+async def add_up(numbers: list[int], x: int) -> None:
+    numbers.append(x)
+
+
+@atask(keep=0)
+async def began() -> None:
+    moments.append(time.time())
+
+
+moments: list[float] = []
+
+
+def _queues(broker: Broker, prefix: str) -> set[str]:
+    return {queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")}
+
+
+async def test_a_thousand_submissions_that_keep_nothing_cost_no_queue(
+    controllable_broker: Broker, prefix: str
+) -> None:
+    url = controllable_broker.url
+    async with atasks.serve(url, prefix=prefix), atasks.connect(url, prefix=prefix):
+        before = await asyncio.to_thread(_queues, controllable_broker, prefix)
+        since = time.monotonic()
+        await soon(asyncio.gather(*(add_up.submit([], x) for x in range(1000))))
+        assert time.monotonic() - since < 20  # it takes 0.2 s
+        assert await asyncio.to_thread(_queues, controllable_broker, prefix) == before
+
+
+async def test_early_calls_leave_no_queue(controllable_broker: Broker, prefix: str) -> None:
+    url = controllable_broker.url
+    async with atasks.connect(url, prefix=prefix):
+        await soon(asyncio.gather(*(began.submit() for _ in range(300))))
+    early = f"{prefix}.q.default.default.early"
+    assert early in await asyncio.to_thread(_queues, controllable_broker, prefix)
+    moments.clear()
+    async with atasks.serve(url, prefix=prefix):
+
+        async def moved() -> None:
+            while len(moments) < 300 or early in await asyncio.to_thread(_queues, controllable_broker, prefix):
+                await asyncio.sleep(0.05)
+
+        await soon(moved())
+    assert len(moments) == 300
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ticks", "level"),
+    [(0, 0, -1), (-5, 0, -1), (0.01, 1, 0), (0.1, 1, 0), (0.11, 2, 1), (3.2, 32, 5), (MAX_DELAY, 51_840_000, 25)],
+)
+def test_ticks(seconds: float, ticks: int, level: int) -> None:
+    assert ticks_of(seconds) == ticks
+    assert level_of(ticks) == level < LEVELS
+    *digits, name = due_key(ticks, "a.#.b").split(".")
+    assert int("".join(digits), 2) == ticks
+    assert len(digits) == LEVELS
+    assert name.isalnum()
+    assert len(due_key(ticks, "q" * 255)) < 255
