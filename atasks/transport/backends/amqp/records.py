@@ -158,7 +158,10 @@ class AMQPRecords(Records):
                 f"keep= and delay= are {milliseconds // 1000} seconds together, and RabbitMQ can keep a record "
                 f"for {LONGEST_KEEP:.0f}: say keep=0, or a shorter one, or keep records in a database"
             )
-        if base_of(call.id) is not None and (holder := await self._holder(call.id, delay)) is not None:
+        if (
+            base_of(call.id) is not None
+            and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None
+        ):
             return holder
         try:
             address = topology.nobody
@@ -184,7 +187,7 @@ class AMQPRecords(Records):
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
 
-    async def _holder(self, call_id: str, delay: float) -> str | None:
+    async def _holder(self, call_id: str, delay: float, kept: bool) -> str | None:
         """Take the `unique` key for this call. The id of the one that has it, if it is taken.
 
         A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
@@ -192,14 +195,15 @@ class AMQPRecords(Records):
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
         arguments = topology.unique_arguments(delay)
-        try:
-            await self.over_link(lambda link: link.declare_queue(mark, arguments))
-        except QueueMismatch:  # it is there, of a call with another delay
-            return await self._other(call_id)
-        try:
-            await self._publish(call_id, call_id.encode(), mark, exchange="")
-        except QueueFull:
-            return await self._other(call_id)
+        while True:
+            try:
+                await self.over_link(lambda link: link.declare_queue(mark, arguments))
+                await self._publish(call_id, call_id.encode(), mark, exchange="")
+                break
+            except (QueueFull, QueueMismatch):  # the latter: of a call with another delay
+                return await self._other(call_id) if kept else _nameless(call_id)
+            except UnknownRun:  # the call that had the key has ended in between
+                continue
         if await self.over_link(lambda link: link.queue_state(record)) is None:
             return None
         await self._let_go(call_id)
@@ -212,7 +216,7 @@ class AMQPRecords(Records):
                 return (await self.read(call_id, any_generation=True)).call.id
             except UnknownRun:  # it has none, or not yet
                 await asyncio.sleep(HOLDER_PAUSE)
-        return f"{base_of(call_id)}{GENERATION}"
+        return _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
@@ -418,11 +422,13 @@ class _Pursued(Pending):
 class _Safe(Outgoing):
     """A message of a record."""
 
-    __slots__ = ("call_id", "future")
+    __slots__ = ("again", "call_id", "future")
 
     def __init__(self, call_id: str, body: bytes, key: str, properties: Basic.Properties, exchange: str) -> None:
         super().__init__(body, key, properties, exchange=exchange)
         self.call_id = call_id
+        self.again = False
+        """Whether it was sent before, over a link that was lost: it may have arrived."""
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def confirmed(self) -> None:
@@ -433,13 +439,24 @@ class _Safe(Outgoing):
         if not self.future.done():
             self.future.set_exception(unknown_run(self.call_id))
 
+    def lost(self) -> bool:
+        self.again = True
+        return True
+
     def refused(self) -> None:
-        if not self.future.done():
+        if self.again:  # no room for it: what was sent before has taken that, as far as can be known
+            self.confirmed()
+        elif not self.future.done():
             self.future.set_exception(QueueFull(f"the broker takes no more of run {self.call_id!r}: try later"))
 
     def rejected(self, refusal: Refusal) -> None:
         if not self.future.done():
             self.future.set_exception(refusal.error(f"what is kept of run {self.call_id!r}", len(self.body)))
+
+
+def _nameless(call_id: str) -> str:
+    """An id for the call that has the key of this one, and has no record that tells its id."""
+    return f"{base_of(call_id)}{GENERATION}"
 
 
 def _envelopes(body: bytes) -> list[wire.Envelope]:
