@@ -54,6 +54,8 @@ T = TypeVar("T")
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 MAX_OWNERS: Final = 10_000
+LEAST_MS: Final = 1000
+"""For so long the queue of a record stays at least: it must not expire between its declaration and its first use."""
 HOLDER_LOOKS: Final = 4
 HOLDER_PAUSE: Final = 0.1
 """Seconds between two looks for the record of a call that has the same key."""
@@ -166,7 +168,7 @@ class AMQPRecords(Records):
         try:
             address = topology.nobody
             if milliseconds:
-                await self._open(call, queue, milliseconds)
+                await self._open(call, queue, max(milliseconds, LEAST_MS))
                 address = topology.kept(call.id)
             await sender.hand_over(call, options, address=address, delay=delay)
         except BaseException:
