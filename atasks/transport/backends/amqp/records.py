@@ -55,7 +55,7 @@ READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
-"""For so long the queue of a record stays at least: it must not expire between its declaration and its first use."""
+"""For so long a record stays at least: its queue must not expire between its declaration and its first use."""
 HOLDER_LOOKS: Final = 4
 HOLDER_PAUSE: Final = 0.1
 """Seconds between two looks for the record of a call that has the same key."""
