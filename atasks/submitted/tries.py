@@ -9,6 +9,7 @@ from typing import Any
 from atasks.current import serving
 from atasks.definitions import InvokedName
 from atasks.errors import DecodeError
+from atasks.namespaces import namespace_item
 from atasks.options import TaskOptions
 from atasks.policies.retry import Retry
 from atasks.wire import Call
@@ -44,7 +45,7 @@ async def run_tries(name: Any, options: Any, args: Any, kwargs: Any) -> Any:
     invoked.fill = functools.partial(_name_key, run.call.id)
     positional: Sequence[Any] = _checked(args, list)
     named: Mapping[str, Any] = _checked(kwargs, dict)
-    return await run.worker.router.send_request(invoked, *positional, **named)
+    return await namespace_item(run.worker.namespace).router.send_request(invoked, *positional, **named)
 
 
 def _name_key(key: str, call: Call) -> None:
