@@ -11,6 +11,7 @@ from typing import Final
 from aiormq.channel import Channel
 from aiormq.exceptions import AMQPChannelError
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
@@ -45,7 +46,8 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
                 if not isinstance(found.delivery, Basic.GetOk):
                     break
                 properties = found.header.properties
-                properties.headers = {"x-death": [{"queue": early}]} if was_delayed(properties) else None
+                moved_by: FieldTable = {"x-death": [{"queue": early}]}
+                properties.headers = moved_by if was_delayed(properties) else None
                 message = _Moved(found.body, work, properties)
                 outbox.put(message)
                 moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
