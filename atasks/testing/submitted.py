@@ -418,7 +418,7 @@ class SubmittedCases(Cases):
             async def submitted() -> bool:
                 second[:] = [await task.submit(2)]
                 if not second[0].new:
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(1.2)  # a submission that finds the record uses it
                 return second[0].new
 
             await until_awaited(submitted)
