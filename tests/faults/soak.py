@@ -68,6 +68,7 @@ class Soak:
         self.faults: Counter[str] = Counter()
         self.trees: Counter[str] = Counter()
         self.broken: list[str] = []
+        self.draining: list[WorkerProcess] = []
         self.killed = 0
         """Workers that did not clean up after themselves."""
         self.suspects: set[str] = set()
@@ -264,7 +265,9 @@ class Soak:
             await asyncio.to_thread(worker.kill)
 
     async def drain_worker(self) -> None:
-        if worker := self.worker():
+        """Drain one that does not drain yet: a second signal would end it at once."""
+        if (worker := self.worker()) and worker not in self.draining:
+            self.draining.append(worker)
             worker.signal(signal.SIGTERM)
 
     async def freeze_worker(self) -> None:
