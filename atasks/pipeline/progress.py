@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atasks.pipeline.flow.crew import Crew
     from atasks.pipeline.flow.engine import Engine
 
 __all__ = ["Progress", "StageProgress", "Watch", "watch"]
@@ -31,6 +32,9 @@ class StageProgress:
     total: int | None = field(default=None, compare=False)
     """The number of items that there will be, where the source has a length and no earlier stage drops or adds
     any."""
+    left: float | None = field(default=None, compare=False)
+    """Seconds until it is done with all, if it goes on as it did so far; None where the total is not known, or
+    nothing is done yet."""
 
 
 Progress = Callable[[tuple[StageProgress, ...]], object]
@@ -46,6 +50,8 @@ class Watch:
         self._end = end
         self._shown: tuple[StageProgress, ...] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._began: dict[Crew, float] = {}
+        """When a stage was first seen at work, in event loop time."""
         self._look()
 
     def finish(self) -> None:
@@ -63,7 +69,9 @@ class Watch:
 
     def _tell(self) -> None:
         state = tuple(
-            StageProgress(crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended, crew.total)
+            StageProgress(
+                crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended, crew.total, self._left(crew)
+            )
             for crew in self._engine.crews
         )
         if state != self._shown:
@@ -72,6 +80,12 @@ class Watch:
                 self._show(state)
             except Exception as error:
                 self._engine.report(error, "the progress callable of a pipeline raised")
+
+    def _left(self, crew: Crew) -> float | None:
+        began = self._began.setdefault(crew, self._engine.loop.time())
+        if crew.total is None or not crew.done:
+            return None
+        return (self._engine.loop.time() - began) / crew.done * max(crew.total - crew.done, 0)
 
 
 def watch(engine: Engine, progress: Progress | bool) -> Watch:
@@ -88,11 +102,12 @@ def watch(engine: Engine, progress: Progress | bool) -> Watch:
 
 def _bars(engine: Engine) -> Watch:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars = Bars(*columns, console=Console(stderr=True), auto_refresh=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    bars = Bars(*columns, *times, console=Console(stderr=True), auto_refresh=False)
     tasks: list[Any] = []
 
     def show(state: tuple[StageProgress, ...]) -> None:
@@ -125,4 +140,5 @@ class Lines:
 
 def _line(stage: StageProgress) -> str:
     of = "" if stage.total is None or stage.ended else f" of {stage.total}"
-    return f"{stage.name}: {stage.done}{of}"
+    left = "" if stage.left is None or stage.ended else f", {stage.left:.0f} s left"
+    return f"{stage.name}: {stage.done}{of}{left}"

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import pytest
 
 from atasks import Limit, LimitError, NotSupported
+from atasks.pipeline import map
+from atasks.pipeline.run import Many, Run
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon
 
@@ -222,6 +224,32 @@ class LimitCases(Cases):
             assert await soon(asyncio.gather(*(read() for _ in range(5)))) == [[0, 1, 2]] * 5
             assert inside.most == 1
 
+    async def test_several_pipelines_share_a_limit(self, site: Site) -> None:
+        limit, inside = Limit("pipelines", at_once=2, namespace=site.namespace), Inside()
+
+        @site.atask(limit=limit)
+        async def remote(n: int) -> int:
+            with inside.visit():
+                await asyncio.sleep(0.001)
+                return n
+
+        async def here(n: int) -> int:
+            async with limit:
+                with inside.visit():
+                    await asyncio.sleep(0.001)
+                    return n
+
+        async with site.open():
+            if site.caller.limits is None:
+                return
+            runs = [range(10) | map(remote, workers=10), range(10) | map(here, workers=10)]
+
+            async def result(run: Run[int, Many]) -> list[int]:
+                return sorted(await run)
+
+            assert await soon(asyncio.gather(*(result(run) for run in runs))) == [list(range(10))] * 2
+            assert inside.most <= 2
+
     async def test_a_nested_call_waits_without_a_slot(self, site: Site) -> None:
         limit = Limit("nested", at_once=1, namespace=site.namespace)
 
@@ -236,4 +264,4 @@ class LimitCases(Cases):
         async with site.open(concurrency=1):
             if site.caller.limits is None:
                 return
-            assert await soon(asyncio.gather(*map(parent, range(20)))) == list(range(20))
+            assert await soon(asyncio.gather(*(parent(n) for n in range(20)))) == list(range(20))

@@ -287,6 +287,24 @@ async def test_progress_has_a_total_where_the_source_has_a_length() -> None:
     assert await totals(one(3)) == [1]
 
 
+async def test_progress_says_how_long_a_stage_goes_on_where_that_is_known() -> None:
+    told: list[tuple[StageProgress, ...]] = []
+
+    async def slow(n: int) -> int:
+        await asyncio.sleep(0.15)
+        return n
+
+    await (range(4) | map(slow)).options(progress=told.append)
+    first, last = next(state[0] for state in told if state[0].done), told[-1][0]
+    assert first.left is not None
+    assert first.left > 0.1 * (4 - first.done)
+    assert last.left == 0
+    assert told[0][0].left is None, "nothing was done yet"
+    told.clear()
+    await ((x for x in range(4)) | map(add_one)).options(progress=told.append)
+    assert told[-1][0].left is None
+
+
 async def test_progress_can_be_asked_of_sources_and_of_drain() -> None:
     told: list[tuple[StageProgress, ...]] = []
     await (from_iterable(range(3), progress=told.append) | map(add_one))
