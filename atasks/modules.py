@@ -25,6 +25,7 @@ from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FrameType, ModuleType
+from typing import Any
 
 from atasks.errors import LoadError, closest
 
@@ -33,6 +34,7 @@ __all__ = [
     "UNGUARDED",
     "dotted_name",
     "explained",
+    "follow",
     "importing",
     "is_importing",
     "is_waited_in",
@@ -371,3 +373,10 @@ def _shown(file: str) -> str:
 def _either(words: Iterator[str] | list[str]) -> str:
     *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
+
+
+def follow(found: Any, qualname: str) -> Any:
+    """Return the object that a qualified name leads to, from a module or a class. Raises AttributeError."""
+    for name in qualname.split("."):
+        found = getattr(found, name)
+    return found

@@ -17,6 +17,7 @@ from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
 from atasks.caller.tries import tried
 from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.checked import over_limit
 from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.codecs.default import get_codec
 from atasks.current import carried, new_call_id, serving, serving_here
@@ -271,10 +272,8 @@ class Router:
     ) -> Call:
         """The request of a call that `run` makes, or nobody's; all but its context."""
         if len(payload) > transport.max_payload:
-            raise PayloadTooLarge(
-                f"the arguments of {name} have {len(payload)} bytes, over the limit of {transport.max_payload}: "
-                "pass a reference to them instead"
-            )
+            what, instead = f"the arguments of {name} have", "pass a reference to them instead"
+            raise PayloadTooLarge(over_limit(what, len(payload), transport.max_payload, instead))
         call = Call(
             VERSION,
             new_call_id(),
@@ -356,10 +355,8 @@ class Router:
                     raise await unencodable(subject, here[variable], codec, error) from error
         size = len(call.payload) + sum(map(len, context.values()))
         if size > transport.max_payload:
-            raise PayloadTooLarge(
-                f"the arguments of {call.task} and the context variables that travel with them have {size} bytes, "
-                f"over the limit of {transport.max_payload}: pass references instead"
-            )
+            what = f"the arguments of {call.task} and the context variables that travel with them have"
+            raise PayloadTooLarge(over_limit(what, size, transport.max_payload, "pass references instead"))
         return context or None
 
     async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:

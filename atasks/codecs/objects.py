@@ -17,6 +17,8 @@ from types import (
 )
 from typing import Any, TypeGuard, cast
 
+from atasks.modules import follow
+
 __all__ = [
     "MAX_NAME",
     "MAX_PATH",
@@ -95,7 +97,7 @@ def importable_name(cls: type) -> tuple[str, str] | None:
     if dotted is None:
         return None
     try:
-        return (dotted, qualname) if _walk(sys.modules[module], qualname) is cls else None
+        return (dotted, qualname) if follow(sys.modules[module], qualname) is cls else None
     except (AttributeError, KeyError):
         return None
 
@@ -119,13 +121,7 @@ def find(module: str, qualname: str) -> Any:
     from atasks.modules import main_name
 
     main_name()  # makes sys.modules know __main__ by its dotted name
-    return _walk(importlib.import_module(module), qualname)
-
-
-def _walk(found: Any, qualname: str) -> Any:
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    return found
+    return follow(importlib.import_module(module), qualname)
 
 
 def is_rebuildable(cls: object) -> TypeGuard[type[BaseException]]:

@@ -15,7 +15,7 @@ from atasks.codecs import bound
 from atasks.codecs.base import Codec
 from atasks.codecs.culprits import blame
 from atasks.errors import DecodeError, EncodeError
-from atasks.modules import MAIN_NAMES, main_name
+from atasks.modules import MAIN_NAMES, follow, main_name
 
 __all__ = ["PickleCodec", "Pickler", "is_at", "is_data", "main_reference", "pickled", "resolve"]
 
@@ -143,7 +143,7 @@ def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, s
     if dotted is None:
         return None
     try:
-        found = _walk(sys.modules[module], obj.__qualname__)
+        found = follow(sys.modules[module], obj.__qualname__)
     except (AttributeError, KeyError):
         return None
     return (resolve, (dotted, obj.__qualname__)) if found is obj else None
@@ -154,7 +154,7 @@ def resolve(module: str, qualname: str) -> Any:
     twice."""
     main_name()  # makes sys.modules know __main__ by its dotted name
     try:
-        return _walk(importlib.import_module(module), qualname)
+        return follow(importlib.import_module(module), qualname)
     except ImportError as error:
         raise DecodeError(
             f"the script that defines {qualname} cannot be imported as {module!r} here ({error}): start this side "
@@ -170,12 +170,6 @@ def resolve(module: str, qualname: str) -> Any:
 def is_at(obj: Any, module: Any) -> bool:
     """Return True if the qualified name of a class or function leads to it in this module, which is loaded."""
     try:
-        return _walk(sys.modules[module], obj.__qualname__) is obj
+        return follow(sys.modules[module], obj.__qualname__) is obj
     except (AttributeError, KeyError, TypeError):
         return False
-
-
-def _walk(found: Any, qualname: str) -> Any:
-    for name in qualname.split("."):
-        found = getattr(found, name)
-    return found

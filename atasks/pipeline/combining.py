@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, TypeVar, Unpack, overload
 
+from atasks.checks import validate_count
 from atasks.pipeline.flow.source import IterableSource, MergedSource
 from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
 from atasks.pipeline.progress import Progress
@@ -135,8 +136,5 @@ async def _drain(run: Run[Any, Any]) -> None:
 
 
 def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}={value}: at least 1")
-    return value
+    validate_count(name, value)
+    return int(value)

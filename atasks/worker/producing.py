@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from atasks import wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.checked import over_limit
 from atasks.codecs.culprits import unencodable
 from atasks.wire import Reply, Status
 
@@ -40,8 +41,9 @@ async def produce(run: HeldCall, codec: Codec, generator: AsyncGenerator[Any, No
                 return _refusal(
                     run,
                     Status.TOO_LARGE,
-                    f"item {sender.produced} of {run.call.task} has {len(payload)} bytes, over the limit of "
-                    f"{limit}: yield a reference",
+                    over_limit(
+                        f"item {sender.produced} of {run.call.task} has", len(payload), limit, "yield a reference"
+                    ),
                 )
             sender.put(payload)
             if sender.full:

@@ -14,8 +14,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from atasks.codecs.checked import encoded
 from atasks.current import serving
-from atasks.errors import EncodeError, PayloadTooLarge, WorkerLost
+from atasks.errors import WorkerLost
 from atasks.pipeline.flow.failing import add_note
 from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.source import IterableSource, SingleSource
@@ -202,21 +203,14 @@ class _Coordinator:
                 raise
 
     async def _record_result(self, number: int, items: list[Any]) -> None:
-        name, codec = self._stages[number].name, self._codec
-        try:
-            payload = await codec.encode(self._result(number, items))
-        except EncodeError:
-            raise
-        except Exception as error:
-            raise EncodeError(
-                f"the result of stage {name!r} cannot be encoded by {codec.name} ({type(error).__name__})"
-            ) from error
-        limit = self._worker.transport.max_payload
-        if len(payload) > limit:
-            raise PayloadTooLarge(
-                f"the result of stage {name!r} has {len(payload)} bytes, over the limit of {limit}: pass "
-                "references, or run the pipeline here"
-            )
+        codec = self._codec
+        payload = await encoded(
+            f"the result of stage {self._stages[number].name!r}",
+            self._result(number, items),
+            codec,
+            self._worker.transport.max_payload,
+            "pass references, or run the pipeline here",
+        )
         reply = Reply(VERSION, step_id(self._id, number), Status.VALUE, payload, codec.name, self._worker.id)
         await self._records.add(self._id, reply)
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from atasks.codecs.base import Codec
+from atasks.codecs.checked import encoded
 from atasks.errors import AbortPipeline, DecodeError, EncodeError, PayloadTooLarge
 from atasks.pipeline.flow.channel import Lineage
 from atasks.pipeline.flow.failing import add_note
@@ -138,20 +139,8 @@ class Journal:
 
     async def _encode(self, notes: list[tuple[int, Lineage, Any, bool]]) -> bytes:
         content = {"attempt": self._attempt, "notes": [[stage, [*path], *rest] for stage, path, *rest in notes]}
-        try:
-            payload = await self._codec.encode(content)
-        except EncodeError:
-            raise
-        except Exception as error:
-            raise EncodeError(
-                f"what an item gave cannot be encoded by {self._codec.name} ({type(error).__name__})"
-            ) from error
-        if len(payload) > self._limit:
-            raise PayloadTooLarge(
-                f"what an item gave has {len(payload)} bytes, over the limit of {self._limit}: pass "
-                "references, or run the pipeline here"
-            )
-        return payload
+        instead = "pass references, or run the pipeline here"
+        return await encoded("what an item gave", content, self._codec, self._limit, instead)
 
 
 def begin_id(run_id: str, attempt: int) -> str:

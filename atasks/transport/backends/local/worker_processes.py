@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from atasks import interpreters
+from atasks.checks import validate_count
 from atasks.errors import NotSupported, WorkersFailed
 from atasks.logs import levels
 from atasks.modules import MAIN_NAMES, main_name
@@ -35,10 +36,8 @@ def check(options: WorkerOptions) -> None:
     for name, value in options.items():
         if name not in WorkerOptions.__annotations__:
             raise TypeError(f"unknown option {name!r}: known are {', '.join(WorkerOptions.__annotations__)}")
-        if name != "grace" and value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} is a whole number, not {value!r}")
-        if name != "grace" and isinstance(value, int) and value < 1:
-            raise ValueError(f"{name}={value}: at least 1")
+        if name != "grace" and value is not None:
+            validate_count(name, value)
 
 
 class WorkerProcesses:
