@@ -96,6 +96,17 @@ class CallError(AtasksError):
     call_id: str | None = None
     """The id of the call. Every exception of a call has it, the atask's own too, unless its class has no room for
     it, or an attribute of that name. One that passes on through calls keeps the id of the innermost."""
+    waited_for: Literal["connection", "worker", "turn", "run"] | None = None
+    """The thing that the call waited for when it was last seen, of a `CallTimeout`, a `WorkerLost` or a
+    `CallConnectionLost`: "connection" (there was none, or the broker took nothing, as under an alarm), "worker"
+    (nothing served its queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran); None:
+    it is not known."""
+    worker: str | None = None
+    """The id of the worker that had it; None: none had, or it is not known."""
+    ran: float | None = None
+    """Seconds for which it had run; None: it had not begun, or it is not known."""
+    awaited: str | None = None
+    """The id of a call that its run awaited; None: it awaited none, or it is not known."""
 
 
 class RemoteError(CallError):
@@ -123,10 +134,8 @@ class CallTimeout(CallError, TimeoutError):
 
     The remote run is cancelled, on a best effort; it may have finished.
 
-    `waited_for` is what the call was waiting for when that was last seen, at most half a second before:
-    "connection" (there was none, or the broker took nothing, as under an alarm), "worker" (nothing served its
-    queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran); None: it is not known.
-    `worker` is the id of the worker that had it, and `ran` for how many seconds it had run; or None.
+    `waited_for`, `worker`, `ran` and `awaited` say where the call was at most half a second before, as far as that
+    is known.
     """
 
     def __init__(
@@ -136,11 +145,13 @@ class CallTimeout(CallError, TimeoutError):
         waited_for: Literal["connection", "worker", "turn", "run"] | None = None,
         worker: str | None = None,
         ran: float | None = None,
+        awaited: str | None = None,
     ) -> None:
         super().__init__(message)
         self.waited_for = waited_for
         self.worker = worker
         self.ran = ran
+        self.awaited = awaited
 
 
 class CallCancelled(CallError):

@@ -46,7 +46,7 @@ from atasks.parking import parked
 from atasks.registry import Manager
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
-from atasks.transport.whereabouts import timed_out, whereabouts_by
+from atasks.transport.whereabouts import last_seen, lost_at, timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
@@ -162,8 +162,11 @@ class Router:
                 reply = await request(call, options)
             else:
                 run.park()
+                run.last_awaited = call
                 try:
                     reply = await request(call, options)
+                    if run.last_awaited is call:
+                        run.last_awaited = None
                 finally:
                     await run.unpark()
             if reply.status != Status.VALUE:
@@ -383,7 +386,7 @@ class Router:
         message = ending.message
         match reply.status:
             case Status.WORKER_LOST:
-                return WorkerLost(message, ending.attempts)
+                return lost_at(WorkerLost(message, ending.attempts), last_seen(ending))
             case Status.CANCELLED:
                 return CallCancelled(message)
             case Status.TIMED_OUT:

@@ -78,6 +78,10 @@ Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
 """Repeats count once."""
 
 
+Awaits = tuple[Key, Name]
+"""A call that a run awaits: its id, and its atask."""
+
+
 RUN_TRIES: Final = "atasks.submitted.tries"
 """The name of the atask that every worker has: it awaits the tries of a submitted call with a `retry`."""
 RUN_PIPELINE: Final = "atasks.pipeline.run"
@@ -164,6 +168,12 @@ class Ending(Struct, array_like=True, gc=False):
     message: str
     attempts: Count = 0
     """With `WORKER_LOST`: how many deliveries of the call a worker did not survive."""
+    worker: Annotated[str, Meta(max_length=64)] = ""
+    """The worker that had the call last; empty: it is not known."""
+    ran_ms: Annotated[int, Meta(ge=-1, le=2**53)] = -1
+    """For how many milliseconds it had run there; -1: it had not, or it is not known."""
+    awaits: Awaits | None = None
+    """A call that the run awaited."""
 
 
 class Cancel(Struct, array_like=True, tag=3, gc=False):
@@ -192,6 +202,8 @@ class Held(Struct, array_like=True, tag=5, gc=False):
     """That of the question."""
     ran_ms: Annotated[list[int], Meta(max_length=MAX_IDS)] | None = None
     """For how many milliseconds each has run; -1: not yet. None: the worker is an older one."""
+    awaits: Annotated[list[Awaits | None], Meta(max_length=MAX_IDS)] | None = None
+    """A call that each of them awaits, if it does. None: the worker is an older one."""
 
 
 class Up(Struct, array_like=True, tag=6, gc=False):
@@ -405,9 +417,24 @@ def cancels(ids: list[str]) -> list[Cancel]:
     return [Cancel(VERSION, ids[start : start + MAX_IDS]) for start in range(0, len(ids), MAX_IDS)]
 
 
-def ended(call_id: str, status: int, message: str, worker: str = "", attempts: int = 0) -> Reply:
-    """A reply with neither a value nor an exception. Lone surrogates in the message arrive as their escapes."""
-    ending = Ending(message.encode("utf-8", "backslashreplace").decode(), attempts)
+def ended(
+    call_id: str,
+    status: int,
+    message: str,
+    worker: str = "",
+    attempts: int = 0,
+    *,
+    last_worker: str = "",
+    ran: float | None = None,
+    awaits: Awaits | None = None,
+) -> Reply:
+    """A reply with neither a value nor an exception. Lone surrogates in the message arrive as their escapes.
+
+    `last_worker` had the call last, for `ran` seconds, and the run awaited the call `awaits`.
+    """
+    ran_ms = -1 if ran is None else int(ran * 1000)
+    text = message.encode("utf-8", "backslashreplace").decode()
+    ending = Ending(text, attempts, last_worker, ran_ms, awaits)
     return Reply(VERSION, call_id, status, _encoder.encode(ending), "", worker)
 
 

@@ -13,6 +13,7 @@ from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from atasks.testing.submitted import SubmittedCases
 from atasks.testing.values import ValueCases
+from atasks.testing.whereabouts import WhereaboutsCases
 
 __all__ = ["TransportConformance"]
 
@@ -27,6 +28,7 @@ class TransportConformance(
     StreamEndingCases,
     RetryCases,
     MiddlewareCases,
+    WhereaboutsCases,
     SubmittedCases,
     LimitCases,
 ):

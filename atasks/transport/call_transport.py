@@ -18,6 +18,7 @@ from atasks.errors import (
     CallConnectionLost,
     NotConnected,
     NotSupported,
+    WorkerLost,
 )
 from atasks.options import TaskOptions
 from atasks.tracking.counters import (
@@ -33,7 +34,7 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.whereabouts import Whereabouts, timed_out
+from atasks.transport.whereabouts import Whereabouts, lost_at, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Status
 
 if TYPE_CHECKING:
@@ -98,7 +99,16 @@ class Pending(Struct, eq=False):
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
         if not self.future.done():
+            if isinstance(error, (CallConnectionLost, WorkerLost)):
+                lost_at(error, self.place)
             self.future.set_exception(error)
+
+    @property
+    def place(self) -> Whereabouts | None:
+        """Where it was, as far as that was told: by whoever had it, or by the broker."""
+        if self.where is None and self.begun is not None:
+            return Whereabouts("run", self.options.queue or "", self.begun[0])
+        return self.where
 
 
 class CallTransport(Transport):
@@ -111,6 +121,9 @@ class CallTransport(Transport):
     """
 
     supports: ClassVar[frozenset[str]] = frozenset({"cancel", "at_most_once", "no_worker"})
+
+    _is_here: ClassVar[bool] = False
+    """True if `_locate` finds a call at once."""
 
     def __init__(self, namespace: str = "default") -> None:
         super().__init__(namespace)
@@ -142,6 +155,8 @@ class CallTransport(Transport):
         _open.discard(self)
         for pending in list(self._pending.values()):
             if not pending.future.done():
+                if self._is_here:
+                    self._locate(pending)
                 pending.fail(CallConnectionLost(f"{reason}: the outcome of {pending.call.task} cannot be known"))
                 if pending.call.orphan == 0:
                     self._withdraw(pending)
@@ -341,6 +356,8 @@ class CallTransport(Transport):
         """A reply has arrived; one that nobody awaits (any more) is dropped."""
         pending = self._pending.get(reply.id)
         if pending is not None:
+            if reply.status == Status.WORKER_LOST and (where := pending.place) is not None:
+                reply = _seen(reply, where)
             pending.answered(reply)
 
     def _set_timer(self, pending: Pending, seconds: float) -> None:
@@ -363,6 +380,23 @@ class CallTransport(Transport):
             now = asyncio.get_running_loop().time()
             pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
+
+
+def _seen(reply: Reply, where: Whereabouts) -> Reply:
+    """The reply of a call that is lost, with where its caller knows that it was, if nobody else knew."""
+    ending = wire.ending(reply)
+    if ending.worker or not where.worker:
+        return reply
+    return wire.ended(
+        reply.id,
+        reply.status,
+        ending.message,
+        reply.worker,
+        ending.attempts,
+        last_worker=where.worker,
+        ran=where.ran,
+        awaits=where.awaits,
+    )
 
 
 _open: weakref.WeakSet[CallTransport] = weakref.WeakSet()

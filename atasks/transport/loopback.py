@@ -46,6 +46,7 @@ class LoopbackTransport(CallTransport):
     """
 
     supports = CallTransport.supports | {"streams", "events"}
+    _is_here = True
     clock_skew: float = 0.0
     """Seconds by which the clock may differ: it is the same one."""
 

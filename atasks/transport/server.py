@@ -35,6 +35,11 @@ class HeldRun(Protocol):
         """Seconds since it has begun; None: it has not."""
         ...
 
+    @property
+    def awaited(self) -> tuple[str, str] | None:
+        """A call that it awaits: its id, and its atask."""
+        ...
+
 
 class Places(Protocol):
     """The places of one pool, for functions that block."""

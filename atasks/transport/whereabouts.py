@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from msgspec import Struct
 
-from atasks.errors import CallTimeout
-from atasks.wire import Call, Reply
+from atasks import wire
+from atasks.errors import CallError, CallTimeout
+from atasks.wire import Call, Ending, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.server import HeldRun
 
-__all__ = ["Whereabouts", "found_at", "timed_out", "whereabouts_by"]
+__all__ = ["Whereabouts", "found_at", "last_seen", "lost_at", "timed_out", "whereabouts_by"]
 
 
 class Whereabouts(Struct, gc=False):
@@ -30,6 +31,8 @@ class Whereabouts(Struct, gc=False):
     """When (event loop time)."""
     waiting: int = 0
     """The number of calls that wait in the queue."""
+    awaits: tuple[str, str] | None = None
+    """A call that its run awaits: its id, and its atask."""
 
     def words(self, ran: float | None) -> str:
         """A clause that says it."""
@@ -45,7 +48,8 @@ class Whereabouts(Struct, gc=False):
             return f"it waited for a worker, and nothing serves queue {self.queue!r}"
         if self.waits_for == "run":
             since = "" if ran is None else f" for {ran:.1f} s"
-            return f"it ran at worker {self.worker}{since}"
+            awaits = "" if self.awaits is None else f", and awaited {self.awaits[1]!r} (call {self.awaits[0]})"
+            return f"it ran at worker {self.worker}{since}{awaits}"
         if self.worker:
             return f"it waited for a slot at worker {self.worker}"
         return f"it waited for its turn in queue {self.queue!r}, where {self.waiting} calls wait"
@@ -58,20 +62,44 @@ def timed_out(call: Call, where: Whereabouts | None = None, now: float | None = 
         return CallTimeout(text)
     ran = where.ran if where.ran is None or now is None else where.ran + now - where.told
     return CallTimeout(
-        f"{text}: {where.words(ran)}", waited_for=where.waits_for, worker=where.worker or None, ran=ran
+        f"{text}: {where.words(ran)}",
+        waited_for=where.waits_for,
+        worker=where.worker or None,
+        ran=ran,
+        awaited=where.awaits and where.awaits[0],
     )
+
+
+E = TypeVar("E", bound=CallError)
+
+
+def lost_at(error: E, where: Whereabouts | None) -> E:
+    """The error of a call that was lost, with where the call was when that was last known."""
+    if where is not None and error.waited_for is None:
+        error.waited_for, error.worker, error.ran = where.waits_for, where.worker or None, where.ran
+        error.awaited = where.awaits and where.awaits[0]
+        error.args = (f"{error.args[0]}; when last seen, {where.words(where.ran)}", *error.args[1:])
+    return error
 
 
 def found_at(worker: str, run: HeldRun, now: float) -> Whereabouts:
     """Where a call is that the worker of that id has, in this process."""
     ran = run.ran
-    return Whereabouts("turn" if ran is None else "run", "", worker, ran, now)
+    return Whereabouts("turn" if ran is None else "run", "", worker, ran, now, awaits=run.awaited)
 
 
 def whereabouts_by(reply: Reply) -> Whereabouts | None:
-    """Where the worker had the call that says that its deadline has passed."""
+    """Where the worker had the call that says that its deadline has passed; None: it does not say."""
     if not reply.worker:
         return None
     if not reply.run_us:
         return Whereabouts("turn", worker=reply.worker)
-    return Whereabouts("run", worker=reply.worker, ran=reply.run_us / 1e6)
+    return Whereabouts("run", worker=reply.worker, ran=reply.run_us / 1e6, awaits=wire.ending(reply).awaits)
+
+
+def last_seen(ending: Ending) -> Whereabouts | None:
+    """Where the call was that is lost; None: it is not known."""
+    if not ending.worker:
+        return None
+    ran = None if ending.ran_ms < 0 else ending.ran_ms / 1000
+    return Whereabouts("run", worker=ending.worker, ran=ran, awaits=ending.awaits)

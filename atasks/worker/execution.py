@@ -245,8 +245,9 @@ def ended_by_request(run: HeldCall) -> Reply:
 def status(run: HeldCall, value: int, message: str) -> Reply:
     """A reply with neither a value nor an exception."""
     attempts = run.call.attempt if value == Status.WORKER_LOST else 0
-    reply = wire.ended(run.call.id, value, message, run.worker.id, attempts)
-    ran = run.ran
+    worker, ran = run.worker.id, run.ran
+    awaits = run.awaited if value in (Status.WORKER_LOST, Status.TIMED_OUT) else None
+    reply = wire.ended(run.call.id, value, message, worker, attempts, last_worker=worker, ran=ran, awaits=awaits)
     if ran is not None:
         reply.run_us = int(ran * 1e6)
     return reply

@@ -80,6 +80,8 @@ class HeldCall(Struct, eq=False):
     """When it came there: the least one goes first."""
     place: Slots | None = None
     """The pool in which it holds a place; a function in a thread holds it itself."""
+    last_awaited: Call | None = None
+    """The call that it made last, while that is awaited, or if that was cancelled with it."""
     _current: CurrentCall | None = None
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
@@ -121,6 +123,12 @@ class HeldCall(Struct, eq=False):
                 self.queue,
             )
         return self._current
+
+    @property
+    def awaited(self) -> tuple[str, str] | None:
+        """A call that it awaits, or awaited when it was cancelled: its id, and its atask."""
+        call = self.last_awaited
+        return None if call is None else (call.id, call.task)
 
     def park(self, bounded: bool = True) -> None:
         """A remote await begins: give the slot up. If bounded, raises TooManyParked at the worker's bound."""

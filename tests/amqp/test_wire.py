@@ -104,6 +104,9 @@ async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:
         b"sig",
         False,
         "",
+        "the-key",
+        2,
+        {"header": "text"},
     ]
     async with plain_site.open():
         await peer.send([*_call("my-id", "show"), *fields])
@@ -282,10 +285,12 @@ async def test_endings(plain_site: Site, peer: Peer, task: str, fields: list[int
         await peer.send([*_call("my-id", task), *fields[:1], *(sent if fields else [])])
         ((tag, _, call_id, found, payload, codec, *_),) = await peer.answer()
         assert (tag, call_id, found, codec) == (REPLY, "my-id", status, "")
-        message, attempts = decode(payload)
+        message, attempts, worker, ran_ms, awaits = decode(payload)
         assert isinstance(message, str)
         assert message
-        assert attempts == 0
+        assert (attempts, awaits) == (0, None)
+        assert worker == plain_site.worker.id
+        assert (ran_ms >= 0) == (task != "missing" and sent != [1])
 
 
 async def test_exception(plain_site: Site, peer: Peer) -> None:
@@ -321,11 +326,12 @@ async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
         await until(lambda: worker.held == 1)
         key = f"queue:{plain_site.namespace}:default"
         await peer.control(encode([[ASK, 1, ["unknown", "held"]]]), key, reply_to=peer.replies.name)
-        ((tag, version, ids, worker_id, token, (ran_ms,)),) = await peer.answer()
+        ((tag, version, ids, worker_id, token, (ran_ms,), awaits),) = await peer.answer()
         assert (tag, version, ids, worker_id, token) == (HELD, 1, ["held"], worker.id, "")
         assert ran_ms >= 0
+        assert awaits == [None]
         await peer.control(encode([[ASK, 1, ["unknown"], "a-token"]]), key, reply_to=peer.replies.name)
-        assert await peer.answer() == [[HELD, 1, [], worker.id, "a-token", []]]
+        assert await peer.answer() == [[HELD, 1, [], worker.id, "a-token", [], []]]
         await peer.control(encode([[CANCEL, 1, ["held"]]]), key)
 
 

@@ -79,7 +79,9 @@ class Lookout:
             return
         queue, now = self._calling.queue_of(pending.options), asyncio.get_running_loop().time()
         if message.worker:
-            pending.where = Whereabouts("run", queue, message.worker, message.ran_ms / 1000, now)
+            pending.where = Whereabouts(
+                "run", queue, message.worker, message.ran_ms / 1000, now, awaits=message.awaits
+            )
         elif message.served:
             pending.where = Whereabouts("turn", queue, told=now, waiting=message.waiting)
         else:

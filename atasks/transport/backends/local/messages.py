@@ -16,7 +16,7 @@ from msgspec import Struct
 from atasks import wire
 from atasks.options import Executor
 from atasks.transport.subscription import Subscription
-from atasks.wire import Call, Cancel, Credit, End, Reply
+from atasks.wire import Awaits, Call, Cancel, Credit, End, Reply
 
 __all__ = [
     "PROTOCOL",
@@ -285,6 +285,8 @@ class There(Struct, array_like=True, tag=56, gc=False):
     """The number of calls that wait in the queue."""
     served: bool
     """True if the queue has workers."""
+    awaits: Awaits | None = None
+    """A call that its run awaits."""
 
 
 class Publish(Struct, array_like=True, tag=70, gc=False):

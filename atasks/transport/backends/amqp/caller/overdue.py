@@ -191,7 +191,10 @@ class OverdueCalls:
         if question is not None:
             question.workers.add(answer.worker)
         now = asyncio.get_running_loop().time()
-        for call_id, ran in zip(answer.ids, answer.ran_ms or itertools.repeat(None), strict=False):
+        unknown = itertools.repeat(None)
+        for call_id, ran, awaits in zip(
+            answer.ids, answer.ran_ms or unknown, answer.awaits or unknown, strict=False
+        ):
             pending = self._session.pendings.get(call_id)
             if pending is not None:
                 heard_of(pending)
@@ -202,6 +205,7 @@ class OverdueCalls:
                     answer.worker,
                     ran / 1000 if ran is not None and begun else None,
                     now,
+                    awaits=awaits,
                 )
                 if pending.receiver is not None:
                     pending.receiver.ask(answer.worker)

@@ -328,7 +328,7 @@ class Attempts:
     def _worker_lost(self, call: Call) -> Reply:
         times = f"{call.attempt} workers" if call.attempt > 1 else "the worker"
         message = f"{times} died with task {call.task!r}, call {call.id}: it will not run again"
-        return wire.ended(call.id, Status.WORKER_LOST, message, self._station.worker.id, call.attempt)
+        return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)
 
     def _ask(self, claim: CopyClaim) -> None:
         """Ask its caller, once more if what was asked has arrived at the broker, or is lost."""

@@ -495,11 +495,13 @@ class Serving:
             found = self.doubts.holds(call_id)
         return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
-    def _ran_ms(self, names: list[str]) -> list[int]:
-        """For how long each of these calls has run; -1: not yet."""
-        runs = (self.worker.find(name) for name in names)
+    def _held(self, names: list[str], token: str) -> Held:
+        """The answer that these calls are in hand here: for how long each has run, and what it awaits."""
+        runs = [self.worker.find(name) for name in names]
         times = (None if run is None else run.ran for run in runs)
-        return [-1 if ran is None else int(ran * 1000) for ran in times]
+        ran_ms = [-1 if ran is None else int(ran * 1000) for ran in times]
+        awaits = [None if run is None else run.awaited for run in runs]
+        return Held(VERSION, names, self.worker.id, token, ran_ms, awaits)
 
     def _answer(self, question: Ask, reply_to: str | None, key: str) -> None:
         """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
@@ -512,7 +514,7 @@ class Serving:
         held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
         held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
         if held or question.token or (key and not names):
-            body = wire.encode([Held(VERSION, held, self.worker.id, question.token, self._ran_ms(held))])
+            body = wire.encode([self._held(held, question.token)])
             self.station.put(Outgoing(body, reply_to, self.station.properties(1), mandatory=False, key=key))
         finished = (self.worker.finished(name) for name in told)
         self.replies.send_again(reply_to, [reply for reply in finished if reply is not None], key)

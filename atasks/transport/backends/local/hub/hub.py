@@ -371,14 +371,17 @@ class Hub:
                 worker.link.send(cancel)
 
     def _where(self, peer: Peer, message: Where) -> None:
-        now = self._loop.time()
+        now, asked = self._loop.time(), set(message.ids)
+        calls = (entry.call for entry in self._entries.values())
+        awaited = {call.parent: (call.id, call.task) for call in calls if call.parent in asked}
         for call_id in message.ids:
             entry = self._entries.get(call_id)
             if entry is not None and entry.caller is peer:
                 worker, queue = entry.worker, entry.queue
                 name = "" if worker is None else worker.worker_id
                 ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
-                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers)))
+                awaits = awaited.get(call_id)
+                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers), awaits))
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
         entry = self._entries.get(credit.id)
@@ -501,13 +504,14 @@ class Hub:
         """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
         it has only waited there to be alone."""
         call = entry.call
+        worker = "" if entry.worker is None else entry.worker.worker_id
         entry.worker = None
         if entry.queue.own:  # nobody else is to have it
             del self._entries[call.id]
             return
         waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
         if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= entry.most):
-            lost = entry.lost("will not run again: its worker died")
+            lost = entry.lost("will not run again: its worker died", worker, self._loop.time() - entry.since)
             log_lost(call, lost, queue=entry.queue.name)
             self._end(entry, lost)
             return

@@ -77,11 +77,11 @@ class QueuedCall:
             return call.max_attempts
         return min(call.max_attempts, max(MAX_ATTEMPTS, self.queue.attempts.get(call.task, 0)))
 
-    def lost(self, what: str) -> Reply:
-        """The reply that says that it ends with its worker."""
+    def lost(self, what: str, worker: str = "", ran: float | None = None) -> Reply:
+        """The reply that says that it ends with its worker, which had it for so many seconds."""
         call = self.call
         message = f"task {call.task!r}, call {call.id}, {what}"
-        return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt)
+        return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt, last_worker=worker, ran=ran)
 
 
 class WorkQueue:
