@@ -16,7 +16,7 @@ from atasks.urls import take_apart
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.probes import parse_address
 
-__all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options"]
+__all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options", "parse_value"]
 
 Mode = Literal["loopback", "server", "client"]
 
@@ -229,11 +229,12 @@ def parse_options(pairs: Iterable[str], reserved: Iterable[str]) -> dict[str, An
             raise CommandError(Exit.USAGE, f"-o {pair}: not key=value; write -o {key or 'key'}=VALUE")
         if key in reserved:
             raise CommandError(Exit.USAGE, f"-o {key}=...: aiomain() gets {key!r} from --{key}; use that")
-        options[key] = _value(value)
+        options[key] = parse_value(value)
     return options
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """What stands on the command line: JSON where it parses, else the text."""
     try:
         return json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError):

@@ -87,9 +87,9 @@ class FleetOfTwo:
         assert done.code == code, (done.out, done.err)
         return done
 
-    def json(self, *arguments: str) -> Any:
+    def json(self, *arguments: str, code: int = 0) -> Any:
         """What such a command writes as JSON."""
-        return json.loads(self.run(*arguments, "--json").out)
+        return json.loads(self.run(*arguments, "--json", code=code).out)
 
     def call(self, task: str, *arguments: object) -> Command:
         """A client that awaits an atask."""

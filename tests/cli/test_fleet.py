@@ -13,7 +13,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from atasks.tracking.queries import WorkerInfo
+from atasks_cli.doctor import differences
 from tests.broker import Broker
+from tests.cli.command import Done
 from tests.cli.fleet import FleetOfTwo
 from tests.waiting import wait_until
 
@@ -132,6 +135,45 @@ def test_top(two: FleetOfTwo) -> None:
     assert rates[1].endswith("/s")
     found = two.json("top", "--rounds", "1")
     assert found["queues"]["leaves"]["consumers"] == 1
+
+
+def test_a_call_from_the_shell(two: FleetOfTwo) -> None:
+    def call(*arguments: str) -> Done:
+        return two.shell.run("call", *arguments, env=two.env)
+
+    assert call("tasks:add", "1", "-o", "b=5").out == "6\n"
+    assert call("tasks.py:add", '"a"', "b").out == '"ab"\n'
+    failed = call("tasks:fail")
+    assert (failed.code, failed.line()) == (1, "ValueError: it fails")
+    assert call("tasks:add").code == 2
+    wrong = call("tasks:ad")
+    assert (wrong.code, wrong.line()) == (2, "'ad' is no atask in tasks; did you mean add?")
+
+
+def test_doctor(two: FleetOfTwo) -> None:
+    assert two.json("doctor") == {"problems": []}
+    (problem,) = two.json("doctor", "--queue", "leaves", "--queue", "empty", code=1)["problems"]
+    assert problem == "queue 'empty' has no workers: start some for it"
+    refused = two.env["ATASKS_URL"].replace("guest:guest", "guest:wrong")
+    (problem,) = two.json("doctor", "--url", refused, code=1)["problems"]
+    assert "docs/security.md" in problem
+
+
+def test_differences_between_workers() -> None:
+    def info(name: str, now: float = 100.0, codec: str = "pickle", version: str = "1") -> WorkerInfo:
+        return WorkerInfo(
+            name, "host", 1, "shop", ["q"], version, "3.12", codec, "T", now, 1.0, False, 1, 0, 0, 0, 0.0, 0
+        )
+
+    assert differences([info("a"), info("b", 100.4)], 99.5, 100.5) == []
+    assert len(differences([], 0.0, 1.0)) == 1
+    found = differences([info("a"), info("b"), info("c", 107.0, "msgpack", "2"), info("d", 90.0)], 99.5, 100.5)
+    assert [problem.split(":")[0] for problem in found] == [
+        "worker c has codec 'msgpack', and most have 'pickle'",
+        "worker c has version of atasks '2', and most have '1'",
+        "the clock of worker c on host is +6.5 s from this one",
+        "the clock of worker d on host is -9.5 s from this one",
+    ]
 
 
 def test_in_a_terminal(two: FleetOfTwo) -> None:

@@ -1,0 +1,106 @@
+"""One call from the shell: `atasks call`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+import click
+import msgspec
+
+import atasks
+from atasks import modules as loader
+from atasks.definitions import ATask, BaseTask, StreamTask
+from atasks.errors import AtasksError, CallError, TransportError, closest
+from atasks_cli.exits import CommandError, Exit, explain
+from atasks_cli.fleet import Place
+from atasks_cli.messages import configure_logging
+from atasks_cli.settings import AMQP_URL, parse_options, parse_value
+
+__all__ = ["COMMANDS"]
+
+
+@click.command("call", context_settings={"ignore_unknown_options": True})
+@click.argument("target", metavar="FILE_OR_MODULE:ATASK")
+@click.argument("arguments", metavar="[ARG]...", nargs=-1)
+@click.option("-o", "pairs", metavar="KEY=VALUE", multiple=True, help="An argument by its name; may be repeated.")
+@click.option("--url", metavar="URL", help=f"Where its workers are. Default: $ATASKS_URL, else {AMQP_URL}.")
+@click.option("--prefix", metavar="P", help="That of the queues at the broker. Default: that in the URL.")
+@click.option("--keys", metavar="FILE", help="A file of keys for sealed messages. Default: $ATASKS_KEYS.")
+@click.option("--timeout", metavar="S", type=click.FloatRange(min=0.001), help="Seconds that the call may take.")
+@click.option("-v", "verbosity", count=True, help="Log what happens.")
+def call_command(
+    target: str,
+    arguments: tuple[str, ...],
+    pairs: tuple[str, ...],
+    url: str | None,
+    prefix: str | None,
+    keys: str | None,
+    timeout: float | None,
+    verbosity: int,
+) -> int:
+    """Call an atask, and write its result as JSON; of a stream, each item as a line.
+
+    An ARG is JSON if it parses, else text. What JSON does not have is written as Python shows it.
+    """
+    configure_logging(verbosity)
+    task = _find(target)
+    args, kwargs = [parse_value(text) for text in arguments], parse_options(pairs, ())
+    if timeout is not None:
+        task = task.options(timeout=timeout)
+    where = url or os.environ.get("ATASKS_URL") or AMQP_URL
+    place = Place(where, task.namespace, prefix, keys, 1.0, None, as_json=True)
+    try:
+        asyncio.run(_call(place, task, args, kwargs))
+    except CommandError:
+        raise
+    except TransportError as error:
+        raise explain(error) from error
+    except CallError as error:
+        raise CommandError(Exit.FAILED, f"{type(error).__name__}: {error}") from error
+    return Exit.OK
+
+
+def _find(target: str) -> BaseTask[..., Any]:
+    """The atask of that name. Raises a CommandError."""
+    module_name, _, name = target.rpartition(":")
+    if not module_name:
+        raise CommandError(Exit.USAGE, f"{target!r} names no atask: say MODULE:ATASK, as in app.tasks:add")
+    try:
+        module = loader.load(module_name)
+    except AtasksError as error:
+        raise explain(error) from error
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, (ATask, StreamTask)):
+        return found
+    near = closest(name, [key for key, value in vars(module).items() if isinstance(value, (ATask, StreamTask))])
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise CommandError(Exit.USAGE, f"{name!r} is no atask in {module.__name__}{hint}")
+
+
+async def _call(place: Place, task: BaseTask[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+    try:
+        called: Any = task(*args, **kwargs)  # type: ignore[operator]  # both kinds can be called
+    except TypeError as error:
+        raise CommandError(Exit.USAGE, str(error)) from error
+    async with place.transport():
+        try:
+            if isinstance(called, atasks.RemoteStream):
+                async for item in called:
+                    _write(item)
+            else:
+                _write(await called)
+        except AtasksError:
+            raise
+        except Exception as error:  # the atask's own
+            raise CommandError(Exit.FAILED, f"{type(error).__name__}: {error}") from error
+
+
+def _write(result: Any) -> None:
+    click.echo(msgspec.json.encode(result, enc_hook=repr).decode())
+
+
+COMMANDS = (call_command,)
