@@ -85,7 +85,7 @@ def _unserved(wanted: Sequence[str], queued: Sequence[CallInfo], served: set[str
     waiting = Counter(call.queue for call in queued if call.queue not in served)
     found = {**dict.fromkeys(wanted, 0), **waiting}
     return [
-        f"queue {queue!r} has no workers{f', and {count} calls are awaited there' if count else ''}: start some for it"
+        f"queue {queue!r} has no workers{f', and {count} calls wait' if count else ''}: start some for it"
         for queue, count in found.items()
     ]
 
