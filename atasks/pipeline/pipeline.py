@@ -82,7 +82,7 @@ class Pipeline(Generic[P, T, K]):
         Guarantees: the run goes on when this process ends, and when workers do; calls of it that were running may
         then run again. Where the results are kept in a process, the hub's say, it ends with that process. Stages
         that hand on many items overlap. What it gives is kept for as long as the transport's `keep_runs` says, and
-        can be read again and again. May wait for a worker unless the first atask has `on_no_worker="error"`.
+        can be read again and again. No worker need be there, unless the first atask has `on_no_worker="error"`.
 
         Its stages are atasks, and filter, flat_map, each, after, collect, group, fork and ordered over them.
         Raises TypeError for a local function, and for arguments that the first stage does not take, ValueError for

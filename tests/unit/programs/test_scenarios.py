@@ -239,6 +239,22 @@ def test_the_command_line_tells_the_tour():
     check_tour(run_command("scenarios/tour.py"))
 
 
+def test_the_command_line_tells_of_background_work():
+    told = run_command("scenarios/background.py").splitlines()
+    steps = [line for line in told if not line[0].isdigit()]
+    assert steps == [
+        "submitted: True",
+        "invoice-17.pdf",
+        "by its id: invoice-17.pdf",
+        "nothing is kept",
+        "invoice-18.pdf not before its time: True",
+        "the same: True invoice-19.pdf",
+        "AlreadySubmitted",
+        "cancelled",
+    ]
+    assert [line[:2] for line in told if line[0].isdigit()] == [f"{number}." for number in range(1, 6)]
+
+
 def test_the_command_line_runs_the_classic_example():
     assert run_command("scenarios/classic.py") == CLASSIC
 
