@@ -1,5 +1,7 @@
 """Callers of one broker, and what one of them can do to the calls of another."""
 
+# Private attributes: `Worker._finished`: no public way lists the ids that a worker remembers.
+
 from __future__ import annotations
 
 import asyncio
@@ -105,7 +107,7 @@ async def test_a_result_is_told_to_nobody_else(
         for _ in range(2):  # a worker is told what is held, and what has ended
             await soon(asked.get())
         assert mine.empty()
-        assert peer._answers.empty()
+        assert peer.answers.empty()
         running.cancel()
 
 

@@ -1,5 +1,7 @@
 """Acknowledgements of many deliveries, in orders that are hard on the broker."""
 
+# Private attributes: `Acks._held` and `_scheduled`: an acknowledgement that is held back is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

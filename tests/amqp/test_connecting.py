@@ -1,5 +1,7 @@
 """Errors of connecting: the client library's never reach a user, and each says what to do."""
 
+# Private attributes: `Link._channel` and `_connections`: a connection is broken at a moment of its opening.
+
 from __future__ import annotations
 
 import asyncio

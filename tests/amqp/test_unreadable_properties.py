@@ -1,5 +1,7 @@
 """Properties that the client library cannot read: they cost no connection, and no other message."""
 
+# Private attributes: `Leases._queues`: the name of a lease queue is told to nobody.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Several workers, several queues: who runs which call, and in which order."""
 
+# Private attributes: `WorkerPresence._homeless`: calls that the broker returned are seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,8 @@
 """Level cancellation, as trio has it and anyio brings it to asyncio: a cancelled scope cancels what is in it again
 in every turn of the event loop."""
 
+# Private attributes: `Slots._resuming`: who waits for a slot is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Processes that are slow to read cost the hub no memory without a bound, and the others no time."""
 
+# Private attributes: `LocalTransport._host` leads to the hub of this process, whose size and peers are looked at.
+
 from __future__ import annotations
 
 import asyncio

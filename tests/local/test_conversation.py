@@ -1,5 +1,7 @@
 """What a hub and the processes around it say to each other, and what they do not understand."""
 
+# Private attributes: `Hub._peers`: nothing tells when a hub has forgotten a process.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Which worker gets which call, and when."""
 
+# Private attributes: `Router._call` makes a call with another attempt, and `Hub._entries` holds it.
+
 from __future__ import annotations
 
 import asyncio

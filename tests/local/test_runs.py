@@ -1,5 +1,7 @@
 """Runs of pipelines around a hub: what it forgets, what it holds, and who is told."""
 
+# Private attributes: `Hub._peers`: nothing tells when a hub holds answers back.
+
 from __future__ import annotations
 
 import asyncio

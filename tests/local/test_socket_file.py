@@ -1,5 +1,8 @@
 """Where a hub listens, and what stands in its way."""
 
+# Private attributes: `_peer_uid` is replaced: a test has no second user. `Hub._peers` says when a process is
+# forgotten.
+
 from __future__ import annotations
 
 import asyncio

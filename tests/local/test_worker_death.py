@@ -1,5 +1,7 @@
 """Workers around a hub that die, stop or drain with calls in hand. The hub is in the process of the test."""
 
+# Private attributes: `Hub._entries`: a call that waits at the hub is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

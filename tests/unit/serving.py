@@ -1,5 +1,7 @@
 """What tests of workers in this process share: serving, and looking at workers."""
 
+# Private attributes: `ThreadPool._parked`: threads that wait are counted nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """`connect` and `serve` as blocks: over which of several transports an await goes, in which task and context."""
 
+# Private attributes: `Router._connected`: a connection that was forgotten is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """Everything at once over the loopback: whatever happens, every await ends, and nothing is left behind."""
 
+# Private attributes: `Router._worker`, `_pending` and `_waiting`: that nothing is left behind is seen nowhere
+# else.
+
 from __future__ import annotations
 
 import asyncio

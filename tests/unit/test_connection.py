@@ -1,5 +1,8 @@
 """`connect`: which transport an await finds, in which process, thread and event loop, and by what URL."""
 
+# Private attributes: `Router._transport` says which transport code finds, `_connected` which are remembered;
+# `_ignored` is what was logged once.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """`serve`: a worker in a block, its lifespan, and in what order things begin and end."""
 
+# Private attributes: `Router._connected`: the moment between connecting and serving is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

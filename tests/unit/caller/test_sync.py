@@ -1,5 +1,7 @@
 """Calls from code without an event loop."""
 
+# Private attributes: `Router._connected`: a connection that was forgotten is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

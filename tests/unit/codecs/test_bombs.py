@@ -1,5 +1,7 @@
 """Small or ordinary messages that would take all memory, or seconds, to decode."""
 
+# Private attributes: `sizes._count`: its estimate decides, and the verdict alone would hide how close it is.
+
 from __future__ import annotations
 
 import os

@@ -1,5 +1,7 @@
 """Rules 1 and 8, sources, and progress: how a run is consumed and watched."""
 
+# Private attributes: `Lines._next`: when the next line is due is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

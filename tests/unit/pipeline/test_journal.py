@@ -1,5 +1,7 @@
 """The journal of a run: what another coordinator knows of the calls of the one before."""
 
+# Private attributes: `Journal._waiting` and `_news`: nothing tells when the last note is written.
+
 from __future__ import annotations
 
 import asyncio

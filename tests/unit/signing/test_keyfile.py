@@ -1,5 +1,7 @@
 """Files of keys: what is read from them, and what is refused."""
 
+# Private attributes: `keyfile._check` is given the owner and the mode of a file that a test cannot make.
+
 from __future__ import annotations
 
 import base64

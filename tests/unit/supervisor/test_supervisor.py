@@ -1,5 +1,7 @@
 """A supervisor and real worker processes."""
 
+# Private attributes: `supervisor._pause`: waiting for real pauses would take minutes.
+
 from __future__ import annotations
 
 import asyncio

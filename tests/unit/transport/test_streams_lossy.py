@@ -1,5 +1,8 @@
 """Streams over a transport that loses, repeats and delays what it is given."""
 
+# Private attributes: The transports of this file override and call `_take_in` and `_resolve`, as a transport's
+# author does.
+
 from __future__ import annotations
 
 import asyncio

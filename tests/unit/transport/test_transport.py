@@ -1,5 +1,7 @@
 """Transports: the three methods that a user's needs, and the loopback."""
 
+# Private attributes: `_pending` and `_waiting`: a call that is left behind is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

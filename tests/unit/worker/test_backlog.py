@@ -1,5 +1,7 @@
 """Calls that wait to start: for a slot, and for a place in the pool of their executor."""
 
+# Private attributes: `Worker._fill`: a spurious call of it must change nothing.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """Blocking functions under random deadlines, cancellations and deaths: every await ends, and nothing is lost."""
 
+# Private attributes: `ProcessPool._count`, `_alive` and `_idle`: an idle process is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

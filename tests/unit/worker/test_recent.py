@@ -1,5 +1,7 @@
 """What a worker remembers stays within its bounds."""
 
+# Private attributes: `RecentReplies._bytes`: the sum must be that of what is kept.
+
 from __future__ import annotations
 
 import random

@@ -1,5 +1,7 @@
 """Slots: whoever resumes goes first, and none is ever lost."""
 
+# Private attributes: `Slots._resuming`: who waits for a slot is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """A call that blocks the event loop is named in the log; the thread that watches ends with its worker."""
 
+# Private attributes: `Worker._watchdog` and its `_thread`: that a thread sleeps or has ended is seen nowhere
+# else.
+
 from __future__ import annotations
 
 import asyncio

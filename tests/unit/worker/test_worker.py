@@ -1,5 +1,7 @@
 """The worker: from a delivery to its one ending, with slots, deadlines, cancellation and drains in between."""
 
+# Private attributes: `Worker._backlog` must be empty, and `_deadline` is asked with clocks that differ.
+
 from __future__ import annotations
 
 import asyncio
