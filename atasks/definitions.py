@@ -84,7 +84,7 @@ class BaseTask(Generic[P, K]):
         """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
         self._check_signature = self._check_arguments = _signature_check(function)
         self.limit = options.limit
-        """Of which limit a worker takes a token before the body begins; None: of none."""
+        """The limit of which a worker takes a token before the body begins; None: no limit."""
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)

@@ -154,7 +154,7 @@ class TaskOptions:
     executor: Executor | None = None
     """Where a blocking function runs at the worker: None, on its event loop."""
     limit: Limit | None = None
-    """Of which limit a worker takes a token before the body begins; None: of none."""
+    """The limit of which a worker takes a token before the body begins; None: no limit."""
     window: int = 64
     """Streams: items that the worker may run ahead of the consumer."""
     replayable: bool = False

@@ -434,7 +434,7 @@ class Router:
         return token
 
     def take_token_sync(self, limit: Limit, key: str | None) -> Token:
-        """The same, for a thread without an event loop. What it is for has begun."""
+        """Take a token for a thread without an event loop. Its work has begun."""
 
         async def take() -> Token:
             token = await self.take_token(limit, key)

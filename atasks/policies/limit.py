@@ -27,12 +27,12 @@ PLAIN_KEY: Final = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
 
 
 class Rule(NamedTuple):
-    """What a limit allows."""
+    """The rule of a limit."""
 
     at_once: int
-    """How many hold it at a time; 0: any number."""
+    """The most holders at one time; 0: any number."""
     per_period: int
-    """How many begin in a period; 0: any number."""
+    """The most beginnings in a period; 0: any number."""
     period: float
     """Seconds."""
 
@@ -84,7 +84,7 @@ class Limit:
             raise TypeError(f"key is a function of the arguments of the atask, not {key!r}")
         count, seconds = (0, 0.0) if per_second is None else _rate(per_second, period)
         self.rule = Rule(at_once or 0, count, seconds)
-        """What it allows."""
+        """The rule of the limit."""
         self.key = key
         """Which tokens a call needs, of its arguments; None: there is one kind."""
         self.namespace = validate_queue(namespace, "namespace")
@@ -181,8 +181,8 @@ class Holding:
 
 
 class SyncHolding:
-    """The same, for a thread without an event loop: it blocks until it has a token. In a thread of an atask the
-    call is parked meanwhile."""
+    """Holds a token for a thread without an event loop, which is blocked until it has one. In a thread of an
+    atask the call is parked meanwhile."""
 
     def __init__(self, holding: Holding) -> None:
         self._holding = holding
@@ -195,7 +195,7 @@ class SyncHolding:
 
 
 def _rate(per_second: float, period: float | None) -> tuple[int, float]:
-    """How many in how many seconds. Raises TypeError, ValueError."""
+    """Return the count and the seconds of a rate. Raises TypeError, ValueError."""
     validate_number("per_second", per_second)
     if not 0 < per_second <= MAX_TOKENS:
         raise ValueError(f"per_second={per_second!r}: above 0, at most {MAX_TOKENS}")

@@ -138,8 +138,8 @@ class Fleet:
         lease: float = LEASE_SECONDS,
         limit: int = 10_000,
     ) -> AsyncGenerator[Heard, None]:
-        """What happens at the workers, from now on, until this generator is closed: events of these kinds, of such
-        a part of the trees of calls. Workers that come later are asked too.
+        """Yield events of the workers, from now on, until this generator is closed: of these kinds, and of such a
+        part of the trees of calls. Workers that come later are asked too.
 
         A reader that is slow misses events, and slows nobody: it is told how many. At most `limit` of them wait
         here for it. Raises NotConnected, a TransportError.

@@ -101,7 +101,7 @@ class Watch(Struct, tag="watch"):
     by `Done`; events come as `Events`."""
 
     kinds: Annotated[list[str], Meta(max_length=64)]
-    """Of `KINDS`."""
+    """The kinds of events that are wanted, of `KINDS`."""
     sample: float = 1.0
     """Which part of the trees of calls is told of, 0 to 1: all events of a tree, on all workers, or none."""
     lease: float = 10.0
@@ -238,14 +238,14 @@ class Event(Struct, omit_defaults=True):
     at: float
     """Wall clock of the worker, in seconds."""
     id: str
-    """Of the call; empty: it is the worker's."""
+    """The id of the call; empty: the event is the worker's."""
     task: str
     root: str = ""
     parent: str | None = None
     queue: str = ""
     attempt: int = 1
     status: str = ""
-    """How the call ended, or what the worker does."""
+    """The ending of the call, or the state of the worker."""
     ran: float | None = None
     """Seconds of its run, if it has ended."""
     error: str = ""
@@ -256,13 +256,13 @@ class Event(Struct, omit_defaults=True):
 
 
 class Events(Struct, tag="events"):
-    """What a worker tells who watches it."""
+    """The events that a worker tells to those who watch it."""
 
     first: int
     """The number of the first of these events, counted from 0 for each who watches: gaps are events that got
     lost on the way."""
     dropped: int
-    """How many the worker has dropped so far, because there were too many."""
+    """The number of events that the worker has dropped so far, because there were too many."""
     events: list[Event]
 
 

@@ -44,7 +44,7 @@ class _Lease:
         """Under which key events are sealed for it."""
         self.kinds: frozenset[str] = frozenset()
         self.sample = 0
-        """Of 2 ** 32 trees of calls, how many are told of."""
+        """The number of trees of calls that are told of, out of 2 ** 32."""
         self.until = 0.0
         """Event loop time."""
         self.count = 0
@@ -121,18 +121,19 @@ class Watching:
         self._tell(kind, run.call, self._event(kind, run))
 
     def ended(self, run: HeldCall, status: str, error: str = "", traceback: str = "") -> None:
-        """It has ended so; with the type of the exception that it raised, and its traceback."""
+        """Tell that a run has ended with this status; with the type of the exception that it raised, and its
+        traceback."""
         event = self._event("ended" if run.started else "refused", run)
         event.status, event.error, event.traceback = status, error, traceback[-TRACEBACK_CHARACTERS:]
         event.ran = run.ran
         self._tell(event.kind, run.call, event)
 
     def lost(self, call: Call) -> None:
-        """It was lost with another worker."""
+        """Tell that a call was lost with another worker."""
         self._tell("lost", call, Event("lost", time.time(), call.id, call.task, attempt=call.attempt))
 
     def reported(self, run: HeldCall, progress: str) -> None:
-        """It says how far it is."""
+        """Tell the progress that a run reports."""
         event = self._event("report", run)
         event.progress = progress
         self._tell("report", run.call, event)

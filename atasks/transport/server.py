@@ -217,7 +217,7 @@ class Server(Protocol):
 
     @property
     def watching(self) -> Watching | None:
-        """What tells of its events, while somebody watches it."""
+        """The teller of the worker's events, while somebody watches it."""
         ...
 
     def answer(

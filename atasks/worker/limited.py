@@ -44,7 +44,7 @@ async def limited(
     arguments: Callable[[HeldCall], Awaitable[tuple[Any, Any]]],
     refuse: Callable[[HeldCall, Exception], Awaitable[Reply]],
 ) -> Reply:
-    """What `serve` replies, with a token of the limit held meanwhile."""
+    """Return the reply of `serve`, with a token of the limit held meanwhile."""
     assert run.atask is not None
     assert run.atask.limit is not None
     limit: Limit = run.atask.limit

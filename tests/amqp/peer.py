@@ -26,7 +26,7 @@ class Peer:
         self.prefix = prefix
         self.namespace = namespace
         self.replies = replies
-        self.answers: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
+        self.unread: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
     @classmethod
     @asynccontextmanager
@@ -39,7 +39,7 @@ class Peer:
             yield peer
 
     async def _on_answer(self, message: AbstractIncomingMessage) -> None:
-        self.answers.put_nowait(message)
+        self.unread.put_nowait(message)
 
     def work_queue(self, queue: str = "default") -> str:
         """The broker's name of a work queue."""
@@ -76,7 +76,7 @@ class Peer:
 
     async def answer(self) -> list[Any]:
         """The envelopes of the next message for this peer."""
-        message = await soon(self.answers.get())
+        message = await soon(self.unread.get())
         assert message.content_type == CONTENT_TYPE
         envelopes: list[Any] = msgspec.msgpack.decode(message.body)
         return envelopes

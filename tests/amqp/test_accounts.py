@@ -107,7 +107,7 @@ async def test_a_result_is_told_to_nobody_else(
         for _ in range(2):  # a worker is told what is held, and what has ended
             await soon(asked.get())
         assert mine.empty()
-        assert peer.answers.empty()
+        assert peer.unread.empty()
         running.cancel()
 
 

@@ -232,7 +232,7 @@ async def test_fuzz(echo_site: Site, peer: Peer) -> None:
                     continue
         assert await _echo(echo_site, 1) == 1
         await echo_site.check_quiet()
-        assert (answered + dead.qsize(), peer.answers.qsize()) == (len(bodies), 0)
+        assert (answered + dead.qsize(), peer.unread.qsize()) == (len(bodies), 0)
         assert answered
         assert dead.qsize()
     ready = await peer.channel.declare_queue(peer.work_queue(), passive=True)

@@ -53,7 +53,7 @@ async def test_a_question_that_names_one_call_many_times_is_answered_once(make_s
         await peer.control(encode([[ASK, 1, ["an-id"] * 1001]]), key, reply_to=peer.replies.name)
         await until(lambda: make_site.worker.bad_messages == counted + 1)
         assert await _make(make_site, 5) == 5
-        assert peer.answers.empty()
+        assert peer.unread.empty()
 
 
 async def test_replies_that_are_asked_for_leave_in_bounded_messages(make_site: Site, peer: Peer) -> None:
@@ -66,7 +66,7 @@ async def test_replies_that_are_asked_for_leave_in_bounded_messages(make_site: S
         await peer.control(encode([[ASK, 1, names]]), key, reply_to=peer.replies.name)
         found: set[str] = set()
         while len(found) < 200:
-            message = await soon(peer.answers.get())
+            message = await soon(peer.unread.get())
             assert len(message.body) < 100_000
             found |= {fields[2] for fields in msgspec.msgpack.decode(message.body) if fields[0] == REPLY}
         assert found == set(names)

@@ -132,7 +132,7 @@ class Attacker:
 
     async def answer(self, key: Key) -> list[Any]:
         """The next envelopes for this peer, which have to be sealed with that key."""
-        message = await soon(self.peer.answers.get())
+        message = await soon(self.peer.unread.get())
         assert message.content_type == CONTENT_TYPE
         place = self.peer.replies.name
         covered = message.reply_to or "", message.message_id or ""
@@ -200,7 +200,7 @@ async def test_a_request_that_nobody_known_sealed_is_neither_run_nor_answered(
         }
         assert await call(site, "echo", 1) == 1
         assert ran(site) == [1]
-        assert attacker.peer.answers.empty()
+        assert attacker.peer.unread.empty()
     lines = [record.getMessage() for record in caplog.records if record.name == "atasks.keys"]
     assert len(lines) == 1
     assert "forged" not in caplog.text
@@ -232,7 +232,7 @@ async def test_a_request_that_was_recorded_is_not_run_again(
             await soon(dead.get())
         assert ran(site) == [1]
         assert refused(site.worker.transport) == {"replayed": 3}
-        assert attacker.peer.answers.empty()
+        assert attacker.peer.unread.empty()
         # its owner may send it again: that is another seal
         await attacker.publish(echo_body, work, keys.key("shop"), message_id=message.message_id)
         ((_, _, call_id, *_),) = await attacker.answer(keys.key("shop"))
@@ -366,7 +366,7 @@ async def test_nobody_else_cancels_asks_for_or_takes_over_a_call(
             "too old": 1,
         }
         assert site.worker.holds(call_id)
-        assert attacker.peer.answers.empty()
+        assert attacker.peer.unread.empty()
         # the owner of the key can
         await attacker.say(keys.key("shop"), [ASK, 1, [call_id, finished]], every)
         (held,), (reply,) = [await attacker.answer(keys.key("shop")) for _ in range(2)]
@@ -408,7 +408,7 @@ async def test_nobody_else_cancels_a_call_before_it_comes(site: Site, attacker: 
         ((_, _, call_id, status, *_),) = await attacker.answer(keys.key("shop"))
         assert (call_id, status) == ("so-id", VALUE)
         assert ran(site) == [1, 1]
-        assert attacker.peer.answers.empty()
+        assert attacker.peer.unread.empty()
 
 
 async def test_nobody_else_answers_a_call(site: Site, attacker: Attacker, keys: KeyFiles) -> None:

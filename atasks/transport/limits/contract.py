@@ -18,13 +18,13 @@ class Token(Protocol):
     """The right to begin, of a limit. It belongs to its event loop."""
 
     def begin(self) -> None:
-        """What it was taken for begins: of a rate it is spent now."""
+        """Begin the work that the token was taken for: a token of a rate is spent now."""
 
     def release(self) -> None:
-        """What it was taken for has ended, or will not begin. Safe to call again."""
+        """Give the token back: the work has ended, or will not begin. Safe to call again."""
 
     def release_soon(self) -> None:
-        """The same, from any thread."""
+        """Give the token back, from any thread."""
 
 
 class Limits(ABC):

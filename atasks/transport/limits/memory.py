@@ -60,7 +60,7 @@ class MemoryLimits(Limits):
         self._refusal: str | None = "this transport is not connected: await its connect() first"
 
     def open(self) -> None:
-        """It is connected."""
+        """Take waiters: the transport is connected."""
         self._refusal = None
 
     async def take(self, name: str, key: str | None, rule: Rule) -> Token:
@@ -84,7 +84,7 @@ class MemoryLimits(Limits):
         return grant
 
     def close(self, reason: str) -> None:
-        """It is disconnected: what waits ends in NotConnected."""
+        """End all waiters in NotConnected: the transport is disconnected."""
         self._refusal = reason
         for granted in self._waiting:
             if not granted.done():

@@ -29,7 +29,7 @@ class TokenPool:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing would be different if it were made anew."""
+        """Nothing would be different if the pool were made anew."""
         ready = not self._ready or self._ready[-1] <= self._loop.time()
         return not self._waiting and not self._held and ready
 
@@ -98,19 +98,19 @@ class Grant:
         self.is_over = False
 
     def begin(self) -> None:
-        """What it was taken for begins."""
+        """Begin the work that the token was taken for."""
         if not (self.has_begun or self.is_over):
             self.has_begun = True
             self._pool._begun()
 
     def release(self) -> None:
-        """It is not needed any more, or not wanted."""
+        """Give the token back: it is not needed any more, or not wanted."""
         if not self.is_over:
             self.is_over = True
             self._pool._over(self)
 
     def release_soon(self) -> None:
-        """The same, from any thread."""
+        """Give the token back, from any thread."""
         loop = self._pool._loop
         if not loop.is_closed():
             loop.call_soon_threadsafe(self.release)

@@ -430,7 +430,7 @@ class _Safe(Outgoing):
         super().__init__(body, key, properties, exchange=exchange)
         self.call_id = call_id
         self.again = False
-        """Whether it was sent before, over a link that was lost: it may have arrived."""
+        """True if the message was sent before, over a link that was lost: it may have arrived."""
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def confirmed(self) -> None:

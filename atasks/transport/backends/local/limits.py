@@ -75,13 +75,13 @@ class LocalLimits(Limits):
             link.send(GiveToken(number))
 
     def begun(self, number: int, link: Conversation | None) -> None:
-        """What a token was taken for begins."""
+        """Tell the hub that the work of a token begins."""
         if link is not None and link is self._link:
             link.send(Begun(number))
 
 
 class _Waiter:
-    """Who waits for a token."""
+    """A waiter for a token."""
 
     __slots__ = ("message", "taken")
 
@@ -107,16 +107,16 @@ class HubToken:
         self._is_over = False
 
     def begin(self) -> None:
-        """What it was taken for begins."""
+        """Begin the work that the token was taken for."""
         self._limits.begun(self._number, self._link)
 
     def release(self) -> None:
-        """It has ended, or will not begin."""
+        """Give the token back: the work has ended, or will not begin."""
         if not self._is_over:
             self._is_over = True
             self._limits.give(self._number, self._link)
 
     def release_soon(self) -> None:
-        """The same, from any thread."""
+        """Give the token back, from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.release)

@@ -316,7 +316,7 @@ class TokenTaken(Struct, array_like=True, tag=58, gc=False):
 
 
 class Begun(Struct, array_like=True, tag=59, gc=False):
-    """What the token of that number was taken for begins: of a rate it is spent."""
+    """The work of the token of that number begins: a token of a rate is spent."""
 
     number: int
 

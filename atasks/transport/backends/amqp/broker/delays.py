@@ -93,7 +93,7 @@ async def _declare_due(channel: Channel, topology: Topology) -> None:
 
 
 def was_delayed(properties: Basic.Properties) -> bool:
-    """Whether the broker has moved the message from one queue to another, as it does with delayed ones."""
+    """Return True if the broker has moved the message from one queue to another, as it does with delayed ones."""
     deaths = (properties.headers or {}).get("x-death")
     return isinstance(deaths, list) and bool(deaths)
 

@@ -107,7 +107,7 @@ class _DelayedRequest(RequestPacket):
         return wanted
 
     def returned(self) -> None:
-        """What was declared for it is gone: declare it anew."""
+        """Declare the queues anew: those that were declared for the request are gone."""
         for pending in self.pendings:
             if not pending.future.done():
                 self.requests.fates.delayed(pending, self.kind, anew=True)

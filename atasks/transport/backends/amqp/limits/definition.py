@@ -1,4 +1,4 @@
-"""What the broker has of a limit: its queues, and who makes them.
+"""The definition of a limit at the broker: its queues, and who makes them.
 
 The *definition* is an empty queue whose arguments say the rule, so the broker itself refuses another one. Every
 process that uses the limit consumes it, and may so long be sure that nobody replaces it. The tokens lie in queues
@@ -96,7 +96,8 @@ class Definition:
             await self._seed(link, anew=True)
 
     async def _is_ours(self, link: Link) -> bool:
-        """Whether it says our rule. If it says another one that nobody uses, it is removed."""
+        """Return True if the definition says our rule. One that says another rule and that nobody uses is
+        removed."""
         channel = await link.open_channel()
         try:
             await self._declare(channel)
@@ -128,8 +129,8 @@ class Definition:
         return f"a period of {number / 1000:g} s"
 
     async def _is_whole(self, link: Link, unused: bool) -> bool:
-        """Whether its tokens are there: all of them, if nobody can hold any. A broker that was killed may have
-        lost some."""
+        """Return True if the tokens of the limit are there: all of them, if nobody can hold any. A broker that
+        was killed may have lost some."""
         rule = self._rule
         if rule.at_once:
             state = await link.queue_state(self.places)

@@ -57,7 +57,7 @@ class BrokerLimit:
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody waits for a token, or holds one."""
+        """Somebody waits for a token, or holds one."""
         return any(queue.in_use for queue in self._queues)
 
     def attach(self, link: Link) -> None:
@@ -164,18 +164,18 @@ class BrokerToken:
         self._rate = rate
 
     def begin(self) -> None:
-        """What it was taken for begins: of a rate it is spent now."""
+        """Begin the work that the token was taken for: a token of a rate is spent now."""
         if self._rate is not None:
             for token in self._tokens:
                 if token.queue is self._rate:
                     token.spend()
 
     def release(self) -> None:
-        """It has ended, or will not begin."""
+        """Give the token back: the work has ended, or will not begin."""
         for token in self._tokens:
             token.give_back()
 
     def release_soon(self) -> None:
-        """The same, from any thread."""
+        """Give the token back, from any thread."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.release)

@@ -92,7 +92,7 @@ class AMQPLimits(Limits):
         return limit
 
     def _forget(self, name: str, key: str | None, limit: BrokerLimit) -> None:
-        """It cannot be used as it was said: whoever comes next tries again."""
+        """Forget a limit that cannot be used as it was said: whoever comes next tries again."""
         if self._limits.get((name, key)) is limit:
             del self._limits[name, key]
 

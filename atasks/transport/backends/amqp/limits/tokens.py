@@ -46,7 +46,7 @@ class TokenChannel:
 
     @property
     def is_open(self) -> bool:
-        """Whether what came by it is held still."""
+        """The tokens that came by this channel are still held."""
         return not (self._ends or self.channel.is_closed)
 
     def reject(self, tag: int, requeue: bool) -> None:
@@ -78,7 +78,8 @@ class TokenChannel:
         self._writer.close()
 
     async def end(self) -> None:
-        """It failed in the middle of something: what is held goes back, and is taken anew over another one."""
+        """Give up a channel that failed in the middle of something: held tokens go back, and are taken anew
+        over another one."""
         self.close()
         with contextlib.suppress(*CLIENT_ERRORS):
             await guard(self.channel.close())
@@ -98,7 +99,7 @@ class HeldToken:
 
     @property
     def is_held(self) -> bool:
-        """Whether it was not lost with its channel, nor given back."""
+        """The token was neither lost with its channel, nor given back."""
         return self._tag > 0 and self.channel.is_open
 
     def give_back(self) -> None:
@@ -106,7 +107,7 @@ class HeldToken:
         self._reject(True)
 
     def spend(self) -> None:
-        """It was used: it comes back after a period."""
+        """Spend the token: it comes back after a period."""
         self._reject(False)
 
     def _reject(self, requeue: bool) -> None:
@@ -150,7 +151,7 @@ class TokenQueue:
 
     @property
     def in_use(self) -> bool:
-        """Whether somebody waits for a token, or holds one."""
+        """Somebody waits for a token, or holds one."""
         return bool(self._waiting or self._held)
 
     def attach(self, channel: TokenChannel) -> None:
@@ -230,7 +231,7 @@ class TokenQueue:
         self._held.discard(token)
 
     def returned(self, token: HeldToken) -> None:
-        """It was given back, or spent: the broker may send another one in its place."""
+        """Count a token that was given back, or spent: the broker may send another one in its place."""
         if token.channel is self._channel and token.consumer in self._live:
             self._live[token.consumer] += 1
 

@@ -37,8 +37,8 @@ class CallerWatch:
     """Seconds between two rounds, at least."""
     patience = 30.0
     hurry = 8.0
-    """The same while the worker has no free slot. A caller that was only cut off has tried six times by then to
-    connect again, and sends its calls again when it succeeds."""
+    """Seconds of patience while the worker has no free slot. A caller that was only cut off has tried six times
+    by then to connect again, and sends its calls again when it succeeds."""
 
     def __init__(self, station: Station) -> None:
         self._station = station

@@ -28,7 +28,7 @@ class HubLimits:
         self._grants: dict[Peer, dict[int, Grant]] = {}
 
     def take(self, peer: Peer, message: TakeToken) -> None:
-        """It wants a token."""
+        """Give the peer a token, now or when one is free."""
         assert peer.namespace is not None, "it was welcomed"
         rule = Rule(message.at_once, message.per_period, message.period)
         users = self._users.setdefault((peer.namespace, message.name), set())
@@ -46,19 +46,19 @@ class HubLimits:
             grants[message.number] = pool.ask(partial(peer.link.send, TokenTaken(message.number)))
 
     def begun(self, peer: Peer, message: Begun) -> None:
-        """It begins with what it took a token for."""
+        """Spend a token of a rate: the peer begins the work that it was taken for."""
         grant = self._grants.get(peer, {}).get(message.number)
         if grant is not None:
             grant.begin()
 
     def give(self, peer: Peer, message: GiveToken) -> None:
-        """It needs a token no more."""
+        """Take back a token that the peer needs no more."""
         grant = self._grants.get(peer, {}).pop(message.number, None)
         if grant is not None:
             grant.release()
 
     def leave(self, peer: Peer) -> None:
-        """It is gone."""
+        """Take back the tokens of a peer that is gone."""
         for grant in self._grants.pop(peer, {}).values():
             grant.release()
         for users in self._users.values():

@@ -54,7 +54,7 @@ class QueuedCall:
         """True once the last attempt has begun at the worker that has it, and did not only wait there to be
         alone."""
         self.delayed: TimerHandle | None = None
-        """What lets it wait in its queue; None: it does, or a worker has it."""
+        """The timer that lets the call into its queue; None: it waits there, or a worker has it."""
         self.kept = False
         """True if its reply goes into a record."""
         self.worker: Peer | None = None
