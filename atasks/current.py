@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from atasks.checks import validate_name
 
@@ -18,6 +18,22 @@ __all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
 T = TypeVar("T")
 
 IDS_AT_ONCE: Final = 128
+
+
+MAX_NOTE: Final = 200
+"""Characters of a report's note."""
+
+
+class Progress(NamedTuple):
+    """The last report of a call."""
+
+    done: float
+    total: float | None
+    note: str
+
+    def __str__(self) -> str:
+        share = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g}"
+        return f"{share} {self.note}".rstrip()
 
 
 class CurrentCall:
@@ -69,6 +85,22 @@ class CurrentCall:
         """The call at the top of the chain; this call's own id if nothing awaits it from a worker."""
         self.state = state
         """The object that the `lifespan` given to `serve` yielded."""
+
+    def report(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far the call is: `done` of `total`, in any unit, with a short note.
+
+        The last report is kept while the call runs: `atasks ps` and `atasks tree` show it. Nothing is sent, so it
+        may be said often. Outside of a call, and in a process of `executor="process"`, nothing happens.
+
+        Raises TypeError for what is no number, or no text. Of a note 200 characters are kept.
+        """
+        numbers: tuple[object, ...] = (done,) if total is None else (done, total)
+        given: object = note
+        if not all(isinstance(number, (int, float)) for number in numbers) or not isinstance(given, str):
+            raise TypeError("report() takes how much is done, of how much, and a note: two numbers and a string")
+        run = serving.get()
+        if run is not None and run.current is self:
+            run.progress = Progress(done, total, note[:MAX_NOTE])
 
     def __repr__(self) -> str:
         return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"

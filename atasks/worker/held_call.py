@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from atasks.current import CurrentCall
+from atasks.current import CurrentCall, Progress
 from atasks.errors import TooManyParked
 from atasks.tracking.counters import PARKED
 from atasks.transport.delivery import Delivery
@@ -80,6 +80,8 @@ class HeldCall(Struct, eq=False):
     """When it came there: the least one goes first."""
     place: Slots | None = None
     """The pool in which it holds a place; a function in a thread holds it itself."""
+    progress: Progress | None = None
+    """Its last report, by `current_call().report()`."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled with it."""
     _current: CurrentCall | None = None
