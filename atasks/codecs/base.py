@@ -30,6 +30,10 @@ class Codec:
     """True where `encode` takes classes by value or by reference, as pickles do: exceptions are then rebuilt
     through the codec too, and not only by importing their class."""
 
+    compresses: bool = False
+    """True where what is encoded may be much smaller than what it is made of. Otherwise the large parts of an
+    exception that would not travel are left behind unencoded."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:

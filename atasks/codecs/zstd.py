@@ -51,6 +51,7 @@ class ZstdCodec(Codec):
         super().__init__(self.inner.namespace)  # in the place of the inner one, which has registered itself
         self.name = f"{self.inner.name}+zstd"
         self.carries_types = self.inner.carries_types
+        self.compresses = True
         self.threshold = threshold
         self._max_bytes = max_bytes
         self._level = level

@@ -20,6 +20,7 @@ from atasks.codecs.culprits import brief
 from atasks.codecs.objects import MAX_NAME, MAX_PATH
 from atasks.errors import RemoteError, RemoteTraceback
 from atasks.failures.tracebacks import MAX_MESSAGE, MAX_NOTE, MAX_TEXT, Origin, frames, links, shorten, texts
+from atasks.failures.weight import weight
 
 __all__ = ["decode_failure", "encode_failure", "failure_text", "raised_type"]
 
@@ -87,9 +88,10 @@ async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: i
     of the current task: an exception of which nothing can be encoded is described, and arrives as a `RemoteError`.
     """
     try:
-        content = _encoder.encode(Failure(await _nodes(exc, codec, hop)))
-        if limit is None or len(content) <= limit:
-            return content
+        if limit is None or codec.compresses or not _is_heavy(exc, limit):
+            content = _encoder.encode(Failure(await _nodes(exc, codec, hop)))
+            if limit is None or len(content) <= limit:
+                return content
         content = _encoder.encode(Failure(await _nodes(exc, codec, hop, most=limit // 4)))
         if len(content) <= limit:
             return content
@@ -105,6 +107,15 @@ async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: i
         if limit is None or len(content) <= limit:
             break
     return content
+
+
+def _is_heavy(exc: BaseException, limit: int) -> bool:
+    """Return True if the exceptions are too large by far, so that nobody need wait for their encoding."""
+    return any(
+        weight(value) > limit
+        for link in links(exc)
+        for value in (*objects.get_plainly(link.exception, "args"), *objects.state(link.exception).values())
+    )
 
 
 async def decode_failure(content: bytes, codec: Codec) -> BaseException:
@@ -232,12 +243,18 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
     cls = type(exc)
     if not objects.is_rebuildable(cls):
         return Kind.DESCRIBED, b""
-    if codec.carries_types and not isinstance(exc, BaseExceptionGroup) and objects.pickles_itself(cls):
+    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(objects.get_plainly(exc, "args"))
+    attributes = objects.state(exc)
+    heavy = {} if most is None or codec.compresses else _heavy(args, attributes, most)
+    own = codec.carries_types and not isinstance(exc, BaseExceptionGroup) and objects.pickles_itself(cls)
+    if own and not heavy:
         content = await _own(exc, codec)
         if content is not None and (most is None or len(content) <= most):
             return Kind.OBJECT, content
-    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(objects.get_plainly(exc, "args"))
-    attributes = objects.state(exc)
+    for place, size in heavy.items():
+        left.append(f"{_shown([place])} (about {size} bytes)")
+        _take_away(args, attributes, place)
+    link.held = [pair for pair in link.held if pair[0][0] not in heavy]
     for path, number in link.held:
         args, attributes = _with(args, attributes, path, None)
         if number is None:
@@ -257,6 +274,12 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
     gone = await _leave_behind(args, attributes, codec, most, left)
     link.held = [pair for pair in link.held if pair[0][0] not in gone]
     return Kind.STATE, await _encoded([args, attributes, *by_value], codec)
+
+
+def _heavy(args: list[Any], attributes: dict[str, Any], most: int) -> dict[int | str, int]:
+    """The places of what is larger than `most` bytes by itself, with its size."""
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *attributes.items()]
+    return {place: size for place, value in places if (size := weight(value)) > most}
 
 
 async def _own(exc: BaseException, codec: Codec) -> bytes | None:

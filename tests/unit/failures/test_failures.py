@@ -469,3 +469,39 @@ The above exception was the direct cause of the following exception:
 test.TwoArguments: 7: full
 {HOP}
 """
+
+
+@pytest.mark.parametrize(
+    "large",
+    [
+        b"x" * 20_000_000,
+        "x" * 20_000_000,
+        list(range(5_000_000)),
+        [{"number": number, "text": "row"} for number in range(200_000)],
+        dict.fromkeys(range(1000000), "value"),
+    ],
+    ids=["bytes", "text", "numbers", "rows", "map"],
+)
+@pytest.mark.parametrize("where", ["args", "attributes", "cause"])
+async def test_large_parts_are_left_behind_unencoded(large: Any, where: str, namespace: str) -> None:
+    class Counting(CloudpickleCodec):
+        encoded = 0
+
+        async def encode(self, obj: Any) -> bytes:
+            content = await super().encode(obj)
+            self.encoded += len(content)
+            return content
+
+    error: Exception = LookupError(large if where == "args" else "no such order", 7)
+    if where == "attributes":
+        error.rows = large  # type: ignore[attr-defined]
+    elif where == "cause":
+        error.__cause__ = ValueError(large)
+    codec = Counting(namespace)
+    content = await encode_failure(error, codec, hop="hop", limit=1_000_000)
+    assert len(content) < 100_000
+    assert codec.encoded < 100_000
+    copy = await decode_failure(content, codec)
+    assert type(copy) is LookupError
+    assert copy.args[1] == 7
+    assert where == "cause" or "left behind at the worker" in "".join(copy.__notes__)
