@@ -239,8 +239,8 @@ def test_blocks_that_are_open_when_their_event_loop_ends(
     said = {line for line in output.splitlines() if "was not left before its loop ended: use `async" in line}
     blocks = 1 if how != "nested" or url == "loopback:" else 2 if url.startswith("local") else 3
     assert len(said) == blocks, output
-    assert "Traceback" not in output
-    assert "generator" not in output
+    assert 'atasks/connection.py"' not in output  # the client library may have tracebacks of its own tasks
+    assert "asynchronous generator" not in output
 
 
 @pytest.mark.parametrize("how", ["stream", "blocked"])
