@@ -476,7 +476,8 @@ def _flaw(envelope: Envelope) -> str | None:
         worker = envelope.reply.worker
     else:
         return None  # its keys were looked at
-    if len(worker) <= 64 and plain(envelope.id + worker):  # of both at once: each message is looked at
+    names = envelope.id + worker  # both at once, and not by `plain`: every message comes here
+    if len(worker) <= 64 and names.isascii() and names.isprintable():
         return None
     if not plain(envelope.id):
         return "an id that is not printable ASCII"

@@ -27,7 +27,7 @@ from atasks import (
 from atasks.current import carried
 from atasks.pipeline import map
 from atasks.testing import soon, until
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.broker import Broker

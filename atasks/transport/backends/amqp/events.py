@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.errors import CallConnectionLost, QueueFull
 from atasks.transport.backends.amqp.broker.link import Link
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.wire import CONTENT_TYPE, Call
 

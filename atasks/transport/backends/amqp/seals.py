@@ -40,7 +40,7 @@ from atasks.wire import (
 )
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.broker.topology import Topology
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.call_transport import Pending

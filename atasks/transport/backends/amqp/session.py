@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.transport.backends.amqp.broker.outbox import Outbox, Outgoing
+from atasks.transport.backends.amqp.broker.outbox import Outbox
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.wire import CONTENT_TYPE, Envelope, QueryAnswer
 
 if TYPE_CHECKING:

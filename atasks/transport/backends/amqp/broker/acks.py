@@ -90,7 +90,7 @@ class Acks:
         done, self._done = self._done, []
         if done == [self._highest + 1] and self._below == self._highest and not (self._late or self._requeued):
             self._highest = self._below = done[0]  # the only one that is open, as most are
-            self._write([self._frame(ACK, done[0])])
+            self._write([FRAME(METHOD, self.channel.number, SIZE, BASIC, ACK, done[0], False, END)])
             return
         late, self._late = self._late, []
         requeued, self._requeued = self._requeued, []

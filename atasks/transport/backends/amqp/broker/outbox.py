@@ -11,16 +11,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import AMQPChannelError
-from pamqp.commands import Basic
 
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.publisher import Publisher
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.seals import Seals
 
-__all__ = ["Outbox", "Outgoing"]
+__all__ = ["Outbox"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -28,70 +28,6 @@ MAX_UNCONFIRMED: Final = 1000
 """The client library scans what is unconfirmed on each confirm of many."""
 MAX_BYTES: Final = 32 * 2**20
 """Bytes that may wait here; past it, `room` makes callers wait."""
-
-
-class Outgoing:
-    """A message on its way to the broker. Subclasses say what each ending means.
-
-    Exactly one of `confirmed`, `returned`, `refused` and `rejected` is called, unless `lost` or `stranded` says
-    not to send it again.
-    """
-
-    __slots__ = ("body", "exchange", "key", "mandatory", "properties", "routing_key", "size")
-
-    def __init__(
-        self,
-        body: bytes,
-        routing_key: str,
-        properties: Basic.Properties,
-        *,
-        exchange: str = "",
-        mandatory: bool = True,
-        key: str | None = None,
-    ) -> None:
-        self.body = body
-        self.size = len(body)
-        """Bytes, or a good guess, while it waits."""
-        self.routing_key = routing_key
-        self.properties = properties
-        self.exchange = exchange
-        self.mandatory = mandatory
-        self.key = key
-        """Under which key it is sealed, where messages are: None: this side's own. Empty: under none."""
-
-    @property
-    def destination(self) -> str:
-        """The name that its seal has for where it goes."""
-        return self.routing_key
-
-    def prepare(self) -> bool:
-        """Called right before it is sent: False drops it."""
-        return True
-
-    def confirmed(self) -> None:
-        """The message is safe at the broker."""
-
-    def returned(self) -> None:
-        """There is no queue to take it."""
-
-    def refused(self) -> None:
-        """The broker rejected it: its queue is full."""
-
-    def rejected(self, refusal: Refusal) -> None:
-        """The message cannot be sent: it cannot be written as a message, or the broker closes the channel over
-        it."""
-        logger.warning(
-            "a message of %d bytes for %r was dropped: %s", len(self.body), self.routing_key[:100], refusal.reason
-        )
-
-    def stranded(self, arrived: bool) -> bool:
-        """The broker closed the channel over another message, before it confirmed this one. `arrived`: this one
-        had left before that one, and is there; else nobody knows. True: send it again."""
-        return True
-
-    def lost(self) -> bool:
-        """The connection went before a confirm: it may or may not have arrived. True: send it again."""
-        return True
 
 
 class Outbox:

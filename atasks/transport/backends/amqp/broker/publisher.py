@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiormq.channel import Channel
@@ -16,7 +17,7 @@ from pamqp.header import ContentHeader
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.seals import Seals
 
 __all__ = ["Publisher"]
@@ -24,6 +25,7 @@ __all__ = ["Publisher"]
 logger = logging.getLogger("atasks.amqp")
 
 BODY_FRAME: Final = 3
+FRAME_HEAD: Final = Struct(">BHI").pack
 FRAME_END: Final = b"\xce"
 FRAME_OVERHEAD: Final = 8
 """Bytes of a frame besides its content: type, channel, size and end (AMQP 0-9-1, section 2.3.5)."""
@@ -84,7 +86,7 @@ class Publisher:
         whole = body if len(body) <= size else memoryview(body)
         for start in range(0, len(body), size):
             content = whole[start : start + size]
-            pieces += (_frame_start(number, len(content)), content, FRAME_END)
+            pieces += (FRAME_HEAD(BODY_FRAME, number, len(content)), content, FRAME_END)
         return b"".join(pieces)
 
     def told(self, message: Outgoing, ending: Callable[[], None]) -> None:
@@ -128,7 +130,3 @@ class _Confirmation:
 @functools.lru_cache(maxsize=1024)
 def _method(channel: int, exchange: str, routing_key: str, mandatory: bool) -> bytes:
     return frame.marshal(Basic.Publish(exchange=exchange, routing_key=routing_key, mandatory=mandatory), channel)
-
-
-def _frame_start(channel: int, size: int) -> bytes:
-    return b"%c%b%b" % (BODY_FRAME, channel.to_bytes(2, "big"), size.to_bytes(4, "big"))

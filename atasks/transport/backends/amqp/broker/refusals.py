@@ -11,7 +11,7 @@ from msgspec import Struct
 from atasks.errors import CallError, CallRefused, PayloadTooLarge
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 
 __all__ = ["Refusal"]
 

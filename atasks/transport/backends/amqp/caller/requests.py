@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.errors import CallConnectionLost
 from atasks.options import MAX_BATCH, MAX_TIMEOUT
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, RunTimes, Work, at_most
 from atasks.transport.call_transport import Pending

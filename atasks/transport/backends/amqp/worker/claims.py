@@ -7,7 +7,7 @@ import enum
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from atasks import wire
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.wire import VERSION, Call, Claim, Grant
 
 if TYPE_CHECKING:

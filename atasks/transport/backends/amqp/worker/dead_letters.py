@@ -9,7 +9,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.acks import Acks
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.refusals import Refusal

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL, CallerWatch
 from atasks.transport.backends.amqp.worker.consumer import Wait
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery

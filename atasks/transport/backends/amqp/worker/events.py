@@ -10,7 +10,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.link import Link, guard
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.wire import CONTENT_TYPE, Call, End, Reply, Status

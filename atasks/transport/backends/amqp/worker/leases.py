@@ -18,7 +18,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import Opened, opening
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from aiormq.abc import DeliveredMessage
 
 from atasks import wire
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.wire import Query
 

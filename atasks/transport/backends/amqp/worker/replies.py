@@ -14,7 +14,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.failures.failures import describe_failure
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
@@ -87,7 +87,7 @@ class Replies:
         replies, self._waiting = self._waiting, {}
         for caller, waiting in replies.items():
             reply_to, key = (caller, None) if isinstance(caller, str) else caller
-            for batch in _batches(waiting):
+            for batch in _batches(waiting) if len(waiting) > 1 else (waiting,):
                 mode = max(inbound.delivery_mode for _, inbound in batch if inbound is not None)
                 self.send_replies(reply_to, batch, mode, key)
 

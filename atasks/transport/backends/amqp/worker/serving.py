@@ -19,7 +19,7 @@ from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import key_of, opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch

@@ -13,7 +13,7 @@ from atasks.wire import CONTENT_TYPE
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
     from atasks.transport.backends.amqp.broker.link import Link
-    from atasks.transport.backends.amqp.broker.outbox import Outgoing
+    from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
     from atasks.transport.records.contract import Records
