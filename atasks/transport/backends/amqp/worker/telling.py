@@ -11,7 +11,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard
-from atasks.transport.backends.amqp.broker.outbox import Outgoing
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.wire import CONTENT_TYPE, QueryAnswer
 
 if TYPE_CHECKING:
