@@ -1,4 +1,4 @@
-"""What is wrong with a fleet: `atasks doctor`."""
+"""`atasks doctor`: the checks of a fleet, and the faults that they find."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def doctor_command(place: Place, queues: tuple[str, ...]) -> int:
 
 
 def differences(infos: Sequence[WorkerInfo], asked: float, answered: float) -> list[str]:
-    """What is different at some workers. They were asked and had answered at these times (wall clock)."""
+    """Return the differences between the workers. They were asked and had answered at these times (wall clock)."""
     if not infos:
         return ["no worker has answered: start one (atasks run MODULE --mode server)"]
     problems: list[str] = []

@@ -234,7 +234,7 @@ def parse_options(pairs: Iterable[str], reserved: Iterable[str]) -> dict[str, An
 
 
 def parse_value(text: str) -> Any:
-    """What stands on the command line: JSON where it parses, else the text."""
+    """Return a value of the command line: parsed as JSON where that works, else the text."""
     try:
         return json.loads(text, parse_constant=_not_json)
     except (ValueError, RecursionError):
