@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
 from typing import Any, TypeVar, Unpack, overload
 
-from atasks.checks import validate_count
+from atasks.checks import validate_count, validate_seconds
 from atasks.pipeline.flow.source import IterableSource, MergedSource
 from atasks.pipeline.pipeline import Batches, InOrder, Pipeline, Whole
 from atasks.pipeline.progress import Progress
@@ -45,13 +45,21 @@ def ordered(window: int = DEFAULT_WINDOW) -> InOrder:
 @overload
 def collect(n: None = None) -> Whole: ...
 @overload
-def collect(n: int) -> Batches: ...
-def collect(n: int | None = None) -> Any:
+def collect(n: int, *, seconds: float | None = None) -> Batches: ...
+def collect(n: int | None = None, *, seconds: float | None = None) -> Any:
     """The whole stream as one list, in the order of the lineage; with `n`, lists of so many items.
 
-    The last list may be shorter. Raises ValueError for `n` below 1.
+    The last list may be shorter, and with `seconds` any of them: a list goes on so many seconds after its first
+    item has come, at the latest. Raises ValueError for `n` below 1, for seconds that are not above 0, and for
+    seconds without `n`.
     """
-    return Whole(CollectStage()) if n is None else Batches(CollectStage(_count("n", n)))
+    if n is None:
+        if seconds is not None:
+            raise ValueError("collect(seconds=...) needs n, the most items of a list: collect(100, seconds=1.0)")
+        return Whole(CollectStage())
+    if seconds is not None:
+        seconds = validate_seconds("seconds", seconds)
+    return Batches(CollectStage(_count("n", n), seconds))
 
 
 def group(

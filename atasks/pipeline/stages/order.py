@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,8 @@ class CollectStage(Stage):
 
     size: int | None = None
     """Items in a list; None: all of them in one."""
+    seconds: float | None = None
+    """The seconds for which a list waits for more items, from its first one on; None: for as long as it takes."""
 
     name = "collect"
     counts = True
@@ -109,7 +112,9 @@ class CollectStage(Stage):
             engine.add(_CollectCrew(engine, self.name, inlet, outlet))
         else:
             assert step.own is not None
-            engine.add(_BatchCrew(engine, self.name, inlet, outlet, step.own, step.windows, self.size))
+            engine.add(
+                _BatchCrew(engine, self.name, inlet, outlet, step.own, step.windows, self.size, self.seconds)
+            )
         return outlet
 
     def check_first(self) -> None:
@@ -138,17 +143,23 @@ class _BatchCrew(_SequencingCrew):
         window: Window,
         later: Sequence[Admission],
         size: int,
+        seconds: float | None,
     ) -> None:
         super().__init__(engine, name, inlet, outlet, window, later)
         self._size = size
+        self._seconds = seconds
+        self._due = 0.0
+        """When the list has waited for long enough, in event loop time."""
         self._number = 0
         self._batch: list[Any] = []
 
     async def sequence(self) -> None:
         window = self.window
-        while (token := await self.inlet.take()) is not None:
+        while (token := await self._take()) is not None:
             for _, value in window.sequencer.push(token):
                 if type(value) is not Mark:
+                    if not self._batch and self._seconds is not None:
+                        self._due = self.engine.loop.time() + self._seconds
                     self._batch.append(value)
                     self.done += 1
                     if len(self._batch) == self._size:
@@ -156,6 +167,22 @@ class _BatchCrew(_SequencingCrew):
             window.moved()
         if self._batch:
             await self._emit()
+
+    async def _take(self) -> Token | None:
+        """The next token; the list that has waited for long enough is emitted meanwhile."""
+        if self._seconds is None:
+            return await self.inlet.take()
+        taking = self.engine.spawn(self.inlet.take())
+        try:
+            while not taking.done():
+                left = self._due - self.engine.loop.time() if self._batch else None
+                if left is not None and left <= 0:
+                    await self._emit()
+                else:
+                    await asyncio.wait((taking,), timeout=left)
+            return taking.result()
+        finally:
+            taking.cancel()
 
     async def _emit(self) -> None:
         lineage = (self._number,)

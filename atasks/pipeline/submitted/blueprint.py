@@ -77,6 +77,11 @@ def _describe(stage: Stage) -> Blueprint:
             return {"kind": "fork", "pipelines": [blueprint(stages) for stages in stage.pipelines]}
         case OrderedStage():
             return {"kind": "ordered", "window": stage.window}
+        case CollectStage() if stage.seconds is not None:
+            raise TypeError(
+                "collect(n, seconds=...) makes other lists each time, and what a run on the workers has done "
+                "could not be found again: leave seconds out, or await the pipeline"
+            )
         case CollectStage():
             return {"kind": "collect", "size": stage.size}
     raise _refusal(stage.name, "is a stage of your own")

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+import atasks
+from atasks import atask
 from atasks.errors import PipelineError
 from atasks.pipeline import collect, each, filter, flat_map, fork, from_iterable, group, map, merge, ordered, stage
 from atasks.pipeline.flow.channel import END, GAP
@@ -322,3 +324,61 @@ async def test_a_branch_that_ends_waits_for_its_turn_however_long_it_is() -> Non
 
     run = [0] | fork(flat_map(wait), flat_map(long)) | ordered(3)
     assert [number async for number in run] == list(range(2500))
+
+
+# -- lists that do not wait for ever
+
+
+async def test_a_list_goes_on_when_its_time_is_over() -> None:
+    handed = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        await handed.wait()  # the list of the two is out, before there are more items
+        for n in range(3, 8):
+            yield n
+
+    lists = []
+    async for items in source() | collect(3, seconds=0.05):
+        lists.append(items)
+        handed.set()
+    assert [n for items in lists for n in items] == [1, 2, 3, 4, 5, 6, 7]
+    assert lists[0] == [1, 2]
+    assert max(len(items) for items in lists) == 3
+
+
+async def test_a_run_whose_lists_wait_can_be_left_and_fail() -> None:
+    async def endless() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async for items in endless() | collect(3, seconds=0.01):
+        assert items == [1]
+        break
+
+    async def failing() -> AsyncIterator[int]:
+        yield 1
+        raise KeyError("source")
+
+    with pytest.raises(KeyError):
+        await (failing() | collect(3, seconds=60.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [({"seconds": 1.0}, ValueError), ({"n": 2, "seconds": 0}, ValueError), ({"n": 2, "seconds": "1"}, TypeError)],
+)
+def test_seconds_that_make_no_sense(arguments: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error, match="seconds"):
+        collect(**arguments)
+
+
+async def test_lists_by_time_are_not_for_runs_on_the_workers() -> None:
+    @atask(name="ordering-remote", namespace="ordering")
+    async def remote(n: int) -> int:
+        return n
+
+    async with atasks.connect("loopback:", namespace="ordering"):
+        with pytest.raises(TypeError, match="seconds"):
+            await (flat_map(remote) | collect(2, seconds=1.0)).submit(1)
