@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,20 +13,16 @@ import pytest
 
 import atasks
 from atasks import Limit, LimitError, atask
+from atasks.testing import until
 from tests.broker import Broker, BrokerError, PrivateNode
 from tests.brokers.private_node import find_sbin
-from tests.faults.history import settled, until
+from tests.faults.history import settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import limited, limited_and_rated, rated
 from tests.faults.workers import Fleet
+from tests.waiting import DEADLINE
 
 QUEUE_TYPES = ["classic", "quorum"]
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 class Visit(NamedTuple):
@@ -104,7 +100,7 @@ async def test_a_thousand_calls_at_three_workers_that_are_killed(
     fleet.start(3, queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(limited(str(visits.path), 0.004)) for _ in range(1000)]
     for number in range(4):
-        await until(lambda goal=100 * (number + 1): visits.began >= goal, "some of them began")
+        await until(lambda goal=100 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
         visits.kill(fleet, number)
         await asyncio.to_thread(fleet.start, queue_type=queue_type, concurrency=20)
     await settled(asyncio.gather(*calls), "1 000 calls", 120)
@@ -127,7 +123,7 @@ async def test_a_rate_over_three_workers_that_are_killed(fleet: Fleet, visits: V
     fleet.start(3, queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(rated(str(visits.path), 0.004)) for _ in range(80)]
     for number in range(3):
-        await until(lambda goal=15 * (number + 1): visits.began >= goal, "some of them began")
+        await until(lambda goal=15 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
         visits.kill(fleet, number)
         await asyncio.to_thread(fleet.start, queue_type=queue_type, concurrency=20)
     await settled(asyncio.gather(*calls), "80 calls", 60)
@@ -143,7 +139,7 @@ async def test_a_rate_over_three_workers_that_are_killed(fleet: Fleet, visits: V
 async def test_both_at_once(fleet: Fleet, visits: Visits) -> None:
     fleet.start(3, concurrency=20)
     calls = [asyncio.create_task(limited_and_rated(str(visits.path), 0.01)) for _ in range(60)]
-    await until(lambda: visits.began >= 20, "some of them began")
+    await until(lambda: visits.began >= 20, "some of them began", DEADLINE)
     visits.kill(fleet, 0)
     await settled(asyncio.gather(*calls), "60 calls", 60)
     assert visits.most() <= 2
@@ -159,7 +155,7 @@ async def test_cut_connections_cost_no_token_and_make_none(
     fleet.start(2, url=proxy.url(), queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(limited(str(visits.path), 0.01)) for _ in range(300)]
     for number in range(4):
-        await until(lambda goal=50 * (number + 1): visits.began >= goal, "some of them began")
+        await until(lambda goal=50 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
         proxy.drop()
     await settled(asyncio.gather(*calls), "300 calls", 120)
     await until(lambda: tokens(fleet, "three", "places") == 3, "there are three tokens")
@@ -174,7 +170,7 @@ async def test_a_broker_that_is_killed_comes_back_with_all_tokens(
     fleet.start(2, concurrency=20)
     calls = [asyncio.create_task(rated(str(visits.path), 0.01)) for _ in range(30)]
     more = [asyncio.create_task(limited(str(visits.path), 0.01)) for _ in range(300)]
-    await until(lambda: visits.began >= 50, "some of them began")
+    await until(lambda: visits.began >= 50, "some of them began", DEADLINE)
     await asyncio.to_thread(node.kill)
     await asyncio.to_thread(node.start)
     await settled(asyncio.gather(*calls, *more), "330 calls", 120)
