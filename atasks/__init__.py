@@ -61,7 +61,9 @@ from atasks.parking import sleep
 from atasks.policies.limit import Limit
 from atasks.policies.retry import Retry
 from atasks.router import Router, get_router
+from atasks.scheduling import schedule, schedules, unschedule
 from atasks.submitted.handle import Handle, attach
+from atasks.submitted.schedules import Schedule
 from atasks.sync import connect_sync
 from atasks.tasks import atask
 from atasks.transport.base import LoopbackTransport, Transport, get_transport
@@ -113,6 +115,7 @@ __all__ = [
     "Retry",
     "RetryAfter",
     "Router",
+    "Schedule",
     "StreamLost",
     "StreamTask",
     "SyncStream",
@@ -137,8 +140,11 @@ __all__ = [
     "get_router",
     "get_transport",
     "local",
+    "schedule",
+    "schedules",
     "serve",
     "sleep",
+    "unschedule",
     "use",
 ]
 

@@ -78,6 +78,10 @@ class DecorationOptions(CallOptions, total=False):
 
     executor: Executor | None
     limit: Limit | None
+    every: float | str
+    tz: str
+    catch_up: bool
+    overlap: Literal["skip", "allow"]
 
 
 class AMQPOptions(TypedDict, total=False):

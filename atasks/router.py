@@ -205,12 +205,18 @@ class Router:
         kwargs: Mapping[str, Any] | None = None,
     ) -> Call:
         """A call for `transport.records`: nobody awaits it, and it is no part of the call that makes it."""
-        codec = self.codec
-        payload = await self._encode(name, codec, args, dict(kwargs or {}))
-        call = self._call(name, payload, options, transport, codec, None)
+        call = self.call_to_keep(name, await self.encode_arguments(name, args, kwargs or {}), options, transport)
         if carried:
-            call.context = await self._carried(call, codec, transport)
+            call.context = await self._carried(call, self.codec, transport)
         return call
+
+    def call_to_keep(self, name: str, payload: bytes, options: TaskOptions, transport: Transport) -> Call:
+        """Return such a call, without context variables. Raises PayloadTooLarge."""
+        return self._call(name, payload, options, transport, self.codec, None)
+
+    async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """The arguments of a call in the codec's bytes. Raises EncodeError."""
+        return await self._encode(name, self.codec, args, dict(kwargs))
 
     async def submit_inside(
         self,

@@ -18,6 +18,7 @@ from atasks import definitions
 from atasks.definitions import _CONTEXT_MANAGER, _METHOD, ATask, BaseTask, StreamTask, _importable_module
 from atasks.functions import innermost, is_context_manager
 from atasks.options import DecorationOptions
+from atasks.timing import timing_of
 
 _restore = definitions._restore  # its name in pickles of every version
 
@@ -103,9 +104,14 @@ def atask(
     Raises TypeError for what cannot be an atask (a method, a class method, a generator function, a class), for a
     function that its executor cannot run, and for an unknown option; ValueError for an option's value;
     `RegisteringTwice` for another definition of that name.
+
+    `every` has workers call it again and again, without arguments: seconds, from 0.1 on, or a cron expression, in
+    the time zone `tz`. `catch_up=True` makes ticks later that were missed, and `overlap="allow"` makes one while
+    the call of the one before waits or runs.
     """
     if function is None:
         return functools.partial(atask, name=name, namespace=namespace, **options)
+    timing = timing_of(options)
     static = isinstance(function, staticmethod)
     if static:
         function = function.__func__
@@ -116,7 +122,13 @@ def atask(
         name = _default_name(function)
     elif type(name) is not str:
         raise TypeError(f"the name of an atask is a non-empty string, not {name!r}")
-    task = get_router(namespace).register_atask(name, coro=function, options=options)
+    router = get_router(namespace)
+    task = router.register_atask(name, coro=function, options=options)
+    if timing is not None:
+        if task.streams:
+            raise TypeError(f"{name} is a stream, and a schedule awaits nothing: make it a coroutine function")
+        task._check_arguments()  # a schedule has none to give
+        vars(router.registry.get(name))["timing"] = timing
     task._is_static = static
     return task
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
     from atasks.transport.limits.contract import Limits
     from atasks.transport.records.contract import Records
+    from atasks.transport.schedules import Schedules
     from atasks.transport.server import Server
 
 __all__ = ["RequestCallback", "Transport", "get_transport"]
@@ -71,6 +72,8 @@ class Transport:
 
     limits: Limits | None = None
     """Hands out the tokens of limits; None: it has none."""
+    schedules: Schedules | None = None
+    """Keeps schedules, and says which worker keeps their times; None: it cannot do that."""
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")

@@ -22,6 +22,7 @@ from atasks.transport.limits.memory import MemoryLimits
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.memory import MemoryRecords
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
+from atasks.transport.schedules import MemorySchedules
 from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
@@ -75,6 +76,7 @@ class LoopbackTransport(CallTransport):
         # a subclass with a send_request of its own (a test's spy, say) gets every call through it
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
         self.records = None if self._minimal else records
+        self.schedules = None if self._minimal else MemorySchedules()
 
     async def connect(self) -> None:
         self._opened()

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atasks.errors import closest
 from atasks.options import MAX_ATTEMPTS
+from atasks.submitted.schedules import CallMaker
 from atasks.worker.builtin import BUILTIN, builtin_task
 
 if TYPE_CHECKING:
-    from atasks.codecs.base import Codec
     from atasks.definitions import BaseTask
     from atasks.options import Executor
-    from atasks.registry import Manager, RegistryItem
+    from atasks.registry import RegistryItem
     from atasks.transport.subscription import Subscription
     from atasks.wire import Call
 
@@ -23,16 +23,10 @@ __all__ = ["ServedTasks", "Tasks"]
 logger = logging.getLogger("atasks.worker")
 
 
-class Tasks(Protocol):
+class Tasks(CallMaker, Protocol):
     """The part of a namespace that a worker needs. `atasks.Router` has it."""
 
     namespace: str
-    registry: Manager
-
-    @property
-    def codec(self) -> Codec:
-        """The codec of the namespace."""
-        ...
 
 
 class ServedTasks:

@@ -21,6 +21,7 @@ from atasks.call_log import logger as calls
 from atasks.errors import TransportError
 from atasks.failures.failures import failure_text, raised_type
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
+from atasks.submitted.schedules import Ticker
 from atasks.supervisor import running_calls
 from atasks.tracking import answering, snapshots
 from atasks.tracking.counters import (
@@ -74,6 +75,8 @@ __all__ = ["Worker"]
 
 logger = logging.getLogger("atasks.worker")
 
+TICKING_PATIENCE: Final = 2.0
+"""Seconds that a drain waits until another worker may keep the times of schedules."""
 ALONE_PATIENCE: Final = 10.0
 """Seconds for which a call that is to run alone waits for those that run to end."""
 UNSTARTED_PATIENCE: Final = 0.25
@@ -150,6 +153,8 @@ class Worker:
         self._drain_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self.loop, cells)
         self._guard: LoopGuard | None = None
+        self._ticking: asyncio.Task[None] | None = None
+        """Keeps the times of schedules, when it is this worker's turn."""
 
     # -- life
 
@@ -202,6 +207,9 @@ class Worker:
             self._stop_watching()
             raise
         snapshots.include(self.counters)
+        if self.transport.schedules is not None:
+            ticker = Ticker(self.router, self.transport, self.transport.schedules)
+            self._ticking = self.loop.create_task(ticker.run(), name="atasks schedules")
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""
@@ -226,12 +234,20 @@ class Worker:
         if self.watching is not None:
             self.watching.state("draining")
         try:
+            await self._stop_ticking()
             await drain(self, self.loop.time() + grace)
         finally:
             await self.pools.close()
             self._stop_watching()
             if not self._stopped.done():
                 self._stopped.set_result(None)
+
+    async def _stop_ticking(self) -> None:
+        """Leave the times of schedules to another worker."""
+        ticking, self._ticking = self._ticking, None
+        if ticking is not None:
+            ticking.cancel()
+            await asyncio.wait([ticking], timeout=TICKING_PATIENCE)
 
     def threads(self) -> list[tuple[threading.Thread, HeldCall]]:
         """The threads of `asyncio.to_thread` that run functions of its calls."""

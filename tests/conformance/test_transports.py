@@ -8,6 +8,7 @@ from atasks.testing.events import EventCases, WaitingEventCases
 from atasks.testing.limits import LimitCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.retries import RetryCases
+from atasks.testing.schedules import ScheduleCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from atasks.testing.submitted import SubmittedCases
@@ -23,7 +24,7 @@ from tests.conformance.transports import (
 )
 
 
-class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases):
+class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases, ScheduleCases):
     pass
 
 
@@ -31,15 +32,15 @@ class TestMemory(OverMemory, TransportConformance):
     pass
 
 
-class TestLocal(OverLocal, TransportConformance, WaitingEventCases):
+class TestLocal(OverLocal, TransportConformance, WaitingEventCases, ScheduleCases):
     pass
 
 
-class TestLocalHub(OverLocalHub, TransportConformance, EventCases):
+class TestLocalHub(OverLocalHub, TransportConformance, EventCases, ScheduleCases):
     pass
 
 
-class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases):
+class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases, ScheduleCases):
     pass
 
 

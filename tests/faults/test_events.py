@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks.testing import until
 from tests.broker import Broker
-from tests.faults.history import History, until
+from tests.faults.history import History
 from tests.faults.listeners import told
 from tests.faults.proxy import Proxy
 from tests.faults.workers import Fleet

@@ -23,6 +23,7 @@ from atasks.transport.backends.amqp.caller.listening import listening
 from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.limits.limits import AMQPLimits
 from atasks.transport.backends.amqp.records import AMQPRecords
+from atasks.transport.backends.amqp.schedules import AMQPSchedules
 from atasks.transport.backends.amqp.seals import Seals
 from atasks.transport.backends.amqp.session import Session, State
 from atasks.transport.backends.amqp.url import checked, split, user_of
@@ -114,6 +115,8 @@ class AMQPTransport(CallTransport):
         self.limits = self._limits
         self._events = Publishing(session, self._kept.over_link)
         self._pending, self._asked = session.pendings, session.asked
+        self._schedules = AMQPSchedules(session, self._kept.over_link, self.consumer_timeout)
+        self.schedules = self._schedules
         self.calling = Calling(session, self._kept.heard)
         self.serving: Serving | None = None
         self._will_serve = False
@@ -231,6 +234,7 @@ class AMQPTransport(CallTransport):
         session.outbox.attach(link)
         self._kept.attach(link)
         self._limits.attach(link)
+        await self._schedules.restore(link)
         self.calling.resume()
 
     def _limit(self, size: int) -> None:
@@ -300,6 +304,7 @@ class AMQPTransport(CallTransport):
         self.calling.suspend()
         self._kept.detach()
         self._limits.detach()
+        self._schedules.detach()
         if self.serving is not None:
             self.serving.suspend()
         self.session.outbox.detach()

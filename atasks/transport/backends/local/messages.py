@@ -33,6 +33,7 @@ __all__ = [
     "Handed",
     "Hello",
     "Hold",
+    "LookAtTable",
     "Message",
     "News",
     "NoneServes",
@@ -41,12 +42,16 @@ __all__ = [
     "Pong",
     "Publish",
     "Read",
+    "ReadTable",
     "Refused",
     "Request",
     "Salvaged",
     "Serve",
     "Slots",
+    "Stand",
     "Stop",
+    "Swap",
+    "Table",
     "TakeToken",
     "There",
     "TokenTaken",
@@ -327,6 +332,37 @@ class GiveToken(Struct, array_like=True, tag=60, gc=False):
     number: int
 
 
+class ReadTable(Struct, array_like=True, tag=71, gc=False):
+    """A question for the table of schedules of my namespace, to be answered by `Table`."""
+
+    number: int
+
+
+class Table(Struct, array_like=True, tag=72, gc=False):
+    """The table that was asked for with this number."""
+
+    number: int
+    content: bytes
+
+
+class Swap(Struct, array_like=True, tag=73, gc=False):
+    """Put the table `new` in the place of `old`. To be answered: `BAD` if it is another one by now."""
+
+    number: int
+    old: bytes
+    new: bytes
+
+
+class Stand(Struct, array_like=True, tag=74, gc=False):
+    """From a worker: I would keep the times of schedules, or do so no more."""
+
+    on: bool
+
+
+class LookAtTable(Struct, array_like=True, tag=75, gc=False):
+    """To a worker: you keep the times from now on, or the table has changed."""
+
+
 Message = (
     Hello
     | Welcome
@@ -344,6 +380,11 @@ Message = (
     | Ping
     | Pong
     | Publish
+    | ReadTable
+    | Table
+    | Swap
+    | Stand
+    | LookAtTable
     | Begin
     | Add
     | Read
@@ -440,7 +481,7 @@ def _asker(piece: msgspec.Raw) -> str | int | None:
             call = _fields(fields[2])
             call_id = _scalar.decode(call[2]) if len(call) > 2 else None
             return call_id if isinstance(call_id, str) else None
-        if tag in (47, 48, 70):
+        if tag in (47, 48, 70, 71, 73):
             number = _scalar.decode(fields[1])
             return number if isinstance(number, int) else None
     return None

@@ -21,6 +21,7 @@ from atasks.transport.backends.local.messages import (
     News,
     Outcome,
     Read,
+    Table,
     Touch,
     Watch,
 )
@@ -79,7 +80,7 @@ class LocalRecords(Records):
                 question.answer.set_exception(NotConnected(reason))
         self._wake_all()
 
-    def answered(self, message: Answer | Found) -> None:
+    def answered(self, message: Answer | Found | Table) -> None:
         """The hub has answered."""
         question = self._questions.get(message.number)
         if question is not None and not question.answer.done():
@@ -153,7 +154,7 @@ class LocalRecords(Records):
                 if self._link is not None:
                     self._link.send(Watch(call_id, False))
 
-    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found:
+    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found | Table:
         """The hub's answer, or that of the next one. Raises NotConnected if there is none to come."""
         loop = asyncio.get_running_loop()
         if self._refusal is not None or not self._usable(loop):
@@ -173,7 +174,7 @@ class _Question:
 
     __slots__ = ("answer", "message", "size")
 
-    def __init__(self, message: Message, size: int, answer: asyncio.Future[Answer | Found]) -> None:
+    def __init__(self, message: Message, size: int, answer: asyncio.Future[Answer | Found | Table]) -> None:
         self.message = message
         self.size = size
         self.answer = answer
@@ -189,7 +190,7 @@ class _Watcher:
         self.steps = steps
 
 
-def _check(answer: Answer | Found, call_id: str) -> None:
+def _check(answer: Answer | Found | Table, call_id: str) -> None:
     """Raise what the answer stands for."""
     outcome = answer.outcome if isinstance(answer, Answer) else Outcome.DONE
     if outcome == Outcome.UNKNOWN:

@@ -37,6 +37,7 @@ from atasks.transport.backends.local.messages import (
     Handed,
     Hello,
     Hold,
+    LookAtTable,
     Message,
     News,
     NoneServes,
@@ -45,11 +46,13 @@ from atasks.transport.backends.local.messages import (
     Publish,
     Refused,
     Salvaged,
+    Table,
     There,
     TokenTaken,
     Welcome,
 )
 from atasks.transport.backends.local.records import LocalRecords
+from atasks.transport.backends.local.schedules import LocalSchedules
 from atasks.transport.backends.local.serving import Serving
 from atasks.transport.backends.local.url import checked_path, parse
 from atasks.transport.backends.local.worker_processes import WorkerProcesses, check
@@ -136,6 +139,8 @@ class LocalTransport(CallTransport):
         self.records = self._kept
         self._limits = LocalLimits()
         self.limits = self._limits
+        self._schedules = LocalSchedules(self._kept, lambda: self._link)
+        self.schedules = self._schedules
         self._pending = self.calling.pendings
         self.workers = workers
         self._options = serving
@@ -420,7 +425,9 @@ class LocalTransport(CallTransport):
                 self._hear(message)
             case NoneServes() | There() | Handed() | Hold():
                 self.calling.told(message)
-            case Answer() | Found():
+            case LookAtTable():
+                self._schedules.told()
+            case Answer() | Found() | Table():
                 self._kept.answered(message)
             case News():
                 self._kept.news(message)

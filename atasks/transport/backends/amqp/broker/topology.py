@@ -75,6 +75,8 @@ class Topology:
         """The exchange of delayed calls that are due."""
         self.due_early = f"{prefix}.due.early"
         """The exchange of those whose work queue does not take them: no worker has declared it."""
+        self.schedules = f"{prefix}.schedules.{namespace}"
+        """The queue of the table of schedules."""
         self.nobody = f"{prefix}.nobody"
         """The reply address of a call of which nothing is kept. There is no such queue."""
 
@@ -232,7 +234,7 @@ class Topology:
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
         """Return the kind and the destination that the seal of such a message names. For the queues beside a
         work queue the destination is the work queue. None: an announcement, which has no seal."""
-        if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.")):
+        if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.", f"{self.prefix}.schedules.")):
             return "record", name.removesuffix(":steps")
         if exchange == self.events:
             return "request", f"{exchange} {name}"

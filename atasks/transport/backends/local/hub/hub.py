@@ -19,6 +19,7 @@ from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall
 from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.records import HubRecords
+from atasks.transport.backends.local.hub.schedules import HubSchedules
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
@@ -38,12 +39,15 @@ from atasks.transport.backends.local.messages import (
     Pong,
     Publish,
     Read,
+    ReadTable,
     Refused,
     Request,
     Salvaged,
     Serve,
     Slots,
+    Stand,
     Stop,
+    Swap,
     TakeToken,
     There,
     Touch,
@@ -85,6 +89,7 @@ class Hub:
         self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
+        self._schedules = HubSchedules()
         self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
@@ -109,6 +114,9 @@ class Hub:
             Stop: self._stop,
             Ping: self._ping,
             Publish: self._publish,
+            ReadTable: self._schedules.read,
+            Swap: self._schedules.swap,
+            Stand: self._schedules.stand,
             Begin: self._begin,
             Add: self._runs.add,
             Read: self._runs.read,
@@ -233,6 +241,7 @@ class Hub:
             peer.expected.cancel()  # it would keep the peer, with the room for what it sends
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._leave(peer)
+        self._schedules.leave(peer)
         self._runs.leave(peer)
         for token in [token for token, asker in self._askers.items() if asker is peer]:
             del self._askers[token]

@@ -1,0 +1,59 @@
+"""Schedules that are made at run time: `atasks.schedule`, `unschedule` and `schedules`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from atasks.definitions import ATask
+from atasks.router import get_router
+from atasks.submitted.schedules import Clock, Schedule, list_schedules, remove_schedule, set_schedule
+from atasks.timing import Timing
+
+__all__ = ["schedule", "schedules", "unschedule"]
+
+
+async def schedule(
+    name: str,
+    task: ATask[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    every: float | str,
+    tz: str = "UTC",
+    catch_up: bool = False,
+    overlap: Literal["skip", "allow"] = "skip",
+) -> None:
+    """Have the atask called again and again, from now on, until `unschedule(name)`.
+
+    `every`: seconds, from 0.1 on, or a cron expression, in the time zone `tz`. `catch_up` and `overlap` are those
+    of `@atask(every=...)`. The calls have the options of the atask, and are submitted: nobody awaits them.
+
+    Guarantees: when this returns the schedule is safe; over a broker it outlives the processes that use it. One of
+    that name is replaced, unless it is the same. Each tick is made once.
+
+    Raises TypeError for arguments that do not fit, TypeError and ValueError for times that make no sense,
+    EncodeError, NotConnected, and NotSupported also for a cron expression where cronsim is not installed.
+    """
+    if not isinstance(task, ATask):
+        raise TypeError(f"a schedule calls an atask, not {task!r}")
+    timing = Timing(every, tz, catch_up, overlap)
+    task._check_arguments(*args, **dict(kwargs or {}))
+    router = get_router(task.namespace)
+    await set_schedule(router, name, task.name, task.task_options, args, dict(kwargs or {}), timing, Clock())
+
+
+async def unschedule(name: str, *, namespace: str = "default") -> bool:
+    """Make no more calls for the schedule of that name; False: there was none. Calls that were made go on.
+
+    Raises NotConnected, NotSupported.
+    """
+    return await remove_schedule(get_router(namespace), name)
+
+
+async def schedules(*, namespace: str = "default") -> list[Schedule]:
+    """The schedules of the namespace, those of `@atask(every=...)` included, by name.
+
+    Raises NotConnected, NotSupported.
+    """
+    return await list_schedules(get_router(namespace))

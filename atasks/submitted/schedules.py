@@ -1,0 +1,363 @@
+"""Schedules: atasks that are called again and again, by whichever worker keeps the times."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+from msgspec import Struct, structs
+
+from atasks.current import new_call_id
+from atasks.errors import AtasksError, NotSupported, UnknownRun
+from atasks.options import TaskOptions, validate_name
+from atasks.timing import Timing
+from atasks.transport.records.contract import GENERATION
+from atasks.transport.schedules import Schedules
+
+if TYPE_CHECKING:
+    from atasks.codecs.base import Codec
+    from atasks.registry import Manager
+    from atasks.router import Router
+    from atasks.transport.contract import Transport
+    from atasks.wire import Call
+
+__all__ = ["Clock", "Schedule", "Ticker", "list_schedules", "remove_schedule", "set_schedule"]
+
+logger = logging.getLogger("atasks.schedules")
+
+LATE_SECONDS: Final = 60.0
+"""A tick that is later than this is missed."""
+MAX_MISSED: Final = 100
+"""Missed ticks of one schedule that are made later."""
+KEEP_SECONDS: Final = 60.0
+"""For how long the record of a tick's call is kept at least: nobody else makes that tick meanwhile."""
+WRONG_SECONDS: Final = 24 * 3600.0
+"""A last tick that is so far in the future was noted by a clock that was wrong."""
+LOOK_SECONDS: Final = 30.0
+"""Clocks are set: nobody sleeps for longer than this."""
+PAUSE: Final = 1.0
+"""Seconds after a failure, before the next try."""
+_KEPT: Final = ("queue", "timeout", "delivery", "max_attempts", "priority", "durable", "keep")
+"""The options of an atask that its schedule keeps: the worker that keeps the times may not know the atask."""
+
+
+class Schedule(Struct, kw_only=True):
+    """A schedule, as it was found: `await atasks.schedules()`."""
+
+    name: str
+    task: str
+    every: float | str
+    """Seconds, or a cron expression."""
+    tz: str
+    catch_up: bool
+    overlap: str
+    defined: bool
+    """True if the schedule is that of an `@atask(every=...)`."""
+    since: float
+    """When it was made, in seconds since 1970."""
+    last: float | None = None
+    """The time of its last tick, in seconds since 1970."""
+    last_id: str | None = None
+    """The id of the call that was made then."""
+    payload: bytes
+    codec: str
+    options: dict[str, Any]
+
+    @property
+    def timing(self) -> Timing:
+        """The times of the schedule."""
+        return Timing(self.every, self.tz, self.catch_up, self.overlap)  # type: ignore[arg-type]  # it is checked
+
+    @property
+    def done(self) -> float:
+        """Until when its ticks were made, in seconds since 1970."""
+        return self.since if self.last is None else self.last
+
+    @property
+    def next(self) -> float | None:
+        """The time of its next tick, in seconds since 1970; None: there is none."""
+        return self.timing.after(max(time.time(), self.done))
+
+    def is_as(self, other: Schedule) -> bool:
+        """Tell whether both are the same but for what has happened so far."""
+        return structs.replace(self, since=0.0, last=None, last_id=None) == structs.replace(
+            other, since=0.0, last=None, last_id=None
+        )
+
+
+_decoder = msgspec.msgpack.Decoder(list[Schedule])
+Change = Callable[[dict[str, Schedule]], None]
+
+
+class CallMaker(Protocol):
+    """The router of a namespace, as far as schedules need it."""
+
+    registry: Manager
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the namespace."""
+        ...
+
+    def call_to_keep(self, name: str, payload: bytes, options: TaskOptions, transport: Transport) -> Call:
+        """Return a call for `transport.records`."""
+        ...
+
+    async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Return the arguments of a call in the codec's bytes."""
+        ...
+
+
+class Clock:
+    """The time of day. Tests have one of their own."""
+
+    def now(self) -> float:
+        """Seconds since 1970."""
+        return time.time()
+
+    async def wait(self, event: asyncio.Event, seconds: float) -> None:
+        """Return when the event is set, or so many seconds have passed."""
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+
+def schedules_of(router: Router) -> Schedules:
+    """Return what keeps the schedules of the namespace. Raises NotConnected, NotSupported."""
+    transport = router.transport()
+    if transport.schedules is None:
+        raise NotSupported(f"{type(transport).__name__} keeps no schedules: connect to RabbitMQ or a hub")
+    return transport.schedules
+
+
+async def _read(store: Schedules) -> tuple[bytes, dict[str, Schedule]]:
+    content = await store.read()
+    return content, {item.name: item for item in _decoder.decode(content)} if content else {}
+
+
+async def _change(store: Schedules, change: Change) -> None:
+    """Have the table changed, whoever else changes it meanwhile."""
+    while True:
+        old, table = await _read(store)
+        change(table)
+        new = msgspec.msgpack.encode(list(table.values()))
+        if new == old or await store.swap(old, new):
+            return
+
+
+async def set_schedule(
+    router: Router,
+    name: str,
+    task: str,
+    options: TaskOptions,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    timing: Timing,
+    clock: Clock,
+) -> None:
+    """Keep a schedule of that name. See `atasks.schedule`."""
+    store = schedules_of(router)
+    new = await _made(router, name, task, options, args, kwargs, timing, clock.now(), defined=False)
+
+    def change(table: dict[str, Schedule]) -> None:
+        known = table.get(name)
+        if known is None or not known.is_as(new):
+            table[name] = new
+
+    await _change(store, change)
+
+
+async def _made(
+    router: CallMaker,
+    name: str,
+    task: str,
+    options: TaskOptions,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    timing: Timing,
+    now: float,
+    *,
+    defined: bool,
+) -> Schedule:
+    validate_name(name, "the name of a schedule")
+    payload = await router.encode_arguments(task, tuple(args), dict(kwargs))
+    return Schedule(
+        name=name,
+        task=task,
+        every=timing.every,
+        tz=timing.tz,
+        catch_up=timing.catch_up,
+        overlap=timing.overlap,
+        defined=defined,
+        since=now,
+        payload=payload,
+        codec=router.codec.name,
+        options={option: getattr(options, option) for option in _KEPT},
+    )
+
+
+async def remove_schedule(router: Router, name: str) -> bool:
+    """Keep no schedule of that name; False: there was none."""
+    found: list[bool] = []
+
+    def change(table: dict[str, Schedule]) -> None:
+        found.append(table.pop(name, None) is not None)
+
+    await _change(schedules_of(router), change)
+    return found[-1]
+
+
+async def list_schedules(router: Router) -> list[Schedule]:
+    """The schedules of the namespace, by name."""
+    _, table = await _read(schedules_of(router))
+    return sorted(table.values(), key=lambda item: item.name)
+
+
+class Ticker:
+    """Makes the calls of the schedules while its worker is the one that keeps the times.
+
+    A tick is submitted under an id that is the hash of its schedule and its time, so it is made once, although two
+    workers may think that they keep the times, or one dies before it has noted the tick.
+    """
+
+    def __init__(
+        self, router: CallMaker, transport: Transport, store: Schedules, clock: Clock | None = None
+    ) -> None:
+        self._router = router
+        self._transport = transport
+        self._store = store
+        self._clock = clock or Clock()
+        self._news = asyncio.Event()
+        self._look = self._news.set
+
+    async def run(self) -> None:
+        """Keep the times whenever it is this worker's turn, until cancelled."""
+        look = self._look
+        try:
+            await self._repeated(lambda: self._store.stand(look))
+            await self._repeated(self._define)
+            while True:
+                self._news.clear()
+                pause = LOOK_SECONDS
+                if self._store.leads(look):
+                    pause = await self._turn()
+                await self._clock.wait(self._news, pause)
+        finally:
+            await self._store.withdraw(look)
+
+    async def _repeated(self, attempt: Callable[[], Any]) -> None:
+        while True:
+            try:
+                await attempt()
+            except (AtasksError, OSError) as error:
+                logger.debug("schedules cannot be used yet: %s", error)
+                await asyncio.sleep(PAUSE)
+            else:
+                return
+
+    async def _define(self) -> None:
+        """Keep the schedules that the atasks here have in their definitions, and none that they had before."""
+        registry, now = self._router.registry, self._clock.now()
+        own: dict[str, Schedule] = {}
+        for name in registry.names():
+            item = registry.get(name)
+            timing = getattr(item, "timing", None)
+            if item is not None and timing is not None:
+                own[name] = await _made(self._router, name, name, item.options, (), {}, timing, now, defined=True)
+
+        def change(table: dict[str, Schedule]) -> None:
+            for name in [
+                name for name, known in table.items() if known.defined and known.task in registry.names()
+            ]:
+                if name not in own:
+                    del table[name]
+            for name, new in own.items():
+                if name not in table or not table[name].is_as(new):
+                    table[name] = new
+
+        if own or await self._store.read():
+            await _change(self._store, change)
+
+    async def _turn(self) -> float:
+        """Make the calls that are due. In how many seconds to look again."""
+        try:
+            _, table = await _read(self._store)
+            now, pause = self._clock.now(), LOOK_SECONDS
+            for entry in table.values():
+                if entry.done > now + WRONG_SECONDS:
+                    logger.warning("schedule %r had its last tick in the future: a clock was wrong", entry.name)
+                    await self._note(entry, now, None)
+                await self._make(entry, now)
+                upcoming = entry.timing.after(max(now, entry.done))
+                if upcoming is not None:
+                    pause = min(pause, max(upcoming - self._clock.now(), 0.0))
+        except (AtasksError, OSError, msgspec.MsgspecError) as error:
+            logger.warning("the schedules cannot be kept for now: %s", error)
+            return PAUSE
+        return pause
+
+    async def _make(self, entry: Schedule, now: float) -> None:
+        due = list(takewhile(lambda tick: tick <= now, entry.timing.ticks(self._earliest(entry, now))))
+        if not due:
+            return
+        if not entry.catch_up:
+            due = [due[-1]]
+        call_id = entry.last_id
+        for tick in due[-MAX_MISSED:]:
+            if not entry.catch_up and now - tick > LATE_SECONDS:
+                logger.warning("schedule %r missed a tick, %.0f s ago", entry.name, now - tick)
+            elif entry.overlap == "skip" and await self._goes_on(call_id):
+                logger.info("schedule %r skips a tick: the call of the one before has not ended", entry.name)
+            else:
+                call_id = await self._submit(entry, tick)
+        await self._note(entry, due[-1], call_id)
+
+    async def _note(self, entry: Schedule, last: float, call_id: str | None) -> None:
+        """Put into the table what was done, unless the schedule is another one by now."""
+
+        def change(table: dict[str, Schedule]) -> None:
+            known = table.get(entry.name)
+            if known is not None and known.since == entry.since and known.is_as(entry):
+                known.last, known.last_id = last, call_id
+
+        await _change(self._store, change)
+        entry.last, entry.last_id = last, call_id
+
+    def _earliest(self, entry: Schedule, now: float) -> float:
+        """From where on to look for ticks: not for all that a short period has missed in a long time."""
+        begin = entry.done
+        if entry.catch_up:
+            if isinstance(entry.every, str):
+                return begin
+            return max(begin, now - (MAX_MISSED + 1) * entry.every)
+        return max(begin, now - LATE_SECONDS - (0.0 if isinstance(entry.every, str) else entry.every))
+
+    async def _goes_on(self, call_id: str | None) -> bool:
+        """Tell whether that call waits or runs."""
+        records = self._transport.records
+        if call_id is None or records is None:
+            return False
+        try:
+            return (await records.read(call_id)).ending is None
+        except UnknownRun:
+            return False
+
+    async def _submit(self, entry: Schedule, tick: float) -> str:
+        """Have the call of a tick run; its id, whoever has submitted it."""
+        records = self._transport.records
+        assert records is not None, "what keeps schedules keeps records"
+        options = TaskOptions().with_changes({**entry.options, "orphan": "run", "batch": False})
+        options = options.with_changes({"keep": max(options.keep or 0.0, KEEP_SECONDS)})
+        call = self._router.call_to_keep(entry.task, entry.payload, options, self._transport)
+        digest = blake2b(f"{entry.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
+        call.id = f"{digest}{GENERATION}{new_call_id()[:12]}"
+        call.codec = entry.codec
+        return await records.begin(call, options)

@@ -1,0 +1,98 @@
+"""When a schedule is due."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from atasks.errors import NotSupported
+
+__all__ = ["Timing", "timing_of"]
+
+SHORTEST: Final = 0.1
+LONGEST: Final = 10 * 365 * 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The times of a schedule, and what becomes of those that nobody could keep.
+
+    `every`: seconds, from 0.1 on, or a cron expression of five fields. Ticks of a period are multiples of it since
+    1970, so that all workers agree on them. `tz`: the time zone of a cron expression. A time of day that clocks
+    skip is made up for right after it, and one that comes twice is one tick; expressions with `*` in the hours go
+    on through both. `catch_up`: whether each tick that was missed is made later, the last 100 of them; else one is
+    only made that is late by less than a minute. `overlap`: "skip" a tick while the call of the one before waits
+    or runs, or "allow" both.
+
+    Raises TypeError or ValueError for what makes no sense, and NotSupported for a cron expression where cronsim is
+    not installed.
+    """
+
+    every: float | str
+    tz: str = "UTC"
+    catch_up: bool = False
+    overlap: Literal["skip", "allow"] = "skip"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, (int, float, str)):
+            raise TypeError(f"every={self.every!r}: seconds, or a cron expression such as '*/5 * * * *'")
+        if not isinstance(self.catch_up, bool):
+            raise TypeError(f"catch_up is True or False, not {self.catch_up!r}")
+        if self.overlap not in ("skip", "allow"):
+            raise ValueError(f"overlap={self.overlap!r}: 'skip' or 'allow'")
+        try:
+            ZoneInfo(self.tz)
+        except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+            raise ValueError(f"tz={self.tz!r} is no time zone that is known here, as 'Europe/Berlin' is") from None
+        if isinstance(self.every, str):
+            self._cron(0.0)
+        elif not (SHORTEST <= self.every <= LONGEST):
+            raise ValueError(f"every={self.every!r}: seconds, {SHORTEST} to {LONGEST:.0f}, or a cron expression")
+
+    def after(self, moment: float) -> float | None:
+        """The first tick later than this (seconds since 1970); None: there is none."""
+        return next(self.ticks(moment), None)
+
+    def ticks(self, moment: float) -> Iterator[float]:
+        """The ticks later than this, in their order."""
+        if isinstance(self.every, str):
+            for tick in self._cron(moment):
+                if tick.timestamp() > moment:
+                    yield tick.timestamp()
+            return
+        number = math.floor(moment / self.every + 1e-6) + 1
+        while True:
+            yield round(number * self.every, 6)
+            number += 1
+
+    def _cron(self, moment: float) -> Iterator[datetime]:
+        try:
+            from cronsim import CronSim, CronSimError
+        except ImportError:
+            raise NotSupported(
+                f"every={self.every!r} is a cron expression, which needs cronsim: pip install 'cronsim>=2.6', or "
+                "give a number of seconds"
+            ) from None
+        assert isinstance(self.every, str)
+        try:
+            begin = datetime.fromtimestamp(moment, ZoneInfo(self.tz))
+            found: Iterator[datetime] = CronSim(self.every, begin)
+        except CronSimError as error:
+            raise ValueError(
+                f"every={self.every!r} is no cron expression ({error}): five fields, as in '*/5 * * * *'"
+            ) from None
+        return found
+
+
+def timing_of(given: dict[str, Any]) -> Timing | None:
+    """Take the options of a schedule out of those of an atask; None: there are none."""
+    named = {name: given.pop(name) for name in ("every", "tz", "catch_up", "overlap") if name in given}
+    if "every" not in named:
+        if named:
+            raise TypeError(f"{min(named)}= says something of a schedule: give every= too")
+        return None
+    return Timing(**named)

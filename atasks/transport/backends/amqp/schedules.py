@@ -1,0 +1,256 @@
+"""The schedules of a namespace at the broker: a table in a queue, and a queue that says who keeps the times.
+
+The queue of the table holds one message. It has a single active consumer: who reads the table consumes the
+message, and has it alone until it closes its channel; who changes it publishes the next one before it acknowledges
+the last. If it dies in between there are two, and the later version counts.
+
+The queue of who keeps the times has a single active consumer too, so one worker gets what is published there, and
+the next one when its connection goes. Each message is a hint to look at the table. The newest one is held, and the
+one before it is acknowledged, so that the next worker gets a message at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import msgspec
+from aiormq import Channel
+from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+
+from atasks.signing import SealError
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.seals import Opened
+from atasks.transport.schedules import Look, Schedules
+from atasks.wire import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.session import Session
+
+__all__ = ["AMQPSchedules"]
+
+logger = logging.getLogger("atasks.amqp")
+
+T = TypeVar("T")
+OverLink = Callable[[Callable[[Link], Awaitable[Any]]], Awaitable[Any]]
+
+EMPTY_SECONDS: Final = 1.0
+"""Seconds without a message after which the queue of a table is taken for empty. If it is not, nothing is lost."""
+TURN_SECONDS: Final = 90.0
+"""For how long a turn at the table is waited for: who has it may be on a host that is gone."""
+
+
+class AMQPSchedules(Schedules):
+    """The table of one namespace, and this worker's place among those that keep its times."""
+
+    def __init__(self, session: Session, over_link: OverLink, consumer_timeout: float) -> None:
+        """`consumer_timeout`: the seconds after which the broker takes back what is not acknowledged."""
+        self._session = session
+        self._over_link = over_link
+        self._renew_seconds = consumer_timeout / 2
+        self._standing: Look | None = None
+        self._channel: Channel | None = None
+        self._held: DeliveredMessage | None = None
+        self._renewal: asyncio.TimerHandle | None = None
+        self._numbers = 0
+
+    # -- the table
+
+    async def read(self) -> bytes:
+        async def look(link: Link) -> bytes:
+            if await link.queue_state(self._table) is None:
+                return b""
+            async with self._turn(link) as (_, messages):
+                return self._newest(messages)[1]
+
+        found: bytes = await self._over_link(look)
+        return found
+
+    async def swap(self, old: bytes, new: bytes) -> bool:
+        async def change(link: Link) -> bool:
+            if await link.queue_state(self._table) is None:
+                await link.declare_queue(self._table, self._arguments())
+                await self._publish(0, b"")
+            async with self._turn(link) as (channel, messages):
+                version, content = self._newest(messages)
+                if content == new:  # by this, over a link that was lost
+                    return True
+                if content != old:
+                    return False
+                replaced = list(messages)  # the next one comes here too
+                await self._publish(version + 1, new)
+                for message in replaced:
+                    await channel.basic_ack(message.delivery_tag or 0)
+                return True
+
+        done: bool = await self._over_link(change)
+        if done:
+            self._hint()
+        return done
+
+    @property
+    def _table(self) -> str:
+        return self._session.topology.schedules
+
+    def _arguments(self) -> dict[str, Any]:
+        return {"x-queue-type": "classic", "x-single-active-consumer": True}
+
+    @asynccontextmanager
+    async def _turn(self, link: Link) -> AsyncIterator[tuple[Channel, list[DeliveredMessage]]]:
+        """Have the table for oneself."""
+        messages: list[DeliveredMessage] = []
+        arrived = asyncio.Event()
+
+        async def receive(message: DeliveredMessage) -> None:
+            messages.append(message)
+            arrived.set()
+
+        channel = await shielded(link.open_channel())  # cancelled half-way it would be logged
+        try:
+            await guard(shielded(channel.basic_consume(self._table, receive)))
+            async with asyncio.timeout(TURN_SECONDS):
+                while True:
+                    arrived.clear()
+                    state = await guard(shielded(channel.queue_declare(self._table, passive=True)))
+                    if messages and not state.message_count:
+                        break
+                    try:
+                        async with asyncio.timeout(EMPTY_SECONDS):
+                            await arrived.wait()
+                    except TimeoutError:
+                        if not messages:
+                            await self._publish(0, b"")
+            yield channel, messages
+        finally:
+            with suppress(*CLIENT_ERRORS):
+                await guard(shielded(channel.close()))
+
+    def _newest(self, messages: list[DeliveredMessage]) -> tuple[int, bytes]:
+        """The version of the table that counts, and its content."""
+        found = (0, b"")
+        seals = self._session.seals
+        for message in messages:
+            try:
+                opened = message
+                if seals is not None:
+                    opened = seals.open(message, self._session.topology.place("", self._table))
+                    if isinstance(opened, Opened) and not opened.key.serve:
+                        raise SealError("not allowed")
+                version, content = msgspec.msgpack.decode(opened.body, type=tuple[int, bytes])
+            except SealError as error:
+                if seals is not None:
+                    seals.count(str(error))
+            except msgspec.MsgspecError:
+                logger.error("a message in %r is no table of schedules", self._table)
+            else:
+                found = max(found, (version, content), key=lambda each: each[0])
+        return found
+
+    async def _publish(self, version: int, content: bytes) -> None:
+        """Send a table, and return when it is safe."""
+        table = _Table(msgspec.msgpack.encode((version, content)), self._table, self._properties())
+        self._session.outbox.put(table)
+        await table.future
+
+    def _properties(self) -> Basic.Properties:
+        self._numbers += 1
+        return Basic.Properties(
+            content_type=CONTENT_TYPE, message_id=f"schedules:{id(self):x}:{self._numbers:x}", delivery_mode=2
+        )
+
+    # -- who keeps the times
+
+    async def stand(self, look: Look) -> None:
+        self._standing = look
+        await self._over_link(self.restore)
+
+    async def restore(self, link: Link) -> None:
+        """Stand again, over a new link."""
+        self.detach()
+        if self._standing is None:
+            return
+        await link.declare_queue(self._leader, self._arguments())
+        channel = await shielded(link.open_channel())  # cancelled half-way it would be logged
+
+        async def receive(message: DeliveredMessage) -> None:
+            if self._channel is channel:
+                held, self._held = self._held, message
+                if held is not None:
+                    await channel.basic_ack(held.delivery_tag or 0, wait=False)
+                self._renew_later()
+                if self._standing is not None:
+                    self._standing()
+
+        self._channel = channel
+        await guard(shielded(channel.basic_consume(self._leader, receive)))
+        self._hint()
+
+    def detach(self) -> None:
+        """The link is gone: somebody else keeps the times."""
+        self._held = None
+        self._channel = None
+        if self._renewal is not None:
+            self._renewal.cancel()
+            self._renewal = None
+
+    async def withdraw(self, look: Look) -> None:
+        channel = self._channel
+        self._standing = None
+        self.detach()
+        if channel is not None:
+            with suppress(*CLIENT_ERRORS):
+                await guard(shielded(channel.close()))
+
+    def leads(self, look: Look) -> bool:
+        return self._held is not None and self._standing is look
+
+    @property
+    def _leader(self) -> str:
+        return f"{self._session.topology.schedules}.leader"
+
+    def _renew_later(self) -> None:
+        """The broker takes back a message that is held for too long: hold a newer one by then."""
+        if self._renewal is not None:
+            self._renewal.cancel()
+        self._renewal = asyncio.get_running_loop().call_later(self._renew_seconds, self._hint)
+
+    def _hint(self) -> None:
+        """Have whoever keeps the times look. Without such a worker the queue may be missing, and nobody minds."""
+        self._session.outbox.put(Outgoing(b"", self._leader, self._properties(), mandatory=False, key=""))
+
+
+class _Table(Outgoing):
+    """A table on its way to its queue."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, body: bytes, key: str, properties: Basic.Properties) -> None:
+        super().__init__(body, key, properties)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def _fail(self, reason: str) -> None:
+        if not self.future.done():
+            self.future.set_exception(ConnectionError(reason))
+
+    def confirmed(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def returned(self) -> None:
+        self._fail("the queue of the schedules was deleted just now")
+
+    def refused(self) -> None:
+        self._fail("the broker takes no more schedules")
+
+    def rejected(self, refusal: Any) -> None:
+        if not self.future.done():
+            self.future.set_exception(refusal.error("the table of schedules", len(self.body)))
+
+    def lost(self) -> bool:
+        self._fail("the connection was lost before the schedules were safe")
+        return False  # whoever has the turn next sees what is there
