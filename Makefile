@@ -25,6 +25,7 @@ venv: ## Make the virtual environment with everything that tests and linters nee
 test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults; ARGS="..." goes to pytest instead
 	@scripts/venv.sh test
 	@scripts/broker.sh
+	@scripts/browser.sh
 	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
 
 test-lowest: ## Run the fast tests with the lowest versions of the dependencies that are allowed

@@ -14,7 +14,7 @@ import atasks
 from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import calling, calls, doctor, health, live, runner, schedules, workers
+from atasks_cli import calling, calls, doctor, health, live, runner, schedules, web, workers
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
@@ -260,14 +260,9 @@ def run_command(
         return Exit.INTERRUPTED
 
 
-for command in (
-    *calling.COMMANDS,
-    *calls.COMMANDS,
-    *doctor.COMMANDS,
-    *live.COMMANDS,
-    *workers.COMMANDS,
-    *schedules.COMMANDS,
-):
+FAMILIES = (calling, calls, doctor, live, schedules, web, workers)
+
+for command in (command for family in FAMILIES for command in family.COMMANDS):
     main.add_command(command)
 
 

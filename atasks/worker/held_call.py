@@ -81,7 +81,7 @@ class HeldCall(Struct, eq=False):
     place: Slots | None = None
     """The pool in which it holds a place; a function in a thread holds it itself."""
     progress: Progress | None = None
-    """Its last report, by `current_call().report()`."""
+    """The last report of the call, by `current_call().report()`."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled with it."""
     _current: CurrentCall | None = None

@@ -1,0 +1,207 @@
+"""Keeps the picture of a fleet true: asks its workers, hears their events, and acts on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+from atasks.connection import connect
+from atasks.errors import AtasksError, NotConnected
+from atasks.tracking.fleet import Fleet
+from atasks.tracking.queries import CallInfo, Chain, Event, WorkerInfo
+from atasks.tracking.snapshots import total
+from atasks.transport.call_transport import CallTransport
+from atasks.web.picture import Picture
+
+__all__ = ["FleetFeed"]
+
+LOOK: Final = 2.0
+"""Seconds between two questions to all workers."""
+MOST_EVENTS: Final = 3000
+"""Events a second above which only a part of the call trees is watched."""
+MEASURED: Final = 2.0
+"""Seconds over which the events are counted for that."""
+PAUSE: Final = 2.0
+"""Seconds before another attempt to connect."""
+
+
+class FleetFeed:
+    """Watches the workers of one namespace over a connection of its own, while somebody looks."""
+
+    def __init__(self, url: str, namespace: str = "default", **options: Any) -> None:
+        """`options`: those of `atasks.connect`."""
+        self._url = url
+        self._namespace = namespace
+        self._options = options
+        self._fleet: Fleet | None = None
+        self._queues: dict[str, None] = {}
+        """Those that were ever heard of, in this order."""
+
+    async def run(self, picture: Picture) -> None:
+        while True:
+            try:
+                async with connect(self._url, namespace=self._namespace, **self._options) as transport:
+                    assert isinstance(transport, CallTransport)
+                    self._fleet = Fleet(transport)
+                    await self._watch(self._fleet, transport, picture)
+            except* (AtasksError, OSError) as failed:
+                error = failed.exceptions[0]
+                picture.connected = False
+                picture.reason = " ".join(str(error).split()) or type(error).__name__
+            finally:
+                self._fleet = None
+            await asyncio.sleep(PAUSE)
+
+    async def _watch(self, fleet: Fleet, transport: CallTransport, picture: Picture) -> None:
+        """Ask and listen until one of both fails."""
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._ask(fleet, transport, picture), name="atasks page, asking")
+            both.create_task(self._listen(fleet, picture), name="atasks page, listening")
+
+    async def _listen(self, fleet: Fleet, picture: Picture) -> None:
+        """Take events, of fewer trees where there are more than a page can show."""
+        loop = asyncio.get_running_loop()
+        sample = 1.0
+        while True:
+            picture.sample = sample
+            since, count, least = loop.time(), 0, sample
+            async with contextlib.aclosing(fleet.watch(sample=sample)) as events:
+                async for heard in events:
+                    picture.gaps += heard.missed
+                    picture.take(_event(heard.worker, heard.event))
+                    count += 1
+                    if loop.time() - since >= MEASURED:
+                        rate = count / (loop.time() - since) / sample
+                        least = min(1.0, MOST_EVENTS / rate)
+                        if least < 0.5 * sample or (least > 2 * sample and sample < 1.0):
+                            break
+                        since, count = loop.time(), 0
+                        await asyncio.sleep(0)  # a browser waits too
+            sample = least
+
+    async def _ask(self, fleet: Fleet, transport: CallTransport, picture: Picture) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            picture.connected = transport.is_connected
+            picture.reason = (
+                "" if picture.connected else "the connection to the broker is lost, and being restored"
+            )
+            if picture.connected:
+                started = loop.time()
+                await self._look(fleet, picture)
+                await asyncio.sleep(max(0.0, started + LOOK - loop.time()))
+            else:
+                await asyncio.sleep(0.5)
+
+    async def _look(self, fleet: Fleet, picture: Picture) -> None:
+        """Bring workers, calls and figures up to date."""
+        workers, found = await asyncio.gather(fleet.workers(), fleet.calls())
+        asked = picture.now()
+        picture.count(total(task for worker in workers for task in worker.tasks))
+        for worker in workers:
+            picture.take(_row(worker))
+        picture.inspected(_call(call) for call in [*found.calls, *found.queued])
+        for queue in [*(name for worker in workers for name in worker.queues), *picture.named]:
+            self._queues.setdefault(queue)
+        states = await fleet.queue_states(list(self._queues))
+        picture.queues = [
+            {"queue": queue, "ready": ready, "consumers": consumers}
+            for queue, (ready, consumers) in states.items()
+        ]
+        if not found.left_out:
+            held: dict[str, list[str]] = {worker.id: [] for worker in workers}
+            for call in found.calls:
+                held.setdefault(call.worker, []).append(call.id)
+            queued = [call.id for call in found.queued]
+            for name, ids in held.items():
+                picture.only(name, ids, asked - 2 * LOOK)
+            picture.only("", queued, asked - 2 * LOOK)
+
+    # -- what a person asks for
+
+    async def act(self, action: str, ids: Sequence[str]) -> str:
+        assert action == "cancel", action
+        ended = await self._connected().cancel(ids)
+        if len(ended) == len(ids):
+            return "The call has ended." if len(ids) == 1 else f"{len(ids)} calls have ended."
+        return "No worker that answered holds it now: it ends when one gets it within 10 minutes."
+
+    async def stack(self, call_id: str) -> dict[str, Any]:
+        found = await self._connected().stack(call_id)
+        return {
+            "stack": "" if found is None else "\n".join(line for chain in found.chains for line in _lines(chain))
+        }
+
+    def _connected(self) -> Fleet:
+        if self._fleet is None:
+            raise NotConnected(
+                "the page has no connection to the broker now: try again when it says that it watches"
+            )
+        return self._fleet
+
+
+def _row(info: WorkerInfo) -> dict[str, Any]:
+    return {
+        "kind": "worker",
+        "worker": info.id,
+        "host": info.host,
+        "pid": info.pid,
+        "queues": info.queues,
+        "version": info.version,
+        "running": info.running,
+        "parked": info.parked,
+        "waiting": info.waiting,
+        "slots": info.concurrency,
+        "lag": info.loop_lag,
+        "draining": info.draining,
+    }
+
+
+def _event(worker: str, event: Event) -> dict[str, Any]:
+    if not event.id:
+        return {"kind": "sign", "time": event.at, "worker": worker}
+    return {
+        "kind": event.kind,
+        "time": event.at,
+        "worker": worker,
+        "id": event.id,
+        "task": event.task,
+        "root": event.root,
+        "parent": event.parent,
+        "queue": event.queue,
+        "attempt": event.attempt,
+        "status": event.status,
+        "run": event.ran,
+        "type": event.error,
+        "traceback": event.traceback,
+        "note": event.progress,
+    }
+
+
+def _call(call: CallInfo) -> dict[str, Any]:
+    awaited = sorted({item.task for item in call.awaits})
+    names = ", ".join(awaited[:3])
+    return {
+        "id": call.id,
+        "task": call.task,
+        "worker": call.worker,
+        "state": call.state,
+        "queue": call.queue,
+        "age": call.age,
+        "ran": call.ran,
+        "attempt": call.attempt,
+        "parent": call.parent,
+        "root": call.root,
+        "note": call.progress,
+        "awaits": f"{len(call.awaits)} calls of {names}" if len(call.awaits) > 1 else names,
+    }
+
+
+def _lines(chain: Chain, depth: int = 0) -> list[str]:
+    lines = ["  " * depth + line for line in [chain.name, *(f"  {frame}" for frame in chain.frames)]]
+    lines.append("  " * depth + f"  waits for {chain.waits_for}")
+    for child in chain.children:
+        lines += _lines(child, depth + 1)
+    return lines

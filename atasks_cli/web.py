@@ -1,0 +1,67 @@
+"""`atasks web`: the live page of a fleet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from atasks_cli.exits import CommandError, Exit
+from atasks_cli.fleet import Place, fleet_command
+from atasks_cli.messages import say, shown_url
+
+__all__ = ["COMMANDS"]
+
+
+@click.command("web")
+@fleet_command
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Its port; 0: any.")
+@click.option("--allow-changes", is_flag=True, help="Show buttons that cancel calls.")
+@click.option("--token", envvar="ATASKS_WEB_TOKEN", help="Ask for this secret. Default: $ATASKS_WEB_TOKEN.")
+def web_command(place: Place, host: str, port: int, allow_changes: bool, token: str | None) -> int:
+    """Show a live page of the fleet in browsers, until Ctrl-C. It watches while a browser looks."""
+    try:
+        import uvicorn
+
+        from atasks.web import app
+    except ImportError:
+        raise CommandError(
+            Exit.USAGE, "atasks web needs starlette and uvicorn: pip install starlette uvicorn"
+        ) from None
+    if host not in ("127.0.0.1", "localhost", "::1") and token is None:
+        raise CommandError(
+            Exit.USAGE, f"--host {host} lets others look: add --token SECRET, or leave it at 127.0.0.1"
+        )
+    given = {"prefix": place.prefix, "keys": place.keys}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    page = app(
+        place.url,
+        namespace=place.namespace,
+        title=f"{shown_url(place.url)}, namespace {place.namespace}",
+        allow_changes=allow_changes,
+        token=token,
+        local_only=token is None,
+        **options,
+    )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                listening = self.servers[0].sockets[0].getsockname()
+                where = f"http://{'[' + host + ']' if ':' in host else host}:{listening[1]}/"
+                say(f"page at {where}{'?token=...' if token is not None else ''}; Ctrl-C to end")
+
+    config = uvicorn.Config(page, host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    server = Server(config)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED
+    if not server.started:
+        raise CommandError(Exit.FAILED, f"cannot listen on {host}:{port}: another program may have it")
+    return Exit.OK
+
+
+COMMANDS = (web_command,)

@@ -1,0 +1,201 @@
+"""The page in a browser, by clicking through it, over real workers and a real broker."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from signal import SIGINT, SIGKILL, SIGTERM
+
+from playwright.async_api import Page, expect
+
+from tests.cli.app import App
+from tests.cli.command import Command
+from tests.web.conftest import open_page
+
+expect.set_options(timeout=60_000)
+
+TASKS = """
+    import asyncio, pathlib
+    from atasks import atask
+
+    @atask(namespace="NAMESPACE")
+    async def leaf():
+        await asyncio.Event().wait()
+
+    @atask(namespace="NAMESPACE")
+    async def branch():
+        await leaf()
+
+    @atask(namespace="NAMESPACE")
+    async def root():
+        await asyncio.gather(branch(), branch())
+
+    @atask(namespace="NAMESPACE", queue="other")
+    async def elsewhere():
+        await asyncio.Event().wait()
+
+    @atask(namespace="NAMESPACE")
+    async def fail():
+        raise ValueError("<img src=x onerror=window.hacked=1><b>bold</b>")
+"""
+CLIENT = """
+    import asyncio, tasks
+    from atasks import CallCancelled
+
+    async def aiomain(task):
+        try:
+            await getattr(tasks, task)()
+        except CallCancelled:
+            print("cancelled", flush=True)
+        except ValueError:
+            print("failed", flush=True)
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+class Site:
+    """A worker, clients, and the page, in processes of their own."""
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self.port = free_port()
+        app.shell.write("tasks.py", TASKS.replace("NAMESPACE", app.namespace))
+        app.shell.write("client.py", CLIENT)
+        self.worker = app.serve()
+        self.page = self.show()
+
+    def show(self) -> Command:
+        where = ("--namespace", self.app.namespace, "--port", str(self.port), "--allow-changes")
+        command = self.app.shell.start("web", *where, env=self.app.env)
+        command.wait_for("page at")
+        return command
+
+    def call(self, task: str) -> Command:
+        return self.app.call(task)
+
+    async def calls(self, task: str) -> Command:
+        return await asyncio.to_thread(self.app.shell.start, *self._client(task), env=self.app.env)
+
+    def _client(self, task: str) -> tuple[str, ...]:
+        return ("run", "client.py", "--mode", "client", "--namespace", self.app.namespace, "-o", f"task={task}")
+
+
+async def watching(page: Page) -> None:
+    await expect(page.locator("#state")).to_have_text("watching")
+
+
+async def test_click_through(app: App, browser_path: str) -> None:
+    site = await asyncio.to_thread(Site, app)
+    async with open_page(browser_path, viewport={"width": 1280, "height": 800}) as (_, page):
+        await page.goto(f"http://127.0.0.1:{site.port}/")
+        await watching(page)
+        await expect(page.get_by_text("Nothing is wrong now.")).to_be_visible()
+
+        # a tree that grows while it is looked at
+        await page.get_by_role("tab", name="Calls").click()
+        client = await site.calls("root")
+        rows = page.get_by_role("treeitem")
+        await expect(rows).to_have_count(5)
+        await expect(rows.nth(0)).to_contain_text("tasks.root")
+        assert [await rows.nth(n).get_attribute("aria-level") for n in range(5)] == ["1", "2", "3", "2", "3"]
+        await expect(rows.nth(0).locator(".state")).to_have_text("parked")
+        await expect(rows.nth(2).locator(".state")).to_have_text("running")
+        await page.locator("#list").focus()
+        for key in ("ArrowDown", "ArrowLeft"):
+            await page.keyboard.press(key)
+        await expect(rows).to_have_count(1)
+        await page.keyboard.press("ArrowRight")
+        await expect(rows).to_have_count(5)
+        await page.keyboard.press("/")
+        await expect(page.get_by_role("searchbox")).to_be_focused()
+        await page.keyboard.type("root")
+        await expect(page.locator("#shown")).to_have_text("1 of 5 live calls")
+        await page.get_by_role("searchbox").fill("")
+
+        # where one of them is, and its end
+        await rows.nth(2).locator(".link").click()
+        await page.get_by_role("button", name="Stack").click()
+        await expect(page.locator("#dialog pre").last).to_contain_text("tasks.py")
+        await page.keyboard.press("Escape")
+        await rows.nth(0).locator(".link").click()
+        await page.get_by_role("button", name="Cancel call").click()
+        await expect(page.get_by_text("Cancel this call?")).to_be_visible()
+        await page.get_by_role("button", name="Keep").click()
+        await expect(rows).to_have_count(5)
+        await rows.nth(0).locator(".link").click()
+        await page.get_by_role("button", name="Cancel call").click()
+        await page.locator("#confirm").click()
+        await expect(page.locator("#dialog-title")).to_have_text("Done")
+        assert (await asyncio.to_thread(client.finish)).out == "cancelled\n"
+        await page.get_by_role("button", name="Close").click()
+        await expect(page.get_by_text("No call is live now.")).to_be_visible()
+
+        # a failure, with its traceback and nothing that runs
+        await asyncio.to_thread((await site.calls("fail")).finish)
+        await page.get_by_role("tab", name="Failures").click()
+        failure = page.locator("details").first
+        await expect(failure).to_contain_text("ValueError in tasks.fail")
+        await failure.locator("summary").click(position={"x": 60, "y": 18})  # beside the link to the call
+        await expect(failure.locator("pre")).to_be_visible()
+        await expect(failure.locator("pre")).to_contain_text("<img src=x onerror=window.hacked=1>")
+        assert await page.evaluate("window.hacked") is None
+        await page.get_by_role("tab", name="Now").click()
+        await expect(page.get_by_text("tasks.fail ended in ValueError")).to_be_visible()
+
+        # a queue that loses its worker
+        waiting = await site.calls("elsewhere")
+        await page.get_by_role("tab", name="Calls").click()
+        await expect(rows).to_have_count(1)
+        site.worker.signal(SIGKILL)
+        await page.get_by_role("tab", name="Now").click()
+        await expect(page.get_by_text("queue other has 1 waiting calls and no worker")).to_be_visible()
+        waiting.signal(SIGTERM)
+        await asyncio.to_thread(waiting.finish)
+
+        # the server of the page goes away and comes back
+        site.page.signal(SIGKILL)
+        await asyncio.to_thread(site.page.finish)
+        await expect(page.locator("#state")).to_have_text("the page's server is away; trying again")
+        again = await asyncio.to_thread(site.show)
+        await watching(page)
+        again.signal(SIGINT)
+    assert (await asyncio.to_thread(again.finish)).code in (0, 130)
+
+
+async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:
+    port = free_port()
+    server = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.web.crowd", str(port))
+    try:
+        async with open_page(browser_path, viewport={"width": 390, "height": 800}) as (_, page):
+            for _ in range(200):
+                try:
+                    await page.goto(f"http://127.0.0.1:{port}/#calls")
+                    break
+                except Exception:
+                    await asyncio.sleep(0.1)
+            await expect(page.locator("#shown")).to_have_text("5000 live calls")
+            began = time.monotonic()
+            for place in (0, 40_000, 100_000, 149_000):
+                await page.locator("#list").evaluate("(list, place) => { list.scrollTop = place; }", place)
+                await expect(page.get_by_role("treeitem").first).to_be_visible()
+                assert await page.get_by_role("treeitem").count() < 60
+            assert time.monotonic() - began < 60
+            backs = set()
+            for scheme in ("light", "dark"):
+                await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+                backs.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+                for view in ("Now", "Calls", "Timeline", "Failures", "Atasks", "Workers", "Queues"):
+                    await page.get_by_role("tab", name=view).click()
+                    await expect(page.get_by_role("tab", name=view)).to_have_attribute("aria-selected", "true")
+                    assert await page.evaluate("document.documentElement.scrollWidth") <= 390, view
+            assert len(backs) == 2
+    finally:
+        server.terminate()
+        await server.wait()
