@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from atasks.testing import Site, until
-from atasks.tracking.fleet import Fleet
+from atasks.tracking.fleet import Fleet, Heard
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
 
@@ -44,6 +45,15 @@ async def test_nothing_is_left_of_who_has_watched(watched: Site, controllable_br
     watched.close()
 
 
+async def told(heard: asyncio.Future[Heard], echo: Callable[[int], Awaitable[int]]) -> None:
+    """Call until the viewer has heard of a call: events are not confirmed, and one may get lost."""
+    async with asyncio.timeout(60):
+        while not heard.done():
+            await echo(1)
+            await asyncio.wait([heard], timeout=0.1)
+    await heard
+
+
 async def test_a_viewer_that_is_gone_costs_nothing_but_its_lease(watched: Site, prefix: str) -> None:
     @watched.atask
     async def echo(n: int) -> int:
@@ -56,8 +66,7 @@ async def test_a_viewer_that_is_gone_costs_nothing_but_its_lease(watched: Site, 
         watching = Fleet(viewer).watch(["ended"], lease=1.5)
         first = asyncio.ensure_future(anext(watching))
         await until(lambda: watched.worker.watching is not None)
-        await echo(1)
-        await first
+        await told(first, echo)
         assert viewer.session.link is not None
         await viewer.session.link.close()  # as if its process had died: queue and exchange are gone
         for number in range(30):
@@ -67,8 +76,7 @@ async def test_a_viewer_that_is_gone_costs_nothing_but_its_lease(watched: Site, 
         again = Fleet(watched.caller).watch(["ended"])  # type: ignore[arg-type]
         second = asyncio.ensure_future(anext(again))
         await until(lambda: watched.worker.watching is not None)
-        await echo(2)
-        await second
+        await told(second, echo)
         await again.aclose()
         await watching.aclose()
         await viewer.disconnect()

@@ -140,12 +140,17 @@ async def test_recursion_needs_no_slots(connected: None) -> None:
 
 
 async def test_a_block_that_is_left_early_leaves_nothing(connected: None) -> None:
+    @atask(namespace=SPACE, name="endless")
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
     for _ in range(20):
         async with atasks.connect("loopback:", namespace=SPACE):
-            call = asyncio.create_task(total(*[Order("tea", 1)] * 30))
+            call = asyncio.create_task(endless())
             await asyncio.sleep(0)
         with pytest.raises(atasks.CallConnectionLost):
             await call
+    atasks.get_router(SPACE).registry.unregister("endless")
 
 
 def test_the_readme_program(script: Callable[..., str]) -> None:

@@ -41,6 +41,10 @@ OverLink = Callable[[Callable[[Link], Awaitable[Any]]], Awaitable[Any]]
 
 EMPTY_SECONDS: Final = 1.0
 """Seconds without a message after which the queue of a table is taken for empty. If it is not, nothing is lost."""
+LEADER_EXPIRES: Final = 600_000
+"""Milliseconds for which the queue that says who keeps the times is there without a worker."""
+WITHDRAW_SECONDS: Final = 1.0
+"""For how long a worker that leaves waits for an answer of the broker that it has asked for to stand."""
 TURN_SECONDS: Final = 90.0
 """For how long a turn at the table is waited for: who has it may be on a host that is gone."""
 
@@ -54,6 +58,7 @@ class AMQPSchedules(Schedules):
         self._over_link = over_link
         self._renew_seconds = consumer_timeout / 2
         self._standing: Look | None = None
+        self._standing_up: asyncio.Future[None] | None = None
         self._channel: Channel | None = None
         self._held: DeliveredMessage | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -167,14 +172,15 @@ class AMQPSchedules(Schedules):
 
     async def stand(self, look: Look) -> None:
         self._standing = look
-        await self._over_link(self.restore)
+        self._standing_up = asyncio.ensure_future(self._over_link(self.restore))
+        await shielded(self._standing_up)
 
     async def restore(self, link: Link) -> None:
         """Stand again, over a new link."""
         self.detach()
         if self._standing is None:
             return
-        await link.declare_queue(self._leader, self._arguments())
+        await link.declare_queue(self._leader, self._arguments() | {"x-expires": LEADER_EXPIRES})
         channel = await shielded(link.open_channel())  # cancelled half-way it would be logged
 
         async def receive(message: DeliveredMessage) -> None:
@@ -199,8 +205,12 @@ class AMQPSchedules(Schedules):
             self._renewal = None
 
     async def withdraw(self, look: Look) -> None:
-        channel = self._channel
         self._standing = None
+        if self._standing_up is not None:  # a channel that is closed over an open question is logged
+            _, late = await asyncio.wait([self._standing_up], timeout=WITHDRAW_SECONDS)
+            for task in late:
+                task.cancel()
+        channel = self._channel
         self.detach()
         if channel is not None:
             with suppress(*CLIENT_ERRORS):

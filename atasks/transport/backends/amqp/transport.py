@@ -128,6 +128,11 @@ class AMQPTransport(CallTransport):
         self._epoch = 0
 
     @property
+    def seals(self) -> Seals | None:
+        """The keys that seal and open messages; None: they are not sealed."""
+        return self.session.seals
+
+    @property
     def is_connected(self) -> bool:
         return self.session.link is not None
 
