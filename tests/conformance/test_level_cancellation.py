@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator
 import anyio
 import pytest
 
-from atasks.connection import _connected
 from atasks.testing import Site, soon, until
 from atasks.testing.cases import Cases
 from tests.conformance.transports import OverAMQP, OverLocal, OverLocalHub, OverLoopback
+from tests.using import using
 
 
 class LevelCases(Cases):
@@ -117,7 +117,7 @@ class LevelCases(Cases):
     async def test_connections_that_are_begun_and_left_in_a_scope(self, site: Site, patience: float) -> None:
         before = asyncio.all_tasks()
         with anyio.move_on_after(patience):
-            async with _connected(site.new_transport()):
+            async with using(site.new_transport()):
                 await asyncio.Event().wait()
         await asyncio.sleep(0.05)
         assert asyncio.all_tasks() == before

@@ -11,10 +11,10 @@ import pytest
 
 import atasks
 from atasks import Router, UnknownTask, Worker
-from atasks.connection import _connected
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
+from tests.using import using
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ async def test_a_caller_that_goes_has_its_calls_cancelled_unless_they_run_for_no
             raise
 
     async with site.open(concurrency=2):
-        async with _connected(site.new_transport()):
+        async with using(site.new_transport()):
             kinds = {"a": "cancel", "b": "run", "c": "cancel", "d": "run"}
             calls = [asyncio.create_task(work.options(orphan=kind)(name)) for name, kind in kinds.items()]
             assert [await soon(started.get()), await soon(started.get())] == ["a", "b"]

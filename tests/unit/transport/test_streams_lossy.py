@@ -13,12 +13,12 @@ import pytest
 
 import atasks
 from atasks import LoopbackTransport, StreamLost, atask
-from atasks.connection import _connected
 from atasks.router import get_router
 from atasks.transport import stream_receiver
 from atasks.wire import VERSION, Credit, End, Item, Reply, Status
 from atasks.worker import streams
 from atasks.worker.worker import Worker
+from tests.using import using
 
 
 class Lossy(LoopbackTransport):
@@ -73,7 +73,7 @@ async def test_every_item_comes_once_and_in_order(namespace: str, seed: int) -> 
 
     transport = Lossy(namespace, seed, probability=0.3)
     worker = Worker(get_router(namespace), transport)
-    async with _connected(transport), asyncio.timeout(60):
+    async with using(transport), asyncio.timeout(60):
         await worker.start()
         for window in (1, 7, 64):
             assert [number async for number in numbers.options(window=window)(80)] == list(range(80))
@@ -96,7 +96,7 @@ async def test_an_end_whose_items_never_come_is_not_the_end(namespace: str) -> N
 
     transport = Worst(namespace)
     worker = Worker(get_router(namespace), transport)
-    async with _connected(transport), asyncio.timeout(60):
+    async with using(transport), asyncio.timeout(60):
         await worker.start()
         with pytest.raises(StreamLost, match="after 0 items: its last items were lost"):
             await anext(numbers())
@@ -132,7 +132,7 @@ class Scripted(LoopbackTransport):
 @pytest.fixture
 async def scripted(namespace: str) -> AsyncIterator[Scripted]:
     transport = Scripted(namespace)
-    async with _connected(transport):
+    async with using(transport):
         yield transport
 
 
