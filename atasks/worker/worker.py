@@ -75,7 +75,7 @@ __all__ = ["Worker"]
 
 logger = logging.getLogger("atasks.worker")
 
-TICKING_PATIENCE: Final = 2.0
+TICKING_PATIENCE: Final = 6.0
 """Seconds that a drain waits until another worker may keep the times of schedules."""
 ALONE_PATIENCE: Final = 10.0
 """Seconds for which a call that is to run alone waits for those that run to end."""

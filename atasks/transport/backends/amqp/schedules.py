@@ -43,7 +43,7 @@ EMPTY_SECONDS: Final = 1.0
 """Seconds without a message after which the queue of a table is taken for empty. If it is not, nothing is lost."""
 LEADER_EXPIRES: Final = 600_000
 """Milliseconds for which the queue that says who keeps the times is there without a worker."""
-WITHDRAW_SECONDS: Final = 1.0
+WITHDRAW_SECONDS: Final = 5.0
 """For how long a worker that leaves waits for an answer of the broker that it has asked for to stand."""
 TURN_SECONDS: Final = 90.0
 """For how long a turn at the table is waited for: who has it may be on a host that is gone."""
@@ -207,7 +207,8 @@ class AMQPSchedules(Schedules):
     async def withdraw(self, look: Look) -> None:
         self._standing = None
         if self._standing_up is not None:  # a channel that is closed over an open question is logged
-            _, late = await asyncio.wait([self._standing_up], timeout=WITHDRAW_SECONDS)
+            patience = WITHDRAW_SECONDS if self._session.link is not None else 0.0
+            _, late = await asyncio.wait([self._standing_up], timeout=patience)
             for task in late:
                 task.cancel()
         channel = self._channel
