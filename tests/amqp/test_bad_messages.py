@@ -194,11 +194,6 @@ async def test_bad_envelopes_cost_the_others_of_their_message_nothing(echo_site:
     assert ready.declaration_result.message_count == 0
 
 
-def own(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """What atasks has logged; the client library may log a question that its closed connection left open."""
-    return [record for record in caplog.records if record.name.startswith("atasks.")]
-
-
 async def test_bad_messages_are_logged_once(echo_site: Site, peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "atasks")
     async with echo_site.open():
@@ -208,7 +203,7 @@ async def test_bad_messages_are_logged_once(echo_site: Site, peer: Peer, caplog:
         for _ in range(5):
             await soon(dead.get())
         assert echo_site.worker.bad_messages == 5
-    lines = [record.getMessage() for record in own(caplog) if record.levelno >= logging.WARNING]
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert "bad message" in lines[0]
     assert "secret" not in lines[0]
@@ -278,7 +273,7 @@ async def test_garbage_on_the_reply_queue(echo_site: Site, peer: Peer, caplog: p
         await peer.send(_reply_to(request, VALUE, encode("by hand"), "msgpack"), queue=request.reply_to)
         assert await soon(waiting) == "by hand"
         assert await _echo(echo_site, 2) == 2
-    lines = [record.getMessage() for record in own(caplog) if record.levelno >= logging.WARNING]
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(lines) == 1
     assert "bad message" in lines[0]
     assert "secret" not in lines[0]

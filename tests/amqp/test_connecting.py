@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import json
+import logging
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -301,3 +303,24 @@ async def test_concurrent_blocks_to_several_brokers_do_not_mix(
                 atasks.serve(amqp_url, namespace=namespace, prefix=each, lifespan=lifespan, grace=1)
             )
         await asyncio.gather(*(handler(number, prefixes[number % 2]) for number in range(8)))
+
+
+async def test_a_channel_that_is_given_up_while_it_opens_leaves_no_trace(
+    new_transport: NewTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "aiormq")
+    transport = new_transport("connecting")
+    await transport.connect()
+    link = transport.session.link
+    assert link is not None
+    for turns in range(12):
+        for open_one in (link.open_channel, link.open_unconfirmed):
+            opening = asyncio.create_task(open_one())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            opening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await (await opening).close()
+    assert await soon(link.queue_state("no such queue")) is None
+    await transport.disconnect()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiormq")] == []

@@ -115,7 +115,7 @@ class AMQPSchedules(Schedules):
             messages.append(message)
             arrived.set()
 
-        channel = await shielded(link.open_channel())  # cancelled half-way it would be logged
+        channel = await link.open_channel()
         try:
             await guard(shielded(channel.basic_consume(self._table, receive)))
             async with asyncio.timeout(TURN_SECONDS):
@@ -181,7 +181,7 @@ class AMQPSchedules(Schedules):
         if self._standing is None:
             return
         await link.declare_queue(self._leader, self._arguments() | {"x-expires": LEADER_EXPIRES})
-        channel = await shielded(link.open_channel())  # cancelled half-way it would be logged
+        channel = await link.open_channel()
 
         async def receive(message: DeliveredMessage) -> None:
             if self._channel is channel:

@@ -278,20 +278,12 @@ class Link:
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
-        channel = self._connections[1].channel(publisher_confirms=confirms)
-        await guard(channel.initialize())
-        underlay = await channel.get_underlay_channel()
-        assert isinstance(underlay, Channel)
-        return underlay
+        return await _opened(self._connections[1], confirms)
 
     async def open_unconfirmed(self) -> Channel:
         """A channel for what may get lost: it publishes without confirms, and may be closed without losing the
         link. It shares the connection that publishes, which alone a broker blocks that is short of memory."""
-        channel = self._connections[0].channel(publisher_confirms=False)
-        await guard(channel.initialize())
-        underlay = await channel.get_underlay_channel()
-        assert isinstance(underlay, Channel)
-        return underlay
+        return await _opened(self._connections[0], False)
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
@@ -312,6 +304,25 @@ async def _connect(attempt: AioPikaConnection) -> None:
         if not connecting.cancelled():
             connecting.exception()  # nobody else looks
         raise
+
+
+async def _opened(connection: AioPikaConnection, confirms: bool) -> Channel:
+    """Open a channel on the connection. If the await is cancelled, the channel closes as soon as it is open."""
+    channel = connection.channel(publisher_confirms=confirms)
+    opening = asyncio.ensure_future(guard(channel.initialize()))
+
+    def close(opened: asyncio.Future[None]) -> None:
+        if not opened.cancelled() and opened.exception() is None:
+            shielded(channel.close())
+
+    try:
+        await shielded(opening)
+    except asyncio.CancelledError:  # a cancelled question would be logged
+        opening.add_done_callback(close)
+        raise
+    underlay = await channel.get_underlay_channel()
+    assert isinstance(underlay, Channel)
+    return underlay
 
 
 def shielded(operation: Awaitable[T]) -> Awaitable[T]:
