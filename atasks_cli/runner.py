@@ -276,10 +276,9 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
 async def _measure(worker: atasks.Worker, served: list[str], lengths: dict[str, int]) -> None:
     """Keep up to date how many calls wait in the queues that are served, where the transport can tell."""
     while True:
-        for queue in served or worker.served.queues(getattr(worker.transport, "queue", "default")):
-            length = await worker.transport.queue_length(queue)
-            if length is not None:
-                lengths[queue] = length
+        queues = served or worker.served.queues(getattr(worker.transport, "queue", "default"))
+        states = await worker.transport.queue_states(queues)
+        lengths.update((queue, ready) for queue, (ready, _) in states.items())
         await asyncio.sleep(QUEUE_SECONDS)
 
 

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -63,7 +63,7 @@ class Pending(Struct, eq=False):
     asked: int = 0
     """The number of times that workers were asked for the call since then."""
     where: Whereabouts | None = None
-    """Where it was when that was last told; None: it is not known."""
+    """The whereabouts that were told last; None: they are not known."""
     denied: int = 0
     """The number of times since then that all workers said that they do not have the call."""
     confirmed: bool = False
@@ -74,11 +74,11 @@ class Pending(Struct, eq=False):
     """Attempt -> the one copy of its request that may start as this attempt; for a call that runs at most once,
     copy -> the one worker that may start it. None: nobody has asked."""
     begun: tuple[str, int] | None = None
-    """Where the last attempt has begun: the worker, and which of its beginnings that is (0: it did not say)."""
+    """The beginning of the last attempt: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
     """True if nobody awaits the call here: the await ends when the request is safe."""
     address: str = ""
-    """Where its replies go, if it is kept and they travel."""
+    """The address of its replies, if it is kept and they travel."""
     delay: float = 0.0
     """After how many seconds it may begin, if it is kept."""
     key: str | None = None
@@ -105,7 +105,7 @@ class Pending(Struct, eq=False):
 
     @property
     def place(self) -> Whereabouts | None:
-        """Where it was, as far as that was told: by whoever had it, or by the broker."""
+        """The whereabouts of the call, as far as they were told: by whoever had it, or by the broker."""
         if self.where is None and self.begun is not None:
             return Whereabouts("run", self.options.queue or "", self.begun[0])
         return self.where
@@ -257,11 +257,6 @@ class CallTransport(Transport):
     def _send_query(self, query: Query) -> None:
         """Hand the question to every worker that it is meant for, without waiting."""
         raise NotSupported(f"{type(self).__name__} cannot ask workers about themselves")
-
-    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
-        """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
-        where that cannot be told."""
-        return {}
 
     @asynccontextmanager
     async def listen(self, token: str, heard: Callable[[QueryAnswer], object]) -> AsyncIterator[None]:

@@ -87,10 +87,10 @@ class Transport:
         """False while a lost connection is being restored, and where there was none or will be none."""
         return True
 
-    async def queue_length(self, queue: str) -> int | None:
-        """Return the number of calls that wait in this queue for a worker; None: the transport cannot tell, now
-        or ever."""
-        return None
+    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
+        where that cannot be told."""
+        return {}
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:

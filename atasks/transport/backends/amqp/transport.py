@@ -136,16 +136,6 @@ class AMQPTransport(CallTransport):
     def is_connected(self) -> bool:
         return self.session.link is not None
 
-    async def queue_length(self, queue: str) -> int | None:
-        link = self.session.link
-        if link is None:
-            return None
-        try:
-            state = await link.queue_state(self.session.topology.work(queue))
-        except (*CLIENT_ERRORS, TransportError):
-            return None
-        return None if state is None else state[0]
-
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> AMQPTransport:
         """Options of this class may stand in the query of a URL: `amqp://host/?prefix=shop&queue_type=quorum`.
