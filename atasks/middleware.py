@@ -306,11 +306,7 @@ class AroundStream(RemoteStream[T]):
         self._iterator: AsyncIterator[T] | None = None
 
     async def __anext__(self) -> T:
-        if self._busy:
-            raise RuntimeError("anext(): this stream is being read by another task")
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
-        self._busy = True
+        self._claim()
         try:
             if self._iterator is None:
                 self._iterator = aiter(await self._begun())

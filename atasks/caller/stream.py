@@ -65,11 +65,7 @@ class RemoteStream(Generic[T]):
 
     async def __anext__(self) -> T:
         """The next item."""
-        if self._busy:
-            raise RuntimeError("anext(): this stream is being read by another task")
-        if self._loop is not None and self._loop is not asyncio.get_running_loop():
-            raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
-        self._busy = True
+        self._claim()
         try:
             receiver = self._receiver
             if receiver is None:
@@ -84,6 +80,14 @@ class RemoteStream(Generic[T]):
             raise
         finally:
             self._busy = False
+
+    def _claim(self) -> None:
+        """Take the next item for the running task alone, until `_busy` is cleared."""
+        if self._busy:
+            raise RuntimeError("anext(): this stream is being read by another task")
+        if self._loop is not None and self._loop is not asyncio.get_running_loop():
+            raise RuntimeError(f"anext(): {self!r} was begun in another event loop, which alone can read it")
+        self._busy = True
 
     async def aclose(self) -> None:
         """Want no more items: the generator is closed at the worker. Does not wait for that."""
