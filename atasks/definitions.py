@@ -81,7 +81,7 @@ class BaseTask(Generic[P, K]):
         """The undecorated function: calling it runs it here."""
         self._space = namespace_item(namespace)
         self.executor: Executor | None = options.executor
-        """Where the function runs at the worker: "thread", "process", or None, on its event loop."""
+        """The executor of the function at the worker: "thread", "process", or None, on its event loop."""
         self._check_signature = self._check_arguments = _signature_check(function)
         self.limit = options.limit
         """The limit of which a worker takes a token before the body begins; None: no limit."""

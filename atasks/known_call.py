@@ -57,7 +57,7 @@ def call_of(awaited: asyncio.Future[Any] | Coroutine[Any, Any, Any]) -> KnownCal
 
 
 _PLACES = {Router.send_request.__code__, AroundCalls.around.__code__}
-"""Where the local variable `call` is the call that is awaited."""
+"""The code objects whose local variable `call` is the call that is awaited."""
 
 
 def _state(coroutine: Any) -> Literal["preparing", "sent"]:

@@ -69,7 +69,7 @@ class ViewOptions(CallOptions, total=False):
 
 
 Executor = Literal["thread", "process"]
-"""Where a blocking function runs at its worker."""
+"""The kinds of executors of blocking functions."""
 EXECUTORS: Final[tuple[Executor, ...]] = ("thread", "process")
 
 
@@ -156,7 +156,7 @@ class TaskOptions:
     durable: bool = True
     """True if the request survives a restart of the broker."""
     executor: Executor | None = None
-    """Where a blocking function runs at the worker: None, on its event loop."""
+    """The executor of a blocking function at the worker; None: its event loop."""
     limit: Limit | None = None
     """The limit of which a worker takes a token before the body begins; None: no limit."""
     window: int = 64

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Place:
-    """Where a fleet is, and how to look at it."""
+    """The address of a fleet, and how to look at it."""
 
     url: str
     namespace: str

@@ -33,7 +33,7 @@ that does not jump), `connected`, `consuming`, `draining`, `running`, `parked`, 
 
 
 def folder() -> Path:
-    """Where servers of this user keep their notes: $ATASKS_RUN_DIR, else in $XDG_RUNTIME_DIR, else in /tmp."""
+    """The folder of the notes of this user's servers: $ATASKS_RUN_DIR, else in $XDG_RUNTIME_DIR, else in /tmp."""
     given = os.environ.get(VARIABLE)
     if given:
         return Path(given)

@@ -1,4 +1,4 @@
-"""Where in a value the part is that a codec does not take."""
+"""Finds the part of a value that a codec does not take."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def _reader_of(
 
 
 class _Scope:
-    """Where the names in the annotations of a function are looked up."""
+    """The scope in which the names in the annotations of a function are looked up."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         inner: Any = function

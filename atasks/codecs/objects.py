@@ -242,7 +242,7 @@ def works(exc: BaseException) -> bool:
 
 
 Path = list[int | str]
-"""Where something is in an exception: the position in `args` or the name of the attribute, and then the positions
+"""The path to a part of an exception: the position in `args` or the name of the attribute, and then the positions
 in lists and tuples within each other."""
 
 

@@ -28,7 +28,7 @@ RECORD: Final = struct.Struct("48s144s")
 RECORDS: Final = 512
 NUMBERS: Final = struct.Struct(f"@{RECORDS}Q")
 COUNTERS: Final = NUMBERS.size + RECORDS * RECORD.size
-"""Where the counters begin."""
+"""The offset of the counters, in bytes."""
 SIZE: Final = COUNTERS + TABLE_SIZE
 """Bytes."""
 

@@ -112,7 +112,7 @@ class Fleet:
         return FleetCalls(calls, _queued(calls), total - len(calls), len(found))
 
     async def stack(self, call_id: str) -> StackOf | None:
-        """Where in its code a call is; None: no worker that has answered holds it."""
+        """Return the place in the code that a call is at; None: no worker that has answered holds it."""
         found = await self._ask(Stack(call_id), StackOf, enough=1)
         return next(iter(found.values()), None)
 

@@ -84,7 +84,7 @@ class Inspect(Struct, tag="inspect"):
 
 
 class Stack(Struct, tag="stack"):
-    """Where in its code is this call? Answered by `StackOf` by the worker that holds it."""
+    """Ask for the place in the code that this call is at. Answered by `StackOf` by the worker that holds it."""
 
     id: str
 

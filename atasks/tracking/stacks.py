@@ -1,4 +1,4 @@
-"""Where the tasks of a call are in its code: their coroutines, and what each waits for."""
+"""The places in the code that the tasks of a call are at: their coroutines, and what each waits for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the schedules of a namespace are kept, and who keeps their times."""
+"""The store of the schedules of a namespace, and who keeps their times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a call is that has not ended, as far as its caller knows."""
+"""The whereabouts of a call that has not ended, as far as its caller knows them."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def lost_at(error: E, where: Whereabouts | None) -> E:
 
 
 def found_at(worker: str, run: HeldRun, now: float) -> Whereabouts:
-    """Where a call is that the worker of that id has, in this process."""
+    """The whereabouts of a call that the worker of that id has, in this process."""
     ran = run.ran
     return Whereabouts("turn" if ran is None else "run", "", worker, ran, now, awaits=run.awaited)
 
 
 def whereabouts_by(reply: Reply) -> Whereabouts | None:
-    """Where the worker had the call that says that its deadline has passed; None: it does not say."""
+    """The whereabouts that the worker tells with a deadline that has passed; None: it tells none."""
     if not reply.worker:
         return None
     if not reply.run_us:
@@ -98,7 +98,7 @@ def whereabouts_by(reply: Reply) -> Whereabouts | None:
 
 
 def last_seen(ending: Ending) -> Whereabouts | None:
-    """Where the call was that is lost; None: it is not known."""
+    """The whereabouts of the call that is lost; None: they are not known."""
     if not ending.worker:
         return None
     ran = None if ending.ran_ms < 0 else ending.ran_ms / 1000

@@ -75,7 +75,7 @@ class HeldCall(Struct, eq=False):
     patient_until: float = 0.0
     """If it runs alone: when it stops waiting for others to end (event loop time)."""
     lane: Lane | None = None
-    """Where it waits in the worker's backlog, or waited last."""
+    """The lane of the worker's backlog in which the call waits, or waited last."""
     turn: int = 0
     """When it came there: the least one goes first."""
     place: Slots | None = None
@@ -91,7 +91,7 @@ class HeldCall(Struct, eq=False):
 
     @property
     def executor(self) -> Executor | None:
-        """Where its function runs."""
+        """The executor of its function."""
         return None if self.atask is None else self.atask.executor
 
     @property

@@ -42,7 +42,7 @@ def leave_within(seconds: float, code: int) -> None:
 
 
 def place_of(thread: threading.Thread) -> str:
-    """Where this thread is, for the log; empty where it has ended, or waits for something to do."""
+    """The line that this thread is at, for the log; empty if it has ended, or waits for something to do."""
     frame = sys._current_frames().get(thread.ident or 0)
     if frame is None or _is_idle(frame):
         return ""

@@ -31,7 +31,7 @@ END = Mark.END
 
 
 class Inlet(Protocol):
-    """Where a stage's workers take tokens from: a `Channel`, or the source."""
+    """The end of a `Channel`, or the source, from which the workers of a stage take tokens."""
 
     items: deque[Token]
     """Items that can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards."""

@@ -96,7 +96,7 @@ class Crew(ABC):
             self.fail(error, self.note())
 
     def note(self, lineage: Lineage | None = None) -> str:
-        """Where an error occurred."""
+        """Describe the place of an error."""
         place = f"in stage {self.name!r}"
         return place if lineage is None else f"{place}, at item {lineage}"
 

@@ -1,4 +1,4 @@
-"""Where the items of a run come from."""
+"""The source of the items of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where blocking functions run at a worker: threads and processes of its own."""
+"""Threads and processes of a worker, in which blocking functions run."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class ProcessRequest(Struct, array_like=True):
     limit: int
     """Bytes of payload that a reply may have."""
     queue: str = ""
-    """Where the call came from."""
+    """The work queue over which the call came."""
 
 
 _encoder = msgspec.msgpack.Encoder()

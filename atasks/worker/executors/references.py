@@ -22,7 +22,7 @@ __all__ = ["Reference", "check", "find", "refer"]
 
 
 class Reference(Struct, array_like=True, frozen=True):
-    """Where a function is to be found."""
+    """The place at which another process finds a function."""
 
     module: str | None
     """The module to import; None: the function is in `pickled`."""

@@ -1,4 +1,4 @@
-"""Where the calls of a caller are, as the hub tells it: for `CallTimeout`, and to warn where nothing serves."""
+"""The whereabouts of a caller's calls, as the hub tells them: for `CallTimeout`, and to warn if nothing serves."""
 
 from __future__ import annotations
 

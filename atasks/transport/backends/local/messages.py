@@ -279,7 +279,7 @@ class Where(Struct, array_like=True, tag=55, gc=False):
 
 
 class There(Struct, array_like=True, tag=56, gc=False):
-    """Where a call is."""
+    """The whereabouts of a call."""
 
     id: str
     worker: str

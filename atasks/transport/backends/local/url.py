@@ -1,4 +1,4 @@
-"""Where a hub listens: the path in a URL."""
+"""The path in a URL at which a hub listens."""
 
 from __future__ import annotations
 

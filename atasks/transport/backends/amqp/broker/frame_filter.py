@@ -22,9 +22,9 @@ TYPE_AND_SIZE: Final = Struct(">BxxI").unpack_from
 DELIVER: Final = b"\x00\x3c\x00\x3c"
 """Class 60, method 60: a message is delivered."""
 TAG: Final = 4
-"""Where it has the tag of the consumer."""
+"""The offset of the consumer's tag in such a frame's content."""
 FLAGS: Final = 12
-"""Where a content header says which properties it has, after class, weight and the size of the body."""
+"""The offset of the flags of properties in a content header, after class, weight and the size of the body."""
 HEADERS_FLAG, OTHER_FLAGS = 0x20, 0x41
 """In the first byte: there are headers. In the second one: there is a timestamp, or more flags follow."""
 TO_ASCII: Final = bytes(byte if byte < 128 else 0x3F for byte in range(256))

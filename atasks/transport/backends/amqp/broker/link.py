@@ -421,7 +421,7 @@ def map_error(error: BaseException, url: str) -> TransportError:
 
 
 def _advice(error: BaseException, url: str) -> str:
-    """Where to look, by how far the connection came."""
+    """The advice where to look, by how far the connection came."""
     system = next((e for e in (error.__cause__, error) if isinstance(e, OSError)), None)
     if isinstance(system, ssl.SSLError):
         return tls.advice(system, URL(url).host or "localhost")

@@ -228,7 +228,7 @@ class Topology:
         return reply_to in (self.nobody, self.events) or bool(self.reply_exchange(reply_to))
 
     def reply_exchange(self, reply_to: str) -> str:
-        """Where replies go: those that are kept may be waited for by several, who listen at the exchange."""
+        """The exchange for replies to this address: several may wait for those that are kept, and listen there."""
         return self.control if reply_to.startswith(f"{self.prefix}.run.{self.namespace}.") else ""
 
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:

@@ -23,7 +23,7 @@ __all__ = ["Station"]
 
 
 class Station:
-    """Where one worker serves. `Serving` writes what belongs to a link; all others read it."""
+    """The link and queues of one worker. `Serving` writes what belongs to a link; all others read it."""
 
     def __init__(self, session: Session, worker: Server, records: Records) -> None:
         self.session = session

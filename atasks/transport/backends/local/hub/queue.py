@@ -62,7 +62,7 @@ class QueuedCall:
         self.since = 0.0
         """When it was handed to that worker (event loop time)."""
         self.lane: OrderedDict[str, QueuedCall] | None = None
-        """Where it waits."""
+        """The lane in which it waits."""
         self.deadline: float | None = None
         """When its caller will not wait any longer (event loop time)."""
         self.size = len(call.payload) + 500
