@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import os
 import sys
@@ -24,6 +25,8 @@ PERIOD: Final = 1.0
 """Seconds between two notes of a server."""
 LAG: Final = 10.0
 """Seconds without a note after which a server's event loop counts as blocked."""
+READS: Final = 5
+"""Attempts to read a note that may be half written."""
 VARIABLE: Final = "ATASKS_RUN_DIR"
 
 Note = dict[str, Any]
@@ -50,12 +53,31 @@ def notes(pid: int | None = None, where: Path | None = None) -> list[Note]:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 if path.stat().st_uid != os.getuid():
                     continue
-                note = json.loads(path.read_bytes())
-                if pid is not None and pid not in (note["pid"], note["supervisor"]):
+                note = _read(path)
+                if note is None or (pid is not None and pid not in (note["pid"], note["supervisor"])):
                     continue
                 if _lives(int(note["pid"])) and str(note["pid"]) == path.stem:
                     found.append(note)
     return found
+
+
+def _read(path: Path) -> Note | None:
+    """The note in a file; None, and the file goes, if the server that kept it has ended: nobody locks it then."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        else:
+            path.unlink(missing_ok=True)
+            return None
+        for _ in range(READS):
+            file.seek(0)
+            with contextlib.suppress(ValueError):  # it is being written
+                note: Note = json.loads(file.read())
+                return note
+            time.sleep(0.01)
+    return None
 
 
 def problems(note: Note, *, ready: bool = False, lag: float = LAG) -> list[str]:

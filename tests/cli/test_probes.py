@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -11,8 +12,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from signal import SIGCONT, SIGSTOP, SIGTERM
+from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import Any
 
 import pytest
@@ -208,9 +210,27 @@ def test_files_of_others_are_left_out(tmp_path: Path) -> None:
     }
     for name, text in files.items():
         (tmp_path / f"{name}.json").write_text(text, errors="surrogateescape")
-    assert [found["pid"] for found in health.notes(where=tmp_path)] == [os.getpid()]
-    assert health.notes(pid=1, where=tmp_path) == []
+    names = [str(os.getpid()), str(ended.pid), "1", "half", "list", "text"]
+    with ExitStack() as stack:
+        for name in names:
+            fcntl.flock(stack.enter_context((tmp_path / f"{name}.json").open()), fcntl.LOCK_EX)
+        assert [found["pid"] for found in health.notes(where=tmp_path)] == [os.getpid()]
+        assert health.notes(pid=1, where=tmp_path) == []
     assert health.notes(where=tmp_path / "nowhere") == []
+
+
+def test_the_note_of_a_server_that_was_killed_goes_although_its_number_lives(served: App, tmp_path: Path) -> None:
+    server = served.serve()
+    path = tmp_path / "notes" / f"{server.process.pid}.json"
+    assert len(json.loads(probe(served, "--json").stdout)) == 1
+    content = path.read_bytes()
+    server.signal(SIGKILL)
+    server.finish()
+    mine = path.with_name(f"{os.getpid()}.json")  # as if this process had got the number of the server
+    mine.write_bytes(content.replace(b'"pid": %d' % server.process.pid, b'"pid": %d' % os.getpid()))
+    gone = probe(served)
+    assert (gone.returncode, gone.stdout) == (1, "")
+    assert list(path.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize(
