@@ -15,14 +15,13 @@ import asyncio
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from atasks.errors import WorkersFailed
 from atasks.supervisor.process import Hooks, WorkerProcess
-from atasks.tracking import Snapshot, TaskCounts, snapshots
+from atasks.tracking import WorkerCounts, snapshots
 
 __all__ = ["Supervisor"]
 
@@ -73,8 +72,6 @@ class Supervisor:
         self._failed: asyncio.Future[None] | None = None
         self._served = False
         self._early_deaths = 0
-        self._counted: dict[str, TaskCounts] = {}
-        """Counts of processes that have ended, by atask."""
         snapshots.include(self)
 
     async def __aenter__(self) -> Self:
@@ -90,11 +87,10 @@ class Supervisor:
         """The processes that live now: a replaced one is among them until it has drained."""
         return sorted(self._processes, key=lambda process: (process.number, process.pid))
 
-    def snapshot(self) -> Snapshot:
-        """Return the counts of all workers of its processes, and of those that have ended; see
-        `atasks.tracking`. Reads memory that they share, and asks nobody."""
-        workers = [worker for process in self.processes for worker in process.counts]
-        return Snapshot(time.time(), workers, [], list(self._counted.values()))
+    def counts(self) -> list[WorkerCounts]:
+        """Return the counts of all workers of its processes; see `atasks.tracking`. Reads memory that they share,
+        and asks nobody."""
+        return [worker for process in self.processes for worker in process.counts]
 
     # -- life
 
@@ -202,8 +198,7 @@ class Supervisor:
     def _ended(self, process: WorkerProcess) -> None:
         """A process is gone: say so, unless it was to go, and see whether to give up."""
         self._processes.discard(process)
-        tasks = [item for worker in process.counts for item in worker.tasks]
-        self._counted = snapshots.total([*self._counted.values(), *tasks])
+        snapshots.keep(process.counts)
         if self._on_end is not None:
             self._on_end(process.pid)
         how = f"{_name(process)} {process.describe_end()}"

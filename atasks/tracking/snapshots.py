@@ -159,7 +159,7 @@ class Snapshot(Struct):
     workers: list[WorkerCounts]
     callers: list[CallerCounts]
     ended: list[TaskCounts] = []
-    """Counts of worker processes that have ended since, by atask."""
+    """The counts of workers that have ended, by atask."""
 
     def tasks(self) -> dict[str, TaskCounts]:
         """The sums over all workers, by atask; no number in it falls while this process lives."""
@@ -167,12 +167,14 @@ class Snapshot(Struct):
 
 
 class Source(Protocol):
-    """A function that adds workers to the snapshot of this process."""
+    """A supervisor, which adds the workers of its processes to the snapshot of this one."""
 
-    def snapshot(self) -> Snapshot: ...
+    def counts(self) -> list[WorkerCounts]: ...
 
 
 _workers: dict[int, Counters] = {}
+_ended: dict[str, TaskCounts] = {}
+"""The counts of workers that have ended, by atask: they outlive whoever has counted them."""
 _sources: weakref.WeakSet[Source] = weakref.WeakSet()
 
 
@@ -185,8 +187,14 @@ def include(source: Counters | Source) -> None:
 
 
 def forget(counters: Counters) -> None:
-    """A worker has ended: show it no longer."""
-    _workers.pop(id(counters), None)
+    """A worker has ended: show it no longer, and keep its counts."""
+    if _workers.pop(id(counters), None) is not None:
+        keep(read(counters.table, counters.owner))
+
+
+def keep(workers: Iterable[WorkerCounts]) -> None:
+    """Have the sums of this process contain what these workers have counted, which have ended."""
+    _ended.update(total([*_ended.values(), *(item for worker in workers for item in worker.tasks)]))
 
 
 def snapshot() -> Snapshot:
@@ -201,9 +209,8 @@ def snapshot() -> Snapshot:
         pending = sum(item.received - sum(item.ended.values()) for item in tasks)
         found.callers.append(CallerCounts(namespace, pending, tasks))
     for source in list(_sources):
-        its = source.snapshot()
-        found.workers += its.workers
-        found.ended = list(total([*found.ended, *its.ended]).values())
+        found.workers += source.counts()
+    found.ended = list(_ended.values())
     return found
 
 
@@ -265,3 +272,4 @@ def _lag(row: memoryview[int]) -> float:
 
 
 os.register_at_fork(after_in_child=_workers.clear)
+os.register_at_fork(after_in_child=_ended.clear)

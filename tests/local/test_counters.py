@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
 import atasks
@@ -46,3 +47,15 @@ async def test_what_a_process_counted_that_died_is_not_lost() -> None:
         earlier = before.get(echo.name, tracking.TaskCounts(echo.name))
         assert counted[echo.name].ended["value"] - earlier.ended.get("value", 0) == 2
         assert counted[crash.name].started == 1
+
+
+async def test_what_was_counted_outlives_the_block_that_has_counted_it() -> None:
+    async with atasks.local(workers=1, namespace=NAMESPACE):
+        await settled(echo(1), "a call")
+    counted = tracking.snapshot().tasks()[echo.name].ended["value"]
+    gc.collect()
+    assert tracking.snapshot().tasks()[echo.name].ended["value"] == counted
+    async with atasks.serve("loopback:", namespace=NAMESPACE):
+        await settled(echo(2), "a call in this process")
+    gc.collect()
+    assert tracking.snapshot().tasks()[echo.name].ended["value"] == counted + 1
