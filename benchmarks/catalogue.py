@@ -107,6 +107,13 @@ ATASKS = System(
     " its worker, its connection and a restart of the broker; nested awaits hold no slot",
     ours=True,
 )
+SEALED = replace(
+    ATASKS,
+    name="amqp-sealed",
+    title="atasks AMQP, sealed",
+    module="benchmarks.atasks_amqp_sealed",
+    promises="the same, and both sides refuse messages that no known key has sealed",
+)
 AIORMQ = System(
     "aiormq",
     "bare aiormq echo",
@@ -195,6 +202,7 @@ SYSTEMS: dict[str, System] = {
         LOOPBACK,
         LOCAL,
         ATASKS,
+        SEALED,
         _with_uvloop(LOOPBACK),
         _with_uvloop(LOCAL),
         _with_uvloop(ATASKS),
