@@ -36,7 +36,7 @@ async def worker(queue: str) -> AsyncIterator[None]:
 
 @contextmanager
 def _keys(queue: str) -> Iterator[str]:
-    """A file with one key, for this measurement alone: the queue's name is random, and that is secret enough here."""
+    """A file with one key, for this measurement alone: the random name of the queue is secret enough here."""
     secret = base64.urlsafe_b64encode(hashlib.sha256(queue.encode()).digest()).rstrip(b"=").decode()
     with tempfile.NamedTemporaryFile("w", suffix=".keys") as file:
         file.write(f"both {secret} serve\n")
