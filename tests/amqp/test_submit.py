@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
 import atasks
 from atasks import atask
 from atasks.options import MAX_DELAY
-from atasks.testing import soon
+from atasks.testing import soon, until
 from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
+from atasks.transport.backends.amqp.broker.link import Link
 from tests.broker import Broker
 
 pytestmark = pytest.mark.usefixtures("amqp_leaks")
@@ -61,6 +63,39 @@ async def test_early_calls_leave_no_queue(controllable_broker: Broker, prefix: s
 
         await soon(moved())
     assert len(moments) == 300
+
+
+async def test_submissions_in_a_row_ask_the_broker_for_no_queue(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    state, declare = Link.queue_state, Link.declare_queue
+
+    async def counted_state(link: Link, name: str) -> tuple[int, int] | None:
+        asked.append(name)
+        return await state(link, name)
+
+    async def counted_declare(link: Link, name: str, *arguments: Any) -> None:
+        asked.append(name)
+        await declare(link, name, *arguments)
+
+    monkeypatch.setattr(Link, "queue_state", counted_state)
+    monkeypatch.setattr(Link, "declare_queue", counted_declare)
+    moments.clear()
+    since = time.monotonic()
+    async with atasks.connect(amqp_url, prefix=prefix):
+        for _ in range(100):
+            await soon(began.submit())
+        assert len(asked) < 20 + (time.monotonic() - since) / 0.02  # they were 400, in half a second
+        async with atasks.serve(amqp_url, prefix=prefix):
+            await until(lambda: len(moments) == 100)
+            asked.clear()
+            since = time.monotonic()
+            for _ in range(100):
+                await soon(began.submit())
+            assert len(asked) < 20 + (time.monotonic() - since) / 0.02
+            await until(lambda: len(moments) == 200)
+    assert "could not be moved" not in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPChannelError
+from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
@@ -61,6 +61,8 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
         finally:
             with suppress(*CLIENT_ERRORS):
                 await guard(shielded(channel.close()))
+    except ChannelNotFoundEntity:
+        return  # another one has moved them all meanwhile, and has deleted the queue
     except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
         logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
 

@@ -72,6 +72,7 @@ class Calling:
     def start(self, *, serves: bool) -> None:
         """Ask for calls that are overdue from now on. `serves`: there is a worker here, which knows the keys."""
         self._asking = asyncio.create_task(self.overdue.run(), name="atasks inquiry")
+        self._early_calls.restart()
         seals = self.session.seals
         if seals is not None and not serves:
             self.prober = asyncio.create_task(probe(self.session, seals), name="atasks probe")
@@ -140,6 +141,7 @@ class Calling:
 
     async def leave(self, link: Link) -> None:
         """Consume no more, and delete the reply queue."""
+        await self._early_calls.leave()
         if self._tag is not None:
             await guard(link.inbox.basic_cancel(self._tag))
         await guard(link.inbox.queue_delete(self.session.reply_queue))
