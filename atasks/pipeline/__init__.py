@@ -9,10 +9,9 @@ from atasks.errors import AbortPipeline, PipelineError
 from atasks.pipeline.api import after, each, filter, flat_map, map, stage
 from atasks.pipeline.combining import collect, drain, fork, from_iterable, group, merge, ordered
 from atasks.pipeline.flow.invocation import WorkerInfo, bind
-from atasks.pipeline.pipeline import Pipeline
+from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.progress import StageProgress
 from atasks.pipeline.run import Run
-from atasks.pipeline.stages.stage import Stage
 from atasks.submitted.handle import Handle, attach
 
 __all__ = [

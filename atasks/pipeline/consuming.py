@@ -14,9 +14,10 @@ from atasks.pipeline.flow.channel import Inlet, Mark, Token
 from atasks.pipeline.flow.engine import Engine
 from atasks.pipeline.flow.items import Abandoned, SyncItems
 from atasks.pipeline.flow.source import Source
-from atasks.pipeline.stages.stage import Stage, open_stages, plan
+from atasks.pipeline.plan import open_stages, plan
 
 if TYPE_CHECKING:
+    from atasks.pipeline.pipeline import Stage
     from atasks.pipeline.progress import Progress, Watch
 
 __all__ = ["AsyncRun", "SyncRun"]

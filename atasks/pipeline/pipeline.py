@@ -1,23 +1,27 @@
-"""Pipelines: immutable, composable, callable."""
+"""Stages and pipelines, which make each other by `|`: immutable, composable, callable."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import pickle
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, cast, overload
 
 from atasks.errors import PipelineError
+from atasks.pipeline.flow.channel import Channel, Inlet
 from atasks.pipeline.flow.invocation import Start, name_of
+from atasks.pipeline.flow.ordering import Window
 from atasks.pipeline.flow.source import IterableSource, SingleSource
+from atasks.pipeline.pipe import Pipe
+from atasks.pipeline.plan import CustomCrew, Step
 from atasks.pipeline.run import Many, One, Run
-from atasks.pipeline.stages.stage import Stage
 
 if TYPE_CHECKING:
+    from atasks.pipeline.flow.engine import Engine
     from atasks.submitted.handle import Handle
 
-__all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Whole"]
+__all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Stage", "Whole"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -29,7 +33,68 @@ X = TypeVar("X")
 _DUMP = "atasks-pipeline-1:"
 
 
-class Pipeline(Generic[P, T, K]):
+class Stage(Pipe):
+    """A step of a pipeline.
+
+    To make one of your own, subclass it, give it a `name`, and write `run` as an async generator: it gets the
+    stream and yields what goes on. It runs once, on the event loop; what it yields is numbered anew. A dataclass
+    is best: then pipelines with it can be compared.
+
+        @dataclass(frozen=True)
+        class Every(Stage):
+            n: int
+            name = "every"
+
+            async def run(self, stream):
+                async for item in stream: ...
+    """
+
+    name: str = "step"
+    """The name of the stage in messages."""
+    one_to_one: bool = False
+    """True if the stage gives exactly one item for each one."""
+    makes_one: bool = False
+    """True if the stage gives exactly one item, whatever it gets."""
+    resets: bool = True
+    """True if the stage numbers its items anew."""
+
+    counts: bool = False
+    """True if the stage is done with as many items as go in."""
+    takes_arguments: bool = False
+    """True if the stage can be called with more than one item, as the first stage of a pipeline that is called."""
+    deepens: int = 0
+    """The count of numbers that the stage appends to the lineage of an item."""
+
+    def run(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """Yield what goes on. Raise to fail; return to end the run, then nothing more is taken from the stream."""
+        raise NotImplementedError(f"{type(self).__name__} has no run(): write it as an async generator")
+
+    def make_window(self) -> Window | None:
+        """Return the bound on items that wait for their turn in this stage, if it puts items in order; else
+        None."""
+        return None
+
+    def branches(self) -> Sequence[Sequence[Stage]]:
+        """The stages of the pipelines inside of it that get its items."""
+        return ()
+
+    def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
+        """Start it in one run, and return where its items come out."""
+        outlet = Channel(1)
+        engine.add(CustomCrew(engine, self, inlet, outlet, step.windows))
+        return outlet
+
+    def check_first(self) -> None:
+        """Raise a ValueError if it cannot be the first stage of a pipeline that is called with arguments."""
+
+    def __or__(self, other: Any) -> Any:
+        return Pipeline(self) | other
+
+    def __ror__(self, source: Any) -> Any:
+        return source | Pipeline(self)
+
+
+class Pipeline(Pipe, Generic[P, T, K]):
     """A tuple of stages, and a function over streams: `source | pipeline` and `pipeline(...)` give a `Run`.
 
     It never changes, runs as often as it is asked to, and can be extended: `pipeline | other`. For type checkers
@@ -103,8 +168,10 @@ class Pipeline(Generic[P, T, K]):
         self: Callable[[X], Run[U, Any]],  # pyright: ignore[reportGeneralTypeIssues]
         source: Iterable[X] | AsyncIterable[X],
     ) -> Run[U, Many]:
-        """A run over the items of an iterable, or of an async iterable."""
-        return Run(IterableSource(source), cast("Pipeline[..., U, Any]", self).stages)
+        """A run over the items of an iterable, or of an async iterable. A run as the source goes on with these
+        stages."""
+        stages = cast("Pipeline[..., U, Any]", self).stages
+        return source.followed_by(stages) if isinstance(source, Run) else Run(IterableSource(source), stages)
 
     def __getitem__(self, index: Never) -> Never:
         """Raises TypeError. The views of a dict come here, because they take `|` for a union of their own."""

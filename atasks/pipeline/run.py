@@ -12,10 +12,10 @@ from atasks.errors import PipelineError
 from atasks.pipeline.consuming import AsyncRun, SyncRun
 from atasks.pipeline.flow.channel import Lineage, Token
 from atasks.pipeline.flow.source import Source
-from atasks.pipeline.stages.stage import Stage
+from atasks.pipeline.pipe import Pipe
 
 if TYPE_CHECKING:
-    from atasks.pipeline.pipeline import Batches, InOrder, Whole
+    from atasks.pipeline.pipeline import Batches, InOrder, Stage, Whole
     from atasks.pipeline.progress import Progress
 
 __all__ = ["Many", "One", "Run"]
@@ -155,15 +155,14 @@ class Run(Generic[T, K]):
     @overload
     def __or__(self, other: Callable[[Run[T, K]], U]) -> U: ...
     def __or__(self, other: Any) -> Any:
-        from atasks.pipeline.pipeline import Pipeline
-
-        if isinstance(other, Stage):
-            other = Pipeline(other)
-        if isinstance(other, Pipeline):
-            self._unused()
-            stages = (*self._stages, *other.stages)
-            return Run(self._source, stages, called=self._called, progress=self._progress)
+        if isinstance(other, Pipe):
+            return NotImplemented  # its `__ror__` calls `followed_by`
         return other(self) if callable(other) else NotImplemented
+
+    def followed_by(self, stages: Sequence[Stage]) -> Run[Any, Any]:
+        """Return this run with more stages. Raises PipelineError if it has begun."""
+        self._unused()
+        return Run(self._source, (*self._stages, *stages), called=self._called, progress=self._progress)
 
     def __repr__(self) -> str:
         names = " | ".join(stage.name for stage in self._stages)

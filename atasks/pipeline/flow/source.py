@@ -17,6 +17,7 @@ from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.ordering import Admission, admitted
 from atasks.pipeline.flow.runners import ENDED, in_memory, next_or_end
 from atasks.pipeline.flow.threads import Thread, report_failure
+from atasks.pipeline.pipe import Pipe
 
 __all__ = ["IterableSource", "MergedSource", "SingleSource", "Source", "check_source"]
 
@@ -28,9 +29,7 @@ _RAISED: Final = "what a pipeline took its items from raised on its end"
 
 def check_source(source: object) -> None:
     """Raise a TypeError if it cannot be iterated in any way."""
-    from atasks.pipeline.pipeline import Pipeline
-
-    if isinstance(source, Pipeline):
+    if isinstance(source, Pipe):
         raise TypeError("a pipeline is no source of items: call it, or give it a source, source | pipeline")
     if not isinstance(source, (Iterable, AsyncIterable)) and not hasattr(type(source), "__getitem__"):
         hint = "write stage(f) | pipeline" if callable(source) else "give an iterable or an async iterable"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 from atasks.pipeline.flow.channel import END, Channel, Inlet, Mark, Token
 from atasks.pipeline.flow.crew import Crew
 from atasks.pipeline.flow.ordering import admitted, inserted
-from atasks.pipeline.stages.stage import Stage, Step, depth_after, open_stages
+from atasks.pipeline.pipeline import Stage
+from atasks.pipeline.plan import Step, depth_after, open_stages
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine

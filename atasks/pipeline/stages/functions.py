@@ -14,8 +14,9 @@ from atasks.pipeline.flow.crew import FunctionCrew
 from atasks.pipeline.flow.failing import add_note, deliverable
 from atasks.pipeline.flow.invocation import Bound, Invocation, Start, name_of
 from atasks.pipeline.flow.runners import LoopRunner, ThreadRunner
+from atasks.pipeline.pipeline import Pipeline, Stage
+from atasks.pipeline.plan import Step
 from atasks.pipeline.stages.options import GroupOptions, StageOptions, read_options
-from atasks.pipeline.stages.stage import Stage, Step
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
@@ -177,8 +178,6 @@ def _nothing(value: Any, result: Any) -> Any:
 
 def is_asynchronous(function: Any) -> bool:
     """Return True for a coroutine function, an async generator function, an atask or a pipeline."""
-    from atasks.pipeline.pipeline import Pipeline
-
     if isinstance(function, (BaseTask, Pipeline)):
         return True
     method = inspect.getattr_static(type(function), "__call__", None)
@@ -202,8 +201,6 @@ def make_stage(
     if not callable(function):
         hint = ": write data | map(f)" if isinstance(function, (Iterable, AsyncIterable)) else ""
         raise TypeError(f"a stage needs a function, not {type(function).__name__}{hint}")
-    from atasks.pipeline.pipeline import Pipeline
-
     if isinstance(function, Pipeline):
         function.check_callable()
     remote = isinstance(function, BaseTask)
@@ -322,8 +319,6 @@ class _GroupRunner(LoopRunner):
 
 def make_group(functions: Sequence[Any], skip_errors: bool, given: Mapping[str, Any]) -> GroupStage:
     """The stage of a group, checked. A member is a function, or a pipeline that can be called with an item."""
-    from atasks.pipeline.pipeline import Pipeline
-
     if not functions:
         raise ValueError("a group needs at least one function")
     for function in functions:

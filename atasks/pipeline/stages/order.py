@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from atasks.pipeline.flow.channel import Channel, Inlet, Mark, Token
 from atasks.pipeline.flow.crew import Crew
 from atasks.pipeline.flow.ordering import Admission, Window, admitted
-from atasks.pipeline.stages.stage import Stage, Step
+from atasks.pipeline.pipeline import Stage
+from atasks.pipeline.plan import Step
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine

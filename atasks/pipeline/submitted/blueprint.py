@@ -17,12 +17,11 @@ from atasks.definitions import ATask, BaseTask, StreamTask
 from atasks.errors import DecodeError
 from atasks.options import CallOptions, TaskOptions
 from atasks.pipeline.flow.invocation import Bound, name_of, wanted_names
-from atasks.pipeline.pipeline import Pipeline
+from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.stages.fork import MAX_WAYS, ForkStage
 from atasks.pipeline.stages.functions import FunctionStage, GroupStage, check_combination
 from atasks.pipeline.stages.options import StageOptions, read_options
 from atasks.pipeline.stages.order import CollectStage, OrderedStage
-from atasks.pipeline.stages.stage import Stage
 from atasks.policies.retry import Retry
 
 __all__ = ["Blueprint", "StageSpec", "TaskSpec", "blueprint", "build", "read", "tasks_of"]

@@ -20,10 +20,10 @@ from atasks.errors import WorkerLost
 from atasks.pipeline.flow.failing import add_note
 from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.source import IterableSource, SingleSource
+from atasks.pipeline.pipeline import Stage
 from atasks.pipeline.run import Run, gives_one
 from atasks.pipeline.stages.fork import ForkStage
 from atasks.pipeline.stages.functions import CallingStage, FunctionStage
-from atasks.pipeline.stages.stage import Stage
 from atasks.pipeline.submitted.blueprint import StageSpec, build, read, tasks_of
 from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, notes_of
 from atasks.pipeline.submitted.tap import TapStage

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.channel import Channel, Inlet, Mark, Token
 from atasks.pipeline.flow.failing import deliverable
-from atasks.pipeline.stages.stage import Stage, Step
+from atasks.pipeline.pipeline import Stage
+from atasks.pipeline.plan import Step
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine

@@ -1,10 +1,10 @@
-"""The specs of stages: frozen, comparable, and free of anything that runs."""
+"""The plan of a run: its stages, and the bounds that apply to what enters each of them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from atasks.pipeline.flow.channel import Channel, Inlet
 from atasks.pipeline.flow.crew import Crew
@@ -13,73 +13,9 @@ from atasks.pipeline.flow.ordering import Admission, Window, Within, admitted
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
+    from atasks.pipeline.pipeline import Stage
 
-__all__ = ["Stage", "Step", "depth_after", "open_stages", "plan"]
-
-
-class Stage:
-    """A step of a pipeline.
-
-    To make one of your own, subclass it, give it a `name`, and write `run` as an async generator: it gets the
-    stream and yields what goes on. It runs once, on the event loop; what it yields is numbered anew. A dataclass
-    is best: then pipelines with it can be compared.
-
-        @dataclass(frozen=True)
-        class Every(Stage):
-            n: int
-            name = "every"
-
-            async def run(self, stream):
-                async for item in stream: ...
-    """
-
-    name: str = "step"
-    """The name of the stage in messages."""
-    one_to_one: bool = False
-    """True if the stage gives exactly one item for each one."""
-    makes_one: bool = False
-    """True if the stage gives exactly one item, whatever it gets."""
-    resets: bool = True
-    """True if the stage numbers its items anew."""
-
-    counts: bool = False
-    """True if the stage is done with as many items as go in."""
-    takes_arguments: bool = False
-    """True if the stage can be called with more than one item, as the first stage of a pipeline that is called."""
-    deepens: int = 0
-    """The count of numbers that the stage appends to the lineage of an item."""
-
-    def run(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """Yield what goes on. Raise to fail; return to end the run, then nothing more is taken from the stream."""
-        raise NotImplementedError(f"{type(self).__name__} has no run(): write it as an async generator")
-
-    def make_window(self) -> Window | None:
-        """Return the bound on items that wait for their turn in this stage, if it puts items in order; else
-        None."""
-        return None
-
-    def branches(self) -> Sequence[Sequence[Stage]]:
-        """The stages of the pipelines inside of it that get its items."""
-        return ()
-
-    def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
-        """Start it in one run, and return where its items come out."""
-        outlet = Channel(1)
-        engine.add(_CustomCrew(engine, self, inlet, outlet, step.windows))
-        return outlet
-
-    def check_first(self) -> None:
-        """Raise a ValueError if it cannot be the first stage of a pipeline that is called with arguments."""
-
-    def __or__(self, other: Any) -> Any:
-        from atasks.pipeline.pipeline import Pipeline
-
-        return Pipeline(self) | other
-
-    def __ror__(self, source: Any) -> Any:
-        from atasks.pipeline.pipeline import Pipeline
-
-        return source | Pipeline(self)
+__all__ = ["CustomCrew", "Step", "depth_after", "open_stages", "plan"]
 
 
 @dataclass
@@ -137,7 +73,7 @@ def open_stages(engine: Engine, inlet: Inlet, steps: Iterable[Step], total: int 
     return inlet
 
 
-class _CustomCrew(Crew):
+class CustomCrew(Crew):
     """One worker that runs a `Stage.run`."""
 
     def __init__(
