@@ -7,12 +7,12 @@ needs a new version, which readers of this one refuse by name.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Annotated, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
+from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
 from atasks.errors import DecodeError
 
 __all__ = [
@@ -60,8 +60,6 @@ MAX_ENVELOPES: Final = 1024
 """Envelopes in one message."""
 MAX_BODY: Final = 128 * 2**20
 """Bytes of a message; transports have lower limits of their own."""
-MAX_FIELDS: Final = 64
-"""Fields of an envelope that is looked at because it cannot be read."""
 
 Id = Annotated[str, Meta(min_length=1, max_length=64)]
 """Printable ASCII: `_flaw` looks, where a pattern would cost more than all other checks together."""
@@ -357,27 +355,12 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list[Envelope])
 _ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
-_scalar: msgspec.msgpack.Decoder[int | str] = msgspec.msgpack.Decoder(int | str)
-_pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 FEW: Final = b"\x9f"
 """The first byte of the longest array whose length is in it."""
-_UNREADABLE: Final = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-"""The errors of the decoder, whatever the bytes are."""
 
 encode = _encoder.encode
 """A list of envelopes -> the bytes of a message body."""
-
-
-def length(data: bytes | memoryview) -> int:
-    """Return the number of elements that the MessagePack array at this place says it has; 0 if there is no
-    array. The elements may be missing."""
-    first = data[0] if data else 0
-    if 0x90 <= first <= 0x9F:
-        return first & 0x0F
-    if first in (0xDC, 0xDD):
-        return int.from_bytes(data[1 : 3 if first == 0xDC else 5], "big")
-    return 0
 
 
 def plain(text: str) -> bool:
@@ -395,7 +378,7 @@ def decode(body: bytes, limit: int = MAX_BODY) -> list[Envelope]:
         raise DecodeError(_too_many(body))
     try:
         envelopes = _decoder.decode(body)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise DecodeError(f"not a message of wire version {VERSION}: {_why(error)}") from None
     for envelope in envelopes:
         flaw = _flaw(envelope)
@@ -408,7 +391,7 @@ def ending(reply: Reply) -> Ending:
     """The payload of a reply with neither a value nor an exception. Never raises."""
     try:
         return _ending.decode(reply.payload)
-    except _UNREADABLE:
+    except UNREADABLE:
         return Ending("(the worker's message cannot be read)")
 
 
@@ -444,24 +427,20 @@ def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:
         return Decoded([], [Bad(_too_large(body, limit), None, None)])
     if length(body) > MAX_ENVELOPES:
         return Decoded([], [Bad(_too_many(body), None, None)])
-    try:
-        pieces = _pieces.decode(body)
-    except _UNREADABLE as error:
-        return Decoded([], [Bad(f"not a MessagePack array of envelopes: {_why(error)}", None, None)])
-    good: list[Envelope] = []
     bad: list[Bad] = []
-    for piece in pieces:
-        try:
-            envelope = _one.decode(piece)
-        except _UNREADABLE as error:
-            bad.append(_diagnose(piece, _why(error)))
-        else:
-            flaw = _flaw(envelope)
-            if flaw is None:
-                good.append(envelope)
-            else:
-                bad.append(_diagnose(piece, flaw))
+    try:
+        good = read_each(body, _read, lambda piece, error: bad.append(_diagnose(piece, _why(error))))
+    except UNREADABLE as error:
+        return Decoded([], [Bad(f"not a MessagePack array of envelopes: {_why(error)}", None, None)])
     return Decoded(good, bad)
+
+
+def _read(piece: msgspec.Raw) -> Envelope:
+    envelope = _one.decode(piece)
+    flaw = _flaw(envelope)
+    if flaw is not None:
+        raise msgspec.ValidationError(flaw)
+    return envelope
 
 
 def _flaw(envelope: Envelope) -> str | None:
@@ -486,10 +465,7 @@ def _flaw(envelope: Envelope) -> str | None:
 
 def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
     """Say whether it is the version that is wrong, and find the call id."""
-    fields: list[int | str | None] = []
-    if length(memoryview(piece)) <= MAX_FIELDS:
-        with suppress(*_UNREADABLE):
-            fields = [_field(field) for field in _pieces.decode(piece)[:3]]
+    fields = [scalar(field) for field in elements(piece)[:3]]
     if len(fields) < 2:
         return Bad(f"not an envelope: {reason}", None, None)
     tag, version, call_id = (*fields, None)[:3]
@@ -498,14 +474,6 @@ def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
     if not (isinstance(call_id, str) and 0 < len(call_id) <= 64 and plain(call_id)):
         call_id = None
     return Bad(reason, call_id, tag if isinstance(tag, int) else None)
-
-
-def _field(content: msgspec.Raw) -> int | str | None:
-    """One field of an envelope by itself; None if it is neither a number nor a text."""
-    try:
-        return _scalar.decode(content)
-    except _UNREADABLE:
-        return None
 
 
 def _too_large(body: bytes, limit: int) -> str:

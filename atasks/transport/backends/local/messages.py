@@ -7,13 +7,13 @@ so.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Final
 
 import msgspec
 from msgspec import Struct
 
 from atasks import wire
+from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
 from atasks.options import Executor
 from atasks.transport.subscription import Subscription
 from atasks.wire import Awaits, Call, Cancel, Credit, End, Reply
@@ -410,13 +410,9 @@ Message = (
 
 MAX_BAD: Final = 1000
 """Messages of one frame that may be unreadable."""
-UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""Errors of the decoder, whatever the bytes are."""
 
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-_scalar: msgspec.msgpack.Decoder[int | str] = msgspec.msgpack.Decoder(int | str)
-_pieces: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
 
 encode = msgspec.msgpack.Encoder().encode
 """A list of messages -> the body of a frame."""
@@ -432,7 +428,7 @@ def decode(body: bytes | memoryview) -> list[Message]:
 
 
 def _check_length(body: bytes | memoryview) -> None:
-    count = wire.length(body)
+    count = length(body)
     if count > MAX_MESSAGES:
         raise msgspec.ValidationError(f"{count} messages in one frame: at most {MAX_MESSAGES} are read")
 
@@ -457,36 +453,32 @@ def salvage(body: bytes | memoryview) -> Salvaged:
     Raises one of `UNREADABLE` if it is no array, or if more than `MAX_BAD` of its messages cannot be read: each
     costs a hundred times what a good one does.
     """
-    found = Salvaged([], [])
+    bad: list[tuple[str | int | None, str]] = []
+
+    def refuse(piece: msgspec.Raw, error: Exception) -> None:
+        if len(bad) == MAX_BAD:
+            raise msgspec.ValidationError(f"more than {MAX_BAD} messages in it cannot be read") from None
+        bad.append((_asker(piece), str(error)))
+
     _check_length(body)
-    for piece in _pieces.decode(body):
-        try:
-            message = _one.decode(piece)
-            _check_id(message)
-        except UNREADABLE as error:
-            if len(found.bad) == MAX_BAD:
-                raise msgspec.ValidationError(f"more than {MAX_BAD} messages in it cannot be read") from None
-            found.bad.append((_asker(piece), str(error)))
-        else:
-            found.messages.append(message)
-    return found
+    return Salvaged(read_each(body, _read, refuse), bad)
+
+
+def _read(piece: msgspec.Raw) -> Message:
+    message = _one.decode(piece)
+    _check_id(message)
+    return message
 
 
 def _asker(piece: msgspec.Raw) -> str | int | None:
     """Return the id or number to answer of a message that cannot be read; None: there is none."""
-    with suppress(*UNREADABLE):
-        fields = _fields(piece)
-        tag = _scalar.decode(fields[0]) if len(fields) > 1 else None
-        if tag == 36 and len(fields) > 2:
-            call = _fields(fields[2])
-            call_id = _scalar.decode(call[2]) if len(call) > 2 else None
-            return call_id if isinstance(call_id, str) else None
-        if tag in (47, 48, 70, 71, 73):
-            number = _scalar.decode(fields[1])
-            return number if isinstance(number, int) else None
+    fields = elements(piece)
+    tag = scalar(fields[0]) if len(fields) > 1 else None
+    if tag == 36 and len(fields) > 2:
+        call = elements(fields[2])
+        call_id = scalar(call[2]) if len(call) > 2 else None
+        return call_id if isinstance(call_id, str) else None
+    if tag in (47, 48, 70, 71, 73):
+        number = scalar(fields[1])
+        return number if isinstance(number, int) else None
     return None
-
-
-def _fields(array: msgspec.Raw) -> list[msgspec.Raw]:
-    """Return the elements of an array, none if there are too many for a message."""
-    return _pieces.decode(array) if wire.length(memoryview(array)) <= wire.MAX_FIELDS else []
