@@ -6,7 +6,7 @@ import asyncio
 import enum
 import time
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from atasks.worker.stream_sender import StreamSender
     from atasks.worker.worker import Worker
 
-__all__ = ["HeldCall", "Reason"]
+__all__ = ["RETURNED", "HeldCall", "Reason"]
 
 
 class Reason(enum.Enum):
@@ -39,6 +39,12 @@ class Reason(enum.Enum):
     """Somebody else wants it to end."""
     PASSED_ON = enum.auto()
     """Not cancelled: this worker does not know its atask."""
+    AWAITED_AGAIN = enum.auto()
+    """Withdrawn, and then sent again by its caller, which had lost its connection."""
+
+
+RETURNED: Final = (Reason.DRAINED, Reason.PASSED_ON, Reason.AWAITED_AGAIN)
+"""Ends after which another run of the call is to come: the worker gives it back."""
 
 
 class HeldCall(Struct, eq=False):

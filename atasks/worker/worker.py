@@ -54,7 +54,7 @@ from atasks.worker.backlog import Backlog
 from atasks.worker.drain import drain
 from atasks.worker.execution import ended_by_request, execute, pass_on, status
 from atasks.worker.executors import Executors
-from atasks.worker.held_call import HeldCall, Reason
+from atasks.worker.held_call import RETURNED, HeldCall, Reason
 from atasks.worker.loop_guard import LoopGuard
 from atasks.worker.recent import RecentIds, RecentReplies
 from atasks.worker.served_tasks import ServedTasks, Tasks
@@ -308,6 +308,8 @@ class Worker:
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
             held.deliveries.append(delivery)
+            if held.reason is Reason.WITHDRAWN and self._finished is None:
+                held.reason = Reason.AWAITED_AGAIN
             if held.sender is not None:
                 held.sender.ask()
             return
@@ -556,7 +558,7 @@ class Worker:
         elif calls.isEnabledFor(logging.DEBUG):
             self._log(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
-        unanswered = GIVEN_BACK if run.reason in (Reason.DRAINED, Reason.PASSED_ON) else WITHDRAWN
+        unanswered = GIVEN_BACK if run.reason in RETURNED else WITHDRAWN
         run.row[ENDED + (unanswered if reply is None else reply.status)] += 1
         run.row[REFUSED] += not (reply is None or run.slots or run.started)
         if self.watching is not None:
@@ -580,7 +582,7 @@ class Worker:
     def _end_unanswered(self, run: HeldCall) -> None:
         """Give the call back, if another worker must run it; else nobody is told of it."""
         deliveries = run.deliveries
-        if run.reason in (Reason.DRAINED, Reason.PASSED_ON) and deliveries:
+        if run.reason in RETURNED and deliveries:
             run.call.ran |= run.sender is not None
             # Through the last delivery: the earlier ones may be of a connection that is gone.
             deliveries[-1].give_back(run.call)
@@ -596,7 +598,7 @@ class Worker:
     def _tell_end(self, watching: Watching, run: HeldCall, reply: Reply | None) -> None:
         """Tell who watches how a call has ended."""
         if reply is None:
-            if run.reason in (Reason.DRAINED, Reason.PASSED_ON):
+            if run.reason in RETURNED:
                 watching.held("given_back", run)
             else:
                 watching.ended(run, "withdrawn")

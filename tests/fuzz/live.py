@@ -176,12 +176,16 @@ async def _beside(
         started = time.monotonic()
         try:
             async with asyncio.timeout(30):
-                match number % 5:
+                match number % 7:
                     case 0:
                         found: Any = await in_a_thread(number)
                     case 1:
-                        found = [item async for item in numbers(number % 7)]
-                        number = list(range(number % 7))  # type: ignore[assignment]
+                        found = [item async for item in numbers(number % 9)]
+                        number = list(range(number % 9))  # type: ignore[assignment]
+                    case 2:
+                        found = await echo.options(delivery="at_most_once")(number)
+                    case 3:
+                        found = await echo.options(max_attempts=1)(number)
                     case _:
                         found = await echo(number)
         except Exception as error:

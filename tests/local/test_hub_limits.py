@@ -156,3 +156,52 @@ async def test_a_process_that_connects_again_awaits_its_calls_again(host: Host, 
             await until(lambda: len(host.hub) == 1, "it is one call")
             worker.send(Reply(VERSION, "the-id", Status.VALUE, b"result", "pickle", "worker"))
             await until(lambda: of(owned, Reply), "its owner has the result")
+
+
+async def test_a_submission_that_comes_twice_is_one(host: Host, path: str) -> None:
+    """Its submitter may have lost the answer. What waits is counted once: a call behind it is handed out."""
+    submission = call("the-id", orphan=1)
+    async with process(path) as (owner, told), process(path) as (worker, delivered):
+        for number in (1, 2, 3):
+            owner.send(Begin(number, "q", submission, 0, True, 60_000))
+        await until(lambda: len(of(told, Answer)) == 3, "all are answered")
+        assert {answer.outcome for answer in of(told, Answer) if isinstance(answer, Answer)} == {Outcome.DONE}
+        worker.send(Serve("worker", ["q"]))
+        worker.send(Slots(5, 0))
+        await until(lambda: of(delivered, Deliver), "it is handed out")
+        owner.send(Begin(4, "q", submission, 0, True, 60_000))  # it runs
+        owner.send(Request("q", call("another")))
+        await until(
+            lambda: len(of(delivered, Deliver)) == 2, "the other one is handed out, although nothing ended"
+        )
+        worker.send(Reply(VERSION, "the-id", Status.VALUE, b"result", "pickle", "worker"))
+        worker.send(Reply(VERSION, "another", Status.VALUE, b"result", "pickle", "worker"))
+        await until(lambda: of(told, Reply), "both have ended")
+        owner.send(Begin(5, "q", submission, 0, True, 60_000))  # its record is kept
+        await until(lambda: len(of(told, Answer)) == 5, "that is answered too")
+        assert len(host.hub) == 0
+    assert len(of(delivered, Deliver)) == 2
+
+
+async def test_a_call_passes_those_that_wait_for_another_worker(host: Host, path: str) -> None:
+    """One that only a busy worker may have must not keep others from a worker that is idle: nothing else would
+    wake that one."""
+    for_other = call("for-the-other")
+    for_other.seen = ["idle"]
+    async with (
+        process(path) as (caller, _),
+        process(path) as (idle, delivered),
+        process(path) as (busy, _),
+    ):
+        busy.send(Serve("busy", ["q"]))
+        busy.send(Slots(0, 0))
+        idle.send(Serve("idle", ["q"]))
+        idle.send(Slots(5, 0))
+        await until(lambda: len(host.hub._peers) == 3, "all are there")
+        await asyncio.sleep(0.05)
+        caller.send(Request("q", for_other))
+        caller.send(Request("q", call("for-anybody")))
+        await until(lambda: of(delivered, Deliver), "the idle worker has one")
+        (handed,) = of(delivered, Deliver)
+        assert isinstance(handed, Deliver)
+        assert handed.call.id == "for-anybody"

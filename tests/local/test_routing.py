@@ -1,6 +1,7 @@
 """Which worker gets which call, and when."""
 
-# Private attributes: `Router._call` makes a call with another attempt, and `Hub._entries` holds it.
+# Private attributes: `Router._call` makes a call with another attempt, `Hub._entries` holds it, `Hub._peers` has
+# the links to workers, and `LocalTransport._link` is what breaks.
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from atasks import Router, UnknownTask, Worker
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
+from atasks.transport.backends.local.link import SocketLink
+from atasks.wire import VERSION, Cancel
 from tests.using import using
 
 
@@ -207,3 +210,64 @@ async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
         assert entry.alone == last
         gate.set()
         await soon(waiting)
+
+
+async def test_a_call_is_awaited_again_while_its_cancelled_run_ends(site: Site) -> None:
+    """Its caller has lost its connection and not the hub: the worker is told to cancel the call, and then to run
+    it, while it cleans up."""
+    cleaning, cleaned = asyncio.Event(), asyncio.Event()
+    runs = 0
+
+    @site.atask
+    async def work() -> str:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleaning.set()
+                await cleaned.wait()
+        return "done"
+
+    async with site.open():
+        call = asyncio.create_task(work())
+        await until(lambda: runs, "it runs")
+        _lose_connection(site.caller)
+        await soon(cleaning.wait())
+        run = site.worker.runs[0]
+        await until(lambda: len(run.deliveries) == 2, "it is sent again")
+        cleaned.set()
+        assert await soon(call) == "done"
+        assert runs == 2
+
+
+async def test_a_cancel_for_a_call_that_has_ended_does_not_hold_for_the_next_one(site: Site, host: Host) -> None:
+    """The hub may tell a worker that a call is not awaited when its reply is on its way. If the caller has lost
+    its connection it sends the call again."""
+    runs: list[str] = []
+
+    @site.atask
+    async def work() -> str:
+        runs.append(atasks.current_call().id)
+        if len(runs) == 1:
+            await asyncio.Event().wait()
+        return "done"
+
+    async with site.open():
+        call = asyncio.create_task(work())
+        await until(lambda: runs, "it runs")
+        (worker,) = (peer for peer in host.hub._peers if peer.worker_id)
+        worker.link.send(Cancel(VERSION, ["an-id"]))  # not in hand there
+        await soon(site.worker.transport.flush())
+        assert "an-id" not in site.worker.withdrawn
+        call.cancel()
+        await asyncio.wait([call])
+
+
+def _lose_connection(transport: object) -> None:
+    assert isinstance(transport, LocalTransport)
+    link = transport._link
+    assert isinstance(link, SocketLink)
+    assert link.transport is not None
+    link.transport.abort()

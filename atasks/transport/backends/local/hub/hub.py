@@ -283,13 +283,13 @@ class Hub:
         if call.timeout_ms is not None:
             entry.deadline = self._loop.time() + call.timeout_ms / 1000
         entry.alone = 1 < call.attempt >= entry.most
-        worker = None if queue or entry.alone or peer.link.clogged else queue.best(call)
-        if worker is not None:
+        worker = None if entry.alone or peer.link.clogged else queue.best(call)
+        if worker is not None and not queue:
             self._queues.hand(entry, worker)
         else:
             queue.push(entry)
             peer.check_room()
-            if entry.alone or peer.link.clogged:
+            if worker is not None or entry.alone or peer.link.clogged:  # what waits may be for another worker
                 self._queues.offer(queue)
 
     def _request_again(self, peer: Peer, known: QueuedCall, call: Call) -> None:
@@ -298,6 +298,8 @@ class Hub:
             return
         if known.caller is None and known.owner == peer.pid and known.queue.namespace == peer.namespace:
             known.caller = peer
+            if known.lane is not None:
+                peer.queued += known.size
             return
         logger.error("process %d was refused: it sent a call under the id of another one, %s", peer.pid, call.id)
         refusal = "request refused: its id is that of a call of another process"
@@ -307,9 +309,13 @@ class Hub:
         call = message.call
         queue = self._queues.of(peer, message.queue)
         reason = ""
-        if call.id in self._entries and not self._entries[call.id].kept:
+        known = self._entries.get(call.id)
+        if known is not None and not (known.kept and known.queue.namespace == peer.namespace):
             self._queues.tidy(queue)
             outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
+        elif known is not None or self._runs.has(peer, call.id):  # its submitter has lost the answer
+            self._queues.tidy(queue)
+            outcome = Outcome.DONE
         elif (holder := self._runs.holder(peer, call.id)) is not None:
             self._queues.tidy(queue)
             outcome, reason = Outcome.TAKEN, holder

@@ -34,6 +34,10 @@ class HubRecords:
         found = None if base is None else self._store.holder(_key(peer, base))
         return None if found is None else found[1]
 
+    def has(self, peer: Peer, call_id: str) -> bool:
+        """Return True if there is a record of this call."""
+        return _key(peer, call_id) in self._store
+
     def open(self, peer: Peer, message: Begin) -> bool:
         """Keep what becomes of the call, if anything is to be kept; False: there is no room."""
         base = base_of(message.call.id)
