@@ -1,4 +1,4 @@
-"""The worker's side: its work queues and their windows, the requests in them, and control messages."""
+"""The worker's side: its work queues and their windows, and the requests in them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,17 @@ from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
-from atasks.transport.backends.amqp.broker.outgoing import Outgoing
-from atasks.transport.backends.amqp.seals import key_of, opening
+from atasks.transport.backends.amqp.seals import opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from atasks.transport.backends.amqp.worker.consumer import Consumer
+from atasks.transport.backends.amqp.worker.control import ControlQueue
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.doubts import Doubts
 from atasks.transport.backends.amqp.worker.events import EventDelivery, EventQueues, EventSource
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
 from atasks.transport.backends.amqp.worker.prefetch import Prefetch
-from atasks.transport.backends.amqp.worker.queries import answer_query
 from atasks.transport.backends.amqp.worker.replies import Replies
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 from atasks.transport.backends.amqp.worker.station import Station
@@ -39,15 +38,7 @@ from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
 from atasks.wire import (
     CONTENT_TYPE,
     VERSION,
-    Ask,
     Call,
-    Cancel,
-    Credit,
-    End,
-    Grant,
-    Held,
-    Query,
-    Reply,
     Status,
     Up,
 )
@@ -102,6 +93,14 @@ class Serving:
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
         self.doubts = Doubts(self.station, self._callers)
+        self._control = ControlQueue(
+            self.station,
+            self.queues,
+            attempts=self.attempts,
+            doubts=self.doubts,
+            replies=self.replies,
+            telling=self.telling,
+        )
         self.kept = KeptCalls(self.station, self.attempts)
         self.replies.settle = self.kept.ended
         self._leases = Leases(self.station, self.replies, consumer_timeout)
@@ -140,7 +139,7 @@ class Serving:
         await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
         for key in (topology.all_key, *map(topology.queue_key, self.queues)):
             await guard(link.inbox.queue_bind(control, topology.control, key))
-        receive = opening(self.session.seals, self._on_control, topology.arrival(control))
+        receive = opening(self.session.seals, self._control.receive, topology.arrival(control))
         await guard(link.inbox.basic_consume(control, receive, no_ack=True))
         self.doubts.listening()
         station.link, station.acks = link, Acks(link.work)
@@ -434,87 +433,3 @@ class Serving:
                 if not isinstance(item, Call)
             ]
         return calls, refusals
-
-    # -- control messages
-
-    async def _on_control(self, message: DeliveredMessage) -> None:
-        limit = self.session.max_message
-        try:
-            envelopes = wire.decode(message.body, limit)
-        except DecodeError as error:
-            self.worker.count_bad(str(error))
-            envelopes = wire.salvage(message.body, limit).envelopes
-        if self.session.seals is not None:
-            envelopes = self.session.seals.for_worker(message, envelopes, self.worker)
-        for envelope in envelopes:
-            if isinstance(envelope, Cancel):
-                for call_id in envelope.ids:
-                    self.worker.cancel(call_id)
-                    self.doubts.withdrawn(call_id)
-            elif isinstance(envelope, Ask):
-                self._answer(envelope, message.header.properties.reply_to, key_of(message))
-            elif isinstance(envelope, Held):
-                for name in envelope.ids:
-                    self.attempts.told(name, None)
-            elif isinstance(envelope, Grant):
-                self.attempts.granted(envelope)
-                self.doubts.told(envelope)
-            elif isinstance(envelope, Credit):
-                self._credit(envelope, message.header.properties.reply_to)
-            elif isinstance(envelope, Reply | End):
-                self.attempts.told(envelope.id, envelope)
-            elif isinstance(envelope, Query):
-                answer_query(self.station, self.telling, self.queues, envelope, message)
-
-    def _credit(self, credit: Credit, reply_to: str | None) -> None:
-        """The consumer of a stream says what it has taken, and where it is."""
-        if not reply_to or self._is_for(credit.id, reply_to):
-            if reply_to:
-                self._readdress(credit.id, reply_to)
-            self.worker.streams.credit(credit)
-
-    def _readdress(self, call_id: str, reply_to: str) -> None:
-        """The consumer of a stream says where it is: its reply queue may be another one by now."""
-        run = self.worker.find(call_id)
-        if run is not None:
-            for delivery in run.deliveries:
-                if isinstance(delivery, CallDelivery):
-                    delivery.inbound.reply_to = reply_to
-
-    def _is_for(self, call_id: str, reply_to: str) -> bool:
-        """Return True if that is the address of the caller of a call that is in hand here, or has ended here
-        lately, or of another process of the same user: nobody else is told of it. Anybody may ask for a call
-        whose replies are kept."""
-        topology = self.session.topology
-        run = self.worker.find(call_id) or self.worker.streams.run(call_id)
-        if run is not None:
-            found = [item.inbound.reply_to for item in run.deliveries if isinstance(item, CallDelivery)]
-        elif (addressee := self.replies.addressee(call_id)) is not None:
-            found = [addressee]
-        else:
-            found = self.doubts.holds(call_id)
-        return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
-
-    def _held(self, names: list[str], token: str) -> Held:
-        """The answer that these calls are in hand here: for how long each has run, and what it awaits."""
-        runs = [self.worker.find(name) for name in names]
-        times = (None if run is None else run.ran for run in runs)
-        ran_ms = [-1 if ran is None else int(ran * 1000) for ran in times]
-        awaits = [None if run is None else run.awaited for run in runs]
-        return Held(VERSION, names, self.worker.id, token, ran_ms, awaits)
-
-    def _answer(self, question: Ask, reply_to: str | None, key: str) -> None:
-        """Say which of the calls are in hand here, and send the replies of those that finished again: to a worker,
-        and to who made them. Who asks for none under a seal wants to know whether its key is known here."""
-        if not reply_to:
-            return
-        by_worker = self.session.topology.is_control_queue(reply_to)
-        names = dict.fromkeys(question.ids)
-        told = [name for name in names if by_worker or self._is_for(name, reply_to)]
-        held = [name for name in told if self.worker.holds(name) or self.doubts.holds(name)]
-        held += [name for name in names if self.attempts.holds(name, not by_worker) and name not in held]
-        if held or question.token or (key and not names):
-            body = wire.encode([self._held(held, question.token)])
-            self.station.put(Outgoing(body, reply_to, self.station.properties(1), mandatory=False, key=key))
-        finished = (self.worker.finished(name) for name in told)
-        self.replies.send_again(reply_to, [reply for reply in finished if reply is not None], key)
