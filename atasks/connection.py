@@ -156,6 +156,7 @@ def connect(
                 max_parked=options.get("max_parked", 50_000),
                 threads=options.get("threads"),
                 processes=options.get("processes"),
+                process_setup=options.get("process_setup"),
             )
             await worker.start()
             stack.push_async_callback(lambda: outlast(worker.drain(grace=0)))
@@ -173,6 +174,7 @@ def serve(
     max_parked: int = 50_000,
     threads: int | None = None,
     processes: int | None = None,
+    process_setup: str | None = None,
     lifespan: Lifespan | None = None,
     grace: float = 30.0,
     **options: Unpack[TransportOptions],
@@ -182,9 +184,10 @@ def serve(
     `queues` are the work queues to serve (None: those of the atasks that are registered now); at most
     `concurrency` calls run at once, and at most `max_parked` wait for calls that they made. Blocking functions run
     in at most `threads` threads (None: as many as calls run at once, at most 100) and `processes` processes (None:
-    one for each processor). `lifespan` is an async context manager, or a function that returns one, entered before
-    the first call and left after the last; a call reads its value as `current_call().state`. Awaits inside the
-    block go over the same transport.
+    one for each processor), each of which calls `process_setup` first, the function of a name like
+    "shop.boot:prepare" (None: the one that prepared this process, if any). `lifespan` is an async context manager,
+    or a function that returns one, entered before the first call and left after the last; a call reads its value
+    as `current_call().state`. Awaits inside the block go over the same transport.
 
     Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds, also if the task
     is cancelled meanwhile: its CancelledError is raised when the worker has drained.
@@ -208,6 +211,7 @@ def serve(
             max_parked=max_parked,
             threads=threads,
             processes=processes,
+            process_setup=process_setup,
             state=state,
         )
         await _start(worker, queues, grace)
@@ -246,7 +250,8 @@ def local(
     They are fresh interpreters, which import the modules of the atasks that are registered now; a script should
     have what starts it under `if __name__ == "__main__":`. `options` are those of `LocalTransport`: `concurrency`
     is for how many calls a process runs at once (1 is best for calls that keep a core busy), `grace` for how many
-    seconds calls get to finish when the block ends.
+    seconds calls get to finish when the block ends; `process_setup` names a function, as in "shop.boot:prepare",
+    which a process calls before it imports those modules.
 
     Guarantees: a process that dies is replaced, and its calls run in another one, up to their `max_attempts`. No
     process is left when the block ends, nor a while after this program was killed.

@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import quote
 
 import atasks
-from atasks import forks, logs
+from atasks import forks, logs, process_setup
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.supervisor.tether import Tether
@@ -28,11 +28,14 @@ LOAD: Final = 3
 
 
 def main(socket: str, modules: Sequence[str], uvloop: bool, levels: dict[str, Any], **options: Any) -> None:
-    """Import the modules, and serve their atasks until told to drain, or until the hub is gone."""
+    """Prepare this process, import the modules, and serve their atasks until told to drain, or until the hub
+    is gone."""
     tether = Tether.inherited()
     assert tether is not None, "a supervisor starts it"
     tether.end_with_supervisor(ORPHAN_SECONDS)
     try:
+        if (setup := options["process_setup"]) is not None:
+            process_setup.run(setup)
         _load(modules)
     except AtasksError as error:
         tether.failed(" ".join(str(error).split()), LOAD)

@@ -109,6 +109,14 @@ class Middleware:
         """Around a run of an atask, at its worker. The function sees the context variables that are set here."""
         return await proceed()
 
+    def run_blocking(self, call: Invocation, proceed: Callable[[], Any]) -> Any:
+        """Around a function of `executor="thread"` or `"process"`, in the thread that runs it, within `run`.
+
+        For what belongs to a thread, as connections of blocking drivers do. `proceed()` returns or raises as the
+        function does.
+        """
+        return proceed()
+
 
 def use(middleware: Middleware, namespace: str = "default") -> None:
     """Put a middleware around every call of the namespace from now on, inside of those that are there already.
@@ -127,8 +135,12 @@ def use(middleware: Middleware, namespace: str = "default") -> None:
     space = namespace_item(namespace)
     if type(middleware).call is not Middleware.call:
         namespaces.register(namespace, around_calls=AroundCalls(_more(space.around_calls, middleware)))
-    if type(middleware).run is not Middleware.run:
+    if type(middleware).run is not Middleware.run or _around_blocking(middleware):
         namespaces.register(namespace, around_runs=AroundRuns(_more(space.around_runs, middleware)))
+
+
+def _around_blocking(middleware: Middleware) -> bool:
+    return type(middleware).run_blocking is not Middleware.run_blocking
 
 
 def _more(around: AroundCalls | AroundRuns | None, middleware: Middleware) -> tuple[Middleware, ...]:
@@ -369,6 +381,7 @@ class AroundRuns:
 
     def __init__(self, middlewares: tuple[Middleware, ...]) -> None:
         self.middlewares = middlewares
+        self._blocking = tuple(middleware for middleware in reversed(middlewares) if _around_blocking(middleware))
 
     async def run(
         self,
@@ -379,8 +392,9 @@ class AroundRuns:
         kwargs: Mapping[str, Any],
         body: Callable[..., Awaitable[Any]],
     ) -> Any:
-        """Run the body inside the middlewares: returns or raises what they make of `await body(*args,
-        **kwargs)`; for a stream, an iterator that can be closed."""
+        """Run the body inside the middlewares: returns or raises what they make of `await body(inside, *args,
+        **kwargs)`; for a stream, an iterator that can be closed. The body of a blocking function has a thread call
+        `inside(function)` in its place."""
         invocation = Invocation(
             task,
             call.task,
@@ -394,9 +408,10 @@ class AroundRuns:
             call.headers or {},
         )
         made: list[Any] = []
+        inside = functools.partial(self._inside, invocation)
 
         async def proceed() -> Any:
-            result = await body(*invocation.args, **invocation.kwargs)
+            result = await body(inside, *invocation.args, **invocation.kwargs)
             if call.credit:
                 made.append(result)
             return result
@@ -408,6 +423,19 @@ class AroundRuns:
                 await _closed(generator)
             raise
         return ItemsOfRun(result, made) if call.credit else result
+
+    def _inside(self, call: Invocation, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with what the middlewares put around it in its thread."""
+        if not self._blocking:
+            return function
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            proceed = functools.partial(function, *args, **kwargs)
+            for middleware in self._blocking:
+                proceed = functools.partial(middleware.run_blocking, call, proceed)
+            return proceed()
+
+        return run
 
 
 class ItemsOfRun:

@@ -118,6 +118,7 @@ class WorkerOptions(TypedDict, total=False):
     grace: float
     threads: int | None
     processes: int | None
+    process_setup: str | None
 
 
 class PrivateOptions(LocalOptions, WorkerOptions, total=False):

@@ -11,7 +11,8 @@ from typing import Any, NoReturn
 import click
 
 import atasks
-from atasks.errors import InvalidKeys
+from atasks.errors import InvalidKeys, LoadError
+from atasks.process_setup import run as prepare_process
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
 from atasks_cli import calling, calls, doctor, health, live, runner, schedules, web, workers
@@ -183,6 +184,11 @@ def main() -> None:
     metavar="HOST:PORT",
     help="Answer /healthz, /readyz and /metrics there, in server mode.",
 )
+@click.option(
+    "--process-setup",
+    metavar="MODULE:FUNCTION",
+    help="Call this function first, in this process and in those that it starts: django:setup, say.",
+)
 @click.option("--reload", is_flag=True, help="Drain and start again when a file of the loaded modules changes.")
 @click.option("-v", "verbosity", count=True, help="Log what happens; -vv logs everything, with tracebacks.")
 @click.option(
@@ -217,6 +223,7 @@ def run_command(
     max_calls: int | None,
     max_memory: int | None,
     reload: bool,
+    process_setup: str | None,
     **options: Any,
 ) -> int:
     """Load files or modules, and run or serve what they define.
@@ -247,6 +254,8 @@ def run_command(
             if tether is None:
                 return supervise(settings, supervision)
             supervised = Supervised(tether, supervision)
+        if process_setup is not None:
+            _prepare(process_setup)
         aiomains = find(runner.load_all(targets, settings), offered, given)
         return runner.run(settings, aiomains, loop_factory, supervised)
     except CommandError as error:
@@ -258,6 +267,16 @@ def run_command(
         raise
     except KeyboardInterrupt:  # while a module loads; click would print an empty line
         return Exit.INTERRUPTED
+
+
+def _prepare(setup: str) -> None:
+    """Call the function of --process-setup. Raises a CommandError."""
+    try:
+        prepare_process(setup)
+    except LoadError as error:
+        raise CommandError(Exit.LOAD, str(error)) from error
+    except ValueError as error:
+        raise CommandError(Exit.USAGE, str(error).replace("process_setup=", "--process-setup ")) from None
 
 
 FAMILIES = (calling, calls, doctor, live, schedules, web, workers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from typing import Any
@@ -115,6 +116,42 @@ class MiddlewareCases(Cases):
             assert await soon(echo("a")) == ["a", "call", "run", "run", "call"]
             assert await soon(blocking("a")) == ["a", "call", "run", "run", "call"]
             assert await soon(asyncio.to_thread(_sync_of_loop, echo)) == ["a", "call", "run", "run", "call"]
+
+    async def test_what_is_around_a_blocking_function_is_in_its_thread(self, site: Site) -> None:
+        variable: ContextVar[str] = ContextVar("variable", default="unset")
+
+        class Inside(Middleware):
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def run_blocking(self, call: Invocation, proceed: Callable[[], Any]) -> Any:
+                variable.set(f"{variable.get()} {self.name} of {call.args[0]}")
+                try:
+                    return [*proceed(), self.name, threading.get_ident()]
+                except Refused:
+                    raise Refused(self.name) from None
+
+        @site.atask(executor="thread")
+        def blocking(text: str) -> list[object]:
+            if text == "refuse":
+                raise Refused
+            return [variable.get(), threading.get_ident()]
+
+        @site.atask
+        async def on_the_loop(text: str) -> list[object]:
+            return [variable.get(), threading.get_ident()]
+
+        outer, inner = Inside("outer"), Inside("inner")
+        use(outer, site.namespace)
+        use(inner, site.namespace)
+        async with site.open():
+            seen, thread, *more = await soon(blocking("a"))
+            assert seen == "unset outer of a inner of a"
+            assert more == ["inner", thread, "outer", thread]
+            with pytest.raises(Refused, match="outer"):
+                await soon(blocking("refuse"))
+            assert (await soon(on_the_loop("a")))[0] == "unset"
+            assert variable.get() == "unset"
 
     async def test_the_body_sees_the_context_that_run_leaves(self, site: Site) -> None:
         variable: ContextVar[str] = ContextVar("variable", default="unset")

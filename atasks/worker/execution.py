@@ -37,6 +37,9 @@ __all__ = [
 
 logger = logging.getLogger("atasks.worker")
 
+Inside = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Puts around a blocking function what the middlewares want around it in its thread."""
+
 
 async def execute(run: HeldCall) -> None:
     """Serve the call, and tell its worker that it has ended, with the reply; None where there is nobody to reply
@@ -128,10 +131,10 @@ def _log_late(run: HeldCall, error: BaseException) -> None:
         )
 
 
-async def _body(run: HeldCall, task: BaseTask[..., Any], *args: Any, **kwargs: Any) -> Any:
+async def _body(run: HeldCall, task: BaseTask[..., Any], inside: Inside, *args: Any, **kwargs: Any) -> Any:
     """Call the function of the atask, for the middlewares around it."""
     if task.executor is not None:
-        return await run.worker.pools.in_thread(run, task.local, args, kwargs)
+        return await run.worker.pools.in_thread(run, inside(task.local), args, kwargs)
     result = task.local(*args, **kwargs)
     return await result if inspect.isawaitable(result) else result
 

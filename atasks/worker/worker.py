@@ -21,6 +21,7 @@ from atasks.call_log import logger as calls
 from atasks.errors import TransportError
 from atasks.failures.failures import failure_text, raised_type
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
+from atasks.process_setup import check as check_process_setup
 from atasks.submitted.schedules import Ticker
 from atasks.supervisor import running_calls
 from atasks.tracking import answering, snapshots
@@ -103,6 +104,7 @@ class Worker:
         max_parked: int = 50_000,
         threads: int | None = None,
         processes: int | None = None,
+        process_setup: str | None = None,
         state: Any = None,
     ) -> None:
         validate_count("concurrency", concurrency)
@@ -111,6 +113,8 @@ class Worker:
             validate_count("threads", threads)
         if processes is not None:
             validate_count("processes", processes)
+        if process_setup is not None:
+            check_process_setup(process_setup)
         host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
         self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
         self.router = router
@@ -121,7 +125,7 @@ class Worker:
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state
-        self.pools = Executors(threads, processes, concurrency, self._fill)
+        self.pools = Executors(threads, processes, concurrency, self._fill, process_setup)
         """For blocking functions."""
         self._notes = notes = running_calls.installed()
         self.counters = Counters(self.id, self.namespace, None if notes is None else notes.table)

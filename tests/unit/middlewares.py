@@ -35,6 +35,9 @@ class Around(Middleware):
             await proceed()
         return [*await proceed(), os.getpid(), call.task is describe]
 
+    def run_blocking(self, call: Invocation, proceed: Callable[[], Any]) -> Any:
+        return [*proceed(), f"{call.args[0]} by {who.get()}, {os.getpid()}"]
+
 
 class Unpicklable(Middleware):
     """Cannot travel to a process."""

@@ -35,8 +35,9 @@ async def test_a_process_runs_inside_of_copies_of_the_middlewares() -> None:
     use(Around(), NAMESPACE)
     async with connect("loopback:", namespace=NAMESPACE, processes=1):
         name = f"{middlewares.__name__}.describe"
-        who, called, queue, count, body, around, known = await soon(describe("body"))
+        who, called, queue, count, body, inside, around, known = await soon(describe("body"))
         assert (who, called, queue, count, known) == ("somebody", name, "default", 1, True)
+        assert inside == f"body by somebody, {body}"
         assert body == around, "the middleware and the function run in one process"
         assert (await soon(describe("again")))[3] == 3, "the second proceed() ran the function again"
         for what, message in (("refuse", name), ("raise", "body")):

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from types import GeneratorType
 from typing import Any, Final, NoReturn
 
-from atasks import forks, logs
+from atasks import forks, logs, process_setup
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import by_value
 from atasks.codecs.pickle import pickled
@@ -113,12 +113,14 @@ def _terminate(number: int, frame: object) -> NoReturn:
     raise _Terminated
 
 
-def main(descriptor: int) -> None:
-    """Serve the parent, until it is gone or says so."""
+def main(descriptor: int, setup: str = "") -> None:
+    """Serve the parent, until it is gone or says so. `setup` names the function that prepares this process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to the parent too, which ends its children
     os.set_inheritable(descriptor, False)
     forks.withhold(descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
+    if setup:
+        process_setup.run(setup)
     child = _Child(Connection(descriptor))
     try:
         forks.handle_signal(signal.SIGTERM, _terminate)

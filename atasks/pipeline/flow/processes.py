@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from atasks import forks, interpreters, logs, modules
+from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Lineage
 from atasks.pipeline.flow.child import GRACE, STREAM, ChildMessage, rebuilt, to_bytes
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Process", "ProcessRunner", "check_picklable"]
 
 _COMMAND = (
-    "import sys; sys.path[:] = sys.argv[2:]; from atasks.pipeline.flow.child import main; main(int(sys.argv[1]))"
+    "import sys; sys.path[:] = sys.argv[3:]; from atasks.pipeline.flow.child import main; "
+    "main(int(sys.argv[1]), sys.argv[2])"
 )
 
 
@@ -60,8 +61,9 @@ class Process:
             raise PipelineError(modules.UNGUARDED)
         here, there = socket.socketpair()
         forks.withhold(here.fileno())
+        setup = process_setup.remembered() or ""
         with there:
-            command = [*interpreters.command(), "-c", _COMMAND, str(there.fileno()), *sys.path]
+            command = [*interpreters.command(), "-c", _COMMAND, str(there.fileno()), setup, *sys.path]
             with self._lock:
                 if self.ended:
                     here.close()

@@ -13,13 +13,13 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from atasks import current, forks, logs, modules, wire
+from atasks import current, forks, logs, modules, process_setup, wire
 from atasks.codecs.base import Codec
 from atasks.current import CurrentCall
-from atasks.errors import DecodeError
+from atasks.errors import DecodeError, LoadError
 from atasks.namespaces import namespace_item, namespaces
 from atasks.wire import Call, Reply, Status
-from atasks.worker.execution import decode_arguments, raised, returned
+from atasks.worker.execution import Inside, decode_arguments, raised, returned
 from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_request, frame
 from atasks.worker.executors.references import Reference, find
 
@@ -27,7 +27,20 @@ if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.middleware import AroundRuns
 
-__all__ = ["serve"]
+__all__ = ["prepare", "serve"]
+
+
+def prepare(channel: socket.socket, setup: str | None) -> None:
+    """Call the function that prepares this process, if there is one. If that fails, tell the worker why in the
+    place of `READY`, and end."""
+    if setup is None:
+        return
+    try:
+        process_setup.run(setup)
+    except LoadError as error:
+        text = " ".join(str(error).split()).encode()
+        channel.sendall(HEADER.pack(len(text)) + text)
+        raise SystemExit(1) from None
 
 
 def serve(
@@ -157,11 +170,11 @@ class _Child:
         """Call the function inside the middlewares, which run in the event loop. The function runs outside of
         it, in the context of the middlewares."""
         loop = self._runner.get_loop()
-        wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Any, Any]] = []
+        wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Callable[..., Any], Any, Any]] = []
 
-        async def body(*args: Any, **kwargs: Any) -> Any:
+        async def body(inside: Inside, *args: Any, **kwargs: Any) -> Any:
             outcome = loop.create_future()
-            wanted.append((outcome, args, kwargs))
+            wanted.append((outcome, inside(function), args, kwargs))
             loop.stop()
             returned, value = await outcome
             if not returned:
@@ -174,9 +187,9 @@ class _Child:
         while not running.done():
             loop.run_forever()
             while wanted:
-                outcome, args, kwargs = wanted.pop(0)
+                outcome, wrapped, args, kwargs = wanted.pop(0)
                 try:
-                    ended = True, context.run(function, *args, **kwargs)
+                    ended = True, context.run(wrapped, *args, **kwargs)
                 except BaseException as error:
                     ended = False, error
                 if not outcome.done():

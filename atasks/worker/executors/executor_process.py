@@ -12,12 +12,12 @@ from asyncio.subprocess import DEVNULL, Process
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from atasks import forks, interpreters, logs, modules
+from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
 from atasks.wire import Reply
-from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_reply, frame
+from atasks.worker.executors.frames import HEADER, READY, ProcessRequest, decode_reply, frame
 
 if TYPE_CHECKING:
     from atasks.middleware import AroundRuns
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 __all__ = ["ExecutorProcess", "Lost"]
 
 # A fresh interpreter, because a fork would copy the worker's connections, locks and threads. The first thing that
-# it reads makes its imports work as they do here.
+# it reads makes its imports work as they do here. The second one prepares it, because the others import modules.
 _PROGRAM: Final = """\
 import pickle, socket, sys
 channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
 sys.path[:] = pickle.load(stream)
-from atasks.worker.executors.child import serve
+from atasks.worker.executors.child import prepare, serve
+prepare(channel, pickle.load(stream))
 serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
 """
 
@@ -64,13 +65,16 @@ class ExecutorProcess:
         """Done when it has ended."""
 
     @classmethod
-    async def start(cls, codec: Codec, around: AroundRuns | None = None) -> ExecutorProcess:
+    async def start(
+        cls, codec: Codec, around: AroundRuns | None = None, setup: str | None = None
+    ) -> ExecutorProcess:
         """A process that is ready, with copies of the codec and of the middlewares. Raises `Lost` if it ends
-        before it is, and TransportError in a process that imports its modules, or for a middleware that cannot be
-        pickled."""
+        before it is, and TransportError in a process that imports its modules, for a middleware that cannot be
+        pickled, and if `setup` fails, which it calls first (None: what prepared this process)."""
         if modules.is_importing():
             raise TransportError(modules.UNGUARDED)
-        hello = pickle.dumps(sys.path) + pickle.dumps(logs.levels()) + dumps(codec) + _pickled(around)
+        first = pickle.dumps(sys.path) + pickle.dumps(setup or process_setup.remembered())
+        hello = first + pickle.dumps(logs.levels()) + dumps(codec) + _pickled(around)
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())
         with theirs:
@@ -91,7 +95,9 @@ class ExecutorProcess:
         started = cls(process, reader, writer)
         try:
             await started._say(hello)
-            await started._hear()
+            answer = await started._hear()
+            if answer != READY:
+                raise TransportError(answer.decode())
         except BaseException:
             started.kill()
             raise

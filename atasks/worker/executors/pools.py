@@ -30,7 +30,12 @@ class Executors:
     """
 
     def __init__(
-        self, threads: int | None, processes: int | None, concurrency: int, on_free: Callable[[], None]
+        self,
+        threads: int | None,
+        processes: int | None,
+        concurrency: int,
+        on_free: Callable[[], None],
+        process_setup: str | None = None,
     ) -> None:
         self._on_free = on_free
         self._closed = False
@@ -39,7 +44,7 @@ class Executors:
             "process": Slots(min(concurrency, _processors()) if processes is None else processes, self._freed),
         }
         self.threads = ThreadPool(self.places["thread"])
-        self.processes = ProcessPool(self.places["process"].size)
+        self.processes = ProcessPool(self.places["process"].size, process_setup)
 
     def has_place(self, executor: Executor | None) -> bool:
         """Return True if a function could start in that executor now; on the event loop it always could."""

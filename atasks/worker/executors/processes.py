@@ -38,8 +38,10 @@ class ProcessPool:
     """At most `size` processes, which live as long as the worker, and calls that wait for one to start: no more
     are here at once."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, setup: str | None = None) -> None:
+        """`setup` names the function that a process calls first; None: the one that prepared this process."""
         self.size = size
+        self._setup = setup
         self._count = 0
         """Processes that start, live, or were killed and have not ended yet."""
         self._idle: list[ExecutorProcess] = []
@@ -124,7 +126,7 @@ class ProcessPool:
         codec = self._codec
         assert codec is not None
         try:
-            process = await ExecutorProcess.start(codec, self._around)
+            process = await ExecutorProcess.start(codec, self._around, self._setup)
         except Exception as error:  # no memory, no interpreter, a codec or a middleware that cannot be pickled
             self._count -= 1
             waiter = self._next()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from atasks import interpreters
+from atasks import interpreters, process_setup
 from atasks.checks import validate_count
 from atasks.errors import NotSupported, WorkersFailed
 from atasks.logs import levels
@@ -36,7 +36,9 @@ def check(options: WorkerOptions) -> None:
     for name, value in options.items():
         if name not in WorkerOptions.__annotations__:
             raise TypeError(f"unknown option {name!r}: known are {', '.join(WorkerOptions.__annotations__)}")
-        if name != "grace" and value is not None:
+        if value is not None and name == "process_setup":
+            process_setup.check(value)
+        elif value is not None and name != "grace":
             validate_count(name, value)
 
 
@@ -63,6 +65,7 @@ class WorkerProcesses:
             "grace": self._grace,
             "levels": levels(),
             **options,
+            "process_setup": options.get("process_setup") or process_setup.remembered(),
         }
         command = [*interpreters.command(), "-c", BOOTSTRAP, json.dumps(config)]
         self._supervisor = Supervisor(command, count, on_end=on_end)
