@@ -58,7 +58,7 @@ def resident() -> int:
 def buffered(transport: LocalTransport) -> int:
     """Bytes that the hub holds for processes that do not read them."""
     assert transport._host is not None
-    links = [peer.link for peer in transport._host.hub._peers]
+    links = [peer.link for peer in transport._host.hub.peers]
     return sum(link.unsent for link in links if isinstance(link, SocketLink))
 
 

@@ -1,7 +1,5 @@
 """What a hub and the processes around it say to each other, and what they do not understand."""
 
-# Private attributes: `Hub._peers`: nothing tells when a hub has forgotten a process.
-
 from __future__ import annotations
 
 import asyncio
@@ -191,4 +189,4 @@ async def test_strangers_are_shown_out(host: Host, path: str, data: bytes) -> No
     await settled(reader.read(), "the hub closes the connection")
     writer.close()
     await writer.wait_closed()
-    await until(lambda: host.hub._peers == [], "it is forgotten")
+    await until(lambda: host.hub.peers == [], "it is forgotten")

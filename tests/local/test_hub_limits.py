@@ -197,7 +197,7 @@ async def test_a_call_passes_those_that_wait_for_another_worker(host: Host, path
         busy.send(Slots(0, 0))
         idle.send(Serve("idle", ["q"]))
         idle.send(Slots(5, 0))
-        await until(lambda: len(host.hub._peers) == 3, "all are there")
+        await until(lambda: len(host.hub.peers) == 3, "all are there")
         await asyncio.sleep(0.05)
         caller.send(Request("q", for_other))
         caller.send(Request("q", call("for-anybody")))

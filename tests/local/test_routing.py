@@ -1,7 +1,7 @@
 """Which worker gets which call, and when."""
 
-# Private attributes: `Router._call` makes a call with another attempt, `Hub._entries` holds it, `Hub._peers` has
-# the links to workers, and `LocalTransport._link` is what breaks.
+# Private attributes: `Router._call` makes a call with another attempt, `Hub._entries` holds it, and
+# `LocalTransport._link` is what breaks.
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ async def test_a_cancel_for_a_call_that_has_ended_does_not_hold_for_the_next_one
     async with site.open():
         call = asyncio.create_task(work())
         await until(lambda: runs, "it runs")
-        (worker,) = (peer for peer in host.hub._peers if peer.worker_id)
+        (worker,) = (peer for peer in host.hub.peers if peer.worker_id)
         worker.link.send(Cancel(VERSION, ["an-id"]))  # not in hand there
         await soon(site.worker.transport.flush())
         assert "an-id" not in site.worker.withdrawn

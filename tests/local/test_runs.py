@@ -1,7 +1,5 @@
 """Runs of pipelines around a hub: what it forgets, what it holds, and who is told."""
 
-# Private attributes: `Hub._peers`: nothing tells when a hub holds answers back.
-
 from __future__ import annotations
 
 import asyncio
@@ -137,13 +135,13 @@ async def test_a_reader_that_does_not_read_delays_nobody(host: Host, path: str, 
         )
         writer.write(len(body).to_bytes(4, "big") + body)
         await writer.drain()
-        await until(lambda: [peer for peer in host.hub._peers if peer.unread], "it is held back")
-        held = next(peer for peer in host.hub._peers if peer.unread)
+        await until(lambda: [peer for peer in host.hub.peers if peer.unread], "it is held back")
+        held = next(peer for peer in host.hub.peers if peer.unread)
         (tmp_path / "gate").touch()
         assert await soon(asyncio.gather(*(value(attach(handle.id)) for _ in range(READERS)))) == [2] * READERS
         writer.close()
         await writer.wait_closed()
-        await until(lambda: held not in host.hub._peers, "it is forgotten")
+        await until(lambda: held not in host.hub.peers, "it is forgotten")
         assert await soon(handle) == 2
 
 

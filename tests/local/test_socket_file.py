@@ -1,7 +1,6 @@
 """Where a hub listens, and what stands in its way."""
 
-# Private attributes: `_peer_uid` is replaced: a test has no second user. `Hub._peers` says when a process is
-# forgotten.
+# Private attributes: `_peer_uid` is replaced: a test has no second user.
 
 from __future__ import annotations
 
@@ -193,4 +192,4 @@ async def test_nothing_is_said_to_other_users(
     monkeypatch.setattr(f"atasks.transport.backends.local.{side}.trusts", lambda _: False)
     with pytest.raises(ConnectFailed):
         await settled(atasks.connect(f"unix://{path}").__aenter__(), "connecting")
-    await until(lambda: host.hub._peers == [], "nobody is connected")
+    await until(lambda: host.hub.peers == [], "nobody is connected")

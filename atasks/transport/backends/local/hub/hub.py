@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from atasks import wire
@@ -18,11 +16,11 @@ from atasks.transport.backends.local.hub.limits import HubLimits
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall
 from atasks.transport.backends.local.hub.queues import WorkQueues
+from atasks.transport.backends.local.hub.reception import Reception
 from atasks.transport.backends.local.hub.records import HubRecords
 from atasks.transport.backends.local.hub.schedules import HubSchedules
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
-    PROTOCOL,
     Add,
     Answer,
     Begin,
@@ -31,8 +29,6 @@ from atasks.transport.backends.local.messages import (
     GiveBack,
     GiveToken,
     Handed,
-    Hello,
-    Message,
     NoneServes,
     Outcome,
     Ping,
@@ -40,9 +36,7 @@ from atasks.transport.backends.local.messages import (
     Publish,
     Read,
     ReadTable,
-    Refused,
     Request,
-    Salvaged,
     Serve,
     Slots,
     Stand,
@@ -52,7 +46,6 @@ from atasks.transport.backends.local.messages import (
     There,
     Touch,
     Watch,
-    Welcome,
     Where,
 )
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
@@ -64,8 +57,6 @@ logger = logging.getLogger("atasks.local")
 
 CLOSE_SECONDS: Final = 5.0
 """Seconds that the others get to read what the hub sent before it was closed."""
-HELLO_SECONDS: Final = 10.0
-"""Seconds that a process has to say `Hello` after it has connected."""
 MAX_ASKERS: Final = 1000
 """Questions to workers whose answers are expected."""
 RUN: Final = 1
@@ -82,11 +73,8 @@ class Hub:
     """
 
     def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
-        self.closed = False
-        self._peers: list[Peer] = []
         self._entries: dict[str, QueuedCall] = {}
         self._queues = WorkQueues()
-        self._bad_messages = 0
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
         self._schedules = HubSchedules()
@@ -94,10 +82,7 @@ class Hub:
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
         self._limits = HubLimits()
-        self._receiving = False
-        self._unsent: list[Conversation] = []
-        """Those to whom something was sent while what has arrived is dealt with."""
-        self._handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
+        handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
             Request: self._request,
             Reply: self._reply,
             End: self._reply,
@@ -126,51 +111,46 @@ class Hub:
             Begun: self._limits.begun,
             GiveToken: self._limits.give,
         }
+        self._reception = Reception(handlers, look=self._queues.fill, freed=self._freed, left=self._left)
 
     def __len__(self) -> int:
         """Calls that have not ended."""
         return len(self._entries)
 
+    @property
+    def closed(self) -> bool:
+        """True once the hub takes nothing from anybody any more."""
+        return self._reception.closed
+
+    @property
+    def peers(self) -> list[Peer]:
+        """The processes that are connected."""
+        return self._reception.peers
+
     # -- the processes around it
 
     def attach(self, link: Conversation, pid: int = 0) -> None:
         """Converse with one more process; `pid` 0: its `Hello` will tell. Nothing is taken from it before that."""
-        peer = Peer(link, pid, self._queues.fill)
-        self._peers.append(peer)
-        peer.expected = self._loop.call_later(HELLO_SECONDS, self._expect_hello, peer)
-        link.schedule = self._schedule
-        link.receive = partial(self._receive, peer)
-        link.unreadable = partial(self._unreadable, peer)
-        link.lost = partial(self._gone, peer)
-        link.freed = partial(self._freed, peer)
-
-    def _expect_hello(self, peer: Peer) -> None:
-        """Part with who has not said who it is by now."""
-        if peer.namespace is None and peer in self._peers:
-            logger.error("a process has connected and said no Hello in %g s: it is disconnected", HELLO_SECONDS)
-            self._peers.remove(peer)
-            peer.link.abort()
+        self._reception.attach(link, pid)
 
     def process_ended(self, pid: int) -> None:
         """A process has ended. Its connections do so too, when what it sent has been read: a child that a library
         forked may have them open."""
-        for peer in self._peers:
-            if peer.pid == pid:
-                peer.link.hang_up()
+        self._reception.hang_up(pid)
 
     async def close(self) -> None:
         """Tell everybody that no call is running any more, and end every conversation.
 
         At-most-once calls that a worker has end in `WorkerLost`; everything else may be sent to the next hub.
         """
-        self.closed = True
+        self._reception.closed = True
         for entry in list(self._entries.values()):
             if entry.worker is not None and entry.call.delivery == AT_MOST_ONCE:
                 self._end(entry, entry.lost("was cut off when its hub was closed"))
-        for peer in self._peers:
+        for peer in self.peers:
             peer.link.send(Bye())
-        await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self._peers))
-        self._peers.clear()
+        await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self.peers))
+        self.peers.clear()
         for entry in self._entries.values():
             if entry.delayed is not None:
                 entry.delayed.cancel()
@@ -179,67 +159,8 @@ class Hub:
         self._runs.close()
         self._limits.close()
 
-    def _receive(self, peer: Peer, messages: list[Message]) -> None:
-        if self.closed:
-            return
-        if peer.namespace is None and not self._welcomed(peer, messages.pop(0) if messages else None):
-            return
-        handlers = self._handlers
-        self._receiving = True
-        try:
-            for message in messages:
-                handler = handlers.get(type(message))
-                if handler is not None:
-                    handler(peer, message)
-        finally:
-            self._receiving = False
-            unsent, self._unsent = self._unsent, []
-            for link in unsent:  # at once: what arrives together was sent together, and leaves together
-                link.end_turn()
-
-    def _schedule(self, link: Conversation) -> None:
-        if self._receiving:
-            self._unsent.append(link)
-        else:
-            self._loop.call_soon(link.end_turn)
-
-    def _welcomed(self, peer: Peer, message: Message | None) -> bool:
-        """Return True if the first message is a `Hello` of this protocol."""
-        if isinstance(message, Hello) and message.protocol == PROTOCOL:
-            peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
-            peer.link.send(Welcome(os.getpid()))
-            return True
-        theirs = message.protocol if isinstance(message, Hello) else "none"
-        reason = (
-            f"the hub speaks protocol {PROTOCOL} and was addressed in {theirs}: run the same version of atasks"
-        )
-        logger.error("a process was refused: %s", reason)
-        peer.link.send(Refused(reason))
-        self._peers.remove(peer)
-        peer.link.close()
-        return False
-
-    def _unreadable(self, peer: Peer, salvaged: Salvaged) -> None:
-        """Some messages make no sense: those that are requests are answered, and the others are dropped."""
-        self._bad_messages += len(salvaged.bad)
-        if self._bad_messages == len(salvaged.bad):
-            logger.error("a bad message was refused (%s); the hub logs no further ones", salvaged.bad[0][1])
-        self._receive(peer, salvaged.messages)
-        for asker, reason in salvaged.bad:
-            refusal = f"request refused: {reason}"
-            if isinstance(asker, int):
-                peer.link.send(Answer(asker, Outcome.BAD, refusal))
-            elif asker is not None:
-                peer.link.send(wire.ended(asker, Status.DECODE_ERROR, refusal))
-
-    def _gone(self, peer: Peer, reason: str) -> None:
-        """Let go of a peer whose connection is closed."""
-        if self.closed:
-            return
-        self._peers.remove(peer)
-        if peer.expected is not None:
-            peer.expected.cancel()  # it would keep the peer, with the room for what it sends
-        logger.info("process %d is gone: %s", peer.pid, reason)
+    def _left(self, peer: Peer) -> None:
+        """A process is gone: let go of what it asked for, and of what it had."""
         self._leave(peer)
         self._schedules.leave(peer)
         self._runs.leave(peer)
@@ -410,7 +331,7 @@ class Hub:
         self._askers.move_to_end(query.token)
         if len(self._askers) > MAX_ASKERS:
             self._askers.popitem(last=False)
-        for worker in self._peers:
+        for worker in self.peers:
             if worker.worker_id and worker.namespace == peer.namespace and not worker.link.clogged:
                 worker.link.send(query)
 
