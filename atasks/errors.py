@@ -286,6 +286,11 @@ class UnknownRun(PipelineError, LookupError):
     """Nothing is kept of a submitted call or run: it has expired, was submitted with `keep=0`, or never here."""
 
 
+class CannotRetry(AtasksError, RuntimeError):
+    """The submitted call or run has not failed: it waits or runs still, has ended well, or was cancelled. The text
+    says which. Nothing was submitted."""
+
+
 class AlreadySubmitted(AtasksError, RuntimeError):
     """`on_conflict="error"`, and the first call with this `unique` key waits or runs, or its record is kept.
     Nothing was submitted."""

@@ -82,6 +82,8 @@ Awaits = tuple[Key, Name]
 
 RUN_TRIES: Final = "atasks.submitted.tries"
 """The name of the atask that every worker has: it awaits the tries of a submitted call with a `retry`."""
+UNBOUNDED: Final = 1_000_000
+"""The most attempts that a call may have."""
 RUN_PIPELINE: Final = "atasks.pipeline.run"
 """The name of the atask that every worker has: it runs a submitted pipeline."""
 

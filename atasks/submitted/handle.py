@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
 from atasks import wire
 from atasks.current import serving
-from atasks.errors import DecodeError, NotConnected, NotSupported, PipelineError, UnknownRun
+from atasks.errors import CannotRetry, DecodeError, NotConnected, NotSupported, PipelineError, UnknownRun
 from atasks.namespaces import namespace_item
-from atasks.options import validate_queue
-from atasks.transport.records.contract import Record, Records
+from atasks.options import TaskOptions, validate_queue
+from atasks.transport.records.contract import Record, Records, again_id
 from atasks.wire import Status
 
 if TYPE_CHECKING:
@@ -138,7 +139,39 @@ class Handle(Generic[T]):
         record = await records.read(self.id)
         if record.ending is None:
             what = "run" if self.task_ids else "call"
-            await records.cancel(record, wire.ended(self.id, Status.CANCELLED, f"{what} {self.id} was cancelled"))
+            ending = wire.ended(record.call.id, Status.CANCELLED, f"{what} {self.id} was cancelled")
+            await records.cancel(record, ending)
+
+    async def retry(self) -> None:
+        """Have what failed run again, under this handle: `await handle`, here and elsewhere, waits for it from now
+        on. Returns when that is safe.
+
+        A call is made again with the same arguments and the same `current_call().key`, whatever it did before it
+        failed. A run of a pipeline goes on behind what is on record: no call is made again that gave a value
+        there; items that `skip_errors` has dropped from a stage that had not ended are called again.
+        Attempts at workers that die count anew, and so do the tries of a `retry=`.
+
+        Raises CannotRetry for one that did not fail, UnknownRun, and a `CallError`.
+        """
+        records = self._records()
+        record = await records.read(self.id)
+        name = f"run {self.id}" if self.task_ids else f"call {self.id}"
+        if record.ending is None:
+            raise CannotRetry(f"{name} waits or runs still: await it, or cancel it and submit it anew")
+        if record.ending.status == Status.VALUE:
+            raise CannotRetry(f"{name} has ended well: await it, or submit it anew to have it run once more")
+        if record.ending.status == Status.CANCELLED:
+            raise CannotRetry(f"{name} was cancelled: submit it anew")
+        before = record.call
+        call = structs.replace(
+            before,
+            id=again_id(before.id),
+            key=before.key or record.id,
+            try_=before.try_ + 1,
+            sent_ms=int(time.time() * 1000),
+        )
+        if not await records.again(record, call, TaskOptions(queue=record.head.queue)):
+            raise CannotRetry(f"{name} runs again already: somebody else has retried it")
 
     def dumps(self) -> str:
         """A string for `attach`, which knows the namespace too."""

@@ -42,7 +42,7 @@ async def run_tries(name: Any, options: Any, args: Any, kwargs: Any) -> Any:
         invoked.options = TaskOptions().with_changes({**given, "retry": Retry.restored(given["retry"])})
     except (TypeError, ValueError) as error:
         raise DecodeError(f"these tries cannot be read: {error}") from error
-    invoked.fill = functools.partial(_name_key, run.call.id)
+    invoked.fill = functools.partial(_name_key, run.call.key or run.call.id)
     positional: Sequence[Any] = _checked(args, list)
     named: Mapping[str, Any] = _checked(kwargs, dict)
     return await namespace_item(run.worker.namespace).router.send_request(invoked, *positional, **named)

@@ -15,6 +15,7 @@ from atasks import (
     AlreadySubmitted,
     CallCancelled,
     CallTimeout,
+    CannotRetry,
     Handle,
     NotSupported,
     NoWorker,
@@ -323,6 +324,89 @@ class SubmittedCases(Cases):
             with pytest.raises(OSError, match="busy"):
                 await soon(handle)
             assert len(seen) == 2
+
+    async def test_failed_call_is_run_again(self, site: Site) -> None:
+        seen: list[tuple[int, int, str | None]] = []
+        bad = True
+
+        @site.atask
+        async def work(x: int, *, plus: int = 0) -> int:
+            call = current_call()
+            seen.append((call.try_ or 0, call.attempt or 0, call.key))
+            if bad:
+                raise KeyError("not yet")
+            return x + plus
+
+        async with site.open(concurrency=1):
+            if self._refuses(site):
+                return
+            handle = await soon(work.submit(7, plus=2))
+            for _ in range(2):
+                with pytest.raises(KeyError, match="not yet"):
+                    await soon(handle)
+                await soon(attach(handle.dumps()).retry())
+            with pytest.raises(KeyError, match="not yet"):
+                await soon(handle)
+            bad = False
+            await soon(handle.retry())
+            assert await soon(attach(handle.dumps())) == 9
+            assert await soon(handle.done())
+            assert seen == [(number, 1, handle.id) for number in range(1, 5)]
+            with pytest.raises(CannotRetry, match="has ended well"):
+                await soon(handle.retry())
+            with pytest.raises(UnknownRun):
+                await soon(Handle[int]("0" * 32, site.namespace).retry())
+            with pytest.raises(UnknownRun, match="keep=0"):
+                await (await soon(work.options(keep=0).submit(1))).retry()
+
+    async def test_what_has_not_failed_is_not_run_again(self, site: Site) -> None:
+        begun = asyncio.Event()
+
+        @site.atask
+        async def forever() -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(forever.submit())
+            await soon(begun.wait())
+            with pytest.raises(CannotRetry, match="waits or runs still"):
+                await soon(handle.retry())
+            await soon(handle.cancel())
+            with pytest.raises(CannotRetry, match="was cancelled: submit it anew"):
+                await soon(handle.retry())
+
+    async def test_call_that_runs_again_keeps_its_key_and_can_be_cancelled(self, site: Site) -> None:
+        begun = asyncio.Queue[str | None]()
+        gate = asyncio.Event()
+        bad = True
+
+        @site.atask(retry=Retry(on=(OSError,), attempts=2, wait=0, jitter=0))
+        async def work(x: int) -> int:
+            begun.put_nowait(current_call().key)
+            if bad:
+                raise OSError("busy")
+            await gate.wait()
+            return x
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            handle = await soon(work.options(unique="one").submit(1))
+            with pytest.raises(OSError, match="busy"):
+                await soon(handle)
+            bad = False
+            await soon(handle.retry())
+            assert {await soon(begun.get()) for _ in range(3)} == {handle.id}
+            other = await soon(work.options(unique="one").submit(2))
+            assert (other.new, other.id) == (False, handle.id)
+            assert not await soon(handle.done())
+            await soon(handle.cancel())
+            with pytest.raises(CallCancelled):
+                await soon(other)
+            await until(lambda: not site.worker.runs)
 
     # -- unique keys
 

@@ -23,6 +23,7 @@ from atasks.wire import Reply
 from tests.broker import Broker
 from tests.faults.grounds import AMQPGround, Ground, LocalGround
 from tests.faults.history import History, settled
+from tests.faults.mended import pipeline as mended_pipeline
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
 from tests.faults.submitters import chained, gated_stage
@@ -110,6 +111,31 @@ async def test_killing_the_worker_at_every_stage_costs_a_run_nothing_but_time(
     assert await settled(ending, "the result") == [0, 1, 2, 3, 4]
     for number in range(STAGES - 1):
         assert await settled(handle.step(number), "a step") == list(range(number + 1))
+
+
+async def test_a_failed_run_goes_on_at_workers_with_mended_code(ground: Ground, tmp_path: Path) -> None:
+    """The submitter, the workers of both versions and who retries it are processes of their own."""
+    notes = tmp_path / "notes"
+    options = json.dumps(ground.options)
+    broken = Process("tests.faults.mended", ground.url, options, str(notes), "1")
+    mended = retries = None
+    try:
+        await until(lambda: "serves" in broken.output, "a worker serves")
+        handle = await mended_pipeline.submit(8)
+        with pytest.raises(ZeroDivisionError, match="version 1"):
+            await settled(handle, "the result")
+        broken.kill()
+        mended = Process("tests.faults.mended", ground.url, options, str(notes), "2")
+        await until(lambda: mended is not None and "serves" in mended.output, "a worker serves")
+        retries = Process("tests.faults.mended", ground.url, options, "retry", handle.id)
+        assert await asyncio.to_thread(retries.wait) == 0, retries.output
+        assert retries.output.split() == ["14.0"]
+        assert await settled(handle, "the result") == 14
+        assert notes.read_text().split() == [*(f"1:{n}" for n in range(6)), *(f"2:{n}" for n in range(5, 8))]
+    finally:
+        for process in (broken, mended, retries):
+            if process is not None:
+                process.close()
 
 
 async def test_a_run_moves_on_from_a_worker_that_drains(ground: Ground, gates: Path, history: History) -> None:

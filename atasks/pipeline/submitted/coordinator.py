@@ -29,8 +29,8 @@ from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, not
 from atasks.pipeline.submitted.tap import TapStage
 from atasks.router import Router
 from atasks.submitted.handle import Kept, read_kept, step_id, step_value
-from atasks.transport.records.contract import Record, Records
-from atasks.wire import VERSION, Reply, Status
+from atasks.transport.records.contract import Record, Records, record_of, round_of
+from atasks.wire import UNBOUNDED, VERSION, Reply, Status
 from atasks.worker.held_call import HeldCall
 
 __all__ = ["run_pipeline"]
@@ -45,9 +45,10 @@ async def run_pipeline(stages: Any, args: Any, kwargs: Any) -> Any:
     assert run is not None, "it is called by workers"
     records = run.worker.transport.records
     assert records is not None, "the submitter's transport has them, and it is of the same kind"
-    async with records.watch(run.call.id, steps=False) as news:
-        record = await records.read(run.call.id)  # watched already: who ends the run from now on is noticed
-        if record.ending is not None:
+    run_id = record_of(run.call.id)
+    async with records.watch(run_id, steps=False) as news:
+        record = await records.read(run_id)  # watched already: who ends the run from now on is noticed
+        if record.has_ended(run.call.id):
             return None
         coordinator = _Coordinator(run, records, record, stages)
         work = asyncio.create_task(coordinator.work(args, kwargs))
@@ -65,8 +66,11 @@ class _Coordinator:
     """One attempt at a run."""
 
     def __init__(self, run: HeldCall, records: Records, record: Record, stages: Any) -> None:
-        self._id = run.call.id
-        self._attempt = run.call.attempt
+        self._id = record.id
+        self._call_id = run.call.id
+        self._first = round_of(run.call.id) * UNBOUNDED + 1
+        """The first attempt since the run was submitted, or retried the last time."""
+        self._attempt = self._first + run.call.attempt - 1
         self._worker = run.worker
         router = run.worker.router
         assert isinstance(router, Router), "a worker needs less of it, and has it whole"
@@ -89,7 +93,7 @@ class _Coordinator:
                 await self._records.touch(self._id)
                 continue
             news.clear()
-            if (await self._records.read(self._id)).ending is not None:
+            if (await self._records.read(self._id)).has_ended(self._call_id):
                 return
 
     async def work(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -118,7 +122,8 @@ class _Coordinator:
         names = [stage.name for stage in self._stages]
         journal = Journal(self._records, self._id, self._attempt, self._codec, limit, names)
         if not gives_one(self._stages[: stretch.start]):
-            journal.read(await self._notes(), stretch)
+            renumbering = {number for number in stretch if self._stages[number].resets}
+            journal.read(await self._notes(), stretch, self._first, renumbering)
             stages = [_remembering(stage, journal, number) for number, stage in zip(stretch, stages, strict=True)]
         flow: list[Stage] = []
         for number, stage in zip(stretch, stages, strict=True):
@@ -131,7 +136,11 @@ class _Coordinator:
             await asyncio.wait((running, writing), return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 await writing  # raises: what the items give cannot be noted
-            result = await running
+            try:
+                result = await running
+            except Exception:
+                await journal.finish(writing)  # for who retries the run
+                raise
         finally:
             for task in (writing, running):
                 task.cancel()
@@ -162,8 +171,11 @@ class _Coordinator:
         name = self._stages[number].name
         deaths = 0
         # Attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark.
-        if number == len(kept) and self._attempt > (kept[-1].attempt if kept else 1):
-            marks = f"{step_id(self._id, number)}.again."
+        place, round_ = step_id(self._id, number), self._first // UNBOUNDED
+        if round_:  # who retries a run allows it all again
+            place = f"{place}.retry{round_}"
+        if number == len(kept) and self._attempt > max(kept[-1].attempt if kept else 1, self._first):
+            marks = f"{place}.again."
             deaths = 1 + sum(reply_id.startswith(marks) for reply_id in self._record.replies)
             allowed = max((spec.options.max_attempts for spec in specs), default=DEFAULT_DEATHS)
             if deaths >= allowed:
@@ -172,7 +184,7 @@ class _Coordinator:
                 )
             await self._mark(f"{marks}{deaths}")
         if any(spec.options.delivery == "at_most_once" for spec in specs):
-            mark = f"{step_id(self._id, number)}.begun"
+            mark = f"{place}.begun"
             if mark in self._record.replies:
                 raise WorkerLost(
                     f"the worker of run {self._id} ended over stage {name!r}, which runs at most once: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
@@ -30,6 +31,8 @@ _NOTES: Final = "n"
 
 PAUSE: Final = 0.05
 """Seconds between two writes: the calls that have ended meanwhile are made again after a crash."""
+FINISH_SECONDS: Final = 10.0
+"""For which the end of a run that fails waits until its notes are written."""
 AHEAD: Final = 1000
 """Notes that may wait to be written: past it, calls wait."""
 
@@ -41,6 +44,9 @@ class Note(NamedTuple):
     """The result, or the list of results of a branch."""
     failed: bool
     """True if the call raised, behind those results, and its stage goes on without the item."""
+
+
+_NOTHING: Final = Note(None, False)
 
 
 class Written(Struct):
@@ -74,16 +80,23 @@ class Journal:
         self._written = 0
         self._known: dict[tuple[int, Lineage], Note] = {}
         self._waiting: list[tuple[int, Lineage, Any, bool]] = []
+        self._finishing = False
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
 
-    def read(self, contents: Iterable[Any], stages: range) -> None:
+    def read(
+        self, contents: Iterable[Any], stages: range, first: int = 1, renumbering: AbstractSet[int] = frozenset()
+    ) -> None:
         """Take over what other attempts have noted of these stages: `contents` are those of the record, in its
         order, and numbers, which are attempts that began there. What an earlier attempt has noted after that does
         not count: its items may differ from those that the later one has. Raises DecodeError for what no attempt
-        has written."""
+        has written.
+
+        `first` is the first attempt since the run was retried: calls that failed before it are made again, and so
+        is what was made of their results, for all items behind a stage that is `renumbering` them."""
         latest = 0
+        failed_before: list[tuple[int, Lineage]] = []
         for content in contents:
             if isinstance(content, int):
                 latest = max(latest, content)
@@ -93,6 +106,22 @@ class Journal:
                 for stage, lineage, value, failed in written.notes:
                     if stage in stages:
                         self._known.setdefault((stage, lineage), Note(value, failed))
+                        if failed and written.attempt < first:
+                            failed_before.append((stage, lineage))
+        for failure in failed_before:
+            if self._known.get(failure, _NOTHING).failed:
+                self._forget(*failure, renumbering)
+
+    def _forget(self, stage: int, lineage: Lineage, renumbering: AbstractSet[int]) -> None:
+        """Know nothing of this item any more, nor of those that were made of it."""
+        del self._known[stage, lineage]
+        renumbered = min((number for number in renumbering if number > stage), default=None)
+        for other in list(self._known):
+            number, path = other
+            if number > stage and (
+                (renumbered is not None and number > renumbered) or path[: len(lineage)] == lineage
+            ):
+                del self._known[other]
 
     def recall(self, stage: int, lineage: Lineage) -> Note | None:
         """Return the note of an earlier attempt, once."""
@@ -113,8 +142,18 @@ class Journal:
             self._news.clear()
             notes, self._waiting = self._waiting, []
             self._room.set()
-            await self._write(notes)
-            await asyncio.sleep(PAUSE)
+            if notes:
+                await self._write(notes)
+            if self._finishing and not self._waiting:
+                return
+            await asyncio.sleep(0 if self._finishing else PAUSE)
+
+    async def finish(self, writing: asyncio.Task[None]) -> None:
+        """Have all written that is noted, by this task, which runs `write`. Raises nothing: it is for a run that
+        has failed."""
+        self._finishing = True
+        self._news.set()
+        await asyncio.wait([writing], timeout=FINISH_SECONDS)
 
     async def _write(self, notes: list[tuple[int, Lineage, Any, bool]]) -> None:
         """In one message, or in several where that would be too large. An error names the first that is not."""

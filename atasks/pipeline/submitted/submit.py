@@ -14,13 +14,11 @@ from atasks.pipeline.stages.functions import FunctionStage
 from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
 from atasks.router import get_router
 from atasks.submitted.handle import Handle, records_of
-from atasks.wire import RUN_PIPELINE
+from atasks.wire import RUN_PIPELINE, UNBOUNDED
 
 __all__ = ["submit"]
 
 RUN: Final = RUN_PIPELINE
-UNBOUNDED: Final = 1_000_000
-"""Attempts of a run: how many workers may die over one of its stages is up to the atasks of that stage."""
 
 
 async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
@@ -33,7 +31,7 @@ async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs:
         raise ValueError("no stage of this pipeline is an atask: there is nothing to run on workers")
     options = TaskOptions(
         queue=first.options.queue,
-        max_attempts=UNBOUNDED,
+        max_attempts=UNBOUNDED,  # how many workers may die over a stage is up to the atasks of that stage
         on_no_worker=first.options.on_no_worker,
         orphan="run",
         priority=first.options.priority,

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Final
 
-from atasks.errors import QueueFull, UnknownRun
+from atasks.current import new_call_id
+from atasks.errors import NotSupported, QueueFull, UnknownRun
 from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.wire import Call, Kept, Reply
 
@@ -17,9 +18,12 @@ __all__ = [
     "GENERATION",
     "Record",
     "Records",
+    "again_id",
     "base_of",
     "check_expires",
     "no_room",
+    "record_of",
+    "round_of",
     "unknown_run",
 ]
 
@@ -27,12 +31,16 @@ DEFAULT_EXPIRES: Final = 86_400.0
 """Seconds."""
 GENERATION: Final = "~"
 """In the id of a call with a `unique` key: what is before it is the same for all calls with that key."""
+ROUND: Final = "+"
+"""In the id of a call that goes on with the record of one that failed: before it stands the id of the record."""
 PATIENCE: Final = 10.0
 """Seconds after which one who waits looks whether what it waits for is still there."""
 
 
 class Record:
-    """The record of one call: the call itself, and the replies so far, in the order in which they were kept."""
+    """The record of one submitted call: the call itself, and the replies so far, in the order in which they were
+    kept. Where that call has ended in an error another one may take its place: the record's `call` is the latest
+    one, and the replies of those before stay."""
 
     def __init__(self, head: Kept, call: Call) -> None:
         self.head = head
@@ -44,9 +52,27 @@ class Record:
         """Put the reply into the record; False if there is one of its id."""
         return self.replies.setdefault(reply.id, reply) is reply
 
+    def go_on(self, call: Call) -> bool:
+        """Let this call take the place of the one that has ended. False, and nothing happens, if that one has not
+        ended, or this call is not the next one of the record."""
+        after = round_of(self.call.id) + 1
+        if self.ending is None or record_of(call.id) != self.id or round_of(call.id) != after:
+            return False
+        self.call = call
+        return True
+
+    def has_ended(self, call_id: str) -> bool:
+        """Return True if this call of the record has ended: every one but the latest has."""
+        return self.call.id != call_id or self.ending is not None
+
+    @property
+    def id(self) -> str:
+        """The id of the record: that of its first call."""
+        return record_of(self.call.id)
+
     @property
     def ending(self) -> Reply | None:
-        """The reply that ended the call, once there is one."""
+        """The reply that ended the latest call, once there is one."""
         return self.replies.get(self.call.id)
 
     @property
@@ -82,6 +108,12 @@ class Records(ABC):
         keep = self.keeps(options)
         return int((keep + delay) * 1000) if keep else 0
 
+    async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
+        """Have a worker run this call, whose id is an `again_id`, in the place of the one of the record, which has
+        ended. Returns True when call and record are safe; False, and does nothing, if another call has taken that
+        place meanwhile. Raises UnknownRun, and a `CallError`."""
+        raise NotSupported(f"{type(self).__name__} runs no failed call again: submit it anew")
+
     @abstractmethod
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         """Put a reply into the record, and return when it is safe. The call has ended with the first one that has
@@ -90,7 +122,7 @@ class Records(ABC):
 
     async def cancel(self, record: Record, ending: Reply) -> None:
         """End the call of this record, which has not ended, with that reply."""
-        await self.add(record.call.id, ending)
+        await self.add(record.id, ending)
 
     @abstractmethod
     async def read(self, call_id: str) -> Record:
@@ -131,6 +163,23 @@ def base_of(call_id: str) -> str | None:
     key."""
     base, found, _ = call_id.partition(GENERATION)
     return base if found else None
+
+
+def again_id(call_id: str) -> str:
+    """A new id for the call that takes the place of this one, which has ended. Those who make one at the same time
+    make different ones: the first that is kept counts."""
+    return f"{record_of(call_id)}{ROUND}{round_of(call_id) + 1}-{new_call_id()[:8]}"
+
+
+def record_of(call_id: str) -> str:
+    """Return the id of the record that this call, or the reply that ends it, belongs to."""
+    return call_id.partition(ROUND)[0]
+
+
+def round_of(call_id: str) -> int:
+    """Return how many calls of the record ended in an error before this one."""
+    number = call_id.partition(ROUND)[2].partition("-")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def check_expires(value: object) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from atasks.errors import NotConnected
 from atasks.options import TaskOptions
-from atasks.transport.records.contract import Record, Records, base_of, no_room, unknown_run
+from atasks.transport.records.contract import Record, Records, base_of, no_room, record_of, unknown_run
 from atasks.transport.records.store import RecordStore, check_keep_bytes
 from atasks.wire import VERSION, Call, Kept, Reply
 
@@ -32,7 +32,7 @@ class MemoryRecords(Records):
 
     def open(self) -> None:
         """Keep records from now on, in this event loop."""
-        self._store = RecordStore(self._max_bytes, self._wake, self._in_hand)
+        self._store = RecordStore(self._max_bytes, lambda key, _: self._wake(key), self._in_hand)
 
     async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
         head = Kept(VERSION, call.id, options.queue or "default", self.milliseconds(options, delay))
@@ -51,6 +51,17 @@ class MemoryRecords(Records):
             raise
         return call.id
 
+    async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
+        store = self._opened()
+        if store.find(record.id) is None:
+            raise unknown_run(record.id)
+        taken = store.go_on(record.id, call)
+        if taken is None:
+            raise no_room(record.id)
+        if taken:
+            await self._transport.hand_over(call, options)
+        return taken
+
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         store = self._opened()
         if store.find(call_id) is None:
@@ -66,9 +77,10 @@ class MemoryRecords(Records):
 
     def end(self, reply: Reply) -> None:
         """Keep the reply that ends a call; a call whose record is forgotten is let go."""
-        if self._store is not None and reply.id in self._store:
-            self._store.end(reply.id, reply)
-            self._wake(reply.id)
+        record_id = record_of(reply.id)
+        if self._store is not None and record_id in self._store:
+            self._store.end(record_id, reply)
+            self._wake(record_id)
 
     async def read(self, call_id: str) -> Record:
         record = self._opened().read(call_id)

@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar
 
 from atasks import wire
 from atasks.transport.records.contract import Record
-from atasks.wire import Reply, Status
+from atasks.wire import Call, Reply, Status
 
 __all__ = ["DEFAULT_KEEP_BYTES", "LARGEST_KEEP_BYTES", "RecordStore", "check_keep_bytes"]
 
@@ -26,14 +26,17 @@ class RecordStore(Generic[K]):
     """Keeps records, of `max_bytes` in all, each until it was not used for its own time.
 
     Where there is no room for more, records of calls that have ended and whose end was read are forgotten before
-    their time, those first that were not used for longest; others never are. `forgotten` is called with the key of
-    each record that is forgotten, but for those that `close` and `forget` forget. A record is in use while
-    `in_hand` says of its key that a worker has the call. One that expires after 0 seconds is a mark that its call
-    has not ended: it cannot be read, and goes when the call ends.
+    their time, those first that were not used for longest; others never are. `forgotten` is called with the key
+    and the record for each one that is forgotten, but for those that `close` and `forget` forget. A record is in
+    use while `in_hand` says of the id of its call that a worker has it. One that expires after 0 seconds is a mark
+    that its call has not ended: it cannot be read, and goes when the call ends.
     """
 
     def __init__(
-        self, max_bytes: int, forgotten: Callable[[K], object], in_hand: Callable[[K], bool] = lambda _: False
+        self,
+        max_bytes: int,
+        forgotten: Callable[[K, Record], object],
+        in_hand: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.max_bytes = max_bytes
         self.size = 0
@@ -99,6 +102,22 @@ class RecordStore(Generic[K]):
         self.size += size
         return True
 
+    def go_on(self, key: K, call: Call) -> bool | None:
+        """Let this call take the place of the one that has ended; False if it may not, None: there is no room."""
+        stored = self._use(key)
+        assert stored is not None, "it was found before"
+        size = len(call.payload) + OVERHEAD
+        was_spent = self._spent.pop(key, None)
+        if not self._make_room(size):
+            if was_spent is not None:
+                self._spent[key] = was_spent
+            return None
+        if not stored.record.go_on(call):
+            return False
+        stored.size += size
+        self.size += size
+        return True
+
     def end(self, key: K, reply: Reply) -> None:
         """Like `add`, for the reply that ends the call. If there is no room for it, the call ends with the
         error that says so."""
@@ -147,19 +166,20 @@ class RecordStore(Generic[K]):
     def _make_room(self, size: int) -> bool:
         """Return True if there is room for so many bytes more, after dropping what may be dropped."""
         while self.size + size > self.max_bytes and self._spent:
-            key = next(iter(self._spent))
+            key, stored = next(iter(self._spent.items()))
             self.forget(key)
-            self._forgotten(key)
+            self._forgotten(key, stored.record)
         return self.size + size <= self.max_bytes
 
     def _expire(self, key: K, stored: _Stored) -> None:
-        if self._in_hand(key):  # whoever runs it says so too, but a process may be held up, or this one
+        # Whoever runs it says so too, but a process may be held up, or this one.
+        if self._in_hand(stored.record.call.id):
             self._use(key)
         if self._loop.time() < stored.until:  # it was used meanwhile
             stored.timer = self._loop.call_at(stored.until, self._expire, key, stored)
         else:
             self.forget(key)
-            self._forgotten(key)
+            self._forgotten(key, stored.record)
 
 
 class _Stored:

@@ -11,7 +11,7 @@ import atasks
 from atasks import PayloadTooLarge, QueueFull, UnknownRun, atask
 from atasks.pipeline import stage
 from atasks.testing import soon
-from atasks.transport.records.contract import Record
+from atasks.transport.records.contract import Record, again_id
 from atasks.transport.records.store import OVERHEAD, RecordStore
 from atasks.wire import VERSION, Call, Kept, Reply, Status
 
@@ -39,7 +39,7 @@ def reply(name: str, size: int = 0) -> Reply:
 
 def new_store(room: int = ROOM) -> tuple[RecordStore[str], list[str]]:
     forgotten: list[str] = []
-    return RecordStore(room, forgotten.append), forgotten
+    return RecordStore(room, lambda key, _: forgotten.append(key)), forgotten
 
 
 async def test_the_bytes_of_all_records_are_bounded() -> None:
@@ -103,6 +103,29 @@ async def test_a_record_goes_when_it_was_not_used_for_its_time() -> None:
     store.close()
     await asyncio.sleep(0.6)
     assert forgotten == ["short"]
+
+
+async def test_a_call_takes_the_place_of_one_that_has_ended() -> None:
+    store, forgotten = new_store()
+    first = record("a")
+    assert store.open("a", first)
+    retried = [Call(VERSION, again_id("a"), "a.task", bytes(1000), "none") for _ in range(2)]
+    assert store.go_on("a", retried[0]) is False  # it has not ended
+    store.end("a", Reply(VERSION, "a", Status.RAISED, b"", "none"))
+    assert store.read("a") is first
+    assert store.go_on("a", Call(VERSION, "a+2-x", "a.task", b"", "none")) is False  # the next one is the first
+    assert store.go_on("a", Call(VERSION, "b+1-x", "a.task", b"", "none")) is False  # it is another's
+    assert [store.go_on("a", call) for call in retried] == [True, False]
+    assert (first.id, first.call.id, first.ending) == ("a", retried[0].id, None)
+    assert [first.has_ended(name) for name in ("a", retried[0].id)] == [True, False]
+    assert store.size > 1000
+    assert not store.open("big", record("big", ROOM - 1000))  # what goes on makes no room for others
+    store.end("a", reply(retried[0].id))
+    later = Call(VERSION, again_id(retried[0].id), "a.task", bytes(ROOM), "none")
+    assert store.go_on("a", later) is None  # there is no room
+    assert first.ending is not None
+    assert not forgotten
+    store.close()
 
 
 async def test_the_first_reply_of_an_id_counts_and_is_counted_once() -> None:

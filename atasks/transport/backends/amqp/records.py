@@ -26,6 +26,7 @@ from atasks.current import serving
 from atasks.errors import (
     AtasksError,
     CallConnectionLost,
+    CallRefused,
     DecodeError,
     NotConnected,
     QueueFull,
@@ -39,7 +40,7 @@ from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.call_transport import Pending
-from atasks.transport.records.contract import GENERATION, Record, Records, base_of, unknown_run
+from atasks.transport.records.contract import GENERATION, Record, Records, base_of, record_of, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ class AMQPRecords(Records):
         """The id of the call that has the key of this one; what is the same in both ids, if it has no record."""
         for _ in range(HOLDER_LOOKS):
             try:
-                return (await self.read(call_id, any_generation=True)).call.id
+                return (await self.read(call_id, any_generation=True)).id
             except UnknownRun:  # it has none, or not yet
                 await asyncio.sleep(HOLDER_PAUSE)
         return _nameless(call_id)
@@ -228,9 +229,24 @@ class AMQPRecords(Records):
     async def cancel(self, record: Record, ending: Reply) -> None:
         await super().cancel(record, ending)
         call_id = record.call.id
-        self._sender.withdraw(record.head.queue, call_id, self._owners.get(call_id))
+        self._sender.withdraw(record.head.queue, call_id, self._owners.get(record.id))
         if base_of(call_id) is not None:
             await self._let_go(call_id)
+
+    async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
+        await self.touch(record.id)
+        name = self._session.topology.kept(record.id)
+        await self._publish(record.id, wire.encode([call]), name, exchange="")
+        found = await self.read(record.id)
+        if found.call.id == record.call.id:
+            raise CallRefused(
+                f"{record.id!r} was submitted under another key than the one that this process seals with: "
+                "retry it where it was submitted, or submit it anew"
+            )
+        if found.call.id != call.id:  # the first one in the queue counts
+            return False
+        await self._sender.hand_over(call, options, address=name)
+        return True
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         topology = self._session.topology
@@ -238,7 +254,7 @@ class AMQPRecords(Records):
             await self._publish(call_id, wire.encode([reply]), topology.kept(call_id), exchange="")
             return
         await self.touch(call_id)
-        key = topology.kept(call_id) if reply.id == call_id else topology.kept_steps(call_id)
+        key = topology.kept(call_id) if record_of(reply.id) == call_id else topology.kept_steps(call_id)
         await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)
 
     async def touch(self, call_id: str) -> None:
@@ -260,11 +276,14 @@ class AMQPRecords(Records):
             for envelope in _envelopes(message.body):
                 if isinstance(envelope, Kept):
                     head = envelope
-                elif isinstance(envelope, Call) and head is not None and record is None:
-                    record = Record(head, envelope)
+                elif isinstance(envelope, Call) and head is not None:
+                    if record is None:
+                        record = Record(head, envelope)
+                    else:
+                        record.go_on(envelope)
                 elif isinstance(envelope, Reply) and record is not None:
                     record.add(envelope)
-        if record is None or (record.call.id != call_id and not any_generation):
+        if record is None or (record.id != record_of(call_id) and not any_generation):
             raise unknown_run(call_id)
         return record
 
@@ -297,7 +316,7 @@ class AMQPRecords(Records):
         pending = _Pursued(record.call, options, loop.create_future())
         pending.kept = pending.confirmed = True
         pending.address = session.topology.kept(record.call.id)
-        pending.key = self._owners.get(record.call.id)
+        pending.key = self._owners.get(record.id)
         left = record.call.sent_ms / 1000 - time.time()
         pending.since = loop.time()
         with ExitStack() as stack:
@@ -345,7 +364,8 @@ class AMQPRecords(Records):
         place = self._session.topology.place("", self._session.topology.kept(call_id))
         opened: list[DeliveredMessage] = []
         run = serving.get()
-        owner = run.call.by if run is not None and run.call.id == call_id else self._owners.get(call_id)
+        own = run is not None and record_of(run.call.id) == record_of(call_id)
+        owner = run.call.by if run is not None and own else self._owners.get(call_id)
         for message in messages:
             try:
                 found = seals.open(message, place)

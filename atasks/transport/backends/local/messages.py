@@ -66,7 +66,7 @@ __all__ = [
 
 MAX_MESSAGES: Final = 2**20
 """Messages in one frame: a program may make so many calls in one turn of its event loop."""
-PROTOCOL: Final = 3
+PROTOCOL: Final = 4
 """The version of the messages."""
 
 
@@ -213,6 +213,8 @@ class Begin(Struct, array_like=True, tag=47, gc=False):
     """True if the call may wait for a worker of the queue."""
     expires_ms: int
     """0: no record is opened."""
+    again: bool = False
+    """True if the call takes the place of one that has ended, in the record of that one."""
 
 
 class Add(Struct, array_like=True, tag=48, gc=False):

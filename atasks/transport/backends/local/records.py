@@ -121,6 +121,17 @@ class LocalRecords(Records):
         _check(answer, call.id)
         return call.id
 
+    async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
+        queue = self._calling.queue_of(options)
+        answer = await self.ask(
+            lambda number: Begin(number, queue, call, options.priority, True, record.head.expires_ms, True),
+            len(call.payload),
+        )
+        if isinstance(answer, Answer) and answer.outcome == Outcome.TAKEN:
+            return False
+        _check(answer, record.id)
+        return True
+
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         answer = await self.ask(lambda number: Add(number, call_id, reply, quiet), len(reply.payload))
         _check(answer, call_id)

@@ -13,7 +13,7 @@ from aiormq.abc import DeliveredMessage
 from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
 from atasks.signing import Kind
-from atasks.transport.records.contract import base_of
+from atasks.transport.records.contract import base_of, record_of
 
 __all__ = ["Topology"]
 
@@ -204,7 +204,7 @@ class Topology:
 
     def kept(self, call_id: str) -> str:
         """The queue of a record, and the routing key of how the call ended."""
-        return f"{self.prefix}.run.{self.namespace}.{base_of(call_id) or call_id}"
+        return f"{self.prefix}.run.{self.namespace}.{base_of(call_id) or record_of(call_id)}"
 
     def kept_steps(self, call_id: str) -> str:
         """The routing key of the other replies in a record."""

@@ -93,7 +93,7 @@ class KeptCalls:
         if state is None or state[0] == 1:  # there is nothing but the call in it
             return False
         record = await self._record(call)
-        return record is None or record.ending is not None  # None: it is that of a later call with the same key
+        return record is None or record.has_ended(call.id)  # None: it is that of a later call with the same key
 
     async def _record(self, call: Call) -> Record | None:
         try:
@@ -138,7 +138,7 @@ class KeptCalls:
         record = await self._record(call)
         if record is None:
             return LONGEST_PAUSE  # it has expired: the call goes on
-        if record.ending is not None:
+        if record.has_ended(call.id):
             self._station.worker.cancel(call.id)
         return min(record.expires / 3, LONGEST_PAUSE)
 

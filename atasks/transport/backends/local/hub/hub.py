@@ -14,7 +14,7 @@ from atasks.call_log import log_lost
 from atasks.transport.backends.local.hub.events import HubEvents
 from atasks.transport.backends.local.hub.limits import HubLimits
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.hub.queue import QueuedCall
+from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
 from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.reception import Reception
 from atasks.transport.backends.local.hub.records import HubRecords
@@ -237,6 +237,11 @@ class Hub:
         elif known is not None or self._runs.has(peer, call.id):  # its submitter has lost the answer
             self._queues.tidy(queue)
             outcome = Outcome.DONE
+        elif message.again:
+            outcome = self._runs.again(peer, message)
+            if outcome == Outcome.DONE:
+                self._start_kept(message, queue)
+            self._queues.tidy(queue)
         elif (holder := self._runs.holder(peer, call.id)) is not None:
             self._queues.tidy(queue)
             outcome, reason = Outcome.TAKEN, holder
@@ -247,17 +252,22 @@ class Hub:
             self._queues.tidy(queue)
             outcome = Outcome.NO_ROOM
         else:
-            entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
-            entry.kept = True
-            delay = call.sent_ms / 1000 - time.time()  # of this host's clock, as that of who submits it
-            if delay > 0:
-                entry.delayed = self._loop.call_later(delay, self._due, entry)
-                self._queues.tidy(queue)
-            else:
-                queue.push(entry)
-                self._queues.offer(queue)
+            self._start_kept(message, queue)
             outcome = Outcome.DONE
         peer.link.send(Answer(message.number, outcome, reason))
+
+    def _start_kept(self, message: Begin, queue: WorkQueue) -> None:
+        """Have a worker run the call of a record, when it is due."""
+        call = message.call
+        entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
+        entry.kept = True
+        delay = call.sent_ms / 1000 - time.time()  # of this host's clock, as that of who submits it
+        if delay > 0:
+            entry.delayed = self._loop.call_later(delay, self._due, entry)
+            self._queues.tidy(queue)
+        else:
+            queue.push(entry)
+            self._queues.offer(queue)
 
     def _publish(self, peer: Peer, message: Publish) -> None:
         for name, subscription, worker in self._events.handlers(peer.namespace, message.call.task):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.messages import Add, Answer, Begin, Found, News, Outcome, Read, Touch, Watch
-from atasks.transport.records.contract import Record, base_of
+from atasks.transport.records.contract import Record, base_of, record_of
 from atasks.transport.records.store import RecordStore
 from atasks.wire import VERSION, Kept, Reply
 
@@ -24,7 +24,7 @@ class HubRecords:
     """
 
     def __init__(self, max_bytes: int, unwanted: Callable[[str], object], in_hand: Callable[[str], bool]) -> None:
-        self._store: RecordStore[Key] = RecordStore(max_bytes, self._forgotten, lambda key: in_hand(key[1]))
+        self._store: RecordStore[Key] = RecordStore(max_bytes, self._forgotten, in_hand)
         self._unwanted = unwanted
         self._watchers: dict[Key, dict[Peer, None]] = {}
 
@@ -35,8 +35,9 @@ class HubRecords:
         return None if found is None else found[1]
 
     def has(self, peer: Peer, call_id: str) -> bool:
-        """Return True if there is a record of this call."""
-        return _key(peer, call_id) in self._store
+        """Return True if this call has a record, which it began, or goes on with."""
+        record = self._store.find(_key(peer, record_of(call_id)))
+        return record is not None and call_id in (record.id, record.call.id)
 
     def open(self, peer: Peer, message: Begin) -> bool:
         """Keep what becomes of the call, if anything is to be kept; False: there is no room."""
@@ -47,9 +48,17 @@ class HubRecords:
         key = _key(peer, message.call.id)
         return self._store.open(key, Record(head, message.call), base and _key(peer, base))
 
+    def again(self, peer: Peer, message: Begin) -> int:
+        """Let the call take the place of one that has ended, if its record says so; the outcome."""
+        key = _key(peer, record_of(message.call.id))
+        if key not in self._store:
+            return Outcome.UNKNOWN
+        taken = self._store.go_on(key, message.call)
+        return Outcome.NO_ROOM if taken is None else Outcome.DONE if taken else Outcome.TAKEN
+
     def end(self, namespace: str, reply: Reply) -> None:
         """Keep the reply that ends a call; a call whose record is forgotten is let go."""
-        key = (namespace, reply.id)
+        key = (namespace, record_of(reply.id))
         if key in self._store:
             self._store.end(key, reply)
             self._tell(key, ended=True)
@@ -70,10 +79,10 @@ class HubRecords:
         elif not self._store.add(key, message.reply):
             outcome = Outcome.NO_ROOM
         elif not message.quiet:
-            ended = message.reply.id == message.id
+            ended = record_of(message.reply.id) == message.id
             self._tell(key, ended=ended)
             if ended:
-                self._unwanted(message.id)
+                self._unwanted(message.reply.id)
         peer.link.send(Answer(message.number, outcome))
 
     def touch(self, peer: Peer, message: Touch) -> None:
@@ -125,9 +134,9 @@ class HubRecords:
         for peer in self._watchers.get(key, ()):
             peer.link.send(News(key[1], ended))
 
-    def _forgotten(self, key: Key) -> None:
+    def _forgotten(self, key: Key, record: Record) -> None:
         self._tell(key, ended=True)
-        self._unwanted(key[1])
+        self._unwanted(record.call.id)
 
 
 def _key(peer: Peer, call_id: str) -> Key:
