@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from typing import Final
 
-from atasks.wire import End, Reply
+from atasks.wire import Call, End, Reply
 
-__all__ = ["RecentIds", "RecentReplies"]
+__all__ = ["CondemnedCalls", "RecentIds", "RecentReplies"]
+
+
+CONDEMNED_SECONDS: Final = 600.0
 
 
 class RecentIds:
@@ -46,6 +50,20 @@ class RecentIds:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+
+class CondemnedCalls:
+    """Calls that are to end when they come here within 10 minutes."""
+
+    def __init__(self) -> None:
+        self._ids = RecentIds(seconds=CONDEMNED_SECONDS)
+
+    def add(self, call_id: str, owner: str | None) -> None:
+        """Remember a call; `owner`: only if it is of the key of that name."""
+        self._ids.add(call_id if owner is None else f"{call_id} {owner}")
+
+    def __contains__(self, call: Call) -> bool:
+        return call.id in self._ids or f"{call.id} {call.by}" in self._ids
 
 
 class RecentReplies:

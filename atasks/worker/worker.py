@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks import wire
-from atasks.call_log import log_end
 from atasks.call_log import logger as calls
 from atasks.errors import TransportError
-from atasks.failures.failures import failure_text, raised_type
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
-from atasks.process_setup import check as check_process_setup
-from atasks.submitted.schedules import Ticker
 from atasks.supervisor import running_calls
-from atasks.tracking import answering, snapshots
+from atasks.tracking import answering
 from atasks.tracking.counters import (
     BAD,
     BUSY,
     ENDED,
-    ENDINGS,
     GIVEN_BACK,
     LAST_BUCKET,
     LOST,
@@ -52,12 +44,13 @@ from atasks.transport.delivery import Delivery
 from atasks.turns import Turns
 from atasks.wire import Call, End, Query, QueryAnswer, Reply, Status
 from atasks.worker.backlog import Backlog
-from atasks.worker.drain import drain
+from atasks.worker.endings import log_ending, settle_unanswered, tell_ending
 from atasks.worker.execution import ended_by_request, execute, pass_on, status
 from atasks.worker.executors import Executors
 from atasks.worker.held_call import RETURNED, HeldCall, Reason
-from atasks.worker.loop_guard import LoopGuard
-from atasks.worker.recent import RecentIds, RecentReplies
+from atasks.worker.impatience import Impatience
+from atasks.worker.life import Life, new_worker_id
+from atasks.worker.recent import CondemnedCalls, RecentIds, RecentReplies
 from atasks.worker.served_tasks import ServedTasks, Tasks
 from atasks.worker.slots import Slots
 from atasks.worker.streams import StreamSenders
@@ -76,16 +69,8 @@ __all__ = ["Worker"]
 
 logger = logging.getLogger("atasks.worker")
 
-TICKING_PATIENCE: Final = 6.0
-"""Seconds that a drain waits until another worker may keep the times of schedules."""
 ALONE_PATIENCE: Final = 10.0
 """Seconds for which a call that is to run alone waits for those that run to end."""
-UNSTARTED_PATIENCE: Final = 0.25
-"""Seconds without a start after which calls that wait here for a slot may go to other workers."""
-CONDEMNED_SECONDS: Final = 600.0
-
-LATE_SECONDS: Final = 0.1
-"""A call whose await ends so long before its deadline, or later, has met it: its caller's timer was first."""
 
 
 class Worker:
@@ -109,14 +94,7 @@ class Worker:
     ) -> None:
         validate_count("concurrency", concurrency)
         validate_count("max_parked", max_parked)
-        if threads is not None:
-            validate_count("threads", threads)
-        if processes is not None:
-            validate_count("processes", processes)
-        if process_setup is not None:
-            check_process_setup(process_setup)
-        host = "".join(letter if wire.plain(letter) else "-" for letter in socket.gethostname()[:24])
-        self.id = f"{host}.{os.getpid()}.{os.urandom(4).hex()}"
+        self.id = new_worker_id()
         self.router = router
         self.served = ServedTasks(router)
         self.namespace = router.namespace
@@ -140,25 +118,21 @@ class Worker:
         """True while the worker takes calls."""
         self._alone: HeldCall | None = None
         self._turns = Turns(self.loop, self._rested)
-        self._impatience: asyncio.TimerHandle | None = None
+        self._impatience = Impatience(self)
         self._held: dict[str, HeldCall] = {}
         self._backlog = Backlog(self.pools, self._may_start_alone, self._resting)
         self.withdrawn = RecentIds()
         """Calls whose awaits have ended, and which were not in hand here."""
         self.watching: Watching | None = None
         """Tells of events, while somebody watches."""
-        self._condemned: RecentIds | None = None
-        """Calls that are to end when they come here, with the names of who may end them; None: there were none."""
+        self._condemned: CondemnedCalls | None = None
+        """Calls that are to end when they come here; None: there were none."""
         self._finished = RecentReplies() if transport.redelivers else None
         self.streams = StreamSenders(self.loop, remember=transport.redelivers)
         self._empty: asyncio.Event = asyncio.Event()
         self._empty.set()
-        self._stopped: asyncio.Future[None] = self.loop.create_future()
-        self._drain_task: asyncio.Task[None] | None = None
         self._watchdog = Watchdog(self.loop, cells)
-        self._guard: LoopGuard | None = None
-        self._ticking: asyncio.Task[None] | None = None
-        """Keeps the times of schedules, when it is this worker's turn."""
+        self._life = Life(self, self._watchdog)
 
     # -- life
 
@@ -202,74 +176,29 @@ class Worker:
 
     async def start(self, queues: Sequence[str] | None = None) -> None:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
-        if queues is not None:
-            self.served.warn_of_unused(queues, getattr(self.transport, "queue", "default"))
-        self._guard = LoopGuard.enter(self.loop)
-        try:
-            await self.transport.serve(self, queues)
-        except BaseException:
-            self._stop_watching()
-            raise
-        snapshots.include(self.counters)
-        if self.transport.schedules is not None:
-            ticker = Ticker(self.router, self.transport, self.transport.schedules)
-            self._ticking = self.loop.create_task(ticker.run(), name="atasks schedules")
+        await self._life.start(queues)
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""
-        await asyncio.shield(self._stopped)
+        await self._life.wait()
 
     def fail(self, error: TransportError) -> None:
         """The transport is lost for good: `wait` raises."""
-        if not self._stopped.done():
-            self._stopped.set_exception(error)
-            self._stopped.exception()  # a worker that nobody waits for is told by the log, not by the collector
-            logger.error("worker %s stops: %s", self.id, error)
+        self._life.fail(error)
 
     async def drain(self, grace: float = 30.0) -> None:
         """Take no more calls, give back those that have not started, let the running ones finish within `grace`
         seconds, then cancel and give back the rest. Safe to call again: every caller waits for the one drain."""
-        if self._drain_task is None:
-            self._drain_task = self.loop.create_task(self._drain(grace), name="atasks drain")
-        await asyncio.shield(self._drain_task)
-
-    async def _drain(self, grace: float) -> None:
-        self.draining = True
-        if self.watching is not None:
-            self.watching.state("draining")
-        try:
-            await self._stop_ticking()
-            await drain(self, self.loop.time() + grace)
-        finally:
-            await self.pools.close()
-            self._stop_watching()
-            if not self._stopped.done():
-                self._stopped.set_result(None)
-
-    async def _stop_ticking(self) -> None:
-        """Leave the times of schedules to another worker."""
-        ticking, self._ticking = self._ticking, None
-        if ticking is not None:
-            ticking.cancel()
-            await asyncio.wait([ticking], timeout=TICKING_PATIENCE)
+        await self._life.drain(grace)
 
     def threads(self) -> list[tuple[threading.Thread, HeldCall]]:
         """The threads of `asyncio.to_thread` that run functions of its calls."""
-        return [] if self._guard is None else self._guard.threads_of(self)
-
-    def _stop_watching(self) -> None:
-        self._watchdog.stop()
-        snapshots.forget(self.counters)
-        if self.watching is not None:
-            self.watching.stop()
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            guard.leave()
+        return self._life.threads()
 
     @property
     def is_torn_down(self) -> bool:
         """The event loop of this worker ends, and everything in it is cancelled."""
-        return self._guard is not None and self._guard.is_torn_down
+        return self._life.is_torn_down
 
     def give_back_unstarted(self, executor: Executor | None = None) -> None:
         """Return the calls that wait here to their queue, uncharged; `executor`: only those that wait for a place
@@ -363,8 +292,7 @@ class Worker:
         self._backlog.add(run)
         if self.slots.free or run.executor is not None:
             self._fill()
-        if self._impatience is None and self._backlog.size:
-            self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
+        self._impatience.begin()
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
@@ -377,7 +305,7 @@ class Worker:
             self._backlog.remove(run)
             self._forget(run)
             run.row[ENDED + WITHDRAWN] += 1
-            self._log(run, None)
+            log_ending(run, None)
             for delivery in run.deliveries:
                 delivery.drop()
             if run.alone:  # others waited for it to start
@@ -397,12 +325,8 @@ class Worker:
     def condemn(self, call_id: str, owner: str | None) -> None:
         """End the call when it comes here within 10 minutes; `owner`: only if it is of the key of that name."""
         if self._condemned is None:
-            self._condemned = RecentIds(seconds=CONDEMNED_SECONDS)
-        self._condemned.add(call_id if owner is None else f"{call_id} {owner}")
-
-    def _is_condemned(self, call: Call) -> bool:
-        ids = self._condemned
-        return ids is not None and (call.id in ids or f"{call.id} {call.by}" in ids)
+            self._condemned = CondemnedCalls()
+        self._condemned.add(call_id, owner)
 
     def holds(self, call_id: str) -> bool:
         """Return True if this worker holds the call."""
@@ -483,17 +407,8 @@ class Worker:
         """A call runs alone here, or waits to."""
         return self._backlog.waits_alone or (self._alone is not None and self._alone.slots > 0)
 
-    def _lose_patience(self, started: int) -> None:
-        """Calls have waited here for a slot, and none was started for a while: others may have slots."""
-        self._impatience = None
-        if self.unstarted and self.accepting:
-            if self.started == started and not self.slots.free:
-                self.transport.overfull(self)
-            else:
-                self._impatience = self.loop.call_later(UNSTARTED_PATIENCE, self._lose_patience, self.started)
-
     def _start(self, run: HeldCall, task: BaseTask[..., Any]) -> None:
-        if self._condemned is not None and self._is_condemned(run.call):
+        if self._condemned is not None and run.call in self._condemned:
             self._end(run, ended_by_request(run))
             return
         deadline = run.deadline
@@ -558,22 +473,22 @@ class Worker:
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
         if reply is None or reply.status:
             if reply is not None or run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT):
-                self._log(run, reply)
+                log_ending(run, reply)
         elif calls.isEnabledFor(logging.DEBUG):
-            self._log(run, reply)
+            log_ending(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
         unanswered = GIVEN_BACK if run.reason in RETURNED else WITHDRAWN
         run.row[ENDED + (unanswered if reply is None else reply.status)] += 1
         run.row[REFUSED] += not (reply is None or run.slots or run.started)
         if self.watching is not None:
-            self._tell_end(self.watching, run, reply)
+            tell_ending(self.watching, run, reply)
         if last is not None:
             if self._finished is not None:
                 self._finished.add(run.call.id, last)
             for delivery in run.deliveries:
                 delivery.reply(last)
         else:
-            self._end_unanswered(run)
+            settle_unanswered(run)
         if run.place is not None:
             run.place.give()
         if run is self._alone:
@@ -582,37 +497,6 @@ class Worker:
         else:
             self._turns.other_ended()
         run.free_slots()
-
-    def _end_unanswered(self, run: HeldCall) -> None:
-        """Give the call back, if another worker must run it; else nobody is told of it."""
-        deliveries = run.deliveries
-        if run.reason in RETURNED and deliveries:
-            run.call.ran |= run.sender is not None
-            # Through the last delivery: the earlier ones may be of a connection that is gone.
-            deliveries[-1].give_back(run.call)
-            deliveries = deliveries[:-1]
-        for delivery in deliveries:
-            delivery.drop()
-
-    def _log(self, run: HeldCall, reply: Reply | None) -> None:
-        """A line in the log of calls."""
-        late = run.deadline is not None and self.loop.time() >= run.deadline - LATE_SECONDS
-        log_end(run.call, reply, worker=self.id, queue=run.queue, ran=run.ran, late=late)
-
-    def _tell_end(self, watching: Watching, run: HeldCall, reply: Reply | None) -> None:
-        """Tell who watches how a call has ended."""
-        if reply is None:
-            if run.reason in RETURNED:
-                watching.held("given_back", run)
-            else:
-                watching.ended(run, "withdrawn")
-            return
-        kind = text = ""
-        if reply.status == Status.RAISED:
-            kind, text = raised_type(reply.payload), failure_text(reply.payload)
-        elif reply.status:
-            text = wire.ending(reply).message
-        watching.ended(run, ENDINGS[reply.status], kind, text)
 
     def _forget(self, run: HeldCall) -> None:
         del self._held[run.call.id]

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from atasks.checks import validate_count
+from atasks.process_setup import check as check_process_setup
 from atasks.worker.executors.processes import ProcessPool
 from atasks.worker.executors.threads import ThreadPool
 from atasks.worker.slots import Slots
@@ -37,6 +39,12 @@ class Executors:
         on_free: Callable[[], None],
         process_setup: str | None = None,
     ) -> None:
+        if threads is not None:
+            validate_count("threads", threads)
+        if processes is not None:
+            validate_count("processes", processes)
+        if process_setup is not None:
+            check_process_setup(process_setup)
         self._on_free = on_free
         self._closed = False
         self.places: dict[Executor, Slots] = {
