@@ -10,9 +10,9 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from atasks import wire
 from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.caller.background import call, run_here
+from atasks.caller.decoding import check_codec, reply_error
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
 from atasks.caller.tries import tried
@@ -23,21 +23,15 @@ from atasks.codecs.default import get_codec
 from atasks.current import carried, new_call_id, serving, serving_here
 from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
 from atasks.errors import (
-    CallCancelled,
-    CallError,
     CallTimeout,
     DecodeError,
-    EncodeError,
     NotConnected,
     NotSupported,
     PayloadTooLarge,
     RegisteringTwice,
     TransportError,
-    UnknownTask,
-    WorkerLost,
     name_call,
 )
-from atasks.failures.failures import decode_failure
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import SUBMIT_ONLY, TaskOptions, validate_name, validate_queue
@@ -46,7 +40,6 @@ from atasks.parking import parked
 from atasks.registry import Manager
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
-from atasks.transport.whereabouts import last_seen, lost_at, timed_out, whereabouts_by
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
@@ -67,9 +60,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-
-EARLY_SECONDS = 0.5
-"""A worker ends a call so long before its deadline only if its clock is wrong."""
 
 _log = logging.getLogger("atasks")
 _PUBLISHED = TaskOptions(orphan="run")
@@ -170,7 +160,7 @@ class Router:
                 finally:
                     await run.unpark()
             if reply.status != Status.VALUE:
-                raise await self._error(reply, call, codec)
+                raise await reply_error(reply, call, codec)
             return await self._result(reply, call, task, codec)
         except Exception as error:
             name_call(error, call.id)
@@ -252,7 +242,7 @@ class Router:
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """Return the value of a reply, or raise its exception."""
         if reply.status != Status.VALUE:
-            raise await self._error(reply, call, self.codec)
+            raise await reply_error(reply, call, self.codec)
         return await self._result(reply, call, None, self.codec)
 
     def transport(self) -> Transport:
@@ -369,7 +359,7 @@ class Router:
         return context or None
 
     async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
-        _check_codec(reply, call, codec)
+        check_codec(reply, call, codec)
         try:
             if task is None:
                 return await codec.decode(reply.payload)
@@ -382,33 +372,6 @@ class Router:
             raise DecodeError(
                 f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
             ) from error
-
-    async def _error(self, reply: Reply, call: Call, codec: Codec) -> BaseException:
-        """The exception that a reply without a value stands for."""
-        if reply.status == Status.RAISED:
-            _check_codec(reply, call, codec)
-            return await decode_failure(reply.payload, codec)
-        ending = wire.ending(reply)
-        message = ending.message
-        match reply.status:
-            case Status.WORKER_LOST:
-                return lost_at(WorkerLost(message, ending.attempts), last_seen(ending))
-            case Status.CANCELLED:
-                return CallCancelled(message)
-            case Status.TIMED_OUT:
-                return _timed_out(call, reply, message)
-            case Status.UNKNOWN_TASK:
-                return UnknownTask(message)
-            case Status.ENCODE_ERROR:
-                return EncodeError(message)
-            case Status.DECODE_ERROR:
-                return DecodeError(message)
-            case Status.TOO_LARGE:
-                return PayloadTooLarge(message)
-            case Status.FAILED:
-                return CallError(message)
-            case _:
-                return CallError(f"{call.task} ended with status {reply.status}, which this version does not know")
 
     def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make the call from a thread without an event loop; returns and raises as `send_request` does. See
@@ -486,27 +449,6 @@ def _inherit(call: Call, run: HeldCall, timeout: float | None) -> None:
         timeout = left if timeout is None else min(timeout, left)
     if timeout is not None:
         call.timeout_ms = max(1, round(timeout * 1000))
-
-
-def _timed_out(call: Call, reply: Reply, message: str) -> CallTimeout:
-    """The error of a call that its worker ended at its deadline, which is here now, if their clocks agree."""
-    if call.timeout_ms is None:
-        return CallTimeout(message)
-    early = call.timeout_ms / 1000 - (time.time() - call.sent_ms / 1000)
-    if early < EARLY_SECONDS:
-        return timed_out(call, whereabouts_by(reply))
-    return CallTimeout(
-        f"worker {reply.worker} took the deadline of {call.task} for passed, {early:.1f} s before it is: "
-        "set the clocks of its host and of this one right"
-    )
-
-
-def _check_codec(reply: Reply, call: Call, codec: Codec) -> None:
-    if reply.codec != codec.name:
-        raise DecodeError(
-            f"the reply to {call.task} is encoded by {reply.codec!r}, and this side has {codec.name!r}: "
-            "construct the same codec on both sides"
-        )
 
 
 def _equal(known: Any, new: Any) -> bool:

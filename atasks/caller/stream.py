@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
+from atasks.caller.decoding import reply_error
 from atasks.caller.tries import Tries
 from atasks.codecs.base import ends_here
 from atasks.current import serving_here
@@ -201,13 +202,14 @@ class RemoteStream(Generic[T]):
             if receiver.complete:
                 raise StopAsyncIteration
             raise CallError(f"{call.task} is a stream, and was answered by a worker that knows no streams")
-        error = await self._router._error(reply, call, self._codec)
+        error = await reply_error(reply, call, self._codec)
         if reply.status == Status.WORKER_LOST:
             error = lost(call, receiver.received, str(error))
         name_call(error, call.id)
         raise error
 
     async def _decode(self, payload: bytes) -> Any:
+        # Like `Router._result`, and not in one function with it: a coroutine more would cost both, for each item.
         try:
             if self._task is None:
                 return await self._codec.decode(payload)

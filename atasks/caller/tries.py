@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import msgspec
 
+from atasks.caller.decoding import reply_error
 from atasks.codecs.culprits import brief
 from atasks.current import new_call_id
 from atasks.wire import Call, Reply, Status
@@ -37,7 +38,7 @@ async def tried(router: Router, codec: Codec, transport: Transport, call: Call, 
             reply = await transport.request(tries.call, options)
             if reply.status == Status.VALUE:
                 return reply
-            raise await router._error(reply, tries.call, codec)
+            raise await reply_error(reply, tries.call, codec)
         except Exception as error:
             await tries.another(error)
 
