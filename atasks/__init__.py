@@ -57,6 +57,7 @@ from atasks.errors import (
 )
 from atasks.events import Event, event
 from atasks.known_call import KnownCall, call_of
+from atasks.lazy import LazyConnection, connect_lazily
 from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.limit import Limit
@@ -95,6 +96,7 @@ __all__ = [
     "InvalidURL",
     "Invocation",
     "KnownCall",
+    "LazyConnection",
     "Limit",
     "LimitError",
     "ListenFailed",
@@ -135,6 +137,7 @@ __all__ = [
     "call_of",
     "carry",
     "connect",
+    "connect_lazily",
     "connect_sync",
     "current_call",
     "event",

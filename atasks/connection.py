@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar, Unpack
 
 from atasks.blocks import Block
+from atasks.caller.background import settle
 from atasks.errors import InvalidURL, closest
 from atasks.namespaces import namespaces
 from atasks.options import (
@@ -270,6 +271,7 @@ async def use(stack: AsyncExitStack, transport: Transport) -> None:
     block.hold()
 
     async def leave() -> None:
+        await outlast(settle())
         block.leave()
         blocks = connected[block.loop]
         blocks.remove(block)
@@ -337,6 +339,13 @@ def _is_meant(name: str, scheme: str) -> bool:
         _ignored.add((scheme, name))
         logger.debug("the transport of %s: URLs ignores the option %s: it has no meaning there", scheme, name)
     return False
+
+
+def check_options(url: str | Sequence[str], given: Mapping[str, Any]) -> None:
+    """Raise InvalidURL for a URL of no transport, and TypeError for options that `connect` would refuse."""
+    scheme = _scheme(url)
+    for name in given:
+        _is_meant(name, scheme)
 
 
 def _make(url: str | Sequence[str], namespace: str, given: Mapping[str, Any]) -> Transport:

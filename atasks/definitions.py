@@ -180,6 +180,17 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         """Hands a call over to the workers without awaiting its result: `handle = await task.submit(...)`."""
         return Submission(self)
 
+    def on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Submit a call when the database transaction that is open here has committed; if it rolls back nothing
+        happens. Outside of a transaction it is submitted now. Does not wait: see `submit.soon`.
+
+        Needs a framework that tells of its transactions, as Django does with the app `atasks.contrib.django`.
+
+        Raises TypeError at once if the arguments do not fit, and NotSupported where there is no such framework.
+        """
+        self._check_signature(*args, **kwargs)
+        self._space.router.submit_after_commit(self._sent_name, args, kwargs)
+
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         self._check_arguments = self._refuse if options.only_submits else self._check_signature
         super()._set_options(options, overrides)
@@ -225,6 +236,19 @@ class Submission(Generic[P, R]):
         task = self._task
         task._check_signature(*args, **kwargs)
         return cast("Handle[R]", task._space.router.submit_sync(task._sent_name, args, kwargs))
+
+    def soon(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Submit a call without waiting until it is safe, from a thread or an event loop.
+
+        Guarantees: a connection that is closed waits for up to 5 s until such calls are safe, and so does a
+        program that ends. One that cannot be submitted is logged as an error; one of a process that is killed is
+        lost. Arguments are encoded later: do not change them.
+
+        Raises TypeError at once if the arguments do not fit, and NotConnected.
+        """
+        task = self._task
+        task._check_signature(*args, **kwargs)
+        task._space.router.submit_soon(task._sent_name, args, kwargs)
 
     def __repr__(self) -> str:
         return f"<submission of {self._task!r}>"

@@ -353,7 +353,7 @@ class AroundStream(RemoteStream[T]):
         return await self._around.around(self._router, self._name, task, options, args, kwargs, self._open_inner)
 
     async def _open_inner(self, name: InvokedName, *args: Any, **kwargs: Any) -> RemoteStream[T]:
-        stream: RemoteStream[T] = RemoteStream(self._router, name, args, kwargs)
+        stream: RemoteStream[T] = Router.stream(self._router, name, *args, **kwargs)
         self._inner.append(stream)
         return stream
 

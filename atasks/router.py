@@ -11,7 +11,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atasks.blocks import Block, default_of, entered_first, innermost
-from atasks.caller.background import call, run_here
+from atasks.caller.background import call, hand_over, run_here
+from atasks.caller.bridged_stream import BridgedStream
 from atasks.caller.decoding import check_codec, reply_error
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
@@ -46,6 +47,7 @@ from atasks.worker.held_call import HeldCall
 from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
+    from atasks.lazy import LazyConnection
     from atasks.policies.limit import Limit
     from atasks.transport.contract import Transport
     from atasks.transport.limits.contract import Token
@@ -87,6 +89,9 @@ class Router:
         # The running event loop -> the blocks that were entered there and not left, the oldest first.
         self._connected: dict[asyncio.AbstractEventLoop, list[Block]] = getattr(self._space, "connected", {})
         namespaces.register(namespace, connected=self._connected)
+        # What `connect_lazily` has said; None: nothing. And what runs a function after a commit.
+        lazy, after_commit = (getattr(self._space, name, None) for name in ("lazy", "after_commit"))
+        namespaces.register(namespace, lazy=lazy, after_commit=after_commit)
 
     # -- registration
 
@@ -178,6 +183,20 @@ class Router:
             f"{name}.submit.sync()", "`await` submit()", lambda: self.submit(name, *args, **kwargs)
         )
 
+    def submit_soon(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Submit a call without waiting until it is safe. See `Submission.soon`."""
+        hand_over(self, f"a submitted call of {name}", lambda: self.submit(name, *args, **kwargs))
+
+    def submit_after_commit(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Submit a call when the transaction that is open here has committed. See `ATask.on_commit`."""
+        after_commit: Callable[[Callable[[], None]], object] | None = self._space.after_commit
+        if after_commit is None:
+            raise NotSupported(
+                f"{name}.on_commit() needs a framework that tells of transactions: add 'atasks.contrib.django' to "
+                "INSTALLED_APPS, or call submit.soon() when it has committed"
+            )
+        after_commit(partial(self.submit_soon, name, args, kwargs))
+
     def run_sync(self, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run the coroutine of `make` for a thread without an event loop, in the loop in which the calls of this
         thread are made; returns and raises as the coroutine does.
@@ -258,7 +277,7 @@ class Router:
         if around is not None and type(name) is not InvokedName:
             stream: RemoteStream[Any] = around.stream(self, name, args, kwargs)
             return stream
-        return RemoteStream(self, name, args, kwargs)
+        return (RemoteStream if self.lazy is None else BridgedStream)(self, name, args, kwargs)
 
     def _call(
         self,
@@ -296,6 +315,12 @@ class Router:
         return call
 
     @property
+    def lazy(self) -> LazyConnection | None:
+        """The connection of calls that are made where nothing else is connected; None: they raise NotConnected."""
+        lazy: LazyConnection | None = self._space.lazy
+        return lazy
+
+    @property
     def codec(self) -> Codec:
         """The codec of the namespace."""
         try:
@@ -313,7 +338,7 @@ class Router:
 
     def _transport(self, run: HeldCall | None) -> Transport:
         """That of the block which this code is in; else the serving one inside a served call, else that of the
-        running event loop's oldest block, else the namespace's."""
+        running event loop's oldest block, else the namespace's, else the way to its lazy connection."""
         here = innermost.get()
         if here is not None:
             inner = here.find(self.namespace, asyncio.get_running_loop())
@@ -327,6 +352,8 @@ class Router:
             return oldest
         transport: Transport | None = getattr(self._space, "transport", None)
         if transport is None or not transport.usable(loop):
+            if self.lazy is not None:
+                return self.lazy.bridge
             where = "" if self.namespace == "default" else f", namespace={self.namespace!r}"
             advice = f'enter `async with atasks.connect("loopback:"{where})` or another URL first'
             if entered_first(self._connected) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import sys
 import threading
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
     from atasks.router import Router
     from atasks.transport.contract import Transport
 
-__all__ = ["Background", "call", "enter_background", "refuse_in_loop", "run_here"]
+__all__ = ["Background", "call", "enter_background", "hand_over", "refuse_in_loop", "run_here", "run_in", "settle"]
 
 T = TypeVar("T")
+
+_log = logging.getLogger("atasks")
 
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
@@ -34,6 +37,8 @@ STUCK_SECONDS: Final = 10.0
 """Seconds for which an event loop has to wait for a thread until a call in it is given up."""
 WAITING: Final = frozenset({"concurrent.futures._base", "concurrent.futures.thread", "queue", "threading"})
 """Modules whose functions wait for other threads."""
+SETTLE_SECONDS: Final = 5.0
+"""Seconds for which the end of a connection waits for what was handed over."""
 EXIT_SECONDS: Final = 7.0
 """Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
 
@@ -59,7 +64,8 @@ def _wait_for(
     """Run the coroutine in the event loop of this thread's calls; returns and raises as it does.
 
     That is the loop `begun`, if given; else the loop of the block that the thread is in; else the loop of the
-    worker that the thread works for; else the background loop; else the loop of the oldest block.
+    worker that the thread works for; else that of the namespace's lazy connection; else the background loop; else
+    the loop of the oldest block.
     """
     if begun is not None and not begun.is_running():
         raise NotConnected("the event loop of this connection has ended")
@@ -75,6 +81,8 @@ def _wait_for(
     run = serving.get()
     if run is not None and not run.ended:  # a thread that a coroutine has started, as asyncio.to_thread does
         return _run(run.loop, make)
+    if router.lazy is not None:
+        return router.lazy.run(make)
     background = _background
     if background is None or background.loop not in router._connected:
         block = entered_first(router._connected)
@@ -83,6 +91,87 @@ def _wait_for(
         return _run(block.loop, lambda: _within(block, make))
     with _background_loop(router) as background:
         return _run(background.loop, make)
+
+
+def run_in(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run the coroutine in that event loop, for this thread; returns and raises as it does.
+
+    Raises NotConnected if the loop ends, and RuntimeError where an event loop runs.
+    """
+    refuse_in_loop("a call that blocks", "await")
+    return _run(loop, make)
+
+
+_handed: set[asyncio.Task[None]] = set()
+"""Tasks that nobody awaits, and that have not ended."""
+
+
+def hand_over(router: Router, what: str, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Run the coroutine where the calls are made that are made here, and do not wait for it. What it raises is
+    logged, with `what`. Raises NotConnected."""
+    loop, made = _place(router, make)
+
+    async def run() -> None:
+        try:
+            await made()
+        except Exception as error:
+            _log.error(
+                "%s was not sent, and will not run (%s: %s)", what, type(error).__name__, error, exc_info=error
+            )
+        except asyncio.CancelledError:
+            _log.error("%s was not sent, and will not run: its event loop has ended", what)
+            raise
+
+    def begin() -> None:
+        task = loop.create_task(run(), name=what)
+        _handed.add(task)
+        task.add_done_callback(_handed.discard)
+
+    try:
+        here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+    except RuntimeError:
+        here = None
+    if loop is here:
+        begin()  # now: the block may be left in the same turn
+    else:
+        loop.call_soon_threadsafe(begin)
+
+
+def _place(
+    router: Router, make: Callable[[], Coroutine[Any, Any, Any]]
+) -> tuple[asyncio.AbstractEventLoop, Callable[[], Coroutine[Any, Any, Any]]]:
+    """The event loop for what this code hands over, and what is to be run there."""
+    lazy = router.lazy
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        block = _block(router.namespace)
+        run = serving.get()
+        if block is not None:
+            return block.loop, make
+        if run is not None and not run.ended:
+            return run.loop, make
+        if lazy is not None:
+            return lazy.loop, lambda: lazy.within(make)
+        background = _background
+        if background is not None and background.loop in router._connected:
+            return background.loop, make
+        block = entered_first(router._connected)
+        if block is None:
+            raise _unconnected(router) from None
+        return block.loop, make
+    transport = router.transport()
+    if lazy is not None and transport is lazy.bridge:
+        return lazy.loop, lambda: lazy.within(make)
+    return here, make
+
+
+async def settle() -> None:
+    """Return when what was handed over to this event loop has ended, or after 5 s."""
+    loop = asyncio.get_running_loop()
+    mine = {task for task in list(_handed) if task.get_loop() is loop}
+    if mine:
+        await asyncio.wait(mine, timeout=SETTLE_SECONDS)
 
 
 async def _within(block: Block, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -133,6 +222,7 @@ class Background:
         if started.set_running_or_notify_cancel():
             started.set_result(asyncio.get_running_loop())
             await self._stopped.wait()
+            await settle()
             while self.open:  # the program ends within the blocks
                 with suppress(Exception):  # nobody is left to hear of it
                     await self.open.pop().__aexit__(None, None, None)
@@ -358,6 +448,7 @@ def _after_fork() -> None:
     """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
     global _lock, _background, _forked
     _alive.clear()
+    _handed.clear()
     _forked = _forked or _background is not None
     _lock, _background = threading.Lock(), None
     serving.set(None)
