@@ -1,4 +1,4 @@
-"""Beginning and ending things in spite of level cancellation, as anyio has it: it repeats itself in every turn."""
+"""Cancellation: whose it is, and beginning and ending things in spite of that of anyio, which repeats itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["begin", "outlast"]
+__all__ = ["begin", "is_cancelled", "outlast"]
 
 T = TypeVar("T")
+
+
+def is_cancelled() -> bool:
+    """Return True if somebody has cancelled the running task: else a CancelledError comes from what it awaits."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
 
 
 async def outlast(coroutine: Coroutine[Any, Any, T]) -> T:

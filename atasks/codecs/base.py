@@ -10,6 +10,7 @@ from atasks.codecs import objects
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 from atasks.options import validate_name
+from atasks.outlast import is_cancelled
 
 __all__ = ["Codec", "as_bytes", "ends_here"]
 
@@ -85,8 +86,7 @@ def ends_here(error: BaseException) -> bool:
     """Return True if an exception out of a codec is meant for this task or program, and does not come of the
     content: pickles may raise anything at all."""
     if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is None or task.cancelling() > 0
+        return is_cancelled()
     if isinstance(error, GeneratorExit):
         return asyncio._get_running_loop() is None  # the collector closes this coroutine
     return isinstance(error, KeyboardInterrupt)

@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from atasks.errors import AbortPipeline, PipelineError
+from atasks.outlast import is_cancelled
 from atasks.pipeline.flow.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
 from atasks.pipeline.flow.failing import add_note, deliverable
 from atasks.pipeline.flow.items import AsyncItems, SyncItems
@@ -83,8 +84,7 @@ class Crew(ABC):
     def is_own(self, error: BaseException) -> bool:
         """Return True if the error came from a user's code, and not from the end of this run."""
         if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            return not self._stopping and (task is None or not task.cancelling())
+            return not self._stopping and not is_cancelled()
         return not isinstance(error, GeneratorExit) or not self._stopping
 
     async def _employ(self, index: int) -> None:

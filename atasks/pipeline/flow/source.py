@@ -9,6 +9,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Se
 from types import GeneratorType
 from typing import Any, Final
 
+from atasks.outlast import is_cancelled
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Token
 from atasks.pipeline.flow.crew import Crew
 from atasks.pipeline.flow.engine import Engine
@@ -167,8 +168,7 @@ class _SourceInlet:
         """Return True if the source raised the error, and not the end of the run."""
         if self.ended:
             return False
-        task = asyncio.current_task()
-        return not isinstance(error, asyncio.CancelledError) or task is None or not task.cancelling()
+        return not (isinstance(error, asyncio.CancelledError) and is_cancelled())
 
     async def _pull(self) -> Any:
         """The next item, or ENDED."""

@@ -35,6 +35,7 @@ from yarl import URL
 
 from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
+from atasks.outlast import is_cancelled
 from atasks.transport.backends.amqp import tls
 from atasks.transport.backends.amqp.broker.frame_filter import FrameFilter
 
@@ -348,8 +349,7 @@ async def _named(operation: Awaitable[T]) -> T:
     try:
         return await operation
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if is_cancelled():
             raise
         raise ConnectionError("the connection to the broker was lost") from error
     except Exception as error:
