@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
+from atasks.caller.watched import WatchedCall
 from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
 from atasks.connection import connect, local, serve
 from atasks.current import CurrentCall, carry, current_call
@@ -62,6 +63,7 @@ from atasks.middleware import Invocation, Middleware, use
 from atasks.parking import sleep
 from atasks.policies.limit import Limit
 from atasks.policies.retry import Retry
+from atasks.progress import Progress
 from atasks.router import Router, get_router
 from atasks.scheduling import schedule, schedules, unschedule
 from atasks.submitted.handle import Handle, attach
@@ -110,6 +112,7 @@ __all__ = [
     "PayloadTooLarge",
     "PickleCodec",
     "PipelineError",
+    "Progress",
     "QueueFull",
     "QueueMismatch",
     "RegisteringTwice",
@@ -128,6 +131,7 @@ __all__ = [
     "TransportError",
     "UnknownRun",
     "UnknownTask",
+    "WatchedCall",
     "Worker",
     "WorkerLost",
     "WorkersFailed",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from atasks.checks import validate_name
+from atasks.progress import Progress
+from atasks.wire import MAX_NOTE
 
 if TYPE_CHECKING:
     from atasks.worker.held_call import HeldCall
@@ -20,20 +23,20 @@ T = TypeVar("T")
 IDS_AT_ONCE: Final = 128
 
 
-MAX_NOTE: Final = 200
-"""Characters of a report's note."""
+def _finite(number: float) -> float:
+    """The number as messages carry it. Raises ValueError."""
+    try:
+        if math.isfinite(number):
+            return number if abs(number) <= 2**53 else float(number)
+    except OverflowError:
+        pass
+    raise ValueError("report() takes finite numbers, of the size of a float at most")
 
 
-class Progress(NamedTuple):
-    """The last report of a call."""
-
-    done: float
-    total: float | None
-    note: str
-
-    def __str__(self) -> str:
-        share = f"{self.done:g}" if self.total is None else f"{self.done:g}/{self.total:g}"
-        return f"{share} {self.note}".rstrip()
+def _sendable(note: str) -> str:
+    """The beginning of a note; lone surrogates, which no message can carry, become their escapes."""
+    note = note[:MAX_NOTE]
+    return note if note.isascii() else note.encode("utf-8", "backslashreplace").decode()[:MAX_NOTE]
 
 
 class CurrentCall:
@@ -89,18 +92,22 @@ class CurrentCall:
     def report(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far the call is: `done` of `total`, in any unit, with a short note.
 
-        The last report is kept while the call runs: `atasks ps` and `atasks tree` show it. Nothing is sent, so it
-        may be said often. Outside of a call, and in a process of `executor="process"`, nothing happens.
+        The last report is kept while the call runs: `atasks ps` and `atasks tree` show it. It is sent only to who
+        watches, a caller by `ATask.watch` or `Handle.progress`, ten times a second at most, the latest one each
+        time and the last one before the call ends. So it may be said often. Outside of a call, and in a process
+        of `executor="process"`, nothing happens.
 
-        Raises TypeError for what is no number, or no text. Of a note 200 characters are kept.
+        Raises TypeError for what is no number, or no text, and ValueError for a number that is not finite. Of a
+        note 200 characters are kept.
         """
         numbers: tuple[object, ...] = (done,) if total is None else (done, total)
         given: object = note
         if not all(isinstance(number, (int, float)) for number in numbers) or not isinstance(given, str):
             raise TypeError("report() takes how much is done, of how much, and a note: two numbers and a string")
+        progress = Progress(_finite(done), None if total is None else _finite(total), _sendable(note))
         run = serving.get()
         if run is not None and run.current is self:
-            run.progress = Progress(done, total, note[:MAX_NOTE])
+            run.tell(progress)
 
     def __repr__(self) -> str:
         return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"

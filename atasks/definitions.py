@@ -27,10 +27,20 @@ from atasks.options import Executor, TaskOptions, ViewOptions
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
+    from atasks.caller.watched import WatchedCall
     from atasks.submitted.handle import Handle
     from atasks.wire import Call
 
-__all__ = ["ATask", "BaseTask", "InvokedName", "StreamTask", "Submission", "TaskName"]
+__all__ = [
+    "ATask",
+    "BaseTask",
+    "FilledName",
+    "InvokedName",
+    "StreamTask",
+    "Submission",
+    "TaskName",
+    "WatchedName",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,13 +61,25 @@ class TaskName(str):
     options: TaskOptions
 
 
-class InvokedName(TaskName):
-    """The name of an atask whose call the middlewares of its caller have seen: they are not asked again."""
+class FilledName(TaskName):
+    """The name of an atask with something that the request of the call is to have."""
 
     __slots__ = ("fill",)
 
     fill: Callable[[Call], None]
-    """Puts into the request what they want it to have."""
+    """Puts it into the request."""
+
+
+class InvokedName(FilledName):
+    """The name of an atask whose call the middlewares of its caller have seen: they are not asked again."""
+
+    __slots__ = ()
+
+
+class WatchedName(FilledName):
+    """The name of an atask whose caller wants to know how far the call is: its options are `WatchedOptions`."""
+
+    __slots__ = ()
 
 
 class BaseTask(Generic[P, K]):
@@ -174,6 +196,15 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         """
         self._check_arguments(*args, **kwargs)
         return cast("R", self._space.router.send_request_sync(self._sent_name, args, kwargs))
+
+    def watch(self, /, *args: P.args, **kwargs: P.kwargs) -> WatchedCall[R]:
+        """A call whose progress can be followed: `async with task.watch(...) as call`. It begins with the block;
+        `call.progress()` are its reports, and `await call` its result. Leaving the block ends the call.
+
+        Raises TypeError at once if the arguments do not fit.
+        """
+        self._check_arguments(*args, **kwargs)
+        return cast("WatchedCall[R]", self._space.router.watch(self._sent_name, args, kwargs))
 
     @property
     def submit(self) -> Submission[P, R]:

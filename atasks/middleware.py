@@ -13,7 +13,7 @@ from atasks.current import new_call_id, serving_here
 from atasks.definitions import InvokedName
 from atasks.errors import CallTimeout
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import validate_name, validate_queue
+from atasks.options import WatchedOptions, validate_name, validate_queue
 from atasks.router import Router, get_router
 
 if TYPE_CHECKING:
@@ -147,13 +147,16 @@ def _more(around: AroundCalls | AroundRuns | None, middleware: Middleware) -> tu
     return (*(() if around is None else around.middlewares), middleware)
 
 
-def _fill(invocation: Invocation, key: str, tries: int, deadline: float | None, call: Call) -> None:
+def _fill(
+    invocation: Invocation, key: str, tries: int, deadline: float | None, options: TaskOptions, call: Call
+) -> None:
     """Give the call the id and the headers of its invocation, and the time that is left. Raises CallTimeout, and
     TypeError or ValueError for headers that cannot travel."""
     call.id = invocation.id
     if tries > 1:
         call.key, call.try_ = key, tries
     call.headers = _checked(invocation.headers) or None
+    call.reports = isinstance(options, WatchedOptions)
     if deadline is not None:
         left = round((deadline - asyncio.get_running_loop().time()) * 1000)
         if left <= 0:
@@ -275,7 +278,7 @@ class AroundCalls:
                     call.root_id = call.id
             invoked = InvokedName(call.name)
             invoked.task, invoked.options = task, options
-            invoked.fill = functools.partial(_fill, call, key, tries, budget.deadline)
+            invoked.fill = functools.partial(_fill, call, key, tries, budget.deadline, options)
             with budget.inside():
                 return await send(invoked, *call.args, **call.kwargs)
 

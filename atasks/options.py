@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Final, Literal, TypedDict
@@ -33,6 +33,7 @@ __all__ = [
     "TaskOptions",
     "TransportOptions",
     "ViewOptions",
+    "WatchedOptions",
     "WorkerOptions",
     "validate_count",
     "validate_name",
@@ -200,6 +201,19 @@ class TaskOptions:
     def only_submits(self) -> bool:
         """True if a call with these options can be submitted, and not awaited."""
         return self.delay is not None or self.at is not None or self.unique is not None
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedOptions(TaskOptions):
+    """The options of one call whose caller wants to know how far it is."""
+
+    viewer: Callable[[Any], object] = print
+    """Called with each `Progress` of the call that arrives."""
+
+    @classmethod
+    def of(cls, options: TaskOptions, viewer: Callable[[Any], object]) -> WatchedOptions:
+        """These options, with a viewer."""
+        return cls(**{item.name: getattr(options, item.name) for item in fields(TaskOptions)}, viewer=viewer)
 
 
 _NAMES: Final = tuple(item.name for item in fields(TaskOptions) if item.name != "extra")

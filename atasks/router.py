@@ -17,12 +17,13 @@ from atasks.caller.decoding import check_codec, reply_error
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
 from atasks.caller.tries import tried
+from atasks.caller.watched import WatchedCall
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.checked import over_limit
 from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.codecs.default import get_codec
 from atasks.current import carried, new_call_id, serving, serving_here
-from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
+from atasks.definitions import ATask, BaseTask, FilledName, InvokedName, StreamTask, TaskName
 from atasks.errors import (
     CallTimeout,
     DecodeError,
@@ -279,6 +280,10 @@ class Router:
             return stream
         return (RemoteStream if self.lazy is None else BridgedStream)(self, name, args, kwargs)
 
+    def watch(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> WatchedCall[Any]:
+        """The call of the atask `name`, whose progress can be followed. See `ATask.watch`."""
+        return WatchedCall(self, name, args, kwargs)
+
     def _call(
         self,
         name: str,
@@ -310,7 +315,7 @@ class Router:
             _inherit(call, run, timeout)
         elif timeout is not None:
             call.timeout_ms = max(1, round(timeout * 1000))
-        if type(name) is InvokedName:
+        if type(name) is not TaskName and isinstance(name, FilledName):
             name.fill(call)
         return call
 

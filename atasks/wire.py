@@ -38,6 +38,7 @@ __all__ = [
     "Query",
     "QueryAnswer",
     "Reply",
+    "Report",
     "Status",
     "Up",
     "cancels",
@@ -70,6 +71,8 @@ Count = Annotated[int, Meta(ge=0, le=2**53)]
 MAX_QUERY: Final = 128 * 2**10
 MAX_QUERY_ANSWER: Final = 2 * 2**20
 """Bytes."""
+MAX_NOTE: Final = 200
+"""Characters of the note of a report."""
 MAX_IDS: Final = 1000
 """Calls in one envelope."""
 Ids = Annotated[list[Key], Meta(max_length=MAX_IDS)]
@@ -145,6 +148,8 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     """Which try this is, of those that a caller's retries make."""
     headers: Annotated[dict[Name, Annotated[str, Meta(max_length=65_536)]], Meta(max_length=64)] | None = None
     """Notes from the middlewares of the caller to those of the worker."""
+    reports: bool = False
+    """True if the caller wants a `Report` whenever the call says how far it is."""
 
 
 class Reply(Struct, array_like=True, tag=2, gc=False):
@@ -309,6 +314,18 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     """The caller's wall clock when it answered, in milliseconds since 1970; 0: it does not say."""
 
 
+class Report(Struct, array_like=True, tag=13, gc=False):
+    """The progress of a call whose caller wants to know. It may get lost, if a later one arrives."""
+
+    v: int
+    id: Key
+    done: int | float
+    total: int | float | None = None
+    """None: it is not known."""
+    note: Annotated[str, Meta(max_length=MAX_NOTE)] = ""
+    attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+
+
 class Query(Struct, array_like=True, tag=20, gc=False):
     """A question to the workers of a namespace about themselves, or something that they must do. Each one answers
     with a `QueryAnswer` to the message's reply address; those of older versions do not hear it."""
@@ -334,7 +351,21 @@ class QueryAnswer(Struct, array_like=True, tag=21, gc=False):
 
 
 Envelope = (
-    Call | Reply | Cancel | Ask | Held | Up | Credit | Item | End | Kept | Claim | Grant | Query | QueryAnswer
+    Call
+    | Reply
+    | Cancel
+    | Ask
+    | Held
+    | Up
+    | Credit
+    | Item
+    | End
+    | Kept
+    | Claim
+    | Grant
+    | Report
+    | Query
+    | QueryAnswer
 )
 
 

@@ -17,6 +17,7 @@ from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.fleet import Place
 from atasks_cli.messages import configure_logging
 from atasks_cli.settings import AMQP_URL, parse_options, parse_value
+from atasks_cli.shown import clean
 
 __all__ = ["COMMANDS"]
 
@@ -29,6 +30,7 @@ __all__ = ["COMMANDS"]
 @click.option("--prefix", metavar="P", help="That of the queues at the broker. Default: that in the URL.")
 @click.option("--keys", metavar="FILE", help="A file of keys for sealed messages. Default: $ATASKS_KEYS.")
 @click.option("--timeout", metavar="S", type=click.FloatRange(min=0.001), help="Seconds that the call may take.")
+@click.option("--progress", is_flag=True, help="Write what the call reports of itself to the standard error.")
 @click.option("-v", "verbosity", count=True, help="Log what happens.")
 def call_command(
     target: str,
@@ -38,6 +40,7 @@ def call_command(
     prefix: str | None,
     keys: str | None,
     timeout: float | None,
+    progress: bool,
     verbosity: int,
 ) -> int:
     """Call an atask, and write its result as JSON; of a stream, each item as a line.
@@ -47,12 +50,14 @@ def call_command(
     configure_logging(verbosity)
     task = _find(target)
     args, kwargs = [parse_value(text) for text in arguments], parse_options(pairs, ())
+    if progress and isinstance(task, StreamTask):
+        raise CommandError(Exit.USAGE, f"--progress: {task.name} is a stream, whose items are its progress")
     if timeout is not None:
         task = task.options(timeout=timeout)
     where = url or os.environ.get("ATASKS_URL") or AMQP_URL
     place = Place(where, task.namespace, prefix, keys, 1.0, None, as_json=True)
     try:
-        asyncio.run(_call(place, task, args, kwargs))
+        asyncio.run(_call(place, task, args, kwargs, progress))
     except CommandError:
         raise
     except TransportError as error:
@@ -81,9 +86,12 @@ def _find(target: str) -> BaseTask[..., Any]:
     raise CommandError(Exit.USAGE, f"{name!r} is no atask in {module.__name__}{hint}")
 
 
-async def _call(place: Place, task: BaseTask[..., Any], args: list[Any], kwargs: dict[str, Any]) -> None:
+async def _call(
+    place: Place, task: BaseTask[..., Any], args: list[Any], kwargs: dict[str, Any], progress: bool
+) -> None:
     try:
-        called: Any = task(*args, **kwargs)  # type: ignore[operator]  # both kinds can be called
+        make: Any = task.watch if progress and isinstance(task, ATask) else task
+        called: Any = make(*args, **kwargs)
     except TypeError as error:
         raise CommandError(Exit.USAGE, str(error)) from error
     async with place.transport():
@@ -91,6 +99,11 @@ async def _call(place: Place, task: BaseTask[..., Any], args: list[Any], kwargs:
             if isinstance(called, atasks.RemoteStream):
                 async for item in called:
                     _write(item)
+            elif isinstance(called, atasks.WatchedCall):
+                async with called:
+                    async for report in called.progress():
+                        click.echo(clean(str(report)), err=True)
+                    _write(await called)
             else:
                 _write(await called)
         except AtasksError:

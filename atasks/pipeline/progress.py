@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from atasks.pipeline.flow.crew import Crew
     from atasks.pipeline.flow.engine import Engine
 
-__all__ = ["Progress", "StageProgress", "Watch", "watch"]
+__all__ = ["Progress", "StageProgress", "Watch", "described", "watch"]
 
 INTERVAL = 0.1
 """Seconds between two looks."""
@@ -135,10 +135,11 @@ class Lines:
             return
         self._pause = min(60.0, 2 * self._pause)
         self._next = now + self._pause
-        print("; ".join(map(_line, state)), file=sys.stderr, flush=True)
+        print("; ".join(map(described, state)), file=sys.stderr, flush=True)
 
 
-def _line(stage: StageProgress) -> str:
+def described(stage: StageProgress) -> str:
+    """Say in words how far a stage is."""
     of = "" if stage.total is None or stage.ended else f" of {stage.total}"
     left = "" if stage.left is None or stage.ended else f", {stage.left:.0f} s left"
     return f"{stage.name}: {stage.done}{of}{left}"

@@ -6,8 +6,9 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing, suppress
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar, cast
 
 import msgspec
 from msgspec import Meta, Struct, structs
@@ -17,16 +18,22 @@ from atasks.current import serving
 from atasks.errors import CannotRetry, DecodeError, NotConnected, NotSupported, PipelineError, UnknownRun
 from atasks.namespaces import namespace_item
 from atasks.options import TaskOptions, validate_queue
-from atasks.transport.records.contract import Record, Records, again_id
+from atasks.parking import parked
+from atasks.progress import Latest, Progress
+from atasks.tracking.fleet import Fleet
+from atasks.transport.records.contract import Record, Records, again_id, record_of
 from atasks.wire import Status
 
 if TYPE_CHECKING:
     from atasks.router import Router
+    from atasks.transport.call_transport import CallTransport
 
 __all__ = ["Handle", "Kept", "attach", "read_kept", "records_of", "step_id", "step_value"]
 
 T = TypeVar("T")
 
+LAST_SECONDS: Final = 0.5
+"""For how long the last report is waited for, after a call has ended that had reported something."""
 _DUMP: Final = "atasks-run-1:"
 _ID: Final = re.compile(r"[0-9a-z~-]{1,48}(?:\.([1-9][0-9]{0,5}))?")
 """A call id, and for a run of a pipeline the number of its stages."""
@@ -127,6 +134,30 @@ class Handle(Generic[T]):
             return step_value(read_kept(await router.outcome(reply, record.call)))
         return await self._outcome(router, record)
 
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        """The reports of the call, or of the run of a pipeline, from now on, the latest one each time, until it
+        has ended, in whatever way. They begin with the latest one there was, if a worker has the call now.
+
+        A run of a pipeline reports of how many items the last one of its present stages is done with. Workers
+        tell of it for as long as this is iterated over, so reports may be missed, and a reader that is slow slows
+        nobody. `done` may fall: another attempt begins anew. Raises UnknownRun, NotConnected, NotSupported.
+        """
+        latest = Latest()
+        following = asyncio.create_task(self._follow(latest), name=f"atasks progress {self.id}")
+        following.add_done_callback(lambda _: latest.end())
+        try:
+            reports = latest.each()
+            while True:
+                async with parked():
+                    progress = await anext(reports, None)
+                if progress is None:
+                    break
+                yield progress
+            await following
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
     async def done(self) -> bool:
         """Return True if the call or run has ended, in whatever way. Raises UnknownRun."""
         return (await self._records().read(self.id)).ending is not None
@@ -176,6 +207,35 @@ class Handle(Generic[T]):
     def dumps(self) -> str:
         """A string for `attach`, which knows the namespace too."""
         return _DUMP + json.dumps({"id": self.id, "namespace": self.namespace})
+
+    async def _follow(self, latest: Latest) -> None:
+        """Put into `latest` what workers tell of it, until it has ended."""
+        over = asyncio.Event()
+
+        async def listen() -> None:
+            fleet = Fleet(cast("CallTransport", _router(self.namespace).transport()))
+            async with aclosing(fleet.watch(("report", "ended"), ids=(self.id,))) as events:
+                async for heard in events:
+                    event = heard.event
+                    if event.kind == "report":
+                        latest.put(Progress(event.done, event.total, event.note, event.attempt, event.try_))
+                    elif record_of(event.id) == self.id:
+                        over.set()
+
+        ended = self._records().wait(self.id, lambda record: record.ending is not None, steps=False)
+        tasks = [asyncio.create_task(ended), asyncio.create_task(listen())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            if latest.progress is not None:  # its worker tells of the last report, and then of the end
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LAST_SECONDS):
+                        await over.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     async def _result(self) -> T:
         router = _router(self.namespace)

@@ -26,6 +26,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.exceptions",
     "atasks.testing.limits",
     "atasks.testing.nesting",
+    "atasks.testing.progress",
     "atasks.testing.retries",
     "atasks.testing.schedules",
     "atasks.testing.site",

@@ -8,6 +8,7 @@ from atasks.testing.exceptions import ExceptionCases
 from atasks.testing.limits import LimitCases
 from atasks.testing.middleware import MiddlewareCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.progress import ProgressCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
@@ -31,6 +32,7 @@ class TransportConformance(
     WhereaboutsCases,
     SubmittedCases,
     LimitCases,
+    ProgressCases,
 ):
     """Every case that needs neither the death of a worker nor a lost connection.
 

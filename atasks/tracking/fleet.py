@@ -137,14 +137,16 @@ class Fleet:
         sample: float = 1.0,
         lease: float = LEASE_SECONDS,
         limit: int = 10_000,
+        ids: Sequence[str] = (),
     ) -> AsyncGenerator[Heard, None]:
         """Yield events of the workers, from now on, until this generator is closed: of these kinds, and of such a
-        part of the trees of calls. Workers that come later are asked too.
+        part of the trees of calls; `ids`: of these calls and their tries only, and first how far they are.
+        Workers that come later are asked too.
 
         A reader that is slow misses events, and slows nobody: it is told how many. At most `limit` of them wait
         here for it. Raises NotConnected, a TransportError.
         """
-        question = Watch(list(kinds), sample, lease)
+        question = Watch(list(kinds), sample, lease, list(ids))
         query = Query(VERSION, uuid.uuid4().hex, queries.encode(question))
         arrived = asyncio.Event()
         waiting: deque[Heard] = deque()

@@ -106,6 +106,8 @@ class Watch(Struct, tag="watch"):
     """Which part of the trees of calls is told of, 0 to 1: all events of a tree, on all workers, or none."""
     lease: float = 10.0
     """0: tell no more."""
+    ids: Ids = []
+    """Only these calls, and the tries of them; empty: all."""
 
 
 Question = Ping | Inspect | Stack | CancelCalls | Watch
@@ -253,6 +255,12 @@ class Event(Struct, omit_defaults=True):
     traceback: str = ""
     """The end of its traceback."""
     progress: str = ""
+    """A report of the call in words; in the next fields, what it said."""
+    done: int | float = 0
+    total: int | float | None = None
+    note: str = ""
+    try_: int = 1
+    """The try that the call is."""
 
 
 class Events(Struct, tag="events"):

@@ -16,6 +16,7 @@ from atasks.tracking import queries
 from atasks.tracking.queries import Event, Events, Watch
 
 if TYPE_CHECKING:
+    from atasks.progress import Progress
     from atasks.wire import Call, Query
     from atasks.worker.held_call import HeldCall
     from atasks.worker.worker import Worker
@@ -34,7 +35,7 @@ TRACEBACK_CHARACTERS: Final = 4096
 class _Lease:
     """One who watches."""
 
-    __slots__ = ("count", "dropped", "gathered", "kinds", "owner", "sample", "token", "until", "voice")
+    __slots__ = ("count", "dropped", "gathered", "ids", "kinds", "owner", "sample", "token", "until", "voice")
 
     def __init__(self, token: str, owner: str | None, voice: str | None) -> None:
         self.token = token
@@ -43,6 +44,8 @@ class _Lease:
         self.voice = voice
         """Under which key events are sealed for it."""
         self.kinds: frozenset[str] = frozenset()
+        self.ids: frozenset[str] = frozenset()
+        """The calls that are told of, and their tries; empty: all."""
         self.sample = 0
         """The number of trees of calls that are told of, out of 2 ** 32."""
         self.until = 0.0
@@ -51,6 +54,10 @@ class _Lease:
         """Events that it was to be told of so far: each has a number, so that gaps are seen."""
         self.dropped = 0
         self.gathered: list[Event] = []
+
+    def wants(self, call: Call) -> bool:
+        """Return True if it is told of this call."""
+        return not self.ids or call.id in self.ids or call.key in self.ids
 
 
 class Watching:
@@ -70,10 +77,12 @@ class Watching:
         if question.lease <= 0:
             self._leases.pop(query.token, None)
             return ""
+        new = lease is None
         if lease is None:
             if len(self._leases) >= MAX_LEASES:
                 return f"{MAX_LEASES} watch this worker already"
             lease = self._leases[query.token] = _Lease(query.token, owner, voice)
+        lease.ids = frozenset(question.ids)
         lease.kinds = frozenset(question.kinds)
         lease.sample = int(min(max(question.sample, 0.0), 1.0) * 2**32)
         lease.until = self._worker.loop.time() + min(question.lease, MAX_SECONDS)
@@ -81,7 +90,15 @@ class Watching:
         worker.watching = worker.transport.watching = self
         if self._timer is None:
             self._timer = worker.loop.call_later(TURN_SECONDS, self._turn)
+        if new and lease.ids and "report" in lease.kinds:
+            self._catch_up(lease)
         return ""
+
+    def _catch_up(self, lease: _Lease) -> None:
+        """Tell how far the calls are that somebody watches from now on."""
+        for run in self._worker.runs:
+            if run.progress is not None and lease.wants(run.call):
+                self._gather(lease, self._report(run, run.progress))
 
     def stop(self) -> None:
         """Tell nobody any more."""
@@ -132,11 +149,9 @@ class Watching:
         """Tell that a call was lost with another worker."""
         self._tell("lost", call, Event("lost", time.time(), call.id, call.task, attempt=call.attempt))
 
-    def reported(self, run: HeldCall, progress: str) -> None:
+    def reported(self, run: HeldCall, progress: Progress) -> None:
         """Tell the progress that a run reports."""
-        event = self._event("report", run)
-        event.progress = progress
-        self._tell("report", run.call, event)
+        self._tell("report", run.call, self._report(run, progress))
 
     def state(self, status: str) -> None:
         """The worker itself is in another state."""
@@ -144,6 +159,12 @@ class Watching:
         for lease in self._leases.values():
             if "worker" in lease.kinds:
                 self._gather(lease, event)
+
+    def _report(self, run: HeldCall, progress: Progress) -> Event:
+        event = self._event("report", run)
+        event.progress = str(progress)
+        event.done, event.total, event.note, _, event.try_ = progress
+        return event
 
     def _event(self, kind: str, run: HeldCall) -> Event:
         call = run.call
@@ -154,7 +175,7 @@ class Watching:
         event.root, event.parent = root, call.parent
         hashed = zlib.crc32(root.encode())
         for lease in self._leases.values():
-            if kind in lease.kinds and hashed < lease.sample:
+            if kind in lease.kinds and hashed < lease.sample and lease.wants(call):
                 own = lease.owner in (None, call.by)
                 self._gather(lease, event if own else structs.replace(event, traceback=""))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 import weakref
@@ -20,7 +21,8 @@ from atasks.errors import (
     NotSupported,
     WorkerLost,
 )
-from atasks.options import TaskOptions
+from atasks.options import TaskOptions, WatchedOptions
+from atasks.progress import Progress
 from atasks.tracking.counters import (
     ENDED,
     KEPT,
@@ -35,7 +37,7 @@ from atasks.tracking.counters import (
 )
 from atasks.transport.contract import Transport
 from atasks.transport.whereabouts import Whereabouts, lost_at, timed_out
-from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Status
+from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
@@ -91,6 +93,13 @@ class Pending(Struct, eq=False):
         """End the await with this reply, unless it ended already."""
         if not self.future.done():
             self.future.set_result(reply)
+
+    def reported(self, report: Report) -> None:
+        """The call says how far it is: tell who watches it. Dropped if nobody does, and if it makes no sense."""
+        options = self.options
+        if isinstance(options, WatchedOptions) and not self.future.done() and _is_finite(report):
+            progress = Progress(report.done, report.total, report.note, report.attempt, self.call.try_)
+            options.viewer(progress)
 
     def handed_over(self) -> None:
         """The request of a kept call is safe: its await has ended."""
@@ -329,6 +338,12 @@ class CallTransport(Transport):
             if pending.receiver is not None:
                 pending.receiver.forsake(asyncio.current_task())
 
+    def _reported(self, report: Report) -> None:
+        """A call says how far it is."""
+        pending = self._pending.get(report.id)
+        if pending is not None:
+            pending.reported(report)
+
     def _take_in(self, envelope: Item | End) -> None:
         """Items of a stream have arrived, or its end; those of one that nobody reads (any more) are dropped."""
         pending = self._pending.get(envelope.id)
@@ -375,6 +390,13 @@ class CallTransport(Transport):
             now = asyncio.get_running_loop().time()
             pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
+
+
+def _is_finite(report: Report) -> bool:
+    try:
+        return math.isfinite(report.done) and (report.total is None or math.isfinite(report.total))
+    except OverflowError:
+        return False
 
 
 def _seen(reply: Reply, where: Whereabouts) -> Reply:

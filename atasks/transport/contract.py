@@ -59,7 +59,8 @@ class Transport:
 
     supports: ClassVar[frozenset[str]] = frozenset()
     """The abilities beyond the minimal contract: "cancel" (the remote run ends when the await does),
-    "at_most_once", "no_worker" (the transport can tell that nothing serves a queue), "streams", and "events"."""
+    "at_most_once", "no_worker" (the transport can tell that nothing serves a queue), "streams",
+    "events", and "reports" (the progress of calls comes back)."""
 
     redelivers: ClassVar[bool] = False
     """True if one call may be delivered more than once, so that workers must remember those they finished."""

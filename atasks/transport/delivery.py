@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from atasks.wire import Call, End, Item, Reply
+from atasks.wire import Call, End, Item, Reply, Report
 
 if TYPE_CHECKING:
     from atasks.options import Executor
@@ -23,7 +23,7 @@ class Delivery(Protocol):
     def reply(self, reply: Reply | End) -> None:
         """Send the reply; an `End` if items of a stream were sent, or could have been."""
 
-    def send(self, envelope: Item | End) -> None:
+    def send(self, envelope: Item | End | Report) -> None:
         """Send this to the caller, now or a little later, in the order of these calls and before the reply. It is
         no reason to acknowledge anything."""
 

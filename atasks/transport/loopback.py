@@ -26,7 +26,7 @@ from atasks.transport.schedules import MemorySchedules
 from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
-from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply
+from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report
 
 if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
@@ -46,7 +46,7 @@ class LoopbackTransport(CallTransport):
     and `keep_bytes` how many bytes there may be of them.
     """
 
-    supports = CallTransport.supports | {"streams", "events"}
+    supports = CallTransport.supports | {"streams", "events", "reports"}
     _is_here = True
     clock_skew: float = 0.0
     """Seconds by which the clock may differ: it is the same one."""
@@ -244,8 +244,11 @@ class _Delivery(Struct, eq=False):
         else:
             self.transport._resolve(reply)
 
-    def send(self, envelope: Item | End) -> None:
-        self.transport._take_in(envelope)
+    def send(self, envelope: Item | End | Report) -> None:
+        if isinstance(envelope, Report):
+            self.transport._reported(envelope)
+        else:
+            self.transport._take_in(envelope)
 
     def drop(self) -> None:
         pass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from atasks import wire
 from atasks.errors import DecodeError
 from atasks.options import Executor
-from atasks.wire import Call, End, Item, Reply, Status, describe
+from atasks.wire import Call, End, Item, Reply, Report, Status, describe
 
 if TYPE_CHECKING:
     from atasks.transport.server import Server
@@ -52,8 +52,8 @@ class Answer:
         if not self.future.done():
             self.future.set_result(reply if isinstance(reply, Reply) else reply.reply)
 
-    def send(self, envelope: Item | End) -> None:
-        """Nothing: there is one answer, and no streams."""
+    def send(self, envelope: Item | End | Report) -> None:
+        """Nothing: there is one answer, and neither streams nor reports."""
 
     def drop(self) -> None:
         self.future.cancel()

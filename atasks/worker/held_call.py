@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from atasks.current import CurrentCall, Progress
+from atasks.current import CurrentCall
 from atasks.errors import TooManyParked
+from atasks.progress import Progress
 from atasks.tracking.counters import PARKED
 from atasks.transport.delivery import Delivery
 from atasks.wire import Call, describe
+from atasks.worker.reporter import Reporter
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
@@ -88,6 +90,8 @@ class HeldCall(Struct, eq=False):
     """The pool in which it holds a place; a function in a thread holds it itself."""
     progress: Progress | None = None
     """The last report of the call, by `current_call().report()`."""
+    reporter: Reporter | None = None
+    """Hands the reports on; None: nobody wanted any so far."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled with it."""
     _current: CurrentCall | None = None
@@ -137,6 +141,16 @@ class HeldCall(Struct, eq=False):
         """A call that it awaits, or awaited when it was cancelled: its id, and its atask."""
         call = self.last_awaited
         return None if call is None else (call.id, call.task)
+
+    def tell(self, progress: Progress) -> None:
+        """The call says how far it is. Called in any thread."""
+        call = self.call
+        self.progress = progress._replace(attempt=call.attempt, try_=call.try_)
+        if self.reporter is not None:
+            self.reporter.changed()
+        elif (call.reports or self.worker.watching is not None) and not self.ended:
+            self.reporter = Reporter(self)
+            self.reporter.changed()
 
     def park(self, bounded: bool = True) -> None:
         """A remote await begins: give the slot up. If bounded, raises TooManyParked at the worker's bound."""

@@ -469,6 +469,8 @@ class Worker:
         self._forget(run)
         if self._notes is not None:
             self._notes.leave(run.call)
+        if run.reporter is not None:
+            run.reporter.finish()
         run.ended = True
         run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
         if reply is None or reply.status:

@@ -107,6 +107,7 @@ async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:
         "the-key",
         2,
         {"header": "text"},
+        True,
     ]
     async with plain_site.open():
         await peer.send([*_call("my-id", "show"), *fields])

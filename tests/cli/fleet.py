@@ -15,7 +15,7 @@ __all__ = ["FleetOfTwo"]
 
 TASKS = """
     import asyncio, pathlib
-    from atasks import atask
+    from atasks import atask, current_call
 
     @atask(namespace="NAMESPACE", name="shop.leaf", queue="leaves")
     async def leaf(gate):
@@ -39,6 +39,15 @@ TASKS = """
     @atask(namespace="NAMESPACE", name="shop.add")
     async def add(a, b=1):
         return a + b
+
+    @atask(namespace="NAMESPACE", name="shop.count")
+    async def count(n):
+        current_call().report(n, 10, "counted")
+        return n
+
+    @atask(namespace="NAMESPACE", name="shop.numbers")
+    async def numbers():
+        yield 1
 
     @atask(namespace="NAMESPACE", name="shop.fail")
     async def fail():

@@ -145,6 +145,9 @@ def test_a_call_from_the_shell(two: FleetOfTwo) -> None:
     assert call("tasks.py:add", '"a"', "b").out == '"ab"\n'
     failed = call("tasks:fail")
     assert (failed.code, failed.line()) == (1, "ValueError: it fails")
+    counted = call("tasks:count", "7", "--progress")
+    assert (counted.out, counted.err) == ("7\n", "7/10 counted\n")
+    assert (call("tasks:count", "7").err, call("tasks:numbers", "--progress").code) == ("", 2)
     assert call("tasks:add").code == 2
     wrong = call("tasks:ad")
     assert (wrong.code, wrong.line()) == (2, "'ad' is no atask in tasks; did you mean add?")

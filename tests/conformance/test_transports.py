@@ -7,6 +7,7 @@ from atasks.testing.endings import EndingCases
 from atasks.testing.events import EventCases, WaitingEventCases
 from atasks.testing.limits import LimitCases
 from atasks.testing.nesting import NestingCases
+from atasks.testing.progress import HandleProgressCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.schedules import ScheduleCases
 from atasks.testing.stream_endings import StreamEndingCases
@@ -24,7 +25,7 @@ from tests.conformance.transports import (
 )
 
 
-class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases, ScheduleCases):
+class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
     pass
 
 
@@ -32,15 +33,15 @@ class TestMemory(OverMemory, TransportConformance):
     pass
 
 
-class TestLocal(OverLocal, TransportConformance, WaitingEventCases, ScheduleCases):
+class TestLocal(OverLocal, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
     pass
 
 
-class TestLocalHub(OverLocalHub, TransportConformance, EventCases, ScheduleCases):
+class TestLocalHub(OverLocalHub, TransportConformance, EventCases, ScheduleCases, HandleProgressCases):
     pass
 
 
-class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases, ScheduleCases):
+class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
     pass
 
 
@@ -58,7 +59,7 @@ class TestAMQPQuorum(
     pass
 
 
-class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases):
+class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases, HandleProgressCases):
     pass
 
 

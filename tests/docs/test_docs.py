@@ -188,6 +188,7 @@ def test_map_of_a_package_is_complete(folder: str, title: str) -> None:
         wire.End,
         wire.Claim,
         wire.Grant,
+        wire.Report,
         wire.Query,
         wire.QueryAnswer,
         failures.Node,

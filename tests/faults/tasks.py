@@ -37,6 +37,7 @@ __all__ = [
     "passed_once",
     "rated",
     "relayed",
+    "reporting",
     "time_left",
     "work",
 ]
@@ -50,6 +51,17 @@ def _recorder() -> Recorder:
     recorder = current_call().state
     assert isinstance(recorder, Recorder), "workers of these tests have a recorder as their state"
     return recorder
+
+
+@atask
+async def reporting(gate: str) -> int:
+    """Reports 1 of 2, and 2 of 2 when there is a gate; gives its attempt."""
+    call = current_call()
+    call.report(1, 2)
+    while not Path(gate).exists():
+        await asyncio.sleep(0.01)
+    call.report(2, 2)
+    return call.attempt or 0
 
 
 @atask

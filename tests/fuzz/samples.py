@@ -22,6 +22,7 @@ from atasks.wire import (
     Query,
     QueryAnswer,
     Reply,
+    Report,
     Up,
 )
 
@@ -56,6 +57,7 @@ _EVERYTHING: list[wire.Envelope] = [
     Kept(V, "an-id", "default", 60_000),
     Claim(V, "an-id", 2, "a-copy", "a-worker", again=True),
     Grant(V, "an-id", "a-copy", True),
+    Report(V, "an-id", 3, 10.5, "pages", 2),
     Query(V, "a-token", b"\x81\xa4type\xa4ping"),
     QueryAnswer(V, "a-token", "a-worker", b"\x80"),
 ]

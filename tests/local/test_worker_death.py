@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import atasks
+from atasks import Progress
 from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.history import History, settled
 from tests.faults.poison import poison
-from tests.faults.tasks import chain, echo, fib, gated, work
+from tests.faults.tasks import chain, echo, fib, gated, reporting, work
 from tests.local.fleet import Fleet
 from tests.waiting import DEADLINE
 
@@ -46,6 +47,23 @@ async def test_calls_of_a_killed_worker_complete_at_another(
     history.completed()
     history.check()
     assert sorted(run.attempt for run in history.runs()) == [1] * 40 + [2] * 10
+
+
+async def test_progress_begins_anew_where_a_worker_died(fleet: Fleet, history: History, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    victim = await fleet.worker()
+    got: list[Progress] = []
+    async with asyncio.timeout(DEADLINE), reporting.watch(str(gate)) as call:
+        async for progress in call.progress():
+            got.append(progress)
+            if progress == Progress(1, 2, attempt=1):
+                await fleet.worker()
+                victim.kill()
+            elif progress.attempt == 2:
+                gate.touch()
+        assert await call == 2
+    assert got[:2] == [Progress(1, 2, attempt=1), Progress(1, 2, attempt=2)]
+    assert got[-1] == Progress(2, 2, attempt=2)
 
 
 async def test_at_most_once_calls_of_a_killed_worker_end_promptly(

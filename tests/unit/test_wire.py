@@ -28,6 +28,7 @@ from atasks.wire import (
     Item,
     Kept,
     Reply,
+    Report,
     Status,
     Up,
     decode,
@@ -38,7 +39,7 @@ from atasks.wire import (
 FULL_CALL = Call(
     1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, AT_MOST_ONCE, 1, "root",
     "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2,
-    {"request": "r-1"},
+    {"request": "r-1"}, True,
 )  # fmt: skip
 
 ENVELOPES: list[Envelope] = [
@@ -56,6 +57,7 @@ ENVELOPES: list[Envelope] = [
     Credit(1, "id", 5, 1024),
     Item(1, "id", 10, [b"a", b"b"], "pickle"),
     End(1, "id", 12, Reply(1, "id", Status.VALUE, b"")),
+    Report(1, "id", 3, 10.5, "pages", 2),
 ]
 TAGS = {
     Call: 1,
@@ -70,6 +72,7 @@ TAGS = {
     Kept: 10,
     Claim: 11,
     Grant: 12,
+    Report: 13,
 }
 
 
@@ -100,7 +103,7 @@ def test_the_fields_of_a_call_in_their_order() -> None:
     assert plain(encode([FULL_CALL])) == [
         [1, 1, "id-1", "module.task", b"\x00payload", "pickle", 1500, 1_700_000_000_000, 2, 5, 1, 1, "root",
          "parent", ["worker"], 64, {"trace": b"\x01"}, b"signature", True, "shop", "first", 2,
-         {"request": "r-1"}]
+         {"request": "r-1"}, True]
     ]  # fmt: skip
 
 

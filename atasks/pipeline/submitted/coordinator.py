@@ -21,6 +21,7 @@ from atasks.pipeline.flow.failing import add_note
 from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.source import IterableSource, SingleSource
 from atasks.pipeline.pipeline import Stage
+from atasks.pipeline.progress import StageProgress, described
 from atasks.pipeline.run import Run, gives_one
 from atasks.pipeline.stages.fork import ForkStage
 from atasks.pipeline.stages.functions import CallingStage, FunctionStage
@@ -71,6 +72,7 @@ class _Coordinator:
         self._first = round_of(run.call.id) * UNBOUNDED + 1
         """The first attempt since the run was submitted, or retried the last time."""
         self._attempt = self._first + run.call.attempt - 1
+        self._report = run.current.report
         self._worker = run.worker
         router = run.worker.router
         assert isinstance(router, Router), "a worker needs less of it, and has it whole"
@@ -131,7 +133,7 @@ class _Coordinator:
             if len(kept) <= number < stretch.stop - 1:
                 flow.append(TapStage(partial(self._keep, number)))
         writing = asyncio.create_task(journal.write())
-        running = asyncio.create_task(self._run(Run(IterableSource(items), flow)))
+        running = asyncio.create_task(self._run(Run(IterableSource(items), flow, progress=self._tell)))
         try:
             await asyncio.wait((running, writing), return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
@@ -147,6 +149,12 @@ class _Coordinator:
             await asyncio.gather(writing, running, return_exceptions=True)
         await self._keep(stretch.stop - 1, result)
         return result
+
+    def _tell(self, state: tuple[StageProgress, ...]) -> None:
+        """Report how far the stages of the present stretch are: what the last one is done with, and the rest in
+        words."""
+        stages = [stage for stage in state if stage.name != TapStage.name]
+        self._report(stages[-1].done, stages[-1].total, "; ".join(map(described, stages)))
 
     async def _run(self, run: Run[Any, Any]) -> list[Any]:
         return [item for _, item in await run.indexed()]

@@ -36,6 +36,7 @@ from atasks.wire import (
     Query,
     QueryAnswer,
     Reply,
+    Report,
     Up,
 )
 
@@ -344,10 +345,10 @@ class Seals:
                     self.count("not allowed")
                 elif fresh and (ids or key in self.keys.mine or (key == UNSEALED and self.accept_unsealed)):
                     kept.append(envelope)
-            elif isinstance(envelope, Reply | Item | End | Claim) and self._answers(
+            elif isinstance(envelope, Reply | Item | End | Claim | Report) and self._answers(
                 key, pendings.get(envelope.id)
             ):
-                if fresh or not isinstance(envelope, Claim):
+                if fresh or not isinstance(envelope, Claim | Report):
                     kept.append(envelope)
             elif not (key == UNSEALED and isinstance(envelope, Up)) and not (
                 isinstance(envelope, QueryAnswer) and fresh and key == UNSEALED and self.accept_unsealed

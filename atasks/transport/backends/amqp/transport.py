@@ -75,7 +75,7 @@ class AMQPTransport(CallTransport):
     at-least-once calls are sent again if their reply queue is gone.
     """
 
-    supports = CallTransport.supports | {"streams", "events"}
+    supports = CallTransport.supports | {"streams", "events", "reports"}
     redelivers: ClassVar[bool] = True
 
     def __init__(

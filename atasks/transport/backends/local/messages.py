@@ -400,6 +400,7 @@ Message = (
     | Reply
     | Cancel
     | wire.Item
+    | wire.Report
     | End
     | Credit
     | wire.Query

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from atasks.options import Executor
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
-from atasks.wire import Call, Cancel, Credit, End, Item, Query, Reply
+from atasks.wire import Call, Cancel, Credit, End, Item, Query, Reply, Report
 
 if TYPE_CHECKING:
     from atasks.transport.server import Server
@@ -174,7 +174,7 @@ class _Handed:
     def reply(self, reply: Reply | End) -> None:
         self.service.link.send(reply, len(reply.payload))
 
-    def send(self, envelope: Item | End) -> None:
+    def send(self, envelope: Item | End | Report) -> None:
         size = sum(map(len, envelope.payloads)) if isinstance(envelope, Item) else 0
         self.service.link.send(envelope, size)
 

@@ -107,7 +107,7 @@ class LocalTransport(CallTransport):
     with its hub.
     """
 
-    supports = CallTransport.supports | {"streams", "events"}
+    supports = CallTransport.supports | {"streams", "events", "reports"}
 
     def __init__(
         self,
@@ -423,6 +423,8 @@ class LocalTransport(CallTransport):
                     self.serving.told(message)
             case wire.QueryAnswer():
                 self._hear(message)
+            case wire.Report():
+                self._reported(message)
             case NoneServes() | There() | Handed() | Hold():
                 self.calling.told(message)
             case LookAtTable():

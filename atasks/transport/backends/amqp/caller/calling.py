@@ -24,7 +24,7 @@ from atasks.transport.backends.amqp.caller.probe import probe
 from atasks.transport.backends.amqp.caller.requests import Requests
 from atasks.transport.backends.amqp.caller.run_times import RunTimes
 from atasks.transport.backends.amqp.seals import opening
-from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Status, Up
+from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Report, Status, Up
 
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
@@ -193,8 +193,8 @@ class Calling:
                     pending.answered(envelope)
                 else:
                     self._heard(envelope)
-            elif isinstance(envelope, Item | End):
-                self._on_stream(envelope)
+            elif isinstance(envelope, Item | End | Report):
+                self._on_run(envelope)
             elif isinstance(envelope, Up):
                 self.presence.heard(envelope.queue)
             elif isinstance(envelope, Held):
@@ -211,11 +211,14 @@ class Calling:
         if acks is not None and acks.channel is message.channel:
             acks.ack(message.delivery_tag or 0)
 
-    def _on_stream(self, envelope: Item | End) -> None:
+    def _on_run(self, envelope: Item | End | Report) -> None:
+        """Items of a stream, its end, or how far a call is."""
         pending = self.session.pendings.get(envelope.id)
         if pending is not None:
             heard_of(pending)
-            if pending.receiver is not None:
+            if isinstance(envelope, Report):
+                pending.reported(envelope)
+            elif pending.receiver is not None:
                 pending.receiver.receive(envelope)
         elif isinstance(envelope, Item) and not envelope.payloads:  # it asks: nobody wants the stream any more
             self.control.refuse(envelope)

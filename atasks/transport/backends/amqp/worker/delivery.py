@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
-from atasks.wire import Call, End, Item, Reply
+from atasks.wire import Call, End, Item, Reply, Report
 
 if TYPE_CHECKING:
     from atasks.options import Executor
@@ -42,7 +42,7 @@ class CallDelivery:
         """Return the delivery of this call by a lease."""
         return CallDelivery(self._replies, inbound, self)
 
-    def send(self, envelope: Item | End) -> None:
+    def send(self, envelope: Item | End | Report) -> None:
         self._replies.send(envelope, self.inbound)
 
     def reply(self, reply: Reply | End) -> None:

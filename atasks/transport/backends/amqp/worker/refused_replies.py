@@ -45,6 +45,10 @@ class RefusedReplies:
         line = self._lines.get(message.routing_key) if self._lines else None
         return line is not None and self._keep(message, line)
 
+    def holds(self, queue: str) -> bool:
+        """Return True if something waits here for that reply queue."""
+        return queue in self._lines
+
     def add(self, message: MessageToCaller) -> None:
         """Keep a message that its queue has refused."""
         line = self._lines.get(message.routing_key)

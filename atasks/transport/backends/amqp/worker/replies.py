@@ -19,7 +19,7 @@ from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
 from atasks.transport.backends.amqp.worker.refused_replies import RefusedReplies
-from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Status, describe
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Report, Status, describe
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
@@ -35,6 +35,8 @@ MAX_ADDRESSEES: Final = 2_000
 """The number of addressees that are remembered: as many as a worker remembers replies."""
 REPLY_BATCH: Final = 256
 REPLY_BATCH_BYTES: Final = 64 * 2**10
+REPORT_BYTES: Final = 1000
+"""A guess."""
 REFUSED_PAUSE: Final = 0.5
 
 Answer = tuple[Reply | End, "RequestMessage | None"]
@@ -55,6 +57,8 @@ class Replies:
         self.refused = RefusedReplies(station.session.outbox.put_now)
         self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
+        self.reports: dict[str, ReportMessage] = {}
+        """Call -> its latest report that is on its way."""
         self._addressees: OrderedDict[str, str] = OrderedDict()
         """Whom the calls that ended lately were replied to."""
 
@@ -62,15 +66,27 @@ class Replies:
         """The reply queue of who made a call that has ended here lately; None: it has not, or is forgotten."""
         return self._addressees.get(call_id)
 
-    def send(self, envelope: Item | End, inbound: RequestMessage) -> None:
+    def send(self, envelope: Item | End | Report, inbound: RequestMessage) -> None:
         """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
-        gone, for the next one, and so the broker need not write them to its disk."""
-        if isinstance(envelope, End):
+        gone, for the next one, and so the broker need not write them to its disk. Or send a report, in the place
+        of an earlier one that has not left."""
+        if isinstance(envelope, Report):
+            self._report(envelope, inbound)
+        elif isinstance(envelope, End):
             self.send_replies(inbound.reply_to, [(envelope, None)], 1, inbound.key)
         else:
             items = Items(self, envelope, inbound.reply_to, self.station.properties(1), inbound.key)
             if not self.refused.takes(items):
                 self.station.session.outbox.put_now(items)
+
+    def _report(self, report: Report, inbound: RequestMessage) -> None:
+        earlier = self.reports.get(report.id)
+        if earlier is not None and not earlier.has_left:
+            earlier.report = report
+        elif not self.refused.holds(inbound.reply_to):  # else there is no room for what may be missed
+            message = ReportMessage(self, report, inbound.reply_to, self.station.properties(1), inbound.key)
+            self.reports[report.id] = message
+            self.station.session.outbox.put_now(message)
 
     def reply(self, reply: Reply | End, inbound: RequestMessage) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
@@ -318,6 +334,41 @@ class Items(MessageToCaller):
         end = End(item.v, item.id, item.first, wire.ended(item.id, status, reason, item.worker), item.attempt)
         station.worker.cancel(item.id)
         replies.send_replies(self.routing_key, [(end, None)], 1, self.key)
+
+
+class ReportMessage(MessageToCaller):
+    """The progress of a call, for who watches it. While it waits to leave, a later report takes its place: a
+    broker that takes nothing for now has at most one of each call waiting here."""
+
+    __slots__ = ("has_left", "report")
+
+    def __init__(
+        self, replies: Replies, report: Report, key: str, properties: Basic.Properties, seal: str | None
+    ) -> None:
+        super().__init__(
+            b"", key, properties, exchange=replies.station.session.topology.reply_exchange(key), key=seal
+        )
+        self.size = REPORT_BYTES
+        self._replies = replies
+        self.report = report
+        self.has_left = False
+
+    def prepare(self) -> bool:
+        self.body = wire.encode([self.report])
+        self.has_left = True
+        return True
+
+    def settle(self) -> None:
+        reports = self._replies.reports
+        if reports.get(self.report.id) is self:
+            del reports[self.report.id]
+
+    def refused(self) -> None:
+        """The reply queue is full: what may be missed makes room for what may not."""
+        self.settle()
+
+    def rejected(self, refusal: Refusal) -> None:
+        self.settle()
 
 
 class ReturnedRequest(Outgoing):

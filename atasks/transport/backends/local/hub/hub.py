@@ -87,6 +87,7 @@ class Hub:
             Reply: self._reply,
             End: self._reply,
             wire.Item: self._stream,
+            wire.Report: self._report,
             Credit: self._credit,
             wire.Query: self._query,
             wire.QueryAnswer: self._query_answer,
@@ -414,6 +415,17 @@ class Hub:
         entry = self._entries.get(items.id)
         if entry is not None and entry.worker is peer and entry.caller is not None:
             entry.caller.link.send(items, sum(map(len, items.payloads)))
+
+    def _report(self, peer: Peer, report: wire.Report) -> None:
+        """Pass on how far a call is, to a caller that reads: another one misses it."""
+        entry = self._entries.get(report.id)
+        if (
+            entry is not None
+            and entry.worker is peer
+            and entry.caller is not None
+            and not entry.caller.link.clogged
+        ):
+            entry.caller.link.send(report)
 
     def _reply(self, peer: Peer, reply: Reply | End) -> None:
         entry = self._entries.get(reply.id)
