@@ -96,11 +96,11 @@ class CallError(AtasksError):
     call_id: str | None = None
     """The id of the call. Every exception of a call has it, the atask's own too, unless its class has no room for
     it, or an attribute of that name. One that passes on through calls keeps the id of the innermost."""
-    waited_for: Literal["connection", "worker", "turn", "run"] | None = None
+    waited_for: Literal["connection", "worker", "resume", "turn", "run"] | None = None
     """The thing that the call waited for when it was last seen, of a `CallTimeout`, a `WorkerLost` or a
     `CallConnectionLost`: "connection" (there was none, or the broker took nothing, as under an alarm), "worker"
-    (nothing served its queue), "turn" (it waited in its queue, or at a worker for a slot) or "run" (it ran); None:
-    it is not known."""
+    (nothing served its queue), "resume" (its queue was paused), "turn" (it waited in its queue, or at a worker for
+    a slot) or "run" (it ran); None: it is not known."""
     worker: str | None = None
     """The id of the worker that had it; None: none had, or it is not known."""
     ran: float | None = None
@@ -142,7 +142,7 @@ class CallTimeout(CallError, TimeoutError):
         self,
         message: str = "",
         *,
-        waited_for: Literal["connection", "worker", "turn", "run"] | None = None,
+        waited_for: Literal["connection", "worker", "resume", "turn", "run"] | None = None,
         worker: str | None = None,
         ran: float | None = None,
         awaited: str | None = None,

@@ -46,6 +46,7 @@ __all__ = [
     "encode",
     "ended",
     "ending",
+    "purged",
     "salvage",
 ]
 
@@ -452,6 +453,12 @@ def ended(
     text = message.encode("utf-8", "backslashreplace").decode()
     ending = Ending(text, attempts, last_worker, ran_ms, awaits)
     return Reply(VERSION, call_id, status, _encoder.encode(ending), "", worker)
+
+
+def purged(call: Call, queue: str) -> Reply:
+    """The reply of a call that somebody ended while it waited in its queue."""
+    message = f"{describe(call)} was purged from queue {queue!r} by request, as `atasks purge` does"
+    return ended(call.id, Status.CANCELLED, message)
 
 
 def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:

@@ -31,17 +31,19 @@ def ps_command(place: Place, task: str, queue: str, older: float, state: str | N
     those.
     """
 
-    async def look() -> FleetCalls:
+    async def look() -> tuple[FleetCalls, list[str]]:
         async with place.fleet() as fleet:
-            return await fleet.calls(task=task, state=state or "", older=older, limit=limit)
+            found = await fleet.calls(task=task, state=state or "", older=older, limit=limit)
+            queues = {call.queue for call in [*found.calls, *found.queued]} | ({queue} if queue else set())
+            return found, await fleet.paused(sorted(queues))
 
-    found = run_on(look)
+    found, paused = run_on(look)
     calls = [*found.calls, *(call for call in found.queued if _matches(call, task, state, older))]
     if queue:
         calls = [call for call in calls if call.queue == queue]
     calls.sort(key=lambda call: -call.age)
     if place.as_json:
-        show_json({"calls": calls, "left_out": found.left_out, "workers": found.workers})
+        show_json({"calls": calls, "left_out": found.left_out, "workers": found.workers, "paused": paused})
         return Exit.OK
     columns = ("ID", "ATASK", "STATE", "AGE", "RAN", "ATTEMPT", "QUEUE", "WORKER", "PROGRESS")
     rows = [
@@ -60,6 +62,8 @@ def ps_command(place: Place, task: str, queue: str, older: float, state: str | N
     ]
     show_table(columns, rows)
     _say_of(found)
+    for name in paused:
+        say(f"queue {name!r} is paused: atasks resume {name}")
     return Exit.OK
 
 

@@ -39,6 +39,11 @@ def doctor_command(place: Place, queues: tuple[str, ...]) -> int:
             problems = differences(infos, began, time.time())
             served = {queue for info in infos for queue in info.queues}
             problems += _unserved(sorted({*queues} - served), calls.queued, served)
+            known = served | {*queues} | {call.queue for call in calls.queued}
+            problems += [
+                f"queue {queue!r} is paused: resume it (atasks resume {queue})"
+                for queue in await fleet.paused(sorted(known))
+            ]
             return problems
 
     try:

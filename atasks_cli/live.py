@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from atasks.tracking import TaskCounts
-from atasks.tracking.fleet import Fleet, Heard
+from atasks.tracking.fleet import Heard
 from atasks.tracking.queries import KINDS, WorkerInfo
 from atasks.tracking.snapshots import total
 from atasks_cli.durations import Seconds
@@ -178,9 +178,10 @@ def top_command(place: Place, every: float, rounds: int | None) -> int:
                 began = time.monotonic()
                 infos = await fleet.workers()
                 tasks = total(task for info in infos for task in info.tasks)
-                queues = await _queues(place, fleet, infos)
+                names = sorted({queue for info in infos for queue in info.queues})
+                queues, paused = await fleet.queue_states(names), await fleet.paused(names)
                 now = time.monotonic()
-                _show(place, infos, tasks, queues, before, now)
+                _show(place, infos, tasks, queues, paused, before, now)
                 before = now, tasks
                 number += 1
                 if number != rounds:
@@ -191,11 +192,6 @@ def top_command(place: Place, every: float, rounds: int | None) -> int:
     return Exit.OK
 
 
-async def _queues(place: Place, fleet: Fleet, infos: list[WorkerInfo]) -> dict[str, tuple[int, int]]:
-    names = sorted({queue for info in infos for queue in info.queues})
-    return await fleet.queue_states(names)
-
-
 FAILURES: Final = ("raised", "timed_out", "worker_lost", "failed", "unknown_task", "decode_error", "encode_error")
 
 
@@ -204,6 +200,7 @@ def _show(
     infos: list[WorkerInfo],
     tasks: dict[str, TaskCounts],
     queues: dict[str, tuple[int, int]],
+    paused: list[str],
     before: tuple[float, dict[str, TaskCounts]] | None,
     now: float,
 ) -> None:
@@ -212,7 +209,10 @@ def _show(
             {
                 "workers": infos,
                 "tasks": list(tasks.values()),
-                "queues": {name: {"ready": ready, "consumers": users} for name, (ready, users) in queues.items()},
+                "queues": {
+                    name: {"ready": ready, "consumers": users, "paused": name in paused}
+                    for name, (ready, users) in queues.items()
+                },
             }
         )
         return
@@ -229,8 +229,11 @@ def _show(
     if queues:
         click.echo("")
         show_table(
-            ("QUEUE", "READY", "CONSUMERS"),
-            [(name, str(ready), str(users)) for name, (ready, users) in queues.items()],
+            ("QUEUE", "READY", "CONSUMERS", "STATE"),
+            [
+                (name, str(ready), str(users), "paused" if name in paused else "")
+                for name, (ready, users) in queues.items()
+            ],
         )
     click.echo("")
     rows = []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import click
+import msgspec
 
 from atasks.tracking.queries import Pong, WorkerInfo
 from atasks_cli.exits import CommandError, Exit
@@ -54,32 +56,39 @@ def ping_command(place: Place, queue: str) -> int:
 def inspect_command(place: Place, worker: str) -> int:
     """Show a worker, or all of them: versions, queues, what runs there, and the counts of each atask."""
 
-    async def look() -> list[WorkerInfo]:
+    async def look() -> tuple[list[WorkerInfo], list[str]]:
         async with place.fleet() as fleet:
-            return await fleet.workers(worker=worker)
+            infos = await fleet.workers(worker=worker)
+            return infos, await fleet.paused(sorted({queue for info in infos for queue in info.queues}))
 
-    found = run_on(look)
+    found, paused = run_on(look)
     if worker and not found:
         raise CommandError(Exit.FAILED, f"worker {worker!r} does not answer: atasks ping lists those that do")
     if place.as_json:
-        show_json(found)
+        show_json([_with_paused(info, paused) for info in found])
         return Exit.OK
     for index, info in enumerate(found):
         if index:
             click.echo("")
-        _show(info)
+        _show(info, paused)
     if not found:
         say("no worker has answered")
     return Exit.OK
 
 
-def _show(info: WorkerInfo) -> None:
+def _with_paused(info: WorkerInfo, paused: list[str]) -> dict[str, Any]:
+    content: dict[str, Any] = msgspec.to_builtins(info)
+    return content | {"paused": [queue for queue in info.queues if queue in paused]}
+
+
+def _show(info: WorkerInfo, paused: list[str]) -> None:
     state = ", draining" if info.draining else ""
+    queues = [f"{queue} (paused)" if queue in paused else queue for queue in info.queues]
     lines = {
         "worker": f"{info.id}{state}",
         "process": f"{info.pid} on {info.host}, up for {age(info.uptime)}",
         "versions": f"atasks {info.version}, Python {info.python}, codec {info.codec}",
-        "queues": f"{', '.join(info.queues)} of namespace {info.namespace}, by {info.transport}",
+        "queues": f"{', '.join(queues)} of namespace {info.namespace}, by {info.transport}",
         "calls": f"{info.running} running, {info.parked} parked, {info.waiting} waiting, {info.concurrency} slots",
         "event loop": f"{age(info.loop_lag)} for a turn",
         "clock": f"{info.now - time.time():+.1f} s from this one",

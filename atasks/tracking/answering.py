@@ -23,6 +23,7 @@ from atasks.tracking.queries import (
     Cancelled,
     Done,
     Inspect,
+    LookAtQueues,
     Ping,
     Pong,
     Stack,
@@ -98,7 +99,7 @@ class _Answering:
         self.queues = queues
         self.owner = owner
 
-    def to(self, question: Ping | Inspect | Stack | CancelCalls) -> Answer | None:
+    def to(self, question: Ping | Inspect | Stack | CancelCalls | LookAtQueues) -> Answer | None:
         match question:
             case Ping():
                 worker = self.worker
@@ -114,6 +115,8 @@ class _Answering:
                 if run is None:
                     return Done("it is not here")
                 return StackOf(run.call.id, self._call(run, self._awaited()), chains(run))
+            case LookAtQueues():  # where a worker has to look itself, its transport has seen to that
+                return Done()
             case CancelCalls():
                 return Cancelled([call_id for call_id in question.ids if self._cancel(call_id)])
 

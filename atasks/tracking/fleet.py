@@ -6,7 +6,7 @@ import asyncio
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
@@ -21,9 +21,11 @@ from atasks.tracking.queries import (
     Calls,
     CancelCalls,
     Cancelled,
+    Done,
     Event,
     Events,
     Inspect,
+    LookAtQueues,
     Ping,
     Pong,
     Question,
@@ -35,6 +37,7 @@ from atasks.tracking.queries import (
 from atasks.wire import VERSION, Query, QueryAnswer
 
 if TYPE_CHECKING:
+    from atasks.tracking.steering import DeadLetters, Purged
     from atasks.transport.call_transport import CallTransport
 
 __all__ = ["Fleet", "FleetCalls", "Heard"]
@@ -129,6 +132,41 @@ class Fleet:
         """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
         over a transport that cannot tell."""
         return await self._transport.queue_states(queues)
+
+    async def pause(self, queue: str) -> list[str]:
+        """Have workers take no new calls of the queue, those that come later too, until it is resumed. Returns the
+        ids of those that have confirmed it. Calls that they have begun end there; those that wait go on waiting.
+
+        Raises NotSupported, NotConnected.
+        """
+        await self._transport.pause_queue(queue)
+        return await self._look_at(queue)
+
+    async def resume(self, queue: str) -> list[str]:
+        """Have workers take calls of a paused queue again. Returns the ids of those that have confirmed it."""
+        await self._transport.resume_queue(queue)
+        return await self._look_at(queue)
+
+    async def _look_at(self, queue: str) -> list[str]:
+        return sorted(await self._ask(LookAtQueues(), Done, queue=queue))
+
+    async def paused(self, queues: Sequence[str]) -> list[str]:
+        """Return those of the queues that are paused."""
+        return await self._transport.paused_queues(queues)
+
+    async def purge(self, queue: str) -> Purged:
+        """End the calls that wait in the queue now: their awaits end in `CallCancelled`, and so do the records of
+        those that were submitted. Those that a worker has go on."""
+        return await self._transport.purge_queue(queue)
+
+    def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
+        """A block in which the messages that could be neither read nor answered can be looked at, put back into
+        their queues, or dropped."""
+        return self._transport.dead_letters()
+
+    async def dead_count(self) -> int:
+        """Return the number of these messages."""
+        return await self._transport.dead_count()
 
     async def watch(
         self,

@@ -27,6 +27,7 @@ __all__ = [
     "Event",
     "Events",
     "Inspect",
+    "LookAtQueues",
     "Ping",
     "Pong",
     "Question",
@@ -110,7 +111,12 @@ class Watch(Struct, tag="watch"):
     """Only these calls, and the tries of them; empty: all."""
 
 
-Question = Ping | Inspect | Stack | CancelCalls | Watch
+class LookAtQueues(Struct, tag="look-at-queues"):
+    """A queue was paused or resumed at the broker: look which of yours are paused. Answered by `Done`, by workers
+    that act as the broker says by then."""
+
+
+Question = Ping | Inspect | Stack | CancelCalls | Watch | LookAtQueues
 
 
 class Pong(Struct, tag="pong"):

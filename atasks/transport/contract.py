@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,6 +33,7 @@ from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.tracking.steering import DeadLetters, Purged
     from atasks.tracking.watching import Watching
     from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
@@ -92,6 +94,32 @@ class Transport:
         """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
         where that cannot be told."""
         return {}
+
+    async def pause_queue(self, queue: str) -> None:
+        """Have workers take no new calls of the queue, those that come later too, until it is resumed. Those that
+        are there may have to be told: `Fleet.pause` does that."""
+        raise NotSupported(f"{type(self).__name__} has no queue that others could pause")
+
+    async def resume_queue(self, queue: str) -> None:
+        """Undo `pause_queue`."""
+        raise NotSupported(f"{type(self).__name__} has no queue that others could pause")
+
+    async def paused_queues(self, queues: Sequence[str]) -> list[str]:
+        """Return those of the queues that are paused."""
+        return []
+
+    async def purge_queue(self, queue: str) -> Purged:
+        """End the calls that wait in the queue: their awaits end in `CallCancelled`."""
+        raise NotSupported(f"{type(self).__name__} has no queue that others could purge")
+
+    def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
+        """A block in which the messages that could be neither read nor answered can be looked at, put back into
+        their queues, or dropped."""
+        raise NotSupported(f"{type(self).__name__} keeps no messages that cannot be read")
+
+    async def dead_count(self) -> int:
+        """Return the number of these messages."""
+        return 0
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> Transport:

@@ -175,7 +175,7 @@ class Server(Protocol):
         """The await of this call has ended."""
         ...
 
-    def give_back_unstarted(self, executor: Executor | None = None) -> None:
+    def give_back_unstarted(self, executor: Executor | None = None, queue: str | None = None) -> None:
         """Return the calls that have not begun to their queue; `executor`: those that wait for such a place."""
         ...
 

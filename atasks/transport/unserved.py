@@ -19,6 +19,11 @@ WARN_SECONDS: Final = 5.0
 AGAIN_SECONDS: Final = 60.0
 """Seconds between two warnings of one queue."""
 MAX_QUEUES: Final = 1000
+UNSERVED: Final = (
+    "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
+    "(atasks run MODULE --mode server), or give calls a timeout"
+)
+PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s"
 
 
 class Unserved:
@@ -29,8 +34,9 @@ class Unserved:
         self._seen: dict[str, tuple[float, float, float]] = {}
         """Queue -> when it was seen unserved first, and last, and when that was said (event loop time)."""
 
-    def see(self, queue: str, pendings: Sequence[Pending], now: float) -> None:
-        """Nothing serves the queue, and these calls wait for it. Call it every few seconds while that is so."""
+    def see(self, queue: str, pendings: Sequence[Pending], now: float, *, paused: bool = False) -> None:
+        """Nothing serves the queue, or it is paused, and these calls wait for it. Call it every few seconds while
+        that is so."""
         first, last, said = self._seen.get(queue, (now, now, 0.0))
         if now - last > AGAIN_SECONDS:
             first, said = now, 0.0
@@ -38,18 +44,14 @@ class Unserved:
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
             said = now
-            self._logger.warning(
-                "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
-                "(atasks run MODULE --mode server), or give calls a timeout",
-                queue,
-                len(pendings),
-                waited,
-            )
+            self._logger.warning(PAUSED if paused else UNSERVED, queue, len(pendings), waited)
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said
 
 
-def no_worker(queue: str) -> NoWorker:
-    """The error of a call that does not wait for a worker."""
+def no_worker(queue: str, *, paused: bool = False) -> NoWorker:
+    """The error of a call that does not wait for a worker, or for the end of a pause."""
+    if paused:
+        return NoWorker(f"queue {queue!r} is paused: resume it (atasks resume {queue})")
     return NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")

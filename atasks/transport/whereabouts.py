@@ -19,9 +19,9 @@ __all__ = ["Whereabouts", "found_at", "last_seen", "lost_at", "timed_out", "wher
 class Whereabouts(Struct, gc=False):
     """The place of a call that has not ended, and what it waits for there."""
 
-    waits_for: Literal["connection", "worker", "turn", "run"] | None
-    """For a connection that takes it, for a worker that serves its queue, for its turn there, or for its run to
-    end; None: for a worker that has it and does not answer."""
+    waits_for: Literal["connection", "worker", "resume", "turn", "run"] | None
+    """For a connection that takes it, for a worker that serves its queue, for the end of a pause of that queue,
+    for its turn there, or for its run to end; None: for a worker that has it and does not answer."""
     queue: str = ""
     worker: str = ""
     """The name of the worker that has the call."""
@@ -46,6 +46,8 @@ class Whereabouts(Struct, gc=False):
             )
         if self.waits_for == "worker":
             return f"it waited for a worker, and nothing serves queue {self.queue!r}"
+        if self.waits_for == "resume":
+            return f"it waited in queue {self.queue!r}, which is paused (atasks resume {self.queue})"
         if self.waits_for == "run":
             since = "" if ran is None else f" for {ran:.1f} s"
             awaits = "" if self.awaits is None else f", and awaited {self.awaits[1]!r} (call {self.awaits[0]})"

@@ -200,11 +200,11 @@ class Worker:
         """The event loop of this worker ends, and everything in it is cancelled."""
         return self._life.is_torn_down
 
-    def give_back_unstarted(self, executor: Executor | None = None) -> None:
+    def give_back_unstarted(self, executor: Executor | None = None, queue: str | None = None) -> None:
         """Return the calls that wait here to their queue, uncharged; `executor`: only those that wait for a place
-        in this pool, to where such calls wait."""
+        in this pool, to where such calls wait; `queue`: only those that came from it."""
         for run in self._backlog.runs(executor):
-            if not (run.alone and self.accepting):
+            if run.queue == queue if queue is not None else not (run.alone and self.accepting):
                 self._backlog.remove(run)
                 run.reason = Reason.DRAINED
                 self._forget(run)

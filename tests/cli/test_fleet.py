@@ -179,23 +179,14 @@ def test_differences_between_workers() -> None:
     ]
 
 
-def test_in_a_terminal(two: FleetOfTwo) -> None:
+def in_terminal(two: FleetOfTwo, *arguments: str, answer: bytes = b"") -> tuple[int, bytes]:
+    """The exit code of a command in a terminal, and what it shows there."""
     ours, theirs = pty.openpty()
     environ = {**os.environ, **two.env, "TERM": "xterm", "COLUMNS": "200"}
-    command = [
-        sys.executable,
-        "-m",
-        "atasks",
-        "ping",
-        "--expect",
-        "2",
-        "--timeout",
-        "20",
-        "--namespace",
-        two.namespace,
-    ]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL, env=environ)
+    command = [sys.executable, "-m", "atasks", *arguments, "--namespace", two.namespace, *two.patience]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ)
     os.close(theirs)
+    os.write(ours, answer)
     shown = b""
     while True:
         try:
@@ -206,9 +197,38 @@ def test_in_a_terminal(two: FleetOfTwo) -> None:
         if not chunk:
             break
     os.close(ours)
-    assert process.wait(30) == 0
+    return process.wait(30), shown
+
+
+def test_in_a_terminal(two: FleetOfTwo) -> None:
+    code, shown = in_terminal(two, "ping")
+    assert code == 0
     assert b"WORKER" in shown
     assert b"leaves" in shown
+
+
+def test_a_queue_is_paused_purged_and_resumed(two: FleetOfTwo) -> None:
+    assert two.run("pause", "leaves").out == "queue leaves is paused: 1 workers take no new calls of it\n"
+    client = two.call("leaf", "nowhere")
+
+    def state() -> dict[str, object]:
+        found: dict[str, object] = two.json("top", "--rounds", "1")["queues"]["leaves"]
+        return found
+
+    wait_until(lambda: state() == {"ready": 1, "consumers": 0, "paused": True})
+    (problem,) = two.json("doctor", code=1)["problems"]
+    assert problem == "queue 'leaves' is paused: resume it (atasks resume leaves)"
+    assert two.run("purge", "leaves", code=2).line().endswith("Nobody is here to ask: add --yes")
+    code, shown = in_terminal(two, "purge", "leaves", answer=b"n\n")
+    assert code == 1
+    assert b"End all calls that wait in queue 'leaves' of namespace" in shown
+    assert two.json("purge", "leaves", "--yes") == {"queue": "leaves", "purged": 1, "unreadable": 0, "left": 0}
+    client.wait_for("cancelled")
+    assert client.finish().code == 0
+    assert two.json("resume", "leaves")["workers"]
+    gate = two.shell.write("there", "")
+    assert two.call("leaf", str(gate)).finish().out == "leaf\n"
+    assert two.run("pause", "\x1b[31m", code=2).line().startswith("QUEUE='\\x1b[31m': letters, digits")
 
 
 def test_a_fleet_that_nobody_else_sees(two: FleetOfTwo) -> None:

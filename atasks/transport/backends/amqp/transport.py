@@ -26,6 +26,7 @@ from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.schedules import AMQPSchedules
 from atasks.transport.backends.amqp.seals import Seals
 from atasks.transport.backends.amqp.session import Session, State
+from atasks.transport.backends.amqp.steering import Steering
 from atasks.transport.backends.amqp.url import checked, split, user_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.serving import Serving
@@ -36,6 +37,7 @@ from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
+    from atasks.tracking.steering import Purged
     from atasks.transport.server import Server
 
 __all__ = ["AMQPTransport"]
@@ -118,6 +120,7 @@ class AMQPTransport(CallTransport):
         self._schedules = AMQPSchedules(session, self._kept.over_link, self.consumer_timeout)
         self.schedules = self._schedules
         self.calling = Calling(session, self._kept.heard)
+        self._steering = Steering(session, self.calling.control)
         self.serving: Serving | None = None
         self._will_serve = False
         self._restored = asyncio.Event()
@@ -358,6 +361,21 @@ class AMQPTransport(CallTransport):
                     if state is not None:
                         found[queue] = state
         return found
+
+    async def pause_queue(self, queue: str) -> None:
+        await self._steering.pause(queue)
+
+    async def resume_queue(self, queue: str) -> None:
+        await self._steering.resume(queue)
+
+    async def paused_queues(self, queues: Sequence[str]) -> list[str]:
+        return await self._steering.paused(queues)
+
+    async def purge_queue(self, queue: str) -> Purged:
+        return await self._steering.purge(queue)
+
+    async def dead_count(self) -> int:
+        return await self._steering.dead_count()
 
     @asynccontextmanager
     async def listen(self, token: str, heard: Callable[[QueryAnswer], object]) -> AsyncIterator[None]:

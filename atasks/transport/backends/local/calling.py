@@ -151,7 +151,7 @@ class Calling:
             case NoneServes():
                 pending = self.pendings.get(message.id)
                 if pending is not None:
-                    pending.fail(no_worker(self.queue_of(pending.options)))
+                    pending.fail(no_worker(self.queue_of(pending.options), paused=message.paused))
             case There():
                 self._lookout.found(message)
             case Handed():

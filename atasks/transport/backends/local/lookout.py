@@ -82,10 +82,10 @@ class Lookout:
             pending.where = Whereabouts(
                 "run", queue, message.worker, message.ran_ms / 1000, now, awaits=message.awaits
             )
-        elif message.served:
+        elif message.served and not message.paused:
             pending.where = Whereabouts("turn", queue, told=now, waiting=message.waiting)
         else:
-            pending.where = Whereabouts("worker", queue, told=now)
+            pending.where = Whereabouts("resume" if message.paused else "worker", queue, told=now)
             others = [item for item in list(self._calling.pendings.values()) if item.since]
             waiting = [item for item in others if self._calling.queue_of(item.options) == queue]
-            self._unserved.see(queue, waiting, now)
+            self._unserved.see(queue, waiting, now, paused=message.paused)

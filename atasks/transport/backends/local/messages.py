@@ -7,7 +7,7 @@ so.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -41,6 +41,7 @@ __all__ = [
     "Ping",
     "Pong",
     "Publish",
+    "QueueState",
     "Read",
     "ReadTable",
     "Refused",
@@ -49,6 +50,7 @@ __all__ = [
     "Serve",
     "Slots",
     "Stand",
+    "Steer",
     "Stop",
     "Swap",
     "Table",
@@ -108,6 +110,8 @@ class NoneServes(Struct, array_like=True, tag=37, gc=False):
     """To a caller: the call did not want to wait for a worker, and there is none."""
 
     id: str
+    paused: bool = False
+    """True if there may be some, and the queue is paused."""
 
 
 class Handed(Struct, array_like=True, tag=38, gc=False):
@@ -294,6 +298,8 @@ class There(Struct, array_like=True, tag=56, gc=False):
     """True if the queue has workers."""
     awaits: Awaits | None = None
     """A call that its run awaits."""
+    paused: bool = False
+    """True if its queue is paused."""
 
 
 class Publish(Struct, array_like=True, tag=70, gc=False):
@@ -365,6 +371,26 @@ class LookAtTable(Struct, array_like=True, tag=75, gc=False):
     """To a worker: you keep the times from now on, or the table has changed."""
 
 
+class Steer(Struct, array_like=True, tag=76, gc=False):
+    """Do this with a queue. To be answered by `QueueState`."""
+
+    number: int
+    queue: str
+    order: Literal["look", "pause", "resume", "purge"]
+
+
+class QueueState(Struct, array_like=True, tag=77, gc=False):
+    """The state of the queue after the order that had this number."""
+
+    number: int
+    paused: bool
+    waiting: int
+    """Calls that wait there."""
+    workers: int
+    purged: int = 0
+    """Calls that were ended."""
+
+
 Message = (
     Hello
     | Welcome
@@ -387,6 +413,8 @@ Message = (
     | Swap
     | Stand
     | LookAtTable
+    | Steer
+    | QueueState
     | Begin
     | Add
     | Read
@@ -481,7 +509,7 @@ def _asker(piece: msgspec.Raw) -> str | int | None:
         call = elements(fields[2])
         call_id = scalar(call[2]) if len(call) > 2 else None
         return call_id if isinstance(call_id, str) else None
-    if tag in (47, 48, 70, 71, 73):
+    if tag in (47, 48, 70, 71, 73, 76):
         number = scalar(fields[1])
         return number if isinstance(number, int) else None
     return None

@@ -20,6 +20,7 @@ from atasks.transport.backends.local.messages import (
     Message,
     News,
     Outcome,
+    QueueState,
     Read,
     Table,
     Touch,
@@ -80,7 +81,7 @@ class LocalRecords(Records):
                 question.answer.set_exception(NotConnected(reason))
         self._wake_all()
 
-    def answered(self, message: Answer | Found | Table) -> None:
+    def answered(self, message: Answer | Found | Table | QueueState) -> None:
         """The hub has answered."""
         question = self._questions.get(message.number)
         if question is not None and not question.answer.done():
@@ -115,7 +116,7 @@ class LocalRecords(Records):
                 self._link.send(Add(0, call.id, withdrawn))
             raise
         if isinstance(answer, Answer) and answer.outcome == Outcome.NONE_SERVES:
-            raise no_worker(queue)
+            raise no_worker(queue, paused=answer.reason == "paused")
         if isinstance(answer, Answer) and answer.outcome == Outcome.TAKEN:
             return answer.reason
         _check(answer, call.id)
@@ -165,7 +166,7 @@ class LocalRecords(Records):
                 if self._link is not None:
                     self._link.send(Watch(call_id, False))
 
-    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found | Table:
+    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found | Table | QueueState:
         """The hub's answer, or that of the next one. Raises NotConnected if there is none to come."""
         loop = asyncio.get_running_loop()
         if self._refusal is not None or not self._usable(loop):
@@ -185,7 +186,9 @@ class _Question:
 
     __slots__ = ("answer", "message", "size")
 
-    def __init__(self, message: Message, size: int, answer: asyncio.Future[Answer | Found | Table]) -> None:
+    def __init__(
+        self, message: Message, size: int, answer: asyncio.Future[Answer | Found | Table | QueueState]
+    ) -> None:
         self.message = message
         self.size = size
         self.answer = answer
@@ -201,7 +204,7 @@ class _Watcher:
         self.steps = steps
 
 
-def _check(answer: Answer | Found | Table, call_id: str) -> None:
+def _check(answer: Answer | Found | Table | QueueState, call_id: str) -> None:
     """Raise what the answer stands for."""
     outcome = answer.outcome if isinstance(answer, Answer) else Outcome.DONE
     if outcome == Outcome.UNKNOWN:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 
 from atasks import modules, wire
 from atasks.errors import (
@@ -23,6 +23,7 @@ from atasks.errors import (
 )
 from atasks.options import Executor, WorkerOptions, validate_queue, validate_seconds
 from atasks.pauses import pauses
+from atasks.tracking.steering import Purged
 from atasks.transport.backends.local.calling import Calling
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
@@ -44,8 +45,10 @@ from atasks.transport.backends.local.messages import (
     Outcome,
     Pong,
     Publish,
+    QueueState,
     Refused,
     Salvaged,
+    Steer,
     Table,
     There,
     TokenTaken,
@@ -374,6 +377,34 @@ class LocalTransport(CallTransport):
         if isinstance(answer, Answer) and answer.outcome != Outcome.DONE:
             raise DecodeError(answer.reason)
 
+    async def _steer(self, queue: str, order: Literal["look", "pause", "resume", "purge"]) -> QueueState:
+        """Have the hub do this with a queue. Raises TransportError."""
+        name = validate_queue(queue)
+        answer = await self._kept.ask(lambda number: Steer(number, name, order))
+        if not isinstance(answer, QueueState):
+            raise TransportError(answer.reason if isinstance(answer, Answer) else "the hub says something else")
+        return answer
+
+    async def pause_queue(self, queue: str) -> None:
+        await self._steer(queue, "pause")
+
+    async def resume_queue(self, queue: str) -> None:
+        await self._steer(queue, "resume")
+
+    async def paused_queues(self, queues: Sequence[str]) -> list[str]:
+        return [queue for queue in queues if (await self._steer(queue, "look")).paused]
+
+    async def purge_queue(self, queue: str) -> Purged:
+        return Purged((await self._steer(queue, "purge")).purged)
+
+    async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
+        states = {queue: await self._steer(queue, "look") for queue in queues}
+        return {
+            queue: (state.waiting, state.workers)
+            for queue, state in states.items()
+            if state.waiting or state.workers or state.paused
+        }
+
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
             raise NotConnected(self._refusal)
@@ -429,7 +460,7 @@ class LocalTransport(CallTransport):
                 self.calling.told(message)
             case LookAtTable():
                 self._schedules.told()
-            case Answer() | Found() | Table():
+            case Answer() | Found() | Table() | QueueState():
                 self._kept.answered(message)
             case News():
                 self._kept.news(message)

@@ -104,6 +104,10 @@ class Topology:
         """The queue beside a work queue of calls that wait for a place in a pool."""
         return f"{self.work(queue)}.{executor}"
 
+    def paused(self, queue: str) -> str:
+        """The queue that marks a work queue as paused: nothing is ever put into it."""
+        return f"{self.prefix}.paused.{self.namespace}.{queue}"
+
     def delay(self, level: int) -> str:
         """The queue that holds delayed calls for the time of this level, and the exchange before it."""
         return f"{self.prefix}.delay.{level}"
@@ -111,6 +115,10 @@ class Topology:
     def early(self, queue: str) -> str:
         """The queue of calls that were submitted before any worker has declared their work queue."""
         return f"{self.work(queue)}.early"
+
+    def paused_arguments(self) -> dict[str, Any]:
+        """Arguments of such a queue."""
+        return {"x-queue-type": "classic"}
 
     def early_arguments(self) -> dict[str, Any]:
         """Arguments of such a queue: whoever submits declares it, and knows nothing of the workers to come."""

@@ -116,17 +116,19 @@ class OverdueCalls:
             if not overdue:
                 continue
             empty, workers = await self._is_empty(queue), await self._workers(queue)
-            for question in questions.values():
-                if question.queue == queue and len(question.workers) >= workers:
+            paused = workers == 0 and await self.is_paused(queue)
+            for question in questions.values():  # nobody consumes a paused queue, and workers may have its calls
+                if question.queue == queue and len(question.workers) >= workers and not paused:
                     question.deny()
             if workers == 0:
-                self._unserved.see(queue, [pending for pending in overdue if pending.where is None], now)
+                waiting = [pending for pending in overdue if pending.where is None]
+                self._unserved.see(queue, waiting, now, paused=paused)
             overdue = [item for item in overdue if empty or now - item.since >= self.patience]
             lost = [
                 pending
                 for pending in overdue
-                if (pending.denied >= 2 and pending.call.delivery != AT_MOST_ONCE)
-                or (pending.asked >= 2 and now - pending.since >= self.patience + 2 * self.pause)
+                if (pending.denied >= 2 and pending.call.delivery != AT_MOST_ONCE and not paused)
+                or (pending.asked >= 2 and now - pending.since >= self.patience + 2 * self.pause and not paused)
             ]
             if lost and empty:
                 self._losing[queue] = now
@@ -182,6 +184,11 @@ class OverdueCalls:
         if state is not None and not state[1]:  # a quorum queue may say 0 consumers for a moment
             state = None if link is None else await link.queue_state(self._session.topology.solo(queue))
         return 0 if state is None else state[1]
+
+    async def is_paused(self, queue: str) -> bool:
+        """Return True if workers leave the calls of the queue there until it is resumed."""
+        link = self._session.link
+        return link is not None and await link.queue_state(self._session.topology.paused(queue)) is not None
 
     # -- answers
 
@@ -244,7 +251,9 @@ class OverdueCalls:
             workers = await self._workers(queue)
             state = None if link is None else await link.queue_state(topology.work(queue))
             waiting = 0 if state is None else state[0]
-            waits_for: Literal["turn", "worker"] | None = "worker" if not workers else "turn" if waiting else None
+            waits_for: Literal["turn", "worker", "resume"] | None = "turn" if waiting else None
+            if not workers:
+                waits_for = "resume" if await self.is_paused(queue) else "worker"
             for pending in pendings:
                 if pending.where is None and link is not None:
                     pending.where = Whereabouts(waits_for, queue, waiting=waiting)

@@ -69,9 +69,10 @@ class WorkerPresence:
                 if state[1]:
                     self._served[queue] = loop.time() + CONSUMERS_KNOWN_FOR
                     return
+            paused = await self._overdue.is_paused(queue)
         except CLIENT_ERRORS:
             return
-        raise no_worker(queue)
+        raise no_worker(queue, paused=paused)
 
     def returned(self, pending: Pending) -> None:
         """The broker has no such work queue: no worker ever declared it, or it was deleted."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiormq.abc import DeliveredMessage
 
 from atasks import wire
 from atasks.errors import DecodeError
+from atasks.tracking.queries import LookAtQueues, decode_question
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
@@ -18,6 +20,7 @@ from atasks.wire import VERSION, Ask, Cancel, Credit, End, Grant, Held, Query, R
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.attempts import Attempts
     from atasks.transport.backends.amqp.worker.doubts import Doubts
+    from atasks.transport.backends.amqp.worker.paused_queues import PausedQueues
     from atasks.transport.backends.amqp.worker.replies import Replies
     from atasks.transport.backends.amqp.worker.station import Station
     from atasks.transport.backends.amqp.worker.telling import Telling
@@ -37,6 +40,7 @@ class ControlQueue:
         doubts: Doubts,
         replies: Replies,
         telling: Telling,
+        paused: PausedQueues,
     ) -> None:
         self._station = station
         self._worker = station.worker
@@ -45,6 +49,7 @@ class ControlQueue:
         self._doubts = doubts
         self._replies = replies
         self._telling = telling
+        self._paused = paused
 
     async def receive(self, message: DeliveredMessage) -> None:
         """Do what a message asks for. A bad one is counted, and what can be read of it is done."""
@@ -74,7 +79,15 @@ class ControlQueue:
             elif isinstance(envelope, Reply | End):
                 self._attempts.told(envelope.id, envelope)
             elif isinstance(envelope, Query):
-                answer_query(self._station, self._telling, self._queues, envelope, message)
+                self._hear(envelope, message)
+
+    def _hear(self, query: Query, message: DeliveredMessage) -> None:
+        """Answer a question; one that is about paused queues once they have been looked at."""
+        answer = partial(answer_query, self._station, self._telling, self._queues, query, message)
+        if isinstance(decode_question(query.content), LookAtQueues):
+            self._paused.look_soon(answer)
+        else:
+            answer()
 
     def _credit(self, credit: Credit, reply_to: str | None) -> None:
         """The consumer of a stream says what it has taken, and where it is."""

@@ -35,6 +35,10 @@ class Prefetch:
         """True if `adapt` will be called soon."""
         self._lacking: set[Executor] = set()
         """The pools for which calls wait here."""
+        self.paused: frozenset[str] = frozenset()
+        """Work queues that are not consumed for now."""
+        self._held = self.paused
+        """Those that are consumed no more by now."""
 
     @property
     def opened(self) -> bool:
@@ -45,7 +49,7 @@ class Prefetch:
         """Consume, with full windows."""
         self._stopped = False
         for consumer in self.consumers:
-            idle = not self._stopped and not consumer.running
+            idle = not self._stopped and not consumer.running and consumer.queue not in self.paused
             if idle and (consumer.executor is None or self._free(consumer, self._room) > 0):
                 await consumer.start(self.size(consumer))
         self.adapt()
@@ -59,6 +63,16 @@ class Prefetch:
     def size(self, consumer: Consumer) -> int:
         """The prefetch to start a consumer with."""
         return min(consumer.full_size, max(1, self._free(consumer, self._room)))
+
+    async def hold(self, paused: frozenset[str]) -> None:
+        """Consume none of these queues from now on, and all others. Returns when calls of them that had come, and
+        have not begun, have gone back; or when nothing is consumed any more."""
+        self.paused = paused
+        while self._held != paused and not self._stopped and not self.link.lost.done():
+            self.adapt()
+            if self._changing is not None:
+                await asyncio.wait([self._changing])
+        self.adapt()
 
     @property
     def _room(self) -> int:
@@ -97,6 +111,9 @@ class Prefetch:
         if self._changing is not None or self._stopped:
             return
         worker = self._worker
+        if self._held != self.paused:
+            self._change(self._hold())
+            return
         if worker.alone:
             if any(consumer.running and not consumer.solo for consumer in self.consumers):
                 self._change(self._step_aside())
@@ -116,7 +133,7 @@ class Prefetch:
     def _due(self, consumer: Consumer, room: int) -> int:
         """The window that this consumer is to have instead of its own; 0: it may keep its own."""
         worker, free = self._worker, self._free(consumer, room)
-        if free <= 0:
+        if free <= 0 or consumer.queue in self.paused:
             return 0
         if consumer.solo and consumer.claims:
             return 0  # another call beside one of these would share its fate
@@ -166,9 +183,21 @@ class Prefetch:
             self._changing = None
         self.adapt()
 
+    async def _hold(self) -> None:
+        """Leave the calls of paused queues there."""
+        paused = self.paused
+        for consumer in self.consumers:
+            if consumer.queue in paused:
+                await consumer.stop()
+        for queue in paused:
+            self._worker.give_back_unstarted(queue=queue)
+        self._held = paused
+
     async def _replace(self, consumer: Consumer, prefetch: int) -> None:
         await consumer.stop()
-        if self._stopped or (consumer.solo and (consumer.claims or self._worker.alone)):
+        if self._stopped or consumer.queue in self.paused:
+            return
+        if consumer.solo and (consumer.claims or self._worker.alone):
             return  # until a last attempt has ended that came meanwhile
         await consumer.start(prefetch)
 

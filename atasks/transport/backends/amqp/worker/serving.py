@@ -29,6 +29,7 @@ from atasks.transport.backends.amqp.worker.doubts import Doubts
 from atasks.transport.backends.amqp.worker.events import EventDelivery, EventQueues, EventSource
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.transport.backends.amqp.worker.leases import Leases, was_leased
+from atasks.transport.backends.amqp.worker.paused_queues import PausedQueues
 from atasks.transport.backends.amqp.worker.prefetch import Prefetch
 from atasks.transport.backends.amqp.worker.replies import Replies
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
@@ -93,6 +94,7 @@ class Serving:
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
         self.doubts = Doubts(self.station, self._callers)
+        self._paused = PausedQueues(self.station, self.queues)
         self._control = ControlQueue(
             self.station,
             self.queues,
@@ -100,6 +102,7 @@ class Serving:
             doubts=self.doubts,
             replies=self.replies,
             telling=self.telling,
+            paused=self._paused,
         )
         self.kept = KeptCalls(self.station, self.attempts)
         self.replies.settle = self.kept.ended
@@ -156,6 +159,7 @@ class Serving:
             name, source, size = own
             consumers.append(self._maker(link, station.acks, source.queue, source)(name, size))
         window = station.window = Prefetch(link, worker, consumers)
+        await self._paused.look()
         if not self._stopping:
             await window.open()
         self.serving = True
@@ -279,6 +283,7 @@ class Serving:
         for task in self._background:
             task.cancel()
         await asyncio.wait(self._background)
+        await self._paused.close()
         await self.doubts.close()
         await self.kept.close()
         await self.ailing.close()

@@ -77,7 +77,7 @@ class UnavailableQueues:
         try:
             link = await Link.open(session.urls, f"atasks {os.getpid()}", session.timeout)
             consumers = await self._declare(link, queue)
-            for consumer in consumers:
+            for consumer in consumers if queue not in window.paused else ():
                 await consumer.start(window.size(consumer))
         except (*CLIENT_ERRORS, TransportError) as error:
             logger.debug("queue %r cannot be served yet: %s", queue, error)

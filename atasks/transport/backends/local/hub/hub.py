@@ -34,12 +34,14 @@ from atasks.transport.backends.local.messages import (
     Ping,
     Pong,
     Publish,
+    QueueState,
     Read,
     ReadTable,
     Request,
     Serve,
     Slots,
     Stand,
+    Steer,
     Stop,
     Swap,
     TakeToken,
@@ -49,7 +51,7 @@ from atasks.transport.backends.local.messages import (
     Where,
 )
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
-from atasks.wire import AT_MOST_ONCE, VERSION, Call, Cancel, Credit, End, Reply, Status
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Cancel, Credit, End, Reply, Status, purged
 
 __all__ = ["Hub"]
 
@@ -103,6 +105,7 @@ class Hub:
             ReadTable: self._schedules.read,
             Swap: self._schedules.swap,
             Stand: self._schedules.stand,
+            Steer: self._steer,
             Begin: self._begin,
             Add: self._runs.add,
             Read: self._runs.read,
@@ -191,8 +194,8 @@ class Hub:
     def _request(self, peer: Peer, message: Request) -> None:
         call = message.call
         queue = self._queues.of(peer, message.queue)
-        if not message.wait and not queue.workers:
-            peer.link.send(NoneServes(call.id))
+        if not message.wait and (not queue.workers or queue.paused):
+            peer.link.send(NoneServes(call.id, queue.paused))
             self._queues.tidy(queue)
             return
         known = self._entries.get(call.id)
@@ -205,7 +208,7 @@ class Hub:
         if call.timeout_ms is not None:
             entry.deadline = self._loop.time() + call.timeout_ms / 1000
         entry.alone = 1 < call.attempt >= entry.most
-        worker = None if entry.alone or peer.link.clogged else queue.best(call)
+        worker = None if queue.paused or entry.alone or peer.link.clogged else queue.best(call)
         if worker is not None and not queue:
             self._queues.hand(entry, worker)
         else:
@@ -246,9 +249,9 @@ class Hub:
         elif (holder := self._runs.holder(peer, call.id)) is not None:
             self._queues.tidy(queue)
             outcome, reason = Outcome.TAKEN, holder
-        elif not message.wait and not queue.workers:
+        elif not message.wait and (not queue.workers or queue.paused):
             self._queues.tidy(queue)
-            outcome = Outcome.NONE_SERVES
+            outcome, reason = Outcome.NONE_SERVES, "paused" if queue.paused else ""
         elif not self._runs.open(peer, message):
             self._queues.tidy(queue)
             outcome = Outcome.NO_ROOM
@@ -328,7 +331,37 @@ class Hub:
                 name = "" if worker is None else worker.worker_id
                 ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
                 awaits = awaited.get(call_id)
-                peer.link.send(There(call_id, name, ran_ms, len(queue), bool(queue.workers), awaits))
+                served = bool(queue.workers)
+                peer.link.send(There(call_id, name, ran_ms, len(queue), served, awaits, queue.paused))
+
+    def _steer(self, peer: Peer, message: Steer) -> None:
+        """Pause, resume or purge a queue, or look at it."""
+        queue = self._queues.of(peer, message.queue)
+        ended = 0
+        match message.order:
+            case "pause" | "resume":
+                self._queues.pause(queue, message.order == "pause")
+            case "purge":
+                ended = self._purge(queue)
+        whole = self._queues.whole(queue)
+        waiting = sum(map(len, whole))
+        peer.link.send(QueueState(message.number, queue.paused, waiting, len(queue.workers), ended))
+        for each in whole:
+            self._queues.tidy(each)
+
+    def _purge(self, queue: WorkQueue) -> int:
+        """End the calls that wait in the queue, or until their callers read. Returns how many there were."""
+        queues = self._queues.whole(queue)
+        waiting = [
+            entry
+            for entry in self._entries.values()
+            if entry.queue in queues and entry.worker is None and entry.delayed is None
+        ]
+        for entry in waiting:
+            if entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
+                entry.queue.remove(entry)
+            self._end(entry, purged(entry.call, queue.name))
+        return len(waiting)
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
         entry = self._entries.get(credit.id)

@@ -101,6 +101,8 @@ class WorkQueue:
         self.attempts: dict[str, int] = {}
         """The attempts of atasks whose calls may have more than others."""
         self.workers: list[Peer] = []
+        self.paused = False
+        """True while its calls are not handed out."""
         self._lanes: list[OrderedDict[str, QueuedCall]] = [OrderedDict() for _ in range(LANES)]
         self._alone: OrderedDict[str, QueuedCall] = OrderedDict()
         self._count = 0

@@ -39,6 +39,7 @@ class WorkQueues:
         beside = self._queues.get((queue.namespace, queue.name, executor))
         if beside is None:
             beside = WorkQueue(queue.namespace, queue.name, executor)
+            beside.paused = queue.paused
             self._queues[queue.namespace, queue.name, executor] = beside
             beside.workers += queue.workers
             for worker in queue.workers:
@@ -51,6 +52,19 @@ class WorkQueues:
         found = (self._queues.get((peer.namespace, name, executor)) for executor in EXECUTORS)
         return [queue for queue in found if queue is not None]
 
+    def pause(self, queue: WorkQueue, paused: bool) -> None:
+        """Hand out no calls of the queue, and of those beside it, until that is undone."""
+        for each in self.whole(queue):
+            each.paused = paused
+            if not paused:
+                self.offer(each)
+                self.tidy(each)
+
+    def whole(self, queue: WorkQueue) -> list[WorkQueue]:
+        """A work queue, and those beside it that there are."""
+        beside = (self._queues.get((queue.namespace, queue.name, executor)) for executor in EXECUTORS)
+        return [queue, *(each for each in beside if each is not None)]
+
     def put_back(self, entry: QueuedCall) -> None:
         """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
         queue = entry.queue
@@ -58,8 +72,8 @@ class WorkQueues:
         entry.queue.push(entry, front=True)
 
     def tidy(self, queue: WorkQueue) -> None:
-        """Forget a queue that has neither workers nor calls."""
-        if not queue.workers and not queue:
+        """Forget a queue that has neither workers nor calls, and is not paused."""
+        if not queue.workers and not queue and not queue.paused:
             self._queues.pop((queue.namespace, queue.name, queue.executor), None)
 
     def offer(self, queue: WorkQueue) -> None:
@@ -71,7 +85,7 @@ class WorkQueues:
         """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
         queues = worker.queues
         for queue in queues:
-            while worker.room_for(queue) > 0 and queue and not worker.link.clogged:
+            while worker.room_for(queue) > 0 and queue and not queue.paused and not worker.link.clogged:
                 entry = queue.pop(worker)
                 if entry is None:
                     break

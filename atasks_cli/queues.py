@@ -1,0 +1,110 @@
+"""Commands that act on a queue of a fleet: `pause`, `resume`, `purge`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from atasks.checks import validate_queue
+from atasks.tracking.steering import Purged
+from atasks_cli.exits import CommandError, Exit
+from atasks_cli.fleet import Place, fleet_command, run_on
+from atasks_cli.messages import say
+from atasks_cli.shown import show_json
+
+__all__ = ["COMMANDS", "confirmed"]
+
+
+def _checked(queue: str) -> str:
+    try:
+        return validate_queue(queue, "QUEUE")
+    except ValueError as error:
+        raise CommandError(Exit.USAGE, str(error)) from None
+
+
+def confirmed(yes: bool, question: str) -> None:
+    """Return if `--yes` was given, or a person says so. Raises a CommandError where there is none to ask."""
+    if yes:
+        return
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise CommandError(Exit.USAGE, f"{question} Nobody is here to ask: add --yes")
+    if not click.confirm(question, err=True):
+        raise CommandError(Exit.FAILED, "nothing was done")
+
+
+@click.command("pause")
+@click.argument("queue", metavar="QUEUE")
+@fleet_command
+def pause_command(place: Place, queue: str) -> int:
+    """Have workers take no new calls of a queue, until it is resumed.
+
+    Calls that have begun end. Those that wait go on waiting, as do calls of this queue that running calls make.
+    It stays paused for workers that come later, and when workers or the broker restart; around a hub it ends with
+    the hub.
+    """
+    _pause(place, _checked(queue), True)
+    return Exit.OK
+
+
+@click.command("resume")
+@click.argument("queue", metavar="QUEUE")
+@fleet_command
+def resume_command(place: Place, queue: str) -> int:
+    """Have workers take calls of a paused queue again."""
+    _pause(place, _checked(queue), False)
+    return Exit.OK
+
+
+def _pause(place: Place, queue: str, on: bool) -> None:
+    async def act() -> tuple[list[str], bool]:
+        async with place.fleet() as fleet:
+            was = bool(await fleet.paused([queue]))
+            return await (fleet.pause if on else fleet.resume)(queue), was
+
+    workers, was = run_on(act)
+    if place.as_json:
+        show_json({"queue": queue, "paused": on, "was_paused": was, "workers": workers})
+        return
+    state = "paused" if on else "resumed"
+    if was == on:
+        state = "paused, as it was" if on else "not paused, and was not"
+    said = f"{len(workers)} workers take {'no new calls of it' if on else 'its calls'}"
+    if not workers:
+        said = "no worker of it has answered" + ("; it is paused for those that come" if on else "")
+    click.echo(f"queue {queue} is {state}: {said}")
+
+
+@click.command("purge")
+@click.argument("queue", metavar="QUEUE")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@fleet_command
+def purge_command(place: Place, queue: str, yes: bool) -> int:
+    """End the calls that wait in a queue: their awaits, and the records of submitted ones, end in CallCancelled.
+
+    Calls that a worker has go on, and so do those that come meanwhile: pause the queue first if there are many.
+    Exit code 1 if some could not be ended.
+    """
+    queue = _checked(queue)
+    confirmed(yes, f"End all calls that wait in queue {queue!r} of namespace {place.namespace!r}?")
+
+    async def act() -> Purged:
+        async with place.fleet() as fleet:
+            return await fleet.purge(queue)
+
+    found = run_on(act)
+    if place.as_json:
+        show_json({"queue": queue, "purged": found.calls, "unreadable": found.unreadable, "left": found.left})
+    else:
+        click.echo(f"{found.calls} calls of queue {queue} have ended")
+        if found.unreadable:
+            say(f"{found.unreadable} messages could not be read: they are in the dead queue now (atasks dead)")
+        if found.left:
+            say(
+                f"{found.left} messages are still there: their seals are not known here (--keys), or the queues "
+                "of their callers are full"
+            )
+    return Exit.FAILED if found.left else Exit.OK
+
+
+COMMANDS = (pause_command, resume_command, purge_command)
