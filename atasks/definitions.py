@@ -346,8 +346,8 @@ def _importable_module(function: Any) -> str | None:
     if module not in modules.MAIN_NAMES:
         return module
     scope = getattr(innermost(function), "__globals__", None)
-    if module == "__main__" and scope is not None and scope is not vars(sys.modules["__main__"]):
-        return None  # a runner has executed the script in a scope of its own: `cProfile`, `runpy.run_module`
+    if module == "__main__" and scope is not None and not modules.adopt(scope):
+        return None
     return modules.main_name()
 
 

@@ -32,6 +32,8 @@ from atasks.errors import LoadError, closest
 __all__ = [
     "MAIN_NAMES",
     "UNGUARDED",
+    "Program",
+    "adopt",
     "dotted_name",
     "explained",
     "follow",
@@ -95,6 +97,65 @@ def is_waited_in(name: str) -> bool:
 
 
 _WAITING = frozenset({"asyncio", "atasks"})
+
+
+class Program(ModuleType):
+    """The program that a runner (cProfile, trace) executes as `__main__` in a scope of its own, which is no
+    module's: the names of the scope are those of this module."""
+
+    def __init__(self, scope: dict[str, Any]) -> None:
+        super().__init__("__main__")
+        own: dict[str, Any] = vars(ModuleType)["__dict__"].__get__(self)
+        own.clear()  # all others are looked up in the scope
+        own.update(_scope=scope, __spec__=scope.get("__spec__"))
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        scope: dict[str, Any] = self._scope
+        return scope
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._scope[name]
+        except KeyError:
+            raise AttributeError(f"the program that runs as __main__ has no {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._scope[name] = value
+
+    def __delattr__(self, name: str) -> None:
+        try:
+            del self._scope[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def adopt(scope: dict[str, Any]) -> bool:
+    """Tell whether what is defined in this scope is the program's: `__main__` leads to it, from now on at the
+    latest.
+
+    A runner that was started as `python -m cProfile program.py` is `__main__` itself, and executes the program in
+    a scope of that name. As newer runners do, the program takes its place. False where `__main__` has atasks of
+    its own, and where the scope has no file that others could import.
+    """
+    global _owner, _runner
+    main = sys.modules["__main__"]
+    if scope is not vars(main):
+        file = scope.get("__file__")
+        if scope.get("__name__") != "__main__" or not isinstance(file, str) or not file.endswith(".py"):
+            return False
+        if main is _owner:
+            return False
+        _runner, main = main, Program(scope)
+        sys.modules["__main__"] = main
+    _owner = main
+    return True
+
+
+_owner: ModuleType | None = None
+"""`__main__`, if it has defined atasks."""
+_runner: ModuleType | None = None
+"""The runner whose place a program has taken: nobody else may refer to it."""
 
 
 def main_name() -> str | None:

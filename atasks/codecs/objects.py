@@ -105,12 +105,12 @@ def importable_name(cls: type) -> tuple[str, str] | None:
 def loaded(module: str, qualname: str) -> Any:
     """The class that `importable_name` named, if its module is loaded here. Runs no code: modules and classes are
     looked into, and not asked. A LookupError if there is none."""
-    from atasks.modules import main_name
+    from atasks.modules import Program, main_name
 
     main_name()  # makes sys.modules know __main__ by its dotted name
     found: Any = sys.modules[module]
     for name in qualname.split("."):
-        found = vars(found)[name] if type(found) is ModuleType or isinstance(found, type) else None
+        found = vars(found)[name] if type(found) in (ModuleType, Program) or isinstance(found, type) else None
         if not isinstance(found, type):
             raise LookupError(f"{qualname} is no class of {module}")
     return found

@@ -1,4 +1,4 @@
-"""Options of a program's interpreter reach the processes that it starts."""
+"""Options of a program's interpreter, and its arguments, reach the processes that it starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCRIPT = """
 
     def options():
         here = {name: value for name, value in sys._xoptions.items() if name != "importtime"}
-        return sys.flags.optimize, sys.flags.dev_mode, sorted(here), [w for w in sys.warnoptions if "tests" in w]
+        return sys.flags.optimize, sys.flags.dev_mode, sorted(here), sys.warnoptions, sys.argv
 
     @atask
     async def in_a_worker():
@@ -37,7 +37,7 @@ SCRIPT = """
             assert await in_a_worker() == options(), "worker"
             assert await in_an_executor() == options(), "executor"
         assert await ([1] | map(lambda item: options(), multiprocess=True)) == [options()], "stage"
-        print(*options())
+        print(*options()[:3], [w for w in sys.warnoptions if "tests" in w or w == "error"])
 
     if __name__ == "__main__":
         asyncio.run(main())
@@ -51,16 +51,25 @@ SCRIPT = """
         (["-O"], "1 False [] []"),
         (["-OO", "-X", "utf8"], "2 False ['utf8'] []"),
         (["-X", "dev", "-W", "ignore:tests are no matter"], "0 True ['dev'] ['ignore:tests are no matter']"),
-        (["-W", "error::DeprecationWarning:tests"], "0 False [] ['error::DeprecationWarning:tests']"),
+        (["-W", "error", "-W", "ignore:tests"], "0 False [] ['error', 'ignore:tests']"),
     ],
 )
 def test_options_of_the_program(tmp_path: Path, options: list[str], expected: str) -> None:
     script = tmp_path / "program.py"
     script.write_text(textwrap.dedent(SCRIPT))
+    done = python(*options, str(script), "--an", "argument")
+    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     environ = {**os.environ, "PYTHONPATH": str(Path(atasks.__file__).parent.parent)}
     for name in ("PYTHONASYNCIODEBUG", "PYTHONWARNINGS", "PYTHONOPTIMIZE", "PYTHONDEVMODE"):
         environ.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, *options, script], env=environ, capture_output=True, text=True, timeout=60, check=False
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert (done.returncode, done.stdout.strip()) == (0, expected), done.stderr

@@ -249,7 +249,7 @@ async def test_a_cancel_for_a_call_that_has_ended_does_not_hold_for_the_next_one
 
     @site.atask
     async def work() -> str:
-        runs.append(atasks.current_call().id)
+        runs.append(str(atasks.current_call().id))
         if len(runs) == 1:
             await asyncio.Event().wait()
         return "done"

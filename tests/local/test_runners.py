@@ -61,26 +61,17 @@ APP = dedent(
 )
 HERE = ["loopback: [3, 9]", "pipeline: [2, 4]"]
 WORKS = [HERE[0], "local: [3, 9]", HERE[1]]
-ADVICE = (
-    "worker processes cannot import what a prompt, a notebook, or a script under a runner (cProfile, trace) "
-    "defines: put the atasks into a module that it imports"
-)
-REFUSED = [
-    HERE[0],
-    f"local: {ADVICE}",
-    HERE[1],
-]
 RUN_PATH = "import runpy\nif __name__ == '__main__':\n    runpy.run_path('app.py', run_name='__main__')\n"
 RUN_MODULE = "import runpy\nif __name__ == '__main__':\n    runpy.run_module('app', run_name='__main__')\n"
 RUNNERS = {
-    "cProfile": (["-m", "cProfile", "-o", "out", "app.py"], REFUSED),
-    "cProfile of a module": (["-m", "cProfile", "-o", "out", "-m", "app"], REFUSED),
-    "trace": (["-m", "trace", "-t", "--ignore-dir", os.pathsep.join(sys.path[1:]), "app.py"], REFUSED),
-    "trace counts": (["-m", "trace", "--count", "-C", "counts", "app.py"], REFUSED),
+    "cProfile": (["-m", "cProfile", "-o", "out", "app.py"], WORKS),
+    "cProfile of a module": (["-m", "cProfile", "-o", "out", "-m", "app"], WORKS),
+    "trace": (["-m", "trace", "-t", "--ignore-dir", os.pathsep.join(sys.path[1:]), "app.py"], WORKS),
+    "trace counts": (["-m", "trace", "--count", "-C", "counts", "app.py"], WORKS),
     "pdb": (["-m", "pdb", "-c", "continue", "app.py"], WORKS),
     "runpy": (["-m", "runpy", "app"], WORKS),
     "run_path": (["path.py"], WORKS),
-    "run_module": (["module.py"], REFUSED),
+    "run_module": (["module.py"], WORKS),
 }
 
 
@@ -121,3 +112,12 @@ def test_modules_of_pytest(mode: str, tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if line.startswith(("loopback:", "local:"))]
     assert lines == WORKS[:2], done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_a_program_that_executes_another_one(tmp_path: Path) -> None:
+    """Both are `__main__`, and the first one keeps the name if it has atasks of its own."""
+    (tmp_path / "app.py").write_text(APP)
+    first = "from atasks import atask\n@atask\nasync def one(): return 1\n"
+    (tmp_path / "first.py").write_text(first + RUN_MODULE)
+    done = python("first.py", cwd=tmp_path)
+    assert "put the atasks into a module" in done.stdout.splitlines()[1], done.stdout + done.stderr

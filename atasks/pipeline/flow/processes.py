@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Process", "ProcessRunner", "check_picklable"]
 
 _COMMAND = (
-    "import sys; sys.path[:] = sys.argv[3:]; from atasks.pipeline.flow.child import main; "
-    "main(int(sys.argv[1]), sys.argv[2])"
+    "import sys; fd, setup, end, *rest = sys.argv[1:]; "
+    "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
+    "from atasks.pipeline.flow.child import main; main(int(fd), setup)"
 )
 
 
@@ -63,7 +64,9 @@ class Process:
         forks.withhold(here.fileno())
         setup = process_setup.remembered() or ""
         with there:
-            command = [*interpreters.command(), "-c", _COMMAND, str(there.fileno()), setup, *sys.path]
+            argv = [str(word) for word in sys.argv]
+            given = [str(there.fileno()), setup, str(len(argv)), *argv, *sys.path]
+            command = [*interpreters.command(), "-c", _COMMAND, *given]
             with self._lock:
                 if self.ended:
                     here.close()

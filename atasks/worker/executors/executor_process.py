@@ -30,7 +30,7 @@ _PROGRAM: Final = """\
 import pickle, socket, sys
 channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
-sys.path[:] = pickle.load(stream)
+sys.path[:], sys.argv[:] = pickle.load(stream)
 from atasks.worker.executors.child import prepare, serve
 prepare(channel, pickle.load(stream))
 serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
@@ -73,7 +73,7 @@ class ExecutorProcess:
         pickled, and if `setup` fails, which it calls first (None: what prepared this process)."""
         if modules.is_importing():
             raise TransportError(modules.UNGUARDED)
-        first = pickle.dumps(sys.path) + pickle.dumps(setup or process_setup.remembered())
+        first = pickle.dumps((sys.path, sys.argv)) + pickle.dumps(setup or process_setup.remembered())
         hello = first + pickle.dumps(logs.levels()) + dumps(codec) + _pickled(around)
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())

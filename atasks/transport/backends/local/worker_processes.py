@@ -26,6 +26,7 @@ BOOTSTRAP: Final = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # it is told when to end
     "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
     "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
+    "sys.argv[:] = config.pop('argv'); "
     "from atasks.local_worker import main; main(**config)"
 )
 """The program of a worker process: it finds the modules where this one does, atasks included."""
@@ -58,6 +59,7 @@ class WorkerProcesses:
         self._grace = options.get("grace", 0.0)
         config = {
             "path": [entry or os.getcwd() for entry in sys.path],
+            "argv": [str(word) for word in sys.argv],
             "modules": _modules(namespace) if modules is None else list(modules),
             "uvloop": type(asyncio.get_running_loop()).__module__.startswith("uvloop"),
             "socket": socket,
@@ -101,8 +103,8 @@ def _modules(namespace: str) -> list[str]:
     found = dict.fromkeys(item.task.module for item in items)
     if None in found:
         raise NotSupported(
-            "worker processes cannot import what a prompt, a notebook, or a script under a runner (cProfile, "
-            "trace) defines: put the atasks into a module that it imports"
+            "worker processes cannot import what a prompt, a notebook, or a program without a file of its own "
+            "defines: put the atasks into a module that it imports"
         )
     main = sys.modules["__main__"]
     script = getattr(main, "__file__", None) if getattr(main, "__spec__", None) is None else None
