@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import itertools
 import pickle
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,7 @@ from atasks.pipeline import (
     Pipeline,
     PipelineError,
     Stage,
+    api,
     bind,
     collect,
     drain,
@@ -346,3 +349,10 @@ async def test_drain_takes_runs() -> None:
     with pytest.raises(TypeError, match="drain takes runs, not Pipeline: call it"):
         await drain(map(plain))  # type: ignore[arg-type]
     await drain(*runs)
+
+
+def test_the_types_of_the_functions_are_those_of_their_own_file() -> None:
+    path = Path(api.__file__)
+    stub = ast.parse(path.with_suffix(".pyi").read_text())
+    typed = {node.name for node in stub.body if isinstance(node, ast.FunctionDef)}
+    assert typed == set(api.__all__)
