@@ -35,6 +35,8 @@ class StageProgress:
     left: float | None = field(default=None, compare=False)
     """Seconds until it is done with all, if it goes on as it did so far; None where the total is not known, or
     nothing is done yet."""
+    dropped: int = 0
+    """Those of the items done that `skip_errors` has dropped."""
 
 
 Progress = Callable[[tuple[StageProgress, ...]], object]
@@ -70,7 +72,13 @@ class Watch:
     def _tell(self) -> None:
         state = tuple(
             StageProgress(
-                crew.name, crew.done, len(crew.outlet.items), crew.outlet.ended, crew.total, self._left(crew)
+                crew.name,
+                crew.done,
+                len(crew.outlet.items),
+                crew.outlet.ended,
+                crew.total,
+                self._left(crew),
+                crew.dropped,
             )
             for crew in self._engine.crews
         )
@@ -115,7 +123,7 @@ def _bars(engine: Engine) -> Watch:
             if number == len(tasks):
                 tasks.append(bars.add_task(stage.name, total=None))
             total = stage.done if stage.ended else stage.total
-            bars.update(tasks[number], completed=stage.done, total=total)
+            bars.update(tasks[number], completed=stage.done, total=total, description=_titled(stage))
         bars.refresh()
 
     bars.start()
@@ -142,4 +150,9 @@ def described(stage: StageProgress) -> str:
     """Say in words how far a stage is."""
     of = "" if stage.total is None or stage.ended else f" of {stage.total}"
     left = "" if stage.left is None or stage.ended else f", {stage.left:.0f} s left"
-    return f"{stage.name}: {stage.done}{of}{left}"
+    dropped = f", {stage.dropped} dropped" if stage.dropped else ""
+    return f"{stage.name}: {stage.done}{of}{dropped}{left}"
+
+
+def _titled(stage: StageProgress) -> str:
+    return f"{stage.name} ({stage.dropped} dropped)" if stage.dropped else stage.name

@@ -111,6 +111,11 @@ class Limit:
             return text
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=MAX_KEY // 2).hexdigest()
 
+    async def take(self, *args: Any, **kwargs: Any) -> Token:
+        """A token for work with these arguments, which the key takes if there is one. It is held until its
+        `release`; where a block can do that, write `async with limit:`."""
+        return await Holding(self, self.key_of(args, kwargs)).take()
+
     async def __aenter__(self) -> None:
         await self._the_one().__aenter__()
 
@@ -129,8 +134,25 @@ class Limit:
             raise TypeError(f"limit {self.name!r} has a key: write `async with limit.of(...)`, with what it takes")
         return self._whole
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Limit):
+            return NotImplemented
+        return self._said() == other._said()
+
+    def __hash__(self) -> int:
+        return hash(self._said())
+
+    def _said(self) -> tuple[Any, ...]:
+        return self.name, self.rule, self.key, self.namespace
+
+    @classmethod
+    def restored(cls, name: str, rule: Rule, namespace: str, key: Callable[..., str | int] | None = None) -> Limit:
+        """A limit of this rule. Raises TypeError and ValueError as the constructor does."""
+        rate = {"per_second": rule.per_period / rule.period, "period": rule.period} if rule.per_period else {}
+        return cls(name, at_once=rule.at_once or None, key=key, namespace=namespace, **rate)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self.name, self.rule, self.key, self.namespace)
+        return Limit.restored, (self.name, self.rule, self.namespace, self.key)
 
     def __repr__(self) -> str:
         return f"<limit {self.name!r}: {self.rule}>"
@@ -145,9 +167,14 @@ class Holding:
         self._held: dict[object, list[Token]] = {}
         """Task or thread -> the tokens that it holds, the last one last."""
 
-    async def __aenter__(self) -> None:
+    async def take(self) -> Token:
+        """A token, which is held until its `release`."""
         token: Token = await self._router.take_token(self._limit, self._key)
         token.begin()
+        return token
+
+    async def __aenter__(self) -> None:
+        token = await self.take()
         self._held.setdefault(asyncio.current_task(), []).append(token)
 
     async def __aexit__(
@@ -212,8 +239,3 @@ def _rate(per_second: float, period: float | None) -> tuple[int, float]:
             f"to {MAX_TOKENS}, as per_second=1.5 with period=2"
         )
     return count, float(period)
-
-
-def _restore(name: str, rule: Rule, key: Any, namespace: str) -> Limit:
-    rate = {"per_second": rule.per_period / rule.period, "period": rule.period} if rule.per_period else {}
-    return Limit(name, at_once=rule.at_once or None, key=key, namespace=namespace, **rate)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from atasks.errors import AbortPipeline, PipelineError
 from atasks.outlast import is_cancelled
 from atasks.pipeline.flow.channel import END, GAP, Channel, Inlet, Lineage, Mark, Token
-from atasks.pipeline.flow.failing import add_note, deliverable
+from atasks.pipeline.flow.failing import FailedBefore, add_note, deliverable
+from atasks.pipeline.flow.invocation import told
 from atasks.pipeline.flow.items import AsyncItems, SyncItems
 from atasks.pipeline.flow.ordering import Admission, admitted
 from atasks.pipeline.flow.runners import ApartRunner
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Crew", "FunctionCrew"]
 
+SAMPLE = 100
+"""A share of errors is that of so many items at least, while there may be more."""
 PATIENCE = 0.005
 """Seconds for which functions that never wait may keep the event loop before others have a turn."""
 
@@ -42,6 +45,8 @@ class Crew(ABC):
         """Workers that have been started."""
         self.done = 0
         """Items that the stage is done with."""
+        self.dropped = 0
+        """Those of them that it has dropped for an error."""
         self.total: int | None = None
         """The number of items in all, if that is known."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,7 +113,11 @@ class Crew(ABC):
             )
         if not self._tasks:
             self.inlet.stop()
-            self.outlet.close(self.inlet.error)
+            self.close()
+
+    def close(self) -> None:
+        """End the outlet, as the inlet has ended: all is done."""
+        self.outlet.close(self.inlet.error)
 
 
 class FunctionCrew(Crew):
@@ -131,6 +140,8 @@ class FunctionCrew(Crew):
         self._limit = float("inf") if stage.workers is None else stage.workers
         self._children = 0
         """The number of items that a join has emitted."""
+        self._last_error: Exception | None = None
+        """The one for which an item was dropped last."""
 
     def start(self) -> None:
         # Others come when they are needed: 64 tasks for 3 items are a waste. But how often a join or a hook is
@@ -198,7 +209,7 @@ class FunctionCrew(Crew):
                     if keep is not None:
                         result = keep(value, result)
                 except BaseException as error:
-                    if not self._skips(error, lineage):
+                    if not await self._skips(error, lineage, value):
                         return
                     result = GAP
                 self.done += 1
@@ -223,15 +234,50 @@ class FunctionCrew(Crew):
             await ready()
         return token
 
-    def _skips(self, error: BaseException, lineage: Lineage | None) -> bool:
+    async def _skips(self, error: BaseException, lineage: Lineage | None, value: Any) -> bool:
         """Return True if the item is dropped for this error; otherwise the stage has failed."""
         if not self.is_own(error):
             raise error
         error = deliverable(error)
-        if self.stage.skip_errors and isinstance(error, Exception) and not isinstance(error, AbortPipeline):
-            return True
-        self.fail(error, self.note(lineage))
-        return False
+        dropped = self.stage.skip_errors and isinstance(error, Exception) and not isinstance(error, AbortPipeline)
+        if not dropped:
+            self.fail(error, self.note(lineage))
+            return False
+        assert isinstance(error, Exception), "else it is not dropped"
+        self.dropped += 1
+        self._last_error = error
+        handler = self.stage.on_error
+        if handler is not None and not isinstance(error, FailedBefore):
+            try:
+                await told(handler, value, error)
+            except BaseException as raised:
+                if not self.is_own(raised):
+                    raise
+                self.fail(raised, f"in on_error of stage {self.name!r}, at item {lineage}")
+                return False
+        if self._has_dropped_too_many(max(self.done + 1, SAMPLE)):
+            self._fail_for_errors()
+            return False
+        return True
+
+    def _has_dropped_too_many(self, items: int) -> bool:
+        """Return True if `max_errors` of the stage is less than what it has dropped of so many items."""
+        most = self.stage.options.max_errors
+        if most is None:
+            return False
+        return self.dropped > most if isinstance(most, int) else self.dropped - most * items > 1e-6
+
+    def _fail_for_errors(self) -> None:
+        most = self.stage.options.max_errors
+        of = f" of {max(self.done, self.dropped)}" if isinstance(most, float) else ""
+        error = PipelineError(f"{self.dropped}{of} items have failed, and max_errors is {most}")
+        error.__cause__ = self._last_error
+        self.fail(error, self.note())
+
+    def close(self) -> None:
+        if not self._stopping and self.inlet.error is None and self._has_dropped_too_many(self.done):
+            self._fail_for_errors()
+        super().close()
 
     async def _branch(self, runner: LoopRunner) -> None:
         """One call after the other, each with a stream of results."""
@@ -247,7 +293,7 @@ class FunctionCrew(Crew):
             children, failed = await self._emit_all(call(value, lineage), lineage)
             if copy_context() != clean:
                 call, clean = ApartRunner(runner, clean).stream, copy_context()
-            if failed is not None and not self._skips(failed, lineage):
+            if failed is not None and not await self._skips(failed, lineage, value):
                 return
             self.done += 1
             if self.windows:
@@ -298,7 +344,7 @@ class FunctionCrew(Crew):
                 raise
             if error is self.inlet.error:
                 self.fail(error, None)  # it has its note
-            elif self._skips(error, stream.lineage):
+            elif await self._skips(error, stream.lineage, None):
                 if self.windows and not self.stage.branch:
                     await self.outlet.put(((index,), GAP))
                 return

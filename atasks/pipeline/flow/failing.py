@@ -6,7 +6,11 @@ import asyncio
 
 from atasks.errors import PipelineError
 
-__all__ = ["add_note", "deliverable"]
+__all__ = ["FailedBefore", "add_note", "deliverable"]
+
+
+class FailedBefore(PipelineError):
+    """The call for an item failed in an earlier attempt at a run, and its stage goes on without the item."""
 
 
 def deliverable(error: BaseException) -> BaseException:

@@ -19,6 +19,7 @@ __all__ = [
     "call_hook",
     "iterator_of",
     "name_of",
+    "told",
     "wanted_names",
 ]
 
@@ -152,6 +153,15 @@ def call_hook(hook: Callable[..., Any], state: Mapping[str, Any], info: WorkerIn
     """Call `on_start` or `on_done` with what it asks for by name."""
     offered = {**state, "worker_info": info}
     return hook(**{name: offered[name] for name in wanted_names(hook) if name in offered})
+
+
+async def told(handler: Callable[[Any, Exception], Any], item: Any, error: Exception) -> None:
+    """Call the `on_error` of a stage, and await it if it is to be awaited."""
+    if type(item) is Start:
+        item = item.args[0] if len(item.args) == 1 and not item.kwargs else item.args
+    result = handler(item, error)
+    if inspect.isawaitable(result):
+        await result
 
 
 def name_of(function: Any) -> str:

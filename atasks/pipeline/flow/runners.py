@@ -26,13 +26,15 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.invocation import WorkerInfo, call_hook, iterator_of
+from atasks.pipeline.flow.invocation import Start, WorkerInfo, call_hook, iterator_of
 from atasks.pipeline.flow.threads import Thread, report_failure
 
 if TYPE_CHECKING:
     from atasks.pipeline.stages.functions import FunctionStage
+    from atasks.policies.limit import Limit
+    from atasks.transport.limits.contract import Token
 
-__all__ = ["ApartRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
+__all__ = ["ApartRunner", "LimitedRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
 
 ENDED = object()
 """The value that `next_or_end` returns at the end."""
@@ -171,6 +173,47 @@ class LoopRunner:
             iterator: AsyncIterator[Any] = aiter(made)
             return iterator
         return _iterate_here(iterator_of(made, self.stage.name)) if in_memory(made) else self._iterate(made)
+
+
+class LimitedRunner(LoopRunner):
+    """Calls as another runner does, with a token of a limit. The wait for it is not the call's time."""
+
+    def __init__(self, runner: LoopRunner, limit: Limit) -> None:
+        self.simple = None
+        self.stage = runner.stage
+        self.ready = runner.ready
+        self._runner = runner
+        self._limit = limit
+
+    async def start(self) -> None:
+        await self._runner.start()
+
+    async def close(self, *, hurry: bool) -> None:
+        await self._runner.close(hurry=hurry)
+
+    async def call(self, value: Any, lineage: Lineage) -> Any:
+        token = await self._token(value)
+        try:
+            return await self._runner.call(value, lineage)
+        finally:
+            token.release()
+
+    async def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
+        token = await self._token(value)
+        try:
+            made = self._runner.stream(value, lineage)
+            try:
+                async for item in made:
+                    yield item
+            finally:
+                if hasattr(made, "aclose"):
+                    await made.aclose()
+        finally:
+            token.release()
+
+    async def _token(self, value: Any) -> Token:
+        args, kwargs = (value.args, value.kwargs) if type(value) is Start else ((value,), {})
+        return await self._limit.take(*args, **kwargs)
 
 
 class ApartRunner(LoopRunner):

@@ -13,10 +13,10 @@ from atasks.pipeline.flow.channel import GAP, Channel, Inlet, Lineage
 from atasks.pipeline.flow.crew import FunctionCrew
 from atasks.pipeline.flow.failing import add_note, deliverable
 from atasks.pipeline.flow.invocation import Bound, Invocation, Start, name_of
-from atasks.pipeline.flow.runners import LoopRunner, ThreadRunner
+from atasks.pipeline.flow.runners import LimitedRunner, LoopRunner, ThreadRunner
 from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.plan import Step
-from atasks.pipeline.stages.options import GroupOptions, StageOptions, read_options
+from atasks.pipeline.stages.options import GroupOptions, OnError, StageOptions, read_options
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
@@ -69,6 +69,11 @@ class CallingStage(Stage):
         return self.options.timeout
 
     @property
+    def on_error(self) -> OnError | None:
+        """Called for each item that is dropped."""
+        return self.options.on_error
+
+    @property
     def on_start(self) -> Callable[..., Any] | None:
         """Called by each worker before its first item."""
         return self.options.on_start
@@ -82,9 +87,14 @@ class CallingStage(Stage):
         """Return the runner of the function for the worker of this index."""
         raise NotImplementedError
 
+    def limited(self, index: int) -> LoopRunner:
+        """Like `runner`, with the stage's limit if it has one."""
+        runner, limit = self.runner(index), self.options.limit
+        return runner if limit is None else LimitedRunner(runner, limit)
+
     def employ(self, index: int) -> LoopRunner:
-        """Like `runner`, with the stage's memory if it has one."""
-        runner = self.runner(index)
+        """Like `limited`, with the stage's memory if it has one."""
+        runner = self.limited(index)
         return runner if self.memory is None else self.memory.wrap(runner)
 
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
@@ -237,6 +247,10 @@ def check_combination(stage: FunctionStage, options: StageOptions) -> None:
         )
     if options.unpack and options.param_name is not None:
         raise ValueError(f"{name!r} gets the item by param_name or unpacked, not both")
+    if not options.skip_errors:
+        for option in ("on_error", "max_errors"):
+            if getattr(options, option) is not None:
+                raise ValueError(f"{name!r} drops no items: say skip_errors=True beside {option}")
     if stage.join:
         if stage.is_remote:
             raise TypeError(f"{name!r} is an atask, and a join gets a stream, which cannot be sent: use collect()")
@@ -244,8 +258,9 @@ def check_combination(stage: FunctionStage, options: StageOptions) -> None:
             raise ValueError(f"{name!r} would block the event loop while it waits for items: leave inline out")
         if options.workers is None:
             raise ValueError(f"{name!r} is called once per worker: give a join a number of workers")
-        for option in ("timeout", "unpack", "param_name"):
-            if getattr(options, option):
+        for option in ("timeout", "unpack", "param_name", "on_error", "max_errors", "limit"):
+            value = getattr(options, option)
+            if value is not None and value is not False:
                 raise ValueError(f"{name!r} gets a stream, not items: {option} means nothing for a join")
 
 
@@ -272,7 +287,7 @@ class _GroupRunner(LoopRunner):
         self.stage = stage  # type: ignore[assignment]  # it is asked for its name and its timeout only
         self.simple = None
         self._lenient = stage.lenient
-        self._members = [member.runner(index) for member in stage.members]
+        self._members = [member.limited(index) for member in stage.members]
         self.ready = self._ready if any(member.ready for member in self._members) else None
 
     async def _ready(self) -> None:

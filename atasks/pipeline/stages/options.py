@@ -9,10 +9,12 @@ from typing import Any, Final, TypedDict
 from atasks.errors import closest
 from atasks.options import MAX_TIMEOUT
 from atasks.pipeline.flow.invocation import Bound
+from atasks.policies.limit import Limit
 
 __all__ = ["GroupOptions", "PlainOptions", "StageOptions", "StageOptionsDict", "read_options"]
 
 Hook = Callable[..., Any]
+OnError = Callable[[Any, Exception], Any]
 
 LOCAL_WORKERS: Final = 1
 REMOTE_WORKERS: Final = 64
@@ -28,6 +30,9 @@ class PlainOptions(TypedDict, total=False):
     skip_errors: bool
     multiprocess: bool
     inline: bool
+    on_error: OnError | None
+    max_errors: float | None
+    limit: Limit | None
 
 
 class StageOptionsDict(PlainOptions, total=False):
@@ -46,6 +51,7 @@ class GroupOptions(TypedDict, total=False):
     workers: int | None
     throttle: int
     timeout: float | None
+    limit: Limit | None
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,13 @@ class StageOptions:
     """Seconds that the function may take for one item."""
     skip_errors: bool = False
     """Drop the items for which the function raises an `Exception`, but for `AbortPipeline`."""
+    on_error: OnError | None = None
+    """Called, and awaited if it is asynchronous, with each item that is dropped and the exception."""
+    max_errors: float | None = None
+    """The most items that may be dropped: an int, or a float, a share of those that the stage is done with. None:
+    any number."""
+    limit: Limit | None = None
+    """A token of it is held over each call of the function."""
     bind: Bound[*tuple[Any, ...]] | None = None
     """Extra arguments."""
     param_name: str | None = None
@@ -78,6 +91,7 @@ class StageOptions:
 
 _WORKERS: Final = "write workers=, the calls in flight"
 _THROTTLE: Final = "write throttle=, the results that may wait for the next stage"
+_LIMIT: Final = "write limit=Limit(name, per_second=...), which all that name the same limit share"
 _RETRY: Final = (
     "a stage calls its function once for an item, so repeat within the function what may fail; what an atask has "
     "is max_attempts, for workers that die"
@@ -86,10 +100,12 @@ _ELSEWHERE: Final = {
     **dict.fromkeys(("concurrency", "max_workers", "n_workers", "task_limit", "processes"), _WORKERS),
     **dict.fromkeys(("maxsize", "buffer", "buffer_size", "queue_size", "prefetch"), _THROTTLE),
     **dict.fromkeys(("retries", "retry", "max_retries", "attempts", "max_attempts", "retry_on_error"), _RETRY),
+    **dict.fromkeys(("rate_limit", "rate", "per_second", "rps"), _LIMIT),
     "executor": "plain functions run in threads, or with multiprocess=True in processes",
 }
 """Names of options in other libraries -> our own name for them, in messages."""
 _NAMES: Final = tuple(item.name for item in fields(StageOptions))
+_MAY_BE_NONE: Final = {"workers", *(item.name for item in fields(StageOptions) if item.default is None)}
 
 
 def read_options(given: Mapping[str, Any], *, remote: bool) -> StageOptions:
@@ -105,25 +121,26 @@ def read_options(given: Mapping[str, Any], *, remote: bool) -> StageOptions:
 
 
 def _check(name: str, value: Any) -> None:
+    if value is None and name in _MAY_BE_NONE:
+        return
     match name:
         case "workers":
-            if value is not None:
-                _integer(name, value, f"calls in flight, 1 to {MAX_WORKERS}, or None for no bound", 1, MAX_WORKERS)
+            _integer(name, value, f"calls in flight, 1 to {MAX_WORKERS}, or None for no bound", 1, MAX_WORKERS)
         case "throttle":
             _integer(name, value, "results that may wait, at least 0; 0 for no bound", 0)
         case "timeout":
-            if value is not None:
-                _seconds(value)
-        case "bind":
-            if value is not None and not isinstance(value, Bound):
-                raise TypeError(f"bind is what bind(...) returns: bind=bind(...), not {type(value).__name__}")
-        case "param_name":
-            if value is not None and not (isinstance(value, str) and value.isidentifier()):
-                raise TypeError(f"param_name is the name of a parameter, not {value!r}")
-        case "on_start" | "on_done":
-            if value is not None and not callable(value):
-                raise TypeError(f"{name} is a function, not {type(value).__name__}")
-        case _ if not isinstance(value, bool):
+            _seconds(value)
+        case "max_errors":
+            _most_errors(value)
+        case "bind" if not isinstance(value, Bound):
+            raise TypeError(f"bind is what bind(...) returns: bind=bind(...), not {type(value).__name__}")
+        case "limit" if not isinstance(value, Limit):
+            raise TypeError(f"limit is a Limit, as Limit('api', per_second=5), not {value!r}")
+        case "param_name" if not (isinstance(value, str) and value.isidentifier()):
+            raise TypeError(f"param_name is the name of a parameter, not {value!r}")
+        case "on_start" | "on_done" | "on_error" if not callable(value):
+            raise TypeError(f"{name} is a function, not {type(value).__name__}")
+        case "skip_errors" | "unpack" | "multiprocess" | "inline" if not isinstance(value, bool):
             raise TypeError(f"{name} is True or False, not {value!r}")
 
 
@@ -134,6 +151,15 @@ def _seconds(value: Any) -> None:
         raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
     if value > MAX_TIMEOUT:
         raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
+
+
+def _most_errors(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"max_errors is a number of items, or a share as a float, not {value!r}")
+    if isinstance(value, int) and value < 0:
+        raise ValueError(f"max_errors={value}: items, at least 0")
+    if isinstance(value, float) and not 0 <= value <= 1:
+        raise ValueError(f"max_errors={value}: a float is a share, 0.0 to 1.0; write an int for a number of items")
 
 
 def _integer(name: str, value: Any, what: str, low: int, high: float = float("inf")) -> None:

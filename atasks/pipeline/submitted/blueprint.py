@@ -22,6 +22,7 @@ from atasks.pipeline.stages.fork import MAX_WAYS, ForkStage
 from atasks.pipeline.stages.functions import FunctionStage, GroupStage, check_combination
 from atasks.pipeline.stages.options import StageOptions, read_options
 from atasks.pipeline.stages.order import CollectStage, OrderedStage
+from atasks.policies.limit import Limit, Rule
 from atasks.policies.retry import Retry
 
 __all__ = ["Blueprint", "StageSpec", "TaskSpec", "blueprint", "build", "read", "tasks_of"]
@@ -32,7 +33,7 @@ Blueprint = dict[str, Any]
 MAX_STAGES: Final = 1000
 """Stages of a run all in all: those in forks, groups and pipelines within pipelines count."""
 
-_STAGE_OPTIONS: Final = ("workers", "throttle", "timeout", "skip_errors", "param_name", "unpack")
+_STAGE_OPTIONS: Final = ("workers", "throttle", "timeout", "skip_errors", "max_errors", "param_name", "unpack")
 _DEFAULTS: Final = StageOptions()
 _TASK_OPTIONS: Final = tuple(item.name for item in fields(TaskOptions) if item.name in CallOptions.__annotations__)
 _NO_OPTIONS: Final = TaskOptions()
@@ -97,6 +98,10 @@ def _describe_function(stage: FunctionStage) -> Blueprint:
     asked = {"element_index", "worker_info"}.intersection(names) - set(bound.kwargs)
     if asked:
         raise TypeError(f"{stage.name!r} asks for {', '.join(sorted(asked))}, which a run on the workers has not")
+    return _describe_task(function)
+
+
+def _describe_task(function: BaseTask[..., Any]) -> Blueprint:
     options = {
         name: value
         for name in _TASK_OPTIONS
@@ -124,6 +129,18 @@ def _describe_options(options: StageOptions, name: str) -> Blueprint:
     }
     if options.bind is not None:
         data["bind"] = [list(options.bind.args), dict(options.bind.kwargs)]
+    if options.limit is not None:
+        limit = options.limit
+        if limit.key is not None:
+            raise _refusal(
+                name_of(limit.key), f"is the key of limit {limit.name!r} of stage {name!r}, a local function"
+            )
+        data["limit"] = {"name": limit.name, "namespace": limit.namespace, "rule": list(limit.rule)}
+    handler: Any = options.on_error
+    if handler is not None:
+        if not isinstance(handler, BaseTask) or handler.streams:
+            raise _refusal(name_of(handler), f"is on_error of stage {name!r}, a local function")
+        data["on_error"] = _describe_task(handler)
     return data
 
 
@@ -155,6 +172,14 @@ class CallSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="functi
     branch: bool
     takes_item: bool
     options: dict[str, Any]
+
+
+class LimitSpec(Struct, forbid_unknown_fields=True):
+    """The limit of a stage."""
+
+    name: str
+    namespace: str
+    rule: tuple[int, int, float]
 
 
 class GroupSpec(Struct, forbid_unknown_fields=True, tag_field="kind", tag="group"):
@@ -202,12 +227,12 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
             raise ValueError(f"{count} stages are more than the {MAX_STAGES} that a run may have all in all")
         for spec in specs:
             build(spec)
-            for task in tasks_of(spec):
-                namespace = namespace or task.namespace
-                if task.namespace != namespace:
+            for kind, name, other in _namespaces_of(spec):
+                namespace = namespace or other
+                if other != namespace:
                     raise ValueError(
-                        f"atask {task.name!r} is of namespace {task.namespace!r}, and a run of {namespace!r} has "
-                        "atasks of its own namespace only"
+                        f"{kind} {name!r} is of namespace {other!r}, and a run of {namespace!r} has those of its "
+                        "own namespace only"
                     )
     except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
         raise DecodeError(f"these stages cannot run on workers: {error}") from error
@@ -283,14 +308,39 @@ def _options_of(spec: FunctionSpec) -> TaskOptions:
 
 def _build_options(data: dict[str, Any]) -> StageOptions:
     given = dict(data)
-    bound = given.pop("bind", None)
+    bound, limit, handler = (given.pop(name, None) for name in ("bind", "limit", "on_error"))
     for name in given:
         if name not in _STAGE_OPTIONS:
             raise TypeError(f"{name!r} is no option of a stage that runs on workers")
     if bound is not None:
         args, kwargs = msgspec.convert(bound, tuple[list[Any], dict[str, Any]])
         given["bind"] = Bound(tuple(args), kwargs)
+    if limit is not None:
+        said = msgspec.convert(limit, LimitSpec)
+        given["limit"] = Limit.restored(said.name, Rule(*said.rule), said.namespace)
+    if handler is not None:
+        given["on_error"] = _build_function(_handler_of(handler), 0)
     return read_options(given, remote=False)
+
+
+def _handler_of(data: Any) -> FunctionSpec:
+    """Return the `on_error` of a stage: an atask."""
+    handler = msgspec.convert(data, FunctionSpec)
+    if handler.pipeline is not None or handler.streams:
+        raise ValueError("on_error is an atask")
+    return handler
+
+
+def _namespaces_of(spec: StageSpec) -> Iterator[tuple[str, str, str]]:
+    """Everything of a stage that is of a namespace: its kind, its name, and that namespace."""
+    for task in tasks_of(spec):
+        yield "atask", task.name, task.namespace
+    for each in _all((spec,)):
+        if isinstance(each, (CallSpec, GroupSpec)):
+            if (limit := each.options.get("limit")) is not None:
+                yield "limit", limit["name"], limit["namespace"]
+            if (handler := each.options.get("on_error")) is not None:
+                yield "atask", handler["task"], handler["namespace"]
 
 
 def tasks_of(spec: StageSpec) -> Iterator[TaskSpec]:

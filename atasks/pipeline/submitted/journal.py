@@ -20,7 +20,7 @@ from atasks.codecs.base import Codec
 from atasks.codecs.checked import encoded
 from atasks.errors import AbortPipeline, DecodeError, EncodeError, PayloadTooLarge
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.failing import add_note
+from atasks.pipeline.flow.failing import FailedBefore, add_note
 from atasks.pipeline.flow.runners import LoopRunner
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import VERSION, Reply, Status
@@ -234,7 +234,7 @@ class RememberingRunner(LoopRunner):
         known = memory.recall(lineage)
         if known is not None:
             if known.failed:
-                raise _FailedBefore
+                raise _failed_before()
             return known.value
         try:
             result = await self._runner.call(value, lineage)
@@ -267,15 +267,15 @@ class RememberingRunner(LoopRunner):
             await memory.note(lineage, children, failed=failure is not None)
         else:
             children = known.value
-            failure = _FailedBefore() if known.failed else None
+            failure = _failed_before() if known.failed else None
         for child in children:
             yield child
         if failure is not None:
             raise failure
 
 
-class _FailedBefore(Exception):
-    """The call for this item failed in an earlier attempt, and the stage goes on without it."""
+def _failed_before() -> FailedBefore:
+    return FailedBefore("it failed at a worker that has ended meanwhile")
 
 
 def notes_of(record: Record, run_id: str) -> list[int | Reply]:

@@ -32,8 +32,11 @@ salts = st.integers(0, 9)
 
 
 @st.composite
-def calls(draw: st.DrawFn, hows: tuple[str, ...], *, first: bool = False, role: str | None = None) -> Call:
-    """A stage that calls a function; for the `first` one of a pipeline that is called, with one worker."""
+def calls(
+    draw: st.DrawFn, hows: tuple[str, ...], *, first: bool = False, role: str | None = None, counted: bool = False
+) -> Call:
+    """A stage that calls a function; for the `first` one of a pipeline that is called, with one worker. `counted`:
+    it may have `max_errors`, because the model knows all items of the stage."""
     role = role or draw(
         st.sampled_from(("map", "map", "filter", "filter", "flat_map", "flat_map", "each", "after"))
     )
@@ -46,16 +49,19 @@ def calls(draw: st.DrawFn, hows: tuple[str, ...], *, first: bool = False, role: 
         draw(st.sampled_from(hows)),
         1 if first else draw(workers),
         draw(st.sampled_from((64, 1, 2, 0))),
+        draw(st.sampled_from((None, None, None, 0, 1, 5, 0.0, 0.1, 0.5, 1.0))) if counted else None,
     )
 
 
-def stages(hows: tuple[str, ...], level: int, *, first: bool = False) -> st.SearchStrategy[Spec]:
+def stages(
+    hows: tuple[str, ...], level: int, *, first: bool = False, counted: bool = True
+) -> st.SearchStrategy[Spec]:
     """One stage, with others inside of it as deep as `level` says."""
     local = hows is not ATASK
     found: list[st.SearchStrategy[Any]] = [
-        calls(hows, first=first),
-        calls(hows, first=first),
-        calls(hows, first=first),
+        calls(hows, first=first, counted=counted),
+        calls(hows, first=first, counted=counted),
+        calls(hows, first=first, counted=counted),
         st.builds(Ordered, windows),
     ]
     if not first:
@@ -66,9 +72,9 @@ def stages(hows: tuple[str, ...], level: int, *, first: bool = False) -> st.Sear
         firsts = st.sampled_from((None, None, 0, 1, 5))
         found.append(st.builds(Join, firsts, st.sampled_from(("coroutine", "thread")), st.sampled_from((1, 1, 2))))
     if level:
-        ways = st.lists(pipelines(hows, level - 1, longest=3), min_size=1, max_size=3)
+        ways = st.lists(pipelines(hows, level - 1, longest=3, counted=False), min_size=1, max_size=3)
         found += [st.builds(Fork, ways.map(tuple))] * 3
-        inner = pipelines(hows, level - 1, first=True, longest=3)
+        inner = pipelines(hows, level - 1, first=True, longest=3, counted=counted)
         one = st.just(1) if first else workers
         found.append(st.builds(Nested, inner, st.booleans(), one))
         member = st.one_of(calls(hows, first=True, role="map").map(lambda call: (call,)), inner)
@@ -78,11 +84,18 @@ def stages(hows: tuple[str, ...], level: int, *, first: bool = False) -> st.Sear
 
 @st.composite
 def pipelines(
-    draw: st.DrawFn, hows: tuple[str, ...] = LOCAL, level: int = 2, *, first: bool = False, longest: int = 6
+    draw: st.DrawFn,
+    hows: tuple[str, ...] = LOCAL,
+    level: int = 2,
+    *,
+    first: bool = False,
+    longest: int = 6,
+    counted: bool = True,
 ) -> tuple[Spec, ...]:
-    """The stages of a pipeline: with `first` it can be called with arguments."""
-    begin = (draw(stages(hows, level, first=True)),) if first else ()
-    return begin + tuple(draw(st.lists(stages(hows, level), min_size=0 if first else 1, max_size=longest)))
+    """The stages of a pipeline: with `first` it can be called with arguments. `counted`: see `calls`."""
+    begin = (draw(stages(hows, level, first=True, counted=counted)),) if first else ()
+    more = stages(hows, level, counted=counted)
+    return begin + tuple(draw(st.lists(more, min_size=0 if first else 1, max_size=longest)))
 
 
 @st.composite
