@@ -10,7 +10,7 @@ from typing import Any
 import click
 import msgspec
 
-__all__ = ["age", "clean", "in_terminal", "short", "show_json", "show_table"]
+__all__ = ["age", "clean", "escaped", "in_terminal", "short", "show_json", "show_table"]
 
 SHORT_ID = 12
 """Characters of an id in a terminal; any unique beginning of an id names the call."""
@@ -57,6 +57,12 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 def clean(text: str) -> str:
     """Text that comes from elsewhere, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def escaped(content: bytes) -> str:
+    """Bytes as text that no terminal obeys, in one line: what is not printable is escaped, as Python does it."""
+    text = content.decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def short(call_id: str) -> str:

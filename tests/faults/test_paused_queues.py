@@ -112,7 +112,7 @@ async def test_purged_calls_end_wherever_they_wait(
         await fleet.quiet()
 
 
-async def until_ready(transport: CallTransport, count: int) -> None:
+async def until_ready(transport: atasks.Transport, count: int) -> None:
     async with asyncio.timeout(30):
         while (await transport.queue_states(["default"]))["default"][0] != count:
             await asyncio.sleep(0.02)

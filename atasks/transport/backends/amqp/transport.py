@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from aiormq.exceptions import ChannelInvalidStateError
@@ -20,6 +20,7 @@ from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.caller.listening import listening
+from atasks.transport.backends.amqp.dead import dead_queue
 from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.limits.limits import AMQPLimits
 from atasks.transport.backends.amqp.records import AMQPRecords
@@ -37,7 +38,7 @@ from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
-    from atasks.tracking.steering import Purged
+    from atasks.tracking.steering import DeadLetters, Purged
     from atasks.transport.server import Server
 
 __all__ = ["AMQPTransport"]
@@ -373,6 +374,9 @@ class AMQPTransport(CallTransport):
 
     async def purge_queue(self, queue: str) -> Purged:
         return await self._steering.purge(queue)
+
+    def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
+        return dead_queue(self.session)
 
     async def dead_count(self) -> int:
         return await self._steering.dead_count()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 
 from atasks import wire
+from atasks.signing import CONTENT_TYPE as SEALED
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 
@@ -35,11 +38,17 @@ class DeadLetter(Outgoing):
     def __init__(self, message: DeliveredMessage, acks: Acks, queue: str, dead: str, number: str) -> None:
         """`queue` is the one that it came from, `dead` the name of the dead queue, `number` the id of the copy."""
         known = message.header.properties
+        headers: FieldTable = {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
+        if known.content_type == SEALED and (name := _plain(known.message_id)):
+            headers["x-message-id"] = (
+                name  # its seal is for this name: `atasks dead retry` sends it under that again
+            )
         properties = Basic.Properties(
             content_type=_plain(known.content_type),
             reply_to=_plain(known.reply_to),
-            headers={"x-first-death-queue": queue, "x-first-death-reason": "rejected"},
+            headers=headers,
             message_id=number,
+            timestamp=datetime.now(UTC),
             delivery_mode=2,
         )
         super().__init__(message.body, dead, properties, key="")

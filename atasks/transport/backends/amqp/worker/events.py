@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from pamqp.commands import Basic
@@ -147,6 +148,7 @@ class FailedEvent(Outgoing):
             headers={"x-first-death-queue": inbound.consumer.name, "x-first-death-reason": "rejected"},
             message_id=station.number(),
             delivery_mode=2,
+            timestamp=datetime.now(UTC),
         )
         super().__init__(wire.encode([call]), station.session.topology.dead, properties, key="")
         self._inbound = inbound
