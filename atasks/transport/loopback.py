@@ -267,7 +267,8 @@ class _Delivery(Struct, eq=False):
         """Go to the worker that is attached by now, or wait for the next one."""
         if not self._is_wanted():
             return
-        if self.transport._worker is None:
+        worker = self.transport._worker
+        if worker is None or not worker.accepting:
             self.transport._wait(self.pending)
         else:
             self.transport._post(self.pending)

@@ -131,6 +131,11 @@ class Server(Protocol):
         """The worker is about to end."""
         ...
 
+    @property
+    def accepting(self) -> bool:
+        """The worker takes calls: what comes otherwise, it gives back."""
+        ...
+
     # -- how much it can take
 
     @property

@@ -155,7 +155,7 @@ class Worker:
     def room(self) -> int:
         """The number of calls for which there are slots now. A negative number: so many calls wait here for a
         slot."""
-        if self.alone:
+        if self.alone or not self.accepting:
             return 0
         return self.slots.free or -self.unstarted
 

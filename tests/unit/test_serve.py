@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -269,3 +270,43 @@ async def test_a_worker_drains_in_a_scope_that_is_cancelled_again_and_again(name
             await asyncio.Event().wait()
     assert worker.held == 0
     assert await call == "done"
+
+
+@pytest.mark.parametrize("transport", ["loopback:", "unix:"])
+def test_what_runs_at_the_end_of_the_event_loop_does_not_begin_again(
+    transport: str, namespace: str, tmp_path: Path
+) -> None:
+    """In a block that is not left, a worker gives back what is cancelled with the loop, and then had it again."""
+    steps: list[str] = []
+    left: list[object] = []
+
+    @atask(namespace=namespace)
+    async def numbers() -> AsyncIterator[int]:
+        try:
+            for number in range(1000):
+                yield number
+        finally:
+            steps.append("stream")
+
+    @atask(namespace=namespace)
+    async def work() -> None:
+        try:
+            started.set()
+            await asyncio.Event().wait()
+        finally:
+            steps.append("submitted")
+
+    async def main() -> None:
+        url = transport if transport == "loopback:" else f"unix://{tmp_path}/x.sock"
+        serving = atasks.serve(url, namespace=namespace)
+        await serving.__aenter__()
+        stream = numbers()
+        async for number in stream:
+            if number == 5:
+                break
+        left.extend((serving, stream, await work.submit()))
+        await started.wait()
+
+    started = asyncio.Event()
+    asyncio.run(main())
+    assert sorted(steps) == ["stream", "submitted"]
