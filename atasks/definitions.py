@@ -107,6 +107,8 @@ class BaseTask(Generic[P, K]):
         self._check_signature = self._check_arguments = _signature_check(function)
         self.limit = options.limit
         """The limit of which a worker takes a token before the body begins; None: no limit."""
+        self.has_policies = options.limit is not None or options.retry is not None
+        """True if workers have more to do for a call than to run the body."""
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)

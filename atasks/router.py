@@ -7,6 +7,7 @@ import contextvars
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -247,17 +248,44 @@ class Router:
         task, _ = self._named(name)
         return await around.around(self, name, task, options, args, kwargs, send, submitted=True)
 
+    async def submit_encoded(
+        self,
+        name: str,
+        payload: bytes,
+        codec: str,
+        options: TaskOptions,
+        transport: Transport,
+        begin: Callable[[Call], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Submit a call, whose arguments were encoded before by the codec of that name, inside the namespace's
+        middlewares: these see the arguments if it is this side's codec, else no call. Returns what `await
+        begin(call)` does.
+        """
+        if self._space.around_calls is None or codec != self.codec.name:
+            call = self.call_to_keep(name, payload, options, transport)
+            call.codec = codec
+            return await begin(call)
+
+        async def send(name: str, *args: Any, **kwargs: Any) -> T:
+            return await begin(await self.request_to_keep(name, args, options, transport, kwargs))
+
+        args, kwargs = await self.codec.decode(payload)
+        queue = options.queue or str(getattr(transport, "queue", "default"))
+        around = replace(options, timeout=None, queue=queue)
+        result: T = await self.submit_inside(name, args, kwargs, around, send)
+        return result
+
     async def publish(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Publish an event, and return when the broker has it. It is no part of the call that publishes it.
 
         Raises a `CallError`, NotConnected, and NotSupported from a transport that moves no events.
         """
-        transport, codec = self.transport(), self.codec
-        payload = await self._encode(event, codec, args, kwargs)
-        call = self._call(event, payload, _PUBLISHED, transport, codec, None)
-        if carried:
-            call.context = await self._carried(call, codec, transport)
-        await transport.publish(call)
+
+        async def send(event: str, *args: Any, **kwargs: Any) -> None:
+            transport = self.transport()
+            await transport.publish(await self.request_to_keep(event, args, _PUBLISHED, transport, kwargs))
+
+        await self.submit_inside(event, args, kwargs, replace(_PUBLISHED, queue=f"events:{event}"), send)
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """Return the value of a reply, or raise its exception."""

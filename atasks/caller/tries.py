@@ -85,7 +85,7 @@ class Tries:
         begins = self._loop.time() - self._began + pause
         if self._timeout is not None and begins >= self._timeout:
             return "it would begin after the deadline"
-        if self._retry.until is not None and begins > self._retry.until:
+        if self._retry.too_late(begins):
             return f"it would begin more than {self._retry.until:g} s after the first one"
         return None
 

@@ -93,6 +93,10 @@ class Retry:
             for kind in (on if isinstance(on, tuple) else (on,))
         )
 
+    def too_late(self, seconds: float) -> bool:
+        """Return True if no try may begin so many seconds after the first one."""
+        return self.until is not None and seconds > self.until
+
     def pause(self, error: Exception, tries: int) -> float:
         """Return the seconds between this error and the next try; `tries` were made so far."""
         if isinstance(error, RetryAfter):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from hashlib import blake2b
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from atasks.wire import Call
 
 __all__ = ["Clock", "Schedule", "Ticker", "list_schedules", "remove_schedule", "set_schedule"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("atasks.schedules")
 
@@ -105,8 +107,16 @@ class CallMaker(Protocol):
         """The codec of the namespace."""
         ...
 
-    def call_to_keep(self, name: str, payload: bytes, options: TaskOptions, transport: Transport) -> Call:
-        """Return a call for `transport.records`."""
+    async def submit_encoded(
+        self,
+        name: str,
+        payload: bytes,
+        codec: str,
+        options: TaskOptions,
+        transport: Transport,
+        begin: Callable[[Call], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Submit a call whose arguments were encoded before, and return what `await begin(call)` does."""
         ...
 
     async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
@@ -317,7 +327,7 @@ class Ticker:
             elif entry.overlap == "skip" and await self._goes_on(call_id):
                 logger.info("schedule %r skips a tick: the call of the one before has not ended", entry.name)
             else:
-                call_id = await self._submit(entry, tick)
+                call_id = await self._submit(entry, tick) or call_id
         await self._note(entry, due[-1], call_id)
 
     async def _note(self, entry: Schedule, last: float, call_id: str | None) -> None:
@@ -350,14 +360,24 @@ class Ticker:
         except UnknownRun:
             return False
 
-    async def _submit(self, entry: Schedule, tick: float) -> str:
-        """Have the call of a tick run; its id, whoever has submitted it."""
+    async def _submit(self, entry: Schedule, tick: float) -> str | None:
+        """Have the call of a tick run; its id, whoever has submitted it. None: a middleware does not want it."""
         records = self._transport.records
         assert records is not None, "what keeps schedules keeps records"
         options = TaskOptions().with_changes({**entry.options, "orphan": "run", "batch": False})
         options = options.with_changes({"keep": max(options.keep or 0.0, KEEP_SECONDS)})
-        call = self._router.call_to_keep(entry.task, entry.payload, options, self._transport)
         digest = blake2b(f"{entry.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
-        call.id = f"{digest}{GENERATION}{new_call_id()[:12]}"
-        call.codec = entry.codec
-        return await records.begin(call, options)
+
+        async def begin(call: Call) -> str:
+            call.id = f"{digest}{GENERATION}{new_call_id()[:12]}"
+            return await records.begin(call, options)
+
+        try:
+            return await self._router.submit_encoded(
+                entry.task, entry.payload, entry.codec, options, self._transport, begin
+            )
+        except (AtasksError, OSError, msgspec.MsgspecError):
+            raise
+        except Exception:
+            logger.exception("schedule %r has lost a tick: a middleware raised", entry.name)
+            return None

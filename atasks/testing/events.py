@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from atasks import CallError, current_call
+from atasks import CallError, Invocation, Middleware, Retry, RetryAfter, current_call, use
 from atasks.events import event
 from atasks.testing.cases import Cases
-from atasks.testing.site import PATIENCE, Site, soon
+from atasks.testing.site import PATIENCE, Site, soon, until
 
 __all__ = ["EventCases", "Heard", "WaitingEventCases"]
 
@@ -197,6 +198,83 @@ class EventCases(Cases):
             for order in range(5):
                 await soon(paid(order))
             assert await heard.until(10) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]
+
+    async def test_event_whose_handler_is_tried_again(
+        self, site: Site, heard: Heard, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        tries: list[tuple[int, int | None, bool]] = []
+
+        @event(namespace=site.namespace)
+        async def paid(order: int) -> None: ...
+
+        def handle(order: int) -> None:
+            call = current_call()
+            tries.append((order, call.try_, call.key == call.id and call.attempt == 1))
+            if order == 1 and call.try_ != 3:
+                raise RetryAfter(0.5 if call.try_ == 1 else 0.01)
+            if order == 3:
+                raise OSError("never")
+            if order == 4:
+                raise ValueError("not worth it")
+
+        @paid.on(group="billing", retry=Retry(on=(OSError,), attempts=3, wait=0.001, jitter=0.0))
+        async def bill(order: int) -> None:
+            handle(order)
+            await heard.add(order)
+
+        @paid.on(executor="thread", retry=Retry(on=(OSError,), attempts=3, wait=0.001, jitter=0.0))
+        def tell(order: int) -> None:
+            handle(order)
+            asyncio.run_coroutine_threadsafe(heard.add(order + 100), loop).result(PATIENCE)
+
+        async with site.open(concurrency=1):
+            with caplog.at_level(logging.WARNING):
+                await soon(paid(1))
+                await until(lambda: len(tries) == 2, "both handlers pause")
+                for order in (2, 3, 4):
+                    await soon(paid(order))
+                assert await heard.until(4) == [1, 2, 101, 102]
+                assert sorted(heard.items[:2]) == [2, 102], "a pause holds no slot"
+                await until(lambda: len(tries) == 16, "every try was made")
+                await site.check_quiet()
+            assert sorted(tries) == sorted(
+                (order, number, True)
+                for order, count in ((1, 3), (2, 1), (3, 3), (4, 1))
+                for number in range(1, count + 1)
+                for _ in "ab"
+            )
+        assert caplog.text.count("OSError: never") == 2
+        assert caplog.text.count("ValueError: not worth it") == 2
+
+    async def test_event_passes_the_middlewares(self, site: Site, heard: Heard) -> None:
+        class Noting(Middleware):
+            async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+                call.headers["from"] = "the publisher"
+                call.args = (call.args[0] + 1,)
+                await heard.add(("call", call.name, call.submitted, call.args))
+                return await proceed()
+
+            async def run(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+                await heard.add(("run", call.name, call.headers["from"] == "the publisher", call.args))
+                return await proceed()
+
+        @event(name="paid", namespace=site.namespace)
+        async def paid(order: int) -> None: ...
+
+        @paid.on(group="billing", name="bill")
+        async def bill(order: int) -> None:
+            await heard.add(("body", "bill", True, (order,)))
+
+        use(Noting(), site.namespace)
+        async with site.open():
+            await soon(paid(1))
+            await heard.until(3)
+        assert heard.items == [
+            ("call", "paid", True, (2,)),
+            ("run", "bill", True, (2,)),
+            ("body", "bill", True, (2,)),
+        ]
 
     async def test_event_that_cannot_be_decoded(
         self, site: Site, heard: Heard, caplog: pytest.LogCaptureFixture

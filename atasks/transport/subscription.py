@@ -38,10 +38,12 @@ class Subscription(Struct, array_like=True, frozen=True):
     def call(self, published: Call, worker: str = "") -> Call:
         """The call of the handler that this event makes, at that worker if every worker handles it. Its id is the
         same whenever the event is delivered, and not that of another handler or worker. Its time begins now: an
-        event may have waited for a worker."""
+        event may have waited for a worker. Its key is its id: the worker makes the tries."""
+        call_id = blake2b(f"{published.id} {self.task} {worker}".encode(), digest_size=16).hexdigest()
         return structs.replace(
             published,
-            id=blake2b(f"{published.id} {self.task} {worker}".encode(), digest_size=16).hexdigest(),
+            id=call_id,
+            key=call_id,
             task=self.task,
             sent_ms=int(time.time() * 1000),
             timeout_ms=self.timeout_ms,

@@ -23,6 +23,7 @@ from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
 from atasks.worker.limited import limited
 from atasks.worker.producing import produce
+from atasks.worker.tried import tried
 
 __all__ = [
     "cancelled_reply",
@@ -52,8 +53,8 @@ async def execute(run: HeldCall) -> None:
     try:
         if run.permit is None or await run.permit():
             run.started = started = time.perf_counter()
-            if run.atask is not None and run.atask.limit is not None:
-                reply = await limited(run, _serve, _arguments, _refused)
+            if run.atask is not None and run.atask.has_policies:
+                reply = await _serve_by_policies(run, run.atask)
             else:
                 reply = await _serve(run)
             size, limit = len(reply.payload), run.worker.transport.max_payload
@@ -73,6 +74,18 @@ async def execute(run: HeldCall) -> None:
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
     run.worker.ended(run, reply)
+
+
+async def _serve_by_policies(run: HeldCall, task: BaseTask[..., Any]) -> Reply:
+    """Serve a call of an atask that has a limit, or tries. Callers make the tries of calls, and workers those of
+    events: their calls have their own id as the key."""
+    serve = _serve
+    if task.limit is not None:
+        serve = partial(limited, serve=_serve, arguments=_arguments, refuse=_refused)
+    retry = task.task_options.retry
+    if retry is not None and run.call.key == run.call.id:
+        return await tried(run, retry, serve)
+    return await serve(run)
 
 
 async def _serve(run: HeldCall) -> Reply:

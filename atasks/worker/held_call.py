@@ -142,6 +142,11 @@ class HeldCall(Struct, eq=False):
         call = self.last_awaited
         return None if call is None else (call.id, call.task)
 
+    def try_again(self, call: Call) -> None:
+        """The run goes on as this one, the next try of its call."""
+        self.call = call
+        self._current = None
+
     def tell(self, progress: Progress) -> None:
         """The call says how far it is. Called in any thread."""
         call = self.call

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from atasks import event, wire
-from atasks.testing import Site, soon
+from atasks import Retry, RetryAfter, current_call, event, wire
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.wire import Call
 from tests.amqp.peer import Peer
@@ -34,6 +34,49 @@ async def test_what_a_handler_fails_at_goes_to_the_dead_queue(
         assert call.task == bill.name
         assert str(letter.headers["x-first-death-queue"]).endswith(".events:paid:billing")
         assert "order 7 is unknown" in caplog.text
+
+
+async def test_an_event_goes_to_the_dead_queue_after_its_tries(site: Site, peer: Peer) -> None:
+    tries: list[int | None] = []
+
+    @event(name="paid", namespace=site.namespace)
+    async def paid(order: int) -> None: ...
+
+    @paid.on(group="billing", retry=Retry(on=(OSError,), attempts=2, wait=0.001, jitter=0.0))
+    async def bill(order: int) -> None:
+        tries.append(current_call().try_)
+        raise OSError
+
+    async with site.open():
+        dead = await peer.dead_letters()
+        await soon(paid(7))
+        (call,) = wire.decode((await soon(dead.get())).body)
+        assert isinstance(call, Call)
+        assert (call.task, tries) == (bill.name, [1, 2])
+
+
+async def test_a_worker_that_leaves_in_a_pause_gives_the_event_and_its_tries_to_another(site: Site) -> None:
+    tries: list[tuple[str, int | None]] = []
+
+    @event(name="paid", namespace=site.namespace)
+    async def paid(order: int) -> None: ...
+
+    @paid.on(group="billing", retry=Retry(on=(OSError,), attempts=3, wait=0.001, jitter=0.0))
+    async def bill(order: int) -> None:
+        call = current_call()
+        tries.append((call.state, call.try_))
+        if call.try_ == 1:
+            raise OSError
+        if call.try_ == 2 and call.state == "first":
+            raise RetryAfter(200)
+
+    async with site.open(state="first"):
+        await soon(paid(7))
+        await until(lambda: site.worker.parked == 1 and len(tries) == 2)
+        await site.serve(state="second")
+        await soon(site.worker.drain(0))
+        await until(lambda: len(tries) == 3)
+    assert tries == [("first", 1), ("first", 2), ("second", 2)]
 
 
 async def test_what_is_no_event_goes_to_the_dead_queue(site: Site, peer: Peer) -> None:

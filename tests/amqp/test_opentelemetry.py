@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from atasks import CallTimeout, Retry, use
+from atasks import CallTimeout, Retry, event, schedule, unschedule, use
 from atasks.contrib.opentelemetry import Tracing
 from atasks.pipeline import map
 from atasks.testing import Site, soon, until
@@ -237,6 +237,37 @@ async def test_submitted_calls_are_messages_with_a_link(site: Site, exporter: In
             str(producer.attributes["messaging.message.id"])
         )
         assert producer.attributes["messaging.operation.type"] == "send"
+
+
+async def test_events_and_schedules_are_messages_with_a_link(site: Site, exporter: InMemorySpanExporter) -> None:
+    @event(name="paid", namespace=site.namespace)
+    async def paid(order: int) -> None: ...
+
+    @paid.on(group="billing")
+    async def bill(order: int) -> None:
+        assert order == 7
+
+    @site.atask
+    async def note(text: str) -> None:
+        assert text == "a"
+
+    async with site.open():
+        await soon(paid(7))
+        send, process = await spans(exporter, 2)
+        exporter.clear()
+        await soon(schedule("notes", note, ["a"], every=0.1))
+        await until(lambda: len(exporter.get_finished_spans()) >= 2)
+        await soon(unschedule("notes", namespace=site.namespace))
+        tick, run, *_ = sorted(exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
+    assert (send.name, process.name) == ("send events:paid", "process events:paid:billing")
+    assert (tick.name, run.name) == ("send default", "process default")
+    assert tick.attributes is not None
+    assert tick.attributes["atasks.task"] == note.name
+    for producer, consumer in ((send, process), (tick, run)):
+        assert (producer.kind, consumer.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
+        assert [link.context.span_id for link in consumer.links] == [identity(producer)]
+        assert parent(consumer) is None
+        assert {producer.status.status_code, consumer.status.status_code} == {StatusCode.UNSET}
 
 
 def test_the_api_alone_is_needed() -> None:

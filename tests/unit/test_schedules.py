@@ -19,7 +19,7 @@ from atasks.submitted.schedules import Clock, Ticker
 from atasks.testing import soon
 from atasks.timing import Timing
 from atasks.transport.contract import Transport
-from atasks.worker import worker as worker_module
+from atasks.worker import life
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -127,7 +127,7 @@ NOW = moment("2026-11-28T12:00:10")
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch(NOW)
-    monkeypatch.setattr(worker_module, "Ticker", partial(Ticker, clock=watch))
+    monkeypatch.setattr(life, "Ticker", partial(Ticker, clock=watch))
     monkeypatch.setattr("atasks.scheduling.Clock", lambda: watch)
     return watch
 
