@@ -21,14 +21,14 @@ from atasks.options import TaskOptions, validate_queue
 from atasks.parking import parked
 from atasks.progress import Latest, Progress
 from atasks.tracking.fleet import Fleet
-from atasks.transport.records.contract import Record, Records, again_id, record_of
-from atasks.wire import Status
+from atasks.transport.records.contract import Record, Records, again_id, record_of, round_of
+from atasks.wire import UNBOUNDED, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.router import Router
     from atasks.transport.call_transport import CallTransport
 
-__all__ = ["Handle", "Kept", "attach", "read_kept", "records_of", "step_id", "step_value"]
+__all__ = ["Handle", "Kept", "attach", "part_id", "read_kept", "records_of", "step_id", "step_value"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,11 @@ _ID: Final = re.compile(r"[0-9a-z~-]{1,48}(?:\.([1-9][0-9]{0,5}))?")
 def step_id(run_id: str, number: int) -> str:
     """The id under which the result of a stage is kept."""
     return f"{run_id}.{number}"
+
+
+def part_id(run_id: str, number: int, attempt: int) -> str:
+    """The id under which is kept what a stage gave that had not ended when that attempt failed."""
+    return f"{step_id(run_id, number)}.part{attempt}"
 
 
 class Kept(Struct):
@@ -113,10 +118,10 @@ class Handle(Generic[T]):
 
     async def step(self, number: int) -> Any:
         """Wait for the result of the stage of this number, and return it: a value, or a list where the stage has
-        more or less than one.
+        more or less than one. If a later stage has failed before it had ended, that is what it gave until then.
 
-        Raises the exception of the run if the run ended before the stage, IndexError for a stage that does not
-        exist, UnknownRun.
+        Raises the exception of the run if that came from the stage or an earlier one, IndexError for a stage that
+        does not exist, UnknownRun.
         """
         if not self.task_ids:
             raise TypeError("step() is for runs of pipelines: await the handle of a call")
@@ -129,7 +134,7 @@ class Handle(Generic[T]):
         wanted = self.task_ids[number]
         router = _router(self.namespace)
         record = await self._wait(lambda record: wanted in record.replies or record.ending is not None, steps=True)
-        reply = record.replies.get(wanted)
+        reply = record.replies.get(wanted) or _part(record, wanted)
         if reply is not None:
             return step_value(read_kept(await router.outcome(reply, record.call)))
         return await self._outcome(router, record)
@@ -276,6 +281,16 @@ class Handle(Generic[T]):
         return (
             f"<run {self.id} of {len(self.task_ids)} stages>" if self.task_ids else f"<submitted call {self.id}>"
         )
+
+
+def _part(record: Record, step: str) -> Reply | None:
+    """Return what is kept of a stage that had not ended when the latest call of the record did."""
+    begin = f"{step}.part"
+    for reply_id, reply in reversed(record.replies.items()):
+        attempt = reply_id.removeprefix(begin)
+        if reply_id.startswith(begin) and attempt.isdecimal():
+            return reply if (int(attempt) - 1) // UNBOUNDED == round_of(record.call.id) else None
+    return None
 
 
 def _router(namespace: str) -> Router:

@@ -207,6 +207,36 @@ async def test_a_stage_that_is_no_longer_there(connect: Connect) -> None:
         assert made["risky", 3] == 2
 
 
+async def test_steps_give_what_there_is_when_a_later_stage_fails(connect: Connect) -> None:
+    pipeline = (
+        flat_map(upto)
+        | map(square, workers=1, throttle=3)
+        | filter(is_odd, workers=1)
+        | map(risky, workers=1)
+        | map(square)
+    )
+    async with connect():
+        bad.add(9 * 9)
+        handle = await soon(pipeline.submit(30))
+        await fails(handle)
+        assert await soon(handle.step(0)) == list(range(30))
+        squares = await soon(handle.step(1))
+        assert squares == [x * x for x in range(len(squares))]
+        assert 10 <= len(squares) < 30
+        odd = await soon(attach(handle.id).step(2))
+        assert odd == [x for x in squares if x % 2][: len(odd)]
+        assert odd[:5] == [1, 9, 25, 49, 81]
+        for number in (3, 4):  # the one that failed, and one behind it
+            await fails(handle.step(number))
+        await soon(handle.retry())
+        await fails(handle)
+        assert len(await soon(handle.step(1))) >= len(squares)
+        bad.clear()
+        await soon(handle.retry())
+        assert len(await soon(handle)) == 15
+        assert await soon(handle.step(1)) == [x * x for x in range(30)]
+
+
 async def test_an_await_that_goes_on_over_a_retry(connect: Connect) -> None:
     """Who began to wait before gets what the retry gives, if the run goes on by the time."""
     async with connect():

@@ -9,14 +9,15 @@ that was kept, and makes none of the calls of the next one that are in the journ
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from atasks.codecs.checked import encoded
 from atasks.current import serving
-from atasks.errors import WorkerLost
+from atasks.errors import AtasksError, WorkerLost
 from atasks.pipeline.flow.failing import add_note
 from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.source import IterableSource, SingleSource
@@ -29,12 +30,14 @@ from atasks.pipeline.submitted.blueprint import StageSpec, build, read, tasks_of
 from atasks.pipeline.submitted.journal import Journal, StageNotes, begin_id, notes_of
 from atasks.pipeline.submitted.tap import TapStage
 from atasks.router import Router
-from atasks.submitted.handle import Kept, read_kept, step_id, step_value
+from atasks.submitted.handle import Kept, part_id, read_kept, step_id, step_value
 from atasks.transport.records.contract import Record, Records, record_of, round_of
 from atasks.wire import UNBOUNDED, VERSION, Reply, Status
 from atasks.worker.held_call import HeldCall
 
 __all__ = ["run_pipeline"]
+
+logger = logging.getLogger("atasks.pipeline")
 
 DEFAULT_DEATHS = 3
 """Workers that may die over a stage without atasks."""
@@ -128,10 +131,11 @@ class _Coordinator:
             journal.read(await self._notes(), stretch, self._first, renumbering)
             stages = [_remembering(stage, journal, number) for number, stage in zip(stretch, stages, strict=True)]
         flow: list[Stage] = []
+        parts: dict[int, list[Any]] = {}
         for number, stage in zip(stretch, stages, strict=True):
             flow.append(stage)
             if len(kept) <= number < stretch.stop - 1:
-                flow.append(TapStage(partial(self._keep, number)))
+                flow.append(TapStage(partial(self._keep, number), partial(parts.__setitem__, number)))
         writing = asyncio.create_task(journal.write())
         running = asyncio.create_task(self._run(Run(IterableSource(items), flow, progress=self._tell)))
         try:
@@ -142,6 +146,7 @@ class _Coordinator:
                 result = await running
             except Exception:
                 await journal.finish(writing)  # for who retries the run
+                await self._record_parts(parts)
                 raise
         finally:
             for task in (writing, running):
@@ -222,7 +227,19 @@ class _Coordinator:
                 add_note(error, f"in stage {self._stages[number].name!r}")
                 raise
 
+    async def _record_parts(self, parts: Mapping[int, list[Any]]) -> None:
+        """Keep what stages have given so far which had not ended when a later one failed, as far as that is
+        possible: the run ends with the failure."""
+        for number, items in parts.items():
+            try:
+                await self._put(part_id(self._id, number, self._attempt), number, items)
+            except (AtasksError, ValueError, TypeError) as error:
+                logger.debug("what stage %d of run %s gave is not kept: %s", number, self._id, error)
+
     async def _record_result(self, number: int, items: list[Any]) -> None:
+        await self._put(step_id(self._id, number), number, items)
+
+    async def _put(self, reply_id: str, number: int, items: list[Any]) -> None:
         codec = self._codec
         payload = await encoded(
             f"the result of stage {self._stages[number].name!r}",
@@ -231,7 +248,7 @@ class _Coordinator:
             self._worker.transport.max_payload,
             "pass references, or run the pipeline here",
         )
-        reply = Reply(VERSION, step_id(self._id, number), Status.VALUE, payload, codec.name, self._worker.id)
+        reply = Reply(VERSION, reply_id, Status.VALUE, payload, codec.name, self._worker.id)
         await self._records.add(self._id, reply)
 
     def _result(self, number: int, items: list[Any]) -> dict[str, Any]:

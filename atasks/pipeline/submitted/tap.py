@@ -24,9 +24,11 @@ __all__ = ["TapStage"]
 class TapStage(Stage):
     """Hands on what it gets, and holds nothing back. When the stage before it has ended, `keep` is awaited with
     its items, in order of lineage, and the stage behind it ends after that: so stages are kept in their order. If
-    it raises, the run ends with that at once, whatever the stages behind it are doing."""
+    it raises, the run ends with that at once, whatever the stages behind it are doing. If the run ends while the
+    stage before it still gives items, `left` is called with those so far."""
 
     keep: Callable[[list[Any]], Awaitable[None]]
+    left: Callable[[list[Any]], object]
 
     name = "kept"
     one_to_one = True
@@ -50,6 +52,7 @@ class _TapInlet:
         self._inlet = inlet
         self._stage = stage
         self._taken: list[Token] = []
+        self._stopped = False
         self._keeping: asyncio.Task[None] | None = None
         inlet.on_end = self._ended
 
@@ -65,14 +68,17 @@ class _TapInlet:
 
     def _ended(self) -> None:
         """All is there, if not taken yet: the workers of the stage behind may be busy for long."""
-        tokens = [token for token in (*self._taken, *self._inlet.items) if type(token[1]) is not Mark]
+        self._keeping = self._engine.spawn(self._keep(self._values()))
         self._taken.clear()
-        self._keeping = self._engine.spawn(self._keep(tokens))
 
-    async def _keep(self, tokens: list[Token]) -> None:
-        tokens.sort(key=itemgetter(0))
+    def _values(self) -> list[Any]:
+        """Return the items so far, in order of lineage."""
+        tokens = [token for token in (*self._taken, *self._inlet.items) if type(token[1]) is not Mark]
+        return [value for _, value in sorted(tokens, key=itemgetter(0))]
+
+    async def _keep(self, values: list[Any]) -> None:
         try:
-            await self._stage.keep([value for _, value in tokens])
+            await self._stage.keep(values)
         except Exception as error:
             self._engine.fail(deliverable(error))
 
@@ -82,4 +88,7 @@ class _TapInlet:
     def stop(self) -> None:
         if self._keeping is not None:
             self._keeping.cancel()
+        elif self._inlet.error is None and not self._stopped:
+            self._stage.left(self._values())
+        self._stopped = True
         self._inlet.stop()
