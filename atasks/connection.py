@@ -342,10 +342,8 @@ def _is_meant(name: str, scheme: str) -> bool:
 
 
 def check_options(url: str | Sequence[str], given: Mapping[str, Any]) -> None:
-    """Raise InvalidURL for a URL of no transport, and TypeError for options that `connect` would refuse."""
-    scheme = _scheme(url)
-    for name in given:
-        _is_meant(name, scheme)
+    """Raise what `connect` would raise for this URL and these options before it connects."""
+    _make(url, "default", given)
 
 
 def _make(url: str | Sequence[str], namespace: str, given: Mapping[str, Any]) -> Transport:
