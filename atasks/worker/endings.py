@@ -9,7 +9,7 @@ from atasks.call_log import log_end
 from atasks.failures.failures import failure_text, raised_type
 from atasks.tracking.counters import ENDINGS
 from atasks.wire import Reply, Status
-from atasks.worker.held_call import HeldCall, Reason
+from atasks.worker.held_call import RETURNED, HeldCall
 
 if TYPE_CHECKING:
     from atasks.tracking.watching import Watching
@@ -23,7 +23,7 @@ LATE_SECONDS: Final = 0.1
 def settle_unanswered(run: HeldCall) -> None:
     """Give a call back that has no reply, if another worker must run it; else nobody is told of it."""
     deliveries = run.deliveries
-    if run.reason in (Reason.DRAINED, Reason.PASSED_ON) and deliveries:
+    if run.reason in RETURNED and deliveries:
         run.call.ran |= run.sender is not None
         # Through the last delivery: the earlier ones may be of a connection that is gone.
         deliveries[-1].give_back(run.call)
@@ -41,7 +41,7 @@ def log_ending(run: HeldCall, reply: Reply | None) -> None:
 def tell_ending(watching: Watching, run: HeldCall, reply: Reply | None) -> None:
     """Tell those who watch the worker how a call has ended."""
     if reply is None:
-        if run.reason in (Reason.DRAINED, Reason.PASSED_ON):
+        if run.reason in RETURNED:
             watching.held("given_back", run)
         else:
             watching.ended(run, "withdrawn")
