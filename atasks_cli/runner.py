@@ -163,7 +163,7 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
         async with serving:
             await run_all(aiomains)
     else:
-        options = {**_crew_options(settings), **settings.sealing}
+        options = {**_process_options(settings), **settings.sealing}
         async with atasks.connect(settings.url, namespace=settings.namespace, **options) as transport:
             _reread_keys_on_hangup(transport)
             await run_all(aiomains)
@@ -177,7 +177,7 @@ def _reread_keys_on_hangup(transport: atasks.Transport) -> None:
         forks.handle_signal(signal.SIGHUP, lambda *_: loop.call_soon_threadsafe(seals.keys.reread))
 
 
-def _crew_options(settings: Settings) -> dict[str, Any]:
+def _process_options(settings: Settings) -> dict[str, Any]:
     """The options of a connection that has worker processes of its own."""
     if settings.transport != "local":
         return {}

@@ -176,7 +176,7 @@ async def main():
         if os.fork() == 0:
             _stay(sys.argv[1])
             os._exit(0)
-        print(*transport.crew.pids, flush=True)
+        print(*transport.worker_processes.pids, flush=True)
         await asyncio.Event().wait()
 
 asyncio.run(main())

@@ -79,8 +79,8 @@ async def test_a_client_that_stops_reading(server: LocalTransport, path: str, cl
 async def test_a_worker_that_stops_reading(path: str) -> None:
     async with atasks.local(workers=1, namespace=NAMESPACE) as transport:
         assert isinstance(transport, LocalTransport)
-        assert transport.crew is not None
-        (worker,) = transport.crew.pids
+        assert transport.worker_processes is not None
+        (worker,) = transport.worker_processes.pids
         os.kill(worker, signal.SIGSTOP)
         content = b"x" * MIB
         calls = [asyncio.create_task(take(content)) for _ in range(300)]

@@ -1,6 +1,6 @@
 """Which worker gets which call, and when."""
 
-# Private attributes: `Router._call` makes a call with another attempt, `Hub._entries` holds it, and
+# Private attributes: `Router._call` makes a call with another attempt, `Hub._calls` holds it, and
 # `LocalTransport._link` is what breaks.
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
         call.attempt, call.max_attempts = attempt, 10**6
         waiting = asyncio.create_task(site.caller.request(call, wait.task_options))
         await until(lambda: site.worker.held)
-        (entry,) = host.hub._entries.values()
+        (entry,) = host.hub._calls.values()
         assert entry.alone == last
         gate.set()
         await soon(waiting)

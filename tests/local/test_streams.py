@@ -28,7 +28,7 @@ ITEMS = 1000
 
 
 @pytest.fixture
-async def crew(no_leaked_tasks: None) -> AsyncIterator[LocalTransport]:
+async def transport(no_leaked_tasks: None) -> AsyncIterator[LocalTransport]:
     async with atasks.local(workers=2, namespace=NAMESPACE) as transport:
         assert isinstance(transport, LocalTransport)
         yield transport
@@ -40,17 +40,17 @@ async def collect(stream: AsyncIterator[int], transport: LocalTransport, mark: P
     async for item in stream:
         found.append(item)
         if len(found) == ITEMS // 2:
-            assert transport.crew is not None
-            for pid in transport.crew.pids:
+            assert transport.worker_processes is not None
+            for pid in transport.worker_processes.pids:
                 os.kill(pid, signal.SIGKILL)
             mark.touch()
     return found
 
 
-async def test_a_replayable_stream_goes_on_in_another_process(crew: LocalTransport, tmp_path: Path) -> None:
+async def test_a_replayable_stream_goes_on_in_another_process(transport: LocalTransport, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     stream = count.options(replayable=True)(ITEMS, str(mark))
-    assert await settled(collect(stream, crew, mark), "the stream", 60) == list(range(ITEMS))
+    assert await settled(collect(stream, transport, mark), "the stream", 60) == list(range(ITEMS))
 
 
 @pytest.mark.parametrize("drains", ["worker", "server"])
@@ -81,13 +81,13 @@ async def test_a_replayable_stream_is_handed_on_by_a_drain_without_a_stall(
     assert [run.attempt for run in history.runs("a-stream")] == [1, 1]
 
 
-async def test_another_stream_ends_in_stream_lost(crew: LocalTransport, tmp_path: Path) -> None:
+async def test_another_stream_ends_in_stream_lost(transport: LocalTransport, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     with pytest.raises(StreamLost):
-        await settled(collect(count(ITEMS, str(mark)), crew, mark), "the stream", 60)
+        await settled(collect(count(ITEMS, str(mark)), transport, mark), "the stream", 60)
 
 
-async def test_a_stream_without_a_fault(crew: LocalTransport, tmp_path: Path) -> None:
+async def test_a_stream_without_a_fault(transport: LocalTransport, tmp_path: Path) -> None:
     (mark := tmp_path / "mark").touch()
     assert [item async for item in count(ITEMS, str(mark))] == list(range(ITEMS))
 

@@ -1,6 +1,6 @@
 """Workers around a hub that die, stop or drain with calls in hand. The hub is in the process of the test."""
 
-# Private attributes: `Hub._entries`: a call that waits at the hub is seen nowhere else.
+# Private attributes: `Hub._calls`: a call that waits at the hub is seen nowhere else.
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     """It waits to be alone there, and another call kills the worker first, twice. Once begun, it is lost."""
 
     def waits() -> bool:
-        entries = host.hub._entries.values()
+        entries = host.hub._calls.values()
         return any(entry.alone and entry.worker is not None and not entry.begun for entry in entries)
 
     gate, other_gate = tmp_path / "gate", tmp_path / "other"

@@ -24,8 +24,8 @@ pytestmark = pytest.mark.timeout(180)
 
 def pids(transport: atasks.Transport) -> list[int]:
     assert isinstance(transport, LocalTransport)
-    assert transport.crew is not None
-    return transport.crew.pids
+    assert transport.worker_processes is not None
+    return transport.worker_processes.pids
 
 
 def marks(directory: Path) -> list[Path]:
@@ -33,7 +33,7 @@ def marks(directory: Path) -> list[Path]:
 
 
 @pytest.fixture
-async def crew(no_leaked_tasks: None) -> AsyncIterator[atasks.Transport]:
+async def transport(no_leaked_tasks: None) -> AsyncIterator[atasks.Transport]:
     """Two worker processes, which run one call at a time each."""
     async with atasks.local(workers=2, namespace=NAMESPACE, concurrency=1) as transport:
         yield transport
@@ -59,28 +59,30 @@ async def test_as_many_processes_as_cores_by_default() -> None:
         assert await settled(echo(1), "a call") == 1
 
 
-async def test_recursion_deeper_and_wider_than_all_slots(crew: atasks.Transport) -> None:
+async def test_recursion_deeper_and_wider_than_all_slots(transport: atasks.Transport) -> None:
     assert await settled(fib(11), "fib(11)", 60) == 89
     assert await settled(depth(150), "150 calls in one another", 60) == 150
 
 
 async def test_calls_of_a_killed_process_run_in_another_and_it_is_replaced(
-    crew: atasks.Transport, tmp_path: Path
+    transport: atasks.Transport, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     calls = [asyncio.create_task(hold(str(tmp_path / "mark"), str(gate))) for _ in range(2)]
     await until(lambda: len(marks(tmp_path)) == 2, "both run")
-    victim = pids(crew)[0]
+    victim = pids(transport)[0]
     os.kill(victim, signal.SIGKILL)
     await until(lambda: len(marks(tmp_path)) == 3, "the victim's call runs again")
-    await until(lambda: len(pids(crew)) == 2 and victim not in pids(crew), "there are two processes again")
+    await until(
+        lambda: len(pids(transport)) == 2 and victim not in pids(transport), "there are two processes again"
+    )
     gate.touch()
     ran = await settled(asyncio.gather(*calls), "2 calls")
     assert sorted(attempt for _, attempt in ran) == [1, 2]
     assert victim not in {process for process, _ in ran}
 
 
-async def test_a_call_that_kills_every_process_ends_in_worker_lost(crew: atasks.Transport) -> None:
+async def test_a_call_that_kills_every_process_ends_in_worker_lost(transport: atasks.Transport) -> None:
     killer = asyncio.create_task(crash())
     innocent = [asyncio.create_task(echo(number)) for number in range(50)]
     with pytest.raises(WorkerLost) as caught:
@@ -145,10 +147,12 @@ async def test_the_socket_is_in_a_directory_of_its_own(monkeypatch: pytest.Monke
     assert list(run_dir.iterdir()) == []
 
 
-async def test_a_second_crew_beside_the_first(crew: atasks.Transport, tmp_path: Path) -> None:
+async def test_a_second_transport_with_processes_beside_the_first(
+    transport: atasks.Transport, tmp_path: Path
+) -> None:
     async with atasks.local(workers=1, namespace=NAMESPACE) as inner:
         assert await settled(pid(), "a call") in pids(inner)
-    assert await settled(pid(), "a call") in pids(crew)
+    assert await settled(pid(), "a call") in pids(transport)
     await settled(touch(str(tmp_path / "touched")), "a call")
     assert (tmp_path / "touched").exists()
 

@@ -218,11 +218,11 @@ class Seals:
     # -- requests
 
     def admit(
-        self, message: DeliveredMessage, inbound: RequestMessage, calls: list[Call], queue: str
+        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
         others, as (id, reason). Calls that were cancelled before they came are among neither."""
-        inbound.key = UNSEALED
+        request.key = UNSEALED
         if not isinstance(message, Opened):
             for call in calls:
                 call.by = ""  # whatever it says
@@ -235,7 +235,7 @@ class Seals:
                 self.count("unknown key")
                 return [], []  # nobody could open an answer
             owner = found
-        inbound.key = owner.name
+        request.key = owner.name
         admitted: list[Call] = []
         refused: list[tuple[str | None, str]] = []
         old = abs(time.time() * 1000 - message.issued_ms)

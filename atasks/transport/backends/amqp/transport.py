@@ -111,16 +111,16 @@ class AMQPTransport(CallTransport):
             timeout=validate_seconds("timeout", timeout),
             max_message=MAX_MESSAGE_3,
         )
-        self._kept = AMQPRecords(session, self, keep_runs)
+        self._records = AMQPRecords(session, self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
-        self.records = self._kept
+        self.records = self._records
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
-        self._events = Publishing(session, self._kept.over_link)
+        self._events = Publishing(session, self._records.over_link)
         self._pending, self._asked = session.pendings, session.asked
-        self._schedules = AMQPSchedules(session, self._kept.over_link, self.consumer_timeout)
+        self._schedules = AMQPSchedules(session, self._records.over_link, self.consumer_timeout)
         self.schedules = self._schedules
-        self.calling = Calling(session, self._kept.heard)
+        self.calling = Calling(session, self._records.heard)
         self._steering = Steering(session, self.calling.control)
         self.serving: Serving | None = None
         self._will_serve = False
@@ -210,7 +210,7 @@ class AMQPTransport(CallTransport):
         """Every await ends, and there will be no others."""
         self.session.state = state
         self._closed(reason)
-        self._kept.close(reason)
+        self._records.close(reason)
         self._limits.refuse(reason)
 
     async def _open(self) -> Link:
@@ -225,13 +225,13 @@ class AMQPTransport(CallTransport):
         session.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
         self._limit(session.max_message)
         await self.calling.listen(link, self._epoch)
-        await self._kept.restore(link)
+        await self._records.restore(link)
         if self.serving is not None:
             await self.serving.resume(link)
         session.link = link
         self._restored.set()
         session.outbox.attach(link)
-        self._kept.attach(link)
+        self._records.attach(link)
         self._limits.attach(link)
         await self._schedules.restore(link)
         self.calling.resume()
@@ -301,7 +301,7 @@ class AMQPTransport(CallTransport):
         self.session.link = None
         self._restored.clear()
         self.calling.suspend()
-        self._kept.detach()
+        self._records.detach()
         self._limits.detach()
         self._schedules.detach()
         if self.serving is not None:
@@ -424,7 +424,7 @@ class AMQPTransport(CallTransport):
             self.session,
             worker,
             [self.session.topology.check(name) for name in names],
-            self._kept,
+            self._records,
             consumer_timeout=self.consumer_timeout,
         )
         try:
@@ -452,7 +452,7 @@ class AMQPTransport(CallTransport):
                 logger.warning("cannot serve yet: %s", error)
                 serving.suspend()
                 if attempt < WHOLE_ATTEMPTS:
-                    serving.ailing.forgive()
+                    serving.unavailable.forgive()
                 if self.session.link is link:  # not restored yet
                     self._restored.clear()
                     link.lose(f"serving failed: {error}")
@@ -489,7 +489,7 @@ class AMQPTransport(CallTransport):
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):
             return 0.0
-        return self.serving.station.clocks.waited(delivery.inbound.reply_to, call.sent_ms)
+        return self.serving.station.clocks.waited(delivery.request.reply_to, call.sent_ms)
 
     def slots_changed(self, worker: Server) -> None:
         if self.serving is not None:

@@ -33,7 +33,7 @@ class Calling:
         """The work queue of calls that name none."""
         self.pendings: dict[str, Pending] = {}
         """Id -> call that is awaited here."""
-        self.gate = Backpressure()
+        self.backpressure = Backpressure()
         self._path = path
         self._link: Conversation | None = None
         """To the hub; None while there is none that has said welcome."""
@@ -157,4 +157,4 @@ class Calling:
             case Handed():
                 self._last_attempts.add(message.id)
             case Hold():
-                self.gate.hold(message.on)
+                self.backpressure.hold(message.on)

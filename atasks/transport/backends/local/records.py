@@ -101,7 +101,7 @@ class LocalRecords(Records):
     # -- the contract
 
     async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
-        while (room := self._calling.gate.room()) is not None:
+        while (room := self._calling.backpressure.room()) is not None:
             await room
         queue = self._calling.queue_of(options)
         wait = options.on_no_worker != "error" or delay > 0

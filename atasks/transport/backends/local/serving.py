@@ -165,28 +165,28 @@ class Serving:
 class _Handed:
     """A call in hand."""
 
-    __slots__ = ("queue", "service")
+    __slots__ = ("queue", "serving")
 
-    def __init__(self, service: Serving, queue: str) -> None:
-        self.service = service
+    def __init__(self, serving: Serving, queue: str) -> None:
+        self.serving = serving
         self.queue = queue
 
     def reply(self, reply: Reply | End) -> None:
-        self.service.link.send(reply, len(reply.payload))
+        self.serving.link.send(reply, len(reply.payload))
 
     def send(self, envelope: Item | End | Report) -> None:
         size = sum(map(len, envelope.payloads)) if isinstance(envelope, Item) else 0
-        self.service.link.send(envelope, size)
+        self.serving.link.send(envelope, size)
 
     def drop(self) -> None:
         """The hub has told that nobody awaits it."""
 
     def give_back(self, call: Call, executor: Executor | None = None) -> None:
-        self.service.link.send(GiveBack(call, executor), len(call.payload))
+        self.serving.link.send(GiveBack(call, executor), len(call.payload))
 
     async def pass_on(self, call: Call) -> Call | None:
-        seen = [*(call.seen or ()), self.service.worker.id]
-        if len(seen) > MAX_SEEN or not await self.service.others(seen):
+        seen = [*(call.seen or ()), self.serving.worker.id]
+        if len(seen) > MAX_SEEN or not await self.serving.others(seen):
             return None
         call.seen = seen
         return call

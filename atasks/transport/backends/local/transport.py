@@ -137,12 +137,12 @@ class LocalTransport(CallTransport):
         check(serving)
         self._keep_bytes = check_keep_bytes(keep_bytes)
         self.calling = Calling(self.path, self.queue)
-        self._kept = LocalRecords(self.calling, self.usable, keep_runs)
+        self._records = LocalRecords(self.calling, self.usable, keep_runs)
         super().__init__(namespace)
-        self.records = self._kept
+        self.records = self._records
         self._limits = LocalLimits()
         self.limits = self._limits
-        self._schedules = LocalSchedules(self._kept, lambda: self._link)
+        self._schedules = LocalSchedules(self._records, lambda: self._link)
         self.schedules = self._schedules
         self._pending = self.calling.pendings
         self.workers = workers
@@ -156,9 +156,9 @@ class LocalTransport(CallTransport):
         self._welcome: asyncio.Future[None] | None = None
         """The hub's answer to our Hello."""
         self._host: Host | None = None
-        self.crew: WorkerProcesses | None = None
+        self.worker_processes: WorkerProcesses | None = None
         """The worker processes, if it has some."""
-        self._crew_watch: asyncio.Task[None] | None = None
+        self._processes_watch: asyncio.Task[None] | None = None
         self._private: str | None = None
         """The directory of a private socket."""
         self.serving: Serving | None = None
@@ -202,11 +202,13 @@ class LocalTransport(CallTransport):
                 await self._join(path)
             await self._greet()
             if self.workers:
-                self.crew = WorkerProcesses(
+                self.worker_processes = WorkerProcesses(
                     self.workers, path, self.namespace, self._modules, self._options, self.process_ended
                 )
-                await self.crew.start(self.timeout)
-                self._crew_watch = asyncio.create_task(self._watch_crew(self.crew), name="atasks crew watch")
+                await self.worker_processes.start(self.timeout)
+                self._processes_watch = asyncio.create_task(
+                    self._watch_processes(self.worker_processes), name="atasks processes watch"
+                )
         except BaseException:
             await self._close(0)
             raise
@@ -225,32 +227,34 @@ class LocalTransport(CallTransport):
         self._state = State.ENDED
         super()._closed(reason)
         self.calling.close()
-        self._kept.close(reason)
+        self._records.close(reason)
         self._limits.close(reason)
         if self.serving is not None:
             self.serving.expect_no_answers()
 
-    async def _watch_crew(self, crew: WorkerProcesses) -> None:
+    async def _watch_processes(self, processes: WorkerProcesses) -> None:
         """End every await when worker processes die faster than they start: nobody will run what waits."""
         try:
-            await crew.wait()
+            await processes.wait()
         except WorkersFailed as error:
             logger.error("no more worker processes are started: %s", error)
             self._closed(str(error))
 
     async def _close(self, patience: float = CLOSE_SECONDS) -> None:
         """Let go of everything; the hub gets so many seconds to read what it was sent."""
-        background = [task for task in (self._keeper, self._crew_watch) if task is not None]
-        self._keeper = self._crew_watch = None
+        background = [task for task in (self._keeper, self._processes_watch) if task is not None]
+        self._keeper = self._processes_watch = None
         for task in background:
             task.cancel()
         if background:
             await asyncio.wait(background)
         try:
-            if self.crew is not None:  # while there is a hub, to which they give back what they do not finish
-                await self.crew.stop()
+            if (
+                self.worker_processes is not None
+            ):  # while there is a hub, to which they give back what they do not finish
+                await self.worker_processes.stop()
         finally:
-            self.crew = None
+            self.worker_processes = None
             link, self._link = self._link, None
             self.calling.lost(graceful=True)
             host, self._host = self._host, None
@@ -287,10 +291,10 @@ class LocalTransport(CallTransport):
         link.receive = self._receive
         link.unreadable = self._unreadable
         link.lost = self._lost
-        link.freed = self.calling.gate.open_link
+        link.freed = self.calling.backpressure.open_link
         link.eager = isinstance(link, SocketLink)
         self._link = link
-        self.calling.gate.attach(link)
+        self.calling.backpressure.attach(link)
 
     async def _greet(self) -> None:
         """Say Hello, and go on with this hub. Raises ConnectFailed if that does not make us welcome."""
@@ -307,14 +311,14 @@ class LocalTransport(CallTransport):
         finally:
             self._welcome = None
         self._state = State.JOINED
-        self._kept.attach(self._link)
+        self._records.attach(self._link)
         self._limits.attach(self._link)
         self.calling.resume(self._link)
 
     def _lost(self, reason: str) -> None:
         """The hub is gone, or refused us."""
         link, self._link = self._link, None
-        self._kept.detach()
+        self._records.detach()
         self._limits.detach()
         if self._welcome is not None:
             if not self._welcome.done():
@@ -368,19 +372,19 @@ class LocalTransport(CallTransport):
     # -- calls
 
     def _room(self) -> asyncio.Future[None] | None:
-        return self.calling.gate.room()
+        return self.calling.backpressure.room()
 
     async def publish(self, call: Call) -> None:
         while (room := self._room()) is not None:
             await room
-        answer = await self._kept.ask(lambda number: Publish(number, call), len(call.payload))
+        answer = await self._records.ask(lambda number: Publish(number, call), len(call.payload))
         if isinstance(answer, Answer) and answer.outcome != Outcome.DONE:
             raise DecodeError(answer.reason)
 
     async def _steer(self, queue: str, order: Literal["look", "pause", "resume", "purge"]) -> QueueState:
         """Have the hub do this with a queue. Raises TransportError."""
         name = validate_queue(queue)
-        answer = await self._kept.ask(lambda number: Steer(number, name, order))
+        answer = await self._records.ask(lambda number: Steer(number, name, order))
         if not isinstance(answer, QueueState):
             raise TransportError(answer.reason if isinstance(answer, Answer) else "the hub says something else")
         return answer
@@ -433,19 +437,19 @@ class LocalTransport(CallTransport):
     # -- what arrives
 
     def _receive(self, messages: list[Message]) -> None:
-        service = self.serving
+        serving = self.serving
         for message in messages:
             if type(message) is Reply:
                 self._resolve(message)
             elif type(message) is Deliver:
-                if service is not None:
-                    service.deliver(message)
+                if serving is not None:
+                    serving.deliver(message)
             elif type(message) is wire.Item or type(message) is End:
                 self._take_in(message)
             else:
                 self._control(message)
-        if service is not None:
-            service.link.speak()  # calls that resume take slots, later in this turn
+        if serving is not None:
+            serving.link.speak()  # calls that resume take slots, later in this turn
 
     def _control(self, message: Message) -> None:
         match message:
@@ -461,9 +465,9 @@ class LocalTransport(CallTransport):
             case LookAtTable():
                 self._schedules.told()
             case Answer() | Found() | Table() | QueueState():
-                self._kept.answered(message)
+                self._records.answered(message)
             case News():
-                self._kept.news(message)
+                self._records.news(message)
             case TokenTaken():
                 self._limits.answered(message)
             case Bye():
@@ -488,17 +492,17 @@ class LocalTransport(CallTransport):
     # -- serving
 
     async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
-        service = self.serving
-        if service is None:
+        serving = self.serving
+        if serving is None:
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = worker.served.queues(self.queue) if queues is None else map(validate_queue, queues)
-            service = self.serving = Serving(worker, list(names), self._link)
+            serving = self.serving = Serving(worker, list(names), self._link)
             self._link.eager = False  # a reply is followed by what it says of slots
-        elif service.worker is not worker:
+        elif serving.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")
-        service.start()
-        await service.others()  # when this returns, the hub knows
+        serving.start()
+        await serving.others()  # when this returns, the hub knows
 
     async def stop_serving(self, worker: Server) -> None:
         if self.serving is not None:

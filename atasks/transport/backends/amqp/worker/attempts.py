@@ -82,18 +82,18 @@ class Attempts:
 
         `again`: the broker has delivered this message before. It says so of every message after a crash of its
         own, so attempts are counted in the envelope."""
-        inbound = delivery.inbound
-        sealed_once = call.delivery == AT_MOST_ONCE and bool(inbound.key)  # a copy of it may be a recording
+        request = delivery.request
+        sealed_once = call.delivery == AT_MOST_ONCE and bool(request.key)  # a copy of it may be a recording
         if (not again and call.attempt == 1 and not sealed_once) or self._station.worker.knows(call.id):
             return False
-        claim, question = self._claims.get(inbound.copy), self._questions.get(call.id)
+        claim, question = self._claims.get(request.copy), self._questions.get(call.id)
         answerable = (
             (call.attempt > 1 or sealed_once)
-            and bool(inbound.copy)
-            and not self._station.is_kept(inbound.reply_to)
+            and bool(request.copy)
+            and not self._station.is_kept(request.reply_to)
         )
         last = call.attempt >= call.max_attempts
-        begins = last and inbound.consumer.solo and call.delivery != AT_MOST_ONCE
+        begins = last and request.consumer.solo and call.delivery != AT_MOST_ONCE
         if claim is not None:  # it was delivered once more meanwhile, over the next link
             claim.deliveries.append(delivery)
             claim.again = claim.again or (again and begins)
@@ -101,12 +101,12 @@ class Attempts:
             question.deliveries.append(delivery)
         elif answerable and (begins or not again):
             # Counted at once, as below: what comes next over this consumer depends on it.
-            wait = Wait(inbound.consumer)
+            wait = Wait(request.consumer)
             self._errand(self._claim(call, self._new_claim(call, [delivery], again), wait))
         elif not again:  # nobody can be asked, or for nothing
             return False
         elif last or call.delivery == AT_MOST_ONCE or call.credit:
-            self._errand(self._ask_before(call, [delivery], Wait(inbound.consumer, aside=True)))
+            self._errand(self._ask_before(call, [delivery], Wait(request.consumer, aside=True)))
         else:
             self._try_again(call, delivery)
         return True
@@ -138,23 +138,23 @@ class Attempts:
     # -- may it start?
 
     def _new_claim(self, call: Call, deliveries: list[CallDelivery], again: bool) -> CopyClaim:
-        inbound = deliveries[0].inbound
-        claim = self._claims[inbound.copy] = CopyClaim(call, deliveries, again, self._station.epoch)
+        request = deliveries[0].request
+        claim = self._claims[request.copy] = CopyClaim(call, deliveries, again, self._station.epoch)
         if self._stopped:
             claim.tell(ClaimAnswer.BACK)
         return claim
 
     async def _claim(self, call: Call, claim: CopyClaim, wait: Wait) -> None:
-        inbound = claim.deliveries[0].inbound
-        consumer = inbound.consumer
+        request = claim.deliveries[0].request
+        consumer = request.consumer
         try:
-            word = await self._ask_caller(claim, inbound, wait)
+            word = await self._ask_caller(claim, request, wait)
         finally:
-            del self._claims[inbound.copy]
+            del self._claims[request.copy]
             wait.end()
         again = claim.was_delivered_before(self._station.epoch)
         if word is ClaimAnswer.NO:
-            copy = inbound.copy
+            copy = request.copy
             logger.debug(
                 "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
             )
@@ -178,14 +178,14 @@ class Attempts:
                 self._station.worker.deliver(call, each, consumer.solo, permit)
         self._station.adapt_window()
 
-    async def _ask_caller(self, claim: CopyClaim, inbound: RequestMessage, wait: Wait) -> ClaimAnswer:
+    async def _ask_caller(self, claim: CopyClaim, request: RequestMessage, wait: Wait) -> ClaimAnswer:
         """Ask the caller about its copy, and return its answer; if the caller stays silent, the answer that
         silence stands for."""
         call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
-        if silent and inbound.consumer.away < MAX_ASIDE:
+        if silent and request.consumer.away < MAX_ASIDE:
             self._put_aside(wait)
         missing = 0
         while True:
@@ -254,7 +254,7 @@ class Attempts:
             ClaimAnswer.HERE,
             ClaimAnswer.SILENCE,
         ):  # else nothing is left to be asked: its caller is told
-            copy = claim.deliveries[0].inbound.copy
+            copy = claim.deliveries[0].request.copy
             self._beginnings[copy] = beginning
             try:
                 word = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
@@ -268,7 +268,7 @@ class Attempts:
             if word is None:
                 aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
                 aside.run = claim.run
-                self._errand(self._claim(call, aside, Wait(deliveries[0].inbound.consumer, aside=True)))
+                self._errand(self._claim(call, aside, Wait(deliveries[0].request.consumer, aside=True)))
             else:
                 for each in deliveries:
                     each.requeue()
@@ -281,17 +281,17 @@ class Attempts:
         a stream, which would be torn from a worker that runs it still. A worker whose connection was cut needs a
         moment to come back, so it is asked for more than once."""
         # Only a later attempt has a copy of its own: the message of a first one may be that of other calls too.
-        inbound = deliveries[0].inbound
-        names = [call.id, inbound.copy] if call.attempt > 1 and inbound.copy else [call.id]
+        request = deliveries[0].request
+        names = [call.id, request.copy] if call.attempt > 1 and request.copy else [call.id]
         question = Waiting[Reply | End | None](deliveries)
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
         reply: Reply | End | None = None if again else self._worker_lost(call)
         station = self._station
         for _ in range(ASK_ROUNDS):
-            key = station.session.topology.queue_key(inbound.consumer.queue)
+            key = station.session.topology.queue_key(request.consumer.queue)
             ask = station.session.control(
-                [Ask(VERSION, names)], key, inbound.voice, message_id=station.number(), reply_to=station.control
+                [Ask(VERSION, names)], key, request.voice, message_id=station.number(), reply_to=station.control
             )
             station.put(ask)
             if await question.answered(ASK_SECONDS):
@@ -304,7 +304,7 @@ class Attempts:
             self._try_again(call, question.deliveries.pop())
         if isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
             station.worker.count_lost(call)
-            log_lost(call, reply, queue=inbound.consumer.queue)
+            log_lost(call, reply, queue=request.consumer.queue)
         for each in question.deliveries:
             if reply is None:
                 each.drop()  # whoever runs it replies

@@ -94,7 +94,7 @@ class CallerWatch:
         for run in self._station.worker.runs:
             if run.call.orphan == CANCEL:
                 deliveries = (item for item in run.deliveries if isinstance(item, CallDelivery))
-                for reply_to in {item.inbound.reply_to for item in deliveries}:
+                for reply_to in {item.request.reply_to for item in deliveries}:
                     found.setdefault(reply_to, []).append(run)
         return found
 

@@ -68,7 +68,7 @@ class CopyClaim(Waiting[ClaimAnswer]):
     ) -> None:
         super().__init__(deliveries)
         self.call = call
-        self.reply_to = deliveries[0].inbound.reply_to
+        self.reply_to = deliveries[0].request.reply_to
         self.again = again
         """True if the broker had delivered one of the copies before."""
         self.epoch = epoch
@@ -109,7 +109,7 @@ class Question(Outgoing):
     __slots__ = ("_station", "arrived", "claim", "ended")
 
     def __init__(self, station: Station, claim: CopyClaim) -> None:
-        key = claim.deliveries[0].inbound.key
+        key = claim.deliveries[0].request.key
         super().__init__(b"", claim.reply_to, station.question(), mandatory=False, key=key)
         self._station = station
         self.claim = claim
@@ -124,7 +124,7 @@ class Question(Outgoing):
             self.ended = True
             return False
         self.properties.reply_to = station.control  # that of this link
-        call, inbound = claim.call, claim.deliveries[0].inbound
+        call, request = claim.call, claim.deliveries[0].request
         again, worker = claim.was_delivered_before(station.epoch), station.worker.id
         self.body = wire.encode(
             [
@@ -132,12 +132,12 @@ class Question(Outgoing):
                     VERSION,
                     call.id,
                     call.attempt,
-                    inbound.copy,
+                    request.copy,
                     worker,
                     claim.begins,
                     again,
                     claim.run,
-                    inbound.over,
+                    request.over,
                 )
             ]
         )

@@ -102,7 +102,7 @@ class ControlQueue:
         if run is not None:
             for delivery in run.deliveries:
                 if isinstance(delivery, CallDelivery):
-                    delivery.inbound.reply_to = reply_to
+                    delivery.request.reply_to = reply_to
 
     def _is_for(self, call_id: str, reply_to: str) -> bool:
         """Return True if that is the address of the caller of a call that is in hand here, or has ended here
@@ -111,7 +111,7 @@ class ControlQueue:
         topology = self._station.session.topology
         run = self._worker.find(call_id) or self._worker.streams.run(call_id)
         if run is not None:
-            found = [item.inbound.reply_to for item in run.deliveries if isinstance(item, CallDelivery)]
+            found = [item.request.reply_to for item in run.deliveries if isinstance(item, CallDelivery)]
         elif (addressee := self._replies.addressee(call_id)) is not None:
             found = [addressee]
         else:

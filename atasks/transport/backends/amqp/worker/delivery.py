@@ -23,12 +23,12 @@ PASS_ON_PAUSE: Final = 0.05
 class CallDelivery:
     """One call of a message from a work queue."""
 
-    __slots__ = ("_replies", "beginning", "inbound", "renewing")
+    __slots__ = ("_replies", "beginning", "renewing", "request")
 
-    def __init__(self, replies: Replies, inbound: RequestMessage, older: CallDelivery | None = None) -> None:
+    def __init__(self, replies: Replies, request: RequestMessage, older: CallDelivery | None = None) -> None:
         """`older`: another delivery of the same run."""
         self._replies = replies
-        self.inbound = inbound
+        self.request = request
         self.beginning: str = "" if older is None else older.beginning
         """The caller's name for the beginning that was asked for here, of a last attempt."""
         self.renewing = False
@@ -36,30 +36,30 @@ class CallDelivery:
 
     @property
     def queue(self) -> str:
-        return self.inbound.consumer.queue
+        return self.request.consumer.queue
 
-    def renewed(self, inbound: RequestMessage) -> CallDelivery:
+    def renewed(self, request: RequestMessage) -> CallDelivery:
         """Return the delivery of this call by a lease."""
-        return CallDelivery(self._replies, inbound, self)
+        return CallDelivery(self._replies, request, self)
 
     def send(self, envelope: Item | End | Report) -> None:
-        self._replies.send(envelope, self.inbound)
+        self._replies.send(envelope, self.request)
 
     def reply(self, reply: Reply | End) -> None:
-        self.inbound.ended()
-        self._replies.reply(reply, self.inbound)
+        self.request.ended()
+        self._replies.reply(reply, self.request)
 
     def drop(self) -> None:
-        self.inbound.ended()
-        self.inbound.settled()
+        self.request.ended()
+        self.request.settled()
 
     def requeue(self) -> None:
         """Have another worker receive it, as one that was delivered before."""
-        self.inbound.ended()
-        self.inbound.requeue()
+        self.request.ended()
+        self.request.requeue()
 
     def give_back(self, call: Call, executor: Executor | None = None) -> None:
-        consumer = self.inbound.consumer
+        consumer = self.request.consumer
         if executor is None:
             self._republish(call, consumer.name)
         else:
@@ -68,21 +68,21 @@ class CallDelivery:
     def charge(self, call: Call) -> None:
         """Return the call to the queue with one more attempt, the last one to that of calls that run alone."""
         call.attempt += 1
-        consumer = self.inbound.consumer
+        consumer = self.request.consumer
         last = call.attempt == call.max_attempts
         name = self._replies.station.session.topology.solo(consumer.queue) if last else consumer.name
         self._republish(call, name, charged=True)
 
     def _republish(self, call: Call, name: str, charged: bool = False) -> None:
-        self.inbound.ended()
-        over = "" if charged else self.beginning or self.inbound.over
-        self._replies.republish(call, self.inbound, name, charged, over)
+        self.request.ended()
+        over = "" if charged else self.beginning or self.request.over
+        self._replies.republish(call, self.request, name, charged, over)
 
     async def pass_on(self, call: Call) -> Call | None:
         station = self._replies.station
         seen = call.seen or []
         been_here = station.worker.id in seen
-        solo = station.session.topology.solo(self.inbound.consumer.queue)  # every worker consumes it all the time
+        solo = station.session.topology.solo(self.request.consumer.queue)  # every worker consumes it all the time
         for _ in range(2):  # a worker that starts is seen a little later
             link = station.link
             if link is None or len(seen) >= MAX_SEEN:

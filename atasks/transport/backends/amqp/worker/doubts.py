@@ -84,31 +84,31 @@ class Doubts:
         """Ask for a call that is in doubt. False: it is of those that never are, or the worker knows it.
 
         `again`: it was delivered before. It is asked for if it was in doubt here; else it may have begun."""
-        inbound, worker = delivery.inbound, self._station.worker
-        if inbound.key and call.delivery == AT_MOST_ONCE:
+        request, worker = delivery.request, self._station.worker
+        if request.key and call.delivery == AT_MOST_ONCE:
             return False  # it is asked for in any case
         if (
             call.attempt > 1
             or call.sent_ms < NO_TIME_MS
-            or self._station.is_kept(inbound.reply_to)
+            or self._station.is_kept(request.reply_to)
             or worker.knows(call.id)
         ):
             return False
         withdrawn = worker.withdrawn.since(call.id)
-        if withdrawn is not None and self._sent_ms(call, inbound.reply_to) <= withdrawn:
+        if withdrawn is not None and self._sent_ms(call, request.reply_to) <= withdrawn:
             return False  # it does not begin, whatever its caller says
-        waited = self._station.clocks.waited(inbound.reply_to, call.sent_ms)
+        waited = self._station.clocks.waited(request.reply_to, call.sent_ms)
         if call.timeout_ms is not None and (call.timeout_ms <= SHORT_MS or call.timeout_ms < waited * 1000):
             return False  # its deadline ends it, before it begins or soon after
-        caller = self._asked.get(inbound.reply_to)
+        caller = self._asked.get(request.reply_to)
         if again and (caller is None or call.id not in caller.doubts):
             return False
         if caller is None:
-            caller = self._asked[inbound.reply_to] = _Caller(inbound.reply_to)
+            caller = self._asked[request.reply_to] = _Caller(request.reply_to)
             caller.task = asyncio.create_task(self._see_to(caller), name="atasks doubt")
         doubt = caller.doubts.get(call.id)
         if doubt is None:
-            caller.doubts[call.id] = doubt = _Doubt(call, delivery, self._sent_ms(call, inbound.reply_to))
+            caller.doubts[call.id] = doubt = _Doubt(call, delivery, self._sent_ms(call, request.reply_to))
             if not caller.new:
                 asyncio.get_running_loop().call_soon(self._ask_new, caller)
             caller.new.append(doubt)
@@ -300,14 +300,14 @@ class _Doubt:
 
     def __init__(self, call: Call, delivery: CallDelivery, sent_ms: float) -> None:
         self.call = call
-        self.key = delivery.inbound.key
+        self.key = delivery.request.key
         self.deliveries = [delivery]
         self.since = asyncio.get_running_loop().time()
         self.is_young = abs(time.time() * 1000 - sent_ms) < WAITED_MS
         """True if the call was sent just now."""
-        self.wait = Wait(delivery.inbound.consumer)
+        self.wait = Wait(delivery.request.consumer)
 
     def add(self, delivery: CallDelivery) -> None:
         """Add another delivery of the same call."""
         self.deliveries.append(delivery)
-        self.wait.move(delivery.inbound.consumer)
+        self.wait.move(delivery.request.consumer)

@@ -108,24 +108,24 @@ class EventDelivery(CallDelivery):
     def __init__(
         self,
         replies: Replies,
-        inbound: RequestMessage,
+        request: RequestMessage,
         older: CallDelivery | None,
         call: Call,
         source: EventSource,
     ) -> None:
-        super().__init__(replies, inbound, older)
+        super().__init__(replies, request, older)
         self.call = call
         self._source = source
 
-    def renewed(self, inbound: RequestMessage) -> CallDelivery:
-        return EventDelivery(self._replies, inbound, self, self.call, self._source)
+    def renewed(self, request: RequestMessage) -> CallDelivery:
+        return EventDelivery(self._replies, request, self, self.call, self._source)
 
     def reply(self, reply: Reply | End) -> None:
-        self.inbound.ended()
+        self.request.ended()
         if isinstance(reply, Reply) and reply.status == Status.VALUE:
-            self.inbound.settled()
+            self.request.settled()
         else:
-            self._replies.station.put(FailedEvent(self._replies.station, self.call, self.inbound))
+            self._replies.station.put(FailedEvent(self._replies.station, self.call, self.request))
 
     def give_back(self, call: Call, executor: Executor | None = None) -> None:
         worker = self._replies.station.worker
@@ -140,21 +140,21 @@ class EventDelivery(CallDelivery):
 class FailedEvent(Outgoing):
     """The call of a handler that failed, on its way to the dead queue. When it is there it is acknowledged."""
 
-    __slots__ = ("_inbound",)
+    __slots__ = ("_request",)
 
-    def __init__(self, station: Station, call: Call, inbound: RequestMessage) -> None:
+    def __init__(self, station: Station, call: Call, request: RequestMessage) -> None:
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            headers={"x-first-death-queue": inbound.consumer.name, "x-first-death-reason": "rejected"},
+            headers={"x-first-death-queue": request.consumer.name, "x-first-death-reason": "rejected"},
             message_id=station.number(),
             delivery_mode=2,
             timestamp=datetime.now(UTC),
         )
         super().__init__(wire.encode([call]), station.session.topology.dead, properties, key="")
-        self._inbound = inbound
+        self._request = request
 
     def confirmed(self) -> None:
-        self._inbound.settled()
+        self._request.settled()
 
     returned = confirmed
     refused = confirmed

@@ -57,17 +57,17 @@ class KeptCalls:
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
         those that have records. `again`: it was delivered before."""
-        inbound = delivery.inbound
-        if not self._station.session.topology.reply_exchange(inbound.reply_to):
+        request = delivery.request
+        if not self._station.session.topology.reply_exchange(request.reply_to):
             return False
         if call.task == RUN_PIPELINE or self._station.worker.knows(call.id):
             return False
-        inbound.consumer.claims += 1
+        request.consumer.claims += 1
         self._errand(self._find_out(call, delivery, again))
         return True
 
     async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
-        consumer = delivery.inbound.consumer
+        consumer = delivery.request.consumer
         try:
             ended = await self._has_ended(call)
         except (AtasksError, *CLIENT_ERRORS) as error:  # it is delivered again, if that is the connection's loss
@@ -122,7 +122,7 @@ class KeptCalls:
 
     def _concerns(self, run: HeldRun) -> bool:
         delivery = run.deliveries[-1] if run.deliveries else None
-        kept = isinstance(delivery, CallDelivery) and self._station.is_kept(delivery.inbound.reply_to)
+        kept = isinstance(delivery, CallDelivery) and self._station.is_kept(delivery.request.reply_to)
         return kept and run.call.task != RUN_PIPELINE
 
     async def _look(self, run: HeldRun) -> float:
@@ -133,7 +133,7 @@ class KeptCalls:
         if base_of(call.id) is not None:
             await link.queue_state(topology.unique(call.id))
         delivery = run.deliveries[-1]
-        if not isinstance(delivery, CallDelivery) or delivery.inbound.reply_to == topology.nobody:
+        if not isinstance(delivery, CallDelivery) or delivery.request.reply_to == topology.nobody:
             return LONGEST_PAUSE
         record = await self._record(call)
         if record is None:
@@ -144,14 +144,14 @@ class KeptCalls:
 
     # -- when they have ended
 
-    def ended(self, call_id: str, inbound: RequestMessage) -> None:
+    def ended(self, call_id: str, request: RequestMessage) -> None:
         """Settle a call whose ending is safe, and free its `unique` key if it has one."""
         if base_of(call_id) is None:
-            inbound.settled()
+            request.settled()
         else:
-            self._errand(self._let_go(call_id, inbound))
+            self._errand(self._let_go(call_id, request))
 
-    async def _let_go(self, call_id: str, inbound: RequestMessage) -> None:
+    async def _let_go(self, call_id: str, request: RequestMessage) -> None:
         """Free the `unique` key of a call that has ended, which is not acknowledged before that."""
         link = self._station.link
         try:
@@ -159,7 +159,7 @@ class KeptCalls:
                 await link.delete_queue(self._station.session.topology.unique(call_id))
         except CLIENT_ERRORS as error:
             logger.debug("the key of call %s cannot be freed yet: %s", call_id, error)
-        inbound.settled()
+        request.settled()
 
     # -- life
 

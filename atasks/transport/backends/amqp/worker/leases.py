@@ -75,29 +75,29 @@ class Leases:
         now = asyncio.get_running_loop().time()
         for run in self._station.worker.runs:
             delivery = run.deliveries[-1]
-            if isinstance(delivery, CallDelivery) and now - delivery.inbound.received >= self._timeout / 2:
+            if isinstance(delivery, CallDelivery) and now - delivery.request.received >= self._timeout / 2:
                 await self._renew(link, run, delivery)
 
     async def _renew(self, link: Link, run: HeldRun, delivery: CallDelivery) -> None:
-        inbound = delivery.inbound
-        queue = inbound.consumer.queue
+        request = delivery.request
+        queue = request.consumer.queue
         lease = self._queues.get(queue)
         if lease is None:
             lease = await self._consume(link, queue)
         if delivery.renewing:
             return
         delivery.renewing = True
-        old = inbound.properties
+        old = request.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=(inbound.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
-            reply_to=inbound.reply_to,
-            delivery_mode=inbound.delivery_mode,
+            message_id=(request.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
+            reply_to=request.reply_to,
+            delivery_mode=request.delivery_mode,
             priority=old.priority,
             correlation_id=old.correlation_id,
         )
         work = self._station.session.topology.work(queue)
-        self._station.put(_Lease(wire.encode([run.call]), lease, properties, inbound, work))
+        self._station.put(_Lease(wire.encode([run.call]), lease, properties, request, work))
 
     async def _consume(self, link: Link, queue: str) -> str:
         topology, worker = self._station.session.topology, self._station.worker
@@ -136,9 +136,9 @@ class Leases:
         if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        inbound = RequestMessage(older[-1].inbound.consumer, message, acks)
-        inbound.reply_to, inbound.key = older[-1].inbound.reply_to, older[-1].inbound.key
-        run.deliveries = [older[-1].renewed(inbound)]
+        request = RequestMessage(older[-1].request.consumer, message, acks)
+        request.reply_to, request.key = older[-1].request.reply_to, older[-1].request.key
+        run.deliveries = [older[-1].renewed(request)]
         for each in older:
             each.drop()
 
@@ -149,9 +149,9 @@ class _Lease(Outgoing):
     __slots__ = ("_work",)
 
     def __init__(
-        self, body: bytes, key: str, properties: Basic.Properties, inbound: RequestMessage, work: str
+        self, body: bytes, key: str, properties: Basic.Properties, request: RequestMessage, work: str
     ) -> None:
-        super().__init__(body, key, properties, key=inbound.voice)
+        super().__init__(body, key, properties, key=request.voice)
         self._work = work
 
     @property

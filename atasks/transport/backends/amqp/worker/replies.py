@@ -51,7 +51,7 @@ class Replies:
 
     def __init__(self, station: Station) -> None:
         self.station = station
-        self.settle: Callable[[str, RequestMessage], None] = lambda _, inbound: inbound.settled()
+        self.settle: Callable[[str, RequestMessage], None] = lambda _, request: request.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
         self.refused = RefusedReplies(station.session.outbox.put_now)
@@ -66,35 +66,35 @@ class Replies:
         """The reply queue of who made a call that has ended here lately; None: it has not, or is forgotten."""
         return self._addressees.get(call_id)
 
-    def send(self, envelope: Item | End | Report, inbound: RequestMessage) -> None:
+    def send(self, envelope: Item | End | Report, request: RequestMessage) -> None:
         """Send items of a stream, or its end once more. They stay here until they are taken: if the reply queue is
         gone, for the next one, and so the broker need not write them to its disk. Or send a report, in the place
         of an earlier one that has not left."""
         if isinstance(envelope, Report):
-            self._report(envelope, inbound)
+            self._report(envelope, request)
         elif isinstance(envelope, End):
-            self.send_replies(inbound.reply_to, [(envelope, None)], 1, inbound.key)
+            self.send_replies(request.reply_to, [(envelope, None)], 1, request.key)
         else:
-            items = Items(self, envelope, inbound.reply_to, self.station.properties(1), inbound.key)
+            items = Items(self, envelope, request.reply_to, self.station.properties(1), request.key)
             if not self.refused.takes(items):
                 self.station.session.outbox.put_now(items)
 
-    def _report(self, report: Report, inbound: RequestMessage) -> None:
+    def _report(self, report: Report, request: RequestMessage) -> None:
         earlier = self.reports.get(report.id)
         if earlier is not None and not earlier.has_left:
             earlier.report = report
-        elif not self.refused.holds(inbound.reply_to):  # else there is no room for what may be missed
-            message = ReportMessage(self, report, inbound.reply_to, self.station.properties(1), inbound.key)
+        elif not self.refused.holds(request.reply_to):  # else there is no room for what may be missed
+            message = ReportMessage(self, report, request.reply_to, self.station.properties(1), request.key)
             self.reports[report.id] = message
             self.station.session.outbox.put_now(message)
 
-    def reply(self, reply: Reply | End, inbound: RequestMessage) -> None:
+    def reply(self, reply: Reply | End, request: RequestMessage) -> None:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        caller = inbound.reply_to if inbound.key is None else (inbound.reply_to, inbound.key)
-        self._waiting.setdefault(caller, []).append((reply, inbound))
-        self._addressees[reply.id] = inbound.reply_to
+        caller = request.reply_to if request.key is None else (request.reply_to, request.key)
+        self._waiting.setdefault(caller, []).append((reply, request))
+        self._addressees[reply.id] = request.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)
 
@@ -104,7 +104,7 @@ class Replies:
         for caller, waiting in replies.items():
             reply_to, key = (caller, None) if isinstance(caller, str) else caller
             for batch in _batches(waiting) if len(waiting) > 1 else (waiting,):
-                mode = max(inbound.delivery_mode for _, inbound in batch if inbound is not None)
+                mode = max(request.delivery_mode for _, request in batch if request is not None)
                 self.send_replies(reply_to, batch, mode, key)
 
     def send_replies(
@@ -124,20 +124,20 @@ class Replies:
         for batch in _batches([(reply, None) for reply in replies]):
             self.send_replies(reply_to, batch, 1, key)
 
-    def republish(self, call: Call, inbound: RequestMessage, queue: str, charged: bool, over: str) -> None:
+    def republish(self, call: Call, request: RequestMessage, queue: str, charged: bool, over: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
         is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
-        old, number = inbound.properties, self.station.number()
+        old, number = request.properties, self.station.number()
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
-            message_id=number if charged or call.attempt == 1 else inbound.copy or number,
-            reply_to=inbound.reply_to,
-            delivery_mode=inbound.delivery_mode,
+            message_id=number if charged or call.attempt == 1 else request.copy or number,
+            reply_to=request.reply_to,
+            delivery_mode=request.delivery_mode,
             priority=old.priority,
             expiration=old.expiration,
             correlation_id=over or None,
         )
-        self.station.put(ReturnedRequest(self, call, queue, properties, inbound))
+        self.station.put(ReturnedRequest(self, call, queue, properties, request))
 
     def dead_letter(self, message: DeliveredMessage, acks: Acks, queue: str) -> None:
         """Keep what can be neither read nor answered for people to look at."""
@@ -230,13 +230,13 @@ class ReplyMessage(MessageToCaller):
 
     def settle(self) -> None:
         settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
-        for reply, inbound in self._answers:
-            if inbound is None:
+        for reply, request in self._answers:
+            if request is None:
                 continue
             if settle is None:
-                inbound.settled()
+                request.settled()
             else:
-                settle(reply.id, inbound)
+                settle(reply.id, request)
 
     def refused(self) -> None:
         super().refused()
@@ -264,7 +264,7 @@ class ReplyMessage(MessageToCaller):
             )
             self.settle()
             return
-        for reply, inbound in self._answers:
+        for reply, request in self._answers:
             again: Reply | End | None = reply
             if len(self._answers) == 1:
                 again = _refused(reply, refusal, len(self.body), self._replies.station.worker.id)
@@ -273,7 +273,7 @@ class ReplyMessage(MessageToCaller):
                 self.settle()
             else:
                 mode = self.properties.delivery_mode or 1
-                self._replies.send_replies(self.routing_key, [(again, inbound)], mode, self.key, alone=True)
+                self._replies.send_replies(self.routing_key, [(again, request)], mode, self.key, alone=True)
 
 
 def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
@@ -374,36 +374,36 @@ class ReportMessage(MessageToCaller):
 class ReturnedRequest(Outgoing):
     """A call that goes back to a work queue. If its queue was deleted, its caller sends it again."""
 
-    __slots__ = ("_replies", "call", "inbound")
+    __slots__ = ("_replies", "call", "request")
 
     def __init__(
-        self, replies: Replies, call: Call, key: str, properties: Basic.Properties, inbound: RequestMessage
+        self, replies: Replies, call: Call, key: str, properties: Basic.Properties, request: RequestMessage
     ) -> None:
-        super().__init__(wire.encode([call]), key, properties, key=inbound.voice)
+        super().__init__(wire.encode([call]), key, properties, key=request.voice)
         self._replies = replies
         self.call = call
-        self.inbound = inbound
+        self.request = request
 
     def confirmed(self) -> None:
-        self.inbound.settled()
+        self.request.settled()
 
     returned = confirmed
 
     def refused(self) -> None:
         """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
-        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.inbound.requeue)
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.request.requeue)
 
     def rejected(self, refusal: Refusal) -> None:
         """No worker can be given it: its caller is told."""
         reason = str(refusal.error(self.call.task, len(self.body)))
         reply = wire.ended(self.call.id, Status.FAILED, reason, self._replies.station.worker.id)
-        self._replies.reply(reply, self.inbound)
+        self._replies.reply(reply, self.request)
 
     def stranded(self, arrived: bool) -> bool:
         """Sent twice, it might run twice."""
         if not arrived and self.call.delivery != AT_MOST_ONCE:
             return True
-        self.inbound.settled()
+        self.request.settled()
         return False
 
     def lost(self) -> bool:

@@ -108,11 +108,11 @@ class Serving:
         self.replies.settle = self.kept.ended
         self._leases = Leases(self.station, self.replies, consumer_timeout)
         self._events = EventQueues(self.station)
-        self.ailing = UnavailableQueues(self.station, self.declare)
+        self.unavailable = UnavailableQueues(self.station, self.declare)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
             asyncio.create_task(self._leases.run(), name="atasks leases"),
-            asyncio.create_task(self.ailing.run(), name="atasks ailing queues"),
+            asyncio.create_task(self.unavailable.run(), name="atasks unavailable queues"),
             asyncio.create_task(self.kept.run(), name="atasks kept calls"),
         ]
 
@@ -148,12 +148,12 @@ class Serving:
         station.link, station.acks = link, Acks(link.work)
         consumers: list[Consumer] = []
         for queue in self.queues:
-            if queue not in self.ailing:
+            if queue not in self.unavailable:
                 try:
                     consumers += await self.declare(link, queue)
                 except (AMQPChannelError, TimeoutError) as error:
                     self._endure(error)
-                    self.ailing.add(queue, error)
+                    self.unavailable.add(queue, error)
         own = await self._events.declare_own(link)
         if own is not None:
             name, source, size = own
@@ -220,7 +220,7 @@ class Serving:
     def _leave_out(self, queue: str, error: BaseException) -> None:
         """A queue cannot be consumed: serve the others. A worker that begins is told instead, if it is refused."""
         if self.serving or not isinstance(error, AMQPChannelError):
-            self.ailing.add(queue, error)
+            self.unavailable.add(queue, error)
 
     def suspend(self) -> None:
         """The link is gone. Runs go on; what they were delivered by will be delivered again."""
@@ -229,7 +229,7 @@ class Serving:
         for acks in self._all_acks():
             acks.close()
         station.acks = None
-        self.ailing.abandon()
+        self.unavailable.abandon()
         self._callers.reset()
         self._leases.reset()
         if station.window is not None:
@@ -286,7 +286,7 @@ class Serving:
         await self._paused.close()
         await self.doubts.close()
         await self.kept.close()
-        await self.ailing.close()
+        await self.unavailable.close()
         await self.telling.close()
 
     async def acknowledged(self) -> None:
@@ -319,7 +319,7 @@ class Serving:
 
     def _receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
-        inbound = RequestMessage(consumer, message)
+        request = RequestMessage(consumer, message)
         properties = message.header.properties
         if properties.priority and self.session.topology.max_priority is None and not self._told_of_priority:
             self._told_of_priority = True
@@ -329,30 +329,30 @@ class Serving:
             )
         if not properties.reply_to:
             self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
-            self._bury(inbound, message)
+            self._bury(request, message)
             return
         calls, refusals = self._read(message.body, properties)
         if refusals:
             self.worker.count_bad(refusals[0][1])
         seals = self.session.seals
         if seals is not None:
-            calls, forbidden = seals.admit(message, inbound, calls, consumer.queue)
+            calls, forbidden = seals.admit(message, request, calls, consumer.queue)
             refusals += forbidden
         source = consumer.source
-        if source is not None and inbound.reply_to == self.session.topology.events:
+        if source is not None and request.reply_to == self.session.topology.events:
             calls, refusals = source.calls(calls, refusals)
         else:
             source = None
         if not calls and not any(call_id for call_id, _ in refusals):
             if not refusals:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
-            self._bury(inbound, message)
+            self._bury(request, message)
             return
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
-        inbound.calls = inbound.unsettled = len(calls) + len(answerable)
-        inbound.shared = inbound.calls > 1
+        request.calls = request.unsettled = len(calls) + len(answerable)
+        request.shared = request.calls > 1
         for call_id, reason in answerable:
-            CallDelivery(self.replies, inbound).reply(
+            CallDelivery(self.replies, request).reply(
                 wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id)
             )
         oldest, newest = self.doubts.bounds()
@@ -362,33 +362,33 @@ class Serving:
         delayed = was_delayed(properties)
         for call in calls:
             if seals is not None and seals.was_cancelled(message, call):
-                CallDelivery(self.replies, inbound).drop()
+                CallDelivery(self.replies, request).drop()
                 continue
             doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn or delayed
-            self._take(call, inbound, again, doubtful, source)
+            self._take(call, request, again, doubtful, source)
         if consumer.solo and self.station.window is not None:
             self.station.window.adapt()
 
-    def _bury(self, inbound: RequestMessage, message: DeliveredMessage) -> None:
+    def _bury(self, request: RequestMessage, message: DeliveredMessage) -> None:
         """Copy a message that can be neither read nor answered to the dead queue."""
-        inbound.calls = 1
-        inbound.ended()
-        self.replies.dead_letter(message, inbound.acks, inbound.consumer.name)
+        request.calls = 1
+        request.ended()
+        self.replies.dead_letter(message, request.acks, request.consumer.name)
 
     def _take(
-        self, call: Call, inbound: RequestMessage, again: bool, doubtful: bool, source: EventSource | None
+        self, call: Call, request: RequestMessage, again: bool, doubtful: bool, source: EventSource | None
     ) -> None:
         """Deal with a call of a request, or of an event that comes from `source`; `again`: the broker has
         delivered it before."""
         if call.max_attempts > MAX_ATTEMPTS:
             self.worker.served.cap(call)
-        consumer = inbound.consumer
+        consumer = request.consumer
         run = self.worker.find(call.id) if again or call.attempt > 1 else None
         older = None if run is None else run.deliveries[-1]
         known = older if isinstance(older, CallDelivery) else None
-        delivery = CallDelivery(self.replies, inbound, known)
+        delivery = CallDelivery(self.replies, request, known)
         if source is not None:
-            delivery = EventDelivery(self.replies, inbound, known, call, source)
+            delivery = EventDelivery(self.replies, request, known, call, source)
         if again and run is not None:
             consumer.adopt()
             self.station.adapt_window()

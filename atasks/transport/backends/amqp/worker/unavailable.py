@@ -58,7 +58,7 @@ class UnavailableQueues:
         self._queues.clear()
 
     async def run(self) -> None:
-        """Try what ails, round after round, until cancelled."""
+        """Try to serve them, round after round, until cancelled."""
         while True:
             self._added.clear()
             await self._added.wait()

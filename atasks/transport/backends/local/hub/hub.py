@@ -75,12 +75,12 @@ class Hub:
     """
 
     def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
-        self._entries: dict[str, QueuedCall] = {}
+        self._calls: dict[str, QueuedCall] = {}
         self._queues = WorkQueues()
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
         self._schedules = HubSchedules()
-        self._runs = HubRecords(keep_bytes, self._unwanted, self._in_hand)
+        self._records = HubRecords(keep_bytes, self._unwanted, self._in_hand)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
         self._limits = HubLimits()
@@ -107,10 +107,10 @@ class Hub:
             Stand: self._schedules.stand,
             Steer: self._steer,
             Begin: self._begin,
-            Add: self._runs.add,
-            Read: self._runs.read,
-            Touch: self._runs.touch,
-            Watch: self._runs.watch,
+            Add: self._records.add,
+            Read: self._records.read,
+            Touch: self._records.touch,
+            Watch: self._records.watch,
             TakeToken: self._limits.take,
             Begun: self._limits.begun,
             GiveToken: self._limits.give,
@@ -119,7 +119,7 @@ class Hub:
 
     def __len__(self) -> int:
         """Calls that have not ended."""
-        return len(self._entries)
+        return len(self._calls)
 
     @property
     def closed(self) -> bool:
@@ -148,46 +148,46 @@ class Hub:
         At-most-once calls that a worker has end in `WorkerLost`; everything else may be sent to the next hub.
         """
         self._reception.closed = True
-        for entry in list(self._entries.values()):
-            if entry.worker is not None and entry.call.delivery == AT_MOST_ONCE:
-                self._end(entry, entry.lost("was cut off when its hub was closed"))
+        for queued in list(self._calls.values()):
+            if queued.worker is not None and queued.call.delivery == AT_MOST_ONCE:
+                self._end(queued, queued.lost("was cut off when its hub was closed"))
         for peer in self.peers:
             peer.link.send(Bye())
         await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self.peers))
         self.peers.clear()
-        for entry in self._entries.values():
-            if entry.delayed is not None:
-                entry.delayed.cancel()
-        self._entries.clear()
+        for queued in self._calls.values():
+            if queued.delayed is not None:
+                queued.delayed.cancel()
+        self._calls.clear()
         self._queues.clear()
-        self._runs.close()
+        self._records.close()
         self._limits.close()
 
     def _left(self, peer: Peer) -> None:
         """A process is gone: let go of what it asked for, and of what it had."""
         self._leave(peer)
         self._schedules.leave(peer)
-        self._runs.leave(peer)
+        self._records.leave(peer)
         for token in [token for token, asker in self._askers.items() if asker is peer]:
             del self._askers[token]
         self._limits.leave(peer)
-        for entry in list(self._entries.values()):
-            if entry.caller is peer:
-                self._orphan(entry)  # which forgets it, unless it runs on: also if the same process ran it
-        for entry in reversed(list(self._entries.values())):  # each is put before the others
-            if entry.worker is peer:
-                self._again(entry)
+        for queued in list(self._calls.values()):
+            if queued.caller is peer:
+                self._orphan(queued)  # which forgets it, unless it runs on: also if the same process ran it
+        for queued in reversed(list(self._calls.values())):  # each is put before the others
+            if queued.worker is peer:
+                self._again(queued)
 
     def _freed(self, peer: Peer) -> None:
         """Send on: the peer's socket has drained."""
         stalled = list(peer.stalled.values())
         peer.stalled.clear()
-        for entry in reversed(stalled):
-            self._queues.put_back(entry)
-        for queue in {entry.queue for entry in stalled}:
+        for queued in reversed(stalled):
+            self._queues.put_back(queued)
+        for queue in {queued.queue for queued in stalled}:
             self._queues.offer(queue)
         self._queues.fill(peer)
-        self._runs.read_on(peer)
+        self._records.read_on(peer)
 
     # -- as callers
 
@@ -198,23 +198,23 @@ class Hub:
             peer.link.send(NoneServes(call.id, queue.paused))
             self._queues.tidy(queue)
             return
-        known = self._entries.get(call.id)
+        known = self._calls.get(call.id)
         if known is not None:
             self._request_again(peer, known, call)
             return
         if queue.executors and call.task in queue.executors:
             queue = self._queues.beside(queue, queue.executors[call.task])
-        entry = self._entries[call.id] = QueuedCall(call, peer, queue, message.priority)
+        queued = self._calls[call.id] = QueuedCall(call, peer, queue, message.priority)
         if call.timeout_ms is not None:
-            entry.deadline = self._loop.time() + call.timeout_ms / 1000
-        entry.alone = 1 < call.attempt >= entry.most
-        worker = None if queue.paused or entry.alone or peer.link.clogged else queue.best(call)
+            queued.deadline = self._loop.time() + call.timeout_ms / 1000
+        queued.alone = 1 < call.attempt >= queued.most
+        worker = None if queue.paused or queued.alone or peer.link.clogged else queue.best(call)
         if worker is not None and not queue:
-            self._queues.hand(entry, worker)
+            self._queues.hand(queued, worker)
         else:
-            queue.push(entry)
+            queue.push(queued)
             peer.check_room()
-            if worker is not None or entry.alone or peer.link.clogged:  # what waits may be for another worker
+            if worker is not None or queued.alone or peer.link.clogged:  # what waits may be for another worker
                 self._queues.offer(queue)
 
     def _request_again(self, peer: Peer, known: QueuedCall, call: Call) -> None:
@@ -224,7 +224,7 @@ class Hub:
         if known.caller is None and known.owner == peer.pid and known.queue.namespace == peer.namespace:
             known.caller = peer
             if known.lane is not None:
-                peer.queued += known.size
+                peer.queued_bytes += known.size
             return
         logger.error("process %d was refused: it sent a call under the id of another one, %s", peer.pid, call.id)
         refusal = "request refused: its id is that of a call of another process"
@@ -234,25 +234,25 @@ class Hub:
         call = message.call
         queue = self._queues.of(peer, message.queue)
         reason = ""
-        known = self._entries.get(call.id)
+        known = self._calls.get(call.id)
         if known is not None and not (known.kept and known.queue.namespace == peer.namespace):
             self._queues.tidy(queue)
             outcome, reason = Outcome.BAD, "request refused: its id is that of another call"
-        elif known is not None or self._runs.has(peer, call.id):  # its submitter has lost the answer
+        elif known is not None or self._records.has(peer, call.id):  # its submitter has lost the answer
             self._queues.tidy(queue)
             outcome = Outcome.DONE
         elif message.again:
-            outcome = self._runs.again(peer, message)
+            outcome = self._records.again(peer, message)
             if outcome == Outcome.DONE:
                 self._start_kept(message, queue)
             self._queues.tidy(queue)
-        elif (holder := self._runs.holder(peer, call.id)) is not None:
+        elif (holder := self._records.holder(peer, call.id)) is not None:
             self._queues.tidy(queue)
             outcome, reason = Outcome.TAKEN, holder
         elif not message.wait and (not queue.workers or queue.paused):
             self._queues.tidy(queue)
             outcome, reason = Outcome.NONE_SERVES, "paused" if queue.paused else ""
-        elif not self._runs.open(peer, message):
+        elif not self._records.open(peer, message):
             self._queues.tidy(queue)
             outcome = Outcome.NO_ROOM
         else:
@@ -263,14 +263,14 @@ class Hub:
     def _start_kept(self, message: Begin, queue: WorkQueue) -> None:
         """Have a worker run the call of a record, when it is due."""
         call = message.call
-        entry = self._entries[call.id] = QueuedCall(call, None, queue, message.priority)
-        entry.kept = True
+        queued = self._calls[call.id] = QueuedCall(call, None, queue, message.priority)
+        queued.kept = True
         delay = call.sent_ms / 1000 - time.time()  # of this host's clock, as that of who submits it
         if delay > 0:
-            entry.delayed = self._loop.call_later(delay, self._due, entry)
+            queued.delayed = self._loop.call_later(delay, self._due, queued)
             self._queues.tidy(queue)
         else:
-            queue.push(entry)
+            queue.push(queued)
             self._queues.offer(queue)
 
     def _publish(self, peer: Peer, message: Publish) -> None:
@@ -280,40 +280,40 @@ class Hub:
             queue = self._queues.of(peer, name)
             if call.task in queue.executors:
                 queue = self._queues.beside(queue, queue.executors[call.task])
-            if call.id not in self._entries:
-                entry = self._entries[call.id] = QueuedCall(call, None, queue, 0)
-                queue.push(entry)
+            if call.id not in self._calls:
+                queued = self._calls[call.id] = QueuedCall(call, None, queue, 0)
+                queue.push(queued)
                 self._queues.offer(queue)
         peer.link.send(Answer(message.number, Outcome.DONE))
 
-    def _due(self, entry: QueuedCall) -> None:
+    def _due(self, queued: QueuedCall) -> None:
         """A call may begin that was delayed."""
-        entry.delayed = None
-        self._queues.put_back(entry)
-        self._queues.offer(entry.queue)
+        queued.delayed = None
+        self._queues.put_back(queued)
+        self._queues.offer(queued.queue)
 
     def _in_hand(self, call_id: str) -> bool:
         """Return True if a worker has a call whose reply will be kept."""
-        entry = self._entries.get(call_id)
-        return entry is not None and entry.kept and entry.worker is not None
+        queued = self._calls.get(call_id)
+        return queued is not None and queued.kept and queued.worker is not None
 
     def _unwanted(self, call_id: str) -> None:
         """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more,
         and its run, if it has begun, need not end."""
-        entry = self._entries.get(call_id)
-        if entry is not None and entry.kept:
-            worker = entry.worker
-            self._forget(entry)
+        queued = self._calls.get(call_id)
+        if queued is not None and queued.kept:
+            worker = queued.worker
+            self._forget(queued)
             if worker is not None:
                 worker.link.send(Cancel(VERSION, [call_id]))
 
     def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}
         for call_id in message.ids:
-            entry = self._entries.get(call_id)
-            if entry is not None and entry.caller is peer:
-                worker = entry.worker
-                self._forget(entry)
+            queued = self._calls.get(call_id)
+            if queued is not None and queued.caller is peer:
+                worker = queued.worker
+                self._forget(queued)
                 if worker is not None:
                     running.setdefault(id(worker), (worker, []))[1].append(call_id)
         for worker, ids in running.values():
@@ -322,14 +322,14 @@ class Hub:
 
     def _where(self, peer: Peer, message: Where) -> None:
         now, asked = self._loop.time(), set(message.ids)
-        calls = (entry.call for entry in self._entries.values())
+        calls = (queued.call for queued in self._calls.values())
         awaited = {call.parent: (call.id, call.task) for call in calls if call.parent in asked}
         for call_id in message.ids:
-            entry = self._entries.get(call_id)
-            if entry is not None and entry.caller is peer:
-                worker, queue = entry.worker, entry.queue
+            queued = self._calls.get(call_id)
+            if queued is not None and queued.caller is peer:
+                worker, queue = queued.worker, queued.queue
                 name = "" if worker is None else worker.worker_id
-                ran_ms = 0 if worker is None else int((now - entry.since) * 1000)
+                ran_ms = 0 if worker is None else int((now - queued.since) * 1000)
                 awaits = awaited.get(call_id)
                 served = bool(queue.workers)
                 peer.link.send(There(call_id, name, ran_ms, len(queue), served, awaits, queue.paused))
@@ -353,20 +353,20 @@ class Hub:
         """End the calls that wait in the queue, or until their callers read. Returns how many there were."""
         queues = self._queues.whole(queue)
         waiting = [
-            entry
-            for entry in self._entries.values()
-            if entry.queue in queues and entry.worker is None and entry.delayed is None
+            queued
+            for queued in self._calls.values()
+            if queued.queue in queues and queued.worker is None and queued.delayed is None
         ]
-        for entry in waiting:
-            if entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
-                entry.queue.remove(entry)
-            self._end(entry, purged(entry.call, queue.name))
+        for queued in waiting:
+            if queued.caller is None or queued.caller.stalled.pop(queued.call.id, None) is None:
+                queued.queue.remove(queued)
+            self._end(queued, purged(queued.call, queue.name))
         return len(waiting)
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
-        entry = self._entries.get(credit.id)
-        if entry is not None and entry.caller is peer and entry.worker is not None:
-            entry.worker.link.send(credit)
+        queued = self._calls.get(credit.id)
+        if queued is not None and queued.caller is peer and queued.worker is not None:
+            queued.worker.link.send(credit)
 
     def _query(self, peer: Peer, query: wire.Query) -> None:
         """A question to the workers of its namespace: each answers for itself."""
@@ -384,19 +384,19 @@ class Hub:
         if asker is not None and peer.namespace == asker.namespace and not asker.link.clogged:
             asker.link.send(answer, len(answer.content))
 
-    def _orphan(self, entry: QueuedCall) -> None:
+    def _orphan(self, queued: QueuedCall) -> None:
         """End or keep a call whose caller is gone."""
-        if entry.call.orphan == RUN:
-            if entry.caller is not None and entry.caller.stalled.pop(entry.call.id, None) is not None:
-                entry.caller = None
-                self._queues.put_back(entry)
-                self._queues.offer(entry.queue)
-            entry.caller = None
+        if queued.call.orphan == RUN:
+            if queued.caller is not None and queued.caller.stalled.pop(queued.call.id, None) is not None:
+                queued.caller = None
+                self._queues.put_back(queued)
+                self._queues.offer(queued.queue)
+            queued.caller = None
             return
-        worker = entry.worker
-        self._forget(entry)
+        worker = queued.worker
+        self._forget(queued)
         if worker is not None:
-            worker.link.send(Cancel(VERSION, [entry.call.id]))
+            worker.link.send(Cancel(VERSION, [queued.call.id]))
 
     # -- as workers
 
@@ -429,9 +429,9 @@ class Hub:
             if peer in queue.workers:
                 queue.workers.remove(peer)
                 if queue.own and queue:
-                    for entry in [entry for entry in self._entries.values() if entry.queue is queue]:
-                        if entry.worker is None:
-                            self._forget(entry)
+                    for queued in [queued for queued in self._calls.values() if queued.queue is queue]:
+                        if queued.worker is None:
+                            self._forget(queued)
                 self._queues.tidy(queue)
 
     def _slots(self, peer: Peer, message: Slots) -> None:
@@ -440,47 +440,47 @@ class Hub:
             self._queues.fill(peer)
 
     def _begun(self, peer: Peer, message: Handed) -> None:
-        entry = self._entries.get(message.id)
-        if entry is not None and entry.worker is peer:
-            self._queues.begin_alone(entry)
+        queued = self._calls.get(message.id)
+        if queued is not None and queued.worker is peer:
+            self._queues.begin_alone(queued)
 
     def _stream(self, peer: Peer, items: wire.Item) -> None:
-        entry = self._entries.get(items.id)
-        if entry is not None and entry.worker is peer and entry.caller is not None:
-            entry.caller.link.send(items, sum(map(len, items.payloads)))
+        queued = self._calls.get(items.id)
+        if queued is not None and queued.worker is peer and queued.caller is not None:
+            queued.caller.link.send(items, sum(map(len, items.payloads)))
 
     def _report(self, peer: Peer, report: wire.Report) -> None:
         """Pass on how far a call is, to a caller that reads: another one misses it."""
-        entry = self._entries.get(report.id)
+        queued = self._calls.get(report.id)
         if (
-            entry is not None
-            and entry.worker is peer
-            and entry.caller is not None
-            and not entry.caller.link.clogged
+            queued is not None
+            and queued.worker is peer
+            and queued.caller is not None
+            and not queued.caller.link.clogged
         ):
-            entry.caller.link.send(report)
+            queued.caller.link.send(report)
 
     def _reply(self, peer: Peer, reply: Reply | End) -> None:
-        entry = self._entries.get(reply.id)
-        if entry is not None and entry.worker is peer:
-            self._end(entry, reply)
+        queued = self._calls.get(reply.id)
+        if queued is not None and queued.worker is peer:
+            self._end(queued, reply)
 
     def _give_back(self, peer: Peer, message: GiveBack) -> None:
-        entry = self._entries.get(message.call.id)
-        if entry is not None and entry.worker is peer:
-            peer.let_go(entry)
-            entry.worker = None
-            entry.call = message.call
-            if entry.queue.own and not entry.queue.workers:  # its worker leaves
-                del self._entries[entry.call.id]
+        queued = self._calls.get(message.call.id)
+        if queued is not None and queued.worker is peer:
+            peer.let_go(queued)
+            queued.worker = None
+            queued.call = message.call
+            if queued.queue.own and not queued.queue.workers:  # its worker leaves
+                del self._calls[queued.call.id]
                 return
-            if message.executor is not None and entry.queue.executor is None:
-                entry.queue.executors[entry.call.task] = message.executor
-                entry.queue = self._queues.beside(entry.queue, message.executor)
-                entry.queue.push(entry)  # they come in the order in which they were handed out
+            if message.executor is not None and queued.queue.executor is None:
+                queued.queue.executors[queued.call.task] = message.executor
+                queued.queue = self._queues.beside(queued.queue, message.executor)
+                queued.queue.push(queued)  # they come in the order in which they were handed out
             else:
-                self._queues.put_back(entry)
-            self._queues.offer(entry.queue)
+                self._queues.put_back(queued)
+            self._queues.offer(queued.queue)
 
     def _ping(self, peer: Peer, message: Ping) -> None:
         queues = [
@@ -491,45 +491,45 @@ class Hub:
             self._queues.tidy(queue)
         peer.link.send(Pong(message.number, others))
 
-    def _again(self, entry: QueuedCall) -> None:
+    def _again(self, queued: QueuedCall) -> None:
         """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
         it has only waited there to be alone."""
-        call = entry.call
-        worker = "" if entry.worker is None else entry.worker.worker_id
-        entry.worker = None
-        if entry.queue.own:  # nobody else is to have it
-            del self._entries[call.id]
+        call = queued.call
+        worker = "" if queued.worker is None else queued.worker.worker_id
+        queued.worker = None
+        if queued.queue.own:  # nobody else is to have it
+            del self._calls[call.id]
             return
-        waited = entry.alone and not entry.begun and call.delivery != AT_MOST_ONCE
-        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= entry.most):
-            lost = entry.lost("will not run again: its worker died", worker, self._loop.time() - entry.since)
-            log_lost(call, lost, queue=entry.queue.name)
-            self._end(entry, lost)
+        waited = queued.alone and not queued.begun and call.delivery != AT_MOST_ONCE
+        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= queued.most):
+            lost = queued.lost("will not run again: its worker died", worker, self._loop.time() - queued.since)
+            log_lost(call, lost, queue=queued.queue.name)
+            self._end(queued, lost)
             return
         if not waited:
             call.attempt += 1
-            entry.alone = call.attempt == entry.most
-        self._queues.put_back(entry)
-        self._queues.offer(entry.queue)
+            queued.alone = call.attempt == queued.most
+        self._queues.put_back(queued)
+        self._queues.offer(queued.queue)
 
     # -- the end of calls
 
-    def _end(self, entry: QueuedCall, reply: Reply | End) -> None:
-        del self._entries[entry.call.id]
-        if entry.worker is not None:
-            entry.worker.let_go(entry)
-        if entry.kept and isinstance(reply, Reply):
-            self._runs.end(entry.queue.namespace, reply)
-        elif entry.caller is not None:
-            entry.caller.link.send(reply, len(reply.payload))
+    def _end(self, queued: QueuedCall, reply: Reply | End) -> None:
+        del self._calls[queued.call.id]
+        if queued.worker is not None:
+            queued.worker.let_go(queued)
+        if queued.kept and isinstance(reply, Reply):
+            self._records.end(queued.queue.namespace, reply)
+        elif queued.caller is not None:
+            queued.caller.link.send(reply, len(reply.payload))
 
-    def _forget(self, entry: QueuedCall) -> None:
+    def _forget(self, queued: QueuedCall) -> None:
         """Nobody awaits the call any more."""
-        del self._entries[entry.call.id]
-        if entry.delayed is not None:
-            entry.delayed.cancel()
-        elif entry.worker is not None:
-            entry.worker.let_go(entry)
-        elif entry.caller is None or entry.caller.stalled.pop(entry.call.id, None) is None:
-            entry.queue.remove(entry)
-            self._queues.tidy(entry.queue)
+        del self._calls[queued.call.id]
+        if queued.delayed is not None:
+            queued.delayed.cancel()
+        elif queued.worker is not None:
+            queued.worker.let_go(queued)
+        elif queued.caller is None or queued.caller.stalled.pop(queued.call.id, None) is None:
+            queued.queue.remove(queued)
+            self._queues.tidy(queued.queue)

@@ -32,7 +32,7 @@ class Peer:
         self.expected: asyncio.TimerHandle | None = None
         """Until when it has to say it."""
         # as a caller
-        self.queued = 0
+        self.queued_bytes = 0
         """Bytes of its calls that wait in queues."""
         self.stalled: OrderedDict[str, QueuedCall] = OrderedDict()
         """Calls that are not handed out because it is slow to read the replies that it has."""
@@ -78,16 +78,16 @@ class Peer:
         calls that need not."""
         return self.alone is None and not self.turns.resting(others or self._together > 0)
 
-    def hand(self, entry: QueuedCall) -> None:
+    def hand(self, queued: QueuedCall) -> None:
         """Count a call that it is handed now."""
         self._handed += 1
         self.room -= 1
-        executor = entry.queue.executor
+        executor = queued.queue.executor
         if executor is not None:
             self._places[executor] -= 1
             self._under_way[executor].append(self._handed)
-        if entry.alone:
-            self.alone = entry
+        if queued.alone:
+            self.alone = queued
             self.room = 0
             self._alone_number = self._handed
             self.turns.begin_alone()
@@ -106,9 +106,9 @@ class Peer:
         if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
             self.room = min(self.room, 0)
 
-    def let_go(self, entry: QueuedCall) -> None:
+    def let_go(self, queued: QueuedCall) -> None:
         """Forget a call that the worker no longer has."""
-        if self.alone is entry:
+        if self.alone is queued:
             self.alone = None
             self.turns.end_alone()
         else:
@@ -117,12 +117,12 @@ class Peer:
 
     def check_room(self) -> None:
         """Tell the peer to hold its requests, if too many of them wait. Called when it has sent one that waits."""
-        if self.queued > MAX_QUEUED and not self._on_hold:
+        if self.queued_bytes > MAX_QUEUED and not self._on_hold:
             self._on_hold = True
             self.link.send(Hold(True))
 
     def may_send_again(self) -> None:
         """Less waits now: tell it to go on, if it was told to hold."""
-        if self._on_hold and self.queued < MAX_QUEUED // 2:
+        if self._on_hold and self.queued_bytes < MAX_QUEUED // 2:
             self._on_hold = False
             self.link.send(Hold(False))

@@ -115,48 +115,48 @@ class WorkQueue:
         """True for the queue of one worker: nobody else has its calls."""
         return self.name.startswith(OWN)
 
-    def push(self, entry: QueuedCall, front: bool = False) -> None:
+    def push(self, queued: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""
-        if entry.alone:
+        if queued.alone:
             lane = self._alone
         else:
-            lane = self._lanes[2 * (MAX_PRIORITY - entry.priority) + (entry.call.parent is None)]
-        lane[entry.call.id] = entry
+            lane = self._lanes[2 * (MAX_PRIORITY - queued.priority) + (queued.call.parent is None)]
+        lane[queued.call.id] = queued
         if front:
-            lane.move_to_end(entry.call.id, last=False)
-        entry.lane = lane
+            lane.move_to_end(queued.call.id, last=False)
+        queued.lane = lane
         self._count += 1
-        if entry.caller is not None:
-            entry.caller.queued += entry.size
+        if queued.caller is not None:
+            queued.caller.queued_bytes += queued.size
 
-    def remove(self, entry: QueuedCall) -> None:
+    def remove(self, queued: QueuedCall) -> None:
         """Remove a call that waits here no longer."""
-        assert entry.lane is not None, "it waits here"
-        del entry.lane[entry.call.id]
-        entry.lane = None
+        assert queued.lane is not None, "it waits here"
+        del queued.lane[queued.call.id]
+        queued.lane = None
         self._count -= 1
-        if entry.caller is not None:
-            entry.caller.queued -= entry.size
-            entry.caller.may_send_again()
+        if queued.caller is not None:
+            queued.caller.queued_bytes -= queued.size
+            queued.caller.may_send_again()
 
     def pop(self, worker: Peer) -> QueuedCall | None:
         """The call that this worker is to have next; None if there is none for it."""
         if (
             self._alone
             and worker.may_have_alone(self._count > len(self._alone))
-            and (entry := self._first(self._alone, worker)) is not None
+            and (queued := self._first(self._alone, worker)) is not None
         ):
-            return entry
+            return queued
         for lane in self._lanes:
-            if lane and (entry := self._first(lane, worker)) is not None:
-                return entry
+            if lane and (queued := self._first(lane, worker)) is not None:
+                return queued
         return None
 
     def _first(self, lane: OrderedDict[str, QueuedCall], worker: Peer) -> QueuedCall | None:
-        for entry in lane.values():
-            if not entry.call.seen or self.may_have(worker, entry.call):
-                self.remove(entry)
-                return entry
+        for queued in lane.values():
+            if not queued.call.seen or self.may_have(worker, queued.call):
+                self.remove(queued)
+                return queued
         return None
 
     def may_have(self, worker: Peer, call: Call) -> bool:

@@ -65,11 +65,11 @@ class WorkQueues:
         beside = (self._queues.get((queue.namespace, queue.name, executor)) for executor in EXECUTORS)
         return [queue, *(each for each in beside if each is not None)]
 
-    def put_back(self, entry: QueuedCall) -> None:
+    def put_back(self, queued: QueuedCall) -> None:
         """Let the call wait again, before its equals; its queue may have been forgotten meanwhile."""
-        queue = entry.queue
-        entry.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
-        entry.queue.push(entry, front=True)
+        queue = queued.queue
+        queued.queue = self._queues.setdefault((queue.namespace, queue.name, queue.executor), queue)
+        queued.queue.push(queued, front=True)
 
     def tidy(self, queue: WorkQueue) -> None:
         """Forget a queue that has neither workers nor calls, and is not paused."""
@@ -86,36 +86,36 @@ class WorkQueues:
         queues = worker.queues
         for queue in queues:
             while worker.room_for(queue) > 0 and queue and not queue.paused and not worker.link.clogged:
-                entry = queue.pop(worker)
-                if entry is None:
+                queued = queue.pop(worker)
+                if queued is None:
                     break
-                caller = entry.caller
+                caller = queued.caller
                 if caller is not None and caller.link.clogged:
-                    caller.stalled[entry.call.id] = entry
+                    caller.stalled[queued.call.id] = queued
                 else:
-                    self.hand(entry, worker)
+                    self.hand(queued, worker)
         if len(queues) > 1:
             queues.append(queues.pop(0))
 
-    def hand(self, entry: QueuedCall, worker: Peer) -> None:
+    def hand(self, queued: QueuedCall, worker: Peer) -> None:
         """Give the call to this worker."""
-        entry.worker = worker
-        entry.begun = False
-        entry.since = self._loop.time()
-        worker.hand(entry)
-        if entry.alone and not worker.begins:
-            self.begin_alone(entry)
-        call = entry.call
-        if entry.deadline is not None:  # what is left of it: no clock of a process is compared with another one
-            left = max(round((entry.deadline - self._loop.time()) * 1000), 0)
+        queued.worker = worker
+        queued.begun = False
+        queued.since = self._loop.time()
+        worker.hand(queued)
+        if queued.alone and not worker.begins:
+            self.begin_alone(queued)
+        call = queued.call
+        if queued.deadline is not None:  # what is left of it: no clock of a process is compared with another one
+            left = max(round((queued.deadline - self._loop.time()) * 1000), 0)
             call = structs.replace(call, timeout_ms=left)
-        queue = entry.queue.name
-        worker.link.send(Deliver(call, entry.alone, "" if queue == worker.first_queue else queue), entry.size)
+        queue = queued.queue.name
+        worker.link.send(Deliver(call, queued.alone, "" if queue == worker.first_queue else queue), queued.size)
 
-    def begin_alone(self, entry: QueuedCall) -> None:
+    def begin_alone(self, queued: QueuedCall) -> None:
         """A last attempt begins: should its worker die now, it is lost."""
-        entry.begun = True
-        if entry.worker is not None:
-            entry.worker.turns.begin_alone()  # before it waited
-        if entry.caller is not None:
-            entry.caller.link.send(Handed(entry.call.id))
+        queued.begun = True
+        if queued.worker is not None:
+            queued.worker.turns.begin_alone()  # before it waited
+        if queued.caller is not None:
+            queued.caller.link.send(Handed(queued.call.id))
