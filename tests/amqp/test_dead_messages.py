@@ -122,11 +122,15 @@ async def test_what_cannot_be_retried_stays(
         await peer.publish(HOSTILE, f"{prefix}.dead", headers={"x-first-death-queue": f"{prefix}.nowhere"})
         await peer.publish(HOSTILE, f"{prefix}.dead", headers={"x-death": [1], "x-first-death-queue": 5})
         await count(fleet, 3)
+        await peer.publish(bytes(3 * 2**20))  # of which the beginning is kept
+        await count(fleet, 4)
         async with fleet.dead_letters() as dead:
             problems = [await dead.retry(message) for message in list(dead.messages)]
+            assert dead.messages[3].size == len(dead.messages[3].body) == 256 * 2**10
         assert problems[0] == problems[2] == "nobody noted which queue it came from: drop it"
         assert problems[1] == f"there is no queue {prefix}.nowhere: start a worker for it first"
-        await count(fleet, 3)
+        assert problems[3] == f"it is the beginning of a message of {3 * 2**20} bytes: drop it"
+        await count(fleet, 4)
         async with fleet.dead_letters() as dead:
             for message in list(dead.messages):
                 await dead.drop(message)

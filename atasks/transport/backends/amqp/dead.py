@@ -20,6 +20,7 @@ from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.worker.dead_letters import cut_from
 from atasks.wire import Call
 
 if TYPE_CHECKING:
@@ -96,6 +97,8 @@ class DeadQueue:
         if not message.queue:
             return "nobody noted which queue it came from: drop it"
         headers: Any = got.header.properties.headers or {}
+        if whole := cut_from(headers):
+            return f"it is the beginning of a message of {whole} bytes: drop it"
         name = _text(headers.get("x-message-id")) or message.name or f"dead-{message.number}"
         # A handler's call that failed, or a request without an address, is answered to nobody.
         again = _Again(got, message.queue, name, self._session.topology.nobody)

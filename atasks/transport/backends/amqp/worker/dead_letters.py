@@ -17,9 +17,14 @@ from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.refusals import Refusal
 
-__all__ = ["DeadLetter"]
+__all__ = ["DeadLetter", "cut_from"]
 
 MAX_TEXT: Final = 255
+MAX_BODY: Final = 256 * 2**10
+"""Bytes of a body that are kept. The dead queue is bounded in messages, and workers of other versions declare it
+with the same arguments: so its bytes are bounded by what is put into it."""
+BYTES: Final = "x-atasks-bytes"
+"""The header of a copy that was cut: the number of bytes that there were."""
 
 
 class DeadLetter(Outgoing):
@@ -30,19 +35,21 @@ class DeadLetter(Outgoing):
     crashes again: one such message would take its queue from every worker.
 
     Guarantees: the message is acknowledged when its copy is safe, or cannot be kept. If the connection is lost
-    before that, the broker delivers the message again.
+    before that, the broker delivers the message again. Of a large body the beginning is kept.
     """
 
     __slots__ = ("_acks", "_tag")
 
     def __init__(self, message: DeliveredMessage, acks: Acks, queue: str, dead: str, number: str) -> None:
         """`queue` is the one that it came from, `dead` the name of the dead queue, `number` the id of the copy."""
-        known = message.header.properties
+        known, size = message.header.properties, len(message.body)
         headers: FieldTable = {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
         if known.content_type == SEALED and (name := _plain(known.message_id)):
             headers["x-message-id"] = (
                 name  # its seal is for this name: `atasks dead retry` sends it under that again
             )
+        if size > MAX_BODY:
+            headers[BYTES] = size
         properties = Basic.Properties(
             content_type=_plain(known.content_type),
             reply_to=_plain(known.reply_to),
@@ -51,7 +58,7 @@ class DeadLetter(Outgoing):
             timestamp=datetime.now(UTC),
             delivery_mode=2,
         )
-        super().__init__(message.body, dead, properties, key="")
+        super().__init__(message.body[:MAX_BODY], dead, properties, key="")
         self._acks = acks
         self._tag = message.delivery_tag or 0
 
@@ -67,6 +74,12 @@ class DeadLetter(Outgoing):
 
     def lost(self) -> bool:
         return False
+
+
+def cut_from(headers: FieldTable) -> int:
+    """Return the bytes of the body of which a dead message has the beginning; 0: it has all."""
+    size = headers.get(BYTES)
+    return size if isinstance(size, int) else 0
 
 
 def _plain(text: str | None) -> str | None:
