@@ -46,6 +46,7 @@ from atasks.submitted.submit import submit
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
+from atasks.worker.limited import take_noted
 from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
@@ -455,7 +456,10 @@ class Router:
         token: Token | None = None
         try:
             async with parked():
-                token = await limits.take(limit.name, key, limit.rule)
+                if run is None:
+                    token = await limits.take(limit.name, key, limit.rule)
+                else:
+                    token = await take_noted(run, limits, limit, key)
         except BaseException:
             if token is not None:
                 token.release()

@@ -8,6 +8,7 @@ import click
 
 from atasks.tracking.fleet import FleetCalls
 from atasks.tracking.queries import CallInfo, Chain, StackOf
+from atasks.tracking.waits import cycles
 from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, one_of, run_on
@@ -82,26 +83,39 @@ def _say_of(found: FleetCalls) -> None:
 @click.argument("call_id", metavar="[ID]", required=False)
 @fleet_command
 def tree_command(place: Place, call_id: str | None) -> int:
-    """Show which call awaits which, over all workers; with an ID, or its beginning, the tree that it is in."""
+    """Show which call awaits which, over all workers; with an ID, or its beginning, the tree that it is in.
+
+    Calls that wait for each other's tokens of limits are named below.
+    """
 
     async def look() -> FleetCalls:
         async with place.fleet() as fleet:
             return await fleet.calls()
 
     found = run_on(look)
-    calls = [*found.calls, *found.queued]
+    everything = calls = [*found.calls, *found.queued]
     if call_id is not None:
         root = one_of(calls, call_id).root
         calls = [call for call in calls if call.root == root]
     tops = _tops(calls)
+    circles = cycles(everything)
     if place.as_json:
-        show_json({"tops": [top.id for top in tops], "calls": calls, "left_out": found.left_out})
+        show_json(
+            {"tops": [top.id for top in tops], "calls": calls, "left_out": found.left_out, "cycles": circles}
+        )
         return Exit.OK
     children: dict[str | None, list[CallInfo]] = {}
     for call in calls:
         children.setdefault(call.parent, []).append(call)
     for top in tops:
         _draw(top, children, "", "")
+    names = {call.id: f"{call.task} {short(call.id)}" for call in everything}
+    for circle in circles:
+        click.echo("deadlock: these calls wait for each other, and none of them can go on:")
+        for wait in circle:
+            held = f"a token of limit {wait.limit!r}, which is held by " if wait.limit else ""
+            click.echo(clean(f"  {names[wait.call]} waits for {held}{names[wait.awaits]}"))
+        click.echo("  cancel one of them (atasks cancel ID), and take tokens of limits in one order everywhere")
     _say_of(found)
     return Exit.OK
 
@@ -131,8 +145,12 @@ def _line(call: CallInfo) -> str:
     attempt = f", attempt {call.attempt}" if call.attempt > 1 else ""
     left = "" if call.left is None else f", {age(max(call.left, 0))} left"
     progress = f", {call.progress}" if call.progress else ""
+    tokens = [f", waits for limit {wanted.limit!r}" for wanted in call.wants]
+    tokens += [f", holds limit {name!r}" for name in call.holds]
     since = f"made {age(call.age)} ago{ran}"
-    return clean(f"{call.task} {short(call.id)}  {call.state} {where}, {since}{attempt}{left}{progress}")
+    return clean(
+        f"{call.task} {short(call.id)}  {call.state} {where}, {since}{attempt}{left}{progress}{''.join(tokens)}"
+    )
 
 
 @click.command("stack")

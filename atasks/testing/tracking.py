@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from atasks import Limit
 from atasks.errors import CallCancelled
 from atasks.testing.cases import Cases
 from atasks.testing.site import PATIENCE, Site, soon, until
 from atasks.tracking.fleet import Fleet, FleetCalls
+from atasks.tracking.waits import cycles
 from atasks.transport.call_transport import CallTransport
 
 __all__ = ["TrackingCases"]
@@ -107,6 +109,61 @@ class TrackingCases(Cases):
             assert {item.worker for item in found.calls} == {site.worker.id}
             gate.set()
             assert await soon(call) == "leaf"
+
+    async def test_a_deadlock_of_limits(self, site: Site) -> None:
+        first = Limit("first", at_once=1, namespace=site.namespace)
+        second = Limit("second", at_once=1, namespace=site.namespace, key=lambda name: name)
+        holding: list[str] = []
+
+        async def turn(name: str) -> None:
+            holding.append(name)
+            await until(lambda: len(holding) == 2, "both hold one")
+
+        @site.atask(limit=first)
+        async def one() -> None:
+            await turn("one")
+            await inner_two("ann")
+
+        @site.atask(limit=second)
+        async def inner_two(name: str) -> None: ...
+
+        @site.atask
+        async def two() -> None:
+            async with second.of("ann"):
+                await turn("two")
+                await inner_one()
+
+        @site.atask(limit=first)
+        async def inner_one() -> None: ...
+
+        @site.atask(limit=first)
+        async def waiting() -> None:
+            """Waits for the same limit, and nobody waits for it."""
+
+        async with site.open():
+            fleet = fleet_of(site)
+            calls = [asyncio.create_task(task()) for task in (one, two)]
+            await until(lambda: len(holding) == 2)
+            calls.append(asyncio.create_task(waiting()))
+
+            def stuck(found: FleetCalls) -> bool:
+                return sum(len(call.wants) for call in found.calls) == 3
+
+            found = await until_calls(fleet, stuck)
+            names = {call.id: call.task.rpartition(".")[2] for call in found.calls}
+            (circle,) = cycles(found.calls)
+            waits = {names[wait.call]: (names[wait.awaits], wait.limit.partition(":")[0]) for wait in circle}
+            assert waits == {
+                "one": ("inner_two", ""),
+                "inner_two": ("two", "second"),
+                "two": ("inner_one", ""),
+                "inner_one": ("one", "first"),
+            }
+            assert "ann" not in repr(found.calls)
+            (oldest,) = [call.id for call in found.calls if names[call.id] == "one"]
+            await fleet.cancel([oldest])
+            await soon(asyncio.wait(calls))
+            assert [call.exception() is None for call in calls] == [False, True, True]
 
     async def test_calls_are_found_by_what_they_are(self, site: Site) -> None:
         gate = asyncio.Event()

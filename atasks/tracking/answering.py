@@ -201,6 +201,8 @@ class _Answering:
                 for item in pendings[:MAX_AWAITED]
             ],
             cut=len(pendings) > MAX_AWAITED,
+            wants=[] if run.tokens is None else run.tokens.wanted[:MAX_AWAITED],
+            holds=[] if run.tokens is None else run.tokens.held[:MAX_AWAITED],
         )
 
     def _cancel(self, call_id: str) -> bool:

@@ -34,6 +34,7 @@ __all__ = [
     "Stack",
     "StackOf",
     "State",
+    "Wanted",
     "Watch",
     "WorkerInfo",
     "decode_answer",
@@ -172,6 +173,15 @@ class Awaited(Struct):
     """Seconds since it was made."""
 
 
+class Wanted(Struct):
+    """A limit of which a call waits for a token."""
+
+    limit: str
+    """The name of the limit; behind a colon, for a limit with a key, a hash of its value."""
+    at_once: int
+    """The number of tokens that there are at one time; 0: any number, as only a rate bounds them."""
+
+
 class CallInfo(Struct):
     """A call that a worker holds."""
 
@@ -199,6 +209,10 @@ class CallInfo(Struct):
     """Calls that it awaits now."""
     cut: bool = False
     """True if the call awaits more than those."""
+    wants: list[Wanted] = []
+    """Limits of which it waits for a token."""
+    holds: list[str] = []
+    """Limits of which it holds a token."""
 
 
 class Calls(Struct, tag="calls"):

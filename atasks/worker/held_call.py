@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atasks.options import Executor
     from atasks.tracking.counters import Row
     from atasks.worker.backlog import Lane
+    from atasks.worker.limited import TokenNotes
     from atasks.worker.slots import Slots
     from atasks.worker.stream_sender import StreamSender
     from atasks.worker.worker import Worker
@@ -94,6 +95,8 @@ class HeldCall(Struct, eq=False):
     """Hands the reports on; None: nobody wanted any so far."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled with it."""
+    tokens: TokenNotes | None = None
+    """The tokens of limits that it waits for and holds; None: it has never wanted one."""
     _current: CurrentCall | None = None
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log

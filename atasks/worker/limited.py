@@ -4,17 +4,75 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
+from msgspec import Struct
+
 from atasks.errors import DecodeError, LimitError, NotSupported, TransportError
+from atasks.tracking.queries import Wanted
 
 if TYPE_CHECKING:
     from atasks.policies.limit import Limit
-    from atasks.transport.limits.contract import Token
+    from atasks.transport.limits.contract import Limits, Token
     from atasks.wire import Reply
     from atasks.worker.held_call import HeldCall
 
-__all__ = ["limited", "take_token"]
+__all__ = ["TokenNotes", "limited", "take_noted", "take_token"]
+
+
+class TokenNotes(Struct):
+    """The tokens of limits that one call waits for, and holds."""
+
+    wanted: list[Wanted] = []
+    held: list[str] = []
+    """The names of the limits."""
+
+
+class NotedToken:
+    """A token of a call, which is noted at the call while it is held."""
+
+    __slots__ = ("_held", "_name", "_token")
+
+    def __init__(self, token: Token, held: list[str], name: str) -> None:
+        self._token = token
+        self._held: list[str] | None = held
+        self._name = name
+        held.append(name)
+
+    def begin(self) -> None:
+        """Begin the work that the token was taken for."""
+        self._token.begin()
+
+    def release(self) -> None:
+        """Give the token back."""
+        self._forget()
+        self._token.release()
+
+    def release_soon(self) -> None:
+        """Give the token back, from any thread."""
+        self._forget()
+        self._token.release_soon()
+
+    def _forget(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            held.remove(self._name)
+
+
+async def take_noted(run: HeldCall, limits: Limits, limit: Limit, key: str | None) -> Token:
+    """A token for the call. While it waits for it, and holds it, that is noted: `atasks tree` asks."""
+    if run.tokens is None:
+        run.tokens = TokenNotes()
+    notes = run.tokens
+    name = limit.name if key is None else f"{limit.name}:{blake2b(key.encode(), digest_size=4).hexdigest()}"
+    wanted = Wanted(name, limit.rule.at_once)
+    notes.wanted.append(wanted)
+    try:
+        token = await limits.take(limit.name, key, limit.rule)
+    finally:
+        notes.wanted.remove(wanted)
+    return NotedToken(token, notes.held, name)
 
 
 async def take_token(run: HeldCall, limit: Limit, key: str | None) -> Token:
@@ -27,7 +85,7 @@ async def take_token(run: HeldCall, limit: Limit, key: str | None) -> Token:
     run.park(bounded=False)
     token: Token | None = None
     try:
-        token = await limits.take(limit.name, key, limit.rule)
+        token = await take_noted(run, limits, limit, key)
         return token
     finally:
         try:

@@ -15,7 +15,7 @@ __all__ = ["FleetOfTwo"]
 
 TASKS = """
     import asyncio, pathlib
-    from atasks import atask, current_call
+    from atasks import Limit, atask, current_call
 
     @atask(namespace="NAMESPACE", name="shop.leaf", queue="leaves")
     async def leaf(gate):
@@ -48,6 +48,36 @@ TASKS = """
     @atask(namespace="NAMESPACE", name="shop.numbers")
     async def numbers():
         yield 1
+
+    bank, ledger = (Limit(name, at_once=1, namespace="NAMESPACE") for name in ("bank", "ledger"))
+    holding = []
+
+    async def hold(name):
+        holding.append(name)
+        while len(holding) < 2:
+            await asyncio.sleep(0.02)
+
+    @atask(namespace="NAMESPACE", name="shop.pay", limit=bank)
+    async def pay():
+        await hold("bank")
+        await book()
+
+    @atask(namespace="NAMESPACE", name="shop.book", limit=ledger)
+    async def book():
+        pass
+
+    @atask(namespace="NAMESPACE", name="shop.audit", limit=ledger)
+    async def audit():
+        await hold("ledger")
+        await charge()
+
+    @atask(namespace="NAMESPACE", name="shop.charge", limit=bank)
+    async def charge():
+        pass
+
+    @atask(namespace="NAMESPACE", name="shop.stuck")
+    async def stuck():
+        await asyncio.gather(pay(), audit())
 
     @atask(namespace="NAMESPACE", name="shop.fail")
     async def fail():

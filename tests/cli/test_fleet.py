@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -81,6 +82,25 @@ def test_a_tree_over_two_workers(two: FleetOfTwo) -> None:
     client.wait_for("top")
     assert client.finish().code == 0
     assert not gate.exists()
+
+
+def test_calls_that_wait_for_each_other_are_named(two: FleetOfTwo) -> None:
+    client = two.call("stuck")
+    wait_until(lambda: two.json("tree")["cycles"])
+    out = two.run("tree").out
+    shown = re.sub(r"(shop\.[a-z]+) [0-9a-f-]{32,}", r"\1", out)
+    assert "deadlock: these calls wait for each other, and none of them can go on:\n" in shown
+    for line in (
+        "shop.pay waits for shop.book",
+        "shop.book waits for a token of limit 'ledger', which is held by shop.audit",
+        "shop.audit waits for shop.charge",
+        "shop.charge waits for a token of limit 'bank', which is held by shop.pay",
+    ):
+        assert f"  {line}\n" in shown
+    assert re.search(r"shop\.pay  parked .*, holds limit 'bank'\n", shown)
+    two.run("cancel", out.split()[1])
+    client.wait_for("cancelled")
+    assert client.finish().code == 0
 
 
 def test_a_cancelled_call_ends_at_its_caller(two: FleetOfTwo) -> None:
