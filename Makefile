@@ -25,16 +25,19 @@ venv: ## Make the virtual environment with everything that tests and linters nee
 test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults; ARGS="..." goes to pytest instead
 	@scripts/venv.sh test
 	@scripts/broker.sh
+	@scripts/postgres.sh
 	@scripts/browser.sh
 	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
 
 test-lowest: ## Run the fast tests with the lowest versions of the dependencies that are allowed
 	@scripts/broker.sh
+	@scripts/postgres.sh
 	@scripts/test-lowest.sh $(ARGS)
 
 test-faults: ## Run the tests that kill workers, cut connections and restart brokers, and a minute's soak
 	@scripts/venv.sh test
 	@scripts/broker.sh
+	@scripts/postgres.sh
 	$(if $(ARGS),$(VENV)/bin/python -m pytest $(ARGS),scripts/test-faults.sh)
 
 tour: ## Run the first scenario; needs no broker

@@ -13,6 +13,7 @@
     │   ├── QueueFull                   the broker refused the request
     │   ├── CallRefused                 the broker closes the channel over the request
     │   ├── CallConnectionLost          (ConnectionError) the outcome cannot be known
+    │   ├── RecordsUnavailable          (ConnectionError) the database of the records is away, or refuses one
     │   ├── EncodeError                 (TypeError) an argument or a result cannot be encoded
     │   ├── DecodeError                 (ValueError) an argument, a result or an envelope cannot be decoded
     │   └── PayloadTooLarge             (ValueError) an argument list or a result over the transport's limit
@@ -72,6 +73,7 @@ __all__ = [
     "PipelineError",
     "QueueFull",
     "QueueMismatch",
+    "RecordsUnavailable",
     "RegisteringTwice",
     "RemoteError",
     "RemoteTraceback",
@@ -213,6 +215,11 @@ class CallRefused(CallError):
 
 class CallConnectionLost(CallError, ConnectionError):
     """The connection was lost, the outcome cannot be known, and the call may not be sent again."""
+
+
+class RecordsUnavailable(CallError, ConnectionError):
+    """The database that keeps records was away for the `timeout` of the transport, or refuses a record: the text
+    says why. A call that was being submitted was not: nothing of it runs."""
 
 
 class EncodeError(CallError, TypeError):

@@ -95,6 +95,7 @@ class AMQPOptions(TypedDict, total=False):
     timeout: float
     consumer_timeout: float
     keep_runs: float
+    records: str | None
     keys: str | os.PathLike[str] | None
     unsealed: Literal["refuse", "accept"]
 

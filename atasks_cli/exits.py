@@ -70,15 +70,16 @@ class CommandError(Exception):
 def explain(error: Exception) -> CommandError:
     """Return the message of the command for an error that came out of the library before or while it served."""
     message = " ".join(str(error).split())
+    source = "--records or $ATASKS_RECORDS" if message.startswith("the records at ") else "--url or $ATASKS_URL"
     match error:
         case LoadError():
             return CommandError(Exit.LOAD, message)
         case InvalidURL() | InvalidName() | InvalidKeys():
             return CommandError(Exit.USAGE, message)
         case AccessRefused():
-            return CommandError(Exit.REFUSED, f"{message} (--url or $ATASKS_URL)")
+            return CommandError(Exit.REFUSED, f"{message} ({source})")
         case ConnectFailed():
-            return CommandError(Exit.UNREACHABLE, f"{message} (--url or $ATASKS_URL)")
+            return CommandError(Exit.UNREACHABLE, f"{message} ({source})")
         case ListenFailed():
             return CommandError(Exit.LISTEN, message)
         case QueueMismatch():

@@ -175,6 +175,12 @@ def main() -> None:
     help="Seal messages with the keys in this file, over AMQP. Default: $ATASKS_KEYS, if it is set.",
 )
 @click.option(
+    "--records",
+    metavar="URL",
+    help="Keep what becomes of submitted calls in this PostgreSQL database, over AMQP. Default: $ATASKS_RECORDS, "
+    "if it is set.",
+)
+@click.option(
     "--unsealed",
     type=click.Choice(["refuse", "accept"]),
     help="What a server that has keys does with messages without a seal. Default: refuse.",

@@ -163,7 +163,7 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
         async with serving:
             await run_all(aiomains)
     else:
-        options = {**_process_options(settings), **settings.sealing}
+        options = {**_process_options(settings), **settings.transport_options}
         async with atasks.connect(settings.url, namespace=settings.namespace, **options) as transport:
             _reread_keys_on_hangup(transport)
             await run_all(aiomains)
@@ -199,7 +199,7 @@ async def _serve(
     ending: Ending,
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
-    options: dict[str, Any] = settings.sealing
+    options: dict[str, Any] = settings.transport_options
     if supervised is not None and settings.transport == "unix":
         options |= {"hub": False, "workers": 0}  # the hub is the supervisor's
     serving = atasks.serve(

@@ -16,7 +16,15 @@ from atasks.urls import take_apart
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.probes import parse_address
 
-__all__ = ["AMQP_URL", "TRANSPORT_NAMES", "Mode", "Settings", "parse_options", "parse_value"]
+__all__ = [
+    "AMQP_URL",
+    "TRANSPORT_NAMES",
+    "Mode",
+    "Settings",
+    "check_records",
+    "parse_options",
+    "parse_value",
+]
 
 Mode = Literal["loopback", "server", "client"]
 
@@ -54,6 +62,8 @@ class Settings:
     """The path of the file of keys; None: $ATASKS_KEYS, if it is set."""
     unsealed: str | None = None
     """The treatment of unsealed messages by a server that has keys; None: it refuses them."""
+    records: str | None = None
+    """The URL of the database of records; None: $ATASKS_RECORDS, if it is set."""
     http: tuple[str, int] | None = None
     """Host and port where a server answers probes; None: nowhere."""
 
@@ -75,6 +85,7 @@ class Settings:
         targets: Iterable[str] = (),
         keys: str | None = None,
         unsealed: str | None = None,
+        records: str | None = None,
         http: str | None = None,
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
@@ -123,13 +134,14 @@ class Settings:
             tuple(targets),
             keys,
             unsealed,
+            check_records(records),
             None if http is None else parse_address(http),
         )
 
     @property
-    def sealing(self) -> dict[str, Any]:
-        """The options of a transport that are about keys."""
-        given = {"keys": self.keys, "unsealed": self.unsealed}
+    def transport_options(self) -> dict[str, Any]:
+        """The options of a transport that were said."""
+        given = {"keys": self.keys, "unsealed": self.unsealed, "records": self.records}
         return {name: value for name, value in given.items() if value is not None}
 
     @property
@@ -149,6 +161,23 @@ class Settings:
             "queue": self.queues,
             "grace": self.grace,
         }
+
+
+def check_records(url: str | None) -> str | None:
+    """The URL of a database, as a command line may have it. Raises a CommandError for one with a password."""
+    if not url:
+        return url
+    try:
+        secret = take_apart(url).password is not None
+    except InvalidURL as error:
+        raise CommandError(Exit.USAGE, f"--records: {error}") from None
+    if secret or "password=" in url:
+        raise CommandError(
+            Exit.USAGE,
+            "--records has a password, which every user of this host would see in the list of processes: put the "
+            "URL into $ATASKS_RECORDS, or the password into $PGPASSWORD or ~/.pgpass",
+        )
+    return url
 
 
 def _private(mode: Mode | None, url: str | None, transport: str | None, workers: int | None) -> bool:

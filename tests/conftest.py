@@ -21,6 +21,8 @@ import pytest
 
 from atasks.current import carried
 from tests.broker import Broker, BrokerError, choose
+from tests.brokers.postgres import Postgres
+from tests.brokers.postgres import choose as choose_postgres
 from tests.brokers.private_node import PrivateNode, find_sbin, own_processes
 from tests.brokers.shared_node import SharedNode
 
@@ -79,6 +81,22 @@ def own_broker(request: pytest.FixtureRequest) -> Iterator[Broker]:
         broker = PrivateNode(sbin)
     yield broker
     _close(broker, request)
+
+
+@pytest.fixture(scope="session")
+def postgres(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """The PostgreSQL of this process, started when the first test asks for it."""
+    parallel = hasattr(request.config, "workerinput")
+    database = choose_postgres(tmp_path_factory.getbasetemp().parent if parallel else None)
+    database.start()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> str:
+    """The URL of the running database."""
+    return postgres.url
 
 
 def _close(broker: Broker, request: pytest.FixtureRequest) -> None:

@@ -70,7 +70,12 @@ async def meeting(request: pytest.FixtureRequest) -> AsyncIterator[Meeting]:
 @pytest.fixture(params=["amqp", "loopback", "local"])
 def connect(request: pytest.FixtureRequest) -> Connect:
     """Connects what may call and serve: all of it in one process."""
-    if request.param == "local":
+    return connecting(request, request.param)
+
+
+def connecting(request: pytest.FixtureRequest, kind: str) -> Connect:
+    """Return what connects so: over "loopback", "local" or "amqp", or the latter with records in "postgres"."""
+    if kind == "local":
         path = request.getfixturevalue("socket_path")
         request.getfixturevalue("no_leaked_tasks")
 
@@ -84,7 +89,7 @@ def connect(request: pytest.FixtureRequest) -> Connect:
                 yield worker.transport
 
         return local
-    if request.param == "loopback":
+    if kind == "loopback":
 
         def loopback(**options: Any) -> AbstractAsyncContextManager[Transport]:
             return atasks.connect("loopback:", **options)
@@ -92,10 +97,11 @@ def connect(request: pytest.FixtureRequest) -> Connect:
         return loopback
     url, prefix = request.getfixturevalue("amqp_url"), request.getfixturevalue("prefix")
     request.getfixturevalue("amqp_leaks")
+    records = request.getfixturevalue("postgres_url") if kind == "postgres" else ""
 
     @asynccontextmanager
     async def amqp(**options: Any) -> AsyncIterator[Transport]:
-        async with atasks.serve(url, prefix=prefix, grace=0, **options) as worker:
+        async with atasks.serve(url, prefix=prefix, records=records, grace=0, **options) as worker:
             yield worker.transport
 
     return amqp

@@ -1,4 +1,4 @@
-"""Records: what is kept of calls that nobody awaits, by the broker and in memory."""
+"""Records: what is kept of calls that nobody awaits, by the broker, in PostgreSQL and in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from atasks.options import TaskOptions
 from atasks.testing import soon
 from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Reply, Status
-from tests.amqp.conftest import Connect, Meeting
+from tests.amqp.conftest import Connect, Meeting, connecting
 from tests.amqp.records import ended, new_call, records_of, step, value
 
 MANY = 300
+
+
+@pytest.fixture(params=["amqp", "postgres", "loopback", "local"])
+def connect(request: pytest.FixtureRequest) -> Connect:
+    return connecting(request, request.param)
 
 
 async def test_a_kept_call_ends_in_a_record_that_can_be_read_again_and_again(connect: Connect) -> None:

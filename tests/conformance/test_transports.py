@@ -18,6 +18,7 @@ from tests.conformance.transports import (
     OverAMQPEncrypted,
     OverAMQPQuorum,
     OverAMQPSealed,
+    OverAMQPWithPostgres,
     OverLocal,
     OverLocalHub,
     OverLoopback,
@@ -66,4 +67,8 @@ class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases, Ha
 class TestAMQPEncrypted(
     OverAMQPEncrypted, NestingCases, EndingCases, StreamCases, StreamEndingCases, SubmittedCases
 ):
+    pass
+
+
+class TestAMQPWithPostgres(OverAMQPWithPostgres, SubmittedCases):
     pass

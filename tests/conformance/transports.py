@@ -94,3 +94,12 @@ class OverAMQPEncrypted:
     def new_transport(self, amqp_url: str, prefix: str, tmp_path: Path) -> Callable[[str], Transport]:
         keys = KeyFiles(tmp_path, shop="encrypt")
         return caller_first(amqp_url, prefix, keys, "shop", queue_type="quorum")
+
+
+@pytest.mark.usefixtures("amqp_leaks")
+class OverAMQPWithPostgres:
+    """Submitted calls have their records in PostgreSQL."""
+
+    @pytest.fixture
+    def new_transport(self, amqp_url: str, prefix: str, postgres_url: str) -> Callable[[str], Transport]:
+        return lambda namespace: AMQPTransport(amqp_url, namespace, prefix=prefix, records=postgres_url)

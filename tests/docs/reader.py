@@ -15,10 +15,12 @@ from urllib.parse import urlsplit
 from tests.cli.command import PATIENCE, Command
 from tests.docs.pages import ROOT, Block
 
-__all__ = ["URL", "Reader"]
+__all__ = ["DATABASE", "URL", "Reader"]
 
 URL = re.compile(r"amqp://(guest:guest@)?localhost(:5672)?/(?=[\"'\s,)]|$)", re.MULTILINE)
 """How pages name the broker that the reader has."""
+DATABASE = "postgresql://user:password@db/app"
+"""How pages name the database that the reader has."""
 SHOWN_URL = "amqp://localhost/"
 INTERRUPT = "^C"
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
@@ -39,8 +41,9 @@ NOT_RUN = {
 class Reader:
     """Has a directory, a broker if the page needs one, a Python prompt, and terminals with servers in them."""
 
-    def __init__(self, directory: Path, url: str | None) -> None:
+    def __init__(self, directory: Path, url: str | None, database: str | None = None) -> None:
         self.directory = directory
+        self.database = database
         self.url = url
         self._prompt: subprocess.Popen[str] | None = None
         self._servers: list[Command] = []
@@ -172,6 +175,8 @@ class Reader:
     # -- what is the same for the reader and for the page
 
     def _localize(self, text: str) -> str:
+        if self.database:
+            text = text.replace(DATABASE, self.database)
         return URL.sub(self.url, text) if self.url else text
 
     def _compare(self, block: Block, expected: list[str], found: list[str]) -> None:

@@ -24,7 +24,7 @@ from atasks.pipeline.stages.options import StageOptions
 from atasks_cli.exits import Exit
 from atasks_cli.main import run_command
 from tests.docs.pages import PAGES, ROOT, Page, table
-from tests.docs.reader import NOT_RUN, URL, Reader
+from tests.docs.reader import DATABASE, NOT_RUN, URL, Reader
 
 LANGUAGES = {"python", "console", "mermaid", "text"}
 
@@ -48,7 +48,10 @@ def reader(page: Page, tmp_path: Path, request: pytest.FixtureRequest) -> Iterat
     if needs_broker(page):
         broker = request.getfixturevalue("broker")
         url = broker.add_vhost() if broker.controllable else broker.url  # pages use the default names of queues
-    reader = Reader(tmp_path, url)
+    database = None
+    if any(DATABASE in block.text for block in page.blocks):
+        database = request.getfixturevalue("postgres_url")
+    reader = Reader(tmp_path, url, database)
     yield reader
     reader.kill()
     if url is not None and broker.controllable:

@@ -45,6 +45,8 @@ class Record:
     def __init__(self, head: Kept, call: Call) -> None:
         self.head = head
         self.call = call
+        self.address = ""
+        """The reply address of its call; empty: that of a record of its own."""
         self.replies: dict[str, Reply] = {}
         """By id. The first of an id counts: a call may be run twice, if its worker seems to have died."""
 
@@ -87,6 +89,8 @@ class Records(ABC):
     A record goes when it was not used for `expires` seconds: neither written nor read nor waited for. Whoever runs
     a kept call uses its record meanwhile.
     """
+
+    patience = PATIENCE
 
     def __init__(self, expires: float) -> None:
         self.expires = check_expires(expires)
@@ -132,6 +136,11 @@ class Records(ABC):
     async def touch(self, call_id: str) -> None:
         """Use the record: its time begins anew. Raises UnknownRun."""
 
+    async def drop(self, call_id: str) -> None:
+        """Forget the record: nobody learns any more how its call ends, which goes on. Raises UnknownRun, and
+        NotSupported where records go by themselves only."""
+        raise NotSupported("records go by themselves here, when nobody has used them for as long as they are kept")
+
     @abstractmethod
     def watch(self, call_id: str, *, steps: bool) -> AbstractAsyncContextManager[asyncio.Event]:
         """Inside of this the event is set after the call has ended, and, with `steps`, after other replies were
@@ -148,7 +157,7 @@ class Records(ABC):
             with self.pursue(record):
                 while not wanted(record):
                     try:
-                        async with asyncio.timeout(min(PATIENCE, record.expires / 3)):
+                        async with asyncio.timeout(min(self.patience, record.expires / 3)):
                             await news.wait()
                     except TimeoutError:
                         await self.touch(call_id)

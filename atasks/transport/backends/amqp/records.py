@@ -186,7 +186,7 @@ class AMQPRecords(Records):
         arguments = topology.kept_arguments(milliseconds)
         await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
         if session.seals is not None:
-            self._belongs(call.id, session.seals.voice())
+            self.belongs(call.id, session.seals.voice())
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
 
@@ -257,6 +257,11 @@ class AMQPRecords(Records):
         key = topology.kept(call_id) if record_of(reply.id) == call_id else topology.kept_steps(call_id)
         await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)
 
+    async def drop(self, call_id: str) -> None:
+        await self.touch(call_id)
+        name = self._session.topology.kept(call_id)
+        await self.over_link(lambda link: link.delete_queue(name))
+
     async def touch(self, call_id: str) -> None:
         name = self._session.topology.kept(call_id)
         if await self.over_link(lambda link: link.queue_state(name)) is None:
@@ -315,7 +320,7 @@ class AMQPRecords(Records):
         loop = asyncio.get_running_loop()
         pending = _Pursued(record.call, options, loop.create_future())
         pending.kept = pending.confirmed = True
-        pending.address = session.topology.kept(record.call.id)
+        pending.address = record.address or session.topology.kept(record.call.id)
         pending.key = self._owners.get(record.id)
         left = record.call.sent_ms / 1000 - time.time()
         pending.since = loop.time()
@@ -378,10 +383,14 @@ class AMQPRecords(Records):
             else:
                 seals.count("not allowed")
         if owner is not None:
-            self._belongs(call_id, owner)
+            self.belongs(call_id, owner)
         return opened
 
-    def _belongs(self, call_id: str, owner: str) -> None:
+    def owner(self, call_id: str) -> str | None:
+        """The name of the key that the record is sealed with, if it was used here lately."""
+        return self._owners.get(call_id)
+
+    def belongs(self, call_id: str, owner: str) -> None:
         """Remember whose record it is: what is put into it is sealed with the same key."""
         if len(self._owners) >= MAX_OWNERS:
             del self._owners[next(iter(self._owners))]

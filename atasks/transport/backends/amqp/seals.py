@@ -154,6 +154,27 @@ class Seals:
         now = int(time.time() * 1000)
         return seal(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
 
+    def seal_record(self, destination: str, name: str, body: bytes, key: str | None) -> bytes:
+        """Return the bytes to be kept in a database of what has this name in the record at that destination. `key`
+        as in `Outgoing`."""
+        if key == UNSEALED:
+            return body
+        own = self.keys.own if key is None else self.keys.known(key) or self.keys.own
+        return seal(own, body, int(time.time() * 1000), "record", destination, "", name)
+
+    def open_record(self, destination: str, name: str, content: bytes) -> tuple[bytes, str]:
+        """Return what was sealed so, and the name of its key. Raises SealError."""
+        try:
+            sealed = parse(content)
+        except SealError:
+            if self.accept_unsealed:
+                return content, UNSEALED
+            raise
+        key = self.keys.find(sealed.key_id)
+        if key is None:
+            raise SealError("unknown key")
+        return verify(key, sealed, "record", destination, "", name), key.name
+
     def voice(self) -> str:
         """The name of the key with which a call that is made now is sealed. While unsealed calls are accepted,
         what such a call calls is unsealed too: workers may be around that have no keys yet."""

@@ -25,6 +25,7 @@ from atasks.wire import CONTENT_TYPE, Call, Reply
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.caller.control import ControlMessages
     from atasks.transport.backends.amqp.session import Session
+    from atasks.transport.backends.amqp.worker.stored_replies import Store
 
 __all__ = ["Steering"]
 
@@ -35,9 +36,10 @@ AT_ONCE: Final = 200
 class Steering:
     """Pauses, resumes and purges queues, for who is connected to their broker."""
 
-    def __init__(self, session: Session, control: ControlMessages) -> None:
+    def __init__(self, session: Session, control: ControlMessages, store: Store | None = None) -> None:
         self._session = session
         self._control = control
+        self._store = store
         self._numbers = 0
 
     def link(self) -> Link:
@@ -139,7 +141,14 @@ class Steering:
             found.unreadable += 1
             return
         reply_to, key = message.header.properties.reply_to or "", _owner(message, calls)
-        if reply_to not in (topology.nobody, topology.events, ""):
+        if reply_to == topology.stored:
+            if self._store is None:  # nobody could be told
+                found.left += 1
+                acks.requeue(tag)
+                return
+            for call in calls:
+                await self._store.finish(wire.purged(call, queue), key)
+        elif reply_to not in (topology.nobody, topology.events, ""):
             replies = [wire.purged(call, queue) for call in calls]
             answer = _Answer(replies, reply_to, topology.reply_exchange(reply_to), self._number(), key)
             session.outbox.put(answer)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from aiormq.exceptions import ChannelInvalidStateError
 
-from atasks.errors import InvalidURL, NotConnected, TransportError
+from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
@@ -39,6 +39,7 @@ from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
     from atasks.tracking.steering import DeadLetters, Purged
+    from atasks.transport.backends.amqp.stored import StoredRecords
     from atasks.transport.server import Server
 
 __all__ = ["AMQPTransport"]
@@ -70,9 +71,10 @@ class AMQPTransport(CallTransport):
     `max_priority` (None, or 1..3) are how workers declare work queues, and cannot be changed while a queue exists.
     `timeout` is in seconds, for one attempt to connect. `consumer_timeout` is the broker's setting of that name,
     in seconds: calls may run for longer. `keep_runs` is for how many seconds the results of a pipeline's run,
-    submitted over this transport, are kept when nobody uses them. `keys` is the path of a file of keys ("": none;
-    None: $ATASKS_KEYS, if it is set): messages are sealed then, and a worker refuses unsealed ones unless
-    `unsealed` is "accept".
+    submitted over this transport, are kept when nobody uses them. `records` is the URL of the PostgreSQL
+    database that keeps them ("": the broker does; None: $ATASKS_RECORDS, if it is set). `keys` is the path of a
+    file of keys ("": none; None: $ATASKS_KEYS, if it is set): messages are sealed then, and a worker refuses
+    unsealed ones unless `unsealed` is "accept".
 
     A dropped connection is restored, with growing pauses; awaits go on: what was not confirmed is sent again, and
     at-least-once calls are sent again if their reply queue is gone.
@@ -93,6 +95,7 @@ class AMQPTransport(CallTransport):
         timeout: float = 10.0,
         consumer_timeout: float = 1800.0,
         keep_runs: float = DEFAULT_EXPIRES,
+        records: str | None = None,
         keys: str | os.PathLike[str] | None = None,
         unsealed: Literal["refuse", "accept"] = "refuse",
     ) -> None:
@@ -113,7 +116,8 @@ class AMQPTransport(CallTransport):
         )
         self._records = AMQPRecords(session, self, keep_runs)
         super().__init__(namespace)  # registers it: what is refused above is not
-        self.records = self._records
+        self._stored = self._in_database(records)
+        self.records = self._stored or self._records
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
         self._events = Publishing(session, self._records.over_link)
@@ -121,7 +125,7 @@ class AMQPTransport(CallTransport):
         self._schedules = AMQPSchedules(session, self._records.over_link, self.consumer_timeout)
         self.schedules = self._schedules
         self.calling = Calling(session, self._records.heard)
-        self._steering = Steering(session, self.calling.control)
+        self._steering = Steering(session, self.calling.control, self._stored)
         self.serving: Serving | None = None
         self._will_serve = False
         self._restored = asyncio.Event()
@@ -130,6 +134,23 @@ class AMQPTransport(CallTransport):
         """The link opened last: to be closed in the end, whatever became of it."""
         self._keeper: asyncio.Task[None] | None = None
         self._epoch = 0
+
+    def _in_database(self, url: str | None) -> StoredRecords | None:
+        """The records in the database of that URL, or in that of $ATASKS_RECORDS; None: there is none."""
+        url = os.environ.get("ATASKS_RECORDS") if url is None else url
+        if not url:
+            return None
+        try:
+            from atasks.transport.backends.amqp.stored import StoredRecords
+            from atasks.transport.records.postgres.database import Database
+        except ImportError:
+            raise NotSupported(
+                "records in PostgreSQL need psycopg: pip install 'atasks[postgres]', or leave records= and "
+                "$ATASKS_RECORDS out"
+            ) from None
+        topology, timeout = self.session.topology, self.session.timeout
+        database = Database(url, topology.prefix, topology.namespace, timeout)
+        return StoredRecords(database, self.session, self, self._records)
 
     @property
     def seals(self) -> Seals | None:
@@ -159,10 +180,17 @@ class AMQPTransport(CallTransport):
         if session.state is not State.CLOSED:
             raise TransportError("this transport is connected already")
         session.new_reply_queue()
-        link = await self._open()
+        if self._stored is not None:
+            await self._stored.database.open()
+        try:
+            link = await self._open()
+        except BaseException:
+            await self._close_database("the transport could not connect")
+            raise
         try:
             await self._set_up(link)
         except BaseException as error:
+            await self._close_database("the transport could not connect")
             with suppress(*CLIENT_ERRORS):  # it may exist by now, although nobody has heard so
                 async with asyncio.timeout(UNDO_SECONDS):
                     await guard((await link.open_channel()).queue_delete(session.reply_queue))
@@ -201,6 +229,7 @@ class AMQPTransport(CallTransport):
             await self.calling.close()
             if self.serving is not None:
                 await self.serving.close()
+            await self._close_database("the transport was disconnected")
             if self._last_link is not None:
                 await self._last_link.close()
             self._detach()
@@ -212,6 +241,10 @@ class AMQPTransport(CallTransport):
         self._closed(reason)
         self._records.close(reason)
         self._limits.refuse(reason)
+
+    async def _close_database(self, reason: str) -> None:
+        if self._stored is not None:
+            await self._stored.database.close(reason)
 
     async def _open(self) -> Link:
         self._last_link = await Link.open(self.session.urls, f"atasks {os.getpid()}", self.session.timeout)
@@ -425,6 +458,7 @@ class AMQPTransport(CallTransport):
             worker,
             [self.session.topology.check(name) for name in names],
             self._records,
+            self._stored,
             consumer_timeout=self.consumer_timeout,
         )
         try:
@@ -435,6 +469,8 @@ class AMQPTransport(CallTransport):
                 raise map_error(error, self.session.urls[0]) from error
             raise
         self.serving = serving
+        if self._stored is not None:
+            self._stored.database.clean()
 
     async def _begin(self, serving: Serving, link: Link) -> None:
         """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for

@@ -79,6 +79,8 @@ class Topology:
         """The queue of the table of schedules."""
         self.nobody = f"{prefix}.nobody"
         """The reply address of a call of which nothing is kept. There is no such queue."""
+        self.stored = f"{prefix}.stored"
+        """The reply address of a call whose record is in a database. There is no such queue."""
 
     def check(self, queue: str) -> str:
         """The work queue, if the names of all that may be declared for it fit. Raises InvalidName: RabbitMQ has no
@@ -233,7 +235,11 @@ class Topology:
 
     def is_kept(self, reply_to: str) -> bool:
         """Return True for the reply address of a call that nobody awaits: a record, nobody, or an event's."""
-        return reply_to in (self.nobody, self.events) or bool(self.reply_exchange(reply_to))
+        return reply_to in (self.nobody, self.stored, self.events) or bool(self.reply_exchange(reply_to))
+
+    def is_record(self, reply_to: str) -> bool:
+        """Return True for the reply address of a call that has a record, at the broker or in a database."""
+        return reply_to == self.stored or bool(self.reply_exchange(reply_to))
 
     def reply_exchange(self, reply_to: str) -> str:
         """The exchange for replies to this address: several may wait for those that are kept, and listen there."""

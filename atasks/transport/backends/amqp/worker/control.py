@@ -116,7 +116,7 @@ class ControlQueue:
             found = [addressee]
         else:
             found = self._doubts.holds(call_id)
-        return any(topology.reply_exchange(name) or topology.are_of_one_caller(name, reply_to) for name in found)
+        return any(topology.is_record(name) or topology.are_of_one_caller(name, reply_to) for name in found)
 
     def _held(self, names: list[str], token: str) -> Held:
         """The answer that these calls are in hand here: for how long each has run, and what it awaits."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.attempts import Attempts
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.backends.amqp.worker.station import Station
+    from atasks.transport.backends.amqp.worker.stored_replies import Store
     from atasks.transport.records.contract import Record
     from atasks.transport.server import HeldRun
 
@@ -58,7 +59,7 @@ class KeptCalls:
         """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
         those that have records. `again`: it was delivered before."""
         request = delivery.request
-        if not self._station.session.topology.reply_exchange(request.reply_to):
+        if not self._station.session.topology.is_record(request.reply_to):
             return False
         if call.task == RUN_PIPELINE or self._station.worker.knows(call.id):
             return False
@@ -69,7 +70,7 @@ class KeptCalls:
     async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
         consumer = delivery.request.consumer
         try:
-            ended = await self._has_ended(call)
+            ended = await self._has_ended(call, delivery, again)
         except (AtasksError, *CLIENT_ERRORS) as error:  # it is delivered again, if that is the connection's loss
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
             ended = False
@@ -85,8 +86,17 @@ class KeptCalls:
             self._station.worker.deliver(call, delivery, alone=consumer.solo)
         self._station.adapt_window()
 
-    async def _has_ended(self, call: Call) -> bool:
-        """Return True if the record of the call says that it has ended. A call without a record runs."""
+    def _store(self, delivery: CallDelivery) -> Store | None:
+        """The database that has the record of this call; None: it is at the broker, or nowhere."""
+        kept = delivery.request.reply_to == self._station.session.topology.stored
+        return self._station.store if kept else None
+
+    async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
+        """Return True if the record of the call says that it has ended. A call without a record runs. While the
+        database is away calls run too, but for those that were delivered before: they may have run."""
+        store = self._store(delivery)
+        if store is not None:
+            return await store.has_ended(call, patient=again)
         link = self._station.link
         name = self._station.session.topology.kept(call.id)
         state = None if link is None else await link.queue_state(name)
@@ -128,6 +138,13 @@ class KeptCalls:
     async def _look(self, run: HeldRun) -> float:
         """Use the record, and the mark of the `unique` key. In how many seconds to do so again."""
         topology, link, call = self._station.session.topology, self._station.link, run.call
+        last = run.deliveries[-1]
+        store = self._store(last) if isinstance(last, CallDelivery) else None
+        if store is not None:
+            ended, seconds = await store.hold(call)
+            if ended:
+                self._station.worker.cancel(call.id)
+            return min(seconds / 3 or LONGEST_PAUSE, LONGEST_PAUSE)
         if link is None:
             return UNKNOWN_PAUSE
         if base_of(call.id) is not None:

@@ -54,6 +54,10 @@ class Replies:
         self.settle: Callable[[str, RequestMessage], None] = lambda _, request: request.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
+        self.elsewhere: dict[str, Callable[[list[Answer], str | None], None]] = {
+            station.session.topology.nobody: self._drop
+        }
+        """Reply address that is no queue -> what is done with replies to it, and the key of their seals."""
         self.refused = RefusedReplies(station.session.outbox.put_now)
         self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
@@ -111,13 +115,21 @@ class Replies:
         self, reply_to: str, replies: list[Answer], mode: int, key: str | None, alone: bool = False
     ) -> None:
         """Send them in one message under the seal of `key`; alone: the broker may close the channel over it."""
+        elsewhere = self.elsewhere.get(reply_to)
+        if elsewhere is not None:
+            elsewhere(replies, key)
+            return
         settling = ReplyMessage(self, replies, reply_to, self.station.properties(mode), key)
-        if reply_to == self.station.session.topology.nobody:
-            settling.confirmed()
-        elif alone:
+        if alone:
             self.station.session.outbox.put_alone(settling)
         elif not self.refused.takes(settling):
             self.station.session.outbox.put_now(settling)
+
+    def _drop(self, replies: list[Answer], key: str | None) -> None:
+        """Nobody wants them."""
+        for reply, request in replies:
+            if request is not None:
+                self.settle(reply.id, request)
 
     def send_again(self, reply_to: str, replies: Iterable[Reply | End], key: str) -> None:
         """Send replies to who asks for them, although they were sent before."""

@@ -34,6 +34,7 @@ from atasks.transport.backends.amqp.worker.prefetch import Prefetch
 from atasks.transport.backends.amqp.worker.replies import Replies
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
 from atasks.transport.backends.amqp.worker.station import Station
+from atasks.transport.backends.amqp.worker.stored_replies import MissingStore, Store, StoredReplies
 from atasks.transport.backends.amqp.worker.telling import Telling
 from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
 from atasks.wire import (
@@ -69,14 +70,23 @@ class Serving:
         worker: Server,
         queues: Sequence[str],
         records: Records,
+        store: Store | None = None,
         *,
         consumer_timeout: float,
     ) -> None:
         self.session = session
         self.worker = worker
         self.queues = list(queues)
-        self.station = Station(session, worker, records)
+        self.station = Station(session, worker, records, store)
         self.replies = Replies(self.station)
+        self._stored = None if store is None else StoredReplies(store)
+        self._unanswerable: set[str | None] = {None, ""}
+        """Reply addresses to which nothing can be sent from here."""
+        if self._stored is not None:
+            self.replies.elsewhere[session.topology.stored] = self._stored.put
+        else:
+            self._unanswerable.add(session.topology.stored)
+        self._missing_store = MissingStore(lambda delivery, call: delivery.give_back(call))
         self.telling = Telling(self.station)
         self._stopping = False
         self._executors = worker.served.executors
@@ -286,6 +296,8 @@ class Serving:
         await self._paused.close()
         await self.doubts.close()
         await self.kept.close()
+        if self._stored is not None:
+            await self._stored.close()
         await self.unavailable.close()
         await self.telling.close()
 
@@ -294,6 +306,8 @@ class Serving:
         await self.replies.refused.flushed()
         await self.attempts.ended()
         await self.kept.finished()
+        if self._stored is not None:
+            await self._stored.finished()
         for acks in self._all_acks():
             await acks.flushed()
 
@@ -327,7 +341,8 @@ class Serving:
                 "calls on queue %r have priorities, which are ignored: workers declare it without max_priority",
                 consumer.queue,
             )
-        if not properties.reply_to:
+        homeless = properties.reply_to in self._unanswerable
+        if homeless and not properties.reply_to:
             self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
             self._bury(request, message)
             return
@@ -355,8 +370,12 @@ class Serving:
             CallDelivery(self.replies, request).reply(
                 wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id)
             )
+        if homeless:
+            for call in calls:
+                self._missing_store.leave(call, CallDelivery(self.replies, request))
+            return
         oldest, newest = self.doubts.bounds()
-        ahead = self.station.clocks.ahead(properties.reply_to)
+        ahead = self.station.clocks.ahead(request.reply_to)
         withdrawn = self.worker.withdrawn
         again = bool(message.redelivered) or was_leased(properties, self.session.topology.prefix)
         delayed = was_delayed(properties)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
+    from atasks.transport.backends.amqp.worker.stored_replies import Store
     from atasks.transport.records.contract import Records
     from atasks.transport.server import Server
 
@@ -25,10 +26,12 @@ __all__ = ["Station"]
 class Station:
     """The link and queues of one worker. `Serving` writes what belongs to a link; all others read it."""
 
-    def __init__(self, session: Session, worker: Server, records: Records) -> None:
+    def __init__(self, session: Session, worker: Server, records: Records, store: Store | None = None) -> None:
         self.session = session
         self.records = records
-        """The records of calls that nobody awaits."""
+        """The records at the broker of calls that nobody awaits."""
+        self.store = store
+        """The database that has other records; None: it is not known here."""
         self.worker = worker
         self.link: Link | None = None
         """The link that is served over; None while there is none."""

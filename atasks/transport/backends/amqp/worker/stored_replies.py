@@ -1,0 +1,107 @@
+"""How submitted calls have ended, written to the database that has their records."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from atasks.errors import NotConnected, RecordsUnavailable
+from atasks.wire import Call, End, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.worker.delivery import CallDelivery
+    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
+
+__all__ = ["MissingStore", "Store", "StoredReplies"]
+
+logger = logging.getLogger("atasks.records")
+
+PAUSE: Final = 1.0
+"""Seconds between two attempts to write what the database has refused, and before a call is left to others."""
+REMIND_SECONDS: Final = 60.0
+
+
+class Store(Protocol):
+    """A database of records, as a worker needs it."""
+
+    async def finish(self, reply: Reply, key: str | None) -> None:
+        """Keep the reply that ends a call, under the seal of that key, and return when it is safe; or when there
+        is no record of the call. Raises RecordsUnavailable if it is refused, NotConnected."""
+
+    async def has_ended(self, call: Call, *, patient: bool) -> bool:
+        """Return True if the record says that the call has ended. `patient`: wait for the database; else False
+        while it is away."""
+        ...
+
+    async def hold(self, call: Call) -> tuple[bool, float]:
+        """Use the record of a call in hand. Returns True if it says that the call has ended, and for how many
+        seconds it is kept. Raises RecordsUnavailable."""
+        ...
+
+
+class StoredReplies:
+    """Writes replies, and settles what their calls came by when they are committed.
+
+    While the database is away the replies wait here, and their requests stay unacknowledged: so there are at most
+    as many as the window of the worker has calls, and the broker has each call still.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._writes: set[asyncio.Task[None]] = set()
+
+    def put(self, answers: Sequence[tuple[Reply | End, RequestMessage | None]], key: str | None) -> None:
+        """Write them. Never waits."""
+        for reply, request in answers:
+            if isinstance(reply, Reply):
+                task = asyncio.get_running_loop().create_task(self._write(reply, request, key))
+                self._writes.add(task)
+                task.add_done_callback(self._writes.discard)
+
+    async def finished(self) -> None:
+        """Return when nothing is to be written any more."""
+        while self._writes:
+            await asyncio.wait(list(self._writes))
+
+    async def close(self) -> None:
+        """Write nothing more: the broker has the calls, and gives them to other workers."""
+        for task in list(self._writes):
+            task.cancel()
+        if self._writes:
+            await asyncio.wait(list(self._writes))
+
+    async def _write(self, reply: Reply, request: RequestMessage | None, key: str | None) -> None:
+        while True:
+            try:
+                await self._store.finish(reply, key)
+            except RecordsUnavailable as error:
+                logger.error("the end of call %s cannot be written, and waits here: %s", reply.id, error)
+                await asyncio.sleep(PAUSE)
+            except NotConnected:  # the worker ends
+                return
+            else:
+                if request is not None:
+                    request.settled()
+                return
+
+
+class MissingStore:
+    """Leaves calls whose records are in a database to workers that know one: this one does not."""
+
+    def __init__(self, give_back: Callable[[CallDelivery, Call], None]) -> None:
+        self._give_back = give_back
+        self._told = -REMIND_SECONDS
+
+    def leave(self, call: Call, delivery: CallDelivery) -> None:
+        """Give the call back, a little later, so that it does not spin between workers."""
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self._told + REMIND_SECONDS:
+            self._told = loop.time()
+            logger.error(
+                "calls on queue %r have records in a database, and this worker knows none: it leaves them to "
+                "others, so start it with records=, --records or $ATASKS_RECORDS",
+                delivery.queue,
+            )
+        loop.call_later(PAUSE, self._give_back, delivery, call)
