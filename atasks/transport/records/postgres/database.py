@@ -40,7 +40,7 @@ ALIVE: Final[dict[str, Any]] = {
 }
 """Options of connections that notice a host which is gone within half a minute."""
 REFUSED: Final = ("authentication failed", "pg_hba.conf", "does not exist", "permission denied", "no password")
-"""What the server says to who may not connect, or not to this database, or not make the tables there; a client
+"""Words of the server to who may not connect, or not to this database, or not make the tables there; a client
 learns no code of that."""
 
 
@@ -111,7 +111,7 @@ class Database:
         return self._writer.trouble
 
     def reason(self, error: Any) -> str:
-        """What is wrong, in one line, without the password."""
+        """Return what is wrong, in one line, without the password."""
         text = " ".join(str(error).split()) or type(error).__name__
         password = take_apart(self._url).password
         for secret in {password, unquote(password)} if password else ():

@@ -1,4 +1,4 @@
-"""What is written into records in PostgreSQL, and what is read there."""
+"""The contents of records in PostgreSQL, as they are written and read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Held(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """How a call has ended."""
+    """The end of a call."""
 
     id: str
     """The id of the call, which may have taken the place of another one in its record."""
@@ -75,7 +75,7 @@ class Found(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What a look at a record has told."""
+    """The state of a record."""
 
     ended: bool
     call: str

@@ -139,7 +139,7 @@ DELETE FROM atasks_runs WHERE ctid = ANY(ARRAY(
 
 
 class Statements:
-    """What is done with the records of one prefix and namespace. Each method is a `Work`."""
+    """The orders about the records of one prefix and namespace. Each method is a `Work`."""
 
     def __init__(self, prefix: str, namespace: str, channel: str) -> None:
         self._place = {"prefix": prefix, "namespace": namespace, "channel": channel}

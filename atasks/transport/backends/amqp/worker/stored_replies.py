@@ -1,4 +1,4 @@
-"""How submitted calls have ended, written to the database that has their records."""
+"""The ends of submitted calls, written to the database that has their records."""
 
 from __future__ import annotations
 
