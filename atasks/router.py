@@ -39,6 +39,7 @@ from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import SUBMIT_ONLY, TaskOptions, validate_name, validate_queue
 from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
+from atasks.original_events import OriginalEvents
 from atasks.parking import parked
 from atasks.registry import Manager
 from atasks.submitted.handle import Handle
@@ -70,7 +71,7 @@ _log = logging.getLogger("atasks")
 _PUBLISHED = TaskOptions(orphan="run")
 
 
-class Router:
+class Router(OriginalEvents):
     """Encodes calls, sends them, and decodes replies; registers atasks; activates transports to serve them.
 
     Constructing a router makes it the router of its namespace; it adopts the atasks that are registered there.
@@ -85,6 +86,9 @@ class Router:
         self._space = namespace_item(namespace)
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
         self._worker: Worker | None = None
+        self._serves_all = False
+        """True if the worker serves the queues of all atasks, not only those that were activated one by one."""
+        self._serving_more: set[asyncio.Task[Worker]] = set()
         namespaces.register(namespace, router=self, registry=self.registry)
         # What `use` puts around the calls that are made here, and around runs; None: nothing.
         around_calls, around_runs = (getattr(self._space, name, None) for name in ("around_calls", "around_runs"))
@@ -127,6 +131,8 @@ class Router:
         kind = StreamTask if is_stream(coro) else ATask
         task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task, identity=definition)
+        if self._serves_all:
+            self._serve_later()
         return task
 
     # -- calling
@@ -479,18 +485,54 @@ class Router:
     # -- serving
 
     async def activate(self, transport: Transport, *, concurrency: int = 100) -> None:
-        """Serve the atasks of the namespace on this transport, which is connected, until `deactivate`."""
-        if self._worker is not None:
-            if self._worker.transport is transport:
-                return
+        """Serve the atasks of the namespace on this transport, which is connected, until `deactivate`: those that
+        are defined later too, although their queues may be new."""
+        self._serves_all = True
+        await self.serve_on(transport, None, concurrency=concurrency)
+
+    async def serve_on(
+        self, transport: Transport, queues: Sequence[str] | None, *, concurrency: int = 100
+    ) -> Worker:
+        """Serve these queues, besides those that are served on this transport already; None: those of the atasks
+        that are registered. Returns the worker."""
+        worker = self._worker
+        if worker is None and isinstance(transport.serves, Worker):
+            worker = transport.serves  # that of a `serve` block, or of the command line
+        elif worker is not None and worker.transport is not transport:
+            serves_all = self._serves_all
             await self.deactivate()
-        worker = Worker(self, transport, concurrency=concurrency)
-        await worker.start()
-        self._worker = worker
+            worker, self._serves_all = None, serves_all
+        if worker is None:
+            worker = Worker(self, transport, concurrency=concurrency)
+            await worker.start(queues)
+            self._worker = worker
+        else:
+            known = worker.served.queues(getattr(transport, "queue", "default")) if queues is None else queues
+            await transport.serve_also(worker, known)
+        return worker
+
+    def _serve_later(self) -> None:
+        """An atask was registered while this serves: serve its queue too, as soon as the event loop runs."""
+        worker = self._worker
+
+        def begin() -> None:
+            if worker is not None and self._worker is worker and not worker.draining:
+                task = worker.loop.create_task(self.serve_on(worker.transport, None), name="atasks new queue")
+                self._serving_more.add(task)
+                task.add_done_callback(self._served_more)
+
+        if worker is not None and worker.loop.is_running():
+            worker.loop.call_soon_threadsafe(begin)
+
+    def _served_more(self, task: asyncio.Task[Worker]) -> None:
+        self._serving_more.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a queue of an atask that was defined just now is not served: %s", error)
 
     async def deactivate(self, grace: float = 30.0) -> None:
         """Serve no more: drain for up to `grace` seconds. Does nothing if nothing was activated."""
         worker, self._worker = self._worker, None
+        self._serves_all = False
         if worker is not None:
             await worker.drain(grace)
 

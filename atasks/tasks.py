@@ -22,7 +22,7 @@ from atasks.timing import timing_of
 
 _restore = definitions._restore  # its name in pickles of every version
 
-__all__ = ["atask"]
+__all__ = ["atask", "atask_broadcast", "atask_queue"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -131,6 +131,31 @@ def atask(
         vars(router.registry.get(name))["timing"] = timing
     task._is_static = static
     return task
+
+
+def atask_queue(coro: Any = None, name: str | None = None, namespace: str = "default", **options: Any) -> Any:
+    """The `atask_queue` of atasks 0.0.3: calling the function that it makes puts a call into a queue, and returns
+    None. One of those who have called `router.activate_queue(name)` runs the coroutine. See `OriginalEvents`."""
+    if coro is None:
+        return functools.partial(atask_queue, name=name, namespace=namespace, **options)
+    from atasks.router import get_router  # the router imports this module
+
+    return get_router(namespace).register_queue_task(name or _original_name(coro), coro, options)
+
+
+def atask_broadcast(coro: Any = None, name: str | None = None, namespace: str = "default", **options: Any) -> Any:
+    """The `atask_broadcast` of atasks 0.0.3: calling the function that it makes publishes an event, and returns
+    None. All who have called `router.activate_broadcast(name)` run the coroutine. See `OriginalEvents`."""
+    if coro is None:
+        return functools.partial(atask_broadcast, name=name, namespace=namespace, **options)
+    from atasks.router import get_router  # the router imports this module
+
+    return get_router(namespace).register_broadcast_task(name or _original_name(coro), coro, options)
+
+
+def _original_name(coro: Any) -> str:
+    """The name that atasks 0.0.3 gave a coroutine, by which programs activate it."""
+    return f"{coro.__module__}.{coro.__name__}"
 
 
 def _refuse(function: Any, static: bool) -> None:

@@ -162,6 +162,9 @@ class Transport:
         """The calls that are awaited over it, as far as it knows them."""
         return []
 
+    serves: Server | None = None
+    """The worker that takes its requests."""
+
     watching: Watching | None = None
     """Tells of calls that are made over it, while somebody watches its worker."""
 
@@ -247,6 +250,13 @@ class Transport:
     async def serve(self, worker: Server, queues: Sequence[str] | None = None) -> None:
         """Deliver requests to the worker from now on; again after `stop_serving`, for the same worker."""
         await self.register_callback(partial(respond, worker))
+
+    async def serve_also(self, worker: Server, queues: Sequence[str]) -> None:
+        """Deliver requests of these queues too, to a worker that is being served, and the events that its atasks
+        handle by now. Returns when that is so. By default nothing: all that arrives is delivered."""
+
+    async def serve_no_more(self, worker: Server, queue: str) -> None:
+        """Deliver no more requests of this queue to the worker. By default nothing."""
 
     async def stop_serving(self, worker: Server) -> None:
         """Deliver no more requests; replies to those that were delivered still leave."""

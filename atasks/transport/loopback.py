@@ -119,6 +119,11 @@ class LoopbackTransport(CallTransport):
         for pending in waiting.values():
             self._post(pending)
 
+    async def serve_also(self, worker: Server, queues: Sequence[str]) -> None:
+        self._groups.update(
+            {item.queue: item for item in worker.served.subscriptions if item.queue and item.queue in queues}
+        )
+
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if isinstance(delivery, _Delivery) and delivery.pending.kept:
             return 0.0  # it has its time from here on

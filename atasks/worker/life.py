@@ -60,6 +60,7 @@ class Life:
         except BaseException:
             self._stop_watching()
             raise
+        transport.serves = worker
         snapshots.include(worker.counters)
         if transport.schedules is not None:
             ticker = Ticker(worker.router, transport, transport.schedules)
@@ -92,6 +93,8 @@ class Life:
             await self._stop_ticking()
             await drain(worker, worker.loop.time() + grace)
         finally:
+            if worker.transport.serves is worker:
+                worker.transport.serves = None
             await worker.pools.close()
             self._stop_watching()
             if not self._stopped.done():

@@ -54,7 +54,8 @@ class ServedTasks:
     def queues(self, default: str) -> list[str]:
         """The work queues of the atasks; `default` is that of those which name none, and the only one if there are
         no atasks."""
-        return sorted({item.options.queue or default for _, item in self._items()}) or [default]
+        items = [item for _, item in self._items() if not getattr(item, "on_demand", False)]
+        return sorted({item.options.queue or default for item in items}) or [default]
 
     @property
     def executors(self) -> dict[str, Executor]:

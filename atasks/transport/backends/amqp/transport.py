@@ -499,6 +499,19 @@ class AMQPTransport(CallTransport):
                     await self._restored.wait()
             link = self.session.link
 
+    async def serve_also(self, worker: Server, queues: Sequence[str]) -> None:
+        if self.serving is not None:
+            names = [self.session.topology.check(validate_queue(name)) for name in queues]
+            try:
+                await self.serving.serve_also(names)
+            except CLIENT_ERRORS as error:
+                raise map_error(error, self.session.urls[0]) from error
+
+    async def serve_no_more(self, worker: Server, queue: str) -> None:
+        if self.serving is not None:
+            with suppress(*CLIENT_ERRORS):  # the link is gone, and its consumers with it
+                await self.serving.serve_no_more(queue)
+
     async def stop_serving(self, worker: Server) -> None:
         if self.serving is not None:
             await self.serving.stop()

@@ -504,6 +504,19 @@ class LocalTransport(CallTransport):
         serving.start()
         await serving.others()  # when this returns, the hub knows
 
+    async def serve_also(self, worker: Server, queues: Sequence[str]) -> None:
+        if self.serving is not None:
+            known = self.serving.queues
+            known += [name for name in map(validate_queue, queues) if name not in known]
+            self.serving.start()
+            await self.serving.others()  # when this returns, the hub knows
+
+    async def serve_no_more(self, worker: Server, queue: str) -> None:
+        if self.serving is not None and queue in self.serving.queues:
+            self.serving.queues.remove(queue)
+            self.serving.start()
+            await self.serving.others()
+
     async def stop_serving(self, worker: Server) -> None:
         if self.serving is not None:
             await self.serving.stop()

@@ -42,13 +42,20 @@ class EventQueues:
         self._sources: dict[str, EventSource] = {}
         """By the work queue of the group."""
         worker = station.worker
+        self._own = EventSource(f"events:{worker.id}", {}, worker.id)
+        self.look()
+
+    def look(self) -> None:
+        """Look which events the worker's atasks handle by now. Those that every worker handles stay known: some
+        may be on their way that nobody wants any more."""
         own: dict[str, list[Subscription]] = {}
-        for item in worker.served.subscriptions:
+        for item in self._station.worker.served.subscriptions:
             if item.queue is None:
                 own.setdefault(item.event, []).append(item)
-            else:
+            elif item.queue not in self._sources:
                 self._sources[item.queue] = EventSource(item.queue, {item.event: [item]})
-        self._own = EventSource(f"events:{worker.id}", own, worker.id)
+        self._wanted = frozenset(own)
+        self._own.subscriptions.update(own)
 
     def source(self, queue: str) -> EventSource | None:
         """Return the source of the events that come by this work queue, if it is the queue of a group; else
@@ -68,9 +75,12 @@ class EventQueues:
         station, source = self._station, self._own
         if not source.subscriptions:
             return None
-        name = station.session.topology.every_worker(station.worker.id, station.epoch)
+        topology = station.session.topology
+        name = topology.every_worker(station.worker.id, station.epoch)
         await guard(link.inbox.queue_declare(name, exclusive=True, arguments={"x-queue-type": "classic"}))
         await self.bind(link, name, source)
+        for event in source.subscriptions.keys() - self._wanted:
+            await guard(link.inbox.queue_unbind(name, topology.events, topology.event_key(event)))
         return name, source, min(MAX_PREFETCH, station.worker.concurrency)
 
 

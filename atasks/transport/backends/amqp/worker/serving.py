@@ -175,6 +175,41 @@ class Serving:
         self.serving = True
         worker.streams.ask()
 
+    async def serve_also(self, queues: Sequence[str]) -> None:
+        """Consume these queues too, and what the worker's atasks handle of events by now; a link that comes later
+        serves them anyway."""
+        new = [queue for queue in queues if queue not in self.queues]
+        self.queues += new
+        self._events.look()
+        station, topology = self.station, self.session.topology
+        link, window, control = station.link, station.window, station.control
+        if link is None or window is None or not window.opened:
+            return
+        consumers: list[Consumer] = []
+        for queue in new:
+            await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
+            consumers += await self.declare(link, queue)
+        own = await self._events.declare_own(link)
+        if own is not None and all(consumer.name != own[0] for consumer in window.consumers):
+            name, source, size = own
+            consumers.append(self._maker(link, station.acks or Acks(link.work), source.queue, source)(name, size))
+        await self._paused.look()
+        if window.opened:
+            window.consumers += consumers
+            await window.open()
+
+    async def serve_no_more(self, queue: str) -> None:
+        """Consume this queue no more, and give back what has not begun of it."""
+        if queue not in self.queues:
+            return
+        self.queues.remove(queue)
+        window = self.station.window
+        if window is not None:
+            for consumer in [each for each in window.consumers if each.queue == queue]:
+                window.consumers.remove(consumer)
+                await consumer.stop()
+        self.worker.give_back_unstarted(queue=queue)
+
     def _endure(self, error: Exception) -> None:
         """Raise what the broker says of one queue to a worker that begins, unless its node of a cluster is down. A
         worker that serves already goes on without that queue: others depend on it."""
