@@ -1,4 +1,4 @@
-"""Work in the background, in five steps.
+"""Work in the background, in seven steps.
 
     atasks run scenarios/background.py                    all in this process: no broker needed
     atasks run scenarios/background.py --mode server      or with RabbitMQ: in one terminal or in several,
@@ -10,62 +10,61 @@ A shop takes orders, and does not keep its customers waiting: what takes time is
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
+from itertools import pairwise
 from typing import Any
 
-from atasks import AlreadySubmitted, CallCancelled, UnknownRun, atask, attach
+import atasks
+from atasks import AlreadySubmitted, CallCancelled, Limit, Retry, atask, attach, current_call, event
 
 
 @atask
 async def invoice(order: str) -> str:
-    await asyncio.sleep(0.1)  # it takes its time
     return f"invoice-{order}.pdf"
 
 
+@atask
+async def deliver(order: str) -> str:
+    if current_call().try_ == 1:
+        raise ConnectionError("the carrier does not answer")
+    return f"order {order} is on its way"
+
+
+PATIENT = Retry(on=ConnectionError, attempts=3, wait=0.1, jitter=0.0)
+
+
+@atask(limit=Limit("label-printer", at_once=1))
+async def label(order: str) -> tuple[float, float]:
+    began = time.time()
+    await asyncio.sleep(0.05)
+    return began, time.time()
+
+
 @atask(keep=0)
-async def warm_up(page: str) -> None:
-    """Nobody wants the result: none is kept."""
+async def sweep() -> None: ...
+
+
+@event
+async def paid(order: str) -> None: ...
+
+
+@paid.on(group="mail")
+async def thank(order: str) -> None:
+    print("thank you for order", order, flush=True)
 
 
 async def submit_and_read() -> None:
     """The call is safe when `submit` returns. Its handle, or its id in another process, gives the result."""
     handle = await invoice.submit("17")
-    print("submitted:", not await handle.done())
-    print(await handle)
-    print("by its id:", await attach(handle.id))
+    print(await handle, await attach(handle.id))
 
 
-async def keep_nothing() -> None:
-    """A call whose result nobody wants costs the broker nothing once it has run."""
-    handle = await warm_up.submit("/")
-    try:
-        await handle
-    except UnknownRun:
-        print("nothing is kept")
-
-
-async def later() -> None:
-    """A delayed call begins when it is due; over RabbitMQ also if this program has ended by then."""
-    loop = asyncio.get_running_loop()
-    began = loop.time()
-    handle = await invoice.options(delay=0.5).submit("18")
-    print(await handle, "not before its time:", loop.time() - began >= 0.5)
-
-
-async def once() -> None:
-    """There is one call for each key at a time. Who comes second joins the first one, or is told."""
-    monthly = invoice.options(unique=f"2026-11 {uuid.uuid4()}")
-    first, second = await monthly.submit("19"), await monthly.submit("20")
-    print("the same:", first == second, await second)
-    try:
-        await monthly.options(on_conflict="error").submit("21")
-    except AlreadySubmitted as error:
-        print(type(error).__name__)
-
-
-async def change_of_mind() -> None:
-    """A call that is cancelled does not begin, or ends: whoever awaits it is told."""
-    handle = await invoice.options(delay=60).submit("22")
+async def later_or_never() -> None:
+    """A delayed call begins when it is due, also if this program has ended by then; unless it is cancelled."""
+    handle = await invoice.options(delay=0.3).submit("18")
+    print(await handle.done(), await handle)
+    handle = await invoice.options(delay=60).submit("19")
     await handle.cancel()
     try:
         await handle
@@ -73,7 +72,55 @@ async def change_of_mind() -> None:
         print("cancelled")
 
 
-STEPS = (submit_and_read, keep_nothing, later, once, change_of_mind)
+async def once() -> None:
+    """There is one call for each key at a time. Who comes second joins the first one, or is told."""
+    monthly = invoice.options(unique=f"2026-11 {uuid.uuid4()}")
+    first, second = await monthly.submit("20"), await monthly.submit("21")
+    print(first == second, await second)
+    try:
+        await monthly.options(on_conflict="error").submit("22")
+    except AlreadySubmitted as error:
+        print(type(error).__name__)
+
+
+async def again() -> None:
+    """What fails is tried again by itself. When it has failed for good, its handle has it run once more."""
+    print(await (await deliver.options(retry=PATIENT).submit("23")))
+    handle = await deliver.submit("24")
+    try:
+        await handle
+    except ConnectionError as error:  # its worker has logged it
+        print(error)
+    await handle.retry()
+    print(await handle)
+
+
+async def one_at_a_time() -> None:
+    """A limit holds over all workers. Calls that wait for it keep no worker from other calls."""
+    labels = sorted(await asyncio.gather(*(label(f"{order}") for order in range(25, 28))))
+    print(all(before[1] <= after[0] for before, after in pairwise(labels)))
+
+
+async def again_and_again() -> None:
+    """Workers keep the times of a schedule: each of its ticks is one call."""
+    name = f"sweep-{uuid.uuid4()}"
+    await atasks.schedule(name, sweep, every=0.2)
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        found = {schedule.name: schedule for schedule in await atasks.schedules()}[name]
+        if found.last is not None:
+            print("swept")
+            break
+    await atasks.unschedule(name)
+
+
+async def tell() -> None:
+    """Who publishes an event does not know who handles it: one worker of each group does."""
+    await paid("28")
+    await asyncio.sleep(0.2)
+
+
+STEPS = (submit_and_read, later_or_never, once, again, one_at_a_time, again_and_again, tell)
 
 
 async def aiomain(mode: str = "loopback", **options: Any) -> None:

@@ -93,8 +93,8 @@ _WORKERS: Final = "write workers=, the calls in flight"
 _THROTTLE: Final = "write throttle=, the results that may wait for the next stage"
 _LIMIT: Final = "write limit=Limit(name, per_second=...), which all that name the same limit share"
 _RETRY: Final = (
-    "a stage calls its function once for an item, so repeat within the function what may fail; what an atask has "
-    "is max_attempts, for workers that die"
+    "a stage calls its function once for an item: give an atask @atask(retry=Retry(...)), or repeat within the "
+    "function what may fail"
 )
 _ELSEWHERE: Final = {
     **dict.fromkeys(("concurrency", "max_workers", "n_workers", "task_limit", "processes"), _WORKERS),

@@ -243,16 +243,19 @@ def test_the_command_line_tells_of_background_work():
     told = run_command("scenarios/background.py").splitlines()
     steps = [line for line in told if not line[0].isdigit()]
     assert steps == [
-        "submitted: True",
-        "invoice-17.pdf",
-        "by its id: invoice-17.pdf",
-        "nothing is kept",
-        "invoice-18.pdf not before its time: True",
-        "the same: True invoice-19.pdf",
-        "AlreadySubmitted",
+        "invoice-17.pdf invoice-17.pdf",
+        "False invoice-18.pdf",
         "cancelled",
+        "True invoice-20.pdf",
+        "AlreadySubmitted",
+        "order 23 is on its way",
+        "the carrier does not answer",
+        "order 24 is on its way",
+        "True",
+        "swept",
+        "thank you for order 28",
     ]
-    assert [line[:2] for line in told if line[0].isdigit()] == [f"{number}." for number in range(1, 6)]
+    assert [line[:2] for line in told if line[0].isdigit()] == [f"{number}." for number in range(1, 8)]
 
 
 def test_the_command_line_runs_the_classic_example():
