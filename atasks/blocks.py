@@ -57,13 +57,13 @@ class Block:
         self.release()
         self.transport = None
         self.ended = next(_moments)
-        # A context may hold this for long: it must not hold all that were left before.
+        # A context may keep this block alive for long: it must not keep all earlier blocks alive too.
         self.outer = next((block for block in _around(self.outer) if block.transport is not None), None)
 
     def find(self, namespace: str, loop: asyncio.AbstractEventLoop | None = None) -> Block | None:
         """This block, or the nearest one around it, if it is open and of the namespace (and of the event loop)."""
         block: Block | None = self
-        while block is not None:  # no generator: calls that are made in a block come this way
+        while block is not None:  # not a generator, which would be slower: every call in a block comes this way
             if block.transport is not None and block.namespace == namespace and loop in (None, block.loop):
                 return block
             block = block.outer
@@ -91,7 +91,7 @@ def entered_first(connected: Mapping[asyncio.AbstractEventLoop, Sequence[Block]]
     that was entered first."""
     usable = [
         block
-        for loop, blocks in list(connected.items())  # of other threads, which may enter and leave meanwhile
+        for loop, blocks in list(connected.items())  # a copy: other threads may enter and leave blocks meanwhile
         for block in list(blocks)
         if block.pid == os.getpid() and loop.is_running()
     ]

@@ -217,7 +217,8 @@ def serve(
         )
         await _start(worker, queues, grace)
         stack.push_async_callback(lambda: outlast(worker.drain(grace)))
-        stack.callback(transport.forsake_streams)  # before the drain: their runs would wait for who reads on
+        # Close streams before the drain: their runs would wait for a reader that never comes.
+        stack.callback(transport.forsake_streams)
         return worker
 
     return _Opening("serve", url, enter)

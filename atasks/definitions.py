@@ -123,7 +123,8 @@ class BaseTask(Generic[P, K]):
         self._overrides = overrides
         known: TaskName | None = self.__dict__.get("_sent_name")
         self._sent_name = TaskName(self.name)
-        # A view is made for each call, perhaps: if it referred to itself, only the collector would find it.
+        # Some programs make a view for each call: if a view referred to itself, only the garbage collector could
+        # free it.
         self._sent_name.task = self if known is None else known.task
         self._sent_name.options = options
 
@@ -140,7 +141,8 @@ class BaseTask(Generic[P, K]):
         for name in ("executor", "limit"):
             if name in changes:
                 raise TypeError(
-                    f"{name!r} is the worker's business and cannot be changed by .options(): @atask({name}=...)"
+                    f"{name!r} is set where the atask is defined, and .options() cannot change it: "
+                    f"write @atask({name}=...)"
                 )
         view = object.__new__(type(self))
         view.__dict__.update(self.__dict__)

@@ -69,7 +69,8 @@ class Event(Generic[P]):
         was closed before the broker confirmed it.
         """
         self._check_arguments(*args, **kwargs)
-        bound = self._signature.bind(*args, **kwargs)  # by position where that can be: a codec may type them so
+        # By position where possible: a codec may decode positional arguments by their types.
+        bound = self._signature.bind(*args, **kwargs)
         return get_router(self.namespace).publish(self.name, bound.args, bound.kwargs)
 
     def sync(self, *args: P.args, **kwargs: P.kwargs) -> None:

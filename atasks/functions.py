@@ -63,7 +63,7 @@ def signature_of(function: Any) -> inspect.Signature:
     if isinstance(function, functools.partial) or type(function) is FunctionType:
         return inspect.signature(function, follow_wrapped=False)
     if isinstance(function, functools._lru_cache_wrapper):
-        return signature_of(function.__wrapped__)  # it hands on what it is given
+        return signature_of(function.__wrapped__)  # the wrapper passes its arguments on
     if hasattr(function, "__wrapped__") and "__signature__" not in vars(type(function)):
         return _ANYTHING  # a proxy: what it says of itself is said of the function below
     return inspect.signature(function)

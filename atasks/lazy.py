@@ -119,7 +119,7 @@ class _Place:
         await asyncio.shield(self._opening)
 
     async def _open(self, lazy: LazyConnection) -> None:
-        await self.close()  # one that was lost for good
+        await self.close()  # a connection that was lost for good
         manager = connect(lazy.url, namespace=lazy.namespace, **lazy.options)
         self.transport = await manager.__aenter__()
         self._manager = manager

@@ -114,10 +114,12 @@ class Router(OriginalEvents):
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
         if resolved.only_submits:
             given = next(option for option in SUBMIT_ONLY if getattr(resolved, option) is not None)
-            raise TypeError(f"{given!r} is of one submitted call: {name}.options({given}=...).submit(...)")
+            raise TypeError(
+                f"{given!r} belongs to one submitted call: write {name}.options({given}=...).submit(...)"
+            )
         if resolved.executor is not None:
             check(coro, resolved.executor)
-        definition = identity(coro)  # now: what a closure holds may change
+        definition = identity(coro)  # now: the values in a closure may change later
         known = self.registry.get(name)
         if known is not None:
             if known.coro is not coro and not _equal(known.identity, definition):
@@ -127,7 +129,8 @@ class Router(OriginalEvents):
                 )
             self.registry.unregister(name)
             if known.coro is not coro:
-                _log.info("%r is defined anew at %s, in the place of %s", name, place(coro), place(known.coro))
+                places = (place(coro), place(known.coro))
+                _log.info("%r is defined again at %s: this replaces the definition at %s", name, *places)
         kind = StreamTask if is_stream(coro) else ATask
         task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task, identity=definition)
@@ -148,15 +151,15 @@ class Router(OriginalEvents):
             return await around.call(self, name, args, kwargs)
         run = serving.get()
         if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
-            run = None  # a task that outlived its call, or a thread's own event loop
+            run = None  # the code runs in a task that outlived its call, or in a thread's own event loop
         transport = self._transport(run)
         codec = self.codec
         task, options = self._named(name)
-        try:  # not by _encode: a coroutine less to make for each call
+        try:  # not by `_encode`: it would cost one more coroutine for each call
             payload = as_bytes(await codec.encode((args, kwargs)), codec)
         except Exception as error:
             raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
-        del args, kwargs  # the call may take long, and they may be large
+        del args, kwargs  # release the arguments: the call may take long, and they may be large
         call = self._call(name, payload, options, transport, codec, run)
         if carried:
             call.context = await self._carried(call, codec, transport)

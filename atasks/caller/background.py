@@ -132,7 +132,7 @@ def hand_over(router: Router, what: str, make: Callable[[], Coroutine[Any, Any, 
     except RuntimeError:
         here = None
     if loop is here:
-        begin()  # now: the block may be left in the same turn
+        begin()  # at once: the block may be left in the same turn of the event loop
     else:
         loop.call_soon_threadsafe(begin)
 
@@ -200,7 +200,7 @@ class Background:
         try:
             self._thread.start()
             self.loop = started.result()
-        except BaseException:  # a Ctrl-C: nobody will use it
+        except BaseException:  # a Ctrl-C has come: nobody will use the connection
             if not started.cancel():
                 self._stop(started.result())
             raise
@@ -212,7 +212,8 @@ class Background:
         except BaseException as error:
             if not started.done():
                 started.set_exception(error)  # no loop could be made
-            elif not (_ending and isinstance(error, RuntimeError)):  # Python 3.12 starts no threads any more then
+            elif not (_ending and isinstance(error, RuntimeError)):
+                # The interpreter is shutting down: Python 3.12 starts no thread then.
                 raise
         finally:
             _alive.discard(self)
@@ -365,7 +366,7 @@ class _Errand(Generic[T]):
 
     def result(self) -> T:
         """In the thread, when it has ended. Raises what the coroutine raised."""
-        task, self._task = self._task, None  # its exception leads to the frames above: no circle may stay
+        task, self._task = self._task, None  # an exception refers to the frames above: break the reference cycle
         assert task is not None
         try:
             return task.result()

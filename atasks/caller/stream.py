@@ -111,7 +111,7 @@ class RemoteStream(Generic[T]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or not self._busy:  # else it would hide the error
+        if error is None or not self._busy:  # another exception would hide this error
             await self.aclose()
 
     def __del__(self) -> None:
@@ -177,7 +177,7 @@ class RemoteStream(Generic[T]):
         call = router._call(name, payload, options, transport, codec, run)
         call.context = await router._carried(call, codec, transport)
         call.credit = options.window
-        call.orphan = 0  # nobody would take its items
+        call.orphan = 0  # nobody would take the items of the stream
         return call, options
 
     async def _wait(self, receiver: StreamReceiver) -> None:
@@ -189,7 +189,7 @@ class RemoteStream(Generic[T]):
             run.park()
             try:
                 await receiver.wait()
-            except BaseException:  # now, and not only when there is a slot to go on with: the stream may hold that
+            except BaseException:  # close at once, and not when a slot is free: the stream may hold the last slot
                 receiver.close()
                 raise
             finally:

@@ -62,7 +62,7 @@ class Codec:
         runs no code for it: it finds classes of modules that are loaded, and nothing else."""
         return objects.find(module, qualname) if self.carries_types else objects.loaded(module, qualname)
 
-    # These two hand on the coroutine of `decode`: one of their own would cost every call a little.
+    # These two return the coroutine of `decode`: a coroutine of their own would cost time in every call.
 
     def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> Awaitable[tuple[Any, Any]]:
         """`(args, kwargs)` for `function`: a codec with types reads them from its annotations."""
@@ -88,5 +88,5 @@ def ends_here(error: BaseException) -> bool:
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled()
     if isinstance(error, GeneratorExit):
-        return asyncio._get_running_loop() is None  # the collector closes this coroutine
+        return asyncio._get_running_loop() is None  # the garbage collector closes this coroutine
     return isinstance(error, KeyboardInterrupt)

@@ -29,5 +29,5 @@ def reason(kind: type) -> str | None:
 
 
 def _package(kind: type) -> str:
-    module: object = kind.__module__  # a class may call itself anything
+    module: object = kind.__module__  # a class may set `__module__` to anything
     return module.partition(".")[0] if isinstance(module, str) else ""

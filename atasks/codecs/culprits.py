@@ -111,7 +111,7 @@ def brief(error: BaseException) -> str:
 
 def _text(error: BaseException) -> str:
     try:
-        text = "".join([str(error)])  # str() may give an instance of a subclass, with methods of its own
+        text = "".join([str(error)])  # str() may return an instance of a subclass of str, with methods of its own
     except Exception:
         return ""
     return text.split("\n", 1)[0][:300].encode("utf-8", "backslashreplace").decode()
@@ -168,7 +168,7 @@ def _parts(value: Any) -> _Parts:
     """Return the parts of a value, as far as they have names."""
     try:
         return list(_walk(value))
-    except Exception:  # a user's class gets in the way
+    except Exception:  # a method of a user's class raises
         return []
 
 

@@ -48,7 +48,7 @@ class ZstdCodec(Codec):
         if not 1 <= level <= 19:
             raise ValueError(f"level={level}: 1 to 19")
         self.inner = CloudpickleCodec(namespace) if inner is None else inner
-        super().__init__(self.inner.namespace)  # in the place of the inner one, which has registered itself
+        super().__init__(self.inner.namespace)  # replaces the inner codec, which has registered itself
         self.name = f"{self.inner.name}+zstd"
         self.carries_types = self.inner.carries_types
         self.compresses = True
@@ -92,14 +92,14 @@ class ZstdCodec(Codec):
             return content
         try:
             size = self._zstd.get_frame_parameters(content).content_size
-            if size > self._max_bytes:  # unknown is the largest number there is
+            if size > self._max_bytes:  # an unknown size is told as the largest number
                 raise DecodeError(
-                    f"a compressed payload says that it has {size} bytes inside: at most "
+                    f"a compressed payload claims to hold {size} bytes: at most "
                     f"{self._max_bytes} are taken (max_bytes)"
                 )
             if size > _most(content):
                 raise DecodeError(
-                    f"a compressed payload of {len(content)} bytes says that it has {size} bytes inside: at most "
+                    f"a compressed payload of {len(content)} bytes claims to hold {size} bytes: at most "
                     f"{MAX_RATIO} times its size are taken"
                 )
             return self._zstd.decompress(content, size)

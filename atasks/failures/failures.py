@@ -95,7 +95,7 @@ async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: i
         content = _encoder.encode(Failure(await _nodes(exc, codec, hop, most=limit // 4)))
         if len(content) <= limit:
             return content
-    except BaseException as error:  # a user's class may do anything at all
+    except BaseException as error:  # a method of a user's class may raise anything
         if ends_here(error):
             raise
     for length in (MAX_MESSAGE, 2048, 512, 128):
@@ -138,7 +138,7 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     built: list[BaseException] = []
     tracebacks: list[str] = []
     for node in nodes:
-        # Earlier nodes only, so that nothing that was sent can make a circle here.
+        # Only earlier nodes are linked, so no sender can make a cycle here.
         cause, context, *members = [
             number if number is not None and number < len(built) else None
             for number in (node.cause, node.context, *node.members)
@@ -464,8 +464,8 @@ def _summary(exc: BaseException) -> str:
 
 def _str(value: object) -> str:
     try:
-        return "".join([str(value)])  # str() may give an instance of a subclass, with methods of its own
-    except BaseException:  # no await in here: it can only be the object's own
+        return "".join([str(value)])  # str() may return an instance of a subclass of str, with methods of its own
+    except BaseException:  # nothing here awaits, so only the object itself can have raised this
         return _failed(type(value))
 
 

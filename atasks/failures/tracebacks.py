@@ -108,7 +108,7 @@ def texts(chain: list[Origin], large: bool = False) -> dict[int, str]:
     try:
         if not large and sum(1 for _ in itertools.islice(_nearest(root), MAX_FORMATTED + 1)) <= MAX_FORMATTED:
             return _Formatting(chain, TracebackException.from_exception(root)).texts
-    except Exception:  # a user's class gets in the way: it is not asked again
+    except Exception:  # a method of a user's class raises: it is not asked again
         pass
     text = shorten(frames(root), MAX_TEXT)
     return {index: text for index, link in enumerate(chain) if _is_end(link)}

@@ -85,8 +85,8 @@ def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
         raise ValueError("fork needs at least one pipeline")
     if len(pipelines) > MAX_WAYS:
         raise ValueError(
-            f"fork takes at most {MAX_WAYS} pipelines, not {len(pipelines)}: let flat_map make several items of "
-            "each one, and a stage do what its item says"
+            f"fork takes at most {MAX_WAYS} pipelines, not {len(pipelines)}: make several items of each one "
+            "with flat_map, and one stage that handles them all"
         )
     given: tuple[Any, ...] = pipelines
     for pipeline in given:

@@ -67,7 +67,7 @@ def open_stages(engine: Engine, inlet: Inlet, steps: Iterable[Step], total: int 
     for step in steps:
         stage, first = step.stage, len(engine.crews)
         inlet = stage.open(engine, inlet, step)
-        for crew in engine.crews[first : first + 1]:  # those behind it are of the pipelines in a fork
+        for crew in engine.crews[first : first + 1]:  # the crews behind it belong to the pipelines in a fork
             crew.total = total if stage.counts else None
         total = 1 if stage.makes_one else total if stage.one_to_one else None
     return inlet

@@ -76,7 +76,7 @@ def _check(name: str, status: os.stat_result) -> None:
         raise InvalidKeys(
             f"{name!r} is owned by user {status.st_uid}, who could change the keys: chown {user} {quoted}"
         )
-    # A group may read what is root's: it is how an account that is not root gets at it.
+    # A group may read a file of root's: that is how an account other than root gets its keys.
     mode, right = (0o027, "640") if status.st_uid == 0 else (0o077, "600")
     if status.st_mode & mode:
         raise InvalidKeys(f"{name!r} can be read or written by others: chmod {right} {quoted}")
@@ -92,7 +92,7 @@ def parse(text: str, source: str) -> list[Key]:
         try:
             key = _key(words)
             if any(key.name == other.name for other in keys):
-                raise ValueError(f"key {key.name!r} stands there twice: give each key a name of its own")
+                raise ValueError(f"key {key.name!r} is given twice: give each key a name of its own")
         except ValueError as error:
             raise InvalidKeys(f"{source}, line {number}: {error}") from None
         keys.append(key)
@@ -112,11 +112,9 @@ def _key(words: list[str]) -> Key:
         if option not in (VALUES if equals else WORDS):
             # The word is not quoted: it may be a secret that was broken in two.
             near = closest(option, WORDS + VALUES, limit=1)
-            raise ValueError(
-                f"a word behind the secret is no option{f'; did you mean {near[0]}?' if near else ''}"
-            )
+            raise ValueError(f"an unknown option follows the secret{f'; did you mean {near[0]}?' if near else ''}")
         if option in options:
-            raise ValueError(f"{option} stands there twice")
+            raise ValueError(f"{option} is given twice")
         options[option] = _value(option, value) if equals else True
     key = Key(name, _secret(secret), **options)
     if key.encrypt and not can_encrypt():

@@ -77,7 +77,7 @@ class Keyring:
             return False
         if current == self._version:
             return False
-        self._version = current  # one that cannot be used is read once
+        self._version = current  # a file that cannot be used is read once, until it changes
         return True
 
     def __repr__(self) -> str:

@@ -66,7 +66,7 @@ def read_kept(content: Any) -> Kept:
         if kept.one and len(kept.items) != 1:
             raise ValueError("it is not one value")
     except (msgspec.ValidationError, ValueError) as error:
-        raise DecodeError(f"what is kept of a stage cannot be read: {error}") from error
+        raise DecodeError(f"the kept result of a stage cannot be read: {error}") from error
     return kept
 
 

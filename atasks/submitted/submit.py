@@ -47,7 +47,7 @@ async def submit(
             )
         return Handle(holder, router.namespace, kept=options.keep != 0, new=holder == call.id)
 
-    # Its deadline is one for the run, and not for what the middlewares here do.
+    # The deadline applies to the run, and not to the middlewares of the submitter.
     around = options.with_changes({"timeout": None})
     handle: Handle[Any] = await router.submit_inside(name, tuple(args), kwargs, around, send)
     return handle

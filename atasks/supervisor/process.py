@@ -154,7 +154,7 @@ class WorkerProcess:
 
     def _take(self, lines: bytes) -> None:
         for line in lines.splitlines():
-            if not line:  # the process wanted to know whether anybody is here
+            if not line:  # the process asked whether its supervisor still lives
                 continue
             kind, *values = json.loads(line)
             match kind:

@@ -115,7 +115,7 @@ class _Answering:
                 if run is None:
                     return Done("it is not here")
                 return StackOf(run.call.id, self._call(run, self._awaited()), chains(run))
-            case LookAtQueues():  # where a worker has to look itself, its transport has seen to that
+            case LookAtQueues():  # where workers must check this themselves, their transport has done so
                 return Done()
             case CancelCalls():
                 return Cancelled([call_id for call_id in question.ids if self._cancel(call_id)])

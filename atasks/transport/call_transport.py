@@ -199,7 +199,8 @@ class CallTransport(Transport):
             if not pending.future.done():
                 self._post(pending)
             reply = await pending.future
-            took = int((time.perf_counter() - began) * 1_000_000)  # not by `replied`: it would be a call more
+            # Not by `replied`, which would cost a function call.
+            took = int((time.perf_counter() - began) * 1_000_000)
             row[RUN_US] += took
             row[RUN + min(took.bit_length(), LAST_BUCKET)] += 1
             row[ENDED + (reply.status if reply.status < WITHDRAWN else OTHER)] += 1
@@ -313,7 +314,7 @@ class CallTransport(Transport):
         room = self._room()
         if room is not None:
             await self._wait_for_room(pending, room)
-        if not pending.future.done():  # else reading it says how it ended
+        if not pending.future.done():  # else reading the stream raises how it ended
             self._post(pending)
 
     def close_stream(self, pending: Pending) -> None:

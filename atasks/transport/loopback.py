@@ -126,7 +126,7 @@ class LoopbackTransport(CallTransport):
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if isinstance(delivery, _Delivery) and delivery.pending.kept:
-            return 0.0  # it has its time from here on
+            return 0.0  # its deadline counts from here on
         return max(time.time() - call.sent_ms / 1000 - self.clock_skew, 0.0)
 
     async def stop_serving(self, worker: Server) -> None:

@@ -270,7 +270,7 @@ class Picture:
         return {
             "task": name,
             "running": running,
-            "rate": max(rate, 0.0),  # a worker that has ended takes its counts along
+            "rate": max(rate, 0.0),  # the counts of a worker that has ended are gone with it
             "started": task.started,
             "ended": after[name],
             "failed": sum(number for status, number in task.ended.items() if status not in WELL),

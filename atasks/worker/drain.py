@@ -30,7 +30,8 @@ async def drain(worker: Worker, until: float) -> None:
     while worker.held and worker.loop.time() < until:
         if worker.parked and await worker.transport.has_other_workers(worker):
             for run in worker.runs:
-                # A stream that waits for its consumer need not begin anew elsewhere, nor may it perhaps.
+                # A stream that waits for its consumer is left: it need not, and perhaps must not, begin anew
+                # elsewhere.
                 if run.awaits and run.call.delivery != AT_MOST_ONCE and run.sender is None:
                     run.cancel(Reason.DRAINED)
         elif worker.parked:
@@ -40,7 +41,7 @@ async def drain(worker: Worker, until: float) -> None:
         run.cancel(Reason.DRAINED)
     await worker.until_empty(CANCEL_PATIENCE)
     for run in worker.runs:
-        logger.error("%s ignores its cancellation: left behind by the drain", describe(run.call))
+        logger.error("%s ignores its cancellation: the drain ends without it", describe(run.call))
     await _until_threads_end(worker, until)
     await worker.transport.flush()
 

@@ -240,7 +240,7 @@ def cancelled_reply(run: HeldCall) -> Reply | None:
     task = describe(run.call)
     if run.reason is None and run.worker.is_torn_down:
         run.reason = Reason.DRAINED  # the program ends: nobody has cancelled this call
-        run.worker.accepting = False  # it would begin anew here, in what is left of the event loop
+        run.worker.accepting = False  # given back, the call would begin anew here, in an event loop that is ending
     match run.reason:
         case Reason.ENDED:
             return ended_by_request(run)

@@ -74,7 +74,8 @@ class Life:
         """The transport is lost for good: `wait` raises."""
         if not self._stopped.done():
             self._stopped.set_exception(error)
-            self._stopped.exception()  # a worker that nobody waits for is told by the log, not by the collector
+            # Mark it as retrieved: if nobody waits for the worker, this log line tells of the error.
+            self._stopped.exception()
             logger.error("worker %s stops: %s", self._worker.id, error)
 
     async def drain(self, grace: float = 30.0) -> None:

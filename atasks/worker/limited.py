@@ -80,7 +80,8 @@ async def take_token(run: HeldCall, limit: Limit, key: str | None) -> Token:
     limits = run.worker.transport.limits
     if limits is None:
         raise NotSupported(
-            f"{type(run.worker.transport).__name__} has no limits: take @atask(limit=...) away, or use another one"
+            f"{type(run.worker.transport).__name__} has no limits: remove @atask(limit=...), or use another "
+            "transport"
         )
     run.park(bounded=False)
     token: Token | None = None

@@ -49,7 +49,8 @@ class LoopGuard:
     @classmethod
     def enter(cls, loop: asyncio.AbstractEventLoop) -> LoopGuard:
         """The guard of this event loop, for one worker more, until its `leave`."""
-        guard: LoopGuard | None = getattr(loop, _ATTRIBUTE, None)  # a dictionary of loops would keep them alive
+        # An attribute, because a dictionary of loops would keep them alive.
+        guard: LoopGuard | None = getattr(loop, _ATTRIBUTE, None)
         if guard is None:
             guard = cls(loop)
             setattr(loop, _ATTRIBUTE, guard)

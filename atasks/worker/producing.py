@@ -49,7 +49,7 @@ async def produce(run: HeldCall, codec: Codec, generator: AsyncGenerator[Any, No
             if sender.full:
                 await sender.room()
             elif sender.skipping and sender.produced % sender.window == 0:
-                await asyncio.sleep(0)  # nothing else lets other calls run while items are skipped
+                await asyncio.sleep(0)  # lets other calls run while items are skipped
     finally:
         await generator.aclose()
     return None

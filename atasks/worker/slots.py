@@ -50,7 +50,8 @@ class Slots:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it was handed a slot and cancelled in the same turn
+            # The waiter got a slot and was cancelled in the same turn: pass the slot on.
+            if waiter.done() and not waiter.cancelled():
                 self.give()
             raise
 

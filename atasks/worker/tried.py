@@ -51,7 +51,7 @@ async def _pause(run: HeldCall, retry: Retry, reply: Reply, began: float) -> flo
     except Exception as error:
         if ends_here(error):
             raise
-        _log.exception("whether %s is worth another try cannot be told: its retry raised", call.task)
+        _log.exception("%s is not tried again: the function that its retry has in `on` raised", call.task)
         return None
     pause = retry.pause(error, call.try_)
     if retry.too_late(now - began + pause) or (run.deadline is not None and now + pause >= run.deadline):

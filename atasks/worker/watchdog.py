@@ -89,7 +89,7 @@ class Watchdog:
 
     def _report(self, asked: float) -> None:
         task = asyncio.current_task(self._loop)
-        if task is None:  # the machine is busy, or a callback that is nobody's call
+        if task is None:  # the machine is busy, or a callback that belongs to no call
             self._until_answered()
             return
         frame = sys._current_frames().get(self._loop_thread)

@@ -472,7 +472,7 @@ class Worker:
         if run.reporter is not None:
             run.reporter.finish()
         run.ended = True
-        run.task = None  # whose context refers to the run: a cycle would be left to the garbage collector
+        run.task = None  # the context of the task refers to the run: break the reference cycle
         if reply is None or reply.status:
             if reply is not None or run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT):
                 log_ending(run, reply)

@@ -196,7 +196,7 @@ async def test_a_silent_caller_keeps_no_other_last_attempt_waiting(
         second = await asyncio.to_thread(fleet.start_one)
         first.kill()
         await until(lambda: _delivered_before(second) == 2, "both calls are passed on")
-        waits = re.compile(r"call (\S+), attempt 2, waits for the word of its caller")
+        waits = re.compile(r"call (\S+), attempt 2, waits until its caller lets it start")
         await until(lambda: len(set(waits.findall(second.output))) == 2, "both calls are asked for")
         proxy.resume()
         gate.touch()

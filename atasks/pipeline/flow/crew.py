@@ -144,8 +144,8 @@ class FunctionCrew(Crew):
         """The one for which an item was dropped last."""
 
     def start(self) -> None:
-        # Others come when they are needed: 64 tasks for 3 items are a waste. But how often a join or a hook is
-        # called has to be known.
+        # Others begin when they are needed: 64 tasks for 3 items are a waste. But a join, or a hook, must run a
+        # known number of times.
         stage = self.stage
         known = stage.join or stage.on_start is not None or stage.on_done is not None
         for _ in range(stage.workers if known and stage.workers is not None else 1):
@@ -187,7 +187,7 @@ class FunctionCrew(Crew):
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
         limit = self._limit
-        alone = limit == 1 and runner.ready is None  # then it matters to nobody that it is idle
+        alone = limit == 1 and runner.ready is None  # then nobody needs to know that it is idle
         take = inlet.take if alone else partial(self._take, runner.ready)
         variables, clean = copy_context, copy_context()
         beats, pause = 0, monotonic() + PATIENCE

@@ -42,7 +42,7 @@ class Engine:
 
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that `aclose` waits for."""
-        # Not by the loop's task factory, which may begin it at once, before this engine knows of it.
+        # Not made by the loop's task factory: an eager one would begin the task before this engine knows of it.
         task = asyncio.Task(coroutine, loop=self.loop)
         self._wait_for(task)
         return task
@@ -114,7 +114,7 @@ class Engine:
             self.loop.call_soon_threadsafe(start)
         except RuntimeError:
             future.cancel()
-        if self.closed:  # perhaps since the loop's thread looked at what is waiting
+        if self.closed:  # the engine may have closed since the loop's thread looked
             future.cancel()
         return future
 

@@ -164,7 +164,7 @@ class Process:
         assert self._stream is not None
         try:
             item = next_or_end(self._stream)
-        except Exception:  # the stream's own error: the child ends, and this end raises it
+        except Exception:  # the stream itself failed: the child ends, and this process raises the error
             self._send(ChildMessage.BROKEN)
             with contextlib.suppress(Exception):
                 self._answer()
@@ -190,7 +190,7 @@ class Process:
             code: int | None = self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             code = None
-        return PipelineError(f"the process of stage {self._stage.name!r} has ended (exit code {code}) amid a call")
+        return PipelineError(f"the process of stage {self._stage.name!r} ended during a call (exit code {code})")
 
 
 async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:
@@ -240,7 +240,7 @@ class ProcessRunner(ThreadRunner):
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
             return await self._thread.call(function, *args)
-        except asyncio.CancelledError:  # it took too long, or the run is over
+        except asyncio.CancelledError:  # the call took too long, or the run is over
             self._process.terminate()
             raise
 

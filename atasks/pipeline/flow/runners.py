@@ -282,8 +282,9 @@ class ThreadRunner(LoopRunner):
             self._thread.close()
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
-        variables = self._variables = self._thread.variables()  # what an item sets, the next one does not see
-        if self._thread.busy:  # with what took too long: that goes on in a thread which ends after it
+        # A context variable that is set for one item is not seen by the next.
+        variables = self._variables = self._thread.variables()
+        if self._thread.busy:  # together with the function that took too long: its thread ends when it returns
             self._thread.close()
             self._thread = Thread(f"atasks-{self.stage.name}-{self.info.index}", self._thread.variables())
         return await self._thread.call(variables.run, function, *args)
@@ -307,7 +308,8 @@ class ThreadRunner(LoopRunner):
 
         try:
             return await self._thread.call(on_start)
-        except asyncio.CancelledError:  # it goes on in the thread: what it begins there has to be ended
+        except asyncio.CancelledError:
+            # `on_start` goes on in the thread: `on_done` runs behind it, and ends what it began.
             self._thread.submit(on_done)
             raise
 
@@ -319,7 +321,7 @@ class ThreadRunner(LoopRunner):
                 yield item
         finally:
             if isinstance(iterator, GeneratorType):
-                if thread.busy:  # it has its turn after what it runs, which was given up
+                if thread.busy:  # it runs after the function that was given up
                     closed = thread.submit(run, iterator.close)
                     report_failure(closed, f"a generator of stage {self.stage.name!r} raised on its end")
                 else:

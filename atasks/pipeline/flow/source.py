@@ -83,7 +83,7 @@ class IterableSource(Source):
     def length(self) -> int | None:
         try:
             return len(self.iterable)
-        except Exception:  # it has none, or none that it would tell
+        except Exception:  # it has no length, or raises when asked
             return None
 
 
@@ -94,7 +94,7 @@ class MergedSource(Source):
         self.sources = sources
 
     def open(self, engine: Engine, windows: Sequence[Admission]) -> Inlet:
-        outlet = Channel(0)  # pulled when somebody waits for it: one item of each source is at hand
+        outlet = Channel(0)  # pulled only when somebody waits: so one item of each source is at hand, and no more
         numbers = itertools.count()
         for number, source in enumerate(self.sources):
             _Merger(engine, f"source {number}", source.open(engine, ()), outlet, windows, numbers).start()
@@ -126,7 +126,7 @@ class _Merger(Crew):
             lineage = (next(self._numbers),)
             await admitted(self._windows, lineage)
             await self.outlet.put((lineage, token[1]))
-        if self.inlet.error is not None:  # not when the others have ended, too
+        if self.inlet.error is not None:  # only its own error, and not the end that all sources share
             self.fail(self.inlet.error, f"in {self.name} of a merge")
 
 

@@ -53,7 +53,7 @@ class Thread:
             returned, value = await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                _drop(future.result())  # it came while the task was being cancelled
+                _drop(future.result())  # the result came while the task was being cancelled
             raise
         if returned:
             return value

@@ -139,4 +139,5 @@ class _ExitCrew(Crew):
                 await admitted(self._windows, lineage)
                 await self.outlet.put((lineage, value))
         if self.inlet.error is not None and self.inlet.error is not self._origin.error:
-            self.fail(self.inlet.error, None)  # its own, and not one that all pipelines will come to
+            # The error is its own: one from before the fork reaches the outlet once, by another way.
+            self.fail(self.inlet.error, None)

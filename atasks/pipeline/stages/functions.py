@@ -318,7 +318,8 @@ class _GroupRunner(LoopRunner):
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
-            for task in tasks:  # of several that failed one is told of, and asyncio complains of none
+            # One error of several is raised; reading the others keeps asyncio from logging them.
+            for task in tasks:
                 if not task.cancelled():
                     task.exception()
 

@@ -63,7 +63,7 @@ class _SequencingCrew(Crew):
 
     def stop(self) -> None:
         super().stop()
-        self.window.open()  # others may go on, whose items nobody puts in order here
+        self.window.open()  # other stages may go on, and nobody here puts their items in order
 
     async def work(self, index: int) -> None:
         await self.sequence()

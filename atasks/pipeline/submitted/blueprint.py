@@ -79,8 +79,8 @@ def _describe(stage: Stage) -> Blueprint:
             return {"kind": "ordered", "window": stage.window}
         case CollectStage() if stage.seconds is not None:
             raise TypeError(
-                "collect(n, seconds=...) makes other lists each time, and what a run on the workers has done "
-                "could not be found again: leave seconds out, or await the pipeline"
+                "collect(n, seconds=...) makes other lists each time, so a run on the workers could not find its "
+                "finished lists again: leave seconds out, or await the pipeline"
             )
         case CollectStage():
             return {"kind": "collect", "size": stage.size}
@@ -97,7 +97,8 @@ def _describe_function(stage: FunctionStage) -> Blueprint:
     names = wanted_names(cast("Any", function))
     asked = {"element_index", "worker_info"}.intersection(names) - set(bound.kwargs)
     if asked:
-        raise TypeError(f"{stage.name!r} asks for {', '.join(sorted(asked))}, which a run on the workers has not")
+        wanted = ", ".join(sorted(asked))
+        raise TypeError(f"{stage.name!r} asks for {wanted}, which a run on the workers does not have")
     return _describe_task(function)
 
 
@@ -224,7 +225,7 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
         specs: list[StageSpec] = msgspec.convert(data, Annotated[list[StageSpec], Meta(max_length=MAX_STAGES)])
         count = sum(1 for _ in _all(specs))
         if count > MAX_STAGES:
-            raise ValueError(f"{count} stages are more than the {MAX_STAGES} that a run may have all in all")
+            raise ValueError(f"{count} stages: a run may have at most {MAX_STAGES} in total")
         for spec in specs:
             build(spec)
             for kind, name, other in _namespaces_of(spec):

@@ -51,7 +51,8 @@ async def run_pipeline(stages: Any, args: Any, kwargs: Any) -> Any:
     assert records is not None, "the submitter's transport has them, and it is of the same kind"
     run_id = record_of(run.call.id)
     async with records.watch(run_id, steps=False) as news:
-        record = await records.read(run_id)  # watched already: who ends the run from now on is noticed
+        # The run is watched from here on: an end that others give it is noticed.
+        record = await records.read(run_id)
         if record.has_ended(run.call.id):
             return None
         coordinator = _Coordinator(run, records, record, stages)
@@ -141,7 +142,7 @@ class _Coordinator:
         try:
             await asyncio.wait((running, writing), return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
-                await writing  # raises: what the items give cannot be noted
+                await writing  # raises: the results of the items cannot be noted
             try:
                 result = await running
             except Exception:
@@ -179,13 +180,13 @@ class _Coordinator:
 
     async def _permitted(self, stretch: range, kept: Sequence[Kept]) -> list[Stage]:
         """The stages of a stretch, if they may run."""
-        number = max(stretch.start, len(kept))  # the first one that is not kept
+        number = max(stretch.start, len(kept))  # the first stage whose result is not kept
         specs = [spec for each in stretch for spec in tasks_of(self._specs[each])]
         name = self._stages[number].name
         deaths = 0
         # Attempts count deliveries, and a worker may die before it begins: what has begun leaves a mark.
         place, round_ = step_id(self._id, number), self._first // UNBOUNDED
-        if round_:  # who retries a run allows it all again
+        if round_:  # a run that is retried by hand has all its attempts again
             place = f"{place}.retry{round_}"
         if number == len(kept) and self._attempt > max(kept[-1].attempt if kept else 1, self._first):
             marks = f"{place}.again."
@@ -200,8 +201,8 @@ class _Coordinator:
             mark = f"{place}.begun"
             if mark in self._record.replies:
                 raise WorkerLost(
-                    f"the worker of run {self._id} ended over stage {name!r}, which runs at most once: "
-                    "it may or may not have run",
+                    f"the worker of run {self._id} ended while it ran stage {name!r}, which runs at most once: "
+                    "the stage may or may not have run",
                     max(deaths, 1),
                 )
             await self._mark(mark)
@@ -234,7 +235,7 @@ class _Coordinator:
             try:
                 await self._put(part_id(self._id, number, self._attempt), number, items)
             except (AtasksError, ValueError, TypeError) as error:
-                logger.debug("what stage %d of run %s gave is not kept: %s", number, self._id, error)
+                logger.debug("the result of stage %d of run %s is not kept: %s", number, self._id, error)
 
     async def _record_result(self, number: int, items: list[Any]) -> None:
         await self._put(step_id(self._id, number), number, items)

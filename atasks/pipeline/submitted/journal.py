@@ -60,7 +60,7 @@ def _read(content: Any) -> Written:
     try:
         return msgspec.convert(content, Written)
     except msgspec.ValidationError as error:
-        raise DecodeError(f"what is noted of a run cannot be read: {error}") from error
+        raise DecodeError(f"the notes of a run cannot be read: {error}") from error
 
 
 class Journal:

@@ -23,7 +23,7 @@ RUN: Final = RUN_PIPELINE
 
 async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
     """Have the workers run it. See `Pipeline.submit`."""
-    pipeline(*args, **kwargs)  # raises for what it cannot be called with; nothing runs
+    pipeline(*args, **kwargs)  # checks the arguments, and raises for wrong ones; nothing runs
     _check_arguments(pipeline, args, kwargs)
     data = blueprint(pipeline.stages)
     first = next(chain.from_iterable(map(tasks_of, read(data))), None)  # read as the worker will

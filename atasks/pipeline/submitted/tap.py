@@ -45,7 +45,7 @@ class _TapInlet:
     called = False
 
     def __init__(self, engine: Engine, inlet: Channel, stage: TapStage) -> None:
-        self.items: deque[Token] = deque()  # stays empty: all has to go through `take`
+        self.items: deque[Token] = deque()  # stays empty, so that every token goes through `take`
         self.putters: deque[asyncio.Future[None]] = deque()
         self.error: BaseException | None = None
         self._engine = engine

@@ -203,7 +203,7 @@ def check_expires(value: object) -> float:
 def no_room(call_id: str) -> QueueFull:
     """The error of who wants to keep more than there is room for."""
     return QueueFull(
-        f"there is no room for more of run {call_id!r} in the memory that keeps runs: wait for results to expire, "
+        f"there is no room for more of run {call_id!r} in the memory for runs: wait for results to expire, "
         "shorten keep_runs, or raise keep_bytes"
     )
 

@@ -94,7 +94,7 @@ class RecordStore(Generic[K]):
         size = len(reply.payload) + len(reply.codec) + len(reply.worker) + OVERHEAD
         if reply.id in stored.record.replies:
             return True
-        self._spent.pop(key, None)  # not to be forgotten for the sake of its own reply
+        self._spent.pop(key, None)  # a call must not be forgotten to make room for its own reply
         if not self._make_room(size):
             return False
         stored.record.add(reply)
@@ -131,7 +131,7 @@ class RecordStore(Generic[K]):
             )
             stored = self._stored[key]
             stored.record.add(wire.ended(reply.id, Status.TOO_LARGE, message))
-            stored.size += OVERHEAD  # over the limit by that much, so that the end of a call is never lost
+            stored.size += OVERHEAD  # over the limit, if need be, so that the end of a call is never lost
             self.size += OVERHEAD
 
     def forget(self, key: K) -> None:

@@ -63,7 +63,7 @@ class DefaultExecutor(ThreadPoolExecutor):
                 try:
                     result = function()
                 except BaseException as error:
-                    del self.running[thread]  # first: who hears of the result may look at once
+                    del self.running[thread]  # first, because a callback of the result may look at once
                     future.set_exception(error)
                     del error
                 else:

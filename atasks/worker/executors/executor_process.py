@@ -142,7 +142,7 @@ class ExecutorProcess:
             raise await self._lost() from None
 
     async def _lost(self) -> Lost:
-        self.kill()  # if it lives, it has closed its channel
+        self.kill()  # if the process still lives, it has closed its channel
         await asyncio.shield(self.ended)
         code = self._process.returncode
         assert code is not None

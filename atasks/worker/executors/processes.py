@@ -109,7 +109,8 @@ class ProcessPool:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                self._give(waiter.result())  # it was handed one and cancelled in the same turn
+                # The waiter got a process and was cancelled in the same turn: pass the process on.
+                self._give(waiter.result())
             raise
 
     def _grow(self) -> None:

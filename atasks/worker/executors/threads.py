@@ -173,7 +173,7 @@ class ThreadPool:
         if not call.is_over():
             await self._places.retake()
             if call.is_over() or call.awaits or call.has_place:
-                self._places.give()  # meanwhile it ended, or waits again, or came back otherwise
+                self._places.give()  # meanwhile the function has ended, waits again, or has another place
             else:
                 call.has_place = True
 

@@ -100,7 +100,7 @@ class DeadQueue:
         if whole := cut_from(headers):
             return f"it is the beginning of a message of {whole} bytes: drop it"
         name = _text(headers.get("x-message-id")) or message.name or f"dead-{message.number}"
-        # A handler's call that failed, or a request without an address, is answered to nobody.
+        # Nobody is told of a handler's call that failed, or of a request without an address.
         again = _Again(got, message.queue, name, self._session.topology.nobody)
         self._session.outbox.put(again)
         problem = await again.settled

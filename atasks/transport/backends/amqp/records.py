@@ -203,7 +203,8 @@ class AMQPRecords(Records):
                 await self.over_link(lambda link: link.declare_queue(mark, arguments))
                 await self._publish(call_id, call_id.encode(), mark, exchange="")
                 break
-            except (QueueFull, QueueMismatch):  # the latter: of a call with another delay
+            except (QueueFull, QueueMismatch):
+                # In the second case the record is that of a call with another delay.
                 return await self._other(call_id) if kept else _nameless(call_id)
             except UnknownRun:  # the call that had the key has ended in between
                 continue
@@ -250,7 +251,7 @@ class AMQPRecords(Records):
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         topology = self._session.topology
-        if quiet:  # to the queue, and past those who listen at the exchange
+        if quiet:  # sent to the queue directly, so that listeners at the exchange do not get it
             await self._publish(call_id, wire.encode([reply]), topology.kept(call_id), exchange="")
             return
         await self.touch(call_id)
@@ -411,7 +412,7 @@ class AMQPRecords(Records):
             await guard(shielded(channel.basic_consume(name, receive)))
             while True:
                 arrived.clear()
-                # What was ready when this is answered was sent to here before, but for what is still to come.
+                # When the broker answers this, it has sent here all that was ready.
                 state = await guard(shielded(channel.queue_declare(name, passive=True)))
                 if messages and not state.message_count:
                     return messages
@@ -475,14 +476,14 @@ class _Safe(Outgoing):
         return True
 
     def refused(self) -> None:
-        if self.again:  # no room for it: what was sent before has taken that, as far as can be known
+        if self.again:  # no room for it: earlier messages have filled the queue
             self.confirmed()
         elif not self.future.done():
             self.future.set_exception(QueueFull(f"the broker takes no more of run {self.call_id!r}: try later"))
 
     def rejected(self, refusal: Refusal) -> None:
         if not self.future.done():
-            self.future.set_exception(refusal.error(f"what is kept of run {self.call_id!r}", len(self.body)))
+            self.future.set_exception(refusal.error(f"the record of run {self.call_id!r}", len(self.body)))
 
 
 def _nameless(call_id: str) -> str:

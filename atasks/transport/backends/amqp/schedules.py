@@ -83,11 +83,11 @@ class AMQPSchedules(Schedules):
                 await self._publish(0, b"")
             async with self._turn(link) as (channel, messages):
                 version, content = self._newest(messages)
-                if content == new:  # by this, over a link that was lost
+                if content == new:  # deleted by this process, over a link that was lost
                     return True
                 if content != old:
                     return False
-                replaced = list(messages)  # the next one comes here too
+                replaced = list(messages)  # the next table comes here too
                 await self._publish(version + 1, new)
                 for message in replaced:
                     await channel.basic_ack(message.delivery_tag or 0)
@@ -151,7 +151,7 @@ class AMQPSchedules(Schedules):
                 if seals is not None:
                     seals.count(str(error))
             except msgspec.MsgspecError:
-                logger.error("a message in %r is no table of schedules", self._table)
+                logger.error("a message in queue %r is no table of schedules, and is ignored", self._table)
             else:
                 found = max(found, (version, content), key=lambda each: each[0])
         return found
@@ -264,4 +264,4 @@ class _Table(Outgoing):
 
     def lost(self) -> bool:
         self._fail("the connection was lost before the schedules were safe")
-        return False  # whoever has the turn next sees what is there
+        return False  # the next holder of the turn reads the stored table

@@ -216,7 +216,7 @@ class Seals:
         body = verify(key, sealed, *place, properties.reply_to or "", properties.message_id or "")
         if kind == "control" and not _is_fresh(sealed.issued_ms, CONTROL_SECONDS):
             raise SealError("too old")
-        # What the broker delivers again came before, and is dealt with as what may have been begun.
+        # A redelivered message has come before: it is treated like one whose call may have begun.
         if kind == "request" and remember:
             mac = blake2b(sealed.mac + among.encode()).digest() if among else sealed.mac
             seen = self._replays.seen(mac, time.monotonic())
@@ -254,7 +254,7 @@ class Seals:
             found = self.keys.find(names.pop())
             if found is None:
                 self.count("unknown key")
-                return [], []  # nobody could open an answer
+                return [], []  # no caller could open a sealed answer
             owner = found
         request.key = owner.name
         admitted: list[Call] = []
@@ -321,7 +321,8 @@ class Seals:
                         self.count("not allowed")
                     elif isinstance(envelope, Cancel) and isinstance(message, Opened):
                         _remember(self._cancelled, (message.key.name, call_id), message.issued_ms, CANCELLED)
-                # Who wants an answer in any case, and may not ask for these, is told that they are not here.
+                # A caller that wants an answer in any case is told that calls which it may not ask for are not
+                # here.
                 if ids or (isinstance(envelope, Ask) and (envelope.token or not envelope.ids)):
                     kept.append(replace(envelope, ids=ids))
             elif isinstance(envelope, Query):

@@ -118,7 +118,7 @@ class Steering:
                 await asyncio.gather(*telling)
             await self._session.outbox.flushed()
             await acks.flushed()
-        finally:  # what was neither acknowledged nor given back is in the queue again
+        finally:  # messages that were neither acknowledged nor given back are in the queue again
             with suppress(*CLIENT_ERRORS):
                 await guard(shielded(channel.close()))
 

@@ -49,7 +49,8 @@ def with_options(address: URL) -> URL:
     if switch not in _YES:
         raise InvalidURL("no_verify_ssl in the URL is 1 (the broker's certificate is not verified) or 0")
     logger.warning(
-        "the certificate of %s is not verified (no_verify_ssl): who is in between can read and change everything",
+        "the certificate of %s is not verified (no_verify_ssl): anybody between this host and the broker can read "
+        "and change all messages",
         address.host,
     )
     return address.update_query(no_verify_ssl="1")

@@ -115,7 +115,7 @@ class AMQPTransport(CallTransport):
             max_message=MAX_MESSAGE_3,
         )
         self._records = AMQPRecords(session, self, keep_runs)
-        super().__init__(namespace)  # registers it: what is refused above is not
+        super().__init__(namespace)  # registers the transport; one that is refused above is not registered
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
         self._limits = AMQPLimits(session, self.consumer_timeout)
@@ -191,7 +191,7 @@ class AMQPTransport(CallTransport):
             await self._set_up(link)
         except BaseException as error:
             await self._close_database("the transport could not connect")
-            with suppress(*CLIENT_ERRORS):  # it may exist by now, although nobody has heard so
+            with suppress(*CLIENT_ERRORS):  # the queue may exist by now, although no answer has come
                 async with asyncio.timeout(UNDO_SECONDS):
                     await guard((await link.open_channel()).queue_delete(session.reply_queue))
             await link.close()
@@ -211,7 +211,8 @@ class AMQPTransport(CallTransport):
         self._end(State.CLOSING, "the transport was disconnected")
         self.calling.control.flush()
         try:
-            if session.link is not None and not keeper.done():  # else the event loop ends: nothing leaves it
+            # Else the event loop is ending, and nothing can be sent any more.
+            if session.link is not None and not keeper.done():
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await session.outbox.flushed()
                     await self.calling.leave(session.link)
@@ -495,7 +496,7 @@ class AMQPTransport(CallTransport):
             await asyncio.sleep(pause)
             async with asyncio.timeout(self.session.timeout):
                 await self._restored.wait()
-                while self.session.link is None:  # it was lost again before this went on
+                while self.session.link is None:  # the link was lost again before this task went on
                     await self._restored.wait()
             link = self.session.link
 
@@ -523,7 +524,7 @@ class AMQPTransport(CallTransport):
         if self.serving is not None:
             self.serving.replies.flush()
         if self._keeper is None or self._keeper.done():
-            return  # the event loop ends: nothing leaves it any more
+            return  # the event loop is ending: nothing can be sent any more
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await self.session.outbox.flushed()

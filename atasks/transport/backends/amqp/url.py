@@ -29,8 +29,8 @@ def checked(url: str) -> str:
     try:
         address = URL(url)
         valid = address.scheme in ("amqp", "amqps") and bool(address.host)
-        (address.host or "").encode("idna")  # what looking the name up does first
-    except ValueError:  # its words may quote what is secret; a UnicodeError is one too
+        (address.host or "").encode("idna")  # as the name lookup does first
+    except ValueError:  # its text may quote a secret; a UnicodeError is a ValueError too
         valid = False
     if not valid:
         raise InvalidURL("an AMQP URL reads amqp://user:password@host:port/vhost (amqps:// for TLS)")

@@ -263,7 +263,8 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         """
         old, filled = self._room, self._filled
         size = len(old)
-        if needed > size and position + filled == size:  # not before it is full: each time all is copied
+        # Only when the buffer is full, because growing it copies all of it.
+        if needed > size and position + filled == size:
             size = min(needed, max(2**20, 16 * filled))
         elif size > KEPT_READ_BYTES and needed <= READ_BYTES:
             size = READ_BYTES

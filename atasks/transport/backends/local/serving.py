@@ -127,7 +127,8 @@ class Serving:
             return
         if isinstance(message, Cancel):
             for call_id in message.ids:
-                if self.worker.holds(call_id):  # else it has ended: one of that id that comes now is awaited anew
+                # Else the run has ended: a call of that id that comes now is awaited anew.
+                if self.worker.holds(call_id):
                     self.worker.cancel(call_id)
             return
         answer = self._questions.get(message.number)

@@ -251,7 +251,7 @@ class LocalTransport(CallTransport):
         try:
             if (
                 self.worker_processes is not None
-            ):  # while there is a hub, to which they give back what they do not finish
+            ):  # stop them while the hub lives: they give unfinished calls back to it
                 await self.worker_processes.stop()
         finally:
             self.worker_processes = None
@@ -386,7 +386,11 @@ class LocalTransport(CallTransport):
         name = validate_queue(queue)
         answer = await self._records.ask(lambda number: Steer(number, name, order))
         if not isinstance(answer, QueueState):
-            raise TransportError(answer.reason if isinstance(answer, Answer) else "the hub says something else")
+            raise TransportError(
+                answer.reason
+                if isinstance(answer, Answer)
+                else "the hub gave another answer than the state of a queue"
+            )
         return answer
 
     async def pause_queue(self, queue: str) -> None:
@@ -486,7 +490,7 @@ class LocalTransport(CallTransport):
             self._welcome.set_exception(ConnectFailed(message.reason))
 
     def _unreadable(self, salvaged: Salvaged) -> None:
-        logger.error("a message of the hub makes no sense, and is dropped: %s", salvaged.bad[0][1])
+        logger.error("a message from the hub cannot be read, and is dropped: %s", salvaged.bad[0][1])
         self._receive(salvaged.messages)
 
     # -- serving
@@ -498,7 +502,7 @@ class LocalTransport(CallTransport):
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = worker.served.queues(self.queue) if queues is None else map(validate_queue, queues)
             serving = self.serving = Serving(worker, list(names), self._link)
-            self._link.eager = False  # a reply is followed by what it says of slots
+            self._link.eager = False  # a reply is followed by a message on free slots
         elif serving.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")
         serving.start()

@@ -56,13 +56,13 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
                     _, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
             if moved:
                 await asyncio.wait(moved)
-            with suppress(AMQPChannelError):  # others have put a call there meanwhile, or use it
+            with suppress(AMQPChannelError):  # others have put a call there meanwhile, or consume the queue
                 await guard(shielded(channel.queue_delete(early, if_unused=True, if_empty=True)))
         finally:
             with suppress(*CLIENT_ERRORS):
                 await guard(shielded(channel.close()))
     except ChannelNotFoundEntity:
-        return  # another one has moved them all meanwhile, and has deleted the queue
+        return  # another worker has moved all calls meanwhile, and has deleted the queue
     except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
         logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
 

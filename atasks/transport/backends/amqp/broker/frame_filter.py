@@ -54,7 +54,7 @@ class FrameFilter:
         if self._begun:
             data = self._begun + data
             self._begun = b""
-        mended: Any = data  # or an array with the same bytes, but for what is mended
+        mended: Any = data  # or a copy with the same bytes, except those that are mended
         size, start = len(data), self._skip
         while start + HEAD <= size:
             kind, length = TYPE_AND_SIZE(data, start)

@@ -42,7 +42,8 @@ class FrameWriter:
         """Hand over what there is room for; whether that is everything."""
         channel = self._channel
         if channel.connection.channels.get(channel.number) is not channel:
-            self._waiting.clear()  # the broker has closed it: a frame more, and it closes the connection
+            # The broker has closed this channel: one more frame, and it would close the connection.
+            self._waiting.clear()
         queue = channel.write_queue
         while self._waiting and queue.qsize() < self._most:
             queue.put_nowait(self._next())

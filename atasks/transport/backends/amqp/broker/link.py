@@ -140,7 +140,7 @@ class Link:
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
                 attempt = aio_pika.Connection(address, client_properties=properties)
                 attempt.kwargs["transport_factory"] = _Sockets()
-                opened.append(attempt)  # to be closed also where it cannot connect: its destructor would try
+                opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
                 await _connect(attempt)
             link = cls(opened[0], opened[1])
             await link.open_publish()

@@ -98,7 +98,7 @@ class BrokerLimit:
                 raise
             if all(token.is_held for token in tokens):
                 return BrokerToken(self._loop, tokens, self._rate)
-            for token in tokens:  # the connection was lost while it waited for the second one
+            for token in tokens:  # the connection was lost while this call waited for its second token
                 token.give_back()
 
     async def _live(self, link: Link) -> None:

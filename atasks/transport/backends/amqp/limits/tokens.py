@@ -203,7 +203,7 @@ class TokenQueue:
         """A token has come."""
         channel = self._channel
         if channel is None or message.channel is not channel.channel:
-            return  # it went back with its channel
+            return  # the broker took the token back with its channel
         consumer = message.consumer_tag or ""
         now = asyncio.get_running_loop().time()
         token = HeldToken(self, channel, message.delivery_tag or 0, consumer, now)

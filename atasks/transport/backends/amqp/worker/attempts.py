@@ -83,7 +83,8 @@ class Attempts:
         `again`: the broker has delivered this message before. It says so of every message after a crash of its
         own, so attempts are counted in the envelope."""
         request = delivery.request
-        sealed_once = call.delivery == AT_MOST_ONCE and bool(request.key)  # a copy of it may be a recording
+        # A copy of it may be a replayed recording.
+        sealed_once = call.delivery == AT_MOST_ONCE and bool(request.key)
         if (not again and call.attempt == 1 and not sealed_once) or self._station.worker.knows(call.id):
             return False
         claim, question = self._claims.get(request.copy), self._questions.get(call.id)
@@ -94,7 +95,7 @@ class Attempts:
         )
         last = call.attempt >= call.max_attempts
         begins = last and request.consumer.solo and call.delivery != AT_MOST_ONCE
-        if claim is not None:  # it was delivered once more meanwhile, over the next link
+        if claim is not None:  # the copy was delivered once more meanwhile, over the next link
             claim.deliveries.append(delivery)
             claim.again = claim.again or (again and begins)
         elif again and question is not None:
@@ -103,7 +104,7 @@ class Attempts:
             # Counted at once, as below: what comes next over this consumer depends on it.
             wait = Wait(request.consumer)
             self._errand(self._claim(call, self._new_claim(call, [delivery], again), wait))
-        elif not again:  # nobody can be asked, or for nothing
+        elif not again:  # there is nobody to ask, or no use in asking
             return False
         elif last or call.delivery == AT_MOST_ONCE or call.credit:
             self._errand(self._ask_before(call, [delivery], Wait(request.consumer, aside=True)))
@@ -155,9 +156,7 @@ class Attempts:
         again = claim.was_delivered_before(self._station.epoch)
         if word is ClaimAnswer.NO:
             copy = request.copy
-            logger.debug(
-                "%s, attempt %d, does not start: %s is one copy too many", describe(call), call.attempt, copy
-            )
+            logger.debug("%s, attempt %d, does not start: copy %s is surplus", describe(call), call.attempt, copy)
             for each in claim.deliveries:
                 each.drop()
         elif word is ClaimAnswer.BACK and again and not claim.run:  # it may have begun elsewhere
@@ -174,7 +173,7 @@ class Attempts:
             await self._ask_before(call, claim.deliveries, wait)
         else:
             permit = partial(self._begin, call, claim, word)
-            for each in claim.deliveries:  # the first one starts it, and it adopts the others
+            for each in claim.deliveries:  # the first delivery starts the run, which adopts the other deliveries
                 self._station.worker.deliver(call, each, consumer.solo, permit)
         self._station.adapt_window()
 
@@ -199,10 +198,11 @@ class Attempts:
                 self._silent[reply_to] = loop.time()
             state = await self._reply_queue(reply_to)
             missing = missing + 1 if state is None else 0
-            once = call.delivery == AT_MOST_ONCE  # no word, no start: somebody else may have sent it again
-            if missing == GONE_ROUNDS:  # its caller is gone, or sends it again with another reply queue
+            # Without an answer it does not start: its caller may have sent the call again.
+            once = call.delivery == AT_MOST_ONCE
+            if missing == GONE_ROUNDS:  # the caller is gone, or sends the call again with another reply queue
                 return ClaimAnswer.NO if call.orphan == CANCEL or once else ClaimAnswer.SILENCE
-            logger.debug("%s, attempt %d, waits for the word of its caller", describe(call), call.attempt)
+            logger.debug("%s, attempt %d, waits until its caller lets it start", describe(call), call.attempt)
             self._station.adapt_window()
             if loop.time() >= self._silent.setdefault(reply_to, loop.time()) + self.patience:
                 # Without a consumer it is gone, as `CallerWatch` has it. One that comes back sends the call again.
@@ -231,7 +231,7 @@ class Attempts:
             if asked is not None:
                 self._station.clocks.learn(asked.reply_to, grant.now_ms)
                 word = asked.word(grant)
-                if word is not ClaimAnswer.YES or asked is claim:  # else it is the answer to an earlier question
+                if word is not ClaimAnswer.YES or asked is claim:  # any other grant answers an earlier question
                     asked.tell(word)
 
     async def _begin(self, call: Call, claim: CopyClaim, word: ClaimAnswer | None) -> bool:
@@ -253,7 +253,7 @@ class Attempts:
         if word not in (
             ClaimAnswer.HERE,
             ClaimAnswer.SILENCE,
-        ):  # else nothing is left to be asked: its caller is told
+        ):  # with these two answers nothing is left to ask
             copy = claim.deliveries[0].request.copy
             self._beginnings[copy] = beginning
             try:

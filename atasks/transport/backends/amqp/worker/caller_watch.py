@@ -51,7 +51,7 @@ class CallerWatch:
             await asyncio.sleep(max(self.pause, SECONDS_A_LOOK * len(self._callers())))
             try:
                 await self._round()
-            except CLIENT_ERRORS:  # the link went: what was seen before does not count after
+            except CLIENT_ERRORS:  # the link was lost: absences seen before it do not count after it
                 self.reset()
 
     def reset(self) -> None:

@@ -97,7 +97,8 @@ class CopyClaim(Waiting[ClaimAnswer]):
             return ClaimAnswer.YES
         if self.run and grant.run == self.run:
             return ClaimAnswer.HERE
-        if grant.run is None:  # an older version, which grants a beginning to who asks for it, and says no more
+        # The caller is of an older version: it grants each beginning to whoever asks, and names no run.
+        if grant.run is None:
             return ClaimAnswer.HERE if self.begins else ClaimAnswer.YES if self.run else ClaimAnswer.BEGUN
         return ClaimAnswer.NO if self.begins else ClaimAnswer.BEGUN  # it has begun at another worker
 

@@ -67,7 +67,8 @@ class Clocks:
         if now - self._told >= TELL_SECONDS:
             self._told = now
             logger.warning(
-                "the clock of this worker is %.1f s %s that of a caller: deadlines allow for that; set both right",
+                "the clock of this worker is %.1f s %s that of a caller: deadlines allow for "
+                "that; set both clocks right",
                 abs(ahead) / 1000,
                 "ahead of" if ahead > 0 else "behind",
             )

@@ -94,7 +94,7 @@ class CallDelivery:
             visited = len(seen) if been_here else len(seen) + 1
             if state is not None and state[1] > visited:
                 if been_here:
-                    await asyncio.sleep(PASS_ON_PAUSE)  # or it would come straight back
+                    await asyncio.sleep(PASS_ON_PAUSE)  # so that it does not come straight back to this worker
                 else:
                     call.seen = [*seen, station.worker.id]
                 return call

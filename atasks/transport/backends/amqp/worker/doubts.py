@@ -86,7 +86,7 @@ class Doubts:
         `again`: it was delivered before. It is asked for if it was in doubt here; else it may have begun."""
         request, worker = delivery.request, self._station.worker
         if request.key and call.delivery == AT_MOST_ONCE:
-            return False  # it is asked for in any case
+            return False  # `Attempts` asks for it in any case
         if (
             call.attempt > 1
             or call.sent_ms < NO_TIME_MS
@@ -96,7 +96,7 @@ class Doubts:
             return False
         withdrawn = worker.withdrawn.since(call.id)
         if withdrawn is not None and self._sent_ms(call, request.reply_to) <= withdrawn:
-            return False  # it does not begin, whatever its caller says
+            return False  # withdrawn: it does not begin, whatever its caller answers
         waited = self._station.clocks.waited(request.reply_to, call.sent_ms)
         if call.timeout_ms is not None and (call.timeout_ms <= SHORT_MS or call.timeout_ms < waited * 1000):
             return False  # its deadline ends it, before it begins or soon after
@@ -199,7 +199,7 @@ class Doubts:
             known = self._watch.is_absent(caller.name)
             while True:
                 if known:
-                    await asyncio.sleep(0)  # those that have come together are decided together
+                    await asyncio.sleep(0)  # decide together on calls that have come together
                 else:
                     await asyncio.sleep(PROMPT_SECONDS)
                     old = [
@@ -270,7 +270,8 @@ class Doubts:
                 for each in others:
                     each.drop()
             else:
-                for each in doubt.deliveries:  # the first one starts it, and it adopts the others
+                # The first delivery starts the run, which adopts the other deliveries.
+                for each in doubt.deliveries:
                     worker.deliver(doubt.call, each)
         if doubts:
             self._station.adapt_window()

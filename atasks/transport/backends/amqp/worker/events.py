@@ -142,7 +142,7 @@ class EventDelivery(CallDelivery):
         if not self._source.worker:
             super().give_back(call, executor)
         elif worker.draining:
-            self.drop()  # it is for this worker only, which leaves
+            self.drop()  # the event was for this worker only, which is leaving
         else:
             asyncio.get_running_loop().call_later(AGAIN_PAUSE, worker.deliver, call, self)
 

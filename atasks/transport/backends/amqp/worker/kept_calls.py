@@ -71,7 +71,7 @@ class KeptCalls:
         consumer = delivery.request.consumer
         try:
             ended = await self._has_ended(call, delivery, again)
-        except (AtasksError, *CLIENT_ERRORS) as error:  # it is delivered again, if that is the connection's loss
+        except (AtasksError, *CLIENT_ERRORS) as error:  # if the connection was lost, the call is delivered again
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
             ended = False
         finally:
@@ -103,7 +103,8 @@ class KeptCalls:
         if state is None or state[0] == 1:  # there is nothing but the call in it
             return False
         record = await self._record(call)
-        return record is None or record.has_ended(call.id)  # None: it is that of a later call with the same key
+        # None: the record belongs to a later call with the same key.
+        return record is None or record.has_ended(call.id)
 
     async def _record(self, call: Call) -> Record | None:
         try:

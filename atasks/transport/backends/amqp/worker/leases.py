@@ -104,12 +104,12 @@ class Leases:
         name = topology.lease(queue, worker.id, self._station.epoch)
         arguments = topology.lease_arguments(queue)
         await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
-        # Without a window: what is in it is in hand already.
+        # Without a prefetch limit: the calls in this queue are in hand already.
         receive = opening(
             self._station.session.seals,
             self._on_lease,
             lambda _: ("request", topology.work(queue)),
-            remember=False,  # it may come by the work queue next, as what it is
+            remember=False,  # the call may come back by the work queue
         )
         self._tags[name] = await link.consume_work(name, receive, 0)
         self._queues[queue] = name

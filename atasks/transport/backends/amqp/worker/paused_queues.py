@@ -57,7 +57,7 @@ class PausedQueues:
         try:
             await self.look()
         except CLIENT_ERRORS as error:
-            logger.warning("it cannot be seen which queues are paused: %s", error)
+            logger.warning("the list of paused queues cannot be read: %s", error)
         else:
             then()
 

@@ -136,10 +136,11 @@ class Prefetch:
         if free <= 0 or consumer.queue in self.paused:
             return 0
         if consumer.solo and consumer.claims:
-            return 0  # another call beside one of these would share its fate
+            return 0  # a last attempt may kill the worker, and every call beside it
         if not consumer.running:
             return free
-        if consumer.unfinished >= consumer.prefetch:  # calls fill it that are parked, or were known before
+        # Parked calls, and calls that were known before, fill the window.
+        if consumer.unfinished >= consumer.prefetch:
             wanted = (
                 consumer.executor
                 or consumer.away

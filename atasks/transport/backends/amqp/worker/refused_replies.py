@@ -104,7 +104,7 @@ class RefusedReplies:
         line.sent = None
         if loop.time() - line.since > PATIENCE:
             logger.warning(
-                "reply queue %r has refused what it was sent for %g s: its caller has to ask", queue, PATIENCE
+                "reply queue %r has refused replies for %g s: its caller must ask for them", queue, PATIENCE
             )
             self._give_up(queue, line)
             return

@@ -87,7 +87,8 @@ class Replies:
         earlier = self.reports.get(report.id)
         if earlier is not None and not earlier.has_left:
             earlier.report = report
-        elif not self.refused.holds(request.reply_to):  # else there is no room for what may be missed
+        elif not self.refused.holds(request.reply_to):
+            # Else there is no room for items that may have to be sent again.
             message = ReportMessage(self, report, request.reply_to, self.station.properties(1), request.key)
             self.reports[report.id] = message
             self.station.session.outbox.put_now(message)

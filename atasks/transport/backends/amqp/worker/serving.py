@@ -141,10 +141,10 @@ class Serving:
         except (
             AMQPChannelError,
             TimeoutError,
-        ) as error:  # its node of the cluster is down: no reason not to serve
+        ) as error:  # its node of the cluster is down, which is no reason not to serve the other queues
             self._endure(error)
             logger.warning(
-                "queue %r cannot be used, so unreadable messages are dropped: see to its node",
+                "queue %r cannot be used, so unreadable messages are dropped: check its node",
                 topology.dead,
             )
         control = station.control = topology.control_queue(worker.id, station.epoch)
@@ -298,7 +298,7 @@ class Serving:
         if self.station.window is not None:
             with suppress(*CLIENT_ERRORS):  # the link is gone, and its consumers with it
                 await self.station.window.stop()
-        self.attempts.stop()  # what it gives back is not to come to here
+        self.attempts.stop()  # this worker must not get the calls back that it gives back
         self.doubts.stop()
         self.kept.stop()
 
@@ -471,7 +471,7 @@ class Serving:
                 raise DecodeError(f"content type {properties.content_type!r} instead of {CONTENT_TYPE!r}")
             envelopes = wire.decode(body, limit)
         except DecodeError as error:
-            if len(body) > limit:  # nothing is read of it: its first call has this id, as a rule
+            if len(body) > limit:  # the body is not read: the message id is that of its first call, as a rule
                 name = properties.message_id or ""
                 return [], [
                     (name if 0 < len(name) <= 64 and wire.plain(name) else None, f"request refused: {error}")

@@ -75,7 +75,7 @@ class Telling:
                     properties=message.properties,
                 )
         except CLIENT_ERRORS as error:
-            logger.debug("events are told no more for now: %s", error)
+            logger.debug("this worker sends no events for now: %s", error)
             self._channel = None
             self._closed = True
         finally:

@@ -173,8 +173,9 @@ class Hub:
         self._limits.leave(peer)
         for queued in list(self._calls.values()):
             if queued.caller is peer:
-                self._orphan(queued)  # which forgets it, unless it runs on: also if the same process ran it
-        for queued in reversed(list(self._calls.values())):  # each is put before the others
+                # Forgets the call, unless it runs on without a caller; also if the same process ran it.
+                self._orphan(queued)
+        for queued in reversed(list(self._calls.values())):  # reversed, because each call is put before the others
             if queued.worker is peer:
                 self._again(queued)
 
@@ -265,7 +266,7 @@ class Hub:
         call = message.call
         queued = self._calls[call.id] = QueuedCall(call, None, queue, message.priority)
         queued.kept = True
-        delay = call.sent_ms / 1000 - time.time()  # of this host's clock, as that of who submits it
+        delay = call.sent_ms / 1000 - time.time()  # the hub and the submitter share the clock of this host
         if delay > 0:
             queued.delayed = self._loop.call_later(delay, self._due, queued)
             self._queues.tidy(queue)
@@ -497,7 +498,7 @@ class Hub:
         call = queued.call
         worker = "" if queued.worker is None else queued.worker.worker_id
         queued.worker = None
-        if queued.queue.own:  # nobody else is to have it
+        if queued.queue.own:  # no other worker may have it
             del self._calls[call.id]
             return
         waited = queued.alone and not queued.begun and call.delivery != AT_MOST_ONCE

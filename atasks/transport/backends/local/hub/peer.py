@@ -62,7 +62,7 @@ class Peer:
         self._places: dict[Executor | None, int] = {}
         """For how many more blocking functions its pools have a place."""
         self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
-        """Calls of such functions that it was handed and has not told of: the how manieth call each was."""
+        """Blocking calls that it was handed, and that its last `Slots` did not count yet, by their numbers."""
 
     @property
     def own_queue(self) -> str:
@@ -103,7 +103,7 @@ class Peer:
             while under_way and under_way[0] <= slots.received:
                 under_way.popleft()
             self._places[executor] = places - len(under_way)
-        if slots.received < self._alone_number:  # it does not know yet that a call wants to be alone
+        if slots.received < self._alone_number:  # the worker does not know yet that a call must run alone
             self.room = min(self.room, 0)
 
     def let_go(self, queued: QueuedCall) -> None:

@@ -106,7 +106,7 @@ class WorkQueues:
         if queued.alone and not worker.begins:
             self.begin_alone(queued)
         call = queued.call
-        if queued.deadline is not None:  # what is left of it: no clock of a process is compared with another one
+        if queued.deadline is not None:  # send the time that is left: clocks of two processes are not compared
             left = max(round((queued.deadline - self._loop.time()) * 1000), 0)
             call = structs.replace(call, timeout_ms=left)
         queue = queued.queue.name

@@ -142,6 +142,6 @@ class Reception:
             return
         self.peers.remove(peer)
         if peer.expected is not None:
-            peer.expected.cancel()  # it would keep the peer, with the room for what it sends
+            peer.expected.cancel()  # the timer would keep the peer alive, with the buffer for its messages
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._left(peer)
