@@ -30,6 +30,7 @@ from atasks.errors import (
     CannotRetry,
     ConnectFailed,
     DecodeError,
+    Diverged,
     EncodeError,
     InvalidKeys,
     InvalidName,
@@ -61,10 +62,10 @@ from atasks.events import Event, event
 from atasks.known_call import KnownCall, call_of
 from atasks.lazy import LazyConnection, connect_lazily
 from atasks.middleware import Invocation, Middleware, use
-from atasks.parking import sleep
 from atasks.policies.limit import Limit
 from atasks.policies.retry import Retry
 from atasks.progress import Progress
+from atasks.resume.steps import once, sleep
 from atasks.router import Router, get_router
 from atasks.scheduling import schedule, schedules, unschedule
 from atasks.submitted.handle import Handle, attach
@@ -91,6 +92,7 @@ __all__ = [
     "ConnectFailed",
     "CurrentCall",
     "DecodeError",
+    "Diverged",
     "EncodeError",
     "Event",
     "Handle",
@@ -151,6 +153,7 @@ __all__ = [
     "get_router",
     "get_transport",
     "local",
+    "once",
     "schedule",
     "schedules",
     "serve",

@@ -109,6 +109,8 @@ class BaseTask(Generic[P, K]):
         """The limit of which a worker takes a token before the body begins; None: no limit."""
         self.has_policies = options.limit is not None or options.retry is not None
         """True if workers have more to do for a call than to run the body."""
+        self.resume = options.resume
+        """Truthy if a run goes on where the one before it ended."""
         self._is_static = False
         self._set_options(options, {})
         # inspect.iscoroutinefunction() believes an instance that looks like a function (3.11), or a mark (3.12 on)
@@ -138,7 +140,7 @@ class BaseTask(Generic[P, K]):
 
         Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
         """
-        for name in ("executor", "limit"):
+        for name in ("executor", "limit", "resume"):
             if name in changes:
                 raise TypeError(
                     f"{name!r} is set where the atask is defined, and .options() cannot change it: "

@@ -33,6 +33,8 @@
     ├── LimitError                      (ValueError) a limit that is in use with another value, or too many keys
     ├── RetryAfter                      raised by an atask: try again, and not sooner than so many seconds from now
     ├── AlreadySubmitted                (RuntimeError) on_conflict="error" and the key of a submitted call is taken
+    ├── CannotRetry                     (RuntimeError) h.retry() of a submitted call that has not failed
+    ├── Diverged                        (RuntimeError) a call that resumes does not do what its last run did
     ├── RegisteringTwice                (AttributeError) two definitions under one name
     ├── LoadError                       (ImportError) a module given to the command line cannot be loaded
     ├── WorkersFailed                   a supervisor gave up: its worker processes cannot serve
@@ -57,8 +59,10 @@ __all__ = [
     "CallError",
     "CallRefused",
     "CallTimeout",
+    "CannotRetry",
     "ConnectFailed",
     "DecodeError",
+    "Diverged",
     "EncodeError",
     "InvalidKeys",
     "InvalidName",
@@ -296,6 +300,12 @@ class UnknownRun(PipelineError, LookupError):
 class CannotRetry(AtasksError, RuntimeError):
     """The submitted call or run has not failed: it waits or runs still, has ended well, or was cancelled. The text
     says which. Nothing was submitted."""
+
+
+class Diverged(AtasksError, RuntimeError):
+    """A call that resumes, with `resume="strict"`, made a call that the run before it did not make, while results
+    of that run were left over: the code or its inputs have changed. Also: it reads a stream again that cannot be
+    replayed."""
 
 
 class AlreadySubmitted(AtasksError, RuntimeError):

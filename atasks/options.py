@@ -67,6 +67,7 @@ class ViewOptions(CallOptions, total=False):
     delay: float | None
     at: datetime | None
     unique: str | None
+    key: str | None
 
 
 Executor = Literal["thread", "process"]
@@ -79,6 +80,7 @@ class DecorationOptions(CallOptions, total=False):
 
     executor: Executor | None
     limit: Limit | None
+    resume: bool | str
     every: float | str
     tz: str
     catch_up: bool
@@ -162,6 +164,12 @@ class TaskOptions:
     """The executor of a blocking function at the worker; None: its event loop."""
     limit: Limit | None = None
     """The limit of which a worker takes a token before the body begins; None: no limit."""
+    resume: bool | str = False
+    """True if a run goes on where the one before it ended: calls that it has made are not made again. "strict": it
+    ends in `Diverged` if it makes others. Any other text: the same as True, and the version of the code, so that
+    what another version has done does not count."""
+    key: str | None = None
+    """The name of this call within a call that resumes, instead of its arguments; None: its arguments name it."""
     window: int = 64
     """Streams: items that the worker may run ahead of the consumer."""
     replayable: bool = False
@@ -225,10 +233,14 @@ _CHOICES: Final = {
     "executor": (None, *EXECUTORS),
     "on_conflict": ("join", "skip", "error"),
 }
+_UNNAMED: Final[dict[str, tuple[Any, ...]]] = {"resume": (True, False), "key": (None,)}
+"""Values of options that are texts otherwise."""
 MAX_ATTEMPTS: Final = 20
 """A call may ask for so many attempts, or for as many as the atask's own definition at the worker says."""
 SUBMIT_ONLY: Final = ("delay", "at", "unique")
 """Options of one submitted call, which a decoration does not take."""
+ONE_CALL: Final = (*SUBMIT_ONLY, "key")
+"""Options of one call, which a decoration does not take."""
 _SUBMISSION: Final = ("keep", *SUBMIT_ONLY)
 LONGEST_KEEP: Final = 4_000_000.0
 """Seconds: RabbitMQ counts the milliseconds in 32 bits."""
@@ -267,6 +279,8 @@ def _check(name: str, value: Any) -> Any:
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "limit":
             return _check_kind(name, value, Limit, 'limit=Limit("stripe", at_once=3)')
+        case "resume" | "key":
+            return value if value in _UNNAMED[name] else validate_name(value, name)
         case "durable" | "replayable":
             if not isinstance(value, bool):
                 raise TypeError(f"{name} is True or False, not {value!r}")

@@ -37,11 +37,12 @@ from atasks.errors import (
 )
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import SUBMIT_ONLY, TaskOptions, validate_name, validate_queue
+from atasks.options import ONE_CALL, TaskOptions, validate_name, validate_queue
 from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
 from atasks.original_events import OriginalEvents
 from atasks.parking import parked
 from atasks.registry import Manager
+from atasks.resume.calls import made, may_stream
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
 from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
@@ -112,11 +113,13 @@ class Router(OriginalEvents):
         """
         validate_name(name, "the name of an atask")
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
-        if resolved.only_submits:
-            given = next(option for option in SUBMIT_ONLY if getattr(resolved, option) is not None)
-            raise TypeError(
-                f"{given!r} belongs to one submitted call: write {name}.options({given}=...).submit(...)"
-            )
+        given = next((option for option in ONE_CALL if getattr(resolved, option) is not None), None)
+        if given is not None:
+            how = f"{name}.options({given}=...)" + (".submit(...)" if resolved.only_submits else "(...)")
+            raise TypeError(f"{given!r} belongs to one call: write {how}")
+        if resolved.resume and (is_stream(coro) or resolved.executor == "process"):
+            what = "is a stream" if is_stream(coro) else "runs in a process, where it can make no calls"
+            raise TypeError(f"{name} {what}: resume= is for functions that await other atasks")
         if resolved.executor is not None:
             check(coro, resolved.executor)
         definition = identity(coro)  # now: the values in a closure may change later
@@ -151,7 +154,9 @@ class Router(OriginalEvents):
             return await around.call(self, name, args, kwargs)
         run = serving.get()
         if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
-            run = None  # the code runs in a task that outlived its call, or in a thread's own event loop
+            run = None  # a task that outlived its call, or a thread's own event loop
+        if run is not None and run.atask is not None and run.atask.resume:
+            return await self._resume(run, name, args, kwargs)
         transport = self._transport(run)
         codec = self.codec
         task, options = self._named(name)
@@ -182,6 +187,21 @@ class Router(OriginalEvents):
         except Exception as error:
             name_call(error, call.id)
             raise
+
+    async def _resume(self, run: HeldCall, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The result of a call that another one makes which resumes."""
+        reply, call = await made(self, run, name, args, kwargs)
+        try:
+            if reply.status != Status.VALUE:
+                raise await reply_error(reply, call, self.codec)
+            return await self._result(reply, call, self._named(name)[0], self.codec)
+        except Exception as error:
+            name_call(error, call.id)
+            raise
+
+    async def may_stream(self, run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
+        """Called before a call that resumes reads a stream. Raises Diverged if that cannot be done again."""
+        await may_stream(run, name, options, payload)
 
     async def submit(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Have a worker run the atask `name`, whether anybody awaits it or not, and return a handle of the call

@@ -327,6 +327,13 @@ class Report(Struct, array_like=True, tag=13, gc=False):
     attempt: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
 
 
+class Sent(Struct, array_like=True, tag=14, gc=False):
+    """In a journal: these calls are sent by the call whose journal it is, or were."""
+
+    v: int
+    ids: Ids
+
+
 class Query(Struct, array_like=True, tag=20, gc=False):
     """A question to the workers of a namespace about themselves, or something that they must do. Each one answers
     with a `QueryAnswer` to the message's reply address; those of older versions do not hear it."""
@@ -365,6 +372,7 @@ Envelope = (
     | Claim
     | Grant
     | Report
+    | Sent
     | Query
     | QueryAnswer
 )

@@ -178,6 +178,8 @@ class RemoteStream(Generic[T]):
         call.context = await router._carried(call, codec, transport)
         call.credit = options.window
         call.orphan = 0  # nobody would take the items of the stream
+        if run is not None and run.atask is not None and run.atask.resume:
+            await router.may_stream(run, name, options, payload)
         return call, options
 
     async def _wait(self, receiver: StreamReceiver) -> None:

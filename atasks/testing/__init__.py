@@ -27,6 +27,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.limits",
     "atasks.testing.nesting",
     "atasks.testing.progress",
+    "atasks.testing.resume",
     "atasks.testing.retries",
     "atasks.testing.schedules",
     "atasks.testing.site",

@@ -9,6 +9,7 @@ from atasks.testing.limits import LimitCases
 from atasks.testing.middleware import MiddlewareCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.progress import ProgressCases
+from atasks.testing.resume import ResumeCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
@@ -28,6 +29,7 @@ class TransportConformance(
     StreamCases,
     StreamEndingCases,
     RetryCases,
+    ResumeCases,
     MiddlewareCases,
     WhereaboutsCases,
     SubmittedCases,

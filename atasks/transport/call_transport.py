@@ -80,7 +80,7 @@ class Pending(Struct, eq=False):
     kept: bool = False
     """True if nobody awaits the call here: the await ends when the request is safe."""
     address: str = ""
-    """The address of its replies, if it is kept and they travel."""
+    """The address of its replies, if they go into a record or a journal."""
     delay: float = 0.0
     """After how many seconds it may begin, if it is kept."""
     key: str | None = None
@@ -240,6 +240,43 @@ class CallTransport(Transport):
         finally:
             del self._pending[call.id]
 
+    async def request_on_record(
+        self, call: Call, options: TaskOptions, address: str, *, sent: bool, stays: Callable[[], bool]
+    ) -> Reply:
+        """Have a worker answer a call whose reply is kept at this address too: see `Journals.request`."""
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        pending = Pending(call, options, asyncio.get_running_loop().create_future())
+        pending.address = address
+        self._pending[call.id] = pending
+        row, began = self.counters.row(call.task), time.perf_counter()
+        row[RECEIVED] += 1
+        if self.watching is not None:
+            self.watching.sent(call, options.queue or "")
+        try:
+            if call.timeout_ms is not None:
+                self._set_timer(pending, call.timeout_ms / 1000)
+            room = self._room()
+            if room is not None:
+                await self._wait_for_room(pending, room)
+            if not pending.future.done():
+                if sent:
+                    self._seek(pending)
+                else:
+                    self._post(pending)
+            reply = await pending.future
+            replied(row, reply.status, began)
+            return reply
+        except BaseException as error:
+            row[ENDED + failed(error)] += 1
+            if isinstance(error, asyncio.CancelledError) and not stays():
+                self._withdraw(pending)
+            raise
+        finally:
+            if pending.timer is not None:
+                pending.timer.cancel()
+            del self._pending[call.id]
+
     def pendings(self) -> list[Pending]:
         return list(self._pending.values())
 
@@ -358,6 +395,10 @@ class CallTransport(Transport):
     @abstractmethod
     def _post(self, pending: Pending) -> None:
         """Hand the call over to the wire, without waiting."""
+
+    def _seek(self, pending: Pending) -> None:
+        """Await a call that another run has sent, without waiting here. It is sent again if it is nowhere."""
+        self._post(pending)
 
     @abstractmethod
     def _withdraw(self, pending: Pending) -> None:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from atasks.tracking.watching import Watching
     from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
+    from atasks.transport.journals import Journals
     from atasks.transport.limits.contract import Limits
     from atasks.transport.records.contract import Records
     from atasks.transport.schedules import Schedules
@@ -72,6 +73,9 @@ class Transport:
 
     records: Records | None = None
     """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
+
+    journals: Journals | None = None
+    """Keeps the journals of calls that resume; None: it cannot do that."""
 
     limits: Limits | None = None
     """Hands out the tokens of limits; None: it has none."""

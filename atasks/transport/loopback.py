@@ -19,6 +19,7 @@ from atasks.options import Executor, TaskOptions
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import Transport
 from atasks.transport.limits.memory import MemoryLimits
+from atasks.transport.memory_journals import MemoryJournals
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.memory import MemoryRecords
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
@@ -77,6 +78,8 @@ class LoopbackTransport(CallTransport):
         self._minimal = type(self).send_request is not LoopbackTransport.send_request
         self.records = None if self._minimal else records
         self.schedules = None if self._minimal else MemorySchedules()
+        self._journals = MemoryJournals(self)
+        self.journals = None if self._minimal else self._journals
 
     async def connect(self) -> None:
         self._opened()
@@ -94,6 +97,7 @@ class LoopbackTransport(CallTransport):
             self._look = None
         self._workers.clear()
         self._memory.close()
+        self._journals.close()
         self._limits.close("the loopback transport was disconnected")
 
     async def send_request(self, name: str, content: bytes) -> bytes:
@@ -247,6 +251,8 @@ class _Delivery(Struct, eq=False):
         elif self.pending.kept:
             self.transport._memory.end(reply)
         else:
+            if self.pending.address:
+                self.transport._journals.note(self.pending.address, reply)
             self.transport._resolve(reply)
 
     def send(self, envelope: Item | End | Report) -> None:

@@ -73,6 +73,8 @@ async def execute(run: HeldCall) -> None:
         logger.exception("%s could not be served", describe(run.call))
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
+    if run.journal is not None:
+        run.journal.ended(reply)
     run.worker.ended(run, reply)
 
 
@@ -128,14 +130,17 @@ async def _serve(run: HeldCall) -> Reply:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        _log_late(run, error)
+        _raised(run, error)
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         del args, kwargs
     return await returned(call, codec, worker.id, result)
 
 
-def _log_late(run: HeldCall, error: BaseException) -> None:
+def _raised(run: HeldCall, error: BaseException) -> None:
+    """Tell those whom it concerns that the function has raised."""
+    if run.journal is not None:
+        run.journal.raised(error)
     if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not run.call.orphan:  # else it is logged anyway
         logger.error(
             "%s raised after it was cancelled, so its caller may not get the exception",

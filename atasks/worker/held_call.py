@@ -21,6 +21,7 @@ from atasks.worker.reporter import Reporter
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.options import Executor
+    from atasks.resume.journal import Journal
     from atasks.tracking.counters import Row
     from atasks.worker.backlog import Lane
     from atasks.worker.limited import TokenNotes
@@ -93,6 +94,8 @@ class HeldCall(Struct, eq=False):
     """The last report of the call, by `current_call().report()`."""
     reporter: Reporter | None = None
     """Hands the reports on; None: nobody wanted any so far."""
+    journal: Journal | None = None
+    """The steps that it has done, if it is one that resumes; None: it has done none."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled with it."""
     tokens: TokenNotes | None = None

@@ -41,6 +41,7 @@ from atasks.tracking.counters import (
     Counters,
 )
 from atasks.transport.delivery import Delivery
+from atasks.transport.journals import journal_name
 from atasks.turns import Turns
 from atasks.wire import Call, End, Query, QueryAnswer, Reply, Status
 from atasks.worker.backlog import Backlog
@@ -358,8 +359,10 @@ class Worker:
 
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
-        known = self.served.find(call.task) is not None
-        self.counters.row(call.task if known else UNKNOWN)[LOST] += 1
+        atask = self.served.find(call.task)
+        self.counters.row(UNKNOWN if atask is None else call.task)[LOST] += 1
+        if atask is not None and atask.resume and self.transport.journals is not None:
+            self.transport.journals.drop(journal_name(call.key or call.id, atask.resume))
         if self.watching is not None:
             self.watching.lost(call)
 

@@ -8,6 +8,7 @@ from atasks.testing.events import EventCases, WaitingEventCases
 from atasks.testing.limits import LimitCases
 from atasks.testing.nesting import NestingCases
 from atasks.testing.progress import HandleProgressCases
+from atasks.testing.resume import ResumeCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.schedules import ScheduleCases
 from atasks.testing.stream_endings import StreamEndingCases
@@ -53,6 +54,7 @@ class TestAMQPQuorum(
     StreamCases,
     StreamEndingCases,
     RetryCases,
+    ResumeCases,
     SubmittedCases,
     WaitingEventCases,
     LimitCases,
@@ -65,7 +67,7 @@ class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases, Ha
 
 
 class TestAMQPEncrypted(
-    OverAMQPEncrypted, NestingCases, EndingCases, StreamCases, StreamEndingCases, SubmittedCases
+    OverAMQPEncrypted, NestingCases, ResumeCases, EndingCases, StreamCases, StreamEndingCases, SubmittedCases
 ):
     pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pickle
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, get_type_hints
 
@@ -12,7 +13,7 @@ import pytest
 
 import atasks
 from atasks.definitions import ATask
-from atasks.options import SUBMIT_ONLY, TaskOptions, ViewOptions, validate_queue
+from atasks.options import ONE_CALL, TaskOptions, ViewOptions, validate_queue
 from atasks.policies.retry import Retry
 from atasks.router import Router
 from atasks.tasks import atask
@@ -34,6 +35,7 @@ DEFAULTS = {
     "delay": None,
     "at": None,
     "unique": None,
+    "key": None,
     "retry": None,
 }
 
@@ -70,6 +72,7 @@ GOOD: list[Any] = [
     ("delay", 60 * 24 * 3600),
     ("at", datetime(2030, 1, 1, tzinfo=UTC)),
     ("unique", "order 7"),
+    ("key", "charge"),
     ("retry", None),
     ("retry", Retry(on=OSError)),
 ]
@@ -123,6 +126,7 @@ BAD: list[tuple[str, Any, Any, str]] = [
     ("at", datetime(2030, 1, 1), ValueError, "time zone"),  # noqa: DTZ001 - that is the mistake
     ("unique", "", TypeError, "non-empty string"),
     ("unique", "x" * 1025, ValueError, "at most 1024"),
+    ("key", 7, TypeError, "non-empty string"),
     ("retry", 3, TypeError, "Retry(on="),
     ("retry", OSError, TypeError, "Retry(on="),
 ]
@@ -133,6 +137,7 @@ def test_defaults() -> None:
     assert options.pop("extra") == {}
     assert options.pop("executor") is None
     assert options.pop("limit") is None
+    assert options.pop("resume") is False
     assert options == DEFAULTS
 
 
@@ -149,7 +154,7 @@ def test_good_values(name: str, value: Any, namespace: str) -> None:
 
     async def f() -> None: ...
 
-    if name in SUBMIT_ONLY:
+    if name in ONE_CALL:
         if value is not None:
             with pytest.raises(TypeError, match=name):
                 atask(f, namespace=namespace, **{name: value})
@@ -292,3 +297,19 @@ def test_names_of_brokers(what: str) -> None:
     assert validate_queue("fine", what) == "fine"
     with pytest.raises(ValueError, match=what):
         validate_queue("not fine", what)
+
+
+def test_what_can_make_no_calls_cannot_resume(namespace: str) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    def blocks() -> None: ...
+
+    with pytest.raises(TypeError, match="is a stream: resume= is for functions that await"):
+        atask(numbers, namespace=namespace, resume=True)
+    with pytest.raises(TypeError, match="runs in a process, where it can make no calls"):
+        atask(blocks, namespace=namespace, executor="process", resume=True)
+    with pytest.raises(TypeError, match="'resume' is the worker's business"):
+        atask(blocks, namespace=namespace, executor="thread", resume="v2").options(resume=False)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="resume is a non-empty string"):
+        atask(blocks, namespace=namespace, resume=3)  # type: ignore[call-overload]

@@ -40,8 +40,9 @@ from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.call_transport import Pending
+from atasks.transport.journals import Entries
 from atasks.transport.records.contract import GENERATION, Record, Records, base_of, record_of, unknown_run
-from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply
+from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply, Sent
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
@@ -269,13 +270,7 @@ class AMQPRecords(Records):
             raise unknown_run(call_id)
 
     async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
-        try:
-            async with asyncio.timeout(READ_SECONDS):
-                messages = await self.over_link(lambda link: self._read(link, call_id))
-        except TimeoutError:
-            raise CallConnectionLost(
-                f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
-            ) from None
+        messages = await self._messages(call_id)
         head: Kept | None = None
         record: Record | None = None
         for message in self._opened(call_id, messages):
@@ -292,6 +287,19 @@ class AMQPRecords(Records):
         if record is None or (record.id != record_of(call_id) and not any_generation):
             raise unknown_run(call_id)
         return record
+
+    async def entries(self, name: str) -> Entries:
+        """The contents of a journal. Under seals, what workers put into it counts. Raises UnknownRun."""
+        messages = await self._messages(name)
+        entries, seals = Entries(), self._session.seals
+        place = self._session.topology.place("", self._session.topology.kept(name))
+        for message in messages if seals is None else seals.from_workers(messages, place):
+            for envelope in _envelopes(message.body):
+                if isinstance(envelope, Sent):
+                    entries.sent.update(envelope.ids)
+                elif isinstance(envelope, Reply):
+                    entries.add(envelope)
+        return entries
 
     @asynccontextmanager
     async def watch(self, call_id: str, *, steps: bool) -> AsyncIterator[asyncio.Event]:
@@ -312,6 +320,22 @@ class AMQPRecords(Records):
                 if not events:
                     del self._watches[key]
                     await self._unbind(key)
+
+    async def follow(self, key: str) -> None:
+        """Have what is published by this key come to the reply queue, over this link and later ones."""
+        events = self._watches.setdefault(key, [])
+        events.append(asyncio.Event())
+        if len(events) == 1:
+            await self.over_link(lambda link: self._bind(link, key))
+
+    async def unfollow(self, key: str) -> None:
+        """Want that no more."""
+        events = self._watches.get(key)
+        if events:
+            events.pop()
+            if not events:
+                del self._watches[key]
+                await self._unbind(key)
 
     @contextmanager
     def pursue(self, record: Record) -> Iterator[None]:
@@ -396,6 +420,16 @@ class AMQPRecords(Records):
         if len(self._owners) >= MAX_OWNERS:
             del self._owners[next(iter(self._owners))]
         self._owners[call_id] = owner
+
+    async def _messages(self, call_id: str) -> list[DeliveredMessage]:
+        """The messages of a record, as they are. Raises UnknownRun, CallConnectionLost."""
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await self.over_link(lambda link: self._read(link, call_id))
+        except TimeoutError:
+            raise CallConnectionLost(
+                f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
+            ) from None
 
     async def _read(self, link: Link, call_id: str) -> list[DeliveredMessage]:
         """The messages of a record, which stay in their queue."""

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final
@@ -353,7 +353,9 @@ class Seals:
         key."""
         key = key_of(message)
         if self.is_news(message):
-            return [item for item in envelopes if isinstance(item, Reply)]
+            trusted = self.serves(message)
+            awaited = {name for name, pending in pendings.items() if pending.address and not trusted}
+            return [item for item in envelopes if isinstance(item, Reply) and item.id not in awaited]
         if key in self.keys.mine:
             self.answered.set()
         fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
@@ -384,6 +386,25 @@ class Seals:
         """Say whether it tells of a record, which is read then: it answers nothing by itself."""
         place = self._topology.place(message.exchange or "", message.routing_key or "")
         return place is not None and place[0] == "record"
+
+    def serves(self, message: DeliveredMessage) -> bool:
+        """Say whether a worker has sealed a message that was opened, or nobody has and that is accepted."""
+        return message.key.serve if isinstance(message, Opened) else self.accept_unsealed
+
+    def from_workers(
+        self, messages: Iterable[DeliveredMessage], place: tuple[Kind, str] | None
+    ) -> Iterator[DeliveredMessage]:
+        """Open what workers have sealed; the rest is refused."""
+        for message in messages:
+            try:
+                opened = self.open(message, place)
+            except SealError as error:
+                self.count(str(error))
+            else:
+                if self.serves(opened):
+                    yield opened
+                else:
+                    self.count("not allowed")
 
     def _answers(self, key: str | None, pending: Pending | None) -> bool:
         if key == UNSEALED:

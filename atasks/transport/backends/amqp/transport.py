@@ -22,6 +22,7 @@ from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.caller.listening import listening
 from atasks.transport.backends.amqp.dead import dead_queue
 from atasks.transport.backends.amqp.events import Publishing
+from atasks.transport.backends.amqp.journals import AMQPJournals
 from atasks.transport.backends.amqp.limits.limits import AMQPLimits
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.schedules import AMQPSchedules
@@ -118,6 +119,8 @@ class AMQPTransport(CallTransport):
         super().__init__(namespace)  # registers the transport; one that is refused above is not registered
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
+        self._journals = AMQPJournals(session, self._records, self, self._after_reply)
+        self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
         self._events = Publishing(session, self._records.over_link)
@@ -226,6 +229,7 @@ class AMQPTransport(CallTransport):
             keeper.cancel()
             await asyncio.wait([keeper])
             self._events.close("the transport was disconnected")
+            await self._journals.close()
             await self._limits.close()
             await self.calling.close()
             if self.serving is not None:
@@ -380,6 +384,11 @@ class AMQPTransport(CallTransport):
             raise NotConnected(self._refusal)
         self.calling.post(pending)
 
+    def _seek(self, pending: Pending) -> None:
+        if self._refusal is not None:
+            raise NotConnected(self._refusal)
+        self.calling.seek(pending)
+
     def _locate(self, pending: Pending) -> None:
         self.calling.overdue.locate(pending)
 
@@ -459,6 +468,7 @@ class AMQPTransport(CallTransport):
             worker,
             [self.session.topology.check(name) for name in names],
             self._records,
+            self._journals,
             self._stored,
             consumer_timeout=self.consumer_timeout,
         )
@@ -530,11 +540,19 @@ class AMQPTransport(CallTransport):
                 await self.session.outbox.flushed()
                 if self.serving is not None:
                     await self.serving.acknowledged()
+                await self._journals.flushed()
         except TimeoutError:
             logger.error(
                 "%d messages could not be sent before the transport closed: they are dropped",
                 len(self.session.outbox),
             )
+
+    def _after_reply(self, call_id: str, do: Callable[[], None]) -> None:
+        """Do it when the reply to a call that is served here is safe."""
+        if self.serving is None:
+            do()
+        else:
+            self.serving.replies.afterwards[call_id] = do
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):

@@ -111,7 +111,8 @@ class Calling:
             left = max(round((pending.deadline - asyncio.get_running_loop().time()) * 1000), 0)
             if call.timeout_ms - left > RESENT_MS:
                 call = structs.replace(call, timeout_ms=left)
-        link.send(Request(self.queue_of(options), call, options.priority, wait), len(call.payload))
+        request = Request(self.queue_of(options), call, options.priority, wait, pending.address)
+        link.send(request, len(call.payload))
 
     def withdraw(self, pending: Pending) -> None:
         """The await of the call has ended: tell the hub."""

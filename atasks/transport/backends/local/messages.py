@@ -27,16 +27,20 @@ __all__ = [
     "Begun",
     "Bye",
     "Deliver",
+    "DropJournal",
     "Found",
     "GiveBack",
     "GiveToken",
     "Handed",
     "Hello",
     "Hold",
+    "JournalFound",
     "LookAtTable",
     "Message",
     "News",
     "NoneServes",
+    "Note",
+    "OpenJournal",
     "Outcome",
     "Ping",
     "Pong",
@@ -104,6 +108,8 @@ class Request(Struct, array_like=True, tag=36, gc=False):
     priority: int = 0
     wait: bool = True
     """True if the call may wait for a worker of the queue."""
+    journal: str = ""
+    """The journal into which its reply goes too; empty: into none."""
 
 
 class NoneServes(Struct, array_like=True, tag=37, gc=False):
@@ -278,6 +284,39 @@ class News(Struct, array_like=True, tag=54, gc=False):
     """True if there is no more to come."""
 
 
+class OpenJournal(Struct, array_like=True, tag=90, gc=False):
+    """From a worker: send me the journal of that name, at which I work for the call `owner`: `JournalFound`."""
+
+    number: int
+    name: str
+    owner: str
+
+
+class JournalFound(Struct, array_like=True, tag=91, gc=False):
+    """The journal that was asked for with this number."""
+
+    number: int
+    replies: list[Reply]
+    sent: list[str]
+    """Calls that were sent."""
+    spent: list[str]
+    """Those of them that ended without a result of their own."""
+
+
+class Note(Struct, array_like=True, tag=92, gc=False):
+    """From a worker: put this step into the journal of that name. To be answered."""
+
+    number: int
+    name: str
+    reply: Reply
+
+
+class DropJournal(Struct, array_like=True, tag=93, gc=False):
+    """From a worker: the call of that journal is over."""
+
+    name: str
+
+
 class Where(Struct, array_like=True, tag=55, gc=False):
     """A caller: where are these calls?"""
 
@@ -415,6 +454,10 @@ Message = (
     | LookAtTable
     | Steer
     | QueueState
+    | OpenJournal
+    | JournalFound
+    | Note
+    | DropJournal
     | Begin
     | Add
     | Read
@@ -509,7 +552,7 @@ def _asker(piece: msgspec.Raw) -> str | int | None:
         call = elements(fields[2])
         call_id = scalar(call[2]) if len(call) > 2 else None
         return call_id if isinstance(call_id, str) else None
-    if tag in (47, 48, 70, 71, 73, 76):
+    if tag in (47, 48, 70, 71, 73, 76, 90, 92):
         number = scalar(fields[1])
         return number if isinstance(number, int) else None
     return None

@@ -17,6 +17,7 @@ from atasks.transport.backends.local.messages import (
     Answer,
     Begin,
     Found,
+    JournalFound,
     Message,
     News,
     Outcome,
@@ -34,6 +35,10 @@ if TYPE_CHECKING:
     from atasks.transport.backends.local.calling import Calling
 
 __all__ = ["LocalRecords"]
+
+
+Answers = Answer | Found | Table | QueueState | JournalFound
+"""Answers of the hub to questions with a number."""
 
 
 class LocalRecords(Records):
@@ -81,7 +86,7 @@ class LocalRecords(Records):
                 question.answer.set_exception(NotConnected(reason))
         self._wake_all()
 
-    def answered(self, message: Answer | Found | Table | QueueState) -> None:
+    def answered(self, message: Answers) -> None:
         """The hub has answered."""
         question = self._questions.get(message.number)
         if question is not None and not question.answer.done():
@@ -166,7 +171,7 @@ class LocalRecords(Records):
                 if self._link is not None:
                     self._link.send(Watch(call_id, False))
 
-    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answer | Found | Table | QueueState:
+    async def ask(self, make: Callable[[int], Message], size: int = 0) -> Answers:
         """The hub's answer, or that of the next one. Raises NotConnected if there is none to come."""
         loop = asyncio.get_running_loop()
         if self._refusal is not None or not self._usable(loop):
@@ -186,9 +191,7 @@ class _Question:
 
     __slots__ = ("answer", "message", "size")
 
-    def __init__(
-        self, message: Message, size: int, answer: asyncio.Future[Answer | Found | Table | QueueState]
-    ) -> None:
+    def __init__(self, message: Message, size: int, answer: asyncio.Future[Answers]) -> None:
         self.message = message
         self.size = size
         self.answer = answer
@@ -204,7 +207,7 @@ class _Watcher:
         self.steps = steps
 
 
-def _check(answer: Answer | Found | Table | QueueState, call_id: str) -> None:
+def _check(answer: Answers, call_id: str) -> None:
     """Raise what the answer stands for."""
     outcome = answer.outcome if isinstance(answer, Answer) else Outcome.DONE
     if outcome == Outcome.UNKNOWN:

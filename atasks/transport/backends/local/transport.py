@@ -27,6 +27,7 @@ from atasks.tracking.steering import Purged
 from atasks.transport.backends.local.calling import Calling
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
+from atasks.transport.backends.local.journals import LocalJournals
 from atasks.transport.backends.local.limits import LocalLimits
 from atasks.transport.backends.local.link import Conversation, SocketLink
 from atasks.transport.backends.local.messages import (
@@ -38,6 +39,7 @@ from atasks.transport.backends.local.messages import (
     Handed,
     Hello,
     Hold,
+    JournalFound,
     LookAtTable,
     Message,
     News,
@@ -144,6 +146,7 @@ class LocalTransport(CallTransport):
         self.limits = self._limits
         self._schedules = LocalSchedules(self._records, lambda: self._link)
         self.schedules = self._schedules
+        self.journals = LocalJournals(self, self._records, lambda: self._link)
         self._pending = self.calling.pendings
         self.workers = workers
         self._options = serving
@@ -468,7 +471,7 @@ class LocalTransport(CallTransport):
                 self.calling.told(message)
             case LookAtTable():
                 self._schedules.told()
-            case Answer() | Found() | Table() | QueueState():
+            case Answer() | Found() | Table() | QueueState() | JournalFound():
                 self._records.answered(message)
             case News():
                 self._records.news(message)

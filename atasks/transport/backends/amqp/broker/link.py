@@ -239,17 +239,19 @@ class Link:
 
     async def declare_queue(
         self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
-    ) -> None:
-        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it."""
+    ) -> int:
+        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it. Returns
+        the number of messages in it."""
         async with self._spare_lock:
             channel = await self._spare_channel()
             try:
-                await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+                found = await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
                 for key in keys:
                     await guard(shielded(channel.queue_bind(name, exchange, key)))
             except BaseException:
                 self._spare = None  # as above
                 raise
+        return found.message_count or 0
 
     async def delete_queue(self, name: str) -> None:
         """Delete a queue, if it is there."""

@@ -220,6 +220,13 @@ class Topology:
         """The routing key of the other replies in a record."""
         return f"{self.kept(call_id)}:steps"
 
+    def journal(self, reply_to: str) -> str | None:
+        """The name of the journal to which this reply address belongs; None: to none."""
+        begins = f"{self.prefix}.run.{self.namespace}."
+        if reply_to.startswith(begins) and reply_to.endswith(":steps"):
+            return reply_to[len(begins) : -len(":steps")]
+        return None
+
     def unique(self, call_id: str) -> str:
         """The queue that marks the `unique` key of this call as taken."""
         return f"{self.prefix}.unique.{self.namespace}.{base_of(call_id)}"

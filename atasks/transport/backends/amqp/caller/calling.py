@@ -124,7 +124,7 @@ class Calling:
         if self._moved:
             self._moved = False
             unknown = [item for item in pendings if item.receiver is None or not item.receiver.begun]
-            self.requests.resend([item for item in unknown if not item.kept], "the reply queue is gone")
+            self.requests.resend([item for item in unknown if not item.address], "the reply queue is gone")
             for item in pendings:
                 if item.receiver is not None and item.receiver.begun:
                     item.receiver.ask()  # its worker goes on, at the new address
@@ -159,6 +159,14 @@ class Calling:
             self.presence.listens(queue)
         self.requests.send(pending)
 
+    def seek(self, pending: Pending) -> None:
+        """Await a call that was sent before: workers are asked for it, and it is sent again if none has it."""
+        queue = self.session.queue_of(pending.options)
+        if queue not in self.presence.listening:
+            self.presence.listens(self.session.topology.check(queue))
+        pending.confirmed = True
+        self.overdue.suspect([pending])
+
     def withdraw(self, pending: Pending) -> None:
         """The await of the call has ended: tell the workers."""
         queue = self.session.queue_of(pending.options)
@@ -185,8 +193,8 @@ class Calling:
             envelopes = session.seals.for_caller(message, envelopes, session.pendings)
         for envelope in envelopes:
             if isinstance(envelope, Reply):
-                pending = None if news else session.pendings.get(envelope.id)
-                if pending is not None and not pending.kept:
+                pending = self._awaited(envelope.id, news)
+                if pending is not None:
                     self._run_times.observe(pending.call.task, envelope.run_us, envelope.parked)
                     if envelope.status == Status.WORKER_LOST:
                         self.withdraw(pending)  # if it was sent again, another copy may wait in the queue still
@@ -205,6 +213,12 @@ class Calling:
             elif isinstance(envelope, Claim) and session.is_open:  # else it knows of no call any more
                 self._grants.claimed(envelope)
         self._acknowledge(message)
+
+    def _awaited(self, call_id: str, news: bool) -> Pending | None:
+        """The call that a reply is for, if that is awaited here. News of a record end no await, but for those of
+        calls whose replies go into a journal."""
+        pending = self.session.pendings.get(call_id)
+        return None if pending is None or pending.kept or (news and not pending.address) else pending
 
     def _acknowledge(self, message: DeliveredMessage) -> None:
         acks = self._acks

@@ -36,7 +36,7 @@ EXPIRY_MS: Final = 2000
 WITHDRAW_SECONDS: Final = 10.0
 
 
-Kind = tuple[str, int, bool, Any]
+Kind = tuple[str, int, bool, Any, str]
 """Work queue, priority, durable and batch: calls of one kind may share a message."""
 
 
@@ -85,7 +85,7 @@ class Requests:
         pending.confirmed = pending.unheard = False
         pending.asked = pending.denied = 0
         pending.where = None
-        kind = (options.queue or session.queue, options.priority, options.durable, options.batch)
+        kind = (options.queue or session.queue, options.priority, options.durable, options.batch, pending.address)
         if pending.kept and pending.delay:
             self.fates.delayed(pending, kind)
             return
@@ -209,7 +209,7 @@ class RequestPacket(Outgoing):
         if not calls:
             return False
         self.body = wire.encode(calls)
-        queue, priority, durable, _ = self.kind
+        queue, priority, durable, _, address = self.kind
         first, message_id = calls[0], calls[0].id
         if first.attempt > 1:
             message_id = f"{first.id}:{requests.number()}"
@@ -218,7 +218,7 @@ class RequestPacket(Outgoing):
         self.properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=message_id,
-            reply_to=self.pendings[0].address or session.reply_queue,
+            reply_to=address or session.reply_queue,
             delivery_mode=2 if durable else 1,
             priority=priority or None,
             expiration=None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000)),

@@ -33,6 +33,8 @@ ROUND_SECONDS: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 """Seconds between two looks at the record of a call in hand, at most: for records that are kept for long."""
 UNKNOWN_PAUSE: Final = 1.0
+JOURNAL_PAUSE: Final = 10.0
+"""Seconds between two looks whether the call that makes a call in hand is still there."""
 
 
 class KeptCalls:
@@ -92,13 +94,20 @@ class KeptCalls:
         return self._station.store if kept else None
 
     async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
-        """Return True if the record of the call says that it has ended. A call without a record runs. While the
-        database is away calls run too, but for those that were delivered before: they may have run."""
+        """Return True if the record of the call says that it has ended, or the journal of the call that makes it,
+        which may be gone with that. A call without a record runs. While the database is away calls run too, but
+        for those that were delivered before: they may have run."""
         store = self._store(delivery)
         if store is not None:
             return await store.has_ended(call, patient=again)
-        link = self._station.link
-        name = self._station.session.topology.kept(call.id)
+        link, topology = self._station.link, self._station.session.topology
+        journal = topology.journal(delivery.request.reply_to)
+        if journal is not None:
+            try:
+                return call.id in (await self._station.journals.entries(journal)).replies
+            except UnknownRun:
+                return True
+        name = topology.kept(call.id)
         state = None if link is None else await link.queue_state(name)
         if state is None or state[0] == 1:  # there is nothing but the call in it
             return False
@@ -148,6 +157,11 @@ class KeptCalls:
             return min(seconds / 3 or LONGEST_PAUSE, LONGEST_PAUSE)
         if link is None:
             return UNKNOWN_PAUSE
+        of = run.deliveries[-1]
+        if isinstance(of, CallDelivery) and (journal := topology.journal(of.request.reply_to)) is not None:
+            if await link.queue_state(topology.kept(journal)) is None:
+                self._station.worker.cancel(call.id)  # the call that made it has ended, or was given up
+            return JOURNAL_PAUSE
         if base_of(call.id) is not None:
             await link.queue_state(topology.unique(call.id))
         delivery = run.deliveries[-1]

@@ -54,6 +54,8 @@ class Replies:
         self.settle: Callable[[str, RequestMessage], None] = lambda _, request: request.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
+        self.afterwards: dict[str, Callable[[], None]] = {}
+        """Id of a call -> a function to be called when its reply is safe."""
         self.elsewhere: dict[str, Callable[[list[Answer], str | None], None]] = {
             station.session.topology.nobody: self._drop
         }
@@ -243,7 +245,10 @@ class ReplyMessage(MessageToCaller):
 
     def settle(self) -> None:
         settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
+        afterwards = self._replies.afterwards
         for reply, request in self._answers:
+            if afterwards and (then := afterwards.pop(reply.id, None)) is not None:
+                then()
             if request is None:
                 continue
             if settle is None:

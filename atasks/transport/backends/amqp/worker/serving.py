@@ -46,6 +46,7 @@ from atasks.wire import (
 )
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.journals import AMQPJournals
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.records.contract import Records
     from atasks.transport.server import Server
@@ -70,6 +71,7 @@ class Serving:
         worker: Server,
         queues: Sequence[str],
         records: Records,
+        journals: AMQPJournals,
         store: Store | None = None,
         *,
         consumer_timeout: float,
@@ -77,7 +79,7 @@ class Serving:
         self.session = session
         self.worker = worker
         self.queues = list(queues)
-        self.station = Station(session, worker, records, store)
+        self.station = Station(session, worker, records, journals, store)
         self.replies = Replies(self.station)
         self._stored = None if store is None else StoredReplies(store)
         self._unanswerable: set[str | None] = {None, ""}
@@ -449,7 +451,7 @@ class Serving:
         executor = None if again else self._to_wait_for.get(call.task)
         if executor is not None and self._moves(call, consumer):
             delivery.give_back(call, executor)
-        elif (doubtful or again) and (
+        elif (doubtful or again or call.attempt > 1) and (
             self.kept.take(call, delivery, again) or self.doubts.take(call, delivery, again)
         ):
             return

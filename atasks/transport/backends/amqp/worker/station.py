@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
     from atasks.transport.backends.amqp.broker.link import Link
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+    from atasks.transport.backends.amqp.journals import AMQPJournals
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
     from atasks.transport.backends.amqp.worker.stored_replies import Store
@@ -26,10 +27,19 @@ __all__ = ["Station"]
 class Station:
     """The link and queues of one worker. `Serving` writes what belongs to a link; all others read it."""
 
-    def __init__(self, session: Session, worker: Server, records: Records, store: Store | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        worker: Server,
+        records: Records,
+        journals: AMQPJournals,
+        store: Store | None = None,
+    ) -> None:
         self.session = session
         self.records = records
         """The records at the broker of calls that nobody awaits."""
+        self.journals = journals
+        """The journals of calls that resume."""
         self.store = store
         """The database that has other records; None: it is not known here."""
         self.worker = worker

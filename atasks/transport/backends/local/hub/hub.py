@@ -12,6 +12,7 @@ from typing import Any, Final
 from atasks import wire
 from atasks.call_log import log_lost
 from atasks.transport.backends.local.hub.events import HubEvents
+from atasks.transport.backends.local.hub.journals import HubJournals
 from atasks.transport.backends.local.hub.limits import HubLimits
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
@@ -26,10 +27,13 @@ from atasks.transport.backends.local.messages import (
     Begin,
     Begun,
     Bye,
+    DropJournal,
     GiveBack,
     GiveToken,
     Handed,
     NoneServes,
+    Note,
+    OpenJournal,
     Outcome,
     Ping,
     Pong,
@@ -51,7 +55,7 @@ from atasks.transport.backends.local.messages import (
     Where,
 )
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
-from atasks.wire import AT_MOST_ONCE, VERSION, Call, Cancel, Credit, End, Reply, Status, purged
+from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status, purged
 
 __all__ = ["Hub"]
 
@@ -81,6 +85,7 @@ class Hub:
         self._events = HubEvents()
         self._schedules = HubSchedules()
         self._records = HubRecords(keep_bytes, self._unwanted, self._in_hand)
+        self._journals = HubJournals(keep_bytes, self._unawaited)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
         self._limits = HubLimits()
@@ -111,6 +116,9 @@ class Hub:
             Read: self._records.read,
             Touch: self._records.touch,
             Watch: self._records.watch,
+            OpenJournal: self._journals.open,
+            Note: self._journals.note,
+            DropJournal: self._journals.drop,
             TakeToken: self._limits.take,
             Begun: self._limits.begun,
             GiveToken: self._limits.give,
@@ -201,11 +209,16 @@ class Hub:
             return
         known = self._calls.get(call.id)
         if known is not None:
-            self._request_again(peer, known, call)
+            self._request_again(peer, known, message)
+            return
+        if message.journal and (reply := self._journals.sent(peer, message.journal, call.id)) is not None:
+            peer.link.send(reply, len(reply.payload))
+            self._queues.tidy(queue)
             return
         if queue.executors and call.task in queue.executors:
             queue = self._queues.beside(queue, queue.executors[call.task])
         queued = self._calls[call.id] = QueuedCall(call, peer, queue, message.priority)
+        queued.journal = message.journal
         if call.timeout_ms is not None:
             queued.deadline = self._loop.time() + call.timeout_ms / 1000
         queued.alone = 1 < call.attempt >= queued.most
@@ -218,11 +231,14 @@ class Hub:
             if worker is not None or queued.alone or peer.link.clogged:  # what waits may be for another worker
                 self._queues.offer(queue)
 
-    def _request_again(self, peer: Peer, known: QueuedCall, call: Call) -> None:
-        """A call of this id is in hand: whose process sent it may await it again, after a lost connection."""
+    def _request_again(self, peer: Peer, known: QueuedCall, message: Request) -> None:
+        """A call of this id is in hand: whose process sent it may await it again, after a lost connection, and who
+        works at its journal."""
+        call = message.call
         if known.caller is peer:
             return
-        if known.caller is None and known.owner == peer.pid and known.queue.namespace == peer.namespace:
+        its_own = known.owner == peer.pid or (known.journal and known.journal == message.journal)
+        if known.caller is None and its_own and known.queue.namespace == peer.namespace:
             known.caller = peer
             if known.lane is not None:
                 peer.queued_bytes += known.size
@@ -307,6 +323,16 @@ class Hub:
             self._forget(queued)
             if worker is not None:
                 worker.link.send(Cancel(VERSION, [call_id]))
+
+    def _unawaited(self, ids: list[str]) -> None:
+        """The journal of these calls is dropped: those that nobody awaits need not begin, and end if they run."""
+        for call_id in ids:
+            queued = self._calls.get(call_id)
+            if queued is not None and queued.caller is None:
+                worker = queued.worker
+                self._forget(queued)
+                if worker is not None:
+                    worker.link.send(Cancel(VERSION, [call_id]))
 
     def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}
@@ -506,6 +532,7 @@ class Hub:
             lost = queued.lost("will not run again: its worker died", worker, self._loop.time() - queued.since)
             log_lost(call, lost, queue=queued.queue.name)
             self._end(queued, lost)
+            self._journals.over(call.id)
             return
         if not waited:
             call.attempt += 1
@@ -521,12 +548,17 @@ class Hub:
             queued.worker.let_go(queued)
         if queued.kept and isinstance(reply, Reply):
             self._records.end(queued.queue.namespace, reply)
-        elif queued.caller is not None:
+            return
+        if queued.journal and isinstance(reply, Reply):
+            self._journals.keep((queued.queue.namespace, queued.journal), reply)
+        if queued.caller is not None:
             queued.caller.link.send(reply, len(reply.payload))
 
     def _forget(self, queued: QueuedCall) -> None:
         """Nobody awaits the call any more."""
         del self._calls[queued.call.id]
+        if queued.worker is None:  # else it says so itself
+            self._journals.over(queued.call.id)
         if queued.delayed is not None:
             queued.delayed.cancel()
         elif queued.worker is not None:

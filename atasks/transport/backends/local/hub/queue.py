@@ -30,6 +30,7 @@ class QueuedCall:
         "caller",
         "deadline",
         "delayed",
+        "journal",
         "kept",
         "lane",
         "owner",
@@ -57,6 +58,8 @@ class QueuedCall:
         """The timer that lets the call into its queue; None: it waits there, or a worker has it."""
         self.kept = False
         """True if its reply goes into a record."""
+        self.journal = ""
+        """The journal into which its reply goes too; empty: into none."""
         self.worker: Peer | None = None
         """The worker that has the call."""
         self.since = 0.0

@@ -1,0 +1,1 @@
+"""Calls that resume: a run goes on where the one before it ended."""

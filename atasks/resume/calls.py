@@ -1,0 +1,81 @@
+"""A call that another call makes which resumes: it is looked for in the journal, and made if it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from atasks.caller.tries import tried
+from atasks.errors import Diverged
+from atasks.resume.journal import Journal, journal_of
+from atasks.resume.naming import again, digest
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.options import TaskOptions
+    from atasks.router import Router
+    from atasks.transport.contract import Transport
+    from atasks.worker.held_call import HeldCall
+
+__all__ = ["made", "may_stream"]
+
+
+async def made(
+    router: Router, run: HeldCall, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+) -> tuple[Reply, Call]:
+    """The reply to a call that `run` makes, by an earlier run of it or by a worker now, and the call.
+
+    Raises as `Router.send_request` does, and Diverged; ValueError if its key is that of another call.
+    """
+    transport, codec, journal = router._transport(run), router.codec, journal_of(run)
+    _, options = router._named(name)
+    payload = await router._encode(name, codec, tuple(args), dict(kwargs))
+    step = journal.names.of(str(name), options.key, partial(digest, args, kwargs, payload))
+    call = router._call(name, payload, options, transport, codec, run)
+    call.id = step
+    call.context = await router._carried(call, codec, transport)
+    way = _Way(journal, transport, step)
+    run.park()
+    run.last_awaited = call
+    try:
+        if options.retry is None:
+            reply = await way.request(call, options)
+        else:
+            reply = await tried(router, codec, cast("Transport", way), call, options)
+        if run.last_awaited is call:
+            run.last_awaited = None
+    finally:
+        await run.unpark()
+    return reply, call
+
+
+class _Way:
+    """The part of a transport that tries need, by way of a journal: each try is a step of its own."""
+
+    def __init__(self, journal: Journal, transport: Transport, step: str) -> None:
+        self._journal = journal
+        self._transport = transport
+        self._steps = [step]
+        self.usable = transport.usable
+        self.pause = transport.pause
+
+    async def request(self, call: Call, options: TaskOptions) -> Reply:
+        """Make the next try, or find it."""
+        call.id = self._steps[-1]
+        self._steps.append(again(f"try {call.id}"))
+        return await self._journal.request(self._transport, call, options)
+
+
+async def may_stream(run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
+    """Note in the journal that a stream is read which cannot be replayed. Raises Diverged if an earlier run has
+    read it: its items are gone."""
+    if options.replayable:
+        return
+    journal = journal_of(run)
+    step = journal.names.of(f"stream {name}", options.key, lambda: digest((payload,), {}, payload))
+    if await journal.begun(step, str(name)):
+        raise Diverged(
+            f"{run.call.task} reads stream {name} again, whose items an earlier run has taken: make the stream "
+            "replayable=True, or read it in a call of its own that returns what is needed"
+        )

@@ -1,0 +1,239 @@
+"""The journal of one run: what the run before it has done is not done again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from atasks import wire
+from atasks.current import serving_here
+from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
+from atasks.resume.naming import Names, again
+from atasks.transport.journals import Entries, journal_name, lasts
+from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
+from atasks.worker.held_call import HeldCall, Reason
+
+if TYPE_CHECKING:
+    from atasks.options import TaskOptions
+    from atasks.router import Router
+    from atasks.transport.contract import Transport
+
+__all__ = ["Journal", "journal_here", "journal_of"]
+
+logger = logging.getLogger("atasks.resume")
+
+RUN: Final = 1
+"""`Call.orphan`: the run goes on when its caller is gone."""
+WARN_BYTES: Final = 16 * 2**20
+MAX_BYTES: Final = 128 * 2**20
+"""Bytes of results in one journal."""
+STRICT_SECONDS: Final = 1.0
+"""For so long a run that is held to its journal may leave results of it unasked for while it makes another
+call: its branches need not take turns as before."""
+
+
+def journal_here() -> Journal | None:
+    """The journal of the call that is being served here; None: there is none, or it does not resume."""
+    run = serving_here()
+    return None if run is None or run.atask is None or not run.atask.resume else journal_of(run)
+
+
+def journal_of(run: HeldCall) -> Journal:
+    """The journal of a run that resumes, from its first step on. Raises NotSupported."""
+    if run.journal is None:
+        run.journal = Journal(run)
+    return run.journal
+
+
+class Journal:
+    """The steps of a call that resumes: calls that it makes, and others (`once`, `sleep`).
+
+    Each step has an id that is made of what it does (see `Names`), so a run that comes later finds it, in whatever
+    order it asks. A step that is not found is done.
+    """
+
+    def __init__(self, run: HeldCall) -> None:
+        assert run.atask is not None, "the worker looked"
+        journals = run.worker.transport.journals
+        if journals is None:
+            kind = type(run.worker.transport).__name__
+            raise NotSupported(f"{run.call.task} resumes, and {kind} keeps no journals: use another transport")
+        self.name = journal_name(run.call.key or run.call.id, run.atask.resume)
+        self.names = Names(self.name)
+        self.found = 0
+        """The number of steps that were found done."""
+        self._run = run
+        self._journals = journals
+        self._strict = run.atask.resume == "strict"
+        self._opening: asyncio.Future[Entries] | None = None
+        self._left: dict[str, Reply] = {}
+        """Steps that earlier runs have done, and this one has not asked for."""
+        self._sent: set[str] = set()
+        self._missed: list[str] = []
+        """Steps that were not found while others were left."""
+        self._all_asked = asyncio.Event()
+        """Set when no step is left of those that earlier runs have done."""
+        self._error: BaseException | None = None
+        self._size = 0
+        self._warned = False
+
+    @property
+    def router(self) -> Router:
+        """The router of the worker's namespace."""
+        return cast("Router", self._run.worker.router)
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes that a step may have."""
+        return self._run.worker.transport.max_payload
+
+    @property
+    def worker_id(self) -> str:
+        """The worker that runs the call."""
+        return self._run.worker.id
+
+    # -- steps
+
+    async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
+        """The id that this step has now, and its ending, if it is done. Raises Diverged."""
+        if self._opening is None:
+            self._opening = asyncio.ensure_future(self._open())
+        if not self._opening.done():
+            await asyncio.shield(self._opening)
+        spent = self._opening.result().spent
+        while step in spent:
+            step = again(step)
+        reply = self._left.pop(step, None)
+        if reply is not None:
+            self.found += 1
+            if not self._left:
+                self._all_asked.set()
+        elif self._left and step not in self._sent:
+            await self._miss(task)
+        return step, reply
+
+    async def keep(self, reply: Reply) -> None:
+        """The step of that id is done: return when that is safe."""
+        self._count(reply)
+        await self._journals.add(self.name, reply)
+
+    async def begun(self, step: str, name: str) -> bool:
+        """Say whether an earlier run has begun this step, which is put into the journal otherwise."""
+        step, reply = await self.find(step, name)
+        if reply is None:
+            await self.keep(Reply(VERSION, step, Status.VALUE, b""))
+        return reply is not None
+
+    async def request(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
+        """The reply to the call, whose id is that of the step: the one that is on record, or that of a worker."""
+        call.id, reply = await self.find(call.id, call.task)
+        if reply is not None:
+            return reply
+        if self._size > MAX_BYTES:
+            raise PayloadTooLarge(
+                f"the results in the journal of {self._run.call.task} have {self._size} bytes, over the limit of "
+                f"{MAX_BYTES}: return references instead, or divide the call"
+            )
+        sent = call.id in self._sent
+        if sent and call.delivery == AT_MOST_ONCE:
+            raise WorkerLost(
+                f"{call.task} was called by an earlier run: it may have run, and runs at most once", 1
+            )
+        if transport is not self._run.worker.transport:  # of another broker: nothing there knows of this journal
+            reply = await transport.request(call, options)
+            if lasts(reply):
+                await self.keep(reply)
+            return reply
+        call.orphan = RUN
+        try:
+            reply = await self._journals.request(self.name, call, options, sent=sent, stays=self._stays)
+        except BaseException:
+            if not self._stays():  # it has no reply: the next run makes it again
+                self._journals.spend(self.name, wire.ended(call.id, Status.CANCELLED, "its await has ended"))
+            raise
+        self._count(reply)
+        return reply
+
+    def _count(self, reply: Reply) -> None:
+        if lasts(reply):
+            self._size += len(reply.payload)
+            if self._size > WARN_BYTES and not self._warned:
+                self._warned = True
+                logger.warning(
+                    "%s, call %s, has results of %d bytes in its journal, of at most %d: return references",
+                    self._run.call.task,
+                    self._run.call.id,
+                    self._size,
+                    MAX_BYTES,
+                )
+
+    def _stays(self) -> bool:
+        """Return True if the next run of this call is to have what this one has begun."""
+        return self._run.reason is Reason.DRAINED or self._run.worker.is_torn_down
+
+    async def _open(self) -> Entries:
+        entries = await self._journals.open(self.name, self._run.call.id)
+        self._left, self._sent = dict(entries.replies), entries.sent
+        self._size = sum(len(reply.payload) for reply in self._left.values())
+        if self._left or self._sent:
+            logger.info(
+                "%s, call %s, resumes: %d of its steps are done",
+                self._run.call.task,
+                self._run.call.id,
+                len(self._left),
+            )
+        return entries
+
+    async def _miss(self, task: str) -> None:
+        """A step was not found, and others are left: either they will be asked for, or the code has changed."""
+        self._missed.append(task)
+        if self._strict:
+            self._all_asked.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STRICT_SECONDS):
+                    await self._all_asked.wait()
+            if self._left:
+                raise Diverged(
+                    f"{self._run.call.task} called {task}, which it had not done before, and {len(self._left)} "
+                    "results of the run before are left: its code or its inputs have changed; give a new version "
+                    "another name (resume='v2')"
+                )
+
+    # -- the end
+
+    def raised(self, error: BaseException) -> None:
+        """The function of the call has raised this."""
+        self._error = error
+
+    def ended(self, reply: Reply | None) -> None:
+        """The run has ended with this reply; None: nobody is told. Drop the journal, or leave it to the next
+        run."""
+        run = self._run
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+        if self._is_over(reply):
+            if reply is not None and self._left and self._missed:
+                logger.warning(
+                    "%s, call %s, did not find %s in its journal, and left %d results there: its code or its "
+                    "inputs have changed",
+                    run.call.task,
+                    run.call.id,
+                    ", ".join(sorted(set(self._missed))[:5]),
+                    len(self._left),
+                )
+            self._journals.finish(self.name, run.call.id if reply is not None else "")
+        else:
+            self._journals.leave(self.name)
+
+    def _is_over(self, reply: Reply | None) -> bool:
+        """Return True if the call will not run again."""
+        run = self._run
+        if reply is None:
+            return run.reason is Reason.WITHDRAWN
+        assert run.atask is not None, "it has run"
+        retry, error = run.atask.task_options.retry, self._error
+        if retry is None or reply.status != Status.RAISED or not isinstance(error, Exception):
+            return True
+        return run.call.try_ >= retry.attempts or not retry.wants(error)

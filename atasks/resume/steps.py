@@ -1,0 +1,105 @@
+"""Steps of a call that resumes which are no calls: local work, and pauses."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, ParamSpec, TypeVar, overload
+
+from atasks import parking
+from atasks.checks import validate_number
+from atasks.codecs.base import ends_here
+from atasks.parking import parked
+from atasks.resume.journal import journal_here
+from atasks.resume.naming import digest
+from atasks.wire import VERSION, Call, Reply, Status
+from atasks.worker.execution import raised, returned
+
+__all__ = ["once", "sleep"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@overload
+async def once(function: Callable[P, Awaitable[T]], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+@overload
+async def once(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+
+
+async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Call a function, and await what it returns if that can be awaited; in a call that resumes, once for all its
+    runs: a later run is given the result, or the exception, of the first one that came to an end.
+
+    For what may differ from run to run (the time, a random id) and for what is not to be done twice (a payment).
+    A worker that dies while the function runs, or before its result is safe, leaves it to the next run, which
+    calls it again: give services that know idempotency keys `current_call().key`.
+
+    Arguments: `function`, sync or async, with positional and keyword arguments that the namespace's codec can
+    encode. A function of the same module and name with equal arguments is the same step; the second time that a
+    run asks for it is a step of its own. Outside of a call that resumes the function is just called.
+
+    Raises what the function raised; EncodeError if its result cannot be encoded; Diverged with `resume="strict"`;
+    PayloadTooLarge, TransportError or CallError if the result cannot be kept: the step has been done then.
+    """
+    journal = journal_here()
+    if journal is None:
+        result = function(*args, **kwargs)
+        return await result if inspect.isawaitable(result) else result
+    router = journal.router
+    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
+    payload = await router.encode_arguments(name, args, kwargs)
+    step = journal.names.of(f"once {name}", None, lambda: digest(args, kwargs, payload))
+    async with parked():
+        step, reply = await journal.find(step, name)
+    call = Call(VERSION, step, name, b"", router.codec.name)
+    if reply is not None:
+        return await router.outcome(reply, call)
+    limit, worker = journal.max_payload, journal.worker_id
+    try:
+        result = function(*args, **kwargs)
+        if inspect.isawaitable(result):
+            result = await result
+    except Exception as error:
+        if ends_here(error):
+            raise
+        reply = await raised(call, router.codec, worker, error, limit)
+        async with parked():
+            await journal.keep(reply)
+        raise
+    reply = await returned(call, router.codec, worker, result)
+    if reply.status != Status.VALUE:
+        await router.outcome(reply, call)  # it raises
+    async with parked():
+        await journal.keep(reply)
+    return result
+
+
+async def sleep(seconds: float) -> None:
+    """Wait for so many seconds. Inside an atask the call is parked meanwhile: it holds no slot of its worker, so
+    other calls run. It goes on when the time has passed and there is a slot.
+
+    In a call that resumes the end of the pause is on record: a later run waits for what is left of it, by the wall
+    clock. In another atask a worker that drains gives a call that sleeps to another worker, where it begins anew.
+    Outside an atask it is `asyncio.sleep`. Cancelling it ends it at once.
+
+    Raises TooManyParked at the worker's bound of waiting calls; ValueError for what is no number of seconds.
+    """
+    journal = journal_here()
+    if journal is None:
+        await parking.sleep(seconds)
+        return
+    validate_number("seconds", seconds)
+    step = journal.names.of("atasks.sleep", None, lambda: repr(float(seconds)).encode())
+    async with parked():
+        step, reply = await journal.find(step, "atasks.sleep")
+        if reply is None:
+            until = time.time() + seconds
+            await journal.keep(Reply(VERSION, step, Status.VALUE, repr(until).encode()))
+        else:
+            until = float(reply.payload)
+        await asyncio.sleep(max(until - time.time(), 0.0))

@@ -1,0 +1,347 @@
+"""Calls that resume: what one run has done, the next one does not do again."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from atasks import Diverged, NotSupported, Retry, TransportError, current_call, once, sleep
+from atasks.testing.cases import Cases
+from atasks.testing.site import Site, soon, until
+
+__all__ = ["ResumeCases"]
+
+AGAIN = Retry(on=(ConnectionError,), attempts=3, wait=0.0, jitter=0.0)
+"""A second run, without the death of a worker: each try of a call goes on where the one before it ended."""
+
+
+class Steps:
+    """An atask that notes its calls."""
+
+    def __init__(self, site: Site) -> None:
+        self.made: list[Any] = []
+
+        @site.atask(name="step")
+        async def step(n: Any, fail: bool = False) -> Any:
+            self.made.append(n)
+            if fail:
+                raise KeyError(n)
+            return [n]
+
+        self.step = step
+
+
+def interrupted(run: int = 1) -> None:
+    """End the run that asks, if it is that one."""
+    if current_call().try_ == run:
+        raise ConnectionError("this run ends here")
+
+
+class ResumeCases(Cases):
+    """Each case interrupts a call of `resume=True` at least once, and looks at what is done again."""
+
+    async def test_calls_that_have_ended_are_not_made_again(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            first = await steps.step(1)
+            interrupted(1)
+            both = await asyncio.gather(*(steps.step(n) for n in (2, 3, 1)))
+            interrupted(2)
+            return first, both, await steps.step(4)
+
+        async with site.open():
+            if self._refuses(site):
+                with pytest.raises(NotSupported, match="keeps no journals"):
+                    await soon(parent())
+                return
+            assert await soon(parent()) == ([1], [[2], [3], [1]], [4])
+            assert steps.made == [1, 2, 3, 1, 4]
+            await self._nothing_is_left(site)
+
+    async def test_an_exception_of_its_own_is_raised_again(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            with pytest.raises(KeyError, match="7"):
+                await steps.step(7, fail=True)
+            interrupted()
+            return await steps.step(8)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(parent()) == [8]
+            assert steps.made == [7, 8]
+
+    async def test_branches_find_their_calls_in_any_order(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            async def branch(name: str, pause: float) -> Any:
+                await asyncio.sleep(pause)
+                return [await steps.step(f"{name}{n}") for n in range(3)]
+
+            late = 0.02 if current_call().try_ == 1 else 0.0
+            found = await asyncio.gather(branch("a", late), branch("b", 0.02 - late))
+            interrupted()
+            return found
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(parent()) == [[[f"{name}{n}"] for n in range(3)] for name in "ab"]
+            assert sorted(steps.made) == ["a0", "a1", "a2", "b0", "b1", "b2"]
+
+    async def test_calls_within_calls_resume_too(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def inner(n: int) -> Any:
+            found = await steps.step(n)
+            interrupted()
+            return found
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def outer() -> Any:
+            found = await asyncio.gather(inner(1), inner(2))
+            interrupted()
+            return found
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(outer()) == [[1], [2]]
+            assert sorted(steps.made) == [1, 2]
+            await self._nothing_is_left(site)
+
+    async def test_a_local_step_is_done_once_and_its_exception_is_kept(self, site: Site) -> None:
+        drawn: list[int] = []
+
+        async def draw(n: int) -> int:
+            drawn.append(n)
+            if n > 5:
+                raise LookupError(f"{n} is too much")
+            return n + len(drawn)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            values = [await once(draw, 1), await once(draw, n=1), await once(draw, 1)]
+            with pytest.raises(LookupError, match="6 is too much"):
+                await once(draw, 6)
+            interrupted()
+            return values, await once(lambda: 5)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(parent()) == ([2, 3, 4], 5)
+            assert drawn == [1, 1, 1, 6]
+            with pytest.raises(LookupError, match="7 is too much"):
+                await once(draw, 7)  # outside of a call: it is just called
+
+    async def test_a_call_without_a_result_is_made_again(self, site: Site) -> None:
+        gate = asyncio.Event()
+        made: list[int] = []
+
+        @site.atask
+        async def slow(n: int) -> int:
+            made.append(n)
+            await gate.wait()
+            return n
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            if current_call().try_ == 1:
+                first = asyncio.ensure_future(slow(5))
+                await until(lambda: made, "it runs")
+                first.cancel()
+                await asyncio.wait([first])
+                gate.set()
+            interrupted()
+            return await slow(5)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(parent()) == 5
+            assert made == [5, 5]
+
+    async def test_a_pause_goes_on_where_it_was(self, site: Site) -> None:
+        loop = asyncio.get_running_loop()
+        begun: list[float] = []
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> float:
+            begun.append(loop.time())
+            pause = asyncio.ensure_future(sleep(1.0))
+            if current_call().try_ == 1:
+                await asyncio.wait([pause], timeout=0.5)
+                pause.cancel()
+            interrupted()
+            await pause
+            return loop.time()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            ended = await soon(parent())
+            assert len(begun) == 2
+            assert 0.99 <= ended - begun[0] < begun[1] + 1.0 - begun[0]
+
+    async def test_a_key_names_a_call_whatever_its_arguments(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> Any:
+            found = await steps.step.options(key="order")(f"order at {current_call().try_}")
+            interrupted()
+            return found
+
+        @site.atask(resume=True)
+        async def twice() -> Any:
+            await steps.step.options(key="order")(1)
+            await steps.step.options(key="order")(2)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(parent()) == ["order at 1"]
+            assert steps.made == ["order at 1"]
+            with pytest.raises(ValueError, match="key='order' names two calls of step with different arguments"):
+                await soon(twice())
+
+    async def test_changed_inputs_are_a_warning_or_with_strict_an_error(
+        self, site: Site, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        steps = Steps(site)
+
+        async def body() -> Any:
+            found = await steps.step(f"made at {current_call().try_}")
+            interrupted()
+            return found
+
+        loose = site.atask(name="loose", resume=True, retry=AGAIN)(body)
+        strict = site.atask(name="strict", resume="strict", retry=AGAIN)(body)
+        async with site.open():
+            if self._refuses(site):
+                return
+            with caplog.at_level(logging.WARNING, "atasks.resume"):
+                assert await soon(loose()) == ["made at 2"]
+            assert "did not find step in its journal, and left 1 results there" in caplog.text
+            with pytest.raises(Diverged, match="strict called step, which it had not done before, and 1 results"):
+                await soon(strict())
+
+    async def test_a_stream_is_read_again_only_if_it_can_be_replayed(self, site: Site) -> None:
+        begun: list[str] = []
+
+        @site.atask
+        async def lossy() -> AsyncIterator[int]:
+            begun.append("lossy")
+            yield 1
+
+        @site.atask(replayable=True)
+        async def steady() -> AsyncIterator[int]:
+            begun.append("steady")
+            yield 2
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def replays() -> Any:
+            found = [item async for item in steady()]
+            interrupted()
+            return found
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def loses() -> Any:
+            found = [item async for item in lossy()]
+            interrupted()
+            return found
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            assert await soon(replays()) == [2]
+            with pytest.raises(Diverged, match=r"reads stream .*lossy again"):
+                await soon(loses())
+            assert begun == ["steady", "steady", "lossy"]
+
+    async def test_a_call_that_makes_no_calls_has_no_journal(self, site: Site) -> None:
+        @site.atask(resume=True)
+        async def plain(n: int) -> int:
+            return n
+
+        async with site.open():
+            assert await soon(plain(3)) == 3  # over every transport
+            assert site.worker.transport.journals is None or not self._journals(site)
+
+    async def test_cancelling_the_call_ends_its_calls_and_its_journal(self, site: Site) -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        @site.atask
+        async def child() -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(3600)
+            finally:
+                ended.set()
+
+        @site.atask(resume=True)
+        async def parent() -> None:
+            await child()
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = asyncio.create_task(parent())
+            await soon(begun.wait())
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            await soon(ended.wait())
+            await self._nothing_is_left(site)
+
+    async def test_a_drained_worker_leaves_its_steps_to_the_next_one(self, site: Site) -> None:
+        steps = Steps(site)
+        begun = asyncio.Event()
+
+        @site.atask(resume=True)
+        async def parent() -> Any:
+            first = await steps.step(1)
+            second = await once(lambda: len(steps.made))
+            begun.set()
+            await sleep(0.2)
+            return first, second, await steps.step(2)
+
+        async with site.open():
+            if self._refuses(site):
+                return
+            task = asyncio.create_task(parent())
+            await soon(begun.wait())
+            try:
+                await site.serve()
+            except TransportError:  # one worker is all that this transport may have
+                task.cancel()
+                await asyncio.wait([task])
+                return
+            await site.worker.drain(0)
+            assert await soon(task) == ([1], 1, [2])
+            assert steps.made == [1, 2]
+
+    def _refuses(self, site: Site) -> bool:
+        return site.worker.transport.journals is None
+
+    def _journals(self, site: Site) -> set[str]:
+        """The names of the journals that a worker works at."""
+        journals: Any = site.worker.transport.journals
+        at_work: dict[str, Any] = getattr(journals, "_open", None) or getattr(journals, "_journals", {})
+        return set(at_work)
+
+    async def _nothing_is_left(self, site: Site) -> None:
+        await until(lambda: not self._journals(site), "the journals are dropped")

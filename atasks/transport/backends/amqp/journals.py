@@ -1,0 +1,201 @@
+"""Journals at the broker: a queue for each, which is read without being consumed.
+
+Replies of calls that a journal's call makes are published to the control exchange, by a key to which two queues
+are bound: that of the journal, and the reply queue of whoever runs its call. So one confirmed message is kept, and
+ends the await. The queue has, in any order, such replies, steps, and the ids of calls that were sent: those are
+published before the calls, so a later run asks the workers for a call of which it finds no reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from pamqp.commands import Basic
+
+from atasks import wire
+from atasks.errors import AtasksError, UnknownRun
+from atasks.options import TaskOptions
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.journals import Entries, Journals
+from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.records import AMQPRecords
+    from atasks.transport.backends.amqp.session import Session
+
+__all__ = ["AMQPJournals"]
+
+logger = logging.getLogger("atasks.amqp")
+
+LONGEST_PAUSE: Final = 3600.0
+"""Seconds between two uses of a journal whose call is in hand, at most."""
+
+
+class Caller(Protocol):
+    """The part of a transport that makes the calls of journals."""
+
+    async def request_on_record(
+        self, call: Call, options: TaskOptions, address: str, *, sent: bool, stays: Callable[[], bool]
+    ) -> Reply:
+        """See `CallTransport`."""
+        ...
+
+
+class AMQPJournals(Journals):
+    """The journals of one transport."""
+
+    def __init__(
+        self,
+        session: Session,
+        records: AMQPRecords,
+        caller: Caller,
+        after_reply: Callable[[str, Callable[[], None]], None],
+    ) -> None:
+        """`after_reply(call_id, do)` does it when the reply to that call is safe."""
+        self._session = session
+        self._records = records
+        self._caller = caller
+        self._after_reply = after_reply
+        self._open: dict[str, str] = {}
+        """Name of a journal at work -> the id of its call."""
+        self._notes: dict[str, _SentNote] = {}
+        """Name -> the note that takes further ids."""
+        self._errands: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+
+    # -- the contract
+
+    async def open(self, name: str, owner: str) -> Entries:
+        topology, records = self._session.topology, self._records
+        queue, steps = topology.kept(name), topology.kept_steps(name)
+        arguments = topology.kept_arguments(int(records.expires * 1000))
+        found = await records.over_link(
+            lambda link: link.declare_queue(queue, arguments, topology.control, [steps])
+        )
+        await records.follow(steps)
+        self._open[name] = owner
+        if self._keeper is None:
+            self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
+        return await records.entries(name) if found else Entries()
+
+    async def add(self, name: str, reply: Reply) -> None:
+        try:
+            await self._records.add(name, reply, quiet=True)
+        except UnknownRun:  # its queue is gone, with a node of a cluster say: what was in it is done again
+            logger.warning("the journal of call %s is gone: it begins anew", self._open.get(name, name))
+            await self.open(name, self._open.get(name, ""))
+            await self._records.add(name, reply, quiet=True)
+
+    async def request(
+        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+    ) -> Reply:
+        if not sent:
+            self._note(name, call.id)
+        address = self._session.topology.kept_steps(name)
+        return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays)
+
+    def spend(self, name: str, reply: Reply) -> None:
+        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=f"{reply.id}:spent", delivery_mode=2)
+        queue = self._session.topology.kept(name)
+        self._session.outbox.put(Outgoing(wire.encode([reply]), queue, properties, mandatory=False))
+
+    async def entries(self, name: str) -> Entries:
+        """The contents of a journal, which may be another worker's. Raises UnknownRun."""
+        return await self._records.entries(name)
+
+    def finish(self, name: str, call_id: str) -> None:
+        if call_id:
+            self._after_reply(call_id, lambda: self.drop(name))
+        else:
+            self.drop(name)
+
+    def leave(self, name: str) -> None:
+        self._open.pop(name, None)
+        self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
+
+    def drop(self, name: str) -> None:
+        known = self._open.pop(name, None) is not None
+        self._errand(self._delete(name, known))
+
+    # -- life
+
+    async def flushed(self) -> None:
+        """Return when what is to be dropped is gone."""
+        while self._errands:
+            await asyncio.wait(list(self._errands))
+
+    async def close(self) -> None:
+        """Do nothing any more."""
+        tasks = [*self._errands, *([self._keeper] if self._keeper is not None else [])]
+        self._keeper = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._open.clear()
+
+    # -- at the broker
+
+    def _note(self, name: str, call_id: str) -> None:
+        """Say in the journal that this call is sent, before it is."""
+        note = self._notes.get(name)
+        if note is None or not note.takes():
+            note = self._notes[name] = _SentNote(self._notes, name, self._session.topology.kept(name))
+            note.ids.append(call_id)
+            self._session.outbox.put(note)
+        else:
+            note.ids.append(call_id)
+
+    async def _delete(self, name: str, known: bool) -> None:
+        topology, link = self._session.topology, self._session.link
+        try:
+            if link is not None:
+                await link.delete_queue(topology.kept(name))
+            if known:
+                await self._records.unfollow(topology.kept_steps(name))
+        except CLIENT_ERRORS as error:
+            logger.debug("journal %s cannot be dropped now, and expires: %s", name, error)
+
+    async def _keep(self) -> None:
+        """Use the journals of calls in hand, lest they expire."""
+        pause = min(self._records.expires / 3, LONGEST_PAUSE)
+        while True:
+            await asyncio.sleep(pause)
+            for name in list(self._open):
+                with suppress(AtasksError, *CLIENT_ERRORS):
+                    await self._records.touch(name)
+
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name="atasks journal")
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+
+class _SentNote(Outgoing):
+    """The ids of calls that are sent right behind it."""
+
+    __slots__ = ("_name", "_open", "ids")
+
+    def __init__(self, notes: dict[str, _SentNote], name: str, queue: str) -> None:
+        properties = Basic.Properties(content_type=CONTENT_TYPE, delivery_mode=2)
+        super().__init__(b"", queue, properties, mandatory=False)
+        self._open: dict[str, _SentNote] | None = notes
+        self._name = name
+        self.ids: list[str] = []
+
+    def takes(self) -> bool:
+        """Return True if there is room for one more."""
+        return self._open is not None and len(self.ids) < MAX_IDS
+
+    def prepare(self) -> bool:
+        notes, self._open = self._open, None
+        if notes is not None and notes.get(self._name) is self:
+            del notes[self._name]
+        self.body = wire.encode([Sent(VERSION, self.ids)])
+        self.properties.message_id = f"{self._name}:{id(self):x}"
+        return True

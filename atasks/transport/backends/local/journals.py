@@ -1,0 +1,65 @@
+"""Journals at the hub, as the processes around it use them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from atasks.errors import QueueFull
+from atasks.options import TaskOptions
+from atasks.transport.backends.local.messages import Answer, DropJournal, JournalFound, Note, OpenJournal, Outcome
+from atasks.transport.journals import Entries, Journals
+from atasks.wire import Call, Reply
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.local.link import Conversation
+    from atasks.transport.backends.local.records import LocalRecords
+    from atasks.transport.call_transport import CallTransport
+
+__all__ = ["LocalJournals"]
+
+
+class LocalJournals(Journals):
+    """The journals of one namespace. A hub that is gone has taken them along: what was done is done again."""
+
+    def __init__(
+        self, transport: CallTransport, records: LocalRecords, link: Callable[[], Conversation | None]
+    ) -> None:
+        self._transport = transport
+        self._records = records
+        self._link = link
+
+    async def open(self, name: str, owner: str) -> Entries:
+        found = await self._records.ask(lambda number: OpenJournal(number, name, owner))
+        if not isinstance(found, JournalFound):
+            return Entries()
+        return Entries({reply.id: reply for reply in found.replies}, set(found.sent), set(found.spent))
+
+    async def add(self, name: str, reply: Reply) -> None:
+        answer = await self._records.ask(lambda number: Note(number, name, reply), len(reply.payload))
+        if isinstance(answer, Answer) and answer.outcome == Outcome.NO_ROOM:
+            raise QueueFull(
+                "there is no room at the hub for the journal of this call: raise keep_bytes, or return references"
+            )
+
+    async def request(
+        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+    ) -> Reply:
+        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays)
+
+    def spend(self, name: str, reply: Reply) -> None:
+        link = self._link()
+        if link is not None:
+            link.send(Note(0, name, reply))
+
+    def finish(self, name: str, call_id: str) -> None:
+        asyncio.get_running_loop().call_soon(self.drop, name)  # behind the reply
+
+    def leave(self, name: str) -> None:
+        pass
+
+    def drop(self, name: str) -> None:
+        link = self._link()
+        if link is not None:
+            link.send(DropJournal(name))

@@ -1,0 +1,88 @@
+"""Journals: how the calls that another call has made have ended, kept for the run of that call that comes next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Final
+
+from atasks.options import TaskOptions
+from atasks.wire import Call, Reply, Status
+
+__all__ = ["LASTING", "Entries", "Journals", "journal_name", "lasts"]
+
+LASTING: Final = frozenset({Status.VALUE, Status.RAISED})
+"""The endings of a call that a journal keeps: a call that ended otherwise is made again."""
+
+
+def journal_name(key: str, version: bool | str) -> str:
+    """The name of the journal of the call with this idempotency key, run by that version of its code."""
+    named = "" if isinstance(version, bool) or version == "strict" else version
+    return blake2b(f"{named}\0{key}".encode(), digest_size=16, person=b"atasks journal").hexdigest()
+
+
+def lasts(reply: Reply) -> bool:
+    """Return True if a call that has ended so is not made again."""
+    return reply.status in LASTING
+
+
+@dataclass(slots=True)
+class Entries:
+    """The contents of a journal."""
+
+    replies: dict[str, Reply] = field(default_factory=dict)
+    """Id -> how that call, or that step, has ended: with a value or an exception of its own."""
+    sent: set[str] = field(default_factory=set)
+    """The ids of calls that were sent: they may wait, run, or have ended."""
+    spent: set[str] = field(default_factory=set)
+    """The ids of calls that ended otherwise: whoever makes one of them again needs another id."""
+
+    def add(self, reply: Reply) -> None:
+        """Keep a reply. The first one of an id counts."""
+        if lasts(reply):
+            self.replies.setdefault(reply.id, reply)
+        else:
+            self.spent.add(reply.id)
+
+
+class Journals(ABC):
+    """Keeps the journals of one transport. Each has a name, which is the same for every run of its call.
+
+    A call that is made by `request` has its reply kept, and given to whoever awaits it, in one step: no worker can
+    die between the two.
+    """
+
+    @abstractmethod
+    async def open(self, name: str, owner: str) -> Entries:
+        """Open the journal of the call `owner`, or find it, and return what is in it. Work at it goes on until
+        `finish` or `leave`. Raises a `CallError` or a `TransportError`."""
+
+    @abstractmethod
+    async def add(self, name: str, reply: Reply) -> None:
+        """Put a step into the journal, and return when it is safe."""
+
+    @abstractmethod
+    async def request(
+        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+    ) -> Reply:
+        """Have a worker answer the call, and keep the reply. `sent`: it was sent before, by another run. `stays`
+        is asked where the await is cancelled: True: the call goes on, and its reply is kept. Raises as
+        `Transport.request` does."""
+
+    @abstractmethod
+    def spend(self, name: str, reply: Reply) -> None:
+        """Note that the await of a call has ended otherwise than by a reply, without waiting. It may get lost."""
+
+    @abstractmethod
+    def finish(self, name: str, call_id: str) -> None:
+        """Drop the journal as soon as the reply to its call is safe; at once, if none is on its way."""
+
+    @abstractmethod
+    def leave(self, name: str) -> None:
+        """Leave the journal to the next run."""
+
+    @abstractmethod
+    def drop(self, name: str) -> None:
+        """Drop a journal whose call will not run again. Nothing happens if it is not there."""

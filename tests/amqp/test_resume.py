@@ -1,0 +1,110 @@
+"""Calls that resume, over a broker: their journals, and messages by hand that have to do with them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from atasks import ATask, MsgpackCodec, current_call, sleep
+from atasks.testing import Site, soon, until
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.journals import journal_name
+from tests.amqp.peer import Peer
+
+CALL = 1
+
+
+class Calls:
+    """A call that resumes, and one that it makes; it ends when it is told to."""
+
+    def __init__(self, site: Site) -> None:
+        MsgpackCodec(site.namespace)
+        self.made: list[str] = []
+        self.parents: list[str] = []
+        self.made_step = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+        @site.atask(name="step")
+        async def step(n: int) -> int:
+            self.made.append(current_call().id or "")
+            return n
+
+        @site.atask(name="plain", resume=True)
+        async def plain() -> int:
+            return await ended(0)
+
+        @site.atask(name="parent", resume=True)
+        async def parent() -> int:
+            return await ended(await step(7))
+
+        async def ended(value: int) -> int:
+            self.parents.append(current_call().id or "")
+            self.made_step.set()
+            await self.go_on.wait()
+            return value
+
+        self.plain: ATask[[], int] = plain
+        self.parent: ATask[[], int] = parent
+
+
+def _journal(site: Site, parent: str) -> str:
+    """The queue of the journal of a call."""
+    transport = site.worker.transport
+    assert isinstance(transport, AMQPTransport)
+    return transport.session.topology.kept(journal_name(parent, True))
+
+
+async def _messages(site: Site, queue: str) -> int | None:
+    """The messages in a queue; None: it is not there."""
+    transport = site.worker.transport
+    assert isinstance(transport, AMQPTransport)
+    assert transport.session.link is not None
+    state = await transport.session.link.queue_state(queue)
+    return None if state is None else state[0]
+
+
+async def _gone(site: Site, queue: str) -> None:
+    """Return when the queue is not there any more."""
+    while await _messages(site, queue) is not None:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_journal_is_there_from_the_first_step_until_the_reply_is_safe(site: Site) -> None:
+    calls = Calls(site)
+    async with site.open():
+        for task, messages in ((calls.plain, None), (calls.parent, 2)):
+            calls.go_on.clear()
+            calls.made_step.clear()
+            running = asyncio.create_task(task())
+            await soon(calls.made_step.wait())
+            queue = _journal(site, calls.parents[-1])
+            assert await _messages(site, queue) == messages  # that the call is sent, and its reply
+            calls.go_on.set()
+            await soon(running)
+            await soon(_gone(site, queue))
+
+
+async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(site: Site, peer: Peer) -> None:
+    calls = Calls(site)
+    async with site.open():
+        running = asyncio.create_task(calls.parent())
+        await soon(calls.made_step.wait())
+        (child,), (parent,) = calls.made, calls.parents
+        queue = _journal(site, parent)
+        payload = msgspec.msgpack.encode([[7], {}])
+        other = await site.serve()  # it does not remember that call
+        await site.worker.drain(0)  # and the caller of both of them goes on there
+        await until(lambda: len(calls.parents) == 2, "the call goes on at the other worker")
+        again = [CALL, 1, child, "step", payload, "msgpack", None, 0, 2, 3, 0, 1]
+        await peer.send(again, reply_to=f"{queue}:steps")
+        await sleep(0.3)
+        await until(lambda: not other.unstarted, "the message was dealt with")
+        assert calls.made == [child], "the journal says that it has ended"
+        calls.go_on.set()
+        assert await soon(running) == 7
+        site.workers.remove(site.worker)
+        await soon(_gone(site, queue))
+        await peer.send(again, reply_to=f"{queue}:steps")
+        await sleep(0.3)
+        assert calls.made == [child], "nobody is to have its reply"

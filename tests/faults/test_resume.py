@@ -1,0 +1,164 @@
+"""Calls that resume, while their workers, and the broker, come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import atasks
+from atasks import WorkerLost
+from atasks.testing import soon, until
+from tests.broker import Broker
+from tests.faults.history import History
+from tests.faults.resuming import fanned, given_up, row, tree
+from tests.faults.workers import Fleet, WorkerProcess
+
+MODULE = "tests.faults.resuming"
+
+
+@pytest.fixture
+async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
+    async with atasks.connect(node.url, prefix=prefix):
+        yield
+
+
+@pytest.fixture
+def key() -> str:
+    return uuid.uuid4().hex
+
+
+def workers(fleet: Fleet, count: int = 1, *queues: str) -> list[WorkerProcess]:
+    return fleet.start(count, module=MODULE, queues=list(queues) or None, caller_patience=5.0)
+
+
+def journals(node: Broker, prefix: str) -> list[str]:
+    """The queues of records and journals at the broker."""
+    return [queue.name for queue in node.queues() if queue.name.startswith(f"{prefix}.run.")]
+
+
+async def test_a_killed_worker_costs_a_call_no_step_that_had_ended(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gates = [str(tmp_path / f"{key}-{number}") for number in range(4)]
+    workers(fleet, 1)
+    task = asyncio.create_task(row(key, gates))
+    for number, gate in enumerate(gates):
+        await until(lambda number=number: history.runs(f"{key}-{number}"), f"step {number}")  # type: ignore[misc]
+        await until(lambda: len(journals(node, prefix)) == 1, "there is a journal", 10)
+        if number < 3:
+            await asyncio.sleep(0.3)  # the step has ended, and the number is drawn
+            fleet.workers[-1].kill()
+            workers(fleet, 1)
+        Path(gate).touch()
+    made = await soon(task)
+    pids = [worker.pid for worker in fleet.workers]
+    assert made == [pid for pid in pids for _ in range(2)], "each worker made one step, and drew one number"
+    assert [len(history.runs(f"{key}-{number}")) for number in range(4)] == [1, 1, 1, 1]
+    assert len(history.runs(key)) == 4
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+async def test_calls_that_run_when_their_caller_dies_are_kept(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gates = [str(tmp_path / f"{key}-{number}") for number in range(2)]
+    (parents,) = workers(fleet, 1, "default")
+    (children,) = workers(fleet, 1, "other")
+    task = asyncio.create_task(fanned(key, "other", gates))
+    await until(lambda: history.runs(f"{key}-0") and history.runs(f"{key}-1"), "both steps run")
+    parents.kill()
+    Path(gates[0]).touch()  # nobody awaits it now
+    await until(lambda: history.runs(f"{key}-0")[0].ending, "the first step has ended")
+    workers(fleet, 1, "default")
+    await until(lambda: len(history.runs(key)) == 2, "the call runs again")
+    Path(gates[1]).touch()
+    assert await soon(task) == [children.pid, children.pid]
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+async def test_a_call_that_may_run_once_is_not_made_again(
+    fleet: Fleet, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gate = str(tmp_path / key)
+    (parents,) = workers(fleet, 1, "default")
+    workers(fleet, 1, "other")
+    task = asyncio.create_task(fanned(key, "other", [gate], "at_most_once"))
+    await until(lambda: history.runs(f"{key}-0"), "the step runs")
+    parents.kill()
+    workers(fleet, 1, "default")
+    with pytest.raises(WorkerLost, match="was called by an earlier run: it may have run, and runs at most once"):
+        await soon(task)
+    Path(gate).touch()
+    assert len(history.runs(f"{key}-0")) == 1
+
+
+async def test_steps_survive_the_broker(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gates = [str(tmp_path / f"{key}-{number}") for number in range(2)]
+    workers(fleet, 1)
+    task = asyncio.create_task(row(key, gates))
+    await until(lambda: history.runs(f"{key}-0"), "the first step")
+    await asyncio.sleep(0.3)
+    await asyncio.to_thread(node.kill)
+    fleet.workers[-1].kill()
+    await asyncio.to_thread(node.start)
+    workers(fleet, 1)
+    for gate in gates:
+        Path(gate).touch()
+    made = await soon(task)
+    assert made == [worker.pid for worker in fleet.workers for _ in range(2)]
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+async def test_a_drained_worker_hands_its_steps_on(
+    fleet: Fleet, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gates = [str(tmp_path / f"{key}-{number}") for number in range(2)]
+    fleet.start(1, module=MODULE, grace=0.2)
+    task = asyncio.create_task(row(key, gates))
+    await until(lambda: history.runs(f"{key}-0"), "the first step")
+    await asyncio.sleep(0.3)
+    workers(fleet, 1)
+    assert await asyncio.to_thread(fleet.workers[0].stop) == 0
+    for gate in gates:
+        Path(gate).touch()
+    assert await soon(task) == [worker.pid for worker in fleet.workers for _ in range(2)]
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+
+
+async def test_a_call_that_is_given_up_ends_its_calls(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    (parents,) = workers(fleet, 1, "default")
+    workers(fleet, 1, "other")
+    task = asyncio.create_task(given_up(key, "other", str(tmp_path / "never")))
+    await until(lambda: history.runs(f"{key}-0"), "the step runs")
+    parents.kill()
+    workers(fleet, 1, "default")
+    with pytest.raises(WorkerLost):
+        await soon(task)
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+    await until(lambda: history.runs(f"{key}-0")[0].ending == "cancelled", "the step is cancelled")
+
+
+async def test_branches_in_trees_are_made_once_whatever_dies(
+    fleet: Fleet, node: Broker, prefix: str, history: History, key: str, connected: None
+) -> None:
+    fleet.start(3, module=MODULE, caller_patience=5.0)
+    task = asyncio.create_task(tree(key, 3, 2, 0.2))
+    for _ in range(4):
+        await asyncio.sleep(0.6)
+        fleet.workers[-3].kill()
+        workers(fleet, 1)
+    assert await soon(task) == 64
+    await until(lambda: not journals(node, prefix), "the journals are dropped")
+    ended = Counter(run.key for run in history.runs() if run.ending == "end")
+    assert set(ended.values()) == {1}, f"these had ended, and ran again: {ended.most_common(5)}"
