@@ -137,6 +137,9 @@ class BridgedRecords(Records):
 
         return await self._do(begin)
 
+    async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
+        return await self._do(lambda records: records.again(record, call, options))
+
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         await self._do(lambda records: records.add(call_id, reply, quiet=quiet))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pty
@@ -14,6 +15,8 @@ from collections.abc import Iterator
 
 import pytest
 
+import atasks
+from atasks import atask
 from atasks.tracking.queries import WorkerInfo
 from atasks_cli.doctor import differences
 from tests.broker import Broker
@@ -249,6 +252,36 @@ def test_a_queue_is_paused_purged_and_resumed(two: FleetOfTwo) -> None:
     gate = two.shell.write("there", "")
     assert two.call("leaf", str(gate)).finish().out == "leaf\n"
     assert two.run("pause", "\x1b[31m", code=2).line().startswith("QUEUE='\\x1b[31m': letters, digits")
+
+
+async def test_schedules(two: FleetOfTwo) -> None:
+    add = atask(namespace=two.namespace, name="shop.add")(_nothing)
+    names = ("add-often", "count-mondays")
+    async with atasks.connect(two.env["ATASKS_URL"], namespace=two.namespace):
+        await atasks.schedule(names[0], add, [1], every=0.2, catch_up=True)
+        await atasks.schedule(names[1], add, [3], every="30 7 * * 1", tz="Europe/Berlin")
+        while (await atasks.schedules(namespace=two.namespace))[0].last is None:  # its workers keep the times
+            await asyncio.sleep(0.1)
+        often, mondays = await asyncio.to_thread(two.json, "schedules")
+        lines = [line.split() for line in (await asyncio.to_thread(two.run, "schedules")).out.splitlines()]
+        for name in names:
+            assert await atasks.unschedule(name, namespace=two.namespace)
+    assert (often["name"], often["task"], often["every"], often["tz"]) == (names[0], "shop.add", 0.2, "UTC")
+    assert (often["catch_up"], often["overlap"], often["defined"]) == (True, "skip", False)
+    assert often["last_id"]
+    assert often["last"] < often["next"]
+    assert (mondays["name"], mondays["every"], mondays["tz"]) == (names[1], "30 7 * * 1", "Europe/Berlin")
+    assert (mondays["last"], mondays["last_id"]) == (None, None)
+    assert lines[0] == ["NAME", "ATASK", "EVERY", "LAST", "NEXT", "MADE", "BY"]
+    assert [line[:3] for line in lines[1:]] == [[names[0], "shop.add", "0.2s"], [names[1], "shop.add", "30"]]
+    assert lines[2][3:9] == ["7", "*", "*", "1", "Europe/Berlin", "-"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d 0[56]:30:00", " ".join(lines[2][9:11]))  # as UTC
+    assert [line[-1] for line in lines[1:]] == ["schedule()"] * 2
+
+
+async def _nothing(a: int, b: int = 1) -> int:
+    """For its signature: the fleet has the atask."""
+    return a + b
 
 
 def test_a_fleet_that_nobody_else_sees(two: FleetOfTwo) -> None:
