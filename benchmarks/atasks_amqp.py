@@ -36,8 +36,7 @@ async def delete(prefix: str) -> None:
     try:
         channel = await connection.channel()
         work_queue = f"{prefix}.q.default.default"
-        leader = f"{prefix}.schedules.default.leader"
-        for queue in (work_queue, f"{work_queue}.solo", f"{prefix}.dead", leader):
+        for queue in (work_queue, f"{work_queue}.solo", f"{prefix}.dead"):
             await channel.queue_delete(queue)
         await channel.exchange_delete(f"{prefix}.control")
     finally:

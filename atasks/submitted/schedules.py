@@ -252,8 +252,8 @@ class Ticker:
         """Keep the times whenever it is this worker's turn, until cancelled."""
         look = self._look
         try:
-            await self._repeated(lambda: self._store.stand(look))
-            await self._repeated(self._define)
+            is_table = await self._repeated(lambda: self._store.stand(look))
+            await self._repeated(lambda: self._define(is_table))
             while True:
                 self._news.clear()
                 pause = LOOK_SECONDS
@@ -263,18 +263,17 @@ class Ticker:
         finally:
             await self._store.withdraw(look)
 
-    async def _repeated(self, attempt: Callable[[], Any]) -> None:
+    async def _repeated(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         while True:
             try:
-                await attempt()
+                return await attempt()
             except (AtasksError, OSError) as error:
                 logger.debug("schedules cannot be used yet: %s", error)
                 await asyncio.sleep(PAUSE)
-            else:
-                return
 
-    async def _define(self) -> None:
-        """Keep the schedules that the atasks here have in their definitions, and none that they had before."""
+    async def _define(self, is_table: bool) -> None:
+        """Keep the schedules that the atasks here have in their definitions, and none that they had before, if
+        there is a table that could have these."""
         registry, now = self._router.registry, self._clock.now()
         own: dict[str, Schedule] = {}
         for name in registry.names():
@@ -293,7 +292,7 @@ class Ticker:
                 if name not in table or not table[name].is_as(new):
                     table[name] = new
 
-        if own or await self._store.read():
+        if own or is_table:
             await _change(self._store, change)
 
     async def _turn(self) -> float:

@@ -24,6 +24,7 @@ from atasks.tracking.queries import (
     Done,
     Inspect,
     LookAtQueues,
+    LookAtSchedules,
     Ping,
     Pong,
     Stack,
@@ -99,7 +100,7 @@ class _Answering:
         self.queues = queues
         self.owner = owner
 
-    def to(self, question: Ping | Inspect | Stack | CancelCalls | LookAtQueues) -> Answer | None:
+    def to(self, question: Ping | Inspect | Stack | CancelCalls | LookAtQueues | LookAtSchedules) -> Answer | None:
         match question:
             case Ping():
                 worker = self.worker
@@ -117,6 +118,8 @@ class _Answering:
                 return StackOf(run.call.id, self._call(run, self._awaited()), chains(run))
             case LookAtQueues():  # where workers must check this themselves, their transport has done so
                 return Done()
+            case LookAtSchedules():
+                return None
             case CancelCalls():
                 return Cancelled([call_id for call_id in question.ids if self._cancel(call_id)])
 

@@ -28,6 +28,7 @@ __all__ = [
     "Events",
     "Inspect",
     "LookAtQueues",
+    "LookAtSchedules",
     "Ping",
     "Pong",
     "Question",
@@ -117,7 +118,11 @@ class LookAtQueues(Struct, tag="look-at-queues"):
     that act as the broker says by then."""
 
 
-Question = Ping | Inspect | Stack | CancelCalls | Watch | LookAtQueues
+class LookAtSchedules(Struct, tag="look-at-schedules"):
+    """The namespace may have its first schedule: stand for keeping the times. Nobody answers."""
+
+
+Question = Ping | Inspect | Stack | CancelCalls | Watch | LookAtQueues | LookAtSchedules
 
 
 class Pong(Struct, tag="pong"):

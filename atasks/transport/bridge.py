@@ -214,8 +214,9 @@ class BridgedSchedules(Schedules):
     async def swap(self, old: bytes, new: bytes) -> bool:
         return await self._do(lambda schedules: schedules.swap(old, new))
 
-    async def stand(self, look: Look) -> None:
+    async def stand(self, look: Look) -> bool:
         """Do nothing: a worker stands by its own transport."""
+        return False
 
     async def withdraw(self, look: Look) -> None:
         """Do nothing: nobody stands by a bridge."""

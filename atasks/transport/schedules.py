@@ -28,9 +28,9 @@ class Schedules(ABC):
         is another one by now. Who keeps the times is told."""
 
     @abstractmethod
-    async def stand(self, look: Look) -> None:
+    async def stand(self, look: Look) -> bool:
         """Let this worker keep the times when nobody else does, until `withdraw`: then `look` is called, and after
-        every change."""
+        every change. False: there is no table yet, and it stands as soon as there is one."""
 
     @abstractmethod
     async def withdraw(self, look: Look) -> None:
@@ -58,10 +58,11 @@ class MemorySchedules(Schedules):
         self._tell()
         return True
 
-    async def stand(self, look: Look) -> None:
+    async def stand(self, look: Look) -> bool:
         self._standing.append(look)
         if len(self._standing) == 1:
             look()
+        return bool(self._table)
 
     async def withdraw(self, look: Look) -> None:
         if look in self._standing:

@@ -10,7 +10,7 @@ import pytest
 
 import atasks
 from atasks import QueueMismatch, TransportError
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.worker.worker import Worker
 from tests.amqp.conftest import NewTransport
 from tests.amqp.peer import Peer
@@ -210,3 +210,27 @@ def test_options_that_brokers_refuse(new_transport: NewTransport) -> None:
         new_transport("n", max_priority=4)
     with pytest.raises(ValueError, match="queue='a b': letters"):
         new_transport("n", queue="a b")
+
+
+async def test_workers_without_schedules_stand_in_no_line(
+    site: Site, added: Any, broker: Broker, prefix: str
+) -> None:
+    """There is nothing to keep. They stand as soon as somebody makes a schedule, in whatever process."""
+    ticks: list[str] = []
+
+    @site.atask
+    async def tick() -> None:
+        ticks.append("")
+
+    table = f"{prefix}.schedules.{site.namespace}"
+    async with site.open():
+        await site.serve()
+        assert await soon(added(1, 2)) == 3
+        assert not _exists(broker, table)
+        assert not _exists(broker, f"{table}.leader")
+        await soon(atasks.schedule("ticks", tick, every=0.1))
+        await until(lambda: ticks, "a tick")
+        with broker.channel() as channel:
+            standing = channel.queue_declare(f"{table}.leader", passive=True).method.consumer_count
+        assert standing >= 1
+        assert await soon(atasks.unschedule("ticks", namespace=site.namespace))

@@ -7,6 +7,10 @@ the last. If it dies in between there are two, and the later version counts.
 The queue of who keeps the times has a single active consumer too, so one worker gets what is published there, and
 the next one when its connection goes. Each message is a hint to look at the table. The newest one is held, and the
 one before it is acknowledged, so that the next worker gets a message at once.
+
+Where there is no table there is nothing to keep, and workers stand in no line: a queue, and a channel and a
+consumer of each worker, would be for nothing. Whoever changes the table tells all workers, and those
+stand then that do not. One without a connection at that moment sees the table when it has one.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks.signing import SealError
+from atasks.tracking.queries import LookAtSchedules, encode
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import Opened
 from atasks.transport.schedules import Look, Schedules
-from atasks.wire import CONTENT_TYPE
+from atasks.wire import CONTENT_TYPE, VERSION, Query
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
@@ -58,7 +63,10 @@ class AMQPSchedules(Schedules):
         self._over_link = over_link
         self._renew_seconds = consumer_timeout / 2
         self._standing: Look | None = None
-        self._standing_up: asyncio.Future[None] | None = None
+        self._standing_up: asyncio.Future[bool] | None = None
+        self._turn_to_stand = asyncio.Lock()
+        self._will_look = False
+        """True while somebody is about to look for the table, and waits for who looked before."""
         self._channel: Channel | None = None
         self._held: DeliveredMessage | None = None
         self._renewal: asyncio.TimerHandle | None = None
@@ -95,6 +103,9 @@ class AMQPSchedules(Schedules):
 
         done: bool = await self._over_link(change)
         if done:
+            if self._held is None:  # else it keeps the times itself
+                question = Query(VERSION, "schedules", encode(LookAtSchedules()))
+                self._session.outbox.put(self._session.control([question], self._session.topology.all_key))
             self._hint()
         return done
 
@@ -170,16 +181,47 @@ class AMQPSchedules(Schedules):
 
     # -- who keeps the times
 
-    async def stand(self, look: Look) -> None:
-        self._standing = look
-        self._standing_up = asyncio.ensure_future(self._over_link(self.restore))
-        await shielded(self._standing_up)
+    async def stand(self, look: Look) -> bool:
+        self._standing, self._will_look = look, False
+        self._standing_up = asyncio.ensure_future(self._over_link(self._stand))
+        stands: bool = await shielded(self._standing_up)
+        return stands
+
+    def look_for_table(self) -> None:
+        """There may be a table now: stand, if this worker would and does not."""
+        if self._standing is not None and self._channel is None and not self._will_look:
+            before, self._will_look = self._standing_up, True
+
+            async def stand_after() -> bool:
+                if before is not None:
+                    await asyncio.wait([before])
+                self._will_look = False
+                stands: bool = await self._over_link(self._stand)
+                return stands
+
+            self._standing_up = asyncio.ensure_future(stand_after())
+            self._standing_up.add_done_callback(_complain)
 
     async def restore(self, link: Link) -> None:
         """Stand again, over a new link."""
         self.detach()
-        if self._standing is None:
-            return
+        await self._stand(link)
+
+    async def _stand(self, link: Link) -> bool:
+        """Stand in line, if this worker would and there is a table. Tell whether it does."""
+        async with self._turn_to_stand:
+            if self._standing is None or self._channel is not None:
+                return self._channel is not None
+            if await link.queue_state(self._table) is None:
+                return False
+            try:
+                await self._consume(link)
+            except BaseException:
+                self.detach()
+                raise
+            return True
+
+    async def _consume(self, link: Link) -> None:
         await link.declare_queue(self._leader, self._arguments() | {"x-expires": LEADER_EXPIRES})
         channel = await link.open_channel()
 
@@ -233,6 +275,12 @@ class AMQPSchedules(Schedules):
     def _hint(self) -> None:
         """Have whoever keeps the times look. Without such a worker the queue may be missing, and nobody minds."""
         self._session.outbox.put(Outgoing(b"", self._leader, self._properties(), mandatory=False, key=""))
+
+
+def _complain(standing_up: asyncio.Future[bool]) -> None:
+    """Say what keeps a worker from standing; over the next link it tries again."""
+    if not standing_up.cancelled() and (error := standing_up.exception()) is not None:
+        logger.warning("this worker cannot keep the times of schedules for now: %s", error)
 
 
 class _Table(Outgoing):

@@ -471,6 +471,7 @@ class AMQPTransport(CallTransport):
             self._journals,
             self._stored,
             consumer_timeout=self.consumer_timeout,
+            look_at_schedules=self._schedules.look_for_table,
         )
         try:
             await self._begin(serving, link)

@@ -33,9 +33,10 @@ class LocalSchedules(Schedules):
         answer = await self._records.ask(lambda number: Swap(number, old, new), len(old) + len(new))
         return isinstance(answer, Answer) and answer.outcome == Outcome.DONE
 
-    async def stand(self, look: Look) -> None:
+    async def stand(self, look: Look) -> bool:
         self._standing = look
         self._say(True)
+        return bool(await self.read())
 
     async def withdraw(self, look: Look) -> None:
         if self._standing is look:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from aiormq.abc import DeliveredMessage
 
 from atasks import wire
 from atasks.errors import DecodeError
-from atasks.tracking.queries import LookAtQueues, decode_question
+from atasks.tracking.queries import LookAtQueues, LookAtSchedules, decode_question
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
@@ -41,6 +41,7 @@ class ControlQueue:
         replies: Replies,
         telling: Telling,
         paused: PausedQueues,
+        look_at_schedules: Callable[[], None],
     ) -> None:
         self._station = station
         self._worker = station.worker
@@ -50,6 +51,7 @@ class ControlQueue:
         self._replies = replies
         self._telling = telling
         self._paused = paused
+        self._look_at_schedules = look_at_schedules
 
     async def receive(self, message: DeliveredMessage) -> None:
         """Do what a message asks for. A bad one is counted, and what can be read of it is done."""
@@ -84,10 +86,13 @@ class ControlQueue:
     def _hear(self, query: Query, message: DeliveredMessage) -> None:
         """Answer a question; one that is about paused queues once they have been looked at."""
         answer = partial(answer_query, self._station, self._telling, self._queues, query, message)
-        if isinstance(decode_question(query.content), LookAtQueues):
-            self._paused.look_soon(answer)
-        else:
-            answer()
+        match decode_question(query.content):
+            case LookAtQueues():
+                self._paused.look_soon(answer)
+            case LookAtSchedules():
+                self._look_at_schedules()
+            case _:
+                answer()
 
     def _credit(self, credit: Credit, reply_to: str | None) -> None:
         """The consumer of a stream says what it has taken, and where it is."""

@@ -75,6 +75,7 @@ class Serving:
         store: Store | None = None,
         *,
         consumer_timeout: float,
+        look_at_schedules: Callable[[], None],
     ) -> None:
         self.session = session
         self.worker = worker
@@ -115,6 +116,7 @@ class Serving:
             replies=self.replies,
             telling=self.telling,
             paused=self._paused,
+            look_at_schedules=look_at_schedules,
         )
         self.kept = KeptCalls(self.station, self.attempts)
         self.replies.settle = self.kept.ended
