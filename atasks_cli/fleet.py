@@ -41,8 +41,8 @@ class Place:
     as_json: bool
 
     @asynccontextmanager
-    async def transport(self) -> AsyncIterator[CallTransport]:
-        """A connection to it."""
+    async def transport(self, **more: Any) -> AsyncIterator[CallTransport]:
+        """A connection to it. `more`: options of `atasks.connect`."""
         scheme = self.url.partition(":")[0]
         if scheme not in ("amqp", "amqps", "unix"):
             raise CommandError(
@@ -51,7 +51,7 @@ class Place:
         options: dict[str, Any] = {"hub": False} if scheme == "unix" else {}
         given = {"prefix": self.prefix, "keys": self.keys}
         options |= {name: value for name, value in given.items() if value is not None}
-        async with atasks.connect(self.url, namespace=self.namespace, **options) as transport:
+        async with atasks.connect(self.url, namespace=self.namespace, **options, **more) as transport:
             assert isinstance(transport, CallTransport)
             yield transport
 

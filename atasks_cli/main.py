@@ -15,7 +15,7 @@ from atasks.errors import InvalidKeys, LoadError
 from atasks.process_setup import run as prepare_process
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import calling, calls, dead, doctor, health, live, queues, runner, schedules, web, workers
+from atasks_cli import calling, calls, dead, doctor, health, live, queues, runner, runs, schedules, web, workers
 from atasks_cli.aiomain import find
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
@@ -285,7 +285,7 @@ def _prepare(setup: str) -> None:
         raise CommandError(Exit.USAGE, str(error).replace("process_setup=", "--process-setup ")) from None
 
 
-FAMILIES = (calling, calls, dead, doctor, live, queues, schedules, web, workers)
+FAMILIES = (calling, calls, dead, doctor, live, queues, runs, schedules, web, workers)
 
 for command in (command for family in FAMILIES for command in family.COMMANDS):
     main.add_command(command)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from typing import Final
+
+from msgspec import Struct
 
 from atasks.current import new_call_id
 from atasks.errors import NotSupported, QueueFull, UnknownRun
@@ -18,6 +20,7 @@ __all__ = [
     "GENERATION",
     "Record",
     "Records",
+    "RunInfo",
     "again_id",
     "base_of",
     "check_expires",
@@ -83,6 +86,26 @@ class Record:
         return self.head.expires_ms / 1000
 
 
+class RunInfo(Struct, frozen=True, kw_only=True):
+    """A submitted call, or a run of a pipeline, in a list."""
+
+    id: str
+    task: str
+    queue: str
+    submitted: float
+    """When it was submitted, in seconds since 1970, as the other times."""
+    due: float
+    """When it may begin, or might."""
+    ended: float | None
+    """None: it waits or runs."""
+    status: int | None
+    """One of `Status`; None: it has not ended."""
+    worker: str | None
+    """The id of the worker that ended it."""
+    expires: float
+    """When its record goes, if nobody uses it."""
+
+
 class Records(ABC):
     """Keeps the replies of calls that nobody awaits: any process may read them, any number of times.
 
@@ -135,6 +158,17 @@ class Records(ABC):
     @abstractmethod
     async def touch(self, call_id: str) -> None:
         """Use the record: its time begins anew. Raises UnknownRun."""
+
+    async def history(
+        self, *, since: float | None = None, failed: bool = False, task: str = "*", limit: int = 100
+    ) -> Sequence[RunInfo]:
+        """The calls that have records, those first that were submitted last, and at most `limit` of them: those of
+        the last `since` seconds, those that have failed only, those of atasks whose names fit `task`, in which `*`
+        stands for any text and `?` for any letter. Raises NotSupported where records cannot be listed."""
+        raise NotSupported(f"{self.unlisted}: keep records in PostgreSQL (records=, --records or $ATASKS_RECORDS)")
+
+    unlisted = "these records are found by their ids only"
+    """The reason why there is no `history`."""
 
     async def drop(self, call_id: str) -> None:
         """Forget the record: nobody learns any more how its call ends, which goes on. Raises UnknownRun, and

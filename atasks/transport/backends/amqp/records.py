@@ -81,6 +81,11 @@ class Sender(Protocol):
 class AMQPRecords(Records):
     """The records of one namespace at the broker. What is begun over one link goes on over the next one."""
 
+    unlisted = (
+        "each record at the broker is a queue of its own, PREFIX.run.NAMESPACE.ID, and AMQP lists no queues, as "
+        "`rabbitmqctl list_queues` does"
+    )
+
     def __init__(self, session: Session, sender: Sender, expires: float) -> None:
         super().__init__(expires)
         self._session = session

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -24,9 +24,9 @@ from atasks.errors import DecodeError, NotConnected, RecordsUnavailable
 from atasks.options import TaskOptions
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.records import AMQPRecords, Sender
-from atasks.transport.records.contract import Record, Records, base_of, record_of, unknown_run
+from atasks.transport.records.contract import Record, Records, RunInfo, base_of, record_of, unknown_run
 from atasks.transport.records.postgres.database import Database
-from atasks.transport.records.postgres.rows import Ended, Found, Look, New, Next, Noted
+from atasks.transport.records.postgres.rows import Ended, Found, Look, New, Next, Noted, Wanted
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Kept, Reply
 
 if TYPE_CHECKING:
@@ -167,6 +167,12 @@ class StoredRecords(Records):
 
     def pursue(self, record: Record) -> AbstractContextManager[None]:
         return self._broker.pursue(record)
+
+    async def history(
+        self, *, since: float | None = None, failed: bool = False, task: str = "*", limit: int = 100
+    ) -> Sequence[RunInfo]:
+        """List the calls that have records in the database; not those that are at the broker still."""
+        return await self.database.history(Wanted(since, failed, task, limit))
 
     async def drop(self, call_id: str) -> None:
         if not await self.database.drop(call_id):

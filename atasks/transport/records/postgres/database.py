@@ -16,9 +16,10 @@ from psycopg.conninfo import conninfo_to_dict
 
 from atasks.errors import AccessRefused, ConnectFailed, InvalidURL, NotConnected, RecordsUnavailable
 from atasks.pauses import pauses
+from atasks.transport.records.contract import RunInfo
 from atasks.transport.records.postgres import statements
-from atasks.transport.records.postgres.lane import BACKOFF, Lane, Order, Work, logger
-from atasks.transport.records.postgres.rows import Ended, Found, Held, Look, New, Next, Noted
+from atasks.transport.records.postgres.lane import BACKOFF, Lane, Order, logger
+from atasks.transport.records.postgres.rows import Ended, Found, Held, Look, New, Next, Noted, Wanted
 from atasks.transport.records.postgres.schema import migrate
 from atasks.urls import shown, take_apart
 
@@ -178,9 +179,10 @@ class Database:
         """Forget a record, as soon as that can be done. Never waits. Raises NotConnected."""
         self._writer.put(Order(self._words.drop, call_id))
 
-    async def query(self, work: Work, row: Any) -> Any:
-        """Read something by this function. Raises RecordsUnavailable."""
-        return await self._read_soon(Order(work, row))
+    async def history(self, wanted: Wanted) -> list[RunInfo]:
+        """The calls that are wanted, the latest first. Raises RecordsUnavailable."""
+        found: list[RunInfo] = await self._read_soon(Order(self._words.history, wanted))
+        return found
 
     async def _read_soon(self, order: Order) -> Any:
         return await self._soon(order, self._reader)

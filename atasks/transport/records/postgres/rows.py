@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Ended", "Found", "Held", "Look", "New", "Next", "Noted"]
+__all__ = ["Ended", "Found", "Held", "Look", "New", "Next", "Noted", "Wanted"]
 
 
 class New(NamedTuple):
@@ -82,3 +82,12 @@ class Look(NamedTuple):
     """The id of the latest call of the record."""
     keep: float
     """Seconds for which it is kept; 0: it is a mark."""
+
+
+class Wanted(NamedTuple):
+    """The calls that a list has. See `Records.history`."""
+
+    since: float | None
+    failed: bool
+    task: str
+    limit: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks.transport.records.contract import GENERATION, record_of
+from atasks.transport.records.contract import GENERATION, RunInfo, record_of
 from atasks.transport.records.postgres.rows import Found, Held, Look
 
 if TYPE_CHECKING:
@@ -131,6 +131,16 @@ WITH gone AS (
 )
 SELECT id, pg_notify(%(channel)s, id) FROM gone
 """
+LIST: Final = """
+SELECT id, task, queue, extract(epoch FROM submitted)::double precision, extract(epoch FROM due)::double precision,
+    extract(epoch FROM ended)::double precision, status, worker, extract(epoch FROM expires)::double precision
+FROM atasks_runs
+WHERE prefix = %(prefix)s AND namespace = %(namespace)s AND expires > now() AND keep > interval '0'
+    AND (%(since)s::double precision IS NULL OR submitted >= now() - %(since)s * interval '1 second')
+    AND task LIKE %(task)s
+"""
+LATEST: Final = " ORDER BY submitted DESC LIMIT %(limit)s"
+FAILED: Final = " AND status IS NOT NULL AND status <> 0"
 CLEAN: Final = """
 DELETE FROM atasks_runs WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM atasks_runs WHERE expires <= now() ORDER BY expires LIMIT %(most)s FOR UPDATE SKIP LOCKED
@@ -266,6 +276,17 @@ class Statements:
         gone = {row[0] for row in await self._rows(connection, DROP, ids=[order.row for order in orders])}
         return [order.row in gone for order in orders]
 
+    async def history(self, connection: AsyncConnection[Any], orders: Sequence[Order]) -> list[Any]:
+        """Gives a list of `RunInfo` for each."""
+        results = []
+        for order in orders:
+            since, failed, task, limit = order.row
+            statement = LIST + FAILED + LATEST if failed else LIST + LATEST
+            rows = await self._rows(connection, statement, since=since, task=_like(task), limit=limit)
+            names = RunInfo.__struct_fields__
+            results.append([RunInfo(**dict(zip(names, row, strict=True))) for row in rows])
+        return results
+
     async def clean(self, connection: AsyncConnection[Any], orders: Sequence[Order]) -> list[Any]:
         """Delete what has expired, in any prefix and namespace. Gives how many records."""
         cursor = await connection.execute(CLEAN, {"most": orders[0].row})
@@ -280,3 +301,10 @@ class Statements:
     ) -> list[tuple[Any, ...]]:
         cursor = await connection.execute(statement, {**self._place, **values}, binary=True)
         return await cursor.fetchall()
+
+
+def _like(pattern: str) -> str:
+    """The pattern for LIKE of one in which `*` stands for any text and `?` for any letter."""
+    for letter in "\\%_":
+        pattern = pattern.replace(letter, f"\\{letter}")
+    return pattern.replace("*", "%").replace("?", "_")
