@@ -57,6 +57,7 @@ class TestAMQPQuorum(
     ResumeCases,
     SubmittedCases,
     WaitingEventCases,
+    ScheduleCases,
     LimitCases,
 ):
     pass
