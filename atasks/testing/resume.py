@@ -56,7 +56,7 @@ class ResumeCases(Cases):
             return first, both, await steps.step(4)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 with pytest.raises(NotSupported, match="keeps no journals"):
                     await soon(parent())
                 return
@@ -75,7 +75,7 @@ class ResumeCases(Cases):
             return await steps.step(8)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(parent()) == [8]
             assert steps.made == [7, 8]
@@ -95,7 +95,7 @@ class ResumeCases(Cases):
             return found
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(parent()) == [[[f"{name}{n}"] for n in range(3)] for name in "ab"]
             assert sorted(steps.made) == ["a0", "a1", "a2", "b0", "b1", "b2"]
@@ -116,7 +116,7 @@ class ResumeCases(Cases):
             return found
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(outer()) == [[1], [2]]
             assert sorted(steps.made) == [1, 2]
@@ -140,7 +140,7 @@ class ResumeCases(Cases):
             return values, await once(lambda: 5)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(parent()) == ([2, 3, 4], 5)
             assert drawn == [1, 1, 1, 6]
@@ -169,7 +169,7 @@ class ResumeCases(Cases):
             return await slow(5)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(parent()) == 5
             assert made == [5, 5]
@@ -190,7 +190,7 @@ class ResumeCases(Cases):
             return loop.time()
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             ended = await soon(parent())
             assert len(begun) == 2
@@ -211,7 +211,7 @@ class ResumeCases(Cases):
             await steps.step.options(key="order")(2)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(parent()) == ["order at 1"]
             assert steps.made == ["order at 1"]
@@ -231,7 +231,7 @@ class ResumeCases(Cases):
         loose = site.atask(name="loose", resume=True, retry=AGAIN)(body)
         strict = site.atask(name="strict", resume="strict", retry=AGAIN)(body)
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             with caplog.at_level(logging.WARNING, "atasks.resume"):
                 assert await soon(loose()) == ["made at 2"]
@@ -265,7 +265,7 @@ class ResumeCases(Cases):
             return found
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             assert await soon(replays()) == [2]
             with pytest.raises(Diverged, match=r"reads stream .*lossy again"):
@@ -297,7 +297,7 @@ class ResumeCases(Cases):
             await child()
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             task = asyncio.create_task(parent())
             await soon(begun.wait())
@@ -320,7 +320,7 @@ class ResumeCases(Cases):
             return first, second, await steps.step(2)
 
         async with site.open():
-            if self._refuses(site):
+            if self._keeps_no_journals(site):
                 return
             task = asyncio.create_task(parent())
             await soon(begun.wait())
@@ -334,7 +334,7 @@ class ResumeCases(Cases):
             assert await soon(task) == ([1], 1, [2])
             assert steps.made == [1, 2]
 
-    def _refuses(self, site: Site) -> bool:
+    def _keeps_no_journals(self, site: Site) -> bool:
         return site.worker.transport.journals is None
 
     def _journals(self, site: Site) -> set[str]:
