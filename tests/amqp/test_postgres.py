@@ -24,6 +24,7 @@ from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.stored import StoredRecords
 from atasks.transport.records.postgres.database import Database
 from atasks.transport.records.postgres.rows import Ended, New
+from tests.broker import Broker
 from tests.brokers.postgres import PASSWORD, Postgres
 from tests.keys import KeyFiles, caller_first
 
@@ -268,3 +269,44 @@ async def test_no_error_and_no_log_has_the_password(
         shown = f"{transport!r} {vars(transport.records)!r} {raised.value!r} {other.value!r} {caplog.text}"
     assert PASSWORD not in shown
     assert "wr0ng" not in shown
+
+
+# -- calls that resume
+
+
+@atask(resume=True)
+async def resumed(x: int) -> int:
+    return await noted(x) + await noted(x + 1)
+
+
+@atask
+async def noted(x: int) -> int:
+    ran.append(x)
+    return 2 * x
+
+
+ran: list[int] = []
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_the_journal_of_a_submitted_call_goes_with_its_reply(
+    controllable_broker: Broker, options: dict[str, Any], prefix: str, kept: bool
+) -> None:
+    url = controllable_broker.url
+    async with atasks.serve(url, **options):
+        before = await asyncio.to_thread(_queues, controllable_broker, prefix)
+        ran.clear()
+        handle = await soon(resumed.options(keep=None if kept else 0).submit(1))
+        if kept:
+            assert await soon(handle) == 6
+        await until(lambda: len(ran) == 2)
+
+        async def gone() -> None:
+            while await asyncio.to_thread(_queues, controllable_broker, prefix) != before:
+                await asyncio.sleep(0.05)
+
+        await soon(gone())
+
+
+def _queues(broker: Broker, prefix: str) -> set[str]:
+    return {queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")}

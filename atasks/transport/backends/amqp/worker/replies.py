@@ -128,9 +128,15 @@ class Replies:
         elif not self.refused.takes(settling):
             self.station.session.outbox.put_now(settling)
 
+    def conclude(self, call_id: str) -> None:
+        """The reply to this call is safe, or is for nobody: do what was to be done then."""
+        if self.afterwards and (then := self.afterwards.pop(call_id, None)) is not None:
+            then()
+
     def _drop(self, replies: list[Answer], key: str | None) -> None:
         """Nobody wants them."""
         for reply, request in replies:
+            self.conclude(reply.id)
             if request is not None:
                 self.settle(reply.id, request)
 
@@ -245,10 +251,10 @@ class ReplyMessage(MessageToCaller):
 
     def settle(self) -> None:
         settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
-        afterwards = self._replies.afterwards
+        conclude = self._replies.conclude if self._replies.afterwards else None
         for reply, request in self._answers:
-            if afterwards and (then := afterwards.pop(reply.id, None)) is not None:
-                then()
+            if conclude is not None:
+                conclude(reply.id)
             if request is None:
                 continue
             if settle is None:

@@ -82,7 +82,7 @@ class Serving:
         self.queues = list(queues)
         self.station = Station(session, worker, records, journals, store)
         self.replies = Replies(self.station)
-        self._stored = None if store is None else StoredReplies(store)
+        self._stored = None if store is None else StoredReplies(store, self.replies.conclude)
         self._unanswerable: set[str | None] = {None, ""}
         """Reply addresses to which nothing can be sent from here."""
         if self._stored is not None:

@@ -48,8 +48,10 @@ class StoredReplies:
     as many as the window of the worker has calls, and the broker has each call still.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, conclude: Callable[[str], None]) -> None:
+        """`conclude` is called with the id of each call whose reply is safe."""
         self._store = store
+        self._conclude = conclude
         self._writes: set[asyncio.Task[None]] = set()
 
     def put(self, answers: Sequence[tuple[Reply | End, RequestMessage | None]], key: str | None) -> None:
@@ -82,6 +84,7 @@ class StoredReplies:
             except NotConnected:  # the worker ends
                 return
             else:
+                self._conclude(reply.id)
                 if request is not None:
                     request.settled()
                 return
