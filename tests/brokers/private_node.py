@@ -116,6 +116,20 @@ class PrivateNode(Broker):
         rows = (line.split(" ", 2) for line in lines)
         return [Queue(name, int(messages), int(consumers)) for messages, consumers, name in rows]
 
+    def management(self) -> str:
+        """The address of the HTTP API, which is started for it."""
+        assert self._folder is not None, "start() it first"
+        (port,) = free_ports(1)
+        where = f'[{{port, {port}}}, {{ip, "127.0.0.1"}}]'
+        plugins = self._folder / "enabled_plugins"
+        plugins.write_text("[rabbitmq_management].")
+        self.ctl(
+            "eval",
+            f"application:set_env(rabbitmq_management, tcp_config, {where}, [{{persistent, true}}]), "
+            f'rabbit_plugins:ensure("{plugins}").',
+        )
+        return f"http://127.0.0.1:{port}"
+
     def _keep_logs(self, logs: Path | None) -> None:
         if logs is not None and self._folder is not None:
             shutil.rmtree(logs, ignore_errors=True)

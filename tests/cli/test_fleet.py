@@ -177,12 +177,14 @@ def test_a_call_from_the_shell(two: FleetOfTwo) -> None:
 
 
 def test_doctor(two: FleetOfTwo) -> None:
-    assert two.json("doctor") == {"problems": []}
+    found = two.json("doctor")
+    assert found["problems"] == []
+    assert all("the policies of the broker" in text for text in found["unseen"])
     (problem,) = two.json("doctor", "--queue", "leaves", "--queue", "empty", code=1)["problems"]
     assert problem == "queue 'empty' has no workers: start some for it"
     refused = two.env["ATASKS_URL"].replace("guest:guest", "guest:wrong")
     (problem,) = two.json("doctor", "--url", refused, code=1)["problems"]
-    assert "docs/security.md" in problem
+    assert "check the user and the password" in problem
 
 
 def test_differences_between_workers() -> None:

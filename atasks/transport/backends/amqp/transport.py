@@ -20,6 +20,7 @@ from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.caller.listening import listening
+from atasks.transport.backends.amqp.checks import BrokerChecks
 from atasks.transport.backends.amqp.dead import dead_queue
 from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.journals import AMQPJournals
@@ -129,6 +130,8 @@ class AMQPTransport(CallTransport):
         self.schedules = self._schedules
         self.calling = Calling(session, self._records.heard)
         self._steering = Steering(session, self.calling.control, self._stored)
+        self.checks = BrokerChecks(session)
+        """Looks for what is wrong at the broker."""
         self.serving: Serving | None = None
         self._will_serve = False
         self._restored = asyncio.Event()

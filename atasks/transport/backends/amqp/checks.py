@@ -1,0 +1,111 @@
+"""The broker, tried out: may this user do what a worker does, and do queues keep what is put into them?"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused, DeliveryError
+from pamqp.commands import Basic
+from yarl import URL
+
+from atasks.errors import NotConnected
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.session import Session
+
+__all__ = ["BrokerChecks"]
+
+MESSAGES: Final = 200
+BODY: Final = bytes(1024)
+WAIT_SECONDS: Final = 1.5
+
+
+class BrokerChecks:
+    """Looks for what at the broker breaks the promises of calls, as far as AMQP tells."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host that this process is connected to."""
+        return URL(self._session.urls[0]).path.removeprefix("/") or "/"
+
+    def names(self, queues: Sequence[str]) -> list[str]:
+        """The names at the broker of queues that must keep what is put into them: work queues with their solo
+        queues, a reply queue, and a record."""
+        topology = self._session.topology
+        found = [name(queue) for queue in queues for name in (topology.work, topology.solo)]
+        return [*found, self._session.reply_queue, topology.kept("0" * 32)]
+
+    def permission(self) -> str:
+        """The command that permits this user what a worker needs."""
+        pattern = rf"'^({re.escape(self._session.topology.prefix)}\..*|amq\.default)$'"
+        where = f"-p {self.virtual_host} {self._session.user}"
+        return f"rabbitmqctl set_permissions {where} {pattern} {pattern} {pattern}"
+
+    async def probe(self, queue: str, *, fill: bool) -> list[str]:
+        """Declare a queue beside this work queue, for a moment, and return what is wrong with that. `fill`: put
+        messages into it, and see whether they stay."""
+        link = self._session.link
+        if link is None:
+            raise NotConnected("the connection is lost just now: try again")
+        name = f"{self._session.topology.work(queue)}.probe-{uuid.uuid4().hex[:8]}"
+        try:
+            return await self._probe(link, queue, name, fill)
+        except CLIENT_ERRORS as error:
+            raise map_error(error, self._session.urls[0]) from error
+
+    async def _probe(self, link: Link, queue: str, name: str, fill: bool) -> list[str]:
+        user, action = self._session.user, "configure"
+        channel = await link.open_channel(confirms=True)
+        try:
+            await guard(channel.queue_declare(name, exclusive=True, arguments={"x-queue-type": "classic"}))
+            action = "read"
+            await guard(channel.basic_get(name))
+            action = "write to"
+            refused = await _publish(channel, name, MESSAGES if fill else 1)
+            there = await _count(channel, name)
+            if not fill or refused:  # it says so to who publishes, and that is dealt with
+                return []
+            drops = f"the broker drops calls of queue {queue!r}: "
+            look = f"(rabbitmqctl list_policies -p {self.virtual_host})"
+            if there < MESSAGES:
+                tried = f"of {MESSAGES} messages of 1 KiB in a queue of such a name {there} stayed"
+                return [f"{drops}{tried}; look for max-length without overflow=reject-publish {look}"]
+            await asyncio.sleep(WAIT_SECONDS)
+            if await _count(channel, name) < there:
+                tried = f"messages in a queue of such a name expire within {WAIT_SECONDS:g} s"
+                return [f"{drops}{tried}; look for message-ttl {look}"]
+        except ChannelAccessRefused:
+            what = "the default exchange" if action == "write to" else f"queue {name!r}"
+            return [f"user {user!r} may not {action} {what}, as its workers have to: {self.permission()}"]
+        finally:
+            with suppress(*CLIENT_ERRORS):
+                if not channel.is_closed:
+                    await guard(channel.queue_delete(name))
+                    await guard(channel.close())
+        return []
+
+
+async def _publish(channel: Channel, name: str, count: int) -> bool:
+    """Fill the queue. Returns True if the broker refuses some."""
+    properties = Basic.Properties(delivery_mode=1)
+    publishing = (channel.basic_publish(BODY, routing_key=name, properties=properties) for _ in range(count))
+    try:
+        await guard(asyncio.gather(*publishing))
+    except DeliveryError:
+        return True
+    return False
+
+
+async def _count(channel: Channel, name: str) -> int:
+    found = await guard(channel.queue_declare(name, passive=True))
+    return found.message_count or 0
