@@ -179,18 +179,42 @@ async def test_a_broker_that_is_killed_comes_back_with_all_tokens(
 
 
 @pytest.mark.usefixtures("connected")
+async def test_another_number_while_workers_with_the_old_one_live(
+    fleet: Fleet, visits: Visits, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet.start(1)
+    await settled(limited(str(visits.path), 0.0), "a call")
+    other = Limit("three", at_once=5)
+    async with other:  # the younger declaration
+        assert "at_once=5 from now on: it was at_once=3" in caplog.text
+        calls = [asyncio.create_task(limited(str(visits.path), 0.5)) for _ in range(8)]
+        await settled(asyncio.gather(*calls), "calls")
+    assert visits.most() == 4, "an old worker has the new number: five, of which one is held here"
+    await asyncio.to_thread(fleet.start)  # one more of the old ones, whose declaration is the youngest now
+    await settled(asyncio.gather(*(limited(str(visits.path), 0.05) for _ in range(30))), "calls at both")
+    await until(lambda: tokens(fleet, "three", "places") == 3, "the tokens that were too many are gone")
+    visits.path.unlink()
+    await settled(asyncio.gather(*(limited(str(visits.path), 0.05) for _ in range(12))), "calls at both")
+    assert visits.most() == 3
+    async with other:
+        pass  # this process has used it before: the younger number holds
+    await until(lambda: tokens(fleet, "three", "places") == 3, "three tokens are there")
+
+
+@pytest.mark.usefixtures("connected")
 async def test_another_number_when_those_who_used_the_old_one_are_gone(fleet: Fleet, visits: Visits) -> None:
     (worker,) = fleet.start(1)
     await settled(limited(str(visits.path), 0.0), "a call")
-    other = Limit("three", at_once=5)
-    with pytest.raises(LimitError, match=r"at_once=5 here, and at_once=3"):
+    other = Limit("three", per_second=5)
+    with pytest.raises(LimitError, match=r"5 in 1 s here, and at_once=3"):
         async with other:
             pass
     await asyncio.to_thread(worker.stop)
     async with other:
-        await until(lambda: tokens(fleet, "three", "places") == 5, "there are five tokens")
+        pass
+    await until(lambda: tokens(fleet, "three", "rate") + tokens(fleet, "three", "cooling") == 5, "five tokens")
     await asyncio.to_thread(fleet.start)
-    with pytest.raises(LimitError, match=r"at_once=3 here, and at_once=5"):
+    with pytest.raises(LimitError, match=r"at_once=3 here, and 5 in 1 s"):
         await settled(limited(str(visits.path), 0.0), "a call")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from atasks.errors import LimitError
 from atasks.policies.limit import Rule
@@ -30,13 +30,16 @@ class Token(Protocol):
 class Limits(ABC):
     """Hands out the tokens of all limits of a namespace."""
 
+    follows_the_youngest: ClassVar[bool] = False
+    """True if a process that begins to use a limit may change its numbers while others use it."""
+
     @abstractmethod
     async def take(self, name: str, key: str | None, rule: Rule) -> Token:
         """A token of that limit, and of that value of its key, as soon as there is one.
 
         Cancelling it costs no token. A token is given back when it is released, or when its holder dies.
 
-        Raises LimitError where the limit is in use with another rule, and NotConnected.
+        Raises LimitError where the limit is in use with another rule that does not give way, and NotConnected.
         """
 
 

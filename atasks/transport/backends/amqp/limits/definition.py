@@ -3,6 +3,11 @@
 The *definition* is an empty queue whose arguments say the rule, so the broker itself refuses another one. Every
 process that uses the limit consumes it, and may so long be sure that nobody replaces it. The tokens lie in queues
 of their own. They are made first, and the definition last: while that exists, there are as many tokens as it says.
+
+Programs are replaced while others run, so a process that begins to use a limit may say other numbers than those
+who use it: the youngest declaration holds. It makes the tokens that are missing, or takes away those that are too
+many, and puts the numbers into the arguments of a second queue, the *amendment*, which nobody consumes. A third
+one has a message for each change of the last minutes: declarations that take turns are an error.
 """
 
 from __future__ import annotations
@@ -35,6 +40,15 @@ LOOK_SECONDS: Final = (0.01, 0.2)
 """Seconds between two looks whether the lock is free, at first and at the most."""
 KEY_EXPIRES_MS: Final = 3_600_000
 """For how long the queues of a value of a key are kept that nobody uses; the tokens twice as long."""
+MAX_CHANGES: Final = 4
+"""How often the numbers of a limit may change in `CHANGES_MS`."""
+CHANGES_MS: Final = 600_000
+ARGUMENTS: Final = {
+    "x-max-length": "at_once",
+    "x-max-length-bytes": "per_period",
+    "x-message-ttl": "period",
+}
+"""The part of the rule that each argument of a definition says."""
 FOUND: Final = re.compile(r"inequivalent arg '([\w-]+)' for queue .* but current is (?:the value )?'?(\w+)'?")
 
 
@@ -47,6 +61,10 @@ class Definition:
         self._rule = rule
         self._expires = key is not None
         self._queue = topology.limit(name, key)
+        self._amendment = f"{self._queue}.amendment"
+        self._changes = f"{self._queue}.changes"
+        self.surplus = (0, 0)
+        """Tokens that are to be taken away: of the places, and of the rate."""
         self.places = f"{self._queue}.places"
         """The tokens of `at_once`."""
         self.rate = f"{self._queue}.rate"
@@ -54,12 +72,15 @@ class Definition:
         self.cooling = f"{self._queue}.cooling"
         """Those that were: each comes back when its time is over."""
 
-    async def enter(self, link: Link) -> Channel:
-        """A channel that counts as a user of the limit, whose queues there are now. Raises LimitError if it is in
-        use with another rule."""
+    async def enter(self, link: Link, *, known: bool = False) -> Channel:
+        """A channel that counts as a user of the limit, whose queues there are now. `known`: this process has used
+        it before, so that younger ones may have changed its numbers. `surplus` is how many tokens are too many of
+        each kind then. Raises LimitError if it is in use with a rule of another kind, or period, or if its numbers
+        were changed very often lately."""
         lock = await self._lock(link)
         try:
-            await self._make(link)
+            self.surplus = (0, 0)
+            await self._make(link, known)
             channel = await link.open_channel()
             await guard(channel.basic_consume(self._queue, _nothing))
             return channel
@@ -84,49 +105,64 @@ class Definition:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, longest)
 
-    async def _make(self, link: Link) -> None:
+    async def _make(self, link: Link, known: bool) -> None:
         state = await link.queue_state(self._queue)
         if state is None:
             await self._seed(link, anew=False)
-        elif not await self._is_ours(link):
-            await self._seed(link, anew=False)
-            logger.info("limit %r is %s now", self._name, self._rule)
-        elif not await self._is_whole(link, unused=state[1] == 0):
+            return
+        unused, amended = state[1] == 0, await link.queue_state(self._amendment) is not None
+        found = await self._read(link, self._amendment if amended else self._queue)
+        if unused and (found != self._rule or amended):
+            await self._seed(link, anew=found == self._rule)
+            if found != self._rule:
+                logger.info("limit %r is %s now", self._name, self._rule)
+        elif found != self._rule:
+            if not known:
+                await self._amend(link, found)
+        elif not await self._is_whole(link, unused):
             logger.warning("limit %r had lost tokens: they are made anew", self._name)
             await self._seed(link, anew=True)
 
-    async def _is_ours(self, link: Link) -> bool:
-        """Return True if the definition says our rule. One that says another rule and that nobody uses is
-        removed."""
-        channel = await link.open_channel()
-        try:
-            await self._declare(channel)
-        except ChannelPreconditionFailed as error:
-            await self._remove(link, str(error))
-            return False
-        await guard(channel.close())
-        return True
+    async def _read(self, link: Link, queue: str) -> Rule:
+        """Return the rule in the arguments of the definition, or of the amendment: the broker names one argument
+        that is another one, and then the next."""
+        found = self._rule
+        for _ in range(len(found) + 1):
+            channel = await link.open_channel()
+            try:
+                await guard(channel.queue_declare(queue, durable=True, arguments=self._arguments(found)))
+                await guard(channel.close())
+                return found
+            except ChannelPreconditionFailed as error:
+                match = FOUND.search(str(error))
+                field = None if match is None else ARGUMENTS.get(match[1])
+                if match is None or field is None or not (match[2].isdigit() or match[2] == "none"):
+                    raise differs(self._name, self._rule, "another value") from None
+                value = int(match[2]) if match[2].isdigit() else 0
+                numbers: dict[str, Any] = {field: value / 1000 if field == "period" else value}
+                found = found._replace(**numbers)
+        raise differs(self._name, self._rule, "another value")
 
-    async def _remove(self, link: Link, found: str) -> None:
-        channel = await link.open_channel()
-        try:
-            await guard(channel.queue_delete(self._queue, if_unused=True))
-        except ChannelPreconditionFailed:
-            raise differs(self._name, self._rule, self._other(found)) from None
+    async def _amend(self, link: Link, found: Rule) -> None:
+        """Have our numbers hold in the place of those that were found."""
+        rule = self._rule
+        alike = bool(found.at_once) == bool(rule.at_once) and bool(found.per_period) == bool(rule.per_period)
+        changes = await link.queue_state(self._changes)
+        if not alike or found.period != rule.period or (changes is not None and changes[0] >= MAX_CHANGES):
+            raise differs(self._name, rule, str(found))
+        logger.warning("limit %r is %s from now on: it was %s", self._name, rule, found)
+        channel = await link.open_channel(confirms=True)
+        more = [(self.places, rule.at_once - found.at_once), (self.rate, rule.per_period - found.per_period)]
+        for name, count in more:
+            if count > 0:
+                await guard(_gather(channel, [(name, None)] * count))
+        self.surplus = (max(-more[0][1], 0), max(-more[1][1], 0))
+        await guard(channel.queue_delete(self._amendment))
+        await guard(channel.queue_declare(self._amendment, durable=True, arguments=self._arguments(rule)))
+        lasting: FieldTable = {"x-queue-type": "classic", "x-message-ttl": CHANGES_MS, "x-expires": 2 * CHANGES_MS}
+        await guard(channel.queue_declare(self._changes, durable=True, arguments=lasting))
+        await guard(_gather(channel, [(self._changes, None)]))
         await guard(channel.close())
-
-    def _other(self, text: str) -> str:
-        """The other rule, as far as the broker names it."""
-        match = FOUND.search(text)
-        if match is None:
-            return "another value"
-        argument, value = match.groups()
-        number = int(value) if value.isdigit() else 0
-        if argument == "x-max-length":
-            return f"at_once={number or None}"
-        if argument == "x-max-length-bytes":
-            return f"{number} in a period" if number else "no rate"
-        return f"a period of {number / 1000:g} s"
 
     async def _is_whole(self, link: Link, unused: bool) -> bool:
         """Return True if the tokens of the limit are there: all of them, if nobody can hold any. A broker that
@@ -146,7 +182,9 @@ class Definition:
         """Make the tokens, and then the definition. Those of a rate come one after the other, or, if others may
         have been taken just now, after a whole period."""
         rule, channel = self._rule, await link.open_channel(confirms=True)
-        for name in (self.places, self.cooling, self.rate):  # a cooling token would go to the new queue
+        await guard(channel.queue_delete(self._queue))
+        # The cooling ones before the others: what cools would go to the new queue.
+        for name in (self._amendment, self._changes, self.places, self.cooling, self.rate):
             await guard(channel.queue_delete(name))
         if rule.at_once:
             await self._declare_tokens(link, channel, self.places)
@@ -159,11 +197,10 @@ class Definition:
             gap = 0.0 if anew else period_ms / rule.per_period
             ages = [(self.cooling, str(round(number * gap)) if gap else None) for number in range(rule.per_period)]
             await guard(_gather(channel, ages))
-        await self._declare(channel)
+        await guard(channel.queue_declare(self._queue, durable=True, arguments=self._arguments(rule)))
         await guard(channel.close())
 
-    async def _declare(self, channel: Channel) -> None:
-        rule = self._rule
+    def _arguments(self, rule: Rule) -> dict[str, Any]:
         arguments: dict[str, Any] = {
             "x-queue-type": "classic",
             "x-max-length": rule.at_once,
@@ -172,7 +209,7 @@ class Definition:
         }
         if self._expires:
             arguments["x-expires"] = KEY_EXPIRES_MS
-        await guard(channel.queue_declare(self._queue, durable=True, arguments=arguments))
+        return arguments
 
     async def _declare_tokens(
         self, link: Link, channel: Channel, name: str, more: dict[str, Any] | None = None

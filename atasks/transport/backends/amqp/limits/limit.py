@@ -51,6 +51,8 @@ class BrokerLimit:
         self._definition = Definition(topology, name, key, rule)
         self._places = TokenQueue(self._definition.places, rule.at_once) if rule.at_once else None
         self._rate = TokenQueue(self._definition.rate, rule.per_period) if rule.per_period else None
+        self._known = False
+        """True once this process has used it: from then on, younger declarations hold."""
         self._queues = [queue for queue in (self._places, self._rate) if queue is not None]
         self._life: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
@@ -108,7 +110,8 @@ class BrokerLimit:
             channel: Channel | None = None
             try:
                 async with self._entering:
-                    channel = await self._definition.enter(link)
+                    channel = await self._definition.enter(link, known=self._known)
+                self._known = True
                 await self._serve(channel)
                 pause = PAUSE[0]
             except LimitError as error:
@@ -138,12 +141,22 @@ class BrokerLimit:
         tokens = TokenChannel(channel)
         for queue in self._queues:
             queue.attach(tokens)
+        surplus = [
+            self._loop.create_task(queue.take_away(), name=f"atasks limit {self._name}")
+            for queue, count in zip((self._places, self._rate), self._definition.surplus, strict=True)
+            if queue is not None
+            for _ in range(count)
+        ]
         try:
             while not lost.done():
                 await asyncio.wait((lost,), timeout=self._renew_age / 2)
                 for queue in self._queues:
                     await queue.renew(self._renew_age)
         finally:
+            for task in surplus:
+                task.cancel()
+            if surplus:
+                await asyncio.wait(surplus)
             tokens.close()
             for queue in self._queues:
                 queue.detach()

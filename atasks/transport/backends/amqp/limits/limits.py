@@ -24,6 +24,8 @@ class AMQPLimits(Limits):
     """The limits that this process uses. What waits over one link goes on over the next one; what is held over one
     that is lost goes back."""
 
+    follows_the_youngest = True
+
     def __init__(self, session: Session, consumer_timeout: float) -> None:
         self._session = session
         self._consumer_timeout = consumer_timeout

@@ -110,6 +110,14 @@ class HeldToken:
         """Spend the token: it comes back after a period."""
         self._reject(False)
 
+    async def destroy(self) -> None:
+        """Let nobody have it any more. Raises one of CLIENT_ERRORS if it went back with its channel."""
+        tag, self._tag = self._tag, 0
+        self.queue.parted(self)
+        if tag and self.channel.is_open:
+            await guard(self.channel.channel.basic_ack(tag))
+            self.queue.returned(self)
+
     def _reject(self, requeue: bool) -> None:
         tag, self._tag = self._tag, 0
         self.queue.parted(self)
@@ -198,6 +206,11 @@ class TokenQueue:
                 self._waiting = deque(other for other in self._waiting if other is not future)
             self._adapt_soon()
             raise
+
+    async def take_away(self) -> None:
+        """Take the next token, and have it be one less."""
+        token = await self.take()
+        await token.destroy()
 
     async def on_message(self, message: DeliveredMessage) -> None:
         """A token has come."""
