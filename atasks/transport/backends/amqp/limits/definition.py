@@ -41,7 +41,7 @@ LOOK_SECONDS: Final = (0.01, 0.2)
 KEY_EXPIRES_MS: Final = 3_600_000
 """For how long the queues of a value of a key are kept that nobody uses; the tokens twice as long."""
 MAX_CHANGES: Final = 4
-"""How often the numbers of a limit may change in `CHANGES_MS`."""
+"""Changes of the numbers of a limit within `CHANGES_MS`."""
 CHANGES_MS: Final = 600_000
 ARGUMENTS: Final = {
     "x-max-length": "at_once",
