@@ -171,7 +171,9 @@ async def test_a_worker_that_drains_gives_back_what_waits_for_the_word_of_its_ca
         second = await asyncio.to_thread(fleet.start_one)
         first.kill()
         await until(lambda: _delivered_before(second) == 1, "the call is passed on")
-        await until(lambda: "waits for the word of its caller" in second.output, "the second attempt is asked for")
+        await until(
+            lambda: "waits until its caller lets it start" in second.output, "the second attempt is asked for"
+        )
         assert await asyncio.to_thread(second.stop) == 0
         third = await asyncio.to_thread(fleet.start_one)
         proxy.resume()

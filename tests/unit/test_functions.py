@@ -338,7 +338,7 @@ async def test_reload_after_a_line_was_added_above(
     with caplog.at_level(logging.INFO, "atasks"):
         importlib.reload(module)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.INFO]
-    assert any(text.startswith(f"'{module.__name__}.simple' is defined anew at {path}:") for text in said)
+    assert any(text.startswith(f"'{module.__name__}.simple' is defined again at {path}:") for text in said)
     async with atasks.connect("loopback:", namespace=namespace):
         assert await module.simple() == 2
         assert await module.below() == 2

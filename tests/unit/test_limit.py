@@ -65,7 +65,7 @@ def test_it_is_of_the_worker_and_of_no_call() -> None:
     @atask(name="limit-of-worker", limit=Limit("a", at_once=1))
     async def limited() -> None: ...
 
-    with pytest.raises(TypeError, match="worker's business"):
+    with pytest.raises(TypeError, match="set where the atask is defined"):
         limited.options(limit=None)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="limit is a Limit"):
         atask(limited.local, name="limit-refused", limit=3)  # type: ignore[arg-type]

@@ -309,7 +309,7 @@ def test_what_can_make_no_calls_cannot_resume(namespace: str) -> None:
         atask(numbers, namespace=namespace, resume=True)
     with pytest.raises(TypeError, match="runs in a process, where it can make no calls"):
         atask(blocks, namespace=namespace, executor="process", resume=True)
-    with pytest.raises(TypeError, match="'resume' is the worker's business"):
+    with pytest.raises(TypeError, match="'resume' is set where the atask is defined"):
         atask(blocks, namespace=namespace, executor="thread", resume="v2").options(resume=False)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="resume is a non-empty string"):
         atask(blocks, namespace=namespace, resume=3)  # type: ignore[call-overload]

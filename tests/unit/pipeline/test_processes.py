@@ -159,7 +159,9 @@ def die(x: int) -> int:
 
 
 async def test_a_process_that_dies_is_an_error_and_is_replaced() -> None:
-    with pytest.raises(PipelineError, match=r"the process of stage 'die' has ended \(exit code -9\)") as raised:
+    with pytest.raises(
+        PipelineError, match=r"the process of stage 'die' ended during a call \(exit code -9\)"
+    ) as raised:
         await (range(4) | map(die, multiprocess=True))
     assert raised.value.__notes__ == ["in stage 'die', at item (2,)"]
     assert await (range(4) | map(die, multiprocess=True, skip_errors=True)) == [0, 1, 3]

@@ -308,7 +308,9 @@ async def test_the_executor_belongs_to_the_decoration(namespace: str) -> None:
     def f() -> None: ...
 
     assert f.executor == f.task_options.executor == f.options(timeout=1).executor == "thread"
-    with pytest.raises(TypeError, match=r"'executor' is the worker's business .* @atask\(executor=...\)"):
+    with pytest.raises(
+        TypeError, match=r"'executor' is set where the atask is defined, .* @atask\(executor=...\)"
+    ):
         f.options(executor=None)  # type: ignore[call-arg]  # that is the point
     with pytest.raises(ValueError, match="executor='fork': one of None, 'thread', 'process'"):
         atask(f.local, namespace=namespace, executor="fork")  # type: ignore[call-overload]  # that is the point
