@@ -1,7 +1,7 @@
 """The program of the process of a stage's worker, and the messages between the two sides.
 
-The parent sends a word with its content and waits for the answer. While a join runs, the child may ask for items
-in between. A child ends when it is told to by SIGTERM, and when its parent is gone; `on_done` runs first.
+The parent sends a message, its kind and its content, and waits for the answer. While a join runs, the child may
+ask for items in between. A child ends when SIGTERM tells it to, and when its parent is gone; `on_done` runs first.
 """
 
 from __future__ import annotations
@@ -157,8 +157,8 @@ class _Child:
             received = self._connection.recv_bytes()
             try:
                 with importing():
-                    word, content = pickle.loads(received)
-                answer = to_bytes(self._answer(word, content))
+                    kind, content = pickle.loads(received)
+                answer = to_bytes(self._answer(kind, content))
             except Exception as error:
                 failure = _finish(encode_failure(error, _Pickles(), hop="in a process of the stage"))
                 answer = to_bytes((ChildMessage.FAILED, failure))
@@ -174,8 +174,8 @@ class _Child:
         if on_done is not None:
             on_done()
 
-    def _answer(self, word: ChildMessage, content: Any) -> tuple[ChildMessage, Any]:
-        match word:
+    def _answer(self, kind: ChildMessage, content: Any) -> tuple[ChildMessage, Any]:
+        match kind:
             case ChildMessage.START:
                 self._start(*content)
                 return ChildMessage.VALUE, None
@@ -219,8 +219,8 @@ class _Child:
         """The stream of a join, item by item from the parent."""
         while True:
             self._connection.send_bytes(to_bytes((ChildMessage.WANTED, None)))
-            word, item = pickle.loads(self._connection.recv_bytes())
-            match word:
+            kind, item = pickle.loads(self._connection.recv_bytes())
+            match kind:
                 case ChildMessage.VALUE:
                     yield item
                 case ChildMessage.ENDED:

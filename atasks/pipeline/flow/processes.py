@@ -129,17 +129,17 @@ class Process:
 
     # -- talking
 
-    def _ask(self, word: ChildMessage, value: Any, lineage: Lineage) -> Any:
+    def _ask(self, kind: ChildMessage, value: Any, lineage: Lineage) -> Any:
         """Call the function; if it is given a stream, the items that it asks for are sent one by one."""
         if not isinstance(value, SyncItems):
-            self._send(word, (value, lineage))
+            self._send(kind, (value, lineage))
             return self._answer()
         self._stream = value
-        self._send(word, (STREAM, lineage))
+        self._send(kind, (STREAM, lineage))
         return self._answer()
 
-    def _send(self, word: ChildMessage, content: Any = None) -> None:
-        data = to_bytes((word, content))
+    def _send(self, kind: ChildMessage, content: Any = None) -> None:
+        data = to_bytes((kind, content))
         assert self._connection is not None
         try:
             self._connection.send_bytes(data)
@@ -148,8 +148,8 @@ class Process:
 
     def _answer(self) -> Any:
         while True:
-            word, content = self._receive()
-            match word:
+            kind, content = self._receive()
+            match kind:
                 case ChildMessage.VALUE:
                     return content
                 case ChildMessage.ENDED:
@@ -180,8 +180,8 @@ class Process:
             data = self._connection.recv_bytes()
         except (EOFError, OSError):
             raise self._died() from None
-        word, content = pickle.loads(data)
-        return word, content
+        kind, content = pickle.loads(data)
+        return kind, content
 
     def _died(self) -> PipelineError:
         assert self._process is not None

@@ -35,7 +35,7 @@ class CallingStage(Stage):
     explicit: bool = field(default=False, kw_only=True, compare=False)
     """True if `workers` was given, and is not the default."""
 
-    memory: StageNotes | None = field(default=None, kw_only=True, compare=False, repr=False)
+    notes: StageNotes | None = field(default=None, kw_only=True, compare=False, repr=False)
     """Knows what came of items before, in a run on the workers."""
 
     takes_arguments = True
@@ -93,9 +93,9 @@ class CallingStage(Stage):
         return runner if limit is None else LimitedRunner(runner, limit)
 
     def employ(self, index: int) -> LoopRunner:
-        """Like `limited`, with the stage's memory if it has one."""
+        """Like `limited`, but one that uses the notes of the stage, if it has any."""
         runner = self.limited(index)
-        return runner if self.memory is None else self.memory.wrap(runner)
+        return runner if self.notes is None else self.notes.wrap(runner)
 
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
         outlet = Channel(self.options.throttle or float("inf"))

@@ -263,7 +263,7 @@ def _remembering(stage: Stage, journal: Journal, number: int) -> Stage:
     if not isinstance(stage, CallingStage):
         return stage
     role = stage.role if isinstance(stage, FunctionStage) else "map"
-    return replace(stage, memory=StageNotes(journal, number, role, stage.skip_errors))
+    return replace(stage, notes=StageNotes(journal, number, role, stage.skip_errors))
 
 
 def _stretches(specs: Sequence[StageSpec], stages: Sequence[Stage]) -> list[range]:

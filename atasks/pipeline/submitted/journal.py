@@ -217,11 +217,11 @@ class StageNotes:
 class RememberingRunner(LoopRunner):
     """Calls as another runner does, but not for items of which the journal knows."""
 
-    def __init__(self, runner: LoopRunner, memory: StageNotes) -> None:
+    def __init__(self, runner: LoopRunner, notes: StageNotes) -> None:
         self.simple = None
         self.ready = runner.ready
         self._runner = runner
-        self._memory = memory
+        self._notes = notes
 
     async def start(self) -> None:
         await self._runner.start()
@@ -230,8 +230,8 @@ class RememberingRunner(LoopRunner):
         await self._runner.close(hurry=hurry)
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
-        memory = self._memory
-        known = memory.recall(lineage)
+        notes = self._notes
+        known = notes.recall(lineage)
         if known is not None:
             if known.failed:
                 raise _failed_before()
@@ -239,16 +239,16 @@ class RememberingRunner(LoopRunner):
         try:
             result = await self._runner.call(value, lineage)
         except Exception as error:
-            if memory.lenient and not isinstance(error, AbortPipeline):
-                await memory.note(lineage, None, failed=True)
+            if notes.lenient and not isinstance(error, AbortPipeline):
+                await notes.note(lineage, None, failed=True)
             raise
-        await memory.note(lineage, result)
+        await notes.note(lineage, result)
         return result
 
     async def stream(self, value: Any, lineage: Lineage) -> AsyncIterator[Any]:
         """All children of an item are noted before the first one goes on: another attempt must not make others."""
-        memory = self._memory
-        known = memory.recall(lineage)
+        notes = self._notes
+        known = notes.recall(lineage)
         failure: Exception | None = None
         if known is None:
             children: list[Any] = []
@@ -257,14 +257,14 @@ class RememberingRunner(LoopRunner):
                 async for child in stream:
                     children.append(child)  # noqa: PERF401 - those before a failure count
             except Exception as error:
-                if not memory.lenient or isinstance(error, AbortPipeline):
+                if not notes.lenient or isinstance(error, AbortPipeline):
                     raise
                 failure = error
             finally:
                 aclose = getattr(stream, "aclose", None)
                 if aclose is not None:
                     await aclose()
-            await memory.note(lineage, children, failed=failure is not None)
+            await notes.note(lineage, children, failed=failure is not None)
         else:
             children = known.value
             failure = _failed_before() if known.failed else None

@@ -93,7 +93,7 @@ async def flow(noted: Journal, pipeline: Pipeline[Any, Any, Any], items: list[in
     stages = [
         replace(
             stage,
-            memory=StageNotes(
+            notes=StageNotes(
                 noted, number, stage.role if isinstance(stage, FunctionStage) else "map", stage.skip_errors
             ),
         )
