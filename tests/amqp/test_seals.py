@@ -19,12 +19,13 @@ import pytest
 from aio_pika.abc import AbstractIncomingMessage
 
 import atasks
-from atasks import DecodeError, InvalidKeys, MsgpackCodec, Transport
+from atasks import DecodeError, InvalidKeys, MsgpackCodec, Transport, current_call
 from atasks.pipeline import map
 from atasks.signing import CONTENT_TYPE, Key, Kind, keyfile, parse, seal, verify
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport, seals
 from atasks.transport.backends.amqp.caller import presence, probe
+from atasks.transport.records.contract import again_id
 from tests.amqp.peer import Peer
 from tests.keys import KeyFiles, caller_first
 
@@ -638,6 +639,32 @@ async def test_nobody_else_writes_into_a_record(site: Site, attacker: Attacker, 
         assert transport.records is not None
         read = await transport.records.read(handle.id)
         assert [reply.worker for reply in read.replies.values()] == [site.worker.id] * len(read.replies)
+
+
+async def test_nobody_else_has_a_failed_call_run_again(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
+    """A call that another key has put into the record takes nobody's place; that of its owner does."""
+
+    @site.atask(name="picky")
+    async def picky(value: int) -> int:
+        if current_call().try_ == 1:
+            raise KeyError(value)
+        return value
+
+    async with site.open():
+        handle = await soon(picky.submit(5))
+        with pytest.raises(KeyError):
+            await soon(handle)
+        record = f"{attacker.peer.prefix}.run.{site.namespace}.{handle.id}"
+        forged = encode([[CALL, 1, again_id(handle.id), "internal.pay", encode([[5], {}]), "msgpack"]])
+        for key in _keys(keys).values():
+            await attacker.publish(forged, record, key, "record")
+        records = site.caller.records
+        assert records is not None
+        assert (await soon(records.read(handle.id))).call.id == handle.id
+        with pytest.raises(KeyError):
+            await soon(handle)
+        await soon(handle.retry())
+        assert await soon(handle) == 5
 
 
 # --- what goes wrong honestly
