@@ -17,7 +17,7 @@ __all__ = ["COMMANDS"]
 @fleet_command
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Its port; 0: any.")
-@click.option("--allow-changes", is_flag=True, help="Show buttons that cancel calls.")
+@click.option("--allow-changes", is_flag=True, help="Show buttons that cancel calls, and pause and purge queues.")
 @click.option("--token", envvar="ATASKS_WEB_TOKEN", help="Ask for this secret. Default: $ATASKS_WEB_TOKEN.")
 def web_command(place: Place, host: str, port: int, allow_changes: bool, token: str | None) -> int:
     """Show a live page of the fleet in browsers, until Ctrl-C. It watches while a browser looks."""

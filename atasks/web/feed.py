@@ -9,7 +9,7 @@ from atasks.web.picture import Picture
 
 __all__ = ["ACTIONS", "Feed"]
 
-ACTIONS = ("cancel",)
+ACTIONS = ("cancel", "pause", "resume", "purge", "retry")
 """The changes that a page can ask for, if it allows any."""
 
 
@@ -20,7 +20,8 @@ class Feed(Protocol):
         """Fill the picture until it is cancelled; a lost connection is restored, and said in the picture."""
 
     async def act(self, action: str, ids: Sequence[str]) -> str:
-        """Do one of `ACTIONS` to these calls, and say in one sentence what was done.
+        """Do one of `ACTIONS`, and say in one sentence what was done: "cancel" to these calls, "pause", "resume"
+        and "purge" to these queues, and "retry" to the dead messages of these names, or to all ("all").
 
         Raises an `AtasksError` that says what to do if it cannot be done.
         """

@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
+from atasks.checks import validate_queue
 from atasks.connection import connect
-from atasks.errors import AtasksError, NotConnected
+from atasks.errors import AtasksError, InvalidName, NotConnected
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo, Chain, Event, WorkerInfo
 from atasks.tracking.snapshots import total
@@ -105,11 +106,13 @@ class FleetFeed:
         picture.inspected(_call(call) for call in [*found.calls, *found.queued])
         for queue in [*(name for worker in workers for name in worker.queues), *picture.named]:
             self._queues.setdefault(queue)
-        states = await fleet.queue_states(list(self._queues))
+        names = list(self._queues)
+        states, paused = await fleet.queue_states(names), await fleet.paused(names)
         picture.queues = [
-            {"queue": queue, "ready": ready, "consumers": consumers}
+            {"queue": queue, "ready": ready, "consumers": consumers, "paused": queue in paused}
             for queue, (ready, consumers) in states.items()
         ]
+        picture.dead = await fleet.dead_count()
         if not found.left_out:
             held: dict[str, list[str]] = {worker.id: [] for worker in workers}
             for call in found.calls:
@@ -122,11 +125,16 @@ class FleetFeed:
     # -- what a person asks for
 
     async def act(self, action: str, ids: Sequence[str]) -> str:
-        assert action == "cancel", action
-        ended = await self._connected().cancel(ids)
-        if len(ended) == len(ids):
-            return "The call has ended." if len(ids) == 1 else f"{len(ids)} calls have ended."
-        return "No worker that answered holds it now: it ends when one gets it within 10 minutes."
+        fleet = self._connected()
+        if action == "cancel":
+            return await _cancel(fleet, ids)
+        if action == "retry":
+            return await _retry(fleet, ids)
+        try:
+            queues = [validate_queue(queue) for queue in ids]
+        except ValueError as error:
+            raise InvalidName(str(error)) from None
+        return " ".join([await _steer(fleet, action, queue) for queue in queues])
 
     async def stack(self, call_id: str) -> dict[str, Any]:
         found = await self._connected().stack(call_id)
@@ -140,6 +148,35 @@ class FleetFeed:
                 "the page has no connection to the broker now: try again when it says that it watches"
             )
         return self._fleet
+
+
+async def _cancel(fleet: Fleet, ids: Sequence[str]) -> str:
+    ended = await fleet.cancel(ids)
+    if len(ended) == len(ids):
+        return "The call has ended." if len(ids) == 1 else f"{len(ids)} calls have ended."
+    return "No worker that answered holds it now: it ends when one gets it within 10 minutes."
+
+
+async def _steer(fleet: Fleet, action: str, queue: str) -> str:
+    """Pause, resume or purge a queue."""
+    if action == "purge":
+        found = await fleet.purge(queue)
+        left = f" {found.left} messages are still there." if found.left else ""
+        return f"{found.calls} calls of queue {queue} have ended.{left}"
+    if action == "pause":
+        workers = await fleet.pause(queue)
+        return f"Queue {queue} is paused: {len(workers)} workers take no new calls of it."
+    workers = await fleet.resume(queue)
+    return f"Queue {queue} is resumed: {len(workers)} workers take its calls."
+
+
+async def _retry(fleet: Fleet, names: Sequence[str]) -> str:
+    """Put dead messages back into their queues."""
+    async with fleet.dead_letters() as dead:
+        chosen = [message for message in dead.messages if names == ["all"] or message.name in names]
+        problems = [problem for message in chosen if (problem := await dead.retry(message))]
+    said = f"{len(chosen) - len(problems)} messages are back in their queues."
+    return f"{said} {len(problems)} stay: {problems[0]}." if problems else said
 
 
 def _row(info: WorkerInfo) -> dict[str, Any]:

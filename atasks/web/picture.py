@@ -66,6 +66,8 @@ class Picture:
         self.unshown = 0
         """Live calls that began while `LIVE` others were shown."""
         self.queues: list[Row] = []
+        self.dead = 0
+        """Messages that could be neither read nor answered."""
         self.named: set[str] = set()
         """Queues that events have named."""
         self.note = ""
@@ -257,6 +259,7 @@ class Picture:
             "tasks": tasks[:TASKS],
             "workers": [row | {"silent": now - row["seen"] > SILENT} for row in self._workers.values()],
             "queues": self.queues,
+            "dead": self.dead,
             "failures": list(reversed(self._failures.values())),
             "spans": list(islice(self._spans, max(0, len(self._spans) - 600), None)),
             "wrong": self._wrong(now),
@@ -285,7 +288,10 @@ class Picture:
         if not self.connected:
             wrong.append({"what": "viewer", "text": self.reason or "this page is not connected to the broker yet"})
         for queue in self.queues:
-            if not queue.get("consumers") and queue.get("ready"):
+            if queue.get("paused"):
+                text = f"queue {queue['queue']} is paused, and {queue['ready']} calls wait in it"
+                wrong.append({"what": "queue", "id": queue["queue"], "text": text})
+            elif not queue.get("consumers") and queue.get("ready"):
                 text = f"queue {queue['queue']} has {queue['ready']} waiting calls and no worker"
                 wrong.append({"what": "queue", "id": queue["queue"], "text": text})
         for row in self._workers.values():

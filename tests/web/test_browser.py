@@ -10,6 +10,7 @@ from signal import SIGINT, SIGKILL, SIGTERM
 
 from playwright.async_api import Page, expect
 
+from tests.broker import Broker
 from tests.cli.app import App
 from tests.cli.command import Command
 from tests.web.conftest import open_page
@@ -167,6 +168,61 @@ async def test_click_through(app: App, browser_path: str) -> None:
         await watching(page)
         again.signal(SIGINT)
     assert (await asyncio.to_thread(again.finish)).code in (0, 130)
+
+
+async def test_queues_are_steered(app: App, browser_path: str, broker: Broker, prefix: str) -> None:
+    app.env = {"ATASKS_URL": f"{app.env['ATASKS_URL']}?prefix={prefix}"}  # nobody else's messages are retried
+    site = await asyncio.to_thread(Site, app)
+    work = f"{prefix}.q.{app.namespace}"
+    async with open_page(browser_path, viewport={"width": 1280, "height": 800}) as (_, page):
+        await page.goto(f"http://127.0.0.1:{site.port}/#queues")
+        await watching(page)
+        row = page.get_by_role("row").filter(has_text="other")
+
+        async def press(name: str, answer: str, said: str) -> None:
+            await page.get_by_role("button", name=name).click()
+            if answer == "Keep":
+                await page.get_by_role("button", name="Keep").click()
+                return
+            await page.locator("#confirm").click()
+            await expect(page.locator("#dialog-title")).to_have_text("Done")
+            await expect(page.locator("#dialog")).to_contain_text(said)
+            await page.get_by_role("button", name="Close").click()
+
+        await press("Pause queue other", "yes", "Queue other is paused: 1 workers take no new calls of it.")
+        await expect(row).to_contain_text("paused")
+        client = await site.calls("elsewhere")
+        await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+        await page.get_by_role("tab", name="Now").click()
+        await expect(page.get_by_text("queue other is paused, and 1 calls wait in it")).to_be_visible()
+        await page.get_by_role("tab", name="Queues").click()
+        await press("Purge queue other", "Keep", "")
+        assert client.process.poll() is None
+        await press("Purge queue other", "yes", "1 calls of queue other have ended.")
+        assert (await asyncio.to_thread(client.finish)).out == "cancelled\n"
+        await press("Resume queue other", "yes", "Queue other is resumed: 1 workers take its calls.")
+        await expect(row).to_contain_text("served")
+
+        with broker.channel() as channel:
+            channel.basic_publish("", f"{work}.default", b"who knows")
+        await expect(page.get_by_text("1 dead messages could be neither read nor answered")).to_be_visible()
+        await press("Retry all", "yes", "1 messages are back in their queues.")
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+    for command in (site.page, site.worker):
+        command.signal(SIGINT)
+        await asyncio.to_thread(command.finish)
+    with broker.channel() as channel:
+        for name in (
+            f"{prefix}.dead",
+            f"{work}.default",
+            f"{work}.other",
+            f"{work}.default.solo",
+            f"{work}.other.solo",
+        ):
+            channel.queue_delete(name)
+        for name in ("control", "events", "due", "due.early"):
+            channel.exchange_delete(f"{prefix}.{name}")
 
 
 async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:

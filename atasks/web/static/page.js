@@ -153,7 +153,7 @@ function follow() {
 // What a view is drawn from: it is left alone while that is the same, so that a text can be read and selected.
 let drawnLast = "";
 const DATA = { now: () => [state.wrong, state.tasks.map((task) => task.rate), tally(), state.workers.length], failures: () => state.failures,
-  atasks: () => state.tasks, workers: () => state.workers.map(({ seen, ...rest }) => rest), queues: () => state.queues };
+  atasks: () => state.tasks, workers: () => state.workers.map(({ seen, ...rest }) => rest), queues: () => [state.queues, state.dead] };
 function tally() {
   const counted = { running: 0, waiting: 0, parked: 0 };
   for (const call of calls.values()) counted[call.state] = (counted[call.state] || 0) + 1;
@@ -230,12 +230,40 @@ const DRAW = {
   },
 
   queues() {
-    return [table(["Queue", "#Waiting", "#Workers", "State"], state.queues.map((queue) => {
-      const none = !queue.consumers;
-      const words = none ? "no worker" : "served";
-      return [el("span", { class: "mono" }, queue.queue), queue.ready, queue.consumers, el("span", { class: none ? "bad" : "good" }, words)];
-    }), "No queue is known yet.")];
+    const heads = ["Queue", "#Waiting", "#Workers", "State"];
+    if (MAY_CHANGE) heads.push("Change");
+    const rows = state.queues.map((queue) => {
+      const words = queue.paused ? "paused" : queue.consumers ? "served" : "no worker";
+      const cells = [el("span", { class: "mono" }, queue.queue), queue.ready, queue.consumers, el("span", { class: words === "served" ? "good" : "bad" }, words)];
+      if (MAY_CHANGE) cells.push(el("span", { class: "buttons" }, queueButton(queue.paused ? "resume" : "pause", queue), queueButton("purge", queue)));
+      return cells;
+    });
+    const drawn = [table(heads, rows, "No queue is known yet.")];
+    if (state.dead) {
+      drawn.push(el("p", {}, `${state.dead} dead messages could be neither read nor answered: atasks dead lists them. `,
+        MAY_CHANGE ? changeButton("retry", ["all"], "dead") : null));
+    }
+    return drawn;
   },
+};
+
+const CHANGES = {
+  cancel: ["Cancel call", "Cancel this call?", "It ends in CallCancelled at its caller, and so do the calls that it awaits."],
+  pause: ["Pause", "Pause this queue?", "Workers take no new calls of it until it is resumed, those that come later too. Calls that have begun end."],
+  resume: ["Resume", "Resume this queue?", "Workers take its calls again."],
+  purge: ["Purge", "End all calls that wait in this queue?", "They end in CallCancelled at their callers. Calls that a worker has go on."],
+  retry: ["Retry all", "Retry the dead messages?", "Each goes back to the queue that it came from."],
+};
+
+function changeButton(action, ids, key) {
+  const made = button(CHANGES[action][0], () => ask(action, ids), action === "purge" ? "button danger" : "button");
+  made.dataset.key = `${action} ${key}`;
+  return made;
+}
+const queueButton = (action, queue) => {
+  const made = changeButton(action, [queue.queue], queue.queue);
+  made.setAttribute("aria-label", `${CHANGES[action][0]} queue ${queue.queue}`);
+  return made;
 };
 
 function linkOf(item) {
@@ -427,13 +455,13 @@ function showCall(id) {
       const answer = await (await fetch(`api/stack/${encodeURIComponent(id)}`)).json().catch(() => ({ error: "the server gave no answer" }));
       frames.textContent = answer.error || answer.stack || "It does not run any more.";
     }));
-    if (MAY_CHANGE) buttons.push(button("Cancel call", () => ask("cancel", [id], "It ends in CallCancelled at its caller, and so do the calls that it awaits."), "button danger"));
+    if (MAY_CHANGE) buttons.push(button("Cancel call", () => ask("cancel", [id]), "button danger"));
   }
   dialog(from.task, body, [...buttons, closing()]);
 }
 
-function ask(action, ids, text) {
-  const words = { cancel: "Cancel this call?" }[action];
+function ask(action, ids) {
+  const [name, words, text] = CHANGES[action];
   const act = async () => {
     dialog(words, [el("p", {}, "asking the workers")], []);
     let answer;
@@ -444,7 +472,7 @@ function ask(action, ids, text) {
     } catch { answer = { error: "the page's server gave no answer; nothing may have been done" }; }
     dialog(answer.error ? "That could not be done" : "Done", [el("p", { class: answer.error ? "bad" : null }, answer.error || answer.done)], [closing()]);
   };
-  const yes = button({ cancel: "Cancel call" }[action], act, "button danger");
+  const yes = button(name, act, "button danger");
   yes.id = "confirm";
   dialog(words, [el("p", { class: "mono" }, ids.join(", ")), el("p", {}, text)], [closing("Keep"), yes]);
 }
