@@ -9,18 +9,56 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn, Protocol
+from weakref import WeakSet
 
-__all__ = ["handle_signal", "withhold"]
+__all__ = ["Forked", "handle_signal", "leave", "tell", "withhold"]
 
 _withheld: dict[int, tuple[int, int]] = {}
 """Descriptors that children do not get, and the file of each: when it is closed its number may be taken again."""
 _taken: dict[int, tuple[Any, Any]] = {}
 """Signals that are handled here: by what, and what was done at them before."""
+
+
+class Forked(Protocol):
+    """An object that is told in a child that it is a copy."""
+
+    def forked(self) -> None:
+        """This process is a child: the original is in its parent."""
+        ...
+
+
+_told: WeakSet[Forked] = WeakSet()
+
+
+def tell(item: Forked) -> None:
+    """Have the copy of this object in each forked child be told that it is one. It is not kept alive for that."""
+    _told.add(item)
+
+
+def leave(error: BaseException | None = None) -> NoReturn:
+    """End this process, a child, as the interpreter would with this exception, but without cleaning up: all that
+    could be cleaned up is its parent's."""
+    code: Any = 0
+    try:
+        if isinstance(error, SystemExit):
+            code = 0 if error.code is None else error.code
+            if not isinstance(code, int):
+                print(code, file=sys.stderr)
+                code = 1
+        elif error is not None:
+            code = 1
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code & 0xFF)
 
 
 def withhold(descriptor: int) -> None:
@@ -81,6 +119,8 @@ def _after_fork() -> None:
             if _identity(descriptor) == identity:
                 _empty(descriptor)
     _withheld.clear()
+    for item in list(_told):
+        item.forked()
     signal.pthread_sigmask(signal.SIG_SETMASK, _forking.mask)
 
 

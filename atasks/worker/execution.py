@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from atasks import wire
+from atasks import forks, wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried, serving
@@ -277,4 +277,6 @@ def status(run: HeldCall, value: int, message: str) -> Reply:
 
 def _thrown_away(run: HeldCall, error: BaseException) -> bool:
     """Return True if the event loop is gone and the garbage collector closes this coroutine."""
+    if run.worker.is_forked:
+        forks.leave(error)
     return isinstance(error, GeneratorExit) and not run.loop.is_running()

@@ -13,6 +13,7 @@ import time
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
+from atasks import forks
 from atasks.call_log import logger as calls
 from atasks.errors import TransportError
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
@@ -114,6 +115,9 @@ class Worker:
         cells[SLOTS], cells[SINCE_MS] = concurrency, int(time.time() * 1000)
         self._rows = self.counters.rows
         self.slots = Slots(concurrency, self._fill)
+        self.is_forked = False
+        """True in a child that was forked: the worker is in its parent, and this is a copy."""
+        forks.tell(self)
         self.draining = False
         self.accepting = True
         """True while the worker takes calls."""
@@ -452,6 +456,12 @@ class Worker:
         """
         return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
 
+    def forked(self) -> None:
+        """In a child that a call has forked, the end of the call is that of the child: the call goes on in its
+        parent, and what else is in this event loop as well."""
+        self.is_forked = True
+        self.ended = _leave  # type: ignore[method-assign]  # calls in the parent need not look
+
     def ended(self, run: HeldCall, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
         self.cells[BUSY] -= 1
@@ -507,3 +517,7 @@ class Worker:
         del self._held[run.call.id]
         if not self._held:
             self._empty.set()
+
+
+def _leave(run: HeldCall, reply: Reply | None) -> None:
+    forks.leave()

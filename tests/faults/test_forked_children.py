@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -199,3 +200,44 @@ def test_the_workers_of_a_killed_program_end_although_its_child_lives(directory:
     program.stdout.close()
     wait_until(lambda: not any(map(lives, workers)), "its workers are gone", 5)
     assert all(map(lives, children_of(directory)))
+
+
+CHILDREN = """
+    import asyncio, os, sys
+    import atasks
+    from atasks import atask
+
+    def child(how: str) -> int:
+        pid = os.fork()
+        if not pid:
+            if how == "exits":
+                sys.exit(5)
+            if how == "raises":
+                raise ValueError("in the child")
+            return 0
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+    @atask
+    async def in_the_loop(how: str) -> int:
+        return child(how)
+
+    @atask(executor="thread")
+    def in_a_thread(how: str) -> int:
+        return child(how)
+
+    async def main():
+        async with atasks.serve("loopback:"):
+            for task in (in_the_loop, in_a_thread):
+                print([await task(how) for how in ("exits", "raises", "returns")], flush=True)
+
+    asyncio.run(main())
+    """
+
+
+def test_a_child_ends_where_its_call_ends(tmp_path: Path) -> None:
+    """It would go on as a copy of its worker, and of the program around that."""
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(CHILDREN))
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "[5, 1, 0]\n[5, 1, 0]\n"), done.stderr
+    assert done.stderr.count("ValueError: in the child") == 2

@@ -18,6 +18,7 @@ from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
+from atasks import forks
 from atasks.current import calling_thread
 from atasks.errors import TooManyParked
 from atasks.wire import describe
@@ -216,6 +217,8 @@ def _job(call: ThreadCall, context: Context, function: Callable[..., Any], args:
         except BaseException as error:
             returned, value = False, error
         del args, kwargs
+        if call.run.worker.is_forked:  # this thread is all that there is of the child
+            forks.leave(None if returned else value)
         with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear of it
             call.loop.call_soon_threadsafe(call.threads.finished, call, returned, value)
         del value  # an exception leads to this frame
