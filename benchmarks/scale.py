@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 import atasks
+from atasks.transport.backends.amqp import AMQPTransport
 from benchmarks import scale_functions as functions
 from benchmarks.__main__ import servers
 from benchmarks.atasks_amqp import delete
@@ -172,6 +173,75 @@ class _Turnstile:
         passing, self._waiting = self._waiting, []
         for future in passing:
             future.set_result(None)
+
+
+async def watching() -> None:
+    """Does a viewer slow the calls that it looks at? Medians of seven, in turns, at three workers."""
+    viewers: dict[str, list[str]] = {
+        "nobody watches": [],
+        "atasks watch": ["watch", "--json"],
+        "atasks watch, a hundredth of it": ["watch", "--json", "--sample", "0.01"],
+        "atasks top": ["top"],
+    }
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in viewers}
+    async with fleet(3, 100) as workers:
+        for _ in range(7):
+            for name, arguments in viewers.items():
+                async with _viewer(arguments):
+                    found[name].append(await _watched(workers))
+    print(f"{'':<34} median of an await   CPU of a call at workers and caller     calls/s")
+    quiet: list[float] = []
+    for name, samples in found.items():
+        latency, used, rate = (statistics.median(values) for values in zip(*samples, strict=True))
+        quiet = quiet or [latency, used]
+        print(
+            f"{name:<34} {latency * 1000:>10.2f} ms {latency / quiet[0]:>5.2f} {used * 1e6:>20.0f} us "
+            f"{used / quiet[1]:>5.2f} {rate:>16.0f}",
+            flush=True,
+        )
+
+
+@asynccontextmanager
+async def _viewer(arguments: list[str]) -> AsyncIterator[None]:
+    """A viewer in a process of its own, which sees something by now."""
+    if not arguments:
+        yield
+        return
+    transport = atasks.get_router().transport()
+    assert isinstance(transport, AMQPTransport)
+    where = ["--url", os.environ[VARIABLES[AMQP]], "--prefix", transport.session.topology.prefix]
+    command = [sys.executable, "-m", "atasks", *arguments, *where]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    assert process.stdout is not None
+    sees = asyncio.create_task(process.stdout.read(1))
+    while not sees.done():
+        await functions.echo(b"")
+    reading = asyncio.create_task(_read(process.stdout))
+    try:
+        yield
+    finally:
+        process.terminate()
+        await process.wait()
+        await reading
+
+
+async def _read(stream: asyncio.StreamReader) -> None:
+    while await stream.read(65_536):
+        pass
+
+
+async def _watched(workers: list[psutil.Process]) -> tuple[float, float, float]:
+    """The median of an await of many, CPU seconds of a call at both sides, and calls a second."""
+    own, took = psutil.Process(), []
+
+    async def call() -> None:
+        begun = time.perf_counter()
+        await functions.echo(b"")
+        took.append(time.perf_counter() - begun)
+
+    before = sum(map(cpu, [own, *workers]))
+    seconds = await in_flight(2000, 30, call)
+    return statistics.median(took), (sum(map(cpu, [own, *workers])) - before) / len(took), len(took) / seconds
 
 
 async def memory() -> None:
@@ -335,7 +405,8 @@ async def idle() -> None:
 
 
 STUDIES = {
-    function.__name__: function for function in (fairness, width, memory, payloads, recursion, streams, idle)
+    function.__name__: function
+    for function in (fairness, width, watching, memory, payloads, recursion, streams, idle)
 }
 
 

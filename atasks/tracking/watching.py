@@ -28,6 +28,8 @@ TURN_SECONDS: Final = 0.1
 MAX_GATHERED: Final = 2000
 """Events of one lease that may wait to leave; more are dropped, and counted."""
 MAX_LEASES: Final = 8
+ALL: Final = 2**32
+"""The sample that has every tree of calls in it."""
 MAX_SECONDS: Final = 60.0
 TRACEBACK_CHARACTERS: Final = 4096
 
@@ -84,7 +86,7 @@ class Watching:
             lease = self._leases[query.token] = _Lease(query.token, owner, voice)
         lease.ids = frozenset(question.ids)
         lease.kinds = frozenset(question.kinds)
-        lease.sample = int(min(max(question.sample, 0.0), 1.0) * 2**32)
+        lease.sample = int(min(max(question.sample, 0.0), 1.0) * ALL)
         lease.until = self._worker.loop.time() + min(question.lease, MAX_SECONDS)
         worker = self._worker
         worker.watching = worker.transport.watching = self
@@ -135,12 +137,16 @@ class Watching:
     def held(self, kind: str, run: HeldCall) -> None:
         """Something has happened to a call that the worker holds: it was received, started, parked, resumed, or
         given back."""
-        self._tell(kind, run.call, self._event(kind, run))
+        if self._is_wanted(kind, run.call):
+            self._tell(kind, run.call, self._event(kind, run))
 
     def ended(self, run: HeldCall, status: str, error: str = "", traceback: str = "") -> None:
         """Tell that a run has ended with this status; with the type of the exception that it raised, and its
         traceback."""
-        event = self._event("ended" if run.started else "refused", run)
+        kind = "ended" if run.started else "refused"
+        if not self._is_wanted(kind, run.call):
+            return
+        event = self._event(kind, run)
         event.status, event.error, event.traceback = status, error, traceback[-TRACEBACK_CHARACTERS:]
         event.ran = run.ran
         self._tell(event.kind, run.call, event)
@@ -169,6 +175,19 @@ class Watching:
     def _event(self, kind: str, run: HeldCall) -> Event:
         call = run.call
         return Event(kind, time.time(), call.id, call.task, queue=run.queue, attempt=call.attempt)
+
+    def _is_wanted(self, kind: str, call: Call) -> bool:
+        """Return True if an event has to be made for anybody: of a small sample, most need not."""
+        root: int | None = None
+        for lease in self._leases.values():
+            if kind in lease.kinds and (not lease.ids or lease.wants(call)):
+                if lease.sample == ALL:
+                    return True
+                if root is None:
+                    root = zlib.crc32((call.root or call.id).encode())
+                if root < lease.sample:
+                    return True
+        return False
 
     def _tell(self, kind: str, call: Call, event: Event) -> None:
         root = call.root or call.id
