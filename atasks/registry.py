@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atasks.errors import RegisteringTwice
 
@@ -28,8 +28,9 @@ class RegistryItem:
 
     __hash__ = None  # type: ignore[assignment]  # mutable, and equal by value
 
-    def __getattr__(self, name: str) -> Any:  # only for type checkers: attributes are whatever was registered
-        raise AttributeError(f"nothing was registered as {name!r} here")
+    if TYPE_CHECKING:  # at run time it would cost every attribute, and each call looks at seven
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __repr__(self) -> str:
         return f"RegistryItem({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
@@ -45,13 +46,14 @@ class Manager:
     def __init__(self, name: str, unite: bool = True) -> None:
         self._name = name
         self._unite = unite
-        self._items: dict[str, RegistryItem] = {}
+        self.items: dict[str, RegistryItem] = {}
+        """Name -> item: for `get`, where the method of that name would be a call more."""
 
     def register(self, name: str, **options: Any) -> None:
         """Register an item of these attributes under `name`."""
-        known = self._items.get(name)
+        known = self.items.get(name)
         if known is None:
-            self._items[name] = RegistryItem(**options)
+            self.items[name] = RegistryItem(**options)
         elif self._unite:
             known.update(RegistryItem(**options))
         else:
@@ -59,15 +61,15 @@ class Manager:
 
     def unregister(self, name: str) -> None:
         """Forget `name`; a KeyError if it is unknown."""
-        del self._items[name]
+        del self.items[name]
 
     def get(self, name: str) -> RegistryItem | None:
         """The item of that name; for an unknown one an empty item (`unite=True`) or None."""
-        item = self._items.get(name)
+        item = self.items.get(name)
         if item is None and self._unite:
-            item = self._items[name] = RegistryItem()
+            item = self.items[name] = RegistryItem()
         return item
 
     def names(self) -> list[str]:
         """Every registered name, in the order of registration."""
-        return list(self._items)
+        return list(self.items)

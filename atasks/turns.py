@@ -27,7 +27,8 @@ class Turns:
         self._tell = look
         self._since = 0.0
         self._soonest = self._latest = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        """Set while a turn of the others is on, or may be; None: `other_ended` has nothing to do."""
 
     @property
     def latest(self) -> float:
@@ -46,7 +47,7 @@ class Turns:
 
     def other_ended(self) -> None:
         """One of the others has ended: the next one may come in a moment."""
-        if self._timer is not None:
+        if self.timer is not None:
             self._breathe(self._loop.time())
 
     def resting(self, others: bool) -> bool:
@@ -56,13 +57,13 @@ class Turns:
         return now < self._soonest or (others and now < self._latest)
 
     def _breathe(self, now: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self.timer is not None:
+            self.timer.cancel()
         self._soonest = min(now + BREATH, self._latest)
-        self._timer = self._loop.call_at(self._soonest, self._look)
+        self.timer = self._loop.call_at(self._soonest, self._look)
 
     def _look(self) -> None:
-        self._timer = None
+        self.timer = None
         if self._loop.time() < self._latest:
-            self._timer = self._loop.call_at(self._latest, self._look)
+            self.timer = self._loop.call_at(self._latest, self._look)
         self._tell()

@@ -57,10 +57,15 @@ class PickleCodec(Codec):
 def is_data(obj: object) -> bool:
     """Return True for bytes, texts and numbers, and for arguments of a call that are all of that kind: they
     refer to nothing, and pickle's fast way is the right one."""
-    if type(obj) is tuple and len(obj) == 2 and type(obj[1]) is dict and type(obj[0]) is tuple:
-        args, kwargs = obj
-        return _DATA.issuperset(map(type, args)) and (not kwargs or _DATA.issuperset(map(type, kwargs.values())))
-    return type(obj) in _DATA
+    if type(obj) is not tuple:
+        return type(obj) in _DATA
+    if len(obj) != 2 or type(obj[0]) is not tuple or type(obj[1]) is not dict:
+        return False
+    args, kwargs = obj
+    for value in args:  # most calls have one or two: `all` and `map` would cost more
+        if type(value) not in _DATA:
+            return False
+    return not kwargs or _DATA.issuperset(map(type, kwargs.values()))
 
 
 def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], protocol: int) -> bytes:

@@ -160,8 +160,7 @@ class Site:
         pending = [call for transport in transports for call in _pending(transport)]
         assert not pending, f"calls that are still awaited: {pending}"
         for worker in self.workers:
-            async with asyncio.timeout(PATIENCE):
-                await worker._empty.wait()
+            await worker.until_empty(PATIENCE)
             assert (worker.held, worker.parked, worker.unstarted) == (0, 0, 0)
             assert worker.slots.free == worker.concurrency, "a slot was not given back, or given back twice"
             for places in worker.pools.places.values():

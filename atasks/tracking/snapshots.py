@@ -6,7 +6,7 @@ import os
 import time
 import weakref
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -27,14 +27,17 @@ from atasks.tracking.counters import (
     RUN_US,
     SINCE_MS,
     SLOTS,
-    STARTED,
     WAIT,
     WAIT_US,
     WORKER,
     Counters,
     Table,
     callers,
+    started,
 )
+
+if TYPE_CHECKING:
+    from atasks.tracking.counters import Row
 
 __all__ = [
     "BOUNDS",
@@ -251,11 +254,11 @@ def total(items: Iterable[TaskCounts]) -> dict[str, TaskCounts]:
     return sums
 
 
-def _task(name: str, row: memoryview[int]) -> TaskCounts:
+def _task(name: str, row: Row) -> TaskCounts:
     return TaskCounts(
         name,
         row[RECEIVED],
-        row[STARTED],
+        started(row),
         row[RETRIED],
         row[REFUSED],
         row[LOST],
@@ -265,7 +268,7 @@ def _task(name: str, row: memoryview[int]) -> TaskCounts:
     )
 
 
-def _lag(row: memoryview[int]) -> float:
+def _lag(row: Row) -> float:
     asked = row[LAG_ASKED]
     waits = time.monotonic() - asked / 1e6 if asked else 0.0
     return max(row[LAG_US] / 1e6, waits, 0.0)

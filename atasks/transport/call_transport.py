@@ -27,6 +27,7 @@ from atasks.tracking.counters import (
     ENDED,
     KEPT,
     LAST_BUCKET,
+    LONGEST,
     OTHER,
     RECEIVED,
     RUN,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CallTransport", "Pending"]
 
+WORKER_LOST: Final = Status.WORKER_LOST
 LOCATE_SECONDS: Final = 0.5
 LOCATE_SHARE: Final = 0.25
 """The part of a call's time, at its end, in which the caller asks where the call is."""
@@ -181,7 +183,8 @@ class CallTransport(Transport):
             raise NotConnected(self._refusal)
         loop = self._loop  # what runs: asking for that costs a system call before Python 3.12
         assert loop is not None, "there is one wherever there is no refusal"
-        pending = Pending(call, options, loop.create_future())
+        future: asyncio.Future[Reply] = loop.create_future()
+        pending = Pending(call, options, future)
         self._pending[call.id] = pending
         row = self.counters.rows.get(call.task)
         if row is None:
@@ -196,13 +199,13 @@ class CallTransport(Transport):
             room = self._room()
             if room is not None:
                 await self._wait_for_room(pending, room)
-            if not pending.future.done():
+            if room is None or not future.done():
                 self._post(pending)
-            reply = await pending.future
+            reply = await future
             # Not by `replied`, which would cost a function call.
             took = int((time.perf_counter() - began) * 1_000_000)
             row[RUN_US] += took
-            row[RUN + min(took.bit_length(), LAST_BUCKET)] += 1
+            row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
             row[ENDED + (reply.status if reply.status < WITHDRAWN else OTHER)] += 1
             return reply
         except BaseException as error:
@@ -408,9 +411,10 @@ class CallTransport(Transport):
         """A reply has arrived; one that nobody awaits (any more) is dropped."""
         pending = self._pending.get(reply.id)
         if pending is not None:
-            if reply.status == Status.WORKER_LOST and (where := pending.place) is not None:
+            if reply.status == WORKER_LOST and (where := pending.place) is not None:
                 reply = _seen(reply, where)
-            pending.answered(reply)
+            if not pending.future.done():  # this is `answered`, without a call
+                pending.future.set_result(reply)
 
     def _set_timer(self, pending: Pending, seconds: float) -> None:
         """End the await after so many seconds, and find out a little before where the call is."""

@@ -52,7 +52,7 @@ async def execute(run: HeldCall) -> None:
     reply: Reply | None = None
     try:
         if run.permit is None or await run.permit():
-            run.started = started = time.perf_counter()
+            run.started = time.perf_counter()
             if run.atask is not None and run.atask.has_policies:
                 reply = await _serve_by_policies(run, run.atask)
             else:
@@ -63,7 +63,7 @@ async def execute(run: HeldCall) -> None:
                 message = f"{result}, over the limit of {limit}: return a reference"
                 reply = status(run, Status.TOO_LARGE, message)
             else:
-                reply.run_us = int((time.perf_counter() - started) * 1e6)
+                reply.run_us = int((time.perf_counter() - run.started) * 1e6)
                 reply.parked = run.ever_parked
     except asyncio.CancelledError:
         reply = cancelled_reply(run)

@@ -20,14 +20,14 @@ class RecentIds:
     def __init__(self, size: int = 10_000, seconds: float = 30.0) -> None:
         self._size = size
         self._ms = seconds * 1000
-        self._ids: OrderedDict[str, float] = OrderedDict()
-        """With the wall clock, in milliseconds."""
+        self.ids: OrderedDict[str, float] = OrderedDict()
+        """With the wall clock, in milliseconds. An id may still be here when its time is over: see `since`."""
         self.forgotten_ms = 0.0
         """When an id had to make room for others before its time."""
 
     def add(self, call_id: str) -> None:
         """Remember an id."""
-        now, ids = time.time() * 1000, self._ids
+        now, ids = time.time() * 1000, self.ids
         ids[call_id] = now
         ids.move_to_end(call_id)
         while True:
@@ -42,14 +42,14 @@ class RecentIds:
 
     def since(self, call_id: str) -> float | None:
         """When the id was added (wall clock in milliseconds); None: it was not, or is forgotten."""
-        added = self._ids.get(call_id)
+        added = self.ids.get(call_id)
         return None if added is None or time.time() * 1000 - added > self._ms else added
 
     def __contains__(self, call_id: str) -> bool:
         return self.since(call_id) is not None
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return len(self.ids)
 
 
 class CondemnedCalls:

@@ -42,7 +42,7 @@ class ServedTasks:
 
     def find(self, name: str) -> BaseTask[..., Any] | None:
         """Return the atask that serves calls of this name; None: nothing here does."""
-        item = self._registry.get(name)
+        item = self._registry.items.get(name)  # the registry of a namespace makes no items
         return builtin_task(name, self._namespace) if item is None else item.task
 
     def _items(self) -> Iterator[tuple[str, RegistryItem]]:

@@ -25,6 +25,7 @@ from atasks.tracking.counters import (
     ENDED,
     GIVEN_BACK,
     LAST_BUCKET,
+    LONGEST,
     LOST,
     PARKED,
     RECEIVED,
@@ -34,7 +35,6 @@ from atasks.tracking.counters import (
     RUN_US,
     SINCE_MS,
     SLOTS,
-    STARTED,
     UNKNOWN,
     WAIT,
     WAIT_US,
@@ -134,8 +134,8 @@ class Worker:
         """Calls that are to end when they come here; None: there were none."""
         self._finished = RecentReplies() if transport.redelivers else None
         self.streams = StreamSenders(self.loop, remember=transport.redelivers)
-        self._empty: asyncio.Event = asyncio.Event()
-        self._empty.set()
+        self._empty: asyncio.Event | None = None
+        """Set when no call is in hand; None: nobody has waited for that."""
         self._watchdog = Watchdog(self.loop, cells)
         self._life = Life(self, self._watchdog)
 
@@ -225,9 +225,13 @@ class Worker:
 
     async def until_empty(self, seconds: float) -> None:
         """Return when no call is in hand, or after so many seconds."""
+        if not self._held:
+            return
+        empty = self._empty = self._empty or asyncio.Event()
+        empty.clear()
         try:
             async with asyncio.timeout(seconds):
-                await self._empty.wait()
+                await empty.wait()
         except TimeoutError:
             pass
 
@@ -257,7 +261,11 @@ class Worker:
                 self.streams.delivered_again(call_id, delivery)
                 delivery.reply(finished)
                 return
-        if (withdrawn := self.withdrawn.since(call_id)) is not None and call.sent_ms <= withdrawn:
+        if (
+            call_id in self.withdrawn.ids
+            and (withdrawn := self.withdrawn.since(call_id)) is not None
+            and call.sent_ms <= withdrawn
+        ):
             delivery.drop()
             return
         if not self.accepting:
@@ -266,13 +274,14 @@ class Worker:
         if call.max_attempts > MAX_ATTEMPTS:
             self.served.cap(call)
         task = self.served.find(call.task)
-        row = self._rows.get(call.task) or self.counters.row(UNKNOWN if task is None else call.task)
+        row = self._rows.get(call.task)
+        if row is None:
+            row = self.counters.row(UNKNOWN if task is None else call.task)
         row[RECEIVED] += 1
-        run = HeldCall(self, call, [delivery], self.loop, task, row, self._deadline(call, delivery))
+        deadline = None if call.timeout_ms is None else self._deadline(call, delivery)
+        run = HeldCall(self, call, [delivery], self.loop, task, row, deadline)
         if self.watching is not None:
             self.watching.held("received", run)
-        if not self._held:
-            self._empty.clear()
         self._held[call_id] = run
         if task is None:
             run.task = self._task(self._pass_on(run), "atasks pass on")
@@ -323,7 +332,7 @@ class Worker:
             run.cancel(Reason.ENDED)
         else:
             self._backlog.remove(run)
-            self._end(run, ended_by_request(run))
+            self._refuse(run, ended_by_request(run))
             if run.alone:  # others waited for it to start
                 self._fill()
 
@@ -416,28 +425,32 @@ class Worker:
 
     def _start(self, run: HeldCall, task: BaseTask[..., Any]) -> None:
         if self._condemned is not None and run.call in self._condemned:
-            self._end(run, ended_by_request(run))
+            self._refuse(run, ended_by_request(run))
             return
         deadline = run.deadline
         if deadline is not None:
             if deadline <= self.loop.time():
-                self._end(run, status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
+                self._refuse(run, status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
                 return
             run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT)
         if run.alone:
             self._alone = run
             self._turns.begin_alone()
-        run.slots = self.slots.take(self.concurrency if run.alone else 1)
+            run.slots = self.slots.take(self.concurrency)
+        else:
+            run.slots = 1
+            self.slots.free -= 1  # this is `take`, without a call
         if task.executor is not None:
             run.place = self.pools.places[task.executor]
             run.place.take()
         call, row = run.call, run.row
-        row[STARTED] += 1
         if call.attempt > 1:
             row[RETRIED] += 1
-        waited = max(int(time.time() * 1_000_000) - call.sent_ms * 1000, 0)
+        waited = int(time.time() * 1_000_000) - call.sent_ms * 1000
+        if waited < 0:  # the clocks differ
+            waited = 0
         row[WAIT_US] += waited
-        row[WAIT + min(waited.bit_length(), LAST_BUCKET)] += 1
+        row[WAIT + (waited.bit_length() if waited < LONGEST else LAST_BUCKET)] += 1
         if self._notes is not None:
             self._notes.enter(call)
         self.cells[BUSY] += 1
@@ -466,35 +479,46 @@ class Worker:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
         self.cells[BUSY] -= 1
         if run.started:
-            took, row = int((time.perf_counter() - run.started) * 1_000_000), run.row
+            row, took = run.row, 0 if reply is None else reply.run_us
+            if not took:
+                took = int((time.perf_counter() - run.started) * 1_000_000)
             row[RUN_US] += took
-            row[RUN + min(took.bit_length(), LAST_BUCKET)] += 1
+            row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
         self._end(run, reply)
 
     async def _pass_on(self, run: HeldCall) -> None:
         """The atask of this call is not known here: takes no slot."""
-        self._end(run, await pass_on(run))
+        reply = await pass_on(run)
+        if reply is None:
+            self._end(run, None)
+        else:
+            self._refuse(run, reply)
+
+    def _refuse(self, run: HeldCall, reply: Reply) -> None:
+        """Answer a call that has not been started, and will not be."""
+        run.row[REFUSED] += 1
+        self._end(run, reply)
 
     def _end(self, run: HeldCall, reply: Reply | None) -> None:
         """Reply on every delivery of the call, or drop it, or give it back; then free the slot."""
         if run.timer is not None:
             run.timer.cancel()
-        self._forget(run)
+        del self._held[run.call.id]  # as `_forget`, without a call
+        if self._empty is not None and not self._held:
+            self._empty.set()
         if self._notes is not None:
             self._notes.leave(run.call)
         if run.reporter is not None:
             run.reporter.finish()
         run.ended = True
         run.task = None  # the context of the task refers to the run: break the reference cycle
-        if reply is None or reply.status:
-            if reply is not None or run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT):
+        if reply is None:
+            self._count_unanswered(run)
+        else:
+            run.row[ENDED + reply.status] += 1
+            if reply.status or calls.isEnabledFor(logging.DEBUG):
                 log_ending(run, reply)
-        elif calls.isEnabledFor(logging.DEBUG):
-            log_ending(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
-        unanswered = GIVEN_BACK if run.reason in RETURNED else WITHDRAWN
-        run.row[ENDED + (unanswered if reply is None else reply.status)] += 1
-        run.row[REFUSED] += not (reply is None or run.slots or run.started)
         if self.watching is not None:
             tell_ending(self.watching, run, reply)
         if last is not None:
@@ -506,16 +530,27 @@ class Worker:
             settle_unanswered(run)
         if run.place is not None:
             run.place.give()
+        if self._alone is not None or self._turns.timer is not None:
+            self._end_turn(run)
+        if run.slots:
+            slots, run.slots = run.slots, 0
+            self.slots.give(slots)
+
+    def _end_turn(self, run: HeldCall) -> None:
         if run is self._alone:
             self._alone = None
             self._turns.end_alone()
         else:
             self._turns.other_ended()
-        run.free_slots()
+
+    def _count_unanswered(self, run: HeldCall) -> None:
+        run.row[ENDED + (GIVEN_BACK if run.reason in RETURNED else WITHDRAWN)] += 1
+        if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT):
+            log_ending(run, None)
 
     def _forget(self, run: HeldCall) -> None:
         del self._held[run.call.id]
-        if not self._held:
+        if self._empty is not None and not self._held:
             self._empty.set()
 
 

@@ -15,7 +15,7 @@ class TestItem:
     def test_attributes_are_what_was_registered(self) -> None:
         item = RegistryItem(one=1, two=[2])
         assert (item.one, item.two) == (1, [2])
-        with pytest.raises(AttributeError, match="nothing was registered as 'three' here"):
+        with pytest.raises(AttributeError, match="no attribute 'three'"):
             _ = item.three
 
     def test_equality_is_by_attributes(self) -> None:

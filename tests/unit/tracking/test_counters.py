@@ -21,8 +21,8 @@ from atasks.tracking.counters import (
     ENDED,
     RECEIVED,
     ROWS,
-    STARTED,
     TABLE_SIZE,
+    WAIT,
     Counters,
     Table,
 )
@@ -165,7 +165,7 @@ def test_rows_in_shared_memory_are_read_by_another_table() -> None:
     table = Table(memoryview(memory))
     first, second = Counters("w1", "shop", table), Counters("w2", "shop", table)
     first.row("add")[RECEIVED] += 3
-    first.row("add")[STARTED] += 2
+    first.row("add")[WAIT] += 2
     first.row("add")[ENDED] += 1
     first.own[BUSY] += 1
     second.row("add")[RECEIVED] += 1
