@@ -177,6 +177,7 @@ def carry(variable: ContextVar[T]) -> ContextVar[T]:
     return variable
 
 
+_SLICES: Final = [slice(start, start + 32) for start in range(0, 32 * IDS_AT_ONCE, 32)]
 _ids: list[str] = []
 """Ids that no call has yet."""
 
@@ -188,7 +189,7 @@ def new_call_id() -> str:
             return _ids.pop()
         except IndexError:  # one system call for many
             digits = os.urandom(16 * IDS_AT_ONCE).hex()
-            _ids.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
+            _ids.extend(map(digits.__getitem__, _SLICES))
 
 
 # A forked child must not use the ids of its parent.

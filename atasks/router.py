@@ -159,9 +159,14 @@ class Router(OriginalEvents):
             return await self._resume(run, name, args, kwargs)
         transport = self._transport(run)
         codec = self.codec
-        task, options = self._named(name)
+        if isinstance(name, TaskName):  # this is `_named`, without a call
+            task, options = name.task, name.options
+        else:
+            task, options = self._named(name)
         try:  # not by `_encode`: it would cost one more coroutine for each call
-            payload = as_bytes(await codec.encode((args, kwargs)), codec)
+            payload = await codec.encode((args, kwargs))
+            if type(payload) is not bytes:
+                payload = as_bytes(payload, codec)
         except Exception as error:
             raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
         del args, kwargs  # release the arguments: the call may take long, and they may be large
@@ -404,7 +409,10 @@ class Router(OriginalEvents):
         running event loop's oldest block, else the namespace's, else the way to its lazy connection."""
         here = innermost.get()
         if here is not None:
-            inner = here.find(self.namespace, asyncio.get_running_loop())
+            loop = asyncio.get_running_loop()
+            if here.loop is loop and here.transport is not None and here.namespace == self.namespace:
+                return here.transport  # as `find` would say
+            inner = here.find(self.namespace, loop)
             if inner is not None and inner.transport is not None:
                 return inner.transport
         if run is not None and run.worker.namespace == self.namespace:
@@ -449,7 +457,8 @@ class Router(OriginalEvents):
         return context or None
 
     async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
-        check_codec(reply, call, codec)
+        if reply.codec != codec.name:
+            check_codec(reply, call, codec)
         try:
             if task is None:
                 return await codec.decode(reply.payload)

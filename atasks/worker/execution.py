@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 from functools import partial
+from types import CoroutineType
 from typing import Any
 
 from atasks import forks, wire
@@ -123,7 +124,7 @@ async def _serve(run: HeldCall) -> Reply:
             if reply is not None:
                 return reply
             result = None
-        elif inspect.isawaitable(result):
+        elif type(result) is CoroutineType or inspect.isawaitable(result):
             result = await result
     except asyncio.CancelledError:
         raise
@@ -218,7 +219,9 @@ async def raised(call: Call, codec: Codec, worker: str, error: BaseException, li
 async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
     """The reply of a function that returned."""
     try:
-        payload = as_bytes(await codec.encode(result), codec)
+        payload = await codec.encode(result)
+        if type(payload) is not bytes:
+            payload = as_bytes(payload, codec)
     except BaseException as error:
         if ends_here(error):
             raise

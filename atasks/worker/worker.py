@@ -99,6 +99,7 @@ class Worker:
         self.id = new_worker_id()
         self.router = router
         self.served = ServedTasks(router)
+        self._items = router.registry.items
         self.namespace = router.namespace
         self.transport = transport
         self.loop = asyncio.get_running_loop()
@@ -273,7 +274,8 @@ class Worker:
             return
         if call.max_attempts > MAX_ATTEMPTS:
             self.served.cap(call)
-        task = self.served.find(call.task)
+        item = self._items.get(call.task)
+        task = self.served.find(call.task) if item is None else item.task
         row = self._rows.get(call.task)
         if row is None:
             row = self.counters.row(UNKNOWN if task is None else call.task)
@@ -459,7 +461,8 @@ class Worker:
         watchdog = self._watchdog
         if watchdog.asleep:
             watchdog.wake()
-        run.task = self._task(execute(run), CALL + call.task)
+        # As `_task`, without a call.
+        run.task = asyncio.Task(execute(run), loop=self.loop, name=CALL + call.task, context=Context())
 
     def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
