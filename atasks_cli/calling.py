@@ -19,7 +19,7 @@ from atasks_cli.messages import configure_logging
 from atasks_cli.settings import AMQP_URL, parse_options, parse_value
 from atasks_cli.shown import clean
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "as_json", "find_task"]
 
 
 @click.command("call", context_settings={"ignore_unknown_options": True})
@@ -48,7 +48,7 @@ def call_command(
     An ARG is JSON if it parses, else text. What JSON does not have is written as Python shows it.
     """
     configure_logging(verbosity)
-    task = _find(target)
+    task = find_task(target)
     args, kwargs = [parse_value(text) for text in arguments], parse_options(pairs, ())
     if progress and isinstance(task, StreamTask):
         raise CommandError(Exit.USAGE, f"--progress: {task.name} is a stream, whose items are its progress")
@@ -67,7 +67,7 @@ def call_command(
     return Exit.OK
 
 
-def _find(target: str) -> BaseTask[..., Any]:
+def find_task(target: str) -> BaseTask[..., Any]:
     """The atask of that name. Raises a CommandError."""
     module_name, _, name = target.rpartition(":")
     if not module_name:
@@ -113,7 +113,12 @@ async def _call(
 
 
 def _write(result: Any) -> None:
-    click.echo(msgspec.json.encode(result, enc_hook=repr).decode())
+    click.echo(as_json(result))
+
+
+def as_json(result: Any) -> str:
+    """Return a result as JSON; what JSON does not have is written as Python shows it."""
+    return msgspec.json.encode(result, enc_hook=repr).decode()
 
 
 COMMANDS = (call_command,)

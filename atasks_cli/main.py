@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,18 +11,15 @@ from typing import Any, NoReturn
 import click
 
 import atasks
-from atasks.errors import InvalidKeys, LoadError
-from atasks.process_setup import run as prepare_process
+from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import calling, calls, dead, doctor, health, live, queues, runner, runs, schedules, web, workers
-from atasks_cli.aiomain import find
+from atasks_cli import calling, calls, dead, doctor, health, live, queues, runs, schedules, web, workers
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
-from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES, Mode, Settings, parse_options
+from atasks_cli.running import run_targets
+from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES
 from atasks_cli.size import Size
-from atasks_cli.supervised import Supervised
-from atasks_cli.supervision import Supervision, supervise
 
 __all__ = ["main"]
 
@@ -218,18 +215,10 @@ def main() -> None:
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")
 def run_command(
     targets: tuple[str, ...],
-    mode: Mode | None,
-    pairs: tuple[str, ...],
     verbosity: int,
     log_level: str | None,
     log_format: str,
     log_config: str | None,
-    use_uvloop: bool,
-    workers: int | None,
-    max_calls: int | None,
-    max_memory: int | None,
-    reload: bool,
-    process_setup: str | None,
     **options: Any,
 ) -> int:
     """Load files or modules, and run or serve what they define.
@@ -239,7 +228,6 @@ def run_command(
     that it accepts. In server mode aiomain() runs beside the worker, and its return ends nothing.
     """
     tether = Tether.inherited()
-    supervised = None
     try:
         configure_logging(
             verbosity,
@@ -248,41 +236,11 @@ def run_command(
             config=log_config,
             worker=None if tether is None else tether.number,
         )
-        settings = Settings.make(mode, verbosity=verbosity, workers=workers, targets=targets, **options)
-        supervised_workers = None if settings.transport == "local" else workers
-        supervision = Supervision.make(
-            settings.mode, workers=supervised_workers, reload=reload, max_calls=max_calls, max_memory=max_memory
-        )
-        offered = settings.for_aiomain()
-        given = parse_options(pairs, offered)
-        loop_factory = _uvloop() if use_uvloop else None
-        if supervision is not None:
-            if tether is None:
-                return supervise(settings, supervision)
-            supervised = Supervised(tether, supervision)
-        if process_setup is not None:
-            _prepare(process_setup)
-        aiomains = find(runner.load_all(targets, settings), offered, given)
-        return runner.run(settings, aiomains, loop_factory, supervised)
     except CommandError as error:
         if verbosity >= 2 and error.__cause__ is not None:
             show_traceback(error.__cause__, whole=True)
-        if supervised is not None:
-            supervised.failed(error)
-            return error.exit
         raise
-    except KeyboardInterrupt:  # while a module loads; click would print an empty line
-        return Exit.INTERRUPTED
-
-
-def _prepare(setup: str) -> None:
-    """Call the function of --process-setup. Raises a CommandError."""
-    try:
-        prepare_process(setup)
-    except LoadError as error:
-        raise CommandError(Exit.LOAD, str(error)) from error
-    except ValueError as error:
-        raise CommandError(Exit.USAGE, str(error).replace("process_setup=", "--process-setup ")) from None
+    return run_targets(targets, verbosity=verbosity, **options)
 
 
 FAMILIES = (calling, calls, dead, doctor, live, queues, runs, schedules, web, workers)
@@ -336,12 +294,3 @@ def _usage_errors() -> Iterator[None]:
         yield
     except InvalidKeys as error:
         raise CommandError(Exit.USAGE, str(error)) from None
-
-
-def _uvloop() -> Callable[[], Any]:
-    try:
-        import uvloop
-    except ImportError:
-        raise CommandError(Exit.USAGE, "uvloop is not installed: pip install uvloop") from None
-    factory: Callable[[], Any] = uvloop.new_event_loop
-    return factory

@@ -164,7 +164,7 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
             await run_all(aiomains)
     else:
         options = {**_process_options(settings), **settings.transport_options}
-        async with atasks.connect(settings.url, namespace=settings.namespace, **options) as transport:
+        async with atasks.connect(settings.where, namespace=settings.namespace, **options) as transport:
             _reread_keys_on_hangup(transport)
             await run_all(aiomains)
 
@@ -203,7 +203,7 @@ async def _serve(
     if supervised is not None and settings.transport == "unix":
         options |= {"hub": False, "workers": 0}  # the hub is the supervisor's
     serving = atasks.serve(
-        settings.url,
+        settings.where,
         namespace=settings.namespace,
         queues=settings.queues or None,
         concurrency=settings.concurrency,

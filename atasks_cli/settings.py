@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from atasks.connection import TRANSPORTS
@@ -64,6 +64,10 @@ class Settings:
     """The treatment of unsealed messages by a server that has keys; None: it refuses them."""
     records: str | None = None
     """The URL of the database of records; None: $ATASKS_RECORDS, if it is set."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Further options of the transport."""
+    nodes: Sequence[str] = ()
+    """The URLs of all nodes of the broker, where several are given; `url` is the first one."""
     http: tuple[str, int] | None = None
     """Host and port where a server answers probes; None: nowhere."""
 
@@ -87,6 +91,8 @@ class Settings:
         unsealed: str | None = None,
         records: str | None = None,
         http: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        nodes: Sequence[str] = (),
     ) -> Settings:
         """None stands for what was not said. Raises a CommandError for what does not go together."""
         queues = list(dict.fromkeys(queues))
@@ -135,19 +141,27 @@ class Settings:
             keys,
             unsealed,
             check_records(records),
+            options or {},
+            nodes,
             None if http is None else parse_address(http),
         )
 
     @property
     def transport_options(self) -> dict[str, Any]:
-        """The options of a transport that were said."""
+        """The options of the transport, those that were said included."""
         given = {"keys": self.keys, "unsealed": self.unsealed, "records": self.records}
-        return {name: value for name, value in given.items() if value is not None}
+        return {**self.options, **{name: value for name, value in given.items() if value is not None}}
+
+    @property
+    def where(self) -> str | list[str]:
+        """The URL to connect to, or those of all nodes."""
+        return list(self.nodes) or self.url
 
     @property
     def has_keys(self) -> bool:
         """Messages are sealed."""
-        path = os.environ.get("ATASKS_KEYS") if self.keys is None else self.keys
+        keys = self.transport_options.get("keys")
+        path = os.environ.get("ATASKS_KEYS") if keys is None else keys
         return self.transport == "amqp" and bool(path)
 
     def for_aiomain(self) -> dict[str, Any]:

@@ -70,14 +70,15 @@ class Supervision:
         return cls(workers or 1, reload, max_calls, max_memory)
 
 
-def supervise(settings: Settings, supervision: Supervision) -> int:
-    """Run this very command in worker processes until a signal; the exit code. Raises a CommandError."""
+def supervise(settings: Settings, supervision: Supervision, command: Sequence[str] | None = None) -> int:
+    """Run a command (None: this very one) in worker processes until a signal; the exit code. Raises a
+    CommandError."""
     probes = serve_probes(settings.http) if settings.http else contextlib.nullcontext()
     with probes, asyncio.Runner() as runner:
-        return runner.run(_supervise(settings, supervision))
+        return runner.run(_supervise(settings, supervision, command or [sys.executable, *sys.orig_argv[1:]]))
 
 
-async def _supervise(settings: Settings, supervision: Supervision) -> int:
+async def _supervise(settings: Settings, supervision: Supervision, command: Sequence[str]) -> int:
     async with AsyncExitStack() as stack:
         watcher = await stack.enter_async_context(Watcher()) if supervision.reload else None
 
@@ -85,7 +86,6 @@ async def _supervise(settings: Settings, supervision: Supervision) -> int:
             if kind == "files" and watcher is not None:
                 watcher.add(values[0])
 
-        command = [sys.executable, *sys.orig_argv[1:]]
         on_end: Callable[[int], None] | None = None
         if settings.transport == "unix":  # its hub is here, and outlives the workers
             try:

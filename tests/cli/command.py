@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -39,7 +40,8 @@ class Done:
 
 class Command:
     """A running command. Its output can be waited for line by line. If `merged`, stderr goes to stdout, in the
-    order in which a terminal would show both. `read`: how many lines of stdout are read before it is closed."""
+    order in which a terminal would show both. `read`: how many lines of stdout are read before it is closed.
+    `program`: what the interpreter runs."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Command:
         env: dict[str, str] | None = None,
         merged: bool = False,
         read: int | None = None,
+        program: Sequence[str] = ("-m", "atasks"),
     ) -> None:
         environ = {key: value for key, value in os.environ.items() if key not in LEFT_OUT}
         environ["PYTHONPATH"] = str(Path(atasks.__file__).parent.parent)
@@ -55,7 +58,7 @@ class Command:
         environ["PYTHONUNBUFFERED"] = "1"
         environ["COLUMNS"] = "200"
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "atasks", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=cwd,
             env={**environ, **(env or {})},
             stdin=subprocess.DEVNULL,

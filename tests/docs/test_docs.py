@@ -149,6 +149,7 @@ def test_module_map_is_complete() -> None:
     listed = {row[0] for row in table(BY_NAME["docs/architecture.md"].section("## Modules"))}
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "atasks").rglob("*.py")}
     packages = {
+        "atasks/contrib/django/",
         "atasks/pipeline/",
         "atasks/testing/",
         "atasks/transport/backends/amqp/",
