@@ -74,6 +74,14 @@ class LazyConnection:
             return await self.within(make)
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.within(make), loop))
 
+    def handed_over(self) -> None:
+        """Called when a call was handed over to it that nobody waits for. Does nothing here."""
+
+    async def enter(self) -> tuple[AbstractAsyncContextManager[Any], Transport]:
+        """Connect, and return the block, which is entered, and its transport. Raises what connecting raises."""
+        manager = connect(self.url, namespace=self.namespace, **self.options)
+        return manager, await manager.__aenter__()
+
     def run(self, make: Make[T]) -> T:
         """Run it so for a thread, which waits."""
         return run_in(self.loop, lambda: self.within(make))
@@ -107,7 +115,7 @@ class _Place:
         self.pid = os.getpid()
         self.background = background
         self.transport: Transport | None = None
-        self._manager: AbstractAsyncContextManager[Transport] | None = None
+        self._manager: AbstractAsyncContextManager[Any] | None = None
         self._opening: asyncio.Task[None] | None = None
 
     async def open(self, lazy: LazyConnection) -> None:
@@ -120,10 +128,8 @@ class _Place:
 
     async def _open(self, lazy: LazyConnection) -> None:
         await self.close()  # a connection that was lost for good
-        manager = connect(lazy.url, namespace=lazy.namespace, **lazy.options)
-        self.transport = await manager.__aenter__()
-        self._manager = manager
-        self.background.open.append(manager)
+        self._manager, self.transport = await lazy.enter()
+        self.background.open.append(self._manager)
 
     async def close(self) -> None:
         """Close what is open."""

@@ -240,7 +240,7 @@ def run_command(
         if verbosity >= 2 and error.__cause__ is not None:
             show_traceback(error.__cause__, whole=True)
         raise
-    return run_targets(targets, verbosity=verbosity, **options)
+    return run_targets(targets, tether, verbosity=verbosity, **options)
 
 
 FAMILIES = (calling, calls, dead, doctor, live, queues, runs, schedules, web, workers)

@@ -21,6 +21,7 @@ __all__ = ["run_targets"]
 
 def run_targets(
     targets: Sequence[str],
+    tether: Tether | None,
     *,
     mode: Mode | None,
     pairs: Sequence[str],
@@ -37,13 +38,12 @@ def run_targets(
 ) -> int:
     """Load files or modules, run or serve what they define, and return the exit code.
 
-    The arguments are the options of `atasks run`. `command` is what a supervisor starts for each worker process
-    (None: the command line of this process), `transport_options` are further options of the transport, and `nodes`
-    all URLs of a broker that has several.
+    `tether` is that of this process, if a supervisor started it. The others are the options of `atasks run`, and:
+    `command`, which a supervisor starts for each worker process (None: the command line of this process),
+    `transport_options`, further options of the transport, and `nodes`, all URLs of a broker that has several.
 
     Raises a CommandError; in a process that a supervisor started it tells that one instead.
     """
-    tether = Tether.inherited()
     supervised = None
     try:
         settings = Settings.make(

@@ -135,6 +135,8 @@ def hand_over(router: Router, what: str, make: Callable[[], Coroutine[Any, Any, 
         begin()  # at once: the block may be left in the same turn of the event loop
     else:
         loop.call_soon_threadsafe(begin)
+        if router.lazy is not None:
+            router.lazy.handed_over()
 
 
 def _place(
@@ -342,13 +344,17 @@ async def _forward(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(make(), loop))
 
 
+attend: dict[int, Callable[[], threading.Event]] = {}
+"""Threads that do something while they wait: the identity of each, and what makes the events that it waits for."""
+
+
 class _Errand(Generic[T]):
     """A coroutine that a thread has run by an event loop."""
 
     def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._make = make
         self._task: asyncio.Task[T] | None = None
-        self.ended = threading.Event()
+        self.ended = attend.get(threading.get_ident(), threading.Event)()
 
     def begin(self) -> None:
         """In the event loop."""

@@ -16,6 +16,10 @@ from django.db.backends.signals import connection_created
 from django.dispatch import receiver
 
 from atasks import LazyConnection, get_router
+from atasks.contrib.django.fixtures import django_atasks
+from tests.waiting import wait_until
+
+__all__ = ["django_atasks"]
 
 NAMESPACE = "tests.django"
 
@@ -62,7 +66,7 @@ def database() -> Iterator[None]:
     assert isinstance(lazy, LazyConnection)
     lazy.close()
     connections.close_all()
-    assert not still_open()
+    wait_until(lambda: not still_open(), "connections are closed")
 
 
 def still_open() -> list[object]:

@@ -63,9 +63,17 @@ def test_everything_that_can_be_said() -> None:
             "keep_runs": 60.0,
         }
         (namespace,) = read()
+        assert namespace.problems == ()
         assert namespace.sizes == {"concurrency": 20, "threads": 5}
     atasks.CloudpickleCodec(NAMESPACE)
     assert tasks.names.sync() == [], "what was overridden counts again"
+
+
+def test_records_may_have_a_database_of_their_own() -> None:
+    with override_settings(ATASKS={NAMESPACE: {"URL": URL, "RECORDS": "postgresql://localhost/shop"}}):
+        (namespace,) = read()
+        assert namespace.options == {"records": "postgresql://localhost/shop"}
+        assert namespace.problems == ()
 
 
 def test_the_environment_names_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +109,10 @@ def test_loopback_is_for_development() -> None:
         ({"URL": URL, "CODEC": 5}, "a string, not int"),
         ({"URL": URL, "CONCURRENCY": 0}, "at least 1"),
         ({"URL": URL, "THREADS": "5"}, "a whole number, not '5'"),
-        ({"URL": URL, "RECORDS": "a day"}, "a number of seconds, not 'a day'"),
+        ({"URL": URL, "RECORDS": "a day"}, "'a day' is no URL"),
         ({"URL": URL, "RECORDS": -1}, "keep_runs=-1"),
+        ({"URL": URL, "RECORDS": {}}, "a number of seconds or a URL, not {}"),
+        ({"URL": URL, "RECORDS": "mysql://localhost/x"}, "mysql"),
         ({"URL": URL, "QUEUE": "a b"}, "QUEUE"),
     ],
 )

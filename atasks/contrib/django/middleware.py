@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import timedelta, tzinfo
 from datetime import timezone as fixed
 from typing import Any, Final
@@ -24,6 +24,9 @@ LANGUAGE: Final = "django-language"
 ZONE: Final = "django-time-zone"
 
 Proceed = Callable[[], Awaitable[Any]]
+
+in_test: Executor | None = None
+"""The thread of a test, in which blocking code runs; None: there is no test."""
 
 
 class DjangoMiddleware(Middleware):
@@ -64,6 +67,8 @@ class DjangoMiddleware(Middleware):
 
     def run_blocking(self, call: Invocation, proceed: Callable[[], Any]) -> Any:
         """Run a blocking function with connections that work."""
+        if in_test is not None:
+            return in_test.submit(contextvars.copy_context().run, _in_test, proceed).result()
         _adopt_context()
         close_old_connections()
         reset_queries()
@@ -72,6 +77,11 @@ class DjangoMiddleware(Middleware):
         finally:
             close_old_connections()
             caches.close_all()
+
+
+def _in_test(proceed: Callable[[], Any]) -> Any:
+    _adopt_context()
+    return proceed()
 
 
 def _adopt_context() -> None:
@@ -86,8 +96,10 @@ class CallThread(ThreadSensitiveContext):
     """
 
     def enter(self) -> None:
-        """Use it in the current context."""
+        """Use it in the current context; in a test, the test's own thread in its place."""
         SyncToAsync.thread_sensitive_context.set(self)
+        if in_test is not None:
+            SyncToAsync.context_to_thread_executor[self] = in_test
 
     async def leave(self) -> None:
         """Close its connections, and end it."""

@@ -105,13 +105,19 @@ def _read(name: object, given: object) -> Namespace:
 
 def _namespace(name: str, given: Mapping[str, Any]) -> Namespace:
     options = dict(given.get("OPTIONS") or {})
-    for key, option in (("PREFIX", "prefix"), ("QUEUE", "queue"), ("RECORDS", "keep_runs")):
-        if given.get(key) is not None:
-            options[option] = given[key]
+    for key, option in _options_of(given):
+        options[option] = given[key]
     codec = given.get("CODEC")
     url = given.get("URL") or os.environ.get("ATASKS_URL") or "loopback:"
     path = None if codec is None else CODECS.get(codec, codec)
     return Namespace(name, url, path, given.get("CONCURRENCY"), given.get("THREADS"), options)
+
+
+def _options_of(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The keys that are given and stand for options of `atasks.connect`, with these options."""
+    records = "records" if isinstance(given.get("RECORDS"), str) else "keep_runs"
+    pairs = (("PREFIX", "prefix"), ("QUEUE", "queue"), ("RECORDS", records))
+    return [(key, option) for key, option in pairs if given.get(key) is not None]
 
 
 def _problems(name: str, given: Mapping[Any, Any]) -> Iterator[Problem]:
@@ -129,7 +135,7 @@ def _problems(name: str, given: Mapping[Any, Any]) -> Iterator[Problem]:
         ("THREADS", lambda value: validate_count("THREADS", value), "a number of threads"),
         ("QUEUE", lambda value: validate_queue(value, "QUEUE"), "the name of a work queue"),
         ("PREFIX", lambda value: validate_queue(value, "PREFIX"), "the beginning of the names of queues"),
-        ("RECORDS", _check_records, "seconds for which results of submitted calls are kept"),
+        ("RECORDS", _check_records, "for how many seconds results are kept, or the URL of a database for them"),
         ("OPTIONS", _check_mapping, "a dictionary of options of atasks.connect"),
         ("CODEC", _check_codec, f"{', '.join(CODECS)}, or the path of a class of codecs"),
     ]
@@ -143,9 +149,9 @@ def _problems(name: str, given: Mapping[Any, Any]) -> Iterator[Problem]:
                 test(given[key])
         except (TypeError, ValueError, ImportError) as error:
             yield Problem(2, f"{where}[{key!r}]: {error}", f"{key} is {meaning}.")
-    for key, option in (("PREFIX", "prefix"), ("QUEUE", "queue"), ("RECORDS", "keep_runs")):
+    for key, option in _options_of(given):
         options = given.get("OPTIONS")
-        if given.get(key) is not None and isinstance(options, Mapping) and option in options:
+        if isinstance(options, Mapping) and option in options:
             yield Problem(2, f"{where} has {key!r}, and {option!r} in OPTIONS", "Leave one of them out.")
 
 
@@ -154,8 +160,10 @@ def _is_list_of_strings(value: object) -> bool:
 
 
 def _check_records(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"a number of seconds, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise TypeError(f"a number of seconds or a URL, not {value!r}")
+    if isinstance(value, str) and "://" not in value:
+        raise ValueError(f"{value!r} is no URL")
 
 
 def _check_mapping(value: object) -> None:

@@ -71,3 +71,14 @@ def place_in_thread() -> tuple[str | None, str]:
 @atask(namespace=NAMESPACE)
 async def fail() -> None:
     raise ValueError("it failed")
+
+
+@atask(namespace=NAMESPACE)
+async def pay(order: int) -> None:
+    found = await Order.objects.aget(pk=order)
+    await Order.objects.acreate(item=f"{found.item}, paid", paid=True)
+
+
+@atask(namespace=NAMESPACE, executor="process")
+def count_in_process() -> int:
+    return Order.objects.count()

@@ -17,6 +17,7 @@ from django.core.management.base import BaseCommand, CommandError
 from atasks import interpreters
 from atasks.contrib.django.apps import MODULES
 from atasks.contrib.django.settings import Namespace, read
+from atasks.supervisor.tether import Tether
 from atasks_cli import exits
 from atasks_cli.main import run_command
 from atasks_cli.running import run_targets
@@ -93,6 +94,7 @@ class Command(BaseCommand):
         try:
             code = run_targets(
                 targets,
+                Tether.inherited(),
                 verbosity=max(0, options["verbosity"] - 1),
                 command=None if command_line else _command(targets, options),
                 transport_options=namespace.options,
