@@ -67,11 +67,17 @@ def parse(data: bytes) -> Sealed:
     start = end + TIME + MAC
     if not 1 <= data[2] <= MAX_NAME or len(data) < start:
         raise SealError("unreadable seal")
-    key_id = data[3:end].decode("ascii", "replace")
-    if not NAME.fullmatch(key_id):
-        raise SealError("unreadable seal")
+    key_id = _key_id(data[3:end])
     issued_ms = int.from_bytes(data[end : end + TIME], "big")
     return Sealed(key_id, issued_ms, data[1] == ENCRYPTED, data[end + TIME : start], data[start:])
+
+
+@functools.lru_cache(maxsize=64)  # most messages come under few keys
+def _key_id(name: bytes) -> str:
+    key_id = name.decode("ascii", "replace")
+    if not NAME.fullmatch(key_id):
+        raise SealError("unreadable seal")
+    return key_id
 
 
 def verify(
@@ -122,4 +128,4 @@ LAST: Final = _fields(CONTENT_TYPE)
 
 
 def _mac(key: Key, head: bytes, body: bytes) -> bytes:
-    return hmac.digest(key.secret, b"".join((head, len(body).to_bytes(4, "big"), body)), "sha256")
+    return key.mac(head, len(body).to_bytes(4, "big"), body)

@@ -58,8 +58,9 @@ REQUEST_SECONDS: Final = 7 * 24 * 3600.0
 CONTROL_SECONDS: Final = 60.0
 """The most seconds by which a message between callers and workers may be old, or ahead of this clock."""
 REPORT_SECONDS: Final = 60.0
-OWNERS: Final = 100_000
-"""Calls of which it is remembered whose they are; those in hand are known anyway."""
+OWNERS: Final = 10_000
+"""Calls of which it is remembered at least whose they are, and twice as many at most; those in hand are known
+anyway, and a worker remembers fewer replies."""
 CANCELLED: Final = 10_000
 
 
@@ -118,8 +119,10 @@ class Seals:
         """Set once a worker has answered anything, the probe at first."""
         self._topology = topology
         self._replays = Replays()
-        self._owners: OrderedDict[str, str] = OrderedDict()
-        """Id of a call -> whose key it came with."""
+        self._owners: dict[str, str] = {}
+        """Id of a call -> whose key it came with: the latest ones."""
+        self._earlier_owners: dict[str, str] = {}
+        """Those before, which are forgotten together: to forget them one by one would cost each call."""
         self._cancelled: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Key and call that has not come yet -> when its await ended, by the clock of whoever cancelled it."""
         self._reported: Counter[str] = Counter()
@@ -249,6 +252,14 @@ class Seals:
                 call.by = ""  # whatever it says
             return calls, []
         key = owner = message.key
+        if _is_fresh(message.issued_ms, CONTROL_SECONDS) and key.is_free:
+            for call in calls:
+                if call.by or call.attempt > 1 or call.sent_ms > message.issued_ms:
+                    break
+            else:  # nothing of them needs a look of its own
+                request.key = key.name
+                self._belong(calls, key.name)
+                return calls, []
         names = {call.by for call in calls} - {""}
         if names and key.serve and len({call.by for call in calls}) == 1:
             found = self.keys.find(names.pop())
@@ -260,7 +271,6 @@ class Seals:
         admitted: list[Call] = []
         refused: list[tuple[str | None, str]] = []
         old = abs(time.time() * 1000 - message.issued_ms)
-        free = key is owner and not (owner.tasks or owner.queues)
         for call in calls:
             if call.sent_ms > message.issued_ms:  # it was delayed
                 old = abs(time.time() * 1000 - call.sent_ms)
@@ -269,20 +279,25 @@ class Seals:
                 seconds = f"{_age(call):.0f} s"
                 refused.append((call.id, f"request refused: key {key.name!r} sealed it more than {seconds} ago"))
                 continue
-            plain = free and not call.by and call.attempt == 1
-            why = "" if plain else _forbidden(key, owner, call, queue)
+            why = _forbidden(key, owner, call, queue)
             if why:
                 self.count("not allowed")
                 refused.append((call.id, f"request refused: key {owner.name!r} {why}"))
                 continue
-            call.by = owner.name
             if owner.max_attempts is not None:
                 call.max_attempts = min(call.max_attempts, owner.max_attempts)
-            self._owners[call.id] = owner.name
-            if len(self._owners) > OWNERS:
-                self._owners.popitem(last=False)
             admitted.append(call)
+        self._belong(admitted, owner.name)
         return admitted, refused
+
+    def _belong(self, calls: list[Call], owner: str) -> None:
+        """Say in each call whose it is, and remember it."""
+        owners = self._owners
+        for call in calls:
+            call.by = owner
+            owners[call.id] = owner
+        if len(owners) > OWNERS:
+            self._earlier_owners, self._owners = owners, {}
 
     def was_cancelled(self, message: DeliveredMessage, call: Call) -> bool:
         """Say whether its await ended before the request came here."""
@@ -298,7 +313,9 @@ class Seals:
 
     def _owner(self, call_id: str, worker: Server) -> str | None:
         run = worker.find(call_id)
-        return self._owners.get(call_id) if run is None else run.call.by
+        if run is not None:
+            return run.call.by
+        return self._owners.get(call_id) or self._earlier_owners.get(call_id)
 
     # -- control messages
 
@@ -384,8 +401,7 @@ class Seals:
 
     def is_news(self, message: DeliveredMessage) -> bool:
         """Say whether it tells of a record, which is read then: it answers nothing by itself."""
-        place = self._topology.place(message.exchange or "", message.routing_key or "")
-        return place is not None and place[0] == "record"
+        return self._topology.is_sealed_as_record(message.routing_key or "")
 
     def serves(self, message: DeliveredMessage) -> bool:
         """Say whether a worker has sealed a message that was opened, or nobody has and that is accepted."""

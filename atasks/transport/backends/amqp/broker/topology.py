@@ -62,6 +62,8 @@ class Topology:
         self.queue_type = queue_type
         self.max_priority = max_priority
         self.check("q")
+        self._work = f"{prefix}.q."
+        self._records = (f"{prefix}.run.", f"{prefix}.unique.", f"{prefix}.schedules.")
         self.control = f"{prefix}.control"
         """The direct exchange between callers and workers."""
         self.watch = f"{prefix}.watch"
@@ -255,7 +257,7 @@ class Topology:
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
         """Return the kind and the destination that the seal of such a message names. For the queues beside a
         work queue the destination is the work queue. None: an announcement, which has no seal."""
-        if name.startswith((f"{self.prefix}.run.", f"{self.prefix}.unique.", f"{self.prefix}.schedules.")):
+        if self.is_sealed_as_record(name):
             return "record", name.removesuffix(":steps")
         if exchange == self.events:
             return "request", f"{exchange} {name}"
@@ -263,13 +265,17 @@ class Topology:
             return "control", f"{exchange} {name}"
         if exchange == self.control:
             return None if name.startswith("up:") else ("control", f"{exchange} {name}")
-        if name.startswith(f"{self.prefix}.q."):
+        if name.startswith(self._work):
             for beside in BESIDE:
                 name = name.removesuffix(beside)
             return "request", name
         if name.startswith(f"{self.prefix}.e."):
             return "request", name
         return "control" if name.startswith(f"{self.prefix}.c.") else "reply", name
+
+    def is_sealed_as_record(self, name: str) -> bool:
+        """Return True for the name of a queue whose messages are sealed for whoever reads a record."""
+        return name.startswith(self._records)
 
     def arrival(self, queue: str) -> Callable[[DeliveredMessage], tuple[Kind, str] | None]:
         """Return a function that gives the `place` of a message that has come into a queue of this process,
