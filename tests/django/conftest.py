@@ -38,6 +38,13 @@ settings.configure(
     LANGUAGE_CODE="en-us",
     LOGGING_CONFIG=None,
     SECRET_KEY="tests",
+    TASKS={
+        "default": {
+            "BACKEND": "atasks.contrib.django.backend.AtasksBackend",
+            "OPTIONS": {"NAMESPACE": NAMESPACE},
+            "QUEUES": ["default", "mail"],
+        }
+    },
     TIME_ZONE="UTC",
     USE_TZ=True,
 )
