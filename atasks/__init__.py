@@ -10,70 +10,74 @@ async with atasks.connect("amqp://localhost/"):
 
 from __future__ import annotations
 
-from atasks.caller.stream import RemoteStream
-from atasks.caller.sync_stream import SyncStream
-from atasks.caller.watched import WatchedCall
-from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
-from atasks.connection import connect, local, serve
-from atasks.current import CurrentCall, carry, current_call
-from atasks.definitions import ATask, StreamTask
-from atasks.errors import (
-    AbortPipeline,
-    AccessRefused,
-    AlreadySubmitted,
-    AtasksError,
-    CallCancelled,
-    CallConnectionLost,
-    CallError,
-    CallRefused,
-    CallTimeout,
-    CannotRetry,
-    ConnectFailed,
-    DecodeError,
-    Diverged,
-    EncodeError,
-    InvalidKeys,
-    InvalidName,
-    InvalidURL,
-    LimitError,
-    ListenFailed,
-    LoadError,
-    NotConnected,
-    NotSupported,
-    NoWorker,
-    PayloadTooLarge,
-    PipelineError,
-    QueueFull,
-    QueueMismatch,
-    RecordsUnavailable,
-    RegisteringTwice,
-    RemoteError,
-    RemoteTraceback,
-    RetryAfter,
-    StreamLost,
-    TooManyParked,
-    TransportError,
-    UnknownRun,
-    UnknownTask,
-    WorkerLost,
-    WorkersFailed,
-)
-from atasks.events import Event, event
-from atasks.known_call import KnownCall, call_of
-from atasks.lazy import LazyConnection, connect_lazily
-from atasks.middleware import Invocation, Middleware, use
-from atasks.policies.limit import Limit
-from atasks.policies.retry import Retry
-from atasks.progress import Progress
-from atasks.resume.steps import once, sleep
-from atasks.router import Router, get_router
-from atasks.scheduling import schedule, schedules, unschedule
-from atasks.submitted.handle import Handle, attach
-from atasks.submitted.schedules import Schedule
-from atasks.sync import connect_sync
-from atasks.tasks import atask
-from atasks.transport.base import LoopbackTransport, Transport, get_transport
-from atasks.worker.worker import Worker
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atasks.caller.stream import RemoteStream
+    from atasks.caller.sync_stream import SyncStream
+    from atasks.caller.watched import WatchedCall
+    from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
+    from atasks.connection import connect, local, serve
+    from atasks.current import CurrentCall, carry, current_call
+    from atasks.definitions import ATask, StreamTask
+    from atasks.errors import (
+        AbortPipeline,
+        AccessRefused,
+        AlreadySubmitted,
+        AtasksError,
+        CallCancelled,
+        CallConnectionLost,
+        CallError,
+        CallRefused,
+        CallTimeout,
+        CannotRetry,
+        ConnectFailed,
+        DecodeError,
+        Diverged,
+        EncodeError,
+        InvalidKeys,
+        InvalidName,
+        InvalidURL,
+        LimitError,
+        ListenFailed,
+        LoadError,
+        NotConnected,
+        NotSupported,
+        NoWorker,
+        PayloadTooLarge,
+        PipelineError,
+        QueueFull,
+        QueueMismatch,
+        RecordsUnavailable,
+        RegisteringTwice,
+        RemoteError,
+        RemoteTraceback,
+        RetryAfter,
+        StreamLost,
+        TooManyParked,
+        TransportError,
+        UnknownRun,
+        UnknownTask,
+        WorkerLost,
+        WorkersFailed,
+    )
+    from atasks.events import Event, event
+    from atasks.known_call import KnownCall, call_of
+    from atasks.lazy import LazyConnection, connect_lazily
+    from atasks.middleware import Invocation, Middleware, use
+    from atasks.policies.limit import Limit
+    from atasks.policies.retry import Retry
+    from atasks.progress import Progress
+    from atasks.resume.steps import once, sleep
+    from atasks.router import Router, get_router
+    from atasks.scheduling import schedule, schedules, unschedule
+    from atasks.submitted.handle import Handle, attach
+    from atasks.submitted.schedules import Schedule
+    from atasks.sync import connect_sync
+    from atasks.tasks import atask
+    from atasks.transport.base import LoopbackTransport, Transport, get_transport
+    from atasks.worker.worker import Worker
 
 __all__ = [
     "ATask",
@@ -163,3 +167,61 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "atasks.caller.stream": "RemoteStream",
+    "atasks.caller.sync_stream": "SyncStream",
+    "atasks.caller.watched": "WatchedCall",
+    "atasks.codecs": "CloudpickleCodec Codec MsgpackCodec PickleCodec ZstdCodec get_codec",
+    "atasks.connection": "connect local serve",
+    "atasks.current": "CurrentCall carry current_call",
+    "atasks.definitions": "ATask StreamTask",
+    "atasks.errors": (
+        "AbortPipeline AccessRefused AlreadySubmitted AtasksError CallCancelled CallConnectionLost "
+        "CallError CallRefused CallTimeout CannotRetry ConnectFailed DecodeError Diverged EncodeError "
+        "InvalidKeys InvalidName InvalidURL LimitError ListenFailed LoadError NoWorker NotConnected "
+        "NotSupported PayloadTooLarge PipelineError QueueFull QueueMismatch RecordsUnavailable "
+        "RegisteringTwice RemoteError RemoteTraceback RetryAfter StreamLost TooManyParked TransportError "
+        "UnknownRun UnknownTask WorkerLost WorkersFailed"
+    ),
+    "atasks.events": "Event event",
+    "atasks.known_call": "KnownCall call_of",
+    "atasks.lazy": "LazyConnection connect_lazily",
+    "atasks.middleware": "Invocation Middleware use",
+    "atasks.policies.limit": "Limit",
+    "atasks.policies.retry": "Retry",
+    "atasks.progress": "Progress",
+    "atasks.resume.steps": "once sleep",
+    "atasks.router": "Router get_router",
+    "atasks.scheduling": "schedule schedules unschedule",
+    "atasks.submitted.handle": "Handle attach",
+    "atasks.submitted.schedules": "Schedule",
+    "atasks.sync": "connect_sync",
+    "atasks.tasks": "atask",
+    "atasks.transport.base": "LoopbackTransport Transport get_transport",
+    "atasks.worker.worker": "Worker",
+}
+"""Module -> its public names. It is imported when one of them is used: a program pays for what it uses."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # a checker would take any name for one that is here
+
+    def __getattr__(name: str) -> object:
+        """Import a public name, or a module of this package, when it is used first."""
+        if name in _HOME_OF:
+            value = getattr(import_module(_HOME_OF[name]), name)
+        elif name.startswith("_"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        else:
+            try:
+                value = import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -43,6 +43,7 @@ def connect_sync(
     Raises what `connect` raises, and RuntimeError where an event loop runs.
     """
     refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
+    getpid, run = os.getpid, _run  # the names of this module are gone where the interpreter ends inside the block
     with _background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
@@ -55,8 +56,8 @@ def connect_sync(
         finally:
             block.release()
             # A forked process has no business with its parent's connection.
-            if background.pid == os.getpid() and background.take_back(manager):
-                _run(background.loop, lambda: manager.__aexit__(None, None, None))
+            if background.pid == getpid() and background.take_back(manager):
+                run(background.loop, lambda: manager.__aexit__(None, None, None))
 
 
 atexit.register(_at_exit)

@@ -15,7 +15,7 @@ from typing import Any
 from atasks import forks
 from atasks.connection import connect
 from atasks.errors import TransportError, WorkersFailed
-from atasks.supervisor import Supervisor
+from atasks.supervisor.supervisor import Supervisor
 from atasks.transport.backends.local import LocalTransport
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say

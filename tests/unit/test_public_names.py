@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,13 +36,36 @@ def test_all_is_sorted_and_importable(name: str) -> None:
 
 
 def test_every_public_name_of_the_package_is_in_all() -> None:
-    """What `__init__` imports is what it exports."""
-    found = {
-        name
-        for name, value in vars(atasks).items()
-        if not name.startswith("_") and name != "annotations" and not isinstance(value, type(atasks))
+    """What `__init__` shows type checkers, imports on demand and exports is the same, from the same modules."""
+    tree = ast.parse(Path(atasks.__file__).read_text())
+    shown = {
+        name.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("atasks.")
+        for name in node.names
     }
-    assert found == set(atasks.__all__)
+    assert shown == atasks._HOME_OF
+    assert set(shown) == set(atasks.__all__)
+    assert set(atasks.__all__) <= set(dir(atasks))
+
+
+def test_a_name_that_the_package_does_not_have() -> None:
+    for name in ("conect", "_errors", "__wrapped__"):
+        with pytest.raises(AttributeError, match=f"module 'atasks' has no attribute '{name}'"):
+            getattr(atasks, name)
+
+
+def test_importing_atasks_imports_nothing_that_is_not_used(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        import atasks
+        heavy = ("atasks.", "asyncio", "msgspec", "logging")
+        print(sorted(name for name in sys.modules if name.startswith(heavy)))
+        print(atasks.errors.__name__, atasks.connect.__module__)
+        """
+    )
+    assert output.splitlines() == ["[]", "atasks.errors atasks.connection"]
 
 
 def test_every_error_is_exported_and_in_the_tree() -> None:

@@ -16,7 +16,7 @@ from atasks.logs import levels
 from atasks.modules import MAIN_NAMES, main_name
 from atasks.namespaces import namespaces
 from atasks.options import WorkerOptions
-from atasks.supervisor import Supervisor
+from atasks.supervisor.supervisor import Supervisor
 
 __all__ = ["WorkerProcesses", "check"]
 
