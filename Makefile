@@ -14,7 +14,7 @@ export VENV PYTHON
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test test-lowest test-faults tour lint format bench bench-scale bench-peers bench-plot bench-guard soak fuzz clean
+.PHONY: help venv test test-lowest test-faults tour lint format docs pictures bench bench-scale bench-peers bench-plot bench-guard soak fuzz clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -52,6 +52,16 @@ format: ## Format the code, and mend what the linter can mend
 	@scripts/venv.sh test lint
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+docs: ## Build the documentation site into build/site; a broken link, or a name that has no docstring, is an error
+	@scripts/venv.sh docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --config-file scripts/site/mkdocs.yml
+	@echo "Read build/site/index.html"
+
+pictures: ## Draw the diagrams of docs/ again that have changed; needs chromium, and npm the first time
+	@scripts/venv.sh test
+	@scripts/browser.sh
+	@scripts/site/pictures.sh
 
 bench: ## Measure atasks, with a real RabbitMQ, in two minutes; ARGS="..." goes to the benchmarks
 	@scripts/venv.sh test

@@ -89,8 +89,12 @@ def test_links_lead_somewhere(page: Page) -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    found = {target for page in PAGES for target in re.findall(r"\]\((?:docs/)?([\w-]+\.md)", page.prose)}
-    assert {page.path.name for page in PAGES} - found <= {"README.md"}
+    found = {
+        (page.path.parent / target).resolve()
+        for page in PAGES
+        for target in re.findall(r"\]\(([\w./-]+\.md)", page.prose)
+    }
+    assert {page.path for page in PAGES} - found <= {ROOT / "README.md"}
 
 
 @each_page

@@ -1,0 +1,84 @@
+"""The site has every page and every public name, and its pictures are those of the diagrams."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import atasks
+import atasks.errors
+import atasks.pipeline
+import atasks.testing
+from atasks.contrib import opentelemetry, prometheus
+from atasks.contrib.django import testing as django_testing
+from tests.docs.pages import PAGES, ROOT
+from tests.docs.test_docs import resolve
+
+REFERENCE = [page for page in PAGES if page.name.startswith("docs/reference/")]
+DIRECTIVE = re.compile(r"^::: ([\w.]+)$(?:\n    options:\n      members: (.*))?", re.MULTILINE)
+DESCRIBED = {name: members for page in REFERENCE for name, members in DIRECTIVE.findall(page.text)}
+"""What the reference describes, and of which the members that it shows, if not all."""
+ROOMS = [atasks, atasks.pipeline, atasks.testing, opentelemetry, prometheus, django_testing]
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
+def test_the_reference_has_every_public_name(room: ModuleType) -> None:
+    errors = (getattr(atasks, name) for name in atasks.errors.__all__)
+    objects = {id(thing) for thing in (*map(resolve, DESCRIBED), *errors)}
+    constants = {"PATIENCE"}  # a number: the text of `until` and `soon` says it
+    assert [
+        name for name in room.__all__ if id(getattr(room, name)) not in objects and name not in constants
+    ] == []
+
+
+def members(thing: Any, shown: str) -> dict[str, Any]:
+    """The public functions and properties that the reference shows of a class."""
+    found = {
+        name: member
+        for name, member in vars(thing).items()
+        if not name.startswith("_") and (inspect.isroutine(member) or isinstance(member, property))
+    }
+    if shown in ("", "false"):
+        return found if not shown else {}
+    names = shown.strip("[]").split(", ")
+    assert [name for name in names if not hasattr(thing, name)] == []
+    return {name: member for name, member in found.items() if name in names}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_what_the_reference_describes_has_docstrings(name: str) -> None:
+    thing: Any = resolve(name)
+    assert inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        silent = [each for each in members(thing, DESCRIBED[name]) if not inspect.getdoc(getattr(thing, each))]
+        assert silent == []
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    config = (ROOT / "scripts/site/mkdocs.yml").read_text()
+    listed = re.findall(r"([\w/-]+\.md)$", config.partition("\nnav:\n")[2], re.MULTILINE)
+    outside = {"start.md", "contributing.md", "changelog.md", "reporting.md"}
+    pages = {page.name.removeprefix("docs/") for page in PAGES if page.name.startswith("docs/")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) - outside <= pages
+
+
+def test_pictures_are_drawn_from_the_diagrams_of_today() -> None:
+    spec = importlib.util.spec_from_file_location("mermaid", ROOT / "scripts/site/mermaid.py")
+    assert spec is not None
+    assert spec.loader is not None
+    mermaid = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mermaid)
+    wanted = {
+        mermaid.name_of(page.name.removeprefix("docs/"), number): mermaid.digest(text)
+        for page in PAGES
+        for number, text in enumerate(mermaid.blocks(page.text), 1)
+    }
+    drawn = {path.name: path.read_text() for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert set(drawn) == set(wanted), "run `make pictures`"
+    assert [name for name, digest in wanted.items() if digest not in drawn[name]] == [], "run `make pictures`"
