@@ -16,7 +16,9 @@ import atasks
 from atasks.contrib.django.checks import check_settings
 from atasks.contrib.django.settings import read
 from tests.django.conftest import NAMESPACE
+from tests.django.project import SHOP
 from tests.django.shop import tasks
+from tests.docs.pages import PAGES
 
 URL = "amqp://guest:guest@localhost/"
 
@@ -149,3 +151,12 @@ def test_a_namespace_that_is_taken_out_connects_no_more() -> None:
     with wrong, another, pytest.raises(atasks.NotConnected):
         tasks.names.sync()
     assert tasks.names.sync() == []
+
+
+def test_the_page_shows_the_files_of_the_scenario() -> None:
+    shown = {block.file: block.text for page in PAGES if page.name == "docs/django.md" for block in page.blocks}
+    files = [path for path in SHOP.rglob("*.py") if path.stat().st_size and "migrations" not in path.parts]
+    assert len(files) == 8
+    for path in files:
+        name = path.relative_to(SHOP).as_posix()
+        assert shown[name] == path.read_text(), name

@@ -9,6 +9,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ NOT_RUN = {
     "docker compose up -d --wait": "needs a Docker engine",
     "python3 -m venv .venv": "tests run in a virtual environment already",
     ". .venv/bin/activate": "tests run in a virtual environment already",
+    'pip install -e ".[django,reload]"': "the tests run against an installed package, and need no network",
     "pip install -e .": "the tests run against an installed package, and need no network",
     "sudo apt-get install rabbitmq-server": "changes the machine",
 }
@@ -135,6 +137,8 @@ class Reader:
                 self._serve(block, arguments, expected)
             case "atasks":
                 self._run(block, ["-m", "atasks", *arguments], expected)
+            case "python" if "run_atask" in arguments:
+                self._serve(block, arguments, expected, program=())
             case "python":
                 self._run(block, arguments, expected)
             case "pytest":
@@ -158,11 +162,19 @@ class Reader:
         assert bool(done.returncode) == fails, f"{block}: exit code {done.returncode}\n{done.stdout}"
         self._compare(block, expected, done.stdout.splitlines())
 
-    def _serve(self, block: Block, arguments: list[str], expected: list[str]) -> None:
+    def _serve(
+        self,
+        block: Block,
+        arguments: list[str],
+        expected: list[str],
+        program: Sequence[str] = ("-m", "atasks"),
+    ) -> None:
         """A terminal with a server in it, which goes on running unless the page shows a Ctrl-C."""
         interrupted = INTERRUPT in expected
         before = expected[: expected.index(INTERRUPT)] if interrupted else expected
-        server = Command(*map(self._localize, arguments), cwd=self.directory, env=self._environ, merged=True)
+        server = Command(
+            *map(self._localize, arguments), cwd=self.directory, env=self._environ, merged=True, program=program
+        )
         self._servers.append(server)
         ready = [server.wait_for("\n") for _ in before] or [server.wait_for("atasks: serving")]
         self._compare(block, before or ready, ready)

@@ -6,9 +6,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from signal import SIGINT
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.brokers.postgres import PrivatePostgres, find_bin
 from tests.django.project import Project
 
 ATASKS_MODULE = """
@@ -76,3 +79,110 @@ def test_it_starts_again_when_a_file_changes_where_debug_is_on(project: Project)
     assert project.manage("atask", "shop.tasks:price", "tea").out == "5\n"
     worker.signal(SIGINT)
     assert worker.finish().code == 0
+
+
+POSTGRES_MODULE = """
+    import asyncio, time
+    from asgiref.sync import sync_to_async
+    from atasks import atask
+    from django.db import connection
+    from shop.models import Order
+
+    def sleep(seconds):
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(%s)", [seconds])
+
+    @atask
+    async def slow(seconds):
+        await sync_to_async(sleep)(seconds)
+
+    @atask
+    async def seconds_of_ten():
+        began = time.monotonic()
+        await asyncio.gather(*(slow(0.3) for _ in range(10)))
+        return time.monotonic() - began
+
+    @atask
+    async def take(item):
+        return (await Order.objects.acreate(item=item)).pk
+
+    @atask(executor="thread")
+    def take_in_thread(item):
+        return Order.objects.create(item=item).pk
+
+    @atask
+    async def nested(item):
+        return await sync_to_async(lambda: take.sync(item))()
+"""
+POSTGRES_TESTS = """
+    import asyncio
+    from django.test import TransactionTestCase
+    from shop.atasks import nested, slow, take, take_in_thread
+    from shop.models import Order
+
+    class Tests(TransactionTestCase):
+        def test_calls_leave_no_connection_behind(self):
+            for call in (take, take_in_thread, nested):
+                call.sync("tea")
+            self.assertEqual(Order.objects.count(), 3)
+
+        async def test_awaits(self):
+            await asyncio.gather(*(take(str(n)) for n in range(5)))
+            self.assertEqual(await Order.objects.acount(), 5)
+"""
+
+
+@pytest.fixture
+def on_postgres(project: Project) -> Iterator[PrivatePostgres]:
+    """A running database, which the settings of the project name, with persistent connections that are checked."""
+    folder = find_bin()
+    assert folder is not None, "these tests stop a database: install PostgreSQL"
+    database = PrivatePostgres(folder)
+    database.start()
+    project.write("shop/atasks.py", POSTGRES_MODULE)
+    project.configure(databases=_databases(database.url, CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True))
+    assert project.manage("migrate", "-v0").code == 0
+    yield database
+    project.close()
+    database.close()
+
+
+def _databases(url: str, **options: Any) -> dict[str, Any]:
+    """The setting DATABASES for that URL."""
+    parts = urlsplit(url)
+    where = {"HOST": parts.hostname, "PORT": parts.port, "USER": parts.username, "PASSWORD": parts.password}
+    return {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres", **where, **options}}
+
+
+def _call(project: Project, *arguments: str) -> str:
+    done = project.manage("atask", *arguments, "--timeout", "30")
+    assert done.code == 0, done.err
+    return done.out.strip()
+
+
+def test_a_restart_of_the_database(project: Project, on_postgres: PrivatePostgres) -> None:
+    project.serve()
+    assert float(_call(project, "shop.atasks:seconds_of_ten")) < 1
+    tasks = ("shop.atasks:take", "shop.atasks:take_in_thread", "shop.atasks:nested")
+    before = [int(_call(project, task, "tea")) for task in tasks]
+    (open_now,) = on_postgres.query(
+        "SELECT count(*) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    )
+    assert open_now == (1,), "the thread of the blocking function keeps its connection, calls keep none"
+    on_postgres.stop()
+    failed = project.manage("atask", "shop.atasks:take", "tea", "--timeout", "30")
+    assert failed.code == 1
+    assert "OperationalError" in failed.err
+    on_postgres.start()
+    after = [int(_call(project, task, "tea")) for task in tasks]
+    assert sorted(before + after) == before + after
+
+
+def test_the_teardown_of_a_test_database(project: Project, on_postgres: PrivatePostgres) -> None:
+    project.configure(
+        atasks={"default": {"URL": "loopback:"}}, databases=_databases(on_postgres.url, CONN_MAX_AGE=0)
+    )
+    project.write("shop/tests.py", POSTGRES_TESTS)
+    done = project.manage("test", "-v0")
+    assert (done.code, "OK" in done.err) == (0, True), done.err
+    assert "being accessed by other users" not in done.err

@@ -8,7 +8,6 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from atasks.definitions import ATask
-from atasks.errors import AtasksError
 from atasks_cli import exits
 from atasks_cli.calling import as_json, find_task
 from atasks_cli.settings import parse_options, parse_value
@@ -53,5 +52,7 @@ class Command(BaseCommand):
             else:
                 for item in task.sync(*args, **kwargs):  # type: ignore[attr-defined]
                     self.stdout.write(as_json(item))
-        except (TypeError, ValueError, AtasksError) as error:
+        except CommandError:
+            raise
+        except Exception as error:  # of the call, or the atask's own
             raise CommandError(f"{type(error).__name__}: {error}") from error
