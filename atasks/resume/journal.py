@@ -68,8 +68,11 @@ class Journal:
         self._journals = journals
         self._strict = run.atask.resume == "strict"
         self._opening: asyncio.Future[Entries] | None = None
+        self._generation = 0
+        self._asked: set[str] = set()
+        """Steps that this run has asked for."""
         self._left: dict[str, Reply] = {}
-        """Steps that earlier runs have done, and this one has not asked for."""
+        """Steps that other runs have done, and this one has not asked for."""
         self._sent: set[str] = set()
         self._missed: list[str] = []
         """Steps that were not found while others were left."""
@@ -98,13 +101,15 @@ class Journal:
 
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
         """The id that this step has now, and its ending, if it is done. Raises Diverged."""
-        if self._opening is None:
+        if self._opening is None or self._generation != self._journals.generation:
+            self._generation = self._journals.generation
             self._opening = asyncio.ensure_future(self._open())
         if not self._opening.done():
             await asyncio.shield(self._opening)
         spent = self._opening.result().spent
         while step in spent:
             step = again(step)
+        self._asked.add(step)
         reply = self._left.pop(step, None)
         if reply is not None:
             self.found += 1
@@ -175,8 +180,9 @@ class Journal:
 
     async def _open(self) -> Entries:
         entries = await self._journals.open(self.name, self._run.call.id)
-        self._left, self._sent = dict(entries.replies), entries.sent
-        self._size = sum(len(reply.payload) for reply in self._left.values())
+        self._left = {step: reply for step, reply in entries.replies.items() if step not in self._asked}
+        self._sent = entries.sent
+        self._size = sum(len(reply.payload) for reply in entries.replies.values())
         if self._left or self._sent:
             logger.info(
                 "%s, call %s, resumes: %d of its steps are done",

@@ -54,6 +54,10 @@ class Journals(ABC):
     die between the two.
     """
 
+    generation: int = 0
+    """Grows when another run may have worked at any of the journals meanwhile: open them again before the next
+    step."""
+
     @abstractmethod
     async def open(self, name: str, owner: str) -> Entries:
         """Open the journal of the call `owner`, or find it, and return what is in it. Work at it goes on until

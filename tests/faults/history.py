@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Coroutine, Iterator
@@ -42,18 +43,18 @@ class Recorder:
     def run(self, key: str) -> Iterator[None]:
         """Put a run on record: that it starts, and how it ends."""
         call = current_call()
-        self._write("start", key, call.id, call.attempt, self._pid)
+        self._write("start", key, call.id, call.attempt, self._pid, time.monotonic())
         try:
             with self.counted():
                 yield
         except asyncio.CancelledError:
-            self._write("cancelled", key, call.id, call.attempt, self._pid)
+            self._write("cancelled", key, call.id, call.attempt, self._pid, time.monotonic())
             raise
         except BaseException:
-            self._write("raised", key, call.id, call.attempt, self._pid)
+            self._write("raised", key, call.id, call.attempt, self._pid, time.monotonic())
             raise
         else:
-            self._write("end", key, call.id, call.attempt, self._pid)
+            self._write("end", key, call.id, call.attempt, self._pid, time.monotonic())
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
@@ -88,6 +89,9 @@ class RunRecord:
     call_id: str
     attempt: int
     pid: int
+    began: float = 0.0
+    """By the monotonic clock of the machine."""
+    ended: float = 0.0
     ending: str | None = None
     """"end", "raised" or "cancelled"; None: it was cut off, or still runs."""
 
@@ -183,14 +187,16 @@ class History:
             if word == "peak":
                 peaks[int(rest[1])] = int(rest[0])
                 continue
-            key, call_id, attempt, pid = rest
+            key, call_id, attempt, pid, *times = rest
+            at = float(times[0]) if times else 0.0
             identity = (key, call_id, attempt, pid)
             if word == "start":
-                run = RunRecord(key, call_id, int(attempt), int(pid))
+                run = RunRecord(key, call_id, int(attempt), int(pid), at)
                 runs.append(run)
                 live.setdefault(identity, []).append(run)
             else:
-                live[identity].pop(0).ending = word
+                run = live[identity].pop(0)
+                run.ending, run.ended = word, at
         return _Records(runs, peaks)
 
     def runs(self, key: str | None = None) -> list[RunRecord]:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import atasks
-from atasks import atask, current_call
+from atasks import Limit, Retry, atask, current_call
 from tests.faults.history import Recorder
 
 __all__ = ["fanned", "given_up", "once_in_a_row", "row", "step", "tree"]
@@ -89,6 +89,101 @@ async def tree(key: str, depth: int, width: int, pause: float) -> int:
             return first + await tree(f"{key}.{number}b", depth - 1, width, pause)
 
         return sum(await asyncio.gather(*(branch(number) for number in range(width))))
+
+
+Shape = dict[str, Any]
+"""A tree of calls: its `kind`, and the trees `below`, or the `value` of a leaf after a `pause`."""
+TWO = Limit("resuming-two", at_once=2)
+
+
+def value_of(shape: Shape) -> int:
+    """The value of `grow` if nothing fails."""
+    if shape["kind"] == "leaf":
+        return int(shape["value"])
+    values = [value_of(each) for each in shape["below"]]
+    match shape["kind"]:
+        case "same":
+            return 3 * sum(values)
+        case "caught":
+            return sum(values) - 1
+        case "once":
+            return sum(values) + 7
+    return sum(values)
+
+
+@atask(max_attempts=20)
+async def leaf(key: str, value: int, pause: float) -> int:
+    """The value."""
+    with _recorder().run(key):
+        await asyncio.sleep(pause)
+        return value
+
+
+@atask(max_attempts=20)
+async def failing(key: str) -> int:
+    """Raises."""
+    with _recorder().run(key):
+        raise LookupError(key)
+
+
+@atask(max_attempts=20, retry=Retry(on=ConnectionError, wait=0.01, jitter=0.0))
+async def flaky(key: str) -> int:
+    """Nothing, at the second try."""
+    tries = current_call().try_
+    with _recorder().run(f"{key}-{tries}"):
+        if tries == 1:
+            raise ConnectionError(key)
+        return 0
+
+
+@atask(max_attempts=20, limit=TWO)
+async def held(key: str) -> int:
+    """Nothing, two at a time."""
+    with _recorder().run(key):
+        await asyncio.sleep(0.02)
+        return 0
+
+
+@atask(resume=True, max_attempts=20)
+async def grow(key: str, shape: Shape) -> int:
+    """The value of the tree, every call of which is a step."""
+    if shape["kind"] == "leaf":
+        return await leaf(f"{key}.l", shape["value"], shape["pause"])
+    below = [(f"{key}.{number}", each) for number, each in enumerate(shape["below"])]
+    total = 0
+    match shape["kind"]:
+        case "fan":
+            return sum(await asyncio.gather(*(grow(*each) for each in below)))
+        case "same":
+            for each in below:
+                total += sum(await asyncio.gather(*(_named(grow, *each, number) for number in range(3))))
+            return total
+        case "caught":
+            try:
+                await failing(f"{key}.f")
+            except LookupError:
+                total -= 1
+        case "tried":
+            await flaky(f"{key}.t")
+        case "limited":
+            await held(f"{key}.h")
+        case "once":
+            total += await atasks.once(_seven, key)
+        case "sleep":
+            await atasks.sleep(0.2)
+    for each in below:
+        total += await grow(*each)
+    return total
+
+
+def _named(task: Any, key: str, shape: Shape, number: int) -> Any:
+    """One of several calls of the same shape."""
+    return task(f"{key}.{number}", shape)
+
+
+def _seven(key: str) -> int:
+    with _recorder().run(f"{key}.o"):
+        return 7
 
 
 @atask

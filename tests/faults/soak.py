@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import importlib
 import logging
 import random
 import signal
@@ -52,6 +53,9 @@ ALLOWED = {"CallConnectionLost", "CallTimeout", "CancelledError", "Failed", "Wor
 class Soak:
     """One run of it."""
 
+    lasting = frozenset({"q", "dead", "r", "c"})
+    """The kinds of queues that may be left."""
+
     def __init__(self, node: Broker, folder: Path, seed: int, minutes: float) -> None:
         node.queues()  # opens what asking takes
         self.process = psutil.Process()
@@ -69,6 +73,8 @@ class Soak:
         self.trees: Counter[str] = Counter()
         self.broken: list[str] = []
         self.draining: list[WorkerProcess] = []
+        self.disturbed: list[tuple[float, float]] = []
+        """When faults began and ended, by the monotonic clock."""
         self.killed = 0
         """Workers that did not clean up after themselves."""
         self.suspects: set[str] = set()
@@ -198,7 +204,24 @@ class Soak:
     async def fault(self) -> None:
         """One of them; the dead are replaced first."""
         await self.replace_dead()
-        kinds: list[tuple[int, Callable[[], Awaitable[Any]]]] = [
+        kinds = self.fault_kinds()
+        weights, choices = zip(*kinds, strict=True)
+        (choice,) = self.fault_dice.choices(choices, weights)
+        name = choice.__name__  # type: ignore[attr-defined]
+        self.faults[name] += 1
+        print(f"{time.strftime('%T')} {name}; {self.ended_awaits()} awaits have ended", flush=True)
+        began = time.monotonic()
+        try:
+            await choice()
+        finally:
+            self.disturbed.append((began, time.monotonic()))
+
+    def ended_awaits(self) -> int:
+        return len(self.history.awaits) + self.trees.total()
+
+    def fault_kinds(self) -> list[tuple[int, Callable[[], Awaitable[Any]]]]:
+        """Faults, each with how often it comes."""
+        return [
             (8, self.cut),
             (4, self.kill_worker),
             (3, self.drain_worker),
@@ -213,12 +236,6 @@ class Soak:
             (1, self.kill_broker),
             (1, self.stop_broker),
         ]
-        weights, choices = zip(*kinds, strict=True)
-        (choice,) = self.fault_dice.choices(choices, weights)
-        name = choice.__name__  # type: ignore[attr-defined]
-        self.faults[name] += 1
-        print(f"{time.strftime('%T')} {name}; {len(self.history.awaits)} awaits have ended", flush=True)
-        await choice()
 
     def worker(self) -> WorkerProcess | None:
         running = [worker for worker in self.fleet.workers if worker.running]
@@ -341,8 +358,9 @@ class Soak:
             yield f"{abandoned} reply queues are left"
         if kinds["c"] != len(workers):
             yield f"{kinds['c']} control queues are left by {len(workers)} workers"
-        if unknown := set(kinds) - {"q", "dead", "r", "c"}:
-            yield f"queues of other kinds are left: {unknown}"
+        if unknown := set(kinds) - self.lasting:
+            names = [queue.name for queue in queues if queue.name.split(".")[1] in unknown]
+            yield f"queues of other kinds are left: {names[:5]}"
         for worker in workers:
             descriptors = psutil.Process(worker.pid).num_fds()
             if descriptors > WORKER_DESCRIPTORS:
@@ -385,6 +403,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random load under random faults.")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--seed", type=int, default=None, help="default: a random one, which is printed")
+    parser.add_argument("--resume", action="store_true", help="calls that resume, instead of all kinds of calls")
     parser.add_argument("--folder", type=Path, help="where the records and logs stay; default: nowhere")
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
@@ -403,7 +422,8 @@ def main() -> int:
             node.start()
             kept = Path(arguments.folder or folder)
             kept.mkdir(parents=True, exist_ok=True)
-            soak = Soak(node, kept, seed, arguments.minutes)
+            kind = importlib.import_module("tests.faults.soak_resume").ResumeSoak if arguments.resume else Soak
+            soak = kind(node, kept, seed, arguments.minutes)
             try:
                 asyncio.run(soak.run())
             finally:

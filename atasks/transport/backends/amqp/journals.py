@@ -63,6 +63,8 @@ class AMQPJournals(Journals):
         self._after_reply = after_reply
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
+        self._unwanted: dict[str, bool] = {}
+        """Names of journals that are to be deleted -> whether their replies come here."""
         self._notes: dict[str, _SentNote] = {}
         """Name -> the note that takes further ids."""
         self._errands: set[asyncio.Task[None]] = set()
@@ -79,6 +81,7 @@ class AMQPJournals(Journals):
         )
         await records.follow(steps)
         self._open[name] = owner
+        self._unwanted.pop(name, None)
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         return await records.entries(name) if found else Entries()
@@ -119,10 +122,32 @@ class AMQPJournals(Journals):
         self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
 
     def drop(self, name: str) -> None:
-        known = self._open.pop(name, None) is not None
-        self._errand(self._delete(name, known))
+        self._unwanted[name] = self._open.pop(name, None) is not None
+        self._errand(self._delete(name))
 
     # -- life
+
+    def attach(self) -> None:
+        """There is another link: other workers may have been given the calls of these journals meanwhile, and
+        replies may have come to no reply queue."""
+        self.generation += 1
+        for name in list(self._open):
+            self._errand(self._catch_up(name))
+        for name in list(self._unwanted):
+            self._errand(self._delete(name))
+
+    async def _catch_up(self, name: str) -> None:
+        """End the awaits of calls whose replies are in the journal."""
+        try:
+            entries = await self._records.entries(name)
+        except (AtasksError, *CLIENT_ERRORS) as error:
+            logger.debug("journal %s cannot be read now: %s", name, error)
+            return
+        address = self._session.topology.kept_steps(name)
+        for pending in list(self._session.pendings.values()):
+            reply = entries.replies.get(pending.call.id)
+            if pending.address == address and reply is not None:
+                pending.answered(reply)
 
     async def flushed(self) -> None:
         """Return when what is to be dropped is gone."""
@@ -151,15 +176,17 @@ class AMQPJournals(Journals):
         else:
             note.ids.append(call_id)
 
-    async def _delete(self, name: str, known: bool) -> None:
+    async def _delete(self, name: str) -> None:
+        """Delete the queue of a journal; if the link is lost over that, over the next one."""
         topology, link = self._session.topology, self._session.link
+        if link is None:
+            return
         try:
-            if link is not None:
-                await link.delete_queue(topology.kept(name))
-            if known:
+            await link.delete_queue(topology.kept(name))
+            if self._unwanted.pop(name, False):
                 await self._records.unfollow(topology.kept_steps(name))
         except CLIENT_ERRORS as error:
-            logger.debug("journal %s cannot be dropped now, and expires: %s", name, error)
+            logger.debug("journal %s cannot be dropped over this link: %s", name, error)
 
     async def _keep(self) -> None:
         """Use the journals of calls in hand, lest they expire."""

@@ -275,6 +275,8 @@ class AMQPTransport(CallTransport):
         self._records.attach(link)
         self._limits.attach(link)
         await self._schedules.restore(link)
+        if self._epoch > 1:
+            self._journals.attach()
         self.calling.resume()
 
     def _limit(self, size: int) -> None:

@@ -277,6 +277,12 @@ class RequestPacket(Outgoing):
     def lost(self) -> bool:
         if all(pending.future.done() for pending in self.pendings):
             return False
+        if (
+            self.kind[-1] and not self.pendings[0].kept
+        ):  # of a journal: another run may have had its reply meanwhile
+            self.confirmed()
+            self.requests.fates.suspect(self.pendings)
+            return False
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
             for pending in self.pendings:
                 logger.debug("%s is sent again: it was not confirmed", describe(pending.call))

@@ -1,0 +1,88 @@
+"""The soak of calls that resume: `python -m tests.faults.soak --resume`, or `make soak ARGS=--resume`.
+
+Random trees of calls, with branches in parallel, equal calls, exceptions that are caught, tries, limits and
+pauses, under the faults of the other soak but for those that delete queues. Each tree says what its value would be
+without faults. No step may begin that had ended long enough before, with nothing wrong around its end, for its reply to be
+safe; and no journal may be left.
+"""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import atasks
+from tests.faults.history import RunRecord
+from tests.faults.resuming import Shape, grow, value_of
+from tests.faults.soak import Soak
+
+__all__ = ["ResumeSoak"]
+
+SAFE_SECONDS = 1.5
+"""Seconds after which a reply is safe that was given while nothing was wrong."""
+
+
+class ResumeSoak(Soak):
+    """One run of it."""
+
+    lasting = Soak.lasting | {"limit"}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {**super().options, "module": "tests.faults.resuming", "caller_patience": 20.0}
+
+    async def client(self) -> None:
+        while not self.ending:
+            await self.grown()
+
+    async def grown(self) -> None:
+        """One tree."""
+        shape = random_shape(self.load_dice, 3)
+        expected = value_of(shape)
+        try:
+            value = await grow(f"g{uuid.uuid4().hex}", shape)
+        except atasks.WorkerLost:  # its last attempts died too
+            self.trees["WorkerLost"] += 1
+        else:
+            self.trees["value"] += 1
+            if value != expected:
+                self.broken.append(f"a tree gave {value} instead of {expected}: {shape}")
+
+    def fault_kinds(self) -> list[tuple[int, Callable[[], Awaitable[Any]]]]:
+        deleting = {self.delete_work_queue, self.purge_work_queue, self.delete_reply_queues}
+        kinds = [(weight, fault) for weight, fault in super().fault_kinds() if fault not in deleting]
+        return [*kinds, (8, self.kill_worker)]
+
+    def check(self) -> None:
+        steps: dict[str, list[RunRecord]] = {}
+        for run in self.history.runs():
+            steps.setdefault(run.key, []).append(run)
+        for key, runs in steps.items():
+            safe = [run.ended + SAFE_SECONDS for run in runs if run.ending == "end" and self._calm(run.ended)]
+            late = [run for run in runs if safe and run.began > min(safe)]
+            if late:
+                self.suspects.add(key)
+                self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}")
+        self.repeated = sum(len(runs) - 1 for runs in steps.values())
+        self.steps = len(steps)
+
+    def _calm(self, at: float) -> bool:
+        """Return True if no fault was around that time."""
+        return not any(
+            began - 0.1 < at + SAFE_SECONDS and ended > at - SAFE_SECONDS for began, ended in self.disturbed
+        )
+
+    def report(self) -> None:
+        super().report()
+        print(f"steps: {self.steps}, of them begun again: {self.repeated}")
+
+
+def random_shape(dice: random.Random, depth: int) -> Shape:
+    """A tree of at most so many levels."""
+    if depth == 0 or dice.random() < 0.2:
+        return {"kind": "leaf", "value": dice.randrange(5), "pause": dice.choice([0.0, 0.0, 0.1, 0.4])}
+    kind = dice.choice(["row", "row", "fan", "same", "caught", "tried", "limited", "once", "sleep"])
+    count = {"row": 3, "fan": 3, "same": 3}.get(kind, 1)
+    return {"kind": kind, "below": [random_shape(dice, depth - 1) for _ in range(dice.randint(1, count))]}
