@@ -80,6 +80,7 @@ class AMQPJournals(Journals):
             lambda link: link.declare_queue(queue, arguments, topology.control, [steps])
         )
         await records.follow(steps)
+        logger.debug("journal %s of call %s is open, with %d messages", name, owner, found)
         self._open[name] = owner
         self._unwanted.pop(name, None)
         if self._keeper is None:
@@ -118,6 +119,7 @@ class AMQPJournals(Journals):
             self.drop(name)
 
     def leave(self, name: str) -> None:
+        logger.debug("journal %s is left to the next run", name)
         self._open.pop(name, None)
         self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
 
@@ -183,6 +185,7 @@ class AMQPJournals(Journals):
             return
         try:
             await link.delete_queue(topology.kept(name))
+            logger.debug("journal %s is dropped", name)
             if self._unwanted.pop(name, False):
                 await self._records.unfollow(topology.kept_steps(name))
         except CLIENT_ERRORS as error:
