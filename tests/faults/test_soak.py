@@ -10,6 +10,7 @@ from atasks import QueueFull
 from tests.broker import Broker
 from tests.faults.history import Await
 from tests.faults.soak import Soak
+from tests.faults.soak_resume import ResumeSoak
 
 SEED = 2586
 MINUTES = 1.0
@@ -30,6 +31,19 @@ async def test_a_minute_of_random_faults_breaks_no_promise(node: Broker, tmp_pat
     assert sum(soak.faults.values()) >= 5
 
 
+@pytest.mark.timeout(480)
+async def test_half_a_minute_of_random_faults_repeats_no_step_that_was_safe(node: Broker, tmp_path: Path) -> None:
+    soak = ResumeSoak(node, tmp_path, SEED, MINUTES / 2)
+    try:
+        await soak.run()
+    finally:
+        soak.close()
+    soak.report()
+    assert not soak.broken, "\n".join(soak.broken)
+    assert soak.trees["value"] > 10
+    assert sum(soak.faults.values()) >= 3
+
+
 def test_what_is_left_behind_is_found(node: Broker, tmp_path: Path) -> None:
     soak = Soak(node, tmp_path, SEED, MINUTES)
     names = [f"{soak.prefix}.{kind}.left" for kind in ("r", "c", "l", "q")]
@@ -40,7 +54,7 @@ def test_what_is_left_behind_is_found(node: Broker, tmp_path: Path) -> None:
             "0 reply queues are consumed by 1 clients",
             "1 reply queues are left",
             "1 control queues are left by 0 workers",
-            "queues of other kinds are left: {'l'}",
+            f"queues of other kinds are left: ['{names[2]}']",
         ]
         for name in names:
             channel.queue_delete(name)
