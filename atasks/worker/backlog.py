@@ -61,7 +61,8 @@ class Backlog:
 
     def add(self, run: HeldCall) -> None:
         """Let it wait here, behind its equals."""
-        call, executor = run.call, run.executor
+        call, task = run.call, run.atask
+        executor = None if task is None else task.executor
         lanes = self._roots if call.parent is None else self._children
         lane = self._alone if run.alone else lanes[executor]
         lane[call.id] = run
@@ -81,7 +82,7 @@ class Backlog:
 
     def take(self) -> HeldCall | None:
         """Remove the call to start next, if there is a slot; None if all that wait here have to wait on."""
-        if self.waits_alone:
+        if self._alone and not self._resting():
             run = self.alone
             if run is None or not self._may_start_alone(run):
                 return None

@@ -167,7 +167,7 @@ class HeldCall(Struct, eq=False):
         """A remote await begins: give the slot up. If bounded, raises TooManyParked at the worker's bound."""
         if self.awaits == 0:
             worker = self.worker
-            if worker.parked >= worker.max_parked and bounded:
+            if worker.cells[PARKED] >= worker.max_parked and bounded:
                 raise TooManyParked(
                     f"{self.call.task} may not await another call: this worker holds {worker.parked} parked "
                     "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
@@ -190,7 +190,13 @@ class HeldCall(Struct, eq=False):
         self.awaits -= 1
         if self.awaits == 0:
             self.worker.cells[PARKED] -= 1
-            if not self.ended:
+            if self.ended:
+                return
+            slots = self.worker.slots
+            if slots.free and not self.slots:  # as `_resume`, which need not wait
+                slots.free -= 1
+                self._took_slot()
+            else:
                 await self._resume(give_up)
 
     async def _resume(self, give_up: Callable[[], None] | None) -> None:

@@ -20,17 +20,18 @@ class Impatience:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._timer: asyncio.TimerHandle | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        """Set while it is going to look: then `begin` has nothing to do."""
 
     def begin(self) -> None:
         """Look after a while, if calls wait now."""
         worker = self._worker
-        if self._timer is None and worker.unstarted:
-            self._timer = worker.loop.call_later(UNSTARTED_PATIENCE, self._look, worker.started)
+        if self.timer is None and worker.unstarted:
+            self.timer = worker.loop.call_later(UNSTARTED_PATIENCE, self._look, worker.started)
 
     def _look(self, started: int) -> None:
         """Look whether a call was started, as `started` were before."""
-        self._timer = None
+        self.timer = None
         worker = self._worker
         if worker.unstarted and worker.accepting:
             if worker.started == started and not worker.slots.free:

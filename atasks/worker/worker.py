@@ -301,14 +301,15 @@ class Worker:
         ):
             self._start(run, task)
         else:
-            self._let_wait(run)
+            self._let_wait(run, task)
 
-    def _let_wait(self, run: HeldCall) -> None:
+    def _let_wait(self, run: HeldCall, task: BaseTask[..., Any]) -> None:
         """A call cannot start yet: it waits here for a slot, or a place."""
         self._backlog.add(run)
-        if self.slots.free or run.executor is not None:
+        if self.slots.free or task.executor is not None:
             self._fill()
-        self._impatience.begin()
+        if self._impatience.timer is None:
+            self._impatience.begin()
 
     def cancel(self, call_id: str) -> None:
         """The await of this call has ended: cancel its run, or do not start it. Never raises."""
