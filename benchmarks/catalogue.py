@@ -176,6 +176,15 @@ DRAMATIQ = System(
     requires=("dramatiq[rabbitmq,redis]==2.2.1",),
     cannot={"nested": BLOCKS},
 )
+TASKS = System(
+    "asyncio",
+    "bare asyncio tasks",
+    "benchmarks.peers.asyncio_tasks",
+    "the yardstick of the loopback: a task, a future and four pickles, and nothing else that an await promises",
+    needs=frozenset(),
+    worker=False,
+    cannot={"nested": "it echoes bytes and has no functions"},
+)
 POOL = System(
     "pool",
     "ProcessPoolExecutor(1)",
@@ -215,6 +224,7 @@ SYSTEMS: dict[str, System] = {
         TASKIQ,
         FASTSTREAM,
         DRAMATIQ,
+        TASKS,
         POOL,
         DASK,
     )

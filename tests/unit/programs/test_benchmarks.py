@@ -398,7 +398,15 @@ def rounds(system: str, workload: str, p50: float, rate: int, cpu: float) -> Cel
 
 
 def test_the_guard_compares_with_the_bare_echo():
-    bare = [rounds("aiormq", "sequential", 1.0, 1000, 1.0), rounds("aiormq", "concurrent", 9.0, 1000, 1.0)]
+    bare = [
+        rounds("aiormq", "sequential", 1.0, 1000, 1.0),
+        rounds("aiormq", "concurrent", 9.0, 1000, 1.0),
+        rounds("asyncio", "sequential", 0.1, 1000, 1.0),
+        rounds("asyncio", "concurrent", 0.1, 1000, 1.0),
+        rounds("loopback", "sequential", 0.1, 1000, 3.5),
+        rounds("loopback", "concurrent", 0.1, 1000, 4.5),
+        rounds("amqp-sealed", "concurrent", 2.0, 5000, 1.05),
+    ]
     good = [rounds("amqp", "sequential", 1.2, 900, 1.1), rounds("amqp", "concurrent", 2.0, 5000, 1.0)]
     said, within = verdict(good + bare)
     assert within
@@ -407,8 +415,23 @@ def test_the_guard_compares_with_the_bare_echo():
         "1.22",
         "0.20",
         "0.20",
+        "3.50",
+        "4.50",
+        "1.05",
     ]
     slow = [good[0], rounds("amqp", "concurrent", 2.0, 1500, 1.0)]
     said, within = verdict(slow + bare)
     assert not within
-    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [False, False, True, True]
+    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    bare[5] = rounds("loopback", "concurrent", 0.1, 1000, 5.7)
+    said, within = verdict(good + bare)
+    assert not within
+    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [False] * 4 + [False, True, False]

@@ -299,9 +299,14 @@ class Seals:
         if len(owners) > OWNERS:
             self._earlier_owners, self._owners = owners, {}
 
+    @property
+    def has_cancelled(self) -> bool:
+        """True if awaits have ended whose requests had not come then: `was_cancelled` may say so of a call."""
+        return bool(self._cancelled)
+
     def was_cancelled(self, message: DeliveredMessage, call: Call) -> bool:
         """Say whether its await ended before the request came here."""
-        if not self._cancelled or not isinstance(message, Opened):
+        if not isinstance(message, Opened):
             return False
         at = [self._cancelled.get((name, call.id), -1) for name in (call.by, message.key.name)]
         return max(at) >= message.issued_ms

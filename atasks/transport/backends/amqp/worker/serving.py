@@ -418,8 +418,9 @@ class Serving:
         withdrawn = self.worker.withdrawn
         again = bool(message.redelivered) or was_leased(properties, self.session.topology.prefix)
         delayed = was_delayed(properties)
+        cancelled = seals if seals is not None and seals.has_cancelled else None
         for call in calls:
-            if seals is not None and seals.was_cancelled(message, call):
+            if cancelled is not None and cancelled.was_cancelled(message, call):
                 CallDelivery(self.replies, request).drop()
                 continue
             doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn or delayed
