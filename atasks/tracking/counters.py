@@ -2,7 +2,7 @@
 
 A `Table` holds rows of 64-bit numbers. Those of a worker process that has a supervisor lie in memory that both
 share, so the supervisor reads them without asking, and after the process has died too; elsewhere they are lists,
-to which Python adds three times as fast. Counting is an addition to a cell of a row, written where the thing
+to which Python adds faster. Counting is an addition to a cell of a row, written where the thing
 happens: `row[RECEIVED] += 1`. Only one thread adds to a cell.
 """
 
