@@ -218,7 +218,13 @@ class Handle(Generic[T]):
         over = asyncio.Event()
 
         async def listen() -> None:
-            fleet = Fleet(cast("CallTransport", _router(self.namespace).transport()))
+            transport = _router(self.namespace).transport()
+            if not hasattr(transport, "open_stream"):  # that of another event loop, say
+                raise NotSupported(
+                    "progress() of a handle needs a connection of this event loop: enter `async with "
+                    "atasks.connect(...)`, over RabbitMQ or a hub"
+                )
+            fleet = Fleet(cast("CallTransport", transport))
             async with aclosing(fleet.watch(("report", "ended"), ids=(self.id,))) as events:
                 async for heard in events:
                     event = heard.event

@@ -8,11 +8,11 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
 from atasks.errors import NotSupported, PayloadTooLarge
-from atasks.options import TaskOptions
+from atasks.options import TaskOptions, WatchedOptions
 from atasks.policies.limit import Rule
 from atasks.transport.contract import Transport
 from atasks.transport.limits.contract import Limits, Token
-from atasks.transport.records.contract import Record, Records
+from atasks.transport.records.contract import Record, Records, RunInfo
 from atasks.transport.schedules import Look, Schedules
 from atasks.wire import Call, Reply
 
@@ -71,6 +71,10 @@ class Bridge(Transport):
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises what the transport raises, and PayloadTooLarge."""
+
+        if isinstance(options, WatchedOptions):
+            here, viewer = asyncio.get_running_loop(), options.viewer
+            options = WatchedOptions.of(options, lambda heard: here.call_soon_threadsafe(viewer, heard))
 
         async def request() -> Reply:
             transport = await self._real()
@@ -139,6 +143,14 @@ class BridgedRecords(Records):
 
     async def again(self, record: Record, call: Call, options: TaskOptions) -> bool:
         return await self._do(lambda records: records.again(record, call, options))
+
+    async def history(
+        self, *, since: float | None = None, failed: bool = False, task: str = "*", limit: int = 100
+    ) -> Sequence[RunInfo]:
+        return await self._do(lambda records: records.history(since=since, failed=failed, task=task, limit=limit))
+
+    async def drop(self, call_id: str) -> None:
+        await self._do(lambda records: records.drop(call_id))
 
     async def add(self, call_id: str, reply: Reply, *, quiet: bool = False) -> None:
         await self._do(lambda records: records.add(call_id, reply, quiet=quiet))

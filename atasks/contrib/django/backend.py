@@ -49,6 +49,11 @@ RUNNER: Final = "atasks.contrib.django.task"
 """The name of the atask that runs tasks; for another queue than the default one, with the queue behind it."""
 
 
+BEGUN: Final = ".begun-"
+FAILED: Final = ".failed-"
+"""In the ids of the notes in the record of a call, before the number of the attempt."""
+
+
 class Mark(Struct, array_like=True):
     """A note in the record of a call: an attempt began, or has failed."""
 
@@ -223,9 +228,8 @@ def _result(id: str, path: str, args: list[Any], kwargs: dict[str, Any], meta: M
 async def _fill(result: Any, record: Record, namespace: str) -> None:
     """Put into the result what its record says."""
     router = get_router(namespace)
-    marks = [
-        msgspec.msgpack.decode(reply.payload, type=Mark) for id, reply in record.replies.items() if id != result.id
-    ]
+    notes = [reply.payload for id, reply in record.replies.items() if BEGUN in id or FAILED in id]
+    marks = [msgspec.msgpack.decode(note, type=Mark) for note in notes]
     began = [mark for mark in marks if not mark.error]
     failed = [mark for mark in marks if mark.error]
     new: dict[str, Any] = {"worker_ids": [mark.worker for mark in began]}
@@ -274,7 +278,7 @@ async def _run(path: str, args: list[Any], kwargs: dict[str, Any], meta: dict[st
     backend = result.task.get_backend()
     worker = _worker()
     now = timezone.now()
-    await _note(backend, call.id, f"begun-{call.attempt}", Mark(now.timestamp(), worker))
+    await _note(backend, call.id, f"{BEGUN}{call.attempt}", Mark(now.timestamp(), worker))
     for name, value in {
         "status": base.TaskResultStatus.RUNNING,
         "started_at": _moment(now.timestamp()),
@@ -291,7 +295,7 @@ async def _run(path: str, args: list[Any], kwargs: dict[str, Any], meta: dict[st
     except BaseException as error:
         mark = _failure(error, worker)
         if isinstance(error, Exception):
-            await _note(backend, call.id, f"failed-{call.attempt}", mark)
+            await _note(backend, call.id, f"{FAILED}{call.attempt}", mark)
         result.errors.append(base.TaskError(exception_class_path=mark.error, traceback=mark.traceback))
         await _finish(backend, result, base.TaskResultStatus.FAILED, mark.at)
         raise
@@ -318,7 +322,7 @@ async def _note(backend: Any, call_id: str, what: str, mark: Mark) -> None:
     records = get_router(backend.namespace).transport().records
     if records is None:
         return
-    reply = Reply(VERSION, f"{call_id}.{what}", Status.VALUE, msgspec.msgpack.encode(mark))
+    reply = Reply(VERSION, f"{call_id}{what}", Status.VALUE, msgspec.msgpack.encode(mark))
     try:
         await records.add(call_id, reply)
     except AtasksError:  # it is kept no more, or there is no room: the call runs all the same

@@ -168,6 +168,26 @@ async def test_middlewares_see_calls_and_streams_once(add: Add, lazy: LazyConnec
     assert noted == ["default"] * 3
 
 
+async def test_reports_come_to_whoever_watches_from_another_event_loop(lazy: LazyConnection) -> None:
+    @atask(namespace=lazy.namespace)
+    async def count(n: int) -> int:
+        for number in range(n):
+            current_call().report(number + 1, n)
+            await asyncio.sleep(0.15)
+        return n
+
+    async with count.watch(3) as call:
+        heard = [report.done async for report in call.progress()]
+        assert await soon(call) == 3
+    assert heard == sorted(heard)
+    assert heard[-1] == 3
+    handle = await soon(count.submit(1))
+    with pytest.raises(NotSupported, match="connection of this event loop"):
+        async for _ in handle.progress():
+            pass
+    assert await soon(handle) == 1
+
+
 async def test_events_limits_and_schedules(add: Add, lazy: LazyConnection) -> None:
     heard = threading.Event()
 
