@@ -255,3 +255,11 @@ def test_every_option_of_the_command_is_described() -> None:
 def test_every_exit_code_is_described() -> None:
     rows = table(BY_NAME["docs/cli.md"].section("## Exit codes"))
     assert [int(row[0]) for row in rows] == [code.value for code in Exit]
+
+
+def test_rows_of_the_comparison_are_those_of_the_measurement() -> None:
+    measured = table(BY_NAME["docs/performance.md"].section("## Beside others"))
+    figures = {row[0].strip("*"): [cell.strip("*") for cell in row[1:4]] for row in measured}
+    rows = table(BY_NAME["docs/comparison.md"].section("## What was measured"))
+    assert len(rows) == 10
+    assert {row[0]: row[1:] for row in rows} == {row[0]: figures[row[0]] for row in rows}
