@@ -6,14 +6,12 @@ it.
 
 from __future__ import annotations
 
-import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
 
 from atasks.caller.background import (
-    _at_exit,
     _background_loop,
     _run,
     refuse_in_loop,
@@ -58,6 +56,3 @@ def connect_sync(
             # A forked process has no business with its parent's connection.
             if background.pid == getpid() and background.take_back(manager):
                 run(background.loop, lambda: manager.__aexit__(None, None, None))
-
-
-atexit.register(_at_exit)

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.broker import Broker
 from tests.brokers.postgres import PrivatePostgres, find_bin
 from tests.django.project import Project
 
@@ -186,3 +187,53 @@ def test_the_teardown_of_a_test_database(project: Project, on_postgres: PrivateP
     done = project.manage("test", "-v0")
     assert (done.code, "OK" in done.err) == (0, True), done.err
     assert "being accessed by other users" not in done.err
+
+
+JOBS_PROGRAM = """
+    import time, django
+    django.setup()
+    from shop.jobs import double, fail
+
+    result = double.enqueue(21)
+    statuses = set()
+    while not result.is_finished:
+        result.refresh()
+        statuses.add(result.status)
+    failed = fail.using(queue_name="mail").enqueue()
+    while not failed.is_finished:
+        failed.refresh()
+    print(result.return_value, "RUNNING" in statuses, failed.status, failed.errors[0].exception_class.__name__)
+    print(result.attempts, result.worker_ids[0] != "", result.started_at <= result.finished_at)
+"""
+JOBS_MODULE = """
+    import importlib, time
+    try:
+        task = importlib.import_module("django.tasks").task
+    except ImportError:
+        task = importlib.import_module("django_tasks").task
+
+    @task
+    def double(n):
+        time.sleep(0.3)
+        return 2 * n
+
+    @task(queue_name="mail")
+    def fail():
+        raise KeyError("it")
+"""
+
+
+@pytest.mark.parametrize("transport", ["unix", "amqp"])
+def test_tasks_of_django_run_on_workers(project: Project, broker: Broker, prefix: str, transport: str) -> None:
+    project.write("shop/jobs.py", JOBS_MODULE)
+    project.write("shop/atasks.py", "from shop import jobs\n")
+    project.write("program.py", JOBS_PROGRAM)
+    if transport == "amqp":
+        project.configure(atasks={"default": {"URL": broker.url, "PREFIX": prefix}})
+    with (project.directory / "test_settings.py").open("a") as file:
+        file.write('TASKS = {"default": {"BACKEND": "atasks.contrib.django.backend.AtasksBackend", ')
+        file.write('"QUEUES": ["default", "mail"]}}\n')
+    worker = project.serve()
+    assert "on queues 'default', 'mail' of" in worker.err[0]
+    done = project.manage(program="program.py")
+    assert (done.code, done.out) == (0, "42 True FAILED KeyError\n1 True True\n"), done.err
