@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 from atasks import wire
 from atasks.current import serving_here
 from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
+from atasks.progress import Progress
 from atasks.resume.naming import Names, again
 from atasks.transport.journals import Entries, journal_name, lasts
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
@@ -24,6 +25,7 @@ __all__ = ["Journal", "journal_here", "journal_of"]
 
 logger = logging.getLogger("atasks.resume")
 
+FOUND: Final = "steps found in its journal"
 RUN: Final = 1
 """`Call.orphan`: the run goes on when its caller is gone."""
 WARN_BYTES: Final = 16 * 2**20
@@ -76,8 +78,8 @@ class Journal:
         self._sent: set[str] = set()
         self._missed: list[str] = []
         """Steps that were not found while others were left."""
-        self._all_asked = asyncio.Event()
-        """Set when no step is left of those that earlier runs have done."""
+        self._all_asked: asyncio.Event | None = None
+        """Set when no step is left of those that earlier runs have done; None: nobody waits for that."""
         self._error: BaseException | None = None
         self._size = 0
         self._warned = False
@@ -113,7 +115,8 @@ class Journal:
         reply = self._left.pop(step, None)
         if reply is not None:
             self.found += 1
-            if not self._left:
+            self._tell_of(self._run)
+            if self._all_asked is not None and not self._left:
                 self._all_asked.set()
         elif self._left and step not in self._sent:
             await self._miss(task)
@@ -196,7 +199,7 @@ class Journal:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""
         self._missed.append(task)
         if self._strict:
-            self._all_asked.clear()
+            self._all_asked = asyncio.Event()
             with suppress(TimeoutError):
                 async with asyncio.timeout(STRICT_SECONDS):
                     await self._all_asked.wait()
@@ -206,6 +209,11 @@ class Journal:
                     "results of the run before are left: its code or its inputs have changed; give a new version "
                     "another name (resume='v2')"
                 )
+
+    def _tell_of(self, run: HeldCall) -> None:
+        """Have those who look at the call see how much of it was done before, unless it reports of itself."""
+        if run.progress is None or run.progress.note == FOUND:
+            run.tell(Progress(self.found, None, FOUND))
 
     # -- the end
 

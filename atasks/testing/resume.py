@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from atasks import Diverged, NotSupported, Retry, TransportError, current_call, once, sleep
+from atasks.current import serving
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon, until
 
@@ -63,6 +64,24 @@ class ResumeCases(Cases):
             assert await soon(parent()) == ([1], [[2], [3], [1]], [4])
             assert steps.made == [1, 2, 3, 1, 4]
             await self._nothing_is_left(site)
+
+    async def test_who_looks_sees_how_much_was_done_before(self, site: Site) -> None:
+        steps = Steps(site)
+        seen: list[str] = []
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent() -> None:
+            await steps.step(1)
+            await steps.step(2)
+            run = serving.get()
+            seen.append(str(run and run.progress))
+            interrupted()
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            await soon(parent())
+            assert seen == ["None", "2 steps found in its journal"]
 
     async def test_an_exception_of_its_own_is_raised_again(self, site: Site) -> None:
         steps = Steps(site)

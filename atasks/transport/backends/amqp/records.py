@@ -53,6 +53,9 @@ logger = logging.getLogger("atasks.amqp")
 
 T = TypeVar("T")
 
+_NOBODY: Final = asyncio.Event()
+"""Stands for those who are told by the replies themselves."""
+
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 MAX_OWNERS: Final = 10_000
@@ -329,7 +332,7 @@ class AMQPRecords(Records):
     async def follow(self, key: str) -> None:
         """Have what is published by this key come to the reply queue, over this link and later ones."""
         events = self._watches.setdefault(key, [])
-        events.append(asyncio.Event())
+        events.append(_NOBODY)
         if len(events) == 1:
             await self.over_link(lambda link: self._bind(link, key))
 
