@@ -51,9 +51,13 @@ class LazyConnection:
         self.url = url
         self.namespace = namespace
         self.options = options
-        self.bridge = Bridge(self, namespace, options.get("queue", "default"))
-        """The transport for event loops that have none."""
+        self._bridge = Bridge(self, namespace, options.get("queue", "default"))
         self._place: _Place | None = None
+
+    @property
+    def bridge(self) -> Transport:
+        """The transport for event loops that have none."""
+        return self._bridge
 
     @property
     def transport(self) -> Transport | None:

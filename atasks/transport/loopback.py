@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from atasks.transport.delivery import Delivery
     from atasks.transport.server import Server
 
-__all__ = ["LoopbackTransport"]
+__all__ = ["LoopbackDelivery", "LoopbackTransport"]
 
 logger = logging.getLogger("atasks.transport")
 
@@ -125,7 +125,7 @@ class LoopbackTransport(CallTransport):
         )
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
-        if isinstance(delivery, _Delivery) and delivery.pending.kept:
+        if isinstance(delivery, LoopbackDelivery) and delivery.pending.kept:
             return 0.0  # its deadline counts from here on
         return max(time.time() - call.sent_ms / 1000 - self.clock_skew, 0.0)
 
@@ -158,7 +158,7 @@ class LoopbackTransport(CallTransport):
             self._delayed[pending.call.id] = loop.call_later(pending.delay, self._due, pending)
             pending.handed_over()
         elif self._worker is not None:
-            self._worker.deliver(pending.call, _Delivery(self, pending))
+            self._worker.deliver(pending.call, LoopbackDelivery(self, pending))
             if pending.kept:
                 pending.handed_over()
         elif pending.options.on_no_worker == "error":
@@ -231,7 +231,7 @@ class LoopbackTransport(CallTransport):
             self._workers[worker].streams.credit(credit)
 
 
-class _Delivery(Struct, eq=False):
+class LoopbackDelivery(Struct, eq=False):
     """A call that the worker has in hand."""
 
     transport: LoopbackTransport

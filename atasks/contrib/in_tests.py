@@ -1,0 +1,477 @@
+"""Connections of a test: its calls run in its own event loop, or on worker processes of the test run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar, overload
+
+from msgspec.structs import replace
+
+from atasks import wire
+from atasks.blocks import Block
+from atasks.caller.background import run_in, settle
+from atasks.caller.stream import RemoteStream
+from atasks.contrib.faults import Fault
+from atasks.errors import NotSupported, WorkersFailed
+from atasks.lazy import LazyConnection
+from atasks.middleware import Invocation, Middleware, use
+from atasks.namespaces import namespace_item, namespaces
+from atasks.router import get_router
+from atasks.transport.call_transport import Pending
+from atasks.transport.contract import Transport
+from atasks.transport.loopback import LoopbackDelivery, LoopbackTransport
+from atasks.urls import shown
+from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Report, Status
+from atasks.worker.worker import Worker
+
+__all__ = ["CallRecorder", "InLoop", "Processes", "RecordedCall", "TestConnection", "connected", "recorded"]
+
+T = TypeVar("T")
+Make = Callable[[], Coroutine[Any, Any, T]]
+
+PATIENCE: Final = 1.0
+"""Seconds that calls, awaits and tasks get at the end of a test to end by themselves."""
+STARTING_SECONDS: Final = 60.0
+"""Seconds in which worker processes have to serve."""
+
+
+def known_namespaces() -> list[str]:
+    """The namespaces of this process, of which "default" is always one."""
+    return list(dict.fromkeys(["default", *namespaces.names()]))
+
+
+@contextmanager
+def connected(connections: Sequence[LazyConnection]) -> Iterator[None]:
+    """Inside this block calls that are in no `connect` or `serve` block use these connections."""
+    former = {each.namespace: getattr(namespace_item(each.namespace), "lazy", None) for each in connections}
+    for each in connections:
+        get_router(each.namespace)
+        namespaces.register(each.namespace, lazy=each)
+    try:
+        yield
+    finally:
+        for name, lazy in former.items():
+            namespaces.register(name, lazy=lazy)
+
+
+class TestConnection(LazyConnection):
+    """The connection of a test in one namespace: a loopback transport with a worker of its own in each event loop
+    in which a call is made, from the first call on."""
+
+    __test__ = False  # pytest would take it for tests
+
+    def __init__(self, namespace: str, concurrency: int, faults: Sequence[Fault], leaks: bool) -> None:
+        super().__init__("loopback:", namespace, {})
+        self.concurrency = concurrency
+        self.faults: list[list[Any]] = [[fault, fault.times] for fault in faults]
+        """Each with how many times it is to happen still."""
+        self.leaks = leaks
+        self._places: dict[asyncio.AbstractEventLoop, InLoop] = {}
+
+    @property
+    def bridge(self) -> Transport:
+        """The transport of the running event loop."""
+        return self.place().transport
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop of the calls that are made here."""
+        try:
+            return asyncio.get_running_loop()
+        except RuntimeError:
+            running = (loop for loop in self._places if loop.is_running())
+            return next(running, None) or super().loop
+
+    def place(self) -> InLoop:
+        """The transport and worker in the running event loop, which begin now if there are none."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._places:
+            self._places[loop] = InLoop(self)
+        return self._places[loop]
+
+    async def forward(self, make: Make[T]) -> T:
+        """Run it in this event loop."""
+        return await self.within(make)
+
+    async def within(self, make: Make[T]) -> T:
+        """Run it, connected, in the running event loop."""
+        self.place()
+        return await make()
+
+    def run(self, make: Make[T]) -> T:
+        """Run it for a thread, which waits: in the event loop of the test, or in one in the background."""
+        return run_in(self.loop, lambda: self.within(make))
+
+    def take(self, call: Call) -> Fault | None:
+        """The fault that is to happen to this delivery of a call."""
+        for entry in self.faults:
+            fault, left = entry
+            if left and fault.concerns(call.task):
+                entry[1] -= 1
+                found: Fault = fault
+                return found
+        return None
+
+    def end(self) -> list[str]:
+        """Disconnect in every event loop, and tell what the test left behind there."""
+        left = []
+        for loop, place in list(self._places.items()):
+            if loop.is_closed():
+                place.forget()
+            elif loop.is_running():
+                left += asyncio.run_coroutine_threadsafe(place.leave(), loop).result()
+            else:
+                left += loop.run_until_complete(place.leave())
+        self._places.clear()
+        if self._place is not None:
+            place_, self._place = self._place, None
+            place_.background.leave()
+        return left if self.leaks else []
+
+
+class InLoop:
+    """The transport of a test and its worker in one event loop."""
+
+    def __init__(self, connection: TestConnection) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._before = asyncio.all_tasks(self._loop)
+        namespace = connection.namespace
+        router, registered = get_router(namespace), getattr(namespace_item(namespace), "transport", None)
+        self.transport = FaultyLoopback(connection)
+        namespaces.register(namespace, transport=registered)
+        _at_once(self.transport.connect())
+        self._blocks = router._connected.setdefault(self._loop, [])
+        self._connected = router._connected
+        self._block = Block(self.transport)
+        self._blocks.append(self._block)
+        self.worker = Worker(router, self.transport, concurrency=connection.concurrency)
+        _at_once(self.worker.start())
+
+    async def leave(self) -> list[str]:
+        """Disconnect, and tell what the test left behind."""
+        await settle()
+        until = self._loop.time() + PATIENCE
+        while (self.transport.pendings() or self.worker.held) and self._loop.time() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)  # neither of them tells anybody
+        left = [f"{wire.describe(pending.call)} is awaited still" for pending in self.transport.pendings()]
+        awaited = {pending.call.id for pending in self.transport.pendings()}
+        left += [f"{wire.describe(run.call)} runs still" for run in self.worker.runs if run.call.id not in awaited]
+        self.forget()
+        await self.worker.drain(grace=0)
+        await self.transport.disconnect()
+        tasks = asyncio.all_tasks() - self._before - {asyncio.current_task()}
+        if tasks:
+            _, pending = await asyncio.wait(tasks, timeout=max(until - self._loop.time(), 0.1))
+            left += [f"the task {task.get_name()!r} ({_function(task)}) has not ended" for task in pending]
+        return left
+
+    def forget(self) -> None:
+        """No call uses it any more."""
+        self._block.leave()
+        if self._block in self._blocks:
+            self._blocks.remove(self._block)
+        if not self._blocks:
+            self._connected.pop(self._loop, None)
+
+
+def _function(task: asyncio.Task[Any]) -> str:
+    return getattr(task.get_coro(), "__qualname__", "?")
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run what waits for nothing to its end."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise AssertionError("the loopback transport waits for nothing")
+
+
+class FaultyLoopback(LoopbackTransport):
+    """A loopback transport to whose deliveries the faults of a test happen."""
+
+    def __init__(self, connection: TestConnection) -> None:
+        super().__init__(connection.namespace)
+        self._faults = connection
+
+    def _post(self, pending: Pending) -> None:
+        worker = self._worker
+        fault = None if worker is None or pending.delay else self._faults.take(pending.call)
+        if fault is None:
+            super()._post(pending)
+        elif pending.call.credit:
+            pending.fail(NotSupported(f"the fault {str(fault)!r} is for a call: {pending.call.task} is a stream"))
+        elif fault.kind == "delay":
+            asyncio.get_running_loop().call_later(fault.seconds, self._late, pending)
+        else:
+            delivery = FaultyDelivery(self, pending, fault)
+            assert worker is not None
+            worker.deliver(pending.call, delivery)
+            if pending.kept:
+                pending.handed_over()
+            if fault.kind == "kill":
+                delivery.watch()
+
+    def _late(self, pending: Pending) -> None:
+        if pending.kept or not pending.future.done():
+            super()._post(pending)
+
+    def _again(self, pending: Pending) -> None:
+        """The worker of the call is gone: deliver it to the next one, as the transports do."""
+        call, worker = pending.call, self._worker
+        if worker is None or (pending.future.done() and not pending.kept):
+            return
+        if worker.holds(call.id):  # the run that died has not noticed yet
+            asyncio.get_running_loop().call_later(0.001, self._again, pending)
+        elif call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
+            message = f"{wire.describe(call)} will not run again: its worker died"
+            reply = wire.ended(call.id, Status.WORKER_LOST, message, worker.id, call.attempt)
+            LoopbackDelivery(self, pending).reply(reply)
+        else:
+            pending.call = replace(call, attempt=call.attempt + 1)
+            self._post(pending)
+
+    def _twice(self, pending: Pending) -> None:
+        """Deliver a call once more that has been answered."""
+        call, worker = pending.call, self._worker
+        if worker is None or call.delivery == AT_MOST_ONCE:
+            return
+        if worker.holds(call.id):
+            asyncio.get_running_loop().call_later(0.001, self._twice, pending)
+        else:
+            copy = replace(call, attempt=call.attempt + 1)
+            worker.deliver(copy, FaultyDelivery(self, pending, None))
+
+
+class FaultyDelivery(LoopbackDelivery):
+    """A delivery to which a fault happens; without one, a delivery whose replies nobody hears."""
+
+    fault: Fault | None = None
+    dead: bool = False
+
+    def reply(self, reply: Reply | End) -> None:
+        if self.fault is None or self.dead:
+            return
+        if self.fault.kind == "duplicate":
+            super().reply(reply)
+            asyncio.get_running_loop().call_soon(self._transport._twice, self.pending)
+        else:
+            self.dead = True
+            asyncio.get_running_loop().call_soon(self._transport._again, self.pending)
+
+    def send(self, envelope: Item | End | Report) -> None:
+        if self.fault is not None and not self.dead:
+            super().send(envelope)
+
+    def watch(self) -> None:
+        """Have the worker die when the function has begun, and `seconds` later."""
+        assert self.fault is not None
+        run = None if self._transport._worker is None else self._transport._worker.find(self.pending.call.id)
+        if run is None or self.dead:
+            return
+        loop = asyncio.get_running_loop()
+        if run.ran is not None:
+            loop.call_later(self.fault.seconds, self._die)
+        else:
+            loop.call_later(0.001, self.watch)
+
+    def _die(self) -> None:
+        worker = self._transport._worker
+        if not self.dead and worker is not None and worker.holds(self.pending.call.id):
+            self.dead = True
+            worker.cancel(self.pending.call.id)
+            self._transport._again(self.pending)
+
+    @property
+    def _transport(self) -> FaultyLoopback:
+        assert isinstance(self.transport, FaultyLoopback)
+        return self.transport
+
+
+class Processes:
+    """Worker processes of a test run, in the namespaces that are known when they are wanted first: those of
+    `local:`, or of a broker's URL."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._prefix = f"test-{uuid.uuid4().hex}"
+        self._connections: dict[str, LazyConnection] = {}
+        self._servers: list[subprocess.Popen[bytes]] = []
+        self._hidden: list[Callable[[], object]] = []
+        """Each one shows the blocks of a connection again."""
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Inside this block calls use these processes; outside of it no code finds their connections."""
+        connections = self._known()
+        self._show()
+        try:
+            with connected(connections):
+                yield
+        finally:
+            for connection in connections:
+                blocks = get_router(connection.namespace)._connected
+                if connection.transport is not None and connection.loop in blocks:
+                    hidden = blocks.pop(connection.loop)
+                    self._hidden.append(partial(blocks.__setitem__, connection.loop, hidden))
+
+    def _show(self) -> None:
+        for show in self._hidden:
+            show()
+        self._hidden.clear()
+
+    def _known(self) -> list[LazyConnection]:
+        """The connections of all namespaces that have atasks, which are made once."""
+        for namespace in known_namespaces():
+            registry = getattr(namespace_item(namespace), "registry", None)
+            if namespace not in self._connections and registry is not None and registry.names():
+                self._connections[namespace] = self._connection(namespace)
+        return list(self._connections.values())
+
+    def _connection(self, namespace: str) -> LazyConnection:
+        if self.url.startswith("local"):
+            return LazyConnection(self.url, namespace, {"workers": 2})
+        if not self.url.startswith("amqp"):
+            return LazyConnection(self.url, namespace, {})  # the workers of a server
+        url = f"{self.url}{'&' if '?' in self.url else '?'}prefix={self._prefix}"
+        connection = LazyConnection(url, namespace, {})
+        self._serve(url, connection)
+        return connection
+
+    def _serve(self, url: str, connection: LazyConnection) -> None:
+        """Start two processes that serve the namespace's atasks over the broker, and return when they do."""
+        tasks = _tasks(connection.namespace)
+        command = [sys.executable, "-m", "atasks", "run", *sorted({task.__module__ for task in tasks})]
+        command += ["--mode", "server", "--url", url, "--namespace", connection.namespace]
+        command += ["--workers", "2", "--grace", "5"]
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
+        self._servers.append(server)
+        queues = sorted({task.task_options.queue or "default" for task in tasks})
+
+        async def served() -> bool:
+            assert connection.transport is not None
+            states = await connection.transport.queue_states(queues)
+            return all(workers for _, workers in states.values())
+
+        until = time.monotonic() + STARTING_SECONDS
+        while not connection.run(served):
+            if server.poll() is not None or time.monotonic() > until:
+                raise WorkersFailed(f"the worker processes of {shown(self.url)!r} do not serve: see stderr")
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        """End the connections and the processes."""
+        self._show()
+        for connection in self._connections.values():
+            connection.close()
+        for server in self._servers:
+            server.terminate()
+        for server in self._servers:
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                server.wait()
+
+
+def _tasks(namespace: str) -> list[Any]:
+    registry = namespace_item(namespace).registry
+    return [registry.get(name).task for name in registry.names()]
+
+
+@dataclass
+class RecordedCall:
+    """A call that a test made, or that a call of it made in this process."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    submitted: bool
+    """True if nobody awaits it: its result is not recorded."""
+    result: Any = None
+    """The result; of a stream the items that were read, in a list; None: there is none so far."""
+    error: BaseException | None = None
+    """The exception in which it ended."""
+
+
+class CallRecorder(Middleware, Sequence[RecordedCall]):
+    """The calls that were made, in the order in which they began."""
+
+    def __init__(self) -> None:
+        self._calls: list[RecordedCall] = []
+
+    @property
+    def names(self) -> list[str]:
+        """The last parts of the names of their atasks."""
+        return [call.name.rpartition(".")[2].rpartition(":")[2] for call in self._calls]
+
+    def of(self, task: Any) -> list[RecordedCall]:
+        """The calls of one atask, by the atask, its name or the last part of that."""
+        name = getattr(task, "name", task)
+        return [call for call in self._calls if call.name == name or call.name.endswith((f".{name}", f":{name}"))]
+
+    @overload
+    def __getitem__(self, index: int) -> RecordedCall: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[RecordedCall]: ...
+    def __getitem__(self, index: int | slice) -> RecordedCall | list[RecordedCall]:
+        return self._calls[index]
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def __repr__(self) -> str:
+        return f"<calls of {', '.join(self.names) or 'nothing'}>"
+
+    async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        made = RecordedCall(call.name, call.args, call.kwargs, call.submitted)
+        self._calls.append(made)
+        try:
+            result = await proceed()
+        except BaseException as error:
+            made.error = error
+            raise
+        if isinstance(result, RemoteStream):
+            made.result = []
+            return _read(result, made)
+        if not call.submitted:
+            made.result = result
+        return result
+
+
+async def _read(stream: RemoteStream[Any], made: RecordedCall) -> AsyncIterator[Any]:
+    try:
+        async for item in stream:
+            made.result.append(item)
+            yield item
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        made.error = error
+        raise
+
+
+@contextmanager
+def recorded() -> Iterator[CallRecorder]:
+    """Record the calls that this process makes in the namespaces that it knows."""
+    recorder = CallRecorder()
+    former = {name: getattr(namespace_item(name), "around_calls", None) for name in known_namespaces()}
+    for name in former:
+        use(recorder, name)
+    try:
+        yield recorder
+    finally:
+        for name, around in former.items():
+            namespaces.register(name, around_calls=around)
