@@ -129,21 +129,41 @@ def connect(
 ) -> AbstractAsyncContextManager[Transport]:
     """Await atasks of the namespace over this transport, inside this block.
 
-    `url`: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
-    "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost" (on
-    workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. `options` are those
-    of the transport's class; one that has no meaning for this transport is ignored, so that a URL alone switches a
-    program from one transport to another.
-
     The block is that of the task that enters it, and of the tasks that are started in it; a nested one shadows the
     outer one. Other tasks of this event loop use the block of the loop that was entered first.
 
-    Guarantees: awaits that are pending when the block ends are ended with `CallConnectionLost`. It may be left by
-    another task than the one that entered it, and before the blocks inside it. Whoever is cancelled while it
-    leaves the block is told when it has left.
+    Args:
+        url: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
+            "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost"
+            (on workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn.
+        namespace: The namespace whose atasks are awaited here.
+        **options: Those of the transport's class. One that has no meaning for this transport is ignored, so that a
+            URL alone switches a program from one transport to another.
 
-    Raises InvalidURL, ConnectFailed, AccessRefused, ListenFailed, WorkersFailed, and TypeError for an unknown
-    option, or one that this transport cannot honour.
+    Raises:
+        InvalidURL: The URL names no transport.
+        ConnectFailed: Nobody answers there; with `AccessRefused`, somebody does and refuses the user.
+        ListenFailed: The socket of `local:` cannot be used.
+        WorkersFailed: The worker processes of `local:` cannot serve.
+        TypeError: An option is unknown, or this transport cannot honour it.
+
+    Guarantees:
+        Awaits that are pending when the block ends are ended with `CallConnectionLost`. The block may be left by
+        another task than the one that entered it, and before the blocks inside it. Whoever is cancelled while it
+        leaves the block is told when it has left.
+
+    Example:
+        ```python
+        import atasks
+        from atasks import atask
+
+        @atask
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        async with atasks.connect("loopback:"):
+            print(await add(1, 2))  # 3
+        ```
     """
 
     async def enter(stack: AsyncExitStack) -> Transport:
@@ -182,18 +202,51 @@ def serve(
 ) -> AbstractAsyncContextManager[Worker]:
     """Serve the atasks of the namespace inside this block, for embedding a worker in a program.
 
-    `queues` are the work queues to serve (None: those of the atasks that are registered now); at most
-    `concurrency` calls run at once, and at most `max_parked` wait for calls that they made. Blocking functions run
-    in at most `threads` threads (None: as many as calls run at once, at most 100) and `processes` processes (None:
-    one for each processor), each of which calls `process_setup` first, the function of a name like
-    "shop.boot:prepare" (None: the one that prepared this process, if any). `lifespan` is an async context manager,
-    or a function that returns one, entered before the first call and left after the last; a call reads its value
-    as `current_call().state`. Awaits inside the block go over the same transport.
+    Awaits inside the block go over the same transport. Enter the result by `async with`; it is nothing to await.
 
-    Guarantees: when the block ends the worker drains (see `Worker.drain`) within `grace` seconds, also if the task
-    is cancelled meanwhile: its CancelledError is raised when the worker has drained.
+    Args:
+        url: As for `connect`.
+        namespace: The namespace whose atasks are served.
+        queues: The work queues to serve. None: those of the atasks that are registered now.
+        concurrency: At most so many calls run at once. Those that wait for calls of their own do not count.
+        max_parked: At most so many calls wait for calls that they made.
+        threads: At most so many blocking functions run in threads. None: as many as calls run at once, at most
+            100.
+        processes: At most so many run in processes. None: one for each processor.
+        process_setup: The name of a function, as in "shop.boot:prepare", which each of these processes calls
+            first.
+            None: the one that prepared this process, if any.
+        lifespan: An async context manager, or a function that returns one, entered before the first call and left
+            after the last. A call reads its value as `current_call().state`.
+        grace: Seconds for which calls may go on when the block ends.
+        **options: Those of the transport's class, as for `connect`.
 
-    Raises what `connect` raises, and QueueMismatch.
+    Raises:
+        QueueMismatch: A queue exists at the broker, and was declared otherwise.
+        AtasksError: Each of those that `connect` raises.
+
+    Guarantees:
+        When the block ends the worker drains (see `Worker.drain`) within `grace` seconds, also if the task is
+        cancelled meanwhile: its CancelledError is raised when the worker has drained.
+
+    Example:
+        ```python
+        from contextlib import asynccontextmanager
+
+        import atasks
+        from atasks import atask, current_call
+
+        @atask
+        async def price(item: str) -> int:
+            return current_call().state[item]
+
+        @asynccontextmanager
+        async def prices():
+            yield {"tea": 3}
+
+        async with atasks.serve("loopback:", concurrency=10, lifespan=prices):
+            print(await price("tea"))  # 3
+        ```
     """
 
     async def enter(stack: AsyncExitStack) -> Worker:
@@ -247,18 +300,26 @@ async def _start(worker: Worker, queues: Sequence[str] | None, grace: float) -> 
 def local(
     workers: int | None = None, *, namespace: str = "default", **options: Unpack[PrivateOptions]
 ) -> AbstractAsyncContextManager[Transport]:
-    """Await atasks of the namespace on worker processes of this program, as many as there are cores unless told.
+    """Await atasks of the namespace on worker processes of this program.
 
     They are fresh interpreters, which import the modules of the atasks that are registered now; a script should
-    have what starts it under `if __name__ == "__main__":`. `options` are those of `LocalTransport`: `concurrency`
-    is for how many calls a process runs at once (1 is best for calls that keep a core busy), `grace` for how many
-    seconds calls get to finish when the block ends; `process_setup` names a function, as in "shop.boot:prepare",
-    which a process calls before it imports those modules.
+    have what starts it under `if __name__ == "__main__":`.
 
-    Guarantees: a process that dies is replaced, and its calls run in another one, up to their `max_attempts`. No
-    process is left when the block ends, nor a while after this program was killed.
+    Args:
+        workers: So many processes. None: one for each processor.
+        namespace: The namespace whose atasks are awaited here.
+        **options: Those of `LocalTransport`. `concurrency`: so many calls run in a process at once (1 is best for
+            calls that keep a core busy). `grace`: seconds that calls get to finish when the block ends.
+            `process_setup`: the name of a function, as in "shop.boot:prepare", which a process calls before it
+            imports those modules.
 
-    Raises WorkersFailed if the processes cannot serve, NotSupported if the atasks are in no module.
+    Raises:
+        WorkersFailed: The processes cannot serve.
+        NotSupported: The atasks are in no module that a process could import.
+
+    Guarantees:
+        A process that dies is replaced, and its calls run in another one, up to their `max_attempts`. No process
+        is left when the block ends, nor a while after this program was killed.
     """
     return connect("local:", namespace=namespace, workers=workers, **options)
 

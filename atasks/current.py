@@ -97,8 +97,14 @@ class CurrentCall:
         time and the last one before the call ends. So it may be said often. Outside of a call, and in a process
         of `executor="process"`, nothing happens.
 
-        Raises TypeError for what is no number, or no text, and ValueError for a number that is not finite. Of a
-        note 200 characters are kept.
+        Args:
+            done: So much is done.
+            total: So much there is. None: that is not known.
+            note: Some words, of which 200 characters are kept.
+
+        Raises:
+            TypeError: `done` or `total` is no number, or `note` no text.
+            ValueError: A number is not finite.
         """
         numbers: tuple[object, ...] = (done,) if total is None else (done, total)
         given: object = note
@@ -151,7 +157,19 @@ _no_call = CurrentCall()
 
 
 def current_call() -> CurrentCall:
-    """The call that is being served by the code that asks; all attributes are None outside a call."""
+    """The call that is being served by the code that asks; all attributes are None outside a call.
+
+    Example:
+        ```python
+        from atasks import atask, current_call
+
+        @atask
+        async def who() -> int | None:
+            return current_call().attempt
+
+        print(await who(), current_call().id)  # 1 None
+        ```
+    """
     run = serving.get()
     if run is None:
         return lone_call or _no_call
@@ -169,7 +187,28 @@ def carry(variable: ContextVar[T]) -> ContextVar[T]:
     the atask sees it, and so do the calls that it makes. Nothing travels back. Both sides must carry a variable of
     that name; one that is not carried by the worker is ignored there.
 
-    Raises ValueError if another variable of the same name is carried, or if no message can carry the name.
+    Args:
+        variable: The context variable. Its name is the one by which both sides know it.
+
+    Raises:
+        ValueError: Another variable of the same name is carried, or no message can carry the name.
+
+    Example:
+        ```python
+        from contextvars import ContextVar
+
+        import atasks
+        from atasks import atask
+
+        user = atasks.carry(ContextVar[str]("user of the reference"))
+
+        @atask
+        async def who() -> str:
+            return user.get()
+
+        user.set("ann")
+        print(await who())  # ann
+        ```
     """
     validate_name(variable.name, "the name of a context variable")
     if carried.setdefault(variable.name, variable) is not variable:

@@ -138,7 +138,13 @@ class BaseTask(Generic[P, K]):
     def options(self, **changes: Unpack[ViewOptions]) -> Self:
         """A view of this atask whose calls have other options; the atask itself stays as it is.
 
-        Raises TypeError for an unknown option, ValueError or TypeError for a value that it does not take.
+        Args:
+            **changes: Those of `TaskOptions`, but for `executor`, `limit` and `resume`, which a definition alone
+                sets.
+
+        Raises:
+            TypeError: An option is unknown, is set by the definition alone, or has a value of another type.
+            ValueError: An option has a value that it does not take.
         """
         for name in ("executor", "limit", "resume"):
             if name in changes:
@@ -207,7 +213,25 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         """A call whose progress can be followed: `async with task.watch(...) as call`. It begins with the block;
         `call.progress()` are its reports, and `await call` its result. Leaving the block ends the call.
 
-        Raises TypeError at once if the arguments do not fit.
+        Args:
+            *args: Those of the function.
+            **kwargs: Those of the function.
+
+        Raises:
+            TypeError: The arguments do not fit. It is raised at once.
+
+        Example:
+            ```python
+            from atasks import atask, current_call
+
+            @atask
+            async def convert(pages: int) -> str:
+                current_call().report(pages, pages)
+                return "book.pdf"
+
+            async with convert.watch(3) as call:
+                print([str(progress) async for progress in call.progress()], await call)  # ['3/3'] book.pdf
+            ```
         """
         self._check_arguments(*args, **kwargs)
         return cast("WatchedCall[R]", self._space.router.watch(self._sent_name, args, kwargs))

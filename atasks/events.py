@@ -166,11 +166,30 @@ def event(*, name: str | None = None, namespace: str = "default") -> EventDecora
 def event(function: Any = None, /, *, name: str | None = None, namespace: str = "default") -> Any:
     """Declare an event: bare `@event`, or `@event(name="orders.paid")`. See `Event`.
 
-    The function says which arguments the event has; its body never runs. `name` (default: module and qualified
-    name; letters, digits and `-_.:@#,/+`, at most 100) and `namespace` are the identity of the event: programs
-    that share no code may declare it each for itself.
+    Programs that share no code may declare one each for itself.
 
-    Raises TypeError for what is no function, ValueError for a name that brokers do not take.
+    Args:
+        function: The function says which arguments the event has; its body never runs.
+        name: The name of the event: letters, digits and `-_.:@#,/+`, at most 100. None: module and qualified name.
+        namespace: The namespace of the event. Name and namespace are its identity.
+
+    Raises:
+        TypeError: It is no function.
+        ValueError: The name is one that brokers do not take.
+
+    Example:
+        ```python
+        from atasks import event
+
+        @event
+        async def paid(order: int) -> None: ...
+
+        @paid.on(group="billing")
+        async def bill(order: int) -> None:
+            print("bill for order", order)
+
+        await paid(7)
+        ```
     """
     if function is None:
         return functools.partial(event, name=name, namespace=namespace)

@@ -99,6 +99,25 @@ class Middleware:
     `proceed()` gives the result of the call or raises its exception; the method returns the result, or another
     one. For a stream the result is an async iterator, which may be wrapped. An exception of a middleware is the
     call's own exception. Its time is within the deadline of the call.
+
+    Example:
+        ```python
+        import atasks
+        from atasks import Middleware, atask
+
+        class Doubled(Middleware):
+            async def run(self, call, proceed):
+                return 2 * await proceed()
+
+        atasks.use(Doubled(), namespace="doubled")
+
+        @atask(namespace="doubled")
+        async def one() -> int:
+            return 1
+
+        async with atasks.connect("loopback:", namespace="doubled"):
+            print(await one())  # 2
+        ```
     """
 
     async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
@@ -124,7 +143,12 @@ def use(middleware: Middleware, namespace: str = "default") -> None:
     What it does not override costs nothing. An atask with `executor="process"` runs inside of copies that are made
     when its process starts: use a middleware before the first call, and keep it picklable there.
 
-    Raises TypeError for what is not an instance of a subclass of `Middleware`.
+    Args:
+        middleware: An instance of a subclass of `Middleware`.
+        namespace: The namespace of the calls.
+
+    Raises:
+        TypeError: It is no such instance.
     """
     given: object = middleware
     if not isinstance(given, Middleware):

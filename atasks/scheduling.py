@@ -26,14 +26,41 @@ async def schedule(
 ) -> None:
     """Have the atask called again and again, from now on, until `unschedule(name)`.
 
-    `every`: seconds, from 0.1 on, or a cron expression, in the time zone `tz`. `catch_up` and `overlap` are those
-    of `@atask(every=...)`. The calls have the options of the atask, and are submitted: nobody awaits them.
+    The calls have the options of the atask, and are submitted: nobody awaits them.
 
-    Guarantees: when this returns the schedule is safe; over a broker it outlives the processes that use it. One of
-    that name is replaced, unless it is the same. Each tick is made once.
+    Args:
+        name: The name of the schedule. One of that name is replaced, unless it is the same.
+        task: The atask.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+        every: Seconds, from 0.1 on, or a cron expression.
+        tz: The time zone of a cron expression.
+        catch_up: True: ticks that were missed are made later.
+        overlap: "allow": a tick is made also while the call of the one before waits or runs.
 
-    Raises TypeError for arguments that do not fit, TypeError and ValueError for times that make no sense,
-    EncodeError, NotConnected, and NotSupported also for a cron expression where cronsim is not installed.
+    Raises:
+        TypeError: The arguments do not fit, or a time is of another type.
+        ValueError: A time makes no sense.
+        EncodeError: The arguments cannot be encoded.
+        NotConnected: There is no connection here.
+        NotSupported: The transport keeps no schedules, or cronsim, which cron expressions need, is not installed.
+
+    Guarantees:
+        When this returns the schedule is safe; over a broker it outlives the processes that use it. Each tick is
+        made once.
+
+    Example:
+        ```python
+        import atasks
+        from atasks import atask
+
+        @atask
+        async def remind(user: str) -> None: ...
+
+        await atasks.schedule("remind ann", remind, ["ann"], every=3600.0)
+        print([found.name for found in await atasks.schedules() if not found.defined])  # ['remind ann']
+        await atasks.unschedule("remind ann")
+        ```
     """
     if not isinstance(task, ATask):
         raise TypeError(f"a schedule calls an atask, not {task!r}")

@@ -34,11 +34,34 @@ def connect_sync(
 
     As `atasks.connect`, for code without an event loop: a nested one shadows the outer one in this thread, and a
     thread that is in none uses the one that was entered first; if there is no such block, the oldest of the
-    `connect` and `serve` blocks of this process. When the block ends calls that are pending end in
-    `CallConnectionLost`. A process that is forked inside the block has to enter one of its own. A block that is
-    still open when the program ends is left then, within 7 seconds, and the exit code stays what it is.
+    `connect` and `serve` blocks of this process. A process that is forked inside the block has to enter one of its
+    own.
 
-    Raises what `connect` raises, and RuntimeError where an event loop runs.
+    Args:
+        url: As for `connect`.
+        namespace: The namespace whose atasks are called here.
+        **options: Those of the transport's class, as for `connect`.
+
+    Raises:
+        RuntimeError: An event loop runs in this thread.
+        AtasksError: Each of those that `connect` raises.
+
+    Guarantees:
+        When the block ends calls that are pending end in `CallConnectionLost`. A block that is still open when the
+        program ends is left then, within 7 seconds, and the exit code stays what it is.
+
+    Example:
+        ```python
+        import atasks
+        from atasks import atask
+
+        @atask
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        with atasks.connect_sync("loopback:"):
+            print(add.sync(1, 2))  # 3
+        ```
     """
     refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
     getpid, run = os.getpid, _run  # the names of this module are gone where the interpreter ends inside the block

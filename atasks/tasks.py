@@ -98,16 +98,33 @@ def atask(
     because it runs there. An async generator function becomes a `StreamTask`. Static methods work, with
     `@staticmethod` above or below.
 
-    `name` (default: module and qualified name) and `namespace` are the identity of the atask; the other options
-    are those of `TaskOptions`, and those that a Router subclass declares.
+    Args:
+        function: The function; nothing if there are options.
+        name: The name by which calls name the atask. None: module and qualified name.
+        namespace: The namespace of the atask. Name and namespace are its identity.
+        **options: Those of `TaskOptions`, and those that a Router subclass declares. `every`: seconds, from 0.1
+            on, or a cron expression in the time zone `tz`, at which workers call it again and again, without
+            arguments. `catch_up=True`: ticks that were missed are made later. `overlap="allow"`: a tick is made
+            also while the call of the one before waits or runs.
 
-    Raises TypeError for what cannot be an atask (a method, a class method, a generator function, a class), for a
-    function that its executor cannot run, and for an unknown option; ValueError for an option's value;
-    `RegisteringTwice` for another definition of that name.
+    Raises:
+        TypeError: It cannot be an atask (a method, a class method, a generator function, a class), its executor
+            cannot run it, or an option is unknown.
+        ValueError: An option has a value that it does not take.
+        RegisteringTwice: There is another definition of that name.
 
-    `every` has workers call it again and again, without arguments: seconds, from 0.1 on, or a cron expression, in
-    the time zone `tz`. `catch_up=True` makes ticks later that were missed, and `overlap="allow"` makes one while
-    the call of the one before waits or runs.
+    Example:
+        ```python
+        from atasks import atask
+
+        @atask(timeout=5, max_attempts=2)
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        print(await add(1, 2))  # 3
+        print(await add.options(timeout=1)(1, 2))  # 3
+        print(add.name)  # __main__.add
+        ```
     """
     if function is None:
         return functools.partial(atask, name=name, namespace=namespace, **options)

@@ -26,11 +26,27 @@ def stage(function: Any = None, /, *, branch: bool = False, join: bool = False, 
     says otherwise: a coroutine function on the event loop, a plain function in threads of its own, or in processes
     (`multiprocess=True`), or on the event loop (`inline=True`). A pipeline runs once per item.
 
-    With `branch=True` what the function yields, or the elements of what it returns, go on one by one. With
-    `join=True` it is called once per worker, with the stream: an async iterator for a coroutine function or an
-    async generator, an iterator for a plain function.
+    Args:
+        function: The function; nothing where this is a decorator with options.
+        branch: True: what the function yields, or the elements of what it returns, go on one by one.
+        join: True: it is called once per worker, with the stream: an async iterator for a coroutine function or an
+            async generator, an iterator for a plain function.
+        **options: Those of `StageOptions`.
 
-    Options are those of `StageOptions`. Raises TypeError or ValueError at once for what cannot work.
+    Raises:
+        TypeError: The function or an option cannot work. It is raised at once.
+        ValueError: An option has a value that it does not take.
+
+    Example:
+        ```python
+        from atasks.pipeline import stage
+
+        @stage
+        def double(n: int) -> int:
+            return 2 * n
+
+        print(sorted(await (range(3) | double)))  # [0, 2, 4]
+        ```
     """
     if function is None:
         return functools.partial(stage, branch=branch, join=join, **options)
@@ -43,25 +59,101 @@ def after(function: Any, /, **options: Any) -> Any:
 
 
 def map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
-    """`stage(function)`: the function's result for each item."""
+    """`stage(function)`: the function's result for each item.
+
+    Args:
+        function: An atask, a coroutine function or a plain function.
+        **options: Those of `StageOptions`.
+
+    Raises:
+        TypeError: It was called as the builtin is, with data; or the function or an option cannot work.
+        ValueError: An option has a value that it does not take.
+
+    Example:
+        ```python
+        from atasks.pipeline import map
+
+        async def double(n: int) -> int:
+            return 2 * n
+
+        print(sorted(await (range(3) | map(double))))  # [0, 2, 4]
+        ```
+    """
     _refuse_data("map", function, misplaced)
     return Pipeline(make_stage(function, options))
 
 
 def filter(function: Any, /, *misplaced: Any, **options: Any) -> Any:
-    """The items for which the function gives something true."""
+    """The items for which the function gives something true.
+
+    Args:
+        function: An atask, a coroutine function or a plain function.
+        **options: Those of `StageOptions`.
+
+    Raises:
+        TypeError: It was called as the builtin is, with data; or the function or an option cannot work.
+        ValueError: An option has a value that it does not take.
+
+    Example:
+        ```python
+        from atasks.pipeline import filter
+
+        def is_even(n: int) -> bool:
+            return n % 2 == 0
+
+        print(sorted(await (range(5) | filter(is_even))))  # [0, 2, 4]
+        ```
+    """
     _refuse_data("filter", function, misplaced)
     return Pipeline(make_stage(function, options, role="filter"))
 
 
 def flat_map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
-    """`stage(function, branch=True)`: what the function yields for each item, one by one."""
+    """`stage(function, branch=True)`: what the function yields for each item, one by one.
+
+    Args:
+        function: An atask, a coroutine function or a plain function.
+        **options: Those of `StageOptions`.
+
+    Raises:
+        TypeError: It was called as the builtin is, with data; or the function or an option cannot work.
+        ValueError: An option has a value that it does not take.
+
+    Example:
+        ```python
+        from atasks.pipeline import flat_map
+
+        def twice(n: int):
+            yield n
+            yield n
+
+        print(sorted(await (range(3) | flat_map(twice))))  # [0, 0, 1, 1, 2, 2]
+        ```
+    """
     _refuse_data("flat_map", function, misplaced)
     return Pipeline(make_stage(function, options, branch=True))
 
 
 def each(function: Any, /, *misplaced: Any, **options: Any) -> Any:
-    """The function is called with each item for its effect; nothing goes on."""
+    """The function is called with each item for its effect; nothing goes on.
+
+    Args:
+        function: An atask, a coroutine function or a plain function.
+        **options: Those of `StageOptions`.
+
+    Raises:
+        TypeError: It was called as the builtin is, with data; or the function or an option cannot work.
+        ValueError: An option has a value that it does not take.
+
+    Example:
+        ```python
+        from atasks.pipeline import each
+
+        seen: list[int] = []
+        await (range(3) | each(seen.append))
+        print(sorted(seen))  # [0, 1, 2]
+        ```
+    """
     _refuse_data("each", function, misplaced)
     return Pipeline(make_stage(function, options, role="each"))
 

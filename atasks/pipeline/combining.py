@@ -36,8 +36,22 @@ Items = Iterable[X] | AsyncIterable[X]
 def ordered(window: int = DEFAULT_WINDOW) -> InOrder:
     """Items in the order of their lineage, each as soon as it is its turn; nothing waits for the end.
 
-    At most `window` items of the source are admitted past the one whose turn it is, and at most so many children
-    of the branch that is being put in order. Raises ValueError below 1.
+    Args:
+        window: At most so many items of the source are admitted past the one whose turn it is, and at most so many
+            children of the branch that is being put in order.
+
+    Raises:
+        ValueError: It is below 1.
+
+    Example:
+        ```python
+        from atasks.pipeline import map, ordered
+
+        async def double(n: int) -> int:
+            return 2 * n
+
+        print(await (range(3) | map(double, workers=3) | ordered()))  # [0, 2, 4]
+        ```
     """
     return InOrder(OrderedStage(_count("window", window)))
 
@@ -49,9 +63,19 @@ def collect(n: int, *, seconds: float | None = None) -> Batches: ...
 def collect(n: int | None = None, *, seconds: float | None = None) -> Any:
     """The whole stream as one list, in the order of the lineage; with `n`, lists of so many items.
 
-    The last list may be shorter, and with `seconds` any of them: a list goes on so many seconds after its first
-    item has come, at the latest. Raises ValueError for `n` below 1, for seconds that are not above 0, and for
-    seconds without `n`.
+    Args:
+        n: So many items are in a list; the last one may be shorter. None: all.
+        seconds: A list goes on so many seconds after its first item has come, at the latest.
+
+    Raises:
+        ValueError: `n` is below 1, `seconds` is not above 0, or there are seconds without `n`.
+
+    Example:
+        ```python
+        from atasks.pipeline import collect, from_iterable
+
+        print(await (from_iterable(range(5)) | collect(2)))  # [[0, 1], [2, 3], [4]]
+        ```
     """
     if n is None:
         if seconds is not None:
@@ -67,8 +91,18 @@ def group(
 ) -> Pipeline[[X], tuple[Any, ...], One]:
     """Each item goes to every member at once; a tuple of their results goes on.
 
-    A member is a function, which runs where `stage` would run it, or a pipeline: `after(f, bind=...)` is one with
-    arguments of its own. If one fails the others are cancelled; with `skip_errors` its result is None.
+    Args:
+        *functions: Functions, which run where `stage` would run them, or pipelines: `after(f, bind=...)` is one
+            with arguments of its own.
+        skip_errors: True: the result of a member that fails is None. Else the others are cancelled.
+        **options: Those of `StageOptions` that a group has.
+
+    Example:
+        ```python
+        from atasks.pipeline import group
+
+        print(await ([-3] | group(abs, str)))  # [(3, '-3')]
+        ```
     """
     return Pipeline(make_group(functions, skip_errors, options))
 
@@ -78,8 +112,21 @@ def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
 
     An item is handed to one pipeline after the other, so the slowest one sets the pace. In the order of the
     lineage the results of the first pipeline come first, for each item; where pipelines differ in how often they
-    branch, or one collects or joins, it is the order in which they come. Raises TypeError or ValueError for what
-    is no pipeline with stages, and for more than 100.
+    branch, or one collects or joins, it is the order in which they come.
+
+    Args:
+        *pipelines: Pipelines with stages, at most 100.
+
+    Raises:
+        TypeError: One is no pipeline.
+        ValueError: There is none, one has no stages, or there are too many.
+
+    Example:
+        ```python
+        from atasks.pipeline import fork, map
+
+        print(sorted(await ([-3] | fork(map(abs), map(int)))))  # [-3, 3]
+        ```
     """
     if not pipelines:
         raise ValueError("fork needs at least one pipeline")
@@ -99,7 +146,19 @@ def fork(*pipelines: Pipeline[[X], T, Any]) -> Pipeline[[X], T, Many]:
 
 
 def merge(*sources: Items[X], progress: Progress | bool | None = None) -> Run[X, Many]:
-    """The items of several sources, or runs, as they arrive. One of each is pulled ahead."""
+    """The items of several sources, or runs, as they arrive. One of each is pulled ahead.
+
+    Args:
+        *sources: Iterables, async iterables and runs.
+        progress: How the run shows its progress; True: on the standard error.
+
+    Example:
+        ```python
+        from atasks.pipeline import merge
+
+        print(sorted(await merge([1, 3], [2, 4])))  # [1, 2, 3, 4]
+        ```
+    """
     return Run(MergedSource([IterableSource(source) for source in sources]), (), progress=check_progress(progress))
 
 
@@ -109,7 +168,15 @@ def from_iterable(
     """A run over the items of an iterable, or of an async iterable; `source | pipeline` is the same for most.
 
     Sequences, sets, mappings, arrays and `itertools.count` are pulled on the event loop, other iterables in a
-    thread, because a generator may block; with `inline=True` none is. The run closes generators at its end.
+    thread, because a generator may block.
+
+    Args:
+        source: The items.
+        inline: True: nothing is pulled in a thread.
+        progress: How the run shows its progress; True: on the standard error.
+
+    Guarantees:
+        The run closes generators at its end.
     """
     return Run(IterableSource(source, inline), (), progress=check_progress(progress))
 
@@ -117,7 +184,21 @@ def from_iterable(
 async def drain(*runs: Run[Any, Any], progress: Progress | bool | None = None) -> None:
     """Consume the runs at once, and keep nothing. The first error ends them all, and is raised.
 
-    Raises TypeError for what is no run.
+    Args:
+        *runs: The runs.
+        progress: How they show their progress; True: on the standard error.
+
+    Raises:
+        TypeError: One is no run.
+
+    Example:
+        ```python
+        from atasks.pipeline import drain, from_iterable, map
+
+        seen: list[int] = []
+        await drain(from_iterable([1, 2]) | map(seen.append), from_iterable([3]) | map(seen.append))
+        print(sorted(seen))  # [1, 2, 3]
+        ```
     """
     check_progress(progress)
     given: tuple[Any, ...] = runs

@@ -48,17 +48,45 @@ class Limit:
 
     `Limit("stripe", at_once=3)`: at most three hold it at any time. `Limit("mail", per_second=5)`: at most five
     begin in any second; `Limit("report", per_second=100 / 3600, period=3600)`: at most a hundred in any hour. Both
-    may be given. `period` is in seconds: 1, unless `per_second` is below 1, then the time for one.
+    may be given.
 
     `@atask(limit=stripe)`: a worker takes a token before the body of a call begins, and the call holds no slot
     while it waits for it. `async with stripe:` takes one anywhere, `with stripe.sync:` in threads without an event
-    loop. With `key`, a function of the arguments of the atask, each of its values has tokens of its own, and
-    `async with limit.of(user):` takes one of those. The values are texts or whole numbers, and there should be a
-    bounded number of them: a thousand in use at a time.
+    loop. With `key` each value has tokens of its own, and `async with limit.of(user):` takes one of those.
 
     The name is that of the limit in its `namespace`, for all programs: those that use it at the same time must say
-    the same of it, else whoever comes later gets a LimitError. Waiters of one process have their turn in order,
-    and processes have theirs alternately. Nobody is told whether there are tokens: a token is waited for.
+    the same of it, else whoever comes later gets a LimitError. Nobody is told whether there are tokens: a token is
+    waited for.
+
+    Args:
+        name: The name of the limit: letters, digits and `-_.:@#,/+`, at most 60.
+        at_once: So many hold it at the most.
+        per_second: So many begin in a second at the most.
+        period: Seconds in which `per_second * period` may begin. None: 1, or the time for one where `per_second`
+            is below 1.
+        key: A function of the arguments of the atask, which gives a text or a whole number. There should be a
+            bounded number of its values: a thousand in use at a time.
+        namespace: The namespace of the limit.
+
+    Raises:
+        ValueError: Nothing is limited, or a number makes no sense.
+        TypeError: `key` is no function.
+
+    Guarantees:
+        Waiters of one process have their turn in order, and processes have theirs alternately.
+
+    Example:
+        ```python
+        import asyncio
+
+        from atasks import Limit, atask
+
+        @atask(limit=Limit("bank", at_once=3))
+        async def charge(amount: int) -> int:
+            return amount
+
+        print(await asyncio.gather(*(charge(n) for n in range(5))))  # [0, 1, 2, 3, 4]
+        ```
     """
 
     def __init__(

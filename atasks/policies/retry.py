@@ -23,17 +23,35 @@ Predicate = Callable[[Exception], object]
 class Retry:
     """When a call that has failed is tried again: `@atask(retry=Retry(on=(ConnectionError, Busy)))`.
 
-    `on`: the class of an exception, or several, or a function of the exception that says whether another try is
-    worth it. A class may be given by its name, "app.Busy", where it cannot be imported. `RetryAfter` is always
-    worth another try. A cancelled await is not tried again, nor is a call whose arguments cannot be sent.
+    `RetryAfter` is always worth another try. A cancelled await is not tried again, nor is a call whose arguments
+    cannot be sent. The deadline of the call is one for all tries: where the next one would begin after it, the
+    exception is raised at once.
 
-    `attempts`: tries at the most, the first one included. The pause before the second try is `wait` seconds, and
-    twice as long before each further one, with up to `jitter` seconds more, at random, but `wait_max` at the most.
-    No try begins later than `until` seconds after the first one; None: that does not matter. Nor does one begin
-    after the deadline of the call, which is one for all tries: if the next one would, the exception is raised at
-    once.
+    Args:
+        on: The class of an exception, or several, or a function of the exception that says whether another try is
+            worth it. A class may be given by its name, "app.Busy", where it cannot be imported.
+        attempts: Tries at the most, the first one included.
+        wait: Seconds before the second try, and twice as long before each further one.
+        wait_max: Seconds that a pause has at the most.
+        jitter: Up to so many seconds more, at random.
+        until: No try begins later than so many seconds after the first one. None: that does not matter.
 
-    Raises TypeError or ValueError for arguments that make no sense.
+    Raises:
+        TypeError: `on` is nothing of the above.
+        ValueError: A number makes no sense.
+
+    Example:
+        ```python
+        from atasks import Retry, atask, current_call
+
+        @atask(retry=Retry(on=ConnectionError, attempts=3, wait=0.01, jitter=0.0))
+        async def fetch() -> int:
+            if current_call().try_ < 3:
+                raise ConnectionError("not yet")
+            return current_call().try_
+
+        print(await fetch())  # 3
+        ```
     """
 
     on: type[Exception] | str | tuple[type[Exception] | str, ...] | Predicate

@@ -35,16 +35,40 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
     """Call a function, and await what it returns if that can be awaited; in a call that resumes, once for all its
     runs: a later run is given the result, or the exception, of the first one that came to an end.
 
-    For what may differ from run to run (the time, a random id) and for what is not to be done twice (a payment).
-    A worker that dies while the function runs, or before its result is safe, leaves it to the next run, which
-    calls it again: give services that know idempotency keys `current_call().key`.
+    For what may differ from run to run (the time, a random id) and for what is not to be done twice (a payment). A
+    function of the same module and name with equal arguments is the same step; the second time that a run asks for
+    it is a step of its own. Outside of a call that resumes the function is just called.
 
-    Arguments: `function`, sync or async, with positional and keyword arguments that the namespace's codec can
-    encode. A function of the same module and name with equal arguments is the same step; the second time that a
-    run asks for it is a step of its own. Outside of a call that resumes the function is just called.
+    Args:
+        function: The function, sync or async.
+        *args: Its arguments, which the namespace's codec can encode.
+        **kwargs: Its keyword arguments, likewise.
 
-    Raises what the function raised; EncodeError if its result cannot be encoded; Diverged with `resume="strict"`;
-    PayloadTooLarge, TransportError or CallError if the result cannot be kept: the step has been done then.
+    Raises:
+        EncodeError: The result cannot be encoded.
+        Diverged: With `resume="strict"`, the run before did not do this.
+        CallError: The result cannot be kept; or `PayloadTooLarge`, or `TransportError`. The step has been done
+            then.
+        Exception: The function raised it.
+
+    Guarantees:
+        A worker that dies while the function runs, or before its result is safe, leaves it to the next run, which
+        calls it again: give services that know idempotency keys `current_call().key`.
+
+    Example:
+        ```python
+        import random
+
+        import atasks
+        from atasks import atask
+
+        @atask(resume=True)
+        async def onboard(name: str) -> bool:
+            code = await atasks.once(random.random)  # the same in every run of this call
+            return 0 <= code < 1
+
+        print(await onboard("ann"))  # True
+        ```
     """
     journal = journal_here()
     if journal is None:

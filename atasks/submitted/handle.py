@@ -92,6 +92,18 @@ class Handle(Generic[T]):
     `await handle` gives its result or raises its exception, as often as it is awaited, until its record has
     expired: then it is `UnknownRun`, as it is from the beginning for a call with `keep=0`. Cancelling that await
     ends the await only. A handle is bound to no connection: it uses that of the event loop in which it is used.
+
+    Example:
+        ```python
+        from atasks import atask, attach
+
+        @atask
+        async def invoice(order: int) -> str:
+            return f"invoice-{order}.pdf"
+
+        handle = await invoice.submit(7)
+        print(await handle, await attach(handle.id), await handle.done())  # invoice-7.pdf invoice-7.pdf True
+        ```
     """
 
     def __init__(self, id: str, namespace: str = "default", *, kept: bool = True, new: bool = True) -> None:
@@ -308,10 +320,16 @@ def _router(namespace: str) -> Router:
 
 
 def attach(id_or_dump: str) -> Handle[Any]:
-    """The handle of a call or a run that was submitted elsewhere: `await attach(h.id)`. An id is one of the
-    default namespace; `h.dumps()` says which. Nothing is sent before the handle is used.
+    """The handle of a call or a run that was submitted elsewhere: `await attach(h.id)`. Nothing is sent before the
+    handle is used.
 
-    Raises TypeError if it is no string, ValueError if it is no id, PipelineError for a dump that cannot be read.
+    Args:
+        id_or_dump: The id, of a call of the default namespace; or `h.dumps()`, which says which namespace.
+
+    Raises:
+        TypeError: It is no string.
+        ValueError: It is no id.
+        PipelineError: It is a dump that cannot be read.
     """
     if not isinstance(id_or_dump, str):
         raise TypeError(f"attach takes the id of a run or a dump of its handle, not {type(id_or_dump).__name__}")
