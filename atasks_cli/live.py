@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import sys
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
@@ -27,22 +27,32 @@ from atasks_cli.shown import age, clean, in_terminal, short, show_json, show_tab
 
 __all__ = ["COMMANDS", "trace_of"]
 
+NICE: Final = 10
+"""By how much commands that look at a fleet all the time give way to it, where they share its processors."""
 SPANS: Final = ("started", "parked", "resumed", "ended")
+encode_json = msgspec.json.Encoder().encode
 MAX_EVENTS: Final = 1_000_000
 """Events of one timeline."""
 
 
 async def _follow(
-    place: Place, kinds: Iterable[str], sample: float, seconds: float | None, take: Callable[[Heard], bool]
+    place: Place, kinds: Iterable[str], sample: float, seconds: float | None, take: Callable[[list[Heard]], bool]
 ) -> None:
     """Hand on what happens, for so many seconds; None: until this is cancelled, or `take` returns False."""
-    async with place.fleet() as fleet, aclosing(fleet.watch(list(kinds), sample=sample)) as events:
+    _give_way()
+    async with place.fleet() as fleet, aclosing(fleet.watch_together(list(kinds), sample=sample)) as turns:
         say(f"watching namespace {place.namespace!r}; Ctrl-C to end")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                async for heard in events:
-                    if not take(heard):
+                async for together in turns:
+                    if not take(together):
                         return
+
+
+def _give_way() -> None:
+    """Leave the processors to workers of the same machine, if there are some: they are slowed by nothing else."""
+    with contextlib.suppress(AttributeError, OSError):  # there is no such thing here, or it is forbidden
+        os.nice(NICE)
 
 
 @click.command("watch")
@@ -56,14 +66,13 @@ def watch_command(place: Place, kinds: tuple[str, ...], sample: float, seconds: 
     Workers tell of events only while somebody watches. A tree of calls is watched whole or not at all.
     """
 
-    def take(heard: Heard) -> bool:
-        if heard.missed:
-            say(f"{heard.missed} events were missed")
-        if place.as_json:
-            show_json({"worker": heard.worker, **msgspec.to_builtins(heard.event)})
-        else:
-            click.echo(_line(heard))
-        sys.stdout.flush()
+    line_of = _json_line if place.as_json else _line
+
+    def take(together: list[Heard]) -> bool:
+        missed = sum(heard.missed for heard in together)
+        if missed:
+            say(f"{missed} events were missed")
+        click.echo(b"\n".join([line_of(heard) for heard in together]))
         return True
 
     with contextlib.suppress(KeyboardInterrupt):
@@ -71,14 +80,16 @@ def watch_command(place: Place, kinds: tuple[str, ...], sample: float, seconds: 
     return Exit.OK
 
 
-def _line(heard: Heard) -> str:
+def _json_line(heard: Heard) -> bytes:
+    return b'{"worker":' + encode_json(heard.worker) + b"," + encode_json(heard.event)[1:]
+
+
+def _line(heard: Heard) -> bytes:
     event = heard.event
     at = time.strftime("%H:%M:%S", time.localtime(event.at)) + f".{int(event.at * 1000) % 1000:03}"
     words = [event.status, event.error, age(event.ran) if event.ran is not None else "", event.progress]
-    rest = " ".join(word for word in words if word)
-    return clean(f"{at} {event.kind:10} {event.task} {short(event.id)} {rest} at {heard.worker}").replace(
-        "  at", " at"
-    )
+    rest = "".join(f" {word}" for word in words if word)
+    return clean(f"{at} {event.kind:10} {event.task} {short(event.id)}{rest} at {heard.worker}").encode()
 
 
 @click.command("timeline")
@@ -95,10 +106,10 @@ def timeline_command(place: Place, output: str, seconds: float | None, sample: f
     found: list[Heard] = []
     missed = 0
 
-    def take(heard: Heard) -> bool:
+    def take(together: list[Heard]) -> bool:
         nonlocal missed
-        missed += heard.missed
-        found.append(heard)
+        missed += sum(heard.missed for heard in together)
+        found.extend(together)
         return len(found) < MAX_EVENTS
 
     with contextlib.suppress(KeyboardInterrupt):
@@ -173,6 +184,7 @@ def top_command(place: Place, every: float, rounds: int | None) -> int:
     async def follow() -> None:
         async with place.fleet() as fleet:
             before: tuple[float, dict[str, TaskCounts]] | None = None
+            _give_way()
             number = 0
             while rounds is None or number < rounds:
                 began = time.monotonic()

@@ -56,6 +56,8 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
 
 def clean(text: str) -> str:
     """Text that comes from elsewhere, without what a terminal would obey."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 

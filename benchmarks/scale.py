@@ -176,49 +176,51 @@ class _Turnstile:
 
 
 async def watching() -> None:
-    """Does a viewer slow the calls that it looks at? Medians of seven, in turns, at three workers."""
+    """Does a viewer slow the calls that it looks at? Medians of nine, in turns, at three workers."""
     viewers: dict[str, list[str]] = {
         "nobody watches": [],
         "atasks watch": ["watch", "--json"],
         "atasks watch, a hundredth of it": ["watch", "--json", "--sample", "0.01"],
         "atasks top": ["top"],
+        "nobody watches, once more": [],
     }
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in viewers}
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in viewers}
     async with fleet(3, 100) as workers:
-        for _ in range(7):
+        for _ in range(9):
             for name, arguments in viewers.items():
-                async with _viewer(arguments):
-                    found[name].append(await _watched(workers))
-    print(f"{'':<34} median of an await   CPU of a call at workers and caller     calls/s")
-    quiet: list[float] = []
+                async with _viewer(arguments) as viewer:
+                    await in_flight(1000, 30, lambda: functions.echo(b""))
+                    found[name].append(await _watched(workers, viewer))
+    print(f"{'':<32} {'an await':>16} {'CPU of a call: workers':>30} {'caller':>14} {'viewer':>9} {'calls/s':>8}")
+    quiet: tuple[float, ...] = ()
     for name, samples in found.items():
-        latency, used, rate = (statistics.median(values) for values in zip(*samples, strict=True))
-        quiet = quiet or [latency, used]
-        print(
-            f"{name:<34} {latency * 1000:>10.2f} ms {latency / quiet[0]:>5.2f} {used * 1e6:>20.0f} us "
-            f"{used / quiet[1]:>5.2f} {rate:>16.0f}",
-            flush=True,
+        row = tuple(statistics.median(values) for values in zip(*samples, strict=True))
+        quiet = quiet or row
+        latency, worker, caller = (
+            f"{value * 1e6:>8.0f} us {value / base:>4.2f}" for value, base in zip(row[:3], quiet, strict=False)
         )
+        print(f"{name:<32} {latency} {worker:>30} {caller} {row[3] * 1e6:>6.0f} us {row[4]:>8.0f}", flush=True)
 
 
 @asynccontextmanager
-async def _viewer(arguments: list[str]) -> AsyncIterator[None]:
+async def _viewer(arguments: list[str]) -> AsyncIterator[psutil.Process | None]:
     """A viewer in a process of its own, which sees something by now."""
     if not arguments:
-        yield
+        yield None
         return
     transport = atasks.get_router().transport()
     assert isinstance(transport, AMQPTransport)
     where = ["--url", os.environ[VARIABLES[AMQP]], "--prefix", transport.session.topology.prefix]
     command = [sys.executable, "-m", "atasks", *arguments, *where]
-    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    pipe, nothing = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=nothing)
     assert process.stdout is not None
     sees = asyncio.create_task(process.stdout.read(1))
     while not sees.done():
         await functions.echo(b"")
     reading = asyncio.create_task(_read(process.stdout))
     try:
-        yield
+        yield psutil.Process(process.pid)
     finally:
         process.terminate()
         await process.wait()
@@ -230,18 +232,23 @@ async def _read(stream: asyncio.StreamReader) -> None:
         pass
 
 
-async def _watched(workers: list[psutil.Process]) -> tuple[float, float, float]:
-    """The median of an await of many, CPU seconds of a call at both sides, and calls a second."""
-    own, took = psutil.Process(), []
+async def _watched(workers: list[psutil.Process], viewer: psutil.Process | None) -> tuple[float, ...]:
+    """The median of an await of many; CPU seconds of a call at the workers, at the caller, and of the viewer; and
+    calls a second."""
+    took: list[float] = []
 
     async def call() -> None:
         begun = time.perf_counter()
         await functions.echo(b"")
         took.append(time.perf_counter() - begun)
 
-    before = sum(map(cpu, [own, *workers]))
-    seconds = await in_flight(2000, 30, call)
-    return statistics.median(took), (sum(map(cpu, [own, *workers])) - before) / len(took), len(took) / seconds
+    def used() -> list[float]:
+        return [sum(map(cpu, workers)), cpu(psutil.Process()), 0.0 if viewer is None else cpu(viewer)]
+
+    before = used()
+    seconds = await in_flight(4000, 30, call)
+    spent = [(now - then) / len(took) for now, then in zip(used(), before, strict=True)]
+    return statistics.median(took), *spent, len(took) / seconds
 
 
 async def memory() -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
@@ -64,7 +63,7 @@ class FleetCalls(Struct):
     """Workers that have answered."""
 
 
-class Heard(Struct):
+class Heard(Struct, gc=False):
     """An event, as it was told by a worker."""
 
     worker: str
@@ -184,10 +183,26 @@ class Fleet:
         A reader that is slow misses events, and slows nobody: it is told how many. At most `limit` of them wait
         here for it. Raises NotConnected, a TransportError.
         """
+        turns = self.watch_together(kinds, sample=sample, lease=lease, limit=limit, ids=ids)
+        async with aclosing(turns):
+            async for together in turns:
+                for found in together:
+                    yield found
+
+    async def watch_together(
+        self,
+        kinds: Sequence[str] = KINDS,
+        *,
+        sample: float = 1.0,
+        lease: float = LEASE_SECONDS,
+        limit: int = 10_000,
+        ids: Sequence[str] = (),
+    ) -> AsyncGenerator[list[Heard], None]:
+        """Yield what `watch` does: all events in one list that have arrived since the list before."""
         question = Watch(list(kinds), sample, lease, list(ids))
         query = Query(VERSION, uuid.uuid4().hex, queries.encode(question))
         arrived = asyncio.Event()
-        waiting: deque[Heard] = deque()
+        waiting: list[Heard] = []
         next_number: dict[str, int] = {}
         dropped: dict[str, int] = {}
         missed = 0
@@ -202,11 +217,9 @@ class Fleet:
             missed += max(content.dropped - dropped.get(worker, 0), 0)
             next_number[worker] = content.first + len(content.events)
             dropped[worker] = content.dropped
-            for event in content.events:
-                if len(waiting) >= limit:
-                    missed += 1
-                else:
-                    waiting.append(Heard(worker, event))
+            events = content.events[: max(limit - len(waiting), 0)]
+            missed += len(content.events) - len(events)
+            waiting.extend([Heard(worker, event) for event in events])
             arrived.set()
 
         async with self._transport.listen(query.token, heard):
@@ -221,10 +234,10 @@ class Fleet:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(due - loop.time()):
                             await arrived.wait()
-                    while waiting:
-                        found = waiting.popleft()
-                        found.missed, missed = missed, 0
-                        yield found
+                    if waiting:
+                        together, waiting = waiting, []
+                        together[0].missed, missed = missed, 0
+                        yield together
             finally:
                 over = Watch([], 0.0, 0.0)
                 with suppress(NotConnected):

@@ -258,7 +258,7 @@ class Cancelled(Struct, tag="cancelled"):
     ids: list[str]
 
 
-class Event(Struct, omit_defaults=True):
+class Event(Struct, omit_defaults=True, gc=False):
     """Something that has happened to a call, or to a worker."""
 
     kind: str

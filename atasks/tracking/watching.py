@@ -37,7 +37,19 @@ TRACEBACK_CHARACTERS: Final = 4096
 class _Lease:
     """One who watches."""
 
-    __slots__ = ("count", "dropped", "gathered", "ids", "kinds", "owner", "sample", "token", "until", "voice")
+    __slots__ = (
+        "count",
+        "dropped",
+        "everything",
+        "gathered",
+        "ids",
+        "kinds",
+        "owner",
+        "sample",
+        "token",
+        "until",
+        "voice",
+    )
 
     def __init__(self, token: str, owner: str | None, voice: str | None) -> None:
         self.token = token
@@ -50,6 +62,8 @@ class _Lease:
         """The calls that are told of, and their tries; empty: all."""
         self.sample = 0
         """The number of trees of calls that are told of, out of 2 ** 32."""
+        self.everything = False
+        """True if it is told of all calls."""
         self.until = 0.0
         """Event loop time."""
         self.count = 0
@@ -59,7 +73,17 @@ class _Lease:
 
     def wants(self, call: Call) -> bool:
         """Return True if it is told of this call."""
-        return not self.ids or call.id in self.ids or call.key in self.ids
+        if self.ids and call.id not in self.ids and call.key not in self.ids:
+            return False
+        return self.sample == ALL or zlib.crc32((call.root or call.id).encode()) < self.sample
+
+    def gather(self, event: Event) -> None:
+        """Have this event leave with the others of this turn."""
+        if len(self.gathered) < MAX_GATHERED:
+            self.count += 1
+            self.gathered.append(event)
+        else:
+            self.dropped += 1
 
 
 class Watching:
@@ -68,6 +92,8 @@ class Watching:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._leases: dict[str, _Lease] = {}
+        self._by_kind: dict[str, list[_Lease]] = {}
+        """Kind of event -> those who want some of it."""
         self._timer: asyncio.TimerHandle | None = None
 
     # -- leases
@@ -78,6 +104,7 @@ class Watching:
         lease = self._leases.get(query.token)
         if question.lease <= 0:
             self._leases.pop(query.token, None)
+            self._sort()
             return ""
         new = lease is None
         if lease is None:
@@ -87,6 +114,8 @@ class Watching:
         lease.ids = frozenset(question.ids)
         lease.kinds = frozenset(question.kinds)
         lease.sample = int(min(max(question.sample, 0.0), 1.0) * ALL)
+        lease.everything = lease.sample == ALL and not lease.ids
+        self._sort()
         lease.until = self._worker.loop.time() + min(question.lease, MAX_SECONDS)
         worker = self._worker
         worker.watching = worker.transport.watching = self
@@ -96,15 +125,23 @@ class Watching:
             self._catch_up(lease)
         return ""
 
+    def _sort(self) -> None:
+        """Note who wants what, after a change."""
+        self._by_kind = {}
+        for lease in self._leases.values():
+            for kind in lease.kinds:
+                self._by_kind.setdefault(kind, []).append(lease)
+
     def _catch_up(self, lease: _Lease) -> None:
         """Tell how far the calls are that somebody watches from now on."""
         for run in self._worker.runs:
             if run.progress is not None and lease.wants(run.call):
-                self._gather(lease, self._report(run, run.progress))
+                lease.gather(self._report(run, run.progress))
 
     def stop(self) -> None:
         """Tell nobody any more."""
         self._leases.clear()
+        self._by_kind.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -122,6 +159,7 @@ class Watching:
                     lease.dropped += len(events)
             if lease.until <= now:
                 del self._leases[lease.token]
+                self._sort()
         self._timer = None
         if self._leases:
             self._timer = worker.loop.call_later(TURN_SECONDS, self._turn)
@@ -132,78 +170,96 @@ class Watching:
 
     def sent(self, call: Call, queue: str) -> None:
         """A call was made here, over the worker's transport."""
-        self._tell("sent", call, Event("sent", time.time(), call.id, call.task, queue=queue))
+        self._tell("sent", call, queue)
 
     def held(self, kind: str, run: HeldCall) -> None:
         """Something has happened to a call that the worker holds: it was received, started, parked, resumed, or
         given back."""
-        if self._is_wanted(kind, run.call):
-            self._tell(kind, run.call, self._event(kind, run))
+        call, event = run.call, None
+        for lease in self._by_kind.get(kind, ()):
+            if lease.everything or lease.wants(call):
+                if event is None:
+                    event = _event(kind, call, run.deliveries[-1].queue or run.queue)
+                lease.gather(event)
 
     def ended(self, run: HeldCall, status: str, error: str = "", traceback: str = "") -> None:
         """Tell that a run has ended with this status; with the type of the exception that it raised, and its
         traceback."""
-        kind = "ended" if run.started else "refused"
-        if not self._is_wanted(kind, run.call):
+        kind, call = "ended" if run.started else "refused", run.call
+        takers = self._takers(kind, call)
+        if not takers:
             return
-        event = self._event(kind, run)
-        event.status, event.error, event.traceback = status, error, traceback[-TRACEBACK_CHARACTERS:]
-        event.ran = run.ran
-        self._tell(event.kind, run.call, event)
+        queue = run.deliveries[-1].queue or run.queue
+        ran = time.perf_counter() - run.started if run.started else None
+        event = Event(
+            kind,
+            time.time(),
+            call.id,
+            call.task,
+            call.root or call.id,
+            call.parent,
+            queue,
+            call.attempt,
+            status,
+            ran,
+            error,
+            traceback[-TRACEBACK_CHARACTERS:],
+        )
+        for lease in takers:
+            own = not traceback or lease.owner in (None, call.by)
+            lease.gather(event if own else structs.replace(event, traceback=""))
 
     def lost(self, call: Call) -> None:
         """Tell that a call was lost with another worker."""
-        self._tell("lost", call, Event("lost", time.time(), call.id, call.task, attempt=call.attempt))
+        self._tell("lost", call, "")
 
     def reported(self, run: HeldCall, progress: Progress) -> None:
         """Tell the progress that a run reports."""
-        self._tell("report", run.call, self._report(run, progress))
+        takers = self._takers("report", run.call)
+        if takers:
+            event = self._report(run, progress)
+            for lease in takers:
+                lease.gather(event)
 
     def state(self, status: str) -> None:
         """The worker itself is in another state."""
         event = Event("worker", time.time(), "", "", status=status)
-        for lease in self._leases.values():
-            if "worker" in lease.kinds:
-                self._gather(lease, event)
+        for lease in self._by_kind.get("worker", ()):
+            lease.gather(event)
 
     def _report(self, run: HeldCall, progress: Progress) -> Event:
-        event = self._event("report", run)
-        event.progress = str(progress)
-        event.done, event.total, event.note, _, event.try_ = progress
-        return event
-
-    def _event(self, kind: str, run: HeldCall) -> Event:
         call = run.call
-        return Event(kind, time.time(), call.id, call.task, queue=run.queue, attempt=call.attempt)
+        done, total, note, _, try_ = progress
+        return Event(
+            "report",
+            time.time(),
+            call.id,
+            call.task,
+            call.root or call.id,
+            call.parent,
+            run.queue,
+            call.attempt,
+            progress=str(progress),
+            done=done,
+            total=total,
+            note=note,
+            try_=try_,
+        )
 
-    def _is_wanted(self, kind: str, call: Call) -> bool:
-        """Return True if an event has to be made for anybody: of a small sample, most need not."""
-        root: int | None = None
-        for lease in self._leases.values():
-            if kind in lease.kinds and (not lease.ids or lease.wants(call)):
-                if lease.sample == ALL:
-                    return True
-                if root is None:
-                    root = zlib.crc32((call.root or call.id).encode())
-                if root < lease.sample:
-                    return True
-        return False
+    def _takers(self, kind: str, call: Call) -> list[_Lease]:
+        """Those who are told that this has happened to the call: for nobody, no event is made."""
+        return [lease for lease in self._by_kind.get(kind, ()) if lease.everything or lease.wants(call)]
 
-    def _tell(self, kind: str, call: Call, event: Event) -> None:
-        root = call.root or call.id
-        event.root, event.parent = root, call.parent
-        hashed = zlib.crc32(root.encode())
-        for lease in self._leases.values():
-            if kind in lease.kinds and hashed < lease.sample and lease.wants(call):
-                own = lease.owner in (None, call.by)
-                self._gather(lease, event if own else structs.replace(event, traceback=""))
+    def _tell(self, kind: str, call: Call, queue: str) -> None:
+        takers = self._takers(kind, call)
+        if takers:
+            event = _event(kind, call, queue)
+            for lease in takers:
+                lease.gather(event)
 
-    def _gather(self, lease: _Lease, event: Event) -> None:
-        if len(lease.gathered) < MAX_GATHERED:
-            lease.count += 1
-            lease.gathered.append(event)
-        else:
-            lease.dropped += 1
+
+def _event(kind: str, call: Call, queue: str) -> Event:
+    return Event(kind, time.time(), call.id, call.task, call.root or call.id, call.parent, queue, call.attempt)
 
 
 def watch(worker: Worker, query: Query, question: Watch, owner: str | None, voice: str | None) -> str:
