@@ -181,7 +181,7 @@ async def test_what_is_kept_of_a_stage_is_not_believed(connect: Connect, content
 
 async def test_a_pipeline_of_two_namespaces_is_not_submitted() -> None:
     async with atasks.connect("loopback:"), atasks.connect("loopback:", namespace=OTHERS):
-        with pytest.raises(ValueError, match="atasks of its own namespace only"):
+        with pytest.raises(ValueError, match=r"and a run of .default. has those of its own namespace only"):
             await (stage(double) | stage(secret)).submit(1)
 
 
