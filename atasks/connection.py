@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, AsyncExitStack
 from types import TracebackType
-from typing import Any, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from atasks.blocks import Block
 from atasks.caller.background import settle
@@ -28,6 +28,9 @@ from atasks.transport.contract import Transport, get_transport
 from atasks.urls import shown
 from atasks.worker.worker import Worker
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 __all__ = ["connect", "serve"]
 
 logger = logging.getLogger("atasks")
@@ -42,6 +45,9 @@ TRANSPORTS: Final = {
     "local": "atasks.transport.backends.local:LocalTransport",
 }
 """URL scheme -> the transport's class."""
+ENTRY_POINTS: Final = "atasks.transports"
+"""The group of entry points by which packages add schemes: `mine = "package.module:Class"`."""
+Where = str | Sequence[str] | Transport
 
 _SERVE_OPTIONS: Final = ("queues", "lifespan")
 
@@ -59,7 +65,7 @@ class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
     def __init__(
         self,
         name: str,
-        url: str | Sequence[str],
+        url: Where,
         enter: Callable[[AsyncExitStack], Coroutine[Any, Any, T]],
     ) -> None:
         """`enter` opens it, and pushes on the stack what closes it. `name` and `url` are for people."""
@@ -107,10 +113,9 @@ class _Opening(AbstractAsyncContextManager[T], AsyncContextDecorator):
             if self._opened is not None:
                 self._end = None  # this
                 await self.__aexit__(None, None, None)
-                urls = (self._url,) if isinstance(self._url, str) else self._url
-                shown_urls = ", ".join(repr(shown(url)) for url in urls)
+                block = f"atasks.{self._name}({_shown(self._url)})"
                 warnings.warn(
-                    f"atasks.{self._name}({shown_urls}) was not left before its loop ended: use `async with`",
+                    f"{block} was not left before its loop ended: use `async with`",
                     ResourceWarning,
                     stacklevel=2,
                 )
@@ -124,8 +129,14 @@ _open: Final[set[_Opening[Any]]] = set()
 """The blocks that were entered and not left."""
 
 
+def _shown(url: Where) -> str:
+    if isinstance(url, Transport):
+        return f"{type(url).__name__}()"
+    return ", ".join(repr(shown(each)) for each in ((url,) if isinstance(url, str) else url))
+
+
 def connect(
-    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
+    url: Where = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
 ) -> AbstractAsyncContextManager[Transport]:
     """Await atasks of the namespace over this transport, inside this block.
 
@@ -135,13 +146,16 @@ def connect(
     Args:
         url: "loopback:" (calls run in this process), "local:" (on worker processes of this program),
             "unix:///run/app.sock" (on those of a server on this host) or "amqp://user:password@host:port/vhost"
-            (on workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn.
+            (on workers anywhere). Several URLs are those of the nodes of one broker, to be tried in turn. Packages
+            may add schemes, by entry points of the group "atasks.transports". A transport of the namespace may
+            stand in the place of a URL, one that is made with its options and is not connected.
         namespace: The namespace whose atasks are awaited here.
         **options: Those of the transport's class. One that has no meaning for this transport is ignored, so that a
             URL alone switches a program from one transport to another.
 
     Raises:
         InvalidURL: The URL names no transport.
+        ValueError: A transport that was given is of another namespace.
         ConnectFailed: Nobody answers there; with `AccessRefused`, somebody does and refuses the user.
         ListenFailed: The socket of `local:` cannot be used.
         WorkersFailed: The worker processes of `local:` cannot serve.
@@ -169,7 +183,7 @@ def connect(
     async def enter(stack: AsyncExitStack) -> Transport:
         transport = _make(url, namespace, options)
         await use(stack, transport)
-        if _scheme(url) == "loopback":
+        if _is_loopback(url):
             worker = Worker(
                 get_router(namespace),
                 transport,
@@ -187,7 +201,7 @@ def connect(
 
 
 def serve(
-    url: str | Sequence[str],
+    url: Where,
     *,
     namespace: str = "default",
     queues: Sequence[str] | None = None,
@@ -344,16 +358,57 @@ async def use(stack: AsyncExitStack, transport: Transport) -> None:
     stack.push_async_callback(leave)
 
 
+def _is_loopback(url: Where) -> bool:
+    if isinstance(url, Transport):
+        return bool(getattr(url, "_is_here", False))
+    return _scheme(url) == "loopback"
+
+
+def _added(scheme: str) -> EntryPoint | None:
+    """The entry point by which an installed package adds this scheme. Raises InvalidURL if several do."""
+    from importlib.metadata import entry_points  # which other programs need not wait for
+
+    found = {each.value: each for each in entry_points(group=ENTRY_POINTS, name=scheme)}
+    if len(found) > 1:
+        raise InvalidURL(
+            f"several packages add the scheme {scheme}: ({', '.join(sorted(found))}): keep one of them"
+        )
+    return next(iter(found.values()), None)
+
+
+def is_added(scheme: str) -> bool:
+    """Return True if an installed package adds this scheme. Raises InvalidURL if several do."""
+    return _added(scheme) is not None
+
+
+def _class(scheme: str) -> type[Transport]:
+    """The class of a scheme's transport. Raises InvalidURL where a package adds something else under it."""
+    if scheme in TRANSPORTS:
+        module, _, name = TRANSPORTS[scheme].partition(":")
+        cls: type[Transport] = getattr(importlib.import_module(module), name)
+        return cls
+    added = _added(scheme)
+    assert added is not None, "`_scheme` has found it"
+    try:
+        loaded = added.load()
+    except (ImportError, AttributeError) as error:
+        raise InvalidURL(f"the transport of {scheme}: URLs, {added.value}, cannot be imported: {error}") from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
+        raise InvalidURL(f"the scheme {scheme}: leads to {added.value}, which is no subclass of atasks.Transport")
+    return loaded
+
+
 def _scheme(url: str | Sequence[str]) -> str:
     if isinstance(url, (list, tuple)):
         schemes = [_scheme(item) for item in url]
-        if len({TRANSPORTS[scheme] for scheme in schemes}) != 1:
+        if len({TRANSPORTS.get(scheme, scheme) for scheme in schemes}) != 1:
             raise InvalidURL(f"several URLs are nodes of one broker, not {schemes}: give one scheme for all")
         return schemes[0]
     if not isinstance(url, str):
-        raise TypeError(f"a URL is a string, not {type(url).__name__}")
+        instance = "" if not isinstance(url, type) else f": make one, as in {url.__name__}()"
+        raise TypeError(f"a URL is a string, not {type(url).__name__}{instance}")
     scheme = url.partition(":")[0].lower()
-    if scheme in TRANSPORTS and ":" in url:
+    if ":" in url and (scheme in TRANSPORTS or _added(scheme) is not None):
         return scheme
     near = closest(scheme, TRANSPORTS, limit=1)
     hint = (
@@ -381,6 +436,8 @@ def _is_meant(name: str, scheme: str) -> bool:
 
     Raises TypeError for an option that no transport takes, and for one that this transport cannot honour.
     """
+    if scheme not in OPTIONS:  # that of a package: its transport knows
+        return name not in WorkerOptions.__annotations__
     if name in OPTIONS[scheme]:
         return True
     known = [*_SERVE_OPTIONS, *ConnectOptions.__annotations__]
@@ -408,14 +465,29 @@ def check_options(url: str | Sequence[str], given: Mapping[str, Any]) -> None:
     _make(url, "default", given)
 
 
-def _make(url: str | Sequence[str], namespace: str, given: Mapping[str, Any]) -> Transport:
+def _make(url: Where, namespace: str, given: Mapping[str, Any]) -> Transport:
     """A transport for the URL, without becoming the one that is registered in the namespace."""
+    if isinstance(url, Transport):
+        return _given(url, namespace, given)
     scheme = _scheme(url)
     options = {name: value for name, value in given.items() if _is_meant(name, scheme)}
-    module, _, name = TRANSPORTS[scheme].partition(":")
-    cls: type[Transport] = getattr(importlib.import_module(module), name)
+    cls = _class(scheme)
     registered = get_transport(namespace)
     try:
         return cls.from_url(url, namespace, options)
     finally:
         namespaces.register(namespace, transport=registered)
+
+
+def _given(transport: Transport, namespace: str, given: Mapping[str, Any]) -> Transport:
+    """The transport of a program, from now on that of a block alone. Raises TypeError and ValueError."""
+    name = type(transport).__name__
+    if wrong := [option for option in given if option not in WorkerOptions.__annotations__]:
+        raise TypeError(f"{wrong[0]}= is for the transport: give it to {name}(), which is made already")
+    if transport.namespace != namespace:
+        raise ValueError(
+            f"this {name} is of the namespace {transport.namespace!r}: say namespace={transport.namespace!r}"
+        )
+    if get_transport(namespace) is transport:  # constructing it has registered it for awaits anywhere
+        namespaces.register(namespace, transport=None)
+    return transport

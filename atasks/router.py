@@ -426,7 +426,7 @@ class Router(OriginalEvents):
             if self.lazy is not None:
                 return self.lazy.bridge
             where = "" if self.namespace == "default" else f", namespace={self.namespace!r}"
-            advice = f'enter `async with atasks.connect("loopback:"{where})` or another URL first'
+            advice = f'enter `async with atasks.connect("amqp://localhost/"{where})`, or another URL, first'
             if entered_first(self._connected) is not None:
                 advice = "another one has: await there, or call `.sync` in a thread where no event loop runs"
             raise NotConnected(f"namespace {self.namespace!r} has no transport in this event loop: {advice}")

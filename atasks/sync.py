@@ -28,7 +28,10 @@ __all__ = ["connect_sync"]
 
 @contextmanager
 def connect_sync(
-    url: str | Sequence[str] = "loopback:", *, namespace: str = "default", **options: Unpack[ConnectOptions]
+    url: str | Sequence[str] | Transport = "loopback:",
+    *,
+    namespace: str = "default",
+    **options: Unpack[ConnectOptions],
 ) -> Iterator[Transport]:
     """Call atasks of the namespace by `.sync` over this transport, from every thread, inside this block.
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from atasks.connection import TRANSPORTS
+from atasks.connection import TRANSPORTS, is_added
 from atasks.errors import InvalidURL
 from atasks.options import validate_queue
 from atasks.urls import take_apart
@@ -256,6 +256,8 @@ def _name(url: str, source: str) -> str:
         raise CommandError(Exit.USAGE, f"{source} is no URL: give one like amqp://user:password@host/") from None
     if scheme in _NAMES:
         return _NAMES[scheme]
+    if is_added(scheme):
+        return scheme
     known = ", ".join(f"{name}:" for name in _NAMES)
     hint = f"amqp://{url}" if "@" not in url and "://" not in url and url else "amqp://user:password@host:5672/"
     problem = f"begins with {scheme}://, as no transport does" if scheme and "://" in url else "names no transport"

@@ -39,7 +39,7 @@ async def test_without_a_connection(add: ATask[..., int], namespace: str) -> Non
         await add(1)
     assert str(caught.value) == (
         f"namespace {namespace!r} has no transport in this event loop: "
-        f'enter `async with atasks.connect("loopback:", namespace={namespace!r})` or another URL first'
+        f'enter `async with atasks.connect("amqp://localhost/", namespace={namespace!r})`, or another URL, first'
     )
     async with atasks.connect(namespace=namespace):
         pass
