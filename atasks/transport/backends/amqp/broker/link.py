@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
-from aiormq.abc import AbstractConnection, ConsumerCallback
+from aiormq.abc import AbstractConnection, ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
@@ -64,7 +64,17 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not str(record.msg).startswith(SAID_HERE) or logger.isEnabledFor(logging.DEBUG)
 
 
+def _hide_payload(record: logging.LogRecord) -> bool:
+    """Let a line pass without the body of the message that it is about."""
+    if isinstance(record.args, tuple):
+        record.args = tuple(
+            f"of {len(item.body)} bytes" if isinstance(item, DeliveredMessage) else item for item in record.args
+        )
+    return True
+
+
 logging.getLogger("aiormq.connection").addFilter(_is_news)
+logging.getLogger("aiormq.channel").addFilter(_hide_payload)
 
 CLIENT_ERRORS: Final = (
     AMQPError,
