@@ -7,6 +7,7 @@ Readers' browsers then need neither a script nor another host. Each picture hold
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sys
 
@@ -15,7 +16,8 @@ from playwright.async_api import async_playwright
 
 PAGE = "<!doctype html><body></body>"
 DRAW = """async text => {
-    mermaid.initialize({startOnLoad: false, theme: "neutral", htmlLabels: false, flowchart: {htmlLabels: false},
+    mermaid.initialize({startOnLoad: false, theme: "neutral", htmlLabels: false,
+                        flowchart: {htmlLabels: false, wrappingWidth: 420},
                         fontFamily: "system-ui, sans-serif", securityLevel: "strict"});
     return (await mermaid.render("picture", text)).svg;
 }"""
@@ -41,11 +43,18 @@ async def main(script: str) -> None:
             page = await browser.new_page()
             await page.set_content(PAGE)
             await page.add_script_tag(path=script)
-            svg = await page.evaluate(DRAW, text)
+            svg = _sized(await page.evaluate(DRAW, text))
             path.write_text(f"{svg}<!-- {digest(text)} -->\n")
             await page.close()
             print(f"drew {path.relative_to(FOLDER.parents[1])}")
         await browser.close()
+
+
+def _sized(svg: str) -> str:
+    """The picture with the width that its text is made for; pages shrink it where they are narrower."""
+    width = re.search(r'viewBox="[-\d.]+ [-\d.]+ ([\d.]+)', svg)
+    assert width is not None
+    return svg.replace('width="100%"', f'width="{float(width[1]):.0f}"', 1)
 
 
 if __name__ == "__main__":
