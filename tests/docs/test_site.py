@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
+import tomllib
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -16,6 +17,7 @@ import atasks.pipeline
 import atasks.testing
 from atasks.contrib import opentelemetry, prometheus
 from atasks.contrib.django import testing as django_testing
+from atasks.transport.whereabouts import Whereabouts
 from tests.docs.pages import PAGES, ROOT
 from tests.docs.test_docs import resolve
 
@@ -82,3 +84,39 @@ def test_pictures_are_drawn_from_the_diagrams_of_today() -> None:
     drawn = {path.name: path.read_text() for path in (ROOT / "docs/pictures").glob("*.svg")}
     assert set(drawn) == set(wanted), "run `make pictures`"
     assert [name for name, digest in wanted.items() if digest not in drawn[name]] == [], "run `make pictures`"
+
+
+def diagrams(name: str) -> list[str]:
+    """The texts of a page's diagrams."""
+    (page,) = [page for page in PAGES if page.name == name]
+    return [block.text for block in page.blocks if block.language == "mermaid"]
+
+
+def test_tests_that_diagrams_name_exist() -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"\btest_\w+", "\n".join(text for page in PAGES for text in diagrams(page.name))))
+    assert len(named) >= 3
+    assert [name for name in named if f"def {name}(" not in tests] == []
+
+
+def test_states_of_a_call_are_those_of_a_timeout() -> None:
+    states = set(re.findall(r"^ *(\w+) -->", diagrams("docs/how-a-call-travels.md")[1], re.MULTILINE))
+    hints = get_args(get_type_hints(Whereabouts)["waits_for"])
+    assert states - {"parked"} == {value for hint in hints for value in get_args(hint)}
+
+
+def test_the_rooms_stand_as_the_import_contract_says() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(each["layers"] for each in contracts if each["name"].startswith("The rooms of the house"))
+    heights = {
+        name.strip().removeprefix("atasks."): height
+        for height, layer in enumerate(layers)
+        for name in layer.split("|")
+    }
+    text = diagrams("docs/architecture.md")[1]
+    rooms: dict[str, list[int]] = {}
+    for key, label in re.findall(r'(\w+)\["([^"]+)"\]', text):
+        rooms[key] = [heights[name] for name in re.findall(r"(\w+)(?:/|\.py)", label)]
+    edges = re.findall(r"^ *(\w+)(?:\[[^\]]*\])? --> (\w+)", text, re.MULTILINE)
+    assert len(edges) > 8
+    assert [edge for edge in edges if max(rooms[edge[0]]) >= min(rooms[edge[1]])] == []
