@@ -27,6 +27,7 @@ test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults;
 	@scripts/broker.sh
 	@scripts/postgres.sh
 	@scripts/browser.sh
+	$(if $(ARGS),,@echo "All tests take about 5 to 10 minutes; ARGS=tests/unit runs some of them.")
 	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
 
 test-lowest: ## Run the fast tests with the lowest versions of the dependencies that are allowed
@@ -41,7 +42,7 @@ test-faults: ## Run the tests that kill workers, cut connections and restart bro
 	$(if $(ARGS),$(VENV)/bin/python -m pytest $(ARGS),scripts/test-faults.sh)
 
 tour: ## Run the first scenario; needs no broker
-	@scripts/venv.sh test
+	@scripts/venv.sh
 	$(VENV)/bin/atasks run scenarios/tour.py
 
 lint: ## Check style, formatting and types

@@ -14,7 +14,20 @@ import atasks
 from atasks.errors import InvalidKeys
 from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import calling, calls, dead, doctor, health, live, queues, runs, schedules, web, workers
+from atasks_cli import (
+    calling,
+    calls,
+    completion,
+    dead,
+    doctor,
+    health,
+    live,
+    queues,
+    runs,
+    schedules,
+    web,
+    workers,
+)
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
 from atasks_cli.running import run_targets
@@ -243,7 +256,7 @@ def run_command(
     return run_targets(targets, tether, verbosity=verbosity, **options)
 
 
-FAMILIES = (calling, calls, dead, doctor, live, queues, runs, schedules, web, workers)
+FAMILIES = (calling, calls, completion, dead, doctor, live, queues, runs, schedules, web, workers)
 
 for command in (command for family in FAMILIES for command in family.COMMANDS):
     main.add_command(command)

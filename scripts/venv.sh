@@ -1,5 +1,5 @@
 #!/bin/sh
-# venv.sh EXTRA...: make sure that $VENV (.venv) exists and holds this package, editable, with these extras.
+# venv.sh [EXTRA...]: make sure that $VENV (.venv) exists and holds this package, editable, with these extras.
 # Installs nothing where pyproject.toml is what it was at the last installation.
 set -eu
 cd "$(dirname "$0")/.."
@@ -50,13 +50,20 @@ if [ -n "$stale" ]; then
     "$python" -m venv --clear "$venv"
 fi
 
+if [ $# = 0 ]; then  # the package alone, which every extra brings along
+    for stamp in "$venv"/installed-*; do
+        if state | cmp -s - "$stamp"; then exit 0; fi
+    done
+    set -- package
+fi
 missing=
 for extra in "$@"; do
     state | cmp -s - "$venv/installed-$extra" || missing="$missing${missing:+,}$extra"
 done
 if [ -n "$missing" ]; then
-    echo "Installing atasks[$missing] into $venv ..."
-    "$bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$missing]"
+    what=.$([ "$missing" = package ] || echo "[$missing]")
+    echo "Installing atasks${what#.} into $venv: pip says nothing meanwhile, for up to some minutes ..."
+    "$bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"
     for extra in "$@"; do
         state >"$venv/installed-$extra"
     done

@@ -83,3 +83,15 @@ def test_an_installation_that_failed_is_tried_again(checkout: Checkout) -> None:
     assert checkout.set_up("test", broken="yes") == (1, [".[test]"])
     assert checkout.set_up("test") == (0, [".[test]"])
     assert checkout.set_up("test") == (0, [])
+
+
+def test_the_package_alone_is_installed_once_and_comes_with_every_extra(checkout: Checkout) -> None:
+    assert checkout.set_up() == (0, ["."])
+    assert checkout.set_up() == (0, [])
+    assert checkout.set_up("test") == (0, [".[test]"])
+    assert checkout.set_up() == (0, [])
+
+
+def test_the_package_alone_is_not_installed_beside_an_extra(checkout: Checkout) -> None:
+    assert checkout.set_up("test") == (0, [".[test]"])
+    assert checkout.set_up() == (0, [])
