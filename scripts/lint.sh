@@ -15,4 +15,8 @@ check ruff format --check .
 check mypy
 check lint-imports
 check pyright --pythonpath "$bin/python"
+# What would be uploaded: the source distribution, the wheel that is built of it, and how the index shows them.
+rm -rf build/dist
+check python -m build --no-isolation --outdir build/dist .
+check twine check --strict build/dist/*
 exit "$failed"
