@@ -63,6 +63,7 @@ def map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
 
     Args:
         function: An atask, a coroutine function or a plain function.
+        *misplaced: Nothing: the data comes by `|`.
         **options: Those of `StageOptions`.
 
     Raises:
@@ -88,6 +89,7 @@ def filter(function: Any, /, *misplaced: Any, **options: Any) -> Any:
 
     Args:
         function: An atask, a coroutine function or a plain function.
+        *misplaced: Nothing: the data comes by `|`.
         **options: Those of `StageOptions`.
 
     Raises:
@@ -113,6 +115,7 @@ def flat_map(function: Any, /, *misplaced: Any, **options: Any) -> Any:
 
     Args:
         function: An atask, a coroutine function or a plain function.
+        *misplaced: Nothing: the data comes by `|`.
         **options: Those of `StageOptions`.
 
     Raises:
@@ -139,6 +142,7 @@ def each(function: Any, /, *misplaced: Any, **options: Any) -> Any:
 
     Args:
         function: An atask, a coroutine function or a plain function.
+        *misplaced: Nothing: the data comes by `|`.
         **options: Those of `StageOptions`.
 
     Raises:

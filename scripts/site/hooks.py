@@ -44,6 +44,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Have links lead to what `on_files` has added, and show the picture of each diagram."""
     uri = page.file.src_uri
+    if uri == "index.md":
+        page.meta["hide"] = ["navigation"]  # it would hold this page alone
     drawn = 0
 
     def picture(match: re.Match[str]) -> str:
