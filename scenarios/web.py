@@ -10,6 +10,7 @@ curl -N localhost:8000/primes/30                            a stream; Ctrl-C end
 curl localhost:8000/plain/97                                an endpoint without `async`
 curl -X POST localhost:8000/reports/5                       submitted: returns an id at once
 curl localhost:8000/reports/ID                              how it is; any process can ask
+curl -N localhost:8000/reports/ID/progress                  its progress, as it comes
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import asyncio
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 
 import atasks
-from atasks import UnknownRun, atask
+from atasks import Handle, UnknownRun, atask, current_call
 
 LONGEST = 1_000_000
 """Bytes of an upload."""
@@ -55,7 +56,10 @@ async def is_prime(number: int) -> bool:
 @atask
 async def report(pages: int) -> str:
     """A report, which takes a while; each page is a call of its own."""
-    found = await asyncio.gather(*(page(number) for number in range(pages)))
+    found = []
+    for number in range(pages):
+        found.append(await page(number))
+        current_call().report(number + 1, pages)
     return "\n".join(found)
 
 
@@ -132,9 +136,28 @@ async def begin(pages: int) -> dict[str, str]:
 @app.get("/reports/{identity}")
 async def look(identity: str) -> dict[str, str | None]:
     """Say how a report is; any process that is connected can."""
+    handle, done = await find(identity)
+    return {"report": await handle if done else None}
+
+
+@app.get("/reports/{identity}/progress")
+async def follow(identity: str) -> StreamingResponse:
+    """Server-sent events: how far a report is, until it is made. The report goes on without its viewers."""
+    handle, _ = await find(identity)
+
+    async def events() -> AsyncIterator[str]:
+        async with aclosing(handle.progress()) as reports:
+            async for progress in reports:
+                yield f"data: {progress}\n\n"
+        yield "event: end\ndata:\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+async def find(identity: str) -> tuple[Handle[str], bool]:
+    """The report of that id, and whether it is made."""
     try:
-        handle = atasks.attach(identity)
-        done = await handle.done()
+        handle: Handle[str] = atasks.attach(identity)
+        return handle, await handle.done()
     except (UnknownRun, ValueError):
         raise HTTPException(404, "no such report") from None
-    return {"report": await handle if done else None}

@@ -10,7 +10,7 @@ import httpx
 import pytest
 import uvicorn
 
-from atasks import tracking
+from atasks import atask, tracking
 from atasks.testing import until
 from scenarios import web
 
@@ -39,6 +39,21 @@ async def test_upload_and_wait(client: httpx.AsyncClient) -> None:
     assert answer.json() == [["b", 3], ["a", 2], ["c", 1]]
     too_long = await client.post("/words", content=b"x" * (web.LONGEST + 1))
     assert too_long.status_code == 413
+
+
+@atask
+async def hang(text: str) -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_call_ends_at_the_worker_when_its_client_goes_away(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web, "words", hang)
+    request = asyncio.create_task(client.post("/words", content="a"))
+    await until(lambda: running() == 1)
+    request.cancel()
+    await until(lambda: running() == 0)
 
 
 async def test_a_stream_ends_at_the_worker_when_its_client_goes_away(client: httpx.AsyncClient) -> None:
@@ -71,3 +86,14 @@ async def test_submit_and_look(client: httpx.AsyncClient) -> None:
     assert shown == {"report": "page 0\npage 1\npage 2"}
     assert (await client.get("/reports/nothing")).status_code == 404
     assert (await client.get(f"/reports/{'0' * 32}")).status_code == 404
+
+
+async def test_the_progress_of_what_was_submitted(client: httpx.AsyncClient) -> None:
+    began = await client.post("/reports/3")
+    path = f"/reports/{began.json()['id']}/progress"
+    async with client.stream("GET", path) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in answer.aiter_lines() if line]
+    assert lines[-3:] == ["data: 3/3", "event: end", "data:"]
+    assert set(lines[:-3]) <= {"data: 1/3", "data: 2/3"}
+    assert (await client.get(f"/reports/{'0' * 32}/progress")).status_code == 404
