@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
 
-from atasks import wire
-from atasks.codecs import get_codec
-from atasks.errors import AtasksError, CannotRetry, PipelineError, RemoteError, UnknownRun
-from atasks.failures.failures import decode_failure, describe_failure
+from atasks.errors import AtasksError, CannotRetry, PipelineError, UnknownRun
+from atasks.submitted.description import describe_run, moment, state_of
 from atasks.submitted.handle import Handle, attach
-from atasks.transport.records.contract import Record, Records, RunInfo
-from atasks.wire import Reply, Status
+from atasks.transport.records.contract import Records, RunInfo
 from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
@@ -28,9 +24,6 @@ __all__ = ["COMMANDS"]
 
 ACTIONS: Final = ("list", "show", "retry", "drop")
 MAX_LISTED: Final = 10_000
-ENDINGS: Final = {
-    number: name.lower().replace("_", " ") for name, number in vars(Status).items() if isinstance(number, int)
-}
 
 
 @click.command("runs")
@@ -112,8 +105,8 @@ def _list(place: Place, found: Sequence[RunInfo], limit: int) -> None:
             info.id,
             info.task,
             info.queue,
-            _moment(info.submitted),
-            "open" if info.status is None else ENDINGS.get(info.status, str(info.status)),
+            moment(info.submitted),
+            state_of(info.status),
             age(max((info.ended or now) - max(info.submitted, info.due), 0.0)),
             info.worker or "-",
         )
@@ -132,14 +125,10 @@ def _as_json(info: RunInfo) -> dict[str, Any]:
         "submitted": info.submitted,
         "due": info.due,
         "ended": info.ended,
-        "state": "open" if info.status is None else ENDINGS.get(info.status, str(info.status)),
+        "state": state_of(info.status),
         "worker": info.worker,
         "expires": info.expires,
     }
-
-
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"
 
 
 async def _show(place: Place, records: Records, handles: Sequence[Handle[Any]]) -> int:
@@ -148,7 +137,7 @@ async def _show(place: Place, records: Records, handles: Sequence[Handle[Any]]) 
     problems = 0
     for handle in handles:
         try:
-            shown.append(await _described(handle, await records.read(handle.id)))
+            shown.append(await describe_run(handle.id, await records.read(handle.id)))
         except UnknownRun as error:
             problems += 1
             say(str(error))
@@ -162,36 +151,6 @@ async def _show(place: Place, records: Records, handles: Sequence[Handle[Any]]) 
             for line in lines[1:]:
                 click.echo(f"{'':11} {clean(line)}")
     return Exit.FAILED if problems else Exit.OK
-
-
-async def _described(handle: Handle[Any], record: Record) -> dict[str, Any]:
-    call, ending = record.call, record.ending
-    stages = sum(task_id in record.replies for task_id in handle.task_ids)
-    stages += ending is not None and ending.status == Status.VALUE  # that of the last one is the run's own
-    return {
-        "id": record.id,
-        "task": call.task,
-        "queue": record.head.queue,
-        "submitted": _moment(call.sent_ms / 1000),
-        "kept for": f"{record.expires:g} s unused",
-        "state": "open" if ending is None else ENDINGS.get(ending.status, str(ending.status)),
-        "worker": None if ending is None else ending.worker or None,
-        **({"stages": f"{stages} of {len(handle.task_ids)} on record"} if handle.task_ids else {}),
-        "failure": None if ending is None or ending.status == Status.VALUE else await _failure(ending),
-    }
-
-
-async def _failure(ending: Reply) -> str:
-    """Describe an ending that is no value. No class of the fleet is imported for it."""
-    if ending.status != Status.RAISED:
-        return wire.ending(ending).message
-    try:
-        error = await decode_failure(describe_failure(ending.payload), get_codec())
-    except ValueError as unreadable:
-        return f"an exception that cannot be read: {unreadable}"
-    if isinstance(error, RemoteError):
-        return f"{error}\n{error.traceback}".rstrip()
-    return f"{type(error).__name__}: {error}"
 
 
 async def _each(

@@ -9,6 +9,7 @@ import click
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command
 from atasks_cli.messages import say, shown_url
+from atasks_cli.settings import check_records
 
 __all__ = ["COMMANDS"]
 
@@ -17,9 +18,12 @@ __all__ = ["COMMANDS"]
 @fleet_command
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Its port; 0: any.")
-@click.option("--allow-changes", is_flag=True, help="Show buttons that cancel calls, and pause and purge queues.")
+@click.option("--allow-changes", is_flag=True, help="Show buttons that change something: cancel, pause, retry.")
+@click.option("--records", metavar="URL", help="The database of records. Default: $ATASKS_RECORDS, if it is set.")
 @click.option("--token", envvar="ATASKS_WEB_TOKEN", help="Ask for this secret. Default: $ATASKS_WEB_TOKEN.")
-def web_command(place: Place, host: str, port: int, allow_changes: bool, token: str | None) -> int:
+def web_command(
+    place: Place, host: str, port: int, allow_changes: bool, records: str | None, token: str | None
+) -> int:
     """Show a live page of the fleet in browsers, until Ctrl-C. It watches while a browser looks."""
     try:
         import uvicorn
@@ -33,7 +37,7 @@ def web_command(place: Place, host: str, port: int, allow_changes: bool, token: 
         raise CommandError(
             Exit.USAGE, f"--host {host} lets others look: add --token SECRET, or leave it at 127.0.0.1"
         )
-    given = {"prefix": place.prefix, "keys": place.keys}
+    given = {"prefix": place.prefix, "keys": place.keys, "records": check_records(records)}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     page = app(
         place.url,

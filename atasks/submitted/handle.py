@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from atasks.router import Router
     from atasks.transport.call_transport import CallTransport
 
-__all__ = ["Handle", "Kept", "attach", "part_id", "read_kept", "records_of", "step_id", "step_value"]
+__all__ = ["Handle", "Kept", "attach", "part_id", "read_kept", "records_of", "run_again", "step_id", "step_value"]
 
 T = TypeVar("T")
 
@@ -201,25 +201,7 @@ class Handle(Generic[T]):
 
         Raises CannotRetry for one that did not fail, UnknownRun, and a `CallError`.
         """
-        records = self._records()
-        record = await records.read(self.id)
-        name = f"run {self.id}" if self.task_ids else f"call {self.id}"
-        if record.ending is None:
-            raise CannotRetry(f"{name} waits or runs still: await it, or cancel it and submit it anew")
-        if record.ending.status == Status.VALUE:
-            raise CannotRetry(f"{name} has ended well: await it, or submit it anew to have it run once more")
-        if record.ending.status == Status.CANCELLED:
-            raise CannotRetry(f"{name} was cancelled: submit it anew")
-        before = record.call
-        call = structs.replace(
-            before,
-            id=again_id(before.id),
-            key=before.key or record.id,
-            try_=before.try_ + 1,
-            sent_ms=int(time.time() * 1000),
-        )
-        if not await records.again(record, call, TaskOptions(queue=record.head.queue)):
-            raise CannotRetry(f"{name} runs again already: somebody else has retried it")
+        await run_again(self._records(), self.id)
 
     def dumps(self) -> str:
         """A string for `attach`, which knows the namespace too."""
@@ -299,6 +281,28 @@ class Handle(Generic[T]):
         return (
             f"<run {self.id} of {len(self.task_ids)} stages>" if self.task_ids else f"<submitted call {self.id}>"
         )
+
+
+async def run_again(records: Records, run_id: str) -> None:
+    """Have a call or run that failed run again, as `Handle.retry` does, with these records."""
+    record = await records.read(run_id)
+    name = f"run {run_id}" if "." in run_id else f"call {run_id}"
+    if record.ending is None:
+        raise CannotRetry(f"{name} waits or runs still: await it, or cancel it and submit it anew")
+    if record.ending.status == Status.VALUE:
+        raise CannotRetry(f"{name} has ended well: await it, or submit it anew to have it run once more")
+    if record.ending.status == Status.CANCELLED:
+        raise CannotRetry(f"{name} was cancelled: submit it anew")
+    before = record.call
+    call = structs.replace(
+        before,
+        id=again_id(before.id),
+        key=before.key or record.id,
+        try_=before.try_ + 1,
+        sent_ms=int(time.time() * 1000),
+    )
+    if not await records.again(record, call, TaskOptions(queue=record.head.queue)):
+        raise CannotRetry(f"{name} runs again already: somebody else has retried it")
 
 
 def _part(record: Record, step: str) -> Reply | None:

@@ -9,7 +9,7 @@ from atasks.web.picture import Picture
 
 __all__ = ["ACTIONS", "Feed"]
 
-ACTIONS = ("cancel", "pause", "resume", "purge", "retry")
+ACTIONS = ("cancel", "pause", "resume", "purge", "retry", "retry_run", "drop_run")
 """The changes that a page can ask for, if it allows any."""
 
 
@@ -21,7 +21,8 @@ class Feed(Protocol):
 
     async def act(self, action: str, ids: Sequence[str]) -> str:
         """Do one of `ACTIONS`, and say in one sentence what was done: "cancel" to these calls, "pause", "resume"
-        and "purge" to these queues, and "retry" to the dead messages of these names, or to all ("all").
+        and "purge" to these queues, "retry" to the dead messages of these names, or to all ("all"), and
+        "retry_run" and "drop_run" to these submitted calls and runs.
 
         Raises an `AtasksError` that says what to do if it cannot be done.
         """
@@ -29,4 +30,8 @@ class Feed(Protocol):
 
     async def stack(self, call_id: str) -> dict[str, Any]:
         """The frames of a running call, as `atasks stack` shows them."""
+        ...
+
+    async def submitted(self, run_id: str) -> dict[str, Any]:
+        """Describe a submitted call or run, as `atasks runs show` does. Raises an `AtasksError`."""
         ...

@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from atasks.checks import validate_queue
 from atasks.connection import connect
-from atasks.errors import AtasksError, InvalidName, NotConnected
+from atasks.errors import AtasksError, InvalidName, NotConnected, NotSupported, UnknownRun
+from atasks.submitted.description import describe_run, stages_done, state_of
+from atasks.submitted.handle import Handle, run_again
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo, Chain, Event, WorkerInfo
 from atasks.tracking.snapshots import total
 from atasks.transport.call_transport import CallTransport
+from atasks.transport.records.contract import Records, RunInfo
 from atasks.web.picture import Picture
 
 __all__ = ["FleetFeed"]
@@ -24,6 +27,11 @@ MOST_EVENTS: Final = 3000
 """Events a second above which only a part of the call trees is watched."""
 MEASURED: Final = 2.0
 """Seconds over which the events are counted for that."""
+RUNS: Final = 100
+"""Submitted calls and runs that are listed, the latest ones."""
+FOLLOWED: Final = 20
+"""Runs of pipelines of which is told how many of their stages are on record: reading a record keeps it alive."""
+NO_RECORDS: Final = "nothing is kept here of submitted calls: connect to RabbitMQ or a hub"
 PAUSE: Final = 2.0
 """Seconds before another attempt to connect."""
 
@@ -37,6 +45,7 @@ class FleetFeed:
         self._namespace = namespace
         self._options = options
         self._fleet: Fleet | None = None
+        self._records: Records | None = None
         self._queues: dict[str, None] = {}
         """Those that were ever heard of, in this order."""
 
@@ -45,21 +54,22 @@ class FleetFeed:
             try:
                 async with connect(self._url, namespace=self._namespace, **self._options) as transport:
                     assert isinstance(transport, CallTransport)
-                    self._fleet = Fleet(transport)
+                    self._fleet, self._records = Fleet(transport), transport.records
                     await self._watch(self._fleet, transport, picture)
             except* (AtasksError, OSError) as failed:
                 error = failed.exceptions[0]
                 picture.connected = False
                 picture.reason = " ".join(str(error).split()) or type(error).__name__
             finally:
-                self._fleet = None
+                self._fleet = self._records = None
             await asyncio.sleep(PAUSE)
 
     async def _watch(self, fleet: Fleet, transport: CallTransport, picture: Picture) -> None:
-        """Ask and listen until one of both fails."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._ask(fleet, transport, picture), name="atasks page, asking")
-            both.create_task(self._listen(fleet, picture), name="atasks page, listening")
+        """Ask, listen and list until one of them fails."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._ask(fleet, transport, picture), name="atasks page, asking")
+            group.create_task(self._listen(fleet, picture), name="atasks page, listening")
+            group.create_task(_list(transport.records, picture), name="atasks page, listing runs")
 
     async def _listen(self, fleet: Fleet, picture: Picture) -> None:
         """Take events, of fewer trees where there are more than a page can show."""
@@ -130,6 +140,14 @@ class FleetFeed:
             return await _cancel(fleet, ids)
         if action == "retry":
             return await _retry(fleet, ids)
+        if action == "retry_run":
+            for run_id in ids:
+                await run_again(self._records_of(run_id), run_id)
+            return "The run begins again." if len(ids) == 1 else f"{len(ids)} runs begin again."
+        if action == "drop_run":
+            for run_id in ids:
+                await self._records_of(run_id).drop(run_id)
+            return "The record is forgotten." if len(ids) == 1 else f"{len(ids)} records are forgotten."
         try:
             queues = [validate_queue(queue) for queue in ids]
         except ValueError as error:
@@ -141,6 +159,20 @@ class FleetFeed:
         return {
             "stack": "" if found is None else "\n".join(line for chain in found.chains for line in _lines(chain))
         }
+
+    async def submitted(self, run_id: str) -> dict[str, Any]:
+        return await describe_run(run_id, await self._records_of(run_id).read(run_id))
+
+    def _records_of(self, run_id: str) -> Records:
+        """The records, among which there may be one of that id."""
+        self._connected()
+        if self._records is None:
+            raise NotSupported(NO_RECORDS)
+        try:
+            Handle[Any](run_id)
+        except ValueError as error:
+            raise InvalidName(f"{error}: give the id that submit() returned") from None
+        return self._records
 
     def _connected(self) -> Fleet:
         if self._fleet is None:
@@ -168,6 +200,43 @@ async def _steer(fleet: Fleet, action: str, queue: str) -> str:
         return f"Queue {queue} is paused: {len(workers)} workers take no new calls of it."
     workers = await fleet.resume(queue)
     return f"Queue {queue} is resumed: {len(workers)} workers take its calls."
+
+
+async def _list(records: Records | None, picture: Picture) -> None:
+    """Keep the list of submitted calls and runs true, or say why there is none."""
+    while True:
+        try:
+            picture.runs = [] if records is None else await _runs(records)
+            picture.runs_note = NO_RECORDS if records is None else ""
+        except NotConnected as error:
+            picture.runs_note = " ".join(str(error).split())
+        except AtasksError as error:
+            picture.runs, picture.runs_note = [], " ".join(str(error).split())
+        await asyncio.sleep(LOOK)
+
+
+async def _runs(records: Records) -> list[dict[str, Any]]:
+    """The latest submitted calls and runs."""
+    found = await records.history(limit=RUNS)
+    stages: dict[str, tuple[int, int]] = {}
+    for info in [info for info in found if info.status is None and "." in info.id][:FOLLOWED]:
+        with contextlib.suppress(UnknownRun):  # it was dropped meanwhile
+            stages[info.id] = stages_done(info.id, await records.read(info.id))
+    return [_run(info, stages.get(info.id)) for info in found]
+
+
+def _run(info: RunInfo, stages: tuple[int, int] | None) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "task": info.task,
+        "queue": info.queue,
+        "submitted": info.submitted,
+        "due": info.due,
+        "ended": info.ended,
+        "state": state_of(info.status),
+        "worker": info.worker or "",
+        "stages": stages,
+    }
 
 
 async def _retry(fleet: Fleet, names: Sequence[str]) -> str:

@@ -68,6 +68,10 @@ class Picture:
         self.queues: list[Row] = []
         self.dead = 0
         """Messages that could be neither read nor answered."""
+        self.runs: list[Row] = []
+        """Submitted calls, and runs of pipelines, the latest first."""
+        self.runs_note = ""
+        """Why they cannot be listed, in one sentence."""
         self.named: set[str] = set()
         """Queues that events have named."""
         self.note = ""
@@ -260,6 +264,8 @@ class Picture:
             "workers": [row | {"silent": now - row["seen"] > SILENT} for row in self._workers.values()],
             "queues": self.queues,
             "dead": self.dead,
+            "runs": self.runs,
+            "runs_note": self.runs_note,
             "failures": list(reversed(self._failures.values())),
             "spans": list(islice(self._spans, max(0, len(self._spans) - 600), None)),
             "wrong": self._wrong(now),

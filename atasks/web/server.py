@@ -63,6 +63,7 @@ def make_app(
         Route("/api/picture", page.picture_once),
         Route("/api/stream", page.stream),
         Route("/api/stack/{id}", page.stack),
+        Route("/api/run/{id}", page.submitted),
         Route("/api/act", page.act, methods=["POST"]),
     ]
     return Starlette(routes=routes, lifespan=page.lifespan)
@@ -179,6 +180,10 @@ class _Page:
     async def stack(self, request: Request) -> Response:
         self._check(request)
         return await _answer(self._feed.stack, request.path_params["id"])
+
+    async def submitted(self, request: Request) -> Response:
+        self._check(request)
+        return await _answer(self._feed.submitted, request.path_params["id"])
 
     # -- what they do
 

@@ -22,6 +22,17 @@ CHANGES = 500
 class Crowd:
     async def run(self, picture: Picture) -> None:
         picture.connected = True
+        picture.runs = [
+            {
+                "id": f"{number:032x}.4",
+                "task": "app.step",
+                "queue": "default",
+                "submitted": time.time(),
+                "due": 0.0,
+            }
+            | {"ended": None, "state": "open", "worker": "ann", "stages": (number % 4, 4)}
+            for number in range(100)
+        ]
         chance = random.Random(7)
         live: list[dict[str, Any]] = []
         while True:
@@ -45,6 +56,9 @@ class Crowd:
 
     async def stack(self, call_id: str) -> dict[str, Any]:
         return {"stack": ""}
+
+    async def submitted(self, run_id: str) -> dict[str, Any]:
+        return {"id": run_id}
 
 
 if __name__ == "__main__":

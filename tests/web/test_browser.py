@@ -8,8 +8,12 @@ import sys
 import time
 from signal import SIGINT, SIGKILL, SIGTERM
 
+import pytest
 from playwright.async_api import Page, expect
 
+import atasks
+from atasks import atask
+from atasks.pipeline import collect, map
 from tests.broker import Broker
 from tests.cli.app import App
 from tests.cli.command import Command
@@ -160,6 +164,10 @@ async def test_click_through(app: App, browser_path: str) -> None:
         waiting.signal(SIGTERM)
         await asyncio.to_thread(waiting.finish)
 
+        # what was submitted, which the broker cannot list
+        await page.get_by_role("tab", name="Runs").click()
+        await expect(page.get_by_text("No list: each record at the broker is a queue of its own")).to_be_visible()
+
         # the server of the page goes away and comes back
         site.page.signal(SIGKILL)
         await asyncio.to_thread(site.page.finish)
@@ -225,6 +233,71 @@ async def test_queues_are_steered(app: App, browser_path: str, broker: Broker, p
             channel.exchange_delete(f"{prefix}.{name}")
 
 
+async def test_submitted_runs(app: App, browser_path: str, prefix: str, postgres_url: str) -> None:
+    url = f"{app.env['ATASKS_URL']}?prefix={prefix}"
+    broken, gate = [True], asyncio.Event()
+
+    @atask(namespace=app.namespace, name="shop.total")
+    async def total(numbers: list[int]) -> int:
+        await gate.wait()
+        return len(numbers)
+
+    @atask(namespace=app.namespace, name="shop.double")
+    async def double(n: int) -> int:
+        return 2 * n
+
+    @atask(namespace=app.namespace, name="shop.pay")
+    async def pay(card: str) -> str:
+        if broken:
+            raise LookupError("<b>no such order</b>")
+        return card
+
+    port = free_port()
+    where = ("--url", url, "--namespace", app.namespace, "--port", str(port), "--allow-changes")
+    env = {"ATASKS_RECORDS": postgres_url}
+    async with (
+        atasks.serve(url, namespace=app.namespace, records=postgres_url),
+        open_page(browser_path, viewport={"width": 1280, "height": 800}) as (_, page),
+    ):
+        server = await asyncio.to_thread(app.shell.start, "web", *where, env=env)
+        await asyncio.to_thread(server.wait_for, "page at")
+        run = await (map(double) | collect() | map(total)).submit(1)
+        paid = await pay.submit("a-secret")
+        with pytest.raises(LookupError):
+            await paid
+        await page.goto(f"http://127.0.0.1:{port}/#runs")
+        rows = page.get_by_role("row")
+        of_run, of_pay = (rows.filter(has=page.get_by_title(handle.id)) for handle in (run, paid))
+        await expect(of_run).to_contain_text("open")
+        await expect(of_run).to_contain_text("2 of 3")
+        await expect(of_pay).to_contain_text("raised")
+        gate.set()
+        await expect(of_run).to_contain_text("value")
+
+        async def press(name: str) -> None:
+            await page.get_by_title(paid.id).click()
+            await page.get_by_role("button", name=name).click()
+            await page.locator("#confirm").click()
+            await expect(page.locator("#dialog-title")).to_have_text("Done")
+            await page.get_by_role("button", name="Close").click()
+
+        await page.get_by_role("searchbox").fill(paid.id)
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#dialog pre")).to_contain_text("<b>no such order</b>")
+        assert "a-secret" not in await page.content()
+        await page.get_by_role("button", name="Close").click()
+        broken.clear()
+        await press("Retry run")
+        assert await paid == "a-secret"
+        await expect(of_pay).to_contain_text("value")
+        await page.set_viewport_size({"width": 390, "height": 800})
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+        await press("Drop run")
+        await expect(of_pay).to_have_count(0)
+        server.signal(SIGINT)
+        await asyncio.to_thread(server.finish)
+
+
 async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:
     port = free_port()
     server = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.web.crowd", str(port))
@@ -247,7 +320,7 @@ async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:
             for scheme in ("light", "dark"):
                 await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
                 backs.add(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
-                for view in ("Now", "Calls", "Timeline", "Failures", "Atasks", "Workers", "Queues"):
+                for view in ("Now", "Calls", "Timeline", "Failures", "Atasks", "Workers", "Queues", "Runs"):
                     await page.get_by_role("tab", name=view).click()
                     await expect(page.get_by_role("tab", name=view)).to_have_attribute("aria-selected", "true")
                     assert await page.evaluate("document.documentElement.scrollWidth") <= 390, view

@@ -48,6 +48,11 @@ class Fleet:
     async def stack(self, call_id: str) -> dict[str, Any]:
         return {"stack": f"frames of {call_id}"}
 
+    async def submitted(self, run_id: str) -> dict[str, Any]:
+        if run_id == "unknown":
+            raise UnknownRun("no run unknown:\nnothing was found")
+        return {"id": run_id}
+
 
 @pytest.fixture
 async def fleet() -> Fleet:
@@ -134,7 +139,7 @@ async def test_changes_need_the_token_of_the_page(fleet: Fleet) -> None:
 
 async def test_with_a_token_nobody_looks_without_it(fleet: Fleet) -> None:
     async with Browser(fleet, token="sesame") as browser:
-        for path in ("/", "/?token=wrong", "/api/picture", "/api/stream", "/api/stack/c1"):
+        for path in ("/", "/?token=wrong", "/api/picture", "/api/stream", "/api/stack/c1", "/api/run/r1"):
             assert (await browser.get(path)).status_code == 401, path
         told = await browser.post("/api/act", json={})
         assert told.status_code == 401
@@ -148,6 +153,9 @@ async def test_with_a_token_nobody_looks_without_it(fleet: Fleet) -> None:
     async with Browser(fleet, token="sesame") as browser:
         headers = {"Authorization": "Bearer sesame"}
         assert (await browser.get("/api/stack/c1", headers=headers)).json() == {"stack": "frames of c1"}
+        assert (await browser.get("/api/run/r1", headers=headers)).json() == {"id": "r1"}
+        unknown = await browser.get("/api/run/unknown", headers=headers)
+        assert (unknown.status_code, unknown.json()) == (409, {"error": "no run unknown: nothing was found"})
 
 
 async def test_another_site_cannot_reach_it_by_a_name_of_its_own(fleet: Fleet) -> None:

@@ -7,7 +7,7 @@ const MAY_CHANGE = meta("changes") === "true";
 const CSRF = meta("csrf");
 const ROW = 30;
 const VIEWS = [["now", "Now"], ["calls", "Calls"], ["timeline", "Timeline"], ["failures", "Failures"], ["atasks", "Atasks"],
-  ["workers", "Workers"], ["queues", "Queues"]];
+  ["workers", "Workers"], ["queues", "Queues"], ["runs", "Runs"]];
 
 let state = null;              // the last message, without its calls
 const calls = new Map();       // id -> call
@@ -110,7 +110,7 @@ const focusKey = (node) => ($("view").contains(node) ? node.dataset.key : null);
 
 function drawTabs() {
   const counts = { now: state?.wrong.length, calls: state?.live, failures: state?.failures.length, workers: state?.workers.length,
-    queues: state?.queues.length, atasks: state?.tasks.length };
+    queues: state?.queues.length, atasks: state?.tasks.length, runs: state?.runs.length };
   const tabs = $("tabs");
   if (!tabs.children.length) {
     for (const [key, name] of VIEWS) {
@@ -153,7 +153,8 @@ function follow() {
 // What a view is drawn from: it is left alone while that is the same, so that a text can be read and selected.
 let drawnLast = "";
 const DATA = { now: () => [state.wrong, state.tasks.map((task) => task.rate), tally(), state.workers.length], failures: () => state.failures,
-  atasks: () => state.tasks, workers: () => state.workers.map(({ seen, ...rest }) => rest), queues: () => [state.queues, state.dead] };
+  atasks: () => state.tasks, workers: () => state.workers.map(({ seen, ...rest }) => rest), queues: () => [state.queues, state.dead],
+  runs: () => [state.runs, state.runs_note, state.runs.map((run) => calls.get(run.id)?.note)] };
 function tally() {
   const counted = { running: 0, waiting: 0, parked: 0 };
   for (const call of calls.values()) counted[call.state] = (counted[call.state] || 0) + 1;
@@ -245,18 +246,38 @@ const DRAW = {
     }
     return drawn;
   },
+
+  runs() {
+    const field = el("input", { type: "search", id: "run", "data-key": "run", placeholder: "Id of a submitted call or run", "aria-label": "Id of a submitted call or run", value: wantedRun });
+    field.addEventListener("input", () => { wantedRun = field.value; });
+    field.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); open(); } });  // else it would press the dialog's button
+    const open = () => { if (field.value.trim()) showRun(field.value.trim()); };
+    const bar = el("div", { class: "bar" }, field, button("Show run", open));
+    if (state.runs_note) return [bar, el("p", { class: "soft" }, `No list: ${state.runs_note}.`)];
+    return [bar, table(["Run", "Atask", "State", "Stages", "Progress", "Submitted", "#Took", "Worker"],
+      state.runs.map((run) => [el("button", { type: "button", class: "link id", title: run.id, "data-key": `run ${run.id}`, onclick: () => showRun(run.id) }, short(run.id)), run.task,
+        el("span", { class: run.state === "open" ? null : run.state === "value" ? "good" : "bad" }, run.state), run.stages ? stageBar(run.stages) : "", calls.get(run.id)?.note ?? "",
+        when(run.submitted), run.ended ? seconds(run.ended - Math.max(run.submitted, run.due)) : "", el("span", { class: "mono" }, run.worker)]), "Nothing that was submitted is on record.")];
+  },
 };
+let wantedRun = "";
+const when = (time) => (now() - time < 86400 ? clock(time) : new Date(time * 1000).toLocaleString());
+function stageBar([done, all]) {
+  return el("span", {}, el("progress", { max: all, value: done, "aria-label": "Stages on record" }), ` ${done} of ${all}`);
+}
 
 const CHANGES = {
   cancel: ["Cancel call", "Cancel this call?", "It ends in CallCancelled at its caller, and so do the calls that it awaits."],
   pause: ["Pause", "Pause this queue?", "Workers take no new calls of it until it is resumed, those that come later too. Calls that have begun end."],
   resume: ["Resume", "Resume this queue?", "Workers take its calls again."],
   purge: ["Purge", "End all calls that wait in this queue?", "They end in CallCancelled at their callers. Calls that a worker has go on."],
+  retry_run: ["Retry run", "Run again what has failed?", "It goes on under the same id: who waits for it waits for the new run. What is on record is not called again."],
+  drop_run: ["Drop run", "Forget the record?", "Nobody learns any more how it ends. A call that runs goes on."],
   retry: ["Retry all", "Retry the dead messages?", "Each goes back to the queue that it came from."],
 };
 
 function changeButton(action, ids, key) {
-  const made = button(CHANGES[action][0], () => ask(action, ids), action === "purge" ? "button danger" : "button");
+  const made = button(CHANGES[action][0], () => ask(action, ids), ["purge", "drop_run"].includes(action) ? "button danger" : "button");
   made.dataset.key = `${action} ${key}`;
   return made;
 }
@@ -458,6 +479,21 @@ function showCall(id) {
     if (MAY_CHANGE) buttons.push(button("Cancel call", () => ask("cancel", [id]), "button danger"));
   }
   dialog(from.task, body, [...buttons, closing()]);
+}
+
+async function showRun(id) {
+  dialog("Submitted", [el("p", {}, "reading its record")], [closing()]);
+  const answer = await fetch(`api/run/${encodeURIComponent(id)}`).then((response) => response.json()).catch(() => ({ error: "the server gave no answer" }));
+  if (!$("dialog").open) return;
+  if (answer.error) { dialog("There is no such record", [el("p", { class: "bad" }, answer.error)], [closing()]); return; }
+  const { failure, ...rest } = answer, body = [pairs(Object.entries(rest))], buttons = [];
+  if (failure) body.push(el("pre", { tabindex: "0" }, failure));
+  if (calls.has(id)) buttons.push(button("Show call", () => showCall(id)));
+  if (MAY_CHANGE) {
+    if (failure && answer.state !== "cancelled") buttons.push(changeButton("retry_run", [id], id));
+    buttons.push(changeButton("drop_run", [id], id));
+  }
+  dialog(answer.task, body, [...buttons, closing()]);
 }
 
 function ask(action, ids) {
