@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
+import pytest
 
-from atasks import ATask, MsgpackCodec, current_call, sleep
+from atasks import ATask, MsgpackCodec, NoWorker, current_call, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.journals import journal_name
@@ -83,6 +84,26 @@ async def test_a_journal_is_there_from_the_first_step_until_the_reply_is_safe(si
             calls.go_on.set()
             await soon(running)
             await soon(_gone(site, queue))
+
+
+async def test_a_call_that_needs_a_worker_now_says_that_there_is_none(site: Site) -> None:
+    calls = Calls(site)
+
+    @site.atask(name="there", queue="left")
+    async def there() -> int:
+        return 1
+
+    @site.atask(name="outer", resume=True)
+    async def outer() -> int:
+        return await there.options(on_no_worker="error")()
+
+    async with site.open(serve=False):
+        await site.serve(queues=["left"])
+        await site.workers.pop().drain(0)  # its queue is left, with nobody at it
+        await site.serve(queues=["default"])
+        with pytest.raises(NoWorker):
+            await soon(outer())
+        assert calls.made == []
 
 
 async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(site: Site, peer: Peer) -> None:

@@ -45,6 +45,10 @@ class Caller(Protocol):
         """See `CallTransport`."""
         ...
 
+    async def require_worker(self, queue: str) -> None:
+        """Raise NoWorker unless something serves the queue."""
+        ...
+
 
 class AMQPJournals(Journals):
     """The journals of one transport."""
@@ -99,6 +103,8 @@ class AMQPJournals(Journals):
         self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
     ) -> Reply:
         if not sent:
+            if options.on_no_worker == "error":
+                await self._caller.require_worker(self._session.queue_of(options))
             self._note(name, call.id)
         address = self._session.topology.kept_steps(name)
         return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays)
