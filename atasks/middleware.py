@@ -286,10 +286,11 @@ class AroundCalls:
         send: Callable[..., Awaitable[Any]],
         *,
         submitted: bool = False,
+        call_id: str | None = None,
     ) -> Any:
         """Make the call of that name inside the middlewares: returns or raises what they make of `await
-        send(name, *args, **kwargs)`."""
-        call = self._invocation(router, name, task, options, args, kwargs, submitted)
+        send(name, *args, **kwargs)`. `call_id`: its id; None: a new one."""
+        call = self._invocation(router, name, task, options, args, kwargs, submitted, call_id)
         budget = _Budget(call.name, options.timeout)
         key, tries = call.id, 0
 
@@ -323,9 +324,10 @@ class AroundCalls:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         submitted: bool,
+        call_id: str | None = None,
     ) -> Invocation:
         run = serving_here()
-        call_id = new_call_id()
+        call_id = call_id or new_call_id()
         parent = root = None
         if run is not None and not submitted:
             parent, root = run.call.id, run.call.root or run.call.id

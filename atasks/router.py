@@ -271,17 +271,19 @@ class Router(OriginalEvents):
         kwargs: Mapping[str, Any],
         options: TaskOptions,
         send: Callable[..., Coroutine[Any, Any, Any]],
+        call_id: str | None = None,
     ) -> Any:
         """Submit a call inside the namespace's middlewares: returns or raises what they make of `await send(name,
         *args, **kwargs)`.
 
-        `send` makes a call that nobody awaits, by `request_to_keep`, and returns when the call is safe.
+        `send` makes a call that nobody awaits, by `request_to_keep`, and returns when the call is safe. `call_id`:
+        the id that it will have, for the middlewares; None: any.
         """
         around = self._space.around_calls
         if around is None:
             return await send(name, *args, **kwargs)
         task, _ = self._named(name)
-        return await around.around(self, name, task, options, args, kwargs, send, submitted=True)
+        return await around.around(self, name, task, options, args, kwargs, send, submitted=True, call_id=call_id)
 
     async def submit_encoded(
         self,
@@ -291,6 +293,7 @@ class Router(OriginalEvents):
         options: TaskOptions,
         transport: Transport,
         begin: Callable[[Call], Coroutine[Any, Any, T]],
+        call_id: str | None = None,
     ) -> T:
         """Submit a call, whose arguments were encoded before by the codec of that name, inside the namespace's
         middlewares: these see the arguments if it is this side's codec, else no call. Returns what `await
@@ -307,7 +310,7 @@ class Router(OriginalEvents):
         args, kwargs = await self.codec.decode(payload)
         queue = options.queue or str(getattr(transport, "queue", "default"))
         around = replace(options, timeout=None, queue=queue)
-        result: T = await self.submit_inside(name, args, kwargs, around, send)
+        result: T = await self.submit_inside(name, args, kwargs, around, send, call_id)
         return result
 
     async def publish(self, event: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -115,6 +115,7 @@ class CallMaker(Protocol):
         options: TaskOptions,
         transport: Transport,
         begin: Callable[[Call], Coroutine[Any, Any, T]],
+        call_id: str | None = None,
     ) -> T:
         """Submit a call whose arguments were encoded before, and return what `await begin(call)` does."""
         ...
@@ -367,13 +368,15 @@ class Ticker:
         options = options.with_changes({"keep": max(options.keep or 0.0, KEEP_SECONDS)})
         digest = blake2b(f"{entry.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
 
+        call_id = f"{digest}{GENERATION}{new_call_id()[:12]}"
+
         async def begin(call: Call) -> str:
-            call.id = f"{digest}{GENERATION}{new_call_id()[:12]}"
+            call.id = call_id
             return await records.begin(call, options)
 
         try:
             return await self._router.submit_encoded(
-                entry.task, entry.payload, entry.codec, options, self._transport, begin
+                entry.task, entry.payload, entry.codec, options, self._transport, begin, call_id
             )
         except (AtasksError, OSError, msgspec.MsgspecError):
             raise

@@ -30,6 +30,8 @@ async def submit(
     delay = delay_of(options)
     options = options.with_changes({"orphan": "run", "batch": False})
 
+    unique = None if options.unique is None else unique_id(name, options.unique)
+
     async def send(name: str, *args: Any, **kwargs: Any) -> Handle[Any]:
         if options.retry is None:
             call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
@@ -37,8 +39,8 @@ async def submit(
             tries = (str(name), described(options), list(args), kwargs)
             whole = options.with_changes({"timeout": None, "delivery": "at_least_once"})
             call = await router.request_to_keep(_named_as(name, RUN_TRIES), tries, whole, router.transport())
-        if options.unique is not None:
-            call.id = unique_id(name, options.unique)
+        if unique is not None:
+            call.id = unique
         call.sent_ms += int(delay * 1000)  # when it may begin
         holder = await records.begin(call, options, delay=delay)
         if holder != call.id and options.on_conflict == "error":
@@ -49,7 +51,7 @@ async def submit(
 
     # The deadline applies to the run, and not to the middlewares of the submitter.
     around = options.with_changes({"timeout": None})
-    handle: Handle[Any] = await router.submit_inside(name, tuple(args), kwargs, around, send)
+    handle: Handle[Any] = await router.submit_inside(name, tuple(args), kwargs, around, send, unique)
     return handle
 
 

@@ -216,6 +216,12 @@ async def test_submitted_calls_are_messages_with_a_link(site: Site, exporter: In
         exporter.clear()
         assert await soon(await soon(double.submit(5))) == 10
         one_send, one_process = await spans(exporter, 2)
+        exporter.clear()
+        handle = await soon(double.options(unique="five").submit(5))
+        assert await soon(handle) == 10
+        for span in await spans(exporter, 2):
+            assert span.attributes is not None
+            assert span.attributes["messaging.message.id"] == handle.id
     assert [span.kind for span in (send, process, call, run)] == [
         SpanKind.PRODUCER,
         SpanKind.CONSUMER,
@@ -263,6 +269,8 @@ async def test_events_and_schedules_are_messages_with_a_link(site: Site, exporte
     assert (tick.name, run.name) == ("send default", "process default")
     assert tick.attributes is not None
     assert tick.attributes["atasks.task"] == note.name
+    assert run.attributes is not None
+    assert tick.attributes["messaging.message.id"] == run.attributes["messaging.message.id"]
     for producer, consumer in ((send, process), (tick, run)):
         assert (producer.kind, consumer.kind) == (SpanKind.PRODUCER, SpanKind.CONSUMER)
         assert [link.context.span_id for link in consumer.links] == [identity(producer)]
