@@ -13,9 +13,11 @@ import pytest
 
 import atasks
 import atasks.errors
+import atasks.logging
 import atasks.pipeline
 import atasks.testing
-from atasks.contrib import opentelemetry, prometheus
+import atasks.tracking
+from atasks.contrib import faults, opentelemetry, prometheus
 from atasks.contrib.django import testing as django_testing
 from atasks.transport.whereabouts import Whereabouts
 from tests.docs.pages import PAGES, ROOT
@@ -25,14 +27,24 @@ REFERENCE = [page for page in PAGES if page.name.startswith("docs/reference/")]
 DIRECTIVE = re.compile(r"^::: ([\w.]+)$(?:\n    options:\n      members: (.*))?", re.MULTILINE)
 DESCRIBED = {name: members for page in REFERENCE for name, members in DIRECTIVE.findall(page.text)}
 """What the reference describes, and of which the members that it shows, if not all."""
-ROOMS = [atasks, atasks.pipeline, atasks.testing, opentelemetry, prometheus, django_testing]
+ROOMS = [
+    atasks,
+    atasks.logging,
+    atasks.pipeline,
+    atasks.testing,
+    atasks.tracking,
+    django_testing,
+    faults,
+    opentelemetry,
+    prometheus,
+]
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.__name__)
 def test_the_reference_has_every_public_name(room: ModuleType) -> None:
     errors = (getattr(atasks, name) for name in atasks.errors.__all__)
     objects = {id(thing) for thing in (*map(resolve, DESCRIBED), *errors)}
-    constants = {"PATIENCE"}  # a number: the text of `until` and `soon` says it
+    constants = {"BOUNDS", "PATIENCE"}  # numbers, which the texts of others name
     assert [
         name for name in room.__all__ if id(getattr(room, name)) not in objects and name not in constants
     ] == []
