@@ -263,3 +263,11 @@ def test_rows_of_the_comparison_are_those_of_the_measurement() -> None:
     rows = table(BY_NAME["docs/comparison.md"].section("## What was measured"))
     assert len(rows) == 10
     assert {row[0]: row[1:] for row in rows} == {row[0]: figures[row[0]] for row in rows}
+
+
+def test_figures_of_the_first_page_are_those_of_the_measurement() -> None:
+    figures = re.findall(
+        r"\d[\d .]*\d(?= calls/s| ms| times| KiB)", BY_NAME["docs/index.md"].section("## Five facts")
+    )
+    assert len(figures) >= 6
+    assert [figure for figure in figures if figure not in BY_NAME["docs/performance.md"].text] == []
