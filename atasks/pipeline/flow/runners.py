@@ -206,8 +206,9 @@ class LimitedRunner(LoopRunner):
                 async for item in made:
                     yield item
             finally:
-                if hasattr(made, "aclose"):
-                    await made.aclose()
+                aclose = getattr(made, "aclose", None)
+                if aclose is not None:
+                    await aclose()
         finally:
             token.release()
 
