@@ -56,7 +56,7 @@ format: ## Format the code, and mend what the linter can mend
 
 docs: ## Build the documentation site into build/site; a broken link, or a name that has no docstring, is an error
 	@scripts/venv.sh docs
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --config-file scripts/site/mkdocs.yml
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --config-file scripts/site/mkdocs.yml
 	@echo "Read build/site/index.html"
 
 pictures: ## Draw the diagrams of docs/ again that have changed; needs chromium, and npm the first time
