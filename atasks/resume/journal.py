@@ -112,7 +112,7 @@ class Journal:
         while step in spent:
             step = again(step)
         self._asked.add(step)
-        reply = self._left.pop(step, None)
+        reply = self._left.pop(step, None) or self._journals.late(step)
         if reply is not None:
             self.found += 1
             self._tell_of(self._run)

@@ -63,6 +63,10 @@ class Journals(ABC):
         """Open the journal of the call `owner`, or find it, and return what is in it. Work at it goes on until
         `finish` or `leave`. Raises a `CallError` or a `TransportError`."""
 
+    def late(self, step: str) -> Reply | None:
+        """The reply to a call of an earlier run that has come since its journal was read, if there is one."""
+        return None
+
     @abstractmethod
     async def add(self, name: str, reply: Reply) -> None:
         """Put a step into the journal, and return when it is safe."""

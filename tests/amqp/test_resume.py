@@ -129,3 +129,42 @@ async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(sit
         await peer.send(again, reply_to=f"{queue}:steps")
         await sleep(0.3)
         assert calls.made == [child], "nobody is to have its reply"
+
+
+async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site) -> None:
+    """The call runs on when the worker of its caller drains, and ends before the next run asks for it."""
+    MsgpackCodec(site.namespace)
+    gate = asyncio.Event()
+    made: list[str] = []
+    runs: list[str] = []
+
+    @site.atask(name="slow", queue="children")
+    async def slow() -> int:
+        made.append(current_call().id or "")
+        await gate.wait()
+        return 5
+
+    @site.atask(name="quick", queue="children")
+    async def quick() -> int:
+        return 1
+
+    @site.atask(name="outer", resume=True)
+    async def outer() -> int:
+        runs.append(current_call().id or "")
+        first = await quick()  # the journal is read here
+        if len(runs) > 1:
+            gate.set()
+            await until(lambda: site.workers[0].finished(made[0]), "the call has ended")
+            await sleep(0.1)  # and its reply has come
+        return first + await slow()
+
+    async with site.open(serve=False):
+        await site.serve(queues=["children"])
+        parent = await site.serve(queues=["default"])
+        running = asyncio.create_task(outer())
+        await until(lambda: made, "the call runs")
+        await site.serve(queues=["default"])
+        await parent.drain(0)
+        assert await soon(running) == 6
+        assert len(runs) == 2
+        assert len(made) == 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -21,7 +22,7 @@ from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
-from atasks.transport.journals import Entries, Journals
+from atasks.transport.journals import Entries, Journals, lasts
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ __all__ = ["AMQPJournals"]
 
 logger = logging.getLogger("atasks.amqp")
 
+MAX_LATE: Final = 1000
+MAX_LATE_BYTES: Final = 16 * 2**20
 LONGEST_PAUSE: Final = 3600.0
 """Seconds between two uses of a journal whose call is in hand, at most."""
 
@@ -69,6 +72,9 @@ class AMQPJournals(Journals):
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
         """Names of journals that are to be deleted -> whether their replies come here."""
+        self._late: OrderedDict[str, Reply] = OrderedDict()
+        """Replies that nobody awaited when they came, while journals were open."""
+        self._late_bytes = 0
         self._notes: dict[str, _SentNote] = {}
         """Name -> the note that takes further ids."""
         self._errands: set[asyncio.Task[None]] = set()
@@ -90,6 +96,19 @@ class AMQPJournals(Journals):
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         return await records.entries(name) if found else Entries()
+
+    def heard(self, reply: Reply) -> None:
+        """A reply has come that no await is for: an earlier run of a call may have made that call, and the run of
+        it that is here asks for it later."""
+        if self._open and lasts(reply) and reply.id not in self._late:
+            self._late[reply.id] = reply
+            self._late_bytes += len(reply.payload)
+            while len(self._late) > MAX_LATE or self._late_bytes > MAX_LATE_BYTES:
+                _, dropped = self._late.popitem(last=False)
+                self._late_bytes -= len(dropped.payload)
+
+    def late(self, step: str) -> Reply | None:
+        return self._late.get(step)
 
     async def add(self, name: str, reply: Reply) -> None:
         try:
@@ -127,11 +146,19 @@ class AMQPJournals(Journals):
     def leave(self, name: str) -> None:
         logger.debug("journal %s is left to the next run", name)
         self._open.pop(name, None)
+        self._forget_late()
         self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
 
     def drop(self, name: str) -> None:
         self._unwanted[name] = self._open.pop(name, None) is not None
+        self._forget_late()
         self._errand(self._delete(name))
+
+    def _forget_late(self) -> None:
+        """Keep no late replies where no journal is open."""
+        if not self._open:
+            self._late.clear()
+            self._late_bytes = 0
 
     # -- life
 

@@ -128,7 +128,7 @@ class AMQPTransport(CallTransport):
         self._pending, self._asked = session.pendings, session.asked
         self._schedules = AMQPSchedules(session, self._records.over_link, self.consumer_timeout)
         self.schedules = self._schedules
-        self.calling = Calling(session, self._records.heard)
+        self.calling = Calling(session, self._heard)
         self._steering = Steering(session, self.calling.control, self._stored)
         self.checks = BrokerChecks(session)
         """Looks for what is wrong at the broker."""
@@ -552,6 +552,12 @@ class AMQPTransport(CallTransport):
                 "%d messages could not be sent before the transport closed: they are dropped",
                 len(self.session.outbox),
             )
+
+    def _heard(self, reply: Reply, by_worker: bool) -> None:
+        """A reply has come that no await is for."""
+        self._records.heard(reply)
+        if by_worker:
+            self._journals.heard(reply)
 
     def _after_reply(self, call_id: str, do: Callable[[], None]) -> None:
         """Do it when the reply to a call that is served here is safe."""

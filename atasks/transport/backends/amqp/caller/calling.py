@@ -40,8 +40,9 @@ logger = logging.getLogger("atasks.amqp")
 class Calling:
     """Sends the calls of one transport, and listens to its reply queue."""
 
-    def __init__(self, session: Session, heard: Callable[[Reply], None]) -> None:
-        """`heard(reply)` is called with replies that no await is for."""
+    def __init__(self, session: Session, heard: Callable[[Reply, bool], None]) -> None:
+        """`heard(reply, by_worker)` is called with replies that no await is for. `by_worker`: a worker has sealed
+        it, where messages are sealed."""
         self.session = session
         self._heard = heard
         self._run_times = RunTimes()
@@ -200,7 +201,7 @@ class Calling:
                         self.withdraw(pending)  # if it was sent again, another copy may wait in the queue still
                     pending.answered(envelope)
                 else:
-                    self._heard(envelope)
+                    self._heard(envelope, session.seals is None or session.seals.serves(message))
             elif isinstance(envelope, Item | End | Report):
                 self._on_run(envelope)
             elif isinstance(envelope, Up):
