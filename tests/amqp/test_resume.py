@@ -134,7 +134,7 @@ async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(sit
 async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site) -> None:
     """The call runs on when the worker of its caller drains, and ends before the next run asks for it."""
     MsgpackCodec(site.namespace)
-    gate = asyncio.Event()
+    gate, read, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
     made: list[str] = []
     runs: list[str] = []
 
@@ -153,18 +153,23 @@ async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site
         runs.append(current_call().id or "")
         first = await quick()  # the journal is read here
         if len(runs) > 1:
-            gate.set()
-            await until(lambda: site.workers[0].finished(made[0]), "the call has ended")
-            await sleep(0.1)  # and its reply has come
+            read.set()
+            await go_on.wait()
         return first + await slow()
 
     async with site.open(serve=False):
-        await site.serve(queues=["children"])
+        first = await site.serve(queues=["children"])
         parent = await site.serve(queues=["default"])
         running = asyncio.create_task(outer())
         await until(lambda: made, "the call runs")
         await site.serve(queues=["default"])
         await parent.drain(0)
+        await soon(read.wait())
+        gate.set()
+        await until(lambda: first.finished(made[0]), "the call has ended")
+        await first.drain(1)  # nobody who could be asked remembers the call
+        await site.serve(queues=["children"])
+        go_on.set()
         assert await soon(running) == 6
         assert len(runs) == 2
         assert len(made) == 1

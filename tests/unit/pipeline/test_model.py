@@ -111,7 +111,7 @@ def iterated_here(run: Any) -> Outcome:
     return items, found[0]
 
 
-@bounded(100)
+@bounded(50)
 @given(sources(), pipelines(), st.sampled_from(("await", "async for", "for")))
 def test_a_run_gives_what_the_model_says(source: Source, specs: tuple[Spec, ...], how: str) -> None:
     stream = expected(specs, source.stream())
@@ -126,7 +126,7 @@ def test_a_run_gives_what_the_model_says(source: Source, specs: tuple[Spec, ...]
     stream.check(items, error, arrival=how != "await")
 
 
-@bounded(40)
+@bounded(20)
 @given(st.integers(0, 40), pipelines(ATASK, 2))
 def test_a_submitted_run_gives_what_the_model_says(length: int, specs: tuple[Spec, ...]) -> None:
     stream = expected(specs, Source(length).stream())
