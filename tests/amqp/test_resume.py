@@ -13,7 +13,7 @@ from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.journals import journal_name
 from tests.amqp.peer import Peer
 
-CALL = 1
+CALL, REPLY, VALUE = 1, 2, 0
 
 
 class Calls:
@@ -106,7 +106,7 @@ async def test_a_call_that_needs_a_worker_now_says_that_there_is_none(site: Site
         assert calls.made == []
 
 
-async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(site: Site, peer: Peer) -> None:
+async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(site: Site, peer: Peer) -> None:
     calls = Calls(site)
     async with site.open():
         running = asyncio.create_task(calls.parent())
@@ -114,13 +114,14 @@ async def test_a_call_that_has_ended_is_dropped_when_its_message_comes_again(sit
         (child,), (parent,) = calls.made, calls.parents
         queue = _journal(site, parent)
         payload = msgspec.msgpack.encode([[7], {}])
-        other = await site.serve()  # it does not remember that call
+        await site.serve()  # this worker does not remember that call
         await site.worker.drain(0)  # and the caller of both of them goes on there
         await until(lambda: len(calls.parents) == 2, "the call goes on at the other worker")
         again = [CALL, 1, child, "step", payload, "msgpack", None, 0, 2, 3, 0, 1]
+        answers = await peer.listen(f"{queue}:steps")
         await peer.send(again, reply_to=f"{queue}:steps")
-        await sleep(0.3)
-        await until(lambda: not other.unstarted, "the message was dealt with")
+        ((tag, _, call_id, status, *_),) = msgspec.msgpack.decode((await soon(answers.get())).body)
+        assert (tag, call_id, status) == (REPLY, child, VALUE)
         assert calls.made == [child], "the journal says that it has ended"
         calls.go_on.set()
         assert await soon(running) == 7

@@ -13,7 +13,7 @@ from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.records.contract import base_of
-from atasks.wire import RUN_PIPELINE, Call
+from atasks.wire import RUN_PIPELINE, Call, Reply
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.link import Link
@@ -78,7 +78,9 @@ class KeptCalls:
             ended = False
         finally:
             consumer.claims -= 1
-        if ended:
+        if isinstance(ended, Reply):
+            delivery.reply(ended)  # once more: whoever sent the call again may have missed it
+        elif ended:
             delivery.drop()
         elif self._stopped and again:
             delivery.requeue()
@@ -93,10 +95,10 @@ class KeptCalls:
         kept = delivery.request.reply_to == self._station.session.topology.stored
         return self._station.store if kept else None
 
-    async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
-        """Return True if the record of the call says that it has ended, or the journal of the call that makes it,
-        which may be gone with that. A call without a record runs. While the database is away calls run too, but
-        for those that were delivered before: they may have run."""
+    async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool | Reply:
+        """Return True if the record of the call says that it has ended, or if the journal of the call that makes
+        it is gone with that; the reply, if it is in that journal. A call without a record runs. While the database
+        is away calls run too, but for those that were delivered before: they may have run."""
         store = self._store(delivery)
         if store is not None:
             return await store.has_ended(call, patient=again)
@@ -104,7 +106,7 @@ class KeptCalls:
         journal = topology.journal(delivery.request.reply_to)
         if journal is not None:
             try:
-                return call.id in (await self._station.journals.entries(journal)).replies
+                return (await self._station.journals.entries(journal)).replies.get(call.id, False)
             except UnknownRun:
                 return True
         name = topology.kept(call.id)
