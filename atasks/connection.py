@@ -347,13 +347,15 @@ async def use(stack: AsyncExitStack, transport: Transport) -> None:
     block.hold()
 
     async def leave() -> None:
-        await outlast(settle())
-        block.leave()
-        blocks = connected[block.loop]
-        blocks.remove(block)
-        if not blocks:
-            del connected[block.loop]
-        await outlast(transport.disconnect())
+        try:
+            await outlast(settle())
+        finally:  # it raises the cancellation that it has outlasted
+            block.leave()
+            blocks = connected[block.loop]
+            blocks.remove(block)
+            if not blocks:
+                del connected[block.loop]
+            await outlast(transport.disconnect())
 
     stack.push_async_callback(leave)
 

@@ -257,7 +257,7 @@ async def test_a_last_attempt_does_not_begin_whose_reply_queue_is_gone(
         await replies.delete(if_unused=False, if_empty=False)
         await peer.control(encode([[CANCEL, 1, ["before"]]]), f"worker:{plain_site.worker.id}")
         with caplog.at_level("DEBUG", "atasks.amqp"):
-            await until(lambda: "one copy too many" in caplog.text)
+            await until(lambda: "is surplus" in caplog.text)
         await soon(plain_site.worker.drain())
         assert ran == []
         assert (await solo.declare()).message_count == 0

@@ -12,8 +12,8 @@ import pytest
 
 from atasks import wire
 from atasks.testing import until
-from atasks.transport.backends.local.hub import hub as hubs
 from atasks.transport.backends.local.hub import listener as hosting
+from atasks.transport.backends.local.hub import reception
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
@@ -75,7 +75,7 @@ async def test_a_large_frame_is_copied_a_few_times_only() -> None:
 async def test_a_process_has_a_while_to_say_hello(
     host: Host, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(hubs, "HELLO_SECONDS", 0.3)
+    monkeypatch.setattr(reception, "HELLO_SECONDS", 0.3)
     async with process(path, namespace=None) as (silent, _), process(path) as (polite, received):
         await settled(silent.ended, "it is disconnected")
         await asyncio.sleep(0.3)
