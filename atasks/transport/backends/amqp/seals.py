@@ -376,7 +376,9 @@ class Seals:
         key = key_of(message)
         if self.is_news(message):
             trusted = self.serves(message)
-            awaited = {name for name, pending in pendings.items() if pending.address and not trusted}
+            awaited = {
+                name for name, pending in pendings.items() if pending.address and not pending.kept and not trusted
+            }
             return [item for item in envelopes if isinstance(item, Reply) and item.id not in awaited]
         if key in self.keys.mine:
             self.answered.set()
