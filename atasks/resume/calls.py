@@ -56,14 +56,14 @@ class _Way:
     def __init__(self, journal: Journal, transport: Transport, step: str) -> None:
         self._journal = journal
         self._transport = transport
-        self._steps = [step]
+        self._step = step
         self.usable = transport.usable
         self.pause = transport.pause
 
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Make the next try, or find it."""
-        call.id = self._steps[-1]
-        self._steps.append(again(f"try {call.id}"))
+        call.id = self._step
+        self._step = again(f"try {self._step}")
         return await self._journal.request(self._transport, call, options)
 
 

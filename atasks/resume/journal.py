@@ -106,9 +106,8 @@ class Journal:
         if self._opening is None or self._generation != self._journals.generation:
             self._generation = self._journals.generation
             self._opening = asyncio.ensure_future(self._open())
-        if not self._opening.done():
-            await asyncio.shield(self._opening)
-        spent = self._opening.result().spent
+        opening = self._opening  # another step may open it again meanwhile
+        spent = (opening.result() if opening.done() else await asyncio.shield(opening)).spent
         while step in spent:
             step = again(step)
         self._asked.add(step)
@@ -199,7 +198,8 @@ class Journal:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""
         self._missed.append(task)
         if self._strict:
-            self._all_asked = asyncio.Event()
+            if self._all_asked is None:  # else another branch waits for the same
+                self._all_asked = asyncio.Event()
             with suppress(TimeoutError):
                 async with asyncio.timeout(STRICT_SECONDS):
                     await self._all_asked.wait()

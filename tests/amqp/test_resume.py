@@ -1,5 +1,7 @@
 """Calls that resume, over a broker: their journals, and messages by hand that have to do with them."""
 
+# Private attributes: `AMQPRecords._watches`: nobody else knows which keys the reply queue is bound by.
+
 from __future__ import annotations
 
 import asyncio
@@ -174,3 +176,34 @@ async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site
         assert await soon(running) == 6
         assert len(runs) == 2
         assert len(made) == 1
+
+
+async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(site: Site) -> None:
+    """Steps that ask while it is opened again share that, and its binding is made once."""
+    MsgpackCodec(site.namespace)
+    cut = asyncio.Event()
+
+    @site.atask(name="step")
+    async def step(n: int) -> int:
+        return n
+
+    @site.atask(name="parent", resume=True)
+    async def parent() -> list[int]:
+        first = await step(0)
+        await cut.wait()
+        return [first, *await asyncio.gather(*(step(n) for n in range(1, 6)))]
+
+    async with site.open():
+        transport = site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        running = asyncio.create_task(parent())
+        await until(lambda: transport._records._watches, "the journal is open")
+        await sleep(0.1)
+        assert transport.session.link is not None
+        transport.session.link.lose("cut")
+        await until(
+            lambda: transport.journals is not None and transport.journals.generation, "there is another link"
+        )
+        cut.set()
+        assert await soon(running) == [0, 1, 2, 3, 4, 5]
+        await until(lambda: not transport._records._watches, "nothing is followed any more")

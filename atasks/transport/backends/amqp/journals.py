@@ -89,7 +89,8 @@ class AMQPJournals(Journals):
         found = await records.over_link(
             lambda link: link.declare_queue(queue, arguments, topology.control, [steps])
         )
-        await records.follow(steps)
+        if name not in self._open:
+            await records.follow(steps)
         logger.debug("journal %s of call %s is open, with %d messages", name, owner, found)
         self._open[name] = owner
         self._unwanted.pop(name, None)
