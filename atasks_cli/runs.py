@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from atasks.errors import AtasksError, CannotRetry, PipelineError, UnknownRun
-from atasks.submitted.description import describe_run, moment, state_of
+from atasks.submitted.description import describe_run, moment, row_of, state_of
 from atasks.submitted.handle import Handle, attach
 from atasks.transport.records.contract import Records, RunInfo
 from atasks_cli.durations import Seconds
@@ -96,7 +96,9 @@ def _handle(place: Place, word: str) -> Handle[Any]:
 
 def _list(place: Place, found: Sequence[RunInfo], limit: int) -> None:
     if place.as_json:
-        show_json({"runs": [_as_json(info) for info in found], "cut": len(found) == limit})
+        show_json(
+            {"runs": [{**row_of(info), "expires": info.expires} for info in found], "cut": len(found) == limit}
+        )
         return
     now = time.time()
     columns = ("ID", "ATASK", "QUEUE", "SUBMITTED", "STATE", "TOOK", "WORKER")
@@ -115,20 +117,6 @@ def _list(place: Place, found: Sequence[RunInfo], limit: int) -> None:
     show_table(columns, rows)
     if len(found) == limit:
         say(f"there may be more: --limit {limit}")
-
-
-def _as_json(info: RunInfo) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "task": info.task,
-        "queue": info.queue,
-        "submitted": info.submitted,
-        "due": info.due,
-        "ended": info.ended,
-        "state": state_of(info.status),
-        "worker": info.worker,
-        "expires": info.expires,
-    }
 
 
 async def _show(place: Place, records: Records, handles: Sequence[Handle[Any]]) -> int:

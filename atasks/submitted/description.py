@@ -13,10 +13,10 @@ from atasks.submitted.handle import Handle
 from atasks.wire import Status
 
 if TYPE_CHECKING:
-    from atasks.transport.records.contract import Record
+    from atasks.transport.records.contract import Record, RunInfo
     from atasks.wire import Reply
 
-__all__ = ["describe_run", "moment", "stages_done", "state_of"]
+__all__ = ["describe_run", "moment", "row_of", "stages_done", "state_of"]
 
 _ENDINGS: Final = {
     number: name.lower().replace("_", " ") for name, number in vars(Status).items() if isinstance(number, int)
@@ -41,6 +41,20 @@ def stages_done(run_id: str, record: Record) -> tuple[int, int]:
     if task_ids and ending is not None and ending.status == Status.VALUE:
         done += 1  # the result of the last one is the run's own
     return done, len(task_ids)
+
+
+def row_of(info: RunInfo) -> dict[str, Any]:
+    """Name -> what a list of submitted calls says of one of them, as plain data."""
+    return {
+        "id": info.id,
+        "task": info.task,
+        "queue": info.queue,
+        "submitted": info.submitted,
+        "due": info.due,
+        "ended": info.ended,
+        "state": state_of(info.status),
+        "worker": info.worker,
+    }
 
 
 async def describe_run(run_id: str, record: Record) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from typing import Any, Final
 from atasks.checks import validate_queue
 from atasks.connection import connect
 from atasks.errors import AtasksError, InvalidName, NotConnected, NotSupported, UnknownRun
-from atasks.submitted.description import describe_run, stages_done, state_of
+from atasks.submitted.description import describe_run, row_of, stages_done
 from atasks.submitted.handle import Handle, run_again
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo, Chain, Event, WorkerInfo
 from atasks.tracking.snapshots import total
 from atasks.transport.call_transport import CallTransport
-from atasks.transport.records.contract import Records, RunInfo
+from atasks.transport.records.contract import Records
 from atasks.web.picture import Picture
 
 __all__ = ["FleetFeed"]
@@ -222,21 +222,7 @@ async def _runs(records: Records) -> list[dict[str, Any]]:
     for info in [info for info in found if info.status is None and "." in info.id][:FOLLOWED]:
         with contextlib.suppress(UnknownRun):  # it was dropped meanwhile
             stages[info.id] = stages_done(info.id, await records.read(info.id))
-    return [_run(info, stages.get(info.id)) for info in found]
-
-
-def _run(info: RunInfo, stages: tuple[int, int] | None) -> dict[str, Any]:
-    return {
-        "id": info.id,
-        "task": info.task,
-        "queue": info.queue,
-        "submitted": info.submitted,
-        "due": info.due,
-        "ended": info.ended,
-        "state": state_of(info.status),
-        "worker": info.worker or "",
-        "stages": stages,
-    }
+    return [{**row_of(info), "worker": info.worker or "", "stages": stages.get(info.id)} for info in found]
 
 
 async def _retry(fleet: Fleet, names: Sequence[str]) -> str:
