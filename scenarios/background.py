@@ -84,7 +84,7 @@ async def once() -> None:
 
 
 async def again() -> None:
-    """What fails is tried again by itself. When it has failed for good, its handle has it run once more."""
+    """A call that fails is tried again by itself. Its handle has one run once more that has failed for good."""
     print(await (await deliver.options(retry=PATIENT).submit("23")))
     handle = await deliver.submit("24")
     try:
@@ -115,7 +115,7 @@ async def again_and_again() -> None:
 
 
 async def tell() -> None:
-    """Who publishes an event does not know who handles it: one worker of each group does."""
+    """Publish an event without knowing who handles it: one worker of each group does."""
     await paid("28")
     await asyncio.sleep(0.2)
 

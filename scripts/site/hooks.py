@@ -1,4 +1,4 @@
-"""What the site does besides mkdocs: pages and files from outside of docs/, and drawn diagrams."""
+"""Hooks of the site: pages and files from outside of docs/, and drawn diagrams."""
 
 from __future__ import annotations
 

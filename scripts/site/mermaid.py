@@ -23,5 +23,5 @@ def name_of(page: str, number: int) -> str:
 
 
 def digest(text: str) -> str:
-    """What a picture says of the block that it was drawn from."""
+    """The words in a picture about the block that it was drawn from."""
     return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"

@@ -60,7 +60,7 @@ async def fill(fleet: Fleet, peer: Peer) -> list[DeadMessage]:
 
 @pytest.fixture
 def ran(site: Site) -> asyncio.Queue[str]:
-    """What the calls have run with that came back."""
+    """The arguments of the calls that came back and ran."""
     MsgpackCodec(site.namespace)
     found: asyncio.Queue[str] = asyncio.Queue()
 

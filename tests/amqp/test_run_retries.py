@@ -15,7 +15,7 @@ from atasks.testing import soon
 from tests.amqp.conftest import Connect
 
 made: Counter[tuple[str, Any]] = Counter()
-"""How often each call was made."""
+"""Call -> the number of times that it was made."""
 bad: set[Any] = set()
 """The items that fail: code that is mended has none."""
 
@@ -238,7 +238,7 @@ async def test_steps_give_what_there_is_when_a_later_stage_fails(connect: Connec
 
 
 async def test_an_await_that_goes_on_over_a_retry(connect: Connect) -> None:
-    """Who began to wait before gets what the retry gives, if the run goes on by the time."""
+    """A waiter that began before the retry gets its result, if the run goes on by the time."""
     async with connect():
         bad.add(1)
         handle = await soon((stage(risky) | stage(square)).submit(1))

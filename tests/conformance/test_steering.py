@@ -1,4 +1,4 @@
-"""What workers say of themselves, over every transport that moves questions."""
+"""Answers of workers about themselves, over every transport that moves questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is around a call in a Django project: connections, threads, language and time zone."""
+"""The surroundings of a call in a Django project: connections, threads, language and time zone."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ __all__ = ["DATABASE", "URL", "Reader"]
 URL = re.compile(r"amqp://(guest:guest@)?localhost(:5672)?/(?=[\"'\s,)]|$)", re.MULTILINE)
 """How pages name the broker that the reader has."""
 DATABASE = "postgresql://user:password@db/app"
-"""How pages name the database that the reader has."""
+"""The name that pages have for the database of the reader."""
 SHOWN_URL = "amqp://localhost/"
 INTERRUPT = "^C"
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)

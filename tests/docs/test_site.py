@@ -26,7 +26,7 @@ from tests.docs.test_docs import resolve
 REFERENCE = [page for page in PAGES if page.name.startswith("docs/reference/")]
 DIRECTIVE = re.compile(r"^::: ([\w.]+)$(?:\n    options:\n      members: (.*))?", re.MULTILINE)
 DESCRIBED = {name: members for page in REFERENCE for name, members in DIRECTIVE.findall(page.text)}
-"""What the reference describes, and of which the members that it shows, if not all."""
+"""The objects that the reference describes, and the members that it shows, if not all."""
 ROOMS = [
     atasks,
     atasks.logging,

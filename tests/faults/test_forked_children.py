@@ -235,7 +235,7 @@ CHILDREN = """
 
 
 def test_a_child_ends_where_its_call_ends(tmp_path: Path) -> None:
-    """It would go on as a copy of its worker, and of the program around that."""
+    """Without that the child would go on as a copy of its worker, and of the program around that."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(CHILDREN))
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=60, check=False)

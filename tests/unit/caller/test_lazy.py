@@ -50,7 +50,7 @@ def lazy(namespace: str) -> Iterator[LazyConnection]:
 
 
 def in_thread(function: Callable[[], Any]) -> Any:
-    """What the function returns in a thread without an event loop."""
+    """The result of the function in a thread without an event loop."""
     return asyncio.run(asyncio.to_thread(function))
 
 

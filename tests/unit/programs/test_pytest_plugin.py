@@ -61,7 +61,7 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
 
 def run_tests(pytester: pytest.Pytester, tests: str, *arguments: str) -> pytest.RunResult:
-    """How a run of pytest on these tests, beside a module `shop` of atasks, ends."""
+    """The outcome of a run of pytest on these tests, beside a module `shop` of atasks."""
     pytester.makepyfile(shop=TASKS, test_it=tests)
     pytester.makeini("[pytest]\nfilterwarnings = error\nasyncio_default_fixture_loop_scope = function\n")
     given = ["-p", "no:randomly", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "asyncio_mode=strict"]
