@@ -62,7 +62,8 @@ class ResumeCases(Cases):
                     await soon(parent())
                 return
             assert await soon(parent()) == ([1], [[2], [3], [1]], [4])
-            assert steps.made == [1, 2, 3, 1, 4]
+            first, *together, last = steps.made
+            assert (first, sorted(together), last) == (1, [1, 2, 3], 4)  # those of a gather run in any order
             await self._nothing_is_left(site)
 
     async def test_who_looks_sees_how_much_was_done_before(self, site: Site) -> None:
