@@ -182,8 +182,7 @@ class Router(OriginalEvents):
                 run.last_awaited = call
                 try:
                     reply = await request(call, options)
-                    if run.last_awaited is call:
-                        run.last_awaited = None
+                    run.answered(call, reply)
                 finally:
                     await run.unpark()
             if reply.status != Status.VALUE:

@@ -43,8 +43,7 @@ async def made(
             reply = await way.request(call, options)
         else:
             reply = await tried(router, codec, cast("Transport", way), call, options)
-        if run.last_awaited is call:
-            run.last_awaited = None
+        run.answered(call, reply)
     finally:
         await run.unpark()
     return reply, call

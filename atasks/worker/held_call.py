@@ -15,7 +15,7 @@ from atasks.errors import TooManyParked
 from atasks.progress import Progress
 from atasks.tracking.counters import PARKED
 from atasks.transport.delivery import Delivery
-from atasks.wire import Call, describe
+from atasks.wire import Call, Status, describe
 from atasks.worker.reporter import Reporter
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from atasks.options import Executor
     from atasks.resume.journal import Journal
     from atasks.tracking.counters import Row
+    from atasks.wire import Reply
     from atasks.worker.backlog import Lane
     from atasks.worker.limited import TokenNotes
     from atasks.worker.slots import Slots
@@ -49,6 +50,8 @@ class Reason(enum.Enum):
 
 RETURNED: Final = (Reason.DRAINED, Reason.PASSED_ON, Reason.AWAITED_AGAIN)
 """Ends after which another run of the call is to come: the worker gives it back."""
+SAME_DEADLINE: Final = 0.05
+"""Seconds between two ends of one deadline at most: a nested call takes its own over in whole milliseconds."""
 
 
 class HeldCall(Struct, eq=False):
@@ -97,7 +100,7 @@ class HeldCall(Struct, eq=False):
     journal: Journal | None = None
     """The steps that it has done, if it is one that resumes; None: it has done none."""
     last_awaited: Call | None = None
-    """The call that it made last, while that is awaited, or if that was cancelled with it."""
+    """The call that it made last, while that is awaited, or if that was cancelled, or timed out, with it."""
     tokens: TokenNotes | None = None
     """The tokens of limits that it waits for and holds; None: it has never wanted one."""
     _current: CurrentCall | None = None
@@ -141,6 +144,17 @@ class HeldCall(Struct, eq=False):
                 self.queue,
             )
         return self._current
+
+    def answered(self, call: Call, reply: Reply) -> None:
+        """Note that a call it awaited has ended. One that ended at the run's own deadline, which nested calls
+        inherit, stays in `last_awaited`: either may be told first, and the run ends because of that call."""
+        shared = (
+            reply.status == Status.TIMED_OUT
+            and self.deadline is not None
+            and self.loop.time() > self.deadline - SAME_DEADLINE
+        )
+        if self.last_awaited is call and not shared:
+            self.last_awaited = None
 
     @property
     def awaited(self) -> tuple[str, str] | None:
