@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
+    from atasks.caller.sync_watched import SyncWatchedCall
     from atasks.caller.watched import WatchedCall
     from atasks.codecs import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, ZstdCodec, get_codec
     from atasks.connection import connect, local, serve
@@ -134,6 +135,7 @@ __all__ = [
     "StreamLost",
     "StreamTask",
     "SyncStream",
+    "SyncWatchedCall",
     "TooManyParked",
     "Transport",
     "TransportError",
@@ -171,6 +173,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "atasks.caller.stream": "RemoteStream",
     "atasks.caller.sync_stream": "SyncStream",
+    "atasks.caller.sync_watched": "SyncWatchedCall",
     "atasks.caller.watched": "WatchedCall",
     "atasks.codecs": "CloudpickleCodec Codec MsgpackCodec PickleCodec ZstdCodec get_codec",
     "atasks.connection": "connect local serve",

@@ -94,8 +94,7 @@ class CurrentCall:
 
         The last report is kept while the call runs: `atasks ps` and `atasks tree` show it. It is sent only to who
         watches, a caller by `ATask.watch` or `Handle.progress`, ten times a second at most, the latest one each
-        time and the last one before the call ends. So it may be said often. Outside of a call, and in a process
-        of `executor="process"`, nothing happens.
+        time and the last one before the call ends. So it may be said often. Outside of a call nothing happens.
 
         Args:
             done: So much is done.
@@ -114,6 +113,8 @@ class CurrentCall:
         run = serving.get()
         if run is not None and run.current is self:
             run.tell(progress)
+        elif self is lone_call and self.id is not None and tell_worker is not None:
+            tell_worker(self.id, progress)
 
     def __repr__(self) -> str:
         return f"<CurrentCall {self.id} attempt {self.attempt}>" if self.id else "<CurrentCall: none>"
@@ -152,6 +153,9 @@ calling_thread: ContextVar[CallingThread | None] = ContextVar("atasks.calling_th
 
 lone_call: CurrentCall | None = None
 """In a process of `executor="process"`: the one call that it serves now."""
+
+tell_worker: Callable[[str, Progress], None] | None = None
+"""In such a process: hands on what the call of that id reports. None: it is no such process, or a fork of one."""
 
 _no_call = CurrentCall()
 

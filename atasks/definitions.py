@@ -27,6 +27,7 @@ from atasks.options import Executor, TaskOptions, ViewOptions
 if TYPE_CHECKING:
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
+    from atasks.caller.sync_watched import SyncWatchedCall
     from atasks.caller.watched import WatchedCall
     from atasks.submitted.handle import Handle
     from atasks.wire import Call
@@ -40,6 +41,7 @@ __all__ = [
     "Submission",
     "TaskName",
     "WatchedName",
+    "Watcher",
 ]
 
 P = ParamSpec("P")
@@ -209,16 +211,13 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         self._check_arguments(*args, **kwargs)
         return cast("R", self._space.router.send_request_sync(self._sent_name, args, kwargs))
 
-    def watch(self, /, *args: P.args, **kwargs: P.kwargs) -> WatchedCall[R]:
+    @property
+    def watch(self) -> Watcher[P, R]:
         """A call whose progress can be followed: `async with task.watch(...) as call`. It begins with the block;
-        `call.progress()` are its reports, and `await call` its result. Leaving the block ends the call.
+        `call.progress()` are its reports, and `await call` its result. Leaving the block ends the call. Arguments
+        are those of the function; it is a TypeError at once if they do not fit.
 
-        Args:
-            *args: Those of the function.
-            **kwargs: Those of the function.
-
-        Raises:
-            TypeError: The arguments do not fit. It is raised at once.
+        For code without an event loop: `with task.watch.sync(...) as call`, and `call.result()`.
 
         Example:
             ```python
@@ -233,8 +232,7 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
                 print([str(progress) async for progress in call.progress()], await call)  # ['3/3'] book.pdf
             ```
         """
-        self._check_arguments(*args, **kwargs)
-        return cast("WatchedCall[R]", self._space.router.watch(self._sent_name, args, kwargs))
+        return Watcher(self)
 
     @property
     def submit(self) -> Submission[P, R]:
@@ -313,6 +311,32 @@ class Submission(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<submission of {self._task!r}>"
+
+
+class Watcher(Generic[P, R]):
+    """Makes calls of one atask whose progress can be followed, with the options that it has here: `task.watch`."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self, task: ATask[P, R]) -> None:
+        self._task = task
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> WatchedCall[R]:
+        """Return a call that begins with its `async with` block. Raises TypeError at once if the arguments do not
+        fit."""
+        task = self._task
+        task._check_arguments(*args, **kwargs)
+        return cast("WatchedCall[R]", task._space.router.watch(task._sent_name, args, kwargs))
+
+    def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> SyncWatchedCall[R]:
+        """Return such a call for code without an event loop, which begins with its `with` block.
+
+        Needs `atasks.connect_sync`, as `ATask.sync` does. Raises TypeError at once if the arguments do not fit.
+        """
+        return cast("SyncWatchedCall[R]", self._task._space.router.watch_sync(self(*args, **kwargs)))
+
+    def __repr__(self) -> str:
+        return f"<watcher of {self._task!r}>"
 
 
 class StreamTask(BaseTask[P, AsyncGenerator[T, None]], Generic[P, T]):

@@ -17,6 +17,7 @@ from atasks.caller.bridged_stream import BridgedStream
 from atasks.caller.decoding import check_codec, reply_error
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
+from atasks.caller.sync_watched import SyncWatchedCall
 from atasks.caller.tries import tried
 from atasks.caller.watched import WatchedCall
 from atasks.codecs.base import Codec, as_bytes, ends_here
@@ -326,9 +327,13 @@ class Router(OriginalEvents):
 
     async def outcome(self, reply: Reply, call: Call) -> Any:
         """Return the value of a reply, or raise its exception."""
-        if reply.status != Status.VALUE:
-            raise await reply_error(reply, call, self.codec)
-        return await self._result(reply, call, None, self.codec)
+        try:
+            if reply.status != Status.VALUE:
+                raise await reply_error(reply, call, self.codec)
+            return await self._result(reply, call, None, self.codec)
+        except Exception as error:
+            name_call(error, call.id)
+            raise
 
     def transport(self) -> Transport:
         """The transport that awaits use which are made here. Raises NotConnected."""
@@ -482,6 +487,10 @@ class Router(OriginalEvents):
     def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:
         """The items of a stream, for a thread without an event loop."""
         return SyncStream(self, stream)
+
+    def watch_sync(self, call: WatchedCall[Any]) -> SyncWatchedCall[Any]:
+        """A watched call, for a thread without an event loop."""
+        return SyncWatchedCall(self, call)
 
     # -- limits
 

@@ -36,7 +36,8 @@ class WatchedCall(Generic[R]):
         self._name = name
         self._arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = (args, kwargs)
         """None: it has begun."""
-        self._task: asyncio.Task[R] | None = None
+        self.task: asyncio.Task[R] | None = None
+        """Awaits the call; None: it has not begun."""
         self._latest = Latest()
 
     async def __aenter__(self) -> WatchedCall[R]:
@@ -47,8 +48,8 @@ class WatchedCall(Generic[R]):
         name = WatchedName(self._name)
         name.task, name.options, name.fill = task, WatchedOptions.of(options, self._latest.put), _ask_for_reports
         made = self._router.send_request(name, *args, **kwargs)
-        self._task = asyncio.get_running_loop().create_task(made, name=f"atasks watch {self._name}")
-        self._task.add_done_callback(lambda _: self._latest.end())
+        self.task = asyncio.get_running_loop().create_task(made, name=f"atasks watch {self._name}")
+        self.task.add_done_callback(lambda _: self._latest.end())
         return self
 
     async def __aexit__(
@@ -72,12 +73,12 @@ class WatchedCall(Generic[R]):
         return self._latest.each()
 
     def _begun(self) -> asyncio.Task[R]:
-        if self._task is None:
+        if self.task is None:
             raise RuntimeError(f"{self!r} has not begun: enter it, `async with task.watch(...) as call:`")
-        return self._task
+        return self.task
 
     def __repr__(self) -> str:
-        state = "not begun" if self._task is None else "ended" if self._task.done() else "going on"
+        state = "not begun" if self.task is None else "ended" if self.task.done() else "going on"
         return f"<watched call of {str(self._name)!r}, {state}>"
 
 

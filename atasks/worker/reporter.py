@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from atasks.progress import Progress
     from atasks.worker.held_call import HeldCall
 
-__all__ = ["Reporter"]
+__all__ = ["PAUSE_SECONDS", "Reporter"]
 
 PAUSE_SECONDS: Final = 0.1
 """Between two reports of one call that are sent."""

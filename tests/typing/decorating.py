@@ -9,7 +9,19 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, Generic, TypeVar, assert_type
 
-from atasks import ATask, RemoteStream, StreamTask, SyncStream, Transport, atask, connect_sync, event
+from atasks import (
+    ATask,
+    Progress,
+    RemoteStream,
+    StreamTask,
+    SyncStream,
+    SyncWatchedCall,
+    Transport,
+    WatchedCall,
+    atask,
+    connect_sync,
+    event,
+)
 
 T = TypeVar("T")
 
@@ -173,6 +185,14 @@ def synchronous_streams() -> None:
     assert_type(list(counting.options(timeout=1).sync(n=3)), list[int])
     with counting.sync(1) as stream:
         assert_type(next(stream), int)
+
+
+async def watched_calls() -> None:
+    assert_type(computing.watch(1, rounds=2), WatchedCall[bytes])
+    assert_type(blocking.options(timeout=1).watch.sync(1), SyncWatchedCall[str])
+    with blocking.watch.sync(1) as call:
+        assert_type(list(call.progress()), list[Progress])
+        assert_type(call.result(), str)
 
 
 def synchronous_callers() -> None:

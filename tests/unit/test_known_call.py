@@ -137,6 +137,31 @@ async def test_exceptions_have_the_id_of_their_call(namespace: str) -> None:
         await fail("")
 
 
+async def test_exceptions_of_streams_and_of_submitted_calls_have_the_id_too(namespace: str) -> None:
+    ids: dict[str, str | None] = {}
+
+    @atask(namespace=namespace)
+    async def wait(name: str) -> None:
+        ids[name] = current_call().id
+        await asyncio.Event().wait()
+
+    @atask(namespace=namespace)
+    async def items() -> AsyncIterator[int]:
+        ids["items"] = current_call().id
+        yield 1
+        await asyncio.Event().wait()
+
+    async with connect("loopback:", namespace=namespace):
+        with pytest.raises(CallTimeout) as caught:
+            async for _ in items.options(timeout=0.2)():
+                pass
+        assert caught.value.call_id == ids["items"]
+        handle = await wait.options(timeout=0.2).submit("submitted")
+        with pytest.raises(CallTimeout) as caught:
+            await soon(handle)
+        assert caught.value.call_id == ids["submitted"]
+
+
 async def test_pending_calls_are_named(namespace: str) -> None:
     began = asyncio.Event()
 

@@ -9,6 +9,7 @@ import queue
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -18,14 +19,16 @@ from atasks.codecs.base import Codec
 from atasks.current import CurrentCall
 from atasks.errors import DecodeError, LoadError
 from atasks.namespaces import namespace_item, namespaces
-from atasks.wire import Call, Reply, Status
+from atasks.wire import VERSION, Call, Reply, Report, Status
 from atasks.worker.execution import Inside, decode_arguments, raised, returned
 from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_request, frame
 from atasks.worker.executors.references import Reference, find
+from atasks.worker.reporter import PAUSE_SECONDS
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.middleware import AroundRuns
+    from atasks.progress import Progress
 
 __all__ = ["prepare", "serve"]
 
@@ -68,13 +71,14 @@ def serve(
     with asyncio.Runner() as runner:
         child = _Child(codec, runner, levels, around)
         channel.sendall(frame(None))
+        teller = _Teller(channel)
         while (content := requests.get()) is not None:
             busy.set()
             reply = child.answer(decode_request(content))
             del content
             busy.clear()
             try:
-                channel.sendall(frame(reply))
+                teller.finish(reply)
             except OSError:  # the worker is gone
                 os._exit(1)
     stream.close()
@@ -94,6 +98,56 @@ def _read(stream: BinaryIO, requests: queue.SimpleQueue[bytes | None], busy: thr
     if busy.is_set():
         os._exit(1)
     requests.put(None)
+
+
+class _Teller:
+    """Hands what calls report on to the worker: the latest one each time, ten times a second at most, and the last
+    one before the reply."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._lock = threading.Lock()
+        self._latest: Report | None = None
+        """The latest one that the worker was not told of."""
+        self._news: threading.Event | None = None
+        """Wakes the thread that tells; None: nothing was reported yet."""
+        current.tell_worker = self._tell
+        os.register_at_fork(after_in_child=_tell_nobody)
+
+    def finish(self, reply: Reply) -> None:
+        """Send the last report, and then the reply. Raises OSError."""
+        with self._lock:
+            self._send()
+            self._channel.sendall(frame(reply))
+
+    def _tell(self, call_id: str, progress: Progress) -> None:
+        """The call says how far it is. Called in any thread."""
+        done, total, note, *_ = progress
+        self._latest = Report(VERSION, call_id, done, total, note)
+        if self._news is None:
+            self._news = threading.Event()
+            threading.Thread(target=self._go_on, args=(self._news,), name="atasks-reports", daemon=True).start()
+        self._news.set()
+
+    def _go_on(self, news: threading.Event) -> None:
+        while news.wait():
+            news.clear()
+            with self._lock:
+                try:
+                    self._send()
+                except OSError:  # the worker is gone
+                    return
+            time.sleep(PAUSE_SECONDS)
+
+    def _send(self) -> None:
+        latest, self._latest = self._latest, None
+        if latest is not None:
+            self._channel.sendall(frame(latest))
+
+
+def _tell_nobody() -> None:
+    """In a fork, whose parent alone talks to the worker."""
+    current.tell_worker = None
 
 
 class _Child:

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -16,8 +17,9 @@ from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
-from atasks.wire import Reply
-from atasks.worker.executors.frames import HEADER, READY, ProcessRequest, decode_reply, frame
+from atasks.progress import Progress
+from atasks.wire import Reply, Report
+from atasks.worker.executors.frames import HEADER, READY, ProcessRequest, decode_answer, frame
 
 if TYPE_CHECKING:
     from atasks.middleware import AroundRuns
@@ -108,11 +110,14 @@ class ExecutorProcess:
         """The process can take a call."""
         return not self.ended.done() and not self._writer.is_closing()
 
-    async def ask(self, request: ProcessRequest) -> Reply:
-        """Send the request and return the reply. Raises `Lost` if the process dies first. If this is cancelled,
-        `kill` the process: it still runs the call."""
+    async def ask(self, request: ProcessRequest, tell: Callable[[Progress], None]) -> Reply:
+        """Send the request and return the reply; `tell` gets what the call reports until then. Raises `Lost` if
+        the process dies first. If this is cancelled, `kill` the process: it still runs the call."""
         await self._say(frame(request))
-        return decode_reply(await self._hear())
+        while isinstance(answer := decode_answer(await self._hear()), Report):
+            if answer.id == request.call.id:  # else a thread that an earlier call has left says so
+                tell(Progress(answer.done, answer.total, answer.note))
+        return answer
 
     def kill(self) -> None:
         """End it now, with all that it started."""

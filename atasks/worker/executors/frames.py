@@ -8,10 +8,10 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from atasks.wire import Call, Reply
+from atasks.wire import Call, Reply, Report
 from atasks.worker.executors.references import Reference
 
-__all__ = ["HEADER", "READY", "ProcessRequest", "decode_reply", "decode_request", "frame"]
+__all__ = ["HEADER", "READY", "ProcessRequest", "decode_answer", "decode_request", "frame"]
 
 HEADER: Final = struct.Struct("!Q")
 READY: Final = b""
@@ -35,10 +35,11 @@ class ProcessRequest(Struct, array_like=True):
 
 _encoder = msgspec.msgpack.Encoder()
 decode_request = msgspec.msgpack.Decoder(ProcessRequest).decode
-decode_reply = msgspec.msgpack.Decoder(Reply).decode
+_answers: msgspec.msgpack.Decoder[Reply | Report] = msgspec.msgpack.Decoder(Reply | Report)
+decode_answer = _answers.decode
 
 
-def frame(message: ProcessRequest | Reply | None) -> bytes:
+def frame(message: ProcessRequest | Reply | Report | None) -> bytes:
     """A message with its length; None stands for `READY`."""
     body = READY if message is None else _encoder.encode(message)
     return HEADER.pack(len(body)) + body

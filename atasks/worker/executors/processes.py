@@ -70,7 +70,8 @@ class ProcessPool:
                 reply = await process.ask(
                     ProcessRequest(
                         run.call, reference, worker.id, run.deadline, worker.transport.max_payload, run.queue
-                    )
+                    ),
+                    run.tell,
                 )
             except Lost as lost:
                 call = run.call

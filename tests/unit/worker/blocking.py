@@ -190,3 +190,50 @@ class Holder:
 
 power = in_process(functools.partial(pow, 2), name="power")
 factorial = in_process(math.factorial)
+
+
+@in_process
+def watches() -> None:
+    """Try to watch a call, from a process."""
+    with pid.watch.sync():
+        pass
+
+
+@in_process
+def count(many: int) -> int:
+    """Report often."""
+    for done in range(many + 1):
+        current_call().report(done, many, "counting")
+    return many
+
+
+@in_process
+def wait_for(file: str) -> str:
+    """Report twice at once, and then wait until the file is there."""
+    current_call().report(1)
+    current_call().report(2, 3, "waiting")
+    while not Path(file).exists():
+        time.sleep(0.005)
+    return "done"
+
+
+@in_process
+def report_in_a_fork() -> int:
+    """Report in a forked child, which has no worker, and return its exit code."""
+    child = os.fork()
+    if child == 0:
+        current_call().report(1, 1, "from nobody")
+        time.sleep(0.2)
+        os._exit(0)
+    return os.waitpid(child, 0)[1]
+
+
+@in_process
+def report_and_die() -> int:
+    """Die in the first attempt, when it has reported."""
+    call = current_call()
+    call.report(5, 10)
+    time.sleep(0.3)
+    if call.attempt == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call.attempt or 0

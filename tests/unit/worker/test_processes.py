@@ -27,6 +27,7 @@ from atasks import (
 )
 from atasks.codecs import CloudpickleCodec
 from atasks.errors import CallError, NotSupported
+from atasks.progress import Progress
 from atasks.testing import PATIENCE, soon, until
 from tests.unit import serving
 from tests.unit.serving import idle
@@ -266,3 +267,46 @@ def test_functions_that_another_process_cannot_import_are_refused(namespace: str
             atask(function, namespace=namespace, executor="process")
     with pytest.raises(TypeError, match=r"cannot be pickled for another process \(PicklingError: no\)"):
         atask(Unpicklable(), name="it", namespace=namespace, executor="process")
+
+
+async def heard(call: Any) -> list[Progress]:
+    return [progress async for progress in call.progress()]
+
+
+async def test_reports_of_a_process_reach_who_watches() -> None:
+    async with serve(), asyncio.timeout(PATIENCE), blocking.count.watch(20_000) as call:
+        got = await heard(call)
+        assert await call == 20_000
+    assert got[-1] == Progress(20_000, 20_000, "counting")
+    assert len(got) < 100
+    assert got == sorted(got)
+
+
+async def test_the_latest_report_of_a_process_is_told_while_it_runs(tmp_path: Path) -> None:
+    file = tmp_path / "go on"
+    async with serve() as worker, asyncio.timeout(PATIENCE):
+        task = asyncio.create_task(blocking.wait_for(str(file)))
+        await until(lambda: [str(run.progress) for run in worker.runs] == ["2/3 waiting"])
+        file.touch()
+        assert await task == "done"
+        file.unlink()
+        async with blocking.wait_for.watch(str(file)) as call:
+            async for progress in call.progress():
+                if progress.done == 2:
+                    file.touch()
+            assert await call == "done"
+
+
+async def test_reports_of_a_fork_of_a_process_reach_nobody() -> None:
+    async with serve(processes=1), asyncio.timeout(PATIENCE), blocking.report_in_a_fork.watch() as call:
+        assert await heard(call) == []
+        assert await call == 0
+    async with serve(processes=1), asyncio.timeout(PATIENCE):
+        assert await blocking.count(3) == 3
+
+
+async def test_reports_begin_anew_where_a_process_has_died() -> None:
+    async with serve(), asyncio.timeout(PATIENCE), blocking.report_and_die.watch() as call:
+        got = await heard(call)
+        assert await call == 2
+    assert got == [Progress(5, 10), Progress(5, 10, attempt=2)]
