@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.crew import Crew
     from atasks.pipeline.flow.engine import Engine
 
-__all__ = ["Progress", "StageProgress", "Watch", "described", "watch"]
+__all__ = ["OnDemand", "Progress", "StageProgress", "Watch", "described", "watch"]
 
 INTERVAL = 0.1
 """Seconds between two looks."""
@@ -43,27 +45,49 @@ Progress = Callable[[tuple[StageProgress, ...]], object]
 """Called with the state of all stages when it has changed, at most ten times a second, and at the end."""
 
 
+class OnDemand:
+    """A progress callable for others who ask when they like: nobody looks at the run by itself, but at its end."""
+
+    def __init__(self, show: Progress, looks: set[Callable[[], None]]) -> None:
+        """While the run goes on, `looks` has the function that brings up to date what `show` was told."""
+        self.show = show
+        self.looks = looks
+
+    def __call__(self, state: tuple[StageProgress, ...]) -> object:
+        return self.show(state)
+
+
 class Watch:
-    """Looks at a run from time to time, until it is told to finish."""
+    """Looks at a run from time to time, or when it is asked to, until it is told to finish."""
 
     def __init__(self, engine: Engine, show: Progress, end: Callable[[], object] | None = None) -> None:
         self._engine = engine
         self._show = show
         self._end = end
+        self._over = False
         self._shown: tuple[StageProgress, ...] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._began: dict[Crew, float] = {}
         """When a stage was first seen at work, in event loop time."""
-        self._look()
+        self._asked = partial(copy_context().run, self._tell)
+        if isinstance(show, OnDemand):
+            show.looks.add(self._asked)
+            self._tell()
+        else:
+            self._look()
 
     def finish(self) -> None:
         """Look for the last time. May be called again; by the event loop's thread only."""
-        timer, self._timer = self._timer, None
-        if timer is not None:
-            timer.cancel()
-            self._tell()
-            if self._end is not None:
-                self._end()
+        if self._over:
+            return
+        self._over = True
+        if isinstance(self._show, OnDemand):
+            self._show.looks.discard(self._asked)
+        if self._timer is not None:
+            self._timer.cancel()
+        self._tell()
+        if self._end is not None:
+            self._end()
 
     def _look(self) -> None:
         self._timer = self._engine.loop.call_later(INTERVAL, self._look)

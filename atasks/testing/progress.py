@@ -14,7 +14,8 @@ from atasks.pipeline import flat_map, map
 from atasks.progress import Progress
 from atasks.submitted.handle import Handle
 from atasks.testing.cases import Cases
-from atasks.testing.site import PATIENCE, Site, soon
+from atasks.testing.site import PATIENCE, Site, soon, until
+from atasks.wire import RUN_PIPELINE
 
 __all__ = ["HandleProgressCases", "ProgressCases"]
 
@@ -280,6 +281,35 @@ class HandleProgressCases(Cases):
                 assert await handle == [0, 2, 4]
             assert (got[-1].done, got[-1].total) == (3, 3)
             assert "double" in got[-1].note
+
+    async def test_progress_of_a_run_is_looked_at_only_when_somebody_asks(self, site: Site) -> None:
+        go_on, doubled = asyncio.Event(), 0
+
+        @site.atask
+        async def numbers(n: int) -> list[int]:
+            return list(range(n))
+
+        @site.atask
+        async def double(n: int) -> int:
+            nonlocal doubled
+            if n:
+                await go_on.wait()
+            doubled += 1
+            return 2 * n
+
+        async with site.open():
+            handle = await soon((flat_map(numbers) | map(double, workers=2)).submit(3))
+            await until(lambda: doubled == 1 and bool(site.worker.looks), "one item is done")
+            (run,) = [run for run in site.worker.runs if run.call.task == RUN_PIPELINE]
+            await asyncio.sleep(0.25)
+            assert run.progress is not None
+            assert run.progress.done == 0
+            site.worker.look()
+            assert run.progress.done == 1
+            go_on.set()
+            assert await soon(handle) == [0, 2, 4]
+            assert run.progress.done == 3
+            assert not site.worker.looks
 
     async def test_progress_of_a_handle_inside_of_a_call(self, site: Site) -> None:
         @site.atask

@@ -115,6 +115,7 @@ class _Answering:
                 run = self.worker.find(question.id)
                 if run is None:
                     return Done("it is not here")
+                self.worker.look()
                 return StackOf(run.call.id, self._call(run, self._awaited()), chains(run))
             case LookAtQueues():  # where workers must check this themselves, their transport has done so
                 return Done()
@@ -156,6 +157,7 @@ class _Answering:
 
     def _calls(self, question: Inspect) -> Calls:
         now, ids = time.time(), set(question.ids)
+        self.worker.look()
         found = [
             run
             for run in self.worker.runs

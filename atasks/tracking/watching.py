@@ -134,6 +134,7 @@ class Watching:
 
     def _catch_up(self, lease: _Lease) -> None:
         """Tell how far the calls are that somebody watches from now on."""
+        self._worker.look()
         for run in self._worker.runs:
             if run.progress is not None and lease.wants(run.call):
                 lease.gather(self._report(run, run.progress))
@@ -150,6 +151,8 @@ class Watching:
     def _turn(self) -> None:
         """Send what was gathered, and end leases that nobody has renewed."""
         worker = self._worker
+        if "report" in self._by_kind:
+            worker.look()
         now = worker.loop.time()
         for lease in list(self._leases.values()):
             if lease.gathered:

@@ -131,6 +131,8 @@ class Worker:
         """Calls whose awaits have ended, and which were not in hand here."""
         self.watching: Watching | None = None
         """Tells of events, while somebody watches."""
+        self.looks: set[Callable[[], None]] = set()
+        """Bring the progress of calls up to date that do not report it by themselves: called if somebody asks."""
         self._condemned: CondemnedCalls | None = None
         """Calls that are to end when they come here; None: there were none."""
         self._finished = RecentReplies() if transport.redelivers else None
@@ -348,6 +350,11 @@ class Worker:
     def holds(self, call_id: str) -> bool:
         """Return True if this worker holds the call."""
         return call_id in self._held
+
+    def look(self) -> None:
+        """Bring the `progress` of the calls in hand up to date."""
+        for look in list(self.looks):
+            look()
 
     def find(self, call_id: str) -> HeldCall | None:
         """The call of that id, if it is in hand here."""

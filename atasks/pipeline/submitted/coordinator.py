@@ -22,7 +22,7 @@ from atasks.pipeline.flow.failing import add_note
 from atasks.pipeline.flow.invocation import Start
 from atasks.pipeline.flow.source import IterableSource, SingleSource
 from atasks.pipeline.pipeline import Stage
-from atasks.pipeline.progress import StageProgress, described
+from atasks.pipeline.progress import OnDemand, StageProgress, described
 from atasks.pipeline.run import Run, gives_one
 from atasks.pipeline.stages.fork import ForkStage
 from atasks.pipeline.stages.functions import CallingStage, FunctionStage
@@ -138,7 +138,8 @@ class _Coordinator:
             if len(kept) <= number < stretch.stop - 1:
                 flow.append(TapStage(partial(self._keep, number), partial(parts.__setitem__, number)))
         writing = asyncio.create_task(journal.write())
-        running = asyncio.create_task(self._run(Run(IterableSource(items), flow, progress=self._tell)))
+        progress = OnDemand(self._tell, self._worker.looks)
+        running = asyncio.create_task(self._run(Run(IterableSource(items), flow, progress=progress)))
         try:
             await asyncio.wait((running, writing), return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
