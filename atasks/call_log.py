@@ -21,6 +21,7 @@ NAMES: Final[dict[int, str]] = {
     value: name.lower() for name, value in vars(Status).items() if isinstance(value, int)
 }
 """Values of `record.status`: the names of the statuses on the wire."""
+LOST: Final = NAMES[Status.WORKER_LOST]
 WITHDRAWN: Final = "withdrawn"
 """The status of a call whose await has ended before it."""
 
@@ -47,7 +48,9 @@ def log_end(
 def log_lost(call: Call, reply: Reply, *, queue: str = "") -> None:
     """The worker of a call is dead, and it will not run again."""
     if logger.isEnabledFor(logging.WARNING):
-        _log(logging.WARNING, call, NAMES[Status.WORKER_LOST], _why(reply.status, reply, 0), "", queue, None)
+        ending = wire.ending(reply)
+        ran = None if ending.ran_ms < 0 else ending.ran_ms / 1000
+        _log(logging.WARNING, call, LOST, (ending.message, None), ending.worker, queue, ran)
 
 
 def _why(code: int, reply: Reply | None, level: int) -> tuple[str, str | None]:
@@ -89,7 +92,7 @@ def _log(
         text += " (%s)"
         values.append(reason)
     if run_ms is None:
-        text += " before it began"
+        text += "" if status == LOST else " before it began"
     else:
         text += " after %.1f ms"
         values.append(run_ms)

@@ -103,7 +103,7 @@ class CallError(AtasksError):
     """The id of the call. Every exception of a call has it, the atask's own too, unless its class has no room for
     it, or an attribute of that name. One that passes on through calls keeps the id of the innermost."""
     waited_for: Literal["connection", "worker", "resume", "turn", "run"] | None = None
-    """The thing that the call waited for when it was last seen, of a `CallTimeout`, a `WorkerLost` or a
+    """The thing that the call waited for when it was last seen, of a `CallTimeout`, `WorkerLost`, `StreamLost` or
     `CallConnectionLost`: "connection" (there was none, or the broker took nothing, as under an alarm), "worker"
     (nothing served its queue), "resume" (its queue was paused), "turn" (it waited in its queue, or at a worker for
     a slot) or "run" (it ran); None: it is not known."""

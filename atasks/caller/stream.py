@@ -10,7 +10,7 @@ from atasks.caller.decoding import reply_error
 from atasks.caller.tries import Tries
 from atasks.codecs.base import ends_here
 from atasks.current import serving_here
-from atasks.errors import CallError, DecodeError, NotSupported, name_call
+from atasks.errors import CallError, DecodeError, NotSupported, WorkerLost, name_call
 from atasks.parking import parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
@@ -185,17 +185,23 @@ class RemoteStream(Generic[T]):
     async def _wait(self, receiver: StreamReceiver) -> None:
         """Return when there is an item; raise how the stream ended if there is none."""
         run = serving_here()
-        if run is None:
-            await receiver.wait()
-        else:
-            run.park()
-            try:
+        try:
+            if run is None:
                 await receiver.wait()
-            except BaseException:  # close at once, and not when a slot is free: the stream may hold the last slot
-                receiver.close()
-                raise
-            finally:
-                await run.unpark(receiver.close)
+            else:
+                run.park()
+                try:
+                    await receiver.wait()
+                except (
+                    BaseException
+                ):  # close at once, and not when a slot is free: the stream may hold the last one
+                    receiver.close()
+                    raise
+                finally:
+                    await run.unpark(receiver.close)
+        except Exception as error:
+            name_call(error, receiver.call.id)
+            raise
         if receiver.payloads:
             return
         assert receiver.pending is not None, "it was opened"
@@ -204,11 +210,11 @@ class RemoteStream(Generic[T]):
             if receiver.complete:
                 raise StopAsyncIteration
             raise CallError(f"{call.task} is a stream, and was answered by a worker that knows no streams")
-        error = await reply_error(reply, call, self._codec)
-        if reply.status == Status.WORKER_LOST:
-            error = lost(call, receiver.received, str(error))
-        name_call(error, call.id)
-        raise error
+        ended = await reply_error(reply, call, self._codec)
+        if isinstance(ended, WorkerLost):
+            ended = lost(call, receiver.received, str(ended), ended)
+        name_call(ended, call.id)
+        raise ended
 
     async def _decode(self, payload: bytes) -> Any:
         # Like `Router._result`, and not in one function with it: a coroutine more would cost both, for each item.

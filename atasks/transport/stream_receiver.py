@@ -7,7 +7,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from atasks.errors import CallConnectionLost, CallTimeout, DecodeError, StreamLost
+from atasks.errors import CallConnectionLost, CallError, CallTimeout, DecodeError, StreamLost
 from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
@@ -285,10 +285,18 @@ class StreamReceiver:
             self._transport.close_stream(self.pending)
 
 
-def lost(call: Call, items: int, why: str) -> StreamLost:
-    """The error of a stream that cannot go on."""
-    return StreamLost(
+def lost(call: Call, items: int, why: str, seen: CallError | None = None) -> StreamLost:
+    """The error of a stream that cannot go on; `seen` says where it was."""
+    error = StreamLost(
         f"{call.task} was lost after {items} items: {why}; if it yields the same items each time, "
         "replayable=True lets another worker begin anew",
         items,
     )
+    if seen is not None:
+        error.waited_for, error.worker, error.ran, error.awaited = (
+            seen.waited_for,
+            seen.worker,
+            seen.ran,
+            seen.awaited,
+        )
+    return error

@@ -83,8 +83,11 @@ async def test_a_replayable_stream_is_handed_on_by_a_drain_without_a_stall(
 
 async def test_another_stream_ends_in_stream_lost(transport: LocalTransport, tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    with pytest.raises(StreamLost):
+    with pytest.raises(StreamLost) as caught:
         await settled(collect(count(ITEMS, str(mark)), transport, mark), "the stream", 60)
+    assert caught.value.waited_for == "run"
+    assert caught.value.worker is not None
+    assert caught.value.ran is not None
 
 
 async def test_a_stream_without_a_fault(transport: LocalTransport, tmp_path: Path) -> None:

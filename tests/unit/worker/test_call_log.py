@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from atasks import ATask, CallTimeout, atask, connect
+from atasks import ATask, CallTimeout, atask, connect, wire
+from atasks.call_log import log_lost
 from atasks.logging import CallFilter, JsonFormatter
 from atasks.testing import Site, soon
 from atasks.transport.loopback import LoopbackTransport
+from atasks.wire import Call, Status
 
 SECRET = "the argument of a call"
 
@@ -216,3 +218,16 @@ def test_a_record_as_json() -> None:
         "task": "app.add",
         "exception": "ValueError: why",
     }
+
+
+def test_the_line_of_a_lost_call_says_where_it_ran_if_that_is_known(lines: list[logging.LogRecord]) -> None:
+    call = Call(1, "an-id", "app.work", b"", "pickle")
+    known = wire.ended(call.id, Status.WORKER_LOST, "it died", last_worker="ann", ran=0.5)
+    log_lost(call, known, queue="mail")
+    log_lost(call, wire.ended(call.id, Status.WORKER_LOST, "it died"), queue="mail")
+    first: Any = lines[0]
+    second: Any = lines[1]
+    assert (first.status, first.worker, first.queue, first.run_ms) == ("worker_lost", "ann", "mail", 500)
+    assert first.getMessage() == "app.work, call an-id: worker_lost (it died) after 500.0 ms"
+    assert (second.worker, second.run_ms) == ("", None)
+    assert second.getMessage() == "app.work, call an-id: worker_lost (it died)"
