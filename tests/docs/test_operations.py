@@ -47,6 +47,19 @@ def test_metrics_that_the_page_names_exist() -> None:
     assert {name for name in named if name not in names and f"{name}_count" not in names} == set()
 
 
+@pytest.mark.parametrize("name", ["alerts.yaml", "grafana.json", "keda.yaml"])
+def test_lengths_of_queues_that_every_worker_tells_are_not_added_up(name: str) -> None:
+    text = (FOLDER / name).read_text()
+    assert text.count("atasks_queue_ready") == text.count("max by (queue) (atasks_queue_ready)") > 0
+
+
+def test_the_first_lost_call_is_an_alert_though_its_series_begins_with_it() -> None:
+    lost = 'atasks_calls_total{status="worker_lost"}'
+    assert f"increase({lost}[30m]) > 0 or ({lost} unless {lost} offset 30m)" in " ".join(
+        (FOLDER / "alerts.yaml").read_text().split()
+    )
+
+
 def commands(name: str) -> list[list[str]]:
     """The `atasks run` commands in a file."""
     text = (FOLDER / name).read_text()
