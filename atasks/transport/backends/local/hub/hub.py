@@ -10,15 +10,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from atasks import wire
-from atasks.call_log import log_lost
+from atasks.transport.backends.local.hub.calls import RUN, HubCalls
 from atasks.transport.backends.local.hub.events import HubEvents
-from atasks.transport.backends.local.hub.journals import HubJournals
 from atasks.transport.backends.local.hub.limits import HubLimits
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
 from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.reception import Reception
-from atasks.transport.backends.local.hub.records import HubRecords
 from atasks.transport.backends.local.hub.schedules import HubSchedules
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
@@ -55,7 +53,7 @@ from atasks.transport.backends.local.messages import (
     Where,
 )
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, Credit, End, Reply, Status, purged
+from atasks.wire import AT_MOST_ONCE, Cancel, Credit, End, Reply, Status
 
 __all__ = ["Hub"]
 
@@ -65,8 +63,6 @@ CLOSE_SECONDS: Final = 5.0
 """Seconds that the others get to read what the hub sent before it was closed."""
 MAX_ASKERS: Final = 1000
 """Questions to workers whose answers are expected."""
-RUN: Final = 1
-"""`Call.orphan`: let the run finish when its caller is gone."""
 
 
 class Hub:
@@ -79,13 +75,13 @@ class Hub:
     """
 
     def __init__(self, keep_bytes: int = DEFAULT_KEEP_BYTES) -> None:
-        self._calls: dict[str, QueuedCall] = {}
         self._queues = WorkQueues()
+        self._calls = HubCalls(self._queues, keep_bytes)
+        self._records = self._calls.records
+        self._journals = self._calls.journals
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
         self._schedules = HubSchedules()
-        self._records = HubRecords(keep_bytes, self._unwanted, self._in_hand)
-        self._journals = HubJournals(keep_bytes, self._unawaited)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
         self._limits = HubLimits()
@@ -158,17 +154,13 @@ class Hub:
         self._reception.closed = True
         for queued in list(self._calls.values()):
             if queued.worker is not None and queued.call.delivery == AT_MOST_ONCE:
-                self._end(queued, queued.lost("was cut off when its hub was closed"))
+                self._calls.end(queued, queued.lost("was cut off when its hub was closed"))
         for peer in self.peers:
             peer.link.send(Bye())
         await asyncio.gather(*(peer.link.aclose(CLOSE_SECONDS) for peer in self.peers))
         self.peers.clear()
-        for queued in self._calls.values():
-            if queued.delayed is not None:
-                queued.delayed.cancel()
-        self._calls.clear()
+        self._calls.close()
         self._queues.clear()
-        self._records.close()
         self._limits.close()
 
     def _left(self, peer: Peer) -> None:
@@ -179,13 +171,7 @@ class Hub:
         for token in [token for token, asker in self._askers.items() if asker is peer]:
             del self._askers[token]
         self._limits.leave(peer)
-        for queued in list(self._calls.values()):
-            if queued.caller is peer:
-                # Forgets the call, unless it runs on without a caller; also if the same process ran it.
-                self._orphan(queued)
-        for queued in reversed(list(self._calls.values())):  # reversed, because each call is put before the others
-            if queued.worker is peer:
-                self._again(queued)
+        self._calls.leave(peer)
 
     def _freed(self, peer: Peer) -> None:
         """Send on: the peer's socket has drained."""
@@ -309,38 +295,13 @@ class Hub:
         self._queues.put_back(queued)
         self._queues.offer(queued.queue)
 
-    def _in_hand(self, call_id: str) -> bool:
-        """Return True if a worker has a call whose reply will be kept."""
-        queued = self._calls.get(call_id)
-        return queued is not None and queued.kept and queued.worker is not None
-
-    def _unwanted(self, call_id: str) -> None:
-        """A call that was to be kept has ended otherwise, or its record is forgotten: it need not begin any more,
-        and its run, if it has begun, need not end."""
-        queued = self._calls.get(call_id)
-        if queued is not None and queued.kept:
-            worker = queued.worker
-            self._forget(queued)
-            if worker is not None:
-                worker.link.send(Cancel(VERSION, [call_id]))
-
-    def _unawaited(self, ids: list[str]) -> None:
-        """The journal of these calls is dropped: those that nobody awaits need not begin, and end if they run."""
-        for call_id in ids:
-            queued = self._calls.get(call_id)
-            if queued is not None and queued.caller is None:
-                worker = queued.worker
-                self._forget(queued)
-                if worker is not None:
-                    worker.link.send(Cancel(VERSION, [call_id]))
-
     def _cancel(self, peer: Peer, message: Cancel) -> None:
         running: dict[int, tuple[Peer, list[str]]] = {}
         for call_id in message.ids:
             queued = self._calls.get(call_id)
             if queued is not None and queued.caller is peer:
                 worker = queued.worker
-                self._forget(queued)
+                self._calls.forget(queued)
                 if worker is not None:
                     running.setdefault(id(worker), (worker, []))[1].append(call_id)
         for worker, ids in running.values():
@@ -369,26 +330,12 @@ class Hub:
             case "pause" | "resume":
                 self._queues.pause(queue, message.order == "pause")
             case "purge":
-                ended = self._purge(queue)
+                ended = self._calls.purge(queue)
         whole = self._queues.whole(queue)
         waiting = sum(map(len, whole))
         peer.link.send(QueueState(message.number, queue.paused, waiting, len(queue.workers), ended))
         for each in whole:
             self._queues.tidy(each)
-
-    def _purge(self, queue: WorkQueue) -> int:
-        """End the calls that wait in the queue, or until their callers read. Returns how many there were."""
-        queues = self._queues.whole(queue)
-        waiting = [
-            queued
-            for queued in self._calls.values()
-            if queued.queue in queues and queued.worker is None and queued.delayed is None
-        ]
-        for queued in waiting:
-            if queued.caller is None or queued.caller.stalled.pop(queued.call.id, None) is None:
-                queued.queue.remove(queued)
-            self._end(queued, purged(queued.call, queue.name))
-        return len(waiting)
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
         queued = self._calls.get(credit.id)
@@ -410,20 +357,6 @@ class Hub:
         asker = self._askers.get(answer.token)
         if asker is not None and peer.namespace == asker.namespace and not asker.link.clogged:
             asker.link.send(answer, len(answer.content))
-
-    def _orphan(self, queued: QueuedCall) -> None:
-        """End or keep a call whose caller is gone."""
-        if queued.call.orphan == RUN:
-            if queued.caller is not None and queued.caller.stalled.pop(queued.call.id, None) is not None:
-                queued.caller = None
-                self._queues.put_back(queued)
-                self._queues.offer(queued.queue)
-            queued.caller = None
-            return
-        worker = queued.worker
-        self._forget(queued)
-        if worker is not None:
-            worker.link.send(Cancel(VERSION, [queued.call.id]))
 
     # -- as workers
 
@@ -458,7 +391,7 @@ class Hub:
                 if queue.own and queue:
                     for queued in [queued for queued in self._calls.values() if queued.queue is queue]:
                         if queued.worker is None:
-                            self._forget(queued)
+                            self._calls.forget(queued)
                 self._queues.tidy(queue)
 
     def _slots(self, peer: Peer, message: Slots) -> None:
@@ -490,7 +423,7 @@ class Hub:
     def _reply(self, peer: Peer, reply: Reply | End) -> None:
         queued = self._calls.get(reply.id)
         if queued is not None and queued.worker is peer:
-            self._end(queued, reply)
+            self._calls.end(queued, reply)
 
     def _give_back(self, peer: Peer, message: GiveBack) -> None:
         queued = self._calls.get(message.call.id)
@@ -517,52 +450,3 @@ class Hub:
         for queue in queues:
             self._queues.tidy(queue)
         peer.link.send(Pong(message.number, others))
-
-    def _again(self, queued: QueuedCall) -> None:
-        """The worker that had the call is dead: another one may have it, if there may be one more attempt, or if
-        it has only waited there to be alone."""
-        call = queued.call
-        worker = "" if queued.worker is None else queued.worker.worker_id
-        queued.worker = None
-        if queued.queue.own:  # no other worker may have it
-            del self._calls[call.id]
-            return
-        waited = queued.alone and not queued.begun and call.delivery != AT_MOST_ONCE
-        if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= queued.most):
-            lost = queued.lost("will not run again: its worker died", worker, self._loop.time() - queued.since)
-            log_lost(call, lost, queue=queued.queue.name)
-            self._end(queued, lost)
-            self._journals.over(call.id)
-            return
-        if not waited:
-            call.attempt += 1
-            queued.alone = call.attempt == queued.most
-        self._queues.put_back(queued)
-        self._queues.offer(queued.queue)
-
-    # -- the end of calls
-
-    def _end(self, queued: QueuedCall, reply: Reply | End) -> None:
-        del self._calls[queued.call.id]
-        if queued.worker is not None:
-            queued.worker.let_go(queued)
-        if queued.kept and isinstance(reply, Reply):
-            self._records.end(queued.queue.namespace, reply)
-            return
-        if queued.journal and isinstance(reply, Reply):
-            self._journals.keep((queued.queue.namespace, queued.journal), reply)
-        if queued.caller is not None:
-            queued.caller.link.send(reply, len(reply.payload))
-
-    def _forget(self, queued: QueuedCall) -> None:
-        """Nobody awaits the call any more."""
-        del self._calls[queued.call.id]
-        if queued.worker is None:  # else it says so itself
-            self._journals.over(queued.call.id)
-        if queued.delayed is not None:
-            queued.delayed.cancel()
-        elif queued.worker is not None:
-            queued.worker.let_go(queued)
-        elif queued.caller is None or queued.caller.stalled.pop(queued.call.id, None) is None:
-            queued.queue.remove(queued)
-            self._queues.tidy(queued.queue)
