@@ -1,11 +1,11 @@
-"""The AMQP transport: the life of the connection, over which a caller's and a worker's side talk to the broker."""
+"""The AMQP transport: a connection to the broker, and a caller's and a worker's side that talk over it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
@@ -14,13 +14,14 @@ from aiormq.exceptions import ChannelInvalidStateError
 from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.caller.listening import listening
 from atasks.transport.backends.amqp.checks import BrokerChecks
+from atasks.transport.backends.amqp.connection import BACKOFF, Connection
 from atasks.transport.backends.amqp.dead import dead_queue
 from atasks.transport.backends.amqp.events import Publishing
 from atasks.transport.backends.amqp.journals import AMQPJournals
@@ -55,14 +56,8 @@ MAX_MESSAGE_4: Final = 16 * 2**20
 """Bytes that RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a
 message."""
 CLOSE_SECONDS: Final = 5.0
-UNDO_SECONDS: Final = 1.0
-"""Seconds that a connection that could not be set up may take to remove what it has declared."""
 WHOLE_ATTEMPTS: Final = 3
 """The number of times that a worker tries to begin with all of its queues."""
-BACKOFF: Final = (0.05, 15.0)
-"""Seconds before the first and, at most, before any later attempt to reconnect."""
-STABLE_SECONDS: Final = 5.0
-"""A link that is lost within so many seconds is no reason to try the next one sooner."""
 
 
 class AMQPTransport(CallTransport):
@@ -134,11 +129,7 @@ class AMQPTransport(CallTransport):
         """Looks for what is wrong at the broker."""
         self.serving: Serving | None = None
         self._will_serve = False
-        self._restored = asyncio.Event()
-        """Set while there is a link."""
-        self._last_link: Link | None = None
-        """The link opened last: to be closed in the end, whatever became of it."""
-        self._keeper: asyncio.Task[None] | None = None
+        self._connection = Connection(session, self._set_up, self._let_go, self._failed)
         self._epoch = 0
 
     def _in_database(self, url: str | None) -> StoredRecords | None:
@@ -189,36 +180,24 @@ class AMQPTransport(CallTransport):
         if self._stored is not None:
             await self._stored.database.open()
         try:
-            link = await self._open()
+            link = await self._connection.open()
         except BaseException:
             await self._close_database("the transport could not connect")
             raise
-        try:
-            await self._set_up(link)
-        except BaseException as error:
-            await self._close_database("the transport could not connect")
-            with suppress(*CLIENT_ERRORS):  # the queue may exist by now, although no answer has come
-                async with asyncio.timeout(UNDO_SECONDS):
-                    await guard((await link.open_channel()).queue_delete(session.reply_queue))
-            await link.close()
-            if isinstance(error, CLIENT_ERRORS):
-                raise map_error(error, session.urls[0]) from error
-            raise
         session.state = State.OPEN
         self._opened()
-        self._keeper = asyncio.create_task(self._keep(link), name="atasks connection")
-        self._keeper.add_done_callback(self._on_keeper_done)
+        self._connection.keep(link)
         self.calling.start(serves=self._will_serve)
 
     async def disconnect(self) -> None:
-        session, keeper = self.session, self._keeper
-        if keeper is None:
+        session, connection = self.session, self._connection
+        if not connection.is_open:
             return
         self._end(State.CLOSING, "the transport was disconnected")
         self.calling.control.flush()
         try:
             # Else the event loop is ending, and nothing can be sent any more.
-            if session.link is not None and not keeper.done():
+            if session.link is not None and connection.is_kept:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await session.outbox.flushed()
                     await self.calling.leave(session.link)
@@ -228,9 +207,7 @@ class AMQPTransport(CallTransport):
                 error,
             )
         finally:
-            self._keeper = None
-            keeper.cancel()
-            await asyncio.wait([keeper])
+            await connection.stop()
             self._events.close("the transport was disconnected")
             await self._journals.close()
             await self._limits.close()
@@ -238,9 +215,7 @@ class AMQPTransport(CallTransport):
             if self.serving is not None:
                 await self.serving.close()
             await self._close_database("the transport was disconnected")
-            if self._last_link is not None:
-                await self._last_link.close()
-            self._detach()
+            await connection.close()
             session.state = State.CLOSED
 
     def _end(self, state: State, reason: str) -> None:
@@ -254,10 +229,6 @@ class AMQPTransport(CallTransport):
         if self._stored is not None:
             await self._stored.database.close(reason)
 
-    async def _open(self) -> Link:
-        self._last_link = await Link.open(self.session.urls, f"atasks {os.getpid()}", self.session.timeout)
-        return self._last_link
-
     async def _set_up(self, link: Link) -> None:
         """Declare and consume over a new link, then send what waits. The order matters: nobody may be told of this
         caller before its reply queue is consumed, and no call may be lost between two reply queues."""
@@ -269,8 +240,7 @@ class AMQPTransport(CallTransport):
         await self._records.restore(link)
         if self.serving is not None:
             await self.serving.resume(link)
-        session.link = link
-        self._restored.set()
+        self._connection.attach(link)
         session.outbox.attach(link)
         self._records.attach(link)
         self._limits.attach(link)
@@ -294,55 +264,18 @@ class AMQPTransport(CallTransport):
         link.lose(f"{refusal.reason}: this worker serves again when its user may write there")
         return True
 
-    async def _keep(self, link: Link) -> None:
-        """Restore the connection whenever it is lost, ever later if it is lost soon after that."""
-        loop = asyncio.get_running_loop()
-        waits = pauses(*BACKOFF)
-        while True:
-            since = loop.time()
-            reason = await asyncio.shield(link.lost)
-            logger.warning("connection lost: %s", reason)
-            self._detach()
-            await link.close()
-            if loop.time() - since >= STABLE_SECONDS:
-                waits = pauses(*BACKOFF)
-            link = await self._reconnect(waits)
-            logger.warning("connection restored")
-
-    def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
+    def _failed(self, error: BaseException | None) -> None:
         """Nothing restores the connection any more: say so loudly, and end every await."""
-        if not keeper.cancelled():
-            error = keeper.exception()
-            logger.critical(
-                "the transport failed and connects no more, so every await ends: report the traceback",
-                exc_info=error,
-            )
-            self._end(State.FAILED, f"the transport failed ({type(error).__name__})")
-            if self.serving is not None:
-                self.serving.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
+        logger.critical(
+            "the transport failed and connects no more, so every await ends: report the traceback",
+            exc_info=error,
+        )
+        self._end(State.FAILED, f"the transport failed ({type(error).__name__})")
+        if self.serving is not None:
+            self.serving.worker.fail(TransportError(f"the transport failed ({type(error).__name__}: {error})"))
 
-    async def _reconnect(self, waits: Iterator[float]) -> Link:
-        for pause in waits:
-            await asyncio.sleep(pause)
-            link: Link | None = None
-            try:
-                link = await self._open()
-                # A broker that is recovering a quorum queue may never answer the one who asks to consume it.
-                async with asyncio.timeout(self.session.timeout):
-                    await self._set_up(link)
-            except (*CLIENT_ERRORS, TransportError) as error:
-                logger.warning("cannot reconnect yet: %s", str(error) or "the broker does not answer")
-                if link is not None:
-                    await link.close()
-                    self._detach()
-            else:
-                return link
-        raise AssertionError("there is no last pause")
-
-    def _detach(self) -> None:
-        """The link is gone: nothing of it may be acknowledged on another one."""
-        self.session.link = None
-        self._restored.clear()
+    def _let_go(self) -> None:
+        """The link is gone: let go of everything of it."""
         self.calling.suspend()
         self._records.detach()
         self._limits.detach()
@@ -506,15 +439,9 @@ class AMQPTransport(CallTransport):
                 serving.suspend()
                 if attempt < WHOLE_ATTEMPTS:
                     serving.unavailable.forgive()
-                if self.session.link is link:  # not restored yet
-                    self._restored.clear()
-                    link.lose(f"serving failed: {error}")
+                self._connection.lose(link, f"serving failed: {error}")
             await asyncio.sleep(pause)
-            async with asyncio.timeout(self.session.timeout):
-                await self._restored.wait()
-                while self.session.link is None:  # the link was lost again before this task went on
-                    await self._restored.wait()
-            link = self.session.link
+            link = await self._connection.link()
 
     async def serve_also(self, worker: Server, queues: Sequence[str]) -> None:
         if self.serving is not None:
@@ -539,7 +466,7 @@ class AMQPTransport(CallTransport):
     async def flush(self) -> None:
         if self.serving is not None:
             self.serving.replies.flush()
-        if self._keeper is None or self._keeper.done():
+        if not self._connection.is_kept:
             return  # the event loop is ending: nothing can be sent any more
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
