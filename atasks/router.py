@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,24 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.caller.background import call, hand_over, run_here
 from atasks.caller.bridged_stream import BridgedStream
-from atasks.caller.decoding import check_codec, reply_error
+from atasks.caller.decoding import reply_error, value_of
+from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.stream import RemoteStream
 from atasks.caller.sync_stream import SyncStream
 from atasks.caller.sync_watched import SyncWatchedCall
 from atasks.caller.tries import tried
 from atasks.caller.watched import WatchedCall
-from atasks.codecs.base import Codec, as_bytes, ends_here
-from atasks.codecs.checked import over_limit
-from atasks.codecs.culprits import unencodable, unencodable_arguments
+from atasks.codecs.base import Codec, as_bytes
+from atasks.codecs.culprits import unencodable_arguments
 from atasks.codecs.default import get_codec
-from atasks.current import carried, new_call_id, serving, serving_here
-from atasks.definitions import ATask, BaseTask, FilledName, InvokedName, StreamTask, TaskName
+from atasks.current import carried, serving, serving_here
+from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
 from atasks.errors import (
-    CallTimeout,
-    DecodeError,
     NotConnected,
     NotSupported,
-    PayloadTooLarge,
     RegisteringTwice,
     TransportError,
     name_call,
@@ -46,7 +41,7 @@ from atasks.registry import Manager
 from atasks.resume.calls import made, may_stream
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
-from atasks.wire import AT_LEAST_ONCE, AT_MOST_ONCE, VERSION, Call, Reply, Status
+from atasks.wire import Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
 from atasks.worker.limited import take_noted
@@ -164,16 +159,16 @@ class Router(OriginalEvents):
             task, options = name.task, name.options
         else:
             task, options = self._named(name)
-        try:  # not by `_encode`: it would cost one more coroutine for each call
+        try:  # not by `encoded_arguments`: it would cost one more coroutine for each call
             payload = await codec.encode((args, kwargs))
             if type(payload) is not bytes:
                 payload = as_bytes(payload, codec)
         except Exception as error:
             raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
         del args, kwargs  # release the arguments: the call may take long, and they may be large
-        call = self._call(name, payload, options, transport, codec, run)
+        call = new_call(name, payload, options, transport, codec, run)
         if carried:
-            call.context = await self._carried(call, codec, transport)
+            call.context = await carried_context(call, codec, transport)
         request = transport.request if options.retry is None else partial(tried, self, codec, transport)
         try:
             if run is None:
@@ -188,7 +183,7 @@ class Router(OriginalEvents):
                     await run.unpark()
             if reply.status != Status.VALUE:
                 raise await reply_error(reply, call, codec)
-            return await self._result(reply, call, task, codec)
+            return await value_of(reply, call, task, codec)
         except Exception as error:
             name_call(error, call.id)
             raise
@@ -199,7 +194,7 @@ class Router(OriginalEvents):
         try:
             if reply.status != Status.VALUE:
                 raise await reply_error(reply, call, self.codec)
-            return await self._result(reply, call, self._named(name)[0], self.codec)
+            return await value_of(reply, call, self._named(name)[0], self.codec)
         except Exception as error:
             name_call(error, call.id)
             raise
@@ -253,16 +248,16 @@ class Router(OriginalEvents):
         """A call for `transport.records`: nobody awaits it, and it is no part of the call that makes it."""
         call = self.call_to_keep(name, await self.encode_arguments(name, args, kwargs or {}), options, transport)
         if carried:
-            call.context = await self._carried(call, self.codec, transport)
+            call.context = await carried_context(call, self.codec, transport)
         return call
 
     def call_to_keep(self, name: str, payload: bytes, options: TaskOptions, transport: Transport) -> Call:
         """Return such a call, without context variables. Raises PayloadTooLarge."""
-        return self._call(name, payload, options, transport, self.codec, None)
+        return new_call(name, payload, options, transport, self.codec, None)
 
     async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
         """The arguments of a call in the codec's bytes. Raises EncodeError."""
-        return await self._encode(name, self.codec, args, dict(kwargs))
+        return await encoded_arguments(name, self._named(name)[0], self.codec, args, kwargs)
 
     async def submit_inside(
         self,
@@ -330,7 +325,7 @@ class Router(OriginalEvents):
         try:
             if reply.status != Status.VALUE:
                 raise await reply_error(reply, call, self.codec)
-            return await self._result(reply, call, None, self.codec)
+            return await value_of(reply, call, None, self.codec)
         except Exception as error:
             name_call(error, call.id)
             raise
@@ -353,41 +348,6 @@ class Router(OriginalEvents):
     def watch(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> WatchedCall[Any]:
         """The call of the atask `name`, whose progress can be followed. See `ATask.watch`."""
         return WatchedCall(self, name, args, kwargs)
-
-    def _call(
-        self,
-        name: str,
-        payload: bytes,
-        options: TaskOptions,
-        transport: Transport,
-        codec: Codec,
-        run: HeldCall | None,
-    ) -> Call:
-        """The request of a call that `run` makes, or nobody's; all but its context."""
-        if len(payload) > transport.max_payload:
-            what, instead = f"the arguments of {name} have", "pass a reference to them instead"
-            raise PayloadTooLarge(over_limit(what, len(payload), transport.max_payload, instead))
-        call = Call(
-            VERSION,
-            new_call_id(),
-            str(name),
-            payload,
-            codec.name,
-            None,
-            int(time.time() * 1000),
-            1,
-            options.max_attempts,
-            AT_LEAST_ONCE if options.delivery == "at_least_once" else AT_MOST_ONCE,
-            0 if options.orphan == "cancel" else 1,
-        )
-        timeout = options.timeout
-        if run is not None:
-            _inherit(call, run, timeout)
-        elif timeout is not None:
-            call.timeout_ms = max(1, round(timeout * 1000))
-        if type(name) is not TaskName and isinstance(name, FilledName):
-            name.fill(call)
-        return call
 
     @property
     def lazy(self) -> LazyConnection | None:
@@ -438,46 +398,6 @@ class Router(OriginalEvents):
                 advice = "another one has: await there, or call `.sync` in a thread where no event loop runs"
             raise NotConnected(f"namespace {self.namespace!r} has no transport in this event loop: {advice}")
         return transport
-
-    async def _encode(self, name: str, codec: Codec, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        try:
-            return as_bytes(await codec.encode((args, kwargs)), codec)
-        except Exception as error:
-            task, _ = self._named(name)
-            raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
-
-    async def _carried(self, call: Call, codec: Codec, transport: Transport) -> dict[str, bytes] | None:
-        """The context variables that travel with the call. Raises PayloadTooLarge, EncodeError."""
-        here = contextvars.copy_context()
-        context = {}
-        for variable in carried.values():
-            if variable in here:
-                try:
-                    context[variable.name] = as_bytes(await codec.encode(here[variable]), codec)
-                except Exception as error:
-                    subject = f"the context variable {variable.name!r}, which travels with {call.task},"
-                    raise await unencodable(subject, here[variable], codec, error) from error
-        size = len(call.payload) + sum(map(len, context.values()))
-        if size > transport.max_payload:
-            what = f"the arguments of {call.task} and the context variables that travel with them have"
-            raise PayloadTooLarge(over_limit(what, size, transport.max_payload, "pass references instead"))
-        return context or None
-
-    async def _result(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
-        if reply.codec != codec.name:
-            check_codec(reply, call, codec)
-        try:
-            if task is None:
-                return await codec.decode(reply.payload)
-            return await codec.decode_result(reply.payload, task.local)
-        except DecodeError:
-            raise
-        except BaseException as error:
-            if ends_here(error):
-                raise
-            raise DecodeError(
-                f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
-            ) from error
 
     def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make the call from a thread without an event loop; returns and raises as `send_request` does. See
@@ -584,20 +504,6 @@ def get_router(namespace: str = "default") -> Router:
     """The router that was constructed last for the namespace, made now if there is none."""
     router: Router | None = getattr(namespace_item(namespace), "router", None)
     return Router(namespace) if router is None else router
-
-
-def _inherit(call: Call, run: HeldCall, timeout: float | None) -> None:
-    """A nested call knows its parents, and has at most the time that is left to the call that makes it."""
-    parent = run.call
-    call.parent = parent.id
-    call.root = parent.root or parent.id
-    if run.deadline is not None:
-        left = run.deadline - run.loop.time()
-        if left <= 0:
-            raise CallTimeout(f"no time is left for {call.task}: the deadline of {parent.task} has passed")
-        timeout = left if timeout is None else min(timeout, left)
-    if timeout is not None:
-        call.timeout_ms = max(1, round(timeout * 1000))
 
 
 def _equal(known: Any, new: Any) -> bool:

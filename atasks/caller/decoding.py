@@ -1,12 +1,13 @@
-"""The exceptions that replies stand for."""
+"""The values and the exceptions that replies stand for."""
 
 from __future__ import annotations
 
 import time
-from typing import Final
+from typing import Any, Final
 
 from atasks import wire
-from atasks.codecs.base import Codec
+from atasks.codecs.base import Codec, ends_here
+from atasks.definitions import BaseTask
 from atasks.errors import (
     CallCancelled,
     CallError,
@@ -21,10 +22,28 @@ from atasks.failures.failures import decode_failure
 from atasks.transport.whereabouts import last_seen, lost_at, timed_out, whereabouts_by
 from atasks.wire import Call, Reply, Status
 
-__all__ = ["check_codec", "reply_error"]
+__all__ = ["check_codec", "reply_error", "value_of"]
 
 EARLY_SECONDS: Final = 0.5
 """A worker ends a call so long before its deadline only if its clock is wrong."""
+
+
+async def value_of(reply: Reply, call: Call, task: BaseTask[..., Any] | None, codec: Codec) -> Any:
+    """Return the value of a reply that has one; `task`: the atask, if it is known here. Raises DecodeError."""
+    if reply.codec != codec.name:
+        check_codec(reply, call, codec)
+    try:
+        if task is None:
+            return await codec.decode(reply.payload)
+        return await codec.decode_result(reply.payload, task.local)
+    except DecodeError:
+        raise
+    except BaseException as error:
+        if ends_here(error):
+            raise
+        raise DecodeError(
+            f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
+        ) from error
 
 
 async def reply_error(reply: Reply, call: Call, codec: Codec) -> BaseException:

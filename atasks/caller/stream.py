@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from atasks.caller.decoding import reply_error
+from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.tries import Tries
 from atasks.codecs.base import ends_here
 from atasks.current import serving_here
@@ -173,9 +174,9 @@ class RemoteStream(Generic[T]):
         """The call that is the stream."""
         router, name, codec = self._router, self._name, self._codec
         self._task, options = router._named(name)
-        payload = await router._encode(name, codec, args, kwargs)
-        call = router._call(name, payload, options, transport, codec, run)
-        call.context = await router._carried(call, codec, transport)
+        payload = await encoded_arguments(name, self._task, codec, args, kwargs)
+        call = new_call(name, payload, options, transport, codec, run)
+        call.context = await carried_context(call, codec, transport)
         call.credit = options.window
         call.orphan = 0  # nobody would take the items of the stream
         if run is not None and run.atask is not None and run.atask.resume:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.tries import tried
 from atasks.errors import Diverged
 from atasks.resume.journal import Journal, journal_of
@@ -29,12 +30,12 @@ async def made(
     Raises as `Router.send_request` does, and Diverged; ValueError if its key is that of another call.
     """
     transport, codec, journal = router._transport(run), router.codec, journal_of(run)
-    _, options = router._named(name)
-    payload = await router._encode(name, codec, tuple(args), dict(kwargs))
+    task, options = router._named(name)
+    payload = await encoded_arguments(name, task, codec, tuple(args), kwargs)
     step = journal.names.of(str(name), options.key, partial(digest, args, kwargs, payload))
-    call = router._call(name, payload, options, transport, codec, run)
+    call = new_call(name, payload, options, transport, codec, run)
     call.id = step
-    call.context = await router._carried(call, codec, transport)
+    call.context = await carried_context(call, codec, transport)
     way = _Way(journal, transport, step)
     run.park()
     run.last_awaited = call

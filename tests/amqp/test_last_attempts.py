@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from atasks import Transport
+from atasks.caller.encoding import new_call
 from atasks.testing import Site, soon
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.local import LocalTransport
@@ -54,7 +55,7 @@ async def test_other_calls_wait_for_one_last_attempt_at_most(site: Site, concurr
         return name
 
     async def last_attempt(number: int) -> Any:
-        call = site.router._call(
+        call = new_call(
             "nap",
             await _arguments(site, f"last-{number}", NAP),
             nap.options().task_options,
@@ -94,9 +95,7 @@ async def test_last_attempts_among_themselves_wait_for_nobody(site: Site) -> Non
         await asyncio.sleep(0.01)
 
     async def last_attempt() -> Any:
-        call = site.router._call(
-            "quick", await _arguments(site), quick.task_options, site.caller, site.router.codec, None
-        )
+        call = new_call("quick", await _arguments(site), quick.task_options, site.caller, site.router.codec, None)
         call.attempt = call.max_attempts
         return await site.caller.request(call, quick.task_options)
 

@@ -12,7 +12,7 @@ import msgspec
 import atasks
 from atasks import DecodeError, MsgpackCodec, ZstdCodec, wire
 from atasks.failures.failures import decode_failure, encode_failure
-from atasks.transport.backends.local import messages
+from atasks.transport.backends.local import frames
 from atasks.wire import Reply, Status
 from tests.fuzz.mutations import Mutations
 from tests.fuzz.samples import ENVELOPES, FRAMES
@@ -57,9 +57,9 @@ def _envelopes(body: bytes) -> None:
 
 def _frame(body: bytes) -> None:
     try:
-        messages.decode(body)
-    except messages.UNREADABLE:
-        messages.salvage(body)
+        frames.decode(body)
+    except frames.UNREADABLE:
+        frames.salvage(body)
         raise
 
 
@@ -71,7 +71,7 @@ def _failure(body: bytes) -> None:
 
 DECODERS: Final[dict[str, tuple[Callable[[bytes], Any], tuple[type[BaseException], ...]]]] = {
     "envelopes": (_envelopes, (DecodeError,)),
-    "frames": (_frame, messages.UNREADABLE),
+    "frames": (_frame, frames.UNREADABLE),
     "endings": (lambda body: wire.ending(Reply(1, "x", Status.FAILED, body)), ()),
     "failures": (_failure, (DecodeError,)),
     "msgpack": (lambda body: _complete(_msgpack.decode(body)), (Exception,)),

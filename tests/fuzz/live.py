@@ -22,7 +22,8 @@ import psutil
 
 import atasks
 from atasks.transport.backends.amqp.broker.topology import Topology
-from atasks.transport.backends.local.messages import PROTOCOL, Hello, encode
+from atasks.transport.backends.local.frames import encode
+from atasks.transport.backends.local.messages import PROTOCOL, Hello
 from tests.fuzz.mutations import Mutations
 from tests.fuzz.raw_amqp import RawPublisher, Refused, odd_properties
 from tests.fuzz.samples import ENVELOPES, FRAMES, NAMESPACE

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from atasks import wire
-from atasks.transport.backends.local import messages
+from atasks.transport.backends.local import frames, messages
 from atasks.wire import (
     Ask,
     Call,
@@ -80,5 +80,5 @@ _FRAMES: list[messages.Message] = [
     messages.Add(3, "an-id", _REPLY),
     *_EVERYTHING,
 ]
-FRAMES: Final = [messages.encode([frame]) for frame in _FRAMES] + [messages.encode(list(_FRAMES))]
+FRAMES: Final = [frames.encode([frame]) for frame in _FRAMES] + [frames.encode(list(_FRAMES))]
 """Bodies of the frames of a hub's socket."""

@@ -12,6 +12,7 @@ import pytest
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
 from atasks.testing import until
+from atasks.transport.backends.local.frames import decode, encode, salvage
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import HIGH_WATER, KEPT_READ_BYTES, SocketLink
 from atasks.transport.backends.local.messages import (
@@ -20,9 +21,6 @@ from atasks.transport.backends.local.messages import (
     Request,
     Stop,
     Welcome,
-    decode,
-    encode,
-    salvage,
 )
 from atasks.wire import Call
 from tests.faults.history import settled

@@ -12,6 +12,7 @@ import pytest
 
 from atasks import wire
 from atasks.testing import until
+from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import listener as hosting
 from atasks.transport.backends.local.hub import reception
 from atasks.transport.backends.local.hub.listener import Host
@@ -27,7 +28,6 @@ from atasks.transport.backends.local.messages import (
     Serve,
     Slots,
     Welcome,
-    encode,
 )
 from atasks.wire import VERSION, Call, Reply, Status
 from tests.faults.history import settled

@@ -12,6 +12,7 @@ import pytest
 
 import atasks
 from atasks import Router, UnknownTask, Worker
+from atasks.caller.encoding import new_call
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
@@ -202,7 +203,7 @@ async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
     async with site.open():
         codec = site.router.codec
         payload = bytes(await codec.encode(((), {})))
-        call = site.router._call("wait", payload, wait.task_options, site.caller, codec, None)
+        call = new_call("wait", payload, wait.task_options, site.caller, codec, None)
         call.attempt, call.max_attempts = attempt, 10**6
         waiting = asyncio.create_task(site.caller.request(call, wait.task_options))
         await until(lambda: site.worker.held)

@@ -15,8 +15,9 @@ from atasks.current import new_call_id
 from atasks.options import TaskOptions
 from atasks.pipeline import attach, bind, stage
 from atasks.testing import soon, until
+from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub.listener import Host
-from atasks.transport.backends.local.messages import PROTOCOL, Hello, Read, Watch, encode
+from atasks.transport.backends.local.messages import PROTOCOL, Hello, Read, Watch
 from atasks.transport.records.contract import Records
 from atasks.wire import VERSION, Call, Reply, Status
 from tests.faults.history import History, settled

@@ -12,7 +12,10 @@ from contextlib import suppress
 from typing import Any, Final, cast
 
 from atasks import forks
-from atasks.transport.backends.local.messages import UNREADABLE, Message, Salvaged, decode, encode, salvage
+from atasks.transport.backends.local.frames import UNREADABLE, Salvaged, decode, encode, salvage
+from atasks.transport.backends.local.messages import (
+    Message,
+)
 
 __all__ = ["Conversation", "InnerLink", "SocketLink"]
 

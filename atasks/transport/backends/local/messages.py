@@ -1,26 +1,22 @@
 """Messages between a hub and the processes around it.
 
-A frame is its length, in four bytes, and a MessagePack array of messages. Calls, replies and cancellations are the
-envelopes of wire v1; around them is what the hub needs to route them. Both ends are of one version: `Hello` says
-so.
+Calls, replies and cancellations are the envelopes of wire v1; around them is what the hub needs to route them.
+Both ends are of one version: `Hello` says so. `frames.py` makes bytes of messages.
 """
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-import msgspec
 from msgspec import Struct
 
 from atasks import wire
-from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
 from atasks.options import Executor
 from atasks.transport.subscription import Subscription
 from atasks.wire import Awaits, Call, Cancel, Credit, End, Reply
 
 __all__ = [
     "PROTOCOL",
-    "UNREADABLE",
     "Add",
     "Answer",
     "Begin",
@@ -50,7 +46,6 @@ __all__ = [
     "ReadTable",
     "Refused",
     "Request",
-    "Salvaged",
     "Serve",
     "Slots",
     "Stand",
@@ -65,13 +60,8 @@ __all__ = [
     "Watch",
     "Welcome",
     "Where",
-    "decode",
-    "encode",
-    "salvage",
 ]
 
-MAX_MESSAGES: Final = 2**20
-"""Messages in one frame: a program may make so many calls in one turn of its event loop."""
 PROTOCOL: Final = 4
 """The version of the messages."""
 
@@ -481,78 +471,3 @@ Message = (
     | Begun
     | GiveToken
 )
-
-MAX_BAD: Final = 1000
-"""Messages of one frame that may be unreadable."""
-
-_decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
-_one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
-
-encode = msgspec.msgpack.Encoder().encode
-"""A list of messages -> the body of a frame."""
-
-
-def decode(body: bytes | memoryview) -> list[Message]:
-    """The messages of a frame's body; raises one of `UNREADABLE` if not all can be read (then see `salvage`)."""
-    _check_length(body)
-    messages = _decoder.decode(body)
-    for message in messages:
-        _check_id(message)
-    return messages
-
-
-def _check_length(body: bytes | memoryview) -> None:
-    count = length(body)
-    if count > MAX_MESSAGES:
-        raise msgspec.ValidationError(f"{count} messages in one frame: at most {MAX_MESSAGES} are read")
-
-
-def _check_id(message: Message) -> None:
-    """Ids stand in logs, and in keys: other sides may be anybody's."""
-    if isinstance(message, Request) and not wire.plain(message.call.id):
-        raise msgspec.ValidationError("an id that is not printable ASCII")
-
-
-class Salvaged(Struct, gc=False):
-    """The messages that could be read of a frame. For each other message: the call id of a request, or the
-    number of a question to the records, or None; and why it could not be read."""
-
-    messages: list[Message]
-    bad: list[tuple[str | int | None, str]]
-
-
-def salvage(body: bytes | memoryview) -> Salvaged:
-    """Read a body that `decode` refuses, message by message.
-
-    Raises one of `UNREADABLE` if it is no array, or if more than `MAX_BAD` of its messages cannot be read: each
-    costs a hundred times what a good one does.
-    """
-    bad: list[tuple[str | int | None, str]] = []
-
-    def refuse(piece: msgspec.Raw, error: Exception) -> None:
-        if len(bad) == MAX_BAD:
-            raise msgspec.ValidationError(f"more than {MAX_BAD} messages in it cannot be read") from None
-        bad.append((_asker(piece), str(error)))
-
-    _check_length(body)
-    return Salvaged(read_each(body, _read, refuse), bad)
-
-
-def _read(piece: msgspec.Raw) -> Message:
-    message = _one.decode(piece)
-    _check_id(message)
-    return message
-
-
-def _asker(piece: msgspec.Raw) -> str | int | None:
-    """Return the id or number to answer of a message that cannot be read; None: there is none."""
-    fields = elements(piece)
-    tag = scalar(fields[0]) if len(fields) > 1 else None
-    if tag == 36 and len(fields) > 2:
-        call = elements(fields[2])
-        call_id = scalar(call[2]) if len(call) > 2 else None
-        return call_id if isinstance(call_id, str) else None
-    if tag in (47, 48, 70, 71, 73, 76, 90, 92):
-        number = scalar(fields[1])
-        return number if isinstance(number, int) else None
-    return None

@@ -25,6 +25,7 @@ from atasks.options import Executor, WorkerOptions, validate_queue, validate_sec
 from atasks.pauses import pauses
 from atasks.tracking.steering import Purged
 from atasks.transport.backends.local.calling import Calling
+from atasks.transport.backends.local.frames import Salvaged
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
 from atasks.transport.backends.local.journals import LocalJournals
@@ -49,7 +50,6 @@ from atasks.transport.backends.local.messages import (
     Publish,
     QueueState,
     Refused,
-    Salvaged,
     Steer,
     Table,
     There,

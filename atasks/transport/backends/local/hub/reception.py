@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Final
 
 from atasks import wire
+from atasks.transport.backends.local.frames import Salvaged
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
@@ -19,7 +20,6 @@ from atasks.transport.backends.local.messages import (
     Message,
     Outcome,
     Refused,
-    Salvaged,
     Welcome,
 )
 from atasks.wire import Status
