@@ -131,16 +131,7 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
     yield
     if not broker.controllable:
         return
-    names = [queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")]
-    with broker.channel() as channel:
-        for name in names:
-            channel.queue_delete(name)
-        for exchange in ("control", "events", "due", "due.early"):
-            channel.exchange_delete(f"{prefix}.{exchange}")
-        for name in names:
-            if name.startswith(f"{prefix}.delay."):
-                channel.exchange_delete(name)  # each of these queues has one of its name
-    leaked = [name for name in names if name.startswith(f"{prefix}.r.")]
+    leaked = [name for name in broker.clear(prefix) if name.startswith(f"{prefix}.r.")]
     if leaked:
         pytest.fail(f"reply queues left at the broker: {leaked}")
 

@@ -247,6 +247,8 @@ class CallTransport(Transport):
         self, call: Call, options: TaskOptions, address: str, *, sent: bool, stays: Callable[[], bool]
     ) -> Reply:
         """Have a worker answer a call whose reply is kept at this address too: see `Journals.request`."""
+        # This is `request` once more, and so is `open_stream` in part: what they share would be a function call,
+        # or two, for each plain call. Change them together.
         if self._refusal is not None:
             raise NotConnected(self._refusal)
         pending = Pending(call, options, asyncio.get_running_loop().create_future())

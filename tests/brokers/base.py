@@ -127,5 +127,18 @@ class Broker:
             if connection.is_open:
                 connection.close()
 
+    def clear(self, prefix: str) -> list[str]:
+        """Remove the queues and exchanges of a prefix; return the names of the queues."""
+        names = [queue.name for queue in self.queues() if queue.name.startswith(f"{prefix}.")]
+        with self.channel() as channel:
+            for name in names:
+                channel.queue_delete(name)
+            for exchange in ("control", "events", "due", "due.early"):
+                channel.exchange_delete(f"{prefix}.{exchange}")
+            for name in names:
+                if name.startswith(f"{prefix}.delay."):
+                    channel.exchange_delete(name)  # each of these queues has one of its name
+        return names
+
     def _refuse(self, verb: str) -> BrokerError:
         return BrokerError(f"cannot {verb} a broker that was given: unset {URL_VARIABLE} to run a private one")

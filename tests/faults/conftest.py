@@ -34,15 +34,7 @@ def cleanup(node: Broker, prefix: str) -> Iterator[None]:
     """Removes what the test left at the broker; reply queues of workers that were killed are among it."""
     yield
     node.start()
-    names = [queue.name for queue in node.queues() if queue.name.startswith(f"{prefix}.")]
-    with node.channel() as channel:
-        for name in names:
-            channel.queue_delete(name)
-        for exchange in ("control", "events", "due", "due.early"):
-            channel.exchange_delete(f"{prefix}.{exchange}")
-        for name in names:
-            if name.startswith(f"{prefix}.delay."):
-                channel.exchange_delete(name)  # each of these queues has one of its name
+    node.clear(prefix)
 
 
 @pytest.fixture

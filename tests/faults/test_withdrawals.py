@@ -17,6 +17,7 @@ from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting, echo, gated, leaf
 from tests.faults.workers import Fleet
+from tests.withdrawing import by_cancel, by_timeout
 
 PATIENCE = 3.0
 """Seconds for which a caller may be away in some of these tests; otherwise 30."""
@@ -35,19 +36,7 @@ async def _at_the_broker(fleet: Fleet, count: int) -> None:
     )
 
 
-async def _by_timeout(calls: list[asyncio.Task[object]]) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await asyncio.gather(*calls)
-
-
-async def _by_cancel(calls: list[asyncio.Task[object]]) -> None:
-    for call in calls:
-        call.cancel()
-    await asyncio.wait(calls)
-
-
-@pytest.mark.parametrize("end", [_by_timeout, _by_cancel])
+@pytest.mark.parametrize("end", [by_timeout, by_cancel])
 @pytest.mark.parametrize("old", [True, False])
 async def test_calls_whose_awaits_ended_before_a_worker_came_do_not_begin(
     fleet: Fleet,
@@ -155,7 +144,7 @@ async def test_what_was_cancelled_long_ago_does_not_begin_although_much_was_canc
         await until(lambda: history.started() == 2, "all slots in use")
         calls = [asyncio.create_task(echo.options(batch=False)(f"no-{number}", "")) for number in range(11_000)]
         await _at_the_broker(fleet, 11_002)
-        await _by_cancel(list(calls))
+        await by_cancel(list(calls))
         (tmp_path / "gate").touch()
         await settled(asyncio.gather(*blocking, *history.start(3, echo)), "calls that are wanted")
         assert [run for run in history.runs() if run.key not in history.made] == []

@@ -16,6 +16,7 @@ from tests.faults.history import History, settled
 from tests.faults.processes import Process
 from tests.faults.tasks import echo, gated
 from tests.local.fleet import Fleet
+from tests.withdrawing import by_cancel, by_timeout
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -38,19 +39,7 @@ async def test_calls_of_a_caller_that_is_gone_end_and_do_not_begin(
         caller.close()
 
 
-async def _by_timeout(calls: list[asyncio.Task[object]]) -> None:
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await asyncio.gather(*calls)
-
-
-async def _by_cancel(calls: list[asyncio.Task[object]]) -> None:
-    for call in calls:
-        call.cancel()
-    await asyncio.wait(calls)
-
-
-@pytest.mark.parametrize("end", [_by_timeout, _by_cancel])
+@pytest.mark.parametrize("end", [by_timeout, by_cancel])
 async def test_calls_whose_awaits_ended_before_there_was_a_slot_do_not_begin(
     fleet: Fleet,
     history: History,

@@ -1,4 +1,8 @@
-"""Messages between a worker and its processes: MessagePack, each message after its length in bytes."""
+"""Messages between a worker and its processes: MessagePack, each message after its length in bytes.
+
+These are not the frames of the local transport, although both are a length and MessagePack: one call may be larger
+than a frame there, and goes alone, where a frame there has all messages of a turn.
+"""
 
 from __future__ import annotations
 
