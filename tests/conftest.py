@@ -4,6 +4,9 @@ Held to: a test that ends with a pending asyncio task, a running thread or a chi
 it began fails, and so does one that leaves a reply queue at the broker (where it uses `amqp_leaks`).
 """
 
+# Private attributes: `_resource_tracker`, `_forkserver` and their `_pid` and `_forkserver_pid`: the standard
+# library starts these processes by itself, and tells of them nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,6 @@
 """Callers of one broker, and what one of them can do to the calls of another."""
 
-# Private attributes: `Worker._finished`: no public way lists the ids that a worker remembers.
+# Private attributes: `Worker._finished` and its `_replies`: no public way lists the ids that a worker remembers.
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Last attempts take turns with other calls, at the broker and around a hub; and the envelope is a wish."""
 
-# Private attributes: `Router._call` makes a call as a caller does, to be sent with another attempt.
-
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,7 @@
 """The connection that calls open by themselves, over RabbitMQ."""
 
+# Private attributes: `Router._space`: what `connect_lazily` has said is taken back, which a program cannot do.
+
 from __future__ import annotations
 
 import asyncio

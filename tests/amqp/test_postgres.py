@@ -1,5 +1,8 @@
 """Records in PostgreSQL: the tables, who believes them, and what keeps a password from being seen."""
 
+# Private attributes: `StoredRecords._session`, `_sender` and `_broker`: one more is made of the same parts,
+# whose sender dies.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,6 +1,7 @@
 """Calls that resume, over a broker: their journals, and messages by hand that have to do with them."""
 
-# Private attributes: `AMQPRecords._watches`: nobody else knows which keys the reply queue is bound by.
+# Private attributes: `AMQPTransport._records` and its `_watches`: nobody else knows which keys the reply queue
+# is bound by.
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ async def test_a_rate_over_pipelines_here_and_on_the_workers_at_once(connect: Co
         limited = flat_map(upto) | map(noted, limit=rate) | collect()
         handles = [await soon(limited.submit(8)) for _ in range(2)]
         here = range(8) | map(noted, limit=rate)
-        results = await soon(asyncio.gather(here, *(h._result() for h in handles)))
+        results = await soon(asyncio.gather(here, *handles))
         assert [sorted(result) for result in results] == [list(range(8))] * 3
         assert len(starts) == 24
         assert rates(0.2) <= 10  # of a period of 0.25 s, as seen through messages that take a while

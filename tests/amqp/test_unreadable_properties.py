@@ -1,6 +1,6 @@
 """Properties that the client library cannot read: they cost no connection, and no other message."""
 
-# Private attributes: `Leases._queues`: the name of a lease queue is told to nobody.
+# Private attributes: `Serving._leases` and its `_queues`: the name of a lease queue is told to nobody.
 
 from __future__ import annotations
 

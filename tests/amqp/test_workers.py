@@ -1,6 +1,7 @@
 """Several workers, several queues: who runs which call, and in which order."""
 
-# Private attributes: `WorkerPresence._homeless`: calls that the broker returned are seen nowhere else.
+# Private attributes: `WorkerPresence._homeless`: calls that the broker returned are seen nowhere else. `_served`
+# is cleared, not to wait until it is forgotten.
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Programs for atasks 0.0.3 with `atask_queue` and `atask_broadcast`, over every transport that has events."""
 
+# Private attributes: `Router._worker`: that nothing is served any more is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

@@ -1,5 +1,8 @@
 """The backend of django.tasks: what Django asks of one, case by case."""
 
+# Private attributes: `_exceptions`, `_priority`, `_signals` and `_task`: whether there is a `django.tasks`, and
+# what is made of its priorities and paths, whichever Django is installed.
+
 from __future__ import annotations
 
 from datetime import timedelta

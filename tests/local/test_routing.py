@@ -1,7 +1,6 @@
 """Which worker gets which call, and when."""
 
-# Private attributes: `Router._call` makes a call with another attempt, `Hub._calls` holds it, and
-# `LocalTransport._link` is what breaks.
+# Private attributes: `Hub._calls` holds the call, and `LocalTransport._link` is what breaks.
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """When schedules are due, and what is made of it, by a clock that the test sets."""
 
+# Private attributes: `LoopbackTransport._worker`: the ticker of a second worker is made by hand.
+
 from __future__ import annotations
 
 import asyncio

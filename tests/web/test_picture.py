@@ -1,5 +1,7 @@
 """The state behind the page: what it makes of events, in whatever order and number they come."""
 
+# Private attributes: `Picture._removed` is made smaller: the real one would need very many events.
+
 from __future__ import annotations
 
 import json

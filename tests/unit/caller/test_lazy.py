@@ -1,5 +1,7 @@
 """The connection that calls open where nothing is connected: `connect_lazily`."""
 
+# Private attributes: `Router._connected`: how many connections calls have opened is seen nowhere else.
+
 from __future__ import annotations
 
 import asyncio

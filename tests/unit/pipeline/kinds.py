@@ -24,7 +24,7 @@ class Kind:
 
     def __init__(self, name: str, namespace: str) -> None:
         self.name = name
-        self._namespace = namespace
+        self.namespace = namespace
 
     def function(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """A function of this kind that does what `body` does."""
@@ -44,7 +44,7 @@ class Kind:
         function.__name__ = body.__name__
         if self.name == "coroutine":
             return function
-        return atask(function, name=f"{body.__name__}-{next(_names)}", namespace=self._namespace)
+        return atask(function, name=f"{body.__name__}-{next(_names)}", namespace=self.namespace)
 
     def branch(self, body: Callable[..., Any]) -> Callable[..., Any]:
         """An iterating function of this kind: `body` is a generator function."""

@@ -169,7 +169,7 @@ async def test_names_are_injected(kind: Kind) -> None:
         if kind.name == "atask":
             from atasks import atask
 
-            function = atask(atell, namespace=kind._namespace)
+            function = atask(atell, namespace=kind.namespace)
     options: dict[str, Any] = {"inline": True} if kind.name == "inline" else {}
     run = [5, 6] | stage(function, workers=1, on_start=lambda: {"factor": 2, "unused": 1}, **options)
     name = function.__name__

@@ -1,6 +1,7 @@
 """Transports: the three methods that a user's needs, and the loopback."""
 
-# Private attributes: `_pending` and `_waiting`: a call that is left behind is seen nowhere else.
+# Private attributes: `_pending` and `_waiting`: a call that is left behind is seen nowhere else. `_resolve` is
+# what a transport calls when a reply arrives: it is called twice.
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Threads that calls have left behind: nothing waits for them past the grace."""
 
-# Private attributes: `_started` and `_max_workers`: how many threads there are is seen nowhere else.
+# Private attributes: `_default_executor` of an event loop, `_started` and `_max_workers`: how many threads there
+# are is seen nowhere else.
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
 """What ends the event loop of a worker, and what does not."""
 
+# Private attributes: `asyncio.events._set_running_loop`: an event loop of another kind calls it, and so does the
+# one here.
+
 from __future__ import annotations
 
 import asyncio
