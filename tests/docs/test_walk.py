@@ -68,6 +68,27 @@ def test_the_detour_names_functions_that_exist() -> None:
         assert function in {getattr(node, "name", "") for node in classes[0].body}, f"{file} has no {name}"
 
 
+def test_members_that_the_page_names_exist() -> None:
+    """`Worker.cancel` is a method or an attribute of a class `Worker`, or of a class that it derives from."""
+    classes: dict[str, list[str]] = {}
+    for room in ("atasks", "atasks_cli"):
+        for file in (ROOT / room).rglob("*.py"):
+            text = file.read_text()
+            lines = text.splitlines()
+            for node in ast.walk(ast.parse(text)):
+                if isinstance(node, ast.ClassDef):
+                    source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                    classes.setdefault(node.name, []).append(source)
+    missing = []
+    for name, member in set(re.findall(r"`([A-Z]\w+)\.(\w+)", PAGE.prose)):
+        sources = classes.get(name, [])
+        bases = [base for source in sources for base in re.findall(r"\w+", source.partition(":")[0])]
+        sources = [*sources, *(source for base in bases for source in classes.get(base, []))]
+        if not re.search(rf"\b{member}\b", "\n".join(sources)):
+            missing.append(f"{name}.{member}")
+    assert not missing, missing
+
+
 def test_every_class_of_callers_workers_and_transports_is_explained() -> None:
     named = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", PAGE.prose))))
     messages = {"messages.py"}  # docs/wire.md, and the classes of the local transport say what they carry
