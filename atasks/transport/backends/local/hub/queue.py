@@ -108,6 +108,9 @@ class WorkQueue:
         """True while its calls are not handed out."""
         self._lanes: list[OrderedDict[str, QueuedCall]] = [OrderedDict() for _ in range(LANES)]
         self._alone: OrderedDict[str, QueuedCall] = OrderedDict()
+        self._refused: dict[tuple[int | str, ...], OrderedDict[str, QueuedCall]] = {}
+        """Lanes of calls whose atask some workers lack, by their rank and those workers: a worker that lacks it is
+        not to look through all of them."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -120,10 +123,13 @@ class WorkQueue:
 
     def push(self, queued: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""
+        rank = 2 * (MAX_PRIORITY - queued.priority) + (queued.call.parent is None)
         if queued.alone:
             lane = self._alone
+        elif queued.call.seen:
+            lane = self._refused.setdefault((rank, *sorted(queued.call.seen)), OrderedDict())
         else:
-            lane = self._lanes[2 * (MAX_PRIORITY - queued.priority) + (queued.call.parent is None)]
+            lane = self._lanes[rank]
         lane[queued.call.id] = queued
         if front:
             lane.move_to_end(queued.call.id, last=False)
@@ -136,6 +142,8 @@ class WorkQueue:
         """Remove a call that waits here no longer."""
         assert queued.lane is not None, "it waits here"
         del queued.lane[queued.call.id]
+        if not queued.lane and self._refused:
+            self._refused = {key: lane for key, lane in self._refused.items() if lane}
         queued.lane = None
         self._count -= 1
         if queued.caller is not None:
@@ -144,22 +152,29 @@ class WorkQueue:
 
     def pop(self, worker: Peer) -> QueuedCall | None:
         """The call that this worker is to have next; None if there is none for it."""
-        if (
-            self._alone
-            and worker.may_have_alone(self._count > len(self._alone))
-            and (queued := self._first(self._alone, worker)) is not None
-        ):
-            return queued
-        for lane in self._lanes:
-            if lane and (queued := self._first(lane, worker)) is not None:
-                return queued
+        queued = self._first(worker)
+        if queued is not None:
+            self.remove(queued)
+        return queued
+
+    def _first(self, worker: Peer) -> QueuedCall | None:
+        if self._alone and worker.may_have_alone(self._count > len(self._alone)):
+            for queued in self._alone.values():
+                if self.may_have(worker, queued.call):
+                    return queued
+        for rank, lane in enumerate(self._lanes):
+            if self._refused and (refused := self._first_refused(rank, worker)) is not None:
+                return refused  # it came before those that no worker has had yet
+            if lane:
+                return next(iter(lane.values()))
         return None
 
-    def _first(self, lane: OrderedDict[str, QueuedCall], worker: Peer) -> QueuedCall | None:
-        for queued in lane.values():
-            if not queued.call.seen or self.may_have(worker, queued.call):
-                self.remove(queued)
-                return queued
+    def _first_refused(self, rank: int, worker: Peer) -> QueuedCall | None:
+        for key, lane in self._refused.items():
+            if key[0] == rank:
+                queued = next(iter(lane.values()))
+                if self.may_have(worker, queued.call):
+                    return queued
         return None
 
     def may_have(self, worker: Peer, call: Call) -> bool:
