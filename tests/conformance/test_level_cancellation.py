@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import anyio
 import pytest
 
+from atasks import CallTimeout
 from atasks.testing import Site, soon, until
 from atasks.testing.cases import Cases
 from tests.conformance.transports import OverAMQP, OverLocal, OverLocalHub, OverLoopback
@@ -22,30 +24,35 @@ class LevelCases(Cases):
 
     async def test_a_call_that_waits_for_its_slot(self, site: Site) -> None:
         scopes: list[anyio.CancelScope] = []
-        begun, queued = asyncio.Event(), asyncio.Event()
+        begun = asyncio.Event()
 
         @site.atask
-        async def inner() -> None:
+        async def never() -> None:
+            await asyncio.Event().wait()
+
+        @site.atask
+        async def quick() -> None:
             pass
 
         @site.atask
         async def outer() -> float:
             begun.set()
-            await queued.wait()
             with anyio.CancelScope() as scope:
                 scopes.append(scope)
-                await inner.options(timeout=0.2)()  # it is behind the other one, which takes the slot
+                while True:
+                    with suppress(CallTimeout):  # sooner or later the other call has the slot when it passes
+                        await never.options(timeout=0.2)()
             assert scope.cancelled_caught
             return loop.time()
 
-        @site.atask
+        @site.atask(priority=3)
         async def busy() -> float:
-            await asyncio.sleep(0.5)
-            waiting = len(site.worker.slots._resuming)
+            waiting = site.worker.slots._resuming
+            await until(lambda: len(waiting) == 1, "the other call waits for the slot that this one has")
             scopes[0].cancel()
-            await asyncio.sleep(0.5)  # thousands of turns
-            assert waiting == 1, "the other call waits for the slot that this one has"
-            assert len(site.worker.slots._resuming) <= 2, "it waits once, however often it is cancelled"
+            for _ in range(5000):
+                await asyncio.sleep(0)
+            assert len(waiting) <= 2, "it waits once, however often it is cancelled"
             return loop.time()
 
         loop = asyncio.get_running_loop()
@@ -53,11 +60,9 @@ class LevelCases(Cases):
             first = asyncio.create_task(outer())
             await soon(begun.wait())
             second = asyncio.create_task(busy())
-            await asyncio.sleep(0.2)
-            queued.set()
             left, freed = await soon(asyncio.gather(first, second))
             assert left >= freed, "it goes on with a slot, as everything that runs"
-            await soon(inner())
+            await soon(quick())
             await until(lambda: not site.worker.held)
             assert (site.worker.slots.free, site.worker.parked) == (1, 0)
 
@@ -102,8 +107,10 @@ class LevelCases(Cases):
         @site.atask
         async def count() -> int:
             seen = 0
-            with anyio.move_on_after(0.3):
+            with anyio.CancelScope() as scope:
                 async for _ in numbers():
+                    if not seen:
+                        scope.deadline = anyio.current_time() + 0.3
                     seen += 1
             return seen
 
@@ -119,8 +126,7 @@ class LevelCases(Cases):
         with anyio.move_on_after(patience):
             async with using(site.new_transport()):
                 await asyncio.Event().wait()
-        await asyncio.sleep(0.05)
-        assert asyncio.all_tasks() == before
+        await until(lambda: asyncio.all_tasks() == before)
 
 
 class TestLoopback(OverLoopback, LevelCases):
