@@ -146,7 +146,7 @@ class EventCases(Cases):
         @event(namespace=site.namespace)
         async def paid(order: int) -> None: ...
 
-        @paid.on(group="billing", timeout=0.1)
+        @paid.on(group="billing", timeout=1)  # time enough to begin
         async def bill(order: int) -> None:
             try:
                 await asyncio.Event().wait()

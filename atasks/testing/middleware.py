@@ -224,7 +224,7 @@ class MiddlewareCases(Cases):
                         ended.append(where)
                 return await proceed()
 
-        @site.atask(timeout=0.5)
+        @site.atask(timeout=1)  # time enough to begin
         async def nothing(where: str) -> None: ...
 
         use(Hanging(), site.namespace)

@@ -156,13 +156,14 @@ async def test_a_caller_that_is_there_and_silent_does_not_keep_its_calls_for_eve
         assert replies[3:] == ["kept", "old"], replies
 
 
-async def test_calls_are_dropped_whose_reply_queue_is_gone(noting: Site, peer: Peer, ran: list[int]) -> None:
+async def test_calls_are_dropped_whose_reply_queue_is_gone(
+    noting: Site, peer: Peer, ran: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Doubts, "patience", 3600.0)  # nobody waits for answers of those that are gone
     async with noting.open(concurrency=2):
         for number in range(12):
             await peer.send(_call(f"call-{number}", 60, number), reply_to=f"{peer.prefix}.r.nobody")
         await peer.send([*_call("mine", 0, 99)[:7], 0])
-        began = time.monotonic()
         assert (await peer.answer())[0][2] == "mine"
-        assert time.monotonic() - began < 2
         await noting.check_quiet()
         assert ran == [99]

@@ -140,7 +140,7 @@ async def test_failures_are_errors_of_both_spans(site: Site, exporter: InMemoryS
         with pytest.raises(KeyError):
             await soon(fail("raise"))
         with pytest.raises(CallTimeout):
-            await soon(fail.options(timeout=0.3)("wait"))
+            await soon(fail.options(timeout=2.0)("wait"))  # time enough to begin
         found = await spans(exporter, 4)
     assert {span.status.status_code for span in found} == {StatusCode.ERROR}
     types = [span.attributes and span.attributes["error.type"] for span in found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,10 +55,34 @@ opened: list[object] = []
 """Every connection to the database that was made, as a wrapper of Django's."""
 
 
+class Naps:
+    """A function for the database that takes long."""
+
+    def __init__(self) -> None:
+        self.begun = self.ended = 0
+
+    def __call__(self, seconds: float) -> int:
+        self.begun += 1
+        time.sleep(seconds)
+        self.ended += 1
+        return 1
+
+
+naps = Naps()
+meetings: dict[int, threading.Barrier] = {}
+
+
+def meet(count: int) -> int:
+    """Return when so many queries are in here at once."""
+    meetings.setdefault(count, threading.Barrier(count)).wait(60)
+    return 1
+
+
 @receiver(connection_created)
 def _created(connection: object, **more: object) -> None:
     opened.append(connection)
-    connection.connection.create_function("nap", 1, lambda seconds: time.sleep(seconds) or 1)  # type: ignore[attr-defined]
+    connection.connection.create_function("nap", 1, naps)  # type: ignore[attr-defined]
+    connection.connection.create_function("meet", 1, meet)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +93,8 @@ def database() -> Iterator[None]:
     call_command("flush", interactive=False, verbosity=0)
     connections.close_all()
     opened.clear()
+    meetings.clear()
+    naps.begun = naps.ended = 0
     yield
     lazy = get_router(NAMESPACE).lazy
     assert isinstance(lazy, LazyConnection)

@@ -199,8 +199,13 @@ async def test_a_call_passes_those_that_wait_for_another_worker(host: Host, path
         busy.send(Slots(0, 0))
         idle.send(Serve("idle", ["q"]))
         idle.send(Slots(5, 0))
-        await until(lambda: len(host.hub.peers) == 3, "all are there")
-        await asyncio.sleep(0.05)
+        await until(
+            lambda: (
+                sorted((peer.worker_id, peer.room) for peer in host.hub.peers if peer.worker_id)
+                == [("busy", 0), ("idle", 5)]
+            ),
+            "all are there",
+        )
         caller.send(Request("q", for_other))
         caller.send(Request("q", call("for-anybody")))
         await until(lambda: of(delivered, Deliver), "the idle worker has one")

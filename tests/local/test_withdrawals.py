@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from tests.faults.history import History, settled
 from tests.faults.processes import Process
 from tests.faults.tasks import echo, gated
 from tests.local.fleet import Fleet
+from tests.pace import keeping_pace
 from tests.withdrawing import by_cancel, by_timeout
 
 
@@ -29,9 +29,9 @@ async def test_calls_of_a_caller_that_is_gone_end_and_do_not_begin(
         async with atasks.connect(fleet.url, hub=False):
             await until(lambda: history.started() == 10, "all slots in use")
             caller.signal(number)
-            began = time.monotonic()
-            await settled(asyncio.gather(*history.start(20, echo)), "calls of a living caller")
-            assert time.monotonic() - began < 3
+            async with keeping_pace() as pace:
+                await settled(asyncio.gather(*history.start(20, echo)), "calls of a living caller")
+                assert pace.seconds < 3
         runs = history.runs()
         assert len(runs) == 30
         assert [run.ending for run in runs if run.key not in history.made] == ["cancelled"] * 10

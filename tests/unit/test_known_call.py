@@ -118,7 +118,7 @@ async def test_exceptions_have_the_id_of_their_call(namespace: str) -> None:
         for coroutine, kind in (
             (fail(""), KeyError),
             (outer(), KeyError),
-            (fail.options(timeout=0.05)("wait"), CallTimeout),
+            (fail.options(timeout=1.0)("wait"), CallTimeout),  # time enough to begin
         ):
             with pytest.raises(kind) as caught:
                 await soon(coroutine)

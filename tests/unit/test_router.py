@@ -352,7 +352,7 @@ async def test_a_deadline_that_passes_between_calls(namespace: str) -> None:
 
     async with atasks.connect(namespace=namespace):
         with pytest.raises(atasks.CallTimeout):
-            await outer.options(timeout=0.05)()
+            await outer.options(timeout=0.5)()  # time enough to begin
         await quick()
     assert steps == ["left"]
 

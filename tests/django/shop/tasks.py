@@ -49,6 +49,18 @@ def query_slowly(seconds: float) -> int:
 
 
 @atask(namespace=NAMESPACE)
+async def together(count: int) -> int:
+    """Return when so many calls are in their queries at once."""
+    return await sync_to_async(query_together)(count)
+
+
+def query_together(count: int) -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT meet(%s)", [count])
+        return threading.get_ident()
+
+
+@atask(namespace=NAMESPACE)
 async def nested(item: str) -> int:
     return await sync_to_async(lambda: take.sync(item))()
 

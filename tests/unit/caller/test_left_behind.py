@@ -39,8 +39,9 @@ async def test_what_a_call_raises_when_it_was_cancelled(
             raise LookupError("the commit failed")
 
     async with serve(namespace) as worker:
-        call = asyncio.create_task(work.options(timeout=0.2 if how == "timed out" else None)())
-        await begun.wait()
+        seconds = 1.0 if how == "timed out" else None  # time enough to begin
+        call = asyncio.create_task(work.options(timeout=seconds)())
+        await soon(begun.wait())
         if how == "cancelled":
             call.cancel()
         await asyncio.wait([call])
@@ -156,8 +157,8 @@ async def test_a_paused_stream_yields_nothing_past_its_timeout(namespace: str) -
             yield number
 
     async with serve(namespace):
-        for pause in (0.25, 0.3, 0.5):
-            stream = numbers.options(timeout=0.2)()
+        for pause in (1.05, 1.1, 1.3):
+            stream = numbers.options(timeout=1.0)()
             assert [await anext(stream) for _ in range(3)] == [0, 1, 2]
             await asyncio.sleep(pause)
             with pytest.raises(atasks.CallTimeout):

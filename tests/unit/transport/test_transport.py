@@ -139,7 +139,7 @@ async def test_the_workers_deadline_holds(direct: Direct, namespace: str) -> Non
     assert callback is not None
     direct.callback = detached
     with pytest.raises(atasks.CallTimeout):
-        await forever.options(timeout=0.03)()
+        await forever.options(timeout=1.0)()  # time enough to begin
     await asyncio.wait_for(cancelled.wait(), 5)
     (reply,) = wire.decode(await tasks[0])
     assert isinstance(reply, Reply)

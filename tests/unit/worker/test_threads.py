@@ -147,7 +147,7 @@ async def test_an_await_that_ends_early_leaves_the_slot_taken_until_the_function
     async with serve(namespace, concurrency=1) as worker:
         if how == "timeout":
             with pytest.raises(CallTimeout):
-                await soon(stubborn.options(timeout=0.2)())
+                await soon(stubborn.options(timeout=1.0)())  # time enough to begin
             await happened(began)
         else:
             task = asyncio.create_task(stubborn())

@@ -46,7 +46,7 @@ async def test_a_call_that_runs_without_its_caller(namespace: str, caplog: pytes
         with pytest.raises(LookupError):
             await soon(fails("a payload"))
         with pytest.raises(CallTimeout):
-            await soon(sleeps.options(timeout=0.05)())
+            await soon(sleeps.options(timeout=1.0)())  # time enough to begin
         assert await soon(returns(3)) == 3
         with pytest.raises(LookupError):
             await soon(awaited(1))
