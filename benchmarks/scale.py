@@ -374,6 +374,30 @@ async def recursion() -> None:
     print(f"ratio {other / one:.1f}", flush=True)
 
 
+async def resuming() -> None:
+    """What does a call cost that resumes, beside a plain one? In turns, at two workers; medians."""
+    shapes = {
+        "a row of 20 calls": ("row", 20, 60),
+        "a fan of 300 calls": ("fan", 300, 30),
+        "no calls": ("row", 0, 300),
+    }
+    kinds = {"plain": functions.parent, "resume=True": functions.resuming_parent}
+    print(f"{'':<20} {'plain':>12} {'resume=True':>12} {'ratio':>7}")
+    async with fleet(2, 400):
+        for name, (shape, count, rounds) in shapes.items():
+            found: dict[str, list[float]] = {kind: [] for kind in kinds}
+            for number in range(rounds + 5):
+                for kind, parent in kinds.items():
+                    begun = time.perf_counter()
+                    await parent(shape, count)
+                    if number >= 5:  # both have got into their stride
+                        found[kind].append(time.perf_counter() - begun)
+            plain, resumes = (statistics.median(values) for values in found.values())
+            print(
+                f"{name:<20} {plain * 1e3:>9.2f} ms {resumes * 1e3:>9.2f} ms {resumes / plain:>7.2f}", flush=True
+            )
+
+
 async def streams() -> None:
     """How many items a second has one stream?"""
 
@@ -413,7 +437,7 @@ async def idle() -> None:
 
 STUDIES = {
     function.__name__: function
-    for function in (fairness, width, watching, memory, payloads, recursion, streams, idle)
+    for function in (fairness, width, watching, memory, payloads, recursion, resuming, streams, idle)
 }
 
 

@@ -11,7 +11,19 @@ import atasks
 from atasks import atask
 from benchmarks.child import amqp_url, main
 
-__all__ = ["CONCURRENCY", "ZSTD", "echo", "fib", "long_nap", "nap", "numbers", "quick_nap", "same"]
+__all__ = [
+    "CONCURRENCY",
+    "ZSTD",
+    "echo",
+    "fib",
+    "long_nap",
+    "nap",
+    "numbers",
+    "parent",
+    "quick_nap",
+    "resuming_parent",
+    "same",
+]
 
 CONCURRENCY = "ATASKS_BENCH_CONCURRENCY"
 """Where the worker's process finds its number of slots."""
@@ -52,6 +64,27 @@ async def long_nap() -> None:
 async def fib(n: int) -> int:
     """Awaits two of its own kind, one after the other."""
     return n if n < 2 else await fib(n - 1) + await fib(n - 2)
+
+
+async def _calls(kind: str, count: int) -> None:
+    """Make so many calls of that kind."""
+    if kind == "fan":
+        await asyncio.gather(*(echo(b"") for _ in range(count)))
+    else:
+        for _ in range(count):
+            await echo(b"")
+
+
+@atask
+async def parent(kind: str, count: int) -> None:
+    """Makes calls, in a row or as a fan."""
+    await _calls(kind, count)
+
+
+@atask(resume=True)
+async def resuming_parent(kind: str, count: int) -> None:
+    """The same, as a call that resumes."""
+    await _calls(kind, count)
 
 
 @atask
