@@ -85,9 +85,9 @@ class Event(Generic[P]):
         `group`: of all workers one handles each event, the handler of each group; a group is there from the first
         worker on that has served it, and its events wait for a worker. None: every worker handles the events that
         are published while it serves. `name` and `options` are those of `@atask`, but for `queue`, which a group
-        has. Only `timeout`, in seconds from when a worker has it, `max_attempts`, `delivery`, `executor`, `limit`
-        and `retry` count for events; all of them count where the atask is called. The worker that has the event
-        makes the tries of a `retry`, and parks in the pauses.
+        has. Only `timeout`, in seconds from when a worker has it, `max_attempts`, `delivery`, `executor`, `limit`,
+        `retry` and `resume` count for events; all of them count where the atask is called. The worker that has the
+        event makes the tries of a `retry`, and parks in the pauses.
 
         Guarantees: the event is acknowledged after the handler has returned, and given to another worker if its
         worker dies. One whose handler raises at its last try is logged, and goes to the dead queue where there is

@@ -313,6 +313,8 @@ class Grant(Struct, array_like=True, tag=12, gc=False):
     caller is an older version."""
     now_ms: Count = 0
     """The caller's wall clock when it answered, in milliseconds since 1970; 0: it does not say."""
+    over: bool = False
+    """True if nobody awaits the call any more."""
 
 
 class Report(Struct, array_like=True, tag=13, gc=False):

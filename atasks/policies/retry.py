@@ -111,6 +111,14 @@ class Retry:
             for kind in (on if isinstance(on, tuple) else (on,))
         )
 
+    def is_last(self, number: int, error: BaseException) -> bool:
+        """Return True if no try follows the one of this number, which ended with this error; a function given as
+        `on` that raises ends the tries too."""
+        try:
+            return number >= self.attempts or not self.wants(error)
+        except Exception:
+            return True
+
     def too_late(self, seconds: float) -> bool:
         """Return True if no try may begin so many seconds after the first one."""
         return self.until is not None and seconds > self.until

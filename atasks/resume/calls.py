@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.tries import tried
+from atasks.current import carried
 from atasks.errors import Diverged
 from atasks.resume.journal import Journal, journal_of
-from atasks.resume.naming import again, digest
+from atasks.resume.naming import again, content
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
@@ -32,18 +32,18 @@ async def made(
     transport, codec, journal = router._transport(run), router.codec, journal_of(run)
     task, options = router._named(name)
     payload = await encoded_arguments(name, task, codec, tuple(args), kwargs)
-    step = journal.names.of(str(name), options.key, partial(digest, args, kwargs, payload))
     call = new_call(name, payload, options, transport, codec, run)
-    call.id = step
-    call.context = await carried_context(call, codec, transport)
-    way = _Way(journal, transport, step)
+    call.id = journal.names.of(str(name), options.key, content(args, kwargs, payload))
+    if carried:
+        call.context = await carried_context(call, codec, transport)
     run.park()
     run.last_awaited = call
     try:
         if options.retry is None:
-            reply = await way.request(call, options)
+            reply = await journal.request(transport, call, options)
         else:
-            reply = await tried(router, codec, cast("Transport", way), call, options)
+            way = cast("Transport", _Way(journal, transport, call.id))
+            reply = await tried(router, codec, way, call, options)
         run.answered(call, reply)
     finally:
         await run.unpark()
@@ -73,7 +73,7 @@ async def may_stream(run: HeldCall, name: str, options: TaskOptions, payload: by
     if options.replayable:
         return
     journal = journal_of(run)
-    step = journal.names.of(f"stream {name}", options.key, lambda: digest((payload,), {}, payload))
+    step = journal.names.of(f"stream {name}", options.key, content((payload,), {}, payload))
     if await journal.begun(step, str(name)):
         raise Diverged(
             f"{run.call.task} reads stream {name} again, whose items an earlier run has taken: make the stream "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from atasks import wire
@@ -12,7 +14,7 @@ from atasks.current import serving_here
 from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
 from atasks.progress import Progress
 from atasks.resume.naming import Names, again
-from atasks.transport.journals import Entries, journal_name, lasts
+from atasks.transport.journals import Elsewhere, journal_name, lasts
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.held_call import HeldCall, Reason
 
@@ -31,6 +33,8 @@ RUN: Final = 1
 WARN_BYTES: Final = 16 * 2**20
 MAX_BYTES: Final = 128 * 2**20
 """Bytes of results in one journal."""
+NEVER: Final = -1
+NONE: Final[AbstractSet[str]] = frozenset()
 STRICT_SECONDS: Final = 1.0
 """For so long a run that is held to its journal may leave results of it unasked for while it makes another
 call: its branches need not take turns as before."""
@@ -56,6 +60,26 @@ class Journal:
     order it asks. A step that is not found is done.
     """
 
+    __slots__ = (
+        "_all_asked",
+        "_asked",
+        "_error",
+        "_generation",
+        "_journals",
+        "_left",
+        "_missed",
+        "_opening",
+        "_run",
+        "_sent",
+        "_size",
+        "_spent",
+        "_strict",
+        "_warned",
+        "found",
+        "name",
+        "names",
+    )
+
     def __init__(self, run: HeldCall) -> None:
         assert run.atask is not None, "the worker looked"
         journals = run.worker.transport.journals
@@ -69,13 +93,16 @@ class Journal:
         self._run = run
         self._journals = journals
         self._strict = run.atask.resume == "strict"
-        self._opening: asyncio.Future[Entries] | None = None
-        self._generation = 0
+        self._opening: tuple[asyncio.Task[None], asyncio.Event] | None = None
+        """While it is being opened: many steps may wait for that, each of which may be cancelled."""
+        self._generation = NEVER
+        """That of the journals when it was opened."""
         self._asked: set[str] = set()
         """Steps that this run has asked for."""
         self._left: dict[str, Reply] = {}
         """Steps that other runs have done, and this one has not asked for."""
-        self._sent: set[str] = set()
+        self._sent: AbstractSet[str] = NONE
+        self._spent: AbstractSet[str] = NONE
         self._missed: list[str] = []
         """Steps that were not found while others were left."""
         self._all_asked: asyncio.Event | None = None
@@ -102,13 +129,16 @@ class Journal:
     # -- steps
 
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
-        """The id that this step has now, and its ending, if it is done. Raises Diverged."""
-        if self._opening is None or self._generation != self._journals.generation:
-            self._generation = self._journals.generation
-            self._opening = asyncio.ensure_future(self._open())
-        opening = self._opening  # another step may open it again meanwhile
-        spent = (opening.result() if opening.done() else await asyncio.shield(opening)).spent
-        while step in spent:
+        """The id that this step has now, and its ending, if it is done. Raises Diverged; PayloadTooLarge if there
+        is no room for one more result."""
+        if self._opening is not None or self._generation != self._journals.generation:
+            try:
+                await self._opened()
+            except Elsewhere:
+                logger.info("%s, call %s, goes on at another worker", self._run.call.task, self._run.call.id)
+                self._run.cancel(Reason.ELSEWHERE)
+                raise asyncio.CancelledError from None
+        while step in self._spent:
             step = again(step)
         self._asked.add(step)
         reply = self._left.pop(step, None) or self._journals.late(step)
@@ -117,9 +147,15 @@ class Journal:
             self._tell_of(self._run)
             if self._all_asked is not None and not self._left:
                 self._all_asked.set()
-        elif self._left and step not in self._sent:
+            return step, reply
+        if self._size > MAX_BYTES:
+            raise PayloadTooLarge(
+                f"the results in the journal of {self._run.call.task} have {self._size} bytes, over the limit of "
+                f"{MAX_BYTES}: return references instead, or divide the call"
+            )
+        if self._left and step not in self._sent:
             await self._miss(task)
-        return step, reply
+        return step, None
 
     async def keep(self, reply: Reply) -> None:
         """The step of that id is done: return when that is safe."""
@@ -138,11 +174,6 @@ class Journal:
         call.id, reply = await self.find(call.id, call.task)
         if reply is not None:
             return reply
-        if self._size > MAX_BYTES:
-            raise PayloadTooLarge(
-                f"the results in the journal of {self._run.call.task} have {self._size} bytes, over the limit of "
-                f"{MAX_BYTES}: return references instead, or divide the call"
-            )
         sent = call.id in self._sent
         if sent and call.delivery == AT_MOST_ONCE:
             raise WorkerLost(
@@ -178,12 +209,25 @@ class Journal:
 
     def _stays(self) -> bool:
         """Return True if the next run of this call is to have what this one has begun."""
-        return self._run.reason is Reason.DRAINED or self._run.worker.is_torn_down
+        return self._run.reason in (Reason.DRAINED, Reason.ELSEWHERE) or self._run.worker.is_torn_down
 
-    async def _open(self) -> Entries:
+    async def _opened(self) -> None:
+        """Return when it is open over the link that there is."""
+        generation = self._journals.generation
+        if self._opening is None or self._generation != generation:
+            self._generation = generation
+            ended = asyncio.Event()
+            task = asyncio.get_running_loop().create_task(self._open(), name="atasks journal")
+            task.add_done_callback(partial(self._has_opened, ended))
+            self._opening = task, ended
+        task, ended = self._opening
+        await ended.wait()
+        task.result()
+
+    async def _open(self) -> None:
         entries = await self._journals.open(self.name, self._run.call.id)
         self._left = {step: reply for step, reply in entries.replies.items() if step not in self._asked}
-        self._sent = entries.sent
+        self._sent, self._spent = entries.sent or NONE, entries.spent or NONE
         self._size = sum(len(reply.payload) for reply in entries.replies.values())
         if self._left or self._sent:
             logger.info(
@@ -192,7 +236,14 @@ class Journal:
                 self._run.call.id,
                 len(self._left),
             )
-        return entries
+
+    def _has_opened(self, ended: asyncio.Event, task: asyncio.Task[None]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if self._opening is not None and self._opening[0] is task:  # else it is opened once more
+            self._opening = None
+            if failed:
+                self._generation = NEVER
+        ended.set()
 
     async def _miss(self, task: str) -> None:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""
@@ -217,6 +268,11 @@ class Journal:
 
     # -- the end
 
+    def leave(self) -> None:
+        """Leave it to the next run."""
+        self._stop_opening()
+        self._journals.leave(self.name)
+
     def raised(self, error: BaseException) -> None:
         """The function of the call has raised this."""
         self._error = error
@@ -225,21 +281,24 @@ class Journal:
         """The run has ended with this reply; None: nobody is told. Drop the journal, or leave it to the next
         run."""
         run = self._run
-        if self._opening is not None and not self._opening.done():
-            self._opening.cancel()
-        if self._is_over(reply):
-            if reply is not None and self._left and self._missed:
-                logger.warning(
-                    "%s, call %s, did not find %s in its journal, and left %d results there: its code or its "
-                    "inputs have changed",
-                    run.call.task,
-                    run.call.id,
-                    ", ".join(sorted(set(self._missed))[:5]),
-                    len(self._left),
-                )
-            self._journals.finish(self.name, run.call.id if reply is not None else "")
-        else:
-            self._journals.leave(self.name)
+        if not self._is_over(reply):
+            self.leave()
+            return
+        self._stop_opening()
+        if reply is not None and self._left and self._missed:
+            logger.warning(
+                "%s, call %s, did not find %s in its journal, and left %d results there: its code or its "
+                "inputs have changed",
+                run.call.task,
+                run.call.id,
+                ", ".join(sorted(set(self._missed))[:5]),
+                len(self._left),
+            )
+        self._journals.finish(self.name, run.call.id if reply is not None else "")
+
+    def _stop_opening(self) -> None:
+        if self._opening is not None:
+            self._opening[0].cancel()
 
     def _is_over(self, reply: Reply | None) -> bool:
         """Return True if the call will not run again."""
@@ -250,4 +309,4 @@ class Journal:
         retry, error = run.atask.task_options.retry, self._error
         if retry is None or reply.status != Status.RAISED or not isinstance(error, Exception):
             return True
-        return run.call.try_ >= retry.attempts or not retry.wants(error)
+        return retry.is_last(run.call.try_, error)

@@ -4,36 +4,30 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-__all__ = ["Names", "again", "digest"]
+__all__ = ["Names", "again", "content"]
 
 SIZE: Final = 16
 """Bytes of an id."""
 
 
-def digest(args: Sequence[Any], kwargs: Mapping[str, Any], encoded: bytes) -> bytes:
-    """A short name for arguments: equal ones have the same name in every process, as a rule.
+def content(args: Sequence[Any], kwargs: Mapping[str, Any], encoded: bytes) -> bytes:
+    """Arguments as bytes: equal ones have the same in every process, as a rule.
 
     They are pickled without references from one part to another, which depend on which objects happen to be the
     same. What cannot be pickled so is named by `encoded`, the codec's bytes. A set of strings has another order in
     another process, so another name.
     """
-    try:
-        content = _pickled((tuple(args), sorted(kwargs.items())))
-    except Exception:  # a pickle may raise anything
-        content = encoded
-    return blake2b(content, digest_size=SIZE).digest()
-
-
-def _pickled(value: Any) -> bytes:
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=5)
-    pickler.fast = True
-    pickler.dump(value)
+    try:
+        pickler = pickle.Pickler(buffer, protocol=5)
+        pickler.fast = True
+        pickler.dump((tuple(args), sorted(kwargs.items())))
+    except Exception:  # a pickle may raise anything
+        return encoded
     return buffer.getvalue()
 
 
@@ -45,28 +39,30 @@ def again(step: str) -> str:
 class Names:
     """The names of the steps of one run, in the order in which they are asked for."""
 
+    __slots__ = ("_journal", "_keys", "_times")
+
     def __init__(self, journal: str) -> None:
-        self._journal = journal.encode()
-        self._times: Counter[bytes] = Counter()
+        self._journal = journal
+        self._times: dict[bytes, int] = {}
         self._keys: dict[tuple[str, str], bytes] = {}
 
-    def of(self, task: str, key: str | None, arguments: Callable[[], bytes]) -> str:
+    def of(self, task: str, key: str | None, arguments: bytes) -> str:
         """The id of the next call of this atask with these arguments, or with this key.
 
         Raises ValueError if the key was given to a call with other arguments.
         """
-        content = arguments()
-        if key is not None:
-            known = self._keys.setdefault((task, key), content)
-            if known != content:
+        named = blake2b(task.encode(), digest_size=SIZE)
+        if key is None:
+            named.update(b"\0" + arguments)
+        else:
+            digest = blake2b(arguments).digest()
+            if self._keys.setdefault((task, key), digest) != digest:
                 raise ValueError(
                     f"key={key!r} names two calls of {task} with different arguments: within a call that resumes, "
                     "give each call a key of its own"
                 )
-            content = b"key " + key.encode()
-        named = blake2b(task.encode() + b"\0" + content, digest_size=SIZE).digest()
-        number = self._times[named]
-        self._times[named] += 1
-        whole = blake2b(self._journal, digest_size=SIZE, person=b"atasks step")
-        whole.update(named + number.to_bytes(8, "big"))
-        return whole.hexdigest()
+            named.update(b"\0key " + key.encode())
+        name = named.digest()
+        number = self._times[name] = self._times.get(name, -1) + 1
+        whole = self._journal.encode() + name + number.to_bytes(8, "big")
+        return blake2b(whole, digest_size=SIZE, person=b"atasks step").hexdigest()

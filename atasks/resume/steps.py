@@ -13,7 +13,7 @@ from atasks.checks import validate_number
 from atasks.codecs.base import ends_here
 from atasks.parking import parked
 from atasks.resume.journal import journal_here
-from atasks.resume.naming import digest
+from atasks.resume.naming import content
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.execution import raised, returned
 
@@ -77,7 +77,7 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
     router = journal.router
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
     payload = await router.encode_arguments(name, args, kwargs)
-    step = journal.names.of(f"once {name}", None, lambda: digest(args, kwargs, payload))
+    step = journal.names.of(f"once {name}", None, content(args, kwargs, payload))
     async with parked():
         step, reply = await journal.find(step, name)
     call = Call(VERSION, step, name, b"", router.codec.name)
@@ -118,7 +118,7 @@ async def sleep(seconds: float) -> None:
         await parking.sleep(seconds)
         return
     validate_number("seconds", seconds)
-    step = journal.names.of("atasks.sleep", None, lambda: repr(float(seconds)).encode())
+    step = journal.names.of("atasks.sleep", None, repr(float(seconds)).encode())
     async with parked():
         step, reply = await journal.find(step, "atasks.sleep")
         if reply is None:

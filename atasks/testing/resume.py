@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from atasks import Diverged, NotSupported, Retry, TransportError, current_call, once, sleep
+from atasks import Diverged, NotSupported, PayloadTooLarge, Retry, TransportError, current_call, event, once, sleep
 from atasks.current import serving
+from atasks.resume import journal
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon, until
 
@@ -83,6 +84,71 @@ class ResumeCases(Cases):
                 return
             await soon(parent())
             assert seen == ["None", "2 steps found in its journal"]
+
+    async def test_the_tries_of_an_event_go_on_where_the_one_before_ended(self, site: Site) -> None:
+        steps = Steps(site)
+        drawn: list[int] = []
+        handled = asyncio.Event()
+
+        @event(namespace=site.namespace)
+        async def paid(n: int) -> None: ...
+
+        @paid.on(group="books", resume=True, retry=AGAIN)
+        async def book(n: int) -> None:
+            await steps.step(n)
+            await once(drawn.append, n)
+            interrupted(1)
+            await steps.step(n + 1)
+            interrupted(2)
+            handled.set()
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            await paid(1)
+            await soon(handled.wait())
+            assert steps.made == [1, 2]
+            assert drawn == [1]
+            await self._nothing_is_left(site)
+
+    async def test_a_retry_whose_condition_fails_costs_its_worker_nothing(self, site: Site) -> None:
+        steps = Steps(site)
+
+        def wanted(error: Exception) -> bool:
+            raise LookupError("the condition")
+
+        @site.atask(resume=True, retry=Retry(on=wanted, wait=0.0, jitter=0.0))
+        async def parent() -> None:
+            await steps.step(1)
+            interrupted()
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            with pytest.raises(LookupError, match="the condition"):
+                await soon(parent())
+            await self._nothing_is_left(site)
+
+    async def test_a_full_journal_takes_no_more_steps(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(journal, "MAX_BYTES", 3000)
+        steps = Steps(site)
+
+        @site.atask(resume=True)
+        async def parent(local: bool) -> Any:
+            for n in range(4):
+                await steps.step(f"{n}" * 1000)
+            return await (once(steps.made.append, "more") if local else steps.step("more"))
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            for local in (False, True):
+                with pytest.raises(
+                    PayloadTooLarge,
+                    match=r"the results in the journal of .* have \d+ bytes, over the limit of 3000",
+                ):
+                    await soon(parent(local))
+            assert "more" not in steps.made
 
     async def test_an_exception_of_its_own_is_raised_again(self, site: Site) -> None:
         steps = Steps(site)

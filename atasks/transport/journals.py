@@ -11,7 +11,7 @@ from typing import Final
 from atasks.options import TaskOptions
 from atasks.wire import Call, Reply, Status
 
-__all__ = ["LASTING", "Entries", "Journals", "journal_name", "lasts"]
+__all__ = ["LASTING", "Elsewhere", "Entries", "Journals", "journal_name", "lasts"]
 
 LASTING: Final = frozenset({Status.VALUE, Status.RAISED})
 """The endings of a call that a journal keeps: a call that ended otherwise is made again."""
@@ -26,6 +26,10 @@ def journal_name(key: str, version: bool | str) -> str:
 def lasts(reply: Reply) -> bool:
     """Return True if a call that has ended so is not made again."""
     return reply.status in LASTING
+
+
+class Elsewhere(Exception):
+    """The call of a journal was given to another worker, while this one had no connection."""
 
 
 @dataclass(slots=True)
@@ -61,7 +65,8 @@ class Journals(ABC):
     @abstractmethod
     async def open(self, name: str, owner: str) -> Entries:
         """Open the journal of the call `owner`, or find it, and return what is in it. Work at it goes on until
-        `finish` or `leave`. Raises a `CallError` or a `TransportError`."""
+        `finish` or `leave`. Raises a `CallError` or a `TransportError`; Elsewhere if it was open here, and another
+        worker has the call now."""
 
     def late(self, step: str) -> Reply | None:
         """The reply to a call of an earlier run that has come since its journal was read, if there is one."""

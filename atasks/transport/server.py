@@ -238,6 +238,11 @@ class Server(Protocol):
         """Count a request that could not be read; the first one is logged."""
         ...
 
+    def over(self, call: Call) -> None:
+        """A call that has come again is not to run again: it has ended elsewhere, or nobody awaits it. Drop what
+        an earlier run has left of it."""
+        ...
+
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
         ...

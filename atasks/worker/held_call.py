@@ -44,6 +44,8 @@ class Reason(enum.Enum):
     """Somebody else wants it to end."""
     PASSED_ON = enum.auto()
     """Not cancelled: this worker does not know its atask."""
+    ELSEWHERE = enum.auto()
+    """Another worker has the call, and goes on with it."""
     AWAITED_AGAIN = enum.auto()
     """Withdrawn, and then sent again by its caller, which had lost its connection."""
 
@@ -164,6 +166,9 @@ class HeldCall(Struct, eq=False):
 
     def try_again(self, call: Call) -> None:
         """The run goes on as this one, the next try of its call."""
+        if self.journal is not None:
+            self.journal.leave()
+            self.journal = None
         self.call = call
         self._current = None
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from atasks import forks
 from atasks.call_log import logger as calls
-from atasks.errors import TransportError
+from atasks.errors import TransportError, WorkerLost
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
 from atasks.tracking import answering
@@ -253,7 +253,7 @@ class Worker:
         held = self._held.get(call_id)
         if held is not None:  # a redelivery of a call in hand: one run owns all its deliveries
             held.deliveries.append(delivery)
-            if held.reason is Reason.WITHDRAWN and self._finished is None:
+            if held.reason is Reason.ELSEWHERE or (held.reason is Reason.WITHDRAWN and self._finished is None):
                 held.reason = Reason.AWAITED_AGAIN
             if held.sender is not None:
                 held.sender.ask()
@@ -270,6 +270,7 @@ class Worker:
             and call.sent_ms <= withdrawn
         ):
             delivery.drop()
+            self.over(call)
             return
         if not self.accepting:
             delivery.give_back(call)
@@ -380,12 +381,22 @@ class Worker:
         """Return what is said to a question about this worker and its calls: see `Server.answer`."""
         return answering.answer(self, queues, query, owner, voice)
 
+    def over(self, call: Call, error: Exception | None = None) -> None:
+        """A call that has come again is not to run again: it has ended elsewhere, by this error where that is
+        known, or nobody awaits it. Drop the journal that an earlier run has left, unless a try that comes later
+        may want it."""
+        atask, journals = self.served.find(call.task), self.transport.journals
+        if atask is None or not atask.resume or journals is None:
+            return
+        retry = atask.task_options.retry
+        if retry is None or (error is not None and retry.is_last(call.try_, error)):
+            journals.drop(journal_name(call.key or call.id, atask.resume))
+
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
         atask = self.served.find(call.task)
         self.counters.row(UNKNOWN if atask is None else call.task)[LOST] += 1
-        if atask is not None and atask.resume and self.transport.journals is not None:
-            self.transport.journals.drop(journal_name(call.key or call.id, atask.resume))
+        self.over(call, WorkerLost("it died with its workers", call.attempt))
         if self.watching is not None:
             self.watching.lost(call)
 

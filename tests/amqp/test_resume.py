@@ -135,6 +135,37 @@ async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(si
         assert calls.made == [child], "nobody is to have its reply"
 
 
+@pytest.mark.parametrize("ending", ["returned", "cancelled"])
+async def test_a_journal_that_a_dead_worker_has_left_goes_when_its_call_comes_again(
+    site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    calls = Calls(site)
+    async with site.open():
+        running = asyncio.create_task(calls.parent())
+        await soon(calls.made_step.wait())
+        (parent,), caller, journals = calls.parents, site.caller, site.worker.transport.journals
+        assert isinstance(caller, AMQPTransport)
+        assert journals is not None
+        queue = _journal(site, parent)
+        # It dies before it can drop it.
+        monkeypatch.setattr(journals, "finish", lambda name, call_id: journals.leave(name))
+        if ending == "returned":
+            calls.go_on.set()
+            assert await soon(running) == 7
+        else:
+            running.cancel()
+            await asyncio.wait([running])
+        await site.serve()  # this worker does not remember that call
+        await site.worker.drain(0)
+        site.workers.remove(site.worker)
+        assert await _messages(site, queue) == 2
+        payload = msgspec.msgpack.encode([[], {}])
+        again = [CALL, 1, parent, "parent", payload, "msgpack", None, 0, 2, 3, 0, 0]
+        await peer.send(again, message_id=f"{parent}:1", reply_to=caller.session.reply_queue)
+        await soon(_gone(site, queue))
+        assert calls.parents == [parent]
+
+
 async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site) -> None:
     """The call runs on when the worker of its caller drains, and ends before the next run asks for it."""
     MsgpackCodec(site.namespace)

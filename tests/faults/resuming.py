@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from typing import Any
 
 import atasks
 from atasks import Limit, Retry, atask, current_call
 from tests.faults.history import Recorder
 
-__all__ = ["fanned", "given_up", "once_in_a_row", "row", "step", "tree"]
+__all__ = [
+    "Shape",
+    "drawing",
+    "fanned",
+    "given_up",
+    "grow",
+    "once_in_a_row",
+    "row",
+    "step",
+    "times_of",
+    "tree",
+    "value_of",
+]
 
 
 def _recorder() -> Recorder:
@@ -70,6 +81,18 @@ async def once_in_a_row(key: str, count: int) -> int:
     return number
 
 
+@atask(resume=True, max_attempts=20)
+async def drawing(key: str, queue: str, gates: list[str]) -> list[int]:
+    """As many numbers, each behind a step on this queue; then it waits for the gate."""
+    with _recorder().run(key):
+        numbers: list[int] = []
+        for number, gate in enumerate(gates):
+            await step.options(queue=queue)(f"{key}-{number}")
+            numbers.append(await atasks.once(_drawn, f"{key}-{number}"))
+            await opened(gate)
+        return numbers
+
+
 def _drawn(key: str) -> int:
     with _recorder().run(f"{key}-drawn"):
         return os.getpid()
@@ -94,6 +117,13 @@ async def tree(key: str, depth: int, width: int, pause: float) -> int:
 Shape = dict[str, Any]
 """A tree of calls: its `kind`, and the trees `below`, or the `value` of a leaf after a `pause`."""
 TWO = Limit("resuming-two", at_once=2)
+EQUAL = 3
+"""Calls that a run makes alike."""
+
+
+def times_of(step: str) -> int:
+    """The number of calls of `grow` that have this key on record."""
+    return EQUAL if step.endswith(".e") else 1
 
 
 def value_of(shape: Shape) -> int:
@@ -102,8 +132,8 @@ def value_of(shape: Shape) -> int:
         return int(shape["value"])
     values = [value_of(each) for each in shape["below"]]
     match shape["kind"]:
-        case "same":
-            return 3 * sum(values)
+        case "same" | "equal":
+            return EQUAL * sum(values)
         case "caught":
             return sum(values) - 1
         case "once":
@@ -147,33 +177,62 @@ async def held(key: str) -> int:
 @atask(resume=True, max_attempts=20)
 async def grow(key: str, shape: Shape) -> int:
     """The value of the tree, every call of which is a step."""
+    with _recorder().run(key):
+        return await _grown(key, shape)
+
+
+@atask(resume=True, max_attempts=20, retry=Retry(on=ConnectionError, wait=0.01, jitter=0.0))
+async def twice(key: str, shape: Shape) -> int:
+    """The same, and its first try fails when all of it is done."""
+    with _recorder().run(f"{key}.{current_call().try_}"):
+        total = await _grown(key, shape)
+        if current_call().try_ == 1:
+            raise ConnectionError(key)
+        return total
+
+
+async def _grown(key: str, shape: Shape) -> int:
     if shape["kind"] == "leaf":
         return await leaf(f"{key}.l", shape["value"], shape["pause"])
     below = [(f"{key}.{number}", each) for number, each in enumerate(shape["below"])]
-    total = 0
     match shape["kind"]:
         case "fan":
             return sum(await asyncio.gather(*(grow(*each) for each in below)))
         case "same":
-            for each in below:
-                total += sum(await asyncio.gather(*(_named(grow, *each, number) for number in range(3))))
-            return total
-        case "caught":
-            try:
-                await failing(f"{key}.f")
-            except LookupError:
-                total -= 1
-        case "tried":
-            await flaky(f"{key}.t")
-        case "limited":
-            await held(f"{key}.h")
-        case "once":
-            total += await atasks.once(_seven, key)
-        case "sleep":
-            await atasks.sleep(0.2)
+            calls = [_named(grow, *each, number) for each in below for number in range(EQUAL)]
+            return sum(await asyncio.gather(*calls))
+        case "equal":
+            calls = [
+                leaf(f"{key}.{n}.e", value_of(each), 0.05)
+                for n, (_, each) in enumerate(below)
+                for _ in range(EQUAL)
+            ]
+            return sum(await asyncio.gather(*calls))
+        case "again":
+            return sum([await twice(*each) for each in below])
+    total = await _step(key, shape["kind"])
     for each in below:
         total += await grow(*each)
     return total
+
+
+async def _step(key: str, kind: str) -> int:
+    """A step of that kind, and its share of the value."""
+    match kind:
+        case "caught":
+            try:
+                return await failing(f"{key}.f")
+            except LookupError:
+                return -1
+        case "tried":
+            return await flaky(f"{key}.t")
+        case "limited":
+            return await held(f"{key}.h")
+        case "once":
+            return await atasks.once(_seven, key)
+        case "sleep":
+            await atasks.sleep(0.2)
+    return 0
 
 
 def _named(task: Any, key: str, shape: Shape, number: int) -> Any:
@@ -184,11 +243,3 @@ def _named(task: Any, key: str, shape: Shape, number: int) -> Any:
 def _seven(key: str) -> int:
     with _recorder().run(f"{key}.o"):
         return 7
-
-
-@atask
-async def items(key: str) -> AsyncIterator[int]:
-    """Two items."""
-    with _recorder().run(key):
-        yield 1
-        yield 2

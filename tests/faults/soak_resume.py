@@ -1,9 +1,10 @@
 """The soak of calls that resume: `python -m tests.faults.soak --resume`, or `make soak ARGS=--resume`.
 
-Random trees of calls, with branches in parallel, equal calls, exceptions that are caught, tries, limits and
-pauses, under the faults of the other soak but for those that delete queues. Each tree says what its value would be
-without faults. No step may begin that had ended before, if nothing was wrong around its end, so that its reply was
-safe. No journal may be left, but by workers that were killed between a reply and the end of its journal.
+Random trees of calls, awaited or submitted, with branches in parallel, equal calls, exceptions that are caught,
+tries of steps and of whole branches, limits, local steps and pauses, under the faults of the other soak but for
+those that delete queues. Each tree says what its value would be without faults. No step may begin that had ended
+before, if nothing was wrong around its end, so that its reply was safe. No journal may be left, but by workers
+that were killed between a reply and the end of its journal.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from typing import Any
 
 import atasks
 from tests.faults.history import RunRecord
-from tests.faults.resuming import Shape, grow, value_of
+from tests.faults.resuming import Shape, grow, times_of, value_of
 from tests.faults.soak import Soak
 
 __all__ = ["ResumeSoak"]
 
 SAFE_SECONDS = 1.5
 """Seconds after which a reply is safe that was given while nothing was wrong."""
+KEEP = 60.0
+"""Seconds for which the record of a submitted tree is kept."""
 LEFT_BY_ONE = 5
 """Journals that a worker may leave that is killed."""
 
@@ -43,8 +46,12 @@ class ResumeSoak(Soak):
         """One tree."""
         shape = random_shape(self.load_dice, 3)
         expected = value_of(shape)
+        key = f"g{uuid.uuid4().hex}"
         try:
-            value = await grow(f"g{uuid.uuid4().hex}", shape)
+            if self.load_dice.random() < 0.3:
+                value = await (await grow.options(keep=KEEP).submit(key, shape))
+            else:
+                value = await grow(key, shape)
         except atasks.WorkerLost:  # its last attempts died too
             self.trees["WorkerLost"] += 1
         else:
@@ -62,12 +69,15 @@ class ResumeSoak(Soak):
         for run in self.history.runs():
             steps.setdefault(run.key, []).append(run)
         for key, runs in steps.items():
-            safe = [run.ended + SAFE_SECONDS for run in runs if run.ending == "end" and self._calm(run.ended)]
-            late = [run for run in runs if safe and run.began > min(safe)]
+            ended = [run for run in runs if run.ending == "end" and self._calm(run.ended)]
+            safe, times = sorted(run.ended + SAFE_SECONDS for run in ended), times_of(key)
+            late = [run for run in runs if len(safe) >= times and run.began > safe[times - 1]]
+            over = {run.call_id: run.ended + SAFE_SECONDS for run in reversed(ended)}
+            late += [run for run in runs if run.began > over.get(run.call_id, run.began)]
             if late:
                 self.suspects.add(key)
                 self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}")
-        self.repeated = sum(len(runs) - 1 for runs in steps.values())
+        self.repeated = sum(max(0, len(runs) - times_of(key)) for key, runs in steps.items())
         self.steps = len(steps)
 
     def leaks(self) -> Iterator[str]:
@@ -91,6 +101,8 @@ def random_shape(dice: random.Random, depth: int) -> Shape:
     """A tree of at most so many levels."""
     if depth == 0 or dice.random() < 0.2:
         return {"kind": "leaf", "value": dice.randrange(5), "pause": dice.choice([0.0, 0.0, 0.1, 0.4])}
-    kind = dice.choice(["row", "row", "fan", "same", "caught", "tried", "limited", "once", "sleep"])
+    kind = dice.choice(
+        ["row", "row", "fan", "same", "equal", "caught", "tried", "again", "limited", "once", "sleep"]
+    )
     count = {"row": 3, "fan": 3, "same": 3}.get(kind, 1)
     return {"kind": kind, "below": [random_shape(dice, depth - 1) for _ in range(dice.randint(1, count))]}

@@ -18,6 +18,7 @@ from tests.broker import Broker
 from tests.brokers.postgres import Postgres, PrivatePostgres, find_bin
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
+from tests.faults.resuming import row
 from tests.faults.submitters import chained
 from tests.faults.tasks import passed
 from tests.faults.workers import Fleet, WorkerProcess
@@ -117,6 +118,36 @@ async def test_database_dies_between_the_run_and_its_reply(
     assert await settled(handle, "the result") == [0]
     assert len(history.runs("stage-0")) == 2
     await fleet.quiet()
+
+
+async def test_a_submitted_call_that_resumes_survives_its_workers_and_the_database(
+    node: Broker,
+    prefix: str,
+    fleet: Fleet,
+    database: PrivatePostgres,
+    gates: Path,
+    history: History,
+    connected: None,
+) -> None:
+    """Its record is in the database, and its journal at the broker."""
+    opened = [str(gates / f"{number}") for number in range(3)]
+    await _start(fleet, database, module="tests.faults.resuming")
+    handle = await soon(row.submit("kept", opened))
+    for number, gate in enumerate(opened):
+        await until(lambda number=number: history.runs(f"kept-{number}"), f"step {number}")  # type: ignore[misc]
+        await asyncio.sleep(0.3)  # it has ended, and its reply is safe
+        if number == 1:
+            await asyncio.to_thread(database.kill)
+        fleet.workers[-1].kill()
+        if number == 1:
+            await asyncio.to_thread(database.start)
+        await _start(fleet, database, module="tests.faults.resuming")
+        Path(gate).touch()
+    pids = [worker.pid for worker in fleet.workers[:3]]
+    assert await settled(handle, "the result") == [pid for pid in pids for _ in range(2)]
+    assert [len(history.runs(f"kept-{number}")) for number in range(3)] == [1, 1, 1]
+    names = lambda: [queue.name for queue in node.queues() if queue.name.startswith(f"{prefix}.run.")]  # noqa: E731
+    await until(lambda: not names(), "the journal is dropped")
 
 
 async def test_worker_dies_between_the_reply_and_its_acknowledgement(

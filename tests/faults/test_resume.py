@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from atasks import WorkerLost
 from atasks.testing import soon, until
 from tests.broker import Broker
 from tests.faults.history import History
-from tests.faults.resuming import fanned, given_up, row, tree
+from tests.faults.resuming import drawing, fanned, given_up, row, tree
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
@@ -132,6 +133,35 @@ async def test_a_drained_worker_hands_its_steps_on(
         Path(gate).touch()
     assert await soon(task) == [worker.pid for worker in fleet.workers for _ in range(2)]
     assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+
+
+async def test_a_worker_that_was_cut_off_leaves_the_call_to_the_one_that_has_it(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gates = [str(tmp_path / f"{key}-{number}") for number in range(6)]
+    fleet.start(1, module=MODULE, queues=["other"])
+    frozen, other = (
+        fleet.start(1, module=MODULE, queues=["default"], url=f"{node.url}?heartbeat=2")[0] for _ in range(2)
+    )
+    task = asyncio.create_task(drawing(key, "other", gates))
+    await until(lambda: history.runs(f"{key}-0-drawn"), "the first number is drawn")
+    first = history.runs(key)[0].pid
+    if first != frozen.pid:
+        frozen, other = other, frozen
+    await asyncio.sleep(0.3)  # it is safe
+    frozen.signal(signal.SIGSTOP)
+    try:
+        await until(lambda: len(history.runs(key)) == 2, "the other worker has the call")
+        for gate in gates:
+            Path(gate).touch()
+        assert await soon(task) == [first] + 5 * [other.pid]
+    finally:
+        frozen.signal(signal.SIGCONT)
+    await until(lambda: history.runs(key)[0].ending == "cancelled", "the run of the first one ends")
+    drawn = Counter(run.key for run in history.runs() if run.key.endswith("drawn"))
+    assert max(drawn.pop(f"{key}-{number}-drawn") for number in (0, 1)) <= 2, "the step that came next"
+    assert set(drawn.values()) == {1}
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 
 async def test_a_call_that_is_given_up_ends_its_calls(

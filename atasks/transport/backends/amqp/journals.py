@@ -22,7 +22,7 @@ from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
-from atasks.transport.journals import Entries, Journals, lasts
+from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ logger = logging.getLogger("atasks.amqp")
 
 MAX_LATE: Final = 1000
 MAX_LATE_BYTES: Final = 16 * 2**20
+HERE_SECONDS: Final = 5.0
+"""For so long after a reconnect a call is waited for that was in hand before."""
+HERE_PAUSE: Final = 0.05
 LONGEST_PAUSE: Final = 3600.0
 """Seconds between two uses of a journal whose call is in hand, at most."""
 
@@ -62,12 +65,15 @@ class AMQPJournals(Journals):
         records: AMQPRecords,
         caller: Caller,
         after_reply: Callable[[str, Callable[[], None]], None],
+        has: Callable[[str], bool],
     ) -> None:
-        """`after_reply(call_id, do)` does it when the reply to that call is safe."""
+        """`after_reply(call_id, do)` does it when the reply to that call is safe. `has(call_id)` says whether the
+        broker has given that call to this worker over the link that there is."""
         self._session = session
         self._records = records
         self._caller = caller
         self._after_reply = after_reply
+        self._has = has
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
@@ -86,17 +92,33 @@ class AMQPJournals(Journals):
         topology, records = self._session.topology, self._records
         queue, steps = topology.kept(name), topology.kept_steps(name)
         arguments = topology.kept_arguments(int(records.expires * 1000))
-        found = await records.over_link(
-            lambda link: link.declare_queue(queue, arguments, topology.control, [steps])
-        )
-        if name not in self._open:
-            await records.follow(steps)
+        is_new = name not in self._open
+        if not is_new:
+            await self._look_for(owner)
+        try:
+            found, *_ = await asyncio.gather(
+                records.over_link(lambda link: link.declare_queue(queue, arguments, topology.control, [steps])),
+                *([records.follow(steps)] if is_new else []),
+            )
+        except BaseException:
+            if is_new:
+                self._errand(records.unfollow(steps))
+            raise
         logger.debug("journal %s of call %s is open, with %d messages", name, owner, found)
         self._open[name] = owner
         self._unwanted.pop(name, None)
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         return await records.entries(name) if found else Entries()
+
+    async def _look_for(self, call_id: str) -> None:
+        """Return when the call has come again over the next link. Raises Elsewhere."""
+        await self._records.linked()
+        for _ in range(round(HERE_SECONDS / HERE_PAUSE)):
+            if self._has(call_id):
+                return
+            await asyncio.sleep(HERE_PAUSE)
+        raise Elsewhere(call_id)
 
     def heard(self, reply: Reply) -> None:
         """A reply has come that no await is for: an earlier run of a call may have made that call, and the run of
@@ -146,9 +168,9 @@ class AMQPJournals(Journals):
 
     def leave(self, name: str) -> None:
         logger.debug("journal %s is left to the next run", name)
-        self._open.pop(name, None)
+        if self._open.pop(name, None) is not None:
+            self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
         self._forget_late()
-        self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
 
     def drop(self, name: str) -> None:
         self._unwanted[name] = self._open.pop(name, None) is not None
@@ -163,10 +185,12 @@ class AMQPJournals(Journals):
 
     # -- life
 
-    def attach(self) -> None:
-        """There is another link: other workers may have been given the calls of these journals meanwhile, and
-        replies may have come to no reply queue."""
+    def detach(self) -> None:
+        """The link is gone: other workers may be given the calls of these journals from now on."""
         self.generation += 1
+
+    def attach(self) -> None:
+        """There is another link: replies may have come to no reply queue meanwhile."""
         for name in list(self._open):
             self._errand(self._catch_up(name))
         for name in list(self._unwanted):

@@ -137,12 +137,16 @@ class AMQPRecords(Records):
             for event in events:
                 event.set()
 
+    async def linked(self) -> Link:
+        """Return the link, as soon as there is one. Raises NotConnected."""
+        if self._link is None:
+            raise NotConnected("this transport is not connected: await its connect() first")
+        return await asyncio.shield(self._link)
+
     async def over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
         """Do it over the link that there is, and again over the next one if that one gets lost."""
         while True:
-            if self._link is None:
-                raise NotConnected("this transport is not connected: await its connect() first")
-            link = await asyncio.shield(self._link)
+            link = await self.linked()
             try:
                 return await operation(link)
             except AtasksError:
@@ -153,7 +157,12 @@ class AMQPRecords(Records):
                         await asyncio.shield(link.lost)
                 if not link.lost.done():
                     raise map_error(error, self._session.urls[0]) from error
-                if self._link.done() and self._link.exception() is None and self._link.result() is link:
+                if (
+                    self._link is not None
+                    and self._link.done()
+                    and self._link.exception() is None
+                    and self._link.result() is link
+                ):
                     self.detach()  # the transport has not noticed yet
 
     # -- the contract

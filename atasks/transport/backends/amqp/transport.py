@@ -115,7 +115,7 @@ class AMQPTransport(CallTransport):
         super().__init__(namespace)  # registers the transport; one that is refused above is not registered
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
-        self._journals = AMQPJournals(session, self._records, self, self._after_reply)
+        self._journals = AMQPJournals(session, self._records, self, self._after_reply, self._has)
         self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
@@ -278,6 +278,7 @@ class AMQPTransport(CallTransport):
         """The link is gone: let go of everything of it."""
         self.calling.suspend()
         self._records.detach()
+        self._journals.detach()
         self._limits.detach()
         self._schedules.detach()
         if self.serving is not None:
@@ -492,6 +493,13 @@ class AMQPTransport(CallTransport):
             do()
         else:
             self.serving.replies.afterwards[call_id] = do
+
+    def _has(self, call_id: str) -> bool:
+        """Return True unless a call in hand came over a link that was lost, and has not come again."""
+        run = None if self.serving is None else self.serving.worker.find(call_id)
+        return run is None or any(
+            isinstance(each, CallDelivery) and not each.request.acks.channel.is_closed for each in run.deliveries
+        )
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):

@@ -27,8 +27,9 @@ class Grants:
         call is awaited, and let one worker begin the last one. What is known of a beginning is forgotten only by
         the word of its own worker, which comes with the copy that it gave back: claims may be late."""
         pending = self._session.pendings.get(claim.id)
-        granted, begun = False, None
+        granted, begun, over = False, None, True
         if pending is not None and not pending.future.done():
+            over = False
             if pending.copies is None:
                 pending.copies = {}
             if pending.call.delivery == AT_MOST_ONCE:  # each copy starts at one worker, and not again
@@ -49,7 +50,8 @@ class Grants:
         mine = begun is not None and begun[0] == claim.worker
         run = begun[1] if begun is not None and mine else 0
         now_ms = int(time.time() * 1000)
-        grant = Grant(VERSION, claim.id, claim.copy, granted, granted and begun is not None, run, now_ms)
+        has_begun = granted and begun is not None
+        grant = Grant(VERSION, claim.id, claim.copy, granted, has_begun, run, now_ms, over)
         self._control.answer(grant, claim.worker, pending.key if pending is not None else None)
 
 

@@ -154,11 +154,13 @@ class Attempts:
             del self._claims[request.copy]
             wait.end()
         again = claim.was_delivered_before(self._station.epoch)
-        if word is ClaimAnswer.NO:
+        if word in (ClaimAnswer.NO, ClaimAnswer.OVER):
             copy = request.copy
             logger.debug("%s, attempt %d, does not start: copy %s is surplus", describe(call), call.attempt, copy)
             for each in claim.deliveries:
                 each.drop()
+            if word is ClaimAnswer.OVER:
+                self._station.worker.over(call)
         elif word is ClaimAnswer.BACK and again and not claim.run:  # it may have begun elsewhere
             for each in claim.deliveries:
                 each.requeue()

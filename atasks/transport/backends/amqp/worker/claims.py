@@ -23,7 +23,9 @@ class ClaimAnswer(enum.Enum):
     """The answers of a caller to a worker that has a copy of its call."""
 
     NO = enum.auto()
-    """One copy too many, or nobody awaits the call: do not start it."""
+    """One copy too many: do not start it."""
+    OVER = enum.auto()
+    """Nobody awaits the call."""
     YES = enum.auto()
     """The copy may start."""
     BEGUN = enum.auto()
@@ -92,7 +94,7 @@ class CopyClaim(Waiting[ClaimAnswer]):
     def word(self, grant: Grant) -> ClaimAnswer:
         """Return the answer that a grant stands for."""
         if not grant.granted:
-            return ClaimAnswer.NO
+            return ClaimAnswer.OVER if grant.over else ClaimAnswer.NO
         if not grant.begun:
             return ClaimAnswer.YES
         if self.run and grant.run == self.run:

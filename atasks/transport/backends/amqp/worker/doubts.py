@@ -265,6 +265,7 @@ class Doubts:
             if not begins:
                 for each in doubt.deliveries:
                     each.drop()
+                worker.over(doubt.call)
             elif self._stopped:
                 last.give_back(doubt.call)  # the earlier ones may be of a connection that is gone
                 for each in others:

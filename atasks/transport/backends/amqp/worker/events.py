@@ -133,9 +133,10 @@ class EventDelivery(CallDelivery):
     def reply(self, reply: Reply | End) -> None:
         self.request.ended()
         if isinstance(reply, Reply) and reply.status == Status.VALUE:
+            self._replies.conclude(self.call.id)
             self.request.settled()
         else:
-            self._replies.station.put(FailedEvent(self._replies.station, self.call, self.request))
+            self._replies.station.put(FailedEvent(self._replies, self.call, self.request))
 
     def give_back(self, call: Call, executor: Executor | None = None) -> None:
         worker = self._replies.station.worker
@@ -150,9 +151,10 @@ class EventDelivery(CallDelivery):
 class FailedEvent(Outgoing):
     """The call of a handler that failed, on its way to the dead queue. When it is there it is acknowledged."""
 
-    __slots__ = ("_request",)
+    __slots__ = ("_call_id", "_replies", "_request")
 
-    def __init__(self, station: Station, call: Call, request: RequestMessage) -> None:
+    def __init__(self, replies: Replies, call: Call, request: RequestMessage) -> None:
+        station = replies.station
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             headers={"x-first-death-queue": request.consumer.name, "x-first-death-reason": "rejected"},
@@ -161,9 +163,12 @@ class FailedEvent(Outgoing):
             timestamp=datetime.now(UTC),
         )
         super().__init__(wire.encode([call]), station.session.topology.dead, properties, key="")
+        self._replies = replies
+        self._call_id = call.id
         self._request = request
 
     def confirmed(self) -> None:
+        self._replies.conclude(self._call_id)
         self._request.settled()
 
     returned = confirmed

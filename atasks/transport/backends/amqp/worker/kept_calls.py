@@ -80,8 +80,10 @@ class KeptCalls:
             consumer.claims -= 1
         if isinstance(ended, Reply):
             delivery.reply(ended)  # once more: whoever sent the call again may have missed it
+            self._station.worker.over(call)
         elif ended:
             delivery.drop()
+            self._station.worker.over(call)
         elif self._stopped and again:
             delivery.requeue()
         elif self._stopped:
