@@ -191,13 +191,7 @@ class Router(OriginalEvents):
     async def _resume(self, run: HeldCall, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that another one makes which resumes."""
         reply, call = await made(self, run, name, args, kwargs)
-        try:
-            if reply.status != Status.VALUE:
-                raise await reply_error(reply, call, self.codec)
-            return await value_of(reply, call, self._named(name)[0], self.codec)
-        except Exception as error:
-            name_call(error, call.id)
-            raise
+        return await self.outcome(reply, call, self._named(name)[0])
 
     async def may_stream(self, run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
         """Called before a call that resumes reads a stream. Raises Diverged if that cannot be done again."""
@@ -320,12 +314,12 @@ class Router(OriginalEvents):
 
         await self.submit_inside(event, args, kwargs, replace(_PUBLISHED, queue=f"events:{event}"), send)
 
-    async def outcome(self, reply: Reply, call: Call) -> Any:
-        """Return the value of a reply, or raise its exception."""
+    async def outcome(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None = None) -> Any:
+        """Return the value of a reply, or raise its exception; `task`: the atask, where its types count."""
         try:
             if reply.status != Status.VALUE:
                 raise await reply_error(reply, call, self.codec)
-            return await value_of(reply, call, None, self.codec)
+            return await value_of(reply, call, task, self.codec)
         except Exception as error:
             name_call(error, call.id)
             raise
