@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +39,7 @@ class Unserved:
         first, last, said = self._seen.get(queue, (now, now, 0.0))
         if now - last > AGAIN_SECONDS:
             first, said = now, 0.0
-        sent = [pending.since for pending in pendings if math.isfinite(pending.since)]
+        sent = [pending.since for pending in pendings if pending.since > 0]  # else not sent yet, or suspected
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
             said = now

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import tempfile
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
@@ -122,8 +123,18 @@ def test_each_queue_is_said_once_and_again_each_minute(caplog: pytest.LogCapture
     assert len(caplog.records) == 8
 
 
-def _pending() -> Any:
+@pytest.mark.parametrize("since", [0.0, -math.inf])
+def test_a_call_that_was_not_sent_yet_waits_from_when_that_is_seen(
+    since: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    unserved = Unserved(logging.getLogger("atasks.tests"))
+    for second in range(0, 8, 2):
+        unserved.see("one", [_pending(since)], 1000.0 + second)
+    assert [record.args[2] for record in caplog.records if isinstance(record.args, tuple)] == [6.0]
+
+
+def _pending(sent: float = 1000.0) -> Any:
     class Waits:
-        since = 1000.0
+        since = sent
 
     return Waits()
