@@ -377,9 +377,9 @@ async def recursion() -> None:
 async def resuming() -> None:
     """What does a call cost that resumes, beside a plain one? In turns, at two workers; medians."""
     shapes = {
-        "a row of 20 calls": ("row", 20, 60),
-        "a fan of 300 calls": ("fan", 300, 30),
-        "no calls": ("row", 0, 300),
+        "a row of 20 calls": ("row", 20, 40),
+        "a fan of 300 calls": ("fan", 300, 20),
+        "no calls": ("row", 0, 200),
     }
     kinds = {"plain": functions.parent, "resume=True": functions.resuming_parent}
     print(f"{'':<20} {'plain':>12} {'resume=True':>12} {'ratio':>7}")

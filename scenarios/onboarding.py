@@ -25,8 +25,8 @@ STEP = 0.1
 
 
 def show(text: str) -> None:
-    """Print a line, at once: the process may not live long."""
-    print(f"[{os.getpid()}] {text}", flush=True)
+    """Print a line, at once: the process may not live long. In one piece: several processes print."""
+    print(f"[{os.getpid()}] {text}\n", end="", flush=True)
 
 
 @atask(max_attempts=20)

@@ -11,6 +11,7 @@ import pytest
 
 from atasks import Diverged, NotSupported, PayloadTooLarge, Retry, TransportError, current_call, event, once, sleep
 from atasks.current import serving
+from atasks.pipeline import map
 from atasks.resume import journal
 from atasks.testing.cases import Cases
 from atasks.testing.site import Site, soon, until
@@ -207,6 +208,29 @@ class ResumeCases(Cases):
             assert await soon(outer()) == [[1], [2]]
             assert sorted(steps.made) == [1, 2]
             await self._nothing_is_left(site)
+
+    async def test_calls_of_stages_and_of_threads_are_steps(self, site: Site) -> None:
+        steps = Steps(site)
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def staged() -> Any:
+            found = await (range(4) | map(steps.step, workers=2))
+            interrupted()
+            return found
+
+        @site.atask(resume=True, retry=AGAIN, executor="thread")
+        def threaded() -> Any:
+            found = steps.step.sync("a"), steps.step.sync("a")
+            interrupted()
+            return found
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            assert sorted(await soon(staged())) == [[n] for n in range(4)]
+            assert sorted(steps.made) == [0, 1, 2, 3]
+            assert await soon(threaded()) == (["a"], ["a"])
+            assert steps.made[4:] == ["a", "a"]
 
     async def test_a_local_step_is_done_once_and_its_exception_is_kept(self, site: Site) -> None:
         drawn: list[int] = []
