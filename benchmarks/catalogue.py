@@ -122,6 +122,13 @@ AIORMQ = System(
     " deadlines, reconnects or batches",
     cannot={"nested": "it echoes bytes and has no functions"},
 )
+FRAMES = System(
+    "frames",
+    "hand-packed frames echo",
+    "benchmarks.peers.frames_echo",
+    "the floor: the same at the broker, and no client library: an asyncio.Protocol that packs its frames itself",
+    cannot={"nested": "it echoes bytes and has no functions"},
+)
 AIOPIKA = System(
     "aiopika",
     "aio-pika patterns.RPC",
@@ -218,6 +225,7 @@ SYSTEMS: dict[str, System] = {
         THREAD,
         PROCESS,
         AIORMQ,
+        FRAMES,
         AIOPIKA,
         ORIGINAL,
         CELERY,

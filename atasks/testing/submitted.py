@@ -255,7 +255,7 @@ class SubmittedCases(Cases):
                 return
             handles = []
             due = {}
-            for x, delay in enumerate((0.7, 0.05, 0.3, 0.0)):  # a longer one holds nothing up
+            for x, delay in enumerate((2.0, 0.05, 0.3, 0.0)):  # a longer one holds nothing up
                 due[x] = time.time() + delay
                 handles.append(await soon(note.options(delay=delay).submit(x)))
             moment = datetime.now(UTC) + timedelta(seconds=0.5)
@@ -279,7 +279,7 @@ class SubmittedCases(Cases):
             if self._refuses(site):
                 return
             await soon(note.options(delay=0.1).submit(1))
-            await soon(note.options(delay=1.0).submit(2))
+            await soon(note.options(delay=2.0).submit(2))
             await asyncio.sleep(0.3)  # the first one is due before there is a worker, the second one is not
             await site.serve()
             assert [await soon(ran.get()), await soon(ran.get())] == [1, 2]
@@ -294,10 +294,10 @@ class SubmittedCases(Cases):
         async with site.open():
             if self._refuses(site):
                 return
-            handle = await soon(note.options(delay=0.4).submit(1))
+            handle = await soon(note.options(delay=1.5).submit(1))
             assert not await soon(handle.done())
             await soon(handle.cancel())
-            await soon(await soon(note.options(delay=0.6).submit(2)))
+            await soon(await soon(note.options(delay=1.5).submit(2)))  # which is due later than the first one
             assert [ran.get_nowait(), ran.empty()] == [2, True]
 
     # -- tries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import importlib
@@ -365,4 +366,4 @@ async def test_an_edited_cell_of_a_notebook(namespace: str, monkeypatch: pytest.
         exec(compile(source, name, "exec"), vars(main))
     async with atasks.connect("loopback:", namespace=namespace):
         assert await vars(main)["cell"]() == 2
-    assert inspect.iscoroutinefunction(vars(main)["cell"])
+    assert asyncio.iscoroutinefunction(vars(main)["cell"])

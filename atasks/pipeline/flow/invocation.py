@@ -38,14 +38,9 @@ class Bound(Generic[*Ts]):
 
 
 def bind(*args: *Ts, **kwargs: Any) -> Bound[*Ts]:
-    """Extra arguments for the option `bind`: `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
+    """Extra arguments for the option `bind`: positional ones come before the item.
 
-    Args:
-        *args: Positional ones, which come before the item.
-        **kwargs: Those by keyword.
-
-    Returns:
-        The arguments, for `bind=`.
+    `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
     """
     return Bound(args, kwargs)
 

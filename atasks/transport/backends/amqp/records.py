@@ -61,9 +61,10 @@ READ_SECONDS: Final = 90.0
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
 """For so long a record stays at least: its queue must not expire between its declaration and its first use."""
-HOLDER_LOOKS: Final = 4
-HOLDER_PAUSE: Final = 0.1
-"""Seconds between two looks for the record of a call that has the same key."""
+HOLDER_SECONDS: Final = 3.0
+"""Seconds in which a call that has the same key gets its record, if it gets one: many submit at once."""
+HOLDER_PAUSE: Final = 0.05
+"""Seconds until the second look for that record; the pauses between later ones double."""
 LOST_SECONDS: Final = 1.0
 """Seconds within which an error that means the loss of the link makes itself known as that."""
 
@@ -233,11 +234,13 @@ class AMQPRecords(Records):
 
     async def _other(self, call_id: str) -> str:
         """The id of the call that has the key of this one; what is the same in both ids, if it has no record."""
-        for _ in range(HOLDER_LOOKS):
+        pause = HOLDER_PAUSE
+        while pause < HOLDER_SECONDS:
             try:
                 return (await self.read(call_id, any_generation=True)).id
             except UnknownRun:  # it has none, or not yet
-                await asyncio.sleep(HOLDER_PAUSE)
+                await asyncio.sleep(pause)
+                pause *= 2
         return _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:

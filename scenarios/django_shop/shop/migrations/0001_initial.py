@@ -7,10 +7,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Order",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
                 ("item", models.CharField(max_length=100)),
                 ("price", models.IntegerField(null=True)),
                 ("sent", models.BooleanField(default=False)),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import Final
+from weakref import WeakKeyDictionary
 
-from aiormq.abc import ChannelFrame
+from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.channel import Channel
 
-__all__ = ["FrameWriter"]
+__all__ = ["SOCKETS", "FrameWriter"]
+
+SOCKETS: Final[WeakKeyDictionary[AbstractConnection, asyncio.StreamWriter]] = WeakKeyDictionary()
+"""The sockets to which frames may be written at once, as long as nothing waits in the client library's queue."""
 
 WRITE_BYTES: Final = 256 * 2**10
 """Frames are put together for one write, up to so many bytes."""
@@ -19,11 +23,13 @@ the broker closed a channel, and the broker then ignores the next channel of tha
 
 
 class FrameWriter:
-    """The frames that one side writes over one channel. The client library's writer takes them from a short
-    queue; frames that do not fit there wait here, so whoever writes must bound their number."""
+    """The frames that one side writes over one channel. They go to the socket at once, unless that is slow or the
+    client library is about to write: then to its writer, by a short queue. Frames that do not fit there wait here,
+    so whoever writes must bound their number."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._socket = SOCKETS.get(channel.connection)
         self._most = channel.write_queue.maxsize - SPARE
         self._waiting: deque[bytes] = deque()
         self._feeder: asyncio.Task[None] | None = None
@@ -34,15 +40,28 @@ class FrameWriter:
         gone, or goes, they are lost without a word: so are those that the socket took."""
         if self._closed:
             return
+        socket = self._socket
+        if (
+            socket is not None
+            and not self._waiting
+            and self._channel.write_queue.empty()
+            and socket.transport.get_write_buffer_size() < WRITE_BYTES
+        ):
+            if self._is_open() and not socket.is_closing():
+                socket.write(frames[0] if len(frames) == 1 else b"".join(frames))
+            return
         self._waiting.extend(frames)
         if self._feeder is None and not self._fill():
             self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="atasks writer")
 
+    def _is_open(self) -> bool:
+        """False once the broker has closed this channel: one more frame, and it would close the connection."""
+        return self._channel.connection.channels.get(self._channel.number) is self._channel
+
     def _fill(self) -> bool:
         """Hand over what there is room for; whether that is everything."""
         channel = self._channel
-        if channel.connection.channels.get(channel.number) is not channel:
-            # The broker has closed this channel: one more frame, and it would close the connection.
+        if not self._is_open():
             self._waiting.clear()
         queue = channel.write_queue
         while self._waiting and queue.qsize() < self._most:

@@ -37,7 +37,8 @@ from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
 from atasks.outlast import is_cancelled
 from atasks.transport.backends.amqp import tls
-from atasks.transport.backends.amqp.broker.frame_filter import FrameFilter
+from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
+from atasks.transport.backends.amqp.broker.frames import SOCKETS
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
 
@@ -94,13 +95,16 @@ CLOSE_SECONDS: Final = 5.0
 
 
 class _Sockets(TransportFactory):
-    """Opens connections that forked children do not share, and that unreadable properties do not end."""
+    """Opens connections that forked children do not share, and whose frames are read here."""
+
+    reader: FrameReader
+    writer: asyncio.StreamWriter
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         secure = url.scheme == "amqps"
         reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
         forks.withhold(writer.get_extra_info("socket").fileno())
-        FrameFilter(reader)
+        self.reader, self.writer = FrameReader(reader), writer
         return reader, writer
 
 
@@ -109,8 +113,9 @@ class Link:
     can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is.
     But if the broker closes `publish` alone, that is over a message, and costs no more than this channel."""
 
-    def __init__(self, publishing: AioPikaConnection, consuming: AioPikaConnection) -> None:
-        self._connections = (publishing, consuming)
+    def __init__(self, connections: Sequence[AioPikaConnection], readers: Sequence[FrameReader]) -> None:
+        self._connections = connections
+        self._readers = readers
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.publish: Channel
         """With publisher confirms: requests, replies and control messages leave here."""
@@ -145,14 +150,17 @@ class Link:
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=str(HEARTBEAT))
         opened: list[AioPikaConnection] = []
+        readers: list[FrameReader] = []
         try:
             for role in ("publish", "consume"):
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
                 attempt = aio_pika.Connection(address, client_properties=properties)
-                attempt.kwargs["transport_factory"] = _Sockets()
+                attempt.kwargs["transport_factory"] = sockets = _Sockets()
                 opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
                 await _connect(attempt)
-            link = cls(opened[0], opened[1])
+                SOCKETS[_underlay(attempt)] = sockets.writer
+                readers.append(sockets.reader)
+            link = cls(opened, readers)
             await link.open_publish()
             link.work = await link._channel(1)
             link.inbox = await link._channel(1)
@@ -171,6 +179,7 @@ class Link:
         assert isinstance(underlay, Channel)
         underlay.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
         underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        self._readers[index].read(underlay)
         return underlay
 
     async def open_publish(self) -> Channel:

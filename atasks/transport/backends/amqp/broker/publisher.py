@@ -12,8 +12,8 @@ from aiormq.channel import Channel
 from aiormq.exceptions import PublishError
 from pamqp import frame
 from pamqp.commands import Basic
-from pamqp.header import ContentHeader
 
+from atasks.transport.backends.amqp.broker.content import header_frame
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
 
 if TYPE_CHECKING:
@@ -78,10 +78,9 @@ class Publisher:
         """Method, header and body frames."""
         number, size = self._channel.number, self._body_size
         body = message.body if self._seals is None else self._seals.sealed(message)
-        header = ContentHeader(properties=message.properties, body_size=len(body))
         pieces: list[bytes | memoryview] = [
             _method(number, message.exchange, message.routing_key, message.mandatory),
-            frame.marshal(header, number),
+            header_frame(number, message.properties, len(body)),
         ]
         whole = body if len(body) <= size else memoryview(body)
         for start in range(0, len(body), size):

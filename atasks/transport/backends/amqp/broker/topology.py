@@ -281,11 +281,10 @@ class Topology:
         """Return a function that gives the `place` of a message that has come into a queue of this process,
         directly or from the exchange."""
         direct = self.place("", queue)
-        exchanges = (self.control, self.events, self.watch)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            exchange = message.exchange
-            return self.place(exchange, message.routing_key or "") if exchange in exchanges else direct
+            known = message.exchange in (self.control, self.events, self.watch)
+            return self.place(message.exchange or "", message.routing_key or "") if known else direct
 
         return place
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from pamqp.common import FieldTable
 
 from atasks import wire
-from atasks.current import serving
 from atasks.errors import DecodeError
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import Link, guard
@@ -153,7 +152,7 @@ class Calling:
     def post(self, pending: Pending) -> None:
         """Send the call, without waiting."""
         session = self.session
-        if session.seals is not None and serving.get() is not None:
+        if session.seals is not None:
             session.seals.mark(pending)
         queue = session.queue_of(pending.options)
         if queue not in self.presence.listening:
@@ -177,7 +176,7 @@ class Calling:
 
     # -- what arrives
 
-    async def _on_inbox(self, message: DeliveredMessage) -> None:
+    def _on_inbox(self, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
         session = self.session
         try:
@@ -192,7 +191,7 @@ class Calling:
         news = False
         if session.seals is not None:
             news = session.seals.is_news(message)
-            envelopes = session.seals.for_caller(message, envelopes, session.pendings, news)
+            envelopes = session.seals.for_caller(message, envelopes, session.pendings)
         for envelope in envelopes:
             if isinstance(envelope, Reply):
                 pending = self._awaited(envelope.id, news)

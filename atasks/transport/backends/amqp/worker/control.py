@@ -53,7 +53,7 @@ class ControlQueue:
         self._paused = paused
         self._look_at_schedules = look_at_schedules
 
-    async def receive(self, message: DeliveredMessage) -> None:
+    def receive(self, message: DeliveredMessage) -> None:
         """Do what a message asks for. A bad one is counted, and what can be read of it is done."""
         limit = self._station.session.max_message
         try:

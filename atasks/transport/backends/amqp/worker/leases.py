@@ -119,7 +119,7 @@ class Leases:
         """Say whether a worker put it there, as far as its seal tells."""
         return not isinstance(message, Opened) or message.key.serve
 
-    async def _on_lease(self, message: DeliveredMessage) -> None:
+    def _on_lease(self, message: DeliveredMessage) -> None:
         """A lease has come: it takes the place of what the call was delivered by before."""
         acks = self._station.acks
         if acks is None:

@@ -358,7 +358,7 @@ class Serving:
         # One event is published once, under one seal, to the queues of all its groups.
         among = "" if consumer.source is None else consumer.source.queue
 
-        async def receive(message: DeliveredMessage) -> None:
+        def receive(message: DeliveredMessage) -> None:
             try:
                 self._receive(consumer, message)
             except Exception:

@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
-from atasks.transport.backends.amqp.broker.frame_filter import FrameFilter
+from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 
 
 def header(properties: Basic.Properties) -> bytes:
@@ -41,7 +41,7 @@ MENDED = deliver(b"a?queue") + UNREADABLE[:19] + bytes(2) + UNREADABLE[21:] + BO
 async def test_cut_anywhere(sent: bytes, read: bytes) -> None:
     for size in (*range(1, 40), len(GOOD) - 1, len(sent)):
         reader = asyncio.StreamReader()
-        FrameFilter(reader)
+        FrameReader(reader)
         for start in range(0, len(sent), size):
             reader.feed_data(sent[start : start + size])
         reader.feed_eof()
@@ -51,7 +51,7 @@ async def test_cut_anywhere(sent: bytes, read: bytes) -> None:
 async def test_nothing_is_kept_back_of_a_body() -> None:
     """It may be large, and nothing in it is looked at: not what looks like a frame either."""
     reader = asyncio.StreamReader()
-    FrameFilter(reader)
+    FrameReader(reader)
     body = frame.marshal(ContentBody(BAD), 1)
     reader.feed_data(body[:100])
     assert await reader.readexactly(100) == body[:100]
