@@ -15,10 +15,10 @@ from typing import Any
 import atasks
 from atasks import CallTimeout, WorkerLost
 from atasks.pipeline import attach
-from atasks.testing import until
 from tests.faults import tasks
 from tests.faults.history import Delivery, History, settled
 from tests.faults.processes import Process
+from tests.waiting import wait_until
 
 __all__ = ["TalkProcess"]
 
@@ -66,7 +66,9 @@ async def everything(history: History, *, gate: str) -> None:
     results, _, endings = await asyncio.gather(values, read, ended)
     assert results == [21, sum(range(60)), 20]
     assert [type(each.error).__name__ for each in endings[-40:]] == ["Failed"] * 20 + [CallTimeout.__name__] * 20
-    await until(lambda: history.started() >= len(history.made) + len(streams), "every call runs")
+    await asyncio.to_thread(
+        wait_until, lambda: history.started() >= len(history.made) + len(streams), "every call runs"
+    )
     for task in cut:
         task.cancel()
     await asyncio.wait(cut)
@@ -78,7 +80,9 @@ async def everything(history: History, *, gate: str) -> None:
     def endings_of() -> set[str | None]:
         return {run.ending for key in stopped for run in history.runs(key)}
 
-    await until(lambda: endings_of() == {"cancelled"}, "runs that nobody awaits are stopped", 5)
+    await asyncio.to_thread(
+        wait_until, lambda: endings_of() == {"cancelled"}, "runs that nobody awaits are stopped", 5
+    )
     assert history.errors() == {"value": 350, "Failed": 20, "CallTimeout": 20, "CancelledError": 20}
     assert {run.attempt for run in history.runs()} == {1}
     history.made.update({run.key: "at_least_once" for run in history.runs() if run.key.startswith("stream-")})
@@ -145,7 +149,7 @@ async def waiting(history: History, *, count: int, gate: str, ready: str, asked:
 async def leave(history: History, *, count: int, gate: str, ready: str) -> None:
     """Leaves with calls that run, and more that wait."""
     calls = history.start(count, tasks.gated, gate)
-    await until(lambda: history.started(), "one runs")
+    await asyncio.to_thread(wait_until, lambda: history.started(), "one runs")
     for call in calls:
         call.cancel()
     await asyncio.wait(calls)

@@ -1,4 +1,7 @@
-"""The atasks of these tests. Each run is put on record before it does anything else."""
+"""The atasks of these tests. Each run is put on record before it does anything else.
+
+It imports nothing that an older version of atasks does not have: workers of both serve them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
 
 import atasks
-from atasks import Limit, atask, current_call
+from atasks import atask, current_call
 from tests.faults.history import Recorder
 
 __all__ = [
@@ -30,12 +32,9 @@ __all__ = [
     "fib",
     "gated",
     "inner_time_left",
-    "limited",
-    "limited_and_rated",
     "passed",
     "passed_item",
     "passed_once",
-    "rated",
     "relayed",
     "reporting",
     "time_left",
@@ -169,42 +168,6 @@ async def doomed(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
             await asyncio.sleep(0.02)
         CRASHES["kill"]()
         return key, nonce, os.getpid()
-
-
-THREE: Final = Limit("three", at_once=3)
-TEN: Final = Limit("ten", per_second=10)
-FIVE: Final = Limit("five", at_once=2, per_second=20, period=0.5)
-
-
-async def _visit(log: str, seconds: float) -> int:
-    """Note in the file when it came, and when it goes: one system call each, so lines of processes do not mix."""
-    file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    call = current_call().id
-    try:
-        os.write(file, f"in {call} {os.getpid()} {time.monotonic()}\n".encode())
-        await asyncio.sleep(seconds)
-        os.write(file, f"out {call} {os.getpid()} {time.monotonic()}\n".encode())
-    finally:
-        os.close(file)
-    return os.getpid()
-
-
-@atask(limit=THREE, max_attempts=20)
-async def limited(log: str, seconds: float) -> int:
-    """Three at a time."""
-    return await _visit(log, seconds)
-
-
-@atask(limit=TEN, max_attempts=20)
-async def rated(log: str, seconds: float) -> int:
-    """Ten in a second."""
-    return await _visit(log, seconds)
-
-
-@atask(limit=FIVE, max_attempts=20)
-async def limited_and_rated(log: str, seconds: float) -> int:
-    """Two at a time, ten in half a second."""
-    return await _visit(log, seconds)
 
 
 CRASHES = {

@@ -17,12 +17,13 @@ from atasks.testing import until
 from tests.broker import Broker, BrokerError, PrivateNode
 from tests.brokers.private_node import find_sbin
 from tests.faults.history import settled
+from tests.faults.limited import limited, limited_and_rated, rated
 from tests.faults.proxy import Proxy
-from tests.faults.tasks import limited, limited_and_rated, rated
 from tests.faults.workers import Fleet
 from tests.waiting import DEADLINE
 
 QUEUE_TYPES = ["classic", "quorum"]
+LIMITED = "tests.faults.limited"
 
 
 class Visit(NamedTuple):
@@ -97,12 +98,12 @@ def tokens(fleet: Fleet, name: str, kind: str) -> int:
 async def test_a_thousand_calls_at_three_workers_that_are_killed(
     fleet: Fleet, visits: Visits, queue_type: str
 ) -> None:
-    fleet.start(3, queue_type=queue_type, concurrency=20)
+    fleet.start(3, module=LIMITED, queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(limited(str(visits.path), 0.004)) for _ in range(1000)]
     for number in range(4):
         await until(lambda goal=100 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
         visits.kill(fleet, number)
-        await asyncio.to_thread(fleet.start, queue_type=queue_type, concurrency=20)
+        await asyncio.to_thread(fleet.start, module=LIMITED, queue_type=queue_type, concurrency=20)
     await settled(asyncio.gather(*calls), "1 000 calls", 120)
     assert visits.most() == 3
     await until(lambda: tokens(fleet, "three", "places") == 3, "all tokens are back")
@@ -110,7 +111,7 @@ async def test_a_thousand_calls_at_three_workers_that_are_killed(
 
 @pytest.mark.usefixtures("connected")
 async def test_each_of_three_workers_has_its_share(fleet: Fleet, visits: Visits) -> None:
-    fleet.start(3, concurrency=20)
+    fleet.start(3, module=LIMITED, concurrency=20)
     await settled(asyncio.gather(*(limited(str(visits.path), 0.004) for _ in range(600))), "600 calls", 60)
     shares = Counter(visit.pid for visit in visits.all())
     assert visits.most() == 3
@@ -120,12 +121,12 @@ async def test_each_of_three_workers_has_its_share(fleet: Fleet, visits: Visits)
 @pytest.mark.parametrize("queue_type", QUEUE_TYPES)
 @pytest.mark.usefixtures("connected")
 async def test_a_rate_over_three_workers_that_are_killed(fleet: Fleet, visits: Visits, queue_type: str) -> None:
-    fleet.start(3, queue_type=queue_type, concurrency=20)
+    fleet.start(3, module=LIMITED, queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(rated(str(visits.path), 0.004)) for _ in range(80)]
     for number in range(3):
         await until(lambda goal=15 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
         visits.kill(fleet, number)
-        await asyncio.to_thread(fleet.start, queue_type=queue_type, concurrency=20)
+        await asyncio.to_thread(fleet.start, module=LIMITED, queue_type=queue_type, concurrency=20)
     await settled(asyncio.gather(*calls), "80 calls", 60)
     assert visits.shortest(10) > 0.99, "eleven in a second"
     await until(
@@ -137,7 +138,7 @@ async def test_a_rate_over_three_workers_that_are_killed(fleet: Fleet, visits: V
 
 @pytest.mark.usefixtures("connected")
 async def test_both_at_once(fleet: Fleet, visits: Visits) -> None:
-    fleet.start(3, concurrency=20)
+    fleet.start(3, module=LIMITED, concurrency=20)
     calls = [asyncio.create_task(limited_and_rated(str(visits.path), 0.01)) for _ in range(60)]
     await until(lambda: visits.began >= 20, "some of them began", DEADLINE)
     visits.kill(fleet, 0)
@@ -151,8 +152,8 @@ async def test_both_at_once(fleet: Fleet, visits: Visits) -> None:
 async def test_cut_connections_cost_no_token_and_make_none(
     fleet: Fleet, visits: Visits, proxy: Proxy, queue_type: str
 ) -> None:
-    fleet.start(1, queue_type=queue_type, concurrency=20)
-    fleet.start(2, url=proxy.url(), queue_type=queue_type, concurrency=20)
+    fleet.start(1, module=LIMITED, queue_type=queue_type, concurrency=20)
+    fleet.start(2, module=LIMITED, url=proxy.url(), queue_type=queue_type, concurrency=20)
     calls = [asyncio.create_task(limited(str(visits.path), 0.01)) for _ in range(300)]
     for number in range(4):
         await until(lambda goal=50 * (number + 1): visits.began >= goal, "some of them began", DEADLINE)
@@ -167,7 +168,7 @@ async def test_cut_connections_cost_no_token_and_make_none(
 async def test_a_broker_that_is_killed_comes_back_with_all_tokens(
     fleet: Fleet, node: Broker, visits: Visits
 ) -> None:
-    fleet.start(2, concurrency=20)
+    fleet.start(2, module=LIMITED, concurrency=20)
     calls = [asyncio.create_task(rated(str(visits.path), 0.01)) for _ in range(30)]
     more = [asyncio.create_task(limited(str(visits.path), 0.01)) for _ in range(300)]
     await until(lambda: visits.began >= 50, "some of them began", DEADLINE)
@@ -182,7 +183,7 @@ async def test_a_broker_that_is_killed_comes_back_with_all_tokens(
 async def test_another_number_while_workers_with_the_old_one_live(
     fleet: Fleet, visits: Visits, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fleet.start(1)
+    fleet.start(1, module=LIMITED)
     await settled(limited(str(visits.path), 0.0), "a call")
     other = Limit("three", at_once=5)
     async with other:  # the younger declaration
@@ -190,7 +191,9 @@ async def test_another_number_while_workers_with_the_old_one_live(
         calls = [asyncio.create_task(limited(str(visits.path), 0.5)) for _ in range(8)]
         await settled(asyncio.gather(*calls), "calls")
     assert visits.most() == 4, "an old worker has the new number: five, of which one is held here"
-    await asyncio.to_thread(fleet.start)  # one more of the old ones, whose declaration is the youngest now
+    await asyncio.to_thread(
+        fleet.start, module=LIMITED
+    )  # one more of the old ones, whose declaration is the youngest now
     await settled(asyncio.gather(*(limited(str(visits.path), 0.05) for _ in range(30))), "calls at both")
     await until(lambda: tokens(fleet, "three", "places") == 3, "the tokens that were too many are gone")
     visits.path.unlink()
@@ -203,7 +206,7 @@ async def test_another_number_while_workers_with_the_old_one_live(
 
 @pytest.mark.usefixtures("connected")
 async def test_another_number_when_those_who_used_the_old_one_are_gone(fleet: Fleet, visits: Visits) -> None:
-    (worker,) = fleet.start(1)
+    (worker,) = fleet.start(1, module=LIMITED)
     await settled(limited(str(visits.path), 0.0), "a call")
     other = Limit("three", per_second=5)
     with pytest.raises(LimitError, match=r"5 in 1 s here, and at_once=3"):
@@ -213,7 +216,7 @@ async def test_another_number_when_those_who_used_the_old_one_are_gone(fleet: Fl
     async with other:
         pass
     await until(lambda: tokens(fleet, "three", "rate") + tokens(fleet, "three", "cooling") == 5, "five tokens")
-    await asyncio.to_thread(fleet.start)
+    await asyncio.to_thread(fleet.start, module=LIMITED)
     with pytest.raises(LimitError, match=r"at_once=3 here, and 5 in 1 s"):
         await settled(limited(str(visits.path), 0.0), "a call")
 

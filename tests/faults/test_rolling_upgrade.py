@@ -15,6 +15,7 @@ import pytest
 
 import atasks
 from atasks.testing import until
+from atasks.transport.backends.local.messages import PROTOCOL
 from tests.faults.history import History
 from tests.faults.processes import Process
 from tests.faults.proxy import Proxy
@@ -30,6 +31,8 @@ OPTIONS = {"max_priority": 3, "caller_patience": 5.0}
 Version = str
 VERSIONS = ("older", "newer")
 DIRECTIONS = [("older", "newer"), ("newer", "older")]
+PROTOCOLS = {"older": 2, "newer": PROTOCOL}
+"""Of the hubs of both versions."""
 
 
 @pytest.fixture(scope="module")
@@ -232,9 +235,14 @@ def test_a_run_is_begun_by_one_version_and_finished_by_the_other(
 
 
 @pytest.mark.parametrize(("client", "server"), DIRECTIONS)
-def test_a_hub_serves_the_other_version_or_says_one_line(
+def test_a_hub_of_the_other_version_says_one_line(
     history: History, gate: Path, sources: dict[Version, Path | None], client: Version, server: Version
 ) -> None:
+    """Both ends say it, and neither hangs: the processes of one host are of one version."""
+    refused = (
+        f"the hub speaks protocol {PROTOCOLS[server]} and was addressed in {PROTOCOLS[client]}: "
+        "run the same version of atasks"
+    )
     with tempfile.TemporaryDirectory(prefix="at-") as directory:
         url = f"unix://{directory}/hub.sock"
         arguments = {"url": url, "concurrency": 100, "caller_patience": 5.0}
@@ -243,7 +251,10 @@ def test_a_hub_serves_the_other_version_or_says_one_line(
         try:
             worker.wait_ready()
             talk = TalkProcess(history.path, "everything", url, {}, sources[client], gate=str(gate))
-            talk.done()
+            assert talk.wait() == 1
+            assert talk.output.splitlines()[-1].endswith(f"ConnectFailed: {refused}")
+            assert sum(line.endswith(refused) for line in worker.output.splitlines()) == 1
+            assert worker.stop() == 0
         finally:
             for process in (talk, worker):
                 if process is not None:

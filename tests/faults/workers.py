@@ -1,4 +1,7 @@
-"""Worker processes that a test may kill."""
+"""Worker processes that a test may kill.
+
+As their program it imports nothing that an older version of atasks does not have.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -17,8 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import atasks
-from atasks.transport.backends.amqp.worker.attempts import Attempts
-from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from tests.brokers.base import Broker, Queue
 from tests.faults.history import Recorder
 from tests.faults.processes import Process
@@ -123,11 +125,19 @@ async def _recorder(path: Path) -> AsyncIterator[Recorder]:
     recorder.close()
 
 
+def found(name: str, here: str, before: str) -> Any:
+    """The class of the AMQP transport, which is in another module in older versions of atasks."""
+    package = "atasks.transport.backends.amqp"
+    module = here if importlib.util.find_spec(f"{package}.{here.partition('.')[0]}") is not None else before
+    return getattr(importlib.import_module(f"{package}.{module}"), name)
+
+
 async def serve(record: Path, caller_patience: float, module: str = "tests.faults.tasks", **options: Any) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
-    CallerWatch.patience = caller_patience
-    CallerWatch.pause = min(CallerWatch.pause, caller_patience / 3)
-    Attempts.patience = caller_patience
+    watch = found("CallerWatch", "worker.caller_watch", "callers")
+    watch.patience = caller_patience
+    watch.pause = min(watch.pause, caller_patience / 3)
+    found("Attempts", "worker.attempts", "attempts").patience = caller_patience
     importlib.import_module(module)  # its atasks are to be registered
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
