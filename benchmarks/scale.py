@@ -382,7 +382,7 @@ async def resuming() -> None:
         "no calls": ("row", 0, 200),
     }
     kinds = {"plain": functions.parent, "resume=True": functions.resuming_parent}
-    print(f"{'':<20} {'plain':>12} {'resume=True':>12} {'ratio':>7}")
+    print(f"{'':<20} {'plain':>12} {'resume=True':>12} {'ratio':>7}", flush=True)
     async with fleet(2, 400):
         for name, (shape, count, rounds) in shapes.items():
             found: dict[str, list[float]] = {kind: [] for kind in kinds}
