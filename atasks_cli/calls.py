@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 import click
 
 from atasks.tracking.fleet import FleetCalls
@@ -39,7 +37,7 @@ def ps_command(place: Place, task: str, queue: str, older: float, state: str | N
             return found, await fleet.paused(sorted(queues))
 
     found, paused = run_on(look)
-    calls = [*found.calls, *(call for call in found.queued if _matches(call, task, state, older))]
+    calls = [*found.calls, *found.queued]
     if queue:
         calls = [call for call in calls if call.queue == queue]
     calls.sort(key=lambda call: -call.age)
@@ -66,10 +64,6 @@ def ps_command(place: Place, task: str, queue: str, older: float, state: str | N
     for name in paused:
         say(f"queue {name!r} is paused: atasks resume {name}")
     return Exit.OK
-
-
-def _matches(call: CallInfo, task: str, state: str | None, older: float) -> bool:
-    return (not task or fnmatchcase(call.task, task)) and state in (None, call.state) and call.age >= older
 
 
 def _say_of(found: FleetCalls) -> None:

@@ -17,6 +17,7 @@ from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
 from atasks_cli.shown import clean, show_json
+from atasks_cli.workers import clock_offset
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp import AMQPTransport
@@ -134,7 +135,7 @@ def differences(infos: Sequence[WorkerInfo], asked: float, answered: float) -> l
             if value != usual
         ]
     for info in infos:
-        off = info.now - answered if info.now > answered else min(info.now - asked, 0.0)
+        off = clock_offset(info, asked, answered)
         if abs(off) >= CLOCK_SECONDS:
             problems.append(
                 f"the clock of worker {info.id} on {info.host} is {off:+.1f} s from this one: set both right (NTP)"

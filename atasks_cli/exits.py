@@ -12,6 +12,7 @@ from atasks.errors import (
     InvalidURL,
     ListenFailed,
     LoadError,
+    NotSupported,
     QueueMismatch,
     TransportError,
     WorkersFailed,
@@ -43,7 +44,7 @@ class Exit(IntEnum):
 MEANINGS = {
     Exit.OK: "every aiomain() returned, or a signal stopped the server and it drained",
     Exit.FAILED: "an aiomain() raised; its traceback was shown",
-    Exit.USAGE: "a wrong command line, or nothing to run or to serve in the modules",
+    Exit.USAGE: "a wrong command line, nothing to run or to serve in the modules, or what the transport cannot do",
     Exit.LOAD: "a module cannot be loaded",
     Exit.UNREACHABLE: "the broker, or the server at a socket, cannot be reached",
     Exit.REFUSED: "the broker refuses the user or the virtual host, or the socket is another user's",
@@ -74,7 +75,7 @@ def explain(error: Exception) -> CommandError:
     match error:
         case LoadError():
             return CommandError(Exit.LOAD, message)
-        case InvalidURL() | InvalidName() | InvalidKeys():
+        case InvalidURL() | InvalidName() | InvalidKeys() | NotSupported():
             return CommandError(Exit.USAGE, message)
         case AccessRefused():
             return CommandError(Exit.REFUSED, f"{message} ({source})")

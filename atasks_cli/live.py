@@ -243,7 +243,7 @@ def _show(
         show_table(
             ("QUEUE", "READY", "CONSUMERS", "STATE"),
             [
-                (name, str(ready), str(users), "paused" if name in paused else "")
+                (name, str(ready), str(users), "paused" if name in paused else "" if users else "no workers")
                 for name, (ready, users) in queues.items()
             ],
         )

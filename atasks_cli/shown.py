@@ -14,6 +14,10 @@ __all__ = ["age", "clean", "escaped", "in_terminal", "short", "show_json", "show
 
 SHORT_ID = 12
 """Characters of an id in a terminal; any unique beginning of an id names the call."""
+SPACE = 2
+"""Between two columns."""
+NARROW = 4
+"""A column is made no narrower."""
 
 
 def in_terminal() -> bool:
@@ -46,12 +50,21 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     except ImportError:
         return False
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    room = shutil.get_terminal_size().columns
+    for column, width in zip(columns, _widths(columns, rows, room), strict=True):
+        table.add_column(column, width=width, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(width=shutil.get_terminal_size().columns, highlight=False).print(table)
+    Console(width=room, highlight=False).print(table)
     return True
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
+    """The widths of the columns: the widest ones are folded where there is no room, and the others stay whole."""
+    widths = [max(len(row[index]) for row in (columns, *rows)) for index in range(len(columns))]
+    while sum(widths) + SPACE * (len(widths) - 1) > room and max(widths) > NARROW:
+        widths[widths.index(max(widths))] -= 1
+    return widths
 
 
 def clean(text: str) -> str:

@@ -14,7 +14,13 @@ from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
 from atasks_cli.shown import age, show_json, show_table
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "clock_offset"]
+
+
+def clock_offset(info: WorkerInfo, asked: float, answered: float) -> float:
+    """Return by how many seconds the clock of the worker is ahead of this one, at least. It was asked, and had
+    answered, at these times (wall clock)."""
+    return info.now - answered if info.now > answered else min(info.now - asked, 0.0)
 
 
 @click.command("ping")
@@ -56,9 +62,14 @@ def ping_command(place: Place, queue: str) -> int:
 def inspect_command(place: Place, worker: str) -> int:
     """Show a worker, or all of them: versions, queues, what runs there, and the counts of each atask."""
 
+    asked = answered = 0.0
+
     async def look() -> tuple[list[WorkerInfo], list[str]]:
+        nonlocal asked, answered
         async with place.fleet() as fleet:
+            asked = time.time()
             infos = await fleet.workers(worker=worker)
+            answered = time.time()
             return infos, await fleet.paused(sorted({queue for info in infos for queue in info.queues}))
 
     found, paused = run_on(look)
@@ -70,7 +81,7 @@ def inspect_command(place: Place, worker: str) -> int:
     for index, info in enumerate(found):
         if index:
             click.echo("")
-        _show(info, paused)
+        _show(info, paused, clock_offset(info, asked, answered))
     if not found:
         say("no worker has answered")
     return Exit.OK
@@ -81,7 +92,7 @@ def _with_paused(info: WorkerInfo, paused: list[str]) -> dict[str, Any]:
     return content | {"paused": [queue for queue in info.queues if queue in paused]}
 
 
-def _show(info: WorkerInfo, paused: list[str]) -> None:
+def _show(info: WorkerInfo, paused: list[str], offset: float) -> None:
     state = ", draining" if info.draining else ""
     queues = [f"{queue} (paused)" if queue in paused else queue for queue in info.queues]
     lines = {
@@ -91,7 +102,7 @@ def _show(info: WorkerInfo, paused: list[str]) -> None:
         "queues": f"{', '.join(queues)} of namespace {info.namespace}, by {info.transport}",
         "calls": f"{info.running} running, {info.parked} parked, {info.waiting} waiting, {info.concurrency} slots",
         "event loop": f"{age(info.loop_lag)} for a turn",
-        "clock": f"{info.now - time.time():+.1f} s from this one",
+        "clock": f"{offset:+.1f} s from this one",
         "refused": ", ".join(
             f"{number} {reason}" for reason, number in ({"unreadable": info.bad} | info.refused).items() if number
         )

@@ -107,6 +107,9 @@ class TrackingCases(Cases):
             assert third.awaits == []
             assert found.queued == []
             assert {item.worker for item in found.calls} == {site.worker.id}
+            assert [item.task for item in (await fleet.calls(task=leaf.name)).calls] == [leaf.name]
+            for task, state in ((leaf.name, ""), ("", "waiting")):  # one that runs waits in no queue
+                assert (await fleet.calls(task=task, state=state)).queued == []
             gate.set()
             assert await soon(call) == "leaf"
 

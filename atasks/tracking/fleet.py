@@ -6,6 +6,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
@@ -55,7 +56,7 @@ class FleetCalls(Struct):
     calls: list[CallInfo]
     """Those that workers hold, the oldest first."""
     queued: list[CallInfo]
-    """Those that such a call awaits, and that no worker holds which has answered: they wait in their queue. Their
+    """Those that a call awaits, and that no worker holds which has answered: they wait in their queue. Their
     state is `waiting`, and their `worker` is empty."""
     left_out: int
     """Calls that workers hold, and did not tell of."""
@@ -105,13 +106,32 @@ class Fleet:
         older: float = 0.0,
         ids: Sequence[str] = (),
     ) -> FleetCalls:
-        """The calls that workers hold, up to `limit` of each, and those that these await. Only calls of atasks
-        whose name matches the pattern `task`, in that state, and made `older` seconds ago at least."""
-        question = Inspect("calls", limit, task, state, older, list(ids))
-        found = await self._ask(question, Calls, worker=worker, queue=queue)
-        calls = sorted((call for answer in found.values() for call in answer.calls), key=lambda call: -call.age)
-        total = sum(answer.total for answer in found.values())
-        return FleetCalls(calls, _queued(calls), total - len(calls), len(found))
+        """The calls that workers hold, up to `limit` of each, and those that calls there await and no worker has.
+        Only calls of atasks whose name matches the pattern `task`, in that state, and made `older` seconds ago at
+        least."""
+
+        async def ask(question: Inspect) -> tuple[list[CallInfo], int, int]:
+            found = await self._ask(question, Calls, worker=worker, queue=queue)
+            calls = [call for answer in found.values() for call in answer.calls]
+            return calls, sum(answer.total for answer in found.values()), len(found)
+
+        calls, total, workers = await ask(Inspect("calls", limit, task, state, older, list(ids)))
+        if not (task or state or older):
+            queued = _queued(calls)
+        elif state not in ("", "waiting"):
+            queued = []
+        else:  # calls that are not asked for may await some that are; of these, a worker holds some
+            parents, _, _ = await ask(Inspect("calls", limit, state="parked"))
+            queued = [
+                call
+                for call in _queued([*parents, *calls])
+                if (not task or fnmatchcase(call.task, task)) and call.age >= older
+            ][:IDS_AT_ONCE]
+            if queued:
+                found, _, _ = await ask(Inspect("calls", ids=[call.id for call in queued]))
+                held = {call.id for call in found}
+                queued = [call for call in queued if call.id not in held]
+        return FleetCalls(sorted(calls, key=lambda call: -call.age), queued, total - len(calls), workers)
 
     async def stack(self, call_id: str) -> StackOf | None:
         """Return the place in the code that a call is at; None: no worker that has answered holds it."""

@@ -44,7 +44,14 @@ def _chain(task: asyncio.Task[Any], seen: set[asyncio.Task[Any]]) -> Chain:
         step = inner
     waiter: Any = getattr(task, "_fut_waiter", None)
     children = [_chain(child, seen) for child in _children(waiter) if child not in seen and len(seen) < MAX_TASKS]
-    return Chain(task.get_name(), frames, _name(waiter), children)
+    return Chain(_title(task), frames, _name(waiter), children)
+
+
+def _title(task: asyncio.Task[Any]) -> str:
+    """The name of a task; with that of its coroutine, which is the atask of a call, where nobody has named it."""
+    name = task.get_name()
+    coroutine: str = getattr(task.get_coro(), "__qualname__", "")
+    return f"{name} of {coroutine}" if coroutine and name.startswith("Task-") else name
 
 
 def _step(awaitable: Any) -> tuple[Any, Any]:
@@ -68,7 +75,7 @@ def _name(waiter: Any) -> str:
     if waiter is None:
         return "its turn in the event loop"
     if isinstance(waiter, asyncio.Task):
-        return f"task {waiter.get_name()}"
+        return f"task {_title(waiter)}"
     return "several tasks" if getattr(waiter, "_children", ()) else "a future"
 
 

@@ -18,6 +18,7 @@ import pytest
 import atasks
 from atasks import atask
 from atasks.tracking.queries import WorkerInfo
+from atasks_cli import shown
 from atasks_cli.doctor import differences
 from tests.broker import Broker
 from tests.cli.command import Done
@@ -75,10 +76,13 @@ def test_a_tree_over_two_workers(two: FleetOfTwo) -> None:
     }
     assert [call["task"] for call in two.json("ps", "--state", "running")["calls"]] == ["shop.leaf"]
     assert two.json("ps", "--older", "1h")["calls"] == []
+    for only in (("--state", "waiting"), ("--task", "shop.n*"), ("--queue", "unserved")):
+        assert [call["task"] for call in two.json("ps", *only)["calls"]] == ["shop.nobody"]
 
     stack = two.run("stack", leaf["id"]).out
     assert "shop.leaf" in stack
     assert "tasks.py:" in stack
+    assert re.search(r"task Task-\d+ of shop\.middle\n", two.run("stack", top["id"]).out)
     assert two.run("stack", "0" * 32, code=1).line().startswith("no worker that answered holds call")
 
     assert two.run("cancel", leaf["id"], nobody["id"]).out.count("cancelled") == 2
@@ -124,6 +128,7 @@ def test_inspect(two: FleetOfTwo) -> None:
     assert counts["ended"]["value"] >= 1
     text = two.run("inspect", worker["id"]).out
     assert f"worker:     {worker['id']}\n" in text
+    assert "clock:      +0.0 s from this one\n" in text  # though the command has waited for answers
     assert "shop.add" in text
     assert two.run("inspect", "nobody", code=1).line().startswith("worker 'nobody' does not answer")
 
@@ -289,3 +294,18 @@ async def _nothing(a: int, b: int = 1) -> int:
 def test_a_fleet_that_nobody_else_sees(two: FleetOfTwo) -> None:
     line = two.run("ps", "--url", "loopback:", code=2).line()
     assert line.startswith("--url loopback: is seen by its own process alone")
+
+
+def test_a_narrow_terminal_folds_the_widest_columns_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shown, "in_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    worker = "a-host.example.19043.06f80b31"
+    row = ("3f4e4c0dd2a8", "shop.reserve", "waiting", "5m06s", "default", worker)
+    shown.show_table(("ID", "ATASK", "STATE", "AGE", "QUEUE", "WORKER"), [row])
+    head, first, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["ID", "ATASK", "STATE", "AGE", "QUEUE", "WORKER"]
+    assert max(map(len, (head, first, *rest))) <= 60
+    assert [cell for cell in first.split() if cell in row] == ["waiting", "5m06s", "default"]
+    assert "".join(line.split()[-1] for line in (first, *rest)) == worker

@@ -133,7 +133,7 @@ def test_records_at_the_broker(amqp_url: str, prefix: str, runs: Runs, monkeypat
     monkeypatch.delenv("ATASKS_RECORDS")
     _, failed, _, open_ = asyncio.run(_submitted(amqp_url, prefix=prefix))
     listed = runs()
-    assert listed.exit_code != 0
+    assert listed.exit_code == 2
     assert "AMQP lists no queues" in listed.output
     assert "--records" in listed.output
     assert "no such order" in _listed(runs("show", failed))[0]["failure"]
