@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -118,9 +119,10 @@ class FleetFeed:
             self._queues.setdefault(queue)
         names = list(self._queues)
         states, paused = await fleet.queue_states(names), await fleet.paused(names)
+        unmade = Counter(call.queue for call in found.queued if call.queue not in states)  # by no worker so far
         picture.queues = [
             {"queue": queue, "ready": ready, "consumers": consumers, "paused": queue in paused}
-            for queue, (ready, consumers) in states.items()
+            for queue, (ready, consumers) in [*states.items(), *((name, (n, 0)) for name, n in unmade.items())]
         ]
         picture.dead = await fleet.dead_count()
         if not found.left_out:

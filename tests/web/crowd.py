@@ -43,6 +43,7 @@ class Crowd:
                     "task": "app.step",
                     "parent": parent,
                     "worker": "ann",
+                    "note": "8100 of 10000 pages of a long book",
                 }
                 live.append(call)
                 picture.take(call | {"kind": "started", "time": time.time()})

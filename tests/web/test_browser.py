@@ -42,6 +42,10 @@ TASKS = """
         await asyncio.Event().wait()
 
     @atask(namespace="NAMESPACE")
+    async def stuck():
+        await leaf.options(queue="nowhere")()
+
+    @atask(namespace="NAMESPACE")
     async def fail():
         raise ValueError("<img src=x onerror=window.hacked=1><b>bold</b>")
 """
@@ -57,6 +61,14 @@ CLIENT = """
         except ValueError:
             print("failed", flush=True)
 """
+
+CUT = """() => [...document.querySelectorAll("#list .call")].flatMap(row => {
+    const name = row.querySelector(".name"), age = row.querySelector(".end > :last-child");
+    const end = Math.min(row.getBoundingClientRect().right, age.parentElement.getBoundingClientRect().right);
+    const whole = name.scrollWidth <= name.clientWidth && age.getBoundingClientRect().right <= end + 1;
+    return whole ? [] : [row.innerText];
+})"""
+"""The rows of the list whose name or age cannot be seen whole."""
 
 
 def free_port() -> int:
@@ -153,6 +165,13 @@ async def test_click_through(app: App, browser_path: str) -> None:
         assert await page.evaluate("window.hacked") is None
         await page.get_by_role("tab", name="Now").click()
         await expect(page.get_by_text("tasks.fail ended in ValueError")).to_be_visible()
+
+        # a queue that no worker has ever had
+        stuck = await site.calls("stuck")
+        await expect(page.get_by_text("queue nowhere has 1 waiting calls and no worker")).to_be_visible()
+        stuck.signal(SIGTERM)
+        await asyncio.to_thread(stuck.finish)
+        await expect(page.get_by_text("queue nowhere")).to_have_count(0)
 
         # a queue that loses its worker
         waiting = await site.calls("elsewhere")
@@ -316,6 +335,7 @@ async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:
                 await expect(page.get_by_role("treeitem").first).to_be_visible()
                 assert await page.get_by_role("treeitem").count() < 60
             assert time.monotonic() - began < 60
+            assert await page.evaluate(CUT) == []  # no name and no age makes room for a long note
             backs = set()
             for scheme in ("light", "dark"):
                 await page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]

@@ -344,13 +344,13 @@ function drawList() {
 
 function callRow({ call, depth, below }, at) {
   const age = now() - (call.state === "waiting" ? call.since : call.started ?? call.since);
-  const node = el("div", { class: `call${call.id === chosen ? " here" : ""}`, role: "treeitem", "aria-level": depth + 1, style: { top: `${at * ROW}px`, paddingLeft: `${10 + Math.min(depth, 12) * 16}px` },
+  const node = el("div", { class: `call${call.id === chosen ? " here" : ""}`, role: "treeitem", "aria-level": depth + 1, style: { top: `${at * ROW}px`, paddingLeft: `calc(10px + ${Math.min(depth, 12)} * var(--step))` },
     "aria-selected": String(call.id === chosen), "aria-expanded": below ? String(!folded.has(call.id)) : null,
     onclick: () => { chosen = call.id; drawList(); }, ondblclick: () => showCall(call.id) },
     below ? el("button", { type: "button", class: "fold", tabindex: "-1", "aria-label": folded.has(call.id) ? "Unfold" : "Fold", onclick: (event) => { event.stopPropagation(); fold(call.id); } }, folded.has(call.id) ? `▸` : "▾") : el("span", { class: "fold" }),
     el("span", { class: `state ${call.state}` }, call.state), el("span", { class: "name", title: call.task }, call.task), idLink(call.id),
     el("span", { class: "end" }, call.note ? el("span", { class: "more" }, call.note) : null, call.awaits ? el("span", { class: "more" }, `awaits ${call.awaits}`) : null,
-      call.attempt > 1 ? el("span", {}, `attempt ${call.attempt}`) : null, el("span", { class: "where mono more" }, call.worker || ""), el("span", {}, seconds(age))));
+      call.attempt > 1 ? el("span", { class: "more" }, `attempt ${call.attempt}`) : null, el("span", { class: "where mono more" }, call.worker || ""), el("span", {}, seconds(age))));
   return node;
 }
 
