@@ -55,6 +55,7 @@ class OneLineGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
         kwargs.setdefault("prog_name", "atasks")
+        stdout = sys.stdout
         try:
             code = super().main(*args, **kwargs)
         except click.UsageError as error:
@@ -65,7 +66,8 @@ class OneLineGroup(click.Group):
             code = _fail(error.exit, str(error))
         except (click.Abort, KeyboardInterrupt):
             code = Exit.INTERRUPTED
-        except BrokenPipeError:
+        except SystemExit:  # click ends so at a broken pipe, and stands in for stdout
+            sys.stdout = stdout
             if not output_is_unread():
                 raise
             code = Exit.UNREAD

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -250,3 +253,15 @@ def test_unknown_virtual_host(shell: Shell, amqp_url: str) -> None:
     done = shell.run("run", "tasks.py", "--mode", "server", "--url", f"{amqp_url.rpartition('/')[0]}/{host}")
     assert done.code == 5
     assert host in done.line()
+
+
+@pytest.mark.parametrize("arguments", ["--help", "completion bash"])
+def test_output_of_other_commands_that_nobody_reads_has_the_same_code(shell: Shell, arguments: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = (sys.executable, "-m", "atasks", *arguments.split())
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60, cwd=shell.directory
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
