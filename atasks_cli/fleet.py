@@ -45,9 +45,9 @@ class Place:
         """A connection to it. `more`: options of `atasks.connect`."""
         scheme = self.url.partition(":")[0]
         if scheme not in ("amqp", "amqps", "unix"):
-            raise CommandError(
-                Exit.USAGE, f"--url {scheme}: is seen by its own process alone: give that of a broker or a socket"
-            )
+            alone = scheme in ("local", "loopback")
+            why = "is seen by its own process alone" if alone else "has no workers that can be asked"
+            raise CommandError(Exit.USAGE, f"--url {scheme}: {why}: give that of a broker or a socket")
         options: dict[str, Any] = {"hub": False} if scheme == "unix" else {}
         given = {"prefix": self.prefix, "keys": self.keys}
         options |= {name: value for name, value in given.items() if value is not None}
