@@ -49,6 +49,18 @@ async def crash() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@atask(namespace=NAMESPACE, delivery="at_most_once")
+async def crash_awaiting(mark: str) -> None:
+    """Kills its process while it awaits a call that another one runs."""
+
+    async def crash_then() -> None:
+        while not Path(mark).exists():
+            await asyncio.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    await asyncio.gather(asleep(mark), crash_then())
+
+
 @atask(namespace=NAMESPACE)
 async def hold(mark: str, gate: str) -> tuple[int, int | None]:
     """Makes a file whose name begins with `mark`; returns its process and attempt once the file `gate` exists."""

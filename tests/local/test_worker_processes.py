@@ -17,7 +17,20 @@ from atasks import WorkerLost, WorkersFailed
 from atasks.testing import until
 from atasks.transport.backends.local import LocalTransport
 from tests.faults.history import settled
-from tests.local.jobs import NAMESPACE, asleep, block, crash, depth, echo, fib, hold, outer, pid, touch
+from tests.local.jobs import (
+    NAMESPACE,
+    asleep,
+    block,
+    crash,
+    crash_awaiting,
+    depth,
+    echo,
+    fib,
+    hold,
+    outer,
+    pid,
+    touch,
+)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -89,6 +102,18 @@ async def test_a_call_that_kills_every_process_ends_in_worker_lost(transport: at
         await settled(killer, "the killer", 60)
     assert caught.value.attempts == 3
     assert await settled(asyncio.gather(*innocent), "the others", 60) == list(range(50))
+
+
+async def test_a_call_that_died_while_it_awaited_another_one_names_that(
+    transport: atasks.Transport, tmp_path: Path
+) -> None:
+    with pytest.raises(WorkerLost, match=r"and awaited 'tests\.local\.jobs\.asleep'") as caught:
+        await settled(crash_awaiting(str(tmp_path / "mark")), "the call", 60)
+    error = caught.value
+    assert error.waited_for == "run"
+    assert error.worker is not None
+    assert error.ran is not None
+    assert error.awaited is not None
 
 
 async def test_leaving_the_block_cancels_what_runs(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
 from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.records import HubRecords
-from atasks.wire import AT_MOST_ONCE, VERSION, Cancel, End, Reply, purged
+from atasks.wire import AT_MOST_ONCE, VERSION, Awaits, Cancel, End, Reply, purged
 
 __all__ = ["RUN", "HubCalls"]
 
@@ -76,9 +76,9 @@ class HubCalls(dict[str, QueuedCall]):
             self._queues.offer(queued.queue)
         queued.caller = None
 
-    def again(self, queued: QueuedCall) -> None:
+    def again(self, queued: QueuedCall, awaited: Awaits | None = None) -> None:
         """The worker that had the call is dead: let another one have it, if there may be one more attempt, or if
-        it has only waited there to be alone."""
+        it has only waited there to be alone. `awaited`: a call that its run awaited."""
         call = queued.call
         worker = "" if queued.worker is None else queued.worker.worker_id
         queued.worker = None
@@ -87,7 +87,8 @@ class HubCalls(dict[str, QueuedCall]):
             return
         waited = queued.alone and not queued.begun and call.delivery != AT_MOST_ONCE
         if not waited and (call.delivery == AT_MOST_ONCE or call.attempt >= queued.most):
-            lost = queued.lost("will not run again: its worker died", worker, self._loop.time() - queued.since)
+            ran = self._loop.time() - queued.since
+            lost = queued.lost("will not run again: its worker died", worker, ran, awaited)
             log_lost(call, lost, queue=queued.queue.name)
             self.end(queued, lost)
             self.journals.over(call.id)
@@ -114,13 +115,18 @@ class HubCalls(dict[str, QueuedCall]):
 
     def leave(self, peer: Peer) -> None:
         """Let go of the calls that a process awaited, which is gone, and hand those that it had to others."""
+        awaited = {
+            queued.call.parent: (queued.call.id, queued.call.task)
+            for queued in self.values()
+            if queued.caller is peer
+        }
         for queued in list(self.values()):
             if queued.caller is peer:
                 # Forgets the call, unless it runs on without a caller; also if the same process ran it.
                 self.orphan(queued)
         for queued in reversed(list(self.values())):  # reversed, because each call is put before the others
             if queued.worker is peer:
-                self.again(queued)
+                self.again(queued, awaited.get(queued.call.id))
 
     def close(self) -> None:
         """Forget everything: the hub is closed."""

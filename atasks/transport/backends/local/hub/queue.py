@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from atasks import wire
 from atasks.options import MAX_ATTEMPTS, MAX_PRIORITY, Executor
-from atasks.wire import Call, Reply, Status
+from atasks.wire import Awaits, Call, Reply, Status
 
 if TYPE_CHECKING:
     from atasks.transport.backends.local.hub.peer import Peer
@@ -80,11 +80,19 @@ class QueuedCall:
             return call.max_attempts
         return min(call.max_attempts, max(MAX_ATTEMPTS, self.queue.attempts.get(call.task, 0)))
 
-    def lost(self, what: str, worker: str = "", ran: float | None = None) -> Reply:
-        """The reply that says that it ends with its worker, which had it for so many seconds."""
+    def lost(self, what: str, worker: str = "", ran: float | None = None, awaited: Awaits | None = None) -> Reply:
+        """The reply that says that it ends with its worker, which had it for so many seconds, as it awaited a
+        call."""
         call = self.call
-        message = f"task {call.task!r}, call {call.id}, {what}"
-        return wire.ended(call.id, Status.WORKER_LOST, message, attempts=call.attempt, last_worker=worker, ran=ran)
+        return wire.ended(
+            call.id,
+            Status.WORKER_LOST,
+            f"task {call.task!r}, call {call.id}, {what}",
+            attempts=call.attempt,
+            last_worker=worker,
+            ran=ran,
+            awaits=awaited,
+        )
 
 
 class WorkQueue:
