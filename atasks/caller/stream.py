@@ -200,13 +200,13 @@ class RemoteStream(Generic[T]):
                     raise
                 finally:
                     await run.unpark(receiver.close)
+            if receiver.payloads:
+                return
+            assert receiver.pending is not None, "it was opened"
+            reply, call = receiver.pending.future.result(), receiver.call
         except Exception as error:
             name_call(error, receiver.call.id)
             raise
-        if receiver.payloads:
-            return
-        assert receiver.pending is not None, "it was opened"
-        reply, call = receiver.pending.future.result(), receiver.call
         if reply.status == Status.VALUE:
             if receiver.complete:
                 raise StopAsyncIteration
