@@ -228,8 +228,7 @@ def serve(
             100.
         processes: At most so many run in processes. None: one for each processor.
         process_setup: The name of a function, as in "shop.boot:prepare", which each of these processes calls
-            first.
-            None: the one that prepared this process, if any.
+            first. None: the one that prepared this process, if any.
         lifespan: An async context manager, or a function that returns one, entered before the first call and left
             after the last. A call reads its value as `current_call().state`.
         grace: Seconds for which calls may go on when the block ends.

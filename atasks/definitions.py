@@ -205,8 +205,18 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         cancels the call. Inside an atask with `executor="thread"` it goes over the worker's connection, and the
         run is parked meanwhile; elsewhere it needs `atasks.connect_sync`.
 
-        Raises what an await of it raises, RuntimeError where an event loop runs, NotConnected, and NotSupported
-        inside an atask with `executor="process"`.
+        Args:
+            *args: The arguments of the function, in its signature's types.
+            **kwargs: Those by keyword.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            Exception: What an await of the call raises: the function's own exception, or a `CallError`.
+            RuntimeError: An event loop runs in this thread: await it there.
+            NotConnected: There is no connection: open `atasks.connect_sync`.
+            NotSupported: Inside an atask with `executor="process"`.
         """
         self._check_arguments(*args, **kwargs)
         return cast("R", self._space.router.send_request_sync(self._sent_name, args, kwargs))
@@ -243,9 +253,14 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         """Submit a call when the database transaction that is open here has committed; if it rolls back nothing
         happens. Outside of a transaction it is submitted now. Does not wait: see `submit.soon`.
 
-        Needs a framework that tells of its transactions, as Django does with the app `atasks.contrib.django`.
+        Args:
+            *args: The arguments of the function, in its signature's types.
+            **kwargs: Those by keyword.
 
-        Raises TypeError at once if the arguments do not fit, and NotSupported where there is no such framework.
+        Raises:
+            TypeError: The arguments do not fit; at once.
+            NotSupported: There is no framework that tells of its transactions, as Django does with the app
+                `atasks.contrib.django`.
         """
         self._check_signature(*args, **kwargs)
         self._space.router.submit_after_commit(self._sent_name, args, kwargs)

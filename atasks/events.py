@@ -74,7 +74,17 @@ class Event(Generic[P]):
         return get_router(self.namespace).publish(self.name, bound.args, bound.kwargs)
 
     def sync(self, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Publish the event from code without an event loop, and return when the broker has it."""
+        """Publish the event from code without an event loop, and return when the broker has it.
+
+        Args:
+            *args: The arguments of the event's function.
+            **kwargs: Those by keyword.
+
+        Raises:
+            CallError: The broker cannot be told, or does not take it.
+            RuntimeError: An event loop runs in this thread: await the event there.
+            NotConnected: There is no connection: open `atasks.connect_sync`.
+        """
         run_here(get_router(self.namespace), f"{self.name}.sync()", "`await` it", lambda: self(*args, **kwargs))
 
     def on(
@@ -82,19 +92,28 @@ class Event(Generic[P]):
     ) -> HandlerDecorator[P]:
         """Make an atask of the decorated function that handles the event at workers which have loaded it.
 
-        `group`: of all workers one handles each event, the handler of each group; a group is there from the first
-        worker on that has served it, and its events wait for a worker. None: every worker handles the events that
-        are published while it serves. `name` and `options` are those of `@atask`, but for `queue`, which a group
-        has. Only `timeout`, in seconds from when a worker has it, `max_attempts`, `delivery`, `executor`, `limit`,
-        `retry` and `resume` count for events; all of them count where the atask is called. The worker that has the
-        event makes the tries of a `retry`, and parks in the pauses.
+        The worker that has the event makes the tries of a `retry`, and parks in the pauses.
 
-        Guarantees: the event is acknowledged after the handler has returned, and given to another worker if its
-        worker dies. One whose handler raises at its last try is logged, and goes to the dead queue where there is
-        a broker.
+        Args:
+            group: Of all workers one handles each event, the handler of each group; a group is there from the
+                first worker on that has served it, and its events wait for a worker. None: every worker handles
+                the events that are published while it serves.
+            name: The name of the atask. None: module and qualified name of the function.
+            **options: Those of `@atask`, but for `queue`, which a group has. Only `timeout`, in seconds from when
+                a worker has it, `max_attempts`, `delivery`, `executor`, `limit`, `retry` and `resume` count for
+                events; all of them count where the atask is called.
 
-        Raises TypeError for a function that does not take the arguments of the event, RegisteringTwice for a
-        second handler of a group.
+        Returns:
+            A decorator, which returns the atask.
+
+        Raises:
+            TypeError: The function does not take the arguments of the event.
+            RegisteringTwice: The group has a handler.
+
+        Guarantees:
+            The event is acknowledged after the handler has returned, and given to another worker if its worker
+            dies. One whose handler raises at its last try is logged, and goes to the dead queue where there is a
+            broker.
         """
         if callable(group):
             raise TypeError(f"call it: @{self.__name__}.on() or @{self.__name__}.on(group=...)")

@@ -31,10 +31,15 @@ class KnownCall(Struct, frozen=True):
 def call_of(awaited: asyncio.Future[Any] | Coroutine[Any, Any, Any]) -> KnownCall | None:
     """The call that a task awaits, or a coroutine that has begun: `call_of(asyncio.create_task(add(1, 2)))`.
 
-    It is the outermost one if a middleware makes others. A task that has ended in the exception of a call gives
-    that call. None: it awaits no call, or not yet, or it has ended otherwise.
+    Args:
+        awaited: A task, or a coroutine.
 
-    Raises TypeError for anything else.
+    Returns:
+        The outermost call if a middleware makes others. A task that has ended in the exception of a call gives
+        that call. None: it awaits no call, or not yet, or it has ended otherwise.
+
+    Raises:
+        TypeError: It is anything else.
     """
     if isinstance(awaited, asyncio.Task):
         if awaited.done():

@@ -31,10 +31,20 @@ def connect_lazily(
     The first call that is made where nothing is connected opens it, in whatever thread or event loop; it serves
     all such calls of the process, and is closed when the program ends: awaits in any event loop, `.sync` in any
     thread, `submit.soon`. `connect` and `serve` blocks come before it, and so does the worker inside a call. A
-    process that is forked opens one of its own. URL and options are those of `connect`; saying it again replaces
-    what was said before.
+    process that is forked opens one of its own. Saying it again replaces what was said before.
 
-    Raises InvalidURL and TypeError at once. What connecting raises, the calls raise, and the next one tries again.
+    Args:
+        url: As for `connect`.
+        namespace: The namespace whose calls use it.
+        **options: Those of `connect`.
+
+    Returns:
+        The connection; its `close()` closes it, until the next call.
+
+    Raises:
+        InvalidURL: The URL names no transport. At once; what connecting raises, the calls raise, and the next one
+            tries again.
+        TypeError: An option is unknown, or this transport cannot honour it.
     """
     validate_queue(namespace, "namespace")
     check_options(url, options)

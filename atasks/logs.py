@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import multiprocessing
 import os
 import sys
@@ -53,6 +52,8 @@ def configure(config: dict[str, Any]) -> None:
     Loggers that exist already are not disabled, unless it says so. Raises what `dictConfig` raises.
     """
     global _config
+    import logging.config  # which most programs need not wait for
+
     if isinstance(config, dict):
         config = {"disable_existing_loggers": False, **config}
     logging.config.dictConfig(config)

@@ -121,18 +121,46 @@ class Middleware:
     """
 
     async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """Around an await of an atask, at its caller. Each further `proceed()` makes another call."""
+        """Around an await of an atask, at its caller.
+
+        Args:
+            call: The call, without its payload.
+            proceed: Makes the call and returns its result, or raises; each further one makes another call.
+
+        Returns:
+            What the await is to return.
+
+        Raises:
+            Exception: What the await is to raise.
+        """
         return await proceed()
 
     async def run(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        """Around a run of an atask, at its worker. The function sees the context variables that are set here."""
+        """Around a run of an atask, at its worker. The function sees the context variables that are set here.
+
+        Args:
+            call: The call that is served.
+            proceed: Runs the function and returns its result, or raises.
+
+        Returns:
+            What the call is to return.
+
+        Raises:
+            Exception: What the call is to raise.
+        """
         return await proceed()
 
     def run_blocking(self, call: Invocation, proceed: Callable[[], Any]) -> Any:
         """Around a function of `executor="thread"` or `"process"`, in the thread that runs it, within `run`.
 
-        For what belongs to a thread, as connections of blocking drivers do. `proceed()` returns or raises as the
-        function does.
+        For what belongs to a thread, as connections of blocking drivers do.
+
+        Args:
+            call: The call that is served.
+            proceed: Runs the function; returns or raises as it does.
+
+        Returns:
+            What the call is to return.
         """
         return proceed()
 

@@ -42,6 +42,7 @@ __all__ = [
     "is_waited_in",
     "load",
     "main_name",
+    "named",
 ]
 
 MAIN_NAMES = frozenset({"__main__", "__mp_main__"})
@@ -350,6 +351,24 @@ def _import_from(name: str, path: Path) -> ModuleType:
         sys.modules.pop(name, None)
         raise
     return sys.modules[name]
+
+
+def named(name: str) -> object:
+    """Import and return what `module:name` stands for, as in "shop.boot:prepare".
+
+    Raises LoadError for whatever the import raises, and ValueError for another form of name, and where the module
+    has nothing of that name.
+    """
+    module, colon, path = name.partition(":")
+    if not colon or not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
+        raise ValueError(f"{name!r} is no name of the form module:name")
+    with explained(module):
+        found: object = importlib.import_module(module)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {path}")
+        found = getattr(found, part)
+    return found
 
 
 @contextmanager

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
+from contextlib import suppress
 
 from atasks.errors import LoadError
-from atasks.modules import explained, importing
+from atasks.modules import importing, named
 
 __all__ = ["check", "remember", "remembered", "run"]
 
@@ -41,10 +41,9 @@ def run(setup: str) -> None:
     Raises LoadError for whatever that raises, TypeError, ValueError.
     """
     module, _, path = check(setup).partition(":")
-    with importing(), explained(module):
-        found: object = importlib.import_module(module)
-    for name in path.split("."):
-        found = getattr(found, name, None)
+    found: object = None
+    with importing(), suppress(ValueError):  # which says that the module has none
+        found = named(setup)
     if not callable(found):
         raise LoadError(f"process_setup={setup!r}: {module} has no function {path}")
     try:

@@ -34,7 +34,13 @@ from atasks.errors import (
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import ONE_CALL, TaskOptions, validate_name, validate_queue
-from atasks.original import JobNotFound, NoClientTransportRegistered, NoCodecRegistered
+from atasks.original import (
+    JobNotFound,
+    NoClientTransportRegistered,
+    NoCodecRegistered,
+    as_before,
+    refuse_overrides,
+)
 from atasks.original_events import OriginalEvents
 from atasks.parking import parked
 from atasks.registry import Manager
@@ -78,6 +84,7 @@ class Router(OriginalEvents):
     extra_options: ClassVar[tuple[str, ...]] = ()
     """Further options that `@atask` accepts in this router's namespace; they are in `ATask.task_options.extra`."""
 
+    @as_before
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")
         self._space = namespace_item(namespace)
@@ -97,6 +104,10 @@ class Router(OriginalEvents):
         lazy, after_commit = (getattr(self._space, name, None) for name in ("lazy", "after_commit"))
         namespaces.register(namespace, lazy=lazy, after_commit=after_commit)
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_overrides(cls)
+
     # -- registration
 
     def register_atask(self, name: str, coro: Callable[..., Any], options: Mapping[str, Any] | None = None) -> Any:
@@ -104,8 +115,16 @@ class Router(OriginalEvents):
         function.
 
         A later definition of the same module, qualified name and file takes the place of the earlier one, as a
-        reload or an edited cell of a notebook wants it, which is logged at INFO; any other one under a registered
-        name raises `RegisteringTwice`. Decorators are looked through. Options are those of `@atask`.
+        reload or an edited cell of a notebook wants it, which is logged at INFO. Decorators are looked through.
+
+        Args:
+            name: The name by which calls find it.
+            coro: The function.
+            options: Those of `@atask`.
+
+        Raises:
+            RegisteringTwice: Another definition has this name.
+            TypeError: An option is unknown, or not for this function.
         """
         validate_name(name, "the name of an atask")
         resolved = TaskOptions().with_changes(options or {}, self.extra_options)
@@ -442,8 +461,17 @@ class Router(OriginalEvents):
     # -- serving
 
     async def activate(self, transport: Transport, *, concurrency: int = 100) -> None:
-        """Serve the atasks of the namespace on this transport, which is connected, until `deactivate`: those that
-        are defined later too, although their queues may be new."""
+        """Serve the atasks of the namespace on this transport until `deactivate`: those that are defined later
+        too, although their queues may be new.
+
+        Args:
+            transport: A transport of the namespace, which is connected.
+            concurrency: At most so many calls run at once. Those that wait for calls of their own do not count.
+
+        Raises:
+            QueueMismatch: A queue exists at the broker, and was declared otherwise.
+            NotConnected: The transport is not connected.
+        """
         self._serves_all = True
         await self.serve_on(transport, None, concurrency=concurrency)
 
@@ -487,7 +515,11 @@ class Router(OriginalEvents):
             _log.error("a queue of an atask that was defined just now is not served: %s", error)
 
     async def deactivate(self, grace: float = 30.0) -> None:
-        """Serve no more: drain for up to `grace` seconds. Does nothing if nothing was activated."""
+        """Serve no more, and return when the worker has drained. Does nothing if nothing was activated.
+
+        Args:
+            grace: Seconds for which running calls may go on.
+        """
         worker, self._worker = self._worker, None
         self._serves_all = False
         if worker is not None:

@@ -71,9 +71,18 @@ async def schedule(
 
 
 async def unschedule(name: str, *, namespace: str = "default") -> bool:
-    """Make no more calls for the schedule of that name; False: there was none. Calls that were made go on.
+    """Make no more calls for the schedule of that name. Calls that were made go on.
 
-    Raises NotConnected, NotSupported.
+    Args:
+        name: The name that `schedule` was given.
+        namespace: The namespace of its atask.
+
+    Returns:
+        True; False if there was none.
+
+    Raises:
+        NotConnected: There is no connection.
+        NotSupported: The transport keeps no schedules.
     """
     return await remove_schedule(get_router(namespace), name)
 
@@ -81,6 +90,11 @@ async def unschedule(name: str, *, namespace: str = "default") -> bool:
 async def schedules(*, namespace: str = "default") -> list[Schedule]:
     """The schedules of the namespace, those of `@atask(every=...)` included, by name.
 
-    Raises NotConnected, NotSupported.
+    Args:
+        namespace: The namespace of their atasks.
+
+    Raises:
+        NotConnected: There is no connection.
+        NotSupported: The transport keeps no schedules.
     """
     return await list_schedules(get_router(namespace))

@@ -28,10 +28,11 @@ from atasks_cli import (
     web,
     workers,
 )
+from atasks_cli.destination import TransportName
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
 from atasks_cli.running import run_targets
-from atasks_cli.settings import AMQP_URL, TRANSPORT_NAMES
+from atasks_cli.settings import AMQP_URL
 from atasks_cli.size import Size
 
 __all__ = ["main"]
@@ -121,7 +122,9 @@ def main() -> None:
     help=f"The transport's URL. Default: $ATASKS_URL, else {AMQP_URL}; loopback needs none.",
 )
 @click.option(
-    "--transport", type=click.Choice(TRANSPORT_NAMES), help="The transport by name, with its default URL."
+    "--transport",
+    type=TransportName(),
+    help="The transport by name, with its default URL; or a class of yours, as in shop.wires:Wire.",
 )
 @click.option(
     "--concurrency", metavar="C", type=click.IntRange(min=1), help="Calls that run at once. Default: 100."

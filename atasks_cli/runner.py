@@ -20,6 +20,7 @@ from atasks.namespaces import namespaces
 from atasks.tracking import snapshot
 from atasks.worker.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
+from atasks_cli.destination import destination
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.health import Note
 from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url
@@ -163,8 +164,9 @@ async def _call(settings: Settings, aiomains: Sequence[Aiomain]) -> None:
         async with serving:
             await run_all(aiomains)
     else:
-        options = {**_process_options(settings), **settings.transport_options}
-        async with atasks.connect(settings.where, namespace=settings.namespace, **options) as transport:
+        where, own = destination(settings)
+        options = {**_process_options(settings), **own}
+        async with atasks.connect(where, namespace=settings.namespace, **options) as transport:
             _reread_keys_on_hangup(transport)
             await run_all(aiomains)
 
@@ -199,11 +201,11 @@ async def _serve(
     ending: Ending,
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
-    options: dict[str, Any] = settings.transport_options
+    place, options = destination(settings)
     if supervised is not None and settings.transport == "unix":
         options |= {"hub": False, "workers": 0}  # the hub is the supervisor's
     serving = atasks.serve(
-        settings.where,
+        place,
         namespace=settings.namespace,
         queues=settings.queues or None,
         concurrency=settings.concurrency,
@@ -306,7 +308,8 @@ def _what(settings: Settings, worker: atasks.Worker) -> str:
     queues = settings.queues or worker.served.queues(getattr(worker.transport, "queue", "default"))
     what = "1 atask" if count == 1 else f"{count} atasks"
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
-    return f"{what} on {where} of {shown_url(settings.url)} with concurrency {settings.concurrency}"
+    place = shown_url(settings.url) if settings.url else settings.transport
+    return f"{what} on {where} of {place} with concurrency {settings.concurrency}"
 
 
 def _draining(settings: Settings, worker: atasks.Worker) -> str:

@@ -44,7 +44,9 @@ class Settings:
 
     mode: Mode
     url: str
+    """The URL to connect to; empty for a transport of the program that was named without one."""
     transport: str
+    """The name of a transport, or a class of the program as module:Class."""
     namespace: str
     concurrency: int
     queues: list[str]
@@ -216,6 +218,14 @@ def _private(mode: Mode | None, url: str | None, transport: str | None, workers:
 def _choose(mode: Mode, url: str | None, transport: str | None) -> tuple[str, str]:
     """The URL and the name of its transport: what was said, else $ATASKS_URL where it fits, else the default."""
     source = "--url"
+    if transport is not None and ":" in transport:
+        if mode == "loopback":
+            raise CommandError(
+                Exit.USAGE,
+                f"--mode loopback runs every call in this process, and --transport names {transport}: "
+                "leave it out, or say --mode server or --mode client",
+            )
+        return url or "", transport
     if mode == "loopback":
         default = "loopback"
     else:

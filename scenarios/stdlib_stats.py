@@ -5,7 +5,7 @@
     atasks run scenarios/stdlib_stats.py --mode client      prints the same table
 
 A directory's call awaits the calls of its files and of its subdirectories, so the calls form a tree as deep as the
-library; a directory that waits keeps no worker busy. Paths are relative to the library of whoever reads them.
+library; a directory that waits uses no concurrency slot. Paths are relative to the library of whoever reads them.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ async def many_at_once() -> None:
 
 
 async def calls_that_call() -> None:
-    """An atask may await atasks, itself included: this makes 465 calls. One that waits keeps no worker busy."""
+    """An atask may await atasks, itself included: this makes 465 calls. One that waits uses no slot."""
     print(await fibonacci(12))
 
 

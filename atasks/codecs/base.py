@@ -46,11 +46,31 @@ class Codec:
         namespaces.register(namespace, codec=self)
 
     async def encode(self, obj: Any) -> bytes:
-        """Bytes for `obj`. Whatever it raises reaches the caller as an `EncodeError`."""
+        """Turn an object into bytes.
+
+        Args:
+            obj: `(args, kwargs)` of a call, or a result, or an item of a stream.
+
+        Returns:
+            The bytes, of the type bytes.
+
+        Raises:
+            Exception: Any. It reaches the caller as an `EncodeError`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no encode()")
 
     async def decode(self, content: bytes) -> Any:
-        """The object that `encode` was given. Whatever it raises reaches the caller as a `DecodeError`."""
+        """Turn bytes into the object that `encode` was given.
+
+        Args:
+            content: What `encode` returned, maybe in another process.
+
+        Returns:
+            The object.
+
+        Raises:
+            Exception: Any. It reaches the caller as a `DecodeError`.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no decode()")
 
     def name_exception(self, cls: type) -> tuple[str, str] | None:

@@ -31,10 +31,13 @@ class MsgpackCodec(Codec):
     numbers, bytes, aware datetimes. The values of exceptions arrive as plain data too.
 
     An exception arrives with its class if that is an `Exception` of a module that is loaded here, and as a
-    `RemoteError` otherwise; nothing is imported for it. With `exceptions` it must be one of these classes, or
-    Python's own.
+    `RemoteError` otherwise; nothing is imported for it.
 
     Whoever can write to the broker, or to the socket, can call atasks, and cannot run other code here.
+
+    Args:
+        namespace: The namespace whose codec it becomes.
+        exceptions: Classes of exceptions that may arrive, besides Python's own. None: those of all loaded modules.
     """
 
     name = "msgpack"

@@ -16,6 +16,7 @@ from atasks.codecs.base import Codec
 from atasks.codecs.culprits import blame
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
+from atasks.original import as_before
 
 __all__ = ["PickleCodec", "Pickler", "is_at", "is_data", "main_reference", "pickled", "resolve"]
 
@@ -34,12 +35,21 @@ class PickleCodec(Codec):
     what belongs to this process, as asyncio's locks, queues and events do.
 
     Decoding a pickle runs what it says. Whoever can write to the broker, or to the socket, can run code here.
+
+    Args:
+        namespace: The namespace whose codec it becomes.
+        protocol: That of the pickles, from 4 on. None: 5.
+
+    Raises:
+        ValueError: This Python does not write that protocol.
     """
 
     name = "pickle"
     carries_types = True
 
-    def __init__(self, namespace: str = "default", protocol: int = 5) -> None:
+    @as_before
+    def __init__(self, namespace: str = "default", protocol: int | None = None) -> None:
+        protocol = 5 if protocol is None else protocol
         if not 4 <= protocol <= pickle.HIGHEST_PROTOCOL:
             raise ValueError(f"pickle protocol {protocol}: give one from 4 to {pickle.HIGHEST_PROTOCOL}")
         super().__init__(namespace)

@@ -24,12 +24,19 @@ _SKIPPED: Final = 0x184D2A50
 class ZstdCodec(Codec):
     """Payloads of `threshold` bytes or more travel compressed, if that makes them smaller.
 
-    `inner` (default: `CloudpickleCodec`) makes the bytes; both sides need the same one. `level` is zstd's, 1 to
-    19: higher is slower to write and smaller. What decompresses to more than `max_bytes`, or to more than a
-    thousand times its size and a megabyte, is a `DecodeError`, before the memory is taken; what would shrink so
-    much travels as it is.
+    What decompresses to more than a thousand times its size and a megabyte is a `DecodeError`, before the memory
+    is taken; what would shrink so much travels as it is.
 
-    Needs the package zstandard: `pip install zstandard`, else an ImportError that says so.
+    Args:
+        inner: The codec that makes the bytes; both sides need the same one. None: `CloudpickleCodec`.
+        namespace: The namespace whose codec it becomes; with `inner`, that of `inner`.
+        threshold: Bytes from which on a payload is compressed.
+        level: That of zstd, 1 to 19: a higher one is slower to write and smaller.
+        max_bytes: Bytes that a payload may have when it is decompressed: more is a `DecodeError` too.
+
+    Raises:
+        ImportError: The package zstandard is missing: `pip install zstandard`.
+        ValueError: There is no such level.
     """
 
     def __init__(

@@ -312,13 +312,23 @@ class Processes:
         """Each one shows the blocks of a connection again."""
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Inside this block calls use these processes; outside of it no code finds their connections."""
+    def in_use(self) -> Iterator[list[str]]:
+        """Inside this block calls use these processes; outside of it no code finds their connections.
+
+        The list that it gives says, when the block has ended, what is awaited still of the calls that began in it.
+        """
         connections = self._known()
         self._show()
+        before = {
+            pending.call.id for each in connections if each.transport for pending in each.transport.pendings()
+        }
+        left: list[str] = []
         try:
             with connected(connections):
-                yield
+                yield left
+            for connection in connections:
+                if connection.transport is not None:
+                    left += run_in(connection.loop, partial(_awaited, connection.transport, before))
         finally:
             for connection in connections:
                 blocks = get_router(connection.namespace)._connected
@@ -384,6 +394,18 @@ class Processes:
             except subprocess.TimeoutExpired:
                 server.kill()
                 server.wait()
+
+
+async def _awaited(transport: Transport, before: set[str]) -> list[str]:
+    """The calls that are awaited over it still, a second from now at the latest, but those."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + PATIENCE
+    while True:
+        await settle()
+        left = [each for each in transport.pendings() if not each.kept and each.call.id not in before]
+        if not left or loop.time() >= until:
+            return [f"{wire.describe(pending.call)} is awaited still" for pending in left]
+        await asyncio.sleep(0.001)  # nobody is told
 
 
 def _tasks(namespace: str) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Traces of calls for OpenTelemetry: needs `pip install atasks[otel]`, which is opentelemetry-api alone."""
+"""Traces of calls for OpenTelemetry: needs `pip install opentelemetry-api`."""
 
 from __future__ import annotations
 

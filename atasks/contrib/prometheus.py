@@ -30,8 +30,9 @@ STEP: Final = 2
 class Collector(BaseCollector):
     """Reads the counters when it is scraped; costs nothing otherwise.
 
-    `queues` gives the waiting calls of each queue, where they are known: `atasks_queue_ready` and
-    `atasks_slots_wanted` need it.
+    Args:
+        queues: A function that returns the waiting calls of each queue, where they are known:
+            `atasks_queue_ready` and `atasks_slots_wanted` need it. None: these two are left out.
     """
 
     def __init__(self, queues: Callable[[], Mapping[str, int]] | None = None) -> None:
@@ -101,7 +102,15 @@ class Collector(BaseCollector):
 
 
 def exposition(accept: str, queues: Mapping[str, int]) -> tuple[str, bytes]:
-    """(content type, text) of the metrics, in the format that the `Accept` header of a scrape asks for."""
+    """The metrics of this process, for an HTTP server of your own.
+
+    Args:
+        accept: The `Accept` header of the scrape, which names the format.
+        queues: Queue -> its waiting calls.
+
+    Returns:
+        The content type, and the text.
+    """
     registry = CollectorRegistry()
     registry.register(Collector(lambda: queues))
     encode, kind = choose_encoder(accept)

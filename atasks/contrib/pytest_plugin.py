@@ -98,6 +98,8 @@ def atasks_worker(request: pytest.FixtureRequest) -> Iterator[None]:
 
     They are those of `local:`, two of them, or serve the broker of --atasks-url, in names of their own. They
     import the modules of the atasks that are registered when the first test asks for them.
+
+    Guarantees: a test fails if it leaves behind calls that are awaited still, and do not end within a second.
     """
     from atasks.contrib.in_tests import Processes
 
@@ -109,8 +111,10 @@ def atasks_worker(request: pytest.FixtureRequest) -> Iterator[None]:
     stash = request.config.stash
     if _processes not in stash:
         stash[_processes] = Processes(str(request.config.getoption("--atasks-url")))
-    with stash[_processes].in_use():
+    with stash[_processes].in_use() as left:
         yield
+    if left:
+        pytest.fail("; ".join(left), pytrace=False)
 
 
 @pytest.fixture

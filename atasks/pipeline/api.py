@@ -54,7 +54,18 @@ def stage(function: Any = None, /, *, branch: bool = False, join: bool = False, 
 
 
 def after(function: Any, /, **options: Any) -> Any:
-    """Like `stage`, but the function is called without the item, once for each one that arrives."""
+    """Like `stage`, but the function is called without the item, once for each one that arrives.
+
+    Args:
+        function: A function, a coroutine function or an atask.
+        **options: Those of `stage`; `bind` gives the arguments.
+
+    Returns:
+        The stage: `items | after(function)`.
+
+    Raises:
+        TypeError: An option is unknown.
+    """
     return Pipeline(make_stage(function, options, takes_item=False))
 
 

@@ -111,7 +111,12 @@ async def sleep(seconds: float) -> None:
     clock. In another atask a worker that drains gives a call that sleeps to another worker, where it begins anew.
     Outside an atask it is `asyncio.sleep`. Cancelling it ends it at once.
 
-    Raises TooManyParked at the worker's bound of waiting calls; ValueError for what is no number of seconds.
+    Args:
+        seconds: A number from 0 on.
+
+    Raises:
+        TooManyParked: At the worker's bound of waiting calls.
+        ValueError: That is no number of seconds.
     """
     journal = journal_here()
     if journal is None:

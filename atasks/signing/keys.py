@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from hashlib import sha256
 from typing import Final, NoReturn
 
 __all__ = ["MAX_NAME", "MIN_SECRET", "Key"]
@@ -15,6 +15,11 @@ MAX_NAME: Final = 32
 MIN_SECRET: Final = 32
 """Bytes of a secret."""
 NAME: Final = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAME}}}")
+BLOCK: Final = 64
+"""Bytes of a block of SHA-256."""
+INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
+OUTER: Final = bytes(byte ^ 0x5C for byte in range(256))
+"""The pads of HMAC (RFC 2104), as translations."""
 
 
 class Key:
@@ -26,7 +31,18 @@ class Key:
     cannot be pickled.
     """
 
-    __slots__ = ("_hmac", "encrypt", "max_attempts", "name", "queues", "secret", "serve", "tasks")
+    __slots__ = (
+        "_inner",
+        "_outer",
+        "encrypt",
+        "is_free",
+        "max_attempts",
+        "name",
+        "queues",
+        "secret",
+        "serve",
+        "tasks",
+    )
 
     def __init__(
         self,
@@ -50,20 +66,21 @@ class Key:
         self.tasks = tuple(tasks)
         self.queues = tuple(queues)
         self.max_attempts = max_attempts
-        self._hmac = hmac.new(secret, digestmod="sha256")
-
-    @property
-    def is_free(self) -> bool:
+        self.is_free = not (self.tasks or self.queues) and max_attempts is None
         """True if its owner may call everything, as often as the options of a call say."""
-        return not (self.tasks or self.queues) and self.max_attempts is None
+        block = (secret if len(secret) <= BLOCK else sha256(secret).digest()).ljust(BLOCK, b"\0")
+        self._inner = sha256(block.translate(INNER))
+        self._outer = sha256(block.translate(OUTER))
 
-    def mac(self, *parts: bytes) -> bytes:
-        """The HMAC-SHA-256 of these bytes, one behind the other. What the secret alone decides was hashed before:
-        that is half of the work for a short message."""
-        mac = self._hmac.copy()
-        for part in parts:
-            mac.update(part)
-        return mac.digest()
+    def mac(self, head: bytes, body: bytes) -> bytes:
+        """The HMAC-SHA-256 of both, one behind the other. What the secret alone decides was hashed before, which
+        is half of the work for a short message; `hmac` does that too, and copies its state at twice the cost."""
+        inner = self._inner.copy()
+        inner.update(head)
+        inner.update(body)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()
 
     def may_call(self, task: str) -> bool:
         """Say whether its owner may call an atask of this name."""

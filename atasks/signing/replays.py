@@ -19,17 +19,25 @@ class Replays:
         self._size = size
         self._seconds = seconds
         self._seen: OrderedDict[bytes, float] = OrderedDict()
+        self._due = 0.0
+        """Until then nothing is forgotten for its age."""
 
     def seen(self, mac: bytes, now: float) -> bool:
         """Say whether it came before, and remember it. `now` is any clock that never goes back, in seconds."""
-        memory, until = self._seen, now - self._seconds
-        while memory and (len(memory) > self._size or next(iter(memory.values())) <= until):
-            memory.popitem(last=False)
+        memory = self._seen
+        if now >= self._due or len(memory) > self._size:
+            self._forget(now)
         short = mac[:16]
         if short in memory:
             return True
         memory[short] = now
         return False
+
+    def _forget(self, now: float) -> None:
+        memory, until = self._seen, now - self._seconds
+        while memory and (len(memory) > self._size or next(iter(memory.values())) <= until):
+            memory.popitem(last=False)
+        self._due = next(iter(memory.values()), now) + self._seconds
 
     def __len__(self) -> int:
         return len(self._seen)

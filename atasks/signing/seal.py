@@ -39,6 +39,8 @@ class Sealed(NamedTuple):
     key_id: str
     issued_ms: int
     """The wall clock of who sealed it, in milliseconds since 1970."""
+    time: bytes
+    """The 8 bytes of `issued_ms`, as they were sent."""
     encrypted: bool
     mac: bytes
     body: bytes
@@ -48,13 +50,11 @@ def seal(
     key: Key, body: bytes, issued_ms: int, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
 ) -> bytes:
     """The body under a seal of the key, good for one kind of message to one destination, with these properties."""
-    name = key.name.encode()
     time = issued_ms.to_bytes(TIME, "big")
-    form = ENCRYPTED if key.encrypt else PLAIN
-    head = _head(form, name, time, kind, destination, reply_to, message_id)
+    head = _head(key.encrypt, key.name, time, kind, destination, reply_to, message_id)
     if key.encrypt:
         body = encrypt(key.secret, body, head)
-    return b"%c%c%c%b%b%b%b" % (MAGIC, form, len(name), name, time, _mac(key, head, body), body)
+    return b"".join((_start(key.encrypt, key.name), time, _mac(key, head, body), body))
 
 
 def parse(data: bytes) -> Sealed:
@@ -68,8 +68,9 @@ def parse(data: bytes) -> Sealed:
     if not 1 <= data[2] <= MAX_NAME or len(data) < start:
         raise SealError("unreadable seal")
     key_id = _key_id(data[3:end])
-    issued_ms = int.from_bytes(data[end : end + TIME], "big")
-    return Sealed(key_id, issued_ms, data[1] == ENCRYPTED, data[end + TIME : start], data[start:])
+    time = data[end : end + TIME]
+    mac, body = data[end + TIME : start], data[start:]
+    return Sealed(key_id, int.from_bytes(time, "big"), time, data[1] == ENCRYPTED, mac, body)
 
 
 @functools.lru_cache(maxsize=64)  # most messages come under few keys
@@ -84,15 +85,7 @@ def verify(
     key: Key, sealed: Sealed, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
 ) -> bytes:
     """The body, if the key sealed it for here. Raises SealError."""
-    head = _head(
-        ENCRYPTED if sealed.encrypted else PLAIN,
-        sealed.key_id.encode(),
-        sealed.issued_ms.to_bytes(TIME, "big"),
-        kind,
-        destination,
-        reply_to,
-        message_id,
-    )
+    head = _head(sealed.encrypted, sealed.key_id, sealed.time, kind, destination, reply_to, message_id)
     if key.name != sealed.key_id or not hmac.compare_digest(_mac(key, head, sealed.body), sealed.mac):
         raise SealError("wrong seal")
     if not sealed.encrypted:
@@ -106,26 +99,41 @@ def verify(
 
 
 def _head(
-    form: int, name: bytes, time: bytes, kind: Kind, destination: str, reply_to: str, message_id: str
+    encrypted: bool, name: str, time: bytes, kind: Kind, destination: str, reply_to: str, message_id: str
 ) -> bytes:
     """Return the bytes that the MAC covers before the body: each field behind its length, so that none runs
     into the next."""
-    place = _fields(kind, destination, reply_to)
-    return b"".join((LABELS[form], _field(name), _field(time), place, _field(message_id.encode()), LAST))
+    said = message_id.encode()
+    size = len(said).to_bytes(4, "big")
+    return b"".join((_label(encrypted, name), time, _place(kind, destination, reply_to), size, said, LAST))
 
 
 def _field(content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + content
 
 
+# What many messages have in common is made once.
+
+
+@functools.lru_cache(maxsize=64)
+def _start(encrypted: bool, name: str) -> bytes:
+    """Return the first bytes of a sealed message, up to its time."""
+    return bytes((MAGIC, ENCRYPTED if encrypted else PLAIN, len(name))) + name.encode()
+
+
+@functools.lru_cache(maxsize=64)
+def _label(encrypted: bool, name: str) -> bytes:
+    """Return the label, the field of the name, and the length of the time."""
+    return LABELS[ENCRYPTED if encrypted else PLAIN] + _field(name.encode()) + TIME.to_bytes(4, "big")
+
+
 @functools.lru_cache(maxsize=1024)
-def _fields(*texts: str) -> bytes:
-    """Those that many messages have in common."""
-    return b"".join([_field(text.encode()) for text in texts])
+def _place(kind: Kind, destination: str, reply_to: str) -> bytes:
+    return b"".join([_field(text.encode()) for text in (kind, destination, reply_to)])
 
 
-LAST: Final = _fields(CONTENT_TYPE)
+LAST: Final = _field(CONTENT_TYPE.encode())
 
 
 def _mac(key: Key, head: bytes, body: bytes) -> bytes:
-    return key.mac(head, len(body).to_bytes(4, "big"), body)
+    return key.mac(head + len(body).to_bytes(4, "big"), body)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -13,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import msgspec
 from msgspec import Struct, structs
 
+from atasks.arrays import UNREADABLE, read_each
 from atasks.current import new_call_id
-from atasks.errors import AtasksError, NotSupported, UnknownRun
+from atasks.errors import AtasksError, NotConnected, NotSupported, UnknownRun
 from atasks.options import TaskOptions, validate_name
 from atasks.timing import Timing
 from atasks.transport.records.contract import GENERATION
 from atasks.transport.schedules import Schedules
+from atasks.wire import plain
 
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
@@ -37,6 +41,14 @@ LATE_SECONDS: Final = 60.0
 """A tick that is later than this is missed."""
 MAX_MISSED: Final = 100
 """Missed ticks of one schedule that are made later."""
+SPAN_SECONDS: Final = 2.0 * 3600
+"""The time in which ticks that were missed are looked for at first; then in four times as much, until there are
+enough of them."""
+LAST_MOMENT: Final = 2.0**37
+"""Seconds since 1970: a year that dates can still be told of."""
+MAX_ID: Final = 64
+MAX_FLAWS: Final = 3
+"""Flaws of schedules that a line of the log tells."""
 KEEP_SECONDS: Final = 60.0
 """For how long the record of a tick's call is kept at least: nobody else makes that tick meanwhile."""
 WRONG_SECONDS: Final = 24 * 3600.0
@@ -71,6 +83,21 @@ class Schedule(Struct, kw_only=True):
     codec: str
     options: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raises TypeError or ValueError for what makes no sense: the table may have been written by anybody."""
+        validate_name(self.name, "the name of a schedule")
+        validate_name(self.task, "the name of an atask")
+        with suppress(NotSupported):  # cronsim is missing here, and may be there where the times are kept
+            _ = self.timing
+        for moment in (self.since, self.last):
+            if moment is not None and not 0 <= moment <= LAST_MOMENT:
+                raise ValueError(f"{moment!r} is no time of a schedule: seconds since 1970")
+        if self.last_id is not None and not (0 < len(self.last_id) <= MAX_ID and plain(self.last_id)):
+            raise ValueError("the id of the last call is none")
+        if not self.options.keys() <= set(_KEPT):
+            raise ValueError(f"the options of a schedule are {', '.join(_KEPT)}")
+        TaskOptions().with_changes(self.options)
+
     @property
     def timing(self) -> Timing:
         """The times of the schedule."""
@@ -93,7 +120,7 @@ class Schedule(Struct, kw_only=True):
         )
 
 
-_decoder = msgspec.msgpack.Decoder(list[Schedule])
+_decoder = msgspec.msgpack.Decoder(Schedule)
 Change = Callable[[dict[str, Schedule]], None]
 
 
@@ -151,7 +178,27 @@ def schedules_of(router: Router) -> Schedules:
 
 async def _read(store: Schedules) -> tuple[bytes, dict[str, Schedule]]:
     content = await store.read()
-    return content, {item.name: item for item in _decoder.decode(content)} if content else {}
+    return content, {item.name: item for item in _decoded(content)} if content else {}
+
+
+def _decoded(content: bytes) -> list[Schedule]:
+    """The schedules of a table. One that makes no sense is left out, and goes with the next change: it must cost
+    the others nothing."""
+
+    flaws: Counter[str] = Counter()
+
+    def refuse(_: object, error: Exception) -> None:
+        flaws[str(error) if len(flaws) < MAX_FLAWS else "others"] += 1
+
+    try:
+        found = read_each(content, _decoder.decode, refuse)
+    except UNREADABLE as error:
+        logger.error("the table of schedules cannot be read, and counts as empty: %s", error)
+        return []
+    if flaws:
+        what = "; ".join(f"{number} times {flaw}" for flaw, number in flaws.items())
+        logger.error("schedules in the table cannot be used, and are left out: %s", what)
+    return found
 
 
 async def _change(store: Schedules, change: Change) -> None:
@@ -305,17 +352,27 @@ class Ticker:
                 if entry.done > now + WRONG_SECONDS:
                     logger.warning("schedule %r had its last tick in the future: a clock was wrong", entry.name)
                     await self._note(entry, now, None)
-                await self._make(entry, now)
-                upcoming = entry.timing.after(max(now, entry.done))
-                if upcoming is not None:
-                    pause = min(pause, max(upcoming - self._clock.now(), 0.0))
-        except (AtasksError, OSError, msgspec.MsgspecError) as error:
+                pause = min(pause, await self._keep(entry, now))
+        except (AtasksError, OSError) as error:
             logger.warning("the schedules cannot be kept for now: %s", error)
             return PAUSE
         return pause
 
+    async def _keep(self, entry: Schedule, now: float) -> float:
+        """Make the calls of one schedule that are due, whatever keeps it from that, and return in how many seconds
+        to look at it again. Raises OSError, or NotConnected, if the others cannot be kept either."""
+        try:
+            await self._make(entry, now)
+            upcoming = entry.timing.after(max(now, entry.done))
+        except (OSError, NotConnected):
+            raise
+        except (AtasksError, ValueError, OverflowError, msgspec.MsgspecError) as error:
+            logger.warning("schedule %r cannot be kept for now: %s", entry.name, error)
+            return PAUSE
+        return LOOK_SECONDS if upcoming is None else max(upcoming - self._clock.now(), 0.0)
+
     async def _make(self, entry: Schedule, now: float) -> None:
-        due = list(takewhile(lambda tick: tick <= now, entry.timing.ticks(self._earliest(entry, now))))
+        due = _due(entry, now)
         if not due:
             return
         if not entry.catch_up:
@@ -340,15 +397,6 @@ class Ticker:
 
         await _change(self._store, change)
         entry.last, entry.last_id = last, call_id
-
-    def _earliest(self, entry: Schedule, now: float) -> float:
-        """From where on to look for ticks: not for all that a short period has missed in a long time."""
-        begin = entry.done
-        if entry.catch_up:
-            if isinstance(entry.every, str):
-                return begin
-            return max(begin, now - (MAX_MISSED + 1) * entry.every)
-        return max(begin, now - LATE_SECONDS - (0.0 if isinstance(entry.every, str) else entry.every))
 
     async def _goes_on(self, call_id: str | None) -> bool:
         """Tell whether that call waits or runs."""
@@ -383,3 +431,25 @@ class Ticker:
         except Exception:
             logger.exception("schedule %r has lost a tick: a middleware raised", entry.name)
             return None
+
+
+def _due(entry: Schedule, now: float) -> list[float]:
+    """The ticks until now that were not made; more than `MAX_MISSED` of them, and not all, if there are many.
+    A cron expression does not say how far apart its ticks are, and it may have had no worker for years."""
+    earliest, span = _earliest(entry, now), SPAN_SECONDS
+    while True:
+        begin = max(earliest, now - span)
+        due = list(takewhile(lambda tick: tick <= now, entry.timing.ticks(begin)))
+        if begin == earliest or len(due) > MAX_MISSED:
+            return due
+        span *= 4
+
+
+def _earliest(entry: Schedule, now: float) -> float:
+    """From where on to look for ticks: not for all that a short period has missed in a long time."""
+    begin = entry.done
+    if entry.catch_up:
+        if isinstance(entry.every, str):
+            return begin
+        return max(begin, now - (MAX_MISSED + 1) * entry.every)
+    return max(begin, now - LATE_SECONDS - (0.0 if isinstance(entry.every, str) else entry.every))

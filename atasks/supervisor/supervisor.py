@@ -44,6 +44,16 @@ class Supervisor:
     A process that dies is replaced, after a pause that grows from death to death; the log says how it died and
     which calls it was running. A process that wants to be replaced (`Tether.retire`) drains once its replacement
     serves.
+
+    Args:
+        command: The program and its arguments.
+        count: Processes that serve at a time.
+        env: Their environment. None: that of this process.
+        on_output: Called with the number of a worker and whole lines that it wrote to stderr. None: workers share
+            the stderr of this process.
+        on_report: Called with the number of a worker, and the kind and the values of what it said with
+            `Tether.report`. Numbers count from 1.
+        on_end: Called with the process id of one that has ended.
     """
 
     def __init__(
@@ -56,10 +66,6 @@ class Supervisor:
         on_report: Callable[[int, str, list[Any]], None] | None = None,
         on_end: Callable[[int], None] | None = None,
     ) -> None:
-        """`env` None: the environment of this process. `on_output(number, lines)` gets what a worker writes to
-        stderr, in whole lines; None: workers share the stderr of this process. `on_report(number, kind, values)`
-        gets what workers say with `Tether.report`; `on_end(pid)` is called when a process has ended. Numbers count
-        from 1."""
         if count < 1:
             raise ValueError(f"count={count}: at least 1")
         self.command = list(command)
@@ -126,7 +132,11 @@ class Supervisor:
         await asyncio.shield(self._failed)
 
     async def stop(self, grace: float) -> None:
-        """Release all processes, and return when they have ended. What lives after `grace` seconds is killed."""
+        """Release all processes, and return when they have ended.
+
+        Args:
+            grace: Seconds after which those that live still are killed.
+        """
         keepers, self._keepers = self._keepers, []
         for keeper in keepers:
             keeper.cancel()

@@ -59,10 +59,14 @@ KINDS: Final = (
     "worker",
 )
 """Kinds of events."""
+MAX_PATTERN: Final = 1024
+"""Characters of a pattern: to read one of `[` takes time by the square of its length."""
 MAX_AWAITED: Final = 100
 """Calls that one call awaits, in an answer."""
 
 Ids = Annotated[list[str], Meta(max_length=1000)]
+Seconds = Annotated[float, Meta(ge=0)]
+"""No NaN either, which no time is later than."""
 State = Literal["waiting", "running", "parked"]
 
 
@@ -76,11 +80,11 @@ class Inspect(Struct, tag="inspect"):
     what: Literal["worker", "calls"]
     limit: Annotated[int, Meta(ge=1, le=MAX_CALLS)] = MAX_CALLS
     """Calls in the answer, the oldest first."""
-    task: str = ""
+    task: Annotated[str, Meta(max_length=MAX_PATTERN)] = ""
     """Only calls of atasks whose name matches this pattern, as file names do: `shop.*`; empty: all."""
     state: str = ""
     """Only calls in this state; empty: all."""
-    older: float = 0.0
+    older: Seconds = 0.0
     """Only calls that were made so many seconds ago at least."""
     ids: Ids = []
     """Only these calls; empty: all."""
@@ -105,9 +109,9 @@ class Watch(Struct, tag="watch"):
 
     kinds: Annotated[list[str], Meta(max_length=64)]
     """The kinds of events that are wanted, of `KINDS`."""
-    sample: float = 1.0
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Which part of the trees of calls is told of, 0 to 1: all events of a tree, on all workers, or none."""
-    lease: float = 10.0
+    lease: Seconds = 10.0
     """0: tell no more."""
     ids: Ids = []
     """Only these calls, and the tries of them; empty: all."""

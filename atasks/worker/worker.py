@@ -195,8 +195,12 @@ class Worker:
         self._life.fail(error)
 
     async def drain(self, grace: float = 30.0) -> None:
-        """Take no more calls, give back those that have not started, let the running ones finish within `grace`
-        seconds, then cancel and give back the rest. Safe to call again: every caller waits for the one drain."""
+        """Take no more calls, give back those that have not started, let the running ones finish, then cancel and
+        give back the rest. Safe to call again: every caller waits for the one drain.
+
+        Args:
+            grace: Seconds for which running calls may go on.
+        """
         await self._life.drain(grace)
 
     def threads(self) -> list[tuple[threading.Thread, HeldCall]]:

@@ -37,6 +37,11 @@ def test_a_worker_of_the_installed_apps(project: Project) -> None:
     assert worker.finish().code == 0
 
 
+def test_the_project_lacks_no_migration(project: Project) -> None:
+    done = project.manage("makemigrations", "--check")
+    assert (done.code, done.out) == (0, "No changes detected\n"), done.err
+
+
 def test_logging_is_left_to_the_settings(project: Project) -> None:
     project.write(
         "log_settings.py",

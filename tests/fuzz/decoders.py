@@ -1,24 +1,36 @@
 """Every decoder of bytes that come from elsewhere, and what it may raise."""
 
+# Private names: `schedules._decoded` and `_due`, `journal._read`: what reads foreign bytes.
+
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
 
 import atasks
 from atasks import DecodeError, MsgpackCodec, ZstdCodec, wire
+from atasks.arrays import UNREADABLE
 from atasks.failures.failures import decode_failure, encode_failure
+from atasks.pipeline import collect, fork, map
+from atasks.pipeline.submitted import blueprint, journal
+from atasks.signing import Key, SealError, parse, seal, verify
+from atasks.submitted import schedules
+from atasks.tracking import queries
 from atasks.transport.backends.local import frames
 from atasks.wire import Reply, Status
 from tests.fuzz.mutations import Mutations
-from tests.fuzz.samples import ENVELOPES, FRAMES
+from tests.fuzz.samples import ANSWERS, ENVELOPES, FRAMES, QUESTIONS, TABLES
+from tests.fuzz.worker import echo, in_a_thread
 
 __all__ = ["DECODERS", "Found", "run"]
 
+KEY: Final = Key("fuzz", bytes(range(32)))
+RUNS: Final = [map(echo), map(echo) | collect(5), map(in_a_thread, workers=3) | fork(map(echo), map(echo))]
 SLOW: Final = 2.0
 """Seconds of processor time for one input, past which it is reported."""
 
@@ -69,6 +81,33 @@ def _failure(body: bytes) -> None:
     str(error), repr(error)
 
 
+def _described(question: object) -> None:
+    """What an answer looks at must be cheap, whatever the question says."""
+    if isinstance(question, queries.Inspect):
+        fnmatchcase("module.echo", question.task)
+
+
+def _seal(body: bytes) -> None:
+    sealed = parse(body)
+    verify(KEY, sealed, "request", "a-queue", "a-reply-queue", "an-id")
+
+
+def _table(body: bytes) -> None:
+    """A table of schedules, and what whoever keeps the times makes of it."""
+    now = 1_790_000_400.0
+    for entry in schedules._decoded(body):
+        schedules._due(entry, now)
+        entry.timing.after(now)
+
+
+def _stages(body: bytes) -> None:
+    try:
+        content = msgspec.msgpack.decode(body)
+    except UNREADABLE:
+        return
+    blueprint.read(content)
+
+
 DECODERS: Final[dict[str, tuple[Callable[[bytes], Any], tuple[type[BaseException], ...]]]] = {
     "envelopes": (_envelopes, (DecodeError,)),
     "frames": (_frame, frames.UNREADABLE),
@@ -76,6 +115,12 @@ DECODERS: Final[dict[str, tuple[Callable[[bytes], Any], tuple[type[BaseException
     "failures": (_failure, (DecodeError,)),
     "msgpack": (lambda body: _complete(_msgpack.decode(body)), (Exception,)),
     "zstd": (lambda body: _complete(_zstd.decode(body)), (Exception,)),
+    "questions": (lambda body: _described(queries.decode_question(body)), ()),
+    "answers": (lambda body: queries.decode_answer(body), ()),
+    "seals": (_seal, (SealError,)),
+    "schedules": (_table, ()),
+    "runs": (_stages, (DecodeError,)),
+    "notes": (lambda body: journal._read(msgspec.msgpack.decode(body)), (DecodeError, *UNREADABLE)),
 }
 """By name: what decodes, and what it may raise. A codec may raise any Exception; the router maps it."""
 
@@ -100,6 +145,19 @@ def samples(name: str) -> list[bytes]:
             return FRAMES
         case "failures":
             return _failures()
+        case "questions":
+            return [queries.encode(question) for question in QUESTIONS]
+        case "answers":
+            return [queries.encode(answer) for answer in ANSWERS]
+        case "seals":
+            place = ("request", "a-queue", "a-reply-queue", "an-id")
+            return [seal(KEY, body, 1_790_000_000_000, *place) for body in ENVELOPES]
+        case "schedules":
+            return TABLES
+        case "runs":
+            return [msgspec.msgpack.encode(blueprint.blueprint(stages.stages)) for stages in RUNS]
+        case "notes":
+            return [msgspec.msgpack.encode({"attempt": 1, "notes": [(1, [[0, 1]], 5, False)]})]
         case "zstd":
             return [_complete(_zstd.encode(value)) for value in (5, "x" * 100_000, [{"a": 1}] * 5000)]
         case _:

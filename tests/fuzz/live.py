@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import msgspec
 import psutil
 
 import atasks
@@ -26,8 +27,8 @@ from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.messages import PROTOCOL, Hello
 from tests.fuzz.mutations import Mutations
 from tests.fuzz.raw_amqp import RawPublisher, Refused, odd_properties
-from tests.fuzz.samples import ENVELOPES, FRAMES, NAMESPACE
-from tests.fuzz.worker import echo, in_a_thread, numbers
+from tests.fuzz.samples import ENVELOPES, FRAMES, NAMESPACE, TABLES
+from tests.fuzz.worker import echo, in_a_thread, limited, numbers, resuming
 
 __all__ = ["Outcome", "over_a_hub", "over_amqp"]
 
@@ -89,8 +90,16 @@ async def over_amqp(url: str, seed: int, messages: int, seconds: float) -> Outco
             (topology.control, topology.up_key("default")),
             (topology.control, topology.kept("an-id")),
             ("", topology.kept("an-id")),
+            (topology.control, topology.all_key),
+            (topology.control, topology.kept_steps("a-journal")),
+            ("", topology.kept("a-journal")),
+            ("", topology.schedules),
+            ("", f"{topology.schedules}.leader"),
+            ("", topology.limit("a-limit", None)),
+            ("", f"{topology.limit('a-limit', None)}.places"),
+            ("", topology.paused("default")),
         ]
-        dice = Mutations(seed, ENVELOPES)
+        dice = Mutations(seed, [*ENVELOPES, *(msgspec.msgpack.encode((5, table)) for table in TABLES)])
 
         def attack(ended: threading.Event) -> None:
             publisher: RawPublisher | None = None
@@ -177,7 +186,7 @@ async def _beside(
         started = time.monotonic()
         try:
             async with asyncio.timeout(30):
-                match number % 7:
+                match number % 9:
                     case 0:
                         found: Any = await in_a_thread(number)
                     case 1:
@@ -187,6 +196,10 @@ async def _beside(
                         found = await echo.options(delivery="at_most_once")(number)
                     case 3:
                         found = await echo.options(max_attempts=1)(number)
+                    case 4:
+                        found = await limited(number)
+                    case 5:
+                        found = await resuming(number)
                     case _:
                         found = await echo(number)
         except Exception as error:
@@ -227,6 +240,7 @@ async def _worker(url: str, prefix: str) -> AsyncIterator[tuple[str, psutil.Proc
         child.terminate()
         told = json.loads(await asyncio.wait_for(child.stdout.readline(), 60))
         outcome.bad, outcome.epoch = told["bad"], told["epoch"]
+        outcome.wrong += told["raised"]
         assert await asyncio.wait_for(child.wait(), 60) == 0
     finally:
         if child.returncode is None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from atasks import wire
+from atasks.transport.backends.local import frames, messages
 from tests.fuzz import decoders
 from tests.fuzz.live import over_a_hub, over_amqp
+from tests.fuzz.samples import ENVELOPES, FRAMES
 
 SEED = 20_261
 INPUTS = 400
@@ -19,6 +23,31 @@ SECONDS = 60.0
 def test_decoders(name: str) -> None:
     found = decoders.run(name, SEED, INPUTS, SECONDS)
     assert (found.inputs, found.faults) == (INPUTS, [])
+
+
+def test_every_kind_of_message_is_tried() -> None:
+    """Those of a hub to the processes around it are not: nobody else sends them."""
+    from_the_hub = {
+        messages.Welcome,
+        messages.Refused,
+        messages.NoneServes,
+        messages.Hold,
+        messages.Deliver,
+        messages.Pong,
+        messages.Answer,
+        messages.Found,
+        messages.News,
+        messages.JournalFound,
+        messages.There,
+        messages.TokenTaken,
+        messages.Table,
+        messages.LookAtTable,
+        messages.QueueState,
+    }
+    tried = {type(item) for body in ENVELOPES for item in wire.decode(body)}
+    assert tried == set(get_args(wire.Envelope))
+    tried = {type(item) for body in FRAMES for item in frames.decode(body)}
+    assert tried == set(get_args(messages.Message)) - from_the_hub
 
 
 async def test_a_worker_over_rabbitmq(amqp_url: str) -> None:

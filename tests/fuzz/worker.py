@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import atasks
-from atasks import atask
+from atasks import Limit, atask
 from tests.fuzz.samples import NAMESPACE
 
 atasks.MsgpackCodec(NAMESPACE)
 
 KEEP_BYTES: Final = 4 * 2**20
 """What a hub may keep of runs: what hostile frames submit fills it, up to there."""
+MAX_RAISED: Final = 20
 
 
 @atask(namespace=NAMESPACE, name="echo")
@@ -30,13 +31,43 @@ def in_a_thread(value: int) -> int:
     return value
 
 
+@atask(namespace=NAMESPACE, name="limited", limit=Limit("a-limit", at_once=10, namespace=NAMESPACE))
+async def limited(value: int) -> int:
+    return value
+
+
+@atask(namespace=NAMESPACE, name="scheduled", every=1.0, keep=0)
+async def scheduled() -> None:
+    """Nothing: there is a table of schedules because of it."""
+
+
+@atask(namespace=NAMESPACE, name="resuming", resume=True, orphan="run")
+async def resuming(value: int) -> int:
+    return await echo(value)
+
+
 @atask(namespace=NAMESPACE, name="numbers")
 async def numbers(value: int) -> AsyncIterator[int]:
     for number in range(value):
         yield number
 
 
+class Raised(logging.Handler):
+    """Keeps what was logged with a traceback: an exception that nobody foresaw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        error = record.exc_info and record.exc_info[1]
+        if error and len(self.found) < MAX_RAISED:
+            self.found.append(f"{record.getMessage()[:200]}: {type(error).__name__}: {str(error)[:200]}")
+
+
 async def main(url: str, prefix: str) -> None:
+    raised = Raised()
+    logging.getLogger().addHandler(raised)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     async with atasks.serve(
@@ -44,9 +75,8 @@ async def main(url: str, prefix: str) -> None:
     ) as worker:
         print(json.dumps({"id": worker.id}), flush=True)
         await stop.wait()
-        print(
-            json.dumps({"bad": worker.bad_messages, "epoch": getattr(worker.transport, "_epoch", 1)}), flush=True
-        )
+        epoch = getattr(worker.transport, "_epoch", 1)
+        print(json.dumps({"bad": worker.bad_messages, "epoch": epoch, "raised": raised.found}), flush=True)
 
 
 if __name__ == "__main__":

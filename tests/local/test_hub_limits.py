@@ -1,6 +1,7 @@
 """What a process may cost the hub, and the others around it."""
 
-# Private attributes: `SocketLink._room`: how often it is copied is seen nowhere else.
+# Private attributes: `SocketLink._room`: how often it is copied is seen nowhere else. `Hub._journals`: nothing
+# else counts them.
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from atasks import wire
 from atasks.testing import until
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import listener as hosting
-from atasks.transport.backends.local.hub import reception
+from atasks.transport.backends.local.hub import queues, reception
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
@@ -25,12 +26,20 @@ from atasks.transport.backends.local.messages import (
     Begin,
     Deliver,
     Hello,
+    JournalFound,
+    Note,
+    OpenJournal,
     Outcome,
+    QueueState,
     Request,
     Serve,
     Slots,
+    Steer,
+    TakeToken,
+    TokenTaken,
     Welcome,
 )
+from atasks.transport.limits import memory
 from atasks.wire import VERSION, Call, Reply, Status
 from tests.faults.history import settled
 from tests.local.test_conversation import arrive, frame, link
@@ -212,3 +221,81 @@ async def test_a_call_passes_those_that_wait_for_another_worker(host: Host, path
         (handed,) = of(delivered, Deliver)
         assert isinstance(handed, Deliver)
         assert handed.call.id == "for-anybody"
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [(0, 10**12, 1.0), (2**63, 0, 0.0), (0, 5, float("nan")), (-1, 0, 0.0), (0, 5, -1.0), (0, 5, 1e300)],
+    ids=str,
+)
+async def test_a_limit_that_makes_no_sense_costs_the_hub_nothing(
+    host: Host, path: str, numbers: tuple[int, int, float]
+) -> None:
+    """It would have a place in memory for each of its tokens."""
+    async with process(path) as (here, received):
+        here.send(TakeToken(1, "odd", None, *numbers))
+        here.send(TakeToken(2, "x" * 61, None, 1, 0, 0.0))
+        here.send(TakeToken(3, "good", None, 1, 0, 0.0))
+        await until(lambda: of(received, TokenTaken), "the good one is answered")
+        assert of(received, TokenTaken) == [TokenTaken(3)]
+
+
+async def test_limits_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "MAX_KEYS", 3)
+    async with process(path) as (here, received):
+        for number in range(6):
+            here.send(TakeToken(number, f"limit-{number}", None, 1, 0, 0.0))
+            here.send(TakeToken(10 + number, "with-keys", f"key-{number}", 1, 0, 0.0))
+        await until(lambda: len(of(received, TokenTaken)) == 12, "all are answered")
+        refused = {
+            item.number for item in of(received, TokenTaken) if isinstance(item, TokenTaken) and item.refusal
+        }
+        assert refused == {3, 4, 5, 13, 14, 15}
+
+
+async def test_paused_queues_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is kept until somebody resumes it, whether there is such a queue or not."""
+    monkeypatch.setattr(queues, "MAX_PAUSED", 3)
+    async with process(path) as (here, received):
+        for number in range(6):
+            here.send(Steer(number, f"queue-{number}", "pause"))
+        here.send(Steer(6, "queue-0", "resume"))
+        here.send(Steer(7, "queue-5", "pause"))
+        await until(lambda: len(of(received, QueueState)) == 8, "all are answered")
+        paused = [item.number for item in of(received, QueueState) if isinstance(item, QueueState) and item.paused]
+        assert paused == [0, 1, 2, 7]
+
+
+async def test_journals_share_a_bound(path: str, no_leaked_tasks: None) -> None:
+    """Their names count, and the ids of calls that were sent, as what was given does."""
+    host = await Host.open(path, keep_bytes=5000)
+    async with process(path) as (here, received):
+        for number in range(100):
+            here.send(OpenJournal(number, f"journal-{number}", f"owner-{number}"))
+        for number in range(100):
+            here.send(Request("nowhere", call(f"call-{number}"), wait=True, journal="journal-0"))
+        here.send(Note(100, "journal-0", Reply(VERSION, "step", Status.VALUE, b"")))
+        here.send(Note(101, "journal-99", Reply(VERSION, "step", Status.VALUE, b"")))
+        await until(lambda: len(of(received, Answer)) == 2, "both are answered")
+        assert [item.outcome for item in of(received, Answer) if isinstance(item, Answer)] == [Outcome.NO_ROOM] * 2
+        assert len(of(received, JournalFound)) == 100
+        assert len(host.hub._journals) < 20
+        here.send(OpenJournal(102, "journal-0", "owner-0"))
+        await until(lambda: len(of(received, JournalFound)) == 101, "it is answered")
+    await host.close()
+
+
+async def test_ids_and_workers_are_printable(host: Host, path: str) -> None:
+    """They stand in logs: those of a record, an event and a worker too."""
+    async with process(path) as (here, received), process(path) as (worker, delivered):
+        here.send(Begin(1, "q", call("a\nforged line"), 0, True, 60_000))
+        for name in ("a\nforged line", "w" * 65, "\N{GRINNING FACE}"):
+            worker.send(Serve(name, ["q"]))
+            worker.send(Slots(5, 0))
+        here.send(Begin(2, "q", call("good"), 0, True, 60_000))
+        await until(lambda: len(of(received, Answer)) == 2, "both are answered")
+        assert [(item.number, item.outcome) for item in of(received, Answer) if isinstance(item, Answer)] == [
+            (2, Outcome.DONE),
+            (1, Outcome.BAD),
+        ]
+        assert not of(delivered, Deliver), "nobody serves"

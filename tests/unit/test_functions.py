@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import importlib
@@ -366,4 +365,4 @@ async def test_an_edited_cell_of_a_notebook(namespace: str, monkeypatch: pytest.
         exec(compile(source, name, "exec"), vars(main))
     async with atasks.connect("loopback:", namespace=namespace):
         assert await vars(main)["cell"]() == 2
-    assert asyncio.iscoroutinefunction(vars(main)["cell"])
+    assert inspect.iscoroutinefunction(vars(main)["cell"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import subprocess
 import sys
@@ -219,6 +220,56 @@ def test_what_the_amqp_transport_refuses(namespace: str, options: dict[str, Any]
     with pytest.raises(error):
         AMQPTransport(**{"namespace": namespace, **options})
     assert get_transport(namespace) is None
+
+
+def test_arguments_that_ask_for_what_is_so_today(namespace: str) -> None:
+    router = Router(namespace, hostname=None, max_trace_depth=1000)  # type: ignore[call-arg]
+    assert get_router(namespace) is router
+    codec = PickleCodec(namespace, protocol=None, fix_imports=True, encoding="ASCII")  # type: ignore[call-arg]
+    assert codec.protocol == 5
+    exchanges = {f"{name}_exchange": "atask" for name in ("request", "response", "event", "broadcast")}
+    transport = AMQPTransport(namespace, "amqp://host/", prefix="atask", queue="atask", **exchanges)  # type: ignore
+    assert (transport.namespace, transport.queue, transport.session.topology.prefix) == (
+        namespace,
+        "atask",
+        "atask",
+    )
+    assert transport.session.urls == ["amqp://host/"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "given", "today"),
+    [
+        (Router, {"hostname": "web1"}, "atasks ps"),
+        (Router, {"max_trace_depth": 10}, "max_parked="),
+        (Router, {"trace_filter_modules": ("atasks",)}, "__cause__"),
+        (Router, {"collect_await_frames": False}, "__cause__"),
+        (AMQPTransport, {"request_exchange": "mine"}, "prefix="),
+        (AMQPTransport, {"broadcast_exchange": "mine"}, "prefix="),
+        (AMQPTransport, {"reconnect_interval": 1}, "pauses that grow"),
+        (AMQPTransport, {"client_properties": {"a": 1}}, "connection_name"),
+        (PickleCodec, {"encoding": "bytes"}, "Python 2"),
+    ],
+)
+def test_arguments_that_cannot_be_honoured(namespace: str, cls: Any, given: dict[str, Any], today: str) -> None:
+    with pytest.raises(
+        TypeError, match=f"{next(iter(given))}=.* was an argument of atasks 0.0.3: leave it out: .*{today}"
+    ):
+        cls(namespace=namespace, **given)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        cls(namespace=namespace, colour="red")
+
+
+@pytest.mark.parametrize("method", ["_call_coro", "_on_request", "_on_event", "_on_broadcast"])
+def test_a_method_that_nothing_calls(method: str) -> None:
+    with pytest.raises(TypeError, match=f"nothing calls Mine.{method}.*run\\(\\) of a middleware"):
+        type("Mine", (Router,), {method: None, "__qualname__": "Mine"})
+
+
+def test_names_of_its_traces() -> None:
+    with pytest.raises(ImportError, match=r"atasks\.trace\.AtaskStackTooDeep was in atasks 0\.0\.3"):
+        from atasks.trace import AtaskStackTooDeep  # type: ignore[attr-defined] # noqa: F401
+    assert not hasattr(importlib.import_module("atasks.trace"), "nonsense")
 
 
 async def test_the_errors_of_the_original(namespace: str) -> None:

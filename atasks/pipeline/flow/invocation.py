@@ -38,9 +38,14 @@ class Bound(Generic[*Ts]):
 
 
 def bind(*args: *Ts, **kwargs: Any) -> Bound[*Ts]:
-    """Extra arguments for the option `bind`: positional ones come before the item.
+    """Extra arguments for the option `bind`: `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
 
-    `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
+    Args:
+        *args: Positional ones, which come before the item.
+        **kwargs: Those by keyword.
+
+    Returns:
+        The arguments, for `bind=`.
     """
     return Bound(args, kwargs)
 

@@ -11,7 +11,7 @@ from atasks.policies.limit import Rule
 __all__ = ["MAX_KEYS", "Limits", "Token", "differs", "too_many"]
 
 MAX_KEYS: Final = 1000
-"""Keys of limits that one side keeps tokens for at a time."""
+"""Limits, and values of their keys, that one side keeps tokens for at a time."""
 
 
 class Token(Protocol):

@@ -31,17 +31,17 @@ class Pools:
         if pool is not None and pool.rule != rule:
             raise differs(name, rule, str(pool.rule))
         if pool is None:
-            if key is not None and len(self._pools) >= MAX_KEYS:
-                self._tidy(name)
+            if len(self._pools) >= MAX_KEYS:
+                self._tidy(name, is_keyed=key is not None)
             pool = self._pools[name, key] = TokenPool(rule)
         return pool
 
-    def _tidy(self, name: str) -> None:
+    def _tidy(self, name: str, *, is_keyed: bool) -> None:
         for found, pool in list(self._pools.items()):
-            if found[1] is not None and pool.idle:
+            if pool.idle:
                 pool.close()
                 del self._pools[found]
-        if len(self._pools) >= MAX_KEYS:
+        if sum((key is not None) == is_keyed for _, key in self._pools) >= MAX_KEYS:
             raise too_many(name)
 
     def close(self) -> None:

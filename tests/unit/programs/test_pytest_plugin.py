@@ -266,6 +266,49 @@ def test_worker_processes(run: Callable[..., pytest.RunResult]) -> None:
     run(WORKERS).assert_outcomes(passed=3)
 
 
+LEFT = """
+    import asyncio, threading
+    import pytest
+    import shop
+
+    left = []
+
+    @pytest.mark.asyncio(loop_scope="module")
+    async def test_task(atasks_worker):
+        left.append(asyncio.create_task(shop.hang()))
+        await shop.add(1, 2)
+
+    @pytest.mark.asyncio(loop_scope="module")
+    async def test_after(atasks_worker):
+        assert await shop.add(1, 2) == 3
+        left.pop().cancel()
+
+    @pytest.mark.asyncio
+    async def test_cancelled(atasks_worker):
+        call = asyncio.create_task(shop.hang())
+        await shop.add(1, 2)
+        call.cancel()
+
+    @pytest.mark.asyncio
+    async def test_submitted(atasks_worker):
+        await (await shop.hang.submit()).cancel()
+
+    def test_thread(atasks_worker, atasks_calls):
+        threading.Thread(target=shop.hang.sync, daemon=True).start()
+        while not atasks_calls.of(shop.hang):
+            pass
+        assert shop.add.sync(1, 2) == 3
+"""
+
+
+def test_calls_that_are_left_to_worker_processes(run: Callable[..., pytest.RunResult]) -> None:
+    result = run(LEFT)
+    result.assert_outcomes(passed=5, errors=2)
+    out = result.stdout.str()
+    assert re.findall(r"ERROR at teardown of (\w+)", out) == ["test_task", "test_thread"]
+    assert len(set(re.findall(r"'shop.hang', call \w+ is awaited still", out))) == 2
+
+
 def test_loading_it_imports_nothing_that_is_not_used(script: Callable[..., str]) -> None:
     output = script(
         """

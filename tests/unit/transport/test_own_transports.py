@@ -10,6 +10,7 @@ import pytest
 import atasks
 from atasks import LoopbackTransport, NotConnected, Transport, atask, get_transport
 from atasks.errors import InvalidURL
+from atasks_cli.destination import destination
 from atasks_cli.exits import CommandError
 from atasks_cli.settings import Settings
 
@@ -127,3 +128,51 @@ async def test_what_cannot_be_given(namespace: str) -> None:
         with pytest.raises((TypeError, ValueError, NotImplementedError), match=error):
             async with atasks.connect(given, **options):  # type: ignore[call-arg]
                 pass
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        ({"transport": "pigeons:Pigeons"}, ("", 1)),
+        ({"transport": "pigeons:Pigeons", "url": "coop://roof"}, ("coop://roof", 1)),
+        ({"transport": "pigeons:Pigeons", "options": {"speed": 3}}, ("", 3)),
+    ],
+)
+def test_a_transport_of_the_command_line(namespace: str, given: dict[str, Any], made: tuple[str, int]) -> None:
+    settings = Settings.make("server", namespace=namespace, **given)
+    assert settings.transport == "pigeons:Pigeons"
+    transport, options = destination(settings)
+    assert (type(transport).__name__, vars(transport)["namespace"], options) == ("Pigeons", namespace, {})
+    assert (vars(transport)["url"], vars(transport)["speed"]) == made
+    assert settings.for_aiomain()["transport"] == "pigeons:Pigeons"
+
+
+def test_the_destination_of_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATASKS_URL", "amqp://elsewhere/")
+    settings = Settings.make("server", options={"queue": "work"})
+    assert destination(settings) == ("amqp://elsewhere/", {"queue": "work"})
+    assert Settings.make("server", transport="pigeons:Pigeons").url == ""
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("given", "code", "error"),
+    [
+        (
+            {"transport": "pigeons:no_transport"},
+            2,
+            "--transport pigeons:no_transport: no subclass of atasks.Transp",
+        ),
+        ({"transport": "pigeons:Doves"}, 2, "--transport pigeons:Doves: pigeons has no Doves"),
+        ({"transport": "doves:Doves"}, 3, "No module named 'doves'"),
+        ({"transport": "pigeons:Pigeons", "records": "x"}, 2, "--transport pigeons:Pigeons: .*'records'"),
+        ({"transport": "atasks:LoopbackTransport", "url": "x://"}, 2, "LoopbackTransport takes no --url"),
+    ],
+)
+def test_a_transport_of_the_command_line_that_cannot_be_made(
+    namespace: str, given: dict[str, Any], code: int, error: str
+) -> None:
+    with pytest.raises(CommandError, match=error) as refused:
+        destination(Settings.make("server", namespace=namespace, **given))
+    assert refused.value.exit == code

@@ -19,13 +19,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import msgspec
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
+from msgspec import Meta
 from pamqp.commands import Basic
 
+from atasks.arrays import UNREADABLE
 from atasks.signing import SealError
 from atasks.tracking.queries import LookAtSchedules, encode
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
@@ -50,8 +52,12 @@ LEADER_EXPIRES: Final = 600_000
 """Milliseconds for which the queue that says who keeps the times is there without a worker."""
 WITHDRAW_SECONDS: Final = 5.0
 """For how long a worker that leaves waits for an answer of the broker that it has asked for to stand."""
+MAX_VERSION: Final = 2**53
+"""Versions of a table are below it, and begin at 1 again then: what anybody may put there is no end of them."""
 TURN_SECONDS: Final = 90.0
 """For how long a turn at the table is waited for: who has it may be on a host that is gone."""
+
+_decoder = msgspec.msgpack.Decoder(tuple[Annotated[int, Meta(ge=0, lt=MAX_VERSION)], bytes])
 
 
 class AMQPSchedules(Schedules):
@@ -96,7 +102,7 @@ class AMQPSchedules(Schedules):
                 if content != old:
                     return False
                 replaced = list(messages)  # the next table comes here too
-                await self._publish(version + 1, new)
+                await self._publish(version % (MAX_VERSION - 1) + 1, new)
                 for message in replaced:
                     await channel.basic_ack(message.delivery_tag or 0)
                 return True
@@ -157,11 +163,11 @@ class AMQPSchedules(Schedules):
                     opened = seals.open(message, self._session.topology.place("", self._table))
                     if isinstance(opened, Opened) and not opened.key.serve:
                         raise SealError("not allowed")
-                version, content = msgspec.msgpack.decode(opened.body, type=tuple[int, bytes])
+                version, content = _decoder.decode(opened.body)
             except SealError as error:
                 if seals is not None:
                     seals.count(str(error))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 logger.error("a message in queue %r is no table of schedules, and is ignored", self._table)
             else:
                 found = max(found, (version, content), key=lambda each: each[0])

@@ -8,7 +8,7 @@ import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -64,12 +64,15 @@ anyway, and a worker remembers fewer replies."""
 CANCELLED: Final = 10_000
 
 
-@dataclass(frozen=True)
 class Opened(DeliveredMessage):
     """A message whose seal was right; `body` is what was sealed."""
 
     key: Key
     issued_ms: int
+
+    def __init__(self, message: DeliveredMessage, body: bytes, key: Key, issued_ms: int) -> None:
+        # All at once: one by one they cost as much as the rest of opening a short message.
+        self.__dict__.update(message.__dict__, body=body, key=key, issued_ms=issued_ms)
 
 
 def key_of(message: DeliveredMessage) -> str:
@@ -118,6 +121,7 @@ class Seals:
         self.answered = asyncio.Event()
         """Set once a worker has answered anything, the probe at first."""
         self._topology = topology
+        self._place = lru_cache(maxsize=1024)(topology.place)
         self._replays = Replays()
         self._owners: dict[str, str] = {}
         """Id of a call -> whose key it came with: the latest ones."""
@@ -148,7 +152,7 @@ class Seals:
 
     def sealed(self, message: Outgoing) -> bytes:
         """The body to be sent: under a seal, unless it is for everybody. Marks the properties accordingly."""
-        place = self._topology.place(message.exchange, message.destination)
+        place = self._place(message.exchange, message.destination)
         if message.key == UNSEALED or place is None:
             return message.body
         key = self.keys.own if message.key is None else self.keys.known(message.key) or self.keys.own
@@ -185,7 +189,8 @@ class Seals:
         return UNSEALED if run is not None and self.accept_unsealed and not run.call.by else self.keys.own.name
 
     def mark(self, pending: Pending) -> None:
-        """Say how a new call is sealed. What a submitted run calls is called in the name of its submitter."""
+        """Say how a new call that another one makes is sealed. What a submitted run calls is called in the name of
+        its submitter."""
         run = serving.get()
         if run is None:
             return
@@ -226,7 +231,7 @@ class Seals:
             if seen and not message.redelivered:
                 raise SealError("replayed")
         properties.content_type = wire.CONTENT_TYPE
-        return Opened(message.delivery, message.header, body, message.channel, key, sealed.issued_ms)
+        return Opened(message, body, key, sealed.issued_ms)
 
     def count(self, reason: str, times: int = 1) -> None:
         """Count what was refused; the log has a line for it at once, and then one a minute at most."""
@@ -369,12 +374,12 @@ class Seals:
     # -- replies
 
     def for_caller(
-        self, message: DeliveredMessage, envelopes: list[Envelope], pendings: dict[str, Pending]
+        self, message: DeliveredMessage, envelopes: list[Envelope], pendings: dict[str, Pending], news: bool
     ) -> list[Envelope]:
         """Return the envelopes of a message that answer calls which were sealed here: they come under the same
-        key."""
+        key. `news`: as `is_news` says."""
         key = key_of(message)
-        if self.is_news(message):
+        if news:
             trusted = self.serves(message)
             awaited = {
                 name for name, pending in pendings.items() if pending.address and not pending.kept and not trusted

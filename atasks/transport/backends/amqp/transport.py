@@ -13,6 +13,7 @@ from aiormq.exceptions import ChannelInvalidStateError
 
 from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
+from atasks.original import as_before
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
 from atasks.transport.backends.amqp.broker.outbox import Outbox
@@ -80,6 +81,7 @@ class AMQPTransport(CallTransport):
     supports = CallTransport.supports | {"streams", "events", "reports"}
     redelivers: ClassVar[bool] = True
 
+    @as_before
     def __init__(
         self,
         url: str | Sequence[str] = "amqp://guest:guest@localhost/",
@@ -96,6 +98,8 @@ class AMQPTransport(CallTransport):
         keys: str | os.PathLike[str] | None = None,
         unsealed: Literal["refuse", "accept"] = "refuse",
     ) -> None:
+        if "://" in namespace and isinstance(url, str):  # as for atasks 0.0.3, where the namespace came first
+            url, namespace = namespace, url
         topology = Topology(prefix, namespace, queue_type, max_priority)
         urls = [checked(item) for item in ([url] if isinstance(url, str) else url)]
         self.queue = topology.check(validate_queue(queue))
@@ -142,7 +146,7 @@ class AMQPTransport(CallTransport):
             from atasks.transport.records.postgres.database import Database
         except ImportError:
             raise NotSupported(
-                "records in PostgreSQL need psycopg: pip install 'atasks[postgres]', or leave records= and "
+                "records in PostgreSQL need psycopg: pip install 'psycopg[binary]', or leave records= and "
                 "$ATASKS_RECORDS out"
             ) from None
         topology, timeout = self.session.topology, self.session.timeout

@@ -11,13 +11,15 @@ import msgspec
 from msgspec import Struct
 
 from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
-from atasks.transport.backends.local.messages import Message, Request
+from atasks.transport.backends.local.messages import Begin, GiveBack, Message, Publish, Request, Serve
 from atasks.wire import plain
 
 __all__ = ["UNREADABLE", "Salvaged", "decode", "encode", "salvage"]
 
 MAX_MESSAGES: Final = 2**20
 """Messages in one frame: a program may make so many calls in one turn of its event loop."""
+MAX_WORKER: Final = 64
+"""Characters of the name of a worker."""
 MAX_BAD: Final = 1000
 """Messages of one frame that may be unreadable."""
 
@@ -45,8 +47,12 @@ def _check_length(body: bytes | memoryview) -> None:
 
 def _check_id(message: Message) -> None:
     """Ids stand in logs, and in keys: other sides may be anybody's."""
-    if isinstance(message, Request) and not plain(message.call.id):
+    if isinstance(message, Request | Begin | Publish | GiveBack) and not plain(message.call.id):
         raise msgspec.ValidationError("an id that is not printable ASCII")
+    if isinstance(message, Serve) and not (len(message.worker) <= MAX_WORKER and plain(message.worker)):
+        raise msgspec.ValidationError(
+            f"a worker that is not named in up to {MAX_WORKER} characters of printable ASCII"
+        )
 
 
 class Salvaged(Struct, gc=False):

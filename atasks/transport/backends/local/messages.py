@@ -6,12 +6,13 @@ Both ends are of one version: `Hello` says so. `frames.py` makes bytes of messag
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from atasks import wire
 from atasks.options import Executor
+from atasks.policies.limit import MAX_KEY, MAX_NAME, MAX_PERIOD, MAX_TOKENS
 from atasks.transport.subscription import Subscription
 from atasks.wire import Awaits, Call, Cancel, Credit, End, Reply
 
@@ -64,6 +65,8 @@ __all__ = [
 
 PROTOCOL: Final = 4
 """The version of the messages."""
+
+Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
 class Hello(Struct, array_like=True, tag=32, gc=False):
@@ -342,11 +345,12 @@ class TakeToken(Struct, array_like=True, tag=57, gc=False):
     """Give me a token of this limit, as soon as there is one."""
 
     number: int
-    name: str
-    key: str | None
-    at_once: int
-    per_period: int
-    period: float
+    name: Annotated[str, Meta(max_length=MAX_NAME)]
+    key: Annotated[str, Meta(max_length=MAX_KEY)] | None
+    at_once: Tokens
+    per_period: Tokens
+    period: Annotated[float, Meta(ge=0, le=MAX_PERIOD)]
+    """0: there is no rate."""
 
 
 class TokenTaken(Struct, array_like=True, tag=58, gc=False):

@@ -7,7 +7,10 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Order",
             fields=[
-                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                (
+                    "id",
+                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
+                ),
                 ("item", models.CharField(max_length=100)),
                 ("price", models.IntegerField(null=True)),
                 ("sent", models.BooleanField(default=False)),

@@ -97,7 +97,7 @@ class Command(BaseCommand):
                 Tether.inherited(),
                 verbosity=max(0, options["verbosity"] - 1),
                 command=None if command_line else _command(targets, options),
-                transport_options=namespace.options,
+                transport_options={} if ":" in (chosen["transport"] or "") else namespace.options,
                 **chosen,
             )
         except exits.CommandError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from contextlib import suppress
 from typing import Final
 
@@ -17,6 +18,7 @@ from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology
 
 __all__ = ["move_early_calls"]
@@ -25,6 +27,8 @@ logger = logging.getLogger("atasks.amqp")
 
 AT_ONCE: Final = 200
 """Messages that are on their way at once."""
+REFUSED_PAUSE: Final = 0.5
+"""Seconds before the next message, where the work queue took none."""
 
 
 async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue: str) -> None:
@@ -41,19 +45,20 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
             return
         channel = await link.open_channel()
         try:
-            moved: set[asyncio.Task[None]] = set()
+            moved: set[asyncio.Task[bool]] = set()
             while True:
                 found = await guard(shielded(channel.basic_get(early)))
                 if not isinstance(found.delivery, Basic.GetOk):
                     break
-                properties = found.header.properties
-                moved_by: FieldTable = {"x-death": [{"queue": early}]}
-                properties.headers = moved_by if was_delayed(properties) else None
-                message = _Moved(found.body, work, properties)
+                message = _Moved(found.body, work, _properties(found.header.properties, early))
                 outbox.put(message)
                 moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
                 if len(moved) >= AT_ONCE:
-                    _, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
+                    done, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
+                    if not all(task.result() for task in done):  # the queue is full, or gone
+                        await asyncio.sleep(REFUSED_PAUSE)
+                        if await link.queue_state(work) is None:
+                            return
             if moved:
                 await asyncio.wait(moved)
             with suppress(AMQPChannelError):  # others have put a call there meanwhile, or consume the queue
@@ -67,8 +72,24 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
         logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
 
 
+def _properties(known: Basic.Properties, early: str) -> Basic.Properties:
+    """Return those of a request: with others, as the name of another user, the broker would refuse the message.
+    One without an id gets one, by which it is known until it is confirmed."""
+    moved_by: FieldTable = {"x-death": [{"queue": early}]}
+    return Basic.Properties(
+        content_type=known.content_type,
+        correlation_id=known.correlation_id,
+        delivery_mode=known.delivery_mode,
+        expiration=known.expiration,
+        headers=moved_by if was_delayed(known) else None,
+        message_id=known.message_id or f"early-{uuid.uuid4().hex}",
+        priority=known.priority,
+        reply_to=known.reply_to,
+    )
+
+
 class _Moved(Outgoing):
-    """A request on its way from one queue to another, as it is, seal included."""
+    """A request on its way from one queue to another, its body as it is, seal included."""
 
     __slots__ = ("arrived",)
 
@@ -76,14 +97,15 @@ class _Moved(Outgoing):
         super().__init__(body, work, properties, key="")
         self.arrived: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    async def settle(self, channel: Channel, tag: int | None) -> None:
-        """Acknowledge what it came by when it is safe, or put that back."""
+    async def settle(self, channel: Channel, tag: int | None) -> bool:
+        """Acknowledge what it came by when it is safe, or put that back. Returns False in the latter case."""
         arrived = await self.arrived
         with suppress(*CLIENT_ERRORS):
             if arrived:
                 await channel.basic_ack(tag or 0, wait=False)
             else:
                 await channel.basic_nack(tag or 0, requeue=True, wait=False)
+        return arrived
 
     def confirmed(self) -> None:
         self._tell(True)
@@ -93,8 +115,11 @@ class _Moved(Outgoing):
 
     refused = returned
 
-    def rejected(self, refusal: object) -> None:
-        self._tell(False)
+    def rejected(self, refusal: Refusal) -> None:
+        """Drop a message that cannot be sent, whoever tries: put back it would come again for ever."""
+        if refusal.exchange is None:
+            super().rejected(refusal)
+        self._tell(refusal.exchange is None)
 
     def lost(self) -> bool:
         self._tell(False)

@@ -281,10 +281,11 @@ class Topology:
         """Return a function that gives the `place` of a message that has come into a queue of this process,
         directly or from the exchange."""
         direct = self.place("", queue)
+        exchanges = (self.control, self.events, self.watch)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            known = message.exchange in (self.control, self.events, self.watch)
-            return self.place(message.exchange or "", message.routing_key or "") if known else direct
+            exchange = message.exchange
+            return self.place(exchange, message.routing_key or "") if exchange in exchanges else direct
 
         return place
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pamqp.common import FieldTable
 
 from atasks import wire
+from atasks.current import serving
 from atasks.errors import DecodeError
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.link import Link, guard
@@ -152,7 +153,7 @@ class Calling:
     def post(self, pending: Pending) -> None:
         """Send the call, without waiting."""
         session = self.session
-        if session.seals is not None:
+        if session.seals is not None and serving.get() is not None:
             session.seals.mark(pending)
         queue = session.queue_of(pending.options)
         if queue not in self.presence.listening:
@@ -191,7 +192,7 @@ class Calling:
         news = False
         if session.seals is not None:
             news = session.seals.is_news(message)
-            envelopes = session.seals.for_caller(message, envelopes, session.pendings)
+            envelopes = session.seals.for_caller(message, envelopes, session.pendings, news)
         for envelope in envelopes:
             if isinstance(envelope, Reply):
                 pending = self._awaited(envelope.id, news)

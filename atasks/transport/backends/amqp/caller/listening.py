@@ -41,7 +41,7 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
         except DecodeError:
             envelopes = []
         if session.seals is not None:
-            envelopes = session.seals.for_caller(message, envelopes, {})
+            envelopes = session.seals.for_caller(message, envelopes, {}, session.seals.is_news(message))
         for envelope in envelopes:
             if isinstance(envelope, QueryAnswer) and envelope.token == token:
                 heard(envelope)

@@ -82,7 +82,8 @@ class Definition:
             self.surplus = (0, 0)
             await self._make(link, known)
             channel = await link.open_channel()
-            await guard(channel.basic_consume(self._queue, _nothing))
+            # Without acknowledgements: what anybody puts there would lie here until the broker loses patience.
+            await guard(channel.basic_consume(self._queue, _nothing, no_ack=True))
             return channel
         finally:
             if not lock.is_closed:
@@ -239,4 +240,4 @@ async def _gather(channel: Channel, tokens: list[tuple[str, str | None]]) -> Non
 
 
 async def _nothing(message: DeliveredMessage) -> None:
-    """Nothing is ever published to a definition."""
+    """Take what is published to a definition, where nothing belongs."""

@@ -39,10 +39,15 @@ class HubJournals:
     def open(self, peer: Peer, message: OpenJournal) -> None:
         """Send what is in the journal, which is a new one if there is none of that name."""
         key = _key(peer, message.name)
-        journal = self._journals.setdefault(key, _Journal())
-        self._owners.pop(journal.owner, None)
-        journal.owner = message.owner
-        self._owners[message.owner] = key
+        journal = self._journals.get(key)
+        if journal is None:
+            journal = _Journal()
+            if self._takes(journal, OVERHEAD + len(message.name)):
+                self._journals[key] = journal
+        if key in self._journals:
+            self._owners.pop(journal.owner, None)
+            journal.owner = message.owner
+            self._owners[message.owner] = key
         entries = journal.entries
         peer.link.send(
             JournalFound(
@@ -65,15 +70,23 @@ class HubJournals:
         journal = self._journals.get(_key(peer, name))
         if journal is None:
             return None
-        journal.entries.sent.add(call_id)
-        return journal.entries.replies.get(call_id)
+        entries = journal.entries
+        if call_id not in entries.sent and self._takes(journal, OVERHEAD):
+            entries.sent.add(call_id)
+        return entries.replies.get(call_id)
 
     def keep(self, key: tuple[str, str], reply: Reply) -> bool:
         """Put a reply into a journal; False: there is no such journal, or no room."""
-        journal, size = self._journals.get(key), len(reply.payload) + OVERHEAD
-        if journal is None or self._size + size > self._max_bytes:
+        journal = self._journals.get(key)
+        if journal is None or not self._takes(journal, len(reply.payload) + OVERHEAD):
             return False
         journal.entries.add(reply)
+        return True
+
+    def _takes(self, journal: _Journal, size: int) -> bool:
+        """Count so many bytes more of a journal; False: there is no room for them."""
+        if self._size + size > self._max_bytes:
+            return False
         journal.size += size
         self._size += size
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from msgspec import structs
 
@@ -13,6 +14,9 @@ from atasks.transport.backends.local.messages import Deliver, Handed
 
 __all__ = ["WorkQueues"]
 
+MAX_PAUSED: Final = 1000
+"""Queues that may be paused at a time."""
+
 
 class WorkQueues:
     """Every queue with calls or workers. A worker is handed calls from its queues while it has room for them."""
@@ -20,11 +24,14 @@ class WorkQueues:
     def __init__(self) -> None:
         self._queues: dict[tuple[str, str, Executor | None], WorkQueue] = {}
         """By namespace, name, and what the calls run in, if they need a place in a pool."""
+        self._paused: set[tuple[str, str]] = set()
+        """Namespace and name of those that are paused."""
         self._loop = asyncio.get_running_loop()
 
     def clear(self) -> None:
         """Forget all of them."""
         self._queues.clear()
+        self._paused.clear()
 
     def of(self, peer: Peer, name: str) -> WorkQueue:
         """The queue of that name that this peer means, made now if there is none."""
@@ -53,7 +60,15 @@ class WorkQueues:
         return [queue for queue in found if queue is not None]
 
     def pause(self, queue: WorkQueue, paused: bool) -> None:
-        """Hand out no calls of the queue, and of those beside it, until that is undone."""
+        """Hand out no calls of the queue, and of those beside it, until that is undone. Nothing happens if very
+        many are paused: a name is all that it takes, and each is kept until somebody resumes it."""
+        name = queue.namespace, queue.name
+        if not paused:
+            self._paused.discard(name)
+        elif len(self._paused) < MAX_PAUSED:
+            self._paused.add(name)
+        elif name not in self._paused:
+            return
         for each in self.whole(queue):
             each.paused = paused
             if not paused:

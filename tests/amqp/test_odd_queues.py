@@ -1,0 +1,180 @@
+"""Messages of strangers in the queues that hold no requests: they cost no call, no worker and no other message."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import pytest
+from aio_pika import Message
+from msgspec import msgpack
+
+import atasks
+from atasks import Limit, atask
+from atasks.submitted import schedules
+from atasks.testing import soon, until
+from tests.amqp.peer import Peer
+
+pytestmark = pytest.mark.usefixtures("amqp_leaks")
+
+
+@atask
+async def number(value: int) -> int:
+    return value
+
+
+@atask(keep=0)
+async def note(value: int) -> None:
+    noted.append(value)
+
+
+noted: list[int] = []
+
+SCHEDULE: dict[str, Any] = {
+    "name": "odd",
+    "task": note.name,
+    "every": 0.2,
+    "tz": "UTC",
+    "catch_up": False,
+    "overlap": "allow",
+    "defined": False,
+    "since": 1_700_000_000.0,
+    "payload": b"",
+    "codec": "cloudpickle",
+    "options": {},
+}
+ODD: dict[str, Any] = {
+    "a period that floods": SCHEDULE | {"every": 1e-300},
+    "no cron expression": SCHEDULE | {"every": "* * * * * * * *"},
+    "no time zone": SCHEDULE | {"tz": "../../etc/passwd"},
+    "a time that is none": SCHEDULE | {"since": float("nan")},
+    "a time that dates do not reach": SCHEDULE | {"since": 1e300, "every": "* * * * *"},
+    "unknown options": SCHEDULE | {"options": {"executor": "process"}},
+    "options that make no sense": SCHEDULE | {"options": {"queue": "\n", "max_attempts": -5}},
+    "an id that is none": SCHEDULE | {"last": 1_700_000_000.0, "last_id": "x" * 500, "overlap": "skip"},
+    "names that are too long": SCHEDULE | {"options": {"queue": "q" * 100}, "name": "n" * 1000},
+    "no schedule": 5,
+}
+
+
+async def _publish(peer: Peer, queue: str, *bodies: bytes, **properties: Any) -> None:
+    for body in bodies:
+        await peer.channel.default_exchange.publish(Message(body, **properties), queue, mandatory=True)
+
+
+@pytest.mark.parametrize("name", ODD)
+async def test_a_schedule_that_makes_no_sense_costs_the_others_nothing(
+    amqp_url: str, prefix: str, name: str
+) -> None:
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix), Peer.connect(amqp_url, prefix, "default") as peer:
+        await atasks.schedule("good", note, [1], every=0.2)
+        await until(lambda: len(noted) >= 2)
+        (good,) = await atasks.schedules()
+        table = msgpack.encode([good, ODD[name]])
+        await _publish(peer, f"{prefix}.schedules.default", msgpack.encode((1000, table)))
+        await soon(_known(peer, f"{prefix}.schedules.default"))
+        count = len(noted)
+        await atasks.schedule("another", note, [2], every=0.2)
+        await until(lambda: 2 in noted and len(noted) > count + 4 and 1 in noted[count + 2 :])
+        assert {item.name for item in await atasks.schedules()} - {"n" * 1000} == {"good", "another"}
+        assert await soon(number(3)) == 3
+
+
+async def _known(peer: Peer, queue: str) -> None:
+    """Return when the broker has the message in its queue, or has handed it out."""
+    await peer.channel.get_queue(queue)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"junk",
+        b"\x91" * 3000,
+        msgpack.encode((2**53 - 1, b"junk")),
+        msgpack.encode((2**64 - 1, b"\x90")),
+        msgpack.encode((-1, b"\x90")),
+        msgpack.encode((1000, b"\x91" * 3000)),
+        msgpack.encode((1000, b"\xdd\xff\xff\xff\xff")),
+    ],
+    ids=["empty", "junk", "deep", "the last version", "past it", "before all", "deep within", "a bomb"],
+)
+async def test_a_table_that_is_none_can_be_replaced(amqp_url: str, prefix: str, body: bytes) -> None:
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix), Peer.connect(amqp_url, prefix, "default") as peer:
+        await atasks.schedule("good", note, [1], every=0.2)
+        await until(lambda: noted)
+        await _publish(peer, f"{prefix}.schedules.default", body)
+        await soon(atasks.schedule("another", note, [2], every=0.2))
+        await soon(atasks.schedule("third", note, [3], every=0.2))
+        await until(lambda: {2, 3} <= set(noted))
+        assert {"another", "third"} <= {item.name for item in await soon(atasks.schedules())}
+        assert await soon(number(3)) == 3
+
+
+async def test_a_schedule_of_a_year_ago_is_looked_at_in_no_time(amqp_url: str, prefix: str) -> None:
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix), Peer.connect(amqp_url, prefix, "default") as peer:
+        await atasks.schedule("good", note, [1], every=0.2)
+        await until(lambda: noted)
+        (good,) = await atasks.schedules()
+        old = SCHEDULE | {"every": "* * * * *", "catch_up": True, "since": 0.0, "payload": good.payload}
+        table = msgpack.encode([good, old])
+        await _publish(peer, f"{prefix}.schedules.default", msgpack.encode((1000, table)))
+        await atasks.schedule("another", note, [2], every=0.2)
+        slowest = 0.0
+        until_then = time.monotonic() + 3
+        while time.monotonic() < until_then:
+            since = time.monotonic()
+            await number(1)
+            slowest = max(slowest, time.monotonic() - since)
+        assert slowest < 2
+        await until(lambda: len(noted) > 100)
+
+
+async def test_what_lies_before_a_work_queue_is_moved_whatever_it_is(
+    amqp_url: str, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR)
+    noted.clear()
+    async with Peer.connect(amqp_url, prefix, "default") as peer:
+        async with atasks.connect(amqp_url, prefix=prefix):
+            await note.submit(1)
+            early = f"{peer.work_queue()}.early"
+            for body in (b"", b"junk", b"\x91" * 3000):
+                await _publish(peer, early, body)
+                await _publish(peer, early, body, user_id="guest", headers={"CC": ["x"], "n": 5}, priority=255)
+            await note.submit(2)
+        async with atasks.serve(amqp_url, prefix=prefix):
+            dead = await peer.dead_letters()
+            await until(lambda: sorted(noted) == [1, 2])
+            for _ in range(6):
+                await soon(dead.get())
+            with pytest.raises(Exception, match="NOT_FOUND"):
+                while True:
+                    await peer.channel.get_queue(early)
+                    await asyncio.sleep(0.05)
+
+
+async def test_a_message_in_the_definition_of_a_limit_is_taken_away(amqp_url: str, prefix: str) -> None:
+    """Unacknowledged it would have the broker close the channel, half an hour later, and so on for ever."""
+    limit = Limit("bank", at_once=2)
+    async with atasks.serve(amqp_url, prefix=prefix), Peer.connect(amqp_url, prefix, "default") as peer:
+        async with limit:
+            await _publish(peer, f"{prefix}.limit.default.bank", b"", b"junk")
+            queue = await peer.channel.get_queue(f"{prefix}.limit.default.bank")
+            await until(lambda: queue.declaration_result.message_count == 0)
+        async with limit, limit:
+            assert await soon(number(3)) == 3
+    async with Peer.connect(amqp_url, prefix, "default") as peer:
+        queue = await peer.channel.get_queue(f"{prefix}.limit.default.bank")
+        assert queue.declaration_result.message_count == 0, "they were acknowledged"
+
+
+def test_a_schedule_says_what_is_wrong_with_it() -> None:
+    for entry in ODD.values():
+        found = schedules._decoded(msgpack.encode([SCHEDULE, entry]))
+        assert "odd" in [item.name for item in found]
