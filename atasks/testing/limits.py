@@ -214,6 +214,38 @@ class LimitCases(Cases):
                 async with others:
                     pass
 
+    async def test_two_values_while_calls_wait(self, site: Site) -> None:
+        name = f"two-{uuid.uuid4().hex}"
+        ours = Limit(name, at_once=1, namespace=site.namespace)
+        others = Limit(name, per_second=5, namespace=site.namespace)
+
+        @site.atask(limit=ours)
+        async def limited(n: int) -> int:
+            return n
+
+        async with site.open():
+            if site.caller.limits is None:
+                return
+            async with ours:
+                waiting = [asyncio.create_task(limited(n)) for n in range(3)]
+                with pytest.raises(LimitError, match=r"5 in 1 s here, and at_once=1 where"):
+                    await soon(others.take())
+            assert await soon(asyncio.gather(*waiting)) == [0, 1, 2]
+
+    async def test_two_values_for_two_keys(self, site: Site) -> None:
+        name = f"two-{uuid.uuid4().hex}"
+        ours = Limit(name, at_once=1, key=str, namespace=site.namespace)
+        theirs = Limit(name, at_once=2, key=str, namespace=site.namespace)
+
+        async with site.open():
+            if site.caller.limits is None:
+                return
+            async with ours.of("a"):
+                with pytest.raises(LimitError, match=r"at_once=2 here, and at_once=1 where"):
+                    await soon(theirs.take("b"))
+            async with ours.of("b"):
+                pass
+
     async def test_streams_hold_it_to_their_end(self, site: Site) -> None:
         limit = Limit("stream", at_once=1, namespace=site.namespace)
         inside = Inside()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import ClassVar, Final, Protocol
 
 from atasks.errors import LimitError
 from atasks.policies.limit import Rule
 
-__all__ = ["MAX_KEYS", "Limits", "Token", "differs", "too_many"]
+__all__ = ["MAX_KEYS", "Limits", "Token", "agree", "differs", "too_many"]
 
 MAX_KEYS: Final = 1000
 """Limits, and values of their keys, that one side keeps tokens for at a time."""
@@ -41,6 +42,14 @@ class Limits(ABC):
 
         Raises LimitError where the limit is in use with another rule that does not give way, and NotConnected.
         """
+
+
+def agree(name: str, rule: Rule, others: Iterable[Rule]) -> None:
+    """Raise LimitError if the limit has another rule where it is in use already, maybe for other values of its
+    key."""
+    for other in others:
+        if other != rule:
+            raise differs(name, rule, str(other))
 
 
 def differs(name: str, rule: Rule, other: str) -> LimitError:

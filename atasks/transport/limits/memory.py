@@ -6,7 +6,7 @@ import asyncio
 
 from atasks.errors import NotConnected
 from atasks.policies.limit import Rule
-from atasks.transport.limits.contract import MAX_KEYS, Limits, Token, differs, too_many
+from atasks.transport.limits.contract import MAX_KEYS, Limits, Token, agree, too_many
 from atasks.transport.limits.pool import TokenPool
 
 __all__ = ["MemoryLimits", "Pools"]
@@ -26,11 +26,12 @@ class Pools:
                 del self._pools[found]
 
     def find(self, name: str, key: str | None, rule: Rule) -> TokenPool:
-        """That of a limit. Raises LimitError if it has another rule."""
+        """That of a limit. Raises LimitError if it has another rule, also for another value of its key."""
         pool = self._pools.get((name, key))
-        if pool is not None and pool.rule != rule:
-            raise differs(name, rule, str(pool.rule))
-        if pool is None:
+        if pool is not None:
+            agree(name, rule, [pool.rule])
+        else:
+            agree(name, rule, (other.rule for (limit, _), other in self._pools.items() if limit == name))
             if len(self._pools) >= MAX_KEYS:
                 self._tidy(name, is_keyed=key is not None)
             pool = self._pools[name, key] = TokenPool(rule)

@@ -9,7 +9,7 @@ from atasks.errors import NotConnected
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.limits.limit import BrokerLimit, BrokerToken
-from atasks.transport.limits.contract import MAX_KEYS, Limits, differs, too_many
+from atasks.transport.limits.contract import MAX_KEYS, Limits, agree, too_many
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
@@ -70,14 +70,15 @@ class AMQPLimits(Limits):
         limit = self._limits.get((name, key))
         if limit is None:
             limit = self._use(name, key, rule)
-        elif limit.rule != rule:
-            raise differs(name, rule, str(limit.rule))
+        else:
+            agree(name, rule, [limit.rule])
         limit.used = asyncio.get_running_loop().time()
         return await limit.take()
 
     def _use(self, name: str, key: str | None, rule: Rule) -> BrokerLimit:
         if key is not None:
             self._tidy(name)
+        agree(name, rule, (other.rule for (limit, _), other in self._limits.items() if limit == name))
         limit = BrokerLimit(
             self._session.topology,
             name,
