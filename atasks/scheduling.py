@@ -71,7 +71,8 @@ async def schedule(
 
 
 async def unschedule(name: str, *, namespace: str = "default") -> bool:
-    """Make no more calls for the schedule of that name. Calls that were made go on.
+    """Make no more calls for the schedule of that name. Calls that were made go on, and that of a tick which was
+    due just now may be made still.
 
     Args:
         name: The name that `schedule` was given.

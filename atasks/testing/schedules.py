@@ -9,7 +9,7 @@ import pytest
 from atasks import current_call, schedule, schedules, unschedule
 from atasks.testing.cases import Cases
 from atasks.testing.events import Heard
-from atasks.testing.site import PATIENCE, Site, soon
+from atasks.testing.site import PATIENCE, Site, soon, until
 
 __all__ = ["ScheduleCases"]
 
@@ -54,7 +54,7 @@ class ScheduleCases(Cases):
                     await heard.more_than(len(heard.items))
             (found,) = await soon(schedules(namespace=site.namespace))
             assert (found.name, found.task, found.defined) == ("notes", note.name, False)
-            assert await soon(unschedule("notes", namespace=site.namespace))
+            await _ended(site, "notes")
             assert not await soon(unschedule("notes", namespace=site.namespace))
             assert await soon(schedules(namespace=site.namespace)) == []
 
@@ -122,3 +122,5 @@ class ScheduleCases(Cases):
 async def _ended(site: Site, name: str) -> None:
     """Make no more calls for this schedule."""
     assert await soon(unschedule(name, namespace=site.namespace))
+    await asyncio.sleep(PERIOD)  # a tick that was due may be made still
+    await until(lambda: not site.awaited)

@@ -154,11 +154,16 @@ class Site:
         self.workers.append(worker)
         return worker
 
+    @property
+    def awaited(self) -> list[str]:
+        """The names of the calls that are awaited, or are about to be submitted, everywhere."""
+        transports = [self.caller, *(worker.transport for worker in self.workers)]
+        return [call for transport in transports for call in _pending(transport)]
+
     async def check_quiet(self) -> None:
         """Fail unless every call is over, everywhere."""
-        transports = [self.caller, *(worker.transport for worker in self.workers)]
-        pending = [call for transport in transports for call in _pending(transport)]
-        assert not pending, f"calls that are still awaited: {pending}"
+        awaited = self.awaited
+        assert not awaited, f"calls that are still awaited: {awaited}"
         for worker in self.workers:
             await worker.until_empty(PATIENCE)
             assert (worker.held, worker.parked, worker.unstarted) == (0, 0, 0)
