@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.broker import Broker
-from tests.brokers.postgres import PrivatePostgres, find_bin
+from tests.brokers.postgres import OwnPostgres, own
 from tests.django.project import Project
 
 ATASKS_MODULE = """
@@ -134,11 +134,9 @@ POSTGRES_TESTS = """
 
 
 @pytest.fixture
-def on_postgres(project: Project) -> Iterator[PrivatePostgres]:
+def on_postgres(project: Project) -> Iterator[OwnPostgres]:
     """A running database, which the settings of the project name, with persistent connections that are checked."""
-    folder = find_bin()
-    assert folder is not None, "these tests stop a database: install PostgreSQL"
-    database = PrivatePostgres(folder)
+    database = own()
     database.start()
     project.write("shop/atasks.py", POSTGRES_MODULE)
     project.configure(databases=_databases(database.url, CONN_MAX_AGE=None, CONN_HEALTH_CHECKS=True))
@@ -161,7 +159,7 @@ def _call(project: Project, *arguments: str) -> str:
     return done.out.strip()
 
 
-def test_a_restart_of_the_database(project: Project, on_postgres: PrivatePostgres) -> None:
+def test_a_restart_of_the_database(project: Project, on_postgres: OwnPostgres) -> None:
     project.serve()
     assert float(_call(project, "shop.atasks:seconds_of_ten")) < 1
     tasks = ("shop.atasks:take", "shop.atasks:take_in_thread", "shop.atasks:nested")
@@ -179,7 +177,7 @@ def test_a_restart_of_the_database(project: Project, on_postgres: PrivatePostgre
     assert sorted(before + after) == before + after
 
 
-def test_the_teardown_of_a_test_database(project: Project, on_postgres: PrivatePostgres) -> None:
+def test_the_teardown_of_a_test_database(project: Project, on_postgres: OwnPostgres) -> None:
     project.configure(
         atasks={"default": {"URL": "loopback:"}}, databases=_databases(on_postgres.url, CONN_MAX_AGE=0)
     )

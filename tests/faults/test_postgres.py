@@ -15,7 +15,7 @@ from atasks.testing import soon, until
 from atasks.transport.records.postgres.database import Database
 from atasks.transport.records.postgres.rows import Ended, New
 from tests.broker import Broker
-from tests.brokers.postgres import Postgres, PrivatePostgres, find_bin
+from tests.brokers.postgres import OwnPostgres, Postgres, own
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
 from tests.faults.resuming import row
@@ -28,16 +28,14 @@ STAGES = 3
 
 
 @pytest.fixture(scope="module")
-def own_postgres() -> Iterator[PrivatePostgres]:
-    folder = find_bin()
-    assert folder is not None, "these tests stop a database: install PostgreSQL"
-    database = PrivatePostgres(folder)
+def own_postgres() -> Iterator[OwnPostgres]:
+    database = own()
     yield database
     database.close()
 
 
 @pytest.fixture
-def database(own_postgres: PrivatePostgres) -> PrivatePostgres:
+def database(own_postgres: OwnPostgres) -> OwnPostgres:
     """A running database that the test may stop and kill."""
     own_postgres.start()
     return own_postgres
@@ -45,7 +43,7 @@ def database(own_postgres: PrivatePostgres) -> PrivatePostgres:
 
 @pytest.fixture
 async def connected(
-    node: Broker, prefix: str, database: PrivatePostgres, cleanup: None, no_leaked_tasks: None
+    node: Broker, prefix: str, database: OwnPostgres, cleanup: None, no_leaked_tasks: None
 ) -> AsyncIterator[None]:
     async with atasks.connect(node.url, prefix=prefix, records=database.url):
         yield
@@ -64,7 +62,7 @@ async def _start(fleet: Fleet, database: Postgres, **options: Any) -> WorkerProc
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 async def test_a_database_that_goes_away_and_comes_back_loses_nothing(
-    fleet: Fleet, database: PrivatePostgres, gates: Path, history: History, connected: None, how: str
+    fleet: Fleet, database: OwnPostgres, gates: Path, history: History, connected: None, how: str
 ) -> None:
     await _start(fleet, database)
     handles = [await soon(passed.submit(str(gates), number, [])) for number in range(CALLS)]
@@ -89,7 +87,7 @@ async def test_a_database_that_goes_away_and_comes_back_loses_nothing(
 
 
 async def test_calls_begin_while_the_database_is_away(
-    fleet: Fleet, database: PrivatePostgres, gates: Path, history: History, connected: None
+    fleet: Fleet, database: OwnPostgres, gates: Path, history: History, connected: None
 ) -> None:
     await _start(fleet, database)
     handles = [await soon(passed.options(delay=1.5).submit(str(gates), number, [])) for number in range(3)]
@@ -103,7 +101,7 @@ async def test_calls_begin_while_the_database_is_away(
 
 
 async def test_database_dies_between_the_run_and_its_reply(
-    fleet: Fleet, database: PrivatePostgres, gates: Path, history: History, connected: None
+    fleet: Fleet, database: OwnPostgres, gates: Path, history: History, connected: None
 ) -> None:
     """The worker dies too, with the reply that it could not write: the call runs again."""
     victim = await _start(fleet, database)
@@ -124,7 +122,7 @@ async def test_a_submitted_call_that_resumes_survives_its_workers_and_the_databa
     node: Broker,
     prefix: str,
     fleet: Fleet,
-    database: PrivatePostgres,
+    database: OwnPostgres,
     gates: Path,
     history: History,
     connected: None,
@@ -151,7 +149,7 @@ async def test_a_submitted_call_that_resumes_survives_its_workers_and_the_databa
 
 
 async def test_worker_dies_between_the_reply_and_its_acknowledgement(
-    node: Broker, fleet: Fleet, database: PrivatePostgres, gates: Path, history: History, connected: None
+    node: Broker, fleet: Fleet, database: OwnPostgres, gates: Path, history: History, connected: None
 ) -> None:
     """The call is delivered again, and does not run: its record says that it has ended."""
     proxy = Proxy(node.url)
@@ -170,7 +168,7 @@ async def test_worker_dies_between_the_reply_and_its_acknowledgement(
     assert len(history.runs("stage-0")) == 1
 
 
-async def test_a_commit_of_which_nobody_hears_counts_once(database: PrivatePostgres, prefix: str) -> None:
+async def test_a_commit_of_which_nobody_hears_counts_once(database: OwnPostgres, prefix: str) -> None:
     """The connection is lost when the statement has arrived, and before its answer has."""
     proxy = Proxy(database.url)
     records = Database(proxy.url(), prefix, "default", 10.0)
@@ -194,7 +192,7 @@ async def test_a_commit_of_which_nobody_hears_counts_once(database: PrivatePostg
         proxy.close()
 
 
-async def test_a_database_that_freezes_is_left(database: PrivatePostgres, prefix: str) -> None:
+async def test_a_database_that_freezes_is_left(database: OwnPostgres, prefix: str) -> None:
     """Nobody answers, and no connection is lost."""
     records = Database(database.url, prefix, "default", 0.5)
     await records.open()
@@ -209,7 +207,7 @@ async def test_a_database_that_freezes_is_left(database: PrivatePostgres, prefix
 
 
 async def test_submissions_while_the_database_is_away(
-    fleet: Fleet, node: Broker, prefix: str, database: PrivatePostgres, gates: Path, history: History
+    fleet: Fleet, node: Broker, prefix: str, database: OwnPostgres, gates: Path, history: History
 ) -> None:
     for number in range(3):
         (gates / str(number)).touch()
@@ -229,7 +227,7 @@ async def test_submissions_while_the_database_is_away(
 
 
 async def test_a_run_of_a_pipeline_survives_workers_and_the_database(
-    fleet: Fleet, database: PrivatePostgres, gates: Path, history: History, connected: None
+    fleet: Fleet, database: OwnPostgres, gates: Path, history: History, connected: None
 ) -> None:
     victim = await _start(fleet, database)
     handle = await soon(chained(str(gates), STAGES).submit([]))
