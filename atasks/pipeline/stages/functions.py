@@ -190,12 +190,17 @@ def is_asynchronous(function: Any) -> bool:
     """Return True for a coroutine function, an async generator function, an atask or a pipeline."""
     if isinstance(function, (BaseTask, Pipeline)):
         return True
-    method = inspect.getattr_static(type(function), "__call__", None)
-    return any(
-        check(candidate)
-        for check in (inspect.iscoroutinefunction, inspect.isasyncgenfunction)
-        for candidate in (function, method)
-    )
+    return _is(inspect.iscoroutinefunction, function) or _is(inspect.isasyncgenfunction, function)
+
+
+def is_stream(function: Any) -> bool:
+    """Return True for an async generator function, or an atask that is one."""
+    return function.streams if isinstance(function, BaseTask) else _is(inspect.isasyncgenfunction, function)
+
+
+def _is(check: Callable[[Any], bool], function: Any) -> bool:
+    """Return True if the check says so of the function, or of what calling the object calls."""
+    return check(function) or check(inspect.getattr_static(type(function), "__call__", None))
 
 
 def make_stage(
@@ -225,6 +230,9 @@ def make_stage(
         explicit="workers" in given,
     )
     check_combination(stage, options)
+    if is_stream(function) and not branch:
+        name = name_of(function)
+        raise TypeError(f"{name!r} is an async generator, and makes many items of one: write flat_map({name})")
     if options.multiprocess:
         from atasks.pipeline.flow.processes import check_picklable
 

@@ -34,6 +34,7 @@ from atasks.pipeline import (
     ordered,
     stage,
 )
+from atasks.pipeline.flow.invocation import name_of
 from tests.unit.pipeline.kinds import consume
 
 
@@ -48,6 +49,11 @@ async def agenerator(x: int) -> AsyncIterator[int]:
 @atask(name="specs-remote", namespace="specs")
 async def remote(x: int) -> int:
     return x
+
+
+@atask(name="specs-remote-stream", namespace="specs")
+async def remote_stream(x: int) -> AsyncIterator[int]:
+    yield x
 
 
 def plain(x: int) -> int:
@@ -104,6 +110,15 @@ def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exceptio
 def test_processes_and_inline_are_for_plain_functions(function: Any, option: str) -> None:
     with pytest.raises(ValueError, match=f"{option}=True is for plain functions"):
         stage(function, **{option: True})
+
+
+@pytest.mark.parametrize("make", [stage, map, filter, each, group])
+@pytest.mark.parametrize("function", [agenerator, remote_stream])
+def test_an_async_generator_is_a_branch(make: Any, function: Any) -> None:
+    with pytest.raises(TypeError, match=rf"is an async generator, .*: write flat_map\({name_of(function)}\)"):
+        make(function)
+    flat_map(function)
+    stage(function, branch=True)
 
 
 def test_what_cannot_be_pickled_cannot_run_in_a_process() -> None:
