@@ -71,6 +71,7 @@ class Event(Generic[P]):
         self._check_arguments(*args, **kwargs)
         # By position where possible: a codec may decode positional arguments by their types.
         bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()  # those of the event count: a handler need not repeat them
         return get_router(self.namespace).publish(self.name, bound.args, bound.kwargs)
 
     def sync(self, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -87,14 +88,28 @@ class Event(Generic[P]):
         """
         run_here(get_router(self.namespace), f"{self.name}.sync()", "`await` it", lambda: self(*args, **kwargs))
 
+    @overload
+    def on(self, handler: Callable[P, Coroutine[Any, Any, R]], /) -> ATask[P, R]: ...
+    @overload
+    def on(self, handler: Callable[P, R], /) -> ATask[P, R]: ...
+    @overload
     def on(
-        self, *, group: str | None = None, name: str | None = None, **options: Unpack[DecorationOptions]
-    ) -> HandlerDecorator[P]:
-        """Make an atask of the decorated function that handles the event at workers which have loaded it.
+        self,
+        handler: None = None,
+        /,
+        *,
+        group: str | None = None,
+        name: str | None = None,
+        **options: Unpack[DecorationOptions],
+    ) -> HandlerDecorator[P]: ...
+    def on(self, handler: Any = None, /, **options: Any) -> Any:
+        """Make an atask of the decorated function that handles the event at workers which have loaded it: a
+        decorator, bare or with options.
 
         The worker that has the event makes the tries of a `retry`, and parks in the pauses.
 
         Args:
+            handler: The function, where it is a bare decorator.
             group: Of all workers one handles each event, the handler of each group; a group is there from the
                 first worker on that has served it, and its events wait for a worker. None: every worker handles
                 the events that are published while it serves.
@@ -115,8 +130,14 @@ class Event(Generic[P]):
             dies. One whose handler raises at its last try is logged, and goes to the dead queue where there is a
             broker.
         """
-        if callable(group):
-            raise TypeError(f"call it: @{self.__name__}.on() or @{self.__name__}.on(group=...)")
+        if isinstance(handler, str):
+            raise TypeError(f"say what the name is: @{self.__name__}.on(group={handler!r})")
+        decorator = self._decorator(**options)
+        return decorator if handler is None else decorator(handler)
+
+    def _decorator(
+        self, *, group: str | None = None, name: str | None = None, **options: Unpack[DecorationOptions]
+    ) -> HandlerDecorator[P]:
         if options.get("queue") is not None:
             raise TypeError("a handler takes no queue: its group has one")
         queue = None if group is None else self._queue(group)

@@ -165,15 +165,22 @@ class EventCases(Cases):
         async def paid(order: int, currency: str = "EUR") -> None: ...
 
         @paid.on(group="billing")
-        async def bill(order: int, currency: str = "EUR") -> None:
+        async def bill(order: int, currency: str = "GBP") -> None:
             await heard.add((order, currency))
+
+        @paid.on  # type: ignore[arg-type]  # type checkers want the default too
+        async def book(number: int, currency: str) -> None:
+            await heard.add((number, currency))
+
+        with pytest.raises(TypeError, match=r"paid\.on\(group='billing'\)"):
+            paid.on("billing")  # type: ignore[call-overload]
 
         async with site.open():
             with pytest.raises(TypeError):
                 paid()  # type: ignore[call-arg, unused-coroutine]
             await soon(paid(order=1))
             await soon(paid(2, currency="USD"))
-            assert await heard.until(2) == [(1, "EUR"), (2, "USD")]
+            assert await heard.until(4) == [(1, "EUR"), (1, "EUR"), (2, "USD"), (2, "USD")]
             with pytest.raises(CallError):
                 await soon(paid(asyncio.get_running_loop()))  # type: ignore[arg-type]
 

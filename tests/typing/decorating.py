@@ -277,7 +277,13 @@ async def bill(order: int, *, late: bool = False) -> str:
 def note(order: int) -> None: ...
 
 
+@sent.on
+async def count(order: int) -> int:
+    return order
+
+
 async def events() -> None:
+    assert_type(await count(1), int)
     assert_type(await paid(1, late=True), None)
     assert_type(sent.sync(1), None)
     assert_type(await bill(1), str)

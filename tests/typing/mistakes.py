@@ -106,7 +106,7 @@ async def events() -> None:
     await paid()  # type: ignore[call-arg]
     paid.sync(1, 2)  # type: ignore[call-arg]
 
-    @paid.on(grp="billing")  # type: ignore[call-arg]
+    @paid.on(grp="billing")  # type: ignore[call-overload, untyped-decorator]
     async def misspelt(order: int) -> None: ...
 
     @paid.on(group="billing")  # type: ignore[arg-type]
