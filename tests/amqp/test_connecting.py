@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import aiormq.exceptions
 import pamqp.exceptions
@@ -26,9 +27,9 @@ from yarl import URL
 import atasks
 from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, QueueMismatch, TransportError
 from atasks.current import serving
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, _underlay, map_error
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, SPARES, Link, _underlay, map_error
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
@@ -322,5 +323,48 @@ async def test_a_channel_that_is_given_up_while_it_opens_leaves_no_trace(
             with contextlib.suppress(asyncio.CancelledError):
                 await (await opening).close()
     assert await soon(link.queue_state("no such queue")) is None
+    await transport.disconnect()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiormq")] == []
+
+
+async def test_declarations_do_not_wait_for_each_other(
+    new_transport: NewTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport = new_transport("connecting")
+    await transport.connect()
+    link = transport.session.link
+    assert link is not None
+    all_at_once, declare = asyncio.Barrier(SPARES), Channel.queue_declare
+
+    async def together(channel: Channel, *args: Any, **options: Any) -> Any:
+        await all_at_once.wait()
+        return await declare(channel, *args, **options)
+
+    monkeypatch.setattr(Channel, "queue_declare", together)
+    states = await soon(asyncio.gather(*(link.queue_state(f"no such queue {n}") for n in range(2 * SPARES))))
+    assert states == [None] * (2 * SPARES)
+    await transport.disconnect()
+
+
+async def test_declarations_that_are_given_up_leave_no_channel(
+    new_transport: NewTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "aiormq")
+    transport = new_transport("connecting")
+    await transport.connect()
+    link = transport.session.link
+    assert link is not None
+    channels = _underlay(link._connections[1]).channels
+    assert await soon(link.queue_state(transport.session.reply_queue)) == (0, 1)
+    before = len(channels)
+    for turns in range(12):
+        asking = [asyncio.create_task(link.queue_state("no such queue")) for _ in range(3)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for question in asking:
+            question.cancel()
+        await asyncio.wait(asking)
+    assert await soon(link.queue_state(transport.session.reply_queue)) == (0, 1)
+    await until(lambda: len(channels) <= before)
     await transport.disconnect()
     assert [record.getMessage() for record in caplog.records if record.name.startswith("aiormq")] == []

@@ -187,18 +187,21 @@ class Records(ABC):
     async def wait(self, call_id: str, wanted: Callable[[Record], bool], *, steps: bool) -> Record:
         """The record, as soon as it is as wanted. Raises UnknownRun, also if it expires meanwhile."""
         async with self.watch(call_id, steps=steps) as news:
-            record = await self.read(call_id)
-            with self.pursue(record):
-                while not wanted(record):
-                    try:
-                        async with asyncio.timeout(min(self.patience, record.expires / 3)):
-                            await news.wait()
-                    except TimeoutError:
-                        await self.touch(call_id)
-                    else:
-                        news.clear()
-                        record = await self.read(call_id)
-            return record
+            return await self.follow_up(await self.read(call_id), news, wanted)
+
+    async def follow_up(self, record: Record, news: asyncio.Event, wanted: Callable[[Record], bool]) -> Record:
+        """The record, as soon as it is as wanted, beginning with what was read of it; `news` as from `watch`."""
+        with self.pursue(record):
+            while not wanted(record):
+                try:
+                    async with asyncio.timeout(min(self.patience, record.expires / 3)):
+                        await news.wait()
+                except TimeoutError:
+                    await self.touch(record.id)
+                else:
+                    news.clear()
+                    record = await self.read(record.id)
+        return record
 
 
 def base_of(call_id: str) -> str | None:

@@ -58,6 +58,8 @@ _NOBODY: Final = asyncio.Event()
 
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
+READERS: Final = 100
+"""Records that are read at a time: each read has a channel, and a connection has 2047 of them."""
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
 """For so long a record stays at least: its queue must not expire between its declaration and its first use."""
@@ -97,6 +99,9 @@ class AMQPRecords(Records):
         self._watches: dict[str, list[asyncio.Event]] = {}
         """Routing key -> those to be told of what is published by it."""
         self._link: asyncio.Future[Link] | None = None
+        self._reading = asyncio.Semaphore(READERS)
+        self._adding = asyncio.Lock()
+        """Has what is added at the same time be kept in that order."""
         self._numbers = 0
         self._closed = False
         self._owners: dict[str, str] = {}
@@ -275,7 +280,8 @@ class AMQPRecords(Records):
         if quiet:  # sent to the queue directly, so that listeners at the exchange do not get it
             await self._publish(call_id, wire.encode([reply]), topology.kept(call_id), exchange="")
             return
-        await self.touch(call_id)
+        async with self._adding:
+            await self.touch(call_id)
         key = topology.kept(call_id) if record_of(reply.id) == call_id else topology.kept_steps(call_id)
         await self._publish(call_id, wire.encode([reply]), key, exchange=topology.control)
 
@@ -444,7 +450,7 @@ class AMQPRecords(Records):
     async def _messages(self, call_id: str) -> list[DeliveredMessage]:
         """The messages of a record, as they are. Raises UnknownRun, CallConnectionLost."""
         try:
-            async with asyncio.timeout(READ_SECONDS):
+            async with self._reading, asyncio.timeout(READ_SECONDS):
                 return await self.over_link(lambda link: self._read(link, call_id))
         except TimeoutError:
             raise CallConnectionLost(
@@ -485,14 +491,14 @@ class AMQPRecords(Records):
 
     async def _bind(self, link: Link, key: str) -> None:
         session = self._session
-        await guard(shielded(link.inbox.queue_bind(session.reply_queue, session.topology.control, key)))
+        await link.bind(session.reply_queue, session.topology.control, key)
 
     async def _unbind(self, key: str) -> None:
         session = self._session
         link = session.link
         if link is not None:
             with suppress(*CLIENT_ERRORS):
-                await guard(shielded(link.inbox.queue_unbind(session.reply_queue, session.topology.control, key)))
+                await link.unbind(session.reply_queue, session.topology.control, key)
 
 
 class _Pursued(Pending):

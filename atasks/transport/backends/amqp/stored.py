@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
@@ -143,9 +143,20 @@ class StoredRecords(Records):
         self._sender.withdraw(record.head.queue, record.call.id, self._broker.owner(record.id))
 
     async def read(self, call_id: str) -> Record:
-        found = await self.database.read(call_id)
-        record = None if found is None or not found.kept else self._record(call_id, found)
+        record = await self._read(call_id)
         return await self._broker.read(call_id) if record is None else record
+
+    async def _read(self, call_id: str) -> Record | None:
+        """The record in the database; None: there is none."""
+        found = await self.database.read(call_id)
+        return None if found is None or not found.kept else self._record(call_id, found)
+
+    async def wait(self, call_id: str, wanted: Callable[[Record], bool], *, steps: bool) -> Record:
+        async with self.database.watch(call_id, steps=steps) as news:
+            record = await self._read(call_id)
+            if record is not None:
+                return await self.follow_up(record, news, wanted)
+        return await self._broker.wait(call_id, wanted, steps=steps)
 
     async def touch(self, call_id: str) -> None:
         try:

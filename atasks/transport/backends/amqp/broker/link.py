@@ -8,11 +8,12 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import aio_pika
+from aio_pika.abc import AbstractChannel as AioPikaChannel
 from aio_pika.abc import AbstractConnection as AioPikaConnection
 from aiormq.abc import AbstractConnection, ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
@@ -92,6 +93,9 @@ HEARTBEAT: Final = 30
 SETTLE_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
+SPARES: Final = 8
+"""Channels for declarations. The broker answers that of something durable when it is on its disk, and writes what
+comes over several channels at once."""
 
 
 class _Sockets(TransportFactory):
@@ -128,8 +132,9 @@ class Link:
         self._window = -1
         """The prefetch that new consumers of `work` have; -1: not known."""
         self._work_lock = asyncio.Lock()
-        self._spare: Channel | None = None
-        self._spare_lock = asyncio.Lock()
+        self._spares: list[Channel] = []
+        """Channels for declarations that nothing is declared over just now."""
+        self._declaring = asyncio.Semaphore(SPARES)
 
     @classmethod
     async def open(cls, urls: Sequence[str], name: str, timeout: float) -> Link:
@@ -236,17 +241,13 @@ class Link:
 
     async def queue_state(self, name: str) -> tuple[int, int] | None:
         """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
-        async with self._spare_lock:
-            try:
-                channel = await self._spare_channel()
+        try:
+            async with self._spare() as channel:
                 found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))
-            except ChannelNotFoundEntity:
-                return None
-            except ChannelLockedResource:  # another connection's exclusive queue: it exists
-                return (0, 1)
-            except BaseException:
-                self._spare = None  # it may wait for the broker's answer still
-                raise
+        except ChannelNotFoundEntity:
+            return None
+        except ChannelLockedResource:  # another connection's exclusive queue: it exists
+            return (0, 1)
         return (found.message_count or 0, found.consumer_count or 0)
 
     async def require_write(self) -> None:
@@ -261,42 +262,49 @@ class Link:
     ) -> int:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it. Returns
         the number of messages in it."""
-        async with self._spare_lock:
-            channel = await self._spare_channel()
-            try:
-                found = await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
-                for key in keys:
-                    await guard(shielded(channel.queue_bind(name, exchange, key)))
-            except BaseException:
-                self._spare = None  # as above
-                raise
+        async with self._spare() as channel:
+            found = await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
+            for key in keys:
+                await guard(shielded(channel.queue_bind(name, exchange, key)))
         return found.message_count or 0
 
     async def delete_queue(self, name: str) -> None:
         """Delete a queue, if it is there."""
-        async with self._spare_lock:
-            channel = await self._spare_channel()
-            try:
-                await guard(shielded(channel.queue_delete(name)))
-            except BaseException:
-                self._spare = None
-                raise
+        async with self._spare() as channel:
+            await guard(shielded(channel.queue_delete(name)))
+
+    async def bind(self, queue: str, exchange: str, key: str) -> None:
+        """Have what is published by this key come to the queue. Loses the link if one of the two is not there: a
+        new one declares them."""
+        try:
+            async with self._spare() as channel:
+                await guard(shielded(channel.queue_bind(queue, exchange, key)))
+        except ChannelNotFoundEntity as error:
+            self.lose(f"{type(error).__name__}: {error}")
+            raise
+
+    async def unbind(self, queue: str, exchange: str, key: str) -> None:
+        """Have it come there no more."""
+        async with self._spare() as channel:
+            await guard(shielded(channel.queue_unbind(queue, exchange, key)))
 
     async def declare_exchange(self, name: str, kind: str) -> None:
         """Declare a durable exchange, without losing the link if it exists as another one."""
-        async with self._spare_lock:
-            channel = await self._spare_channel()
-            try:
-                await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
-            except BaseException:
-                self._spare = None  # as above
-                raise
+        async with self._spare() as channel:
+            await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
 
-    async def _spare_channel(self) -> Channel:
-        """A channel of its own for declarations: one that the broker refuses closes its channel."""
-        if self._spare is None or self._spare.is_closed:
-            self._spare = await self.open_channel()
-        return self._spare
+    @asynccontextmanager
+    async def _spare(self) -> AsyncIterator[Channel]:
+        """A channel for a declaration: the broker closes that of one which it refuses."""
+        async with self._declaring:
+            self._spares = [channel for channel in self._spares if not channel.is_closed]
+            channel = self._spares.pop() if self._spares else await self.open_channel()
+            try:
+                yield channel
+            except BaseException:  # it may wait for the broker's answer still
+                shielded(_close(channel))
+                raise
+            self._spares.append(channel)
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
@@ -335,7 +343,7 @@ async def _opened(connection: AioPikaConnection, confirms: bool) -> Channel:
 
     def close(opened: asyncio.Future[None]) -> None:
         if not opened.cancelled() and opened.exception() is None:
-            shielded(channel.close())
+            shielded(_close(channel))
 
     try:
         await shielded(opening)
@@ -345,6 +353,11 @@ async def _opened(connection: AioPikaConnection, confirms: bool) -> Channel:
     underlay = await channel.get_underlay_channel()
     assert isinstance(underlay, Channel)
     return underlay
+
+
+async def _close(channel: Channel | AioPikaChannel) -> None:
+    with suppress(*CLIENT_ERRORS):
+        await guard(channel.close())
 
 
 def shielded(operation: Awaitable[T]) -> Awaitable[T]:
