@@ -259,6 +259,8 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
         args, attributes = _with(args, attributes, path, None)
         if number is None:
             left.append(f"{_shown(path)} (one exception too many, or a circle)")
+    if left:
+        _speak(exc, args, attributes)
     by_value: list[Any] = []
     if codec.name_exception(cls) is None:
         if not codec.carries_types:
@@ -273,7 +275,21 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
             raise
     gone = await _leave_behind(args, attributes, codec, most, left)
     link.held = [pair for pair in link.held if pair[0][0] not in gone]
+    _speak(exc, args, attributes)
     return Kind.STATE, await _encoded([args, attributes, *by_value], codec)
+
+
+def _speak(exc: BaseException, args: list[Any], attributes: dict[str, Any]) -> None:
+    """Put texts in the places of attributes that stay behind, if the text of the exception needs them: without a
+    text it would lose its class."""
+    if isinstance(exc, BaseExceptionGroup):
+        return
+    probe = objects.bare(type(exc))
+    objects.set_plainly(probe, "args", tuple(args))
+    objects.restore(probe, attributes)
+    if not objects.works(probe):
+        for name, value in objects.state(exc).items():
+            attributes.setdefault(name, _placeholder(value))
 
 
 def _heavy(args: list[Any], attributes: dict[str, Any], most: int) -> dict[int | str, int]:
@@ -330,9 +346,13 @@ def _take_away(args: list[Any], attributes: dict[str, Any], place: int | str) ->
     if isinstance(place, str):
         del attributes[place]
         return
-    value = args[place]
+    args[place] = _placeholder(args[place])
+
+
+def _placeholder(value: Any) -> str:
+    """The text that stands in the place of what stays behind."""
     module, qualname = objects.class_name(type(value))
-    args[place] = shorten(value, MAX_NOTE) if type(value) is str else f"<{module}.{qualname}, left behind>"
+    return shorten(value, MAX_NOTE) if type(value) is str else f"<{module}.{qualname}, left behind>"
 
 
 def _with(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tenacity
 
 import atasks
 from atasks import CloudpickleCodec, Codec, MsgpackCodec, PickleCodec, RemoteError, RemoteTraceback, atask
@@ -81,6 +82,40 @@ async def test_slots_args_notes_causes_and_members(codec: Codec) -> None:
     assert [type(member) for member in rebuilt.exceptions] == [Locked, KeyError, ValueError]
     assert rebuilt.exceptions[2].args == ("fine",)
     assert rebuilt.lock is None
+
+
+class Speaking(Locked):
+    """Its text needs what cannot travel, as that of tenacity's `RetryError` does."""
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.lock}"
+
+
+async def test_an_exception_whose_text_needs_what_stays_behind(codec: Codec) -> None:
+    rebuilt = await through(raised(Speaking("no", threading.Lock(), 5)), codec)
+    assert type(rebuilt) is Speaking
+    assert str(rebuilt) == "5 <_thread.lock, left behind>"
+    assert rebuilt.__notes__[0].startswith("atasks: left behind at the worker: lock (")
+
+    large = Speaking("no", b"x" * LIMIT, 5)
+    content = await encode_failure(raised(large), codec, hop=HOP, limit=LIMIT)
+    copy = await decode_failure(content, codec)
+    assert type(copy) is Speaking
+    assert str(copy) == "5 <builtins.bytes, left behind>"
+
+
+@atask
+@tenacity.retry(wait=tenacity.wait_none(), stop=tenacity.stop_after_attempt(2))
+async def give_up() -> None:
+    raise ConnectionError("the bank does not answer")
+
+
+async def test_a_retry_below_an_atask_that_gives_up() -> None:
+    async with atasks.connect("loopback:"):
+        with pytest.raises(tenacity.RetryError, match="left behind") as caught:
+            await give_up()
+    assert type(caught.value.__cause__) is ConnectionError
+    assert str(caught.value.__cause__) == "the bank does not answer"
 
 
 # -- exceptions within exceptions, and pickling that loses something
