@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = [
     "echo",
     "fib",
     "hold",
+    "interrupted",
     "make",
     "outer",
     "pid",
@@ -134,3 +136,11 @@ async def count(items: int, mark: str) -> AsyncIterator[int]:
         while number == items // 2 and not os.path.exists(mark):
             await asyncio.sleep(0.02)
         yield number
+
+
+@atask(namespace=NAMESPACE)
+def interrupted(number: int) -> int:
+    """Return how a program ends that is started here and gets this signal: the code of its process."""
+    with subprocess.Popen(["sleep", "10"]) as program:
+        program.send_signal(number)
+        return program.wait()

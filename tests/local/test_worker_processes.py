@@ -27,6 +27,7 @@ from tests.local.jobs import (
     echo,
     fib,
     hold,
+    interrupted,
     outer,
     pid,
     touch,
@@ -201,3 +202,9 @@ async def test_a_call_that_died_with_its_caller_does_not_run_again(tmp_path: Pat
         assert [mark.name.split(".")[2] for mark in marks(tmp_path)] == ["1", "1"], (
             "the attempts of the inner calls"
         )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+async def test_programs_that_a_call_starts_can_be_interrupted(transport: atasks.Transport, number: int) -> None:
+    """A worker process does nothing at a Ctrl-C, but what it starts does not inherit that."""
+    assert await settled(interrupted(number), "a call") == -number

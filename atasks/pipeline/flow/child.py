@@ -109,13 +109,18 @@ class _Terminated(BaseException):
 
 
 def _terminate(number: int, frame: object) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    forks.handle_signal(signal.SIGTERM, _do_nothing)
     raise _Terminated
+
+
+def _do_nothing(number: int, frame: object) -> None:
+    """Handle a signal. Programs that the function starts inherit SIG_IGN, and not this."""
 
 
 def main(descriptor: int, setup: str = "") -> None:
     """Serve the parent, until it is gone or says so. `setup` names the function that prepares this process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C goes to the parent too, which ends its children
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        forks.handle_signal(signal.SIGINT, _do_nothing)  # a Ctrl-C goes to the parent too, which ends its children
     os.set_inheritable(descriptor, False)
     forks.withhold(descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
@@ -128,7 +133,7 @@ def main(descriptor: int, setup: str = "") -> None:
     except (_Terminated, EOFError, OSError):
         pass
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        forks.handle_signal(signal.SIGTERM, _do_nothing)
         child.finish()
 
 

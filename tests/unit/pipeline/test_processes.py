@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -306,3 +307,14 @@ async def test_no_item_is_lost_to_a_process_that_died_between_two() -> None:
         os.kill(pid, signal.SIGKILL)
     found += [item async for item in items]
     assert found == [2, 3]
+
+
+def interrupted(number: int) -> int:
+    with subprocess.Popen(["sleep", "10"]) as program:
+        program.send_signal(number)
+        return program.wait()
+
+
+async def test_programs_that_a_function_starts_can_be_interrupted() -> None:
+    """A process of a stage does nothing at a Ctrl-C, but what it starts does not inherit that."""
+    assert await ([signal.SIGINT, signal.SIGTERM] | map(interrupted, multiprocess=True)) == [-2, -15]

@@ -23,8 +23,10 @@ __all__ = ["WorkerProcesses", "check"]
 END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
 BOOTSTRAP: Final = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # it is told when to end
-    "signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    # It is told when to end. Programs that it starts inherit SIG_IGN, and no handler that does nothing.
+    "import signal, sys; "
+    "[signal.getsignal(number) == signal.SIG_IGN or signal.signal(number, lambda *at: None)"
+    " for number in (signal.SIGINT, signal.SIGHUP)]; "
     "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
     "sys.argv[:] = config.pop('argv'); "
     "from atasks.local_worker import main; main(**config)"
