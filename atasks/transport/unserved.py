@@ -17,6 +17,8 @@ WARN_SECONDS: Final = 5.0
 """Seconds that calls wait for a worker before the log says so."""
 AGAIN_SECONDS: Final = 60.0
 """Seconds between two warnings of one queue."""
+GAP_SECONDS: Final = 10.0
+"""Seconds after which calls that wait are others than those that were seen before: a worker came, or their end."""
 MAX_QUEUES: Final = 1000
 UNSERVED: Final = (
     "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
@@ -37,8 +39,10 @@ class Unserved:
         """Nothing serves the queue, or it is paused, and these calls wait for it. Call it every few seconds while
         that is so."""
         first, last, said = self._seen.get(queue, (now, now, 0.0))
+        if now - last > GAP_SECONDS:
+            first = now
         if now - last > AGAIN_SECONDS:
-            first, said = now, 0.0
+            said = 0.0
         sent = [pending.since for pending in pendings if pending.since > 0]  # else not sent yet, or suspected
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):

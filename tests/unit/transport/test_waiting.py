@@ -133,6 +133,17 @@ def test_a_call_that_was_not_sent_yet_waits_from_when_that_is_seen(
     assert [record.args[2] for record in caplog.records if isinstance(record.args, tuple)] == [6.0]
 
 
+def test_calls_have_waited_no_longer_than_they_wait(caplog: pytest.LogCaptureFixture) -> None:
+    """Others waited in the queue half a minute ago, and have ended since."""
+    unserved = Unserved(logging.getLogger("atasks.tests"))
+    for second in (0, 2, 4):
+        unserved.see("one", [_pending()], 1000.0 + second)
+    for second in (34, 36, 38, 40):
+        unserved.see("one", [_pending(1034.0)], 1000.0 + second)
+    (record,) = caplog.records
+    assert "1 calls have waited for a worker, some for 6 s;" in record.getMessage()
+
+
 def _pending(sent: float = 1000.0) -> Any:
     class Waits:
         since = sent
