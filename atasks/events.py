@@ -110,13 +110,13 @@ class Event(Generic[P]):
 
         Args:
             handler: The function, where it is a bare decorator.
-            group: Of all workers one handles each event, the handler of each group; a group is there from the
-                first worker on that has served it, and its events wait for a worker. None: every worker handles
-                the events that are published while it serves.
-            name: The name of the atask. None: module and qualified name of the function.
-            **options: Those of `@atask`, but for `queue`, which a group has. Only `timeout`, in seconds from when
-                a worker has it, `max_attempts`, `delivery`, `executor`, `limit`, `retry` and `resume` count for
-                events; all of them count where the atask is called.
+            **options: `group`, str or None: of all workers one handles each event, the handler of each group; a
+                group is there from the first worker on that has served it, and its events wait for a worker. None:
+                every worker handles the events that are published while it serves. `name`, str or None: the name
+                of the atask; None: module and qualified name of the function. And the options of `@atask`, but for
+                `queue`, which a group has. Only `timeout`, in seconds from when a worker has it, `max_attempts`,
+                `delivery`, `executor`, `limit`, `retry` and `resume` count for events; all of them count where the
+                atask is called.
 
         Returns:
             A decorator, which returns the atask.

@@ -130,7 +130,7 @@ async def connected(*queues: str) -> AsyncIterator[Frames]:
     """A connection with these queues declared."""
     url = urlsplit(amqp_url())
     loop = asyncio.get_running_loop()
-    _, frames = await loop.create_connection(Frames, url.hostname, url.port or 5672)
+    _, frames = await loop.create_connection(Frames, url.hostname or "localhost", url.port or 5672)
     try:
         frames.transport.write(header.ProtocolHeader().marshal())
         await frames.answers.get()
