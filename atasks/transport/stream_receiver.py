@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.errors import CallConnectionLost, CallError, CallTimeout, DecodeError, StreamLost
+from atasks.transport.whereabouts import Whereabouts, lost_at
 from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class StreamReceiver:
         "_early",
         "_end",
         "_former",
+        "_heard_since",
         "_missing",
         "_reader",
         "_received_bytes",
@@ -81,6 +83,8 @@ class StreamReceiver:
         self._ask_timer: asyncio.TimerHandle | None = None
         self._worker = ""
         """The worker that runs it."""
+        self._heard_since = 0.0
+        """When that was heard for the first time (event loop time)."""
         self._former: set[str] = set()
         """Workers that ran it before."""
         self._attempt = 0
@@ -198,6 +202,7 @@ class StreamReceiver:
         if self._worker:
             self._former.add(self._worker)
         self._worker, self._attempt = worker, attempt
+        self._heard_since = asyncio.get_running_loop().time()
         self._early.clear()
         self._stop_asking()
         self._end = None
@@ -258,7 +263,11 @@ class StreamReceiver:
             self._transport._grant(credit, worker)
 
     def _lose(self, why: str) -> None:
-        self._fail(lost(self.call, self.received, why))
+        error = lost(self.call, self.received, why)
+        if self._worker:
+            now = asyncio.get_running_loop().time()
+            lost_at(error, Whereabouts("run", worker=self._worker, ran=now - self._heard_since, told=now))
+        self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         """End it here, and have whoever runs it stop."""

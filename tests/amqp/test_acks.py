@@ -7,14 +7,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator
+from typing import Any, cast
 
 import aio_pika
 import pytest
-from aiormq.abc import DeliveredMessage
+from aiormq.abc import ChannelFrame, DeliveredMessage
 from aiormq.channel import Channel
+from pamqp import frame
+from pamqp.commands import Basic
 
 from atasks.testing import soon, until
-from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.acks import TOGETHER, Acks
 from tests.pace import keeping_pace
 
 MANY = 12_000
@@ -98,3 +101,54 @@ async def test_those_that_are_held_back_leave_in_time(deliveries: tuple[Channel,
     await soon(acks.flushed())
     await soon(channel.basic_qos(prefetch_count=1))
     assert await _left(channel, prefix) == MANY - 300
+
+
+class Written:
+    """A channel that notes what is written to it; a frame that cannot be sent at once waits for nobody."""
+
+    def __init__(self) -> None:
+        self.number = 1
+        self.is_closed = False
+        self.connection = self
+        self.channels = {1: self}
+        self.write_queue: asyncio.Queue[ChannelFrame] = asyncio.Queue(100)
+
+    def tags(self) -> list[tuple[int, bool]]:
+        """Return the tag of each acknowledgement that was written, and whether it is of all up to it."""
+        found = []
+        while not self.write_queue.empty():
+            payload = self.write_queue.get_nowait().payload
+            while payload:
+                _, _, ack = frame.unmarshal(payload)
+                payload = payload[21:]
+                assert isinstance(ack, Basic.Ack)
+                found.append((ack.delivery_tag, ack.multiple))
+        return found
+
+
+async def test_a_few_wait_for_each_other_and_many_do_not() -> None:
+    channel = Written()
+    acks = Acks(cast("Any", channel), patience=0.2)
+    acks.ack(1)
+    acks.ack(2)
+    await asyncio.sleep(0.05)
+    assert channel.tags() == []
+    await until(lambda: not channel.write_queue.empty())
+    assert channel.tags() == [(2, True)]
+    for tag in range(3, 3 + TOGETHER):
+        acks.ack(tag)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert channel.tags() == [(2 + TOGETHER, True)]
+
+
+async def test_what_waits_is_lost_with_the_channel_and_sent_when_it_is_asked_for() -> None:
+    channel = Written()
+    acks = Acks(cast("Any", channel), patience=60.0)
+    acks.ack(1)
+    await acks.flushed()
+    assert channel.tags() == [(1, False)]
+    acks.ack(2)
+    acks.close()
+    await asyncio.sleep(0.01)
+    assert channel.tags() == []

@@ -61,7 +61,7 @@ class Workers:
             envelope += [run, over]
         await self._peer.send(envelope, queue=self._reply_to)
         message = await soon(self._answers[worker].get())
-        ((tag, _, call_id, answered, granted, begun, beginning, now_ms),) = decode(message.body)
+        ((tag, _, call_id, answered, granted, begun, beginning, now_ms, _),) = decode(message.body)
         assert (tag, call_id, answered) == (GRANT, self._call_id, copy)
         assert abs(now_ms / 1000 - time.time()) < 10
         return granted, begun, beginning

@@ -1,5 +1,7 @@
 """Messages of strangers in the queues that hold no requests: they cost no call, no worker and no other message."""
 
+# Private attributes: `schedules._decoded`: what reads a table that anybody may have written.
+
 from __future__ import annotations
 
 import asyncio

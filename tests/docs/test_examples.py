@@ -22,7 +22,8 @@ def examples() -> list[Block]:
     for name in DESCRIBED:
         thing: Any = resolve(name)
         methods = vars(thing).values() if inspect.isclass(thing) else ()
-        for each in (thing, *filter(inspect.isroutine, methods)):
+        shown = [each for each in methods if inspect.isroutine(each) or isinstance(each, property)]
+        for each in (thing, *shown):
             for text in EXAMPLE.findall(inspect.getdoc(each) or ""):
                 found.append(Block(name, len(found), "python", dedent(text)))
     return found

@@ -1,6 +1,6 @@
 """Every decoder of bytes that come from elsewhere, and what it may raise."""
 
-# Private names: `schedules._decoded` and `_due`, `journal._read`: what reads foreign bytes.
+# Private attributes: `schedules._decoded` and `_due`, `journal._read`: what reads foreign bytes.
 
 from __future__ import annotations
 

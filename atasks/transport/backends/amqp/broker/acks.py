@@ -11,7 +11,7 @@ from aiormq.channel import Channel
 
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
 
-__all__ = ["Acks"]
+__all__ = ["TOGETHER", "Acks"]
 
 FRAME: Final = Struct(">BHIHHQBB").pack
 """Type, channel, size, class, method, delivery tag, a bit and the end of a frame (AMQP 0-9-1, section 2.3.5). The
@@ -21,6 +21,8 @@ ACK, REJECT = 80, 90
 """Bits of an acknowledgement: ACK settles everything up to its tag, REJECT puts one message back into the
 queue."""
 
+TOGETHER: Final = 16
+"""Deliveries that are acknowledged at once, where a few may wait for others."""
 NEAR: Final = 1000
 """Deliveries that are open before an acknowledgement is held back."""
 HELD_SECONDS: Final = 0.5
@@ -39,8 +41,11 @@ class Acks:
     Never waits and never raises: if the channel is gone, the broker delivers again, on another one.
     """
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, patience: float = 0.0) -> None:
+        """`patience`: seconds for which up to `TOGETHER` acknowledgements may wait for each other; 0: until this
+        turn of the event loop ends."""
         self.channel = channel
+        self._patience = patience
         self._writer = FrameWriter(channel)
         self._scheduled = False
         self._done: list[int] = []
@@ -55,6 +60,8 @@ class Acks:
         self._held: list[int] = []
         """Those above it whose acknowledgement was not sent."""
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting: asyncio.TimerHandle | None = None
+        """Until when acknowledgements wait for others."""
 
     def ack(self, tag: int, *, late: bool = False) -> None:
         """The delivery of this tag has been dealt with. Late: it makes room in no window, and may be held back."""
@@ -74,19 +81,26 @@ class Acks:
 
     def close(self) -> None:
         """The channel is gone."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for timer in (self._timer, self._waiting):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._waiting = None
         self._held.clear()
         self._writer.close()
 
     def _schedule(self) -> None:
-        if not self._scheduled:
+        if self._patience and len(self._done) < TOGETHER:
+            if self._waiting is None:
+                self._waiting = asyncio.get_running_loop().call_later(self._patience, self._flush)
+        elif not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
         done, self._done = self._done, []
         if done == [self._highest + 1] and self._below == self._highest and not (self._late or self._requeued):
             self._highest = self._below = done[0]  # the only one that is open, as most are

@@ -57,7 +57,8 @@ each failure in one line."""
 
 
 LOG_FRAMES: Final = os.environ.get("ATASKS_LOG_FRAMES") == "1"
-"""True if the client library may log each frame, with the payloads of calls."""
+"""True if the client library may log each frame, with the payloads of calls: it reads and writes all of them
+then."""
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -163,7 +164,8 @@ class Link:
                 attempt.kwargs["transport_factory"] = sockets = _Sockets()
                 opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
                 await _connect(attempt)
-                SOCKETS[_underlay(attempt)] = sockets.writer
+                if not LOG_FRAMES:
+                    SOCKETS[_underlay(attempt)] = sockets.writer
                 readers.append(sockets.reader)
             link = cls(opened, readers)
             await link.open_publish()
@@ -184,7 +186,8 @@ class Link:
         assert isinstance(underlay, Channel)
         underlay.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
         underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
-        self._readers[index].read(underlay)
+        if not LOG_FRAMES:
+            self._readers[index].read(underlay)
         return underlay
 
     async def open_publish(self) -> Channel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pamqp.common import FieldTable
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Calling"]
 
 logger = logging.getLogger("atasks.amqp")
+
+REPLIES_WAIT: Final = 0.02
+"""Seconds for which acknowledgements of replies wait for each other: what comes again is known, and dropped."""
 
 
 class Calling:
@@ -101,7 +104,7 @@ class Calling:
         await guard(inbox.exchange_declare(topology.control, exchange_type="direct", durable=True))
         name = session.reply_queue
         await guard(inbox.queue_declare(name, durable=True, arguments=topology.reply_arguments()))
-        self._acks = Acks(inbox)
+        self._acks = Acks(inbox, REPLIES_WAIT)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
         priority: FieldTable = {"x-priority": epoch}
         receive = opening(session.seals, self._on_inbox, topology.arrival(name), self._acknowledge)
