@@ -18,6 +18,7 @@ import pytest
 
 import atasks
 from atasks import CloudpickleCodec, Codec, EncodeError, MsgpackCodec, PickleCodec, ZstdCodec, atask
+from atasks.current import carried
 
 Pair = namedtuple("Pair", "left right")  # noqa: PYI024  # an untyped one on purpose
 
@@ -187,7 +188,7 @@ async def test_results_items_and_carried_variables(codec: Codec, namespace: str)
 
 async def test_a_carried_variable_is_named(codec: Codec, namespace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     variable: contextvars.ContextVar[Any] = contextvars.ContextVar("tenant")
-    monkeypatch.setattr("atasks.router.carried", {"tenant": variable})
+    monkeypatch.setitem(carried, "tenant", variable)
 
     @atask(namespace=namespace, name="shop.ask")
     async def ask() -> None: ...
