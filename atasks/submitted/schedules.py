@@ -53,8 +53,8 @@ KEEP_SECONDS: Final = 60.0
 """For how long the record of a tick's call is kept at least: nobody else makes that tick meanwhile."""
 WRONG_SECONDS: Final = 24 * 3600.0
 """A last tick that is so far in the future was noted by a clock that was wrong."""
-LOOK_SECONDS: Final = 30.0
-"""Clocks are set: nobody sleeps for longer than this."""
+LOOK_SECONDS: Final = 10.0
+"""Clocks are set, and a word may be missed: nobody sleeps for longer than this."""
 PAUSE: Final = 1.0
 """Seconds after a failure, before the next try."""
 _KEPT: Final = ("queue", "timeout", "delivery", "max_attempts", "priority", "durable", "keep")
