@@ -193,10 +193,8 @@ class RemoteStream(Generic[T]):
                 run.park()
                 try:
                     await receiver.wait()
-                except (
-                    BaseException
-                ):  # close at once, and not when a slot is free: the stream may hold the last one
-                    receiver.close()
+                except BaseException:
+                    receiver.close()  # at once, and not when a slot is free: the stream may hold the last one
                     raise
                 finally:
                     await run.unpark(receiver.close)
@@ -218,7 +216,7 @@ class RemoteStream(Generic[T]):
         raise ended
 
     async def _decode(self, payload: bytes) -> Any:
-        # Like `Router._result`, and not in one function with it: a coroutine more would cost both, for each item.
+        # Like `value_of`, and not in one function with it: a coroutine more would cost both, for each item.
         try:
             if self._task is None:
                 return await self._codec.decode(payload)

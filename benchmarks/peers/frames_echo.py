@@ -68,7 +68,7 @@ class Frames(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.answers: asyncio.Queue[Any] = asyncio.Queue()
-        """What the broker says before messages flow."""
+        """The answers of the broker to commands."""
         self.deliver: Callable[[int, bytes, bytes, bytes], None] | None = None
         """Takes the tag, the correlation id, the reply queue and the body of a message."""
         self.confirm: Callable[[int, bool], None] = lambda tag, multiple: None

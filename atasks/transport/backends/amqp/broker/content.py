@@ -11,9 +11,9 @@ from pamqp import frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-__all__ = ["header_frame", "read_header"]
+__all__ = ["BODY_FRAME", "HEADER_FRAME", "METHOD_FRAME", "header_frame", "read_header"]
 
-HEADER_FRAME: Final = 2
+METHOD_FRAME, HEADER_FRAME, BODY_FRAME = 1, 2, 3
 BASIC: Final = 60
 HEAD: Final = Struct(">BHIHHQH").pack
 """Type, channel and size of the frame; class, weight, size of the body, flags of the properties."""

@@ -14,13 +14,12 @@ from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from atasks.transport.backends.amqp.broker.content import read_header
+from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, METHOD_FRAME, read_header
 
-__all__ = ["BODY_FRAME", "DELIVER", "HEADER_FRAME", "METHOD_FRAME", "DirectChannel"]
+__all__ = ["DELIVER", "DirectChannel"]
 
 logger = logging.getLogger("atasks.amqp")
 
-METHOD_FRAME, HEADER_FRAME, BODY_FRAME = 1, 2, 3
 DELIVER: Final = 60 << 16 | 60
 """Class 60, method 60: a message is delivered (AMQP 0-9-1, section 1.8)."""
 ACK, NACK, RETURN = 60 << 16 | 80, 60 << 16 | 120, 60 << 16 | 50

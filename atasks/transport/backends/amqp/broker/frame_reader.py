@@ -12,7 +12,8 @@ from typing import Final
 from aiormq.channel import Channel
 from pamqp.header import ContentHeader
 
-from atasks.transport.backends.amqp.broker.direct import DELIVER, HEADER_FRAME, METHOD_FRAME, DirectChannel
+from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, METHOD_FRAME
+from atasks.transport.backends.amqp.broker.direct import DELIVER, DirectChannel
 
 __all__ = ["MAX_PROPERTIES", "FrameReader"]
 

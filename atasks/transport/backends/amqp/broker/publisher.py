@@ -13,7 +13,7 @@ from aiormq.exceptions import PublishError
 from pamqp import frame
 from pamqp.commands import Basic
 
-from atasks.transport.backends.amqp.broker.content import header_frame
+from atasks.transport.backends.amqp.broker.content import BODY_FRAME, header_frame
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ __all__ = ["Publisher"]
 
 logger = logging.getLogger("atasks.amqp")
 
-BODY_FRAME: Final = 3
 FRAME_HEAD: Final = Struct(">BHI").pack
 FRAME_END: Final = b"\xce"
 FRAME_OVERHEAD: Final = 8
