@@ -55,6 +55,8 @@ WRONG_SECONDS: Final = 24 * 3600.0
 """A last tick that is so far in the future was noted by a clock that was wrong."""
 LOOK_SECONDS: Final = 10.0
 """Clocks are set, and a word may be missed: nobody sleeps for longer than this."""
+END_SECONDS: Final = 2.0
+"""Seconds that a turn which has begun may take when its worker drains."""
 PAUSE: Final = 1.0
 """Seconds after a failure, before the next try."""
 _KEPT: Final = ("queue", "timeout", "delivery", "max_attempts", "priority", "durable", "keep")
@@ -306,10 +308,20 @@ class Ticker:
                 self._news.clear()
                 pause = LOOK_SECONDS
                 if self._store.leads(look):
-                    pause = await self._turn()
+                    pause = await self._uncut(self._turn())
                 await self._clock.wait(self._news, pause)
         finally:
             await self._store.withdraw(look)
+
+    async def _uncut(self, turn: Coroutine[Any, Any, float]) -> float:
+        """Await a turn to its end, or for some seconds, if it is cancelled: a call that is half submitted would
+        hold up those after it until somebody notices."""
+        task = asyncio.ensure_future(turn)
+        try:
+            return await asyncio.shield(task)
+        finally:
+            await asyncio.wait([task], timeout=END_SECONDS)
+            task.cancel()
 
     async def _repeated(self, attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
         while True:
@@ -404,9 +416,11 @@ class Ticker:
         if call_id is None or records is None:
             return False
         try:
-            return (await records.read(call_id)).ending is None
+            record = await records.read(call_id)
         except UnknownRun:
             return False
+        records.see_to(record)  # a call that is lost would keep all ticks after it from being made
+        return record.ending is None
 
     async def _submit(self, entry: Schedule, tick: float) -> str | None:
         """Have the call of a tick run; its id, whoever has submitted it. None: a middleware does not want it."""

@@ -10,10 +10,14 @@ import pytest
 
 import atasks
 from atasks import atask
-from atasks.options import MAX_DELAY
+from atasks.errors import WorkerLost
+from atasks.options import MAX_DELAY, TaskOptions
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
 from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
+from atasks.transport.backends.amqp.transport import AMQPTransport
+from atasks.wire import Call
 from tests.broker import Broker
 
 pytestmark = pytest.mark.usefixtures("amqp_leaks")
@@ -110,3 +114,102 @@ def test_ticks(seconds: float, ticks: int, level: int) -> None:
     assert len(digits) == LEVELS
     assert name.isalnum()
     assert len(due_key(ticks, "q" * 255)) < 255
+
+
+# -- submitters that die before the request is sent
+
+
+@atask
+async def note(what: str) -> str:
+    noted.append(what)
+    return what
+
+
+noted: list[str] = []
+
+
+class Stall:
+    """Keeps the next submission from sending its request, once its record is there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached = asyncio.Event()
+        send = AMQPTransport.hand_over
+
+        async def hand_over(transport: AMQPTransport, call: Call, options: TaskOptions, **more: Any) -> None:
+            if not self.reached.is_set():
+                self.reached.set()
+                await asyncio.Event().wait()
+            await send(transport, call, options, **more)
+
+        monkeypatch.setattr(AMQPTransport, "hand_over", hand_over)
+
+
+@pytest.fixture
+def quick_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OverdueCalls, "patience", 0.2)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.1)
+
+
+@pytest.mark.usefixtures("quick_questions")
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_the_next_submission_of_a_key_sends_the_call(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """Nobody awaits it. One that may run at most once ends instead: who knows whether it was sent?"""
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix), atasks.connect(amqp_url, prefix=prefix):
+        once = note.options(unique="once", delivery=delivery)  # type: ignore[arg-type]
+        stall = Stall(monkeypatch)
+        submission = asyncio.create_task(once.submit("first"))
+        await soon(stall.reached.wait())
+        submission.cancel()
+        await asyncio.wait([submission])
+        handle = await soon(once.submit("second"))
+        assert not handle.new
+        while not await soon(handle.done()):
+            await asyncio.sleep(0.05)
+        if delivery == "at_least_once":
+            assert noted == ["first"]
+        else:
+            with pytest.raises(WorkerLost, match="cannot be known"):
+                await soon(handle)
+            assert noted == []
+
+
+@pytest.mark.usefixtures("quick_questions")
+async def test_a_submission_that_fails_leaves_no_record(
+    controllable_broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = controllable_broker.url
+
+    async def fail(*_: object, **__: object) -> None:
+        raise atasks.QueueFull("full")
+
+    async with atasks.connect(url, prefix=prefix):
+        before = await asyncio.to_thread(_queues, controllable_broker, prefix)
+        with monkeypatch.context() as patch:
+            patch.setattr(AMQPTransport, "hand_over", fail)
+            for options in ({}, {"unique": "mine"}):
+                with pytest.raises(atasks.QueueFull):
+                    await soon(note.options(**options).submit("first"))
+        assert await asyncio.to_thread(_queues, controllable_broker, prefix) == before
+        assert (await soon(note.options(unique="mine").submit("second"))).new
+
+
+@pytest.mark.usefixtures("quick_questions")
+async def test_a_schedule_goes_on_after_a_tick_that_was_never_sent(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its record is there, and who has opened it is gone: that call must not count as one that goes on."""
+    noted.clear()
+    async with atasks.connect(amqp_url, prefix=prefix):
+        async with atasks.serve(amqp_url, prefix=prefix) as leader:
+            await soon(atasks.schedule("notes", note, ["tick"], every=2.0))
+            await until(lambda: bool(noted))
+            stall = Stall(monkeypatch)
+            await soon(stall.reached.wait())
+            await soon(leader.drain(0.0))
+            noted.clear()
+        async with atasks.serve(amqp_url, prefix=prefix):
+            await until(lambda: len(noted) > 2)
+            await soon(atasks.unschedule("notes"))

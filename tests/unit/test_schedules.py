@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -241,3 +242,32 @@ async def test_a_tick_waits_for_no_call_that_goes_on(diary: Diary, task: atasks.
     diary.ended.set()
     assert len(await diary.at(NOW + 121)) == 1
     assert len(await diary.at(NOW + 180)) == 2
+
+
+async def test_a_drain_lets_a_turn_end(
+    diary: Diary, task: atasks.ATask[[], None], connected: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is half submitted would count as one that goes on, and hold up those after it."""
+    records = connected.records
+    assert records is not None
+    begin, begun, go_on = records.begin, asyncio.Event(), asyncio.Event()
+    submitted: list[str] = []
+
+    async def slow(*args: Any, **kwargs: Any) -> str:
+        begun.set()
+        await go_on.wait()
+        submitted.append(await begin(*args, **kwargs))
+        return submitted[-1]
+
+    monkeypatch.setattr(records, "begin", slow)
+    await schedule("minutes", task, every="* * * * *")
+    diary.watch.set(NOW + 60)
+    await soon(begun.wait())
+    worker = connected._worker  # type: ignore[attr-defined]
+    drain = asyncio.create_task(worker.drain(0.0))
+    await asyncio.sleep(0.05)
+    assert not drain.done()
+    go_on.set()
+    await soon(drain)
+    (found,) = await schedules(namespace=task.namespace)
+    assert [found.last_id] == submitted

@@ -184,6 +184,11 @@ class Records(ABC):
         """Inside of this the call is sent again if it gets lost."""
         return nullcontext()
 
+    def see_to(self, record: Record) -> None:
+        """Have the call of this record, which somebody else has submitted, sent again if it gets lost, or was
+        never sent because who submitted it died: until it has ended, or this transport closes."""
+        return
+
     async def wait(self, call_id: str, wanted: Callable[[Record], bool], *, steps: bool) -> Record:
         """The record, as soon as it is as wanted. Raises UnknownRun, also if it expires meanwhile."""
         async with self.watch(call_id, steps=steps) as news:

@@ -20,6 +20,7 @@ from tests.unit.serving import serve
 def test_what_the_program_itself_raises_ends_it(namespace: str, error: type[BaseException]) -> None:
     """And no call is answered by a loop that ends."""
     endings: list[str] = []
+    tasks: list[asyncio.Task[None]] = []
 
     @atasks.atask(namespace=namespace)
     async def innocent() -> None:
@@ -38,12 +39,13 @@ def test_what_the_program_itself_raises_ends_it(namespace: str, error: type[Base
 
     async def main() -> None:
         async with serve(namespace):
-            tasks = [asyncio.create_task(call()), asyncio.create_task(leave())]
+            tasks.extend([asyncio.create_task(call()), asyncio.create_task(leave())])
             await asyncio.wait(tasks)
 
     with pytest.raises(error):
         asyncio.run(main())
     assert endings == ["CancelledError"]
+    assert isinstance(tasks[1].exception(), error)
 
 
 def test_calls_in_a_loop_that_is_torn_down_are_given_back(script: Callable[..., str]) -> None:

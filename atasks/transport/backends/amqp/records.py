@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from aiormq.abc import DeliveredMessage
@@ -38,8 +37,8 @@ from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.pursuits import Pursuits
 from atasks.transport.backends.amqp.seals import key_of
-from atasks.transport.call_transport import Pending
 from atasks.transport.journals import Entries
 from atasks.transport.records.contract import GENERATION, Record, Records, base_of, record_of, unknown_run
 from atasks.wire import CONTENT_TYPE, VERSION, Call, Kept, Reply, Sent
@@ -104,6 +103,7 @@ class AMQPRecords(Records):
         """Has what is added at the same time be kept in that order."""
         self._numbers = 0
         self._closed = False
+        self.pursuits = Pursuits(session, self.owner)
         self._owners: dict[str, str] = {}
         """Call -> whose key its record is sealed with, of the records that were used last."""
 
@@ -132,6 +132,7 @@ class AMQPRecords(Records):
         link.set_exception(NotConnected(reason))
         link.exception()  # nobody may be waiting
         self._wake_all()
+        self.pursuits.close()
 
     def _awaited_link(self) -> asyncio.Future[Link]:
         if self._link is None or self._link.done():
@@ -196,9 +197,12 @@ class AMQPRecords(Records):
                 await self._open(call, queue, max(milliseconds, LEAST_MS))
                 address = topology.kept(call.id)
             await sender.hand_over(call, options, address=address, delay=delay)
-        except BaseException:
+        except BaseException as error:
             if base_of(call.id) is not None:
                 await self._let_go(call.id)
+            if milliseconds and not isinstance(error, asyncio.CancelledError):  # else it may have been sent
+                with suppress(AtasksError):
+                    await self.drop(call.id)
             raise
         return call.id
 
@@ -242,10 +246,13 @@ class AMQPRecords(Records):
         pause = HOLDER_PAUSE
         while pause < HOLDER_SECONDS:
             try:
-                return (await self.read(call_id, any_generation=True)).id
+                record = await self.read(call_id, any_generation=True)
             except UnknownRun:  # it has none, or not yet
                 await asyncio.sleep(pause)
                 pause *= 2
+            else:
+                self.see_to(record)
+                return record.id
         return _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
@@ -363,29 +370,11 @@ class AMQPRecords(Records):
                 del self._watches[key]
                 await self._unbind(key)
 
-    @contextmanager
-    def pursue(self, record: Record) -> Iterator[None]:
-        """Among what is asked for, as soon as it is due: a call that no worker says it holds is sent again."""
-        session = self._session
-        options = TaskOptions(queue=record.head.queue)
-        loop = asyncio.get_running_loop()
-        pending = _Pursued(record.call, options, loop.create_future())
-        pending.kept = pending.confirmed = True
-        pending.address = record.address or session.topology.kept(record.call.id)
-        pending.key = self._owners.get(record.id)
-        left = record.call.sent_ms / 1000 - time.time()
-        pending.since = loop.time()
-        with ExitStack() as stack:
-            if left <= 0:
-                stack.enter_context(session.following(pending))
-                yield
-                return
-            pending.since += left
-            due = loop.call_later(left, stack.enter_context, session.following(pending))
-            try:
-                yield
-            finally:
-                due.cancel()
+    def pursue(self, record: Record) -> AbstractContextManager[None]:
+        return self.pursuits.pursue(self, record)
+
+    def see_to(self, record: Record) -> None:
+        self.pursuits.see_to(self, record)
 
     def heard(self, reply: Reply) -> None:
         """A reply has arrived that no await is for."""
@@ -499,16 +488,6 @@ class AMQPRecords(Records):
         if link is not None:
             with suppress(*CLIENT_ERRORS):
                 await link.unbind(session.reply_queue, session.topology.control, key)
-
-
-class _Pursued(Pending):
-    """A call whose record is waited for. What becomes of its request ends nothing."""
-
-    def handed_over(self) -> None:
-        pass
-
-    def fail(self, error: Exception) -> None:
-        logger.warning("%s cannot be sent again: %s", self.call.task, error)
 
 
 class _Safe(Outgoing):

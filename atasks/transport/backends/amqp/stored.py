@@ -177,7 +177,10 @@ class StoredRecords(Records):
             yield event
 
     def pursue(self, record: Record) -> AbstractContextManager[None]:
-        return self._broker.pursue(record)
+        return self._broker.pursuits.pursue(self, record)
+
+    def see_to(self, record: Record) -> None:
+        self._broker.pursuits.see_to(self, record)
 
     async def history(
         self, *, since: float | None = None, failed: bool = False, task: str = "*", limit: int = 100
