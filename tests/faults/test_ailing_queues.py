@@ -69,7 +69,7 @@ async def test_a_queue_that_has_recovered_survives_a_reconnect_and_a_drain(
     calls = history.start(10, gated, str(gate), queue="ailing")
     await until(lambda: history.started() == 10, "the calls run")
     second_proxy.drop()
-    await until(lambda: "connection restored" in worker.output, "the worker is back")
+    await until(lambda: " is restored" in worker.output, "the worker is back")
     gate.touch()
     await settled(asyncio.gather(*calls), "calls whose connection was lost")
     assert len(history.runs()) == 10

@@ -123,6 +123,25 @@ async def test_calls_go_on_after_silence(
     assert len(history.runs()) <= 500, "a worker that runs a call, or has finished it, does not run it again"
 
 
+async def test_what_is_said_of_a_lost_connection_names_its_broker(
+    proxy: Proxy, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process may have several connections."""
+    server = proxy.url().partition("@")[2].partition("/")[0]
+    async with atasks.connect(proxy.url(), prefix=prefix):
+        proxy.refuse()
+        proxy.drop()
+        await until(lambda: "cannot be restored yet" in caplog.text, "it tries to connect")
+        proxy.resume()
+        await until(lambda: " is restored" in caplog.text, "it is back")
+    lines = [record.message for record in caplog.records if record.name == "atasks.amqp"]
+    begin = f"the connection to RabbitMQ at {server} "
+    assert lines[0].startswith(f"{begin}is lost: ")
+    assert lines[1].startswith(f"{begin}cannot be restored yet: ")
+    assert lines[-1] == f"{begin}is restored"
+    assert {line.startswith(begin) for line in lines} == {True}
+
+
 @pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
 async def test_a_call_that_blocks_its_worker_past_three_heartbeats_runs_once(
     fleet: Fleet, history: History, prefix: str, delivery: str
@@ -138,7 +157,8 @@ async def test_a_call_that_blocks_its_worker_past_three_heartbeats_runs_once(
         history.check()
         await fleet.quiet()
     assert len(history.runs()) == 11
-    assert "connection lost" in worker.output
+    assert "connection to RabbitMQ" in worker.output
+    assert "is lost: " in worker.output
     assert "tests.faults.tasks.block" in worker.output
     assert "blocked the event loop" in worker.output
 

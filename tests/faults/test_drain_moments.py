@@ -73,7 +73,7 @@ async def test_a_connection_that_is_restored_while_its_worker_drains(
     await _cut_off(leaving, second_proxy)
     leaving.signal(signal.SIGTERM)
     second_proxy.resume()
-    await until(lambda: "connection restored" in leaving.output, "the worker is back")
+    await until(lambda: " is restored" in leaving.output, "the worker is back")
     gate.touch()
     await settled(asyncio.gather(*calls), "calls of a worker that drains")
     more = history.start(20, echo, batch=False)
@@ -93,7 +93,7 @@ async def test_a_connection_that_is_restored_while_its_worker_drains(
 async def _cut_off(worker: WorkerProcess, proxy: Proxy) -> None:
     proxy.refuse()
     proxy.drop()
-    await until(lambda: "cannot reconnect yet" in worker.output, "the worker is cut off")
+    await until(lambda: "cannot be restored yet" in worker.output, "the worker is cut off")
 
 
 @pytest.mark.parametrize("others", [1, 0])

@@ -127,7 +127,7 @@ async def test_a_lease_that_comes_back_to_its_own_worker_is_no_recording(
     await until(lambda: history.started() == 1, "it runs")
     await asyncio.sleep(4.5)  # it has moved to a lease at least once
     assert await asyncio.to_thread(proxy.drop)
-    await until(lambda: "connection restored" in worker.output, "the worker is back")
+    await until(lambda: " is restored" in worker.output, "the worker is back")
     await asyncio.sleep(3.0)  # the lease has expired, and come by the work queue
     check_nothing_refused(fleet)
     gate.touch()

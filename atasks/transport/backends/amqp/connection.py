@@ -11,7 +11,7 @@ from typing import Final
 
 from atasks.errors import TransportError
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, server_name
 from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["BACKOFF", "Connection"]
@@ -131,13 +131,13 @@ class Connection:
         while True:
             since = loop.time()
             reason = await asyncio.shield(link.lost)
-            logger.warning("connection lost: %s", reason)
+            logger.warning("the connection to RabbitMQ at %s is lost: %s", link.server, reason)
             self._detach()
             await link.close()
             if loop.time() - since >= STABLE_SECONDS:
                 waits = pauses(*BACKOFF)
             link = await self._reconnect(waits)
-            logger.warning("connection restored")
+            logger.warning("the connection to RabbitMQ at %s is restored", link.server)
 
     def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:
         if not keeper.cancelled():
@@ -153,7 +153,9 @@ class Connection:
                 async with asyncio.timeout(self._session.timeout):
                     await self._set_up(link)
             except (*CLIENT_ERRORS, TransportError) as error:
-                logger.warning("cannot reconnect yet: %s", str(error) or "the broker does not answer")
+                where = " or ".join(map(server_name, self._session.urls)) if link is None else link.server
+                reason = str(error) or "the broker does not answer"
+                logger.warning("the connection to RabbitMQ at %s cannot be restored yet: %s", where, reason)
                 if link is not None:
                     await link.close()
                     self._detach()

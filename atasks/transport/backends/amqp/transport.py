@@ -440,7 +440,7 @@ class AMQPTransport(CallTransport):
             except (ConnectionError, TimeoutError, ChannelInvalidStateError) as error:
                 if loop.time() >= until:
                     raise
-                logger.warning("cannot serve yet: %s", error)
+                logger.warning("worker %s cannot serve yet: %s", serving.worker.id, error)
                 serving.suspend()
                 if attempt < WHOLE_ATTEMPTS:
                     serving.unavailable.forgive()

@@ -353,7 +353,7 @@ class LocalTransport(CallTransport):
                 await self._join(self.path)
                 await self._greet()
             except TransportError as error:
-                logger.debug("cannot reconnect yet: %s", error)
+                logger.debug("the hub at %s is away still: %s", self.path, error)
                 link, self._link = self._link, None
                 if link is not None:
                     await link.aclose(0)

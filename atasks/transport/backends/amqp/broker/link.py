@@ -118,7 +118,11 @@ class Link:
     can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is.
     But if the broker closes `publish` alone, that is over a message, and costs no more than this channel."""
 
-    def __init__(self, connections: Sequence[AioPikaConnection], readers: Sequence[FrameReader]) -> None:
+    def __init__(
+        self, server: str, connections: Sequence[AioPikaConnection], readers: Sequence[FrameReader]
+    ) -> None:
+        self.server = server
+        """host:port of the broker."""
         self._connections = connections
         self._readers = readers
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -167,7 +171,7 @@ class Link:
                 if not LOG_FRAMES:
                     SOCKETS[_underlay(attempt)] = sockets.writer
                 readers.append(sockets.reader)
-            link = cls(opened, readers)
+            link = cls(server_name(url), opened, readers)
             await link.open_publish()
             link.work = await link._channel(1)
             link.inbox = await link._channel(1)
