@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from difflib import get_close_matches
 
 import click
 
 from atasks.checks import validate_queue
+from atasks.tracking.fleet import Fleet
 from atasks.tracking.steering import Purged
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
@@ -83,14 +85,17 @@ def purge_command(place: Place, queue: str, yes: bool) -> int:
     """End the calls that wait in a queue: their awaits, and the records of submitted ones, end in CallCancelled.
 
     Calls that a worker has go on, and so do those that come meanwhile: pause the queue first if there are many.
-    Exit code 1 if some could not be ended.
+    Exit code 1 if some could not be ended, or there is no such queue.
     """
     queue = _checked(queue)
     confirmed(yes, f"End all calls that wait in queue {queue!r} of namespace {place.namespace!r}?")
 
     async def act() -> Purged:
         async with place.fleet() as fleet:
-            return await fleet.purge(queue)
+            found = await fleet.purge(queue)
+            if not found.known:
+                raise CommandError(Exit.FAILED, await _unknown(fleet, queue, place.namespace))
+            return found
 
     found = run_on(act)
     if place.as_json:
@@ -105,6 +110,14 @@ def purge_command(place: Place, queue: str, yes: bool) -> int:
                 "of their callers are full"
             )
     return Exit.FAILED if found.left else Exit.OK
+
+
+async def _unknown(fleet: Fleet, queue: str, namespace: str) -> str:
+    """A line about a queue that is not there, with those that workers serve."""
+    served = sorted({name for info in await fleet.workers() for name in info.queues})
+    near = get_close_matches(queue, served, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"workers serve {', '.join(map(repr, served)) or 'none'}"
+    return f"there is no queue {queue!r} in namespace {namespace!r}; {hint}"
 
 
 COMMANDS = (pause_command, resume_command, purge_command)

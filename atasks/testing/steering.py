@@ -39,7 +39,8 @@ class SteeringCases(Cases):
             return await elsewhere()
 
         async with site.open(concurrency=2):
-            fleet = _patient(site)
+            fleet = fleet_of(site)
+            assert isinstance(site.caller, CallTransport)
             if isinstance(site.caller, LoopbackTransport):
                 for order in (fleet.pause, fleet.resume, fleet.purge):
                     with pytest.raises(NotSupported, match="no queue that others could"):
@@ -49,7 +50,10 @@ class SteeringCases(Cases):
             running = asyncio.create_task(long())
             await until(lambda: site.worker.started == 1)
             assert await fleet.pause("steered") == [site.worker.id]
-            assert await fleet.pause("steered") == [site.worker.id]  # again does no harm
+            patient = Fleet(
+                site.caller, 60.0, len(site.workers)
+            )  # and yet waits for nobody who serves others only
+            assert await soon(patient.pause("steered")) == [site.worker.id]  # again does no harm
             assert await fleet.paused(["default", "steered"]) == ["steered"]
             waiting = [asyncio.create_task(work(n)) for n in range(5)]
             with pytest.raises(NoWorker, match="'steered' is paused: resume it"):
@@ -62,6 +66,7 @@ class SteeringCases(Cases):
             workers = [site.worker]
             if not site.shares_transport:
                 workers.append(await site.serve())  # one that comes later
+                fleet = fleet_of(site)
             assert await soon(elsewhere()) == "elsewhere"
             assert ran == []
             assert await fleet.resume("steered") == sorted(worker.id for worker in workers)
@@ -78,10 +83,12 @@ class SteeringCases(Cases):
             ran.append(n)
 
         async with site.open():
-            fleet = _patient(site)
+            fleet = fleet_of(site)
             if isinstance(site.caller, LoopbackTransport):
                 return
-            assert (await fleet.purge("steered")).calls == 0
+            first = await fleet.purge("steered")
+            assert (first.calls, first.known) == (0, True)
+            assert not (await fleet.purge("steerd")).known
             await fleet.pause("steered")
             awaited = [asyncio.create_task(work(n)) for n in range(3)]
             handle = await soon(work.submit(9))
@@ -100,12 +107,3 @@ class SteeringCases(Cases):
             await fleet.resume("steered")
             await until(lambda: ran == [10])  # what came later runs
             await site.check_quiet()
-
-
-def _patient(site: Site) -> Fleet:
-    """Return a fleet whose answers are waited for until all workers have answered; an order to a queue is not
-    answered by all, so that takes half a second."""
-    if site.shares_transport:
-        return fleet_of(site)
-    assert isinstance(site.caller, CallTransport)
-    return Fleet(site.caller, 0.5)

@@ -167,7 +167,9 @@ class Fleet:
         return await self._look_at(queue)
 
     async def _look_at(self, queue: str) -> list[str]:
-        return sorted(await self._ask(LookAtQueues(), Done, queue=queue))
+        # All workers are asked: nobody else knows how many serve the queue, and when all of them have answered.
+        infos, looked = await asyncio.gather(self.workers(), self._ask(LookAtQueues(), Done))
+        return sorted(info.id for info in infos if queue in info.queues and info.id in looked)
 
     async def paused(self, queues: Sequence[str]) -> list[str]:
         """Return those of the queues that are paused."""

@@ -20,6 +20,8 @@ class Purged(Struct):
     left: int = 0
     """Messages that stay in the queue: they are sealed under keys that are not known here, or their callers could
     not be told."""
+    known: bool = True
+    """False: there is no such queue."""
 
 
 class DeadMessage(Struct):

@@ -195,6 +195,8 @@ async def _steer(fleet: Fleet, action: str, queue: str) -> str:
     """Pause, resume or purge a queue."""
     if action == "purge":
         found = await fleet.purge(queue)
+        if not found.known:
+            return f"There is no queue {queue}."
         left = f" {found.left} messages are still there." if found.left else ""
         return f"{found.calls} calls of queue {queue} have ended.{left}"
     if action == "pause":

@@ -261,6 +261,14 @@ def test_a_queue_is_paused_purged_and_resumed(two: FleetOfTwo) -> None:
     assert two.run("pause", "\x1b[31m", code=2).line().startswith("QUEUE='\\x1b[31m': letters, digits")
 
 
+def test_a_purge_of_a_queue_that_is_not_there_is_an_error(two: FleetOfTwo) -> None:
+    absent = f"there is no queue %r in namespace {two.namespace!r}; "
+    line = two.run("purge", "leafs", "--yes", code=1).line()
+    assert line == f"{absent % 'leafs'}did you mean 'leaves'?"
+    line = two.run("purge", "zzz", "--yes", code=1).line()
+    assert line == f"{absent % 'zzz'}workers serve 'default', 'leaves'"
+
+
 async def test_schedules(two: FleetOfTwo) -> None:
     add = atask(namespace=two.namespace, name="shop.add")(_nothing)
     names = ("add-often", "count-mondays")

@@ -87,12 +87,13 @@ class Steering:
         A message leaves its queue when its callers have been told, or the broker has that word safe. Where the
         connection is lost in between, the callers hear it twice, which is no harm.
         """
-        topology, found = self._session.topology, Purged()
+        topology, found = self._session.topology, Purged(known=False)
         topology.check(queue)
         link = self.link()
         try:
             for name in topology.all(queue):
                 state = await link.queue_state(name)
+                found.known |= state is not None
                 if state is not None and state[0]:
                     await self._purge(link, queue, name, state[0], found)
             self._control.flush()

@@ -406,7 +406,9 @@ class LocalTransport(CallTransport):
         return [queue for queue in queues if (await self._steer(queue, "look")).paused]
 
     async def purge_queue(self, queue: str) -> Purged:
-        return Purged((await self._steer(queue, "purge")).purged)
+        state = await self._steer(queue, "purge")
+        known = bool(state.purged or state.waiting or state.workers or state.paused)
+        return Purged(state.purged, known=known)
 
     async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
         states = {queue: await self._steer(queue, "look") for queue in queues}
