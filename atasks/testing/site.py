@@ -16,7 +16,6 @@ from atasks.namespaces import namespaces
 from atasks.options import DecorationOptions
 from atasks.router import Router, get_router
 from atasks.tasks import AtaskDecorator, atask
-from atasks.transport.call_transport import CallTransport
 from atasks.transport.contract import Transport
 from atasks.worker.worker import Worker
 
@@ -177,8 +176,7 @@ class Site:
 
 
 def _pending(transport: Transport) -> list[str]:
-    calls = transport._pending.values() if isinstance(transport, CallTransport) else ()
-    return [pending.call.task for pending in calls]
+    return [pending.call.task for pending in transport.pendings()]
 
 
 def _other_router(router: Router, codec: Codec) -> Router:

@@ -107,6 +107,15 @@ class Pending(Struct, eq=False):
         """The request of a kept call is safe: its await has ended."""
         self.answered(wire.ended(self.call.id, Status.VALUE, "kept"))
 
+    @property
+    def followed(self) -> bool:
+        """True if the call is asked for only: it was submitted, and nothing here awaits it."""
+        return self.kept and self.confirmed
+
+    def lost(self, error: CallConnectionLost) -> None:
+        """It was lost, and may run at most once: end the await."""
+        self.fail(error)
+
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
         if not self.future.done():
@@ -283,7 +292,7 @@ class CallTransport(Transport):
             del self._pending[call.id]
 
     def pendings(self) -> list[Pending]:
-        return list(self._pending.values())
+        return [pending for pending in self._pending.values() if not pending.followed]
 
     def end_await(self, pending: Pending) -> None:
         if not pending.future.done():

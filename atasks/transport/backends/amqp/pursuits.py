@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
-from atasks.errors import AtasksError, CallConnectionLost
+from atasks.errors import AtasksError, CallConnectionLost, NotConnected
 from atasks.options import TaskOptions
 from atasks.transport.call_transport import Pending
 from atasks.transport.records.contract import Record, Records
@@ -47,13 +47,11 @@ class Pursuits:
         options = TaskOptions(queue=record.head.queue)
         loop = asyncio.get_running_loop()
 
-        def lost(error: Exception) -> None:
-            logger.warning("%s cannot be sent again: %s", record.call.task, error)
-            if isinstance(error, CallConnectionLost):
-                ending = wire.ended(record.call.id, Status.WORKER_LOST, str(error))
-                self._start("end", record.id, keeper.add(record.id, ending))
+        def end(message: str) -> None:
+            ending = wire.ended(record.call.id, Status.WORKER_LOST, message)
+            self._start("end", record.id, keeper.add(record.id, ending))
 
-        pending = _Pursued(record.call, options, loop.create_future(), lost=lost)
+        pending = _Pursued(record.call, options, loop.create_future(), end=end)
         pending.kept = pending.confirmed = True
         pending.address = record.address or session.topology.kept(record.call.id)
         pending.key = self._owner(record.id)
@@ -105,10 +103,15 @@ def _has_ended(record: Record) -> bool:
 class _Pursued(Pending, kw_only=True):
     """A call whose record is waited for. What becomes of its request ends nothing by itself."""
 
-    lost: Callable[[Exception], None]
+    end: Callable[[str], None]
+    """Ends the call in its record."""
 
     def handed_over(self) -> None:
         pass
 
+    def lost(self, error: CallConnectionLost) -> None:
+        self.end(str(error))
+
     def fail(self, error: Exception) -> None:
-        self.lost(error)
+        if not isinstance(error, (CallConnectionLost, NotConnected)):  # else this process is leaving
+            logger.warning("%s cannot be sent again: %s", self.call.task, error)

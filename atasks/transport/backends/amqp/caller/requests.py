@@ -116,7 +116,7 @@ class Requests:
             if pending.future.done() or not (pending.confirmed or pending.unheard):
                 continue
             if call.delivery == AT_MOST_ONCE and pending.confirmed:
-                pending.fail(
+                pending.lost(
                     CallConnectionLost(f"{why}: whether {call.task} ran cannot be known, and it runs at most once")
                 )
             else:
