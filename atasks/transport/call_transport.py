@@ -113,7 +113,7 @@ class Pending(Struct, eq=False):
         return self.kept and self.confirmed
 
     def lost(self, error: CallConnectionLost) -> None:
-        """It was lost, and may run at most once: end the await."""
+        """End the await of a call that was lost, and may run at most once."""
         self.fail(error)
 
     def fail(self, error: Exception) -> None:
