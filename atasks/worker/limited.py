@@ -123,8 +123,8 @@ async def limited(
         refusal.__cause__ = error
         return await refuse(run, refusal)
     try:
+        run.started = time.perf_counter()  # the period of a token begins behind it
         token.begin()
-        run.started = time.perf_counter()
         return await serve(run)
     finally:
         token.release()

@@ -1,4 +1,4 @@
-"""Atasks with limits, which note when each run came and went."""
+"""Atasks with limits, which note when each run had its token, and when it went."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from typing import Final
 
 from atasks import Limit, atask, current_call
+from atasks.current import serving
 
 __all__ = ["limited", "limited_and_rated", "rated"]
 
@@ -17,13 +18,16 @@ FIVE: Final = Limit("five", at_once=2, per_second=20, period=0.5)
 
 
 async def _visit(log: str, seconds: float) -> int:
-    """Note in the file when it came, and when it goes: one system call each, so lines of processes do not mix."""
+    """Note in the file when it had its token, and when it goes: one system call each, so lines of processes do not
+    mix. A busy machine may begin the body long after that, and then the period of the token has begun before."""
+    run = serving.get()
+    assert run is not None
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     call = current_call().id
     try:
-        os.write(file, f"in {call} {os.getpid()} {time.monotonic()}\n".encode())
+        os.write(file, f"in {call} {os.getpid()} {run.started}\n".encode())
         await asyncio.sleep(seconds)
-        os.write(file, f"out {call} {os.getpid()} {time.monotonic()}\n".encode())
+        os.write(file, f"out {call} {os.getpid()} {time.perf_counter()}\n".encode())
     finally:
         os.close(file)
     return os.getpid()
