@@ -17,6 +17,7 @@ from atasks.failures.failures import describe_failure
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
+from atasks.transport.backends.amqp.worker.copies import Copies
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
 from atasks.transport.backends.amqp.worker.refused_replies import RefusedReplies
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, Call, End, Item, Reply, Report, Status, describe
@@ -60,6 +61,8 @@ class Replies:
             station.session.topology.nobody: self._drop
         }
         """Reply address that is no queue -> what is done with replies to it, and the key of their seals."""
+        self.copies = Copies(station)
+        """The calls that have gone back to a queue from here, and may come by it."""
         self.refused = RefusedReplies(station.session.outbox.put_now)
         self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
         """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
@@ -158,6 +161,7 @@ class Replies:
             expiration=old.expiration,
             correlation_id=over or None,
         )
+        self.copies.add(str(properties.message_id), request)
         self.station.put(ReturnedRequest(self, call, queue, properties, request))
 
     def dead_letter(self, message: DeliveredMessage, acks: Acks, queue: str) -> None:

@@ -24,6 +24,7 @@ class RequestMessage:
 
     __slots__ = (
         "_generation",
+        "_gone",
         "_tag",
         "acks",
         "calls",
@@ -51,6 +52,7 @@ class RequestMessage:
         self.shared = False
         """True if several calls came in the message."""
         self.received = asyncio.get_running_loop().time()
+        self._gone: asyncio.Future[None] | None = None
         self._tag = message.delivery_tag or 0
         self.acks = lease or consumer.acks  # of its channel: on another one the tag means another message
         self._generation = consumer.generation if lease is None else -1
@@ -94,7 +96,20 @@ class RequestMessage:
         if self.unsettled == 0:
             # The window of a consumer that was replaced by a wider one has no room to gain.
             self.acks.ack(self._tag, late=self._generation != self.consumer.generation)
+            self._leave()
 
     def requeue(self) -> None:
         """Have the broker deliver it again."""
         self.acks.requeue(self._tag)
+        self.unsettled = 0
+        self._leave()
+
+    async def gone(self) -> None:
+        """Return when it is acknowledged, or has gone back, as far as this worker is concerned."""
+        if self.unsettled:
+            self._gone = self._gone or asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._gone)
+
+    def _leave(self) -> None:
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)

@@ -37,13 +37,7 @@ from atasks.transport.backends.amqp.worker.station import Station
 from atasks.transport.backends.amqp.worker.stored_replies import MissingStore, Store, StoredReplies
 from atasks.transport.backends.amqp.worker.telling import Telling
 from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
-from atasks.wire import (
-    CONTENT_TYPE,
-    VERSION,
-    Call,
-    Status,
-    Up,
-)
+from atasks.wire import CONTENT_TYPE, VERSION, Call, Status, Up
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.journals import AMQPJournals
@@ -343,6 +337,7 @@ class Serving:
     async def acknowledged(self) -> None:
         """Return when no reply waits for room in its queue, and every acknowledgement was written."""
         await self.replies.refused.flushed()
+        await self.replies.copies.ended()
         await self.attempts.ended()
         await self.kept.finished()
         if self._stored is not None:
@@ -439,6 +434,10 @@ class Serving:
     ) -> None:
         """Deal with a call of a request, or of an event that comes from `source`; `again`: the broker has
         delivered it before."""
+        copies = self.replies.copies
+        if copies.leaving and request.copy in copies.leaving:
+            copies.keep(request, partial(self._take, call, request, again, doubtful, source))
+            return
         if call.max_attempts > MAX_ATTEMPTS:
             self.worker.served.cap(call)
         consumer = request.consumer
