@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from atasks.transport.subscription import Subscription
     from atasks.wire import Call, Credit, End, Query, QueryAnswer, Reply
 
-__all__ = ["HeldRun", "Places", "Server", "ServerStreams", "ServerTasks", "Withdrawals"]
+__all__ = ["HeldRun", "Places", "Server", "ServerStreams", "ServerTasks", "TokenWaits", "Withdrawals"]
 
 
 class HeldRun(Protocol):
@@ -46,6 +46,14 @@ class Places(Protocol):
 
     size: int
     free: int
+
+
+class TokenWaits(Protocol):
+    """Calls of a worker that wait for tokens of limits."""
+
+    fresh: int
+    """Those that may have their token in a moment, and take their slots again."""
+    lasting: int
 
 
 class Pools(Protocol):
@@ -151,6 +159,11 @@ class Server(Protocol):
     @property
     def parked(self) -> int:
         """Calls that await others: they hold no slot."""
+        ...
+
+    @property
+    def token_waits(self) -> TokenWaits:
+        """Those of them that wait for a token of a limit, and have not begun."""
         ...
 
     @property

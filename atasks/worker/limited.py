@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
     from atasks.wire import Reply
     from atasks.worker.held_call import HeldCall
 
-__all__ = ["TokenNotes", "limited", "take_noted", "take_token"]
+__all__ = ["TokenNotes", "TokenWaits", "limited", "take_noted", "take_token"]
+
+FRESH_SECONDS: Final = 0.05
+"""Seconds within which a token comes that nobody else has, over a broker that is not near too."""
 
 
 class TokenNotes(Struct):
@@ -60,6 +65,55 @@ class NotedToken:
             held.remove(self._name)
 
 
+class TokenWaits:
+    """The calls of a worker that wait for tokens, and have not begun.
+
+    Most calls get their token at once, and need the slot that they have left: those are fresh waits. One that
+    lasts, or is for the same limit as one that does, leaves its slot to other calls.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
+        """`changed` is called when a wait turns out to last."""
+        self._loop = loop
+        self._changed = changed
+        self.fresh = 0
+        self.lasting = 0
+        self._by_limit: dict[tuple[str, str | None], int] = {}
+        """Those that last, of each limit and value of its key."""
+
+    @contextmanager
+    def one(self, name: str, key: str | None) -> Iterator[None]:
+        """Count a call that waits."""
+        limit = name, key
+        timer: asyncio.TimerHandle | None = None
+
+        def last() -> None:
+            nonlocal timer
+            if timer is not None:
+                timer = None
+                self.fresh -= 1
+                self._changed()
+            self.lasting += 1
+            self._by_limit[limit] = self._by_limit.get(limit, 0) + 1
+
+        if limit in self._by_limit:
+            last()
+        else:
+            self.fresh += 1
+            timer = self._loop.call_later(FRESH_SECONDS, last)
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+                self.fresh -= 1
+            else:
+                self.lasting -= 1
+                left = self._by_limit.pop(limit) - 1
+                if left:
+                    self._by_limit[limit] = left
+
+
 async def take_noted(run: HeldCall, limits: Limits, limit: Limit, key: str | None) -> Token:
     """A token for the call. While it waits for it, and holds it, that is noted: `atasks tree` asks."""
     if run.tokens is None:
@@ -86,7 +140,8 @@ async def take_token(run: HeldCall, limit: Limit, key: str | None) -> Token:
     run.park(bounded=False)
     token: Token | None = None
     try:
-        token = await take_noted(run, limits, limit, key)
+        with run.worker.token_waits.one(limit.name, key):
+            token = await take_noted(run, limits, limit, key)
         return token
     finally:
         try:

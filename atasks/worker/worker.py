@@ -52,6 +52,7 @@ from atasks.worker.executors import Executors
 from atasks.worker.held_call import RETURNED, HeldCall, Reason
 from atasks.worker.impatience import Impatience
 from atasks.worker.life import Life, new_worker_id
+from atasks.worker.limited import TokenWaits
 from atasks.worker.recent import CondemnedCalls, RecentIds, RecentReplies
 from atasks.worker.served_tasks import ServedTasks, Tasks
 from atasks.worker.slots import Slots
@@ -116,6 +117,7 @@ class Worker:
         cells[SLOTS], cells[SINCE_MS] = concurrency, int(time.time() * 1000)
         self._rows = self.counters.rows
         self.slots = Slots(concurrency, self._fill)
+        self.token_waits = TokenWaits(self.loop, lambda: transport.slots_changed(self))
         self.is_forked = False
         """True in a child that was forked: the worker is in its parent, and this is a copy."""
         forks.tell(self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import deque
+from collections import OrderedDict
 from typing import Final
 
 from aiormq.abc import DeliveredMessage
@@ -147,7 +147,7 @@ class TokenQueue:
     def __init__(self, name: str, most: int) -> None:
         self.name = name
         self._most = min(most, MAX_PREFETCH)
-        self._waiting: deque[asyncio.Future[HeldToken]] = deque()
+        self._waiting: OrderedDict[asyncio.Future[HeldToken], None] = OrderedDict()
         self._channel: TokenChannel | None = None
         self._live: dict[str, int] = {}
         """Consumer -> how many more tokens the broker may send to it."""
@@ -180,7 +180,7 @@ class TokenQueue:
 
     def fail(self, error: Exception) -> None:
         """End every wait with this error."""
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = self._waiting, OrderedDict()
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
@@ -195,7 +195,7 @@ class TokenQueue:
     async def take(self) -> HeldToken:
         """The next token. Cancelling it costs none."""
         future: asyncio.Future[HeldToken] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        self._waiting[future] = None
         self._adapt_soon()
         try:
             return await future
@@ -203,7 +203,7 @@ class TokenQueue:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().give_back()
             else:
-                self._waiting = deque(other for other in self._waiting if other is not future)
+                self._waiting.pop(future, None)
             self._adapt_soon()
             raise
 
@@ -233,7 +233,7 @@ class TokenQueue:
 
     def _hand_out(self) -> None:
         while self._spare and self._waiting:
-            future = self._waiting.popleft()
+            future, _ = self._waiting.popitem(last=False)
             if not future.done():
                 token = self._spare.pop()
                 self._held.add(token)

@@ -52,6 +52,8 @@ class Consumer:
         """The broker's name of the queue."""
         self.full_size = full_size
         self.prefetch = full_size
+        self.waiting = 0
+        """Calls of this worker that waited for tokens of limits when it started."""
         self.unfinished = 0
         """Messages of the live consumer whose calls have not all ended: each counts itself."""
         self.claims = 0
@@ -70,14 +72,16 @@ class Consumer:
         self._tag = ""
         self._starting = asyncio.Lock()
 
-    async def start(self, prefetch: int) -> None:
-        """Consume with this window. Where the queue cannot be consumed the link is of no use afterwards: the
-        broker has closed the connection, or its channel waits for an answer."""
+    async def start(self, prefetch: int, waiting: int = 0) -> None:
+        """Consume with this window, while so many calls of the worker wait for tokens of limits. Where the queue
+        cannot be consumed the link is of no use afterwards: the broker has closed the connection, or its channel
+        waits for an answer."""
         self.running = True
         self.generation += 1
         self.unfinished = 0
         self.adopted = 0
         self.prefetch = max(1, prefetch)
+        self.waiting = waiting
         try:
             async with self._starting, asyncio.timeout(self._patience):
                 self._tag = await self._link.consume_work(self.name, self._receive(self), self.prefetch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from atasks.transport.server import Server
 
 __all__ = ["Prefetch"]
+
+AHEAD: Final = 64
+"""The largest window for calls that, as it seems, will wait for tokens of limits: they need no slots."""
+NARROW_AFTER: Final = 0.05
+"""Seconds after which calls of such a window that wait for slots go to other workers: first they find out whether
+they need any."""
 
 
 class Prefetch:
@@ -33,6 +39,8 @@ class Prefetch:
         """Until it is opened: a worker that drains may have to restore its link, and consumes nothing then."""
         self._looking = False
         """True if `adapt` will be called soon."""
+        self._narrowing: asyncio.TimerHandle | None = None
+        """Set while it is going to look at calls that wait for slots."""
         self._lacking: set[Executor] = set()
         """The pools for which calls wait here."""
         self.paused: frozenset[str] = frozenset()
@@ -51,7 +59,7 @@ class Prefetch:
         for consumer in self.consumers:
             idle = not self._stopped and not consumer.running and consumer.queue not in self.paused
             if idle and (consumer.executor is None or self._free(consumer, self._room) > 0):
-                await consumer.start(self.size(consumer))
+                await consumer.start(self.size(consumer), self._worker.token_waits.lasting)
         self.adapt()
 
     def add(self, consumers: list[Consumer]) -> bool:
@@ -77,7 +85,8 @@ class Prefetch:
     @property
     def _room(self) -> int:
         """For how many calls there are slots beside those that are about to start."""
-        return self._worker.room - sum([each.claims for each in self.consumers])
+        fresh = self._worker.token_waits.fresh
+        return self._worker.room - fresh - sum([each.claims for each in self.consumers])
 
     def _free(self, consumer: Consumer, room: int) -> int:
         """For how many calls of this queue there are slots, and places; `room` is for those of any queue."""
@@ -96,6 +105,8 @@ class Prefetch:
     def abandon(self) -> None:
         """The link is gone, and the consumers with it."""
         self._stopped = True
+        if self._narrowing is not None:
+            self._narrowing.cancel()
         if self._changing is not None:
             self._changing.cancel()
 
@@ -123,12 +134,35 @@ class Prefetch:
             return
         room = self._room
         if room <= 0:
+            if self._narrowing is None and self._widest() is not None:
+                self._narrow_later()
             return
         for consumer in self.consumers:
             size = self._due(consumer, room)
             if size:
-                self._change(self._replace(consumer, min(size, consumer.full_size)))
+                self._change(self._replace(consumer, size))
                 return
+
+    def _widest(self) -> Consumer | None:
+        """A consumer whose window is wider than the slots."""
+        wide = (each for each in self.consumers if each.running and each.prefetch > each.full_size)
+        return next(wide, None)
+
+    def _narrow_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._narrowing = loop.call_later(NARROW_AFTER, self._narrow, self._worker.token_waits.lasting)
+
+    def _narrow(self, waiting: int) -> None:
+        """If calls of a wide window wait here for slots, and none of them has found out that it needs a token
+        first, let other workers take them. So many waited for tokens before."""
+        self._narrowing = None
+        consumer = self._widest()
+        if consumer is None or self._changing is not None or self._stopped or self._worker.room >= 0:
+            return
+        if self._worker.token_waits.lasting > waiting:
+            self._narrow_later()
+        else:
+            self._change(self._return_to_slots(consumer))
 
     def _due(self, consumer: Consumer, room: int) -> int:
         """The window that this consumer is to have instead of its own; 0: it may keep its own."""
@@ -137,6 +171,7 @@ class Prefetch:
             return 0
         if consumer.solo and consumer.claims:
             return 0  # a last attempt may kill the worker, and every call beside it
+        free, wide = min(free, consumer.full_size), self._wide(consumer, free)
         if not consumer.running:
             return free
         # Parked calls, and calls that were known before, fill the window.
@@ -148,8 +183,17 @@ class Prefetch:
                 or worker.parked
                 or (not consumer.solo and 2 * free >= worker.concurrency)
             )
-            return free if wanted else 0
-        return consumer.full_size if consumer.prefetch < consumer.full_size and not worker.held else 0
+            return max(free, wide) if wanted else 0
+        return consumer.full_size if consumer.prefetch != consumer.full_size and not worker.held else 0
+
+    def _wide(self, consumer: Consumer, free: int) -> int:
+        """The window that would fill the free slots if as many of its calls wait for tokens as of the last one. It
+        is at most twice as large as that."""
+        wait = min(self._worker.token_waits.lasting - consumer.waiting, consumer.prefetch)
+        if wait <= 0 or consumer.solo:
+            return 0
+        twice, need_slots = 2 * consumer.prefetch, consumer.prefetch - wait
+        return min(AHEAD, twice, free * consumer.prefetch // need_slots if need_slots else twice)
 
     def lacks_place(self, executor: Executor) -> None:
         """Calls wait here for a place in a pool: let other workers take them."""
@@ -200,7 +244,12 @@ class Prefetch:
             return
         if consumer.solo and (consumer.claims or self._worker.alone):
             return  # until a last attempt has ended that came meanwhile
-        await consumer.start(prefetch)
+        await consumer.start(prefetch, self._worker.token_waits.lasting)
+
+    async def _return_to_slots(self, consumer: Consumer) -> None:
+        await consumer.stop()
+        self._worker.give_back_unstarted(queue=consumer.queue)
+        await self._replace(consumer, self.size(consumer))
 
     async def _step_aside(self) -> None:
         """Leave everything to other workers, but for the call that runs alone."""
