@@ -75,3 +75,49 @@ async def test_declarations_that_take_turns_are_an_error(
         await soon(last.limits.take("x", None, Rule(0, 1, 1.0)))
     with pytest.raises(LimitError, match=r"2 in 9 s here"):
         await soon(last.limits.take("x", None, Rule(2, 2, 9.0)))
+
+
+async def tokens_of(transport: AMQPTransport, key: str) -> int:
+    """Tokens for a value of a key."""
+    link = transport.session.link
+    assert link is not None
+    state = await link.queue_state(f"{transport.session.topology.limit('x', key)}.places")
+    return -1 if state is None else state[0]
+
+
+async def test_values_of_a_key_have_the_number_of_the_youngest(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As without a key, whichever values each process uses."""
+    caplog.set_level(logging.WARNING)
+    old, young = await connect(), await connect()
+    assert old.limits is not None
+    assert young.limits is not None
+    (await soon(old.limits.take("x", "a", Rule(1, 0, 0.0)))).release()
+    (await soon(young.limits.take("x", "b", Rule(2, 0, 0.0)))).release()
+    assert "limit 'x' is at_once=2 from now on: it was at_once=1" in caplog.text
+    (await soon(old.limits.take("x", "c", Rule(1, 0, 0.0)))).release()
+    await until_ready(old, "c", 2)
+    (await soon(young.limits.take("x", "a", Rule(2, 0, 0.0)))).release()
+    await until_ready(old, "a", 2)
+
+
+async def test_values_of_a_key_are_of_one_kind(connect: Connect) -> None:
+    one, two, three = await connect(), await connect(), await connect()
+    assert one.limits is not None
+    assert two.limits is not None
+    assert three.limits is not None
+    token = await soon(one.limits.take("x", "a", Rule(1, 0, 0.0)))
+    for rule in (Rule(0, 5, 1.0), Rule(1, 5, 1.0)):
+        with pytest.raises(LimitError, match=rf"{rule} here, and at_once=1 where"):
+            await soon(two.limits.take("x", "b", rule))
+    with pytest.raises(LimitError, match="5 in 1 s here, and at_once=1 where"):
+        await soon(three.limits.take("x", None, Rule(0, 5, 1.0)))
+    token.release()
+    (await soon(two.limits.take("x", "b", Rule(1, 0, 0.0)))).release()
+
+
+async def until_ready(transport: AMQPTransport, key: str, count: int) -> None:
+    found = -1
+    while found != count:  # the test's own deadline ends it
+        found = await tokens_of(transport, key)

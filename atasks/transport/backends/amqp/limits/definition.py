@@ -17,6 +17,8 @@ import logging
 import random
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
@@ -58,7 +60,8 @@ class Definition:
     def __init__(self, topology: Topology, name: str, key: str | None, rule: Rule) -> None:
         self._topology = topology
         self._name = name
-        self._rule = rule
+        self.rule = rule
+        """What this process says of it."""
         self._expires = key is not None
         self._queue = topology.limit(name, key)
         self._amendment = f"{self._queue}.amendment"
@@ -77,14 +80,25 @@ class Definition:
         it before, so that younger ones may have changed its numbers. `surplus` is how many tokens are too many of
         each kind then. Raises LimitError if it is in use with a rule of another kind, or period, or if its numbers
         were changed very often lately."""
-        lock = await self._lock(link)
-        try:
+        async with self._locked(link):
             self.surplus = (0, 0)
             await self._make(link, known)
             channel = await link.open_channel()
             # Without acknowledgements: what anybody puts there would lie here until the broker loses patience.
             await guard(channel.basic_consume(self._queue, _nothing, no_ack=True))
             return channel
+
+    async def current(self, link: Link) -> Rule:
+        """Return the rule that holds now for those who have entered: ours, or that of a younger declaration."""
+        async with self._locked(link):
+            amended = await link.queue_state(self._amendment) is not None
+            return await self._read(link, self._amendment if amended else self._queue)
+
+    @asynccontextmanager
+    async def _locked(self, link: Link) -> AsyncIterator[None]:
+        lock = await self._lock(link)
+        try:
+            yield
         finally:
             if not lock.is_closed:
                 await guard(lock.queue_delete(f"{self._queue}.lock"))
@@ -113,11 +127,11 @@ class Definition:
             return
         unused, amended = state[1] == 0, await link.queue_state(self._amendment) is not None
         found = await self._read(link, self._amendment if amended else self._queue)
-        if unused and (found != self._rule or amended):
-            await self._seed(link, anew=found == self._rule)
-            if found != self._rule:
-                logger.info("limit %r is %s now", self._name, self._rule)
-        elif found != self._rule:
+        if unused and (found != self.rule or amended):
+            await self._seed(link, anew=found == self.rule)
+            if found != self.rule:
+                logger.info("limit %r is %s now", self._name, self.rule)
+        elif found != self.rule:
             if not known:
                 await self._amend(link, found)
         elif not await self._is_whole(link, unused):
@@ -127,7 +141,7 @@ class Definition:
     async def _read(self, link: Link, queue: str) -> Rule:
         """Return the rule in the arguments of the definition, or of the amendment: the broker names one argument
         that is another one, and then the next."""
-        found = self._rule
+        found = self.rule
         for _ in range(len(found) + 1):
             channel = await link.open_channel()
             try:
@@ -138,15 +152,15 @@ class Definition:
                 match = FOUND.search(str(error))
                 field = None if match is None else ARGUMENTS.get(match[1])
                 if match is None or field is None or not (match[2].isdigit() or match[2] == "none"):
-                    raise differs(self._name, self._rule, "another value") from None
+                    raise differs(self._name, self.rule, "another value") from None
                 value = int(match[2]) if match[2].isdigit() else 0
                 numbers: dict[str, Any] = {field: value / 1000 if field == "period" else value}
                 found = found._replace(**numbers)
-        raise differs(self._name, self._rule, "another value")
+        raise differs(self._name, self.rule, "another value")
 
     async def _amend(self, link: Link, found: Rule) -> None:
         """Have our numbers hold in the place of those that were found."""
-        rule = self._rule
+        rule = self.rule
         alike = bool(found.at_once) == bool(rule.at_once) and bool(found.per_period) == bool(rule.per_period)
         changes = await link.queue_state(self._changes)
         if not alike or found.period != rule.period or (changes is not None and changes[0] >= MAX_CHANGES):
@@ -168,7 +182,7 @@ class Definition:
     async def _is_whole(self, link: Link, unused: bool) -> bool:
         """Return True if the tokens of the limit are there: all of them, if nobody can hold any. A broker that
         was killed may have lost some."""
-        rule = self._rule
+        rule = self.rule
         if rule.at_once:
             state = await link.queue_state(self.places)
             if state is None or (unused and state[0] != rule.at_once):
@@ -182,7 +196,7 @@ class Definition:
     async def _seed(self, link: Link, anew: bool) -> None:
         """Make the tokens, and then the definition. Those of a rate come one after the other, or, if others may
         have been taken just now, after a whole period."""
-        rule, channel = self._rule, await link.open_channel(confirms=True)
+        rule, channel = self.rule, await link.open_channel(confirms=True)
         await guard(channel.queue_delete(self._queue))
         # The cooling ones before the others: what cools would go to the new queue.
         for name in (self._amendment, self._changes, self.places, self.cooling, self.rate):

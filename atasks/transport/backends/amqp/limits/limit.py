@@ -10,7 +10,7 @@ from typing import Final
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 
-from atasks.errors import LimitError
+from atasks.errors import LimitError, TransportError
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
 from atasks.transport.backends.amqp.broker.topology import Topology
@@ -38,7 +38,10 @@ class BrokerLimit:
         consumer_timeout: float,
         entering: asyncio.Lock,
         failed: Callable[[BrokerLimit], None],
+        whole: BrokerLimit | None = None,
     ) -> None:
+        """`whole`: where this is for one value of the key, the limit of that name, which has the rule of all
+        values."""
         self.rule = rule
         self.key = key
         self.used = 0.0
@@ -48,7 +51,11 @@ class BrokerLimit:
         self._renew_age = consumer_timeout / 2
         self._entering = entering
         self._failed = failed
+        self._whole = whole
         self._definition = Definition(topology, name, key, rule)
+        self._entered = asyncio.Event()
+        """Set while this process counts as a user, or is refused."""
+        self._refusal: Exception | None = None
         self._places = TokenQueue(self._definition.places, rule.at_once) if rule.at_once else None
         self._rate = TokenQueue(self._definition.rate, rule.per_period) if rule.per_period else None
         self._known = False
@@ -65,6 +72,7 @@ class BrokerLimit:
     def attach(self, link: Link) -> None:
         """Use it over this link from now on."""
         self.detach()
+        self._entered.clear()
         self._life = self._loop.create_task(self._live(link), name=f"atasks limit {self._name}")
 
     def detach(self) -> None:
@@ -109,12 +117,17 @@ class BrokerLimit:
         while not link.lost.done():
             channel: Channel | None = None
             try:
+                if self._whole is not None:
+                    self._definition.rule = await self._whole.current(link)
                 async with self._entering:
-                    channel = await self._definition.enter(link, known=self._known)
+                    # The rule of a value is that of the whole limit, whatever it was before.
+                    known = self._known and self._whole is None
+                    channel = await self._definition.enter(link, known=known)
                 self._known = True
+                self._entered.set()
                 await self._serve(channel)
                 pause = PAUSE[0]
-            except LimitError as error:
+            except (LimitError, TransportError) as error:
                 self._give_up(error)
                 return
             except CLIENT_ERRORS as error:
@@ -161,7 +174,17 @@ class BrokerLimit:
             for queue in self._queues:
                 queue.detach()
 
+    async def current(self, link: Link) -> Rule:
+        """Return the rule that holds for all values of the key. Raises the error for which it was given up."""
+        await self._entered.wait()
+        if self._refusal is not None:
+            raise self._refusal
+        async with self._entering:
+            return await self._definition.current(link)
+
     def _give_up(self, error: Exception) -> None:
+        self._refusal = error
+        self._entered.set()
         self._failed(self)
         self.fail(error)
 

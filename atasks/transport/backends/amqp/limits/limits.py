@@ -76,8 +76,10 @@ class AMQPLimits(Limits):
         return await limit.take()
 
     def _use(self, name: str, key: str | None, rule: Rule) -> BrokerLimit:
+        whole: BrokerLimit | None = None
         if key is not None:
             self._tidy(name)
+            whole = self._limits.get((name, None)) or self._use(name, None, rule)
         agree(name, rule, (other.rule for (limit, _), other in self._limits.items() if limit == name))
         limit = BrokerLimit(
             self._session.topology,
@@ -88,6 +90,7 @@ class AMQPLimits(Limits):
             self._consumer_timeout,
             self._entering,
             lambda failed: self._forget(name, key, failed),
+            whole,
         )
         self._limits[name, key] = limit
         if self._link is not None:
