@@ -61,7 +61,7 @@ class Definition:
         self._topology = topology
         self._name = name
         self.rule = rule
-        """What this process says of it."""
+        """The rule that this process has for it."""
         self._expires = key is not None
         self._queue = topology.limit(name, key)
         self._amendment = f"{self._queue}.amendment"
