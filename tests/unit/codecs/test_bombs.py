@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import time
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -19,28 +20,30 @@ from atasks.codecs import sizes
 
 MIB = 2**20
 
+# Tests make their large parameters: each collection of garbage looks through what the session holds.
+
 
 def array(items: bytes, count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4) + items * count
 
 
 @pytest.mark.parametrize(
-    "content",
+    "make",
     [
-        array(b"\x90", 32 * MIB),
-        array(b"\x80", 32 * MIB),
-        array(b"\xdc\x00\x00", 12 * MIB),
-        array(b"\xdd\x00\x00\x00\x00", 8 * MIB),
-        array(b"\xa1x", 20 * MIB),
-        array(b"\xa0\x90", 16 * MIB)[:-7],
-        array(b"\x91" * 50 + b"\x90", MIB // 2),
-        array(b"\xcd\x01\x00\x90", 9 * MIB),
-        array(b"\xd9\x01x\x90", 9 * MIB),
+        lambda: array(b"\x90", 32 * MIB),
+        lambda: array(b"\x80", 32 * MIB),
+        lambda: array(b"\xdc\x00\x00", 12 * MIB),
+        lambda: array(b"\xdd\x00\x00\x00\x00", 8 * MIB),
+        lambda: array(b"\xa1x", 20 * MIB),
+        lambda: array(b"\xa0\x90", 16 * MIB)[:-7],
+        lambda: array(b"\x91" * 50 + b"\x90", MIB // 2),
+        lambda: array(b"\xcd\x01\x00\x90", 9 * MIB),
+        lambda: array(b"\xd9\x01x\x90", 9 * MIB),
     ],
     ids=["arrays", "maps", "16 bits", "32 bits", "texts", "cut off", "deep", "numbers between", "texts between"],
 )
-async def test_a_document_of_small_things_is_refused(namespace: str, content: bytes) -> None:
-    codec = MsgpackCodec(namespace)
+async def test_a_document_of_small_things_is_refused(namespace: str, make: Callable[[], bytes]) -> None:
+    codec, content = MsgpackCodec(namespace), make()
 
     async def function(value: Any) -> Any: ...
 
@@ -64,18 +67,19 @@ async def test_a_document_of_small_things_is_refused(namespace: str, content: by
 
 
 @pytest.mark.parametrize(
-    "value",
+    "make",
     [
-        list(range(3_000_000)),
-        [[n, n + 1] for n in range(500_000)],
-        os.urandom(40 * MIB),
-        ["\u4e2d" * 1000] * 15_000,
-        ["thirty characters of a word....."] * 1_000_000,
-        [os.urandom(30_000), {"key": [1.5, None, True] * 100}] * 500,
+        lambda: list(range(3_000_000)),
+        lambda: [[n, n + 1] for n in range(500_000)],
+        lambda: os.urandom(40 * MIB),
+        lambda: ["\u4e2d" * 1000] * 15_000,
+        lambda: ["thirty characters of a word....."] * 1_000_000,
+        lambda: [os.urandom(30_000), {"key": [1.5, None, True] * 100}] * 500,
     ],
     ids=["numbers", "pairs", "bytes", "text", "words", "mixed"],
 )
-async def test_honest_large_documents_are_not(namespace: str, value: Any) -> None:
+async def test_honest_large_documents_are_not(namespace: str, make: Callable[[], Any]) -> None:
+    value = make()
     content = msgspec.msgpack.encode(value)
     assert await MsgpackCodec(namespace).decode(content) == value
 

@@ -10,6 +10,7 @@ import re
 import threading
 import traceback
 import weakref
+from collections.abc import Callable
 from typing import Any, Self
 
 import pytest
@@ -472,18 +473,20 @@ test.TwoArguments: 7: full
 
 
 @pytest.mark.parametrize(
-    "large",
+    "make",
     [
-        b"x" * 20_000_000,
-        "x" * 20_000_000,
-        list(range(5_000_000)),
-        [{"number": number, "text": "row"} for number in range(200_000)],
-        dict.fromkeys(range(1000000), "value"),
+        lambda: b"x" * 20_000_000,
+        lambda: "x" * 20_000_000,
+        lambda: list(range(5_000_000)),
+        lambda: [{"number": number, "text": "row"} for number in range(200_000)],
+        lambda: dict.fromkeys(range(1000000), "value"),
     ],
     ids=["bytes", "text", "numbers", "rows", "map"],
 )
 @pytest.mark.parametrize("where", ["args", "attributes", "cause"])
-async def test_large_parts_are_left_behind_unencoded(large: Any, where: str, namespace: str) -> None:
+async def test_large_parts_are_left_behind_unencoded(make: Callable[[], Any], where: str, namespace: str) -> None:
+    large = make()
+
     class Counting(CloudpickleCodec):
         encoded = 0
 
