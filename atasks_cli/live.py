@@ -250,11 +250,11 @@ def _show(
     click.echo("")
     rows = []
     for task in sorted(tasks.values(), key=lambda item: -item.started):
-        ended = sum(task.ended.values())
+        ended = sum(task.endings.values())
         rate = "-"
         if before is not None and task.task in before[1]:
-            rate = f"{(ended - sum(before[1][task.task].ended.values())) / max(now - before[0], 1e-3):.1f}/s"
-        failures = sum(task.ended.get(name, 0) for name in FAILURES)
+            rate = f"{(ended - sum(before[1][task.task].endings.values())) / max(now - before[0], 1e-3):.1f}/s"
+        failures = sum(task.endings.get(name, 0) for name in FAILURES)
         times = [age(times.quantile(share)) for times in (task.wait, task.run) for share in (0.5, 0.95)]
         rows.append((task.task, rate, str(ended), str(failures), *times))
     show_table(("ATASK", "RATE", "ENDED", "FAILED", "WAIT P50", "P95", "RUN P50", "P95"), rows)

@@ -115,7 +115,7 @@ def _show(info: WorkerInfo, paused: list[str], offset: float) -> None:
             task.task,
             str(task.received),
             str(task.started),
-            " ".join(f"{name}={number}" for name, number in task.ended.items()),
+            " ".join(f"{name}={number}" for name, number in task.endings.items()),
             age(task.wait.quantile(0.5)),
             age(task.wait.quantile(0.95)),
             age(task.run.quantile(0.5)),

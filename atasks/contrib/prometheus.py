@@ -50,7 +50,7 @@ class Collector(BaseCollector):
         )
         run = HistogramMetricFamily("atasks_call_run_seconds", "Time from the start to the end.", labels=["task"])
         for name, task in now.tasks().items():
-            for status, number in task.ended.items():
+            for status, number in task.endings.items():
                 calls.add_metric([name, status], number)
             started.add_metric([name], task.started)
             retried.add_metric([name], task.retried)

@@ -19,6 +19,8 @@ from atasks.tracking.counters import (
     LAG_ASKED,
     LAG_US,
     LOST,
+    MAX_TASKS,
+    OTHERS,
     PARKED,
     RECEIVED,
     REFUSED,
@@ -35,6 +37,7 @@ from atasks.tracking.counters import (
     callers,
     started,
 )
+from atasks.wire import Status
 
 if TYPE_CHECKING:
     from atasks.tracking.counters import Row
@@ -46,6 +49,7 @@ __all__ = [
     "Snapshot",
     "TaskCounts",
     "WorkerCounts",
+    "count_lost",
     "forget",
     "include",
     "read",
@@ -54,6 +58,9 @@ __all__ = [
 
 BOUNDS: Final = tuple(2**k / 1e6 for k in range(BUCKETS - 1))
 """The upper bounds of the buckets of a histogram, in seconds; the last bucket has none."""
+
+
+WORKER_LOST: Final = ENDINGS[Status.WORKER_LOST]
 
 
 class Histogram(Struct, frozen=True):
@@ -105,6 +112,13 @@ class TaskCounts(Struct):
     """Times from the request to the start, by the clocks of both sides. Empty at a caller."""
     run: Histogram = Histogram()
     """Times from the start to the end; at a caller, from the request to the reply."""
+
+    @property
+    def endings(self) -> dict[str, int]:
+        """What became of calls: how they ended, those included that were declared lost."""
+        if not self.lost:
+            return self.ended
+        return {**self.ended, WORKER_LOST: self.ended.get(WORKER_LOST, 0) + self.lost}
 
     def __add__(self, other: TaskCounts) -> TaskCounts:
         ended = {
@@ -198,6 +212,12 @@ def forget(counters: Counters) -> None:
 def keep(workers: Iterable[WorkerCounts]) -> None:
     """Have the sums of this process contain what these workers have counted, which have ended."""
     _ended.update(total([*_ended.values(), *(item for worker in workers for item in worker.tasks)]))
+
+
+def count_lost(task: str) -> None:
+    """Count a call of a worker that has ended, which no worker declares lost, but the hub in this process."""
+    name = task if task in _ended or len(_ended) < MAX_TASKS else OTHERS
+    _ended[name] = _ended.get(name, TaskCounts(name)) + TaskCounts(name, lost=1)
 
 
 def snapshot() -> Snapshot:

@@ -216,7 +216,7 @@ class Picture:
         """Take the counters of all workers, by atask, as they are now."""
         now = self._clock()
         self._tasks = dict(tasks)
-        self._counts.append((now, {name: sum(task.ended.values()) for name, task in tasks.items()}))
+        self._counts.append((now, {name: sum(task.endings.values()) for name, task in tasks.items()}))
         while now - self._counts[0][0] > RATE_SECONDS and len(self._counts) > 2:
             self._counts.popleft()
 
@@ -282,7 +282,7 @@ class Picture:
             "rate": max(rate, 0.0),  # the counts of a worker that has ended are gone with it
             "started": task.started,
             "ended": after[name],
-            "failed": sum(number for status, number in task.ended.items() if status not in WELL),
+            "failed": sum(number for status, number in task.endings.items() if status not in WELL),
             "p50": task.run.quantile(0.5),
             "p95": task.run.quantile(0.95),
             "wait95": task.wait.quantile(0.95),

@@ -133,6 +133,8 @@ def test_metrics_of_all_processes(served: App) -> None:
     buckets = [value for name, value in found.items() if name.startswith("atasks_call_run_seconds_bucket")]
     assert buckets[:-1] == sorted(buckets[:-1]) or len(set(buckets)) > 1
     assert found['atasks_calls_started_total{task="tasks.die"}'] == 1, "the process that it killed is counted"
+    lost = 'atasks_calls_total{status="worker_lost",task="tasks.die"}'
+    assert found[lost] == 1, "the process that took its place has declared it lost"
     openmetrics = get(supervisor, "/metrics", Accept="application/openmetrics-text; version=1.0.0")[1]
     assert openmetrics.endswith("# EOF\n")
     served.end(supervisor)

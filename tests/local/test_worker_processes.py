@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 import atasks
-from atasks import WorkerLost, WorkersFailed
+from atasks import WorkerLost, WorkersFailed, tracking
 from atasks.testing import until
 from atasks.transport.backends.local import LocalTransport
 from tests.faults.history import settled
@@ -97,12 +97,20 @@ async def test_calls_of_a_killed_process_run_in_another_and_it_is_replaced(
 
 
 async def test_a_call_that_kills_every_process_ends_in_worker_lost(transport: atasks.Transport) -> None:
+    before = lost()
     killer = asyncio.create_task(crash())
     innocent = [asyncio.create_task(echo(number)) for number in range(50)]
     with pytest.raises(WorkerLost) as caught:
         await settled(killer, "the killer", 60)
     assert caught.value.attempts == 3
     assert await settled(asyncio.gather(*innocent), "the others", 60) == list(range(50))
+    assert lost() == before + 1
+
+
+def lost() -> int:
+    """The calls of `crash` that were counted as lost in this process, which has the hub."""
+    counts = tracking.snapshot().tasks().get(crash.name)
+    return 0 if counts is None else counts.endings.get("worker_lost", 0)
 
 
 async def test_a_call_that_died_while_it_awaited_another_one_names_that(

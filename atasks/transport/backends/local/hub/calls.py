@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from atasks.call_log import log_lost
+from atasks.tracking.snapshots import count_lost
 from atasks.transport.backends.local.hub.journals import HubJournals
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
@@ -90,6 +91,7 @@ class HubCalls(dict[str, QueuedCall]):
             ran = self._loop.time() - queued.since
             lost = queued.lost("will not run again: its worker died", worker, ran, awaited)
             log_lost(call, lost, queue=queued.queue.name)
+            count_lost(call.task)
             self.end(queued, lost)
             self.journals.over(call.id)
             return
