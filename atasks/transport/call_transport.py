@@ -68,6 +68,8 @@ class Pending(Struct, eq=False):
     """The number of times that workers were asked for the call since then."""
     where: Whereabouts | None = None
     """The whereabouts that were told last; None: they are not known."""
+    ran_at: Whereabouts | None = None
+    """The run that was told of last, which `where` is no more once its worker is dead; None: none was."""
     denied: int = 0
     """The number of times since then that all workers said that they do not have the call."""
     confirmed: bool = False
@@ -126,9 +128,16 @@ class Pending(Struct, eq=False):
     @property
     def place(self) -> Whereabouts | None:
         """The whereabouts of the call, as far as they were told: by whoever had it, or by the broker."""
-        if self.where is None and self.begun is not None:
-            return Whereabouts("run", self.options.queue or "", self.begun[0])
-        return self.where
+        return self.where or self._beginning
+
+    @property
+    def last_run(self) -> Whereabouts | None:
+        """The run of it that is known last, which may be over."""
+        return self.ran_at or self._beginning
+
+    @property
+    def _beginning(self) -> Whereabouts | None:
+        return None if self.begun is None else Whereabouts("run", self.options.queue or "", self.begun[0])
 
 
 class CallTransport(Transport):

@@ -13,7 +13,7 @@ from atasks.wire import Call, Ending, Reply
 if TYPE_CHECKING:
     from atasks.transport.server import HeldRun
 
-__all__ = ["Whereabouts", "found_at", "last_seen", "lost_at", "timed_out", "whereabouts_by"]
+__all__ = ["Whereabouts", "found_at", "last_seen", "lost_at", "placed", "timed_out", "whereabouts_by"]
 
 
 class Whereabouts(Struct, gc=False):
@@ -82,6 +82,24 @@ def lost_at(error: E, where: Whereabouts | None) -> E:
         error.awaited = where.awaits and where.awaits[0]
         error.args = (f"{error.args[0]}; when last seen, {where.words(where.ran)}", *error.args[1:])
     return error
+
+
+def placed(reply: Reply, where: Whereabouts | None) -> Reply:
+    """The reply of a call that was lost, with the run that its caller was told of last, if it names no worker: who
+    finds out that a worker is dead was not told what it did."""
+    ending = wire.ending(reply)
+    if ending.worker or where is None:
+        return reply
+    return wire.ended(
+        reply.id,
+        reply.status,
+        ending.message,
+        reply.worker,
+        ending.attempts,
+        last_worker=where.worker,
+        ran=where.ran,
+        awaits=where.awaits,
+    )
 
 
 def found_at(worker: str, run: HeldRun, now: float) -> Whereabouts:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from pathlib import Path
 
 import pytest
 
+import atasks
 from atasks.testing import until
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.history import History, settled
 from tests.faults.poison import poison
 from tests.faults.tasks import echo, gated
@@ -56,6 +60,30 @@ async def test_at_most_once_calls_of_a_killed_worker_end_promptly(
     assert time.monotonic() - killed < 5
     assert history.errors() == {"WorkerLost": 10}
     history.check()
+    await fleet.quiet()
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_the_end_of_a_call_whose_worker_was_killed_says_where_it_ran(
+    fleet: Fleet, history: History, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """The worker that finds out does not know, and the caller has been told."""
+    monkeypatch.setattr(OverdueCalls, "patience", 0.5)
+    monkeypatch.setattr(OverdueCalls, "pause", 0.1)
+    victim = fleet.start_one()
+    async with atasks.connect(fleet.broker.url, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        calls = history.start(1, gated, str(tmp_path / "gate"), delivery=delivery, max_attempts=1)
+        await until(lambda: any(item.ran_at for item in transport.session.pendings.values()), "it is known")
+        fleet.start()
+        victim.kill()
+        await settled(asyncio.gather(*calls), "the call of a dead worker", 20)
+    (error,) = (item.error for item in history.awaits)
+    assert isinstance(error, atasks.WorkerLost)
+    assert error.waited_for == "run"
+    assert error.worker
+    assert error.ran is not None
+    assert re.search(rf"; when last seen, it ran at worker {re.escape(error.worker)} for \d+\.\d s$", str(error))
     await fleet.quiet()
 
 

@@ -25,6 +25,7 @@ from atasks.transport.backends.amqp.caller.probe import probe
 from atasks.transport.backends.amqp.caller.requests import Requests
 from atasks.transport.backends.amqp.caller.run_times import RunTimes
 from atasks.transport.backends.amqp.seals import opening
+from atasks.transport.whereabouts import placed
 from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Report, Status, Up
 
 if TYPE_CHECKING:
@@ -203,7 +204,9 @@ class Calling:
                     self._run_times.observe(pending.call.task, envelope.run_us, envelope.parked)
                     if envelope.status == Status.WORKER_LOST:
                         self.withdraw(pending)  # if it was sent again, another copy may wait in the queue still
-                    pending.answered(envelope)
+                        pending.answered(placed(envelope, pending.last_run))
+                    else:
+                        pending.answered(envelope)
                 else:
                     self._heard(envelope, session.seals is None or session.seals.serves(message))
             elif isinstance(envelope, Item | End | Report):

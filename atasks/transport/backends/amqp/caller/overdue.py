@@ -214,6 +214,8 @@ class OverdueCalls:
                     now,
                     awaits=awaits,
                 )
+                if begun:
+                    pending.ran_at = pending.where
                 if pending.receiver is not None:
                     pending.receiver.ask(answer.worker)
 
