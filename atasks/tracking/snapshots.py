@@ -115,7 +115,7 @@ class TaskCounts(Struct):
 
     @property
     def endings(self) -> dict[str, int]:
-        """What became of calls: how they ended, those included that were declared lost."""
+        """The number of calls for each ending, those included that were declared lost."""
         if not self.lost:
             return self.ended
         return {**self.ended, WORKER_LOST: self.ended.get(WORKER_LOST, 0) + self.lost}
