@@ -90,7 +90,8 @@ class Journals(ABC):
 
     @abstractmethod
     def finish(self, name: str, call_id: str) -> None:
-        """Drop the journal as soon as the reply to its call is safe; at once, if none is on its way."""
+        """Drop the journal as soon as the reply to its call is safe; at once, if none is on its way. If another
+        worker may have the call by then, leave it: that one needs it."""
 
     @abstractmethod
     def leave(self, name: str) -> None:

@@ -251,9 +251,9 @@ class Server(Protocol):
         """Count a request that could not be read; the first one is logged."""
         ...
 
-    def over(self, call: Call) -> None:
+    def over(self, call: Call, *, reply: Reply | None = None) -> None:
         """A call that has come again is not to run again: it has ended elsewhere, or nobody awaits it. Drop what
-        an earlier run has left of it."""
+        an earlier run has left of it; if it is about to be answered by `reply`, when that is safe."""
         ...
 
     def count_lost(self, call: Call) -> None:

@@ -268,6 +268,7 @@ class Worker:
             finished = self._finished.get(call_id)
             if finished is not None:
                 self.streams.delivered_again(call_id, delivery)
+                self.over(call, reply=finished)
                 delivery.reply(finished)
                 return
         if (
@@ -387,16 +388,22 @@ class Worker:
         """Return what is said to a question about this worker and its calls: see `Server.answer`."""
         return answering.answer(self, queues, query, owner, voice)
 
-    def over(self, call: Call, error: Exception | None = None) -> None:
-        """A call that has come again is not to run again: it has ended elsewhere, by this error where that is
-        known, or nobody awaits it. Drop the journal that an earlier run has left, unless a try that comes later
-        may want it."""
+    def over(self, call: Call, error: Exception | None = None, reply: Reply | End | None = None) -> None:
+        """A call that has come again is not to run again: it has ended, by this error where that is known, or
+        nobody awaits it. Drop the journal that an earlier run has left, unless a try that comes later may want
+        it. `reply`: it is about to be answered by this, and its journal stays until that is safe."""
         atask, journals = self.served.find(call.task), self.transport.journals
         if atask is None or not atask.resume or journals is None:
             return
         retry = atask.task_options.retry
-        if retry is None or (error is not None and retry.is_last(call.try_, error)):
-            journals.drop(journal_name(call.key or call.id, atask.resume))
+        last = retry is None or (error is not None and retry.is_last(call.try_, error))
+        if not last and not (isinstance(reply, Reply) and reply.status == Status.VALUE):
+            return
+        name = journal_name(call.key or call.id, atask.resume)
+        if reply is None:
+            journals.drop(name)
+        else:
+            journals.finish(name, call.id)
 
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""

@@ -135,6 +135,32 @@ async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(si
         assert calls.made == [child], "nobody is to have its reply"
 
 
+async def test_a_journal_that_somebody_reads_just_then_is_not_taken_for_an_empty_one(site: Site) -> None:
+    """A worker that is given a call of it once more reads it, too: all its messages are with that reader."""
+    calls = Calls(site)
+    async with site.open():
+        running = asyncio.create_task(calls.parent())
+        await soon(calls.made_step.wait())
+        queue = _journal(site, calls.parents[0])
+        assert isinstance(site.caller, AMQPTransport)
+        assert site.caller.session.link is not None
+        reader = await site.caller.session.link.open_channel()
+        read: asyncio.Queue[object] = asyncio.Queue()
+        await reader.basic_consume(queue, read.put)
+        await soon(read.get())
+        await soon(read.get())
+        await site.serve()
+        await site.worker.drain(0)
+        site.workers.remove(site.worker)
+        await until(lambda: not read.empty(), "the next run wants to read it, too")
+        await reader.close()
+        calls.go_on.set()
+        assert await soon(running) == 7
+        assert len(calls.parents) == 2
+        assert len(calls.made) == 1, "the step is found"
+        await soon(_gone(site, queue))
+
+
 @pytest.mark.parametrize("ending", ["returned", "cancelled"])
 async def test_a_journal_that_a_dead_worker_has_left_goes_when_its_call_comes_again(
     site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch, ending: str

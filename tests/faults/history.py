@@ -56,6 +56,10 @@ class Recorder:
         else:
             self._write("end", key, call.id, call.attempt, self._pid, time.monotonic())
 
+    def safe(self, name: str) -> None:
+        """Put on record that the end of a call, by its id, or of a local step, by its key, is safe."""
+        self._write("safe", name, time.monotonic())
+
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
         """Count a run among those that run at once in this process, and put the highest count on record."""
@@ -119,6 +123,7 @@ class Await(NamedTuple):
 class _Records(NamedTuple):
     runs: list[RunRecord]
     peaks: dict[int, int]
+    safe: dict[str, float]
 
 
 @dataclass
@@ -180,12 +185,16 @@ class History:
     def _records(self) -> _Records:
         runs: list[RunRecord] = []
         peaks: dict[int, int] = {}
+        safe: dict[str, float] = {}
         live: dict[tuple[str, str, str, str], list[RunRecord]] = {}
         text = self.path.read_text() if self.path.exists() else ""
         for line in text[: text.rfind("\n") + 1].splitlines():  # a line that is being written is for the next look
             word, *rest = line.split()
             if word == "peak":
                 peaks[int(rest[1])] = int(rest[0])
+                continue
+            if word == "safe":
+                safe.setdefault(rest[0], float(rest[1]))
                 continue
             key, call_id, attempt, pid, *times = rest
             at = float(times[0]) if times else 0.0
@@ -197,11 +206,15 @@ class History:
             else:
                 run = live[identity].pop(0)
                 run.ending, run.ended = word, at
-        return _Records(runs, peaks)
+        return _Records(runs, peaks, safe)
 
     def runs(self, key: str | None = None) -> list[RunRecord]:
         """The runs so far, of one call or of all, in the order of their starts."""
         return [run for run in self._records().runs if key in (None, run.key)]
+
+    def safe(self) -> dict[str, float]:
+        """When the end of a call, by its id, or of a local step, by its key, became safe, if it is on record."""
+        return self._records().safe
 
     def peaks(self) -> dict[int, int]:
         """Process -> the most calls that ran in it at once, parked ones not counted."""

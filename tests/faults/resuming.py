@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import atasks
-from atasks import Limit, Retry, atask, current_call
+from atasks import Limit, Retry, atask, current_call, wire
+from atasks.transport.backends.amqp.worker.replies import ReplyMessage
+from atasks.transport.journals import lasts
 from tests.faults.history import Recorder
 
 __all__ = [
     "Shape",
+    "begin",
     "drawing",
     "fanned",
     "given_up",
     "grow",
+    "is_local",
+    "late",
     "once_in_a_row",
     "row",
     "step",
@@ -23,6 +29,19 @@ __all__ = [
     "tree",
     "value_of",
 ]
+
+
+def begin(record: Path) -> None:
+    """Have this worker put on record when its replies are safe."""
+    recorder, confirmed = Recorder(record), ReplyMessage.confirmed
+
+    def noted(message: ReplyMessage) -> None:
+        confirmed(message)
+        for reply in wire.decode(message.body):
+            if isinstance(reply, wire.Reply) and lasts(reply):
+                recorder.safe(reply.id)
+
+    ReplyMessage.confirmed = noted  # type: ignore[method-assign]
 
 
 def _recorder() -> Recorder:
@@ -63,6 +82,16 @@ async def fanned(key: str, queue: str, gates: list[str], delivery: Any = "at_lea
     with _recorder().run(key):
         there = step.options(queue=queue, delivery=delivery)
         return await asyncio.gather(*(there(f"{key}-{number}", gate) for number, gate in enumerate(gates)))
+
+
+@atask(resume=True, max_attempts=20)
+async def late(key: str, queue: str, gates: list[str], end: str) -> list[int]:
+    """Two steps on this queue, for which each run waits at a gate of its own; then it waits for its end."""
+    with _recorder().run(key):
+        await opened(gates[current_call().attempt - 1])
+        made = [await step.options(queue=queue)(f"{key}-{number}") for number in range(2)]
+        await opened(end)
+        return made
 
 
 @atask(resume=True, max_attempts=1)
@@ -124,6 +153,11 @@ EQUAL = 3
 def times_of(step: str) -> int:
     """The number of calls of `grow` that have this key on record."""
     return EQUAL if step.endswith(".e") else 1
+
+
+def is_local(step: str) -> bool:
+    """Return True for the key of a local step, which runs within the call that makes it."""
+    return step.endswith(".o")
 
 
 def value_of(shape: Shape) -> int:
@@ -229,7 +263,9 @@ async def _step(key: str, kind: str) -> int:
         case "limited":
             return await held(f"{key}.h")
         case "once":
-            return await atasks.once(_seven, key)
+            seven = await atasks.once(_seven, key)
+            _recorder().safe(f"{key}.o")
+            return seven
         case "sleep":
             await atasks.sleep(0.2)
     return 0

@@ -3,7 +3,7 @@
 Random trees of calls, awaited or submitted, with branches in parallel, equal calls, exceptions that are caught,
 tries of steps and of whole branches, limits, local steps and pauses, under the faults of the other soak but for
 those that delete queues. Each tree says what its value would be without faults. No step may begin that had ended
-before, if nothing was wrong around its end, so that its reply was safe. No journal may be left, but by workers
+before, if its worker had noted that the broker has confirmed its reply. No journal may be left, but by workers
 that were killed between a reply and the end of its journal.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 
 import atasks
 from tests.faults.history import RunRecord
-from tests.faults.resuming import Shape, grow, times_of, value_of
+from tests.faults.resuming import Shape, grow, is_local, times_of, value_of
 from tests.faults.soak import Soak
 
 __all__ = ["ResumeSoak"]
 
-SAFE_SECONDS = 1.5
-"""Seconds after which a reply is safe that was given while nothing was wrong."""
+AT_ONCE_SECONDS = 1.0
+"""For so long a worker may be about to begin a step, which has looked whether that has ended."""
 KEEP = 60.0
 """Seconds for which the record of a submitted tree is kept."""
 LEFT_BY_ONE = 5
@@ -68,15 +68,18 @@ class ResumeSoak(Soak):
         steps: dict[str, list[RunRecord]] = {}
         for run in self.history.runs():
             steps.setdefault(run.key, []).append(run)
+        noted = {name: at + AT_ONCE_SECONDS for name, at in self.history.safe().items()}
         for key, runs in steps.items():
-            ended = [run for run in runs if run.ending == "end" and self._calm(run.ended)]
-            safe, times = sorted(run.ended + SAFE_SECONDS for run in ended), times_of(key)
+            over = {
+                name: noted[name]
+                for name in ({key} if is_local(key) else {run.call_id for run in runs}) & noted.keys()
+            }
+            safe, times = sorted(over.values()), times_of(key)
             late = [run for run in runs if len(safe) >= times and run.began > safe[times - 1]]
-            over = {run.call_id: run.ended + SAFE_SECONDS for run in reversed(ended)}
-            late += [run for run in runs if run.began > over.get(run.call_id, run.began)]
+            late += [run for run in runs if run not in late and run.began > over.get(run.call_id, run.began)]
             if late:
                 self.suspects.add(key)
-                self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}")
+                self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}, safe {safe}")
         self.repeated = sum(max(0, len(runs) - times_of(key)) for key, runs in steps.items())
         self.steps = len(steps)
 
@@ -85,12 +88,6 @@ class ResumeSoak(Soak):
         left = [queue.name for queue in self.node.queues() if queue.name.startswith(f"{self.prefix}.run.")]
         if len(left) > LEFT_BY_ONE * self.killed:
             yield f"{len(left)} journals are left by {self.killed} workers that were killed: {left[:3]}"
-
-    def _calm(self, at: float) -> bool:
-        """Return True if no fault was around that time."""
-        return not any(
-            began - 0.1 < at + SAFE_SECONDS and ended > at - SAFE_SECONDS for began, ended in self.disturbed
-        )
 
     def report(self) -> None:
         super().report()

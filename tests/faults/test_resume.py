@@ -16,7 +16,8 @@ from atasks import WorkerLost
 from atasks.testing import soon, until
 from tests.broker import Broker
 from tests.faults.history import History
-from tests.faults.resuming import drawing, fanned, given_up, row, tree
+from tests.faults.proxy import Proxy
+from tests.faults.resuming import drawing, fanned, given_up, late, row, tree
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
@@ -161,6 +162,41 @@ async def test_a_worker_that_was_cut_off_leaves_the_call_to_the_one_that_has_it(
     drawn = Counter(run.key for run in history.runs() if run.key.endswith("drawn"))
     assert max(drawn.pop(f"{key}-{number}-drawn") for number in (0, 1)) <= 2, "the step that came next"
     assert set(drawn.values()) == {1}
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+async def test_a_worker_that_was_cut_off_before_its_reply_was_safe_leaves_the_journal_to_the_next_run(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+) -> None:
+    first, second, end = (tmp_path / name for name in ("first", "second", "end"))
+    (children,) = workers(fleet, 1, "other")
+    (cut,) = fleet.start(1, module=MODULE, queues=["default"], url=proxy.url())
+    task = asyncio.create_task(late(key, "other", [str(first), str(second)], str(end)))
+    first.touch()
+    await until(lambda: history.runs(f"{key}-1") and history.runs(f"{key}-1")[0].ending, "both steps have ended")
+    await asyncio.sleep(0.3)  # they are safe
+    proxy.hold("publish", "to_broker")
+    end.touch()
+    await until(lambda: history.runs(key)[0].ending == "end", "it has ended, and its reply has not arrived")
+    proxy.refuse()
+    proxy.drop()
+    workers(fleet, 1, "default")
+    await until(lambda: len(history.runs(key)) == 2, "the other worker has the call, and asks for no step yet")
+    proxy.resume()
+    assert await soon(task) == [children.pid, children.pid]
+    await until(lambda: "is left to the next run" in cut.output or "is dropped" in cut.output, "its word arrives")
+    children.kill()  # it would remember
+    workers(fleet, 1, "other")
+    second.touch()
+    await until(lambda: history.runs(key)[1].ending == "end", "the second run ends")
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
     await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 

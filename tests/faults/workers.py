@@ -138,7 +138,9 @@ async def serve(record: Path, caller_patience: float, module: str = "tests.fault
     watch.patience = caller_patience
     watch.pause = min(watch.pause, caller_patience / 3)
     found("Attempts", "worker.attempts", "attempts").patience = caller_patience
-    importlib.import_module(module)  # its atasks are to be registered
+    begin = getattr(importlib.import_module(module), "begin", None)  # its atasks are registered
+    if begin is not None:
+        begin(record)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
 

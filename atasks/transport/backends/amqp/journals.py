@@ -64,11 +64,12 @@ class AMQPJournals(Journals):
         session: Session,
         records: AMQPRecords,
         caller: Caller,
-        after_reply: Callable[[str, Callable[[], None]], None],
+        after_reply: Callable[[str, Callable[[bool], None]], None],
         has: Callable[[str], bool],
     ) -> None:
-        """`after_reply(call_id, do)` does it when the reply to that call is safe. `has(call_id)` says whether the
-        broker has given that call to this worker over the link that there is."""
+        """`after_reply(call_id, do)` does it when the reply to that call is safe; `do(True)`: no other worker can
+        have the call. `has(call_id)` says whether the broker has given that call to this worker over the link
+        that there is."""
         self._session = session
         self._records = records
         self._caller = caller
@@ -96,20 +97,22 @@ class AMQPJournals(Journals):
         if not is_new:
             await self._look_for(owner)
         try:
-            found, *_ = await asyncio.gather(
+            (ready, readers), _ = await asyncio.gather(
                 records.over_link(lambda link: link.declare_queue(queue, arguments, topology.control, [steps])),
-                *([records.follow(steps)] if is_new else []),
+                records.follow(steps) if is_new else asyncio.sleep(0),
             )
         except BaseException:
             if is_new:
                 self._errand(records.unfollow(steps))
             raise
-        logger.debug("journal %s of call %s is open, with %d messages", name, owner, found)
+        logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
         self._unwanted.pop(name, None)
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
-        return await records.entries(name) if found else Entries()
+        if readers and not ready:  # they may have all of it, or wait for something to come
+            self._note(name)
+        return await records.entries(name) if ready or readers else Entries()
 
     async def _look_for(self, call_id: str) -> None:
         """Return when the call has come again over the next link. Raises Elsewhere."""
@@ -162,7 +165,7 @@ class AMQPJournals(Journals):
 
     def finish(self, name: str, call_id: str) -> None:
         if call_id:
-            self._after_reply(call_id, lambda: self.drop(name))
+            self._after_reply(call_id, lambda alone: self.drop(name) if alone else self.leave(name))
         else:
             self.drop(name)
 
@@ -226,15 +229,14 @@ class AMQPJournals(Journals):
 
     # -- at the broker
 
-    def _note(self, name: str, call_id: str) -> None:
-        """Say in the journal that this call is sent, before it is."""
+    def _note(self, name: str, *call_ids: str) -> None:
+        """Say in the journal that these calls are sent, before they are; none: so that there is something to
+        read."""
         note = self._notes.get(name)
         if note is None or not note.takes():
             note = self._notes[name] = _SentNote(self._notes, name, self._session.topology.kept(name))
-            note.ids.append(call_id)
             self._session.outbox.put(note)
-        else:
-            note.ids.append(call_id)
+        note.ids += call_ids
 
     async def _delete(self, name: str) -> None:
         """Delete the queue of a journal; if the link is lost over that, over the next one."""

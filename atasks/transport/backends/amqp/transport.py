@@ -491,10 +491,10 @@ class AMQPTransport(CallTransport):
         if by_worker:
             self._journals.heard(reply)
 
-    def _after_reply(self, call_id: str, do: Callable[[], None]) -> None:
-        """Do it when the reply to a call that is served here is safe."""
+    def _after_reply(self, call_id: str, do: Callable[[bool], None]) -> None:
+        """Do it when the reply to a call that is served here is safe: see `Replies.afterwards`."""
         if self.serving is None:
-            do()
+            do(True)
         else:
             self.serving.replies.afterwards[call_id] = do
 
@@ -502,7 +502,7 @@ class AMQPTransport(CallTransport):
         """Return True unless a call in hand came over a link that was lost, and has not come again."""
         run = None if self.serving is None else self.serving.worker.find(call_id)
         return run is None or any(
-            isinstance(each, CallDelivery) and not each.request.acks.channel.is_closed for each in run.deliveries
+            isinstance(each, CallDelivery) and each.request.in_hand for each in run.deliveries
         )
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:

@@ -266,14 +266,14 @@ class Link:
 
     async def declare_queue(
         self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
-    ) -> int:
+    ) -> tuple[int, int]:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it. Returns
-        the number of messages in it."""
+        (messages ready, consumers): messages that a consumer has are not ready."""
         async with self._spare() as channel:
             found = await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
             for key in keys:
                 await guard(shielded(channel.queue_bind(name, exchange, key)))
-        return found.message_count or 0
+        return (found.message_count or 0, found.consumer_count or 0)
 
     async def delete_queue(self, name: str) -> None:
         """Delete a queue, if it is there."""

@@ -133,7 +133,7 @@ class EventDelivery(CallDelivery):
     def reply(self, reply: Reply | End) -> None:
         self.request.ended()
         if isinstance(reply, Reply) and reply.status == Status.VALUE:
-            self._replies.conclude(self.call.id)
+            self._replies.conclude(self.call.id, self.request)
             self.request.settled()
         else:
             self._replies.station.put(FailedEvent(self._replies, self.call, self.request))
@@ -168,7 +168,7 @@ class FailedEvent(Outgoing):
         self._request = request
 
     def confirmed(self) -> None:
-        self._replies.conclude(self._call_id)
+        self._replies.conclude(self._call_id, self._request)
         self._request.settled()
 
     returned = confirmed

@@ -79,8 +79,8 @@ class KeptCalls:
         finally:
             consumer.claims -= 1
         if isinstance(ended, Reply):
+            self._station.worker.over(call, reply=ended)
             delivery.reply(ended)  # once more: whoever sent the call again may have missed it
-            self._station.worker.over(call)
         elif ended:
             delivery.drop()
             self._station.worker.over(call)

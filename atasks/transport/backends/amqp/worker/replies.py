@@ -55,8 +55,9 @@ class Replies:
         self.settle: Callable[[str, RequestMessage], None] = lambda _, request: request.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
-        self.afterwards: dict[str, Callable[[], None]] = {}
-        """Id of a call -> a function to be called when its reply is safe."""
+        self.afterwards: dict[str, Callable[[bool], None]] = {}
+        """Id of a call -> a function to be called when its reply is safe. True: the call is still in hand here.
+        False: the link over which it came was lost, so another worker may be running it."""
         self.elsewhere: dict[str, Callable[[list[Answer], str | None], None]] = {
             station.session.topology.nobody: self._drop
         }
@@ -131,15 +132,16 @@ class Replies:
         elif not self.refused.takes(settling):
             self.station.session.outbox.put_now(settling)
 
-    def conclude(self, call_id: str) -> None:
-        """The reply to this call is safe, or is for nobody: do what was to be done then."""
+    def conclude(self, call_id: str, request: RequestMessage | None) -> None:
+        """The reply to this call is safe, or is for nobody: do what was to be done then. `request`: what the call
+        came by, if the reply settles it."""
         if self.afterwards and (then := self.afterwards.pop(call_id, None)) is not None:
-            then()
+            then(request is None or request.in_hand)
 
     def _drop(self, replies: list[Answer], key: str | None) -> None:
         """Nobody wants them."""
         for reply, request in replies:
-            self.conclude(reply.id)
+            self.conclude(reply.id, request)
             if request is not None:
                 self.settle(reply.id, request)
 
@@ -254,11 +256,14 @@ class ReplyMessage(MessageToCaller):
         self._answers = answers
 
     def settle(self) -> None:
+        if self._replies.afterwards:
+            for reply, request in reversed(self._answers):  # of a call that came twice the later one counts
+                self._replies.conclude(reply.id, request)
+        self._settle_requests()
+
+    def _settle_requests(self) -> None:
         settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
-        conclude = self._replies.conclude if self._replies.afterwards else None
         for reply, request in self._answers:
-            if conclude is not None:
-                conclude(reply.id)
             if request is None:
                 continue
             if settle is None:
@@ -267,7 +272,8 @@ class ReplyMessage(MessageToCaller):
                 settle(reply.id, request)
 
     def refused(self) -> None:
-        super().refused()
+        self._settle_requests()  # the replies are not safe yet
+        self._replies.refused.add(self)
         answers: list[Answer] = [(reply, None) for reply, _ in self._answers]
         self._answers = answers
 

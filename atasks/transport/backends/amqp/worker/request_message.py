@@ -84,6 +84,11 @@ class RequestMessage:
         """The key with which this worker sends its calls on: its own, or none if they came without one."""
         return self.key and None
 
+    @property
+    def in_hand(self) -> bool:
+        """False once its link was lost: the broker gives it to a worker again, to this one or to another."""
+        return not self.acks.channel.is_closed
+
     def ended(self) -> None:
         """One of its calls has ended."""
         self.calls -= 1

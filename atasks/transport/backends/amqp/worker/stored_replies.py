@@ -48,8 +48,8 @@ class StoredReplies:
     as many as the window of the worker has calls, and the broker has each call still.
     """
 
-    def __init__(self, store: Store, conclude: Callable[[str], None]) -> None:
-        """`conclude` is called with the id of each call whose reply is safe."""
+    def __init__(self, store: Store, conclude: Callable[[str, RequestMessage | None], None]) -> None:
+        """`conclude` is called with the id of each call whose reply is safe, and what it came by."""
         self._store = store
         self._conclude = conclude
         self._writes: set[asyncio.Task[None]] = set()
@@ -84,7 +84,7 @@ class StoredReplies:
             except NotConnected:  # the worker ends
                 return
             else:
-                self._conclude(reply.id)
+                self._conclude(reply.id, request)
                 if request is not None:
                     request.settled()
                 return
