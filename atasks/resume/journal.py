@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
@@ -131,13 +132,8 @@ class Journal:
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
         """The id that this step has now, and its ending, if it is done. Raises Diverged; PayloadTooLarge if there
         is no room for one more result."""
-        if self._opening is not None or self._generation != self._journals.generation:
-            try:
-                await self._opened()
-            except Elsewhere:
-                logger.info("%s, call %s, goes on at another worker", self._run.call.task, self._run.call.id)
-                self._run.cancel(Reason.ELSEWHERE)
-                raise asyncio.CancelledError from None
+        while self._opening is not None or self._generation != self._journals.generation:
+            await self._in_hand(self._opened())
         while step in self._spent:
             step = again(step)
         self._asked.add(step)
@@ -160,7 +156,7 @@ class Journal:
     async def keep(self, reply: Reply) -> None:
         """The step of that id is done: return when that is safe."""
         self._count(reply)
-        await self._journals.add(self.name, reply)
+        await self._in_hand(self._journals.add(self.name, reply))
 
     async def begun(self, step: str, name: str) -> bool:
         """Say whether an earlier run has begun this step, which is put into the journal otherwise."""
@@ -210,6 +206,14 @@ class Journal:
     def _stays(self) -> bool:
         """Return True if the next run of this call is to have what this one has begun."""
         return self._run.reason in (Reason.DRAINED, Reason.ELSEWHERE) or self._run.worker.is_torn_down
+
+    async def _in_hand(self, work: Awaitable[None]) -> None:
+        """Await it; if another worker has the call now, the run ends."""
+        try:
+            await work
+        except Elsewhere:
+            self._run.worker.moved(self._run.call.id)
+            raise asyncio.CancelledError from None
 
     async def _opened(self) -> None:
         """Return when it is open over the link that there is."""

@@ -43,9 +43,11 @@ from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Repo
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
 
-__all__ = ["CallTransport", "Pending"]
+__all__ = ["PUT_OFF", "CallTransport", "Pending"]
 
 WORKER_LOST: Final = Status.WORKER_LOST
+PUT_OFF: Final = math.inf
+"""The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
 LOCATE_SECONDS: Final = 0.5
 LOCATE_SHARE: Final = 0.25
 """The part of a call's time, at its end, in which the caller asks where the call is."""
@@ -63,7 +65,7 @@ class Pending(Struct, eq=False):
     receiver: StreamReceiver | None = None
     """The receiver of the call's items; None: the call is no stream."""
     since: float = 0.0
-    """When it was sent, or a worker last said that it holds it (event loop time)."""
+    """When it was sent, or a worker last said that it holds it (event loop time); or `PUT_OFF`."""
     asked: int = 0
     """The number of times that workers were asked for the call since then."""
     where: Whereabouts | None = None

@@ -256,6 +256,11 @@ class Server(Protocol):
         an earlier run has left of it; if it is about to be answered by `reply`, when that is safe."""
         ...
 
+    def moved(self, call_id: str) -> None:
+        """Another worker has been given this call, and goes on with it: end its run here, and leave what it has
+        begun."""
+        ...
+
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
         ...

@@ -405,6 +405,13 @@ class Worker:
         else:
             journals.finish(name, call.id)
 
+    def moved(self, call_id: str) -> None:
+        """Another worker has been given this call: end its run here."""
+        run = self._held.get(call_id)
+        if run is not None:
+            logger.info("%s, call %s, goes on at another worker", run.call.task, call_id)
+            run.cancel(Reason.ELSEWHERE)
+
     def count_lost(self, call: Call) -> None:
         """Count a call that was lost with another worker, and is not tried again."""
         atask = self.served.find(call.task)

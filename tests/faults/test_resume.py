@@ -8,6 +8,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -197,6 +198,79 @@ async def test_a_worker_that_was_cut_off_before_its_reply_was_safe_leaves_the_jo
     second.touch()
     await until(lambda: history.runs(key)[1].ending == "end", "the second run ends")
     assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+@pytest.mark.parametrize("moment", ["before its first step", "while it makes a call"])
+async def test_a_worker_that_comes_back_makes_no_call_for_one_that_has_ended_elsewhere(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+    moment: str,
+) -> None:
+    first, second, end = (tmp_path / name for name in ("first", "second", "end"))
+    (children,) = workers(fleet, 1, "other")
+    (cut,) = fleet.start(1, module=MODULE, queues=["default"], url=proxy.url())
+    task = asyncio.create_task(late(key, "other", [str(first), str(second)], str(end)))
+    await until(lambda: history.runs(key), "it begins")
+    if moment == "while it makes a call":
+        proxy.hold("publish", "to_broker")
+        first.touch()
+        await until(lambda: "is open" in cut.output, "it asks for a step")
+        await asyncio.sleep(0.3)
+    proxy.refuse()
+    proxy.drop()
+    first.touch()
+    second.touch()
+    end.touch()
+    workers(fleet, 1, "default")
+    assert await soon(task) == [children.pid, children.pid]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+    children.kill()  # it would remember
+    workers(fleet, 1, "other")
+    proxy.resume()
+    await until(lambda: history.runs(key)[0].ending, "the first run ends")
+    await asyncio.sleep(3)  # a call that no worker has would be sent again
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+    assert history.runs(key)[0].ending == "cancelled"
+    await until(lambda: not journals(node, prefix), "no journal is left")
+
+
+@pytest.mark.parametrize("options", [{"delivery": "at_most_once"}, {"max_attempts": 1}])
+async def test_a_call_that_may_not_begin_again_goes_on_over_a_cut(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+    options: Any,
+) -> None:
+    """Another worker is given it meanwhile, hears that the first one still runs it, and leaves it to that one."""
+    gates = [tmp_path / f"{number}" for number in range(2)]
+    (cut,) = fleet.start(1, module=MODULE, url=proxy.url())
+    task = asyncio.create_task(row.options(**options)(key, [str(gate) for gate in gates]))
+    await until(lambda: history.runs(f"{key}-0"), "its first step")
+    await asyncio.sleep(0.3)  # it has ended, and the number is drawn
+    workers(fleet, 1)
+    proxy.refuse()
+    proxy.drop()
+    await asyncio.sleep(0.5)  # the other worker asks
+    proxy.resume()
+    await until(lambda: "connection restored" in cut.output, "it is back")
+    await asyncio.sleep(4)  # the other one has its answer
+    for gate in gates:
+        gate.touch()
+    first, drawn, *_ = await soon(task)
+    assert first == drawn == cut.pid
+    assert [run.ending for run in history.runs(key)] == ["end"]
     await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,6 +22,7 @@ from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.call_transport import PUT_OFF, Pending
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
 
@@ -55,6 +56,10 @@ class Caller(Protocol):
         """Raise NoWorker unless something serves the queue."""
         ...
 
+    def suspect(self, pendings: Sequence[Pending]) -> None:
+        """These calls may be lost: ask workers for them, and send again those that none has."""
+        ...
+
 
 class AMQPJournals(Journals):
     """The journals of one transport."""
@@ -66,15 +71,17 @@ class AMQPJournals(Journals):
         caller: Caller,
         after_reply: Callable[[str, Callable[[bool], None]], None],
         has: Callable[[str], bool],
+        moved: Callable[[str], None],
     ) -> None:
         """`after_reply(call_id, do)` does it when the reply to that call is safe; `do(True)`: no other worker can
         have the call. `has(call_id)` says whether the broker has given that call to this worker over the link
-        that there is."""
+        that there is. `moved(call_id)` ends the run of a call that another worker has been given."""
         self._session = session
         self._records = records
         self._caller = caller
         self._after_reply = after_reply
         self._has = has
+        self._moved = moved
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
@@ -94,8 +101,7 @@ class AMQPJournals(Journals):
         queue, steps = topology.kept(name), topology.kept_steps(name)
         arguments = topology.kept_arguments(int(records.expires * 1000))
         is_new = name not in self._open
-        if not is_new:
-            await self._look_for(owner)
+        await self._look_for(owner)
         try:
             (ready, readers), _ = await asyncio.gather(
                 records.over_link(lambda link: link.declare_queue(queue, arguments, topology.control, [steps])),
@@ -115,7 +121,8 @@ class AMQPJournals(Journals):
         return await records.entries(name) if ready or readers else Entries()
 
     async def _look_for(self, call_id: str) -> None:
-        """Return when the call has come again over the next link. Raises Elsewhere."""
+        """Return when the call is here over the link that there is: it comes again over another one. Raises
+        Elsewhere."""
         await self._records.linked()
         for _ in range(round(HERE_SECONDS / HERE_PAUSE)):
             if self._has(call_id):
@@ -189,28 +196,45 @@ class AMQPJournals(Journals):
     # -- life
 
     def detach(self) -> None:
-        """The link is gone: other workers may be given the calls of these journals from now on."""
+        """The link is gone: other workers may be given the calls of these journals from now on. What those calls
+        have made is neither sent nor asked for before that is known."""
         self.generation += 1
+        for name in self._open:
+            for pending in self._made(name):
+                pending.since = PUT_OFF
 
     def attach(self) -> None:
         """There is another link: replies may have come to no reply queue meanwhile."""
-        for name in list(self._open):
-            self._errand(self._catch_up(name))
+        for name, owner in self._open.items():
+            self._errand(self._catch_up(name, owner))
         for name in list(self._unwanted):
             self._errand(self._delete(name))
 
-    async def _catch_up(self, name: str) -> None:
-        """End the awaits of calls whose replies are in the journal."""
+    def _made(self, name: str) -> list[Pending]:
+        """The calls of this journal that are awaited."""
+        address = self._session.topology.kept_steps(name)
+        return [pending for pending in self._session.pendings.values() if pending.address == address]
+
+    async def _catch_up(self, name: str, owner: str) -> None:
+        """End the awaits of calls whose replies are in the journal, and ask for the others; or end the run, if
+        another worker has its call."""
+        entries = Entries()
         try:
+            await self._look_for(owner)
             entries = await self._records.entries(name)
+        except Elsewhere:
+            self._moved(owner)
+            return
         except (AtasksError, *CLIENT_ERRORS) as error:
             logger.debug("journal %s cannot be read now: %s", name, error)
-            return
-        address = self._session.topology.kept_steps(name)
-        for pending in list(self._session.pendings.values()):
+            if self._session.link is None:
+                return  # over the next one there is another look
+        for pending in self._made(name):
             reply = entries.replies.get(pending.call.id)
-            if pending.address == address and reply is not None:
+            if reply is not None:
                 pending.answered(reply)
+            elif pending.since == PUT_OFF:
+                self._caller.suspect([pending])
 
     async def flushed(self) -> None:
         """Return when what is to be dropped is gone."""

@@ -119,7 +119,7 @@ class AMQPTransport(CallTransport):
         super().__init__(namespace)  # registers the transport; one that is refused above is not registered
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
-        self._journals = AMQPJournals(session, self._records, self, self._after_reply, self._has)
+        self._journals = AMQPJournals(session, self._records, self, self._after_reply, self._has, self._moved)
         self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
@@ -499,11 +499,21 @@ class AMQPTransport(CallTransport):
             self.serving.replies.afterwards[call_id] = do
 
     def _has(self, call_id: str) -> bool:
-        """Return True unless a call in hand came over a link that was lost, and has not come again."""
+        """Return True unless a call in hand came over a link that was lost, has not come again, and was not left
+        to this worker by the one that was given it."""
         run = None if self.serving is None else self.serving.worker.find(call_id)
-        return run is None or any(
-            isinstance(each, CallDelivery) and each.request.in_hand for each in run.deliveries
-        )
+        if run is None or self.serving is None or call_id in self.serving.station.left_here:
+            return True
+        return any(isinstance(each, CallDelivery) and each.request.in_hand for each in run.deliveries)
+
+    def _moved(self, call_id: str) -> None:
+        """Another worker has been given a call that is in hand here."""
+        if self.serving is not None:
+            self.serving.worker.moved(call_id)
+
+    def suspect(self, pendings: Sequence[Pending]) -> None:
+        """These calls may be lost: workers are asked for them, and those that none has are sent again."""
+        self.calling.suspect(pendings)
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):

@@ -15,7 +15,7 @@ from atasks.options import MAX_BATCH, MAX_TIMEOUT
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, RunTimes, Work, at_most
-from atasks.transport.call_transport import Pending
+from atasks.transport.call_transport import PUT_OFF, Pending
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, describe
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ class RequestPacket(Outgoing):
     def prepare(self) -> bool:
         requests, session = self.requests, self.requests.session
         requests.left(self)
+        if self.kind[-1]:
+            self._leave_out()
         if len(self.pendings) > 1:  # sent again: later attempts take messages of their own
             for pending in [pending for pending in self.pendings if pending.call.attempt > 1]:
                 self.pendings.remove(pending)
@@ -224,6 +226,13 @@ class RequestPacket(Outgoing):
             expiration=None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000)),
         )
         return True
+
+    def _leave_out(self) -> None:
+        """Leave out the calls that are put off: it is as if they had been sent, and may be lost."""
+        put_off = [pending for pending in self.pendings if pending.since == PUT_OFF]
+        for pending in put_off:
+            pending.confirmed = True
+            self.pendings.remove(pending)
 
     def confirmed(self) -> None:
         for pending in self.pendings:
@@ -277,11 +286,8 @@ class RequestPacket(Outgoing):
     def lost(self) -> bool:
         if all(pending.future.done() for pending in self.pendings):
             return False
-        if (
-            self.kind[-1] and not self.pendings[0].kept
-        ):  # of a journal: another run may have had its reply meanwhile
-            self.confirmed()
-            self.requests.fates.suspect(self.pendings)
+        if self.kind[-1] and not self.pendings[0].kept:
+            self.confirmed()  # of a journal, which is looked at first: it may have been answered meanwhile
             return False
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
             for pending in self.pendings:

@@ -141,6 +141,8 @@ class ControlQueue:
         told = [name for name in names if by_worker or self._is_for(name, reply_to)]
         held = [name for name in told if self._worker.holds(name) or self._doubts.holds(name)]
         held += [name for name in names if self._attempts.holds(name, not by_worker) and name not in held]
+        if by_worker:  # it drops what it was given
+            self._station.left_here.update(filter(self._worker.holds, held))
         if held or question.token or (key and not names):
             body = wire.encode([self._held(held, question.token)])
             self._station.put(Outgoing(body, reply_to, self._station.properties(1), mandatory=False, key=key))

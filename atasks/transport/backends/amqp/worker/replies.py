@@ -136,7 +136,7 @@ class Replies:
         """The reply to this call is safe, or is for nobody: do what was to be done then. `request`: what the call
         came by, if the reply settles it."""
         if self.afterwards and (then := self.afterwards.pop(call_id, None)) is not None:
-            then(request is None or request.in_hand)
+            then(request is None or request.in_hand or call_id in self.station.left_here)
 
     def _drop(self, replies: list[Answer], key: str | None) -> None:
         """Nobody wants them."""

@@ -269,6 +269,7 @@ class Serving:
         """The link is gone. Runs go on; what they were delivered by will be delivered again."""
         station = self.station
         station.link = None
+        station.left_here = set(filter(self.worker.holds, station.left_here))
         for acks in self._all_acks():
             acks.close()
         station.acks = None

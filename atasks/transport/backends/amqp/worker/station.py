@@ -52,6 +52,8 @@ class Station:
         """Counts the links."""
         self.control = ""
         """The queue of control messages over this link."""
+        self.left_here: set[str] = set()
+        """Calls in hand, or ended here, that workers were given since their link was lost, and leave to this one."""
         self.clocks = Clocks()
         self._numbers = 0
 
