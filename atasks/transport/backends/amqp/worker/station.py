@@ -53,7 +53,7 @@ class Station:
         self.control = ""
         """The queue of control messages over this link."""
         self.left_here: set[str] = set()
-        """Calls in hand, or ended here, that workers were given since their link was lost, and leave to this one."""
+        """Calls of this worker that others were given since their link was lost, and leave to it."""
         self.clocks = Clocks()
         self._numbers = 0
 
