@@ -20,6 +20,8 @@ __all__ = [
     "fanned",
     "given_up",
     "grow",
+    "guarded",
+    "guarding",
     "is_local",
     "late",
     "once_in_a_row",
@@ -92,6 +94,25 @@ async def late(key: str, queue: str, gates: list[str], end: str) -> list[int]:
         made = [await step.options(queue=queue)(f"{key}-{number}") for number in range(2)]
         await opened(end)
         return made
+
+
+@atask(max_attempts=20, limit=Limit("resuming-one", at_once=1))
+async def guarded(key: str, gate: str = "") -> int:
+    """As `step`, one at a time."""
+    with _recorder().run(key):
+        await opened(gate)
+        return os.getpid()
+
+
+@atask(resume=True, max_attempts=20)
+async def guarding(key: str, queue: str, gate: str) -> list[int]:
+    """Two such steps, on this queue: the second one waits until the first one has passed the gate."""
+    there = guarded.options(queue=queue)
+    with _recorder().run(key):
+        first = asyncio.create_task(there(f"{key}-0", gate))
+        while not os.path.exists(f"{gate}-second"):
+            await asyncio.sleep(0.02)
+        return [await there(f"{key}-1"), await first]
 
 
 @atask(resume=True, max_attempts=1)

@@ -18,7 +18,7 @@ from atasks.testing import soon, until
 from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
-from tests.faults.resuming import drawing, fanned, given_up, late, row, tree
+from tests.faults.resuming import drawing, fanned, given_up, guarding, late, row, tree
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
@@ -239,6 +239,35 @@ async def test_a_worker_that_comes_back_makes_no_call_for_one_that_has_ended_els
     assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
     assert history.runs(key)[0].ending == "cancelled"
     await until(lambda: not journals(node, prefix), "no journal is left")
+
+
+async def test_a_step_that_waits_at_a_worker_that_comes_back_does_not_begin_if_it_has_ended_elsewhere(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+) -> None:
+    gate, second = tmp_path / "gate", tmp_path / "gate-second"
+    workers(fleet, 1, "default")
+    (cut,) = fleet.start(1, module=MODULE, queues=["other"], url=proxy.url())
+    task = asyncio.create_task(guarding(key, "other", str(gate)))
+    await until(lambda: history.runs(f"{key}-0"), "the first step has the token")
+    second.touch()
+    await asyncio.sleep(0.5)  # the other step waits for it
+    (other,) = workers(fleet, 1, "other")
+    proxy.refuse()
+    proxy.drop()
+    gate.touch()
+    assert await soon(task) == [other.pid, other.pid]
+    proxy.resume()
+    await until(lambda: "connection restored" in cut.output, "it is back")
+    await asyncio.sleep(1)  # the token is free
+    assert [run.pid for run in history.runs(f"{key}-1")] == [other.pid]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 
 @pytest.mark.parametrize("options", [{"delivery": "at_most_once"}, {"max_attempts": 1}])

@@ -35,6 +35,7 @@ LONGEST_PAUSE: Final = 60.0
 UNKNOWN_PAUSE: Final = 1.0
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
+PATIENCE: Final = 2.0
 
 
 class KeptCalls:
@@ -178,6 +179,34 @@ class KeptCalls:
             self._station.worker.cancel(call.id)
         return min(record.expires / 3, LONGEST_PAUSE)
 
+    async def look_again(self) -> None:
+        """End what is in hand from before this link, and has ended elsewhere since: it may wait here for its turn,
+        or for a token. Returns when that is known, or after `PATIENCE` seconds."""
+        calls: dict[str, list[str]] = {}
+        for run in self._station.worker.runs:
+            of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
+            if isinstance(of, CallDelivery) and not of.request.in_hand:
+                journal = self._station.session.topology.journal(of.request.reply_to)
+                if journal is not None:
+                    calls.setdefault(journal, []).append(run.call.id)
+        looks = [self._errand(self._end_ended(journal, names)) for journal, names in calls.items()]
+        if looks:
+            await asyncio.wait(looks, timeout=PATIENCE)
+
+    async def _end_ended(self, journal: str, names: list[str]) -> None:
+        """End those of these calls, all of one journal, whose replies are there; all of them, if it is gone."""
+        try:
+            found = (await self._station.journals.entries(journal)).replies
+            names = [name for name in names if name in found]
+        except UnknownRun:
+            pass
+        except (AtasksError, *CLIENT_ERRORS) as error:
+            logger.debug("journal %s cannot be read now: %s", journal, error)
+            return
+        for name in names:
+            if self._station.worker.holds(name):
+                self._station.worker.cancel(name)
+
     # -- when they have ended
 
     def ended(self, call_id: str, request: RequestMessage) -> None:
@@ -235,7 +264,8 @@ class KeptCalls:
         if self._errands:
             await asyncio.wait(list(self._errands))
 
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(coroutine, name="atasks kept call")
         self._errands.add(task)
         task.add_done_callback(self._errands.discard)
+        return task
