@@ -264,7 +264,7 @@ async def test_a_step_that_waits_at_a_worker_that_comes_back_does_not_begin_if_i
     gate.touch()
     assert await soon(task) == [other.pid, other.pid]
     proxy.resume()
-    await until(lambda: "connection restored" in cut.output, "it is back")
+    await until(lambda: "is restored" in cut.output, "it is back")
     await asyncio.sleep(1)  # the token is free
     assert [run.pid for run in history.runs(f"{key}-1")] == [other.pid]
     await until(lambda: not journals(node, prefix), "the journal is dropped")
@@ -293,7 +293,7 @@ async def test_a_call_that_may_not_begin_again_goes_on_over_a_cut(
     proxy.drop()
     await asyncio.sleep(0.5)  # the other worker asks
     proxy.resume()
-    await until(lambda: "connection restored" in cut.output, "it is back")
+    await until(lambda: "is restored" in cut.output, "it is back")
     await asyncio.sleep(4)  # the other one has its answer
     for gate in gates:
         gate.touch()
