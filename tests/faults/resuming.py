@@ -239,7 +239,7 @@ async def grow(key: str, shape: Shape) -> int:
 @atask(resume=True, max_attempts=20, retry=Retry(on=ConnectionError, wait=0.01, jitter=0.0))
 async def twice(key: str, shape: Shape) -> int:
     """The same, and its first try fails when all of it is done."""
-    with _recorder().run(f"{key}.{current_call().try_}"):
+    with _recorder().run(f"{key}.try-{current_call().try_}"):
         total = await _grown(key, shape)
         if current_call().try_ == 1:
             raise ConnectionError(key)
