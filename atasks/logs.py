@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import sys
 import time
@@ -62,6 +61,8 @@ def configure(config: dict[str, Any]) -> None:
 
 def name_process(name: str) -> None:
     """Set the name of this process in the lines of logs: `%(processName)s`."""
+    import multiprocessing  # which most programs need not wait for
+
     multiprocessing.current_process().name = name
 
 

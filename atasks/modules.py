@@ -16,9 +16,7 @@ import importlib
 import importlib.util
 import logging
 import os
-import pkgutil
 import sys
-import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -392,6 +390,8 @@ def _where(error: BaseException) -> str:
     """` (file:line)` of the deepest frame that is neither a library's nor the interpreter's."""
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({_shown(error.filename)}:{error.lineno})"
+    import sysconfig  # for an error only, as `pkgutil` below
+
     paths = sysconfig.get_paths()
     libraries = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
     libraries.append(os.path.dirname(__file__))
@@ -408,6 +408,8 @@ def _where(error: BaseException) -> str:
 
 def _missing(name: str, parent: str, part: str) -> str:
     """Return the text of the error for a module that does not exist."""
+    import pkgutil
+
     if not parent and Path(name).is_file():
         return f"{name} is not a Python file by its name: rename it to {name}.py"
     places = list(sys.modules[parent].__path__) if parent else [str(Path.cwd())]

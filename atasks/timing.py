@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Any, Final, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from atasks.errors import NotSupported
 
@@ -44,10 +43,7 @@ class Timing:
             raise TypeError(f"catch_up is True or False, not {self.catch_up!r}")
         if self.overlap not in ("skip", "allow"):
             raise ValueError(f"overlap={self.overlap!r}: 'skip' or 'allow'")
-        try:
-            ZoneInfo(self.tz)
-        except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
-            raise ValueError(f"tz={self.tz!r} is no time zone that is known here, as 'Europe/Berlin' is") from None
+        self._zone()
         if isinstance(self.every, str):
             self._cron(0.0)
         elif not (SHORTEST <= self.every <= LONGEST):
@@ -69,6 +65,14 @@ class Timing:
             yield round(number * self.every, 6)
             number += 1
 
+    def _zone(self) -> tzinfo:
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # which programs without schedules need not wait for
+
+        try:
+            return ZoneInfo(self.tz)
+        except (ZoneInfoNotFoundError, ValueError, TypeError, OSError):
+            raise ValueError(f"tz={self.tz!r} is no time zone that is known here, as 'Europe/Berlin' is") from None
+
     def _cron(self, moment: float) -> Iterator[datetime]:
         try:
             from cronsim import CronSim, CronSimError
@@ -79,7 +83,7 @@ class Timing:
             ) from None
         assert isinstance(self.every, str)
         try:
-            begin = datetime.fromtimestamp(moment, ZoneInfo(self.tz))
+            begin = datetime.fromtimestamp(moment, self._zone())
             found: Iterator[datetime] = CronSim(self.every, begin)
         except CronSimError as error:
             raise ValueError(

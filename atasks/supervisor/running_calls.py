@@ -13,7 +13,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 from typing import TYPE_CHECKING, Final
 
 from atasks.tracking.counters import TABLE_SIZE, Table
@@ -114,5 +113,7 @@ def installed() -> RunningCallsNotes | None:
 def _new_file() -> int:
     if hasattr(os, "memfd_create"):
         return os.memfd_create("atasks-blackbox")
+    import tempfile  # which Linux needs not wait for
+
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

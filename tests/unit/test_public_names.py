@@ -68,6 +68,20 @@ def test_importing_atasks_imports_nothing_that_is_not_used(script: Callable[...,
     assert output.splitlines() == ["[]", "atasks.errors atasks.connection"]
 
 
+def test_an_atask_and_a_connection_import_no_part_of_the_standard_library_that_only_others_need(
+    script: Callable[..., str],
+) -> None:
+    output = script(
+        """
+        import sys
+        from atasks import atask, connect
+        rare = {"bz2", "lzma", "multiprocessing", "pkgutil", "sysconfig", "tempfile", "zoneinfo"}
+        print(sorted(rare & set(sys.modules)))
+        """
+    )
+    assert output == "[]"
+
+
 def test_every_error_is_exported_and_in_the_tree() -> None:
     assert set(errors.__all__) <= set(atasks.__all__)
     assert errors.__doc__ is not None
