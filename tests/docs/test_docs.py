@@ -11,6 +11,8 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 from typing import get_args
 
@@ -28,6 +30,17 @@ from tests.docs.pages import PAGES, ROOT, Page, table
 from tests.docs.reader import DATABASE, NOT_RUN, URL, Reader
 
 LANGUAGES = {"python", "console", "mermaid", "text"}
+
+COMES_WITH_ATASKS = {"atasks"} | {
+    re.split(r"\W", line.replace("-", "_"), maxsplit=1)[0].replace("_", "-")
+    for line in requires("atasks") or ()
+    if "extra ==" not in line
+}
+
+cached_distributions = cache(packages_distributions)
+
+SUPPLIER = {"asgiref": "django", "opentelemetry": "opentelemetry-sdk"}
+"""Modules, and the package that a reader installs for them: one that depends on what has them."""
 
 BY_NAME = {page.name: page for page in PAGES}
 
@@ -87,6 +100,31 @@ def test_links_lead_somewhere(page: Page) -> None:
         assert path.exists(), f"{page.name} links to {target}"
         if anchor:
             assert anchor in BY_NAME[path.relative_to(ROOT).as_posix()].anchors, f"{page.name} links to {target}"
+
+
+def needed_packages(page: Page) -> set[str]:
+    """The distributions that its Python blocks import, besides those that come with atasks."""
+    imported: set[str] = set()
+    for block in page.blocks:
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.Import):
+                    imported.update(alias.name for alias in node.names)
+                elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                    imported.add(node.module)
+    distributions = cached_distributions()
+    needed = {
+        SUPPLIER.get(name, distributions[name][0].replace("_", "-").lower())
+        for name in (module.split(".")[0] for module in imported)
+        if name in distributions
+    }
+    return needed - COMES_WITH_ATASKS
+
+
+@each_page
+def test_packages_that_a_page_imports_are_installed_by_it(page: Page) -> None:
+    installed = set(re.split(r"[\s\[\],\"]+", " ".join(re.findall(r"pip install ([^`#\n]+)", page.text))))
+    assert needed_packages(page) <= installed
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
