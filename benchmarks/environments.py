@@ -31,9 +31,9 @@ def python_of(system: System, progress: Callable[[str], None] = lambda line: Non
         return python
     progress(f"installing {' '.join(system.requires)}")
     shutil.rmtree(home, ignore_errors=True)
-    venv.create(home)
+    venv.create(home, with_pip=True)  # this one may have none
     pip = subprocess.run(
-        [sys.executable, "-m", "pip", f"--python={python}", *INSTALL, *system.requires],
+        [python, "-m", "pip", *INSTALL, *system.requires],
         capture_output=True,
         text=True,
         check=False,

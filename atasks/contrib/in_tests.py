@@ -26,20 +26,25 @@ from atasks.lazy import LazyConnection
 from atasks.middleware import Invocation, Middleware, use
 from atasks.namespaces import namespace_item, namespaces
 from atasks.router import get_router
-from atasks.transport.call_transport import Pending
+from atasks.tracking.fleet import Fleet
+from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.contract import Transport
 from atasks.transport.loopback import LoopbackDelivery, LoopbackTransport
+from atasks.transport.records.contract import record_of
 from atasks.urls import shown
 from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Report, Status
 from atasks.worker.worker import Worker
 
-__all__ = ["CallRecorder", "InLoop", "Processes", "RecordedCall", "TestConnection", "connected", "recorded"]
+__all__ = ["CallRecorder", "InLoop", "Processes", "RecordedCall", "TestConnection", "connected", "used"]
 
 T = TypeVar("T")
+M = TypeVar("M", bound=Middleware)
 Make = Callable[[], Coroutine[Any, Any, T]]
 
 PATIENCE: Final = 1.0
 """Seconds that calls, awaits and tasks get at the end of a test to end by themselves."""
+PROCESSES: Final = 2
+"""Worker processes of each namespace."""
 STARTING_SECONDS: Final = 60.0
 """Seconds in which worker processes have to serve."""
 
@@ -305,6 +310,8 @@ class Processes:
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.size = PROCESSES if url.startswith(("local", "amqp")) else None
+        """How many there are; None: that is the business of a server."""
         self._prefix = f"test-{uuid.uuid4().hex}"
         self._connections: dict[str, LazyConnection] = {}
         self._servers: list[subprocess.Popen[bytes]] = []
@@ -315,7 +322,8 @@ class Processes:
     def in_use(self) -> Iterator[list[str]]:
         """Inside this block calls use these processes; outside of it no code finds their connections.
 
-        The list that it gives says, when the block has ended, what is awaited still of the calls that began in it.
+        The list that it gives says, when the block has ended, which calls that began in it are awaited still, or
+        were submitted and run still.
         """
         connections = self._known()
         self._show()
@@ -324,11 +332,12 @@ class Processes:
         }
         left: list[str] = []
         try:
-            with connected(connections):
+            with connected(connections), used(Submissions()) as submissions:
                 yield left
             for connection in connections:
                 if connection.transport is not None:
-                    left += run_in(connection.loop, partial(_awaited, connection.transport, before))
+                    find = partial(_left, connection.transport, before, submissions.ids, self.size)
+                    left += run_in(connection.loop, find)
         finally:
             for connection in connections:
                 blocks = get_router(connection.namespace)._connected
@@ -351,7 +360,7 @@ class Processes:
 
     def _connection(self, namespace: str) -> LazyConnection:
         if self.url.startswith("local"):
-            return LazyConnection(self.url, namespace, {"workers": 2})
+            return LazyConnection(self.url, namespace, {"workers": PROCESSES})
         if not self.url.startswith("amqp"):
             return LazyConnection(self.url, namespace, {})  # the workers of a server
         url = f"{self.url}{'&' if '?' in self.url else '?'}prefix={self._prefix}"
@@ -364,7 +373,7 @@ class Processes:
         tasks = _tasks(connection.namespace)
         command = [sys.executable, "-m", "atasks", "run", *sorted({task.__module__ for task in tasks})]
         command += ["--mode", "server", "--url", url, "--namespace", connection.namespace]
-        command += ["--workers", "2", "--grace", "5"]
+        command += ["--workers", str(PROCESSES), "--grace", "5"]
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths})
         self._servers.append(server)
@@ -396,15 +405,21 @@ class Processes:
                 server.wait()
 
 
-async def _awaited(transport: Transport, before: set[str]) -> list[str]:
-    """The calls that are awaited over it still, a second from now at the latest, but those."""
+async def _left(transport: Transport, before: set[str], submitted: set[str], size: int | None) -> list[str]:
+    """The calls that are awaited over it still, but those before, and the submitted ones that its workers run, a
+    second from now at the latest."""
     loop = asyncio.get_running_loop()
     until = loop.time() + PATIENCE
+    fleet = Fleet(transport, PATIENCE, size) if submitted and isinstance(transport, CallTransport) else None
     while True:
         await settle()
-        left = [each for each in transport.pendings() if not each.kept and each.call.id not in before]
+        calls = [each.call for each in transport.pendings() if not each.kept and each.call.id not in before]
+        left = [f"{wire.describe(call)} is awaited still" for call in calls]
+        held = (await fleet.calls()).calls if fleet else []
+        own = [call for call in held if record_of(call.id) in submitted]
+        left += [f"task {call.task!r}, call {call.id} runs still" for call in own]
         if not left or loop.time() >= until:
-            return [f"{wire.describe(pending.call)} is awaited still" for pending in left]
+            return left
         await asyncio.sleep(0.001)  # nobody is told
 
 
@@ -485,15 +500,27 @@ async def _read(stream: RemoteStream[Any], made: RecordedCall) -> AsyncIterator[
         raise
 
 
+class Submissions(Middleware):
+    """The ids of the calls that were submitted."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+
+    async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
+        if call.submitted:
+            self.ids.add(call.id)
+        return await proceed()
+
+
 @contextmanager
-def recorded() -> Iterator[CallRecorder]:
-    """Record the calls that this process makes in the namespaces that it knows."""
-    recorder = CallRecorder()
+def used(middleware: M) -> Iterator[M]:
+    """Inside this block the middleware is around the calls that this process makes in the namespaces that it
+    knows."""
     former = {name: getattr(namespace_item(name), "around_calls", None) for name in known_namespaces()}
     for name in former:
-        use(recorder, name)
+        use(middleware, name)
     try:
-        yield recorder
+        yield middleware
     finally:
         for name, around in former.items():
             namespaces.register(name, around_calls=around)

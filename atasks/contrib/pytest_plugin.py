@@ -99,7 +99,8 @@ def atasks_worker(request: pytest.FixtureRequest) -> Iterator[None]:
     They are those of `local:`, two of them, or serve the broker of --atasks-url, in names of their own. They
     import the modules of the atasks that are registered when the first test asks for them.
 
-    Guarantees: a test fails if it leaves behind calls that are awaited still, and do not end within a second.
+    Guarantees: a test fails if it leaves behind calls that are awaited still, or calls that it has submitted and
+    that a worker runs still, and that do not end within a second.
     """
     from atasks.contrib.in_tests import Processes
 
@@ -120,9 +121,9 @@ def atasks_worker(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def atasks_calls() -> Iterator[CallRecorder]:
     """Record the calls of a test, in order: a sequence of `RecordedCall`s, with `names` and `of(task)`."""
-    from atasks.contrib.in_tests import recorded
+    from atasks.contrib.in_tests import CallRecorder, used
 
-    with recorded() as recorder:
+    with used(CallRecorder()) as recorder:
         yield recorder
 
 

@@ -292,6 +292,17 @@ LEFT = """
     @pytest.mark.asyncio
     async def test_submitted(atasks_worker):
         await (await shop.hang.submit()).cancel()
+        await shop.pay.submit(1)
+
+    @pytest.mark.asyncio
+    async def test_runs(atasks_worker):
+        await shop.hang.submit()
+
+    def test_runs_of_code_without_a_loop(atasks_worker):
+        shop.hang.submit.sync()
+
+    def test_after_runs(atasks_worker):
+        assert shop.add.sync(1, 2) == 3
 
     def test_thread(atasks_worker, atasks_calls):
         threading.Thread(target=shop.hang.sync, daemon=True).start()
@@ -303,9 +314,11 @@ LEFT = """
 
 def test_calls_that_are_left_to_worker_processes(run: Callable[..., pytest.RunResult]) -> None:
     result = run(LEFT)
-    result.assert_outcomes(passed=5, errors=2)
+    result.assert_outcomes(passed=8, errors=4)
     out = result.stdout.str()
-    assert re.findall(r"ERROR at teardown of (\w+)", out) == ["test_task", "test_thread"]
+    left = ["test_task", "test_runs", "test_runs_of_code_without_a_loop", "test_thread"]
+    assert re.findall(r"ERROR at teardown of (\w+)", out) == left
+    assert len(set(re.findall(r"'shop.hang', call \w+ runs still", out))) == 2
     assert len(set(re.findall(r"'shop.hang', call \w+ is awaited still", out))) == 2
 
 
