@@ -1,23 +1,24 @@
 """What a process may cost the hub, and the others around it."""
 
-# Private attributes: `SocketLink._room`: how often it is copied is seen nowhere else. `Hub._journals`: nothing
-# else counts them.
+# Private attributes: `SocketLink._room`: how often it is copied is seen nowhere else. `Hub._journals`,
+# `Hub._limits`, `Hub._schedules`, `Hub._events`, `Hub._queues`: nothing else counts what they keep.
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 
-from atasks import wire
+from atasks import MsgpackCodec, QueueFull, atask, schedule, schedules, serve, wire
 from atasks.testing import until
 from atasks.transport.backends.local.frames import encode
+from atasks.transport.backends.local.hub import events, queues, reception
 from atasks.transport.backends.local.hub import listener as hosting
-from atasks.transport.backends.local.hub import queues, reception
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
@@ -27,19 +28,26 @@ from atasks.transport.backends.local.messages import (
     Deliver,
     Hello,
     JournalFound,
+    NoneServes,
     Note,
     OpenJournal,
     Outcome,
     QueueState,
+    ReadTable,
+    Refused,
     Request,
     Serve,
     Slots,
+    Stand,
     Steer,
+    Swap,
+    Table,
     TakeToken,
     TokenTaken,
     Welcome,
 )
 from atasks.transport.limits import memory
+from atasks.transport.subscription import Subscription
 from atasks.wire import VERSION, Call, Reply, Status
 from tests.faults.history import settled
 from tests.local.test_conversation import arrive, frame, link
@@ -236,8 +244,12 @@ async def test_a_limit_that_makes_no_sense_costs_the_hub_nothing(
         here.send(TakeToken(1, "odd", None, *numbers))
         here.send(TakeToken(2, "x" * 61, None, 1, 0, 0.0))
         here.send(TakeToken(3, "good", None, 1, 0, 0.0))
-        await until(lambda: of(received, TokenTaken), "the good one is answered")
-        assert of(received, TokenTaken) == [TokenTaken(3)]
+        await until(lambda: len(of(received, TokenTaken)) == 3, "all are answered")
+        answers = {item.number: item.refusal for item in of(received, TokenTaken) if isinstance(item, TokenTaken)}
+        assert answers[3] == ""
+        assert answers[1].startswith("request refused: ")
+        assert answers[2].startswith("request refused: ")
+        assert not of(received, Answer), "numbers of tokens are none of the records"
 
 
 async def test_limits_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,6 +263,115 @@ async def test_limits_are_bounded(host: Host, path: str, monkeypatch: pytest.Mon
             item.number for item in of(received, TokenTaken) if isinstance(item, TokenTaken) and item.refusal
         }
         assert refused == {3, 4, 5, 13, 14, 15}
+
+
+async def test_limits_that_were_refused_or_left_leave_nothing_behind(
+    host: Host, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process that leaves is looked for in what is kept."""
+    monkeypatch.setattr(memory, "MAX_KEYS", 3)
+    for number in range(20):
+        async with process(path, namespace=f"namespace-{number}") as (here, received):
+            for other in range(10):
+                here.send(TakeToken(other, f"limit-{number}-{other}", None, 1, 0, 0.0))
+            await until(lambda: len(of(received, TokenTaken)) == 10, "all are answered")
+    await until(lambda: not host.hub.peers, "all are gone")
+    async with process(path, namespace="another") as (here, received):
+        here.send(TakeToken(1, "limit", None, 1, 0, 0.0))
+        await until(lambda: of(received, TokenTaken), "it is answered")
+        assert host.hub._limits.size == (1, 1)
+
+
+async def test_tables_of_schedules_share_a_bound(path: str, no_leaked_tasks: None) -> None:
+    """Those of all namespaces, names included; one that is taken away makes room."""
+    host = await Host.open(path, keep_bytes=5000)
+    first, large = b"\x91" + bytes(2000), b"\x91" + bytes(4000)
+    async with process(path, namespace="first") as (one, told), process(path, namespace="second") as (two, heard):
+        one.send(Swap(1, b"", first))
+        await until(lambda: of(told, Answer), "it is answered")
+        two.send(Swap(1, b"", large))
+        await until(lambda: of(heard, Answer), "it is answered")
+        assert (of(told, Answer), of(heard, Answer)) == ([Answer(1, Outcome.DONE)], [Answer(1, Outcome.NO_ROOM)])
+        two.send(ReadTable(2))
+        await until(lambda: of(heard, Table), "it is answered")
+        assert of(heard, Table) == [Table(2, b"")]
+        one.send(Swap(2, first, b""))
+        await until(lambda: len(of(told, Answer)) == 2, "it is answered")
+        two.send(Swap(3, b"", large))
+        await until(lambda: len(of(heard, Answer)) == 2, "it is answered")
+        assert of(heard, Answer)[-1] == Answer(3, Outcome.DONE)
+    for number in range(100):
+        async with process(path, namespace=f"namespace-{number}") as (here, received):
+            here.send(Stand(True))
+            here.send(ReadTable(1))
+            await until(lambda: of(received, Table), "it is answered")
+    await until(lambda: not host.hub.peers, "all are gone")
+    assert host.hub._schedules.size <= 5000
+    await host.close()
+
+
+async def test_a_table_for_which_there_is_no_room_is_refused(path: str) -> None:
+    """The schedule that was to be made is not, and who made it is told."""
+    url, namespace = f"unix://{path}", f"tables-{uuid.uuid4().hex[:8]}"
+    MsgpackCodec(namespace)
+
+    @atask(namespace=namespace)
+    async def echo(value: str) -> str:
+        return value
+
+    async with serve(url, namespace=namespace, keep_bytes=5000):
+        await schedule("small", echo, ["x"], every=3600.0)
+        with pytest.raises(QueueFull, match="keep_bytes"):
+            await schedule("large", echo, ["x" * 10_000], every=3600.0)
+        assert [item.name for item in await schedules(namespace=namespace)] == ["small"]
+
+
+async def test_a_call_that_is_not_taken_leaves_no_queue_behind(host: Host, path: str) -> None:
+    """Nor does one that is known already and names another queue."""
+    async with process(path) as (here, received):
+        here.send(Request("q", call("the-id")))
+        for number in range(10):
+            here.send(Request(f"queue-{number}", call("the-id")))
+            here.send(Begin(number, f"begun-{number}", call("the-id"), 0, True, 60_000))
+            here.send(Request(f"unserved-{number}", call("another"), wait=False))
+        await until(lambda: len(of(received, NoneServes)) == 10, "all are answered")
+        assert len(host.hub._queues) == 1
+
+
+async def test_groups_of_events_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is kept for good: its worker may come again."""
+    monkeypatch.setattr(events, "MAX_GROUPS", 3)
+    async with process(path) as (here, received):
+        for number in range(10):
+            name = f"group-{number}"
+            here.send(Serve("worker", [name], subscriptions=[Subscription(f"event-{number}", "a.task", name)]))
+        again = Subscription("event-0", "a.task", "group-0", max_attempts=1)
+        here.send(Serve("worker", ["group-0"], subscriptions=[again]))
+        here.send(Steer(1, "group-0", "look"))
+        await until(lambda: of(received, QueueState), "it is answered")
+        found = [host.hub._events.handlers("default", f"event-{number}") for number in range(10)]
+    assert [len(each) for each in found] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert found[0] == [("group-0", again, "")]
+
+
+async def test_a_namespace_is_none_that_no_program_could_have(host: Host, path: str) -> None:
+    """What is kept by namespace is kept by its name."""
+    async with process(path, namespace=None) as (here, received):
+        here.send(Hello(PROTOCOL, "x" * 1025, os.getpid()))
+        await settled(here.ended, "it is disconnected")
+    assert of(received, Refused)
+    assert not of(received, Welcome)
+
+
+async def test_frames_that_are_none_are_logged_once(
+    host: Host, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(5):
+        async with process(path) as (here, _received):
+            assert here.transport is not None
+            here.transport.write(frame(b"no list"))
+            await settled(here.ended, "it is disconnected")
+    assert len([record for record in caplog.records if "no list of messages" in record.message]) == 1
 
 
 async def test_paused_queues_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,11 @@ class Pools:
         if sum((key is not None) == is_keyed for _, key in self._pools) >= MAX_KEYS:
             raise too_many(name)
 
+    @property
+    def idle(self) -> bool:
+        """Nothing would be different if all of them were made anew."""
+        return all(pool.idle for pool in self._pools.values())
+
     def close(self) -> None:
         """Forget them."""
         for pool in self._pools.values():

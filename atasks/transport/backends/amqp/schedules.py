@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 from aiormq import Channel
@@ -57,7 +57,20 @@ MAX_VERSION: Final = 2**53
 TURN_SECONDS: Final = 90.0
 """For how long a turn at the table is waited for: who has it may be on a host that is gone."""
 
+NONE: Final = -1
+"""In the place of a version: the message is no table that counts."""
+AT_A_TIME: Final = 16
+"""Messages of the table's queue that are here at a time: there is one, unless somebody puts others there."""
+
 _decoder = msgspec.msgpack.Decoder(tuple[Annotated[int, Meta(ge=0, lt=MAX_VERSION)], bytes])
+
+
+class _Found(NamedTuple):
+    """A table, and the message that has it."""
+
+    message: DeliveredMessage
+    version: int
+    content: bytes
 
 
 class AMQPSchedules(Schedules):
@@ -77,6 +90,7 @@ class AMQPSchedules(Schedules):
         self._held: DeliveredMessage | None = None
         self._renewal: asyncio.TimerHandle | None = None
         self._numbers = 0
+        self._has_complained = False
 
     # -- the table
 
@@ -84,8 +98,8 @@ class AMQPSchedules(Schedules):
         async def look(link: Link) -> bytes:
             if await link.queue_state(self._table) is None:
                 return b""
-            async with self._turn(link) as (_, messages):
-                return self._newest(messages)[1]
+            async with self._turn(link) as (_, found):
+                return found.content
 
         found: bytes = await self._over_link(look)
         return found
@@ -95,16 +109,13 @@ class AMQPSchedules(Schedules):
             if await link.queue_state(self._table) is None:
                 await link.declare_queue(self._table, self._arguments())
                 await self._publish(0, b"")
-            async with self._turn(link) as (channel, messages):
-                version, content = self._newest(messages)
-                if content == new:  # deleted by this process, over a link that was lost
+            async with self._turn(link) as (channel, found):
+                if found.content == new:  # deleted by this process, over a link that was lost
                     return True
-                if content != old:
+                if found.content != old:
                     return False
-                replaced = list(messages)  # the next table comes here too
-                await self._publish(version % (MAX_VERSION - 1) + 1, new)
-                for message in replaced:
-                    await channel.basic_ack(message.delivery_tag or 0)
+                await self._publish(max(found.version, 0) % (MAX_VERSION - 1) + 1, new)
+                await channel.basic_ack(found.message.delivery_tag or 0)
                 return True
 
         done: bool = await self._over_link(change)
@@ -123,55 +134,70 @@ class AMQPSchedules(Schedules):
         return {"x-queue-type": "classic", "x-single-active-consumer": True}
 
     @asynccontextmanager
-    async def _turn(self, link: Link) -> AsyncIterator[tuple[Channel, list[DeliveredMessage]]]:
-        """Have the table for oneself."""
-        messages: list[DeliveredMessage] = []
+    async def _turn(self, link: Link) -> AsyncIterator[tuple[Channel, _Found]]:
+        """Have the table for oneself. Anybody may put messages there: one of them counts, and the others are taken
+        away, a few at a time."""
+        counts: list[_Found] = []
         arrived = asyncio.Event()
+        has_turn = False
 
         async def receive(message: DeliveredMessage) -> None:
-            messages.append(message)
+            if has_turn:  # the next table comes here too
+                return
+            found = self._read(message)
+            loser: _Found | None = found
+            if not counts or found.version > counts[0].version:
+                loser = counts.pop() if counts else None
+                counts.append(found)
             arrived.set()
+            if loser is not None:
+                await channel.basic_ack(loser.message.delivery_tag or 0, wait=False)
 
         channel = await link.open_channel()
         try:
+            await guard(shielded(channel.basic_qos(prefetch_count=AT_A_TIME)))
             await guard(shielded(channel.basic_consume(self._table, receive)))
             async with asyncio.timeout(TURN_SECONDS):
                 while True:
                     arrived.clear()
                     state = await guard(shielded(channel.queue_declare(self._table, passive=True)))
-                    if messages and not state.message_count:
+                    if counts and not state.message_count:
                         break
                     try:
                         async with asyncio.timeout(EMPTY_SECONDS):
                             await arrived.wait()
                     except TimeoutError:
-                        if not messages:
+                        if not counts:
                             await self._publish(0, b"")
-            yield channel, messages
+            has_turn = True
+            yield channel, counts[0]
         finally:
             with suppress(*CLIENT_ERRORS):
                 await guard(shielded(channel.close()))
 
-    def _newest(self, messages: list[DeliveredMessage]) -> tuple[int, bytes]:
-        """The version of the table that counts, and its content."""
-        found = (0, b"")
+    def _read(self, message: DeliveredMessage) -> _Found:
+        """The table in a message."""
         seals = self._session.seals
-        for message in messages:
-            try:
-                opened = message
-                if seals is not None:
-                    opened = seals.open(message, self._session.topology.place("", self._table))
-                    if isinstance(opened, Opened) and not opened.key.serve:
-                        raise SealError("not allowed")
-                version, content = _decoder.decode(opened.body)
-            except SealError as error:
-                if seals is not None:
-                    seals.count(str(error))
-            except UNREADABLE:
-                logger.error("a message in queue %r is no table of schedules, and is ignored", self._table)
-            else:
-                found = max(found, (version, content), key=lambda each: each[0])
-        return found
+        try:
+            opened = message
+            if seals is not None:
+                opened = seals.open(message, self._session.topology.place("", self._table))
+                if isinstance(opened, Opened) and not opened.key.serve:
+                    raise SealError("not allowed")
+            version, content = _decoder.decode(opened.body)
+        except SealError as error:
+            if seals is not None:
+                seals.count(str(error))
+        except UNREADABLE:
+            if not self._has_complained:
+                self._has_complained = True
+                logger.error(
+                    "a message in queue %r is no table of schedules, and is ignored; no further ones are logged",
+                    self._table,
+                )
+        else:
+            return _Found(message, version, content)
+        return _Found(message, NONE, b"")
 
     async def _publish(self, version: int, content: bytes) -> None:
         """Send a table, and return when it is safe."""

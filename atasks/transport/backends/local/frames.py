@@ -11,8 +11,19 @@ import msgspec
 from msgspec import Struct
 
 from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
-from atasks.transport.backends.local.messages import Begin, GiveBack, Message, Publish, Request, Serve
-from atasks.wire import plain
+from atasks.transport.backends.local.messages import (
+    Answer,
+    Begin,
+    GiveBack,
+    Message,
+    Outcome,
+    Publish,
+    Request,
+    Serve,
+    TakeToken,
+    TokenTaken,
+)
+from atasks.wire import Status, ended, plain
 
 __all__ = ["UNREADABLE", "Salvaged", "decode", "encode", "salvage"]
 
@@ -22,6 +33,10 @@ MAX_WORKER: Final = 64
 """Characters of the name of a worker."""
 MAX_BAD: Final = 1000
 """Messages of one frame that may be unreadable."""
+REQUEST: Final = Request.__struct_config__.tag
+TAKE_TOKEN: Final = TakeToken.__struct_config__.tag
+QUESTIONS: Final = (47, 48, 70, 71, 73, 76, 90, 92)
+"""Tags of the messages that `Answer` answers if they cannot be read."""
 
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -56,11 +71,11 @@ def _check_id(message: Message) -> None:
 
 
 class Salvaged(Struct, gc=False):
-    """The messages that could be read of a frame. For each other message: the call id of a request, or the
-    number of a question to the records, or None; and why it could not be read."""
+    """The messages that could be read of a frame. For each other message: the answer of a hub, or None if it has
+    none; and why it could not be read."""
 
     messages: list[Message]
-    bad: list[tuple[str | int | None, str]]
+    bad: list[tuple[Message | None, str]]
 
 
 def salvage(body: bytes | memoryview) -> Salvaged:
@@ -69,12 +84,12 @@ def salvage(body: bytes | memoryview) -> Salvaged:
     Raises one of `UNREADABLE` if it is no array, or if more than `MAX_BAD` of its messages cannot be read: each
     costs a hundred times what a good one does.
     """
-    bad: list[tuple[str | int | None, str]] = []
+    bad: list[tuple[Message | None, str]] = []
 
     def refuse(piece: msgspec.Raw, error: Exception) -> None:
         if len(bad) == MAX_BAD:
             raise msgspec.ValidationError(f"more than {MAX_BAD} messages in it cannot be read") from None
-        bad.append((_asker(piece), str(error)))
+        bad.append((_refusal(piece, f"request refused: {error}"), str(error)))
 
     _check_length(body)
     return Salvaged(read_each(body, _read, refuse), bad)
@@ -86,15 +101,15 @@ def _read(piece: msgspec.Raw) -> Message:
     return message
 
 
-def _asker(piece: msgspec.Raw) -> str | int | None:
-    """Return the id or number to answer of a message that cannot be read; None: there is none."""
+def _refusal(piece: msgspec.Raw, reason: str) -> Message | None:
+    """Return the answer to a message that cannot be read; None: it has none."""
     fields = elements(piece)
     tag = scalar(fields[0]) if len(fields) > 1 else None
-    if tag == 36 and len(fields) > 2:
+    if tag == REQUEST and len(fields) > 2:
         call = elements(fields[2])
         call_id = scalar(call[2]) if len(call) > 2 else None
-        return call_id if isinstance(call_id, str) else None
-    if tag in (47, 48, 70, 71, 73, 76, 90, 92):
-        number = scalar(fields[1])
-        return number if isinstance(number, int) else None
-    return None
+        return ended(call_id, Status.DECODE_ERROR, reason) if isinstance(call_id, str) else None
+    number = scalar(fields[1]) if tag in QUESTIONS or tag == TAKE_TOKEN else None
+    if not isinstance(number, int):
+        return None
+    return TokenTaken(number, reason) if tag == TAKE_TOKEN else Answer(number, Outcome.BAD, reason)

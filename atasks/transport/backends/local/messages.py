@@ -66,6 +66,8 @@ __all__ = [
 PROTOCOL: Final = 4
 """The version of the messages."""
 
+MAX_NAMESPACE: Final = 1024
+"""Characters of the name of a namespace."""
 Tokens = Annotated[int, Meta(ge=0, le=MAX_TOKENS)]
 
 
@@ -73,7 +75,7 @@ class Hello(Struct, array_like=True, tag=32, gc=False):
     """The first message of a process that connects."""
 
     protocol: int
-    namespace: str
+    namespace: Annotated[str, Meta(max_length=MAX_NAMESPACE)]
     pid: int
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from atasks.errors import QueueFull
 from atasks.transport.backends.local.messages import Answer, Outcome, ReadTable, Stand, Swap, Table
 from atasks.transport.schedules import Look, Schedules
 
@@ -31,6 +32,8 @@ class LocalSchedules(Schedules):
 
     async def swap(self, old: bytes, new: bytes) -> bool:
         answer = await self._records.ask(lambda number: Swap(number, old, new), len(old) + len(new))
+        if isinstance(answer, Answer) and answer.outcome == Outcome.NO_ROOM:
+            raise QueueFull("there is no room at the hub for this schedule: raise keep_bytes, or unschedule some")
         return isinstance(answer, Answer) and answer.outcome == Outcome.DONE
 
     async def stand(self, look: Look) -> bool:

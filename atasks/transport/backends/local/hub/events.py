@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Final
 
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.subscription import Subscription
 
 __all__ = ["HubEvents"]
+
+MAX_GROUPS: Final = 10_000
+"""Groups that are kept: what is published to others of which a worker comes later is not kept for it."""
 
 
 class HubEvents:
@@ -16,6 +20,8 @@ class HubEvents:
     def __init__(self) -> None:
         self._groups: dict[tuple[str | None, str], dict[str, Subscription]] = {}
         """Namespace and event -> queue of a group -> its handler."""
+        self._size = 0
+        """The number of groups."""
         self._each: dict[tuple[str | None, str], dict[Peer, list[Subscription]]] = {}
 
     def serve(self, peer: Peer, subscriptions: Sequence[Subscription], queues: Collection[str]) -> bool:
@@ -26,8 +32,10 @@ class HubEvents:
             if item.queue is None:
                 own = True
                 self._each.setdefault(key, {}).setdefault(peer, []).append(item)
-            elif item.queue in queues:
-                self._groups.setdefault(key, {})[item.queue] = item
+            elif item.queue in queues and (self._size < MAX_GROUPS or item.queue in self._groups.get(key, ())):
+                groups = self._groups.setdefault(key, {})
+                self._size += item.queue not in groups
+                groups[item.queue] = item
         return own
 
     def leave(self, peer: Peer) -> None:

@@ -81,7 +81,7 @@ class Hub:
         self._journals = self._calls.journals
         self._loop = asyncio.get_running_loop()
         self._events = HubEvents()
-        self._schedules = HubSchedules()
+        self._schedules = HubSchedules(keep_bytes)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
         self._limits = HubLimits()
@@ -196,6 +196,7 @@ class Hub:
         known = self._calls.get(call.id)
         if known is not None:
             self._request_again(peer, known, message)
+            self._queues.tidy(queue)
             return
         if message.journal and (reply := self._journals.sent(peer, message.journal, call.id)) is not None:
             peer.link.send(reply, len(reply.payload))
@@ -287,6 +288,7 @@ class Hub:
                 queued = self._calls[call.id] = QueuedCall(call, None, queue, 0)
                 queue.push(queued)
                 self._queues.offer(queue)
+            self._queues.tidy(queue)
         peer.link.send(Answer(message.number, Outcome.DONE))
 
     def _due(self, queued: QueuedCall) -> None:

@@ -25,22 +25,31 @@ class HubLimits:
         self._pools: dict[str, Pools] = {}
         """By namespace."""
         self._users: dict[Name, set[Peer]] = {}
+        """Those of each limit that is in use."""
         self._grants: dict[Peer, dict[int, Grant]] = {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many namespaces and limits are known."""
+        return len(self._pools), len(self._users)
 
     def take(self, peer: Peer, message: TakeToken) -> None:
         """Give the peer a token, now or when one is free."""
         assert peer.namespace is not None, "it was welcomed"
         rule = Rule(message.at_once, message.per_period, message.period)
-        users = self._users.setdefault((peer.namespace, message.name), set())
-        pools = self._pools.setdefault(peer.namespace, Pools())
-        if not users:
+        name = peer.namespace, message.name
+        pools = self._pools.get(peer.namespace)
+        if pools is None:
+            self._tidy()
+            pools = self._pools[peer.namespace] = Pools()
+        if name not in self._users:
             pools.change(message.name, rule)
         try:
             pool = pools.find(message.name, message.key, rule)
         except LimitError as error:
             peer.link.send(TokenTaken(message.number, str(error)))
             return
-        users.add(peer)
+        self._users.setdefault(name, set()).add(peer)
         grants = self._grants.setdefault(peer, {})
         if message.number not in grants:
             grants[message.number] = pool.ask(partial(peer.link.send, TokenTaken(message.number)))
@@ -61,8 +70,16 @@ class HubLimits:
         """Take back the tokens of a peer that is gone."""
         for grant in self._grants.pop(peer, {}).values():
             grant.release()
-        for users in self._users.values():
+        for name, users in list(self._users.items()):
             users.discard(peer)
+            if not users:
+                del self._users[name]
+
+    def _tidy(self) -> None:
+        """Forget the namespaces whose limits have neither users nor tokens that are missed."""
+        in_use = {namespace for namespace, _ in self._users}
+        for namespace in [name for name, pools in self._pools.items() if name not in in_use and pools.idle]:
+            self._pools.pop(namespace).close()
 
     def close(self) -> None:
         """Forget everything."""

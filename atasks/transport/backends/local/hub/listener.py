@@ -30,6 +30,8 @@ class Host:
         self.hub = Hub(keep_bytes)
         self.half_sent = 0
         """Bytes of room that frames take which have not arrived whole."""
+        self.refused = 0
+        """Connections that were closed for what was sent by them."""
         self._file = file
         self._server: asyncio.Server | None = None
 
@@ -91,6 +93,13 @@ class _Accepted(SocketLink):
     def _frame(self, body: memoryview) -> None:
         self.max_frame = MAX_FRAME
         super()._frame(body)
+
+    def _refuse(self, reason: str) -> None:
+        self._host.refused += 1
+        if self._host.refused == 1:
+            logger.error("a process sent %s: it is disconnected; the hub logs no further ones", reason)
+        assert self.transport is not None
+        self.transport.abort()
 
     def _may_have(self, size: int) -> bool:
         extra = max(size - KEPT_READ_BYTES, 0)

@@ -28,6 +28,9 @@ class WorkQueues:
         """Namespace and name of those that are paused."""
         self._loop = asyncio.get_running_loop()
 
+    def __len__(self) -> int:
+        return len(self._queues)
+
     def clear(self) -> None:
         """Forget all of them."""
         self._queues.clear()

@@ -9,20 +9,16 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from atasks import wire
 from atasks.transport.backends.local.frames import Salvaged
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
-    Answer,
     Hello,
     Message,
-    Outcome,
     Refused,
     Welcome,
 )
-from atasks.wire import Status
 
 __all__ = ["Reception"]
 
@@ -129,12 +125,9 @@ class Reception:
         if self._bad_messages == len(salvaged.bad):
             logger.error("a bad message was refused (%s); the hub logs no further ones", salvaged.bad[0][1])
         self._receive(peer, salvaged.messages)
-        for asker, reason in salvaged.bad:
-            refusal = f"request refused: {reason}"
-            if isinstance(asker, int):
-                peer.link.send(Answer(asker, Outcome.BAD, refusal))
-            elif asker is not None:
-                peer.link.send(wire.ended(asker, Status.DECODE_ERROR, refusal))
+        for refusal, _ in salvaged.bad:
+            if refusal is not None:
+                peer.link.send(refusal)
 
     def _gone(self, peer: Peer, reason: str) -> None:
         """Let go of a peer whose connection is closed."""

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from atasks.transport.backends.local.hub.peer import Peer
 from atasks.transport.backends.local.messages import Answer, LookAtTable, Outcome, ReadTable, Stand, Swap, Table
 
 __all__ = ["HubSchedules"]
 
+OVERHEAD: Final = 300
+"""Bytes that a table costs besides its content, with the name of its namespace, roughly."""
+
 
 class HubSchedules:
-    """A table for each namespace, and the workers that would keep its times: the first of them does."""
+    """A table for each namespace, and the workers that would keep its times: the first of them does. The tables
+    have `max_bytes` together."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
         self._tables: dict[str | None, bytes] = {}
         self._standing: dict[str | None, list[Peer]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept, roughly."""
+        lists = OVERHEAD * len(self._standing)
+        return lists + sum(OVERHEAD + len(table) for table in self._tables.values())
 
     def read(self, peer: Peer, message: ReadTable) -> None:
         """Somebody asks for the table."""
@@ -25,7 +38,13 @@ class HubSchedules:
         if known not in (message.old, message.new):
             peer.link.send(Answer(message.number, Outcome.BAD, "the table is another one by now"))
             return
+        more = len(message.new) - len(known)
+        if more > 0 and self.size + OVERHEAD + more > self._max_bytes:
+            peer.link.send(Answer(message.number, Outcome.NO_ROOM))
+            return
         self._tables[peer.namespace] = message.new
+        if not message.new:
+            del self._tables[peer.namespace]
         peer.link.send(Answer(message.number, Outcome.DONE))
         self._tell(peer.namespace)
 
@@ -46,6 +65,8 @@ class HubSchedules:
         if peer in standing:
             standing.remove(peer)
             self._tell(peer.namespace)
+            if not standing:
+                del self._standing[peer.namespace]
 
     def _tell(self, namespace: str | None) -> None:
         standing = self._standing.get(namespace)
