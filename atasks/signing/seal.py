@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import functools
 import hmac
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
+
+from msgspec import Struct
 
 from atasks.signing.cipher import decrypt, encrypt
-from atasks.signing.keys import MAX_NAME, NAME, Key
+from atasks.signing.keys import NAME, Key
 
 __all__ = ["CONTENT_TYPE", "Kind", "SealError", "Sealed", "parse", "seal", "verify"]
 
@@ -33,7 +35,7 @@ class SealError(ValueError):
     """A message is not sealed, or its seal is not what it should be. Its text is the reason, without contents."""
 
 
-class Sealed(NamedTuple):
+class Sealed(Struct, frozen=True, gc=False):
     """A message as it arrived. Nothing of it can be believed before `verify`."""
 
     key_id: str
@@ -54,31 +56,31 @@ def seal(
     head = _head(key.encrypt, key.name, time, kind, destination, reply_to, message_id)
     if key.encrypt:
         body = encrypt(key.secret, body, head)
-    return b"".join((_start(key.encrypt, key.name), time, _mac(key, head, body), body))
+    mac = key.mac(head + len(body).to_bytes(4, "big"), body)
+    return b"".join((_start(key.encrypt, key.name), time, mac, body))
 
 
 def parse(data: bytes) -> Sealed:
     """The parts of a sealed message, unverified. Raises SealError."""
     if not data or data[0] != MAGIC:
         raise SealError("unsealed")
-    if len(data) < 3 or data[1] not in LABELS:
-        raise SealError("unreadable seal")
-    end = 3 + data[2]
+    size = len(data)
+    end = 3 + data[2] if size > 2 else 0
     start = end + TIME + MAC
-    if not 1 <= data[2] <= MAX_NAME or len(data) < start:
+    if size < start or not end:
         raise SealError("unreadable seal")
-    key_id = _key_id(data[3:end])
+    key_id, encrypted = _beginning(data[:end])
     time = data[end : end + TIME]
-    mac, body = data[end + TIME : start], data[start:]
-    return Sealed(key_id, int.from_bytes(time, "big"), time, data[1] == ENCRYPTED, mac, body)
+    return Sealed(key_id, int.from_bytes(time, "big"), time, encrypted, data[end + TIME : start], data[start:])
 
 
 @functools.lru_cache(maxsize=64)  # most messages come under few keys
-def _key_id(name: bytes) -> str:
-    key_id = name.decode("ascii", "replace")
-    if not NAME.fullmatch(key_id):
+def _beginning(data: bytes) -> tuple[str, bool]:
+    """Return the id of the key, and whether the body is encrypted, of the first bytes of a message."""
+    key_id = data[3:].decode("ascii", "replace")
+    if data[1] not in LABELS or not NAME.fullmatch(key_id):
         raise SealError("unreadable seal")
-    return key_id
+    return key_id, data[1] == ENCRYPTED
 
 
 def verify(
@@ -86,7 +88,8 @@ def verify(
 ) -> bytes:
     """The body, if the key sealed it for here. Raises SealError."""
     head = _head(sealed.encrypted, sealed.key_id, sealed.time, kind, destination, reply_to, message_id)
-    if key.name != sealed.key_id or not hmac.compare_digest(_mac(key, head, sealed.body), sealed.mac):
+    mac = key.mac(head + len(sealed.body).to_bytes(4, "big"), sealed.body)
+    if key.name != sealed.key_id or not hmac.compare_digest(mac, sealed.mac):
         raise SealError("wrong seal")
     if not sealed.encrypted:
         return sealed.body
@@ -133,7 +136,3 @@ def _place(kind: Kind, destination: str, reply_to: str) -> bytes:
 
 
 LAST: Final = _field(CONTENT_TYPE.encode())
-
-
-def _mac(key: Key, head: bytes, body: bytes) -> bytes:
-    return key.mac(head + len(body).to_bytes(4, "big"), body)

@@ -571,6 +571,26 @@ async def test_a_worker_names_whose_call_it_passes_on(site: Site, attacker: Atta
         assert refused(site.worker.transport) == {"not allowed": 1, "unknown key": 1}
 
 
+@pytest.mark.parametrize("encrypt", [False, True])
+async def test_what_is_buried_stays_under_its_seal(
+    site: Site, attacker: Attacker, keys: KeyFiles, encrypt: bool
+) -> None:
+    """A call in the name of a caller whose key is not known here yet: what was encrypted must not lie in the dead
+    queue as it was before."""
+    worker = keys.key("w")
+    key = Key("w", worker.secret, serve=True, encrypt=encrypt)
+    body = encode([[CALL, 1, "an-id", "echo", encode([["confidential"], {}]), "msgpack", *fields(by="nobody")]])
+    async with site.open():
+        dead = await attacker.peer.dead_letters()
+        message = await attacker.publish(body, attacker.peer.work_queue(), key)
+        buried = await soon(dead.get())
+        assert buried.body == message.body
+        assert buried.content_type == CONTENT_TYPE
+        assert buried.headers["x-message-id"] == message.message_id
+        assert (b"confidential" in buried.body) is not encrypt
+    assert ran(site) == []
+
+
 async def test_a_message_of_several_callers_is_refused(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
     async with site.open():
         body = encode(

@@ -160,12 +160,17 @@ def test_what_a_key_may_do() -> None:
 
 
 def test_a_seal_that_came_before_is_known_for_a_while() -> None:
+    """For 10 seconds or until 3 others have come, and for no longer than twice that."""
     replays = Replays(size=3, seconds=10)
-    macs = [bytes([number]) * 32 for number in range(6)]
+    macs = [bytes([number]) * 32 for number in range(20)]
     assert not replays.seen(macs[0], 0)
     assert replays.seen(macs[0], 9)
-    assert not replays.seen(macs[0], 11)
-    assert [replays.seen(mac, 12) for mac in macs[1:]] == [False] * 5
-    assert replays.seen(macs[5], 12)
-    assert not replays.seen(macs[0], 12)
-    assert len(replays) <= 4
+    assert not replays.seen(macs[1], 9.5)
+    assert replays.seen(macs[1], 19)
+    assert not replays.seen(macs[0], 20.5)
+    assert not replays.seen(macs[1], 60), "all of it is too old after a while of silence"
+    for number, mac in enumerate(macs[2:]):
+        assert not replays.seen(mac, 61)
+        assert all(replays.seen(each, 61) for each in macs[max(2, number) : number + 3])
+        assert len(replays) <= 6
+    assert not replays.seen(macs[2], 61)

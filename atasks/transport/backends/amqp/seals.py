@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from atasks.transport.call_transport import Pending
     from atasks.transport.server import Server
 
-__all__ = ["UNSEALED", "Opened", "Seals", "key_of", "opening"]
+__all__ = ["UNSEALED", "Opened", "Seals", "as_it_came", "key_of", "opening"]
 
 logger = logging.getLogger("atasks.keys")
 
@@ -65,14 +65,23 @@ CANCELLED: Final = 10_000
 
 
 class Opened(DeliveredMessage):
-    """A message whose seal was right; `body` is what was sealed."""
+    """A message whose seal was right; `body` is what was sealed, `sealed` what came."""
 
     key: Key
     issued_ms: int
+    sealed: bytes
 
     def __init__(self, message: DeliveredMessage, body: bytes, key: Key, issued_ms: int) -> None:
         # All at once: one by one they cost as much as the rest of opening a short message.
-        self.__dict__.update(message.__dict__, body=body, key=key, issued_ms=issued_ms)
+        self.__dict__.update(message.__dict__, body=body, key=key, issued_ms=issued_ms, sealed=message.body)
+
+
+def as_it_came(message: DeliveredMessage) -> tuple[bytes, str | None]:
+    """The body and the content type of a message, under its seal if it has one."""
+    if isinstance(message, Opened):
+        return message.sealed, CONTENT_TYPE
+    properties: Basic.Properties = message.header.properties
+    return message.body, properties.content_type
 
 
 def key_of(message: DeliveredMessage) -> str:
@@ -413,7 +422,8 @@ class Seals:
 
     def is_news(self, message: DeliveredMessage) -> bool:
         """Say whether it tells of a record, which is read then: it answers nothing by itself."""
-        return self._topology.is_sealed_as_record(message.routing_key or "")
+        delivery: Any = message.delivery
+        return self._topology.is_sealed_as_record(delivery.routing_key or "")
 
     def serves(self, message: DeliveredMessage) -> bool:
         """Say whether a worker has sealed a message that was opened, or nobody has and that is accepted."""

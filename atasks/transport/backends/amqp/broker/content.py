@@ -11,7 +11,10 @@ from pamqp import frame
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-__all__ = ["BODY_FRAME", "HEADER_FRAME", "METHOD_FRAME", "header_frame", "read_header"]
+__all__ = ["BODY_FRAME", "HEADER_FRAME", "MAX_PROPERTIES", "METHOD_FRAME", "header_frame", "read_header"]
+
+MAX_PROPERTIES: Final = 8 * 2**10
+"""Bytes of the properties of a message, headers included: the time to read more grows with its square."""
 
 METHOD_FRAME, HEADER_FRAME, BODY_FRAME = 1, 2, 3
 BASIC: Final = 60
@@ -61,9 +64,11 @@ def header_frame(channel: int, properties: Basic.Properties, size: int) -> bytes
 
 
 def read_header(content: bytes) -> ContentHeader:
-    """The header of a message, without properties where these cannot be read."""
+    """The header of a message, without properties where these cannot be read, or are too many."""
     _, _, size, flags = CONTENT(content)
     header = ContentHeader(body_size=size)
+    if len(content) > MAX_PROPERTIES:
+        return header
     try:
         if flags & ~KNOWN:
             header.unmarshal(content)

@@ -12,13 +12,10 @@ from typing import Final
 from aiormq.channel import Channel
 from pamqp.header import ContentHeader
 
-from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, METHOD_FRAME
+from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, MAX_PROPERTIES, METHOD_FRAME
 from atasks.transport.backends.amqp.broker.direct import DELIVER, DirectChannel
 
-__all__ = ["MAX_PROPERTIES", "FrameReader"]
-
-MAX_PROPERTIES: Final = 8 * 2**10
-"""Bytes of the properties of a message, headers included: the time to read more grows with its square."""
+__all__ = ["FrameReader"]
 
 LOOKED_AT: Final = (METHOD_FRAME, HEADER_FRAME)
 HEAD: Final = 7
@@ -72,12 +69,13 @@ class FrameReader:
             kind, number, length = FRAME(data, start)
             end = start + HEAD + length + 1
             direct = self._direct.get(number)
-            if kind in LOOKED_AT or (direct is not None and direct.reads_content):
+            is_direct = direct is not None and direct.reads_content
+            if kind in LOOKED_AT or is_direct:
                 if end > size:
                     break
                 content = good = data[start + HEAD : end - 1]
                 if kind == HEADER_FRAME:
-                    good = _readable(content)
+                    good = content if is_direct else _readable(content)
                 elif content.startswith(DELIVERS):
                     good = _routable(content)
                 if direct is not None and direct.take(kind, good):

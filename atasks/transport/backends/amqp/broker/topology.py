@@ -284,8 +284,9 @@ class Topology:
         exchanges = (self.control, self.events, self.watch)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            exchange = message.exchange
-            return self.place(exchange, message.routing_key or "") if exchange in exchanges else direct
+            delivery: Any = message.delivery  # whose own attributes cost a third of the message's
+            exchange = delivery.exchange
+            return self.place(exchange, delivery.routing_key or "") if exchange in exchanges else direct
 
         return place
 

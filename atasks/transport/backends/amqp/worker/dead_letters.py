@@ -13,6 +13,7 @@ from atasks import wire
 from atasks.signing import CONTENT_TYPE as SEALED
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.seals import as_it_came
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.refusals import Refusal
@@ -42,23 +43,24 @@ class DeadLetter(Outgoing):
 
     def __init__(self, message: DeliveredMessage, acks: Acks, queue: str, dead: str, number: str) -> None:
         """`queue` is the one that it came from, `dead` the name of the dead queue, `number` the id of the copy."""
-        known, size = message.header.properties, len(message.body)
+        known = message.header.properties
+        body, content_type = as_it_came(message)
         headers: FieldTable = {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
-        if known.content_type == SEALED and (name := _plain(known.message_id)):
+        if content_type == SEALED and (name := _plain(known.message_id)):
             headers["x-message-id"] = (
                 name  # its seal is for this name: `atasks dead retry` sends it under that again
             )
-        if size > MAX_BODY:
-            headers[BYTES] = size
+        if len(body) > MAX_BODY:
+            headers[BYTES] = len(body)
         properties = Basic.Properties(
-            content_type=_plain(known.content_type),
+            content_type=_plain(content_type),
             reply_to=_plain(known.reply_to),
             headers=headers,
             message_id=number,
             timestamp=datetime.now(UTC),
             delivery_mode=2,
         )
-        super().__init__(message.body[:MAX_BODY], dead, properties, key="")
+        super().__init__(body[:MAX_BODY], dead, properties, key="")
         self._acks = acks
         self._tag = message.delivery_tag or 0
 
