@@ -13,6 +13,7 @@ import atasks
 from atasks import Transport
 from atasks.testing import Site
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker import link
 from atasks.transport.backends.local.hub.listener import Host
 from tests.amqp.peer import Peer
 
@@ -105,3 +106,9 @@ def connecting(request: pytest.FixtureRequest, kind: str) -> Connect:
             yield worker.transport
 
     return amqp
+
+
+@pytest.fixture(params=[False, True], ids=["read here", "read by the client library"])
+def whoever_reads_frames(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with frames that atasks reads and writes itself, and once as with `ATASKS_LOG_FRAMES=1`."""
+    monkeypatch.setattr(link, "LOG_FRAMES", request.param)

@@ -140,6 +140,7 @@ async def test_request_that_cannot_be_read_is_answered(echo_site: Site, peer: Pe
             assert await _echo(echo_site, name) == name
 
 
+@pytest.mark.usefixtures("whoever_reads_frames")
 async def test_wrong_content_type_is_answered(echo_site: Site, peer: Peer) -> None:
     async with echo_site.open():
         for content_type in ("application/json", None, "application/vnd.atasks.v2+msgpack"):
@@ -173,6 +174,7 @@ async def test_arguments_that_do_not_fit_are_answered(echo_site: Site, peer: Pee
             assert await _echo(echo_site, name) == name
 
 
+@pytest.mark.usefixtures("whoever_reads_frames")
 async def test_bad_envelopes_cost_the_others_of_their_message_nothing(echo_site: Site, peer: Peer) -> None:
     async with echo_site.open():
         await peer.send(
@@ -210,6 +212,7 @@ async def test_bad_messages_are_logged_once(echo_site: Site, peer: Peer, caplog:
     assert "secret" not in lines[0]
 
 
+@pytest.mark.usefixtures("whoever_reads_frames")
 async def test_fuzz(echo_site: Site, peer: Peer) -> None:
     """Whatever is in a message, it is answered or dead-lettered, once."""
     source = random.Random(20)
@@ -255,6 +258,7 @@ def _damage(source: random.Random, body: bytes) -> bytes:
     return bytes(damaged)
 
 
+@pytest.mark.usefixtures("whoever_reads_frames")
 async def test_garbage_on_the_reply_queue(echo_site: Site, peer: Peer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "atasks")
     requests = await peer.declare_work_queue("by-hand")
@@ -312,6 +316,7 @@ async def test_reply_that_makes_no_sense_ends_the_await(echo_site: Site, peer: P
                 await soon(waiting)
 
 
+@pytest.mark.usefixtures("whoever_reads_frames")
 async def test_garbage_on_the_control_exchange(echo_site: Site, peer: Peer) -> None:
     started = asyncio.Event()
 

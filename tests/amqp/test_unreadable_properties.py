@@ -26,6 +26,8 @@ from atasks.wire import CONTENT_TYPE, Call
 from tests.amqp.conftest import NewTransport
 from tests.amqp.peer import Peer
 
+pytestmark = pytest.mark.usefixtures("whoever_reads_frames")
+
 CONTENT, HEADERS, REPLY_TO, MESSAGE_ID, TIMESTAMP = 0x8000, 0x2000, 0x0200, 0x0080, 0x0040
 
 
