@@ -5,37 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import select
-import socket
 import statistics
-import struct
 import sys
-import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
 import psutil
 
 import atasks
 from atasks.transport.backends.amqp.broker.topology import Topology
-from atasks.transport.backends.local.frames import encode
-from atasks.transport.backends.local.messages import PROTOCOL, Hello
-from tests.fuzz.mutations import Mutations
-from tests.fuzz.raw_amqp import RawPublisher, Refused, odd_properties
-from tests.fuzz.samples import ENVELOPES, FRAMES, NAMESPACE, TABLES
+from tests.fuzz.samples import NAMESPACE
 from tests.fuzz.worker import echo, in_a_thread, limited, numbers, resuming
 
 __all__ = ["Outcome", "over_a_hub", "over_amqp"]
 
 AT_ONCE: Final = 8
 """Good calls in flight."""
-SETTLE_EVERY: Final = 200
-"""Hostile messages between two looks at whether the broker has closed the channel."""
 
 
 @dataclass
@@ -99,28 +87,9 @@ async def over_amqp(url: str, seed: int, messages: int, seconds: float) -> Outco
             ("", f"{topology.limit('a-limit', None)}.places"),
             ("", topology.paused("default")),
         ]
-        dice = Mutations(seed, [*ENVELOPES, *(msgspec.msgpack.encode((5, table)) for table in TABLES)])
-
-        def attack(ended: threading.Event) -> None:
-            publisher: RawPublisher | None = None
-            while outcome.sent < messages and not ended.is_set():
-                try:
-                    publisher = publisher or RawPublisher(url)
-                    for _ in range(SETTLE_EVERY):
-                        exchange, key = dice.choice(targets)
-                        reply_to = dice.choice((reply_queue, f"{prefix}.r.nobody", "", "amq.rabbitmq.reply-to.x"))
-                        publisher.publish(exchange, key, dice.body(), odd_properties(dice, reply_to))
-                        outcome.sent += 1
-                    publisher.settle()
-                except Refused:
-                    outcome.refused += 1
-                    if publisher is not None:
-                        publisher.close()
-                    publisher = None
-            if publisher is not None:
-                publisher.close()
-
-        await _beside(attack, outcome, process, seconds, lambda: outcome.sent >= messages // 10)
+        addresses = [reply_queue, f"{prefix}.r.nobody", "", "amq.rabbitmq.reply-to.x"]
+        attack = Attack("broker", messages, seconds, url=url, seed=seed, targets=targets, addresses=addresses)
+        await _beside(attack, outcome, process)
     return outcome
 
 
@@ -128,58 +97,36 @@ async def over_a_hub(path: str, seed: int, frames: int, seconds: float) -> Outco
     """Send so many hostile frames, for at most so many seconds, to a hub and the worker in its process."""
     url = f"unix://{path}"
     async with _worker(url, "fuzz") as (_, process, outcome), atasks.connect(url, namespace=NAMESPACE, hub=False):
-        dice = Mutations(seed, FRAMES)
-
-        def attack(ended: threading.Event) -> None:
-            link: socket.socket | None = None
-            while outcome.sent < frames and not ended.is_set():
-                try:
-                    if link is None:
-                        link = socket.socket(socket.AF_UNIX)
-                        link.settimeout(5)
-                        link.connect(path)
-                        if dice.random() < 0.8:
-                            link.sendall(_framed(encode([Hello(PROTOCOL, NAMESPACE, os.getpid())])))
-                    frame = _framed(dice.body())
-                    if dice.random() < 0.02:
-                        frame = (
-                            dice.choice((b"\xff\xff\xff\xff", b"\0\0\0\0", frame[:7], dice.randbytes(9))) + frame
-                        )
-                    link.sendall(frame)
-                    outcome.sent += 1
-                    if dice.random() < 0.02:
-                        raise ConnectionError  # leave, as a process does that is killed
-                    while select.select([link], [], [], 0)[0]:
-                        if not link.recv(65_536):
-                            raise ConnectionError
-                except (OSError, TimeoutError):
-                    outcome.refused += 1
-                    if link is not None:
-                        link.close()
-                    link = None
-            if link is not None:
-                link.close()
-
-        await _beside(attack, outcome, process, seconds, lambda: outcome.sent >= frames // 10)
+        await _beside(Attack("hub", frames, seconds, path=path, seed=seed), outcome, process)
     return outcome
 
 
-def _framed(body: bytes) -> bytes:
-    return struct.pack(">L", len(body)) + body
+class Attack:
+    """Hostile messages from a process of their own."""
+
+    def __init__(self, kind: str, messages: int, seconds: float, **arguments: Any) -> None:
+        self.messages = messages
+        said = json.dumps({"messages": messages, "seconds": seconds, **arguments})
+        self._command = [sys.executable, "-m", "tests.fuzz.attackers", kind, said]
+
+    async def run(self, outcome: Outcome) -> None:
+        """Return when it is over, and have the outcome say how far it is."""
+        child = await asyncio.create_subprocess_exec(*self._command, stdout=asyncio.subprocess.PIPE)
+        assert child.stdout is not None
+        try:
+            async for line in child.stdout:
+                outcome.sent, outcome.refused = json.loads(line)
+            assert await child.wait() == 0
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
 
 
-async def _beside(
-    attack: Callable[[threading.Event], None],
-    outcome: Outcome,
-    process: psutil.Process,
-    seconds: float,
-    is_warm: Callable[[], bool],
-) -> None:
-    """Make good calls while the attack goes on in a thread, and for a moment after it."""
-    ended = threading.Event()
-    attacking = asyncio.create_task(asyncio.to_thread(attack, ended))
+async def _beside(attack: Attack, outcome: Outcome, process: psutil.Process) -> None:
+    """Make good calls while the attack goes on, and for a moment after it."""
+    attacking = asyncio.create_task(attack.run(outcome))
     warm = 0
-    until = time.monotonic() + seconds
     count = 0
 
     async def one(number: int) -> None:
@@ -212,18 +159,16 @@ async def _beside(
 
     try:
         while not attacking.done():
-            if time.monotonic() > until:
-                ended.set()
             count += AT_ONCE
             await asyncio.gather(*(one(count + n) for n in range(AT_ONCE)))
-            if not warm and is_warm():
+            if not warm and outcome.sent >= attack.messages // 10:
                 warm = process.memory_info().rss
             await asyncio.sleep(0.02)
         await attacking
         await asyncio.gather(*(one(count + AT_ONCE + n) for n in range(AT_ONCE)))
         outcome.grown = process.memory_info().rss - warm
     finally:
-        ended.set()
+        attacking.cancel()
         await asyncio.wait([attacking])
 
 
