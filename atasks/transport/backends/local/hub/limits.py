@@ -30,7 +30,7 @@ class HubLimits:
 
     @property
     def size(self) -> tuple[int, int]:
-        """How many namespaces and limits are known."""
+        """Numbers of the namespaces and of the limits that are known."""
         return len(self._pools), len(self._users)
 
     def take(self, peer: Peer, message: TakeToken) -> None:
