@@ -1,4 +1,4 @@
-"""What atasks runs in the benchmarks."""
+"""The atasks that the benchmarks call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ async def echo(payload: bytes) -> bytes:
 
 @atask
 async def tree(depth: int) -> int:
-    """How many calls there were, see `benchmarks.load.Client.tree`."""
+    """Return the number of calls in the tree, see `benchmarks.load.Client.tree`."""
     if not depth:
         return 1
     return 1 + sum(await asyncio.gather(tree(depth - 1), tree(depth - 1)))

@@ -30,19 +30,19 @@ class System:
     """One way to get bytes echoed by another process, or, for loopback, by the same one."""
 
     name: str
-    """What `--systems` calls it, and its environment."""
+    """Name for `--systems`, and of the system's environment."""
     title: str
-    """What the table calls it."""
+    """Name in the table."""
     module: str
     """Run as `python -m` (see child.py)."""
     promises: str
-    """What it gives for its price, and what it does not give."""
+    """Guarantees that its figures pay for, and those that it does not give."""
     needs: frozenset[str] = frozenset({AMQP})
-    """Of `AMQP` and `REDIS`."""
+    """Services that it talks to: `AMQP`, `REDIS` or both."""
     requires: tuple[str, ...] = ()
     """Packages for a virtual environment of its own. None: it runs in the harness's interpreter."""
     worker: bool = True
-    """Whether it has a worker's process that the harness starts."""
+    """True if the harness starts a process of its worker."""
     cannot: dict[str, str] = field(default_factory=dict)
     """Workload -> why it cannot do it."""
     ours: bool = False

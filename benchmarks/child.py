@@ -1,4 +1,4 @@
-"""What the process of a client or a worker runs: one JSON object per line, in and out. Standard library alone.
+"""Process of a client or a worker: one JSON object per line, in and out. Standard library alone.
 
 A module of a system ends with `main(client, worker)`, and is run as `python -m MODULE client|worker QUEUE`, with
 `--uvloop` or without. Both say `{"ready": true}` once they are connected. A client then answers each `Load` that
@@ -25,12 +25,12 @@ Side = Callable[[str], AbstractAsyncContextManager[Any]]
 
 
 def amqp_url() -> str:
-    """Where RabbitMQ is."""
+    """Return the URL of RabbitMQ."""
     return os.environ["ATASKS_BENCH_AMQP_URL"]
 
 
 def redis_url() -> str:
-    """Where Redis is."""
+    """Return the URL of Redis."""
     return os.environ["ATASKS_BENCH_REDIS_URL"]
 
 

@@ -1,4 +1,4 @@
-"""What the garbage collector takes of a process's time."""
+"""Time that the garbage collector takes of a process."""
 
 from __future__ import annotations
 

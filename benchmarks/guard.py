@@ -35,7 +35,7 @@ class Check:
     workload: str
     what: str
     figure: Callable[[Sample], float]
-    """Of which less is better."""
+    """Figure of a sample; less is better."""
     bound: float
     system: str = "amqp"
     beside: str = "aiormq"
@@ -67,7 +67,7 @@ when each call of a message was looked at by itself."""
 
 
 def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:
-    """What to print, and whether every ratio is within its bound."""
+    """Return the lines to print, and True if every ratio is within its bound."""
     lines = []
     good = True
     for check in CHECKS:

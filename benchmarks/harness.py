@@ -1,4 +1,4 @@
-"""What is measured and how: each system under each workload, in rounds.
+"""Measurements: each system under each workload, in rounds.
 
 Every system of a run is set up once, in processes of its own, and stays connected; the measurements then go round
 by round, A B C A B C, and a result is the median over the rounds, because a neighbour's minute of noise should not
@@ -23,19 +23,19 @@ from benchmarks.usage import Usage
 __all__ = ["VARIABLES", "Cell", "Running", "Sample", "Settings", "run"]
 
 VARIABLES = {AMQP: "ATASKS_BENCH_AMQP_URL", REDIS: "ATASKS_BENCH_REDIS_URL"}
-"""Where a child finds the URL of what its system needs, and where the user may name one."""
+"""Environment variables with the URL of each service: the user may set them, and a child reads them."""
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run measures."""
+    """Workloads, seconds and rounds of one run."""
 
     workloads: Sequence[str] = tuple(WORKLOADS)
     """Names of `WORKLOADS`; a number is that many calls in flight."""
     seconds: float = 0.7
-    """How long new calls are made in each measurement; 0 makes exactly one call per call in flight."""
+    """Seconds in which each measurement makes new calls; 0 makes exactly one call per call in flight."""
     rounds: int = 3
 
     def load(self, workload: str) -> Load:
@@ -69,7 +69,7 @@ class Sample:
 
 @dataclass
 class Cell:
-    """What was measured of one system under one workload."""
+    """Samples of one system under one workload."""
 
     system: str
     title: str

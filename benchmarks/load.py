@@ -50,12 +50,12 @@ class WindowClient:
 
 @dataclass(frozen=True)
 class Load:
-    """What a client does at once: one measurement."""
+    """Work of a client in one measurement."""
 
     inflight: int = 1
     """Calls that are waited for at a time."""
     seconds: float = 0.0
-    """How long new ones are made; 0 makes exactly one per call in flight."""
+    """Seconds in which new calls are made; 0 makes exactly one per call in flight."""
     size: int = 100
     """Bytes in a payload; at least 8."""
     depth: int = 0
@@ -98,7 +98,7 @@ async def measure(client: Client | WindowClient, load: Load) -> dict[str, float]
 
 
 async def _callers(client: Client, load: Load, end: float, latencies: list[float]) -> None:
-    """As many tasks as calls in flight, each of which awaits one call after the other."""
+    """Run one task for each call in flight; each awaits one call after the other."""
     clock = time.perf_counter
     function: Callable[[Any], Awaitable[Any]] | None = client.tree if load.depth else client.echo
     if function is None:
@@ -128,7 +128,7 @@ async def _callers(client: Client, load: Load, end: float, latencies: list[float
 
 
 def _window(client: WindowClient, load: Load, end: float, latencies: list[float]) -> None:
-    """As many handles as calls in flight; the oldest is waited for, and another call made in its place.
+    """Keep a handle for each call in flight: wait for the oldest one, and make another call in its place.
 
     An answer that overtakes the oldest is seen when its turn comes: latencies are upper bounds.
     """

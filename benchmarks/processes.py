@@ -31,7 +31,7 @@ class Child:
         self.pid = process.pid
 
     async def ask(self, question: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """Its answer to a question; a BenchmarkFailed if there is none, long after so many seconds."""
+        """Return the answer to a question. Raises BenchmarkFailed if there is none, long after so many seconds."""
         assert self._process.stdin is not None
         with suppress(ConnectionError):  # that it ended, the answer says
             self._process.stdin.write(json.dumps(question).encode() + b"\n")

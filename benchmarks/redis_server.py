@@ -53,7 +53,7 @@ def running() -> Iterator[str | None]:
 
 
 def answers(port: int) -> bool:
-    """Whether something listens there, on this host."""
+    """Return True if something listens at this port of this host."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=2).close()
     except OSError:

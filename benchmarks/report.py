@@ -18,7 +18,8 @@ from benchmarks.harness import Cell, Settings
 __all__ = ["as_json", "promises", "table"]
 
 PACKAGES = ("atasks", "msgspec", "aio-pika", "aiormq", "pamqp", "uvloop")
-"""Of the harness's interpreter; those of the peers are in the systems' `requires`."""
+"""Packages of the harness's interpreter whose versions are told; those of the peers are in the systems'
+`requires`."""
 
 MEBIBYTE = 1 << 20
 
@@ -55,7 +56,8 @@ def _figures(cell: Cell) -> str:
 
 
 def promises(systems: Iterable[System]) -> str:
-    """What each system promises that others do not: the figures are not the price of the same thing."""
+    """Return the promises of each system that others do not make: the figures are not the price of the same
+    thing."""
     lines = ["", "Not the price of the same thing:"]
     for system in systems:
         said = f"{system.title}: {system.promises}."

@@ -252,7 +252,7 @@ async def _watched(workers: list[psutil.Process], viewer: psutil.Process | None)
 
 
 async def memory() -> None:
-    """What does a call in flight hold, and does anything grow over a million calls?"""
+    """Measure the memory that a call in flight holds, and growth over a million calls."""
     client = psutil.Process()
     release: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -289,7 +289,7 @@ async def _held_by(make: Callable[[], Coroutine[Any, Any, None]], count: int = 2
 
 
 async def payloads() -> None:
-    """What do large payloads cost, beside a plain copy through a socket? Medians of three."""
+    """Measure large payloads beside a plain copy through a socket. Medians of three."""
     async with fleet(1, 100) as workers:
         await _payload_rows("RabbitMQ", workers)
     async with atasks.local(workers=1):
@@ -356,7 +356,7 @@ def _socket_rate(size: int, calls: int) -> float:
 
 
 async def recursion() -> None:
-    """What does a nested await cost beside a flat one?"""
+    """Measure a nested await beside a flat one."""
     calls = 21_891
     async with fleet(2, 100):
         flat = []
@@ -375,7 +375,7 @@ async def recursion() -> None:
 
 
 async def resuming() -> None:
-    """What does a call cost that resumes, beside a plain one? In turns, at two workers; medians."""
+    """Measure a call that resumes beside a plain one. In turns, at two workers; medians."""
     shapes = {
         "a row of 20 calls": ("row", 20, 40),
         "a fan of 300 calls": ("fan", 300, 20),
@@ -399,7 +399,7 @@ async def resuming() -> None:
 
 
 async def streams() -> None:
-    """How many items a second has one stream?"""
+    """Measure the items a second of one stream."""
 
     async def rate(window: int, count: int) -> float:
         begun = time.perf_counter()
@@ -420,7 +420,7 @@ async def streams() -> None:
 
 
 async def idle() -> None:
-    """What do awaits cost that wait?"""
+    """Measure the CPU time that waiting awaits take."""
     client = psutil.Process()
     async with fleet(1, 10_000) as [worker]:
         tasks = [asyncio.create_task(functions.nap(3600.0)) for _ in range(10_000)]

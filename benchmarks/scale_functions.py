@@ -1,4 +1,4 @@
-"""What the studies of benchmarks/scale.py run, and the worker's process that serves it."""
+"""Atasks that the studies of benchmarks/scale.py call, and the worker's process that serves them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 CONCURRENCY = "ATASKS_BENCH_CONCURRENCY"
-"""Where the worker's process finds its number of slots."""
+"""Environment variable with the number of slots of the worker's process."""
 ZSTD = "ATASKS_BENCH_ZSTD"
 """Set where both sides compress."""
 
@@ -83,7 +83,7 @@ async def parent(kind: str, count: int) -> None:
 
 @atask(resume=True)
 async def resuming_parent(kind: str, count: int) -> None:
-    """The same, as a call that resumes."""
+    """Make the calls of `parent` in a call that resumes."""
     await _calls(kind, count)
 
 

@@ -1,4 +1,4 @@
-"""What processes use: CPU seconds and memory, of one process or of all that it started."""
+"""CPU seconds and memory of one process, or of all that it started."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 __all__ = ["Usage"]
 
 RESET_PEAK = "5"
-"""What Linux wants written to a process's `clear_refs` to count its peak anew."""
+"""Text that makes Linux count a process's peak anew, if it is written to `clear_refs`."""
 
 
 class Usage:
@@ -23,21 +23,21 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> Usage:
-        """Of that process alone."""
+        """Return the usage of that process alone."""
         return cls(lambda: [psutil.Process(pid)])
 
     @classmethod
     def below(cls, pid: int) -> Usage:
-        """Of what that process started, and so on, without itself."""
+        """Return the usage of all descendants of that process, without itself."""
         return cls(lambda: psutil.Process(pid).children(recursive=True))
 
     @classmethod
     def together(cls, *usages: Usage) -> Usage:
-        """Of all of these."""
+        """Return the usage of the processes of all these."""
         return cls(lambda: [process for usage in usages for process in usage._processes()])
 
     def exists(self) -> bool:
-        """Whether there is any process."""
+        """Return True if there is any process."""
         return bool(self._processes())
 
     def cpu(self) -> float:

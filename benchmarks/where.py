@@ -35,7 +35,7 @@ STAGES = (
     ),
     ("worker: slots, run, reply", ("atasks/",)),
 )
-"""What a frame's file belongs to: the first match counts."""
+"""Stages, each with parts of the paths of its files: the first match of a frame's file counts."""
 
 
 async def sampled(pid: int, target: str) -> Counter[str]:

@@ -26,7 +26,7 @@ from typing import Any
 from atasks import atask
 
 LEFT, TOP, SPAN = -2.2, 1.2, 3.2
-"""Where the picture's left upper corner is in the plane, and how wide it is there."""
+"""Left edge, top edge and width of the picture in the complex plane."""
 TILE = 60
 """Pixels, at most, of each side of a tile."""
 PALETTE = (

@@ -55,7 +55,7 @@ class Parsed:
 
 @dataclass
 class Summary:
-    """What was found in all files."""
+    """Findings of all files."""
 
     files: int = 0
     functions: list[Function] = field(default_factory=list)
@@ -78,7 +78,7 @@ def read(path: str) -> Source:
 
 @atask(executor="thread")
 def parse(source: Source) -> Parsed:
-    """Its functions. A file that cannot be parsed (the library's tests have some) has none."""
+    """Return the functions of a file. A file that cannot be parsed (the library's tests have some) has none."""
     try:
         with PARSING, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escape sequences and the like: not ours to mend
@@ -95,7 +95,7 @@ def parse(source: Source) -> Parsed:
 
 @atask(executor="thread")
 def measure(parsed: Parsed) -> list[Function]:
-    """How many decisions each of the functions makes."""
+    """Count the decisions that each of the functions makes."""
     measured = []
     for function, code in parsed.functions:
         with PARSING, warnings.catch_warnings():

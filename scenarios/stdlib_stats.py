@@ -1,4 +1,4 @@
-"""What the standard library consists of, counted on workers: one call per source file, one per directory.
+"""Statistics of the standard library, counted on workers: one call per source file, one per directory.
 
     atasks run scenarios/stdlib_stats.py [-o top=20] [-o packages=asyncio,json]
     atasks run scenarios/stdlib_stats.py --mode server      on each host, with the same Python
@@ -35,7 +35,7 @@ Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass
 class Counts:
-    """What was counted in a file, or in many."""
+    """Numbers that were counted in one file or in many."""
 
     files: int = 0
     lines: int = 0
@@ -93,7 +93,7 @@ async def entries(path: str) -> list[str]:
 
 
 def look(path: str) -> list[str]:
-    """As `entries`; it blocks while the disk is busy."""
+    """Do the work of `entries`; block while the disk is busy."""
     found: list[str] = []
     for item in (LIBRARY / path).iterdir():
         if item.suffix == ".py" and item.is_file():
@@ -123,7 +123,7 @@ def count(path: str) -> Counts:
 
 
 async def survey(packages: Sequence[str] = ()) -> dict[str, Counts]:
-    """What each package or module of the library has, by name; all of them unless some are named.
+    """Return the counts of each package or module of the library by name; all of them unless some are named.
 
     Raises LookupError if there is none of a name.
     """

@@ -1,4 +1,4 @@
-"""What the systems on aio-pika share."""
+"""Deletion of queues and exchanges, for the systems that leave some at the broker."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def application(queue: str) -> Celery:
 
 @asynccontextmanager
 async def client(queue: str) -> AsyncIterator[WindowClient]:
-    """Its results are waited for by blocking: there is nothing to await."""
+    """Wait for results by blocking: Celery has nothing to await."""
     app = application(queue)
     echo = app.tasks["echo"]
 

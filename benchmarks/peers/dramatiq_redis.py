@@ -31,7 +31,7 @@ def application(queue: str) -> Actor:
 
 @asynccontextmanager
 async def client(queue: str) -> AsyncIterator[WindowClient]:
-    """Its results are waited for by blocking: there is nothing to await."""
+    """Wait for results by blocking: Dramatiq has nothing to await."""
     echo = application(queue)
 
     def result(message: Message) -> bytes:

@@ -56,7 +56,7 @@ def local(systems: Sequence[System], items: int, rounds: int) -> dict[str, list[
 
 
 def remote(url: str, items: int, wide: int) -> dict[str, Any]:
-    """What a client measures of remote stages while a worker serves it."""
+    """Return the figures that a client measures of remote stages while a worker serves it."""
     environ = {**os.environ, VARIABLES[AMQP]: url}
     command = [sys.executable, "-m", "benchmarks.pipelines.remote"]
     prefix = f"bench-{uuid.uuid4().hex}"

@@ -1,4 +1,4 @@
-"""What every child does: run the pipeline over so many items, check what came out, and say how long it took.
+"""Work of every child: run the pipeline over so many items, check what came out, and say how long it took.
 
 Standard library alone.
 """

@@ -65,7 +65,7 @@ class Flight:
             self._change(-1)
 
     def mean(self, seconds: float) -> float:
-        """How many there were on average."""
+        """Return the mean number of calls in flight."""
         return self._area / seconds
 
 
@@ -103,8 +103,8 @@ async def _consume(items: int) -> int:
 
 
 async def main() -> None:
-    """As a worker: serve until the standard input ends. As a client: measure, and print the figures. Last, delete
-    what the worker left at the broker."""
+    """Serve until the standard input ends (`worker`), delete what a worker left at the broker (`delete`), or
+    measure and print the figures."""
     role, prefix, *rest = sys.argv[1:]
     url = os.environ["ATASKS_BENCH_AMQP_URL"]
     if role == "worker":
