@@ -311,7 +311,7 @@ class Processes:
     def __init__(self, url: str) -> None:
         self.url = url
         self.size = PROCESSES if url.startswith(("local", "amqp")) else None
-        """How many there are; None: that is the business of a server."""
+        """The number of them; None: a server of its own has started them."""
         self._prefix = f"test-{uuid.uuid4().hex}"
         self._connections: dict[str, LazyConnection] = {}
         self._servers: list[subprocess.Popen[bytes]] = []
