@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
@@ -91,7 +92,7 @@ class AMQPJournals(Journals):
         self._late_bytes = 0
         self._notes: dict[str, _SentNote] = {}
         """Name -> the note that takes further ids."""
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks journal")
         self._keeper: asyncio.Task[None] | None = None
 
     # -- the contract
@@ -109,7 +110,7 @@ class AMQPJournals(Journals):
             )
         except BaseException:
             if is_new:
-                self._errand(records.unfollow(steps))
+                self._errands.start(records.unfollow(steps))
             raise
         logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
@@ -179,13 +180,13 @@ class AMQPJournals(Journals):
     def leave(self, name: str) -> None:
         logger.debug("journal %s is left to the next run", name)
         if self._open.pop(name, None) is not None:
-            self._errand(self._records.unfollow(self._session.topology.kept_steps(name)))
+            self._errands.start(self._records.unfollow(self._session.topology.kept_steps(name)))
         self._forget_late()
 
     def drop(self, name: str) -> None:
         self._unwanted[name] = self._open.pop(name, None) is not None
         self._forget_late()
-        self._errand(self._delete(name))
+        self._errands.start(self._delete(name))
 
     def _forget_late(self) -> None:
         """Keep no late replies where no journal is open."""
@@ -206,9 +207,9 @@ class AMQPJournals(Journals):
     def attach(self) -> None:
         """There is another link: replies may have come to no reply queue meanwhile."""
         for name, owner in self._open.items():
-            self._errand(self._catch_up(name, owner))
+            self._errands.start(self._catch_up(name, owner))
         for name in list(self._unwanted):
-            self._errand(self._delete(name))
+            self._errands.start(self._delete(name))
 
     def _made(self, name: str) -> list[Pending]:
         """The calls of this journal that are awaited."""
@@ -238,8 +239,7 @@ class AMQPJournals(Journals):
 
     async def flushed(self) -> None:
         """Return when what is to be dropped is gone."""
-        while self._errands:
-            await asyncio.wait(list(self._errands))
+        await self._errands.ended()
 
     async def close(self) -> None:
         """Do nothing any more."""
@@ -283,11 +283,6 @@ class AMQPJournals(Journals):
             for name in list(self._open):
                 with suppress(AtasksError, *CLIENT_ERRORS):
                     await self._records.touch(name)
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine, name="atasks journal")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
 
 class _SentNote(Outgoing):

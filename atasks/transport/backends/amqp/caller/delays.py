@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.delays import (
     bind_when_due,
     declare_levels,
@@ -38,23 +39,18 @@ class DelayedCalls:
         self._levels = -1
         self._bound: set[str] = set()
         self._lock = asyncio.Lock()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks delayed call")
 
     def take(self, pending: Pending, kind: Kind, *, anew: bool = False) -> None:
         """Send this call, which may begin later. Never waits. `anew`: what was declared for it is gone."""
         if anew:
             self._link = None
         pending.unheard = True  # over the next link it is sent again
-        task = asyncio.get_running_loop().create_task(self._put(pending, kind), name="atasks delayed call")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+        self._errands.start(self._put(pending, kind))
 
     async def close(self) -> None:
         """Do nothing any more."""
-        for errand in list(self._errands):
-            errand.cancel()
-        if self._errands:
-            await asyncio.wait(list(self._errands))
+        await self._errands.cancel()
 
     async def _put(self, pending: Pending, kind: Kind) -> None:
         link = self._session.link

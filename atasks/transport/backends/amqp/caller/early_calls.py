@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from atasks.errands import Errands
 from atasks.errors import AtasksError
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
@@ -39,7 +39,7 @@ class EarlyCalls:
         self._session = session
         self._requests = requests
         self._presence = presence
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks early calls")
         self._link: Link | None = None
         """The one over which the following was declared."""
         self._declared: set[str] = set()
@@ -50,7 +50,7 @@ class EarlyCalls:
     def take(self, pending: Pending, kind: Kind) -> None:
         """The broker has no work queue for this call: have it wait beside that. Never waits."""
         pending.unheard = True  # over the next link it is sent again
-        self._errand(self._put(pending, kind))
+        self._errands.start(self._put(pending, kind))
 
     async def leave(self) -> None:
         """Return when every work queue was looked for that has to be: calls wait beside it."""
@@ -64,10 +64,7 @@ class EarlyCalls:
 
     async def close(self) -> None:
         """Do nothing any more."""
-        for errand in list(self._errands):
-            errand.cancel()
-        if self._errands:
-            await asyncio.wait(self._errands)
+        await self._errands.cancel()
 
     async def _put(self, pending: Pending, kind: Kind) -> None:
         topology, link = self._session.topology, self._session.link
@@ -94,7 +91,7 @@ class EarlyCalls:
         looked_for = queue in self._looks
         self._looks[queue] = True
         if not looked_for:
-            self._errand(self._look(queue))
+            self._errands.start(self._look(queue))
 
     def gone(self, queue: str) -> None:
         """The queue beside this work queue is not there any more."""
@@ -117,11 +114,6 @@ class EarlyCalls:
             logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
         finally:
             del self._looks[queue]
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine, name="atasks early calls")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
 
 class _EarlyRequest(RequestPacket):

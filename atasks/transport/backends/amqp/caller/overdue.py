@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
+from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.call_transport import Pending
 from atasks.transport.unserved import Unserved
@@ -72,7 +73,7 @@ class OverdueCalls:
         self._unserved = Unserved(logger)
         self._locating: dict[str, list[Pending]] = {}
         """Queue -> calls whose deadlines are near."""
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks whereabouts")
 
     async def run(self) -> None:
         """Ask, round after round, until cancelled."""
@@ -242,9 +243,7 @@ class OverdueCalls:
                 some = [pending for pending in pendings if pending.key == key]
                 for start in range(0, len(some), IDS_AT_ONCE):
                     self._send(queue, some[start : start + IDS_AT_ONCE], "", key)
-            task = asyncio.create_task(self._look(queue, pendings), name="atasks whereabouts")
-            self._errands.add(task)
-            task.add_done_callback(self._errands.discard)
+            self._errands.start(self._look(queue, pendings))
 
     async def _look(self, queue: str, pendings: list[Pending]) -> None:
         """Look at the queue of calls that no worker has."""
@@ -262,10 +261,7 @@ class OverdueCalls:
 
     async def close(self) -> None:
         """Look for nothing any more."""
-        for task in self._errands:
-            task.cancel()
-        if self._errands:
-            await asyncio.wait(self._errands)
+        await self._errands.cancel()
 
 
 class _Question:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from atasks import wire
 from atasks.call_log import log_lost
+from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
 from atasks.transport.backends.amqp.worker.claims import (
@@ -74,7 +74,7 @@ class Attempts:
         """Last attempts that have asked to begin."""
         self._silent: dict[str, float] = {}
         """Reply queue -> since when a caller was asked without an answer (event loop time)."""
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks attempt")
         self._stopped = False
 
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
@@ -103,11 +103,11 @@ class Attempts:
         elif answerable and (begins or not again):
             # Counted at once, as below: what comes next over this consumer depends on it.
             wait = Wait(request.consumer)
-            self._errand(self._claim(call, self._new_claim(call, [delivery], again), wait))
+            self._errands.start(self._claim(call, self._new_claim(call, [delivery], again), wait))
         elif not again:  # there is nobody to ask, or no use in asking
             return False
         elif last or call.delivery == AT_MOST_ONCE or call.credit:
-            self._errand(self._ask_before(call, [delivery], Wait(request.consumer, aside=True)))
+            self._errands.start(self._ask_before(call, [delivery], Wait(request.consumer, aside=True)))
         else:
             self._try_again(call, delivery)
         return True
@@ -126,11 +126,6 @@ class Attempts:
         """Return when nothing is asked any more."""
         for errand in list(self._errands):
             await asyncio.wait([errand])
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(coroutine, name="atasks attempt")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
 
     def _try_again(self, call: Call, delivery: CallDelivery) -> None:
         logger.debug("%s was delivered before: attempt %d is next", describe(call), call.attempt + 1)
@@ -270,7 +265,7 @@ class Attempts:
             if word is None:
                 aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
                 aside.run = claim.run
-                self._errand(self._claim(call, aside, Wait(deliveries[0].request.consumer, aside=True)))
+                self._errands.start(self._claim(call, aside, Wait(deliveries[0].request.consumer, aside=True)))
             else:
                 for each in deliveries:
                     each.requeue()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
 from atasks.transport.backends.amqp.worker.consumer import Wait
 
@@ -30,18 +31,18 @@ class Copies:
         self._station = station
         self.leaving: dict[str, asyncio.Task[None]] = {}
         """Id of a copy -> ends when what it came by is gone."""
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks copy")
 
     def add(self, copy: str, request: RequestMessage) -> None:
         """A copy is on its way to the broker, in the place of `request`."""
         link = self._station.link
         if link is not None and self._station.is_kept(request.reply_to):
-            self.leaving[copy] = self._errand(self._leave(copy, request, link))
+            self.leaving[copy] = self._errands.start(self._leave(copy, request, link))
 
     def keep(self, copy: RequestMessage, then: Callable[[], None]) -> None:
         """A copy has come that is leaving: call `then` when what it came by is gone, or its link is lost. (Then
         the broker delivers both again, to a worker that knows the call.)"""
-        self._errand(self._keep(self.leaving[copy.copy], Wait(copy.consumer), then))
+        self._errands.start(self._keep(self.leaving[copy.copy], Wait(copy.consumer), then))
 
     async def ended(self) -> None:
         """Return when none is kept any more."""
@@ -66,9 +67,3 @@ class Copies:
         wait.end()
         then()
         self._station.adapt_window()
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine, name="atasks copy")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-        return task

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.transport.backends.amqp.broker.delays import bind_when_due
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
@@ -36,6 +36,7 @@ UNKNOWN_PAUSE: Final = 1.0
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
 PATIENCE: Final = 2.0
+"""Seconds within which a new link is looked for what has ended elsewhere."""
 
 
 class KeptCalls:
@@ -53,7 +54,7 @@ class KeptCalls:
         self._attempts = attempts
         self._due: dict[str, float] = {}
         """Call in hand -> when to look at its record (event loop time)."""
-        self._errands: set[asyncio.Task[None]] = set()
+        self._errands = Errands("atasks kept call")
         self._stopped = False
 
     # -- before they begin
@@ -67,7 +68,7 @@ class KeptCalls:
         if call.task == RUN_PIPELINE or self._station.worker.knows(call.id):
             return False
         request.consumer.claims += 1
-        self._errand(self._find_out(call, delivery, again))
+        self._errands.start(self._find_out(call, delivery, again))
         return True
 
     async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
@@ -189,7 +190,7 @@ class KeptCalls:
                 journal = self._station.session.topology.journal(of.request.reply_to)
                 if journal is not None:
                     calls.setdefault(journal, []).append(run.call.id)
-        looks = [self._errand(self._end_ended(journal, names)) for journal, names in calls.items()]
+        looks = [self._errands.start(self._end_ended(journal, names)) for journal, names in calls.items()]
         if looks:
             await asyncio.wait(looks, timeout=PATIENCE)
 
@@ -214,7 +215,7 @@ class KeptCalls:
         if base_of(call_id) is None:
             request.settled()
         else:
-            self._errand(self._let_go(call_id, request))
+            self._errands.start(self._let_go(call_id, request))
 
     async def _let_go(self, call_id: str, request: RequestMessage) -> None:
         """Free the `unique` key of a call that has ended, which is not acknowledged before that."""
@@ -232,7 +233,7 @@ class KeptCalls:
         """A work queue is declared: have the calls moved to it that were submitted before it was there."""
         link, session = self._station.link, self._station.session
         if link is not None:
-            self._errand(self._take_over(link, session, queue))
+            self._errands.start(self._take_over(link, session, queue))
 
     async def _take_over(self, link: Link, session: Session, queue: str) -> None:
         """Have what is due come to the work queue from now on, and then move what has come to the one beside
@@ -254,18 +255,8 @@ class KeptCalls:
 
     async def finished(self) -> None:
         """Return when nothing is under way any more."""
-        while self._errands:
-            await asyncio.wait(list(self._errands))
+        await self._errands.ended()
 
     async def close(self) -> None:
         """Do nothing any more."""
-        for errand in list(self._errands):
-            errand.cancel()
-        if self._errands:
-            await asyncio.wait(list(self._errands))
-
-    def _errand(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(coroutine, name="atasks kept call")
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
-        return task
+        await self._errands.cancel()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from atasks.errands import Errands
 from atasks.errors import NotConnected, RecordsUnavailable
 from atasks.wire import Call, End, Reply
 
@@ -52,27 +53,21 @@ class StoredReplies:
         """`conclude` is called with the id of each call whose reply is safe, and what it came by."""
         self._store = store
         self._conclude = conclude
-        self._writes: set[asyncio.Task[None]] = set()
+        self._writes = Errands("atasks reply")
 
     def put(self, answers: Sequence[tuple[Reply | End, RequestMessage | None]], key: str | None) -> None:
         """Write them. Never waits."""
         for reply, request in answers:
             if isinstance(reply, Reply):
-                task = asyncio.get_running_loop().create_task(self._write(reply, request, key))
-                self._writes.add(task)
-                task.add_done_callback(self._writes.discard)
+                self._writes.start(self._write(reply, request, key))
 
     async def finished(self) -> None:
         """Return when nothing is to be written any more."""
-        while self._writes:
-            await asyncio.wait(list(self._writes))
+        await self._writes.ended()
 
     async def close(self) -> None:
         """Write nothing more: the broker has the calls, and gives them to other workers."""
-        for task in list(self._writes):
-            task.cancel()
-        if self._writes:
-            await asyncio.wait(list(self._writes))
+        await self._writes.cancel()
 
     async def _write(self, reply: Reply, request: RequestMessage | None, key: str | None) -> None:
         while True:
