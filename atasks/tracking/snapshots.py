@@ -58,9 +58,8 @@ __all__ = [
 
 BOUNDS: Final = tuple(2**k / 1e6 for k in range(BUCKETS - 1))
 """The upper bounds of the buckets of a histogram, in seconds; the last bucket has none."""
-
-
 WORKER_LOST: Final = ENDINGS[Status.WORKER_LOST]
+"""The ending of calls that are declared lost."""
 
 
 class Histogram(Struct, frozen=True):

@@ -37,7 +37,7 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.whereabouts import Whereabouts, lost_at, timed_out
+from atasks.transport.whereabouts import Whereabouts, lost_at, placed, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
 if TYPE_CHECKING:
@@ -433,8 +433,8 @@ class CallTransport(Transport):
         """A reply has arrived; one that nobody awaits (any more) is dropped."""
         pending = self._pending.get(reply.id)
         if pending is not None:
-            if reply.status == WORKER_LOST and (where := pending.place) is not None:
-                reply = _seen(reply, where)
+            if reply.status == WORKER_LOST:
+                reply = placed(reply, pending.place)
             if not pending.future.done():  # this is `answered`, without a call
                 pending.future.set_result(reply)
 
@@ -465,23 +465,6 @@ def _is_finite(report: Report) -> bool:
         return math.isfinite(report.done) and (report.total is None or math.isfinite(report.total))
     except OverflowError:
         return False
-
-
-def _seen(reply: Reply, where: Whereabouts) -> Reply:
-    """The reply of a call that is lost, with where its caller knows that it was, if nobody else knew."""
-    ending = wire.ending(reply)
-    if ending.worker or not where.worker:
-        return reply
-    return wire.ended(
-        reply.id,
-        reply.status,
-        ending.message,
-        reply.worker,
-        ending.attempts,
-        last_worker=where.worker,
-        ran=where.ran,
-        awaits=where.awaits,
-    )
 
 
 _open: weakref.WeakSet[CallTransport] = weakref.WeakSet()

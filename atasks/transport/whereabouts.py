@@ -85,10 +85,9 @@ def lost_at(error: E, where: Whereabouts | None) -> E:
 
 
 def placed(reply: Reply, where: Whereabouts | None) -> Reply:
-    """The reply of a call that was lost, with the run that its caller was told of last, if it names no worker: who
-    finds out that a worker is dead was not told what it did."""
-    ending = wire.ending(reply)
-    if ending.worker or where is None:
+    """The reply of a call that was lost, with where its caller knows that it was, if it names no worker: who finds
+    out that a worker is dead was not told what it did."""
+    if where is None or not where.worker or (ending := wire.ending(reply)).worker:
         return reply
     return wire.ended(
         reply.id,

@@ -140,8 +140,8 @@ async def test_what_lies_beside_a_table_is_taken_away(
 
 
 async def test_the_only_message_that_is_no_table_stays(amqp_url: str, prefix: str) -> None:
-    """It may be one of a later version of atasks, or under a key that is not known here yet. What came after it
-    goes."""
+    """The first message may be one of a later version of atasks, or under a key that is not known here yet. What
+    came after it goes."""
     async with atasks.serve(amqp_url, prefix=prefix), Peer.connect(amqp_url, prefix, "default") as peer:
         table = f"{prefix}.schedules.default"
         arguments: Any = {"x-queue-type": "classic", "x-single-active-consumer": True}

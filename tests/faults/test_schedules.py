@@ -24,8 +24,8 @@ async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: N
 
 
 def ticks(history: History, key: str) -> Counter[str]:
-    """How often each tick of a schedule was made. A call whose worker was killed before it could say that it had
-    run may have run twice: that is one call."""
+    """The number of calls for each tick of a schedule. A call whose worker was killed before it could say that it
+    had run may have run twice: that is one call."""
     return Counter(call_id.partition("~")[0] for call_id in {run.call_id for run in history.runs(key)})
 
 

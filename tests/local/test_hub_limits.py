@@ -355,7 +355,7 @@ async def test_groups_of_events_are_bounded(host: Host, path: str, monkeypatch: 
 
 
 async def test_a_namespace_is_none_that_no_program_could_have(host: Host, path: str) -> None:
-    """What is kept by namespace is kept by its name."""
+    """A hub keeps things by the name of their namespace, so that is bounded."""
     async with process(path, namespace=None) as (here, received):
         here.send(Hello(PROTOCOL, "x" * 1025, os.getpid()))
         await settled(here.ended, "it is disconnected")

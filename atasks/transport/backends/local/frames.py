@@ -12,14 +12,20 @@ from msgspec import Struct
 
 from atasks.arrays import UNREADABLE, elements, length, read_each, scalar
 from atasks.transport.backends.local.messages import (
+    Add,
     Answer,
     Begin,
     GiveBack,
     Message,
+    Note,
+    OpenJournal,
     Outcome,
     Publish,
+    ReadTable,
     Request,
     Serve,
+    Steer,
+    Swap,
     TakeToken,
     TokenTaken,
 )
@@ -35,7 +41,9 @@ MAX_BAD: Final = 1000
 """Messages of one frame that may be unreadable."""
 REQUEST: Final = Request.__struct_config__.tag
 TAKE_TOKEN: Final = TakeToken.__struct_config__.tag
-QUESTIONS: Final = (47, 48, 70, 71, 73, 76, 90, 92)
+QUESTIONS: Final = tuple(
+    kind.__struct_config__.tag for kind in (Begin, Add, Publish, ReadTable, Swap, Steer, OpenJournal, Note)
+)
 """Tags of the messages that `Answer` answers if they cannot be read."""
 
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])

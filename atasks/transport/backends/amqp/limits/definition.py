@@ -91,8 +91,7 @@ class Definition:
     async def current(self, link: Link) -> Rule:
         """Return the rule that holds now for those who have entered: ours, or that of a younger declaration."""
         async with self._locked(link):
-            amended = await link.queue_state(self._amendment) is not None
-            return await self._read(link, self._amendment if amended else self._queue)
+            return (await self._in_force(link))[0]
 
     @asynccontextmanager
     async def _locked(self, link: Link) -> AsyncIterator[None]:
@@ -125,8 +124,8 @@ class Definition:
         if state is None:
             await self._seed(link, anew=False)
             return
-        unused, amended = state[1] == 0, await link.queue_state(self._amendment) is not None
-        found = await self._read(link, self._amendment if amended else self._queue)
+        unused = state[1] == 0
+        found, amended = await self._in_force(link)
         if unused and (found != self.rule or amended):
             await self._seed(link, anew=found == self.rule)
             if found != self.rule:
@@ -137,6 +136,11 @@ class Definition:
         elif not await self._is_whole(link, unused):
             logger.warning("limit %r had lost tokens: they are made anew", self._name)
             await self._seed(link, anew=True)
+
+    async def _in_force(self, link: Link) -> tuple[Rule, bool]:
+        """Return the rule that holds, and whether it is that of an amendment."""
+        amended = await link.queue_state(self._amendment) is not None
+        return await self._read(link, self._amendment if amended else self._queue), amended
 
     async def _read(self, link: Link, queue: str) -> Rule:
         """Return the rule in the arguments of the definition, or of the amendment: the broker names one argument
