@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,16 +30,25 @@ def socket_app(shell: Shell) -> Iterator[App]:
         shell.close()
 
 
+@contextmanager
+def open_app(shell: Shell, broker: Broker) -> Iterator[App]:
+    """A program in the directory of the shell; at the end its commands and queues are gone."""
+    app = App(shell, broker.url, f"cli-{uuid.uuid4().hex}")
+    try:
+        yield app
+    finally:
+        shell.close()
+        if broker.controllable:
+            names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
+            with broker.channel() as channel:
+                for name in names:
+                    channel.queue_delete(name)
+
+
 @pytest.fixture
-def app(shell: Shell, broker: Broker, amqp_url: str) -> Iterator[App]:
-    app = App(shell, amqp_url, f"cli-{uuid.uuid4().hex}")
-    yield app
-    shell.close()
-    if broker.controllable:
-        names = [queue.name for queue in broker.queues() if app.namespace in queue.name]
-        with broker.channel() as channel:
-            for name in names:
-                channel.queue_delete(name)
+def app(shell: Shell, broker: Broker) -> Iterator[App]:
+    with open_app(shell, broker) as app:
+        yield app
 
 
 @pytest.fixture(params=["app", "socket_app"])

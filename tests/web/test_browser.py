@@ -6,6 +6,7 @@ import asyncio
 import socket
 import sys
 import time
+from collections.abc import AsyncIterator, Iterator
 from signal import SIGINT, SIGKILL, SIGTERM
 
 import pytest
@@ -16,7 +17,9 @@ from atasks import atask
 from atasks.pipeline import collect, map
 from tests.broker import Broker
 from tests.cli.app import App
-from tests.cli.command import Command
+from tests.cli.command import Command, Done
+from tests.cli.conftest import open_app
+from tests.cli.shell import Shell
 from tests.web.conftest import open_page
 
 expect.set_options(timeout=60_000)
@@ -94,151 +97,182 @@ class Site:
         command.wait_for("page at")
         return command
 
-    def call(self, task: str) -> Command:
-        return self.app.call(task)
-
-    async def calls(self, task: str) -> Command:
-        return await asyncio.to_thread(self.app.shell.start, *self._client(task), env=self.app.env)
-
-    def _client(self, task: str) -> tuple[str, ...]:
-        return ("run", "client.py", "--mode", "client", "--namespace", self.app.namespace, "-o", f"task={task}")
+    async def call(self, task: str) -> Command:
+        return await asyncio.to_thread(self.app.call, task)
 
 
 async def watching(page: Page) -> None:
     await expect(page.locator("#state")).to_have_text("watching")
 
 
-async def test_click_through(app: App, browser_path: str) -> None:
-    site = await asyncio.to_thread(Site, app)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory, broker: Broker) -> Iterator[Site]:
+    """A worker and a page that several tests look at; each of them ends the calls that it makes."""
+    with open_app(Shell(tmp_path_factory.mktemp("site")), broker) as app:
+        yield Site(app)
+
+
+@pytest.fixture
+async def page(browser_path: str) -> AsyncIterator[Page]:
+    """An empty page in a browser, 1280 pixels wide."""
     async with open_page(browser_path, viewport={"width": 1280, "height": 800}) as (_, page):
-        await page.goto(f"http://127.0.0.1:{site.port}/")
-        await watching(page)
-        await expect(page.get_by_text("Nothing is wrong now.")).to_be_visible()
-
-        # a tree that grows while it is looked at
-        await page.get_by_role("tab", name="Calls").click()
-        client = await site.calls("root")
-        rows = page.get_by_role("treeitem")
-        await expect(rows).to_have_count(5)
-        await expect(rows.nth(0)).to_contain_text("tasks.root")
-        assert [await rows.nth(n).get_attribute("aria-level") for n in range(5)] == ["1", "2", "3", "2", "3"]
-        await expect(rows.nth(0).locator(".state")).to_have_text("parked")
-        await expect(rows.nth(2).locator(".state")).to_have_text("running")
-        await page.locator("#list").focus()
-        for key in ("ArrowDown", "ArrowLeft"):
-            await page.keyboard.press(key)
-        await expect(rows).to_have_count(1)
-        await page.keyboard.press("ArrowRight")
-        await expect(rows).to_have_count(5)
-        await page.keyboard.press("/")
-        await expect(page.get_by_role("searchbox")).to_be_focused()
-        await page.keyboard.type("root")
-        await expect(page.locator("#shown")).to_have_text("1 of 5 live calls")
-        await page.get_by_role("searchbox").fill("")
-
-        # where one of them is, and its end
-        await rows.nth(2).locator(".link").click()
-        await page.get_by_role("button", name="Stack").click()
-        await expect(page.locator("#dialog pre").last).to_contain_text("tasks.py")
-        await page.keyboard.press("Escape")
-        await rows.nth(0).locator(".link").click()
-        await page.get_by_role("button", name="Cancel call").click()
-        await expect(page.get_by_text("Cancel this call?")).to_be_visible()
-        await page.get_by_role("button", name="Keep").click()
-        await expect(rows).to_have_count(5)
-        await rows.nth(0).locator(".link").click()
-        await page.get_by_role("button", name="Cancel call").click()
-        await page.locator("#confirm").click()
-        await expect(page.locator("#dialog-title")).to_have_text("Done")
-        assert (await asyncio.to_thread(client.finish)).out == "cancelled\n"
-        await page.get_by_role("button", name="Close").click()
-        await expect(page.get_by_text("No call is live now.")).to_be_visible()
-
-        # a failure, with its traceback and nothing that runs
-        await asyncio.to_thread((await site.calls("fail")).finish)
-        await page.get_by_role("tab", name="Failures").click()
-        failure = page.locator("details").first
-        await expect(failure).to_contain_text("ValueError in tasks.fail")
-        await failure.locator("summary").click(position={"x": 60, "y": 18})  # beside the link to the call
-        await expect(failure.locator("pre")).to_be_visible()
-        await expect(failure.locator("pre")).to_contain_text("<img src=x onerror=window.hacked=1>")
-        assert await page.evaluate("window.hacked") is None
-        await page.get_by_role("tab", name="Now").click()
-        await expect(page.get_by_text("tasks.fail ended in ValueError")).to_be_visible()
-
-        # a queue that no worker has ever had
-        stuck = await site.calls("stuck")
-        await expect(page.get_by_text("queue nowhere has 1 waiting calls and no worker")).to_be_visible()
-        stuck.signal(SIGTERM)
-        await asyncio.to_thread(stuck.finish)
-        await expect(page.get_by_text("queue nowhere")).to_have_count(0)
-
-        # a queue that loses its worker
-        waiting = await site.calls("elsewhere")
-        await page.get_by_role("tab", name="Calls").click()
-        await expect(rows).to_have_count(1)
-        site.worker.signal(SIGKILL)
-        await page.get_by_role("tab", name="Now").click()
-        await expect(page.get_by_text("queue other has 1 waiting calls and no worker")).to_be_visible()
-        waiting.signal(SIGTERM)
-        await asyncio.to_thread(waiting.finish)
-
-        # what was submitted, which the broker cannot list
-        await page.get_by_role("tab", name="Runs").click()
-        await expect(page.get_by_text("No list: each record at the broker is a queue of its own")).to_be_visible()
-
-        # the server of the page goes away and comes back
-        site.page.signal(SIGKILL)
-        await asyncio.to_thread(site.page.finish)
-        await expect(page.locator("#state")).to_have_text("the page's server is away; trying again")
-        again = await asyncio.to_thread(site.show)
-        await watching(page)
-        again.signal(SIGINT)
-    assert (await asyncio.to_thread(again.finish)).code in (0, 130)
+        yield page
 
 
-async def test_queues_are_steered(app: App, browser_path: str, broker: Broker, prefix: str) -> None:
+async def go(page: Page, site: Site, view: str = "") -> None:
+    await page.goto(f"http://127.0.0.1:{site.port}/#{view}")
+    await watching(page)
+
+
+async def ended(client: Command) -> Done:
+    return await asyncio.to_thread(client.finish)
+
+
+async def end(client: Command) -> None:
+    client.signal(SIGTERM)
+    await ended(client)
+
+
+async def test_tree_grows_while_it_is_looked_at(page: Page, site: Site) -> None:
+    await go(page, site, "calls")
+    await expect(page.get_by_text("No call is live now.")).to_be_visible()
+    client = await site.call("root")
+    rows = page.get_by_role("treeitem")
+    await expect(rows).to_have_count(5)
+    await expect(rows.nth(0)).to_contain_text("tasks.root")
+    assert [await rows.nth(n).get_attribute("aria-level") for n in range(5)] == ["1", "2", "3", "2", "3"]
+    await expect(rows.nth(0).locator(".state")).to_have_text("parked")
+    await expect(rows.nth(2).locator(".state")).to_have_text("running")
+
+    await page.locator("#list").focus()
+    for key in ("ArrowDown", "ArrowLeft"):
+        await page.keyboard.press(key)
+    await expect(rows).to_have_count(1)
+    await page.keyboard.press("ArrowRight")
+    await expect(rows).to_have_count(5)
+    await page.keyboard.press("/")
+    await expect(page.get_by_role("searchbox")).to_be_focused()
+    await page.keyboard.type("root")
+    await expect(page.locator("#shown")).to_have_text("1 of 5 live calls")
+    await end(client)
+    await expect(page.locator("#shown")).to_have_text("0 live calls")
+
+
+async def test_stack_of_a_call_and_its_end(page: Page, site: Site) -> None:
+    await go(page, site, "calls")
+    client = await site.call("root")
+    rows = page.get_by_role("treeitem")
+    await expect(rows).to_have_count(5)
+    await rows.nth(2).locator(".link").click()
+    await page.get_by_role("button", name="Stack").click()
+    await expect(page.locator("#dialog pre").last).to_contain_text("tasks.py")
+    await page.keyboard.press("Escape")
+
+    await rows.nth(0).locator(".link").click()
+    await page.get_by_role("button", name="Cancel call").click()
+    await expect(page.get_by_text("Cancel this call?")).to_be_visible()
+    await page.get_by_role("button", name="Keep").click()
+    await expect(rows).to_have_count(5)
+    await rows.nth(0).locator(".link").click()
+    await page.get_by_role("button", name="Cancel call").click()
+    await page.locator("#confirm").click()
+    await expect(page.locator("#dialog-title")).to_have_text("Done")
+    assert (await ended(client)).out == "cancelled\n"
+    await page.get_by_role("button", name="Close").click()
+    await expect(page.get_by_text("No call is live now.")).to_be_visible()
+
+
+async def test_failure_has_its_traceback_and_runs_nothing(page: Page, site: Site) -> None:
+    await go(page, site, "failures")
+    assert (await ended(await site.call("fail"))).out == "failed\n"
+    failure = page.locator("details").first
+    await expect(failure).to_contain_text("ValueError in tasks.fail")
+    await failure.locator("summary").click(position={"x": 60, "y": 18})  # beside the link to the call
+    await expect(failure.locator("pre")).to_be_visible()
+    await expect(failure.locator("pre")).to_contain_text("<img src=x onerror=window.hacked=1>")
+    assert await page.evaluate("window.hacked") is None
+    await page.get_by_role("tab", name="Now").click()
+    await expect(page.get_by_text("tasks.fail ended in ValueError")).to_be_visible()
+
+
+async def test_queue_that_no_worker_ever_had(page: Page, site: Site) -> None:
+    await go(page, site)
+    stuck = await site.call("stuck")
+    await expect(page.get_by_text("queue nowhere has 1 waiting calls and no worker")).to_be_visible()
+    await end(stuck)
+    await expect(page.get_by_text("queue nowhere")).to_have_count(0)
+
+
+async def test_runs_that_the_broker_cannot_list(page: Page, site: Site) -> None:
+    await go(page, site, "runs")
+    await expect(page.get_by_text("No list: each record at the broker is a queue of its own")).to_be_visible()
+
+
+async def test_queue_that_loses_its_worker(page: Page, app: App) -> None:
+    site = await asyncio.to_thread(Site, app)
+    await go(page, site)
+    await expect(page.get_by_text("Nothing is wrong now.")).to_be_visible()
+    waiting = await site.call("elsewhere")
+    await page.get_by_role("tab", name="Calls").click()
+    await expect(page.get_by_role("treeitem")).to_have_count(1)
+    site.worker.signal(SIGKILL)
+    await page.get_by_role("tab", name="Now").click()
+    await expect(page.get_by_text("queue other has 1 waiting calls and no worker")).to_be_visible()
+    await end(waiting)
+
+
+async def test_server_of_the_page_goes_away_and_comes_back(page: Page, app: App) -> None:
+    site = await asyncio.to_thread(Site, app)
+    await go(page, site)
+    site.page.signal(SIGKILL)
+    await ended(site.page)
+    await expect(page.locator("#state")).to_have_text("the page's server is away; trying again")
+    again = await asyncio.to_thread(site.show)
+    await watching(page)
+    again.signal(SIGINT)
+    assert (await ended(again)).code in (0, 130)
+
+
+async def test_queues_are_steered(app: App, page: Page, broker: Broker, prefix: str) -> None:
     app.env = {"ATASKS_URL": f"{app.env['ATASKS_URL']}?prefix={prefix}"}  # nobody else's messages are retried
     site = await asyncio.to_thread(Site, app)
     work = f"{prefix}.q.{app.namespace}"
-    async with open_page(browser_path, viewport={"width": 1280, "height": 800}) as (_, page):
-        await page.goto(f"http://127.0.0.1:{site.port}/#queues")
-        await watching(page)
-        row = page.get_by_role("row").filter(has_text="other")
+    await go(page, site, "queues")
+    row = page.get_by_role("row").filter(has_text="other")
 
-        async def press(name: str, answer: str, said: str) -> None:
-            await page.get_by_role("button", name=name).click()
-            if answer == "Keep":
-                await page.get_by_role("button", name="Keep").click()
-                return
-            await page.locator("#confirm").click()
-            await expect(page.locator("#dialog-title")).to_have_text("Done")
-            await expect(page.locator("#dialog")).to_contain_text(said)
-            await page.get_by_role("button", name="Close").click()
+    async def press(name: str, answer: str, said: str) -> None:
+        await page.get_by_role("button", name=name).click()
+        if answer == "Keep":
+            await page.get_by_role("button", name="Keep").click()
+            return
+        await page.locator("#confirm").click()
+        await expect(page.locator("#dialog-title")).to_have_text("Done")
+        await expect(page.locator("#dialog")).to_contain_text(said)
+        await page.get_by_role("button", name="Close").click()
 
-        await press("Pause queue other", "yes", "Queue other is paused: 1 workers take no new calls of it.")
-        await expect(row).to_contain_text("paused")
-        client = await site.calls("elsewhere")
-        await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
-        await page.get_by_role("tab", name="Now").click()
-        await expect(page.get_by_text("queue other is paused, and 1 calls wait in it")).to_be_visible()
-        await page.get_by_role("tab", name="Queues").click()
-        await press("Purge queue other", "Keep", "")
-        assert client.process.poll() is None
-        await press("Purge queue other", "yes", "1 calls of queue other have ended.")
-        assert (await asyncio.to_thread(client.finish)).out == "cancelled\n"
-        await press("Resume queue other", "yes", "Queue other is resumed: 1 workers take its calls.")
-        await expect(row).to_contain_text("served")
+    await press("Pause queue other", "yes", "Queue other is paused: 1 workers take no new calls of it.")
+    await expect(row).to_contain_text("paused")
+    client = await site.call("elsewhere")
+    await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
+    await page.get_by_role("tab", name="Now").click()
+    await expect(page.get_by_text("queue other is paused, and 1 calls wait in it")).to_be_visible()
+    await page.get_by_role("tab", name="Queues").click()
+    await press("Purge queue other", "Keep", "")
+    assert client.process.poll() is None
+    await press("Purge queue other", "yes", "1 calls of queue other have ended.")
+    assert (await ended(client)).out == "cancelled\n"
+    await press("Resume queue other", "yes", "Queue other is resumed: 1 workers take its calls.")
+    await expect(row).to_contain_text("served")
 
-        with broker.channel() as channel:
-            channel.basic_publish("", f"{work}.default", b"who knows")
-        await expect(page.get_by_text("1 dead messages could be neither read nor answered")).to_be_visible()
-        await press("Retry all", "yes", "1 messages are back in their queues.")
-        await page.set_viewport_size({"width": 390, "height": 800})
-        assert await page.evaluate("document.documentElement.scrollWidth") <= 390
+    with broker.channel() as channel:
+        channel.basic_publish("", f"{work}.default", b"who knows")
+    await expect(page.get_by_text("1 dead messages could be neither read nor answered")).to_be_visible()
+    await press("Retry all", "yes", "1 messages are back in their queues.")
+    await page.set_viewport_size({"width": 390, "height": 800})
+    assert await page.evaluate("document.documentElement.scrollWidth") <= 390
     for command in (site.page, site.worker):
         command.signal(SIGINT)
-        await asyncio.to_thread(command.finish)
+        await ended(command)
     with broker.channel() as channel:
         for name in (
             f"{prefix}.dead",
