@@ -1,6 +1,6 @@
-"""What every test can use, and what every test is held to.
+"""Fixtures for every test, and checks of every test.
 
-Held to: a test that ends with a pending asyncio task, a running thread or a child process that was not there when
+A test that ends with a pending asyncio task, a running thread or a child process that was not there when
 it began fails, and so does one that leaves a reply queue at the broker (where it uses `amqp_leaks`).
 """
 
@@ -39,7 +39,7 @@ GRACE = 1.0
 
 @pytest.fixture(autouse=True)
 def nothing_more_is_carried() -> Iterator[None]:
-    """What a test makes travel with calls does so no longer when it has ended."""
+    """Stop carrying, after each test, the context variables that it made travel with calls."""
     before = dict(carried)
     yield
     carried.clear()

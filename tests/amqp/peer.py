@@ -61,7 +61,7 @@ class Peer:
         await (await self._control()).publish(message, key, mandatory=mandatory)
 
     async def listen(self, key: str) -> asyncio.Queue[AbstractIncomingMessage]:
-        """What arrives at the control exchange under that key from now on."""
+        """Listen for the messages that reach the control exchange under that key from now on."""
         queue = await self.channel.declare_queue(exclusive=True)
         await queue.bind(await self._control(), key)
         return await self.consume(queue.name)
@@ -89,7 +89,7 @@ class Peer:
         return found
 
     async def consume(self, name: str) -> asyncio.Queue[AbstractIncomingMessage]:
-        """What arrives in that queue from now on, acknowledged."""
+        """Consume the queue from now on, and acknowledge each message."""
         arrived: asyncio.Queue[AbstractIncomingMessage] = asyncio.Queue()
 
         async def on_message(message: AbstractIncomingMessage) -> None:
@@ -100,5 +100,5 @@ class Peer:
         return arrived
 
     async def dead_letters(self) -> asyncio.Queue[AbstractIncomingMessage]:
-        """What is dead-lettered from now on; a worker must have declared the queue."""
+        """Consume the dead-letter queue from now on; a worker must have declared it."""
         return await self.consume(f"{self.prefix}.dead")

@@ -56,7 +56,8 @@ async def _left(channel: Channel, prefix: str) -> int:
 
 
 async def test_last_first(deliveries: tuple[Channel, list[int]], prefix: str) -> None:
-    """As where calls wait for calls: the broker is not busy for seconds after it."""
+    """The newest delivery is acknowledged first, as where calls wait for calls: it must not keep the broker busy
+    for seconds."""
     channel, tags = deliveries
     acks, loop = Acks(channel), asyncio.get_running_loop()
     began = loop.time()

@@ -1,4 +1,4 @@
-"""What arrives from elsewhere: nothing that is written to a queue stops anyone, or costs a good call."""
+"""Messages from elsewhere: nothing that is written to a queue stops anyone, or costs a good call."""
 
 from __future__ import annotations
 

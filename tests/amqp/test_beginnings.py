@@ -52,8 +52,8 @@ class Workers:
     async def claim(
         self, worker: str, begins: bool, again: bool, run: int | None = None, over: str = "", copy: str = "a"
     ) -> tuple[bool, bool, int]:
-        """What the caller answers: granted, begun, and which beginning. `run` None: an older version, which says
-        nothing of beginnings."""
+        """Claim the call, and return the caller's answer: granted, begun, and the number of the beginning. With
+        `run` None the claim is one of an older version, which says nothing of beginnings."""
         if worker not in self._answers:
             self._answers[worker] = await self._peer.listen(f"worker:{worker}")
         envelope = [CLAIM, 1, self._call_id, 2, copy, worker, begins, again]
@@ -169,7 +169,8 @@ def _begins(claim: list[Any]) -> tuple[bool, int]:
 async def test_a_last_attempt_waits_for_the_word_of_a_caller_that_has_become_silent(
     plain_site: Site, peer: Peer
 ) -> None:
-    """It has the worker for itself for a second; then others go on, and it begins once the word has come."""
+    """The call has the worker for itself for a second; then others go on, and it begins once the grant has
+    come."""
     caller = Caller(peer)
     async with plain_site.open():
         await caller.send_last_attempt("slow")

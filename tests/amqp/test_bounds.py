@@ -1,4 +1,4 @@
-"""What one message may cost whoever receives it."""
+"""Bounds of the cost of one message for whoever receives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What of events is seen at the broker only."""
+"""Events, as far as they are seen at the broker only."""
 
 from __future__ import annotations
 

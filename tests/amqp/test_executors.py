@@ -150,7 +150,7 @@ async def test_synchronous_callers(serve: Serve, amqp_url: str, prefix: str) -> 
 async def test_a_call_that_waits_for_a_place_is_not_taken_for_lost(
     serve: Serve, amqp_url: str, prefix: str, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its caller asks for it, no worker holds it, and the work queue is empty."""
+    """The caller asks for the call, no worker holds it, and the work queue is empty."""
     gate, ran = threading.Event(), []
 
     @atask(namespace=namespace, executor="thread")

@@ -88,7 +88,7 @@ async def tokens_of(transport: AMQPTransport, key: str) -> int:
 async def test_values_of_a_key_have_the_number_of_the_youngest(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As without a key, whichever values each process uses."""
+    """The number of the youngest values holds, as without a key, whichever values each process uses."""
     caplog.set_level(logging.WARNING)
     old, young = await connect(), await connect()
     assert old.limits is not None

@@ -418,7 +418,7 @@ async def test_a_run_keeps_its_record_while_it_lasts(connect: Connect, tmp_path:
 
 @pytest.mark.parametrize("connect", ["loopback", "local"], indirect=True)
 async def test_a_run_keeps_its_record_while_its_process_is_held_up(connect: Connect, tmp_path: Path) -> None:
-    """As on a machine that has other things to do: nobody can say meanwhile that the record is used."""
+    """The process is held up, as on a busy machine: nobody can say meanwhile that the record is used."""
     gate = tmp_path / "gate"
     async with connect(keep_runs=0.5):
         handle = await soon((stage(opened) | stage(square)).submit(str(gate), 3))

@@ -80,7 +80,7 @@ async def same(x: Any) -> Any:
 
 
 async def fails(handle: Handle[Any], kind: type[Exception], *texts: str) -> None:
-    """It does, for that reason, at once; and its calls end."""
+    """The run fails at once with an error of this class and text; and its calls end."""
     async with keeping_pace() as pace:
         for number in (len(handle.task_ids) - 1, 1):
             with pytest.raises(kind) as caught:
@@ -123,7 +123,7 @@ async def test_an_item_that_cannot_be_noted_ends_the_run_while_others_are_busy(c
 
 @pytest.fixture(params=["loopback", "local"])
 def roomless(request: pytest.FixtureRequest) -> Connect:
-    """As `connect`, with room for a few results only."""
+    """A `connect` whose transport has room for a few results only."""
 
     @asynccontextmanager
     async def local() -> AsyncIterator[Transport]:

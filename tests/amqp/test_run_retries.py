@@ -189,7 +189,8 @@ async def test_of_those_who_retry_it_at_once_one_does(connect: Connect) -> None:
 
 
 async def test_a_stage_that_is_no_longer_there(connect: Connect) -> None:
-    """Its atask was renamed, say: the run ends again, and says so; workers that know it make it end well."""
+    """The atask of the stage was renamed, say: the run ends again, and says so; workers that know the atask make
+    it end well."""
     renamed = atask(name="tests.renamed")(square.local)
     async with connect():
         bad.add(3)

@@ -74,7 +74,7 @@ def site(amqp_url: str, prefix: str, amqp_leaks: None, keys: KeyFiles) -> Iterat
 
 
 def ran(site: Site) -> list[Any]:
-    """What the atasks of the site noted."""
+    """The notes of the site's atasks."""
     found: list[Any] = site.ran  # type: ignore[attr-defined]
     return found
 
@@ -336,7 +336,7 @@ async def _running(site: Site) -> tuple[asyncio.Task[Any], str]:
 
 
 def _keys(keys: KeyFiles) -> dict[str, Key | None]:
-    """What those have who are neither the call's owner nor a worker."""
+    """The keys of processes that are neither the call's owner nor a worker."""
     return {"none": None, "stranger": forged("stranger"), "forged": forged("w"), "thief": keys.key("thief")}
 
 

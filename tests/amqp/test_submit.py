@@ -200,7 +200,8 @@ async def test_a_submission_that_fails_leaves_no_record(
 async def test_a_schedule_goes_on_after_a_tick_that_was_never_sent(
     amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its record is there, and who has opened it is gone: that call must not count as one that goes on."""
+    """The run's record is there, and the process that opened it is gone: that call must not count as one that
+    goes on."""
     noted.clear()
     async with atasks.connect(amqp_url, prefix=prefix):
         async with atasks.serve(amqp_url, prefix=prefix) as leader:

@@ -30,7 +30,7 @@ def _work_arguments(prefix: str, queue_type: str = "classic", **more: Any) -> di
 
 
 def _is_declared_so(broker: Broker, name: str, arguments: dict[str, Any]) -> bool:
-    """Whether the queue exists with exactly these arguments: the broker refuses to declare it with others."""
+    """True if the queue exists with exactly these arguments: the broker refuses to declare it with others."""
     with broker.channel() as channel:
         channel.queue_declare(name, passive=True)
         try:
@@ -161,7 +161,8 @@ async def test_queue_with_other_arguments(
 async def test_worker_that_begins_while_the_broker_creates_its_queue(
     controllable_broker: Broker, prefix: str, new_transport: NewTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As it does when another worker has just declared it: RabbitMQ 3.10 fails, and closes the connection."""
+    """The broker refuses a queue that another worker has just declared: RabbitMQ 3.10 fails, and closes the
+    connection."""
     site = Site(lambda namespace: new_transport(namespace, queue_type="quorum"))
     name = f"{prefix}.q.{site.namespace}.default"
 

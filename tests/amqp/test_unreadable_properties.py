@@ -132,7 +132,7 @@ async def test_message_goes_to_the_dead_queue(site: Site, peer: Peer, raw: Chann
 
 @pytest.mark.parametrize("name", UNREADABLE)
 async def test_other_queues(site: Site, peer: Peer, raw: Channel, name: str) -> None:
-    """Of replies, of control messages and of leases: such a message is dropped."""
+    """Reply, control and lease queues: such a message is dropped."""
     ended = asyncio.Event()
 
     @site.atask

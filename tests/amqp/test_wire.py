@@ -235,7 +235,7 @@ async def test_callers_that_are_gone_keep_no_other_last_attempt_waiting(plain_si
 async def test_a_last_attempt_does_not_begin_whose_reply_queue_is_gone(
     plain_site: Site, peer: Peer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its caller has sent it again, with another reply queue, while it waited for the worker to be free."""
+    """The caller has sent the call again, with another reply queue, while it waited for the worker to be free."""
     rest = [None, 0, 3, 3]  # timeout_ms, sent_ms, attempt, max_attempts
     ran: list[str | None] = []
 
@@ -337,7 +337,7 @@ async def test_ask_by_hand(plain_site: Site, peer: Peer) -> None:
 
 
 async def test_stream_by_hand(plain_site: Site, peer: Peer) -> None:
-    """Its items are not written to the broker's disk, because the worker keeps them; its end is."""
+    """The items of a stream are not written to the broker's disk, because the worker keeps them; the end is."""
     address = (await peer.channel.declare_queue(exclusive=True)).name
     arrived = await peer.consume(address)
     async with plain_site.open():

@@ -35,17 +35,17 @@ class Broker:
     """A broker that somebody else runs. The other kinds, which the tests run, extend it."""
 
     controllable = False
-    """Whether `ctl`, `evaluate` and what is built on them work."""
+    """True if `ctl`, `evaluate` and what is built on them work."""
 
     stoppable = False
-    """Whether `stop`, `kill` and `restart` work too."""
+    """True if `stop`, `kill` and `restart` work too."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     @property
     def running(self) -> bool:
-        """Whether it was started and not stopped since."""
+        """True if the broker was started and not stopped since."""
         return True
 
     def start(self) -> None:
@@ -72,11 +72,12 @@ class Broker:
         """End it, and remove what it has on disk; its logs become the contents of the folder `logs`, if named."""
 
     def ctl(self, *arguments: str) -> str:
-        """What `rabbitmqctl` with these arguments prints; raises `BrokerError` where it fails."""
+        """Run `rabbitmqctl` with these arguments and return its output; raises `BrokerError` where it fails."""
         raise self._refuse("run rabbitmqctl on")
 
     def evaluate(self, code: str) -> str:
-        """What these Erlang expressions, which end with a full stop, come to at the broker."""
+        """Evaluate these Erlang expressions, which end with a full stop, at the broker, and return the value as
+        text."""
         return self.ctl("eval", code)
 
     def queues(self, vhost: str = "/") -> list[Queue]:

@@ -36,7 +36,7 @@ class ClusterNode(PrivateNode):
         return folder
 
     def _start_port_mapper(self, folder: Path, output: IO[bytes]) -> None:
-        """It belongs to the cluster: it has to outlive this node."""
+        """Start none: the port mapper belongs to the cluster, because it has to outlive this node."""
 
 
 class Cluster:

@@ -78,7 +78,7 @@ class Container(Broker):
 
 
 def docker_answers() -> bool:
-    """Whether there is a Docker engine to run containers with."""
+    """True if there is a Docker engine to run containers with."""
     import docker
 
     try:

@@ -36,7 +36,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def speaks_amqp(port: int) -> bool:
-    """Whether a broker on this loopback port answers AMQP's greeting: the last thing that RabbitMQ starts."""
+    """True if a broker on this loopback port answers AMQP's greeting: the last thing that RabbitMQ starts."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(b"AMQP\x00\x00\x09\x01")

@@ -50,7 +50,7 @@ MISSING = (
 NONE = 3
 IMAGE = "postgres:16"
 SETTINGS = {"fsync": "off", "shared_buffers": "16MB", "autovacuum": "off", "max_connections": "60"}
-"""It keeps no promise to survive the machine."""
+"""The settings trade durability for speed: the data need not survive the machine."""
 
 
 class Postgres:

@@ -53,7 +53,7 @@ class PrivateNode(Broker):
 
     @property
     def whereabouts(self) -> dict[str, Any]:
-        """What another process needs to know to ask this node what `ctl` and `evaluate` can ask."""
+        """The values with which another process can ask this node what `ctl` and `evaluate` can ask."""
         ports = (self.port, self._epmd_port, self._dist_port)
         return {"name": self.name, "url": self.url, "ports": ports, "folder": str(self._folder)}
 

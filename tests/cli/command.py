@@ -24,14 +24,14 @@ PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The end of a command: its exit code and its output."""
 
     code: int
     out: str
     err: str
 
     def line(self) -> str:
-        """What it said on stderr, which has to be one line, after `atasks: error: `."""
+        """Return the message on stderr, which has to be one line, after `atasks: error: `."""
         lines = self.err.splitlines()
         assert len(lines) == 1, self.err
         assert lines[0].startswith("atasks: error: "), self.err

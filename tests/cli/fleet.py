@@ -121,13 +121,13 @@ class FleetOfTwo:
         return self.shell.start(*arguments, "--namespace", self.namespace, *self.patience, env=self.env)
 
     def run(self, *arguments: str, code: int = 0) -> Done:
-        """The same, after it has ended with this exit code."""
+        """Run the command until it ends, with this exit code."""
         done = self.start(*arguments).finish()
         assert done.code == code, (done.out, done.err)
         return done
 
     def json(self, *arguments: str, code: int = 0) -> Any:
-        """What such a command writes as JSON."""
+        """Run the command with `--json`, and return the object that it writes."""
         return json.loads(self.run(*arguments, "--json", code=code).out)
 
     def call(self, task: str, *arguments: object) -> Command:

@@ -1,4 +1,4 @@
-"""What a newcomer gets wrong: one line that says what to do, and an exit code."""
+"""Mistakes of newcomers: each gets one line that says what to do, and an exit code."""
 
 from __future__ import annotations
 

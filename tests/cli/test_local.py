@@ -57,7 +57,7 @@ def app(shell: Shell) -> Shell:
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """Where nobody serves yet. The paths of pytest may be too long for a socket."""
+    """A URL where nobody serves yet. The paths of pytest may be too long for a socket."""
     directory = tempfile.mkdtemp(prefix="at-")
     yield f"unix://{directory}/app.sock"
     shutil.rmtree(directory)

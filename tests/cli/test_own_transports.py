@@ -35,7 +35,7 @@ APP = """
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """Where nobody serves yet. The paths of pytest may be too long for a socket."""
+    """A URL where nobody serves yet. The paths of pytest may be too long for a socket."""
     with tempfile.TemporaryDirectory(prefix="at-") as directory:
         yield f"unix://{directory}/app.sock"
 

@@ -1,4 +1,4 @@
-"""What every transport with several workers is to do with blocking functions for which a worker has no place."""
+"""Cases for transports with several workers: blocking functions for which a worker has no place."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Block:
 
     page: str
     line: int
-    """Of its first line of text."""
+    """The number of the first line of text."""
     language: str
     text: str
 
@@ -46,7 +46,7 @@ class Page:
 
     @cached_property
     def blocks(self) -> list[Block]:
-        """Its fenced blocks, in order."""
+        """The fenced blocks of the page, in order."""
         return list(self._blocks())
 
     def _blocks(self) -> Iterator[Block]:
@@ -79,7 +79,7 @@ class Page:
 
     @cached_property
     def anchors(self) -> set[str]:
-        """What a link may say after the `#`: its headings, spelled as GitHub does."""
+        """The texts that a link may have after the `#`: the page's headings, spelled as GitHub does."""
         headings = re.findall(r"^#+ (.*)$", self.prose, re.MULTILINE)
         return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -19,7 +19,7 @@ from tests.docs.pages import ROOT, Block
 __all__ = ["DATABASE", "URL", "Reader"]
 
 URL = re.compile(r"amqp://(guest:guest@)?localhost(:5672)?/(?=[\"'\s,)]|$)", re.MULTILINE)
-"""How pages name the broker that the reader has."""
+"""The broker of the reader, as pages name it."""
 DATABASE = "postgresql://user:password@db/app"
 """The name that pages have for the database of the reader."""
 SHOWN_URL = "amqp://localhost/"
@@ -27,7 +27,7 @@ INTERRUPT = "^C"
 PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$", re.MULTILINE)
 
 PYTEST = ["-p", "no:cacheprovider", "-p", "no:randomly", "-o", "asyncio_default_fixture_loop_scope=function"]
-"""What a reader's own configuration may say."""
+"""Arguments in place of a reader's own configuration."""
 
 NOT_RUN = {
     "docker compose up -d --wait": "needs a Docker engine",

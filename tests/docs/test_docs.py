@@ -48,7 +48,7 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 def needs_broker(page: Page) -> bool:
-    """Whether it connects to one, or runs workers or clients, which do."""
+    """True if the page connects to a broker, or runs workers or clients, which do."""
     return any(
         URL.search(block.text) or "--mode" in block.text
         for block in page.blocks
@@ -168,7 +168,7 @@ def test_names_that_are_mentioned_exist(page: Page) -> None:
 
 
 def resolve(name: str) -> object:
-    """What a dotted name leads to; an error if it leads nowhere."""
+    """Return the object that a dotted name leads to; an error if it leads nowhere."""
     parts = name.split(".")
     found: object = importlib.import_module(parts[0])
     for number, part in enumerate(parts[1:], 2):

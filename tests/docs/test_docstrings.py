@@ -12,7 +12,7 @@ import pytest
 
 from tests.docs.pages import ROOT
 
-PACKAGES = ("atasks", "atasks_cli", "benchmarks", "scenarios", "scripts")
+PACKAGES = ("atasks", "atasks_cli", "benchmarks", "scenarios", "scripts", "tests")
 RIDDLE = re.compile(r"(What|Whether|Where|How|It|Its|Is to|Are to|As|The same|Who|Whose|Of)\b")
 """The first words of docstrings that must be decoded."""
 

@@ -23,7 +23,7 @@ def node(own_broker: Broker) -> Broker:
 
 @pytest.fixture
 def history(tmp_path: Path) -> Iterator[History]:
-    """What happened in this test."""
+    """The record of this test's awaits and runs."""
     history = History(tmp_path / "runs")
     with history.listening():
         yield history

@@ -64,7 +64,7 @@ def _by_forked_subprocess(directory: str) -> None:
 
 
 def _by_library(directory: str) -> None:
-    """As a library written in C does it: Python does not know."""
+    """Fork as a library written in C does: Python does not know of it."""
     c = ctypes.PyDLL(None)
     child = c.fork()
     if child == 0:
@@ -138,7 +138,7 @@ def pool_in_thread() -> float:
 
 @atask(namespace=NAMESPACE, executor="process")
 def pool_in_process() -> float:
-    """The same."""
+    """Run the busy pool in a worker's process."""
     return _busy_pool()
 
 
@@ -147,7 +147,7 @@ pool_in = {"thread": pool_in_thread, "process": pool_in_process}
 
 @atask(namespace=NAMESPACE, executor="thread")
 def handlers() -> tuple[bool, int]:
-    """Of a forked child: whether it ends at SIGTERM, and to which descriptor its signals are written."""
+    """Fork a child; tell if it ends at SIGTERM, and to which descriptor its signals are written."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,4 @@
-"""Where the workers of a test run and a caller meets them: at the broker, or around a hub."""
+"""Places where the workers of a test run and a caller meets them: at the broker, or around a hub."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Ground:
         raise NotImplementedError
 
     async def start(self, count: int = 1, *, wait: bool = True) -> list[WorkerProcess]:
-        """As many workers, which serve when this returns unless it is not to wait."""
+        """Start `count` workers, which serve when this returns unless `wait` is false."""
         raise NotImplementedError
 
     async def start_one(self) -> WorkerProcess:

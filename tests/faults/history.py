@@ -1,4 +1,4 @@
-"""What happened: runs, as workers put them on record, and endings of awaits; and whether the two fit together."""
+"""Histories of tests: runs, as workers put them on record, and endings of awaits; and if the two fit together."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class History:
     """Makes calls with keys and nonces of their own, and notes how each await ends."""
 
     path: Path
-    """Where workers put their runs on record."""
+    """The file where workers put their runs on record."""
     awaits: list[Await] = field(default_factory=list)
     made: dict[str, Delivery] = field(default_factory=dict)
     nonces: dict[str, str] = field(default_factory=dict)
@@ -164,7 +164,7 @@ class History:
         return ended
 
     def start(self, count: int, task: ATask[..., Any], *args: Any, **options: Any) -> list[asyncio.Task[Await]]:
-        """As many calls at once."""
+        """Start `count` calls at once."""
         return [asyncio.create_task(self.call(task, *args, **options)) for _ in range(count)]
 
     @contextlib.contextmanager
@@ -221,7 +221,7 @@ class History:
         return self._records().peaks
 
     def started(self) -> int:
-        """How many runs have started."""
+        """The number of runs that have started."""
         return len(self._records().runs)
 
     # -- the checks
@@ -240,7 +240,7 @@ class History:
         assert not problems, f"{len(problems)} breaches\n" + "\n".join(problems[:20])
 
     def breaches(self) -> list[tuple[str, str]]:
-        """What `check` finds: the keys of calls, and what is wrong with them."""
+        """The breaches that `check` finds: the keys of calls, and what is wrong with them."""
         problems: list[tuple[str, str]] = []
         endings = Counter(ended.key for ended in self.awaits)
         problems += [(key, f"the await ended {endings[key]} times") for key in self.made if endings[key] != 1]
@@ -295,7 +295,7 @@ class History:
         assert not failed, f"{len(failed)} of {len(self.awaits)} did not complete; the first: {failed[0]!r}"
 
     def errors(self) -> Counter[str]:
-        """How many awaits ended in which error; "value" counts the others."""
+        """The number of awaits that ended in each error; "value" counts the others."""
         return Counter("value" if item.error is None else type(item.error).__name__ for item in self.awaits)
 
 

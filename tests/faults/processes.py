@@ -40,7 +40,7 @@ class Process:
 
     @property
     def output(self) -> str:
-        """What it wrote to stdout and stderr."""
+        """The text that the process wrote to stdout and stderr."""
         size = os.fstat(self._output.fileno()).st_size
         return os.pread(self._output.fileno(), size, 0).decode(errors="replace")  # it goes on writing at its end
 
@@ -53,7 +53,7 @@ class Process:
         self.wait()
 
     def wait(self) -> int:
-        """Its exit code, when it has ended."""
+        """Wait until the process has ended, and return its exit code."""
         return self.process.wait(DEADLINE)
 
     def close(self) -> None:

@@ -32,7 +32,7 @@ class Connection:
     def __init__(self, client: asyncio.StreamWriter, broker: asyncio.StreamWriter, number: int) -> None:
         self.number = number
         self.role: Role = "unknown"
-        """What the client said that the connection is for, in its name."""
+        """The purpose of the connection, which the client says in the connection's name."""
         self.forwarded: dict[Direction, int] = dict.fromkeys(DIRECTIONS, 0)
         """Bytes passed on."""
         self.swallowed: dict[Direction, int] = dict.fromkeys(DIRECTIONS, 0)
@@ -150,7 +150,7 @@ class Proxy:
         self._call(hold())
 
     def blackhole(self) -> None:
-        """As `hold`, for every connection that exists or comes, until `resume`."""
+        """Hold every connection that exists or comes, until `resume`."""
         self._held = True
         self.hold()
 

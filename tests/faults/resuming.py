@@ -68,7 +68,7 @@ async def step(key: str, gate: str = "") -> int:
 
 @atask(resume=True, max_attempts=20)
 async def row(key: str, gates: list[str]) -> list[Any]:
-    """As many steps, one after the other; behind each it waits for its gate."""
+    """Make one step per gate, one after the other; wait for the gate behind each."""
     with _recorder().run(key):
         made: list[Any] = []
         for number, gate in enumerate(gates):
@@ -80,7 +80,7 @@ async def row(key: str, gates: list[str]) -> list[Any]:
 
 @atask(resume=True, max_attempts=20)
 async def fanned(key: str, queue: str, gates: list[str], delivery: Any = "at_least_once") -> list[int]:
-    """As many steps at once, on this queue, each with its gate."""
+    """Make one step per gate, all at once, on this queue."""
     with _recorder().run(key):
         there = step.options(queue=queue, delivery=delivery)
         return await asyncio.gather(*(there(f"{key}-{number}", gate) for number, gate in enumerate(gates)))
@@ -98,7 +98,7 @@ async def late(key: str, queue: str, gates: list[str], end: str) -> list[int]:
 
 @atask(max_attempts=20, limit=Limit("resuming-one", at_once=1))
 async def guarded(key: str, gate: str = "") -> int:
-    """As `step`, one at a time."""
+    """Do the work of `step`, one call at a time."""
     with _recorder().run(key):
         await opened(gate)
         return os.getpid()
@@ -133,7 +133,7 @@ async def once_in_a_row(key: str, count: int) -> int:
 
 @atask(resume=True, max_attempts=20)
 async def drawing(key: str, queue: str, gates: list[str]) -> list[int]:
-    """As many numbers, each behind a step on this queue; then it waits for the gate."""
+    """Draw one number per gate, each behind a step on this queue; then wait for the gate."""
     with _recorder().run(key):
         numbers: list[int] = []
         for number, gate in enumerate(gates):
@@ -238,7 +238,7 @@ async def grow(key: str, shape: Shape) -> int:
 
 @atask(resume=True, max_attempts=20, retry=Retry(on=ConnectionError, wait=0.01, jitter=0.0))
 async def twice(key: str, shape: Shape) -> int:
-    """The same, and its first try fails when all of it is done."""
+    """Grow as `grown` does; the first try fails when all of it is done."""
     with _recorder().run(f"{key}.try-{current_call().try_}"):
         total = await _grown(key, shape)
         if current_call().try_ == 1:

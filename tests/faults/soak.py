@@ -80,7 +80,7 @@ class Soak:
         self.suspects: set[str] = set()
         """Keys of the calls with which something is wrong."""
         self.log = folder / "log"
-        """What the caller has logged, and the workers that have ended."""
+        """The file for the log of the caller, and for those of workers that have ended."""
 
     async def run(self) -> None:
         """Load and faults, and then the checks: `broken` says what was."""
@@ -242,7 +242,7 @@ class Soak:
         return self.fault_dice.choice(running) if running else None
 
     async def replace_dead(self) -> None:
-        """As many workers as there should be; those that ended by themselves are told of."""
+        """Start workers until there are as many as there should be, and report those that ended by themselves."""
         for worker in self.fleet.workers:
             code = worker.process.poll()
             # One that starts while the broker is down says so; one that is told to drain may not listen yet.
@@ -344,7 +344,7 @@ class Soak:
             self.broken.append(f"{breach}: {[queue for queue in self.fleet.queues() if queue.messages]}")
 
     def leaks(self) -> Iterator[str]:
-        """What is left at the broker and in the workers, and should not be."""
+        """Yield what is left at the broker and in the workers, and should not be."""
         queues = [queue for queue in self.node.queues() if queue.name.startswith(f"{self.prefix}.")]
         kinds = Counter(queue.name.removeprefix(f"{self.prefix}.").partition(".")[0] for queue in queues)
         workers = [worker for worker in self.fleet.workers if worker.running]
@@ -391,7 +391,7 @@ class Soak:
         self.broken += [f"{left} descriptors are left"] * (left > 0)
 
     def tell(self) -> None:
-        """What the logs say of each call with which something is wrong, in the order of its time."""
+        """Print the lines of the logs about each call with which something is wrong, in the order of time."""
         lines = sorted(self.log.read_text().splitlines()) if self.log.exists() else []
         for key in self.suspects:
             print(f"--- call {key}")

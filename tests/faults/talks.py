@@ -33,7 +33,7 @@ class TalkProcess(Process):
         super().__init__("tests.faults.talks", str(record), json.dumps(given), sources=sources)
 
     def done(self) -> str:
-        """What it printed, when it has ended well."""
+        """Wait until the program has ended well, and return what it printed."""
         code = self.wait()
         assert code == 0, self.output
         return self.output.strip()
@@ -90,7 +90,7 @@ async def everything(history: History, *, gate: str) -> None:
 
 
 def _check(history: History) -> None:
-    """As `history.check`, of the calls of this process: others share its record."""
+    """Check the calls of this process as `history.check` does: others share its record."""
     mine = [breach for breach in history.breaches() if breach[0] in history.made]
     problems = [each for each in mine if not each[0].startswith("stream-")]
     assert not problems, problems

@@ -72,7 +72,7 @@ async def echo(key: str, nonce: str) -> tuple[str, str, int]:
 
 @atask
 async def work(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
-    """As `echo`, after a while."""
+    """Echo after so many seconds."""
     with _recorder().run(key):
         await asyncio.sleep(seconds)
         return key, nonce, os.getpid()
@@ -80,7 +80,7 @@ async def work(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
 
 @atask
 async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
-    """As `echo`, once the file `gate` exists."""
+    """Echo once the file `gate` exists."""
     with _recorder().run(key):
         while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
@@ -89,7 +89,7 @@ async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
 
 @atask
 async def time_left(key: str, nonce: str) -> tuple[str, str, int, float]:
-    """As `echo`, and the seconds that are left to it, and to a call that it makes: the lesser one."""
+    """Echo, and tell the seconds that are left to the call, or to a call that it makes: the lesser one."""
     with _recorder().run(key):
         left = await inner_time_left()
         deadline = current_call().deadline
@@ -117,7 +117,7 @@ async def counting(key: str, count: int, gate: str) -> AsyncIterator[tuple[int, 
 
 @atask
 async def block(key: str, nonce: str, seconds: float) -> tuple[str, str, int]:
-    """As `work`, and nothing else runs in its worker meanwhile."""
+    """Do what `work` does; nothing else runs in its worker meanwhile."""
     with _recorder().run(key):
         time.sleep(seconds)  # noqa: ASYNC251  # what an atask should not do
         return key, nonce, os.getpid()
@@ -149,7 +149,7 @@ async def passed_item(gates: str, stage: str, item: int) -> int:
 
 @atask
 async def passed_once(gates: str, number: int, item: list[int]) -> list[int]:
-    """As `passed`."""
+    """Pass the item on as `passed` does, at most once."""
     return await passed.local(gates, number, item)
 
 
@@ -199,7 +199,7 @@ async def fib(n: int) -> int:
 
 @atask
 async def chain(depth: int) -> int:
-    """As many calls in one another as it is deep."""
+    """Make `depth` calls in one another."""
     with _recorder().counted():
         if depth == 0:
             return 0
@@ -223,7 +223,8 @@ async def fan(width: int) -> int:
 
 @atask
 async def relayed(queues: list[str]) -> list[str]:
-    """Where the sources of its worker are, and of those that serve these queues, each of which calls the next."""
+    """Tell where the sources of this worker are, and of those that serve these queues, each of which calls the
+    next."""
     here = str(Path(atasks.__file__).parent.parent)
     with _recorder().counted():
         return [here, *(await relayed.options(queue=queues[0])(queues[1:]) if queues else [])]

@@ -86,7 +86,7 @@ async def test_a_queue_that_has_recovered_survives_a_reconnect_and_a_drain(
 async def test_a_queue_that_others_have_taken_keeps_no_worker_from_its_other_queues(
     fleet: Fleet, history: History, node: Broker, prefix: str, how: str
 ) -> None:
-    """It was deleted while it was served, and another program has declared it in its own way."""
+    """The queue was deleted while it was served, and another program has declared it in its own way."""
     worker = fleet.start_one(queues=["ailing", "well"])
     name = f"{prefix}.q.default.ailing"
     dead: dict[str, object] = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": f"{prefix}.dead"}

@@ -1,4 +1,4 @@
-"""How often calls run that are passed on, or sent again, just when workers die and connections are cut."""
+"""Runs of calls are counted that are passed on, or sent again, just when workers die and connections are cut."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _attempts(history: History, key: str = "call") -> list[int]:
 
 
 def _waits_in_solo(fleet: Fleet, node: Broker) -> bool:
-    """Whether a last attempt is at a worker."""
+    """True if a last attempt is at a worker."""
     (solo,) = [queue for queue in fleet.queues() if queue.name.endswith(".solo")]
     with node.channel() as channel:
         ready: int = channel.queue_declare(solo.name, passive=True).method.message_count
@@ -36,7 +36,7 @@ def _waits_in_solo(fleet: Fleet, node: Broker) -> bool:
 
 
 def _delivered_before(worker: WorkerProcess) -> int:
-    """How many calls it has passed on at their next attempt."""
+    """The number of calls that the worker has passed on at their next attempt."""
     return worker.output.count("was delivered before")
 
 
@@ -45,7 +45,8 @@ def _delivered_before(worker: WorkerProcess) -> int:
 async def test_a_call_that_kills_who_has_just_passed_it_on(
     fleet: Fleet, history: History, second_proxy: Proxy, tmp_path: Path, queue_type: str
 ) -> None:
-    """It comes straight back, and kills the worker before the original is acknowledged: both are still there."""
+    """The copy comes straight back, and kills the worker before the original is acknowledged: both are still
+    there."""
     gate = tmp_path / "gate"
     first = fleet.start_one(queue_type=queue_type)
     call = asyncio.create_task(history.call(doomed, str(gate), key="call", max_attempts=2))
@@ -212,7 +213,7 @@ async def test_a_silent_caller_keeps_no_other_last_attempt_waiting(
 async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     fleet: Fleet, history: History, node: Broker, tmp_path: Path
 ) -> None:
-    """It waits to be alone there, and another call kills the worker first."""
+    """The call waits to be alone there, and another call kills the worker first."""
     gate, other_gate = tmp_path / "gate", tmp_path / "other"
     first = fleet.start_one(concurrency=1)
     call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))

@@ -100,7 +100,7 @@ def _check(history: History) -> None:
 async def test_calls_complete_without_a_node(
     cluster: Cluster, fleet: Fleet, history: History, prefix: str, tmp_path: Path, victim: str
 ) -> None:
-    """What was in flight, and what is called afterwards, while the node is still dead."""
+    """Calls in flight, and calls made afterwards, end while the node is still dead."""
     gate = tmp_path / "gate"
     calls = history.start(CALLS, gated, str(gate)) + history.start(ONCE, gated, str(gate), delivery="at_most_once")
     await until(lambda: history.started() >= 100, "all slots in use")

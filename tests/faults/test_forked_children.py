@@ -44,7 +44,7 @@ PLACES = ["crew", "command", "unix", "amqp"]
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Iterator[Path]:
-    """Where children leave their marks; they are ended with the test."""
+    """The folder where children leave their marks; they are ended with the test."""
     yield tmp_path
     for child in children_of(tmp_path):
         with suppress(ProcessLookupError):

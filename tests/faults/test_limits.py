@@ -36,7 +36,7 @@ class Visit(NamedTuple):
 
 
 class Visits:
-    """What the bodies noted, and when their processes were killed."""
+    """Visits that the bodies noted, and the times at which their processes were killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,7 +68,7 @@ class Visits:
             yield Visit(call, pid_, at_, self.killed.get(pid_, at_))
 
     def most(self) -> int:
-        """How many were inside at the same time at the most."""
+        """The largest number of bodies that were inside at the same time."""
         steps = [(visit.began, 1) for visit in self.all()] + [(visit.ended, -1) for visit in self.all()]
         inside = most = 0
         for _, step in sorted(steps):

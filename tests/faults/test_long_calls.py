@@ -19,7 +19,7 @@ from tests.faults.workers import Fleet, WorkerProcess
 LIMIT = 8.0
 """Seconds for which the broker of this module waits for an acknowledgement; it looks every second."""
 ENDED = "PRECONDITION_FAILED - delivery acknowledgement"
-"""How the broker says that it waited for too long."""
+"""The words with which the broker says that it waited for too long."""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def node(impatient_node: PrivateNode) -> PrivateNode:
 
 
 def limit(node: PrivateNode, seconds: float, look: float) -> None:
-    """How long channels that are opened from now on wait for an acknowledgement, and how often they look."""
+    """Set for how long channels that are opened from now on wait for an acknowledgement, and how often they
+    look."""
     for name, value in (("consumer_timeout", seconds), ("channel_tick_interval", look)):
         node.ctl("eval", f"application:set_env(rabbit, {name}, {value * 1000:.0f}).")
 
@@ -91,7 +92,7 @@ async def test_calls_that_run_past_the_brokers_limit_run_once(
 async def test_a_limit_of_a_minute(
     node: PrivateNode, fleet: Fleet, history: History, prefix: str, tmp_path: Path
 ) -> None:
-    """As above, with the broker looking as often as it does by itself."""
+    """The broker looks as often as it does by itself."""
     limit(node, 60, look=60)
     worker = fleet.start_one(consumer_timeout=60)
     async with atasks.connect(node.url, prefix=prefix):

@@ -192,7 +192,7 @@ async def test_a_queue_that_refuses_and_is_not_full_is_waited_for(
     caplog: pytest.LogCaptureFixture,
     seconds: float,
 ) -> None:
-    """As one does that has lost its leader: here one that may have no call ready."""
+    """The queue refuses messages, as one that has lost its leader does: here one that may have no call ready."""
     fleet.start_one()
     rules = json.dumps({"max-length": 0, "overflow": "reject-publish"})
     node.ctl("set_policy", "--apply-to", "queues", prefix, f"^{prefix}\\.q\\.", rules)

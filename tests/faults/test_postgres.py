@@ -127,7 +127,7 @@ async def test_a_submitted_call_that_resumes_survives_its_workers_and_the_databa
     history: History,
     connected: None,
 ) -> None:
-    """Its record is in the database, and its journal at the broker."""
+    """The run's record is in the database, and its journal at the broker."""
     opened = [str(gates / f"{number}") for number in range(3)]
     await _start(fleet, database, module="tests.faults.resuming")
     handle = await soon(row.submit("kept", opened))

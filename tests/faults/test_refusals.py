@@ -33,7 +33,7 @@ from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.broker import Broker
 
 LIMIT = 1_000_000
-"""What the broker takes in these tests, which nobody was told."""
+"""Bytes that the broker takes in these tests, of which nobody was told."""
 LARGE = 2_000_000
 
 cargo: ContextVar[bytes] = ContextVar("cargo", default=b"")
@@ -332,7 +332,7 @@ async def test_message_that_cannot_be_written_leaves_confirms_in_step(
 async def test_run_of_a_pipeline_over_the_limit(
     limited: Broker, prefix: str, cleanup: None, namespace: str, caplog: Any
 ) -> None:
-    """What is kept of a run is a message too."""
+    """A record of a run is a message too."""
 
     @atask(namespace=namespace)
     async def grow(size: int) -> bytes:
@@ -351,7 +351,8 @@ async def test_run_of_a_pipeline_over_the_limit(
 async def test_timeouts_that_no_broker_takes(
     node: Broker, prefix: str, cleanup: None, namespace: str, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What older peers, and others, may send: the worker, and what it calls, take it for the longest there is."""
+    """A time limit that older peers, and others, may send: the worker, and what it calls, take it for the
+    longest there is."""
     monkeypatch.setattr("atasks.options.MAX_TIMEOUT", 2**53)  # as if it was not refused where it is given
 
     @atask(namespace=namespace)

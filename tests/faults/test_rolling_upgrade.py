@@ -32,7 +32,7 @@ Version = str
 VERSIONS = ("older", "newer")
 DIRECTIONS = [("older", "newer"), ("newer", "older")]
 PROTOCOLS = {"older": 2, "newer": PROTOCOL}
-"""Of the hubs of both versions."""
+"""Protocol versions of the hubs of both versions."""
 
 
 @pytest.fixture(scope="module")

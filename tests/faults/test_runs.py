@@ -273,7 +273,7 @@ def overlapping(gates: Path) -> Pipeline[..., Any, Any]:
 
 
 async def _noted(handle: Handle[Any]) -> int:
-    """How many results of items are on record."""
+    """The number of items whose results are on record."""
     transport = atasks.get_router().transport()
     assert transport.records is not None
     codec = get_codec()

@@ -28,13 +28,13 @@ Item = tuple[int, int]
 
 @pytest.fixture
 def key() -> str:
-    """Of the stream, on record."""
+    """The key of the stream, on record."""
     return uuid.uuid4().hex
 
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """What the second half of a stream waits for."""
+    """The file for which the second half of a stream waits."""
     return tmp_path / "gate"
 
 

@@ -70,9 +70,9 @@ class Fleet:
         sources: Path | None = None,
         **options: Any,
     ) -> list[WorkerProcess]:
-        """As many workers, which serve when this returns unless it is not to wait. `caller_patience` is for how
-        many seconds a caller may be away; `sources` is for another atasks than this one; `options` are those of
-        the transport."""
+        """Start `count` workers, which serve when this returns unless `wait` is false. `caller_patience` is for
+        how many seconds a caller may be away; `sources` is for another atasks than this one; `options` are those
+        of the transport."""
         arguments = {
             "url": url or self.broker.url,
             "prefix": self.prefix,
@@ -109,7 +109,7 @@ class Fleet:
             await asyncio.sleep(0.05)
 
     def logs(self) -> str:
-        """What every worker wrote."""
+        """The output of every worker."""
         return "".join(f"--- worker {worker.pid}\n{worker.output}" for worker in self.workers)
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ MESSAGES: Final = 100_000
 
 
 def faults(outcome: Outcome, is_link_kept: bool) -> list[str]:
-    """What was wrong with a live run."""
+    """The faults of a live run."""
     found = outcome.wrong[:20]
     if outcome.p99 > MOST_SECONDS:
         found.append(f"p99 of good calls: {outcome.p99:.2f} s")

@@ -37,7 +37,7 @@ SLOW: Final = 2.0
 
 @dataclass
 class Found:
-    """What a run of inputs has brought to light."""
+    """The result of a run of inputs."""
 
     inputs: int = 0
     refused: int = 0
@@ -82,7 +82,7 @@ def _failure(body: bytes) -> None:
 
 
 def _described(question: object) -> None:
-    """What an answer looks at must be cheap, whatever the question says."""
+    """Look at the question as an answer does: that must be cheap, whatever the question says."""
     if isinstance(question, queries.Inspect):
         fnmatchcase("module.echo", question.task)
 

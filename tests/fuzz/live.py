@@ -28,7 +28,7 @@ AT_ONCE: Final = 8
 
 @dataclass
 class Outcome:
-    """What became of the good calls, and of the worker."""
+    """The fate of the good calls, and of the worker."""
 
     sent: int = 0
     """Hostile messages."""
@@ -37,7 +37,7 @@ class Outcome:
     good: int = 0
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """How long each good call took."""
+    """The duration of each good call."""
     grown: int = 0
     """Bytes by which the worker's memory grew, from a tenth of the way to the end."""
     epoch: int = 0

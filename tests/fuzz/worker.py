@@ -17,7 +17,7 @@ from tests.fuzz.samples import NAMESPACE
 atasks.MsgpackCodec(NAMESPACE)
 
 KEEP_BYTES: Final = 4 * 2**20
-"""What a hub may keep of runs: what hostile frames submit fills it, up to there."""
+"""Bytes of runs that a hub may keep: hostile frames submit until it is full."""
 MAX_RAISED: Final = 20
 
 

@@ -39,7 +39,7 @@ async def host(path: str, no_leaked_tasks: None) -> AsyncIterator[Host]:
 
 @pytest.fixture
 def history(tmp_path: Path) -> History:
-    """What happened in this test."""
+    """The record of this test's awaits and runs."""
     return History(tmp_path / "runs")
 
 

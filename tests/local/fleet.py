@@ -20,7 +20,7 @@ class Fleet:
         self.processes: list[WorkerProcess] = []
 
     async def start(self, count: int = 1, *, wait: bool = True, **options: Any) -> list[WorkerProcess]:
-        """As many workers, which serve when this returns, unless it is not to wait."""
+        """Start `count` workers, which serve when this returns, unless `wait` is false."""
         arguments = {"url": self.url, "caller_patience": 30.0, "hub": False, "grace": 30.0, **options}
         started = [WorkerProcess(self.record, arguments) for _ in range(count)]
         self.processes += started

@@ -111,7 +111,7 @@ async def make(size: int) -> bytes:
 
 @atask(namespace=NAMESPACE)
 async def take(content: bytes) -> int:
-    """How many bytes there are."""
+    """Return the number of bytes."""
     return len(content)
 
 
@@ -125,7 +125,7 @@ async def fib(n: int) -> int:
 
 @atask(namespace=NAMESPACE)
 async def depth(n: int) -> int:
-    """As many calls in one another."""
+    """Make `n` calls in one another."""
     return 0 if n == 0 else 1 + await depth(n - 1)
 
 

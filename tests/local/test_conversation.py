@@ -1,4 +1,4 @@
-"""What a hub and the processes around it say to each other, and what they do not understand."""
+"""Messages between a hub and the processes around it, those included that they do not understand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def link() -> tuple[SocketLink, list[object]]:
 
 
 def arrive(link: SocketLink, data: bytes) -> None:
-    """As asyncio does it."""
+    """Give the link data as asyncio does."""
     while data:
         room = link.get_buffer(-1)
         size = min(len(room), len(data))

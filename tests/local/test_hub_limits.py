@@ -1,4 +1,4 @@
-"""What a process may cost the hub, and the others around it."""
+"""Bounds of the cost of one process for the hub, and for the others around it."""
 
 # Private attributes: `SocketLink._room`: how often it is copied is seen nowhere else. `Hub._journals`,
 # `Hub._limits`, `Hub._schedules`, `Hub._events`, `Hub._queues`: nothing else counts what they keep.
@@ -178,7 +178,7 @@ async def test_a_process_that_connects_again_awaits_its_calls_again(host: Host, 
 
 
 async def test_a_submission_that_comes_twice_is_one(host: Host, path: str) -> None:
-    """Its submitter may have lost the answer. What waits is counted once: a call behind it is handed out."""
+    """The submitter may have lost the answer. What waits is counted once: a call behind it is handed out."""
     submission = call("the-id", orphan=1)
     async with process(path) as (owner, told), process(path) as (worker, delivered):
         for number in (1, 2, 3):
@@ -239,7 +239,7 @@ async def test_a_call_passes_those_that_wait_for_another_worker(host: Host, path
 async def test_a_limit_that_makes_no_sense_costs_the_hub_nothing(
     host: Host, path: str, numbers: tuple[int, int, float]
 ) -> None:
-    """It would have a place in memory for each of its tokens."""
+    """Such a limit would have a place in memory for each of its tokens."""
     async with process(path) as (here, received):
         here.send(TakeToken(1, "odd", None, *numbers))
         here.send(TakeToken(2, "x" * 61, None, 1, 0, 0.0))

@@ -62,7 +62,7 @@ SCRIPT = """
 
 
 def run(tmp_path: Path, *arguments: str, own: str = "") -> list[str]:
-    """What it wrote to stderr, when it has run."""
+    """Run the script, and return the lines that it wrote to stderr."""
     script = tmp_path / "logged.py"
     script.write_text(textwrap.dedent(SCRIPT).replace("OWN", own))
     words = [str(script) if word == "SCRIPT" else word for word in arguments]
@@ -82,7 +82,7 @@ def run(tmp_path: Path, *arguments: str, own: str = "") -> list[str]:
 
 
 def told(lines: list[str]) -> dict[str, list[str]]:
-    """What the functions logged, by where they ran; each line names the process."""
+    """The messages that the functions logged, by where they ran; each line names the process."""
     found: dict[str, list[str]] = {}
     for line in lines:
         if match := re.fullmatch(r"\S+ \S+ [A-Z]+ (.+) \(pid \d+\) (app|quiet): (\w+) in (\w+)", line):

@@ -213,7 +213,7 @@ async def test_a_call_does_not_get_as_many_attempts_as_it_asks_for(
 
 
 async def test_a_call_is_awaited_again_while_its_cancelled_run_ends(site: Site) -> None:
-    """Its caller has lost its connection and not the hub: the worker is told to cancel the call, and then to run
+    """The caller has lost its connection and not the hub: the worker is told to cancel the call, and then to run
     it, while it cleans up."""
     cleaning, cleaned = asyncio.Event(), asyncio.Event()
     runs = 0

@@ -102,7 +102,7 @@ async def test_a_call_that_kills_the_server_takes_no_other_one_with_it(
 async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_the_server(
     fleet: Fleet, history: History, tmp_path: Path
 ) -> None:
-    """It waits there to be alone, and the server is killed, with its hub."""
+    """The call waits there to be alone, and the server is killed, with its hub."""
     gate = tmp_path / "gate"
     other = asyncio.create_task(history.call(gated, str(gate), key="other"))
     await until(lambda: len(history.runs("other")) == 1, "another call runs")

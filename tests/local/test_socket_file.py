@@ -1,4 +1,4 @@
-"""Where a hub listens, and what stands in its way."""
+"""The place where a hub listens, and obstacles there."""
 
 # Private attributes: `_peer_uid` is replaced: a test has no second user.
 

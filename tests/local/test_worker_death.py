@@ -99,7 +99,7 @@ async def test_a_call_that_kills_every_worker_takes_no_other_one_with_it(
 async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     fleet: Fleet, host: Host, history: History, tmp_path: Path
 ) -> None:
-    """It waits to be alone there, and another call kills the worker first, twice. Once begun, it is lost."""
+    """The call waits to be alone there, and another call kills the worker first, twice. Once begun, it is lost."""
 
     def waits() -> bool:
         entries = host.hub._calls.values()

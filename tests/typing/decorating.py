@@ -1,4 +1,4 @@
-"""What a decorated function is to a type checker. Checked by `make lint`; never run."""
+"""Types of decorated functions. Checked by `make lint`; never run."""
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 # pyright: reportUnusedFunction=false, reportUnusedVariable=false

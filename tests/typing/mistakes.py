@@ -1,5 +1,6 @@
-"""What a type checker has to complain of. Each such line says so, and both tools report one that is in order.
-Checked by `make lint`; never run."""
+"""Mistakes that a type checker must report. Each such line says so, and both tools report one that is in order.
+Checked by `make lint`; never run.
+"""
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 # pyright: reportUnusedFunction=false, reportUnusedCoroutine=false, reportUnknownMemberType=false

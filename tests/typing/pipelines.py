@@ -1,4 +1,4 @@
-"""What pipelines are to a type checker. Checked by `make lint`; never run."""
+"""Types of pipelines. Checked by `make lint`; never run."""
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 # pyright: reportUnusedFunction=false, reportUnusedVariable=false, reportUnusedExpression=false

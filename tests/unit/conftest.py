@@ -1,4 +1,4 @@
-"""What the unit tests share: namespaces of their own, and scripts run by an interpreter of their own."""
+"""Fixtures for the unit tests: namespaces of their own, and scripts run by an interpreter of their own."""
 
 from __future__ import annotations
 

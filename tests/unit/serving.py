@@ -1,4 +1,4 @@
-"""What tests of workers in this process share: serving, and looking at workers."""
+"""Help for tests of workers in this process: serving, and looking at workers."""
 
 # Private attributes: `ThreadPool._parked`: threads that wait are counted nowhere else.
 
@@ -39,7 +39,7 @@ def locating(namespace: str) -> ATask[[], int]:
 
 
 def idle(worker: Worker) -> bool:
-    """Whether it holds no call, and all its slots and places in pools are free."""
+    """True if the worker holds no call, and all its slots and places in pools are free."""
     return (
         worker.slots.free == worker.concurrency
         and (worker.held, worker.unstarted, worker.parked, worker.pools.threads._parked) == (0, 0, 0, 0)

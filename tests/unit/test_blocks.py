@@ -80,7 +80,7 @@ async def test_tasks_without_a_block_use_the_oldest_of_the_loop(where: ATask[[],
 
 
 async def test_a_task_that_outlives_its_block(where: ATask[[], int], connect: Connect) -> None:
-    """It goes over to the block around it; not to one that somebody else entered meanwhile."""
+    """The task goes over to the block around it; not to one that somebody else entered meanwhile."""
     left = asyncio.Event()
 
     async def late() -> int:

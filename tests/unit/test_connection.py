@@ -346,7 +346,7 @@ async def test_connect_leaves_the_registered_transport_alone(add: ATask[..., int
 
 
 def test_a_script_and_its_exceptions(script: Callable[..., str]) -> None:
-    """What `__main__` defines is one class on both sides, and is not imported twice."""
+    """A class that `__main__` defines is one class on both sides, and is not imported twice."""
     output = script(
         """
         import asyncio, pickle, sys

@@ -213,7 +213,7 @@ def start(tmp_path: Path, text: str, *arguments: str, warnings: str = "error") -
 
 
 def end(program: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and what it wrote; it is ended if it does not end."""
+    """Wait for the program, and return its exit code and what it wrote; it is ended if it does not end."""
     try:
         output, _ = program.communicate(timeout=SOON)
     finally:

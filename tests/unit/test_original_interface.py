@@ -26,7 +26,7 @@ from atasks_cli.original import translate
 
 @pytest.fixture
 async def activated(namespace: str) -> AsyncIterator[LoopbackTransport]:
-    """What such a program does first and last."""
+    """The first and the last thing that such a program does."""
     PickleCodec(namespace=namespace)
     LoopbackTransport(namespace=namespace)
     transport = get_transport(namespace)

@@ -36,7 +36,8 @@ def test_all_is_sorted_and_importable(name: str) -> None:
 
 
 def test_every_public_name_of_the_package_is_in_all() -> None:
-    """What `__init__` shows type checkers, imports on demand and exports is the same, from the same modules."""
+    """The names that `__init__` shows type checkers, imports on demand and exports are the same, from the same
+    modules."""
     tree = ast.parse(Path(atasks.__file__).read_text())
     shown = {
         name.name: node.module

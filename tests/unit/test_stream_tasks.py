@@ -1,4 +1,4 @@
-"""What `@atask` makes of an async generator function."""
+"""Atasks of async generator functions."""
 
 from __future__ import annotations
 

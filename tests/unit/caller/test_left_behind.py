@@ -16,7 +16,7 @@ from tests.unit.serving import happened, idle, serve
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[tuple[str, type[BaseException] | None]]:
-    """What was logged as an error: the message without the call's id, and the exception."""
+    """The logged errors: the message without the call's id, and the exception."""
     return [
         (record.getMessage().split(",")[0], record.exc_info[0] if record.exc_info else None)
         for record in caplog.records

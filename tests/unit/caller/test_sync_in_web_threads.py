@@ -45,7 +45,8 @@ def numbers(namespace: str) -> StreamTask[[int], int]:
 
 
 async def in_another_context(function: Callable[..., Any], *args: Any) -> Any:
-    """As a request of a server: its task was not started in the block of the lifespan."""
+    """Run the function in a thread, as a server does for a request: its task was not started in the lifespan's
+    block."""
     task = asyncio.get_running_loop().create_task(
         anyio.to_thread.run_sync(function, *args), context=contextvars.Context()
     )

@@ -1,4 +1,4 @@
-"""How often an object is asked how it is pickled: once, wherever it travels."""
+"""An object is asked once for its pickled form, wherever it travels."""
 
 from __future__ import annotations
 

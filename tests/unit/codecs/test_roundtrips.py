@@ -139,7 +139,7 @@ exceptions = st.recursive(
 
 
 def calls(codec: str, function: Callable[..., Any], *args: Any) -> Any:
-    """How a call over loopback ends: its value, or its exception."""
+    """Call the function over loopback, and return the value or the exception."""
     namespace = f"roundtrip-{uuid.uuid4().hex}"
     MAKE[codec](namespace)
     task = atask(function, namespace=namespace, name="called")

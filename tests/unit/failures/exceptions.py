@@ -1,4 +1,4 @@
-"""What the tests of failures share: exceptions with tracebacks, and the way to a caller and back."""
+"""Help for the tests of failures: exceptions with tracebacks, and the way to a caller and back."""
 
 from __future__ import annotations
 

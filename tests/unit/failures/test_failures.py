@@ -122,7 +122,7 @@ copyreg.pickle(Weather, lambda weather: (_weather, (weather.sky,)))
 
 
 class BrokenReduce(Exception):
-    """Its own way of being pickled does not work."""
+    """An exception whose own way of being pickled does not work."""
 
     def __reduce__(self) -> Any:
         return BrokenReduce, (1, 2, 3)

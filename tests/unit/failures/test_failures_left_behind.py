@@ -85,7 +85,7 @@ async def test_slots_args_notes_causes_and_members(codec: Codec) -> None:
 
 
 class Speaking(Locked):
-    """Its text needs what cannot travel, as that of tenacity's `RetryError` does."""
+    """An exception whose text needs what cannot travel, as that of tenacity's `RetryError` does."""
 
     def __str__(self) -> str:
         return f"{self.code} {self.lock}"
@@ -122,7 +122,7 @@ async def test_a_retry_below_an_atask_that_gives_up() -> None:
 
 
 class Pool(Exception):
-    """As those of urllib3: its own pickling forgets what it was made of."""
+    """An exception like those of urllib3: its own pickling forgets what it was made of."""
 
     def __init__(self, pool: Any, message: str, reason: Exception | None = None) -> None:
         self.pool = pool
@@ -143,7 +143,7 @@ class Forgetful(Exception):
 
 
 class Deliberate(Exception):
-    """Its own pickling leaves out what is not to travel."""
+    """An exception whose own pickling leaves out what must not travel."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -157,7 +157,7 @@ class Deliberate(Exception):
 
 
 class Remaking(Exception):
-    """Its own pickling makes anew what cannot travel."""
+    """An exception whose own pickling makes anew what cannot travel."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

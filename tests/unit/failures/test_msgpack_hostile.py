@@ -50,7 +50,7 @@ class EndsInGroups(BaseExceptionGroup[BaseException]):
 async def crafted(
     codec: Codec, module: str, qualname: str, args: Any = (), attributes: Any = None, **fields: Any
 ) -> BaseException:
-    """What a caller makes of one node with these values; whatever that is, it can be shown."""
+    """Rebuild a node with these values as a caller does; whatever that is, it can be shown."""
     values = await codec.encode([list(args), {} if attributes is None else attributes])
     node = Node(Kind.STATE, module, qualname, "message", values, **fields)
     rebuilt = await decode_failure(msgspec.msgpack.encode(Failure([node])), codec)

@@ -1,4 +1,4 @@
-"""What a test leaves behind fails that test: the checks of conftest.py, run on tests that leak."""
+"""A test that leaves something behind fails: the checks of conftest.py, run on tests that leak."""
 
 from __future__ import annotations
 

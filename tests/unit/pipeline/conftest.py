@@ -1,4 +1,4 @@
-"""What the tests of pipelines share: kinds of stages, and a transport for those that are remote."""
+"""Fixtures for the tests of pipelines: kinds of stages, and a transport for those that are remote."""
 
 from __future__ import annotations
 

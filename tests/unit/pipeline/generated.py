@@ -100,7 +100,7 @@ def pipelines(
 
 @st.composite
 def sources(draw: st.DrawFn, *, plain: bool = False) -> Source:
-    """Where the items come from: often few of them, sometimes more than a window."""
+    """Sources of items: often of few items, sometimes of more than a window."""
     if not plain and draw(st.integers(0, 7)) == 7:
         part = st.tuples(sources(plain=True), pipelines(level=1, longest=2))
         return Source(parts=tuple(draw(st.lists(part, max_size=3))))

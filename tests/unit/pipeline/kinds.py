@@ -84,7 +84,8 @@ async def consume(run: Any, how: str) -> list[Any]:
 
 
 def _iterate(run: Any) -> tuple[list[Any], BaseException | None]:
-    """As asyncio carries some exceptions from a thread by making new ones, they are returned."""
+    """Iterate, and return the items and the error: asyncio would make a new exception of some that leave a
+    thread."""
     try:
         return list(run), None
     except BaseException as error:

@@ -50,7 +50,7 @@ __all__ = [
 
 
 class Boom(Exception):
-    """What functions of generated pipelines raise."""
+    """The exception that functions of generated pipelines raise."""
 
 
 def number(value: Any) -> int:
@@ -99,7 +99,7 @@ def told(salt: int, modulus: int) -> int:
 
 
 def pauses(salt: int, item: Any) -> int:
-    """How many turns of the loop a function waits for."""
+    """The number of turns of the loop for which a function waits."""
     return max(0, mixed(salt + 2, item) % 16 - 8)
 
 
@@ -153,7 +153,7 @@ Functions = Mapping[tuple[str, str], Callable[..., Any]]
 
 
 def make_functions(remote: Callable[..., Any]) -> Functions:
-    """What stages call, by role and by where it runs: `remote` makes an atask of a coroutine function."""
+    """The functions of stages, by role and by where they run: `remote` makes an atask of a coroutine function."""
     made: dict[tuple[str, str], Callable[..., Any]] = {}
     for role, body in BODIES.items():
         made[role, "inline"] = body
@@ -238,7 +238,7 @@ class Spec:
     deepens = 0
 
     def apply(self, stream: Stream) -> Stream:
-        """What becomes of the items."""
+        """The stream that the stage makes of the items."""
         raise NotImplementedError
 
     def build(self, functions: Functions) -> Pipeline[..., Any, Any]:
@@ -271,7 +271,7 @@ def depth(specs: Sequence[Spec]) -> int:
 
 
 def awaited(specs: Sequence[Spec], item: Any) -> tuple[Any, Stream]:
-    """What awaiting a call gives, if that is determined, and the stream of it."""
+    """The value of awaiting a call, if that is determined, and the stream of it."""
     stream = apply_all(specs, Stream((item,)))
     if stream.items is None or stream.must_fail:
         return None, stream
@@ -283,7 +283,7 @@ class Call(Spec):
     role: str = "map"
     salt: int = 0
     modulus: int = 0
-    """Of how many items one fails, about; 0: none."""
+    """The number of items of which about one fails; 0: none."""
     skip: bool = False
     how: str = "coroutine"
     workers: int | None = 1
@@ -300,7 +300,7 @@ class Call(Spec):
         return int(self.role == "flat_map")
 
     def outcome(self, item: Any) -> tuple[Sequence[Any], bool]:
-        """What comes of an item, and whether it fails."""
+        """The results of an item, and True if it fails."""
         results: list[Any] = []
         body = BODIES[self.role]
         try:
@@ -583,7 +583,7 @@ class Source:
         return Stream(found, False, False, may_fail, must_fail)
 
     def open(self, functions: Functions) -> Any:
-        """What stands on the left of a pipeline."""
+        """Make the left end of a pipeline."""
         if self.parts:
             return merge(*(source.open(functions) | build_all(specs, functions) for source, specs in self.parts))
         match self.kind:

@@ -68,7 +68,7 @@ def test_what_needs_nothing_of_the_module_runs(script: Callable[..., str], tmp_p
 
 
 def test_a_module_that_another_thread_imports_meanwhile(script: Callable[..., str], tmp_path: Path) -> None:
-    """It waits for nothing of ours, so that it is waited for."""
+    """The other thread waits for nothing of ours, so that it is waited for."""
     write(
         tmp_path / "jobs.py",
         """

@@ -46,7 +46,7 @@ class Pulled:
 
 
 async def settled(counts: Any) -> list[int]:
-    """What the counts are once they have not changed for a while: the run has gone as far as it may."""
+    """Wait until the counts have not changed for a while, and return them: the run has gone as far as it may."""
     last, same = counts(), 0
     async with asyncio.timeout(60):
         while same < 15:
@@ -70,7 +70,7 @@ class Taker:
 
 
 class SyncTaker:
-    """The same with `for`, in a thread."""
+    """Take items one by one with `for`, in a thread."""
 
     def __init__(self, run: Any) -> None:
         self._run = run

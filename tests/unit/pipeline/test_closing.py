@@ -91,7 +91,7 @@ async def test_a_run_that_the_garbage_collector_finds_ends(
             closed.set()
 
     async def lose() -> None:
-        """As an exception does whose traceback leads to itself."""
+        """Lose the run in a cycle, as an exception does whose traceback leads to itself."""
         run = source() | kind.stage(identity, throttle=1) | map(identity, throttle=1)
         cycle: dict[str, Any] = {}
         cycle["itself"] = cycle

@@ -23,12 +23,12 @@ FAULTS = ("nothing", "raise", "abort", "hang", "on_start", "on_done", "source")
 
 
 class Stop(Exception):
-    """What the consumer raises."""
+    """The exception that the consumer raises."""
 
 
 @dataclass
 class Site:
-    """What was begun, and what has ended."""
+    """A count of what was begun, and of what has ended."""
 
     fault: str
     at: int
@@ -40,7 +40,7 @@ class Site:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def count(self) -> bool:
-        """Whether the fault is to happen now."""
+        """Count a call, and return True if the fault must happen now."""
         with self.lock:
             self.calls += 1
             return self.calls == self.at
@@ -170,7 +170,7 @@ def stage_threads() -> list[str]:
 
 
 def gone(what: Callable[[], Any]) -> bool:
-    """Whether there is nothing of it soon."""
+    """True if there is nothing of it soon."""
     end = time.monotonic() + 20
     while what() and time.monotonic() < end:
         time.sleep(0.002)
@@ -178,7 +178,7 @@ def gone(what: Callable[[], Any]) -> bool:
 
 
 async def left(run: Any, way: str, after: int) -> tuple[BaseException | None, int]:
-    """What the consumer got, and how many tasks stay."""
+    """Consume the run, and return the error that the consumer got, and the number of tasks that stay."""
     before = asyncio.all_tasks()
     error: BaseException | None = None
     async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,4 @@
-"""What each function of the module makes, and what awaiting it gives."""
+"""Each function of the module makes a pipeline, and awaiting that gives a value."""
 
 from __future__ import annotations
 

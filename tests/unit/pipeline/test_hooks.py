@@ -16,7 +16,7 @@ from tests.unit.pipeline.kinds import Kind, consume
 
 
 class Log:
-    """What hooks did."""
+    """A record of what hooks did."""
 
     def __init__(self) -> None:
         self.started: list[int] = []

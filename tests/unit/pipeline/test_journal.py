@@ -89,7 +89,7 @@ async def begin(records: Records, run_id: str, attempt: int) -> None:
 
 
 async def flow(noted: Journal, pipeline: Pipeline[Any, Any, Any], items: list[int]) -> Any:
-    """What the pipeline makes of the items, with every note written."""
+    """Run the pipeline over the items, with every note written."""
     stages = [
         replace(
             stage,

@@ -22,7 +22,7 @@ NAMESPACE = "model"
 PATIENCE = float(os.environ.get("ATASKS_PIPELINE_PATIENCE", "60"))
 """Seconds for one run: one that takes longer hangs."""
 CASES = int(os.environ.get("ATASKS_PIPELINE_CASES", "0"))
-"""How many to try; by default few, and always the same ones."""
+"""The number of cases to try; by default few, and always the same ones."""
 MOST = 8000 if CASES else 2500
 """Items between two stages: pipelines that make more are left out."""
 
@@ -47,7 +47,7 @@ def bounded(cases: int) -> Any:
 
 
 def expected(specs: Sequence[Spec], stream: Stream) -> Stream:
-    """What comes out at the end. Pipelines that would take too long are left out."""
+    """The stream that comes out at the end. Pipelines that would take too long are left out."""
     for spec in specs:
         stream = spec.apply(stream)
         assume(stream.items is None or len(stream.items) <= MOST)
@@ -59,7 +59,7 @@ Outcome = tuple[list[Any], BaseException | None]
 
 
 def ended(coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
-    """What it returns. Raises an AssertionError if it hangs."""
+    """Run the coroutine, and return its outcome. Raises an AssertionError if it hangs."""
 
     reports: list[Any] = []
 

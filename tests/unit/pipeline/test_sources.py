@@ -1,4 +1,4 @@
-"""Where the items of a run come from: errors there, and the end of what was pulled from."""
+"""Sources of a run's items: errors there, and the end of what was pulled from."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def same(x: Any) -> Any:
 
 
 class Broken:
-    """It cannot be iterated, although it looks so."""
+    """An object that cannot be iterated, although it looks so."""
 
     def __iter__(self) -> Iterator[Any]:
         raise ZeroDivisionError("__iter__")
@@ -106,7 +106,7 @@ async def test_what_cannot_be_begun_is_an_error_of_the_run(source: Any, how: str
 
 
 class Generating:
-    """Its `__iter__` is a generator, which has to be closed as well."""
+    """An object whose `__iter__` is a generator, which has to be closed as well."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log

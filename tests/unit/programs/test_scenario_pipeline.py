@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def count_definitions(package: str) -> int:
-    """How often `def` stands in the package: it is a keyword, and never anything else."""
+    """Count `def` in the package: it is a keyword, and never anything else."""
     found = 0
     for path in (LIBRARY / package).rglob("*.py"):
         with path.open("rb") as source:

@@ -83,7 +83,7 @@ async def test_a_worker_of_the_classic_example_says_that_it_serves(capsys: pytes
 
 
 def count_tokens(files: list[Path]) -> Counts:
-    """As `stdlib_stats.count` for many files, in another way: a keyword is never anything else."""
+    """Count as `stdlib_stats.count` does for many files, in another way: a keyword is never anything else."""
     counts = Counts(files=len(files))
     for file in files:
         before = ""
@@ -227,7 +227,7 @@ async def test_over_rabbitmq_they_print_the_same(amqp_url: str, prefix: str, cap
 
 
 def run_command(*arguments: str) -> str:
-    """What `atasks run` prints."""
+    """Run `atasks run` with these arguments, and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", "atasks", "run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )

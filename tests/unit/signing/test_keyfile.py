@@ -96,7 +96,7 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 
 
 def _allowed(file: Path, user: int, mode: int) -> str:
-    """What is wrong with a file of this owner and mode, as far as the owner and the mode go."""
+    """The complaint about a file of this owner and mode, as far as the owner and the mode go."""
     status = os.stat_result((0o100000 | mode, 1, 1, 1, user, 0, 0, 0, 0, 0))
     try:
         keyfile._check(str(file), status)

@@ -1,4 +1,4 @@
-"""What a call waits for, around a hub and in one process."""
+"""Calls wait for places, around a hub and in one process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ URL = ["loopback:", "unix:"]
 
 @pytest.fixture(params=URL)
 async def url(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """Where a worker serves one call at a time."""
+    """A URL where a worker serves one call at a time."""
     with tempfile.TemporaryDirectory(prefix="at-") as directory:
         yield request.param if request.param == "loopback:" else f"unix://{directory}/hub.sock"
 

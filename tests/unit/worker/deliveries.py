@@ -50,7 +50,7 @@ class Recorded:
         return self.elsewhere
 
     async def how(self) -> str:
-        """How the one ending came: after a few turns of the event loop, so that a second one shows."""
+        """Tell of the one ending after a few turns of the event loop, so that a second one shows."""
         await asyncio.wait_for(self.ended.wait(), 10)
         for _ in range(5):
             await asyncio.sleep(0)

@@ -176,7 +176,7 @@ async def test_a_last_attempt_waits_to_be_alone_and_for_a_place(namespace: str, 
 
 @contextmanager
 def noted(worker: Worker) -> Iterator[list[Executor]]:
-    """What the worker tells its transport to lack."""
+    """The executors that the worker tells its transport to lack."""
     told: list[Executor] = []
     worker.transport.lacks_place = lambda _, executor: told.append(executor)  # type: ignore[method-assign]
     yield told

@@ -22,7 +22,7 @@ CALLS = 200
 
 
 async def ending(chance: random.Random, tree: ATask[[int, float], int]) -> str:
-    """How one random call ended."""
+    """Make one random call, and tell how it ended."""
     timeout = chance.choice([None, chance.random() * 0.2])
     if chance.random() < 0.6:
         call = tree.options(timeout=timeout)(chance.randrange(4), chance.random() * 0.01)

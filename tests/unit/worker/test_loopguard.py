@@ -1,4 +1,4 @@
-"""What ends the event loop of a worker, and what does not."""
+"""Exceptions that end the event loop of a worker, and those that do not."""
 
 # Private attributes: `asyncio.events._set_running_loop`: an event loop of another kind calls it, and so does the
 # one here.

@@ -219,7 +219,7 @@ async def test_random_trees_and_cancellations_lose_no_slot(namespace: str, seed:
     running = 0
 
     async def work() -> None:
-        """What a run does between awaits of calls, in its own task: it holds a slot."""
+        """Do what a run does between awaits of calls, in its own task: it holds a slot."""
         nonlocal running
         run = this_run()
         if run.awaits == 0 and run.slots:

@@ -1,4 +1,4 @@
-"""What a worker remembers stays within its bounds."""
+"""A worker's memory of ended calls stays within its bounds."""
 
 # Private attributes: `RecentReplies._bytes`: the sum must be that of what is kept.
 

@@ -15,7 +15,7 @@ from tests.unit.serving import serve
 
 
 def unheard(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What the workers logged of failures."""
+    """The failures that the workers logged."""
     records = [record for record in caplog.records if record.name == "atasks.call"]
     return [f"{each.getMessage()}\n{each.exc_text}" for each in records if each.levelno == logging.WARNING]
 

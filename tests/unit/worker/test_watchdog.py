@@ -115,7 +115,8 @@ def test_a_loop_that_is_closed_ends_the_thread(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("event", ["_wake", "_answered"])
 async def test_stopping_just_before_the_thread_waits(monkeypatch: pytest.MonkeyPatch, event: str) -> None:
-    """It has looked whether to stop, and now clears the event that `stop` has set: it must not wait for it."""
+    """The thread has looked if it must stop, and now clears the event that `stop` has set: it must not wait for
+    it."""
     monkeypatch.setattr("atasks.worker.watchdog.IDLE_PROBES", 0 if event == "_wake" else 10**9)
     prepared, arrived, go_on = threading.Event(), threading.Event(), threading.Event()
 

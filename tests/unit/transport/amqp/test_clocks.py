@@ -1,4 +1,4 @@
-"""What a worker knows of the clocks of its callers."""
+"""A worker's knowledge of the clocks of its callers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from atasks.transport.backends.amqp.worker.clocks import MAX_CALLERS, Clocks
 
 
 def _now_ms(ahead: float = 0.0) -> int:
-    """What a caller says whose clock is so many seconds behind this one."""
+    """The time that a caller tells whose clock is so many seconds behind this one."""
     return int((time.time() - ahead) * 1000)
 
 

@@ -83,7 +83,7 @@ def ack(tag: int, multiple: bool = False) -> bytes:
 
 
 OTHERS = message(1, "other", b"x" * 300, number=7) + frame.marshal(Basic.ConsumeOk(consumer_tag="ctag"), DIRECT)
-"""Of another channel, and the answer to a command."""
+"""Frames that are not deliveries: one of another channel, and the answer to a command."""
 
 
 async def test_cut_anywhere_it_is_read_in_order() -> None:
@@ -162,7 +162,8 @@ async def test_a_receiver_that_fails_costs_nothing_else(caplog: pytest.LogCaptur
 
 
 async def test_the_client_library_sees_that_the_broker_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gives up a connection by which it has got nothing for long; once a second is often enough."""
+    """The client library gives up a connection by which it has got nothing for long; once a second is often
+    enough."""
     now = 100.0
     monkeypatch.setattr(frame_reader.time, "monotonic", lambda: now)
     site = Site()

@@ -49,7 +49,7 @@ async def test_cut_anywhere(sent: bytes, read: bytes) -> None:
 
 
 async def test_nothing_is_kept_back_of_a_body() -> None:
-    """It may be large, and nothing in it is looked at: not what looks like a frame either."""
+    """The body may be large, and nothing in it is looked at: not what looks like a frame either."""
     reader = asyncio.StreamReader()
     FrameReader(reader)
     body = frame.marshal(ContentBody(BAD), 1)

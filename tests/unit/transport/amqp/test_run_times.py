@@ -1,4 +1,4 @@
-"""How long calls are expected to run: what decides how many share a message."""
+"""Expected run times of calls, which decide how many calls share a message."""
 
 from __future__ import annotations
 
