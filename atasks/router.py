@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from atasks.blocks import Block, default_of, entered_first, innermost
-from atasks.caller.background import call, hand_over, run_here
+from atasks.caller.background import call, hand_over, iterate_here, run_here
 from atasks.caller.bridged_stream import BridgedStream
 from atasks.caller.decoding import reply_error, value_of
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
@@ -249,6 +249,10 @@ class Router(OriginalEvents):
         Raises RuntimeError where an event loop runs: its text names `what`, and says what to do `instead`.
         """
         return run_here(self, what, instead, make)
+
+    def iterate_sync(self, what: str, instead: str, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
+        """The items of what `make` returns, for a thread without an event loop, as `run_sync` does it."""
+        return iterate_here(self, what, instead, make)
 
     async def request_to_keep(
         self,

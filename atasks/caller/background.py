@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
@@ -24,7 +24,17 @@ if TYPE_CHECKING:
     from atasks.router import Router
     from atasks.transport.contract import Transport
 
-__all__ = ["Background", "call", "enter_background", "hand_over", "refuse_in_loop", "run_here", "run_in", "settle"]
+__all__ = [
+    "Background",
+    "call",
+    "enter_background",
+    "hand_over",
+    "iterate_here",
+    "refuse_in_loop",
+    "run_here",
+    "run_in",
+    "settle",
+]
 
 T = TypeVar("T")
 
@@ -57,6 +67,32 @@ def run_here(router: Router, what: str, instead: str, make: Callable[[], Corouti
     """
     refuse_in_loop(what, instead)
     return _wait_for(router, make)
+
+
+def iterate_here(
+    router: Router,
+    what: str,
+    instead: str,
+    make: Callable[[], AsyncIterator[T]],
+    begun: asyncio.AbstractEventLoop | None = None,
+) -> Iterator[T]:
+    """The items of what `make` returns, each waited for as `run_here` does: all in the event loop `begun`, if
+    given, else in that of the first one. An iterator that is left early is closed by that loop."""
+    loop, items = begun, None
+
+    async def following() -> T:
+        nonlocal loop, items
+        if items is None:
+            loop, items = asyncio.get_running_loop(), aiter(make())
+        return await anext(items)
+
+    while True:
+        refuse_in_loop(what, instead)
+        try:
+            item = _wait_for(router, following, loop)
+        except StopAsyncIteration:
+            return
+        yield item
 
 
 def _wait_for(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from atasks.caller.background import _wait_for, refuse_in_loop
+from atasks.caller.background import _wait_for, iterate_here, refuse_in_loop
 
 if TYPE_CHECKING:
     from atasks.caller.watched import WatchedCall
@@ -18,6 +18,8 @@ __all__ = ["SyncWatchedCall"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+INSTEAD: Final = "`async with` task.watch(...)"
 
 
 class SyncWatchedCall(Generic[R]):
@@ -55,34 +57,27 @@ class SyncWatchedCall(Generic[R]):
 
         A reader that is slow misses some, and slows nobody. `done` may fall: another attempt begins anew.
         """
-        self._check()
-        return self._each()
+        loop = self._begun().get_loop()
+        return iterate_here(self._router, f"{self!r}", INSTEAD, self._call.progress, loop)
 
     def result(self) -> R:
         """The result, when the call has ended; raises its exception. A `KeyboardInterrupt` cancels the call."""
-        self._check()
+        self._begun()
 
         async def result() -> R:
             return await self._call
 
         return self._do(result)
 
-    def _each(self) -> Iterator[Progress]:
-        reports = self._call.progress()
-
-        async def following() -> Progress | None:
-            return await anext(reports, None)
-
-        while (progress := self._do(following)) is not None:
-            yield progress
-
-    def _check(self) -> None:
-        if self._call.task is None:
+    def _begun(self) -> asyncio.Task[R]:
+        task = self._call.task
+        if task is None:
             raise RuntimeError(f"{self!r} has not begun: enter it, `with task.watch.sync(...) as call:`")
+        return task
 
     def _do(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Have it done in the event loop in which the call has begun, or is to begin."""
-        refuse_in_loop(f"{self!r}", "`async with` task.watch(...)")
+        refuse_in_loop(f"{self!r}", INSTEAD)
         task = self._call.task
         return _wait_for(self._router, make, None if task is None else task.get_loop())
 

@@ -20,6 +20,7 @@ from atasks.namespaces import namespace_item
 from atasks.options import TaskOptions, validate_queue
 from atasks.parking import parked
 from atasks.progress import Latest, Progress
+from atasks.submitted.methods import also_sync
 from atasks.tracking.fleet import Fleet
 from atasks.transport.records.contract import Record, Records, again_id, record_of, round_of
 from atasks.wire import UNBOUNDED, Reply, Status
@@ -104,6 +105,10 @@ class Handle(Generic[T]):
         handle = await invoice.submit(7)
         print(await handle, await attach(handle.id), await handle.done())  # invoice-7.pdf invoice-7.pdf True
         ```
+
+    Code without an event loop calls `handle.sync()`, and each method by its `sync`: `handle.done.sync()`,
+    `for progress in handle.progress.sync()`. They raise what the method raises, and RuntimeError where an event
+    loop runs.
     """
 
     def __init__(self, id: str, namespace: str = "default", *, kept: bool = True, new: bool = True) -> None:
@@ -125,9 +130,10 @@ class Handle(Generic[T]):
     def sync(self) -> T:
         """The result, for code without an event loop. Raises what an await of it raises, and RuntimeError where an
         event loop runs."""
-        result: T = _router(self.namespace).run_sync("handle.sync()", "`await` the handle", self._result)
+        result: T = self._router_of_thread().run_sync("handle.sync()", "`await` the handle", self._result)
         return result
 
+    @also_sync
     async def step(self, number: int) -> Any:
         """Wait for the result of the stage of this number, and return it: a value, or a list where the stage has
         more or less than one. If a later stage has failed before it had ended, that is what it gave until then.
@@ -151,6 +157,7 @@ class Handle(Generic[T]):
             return step_value(read_kept(await router.outcome(reply, record.call)))
         return await self._outcome(router, record)
 
+    @also_sync
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """The reports of the call, or of the run of a pipeline, from now on, the latest one each time, until it
         has ended, in whatever way. They begin with the latest one there was, if a worker has the call now.
@@ -175,10 +182,12 @@ class Handle(Generic[T]):
             following.cancel()
             await asyncio.wait([following])
 
+    @also_sync
     async def done(self) -> bool:
         """Return True if the call or run has ended, in whatever way. Raises UnknownRun."""
         return (await self._records().read(self.id)).ending is not None
 
+    @also_sync
     async def cancel(self) -> None:
         """End it, and the calls that it has in flight: every await of it is a `CallCancelled` from now on. One
         that has not begun does not begin, and nothing happens to one that has ended. Returns when that is safe.
@@ -190,6 +199,7 @@ class Handle(Generic[T]):
             ending = wire.ended(record.call.id, Status.CANCELLED, f"{what} {self.id} was cancelled")
             await records.cancel(record, ending)
 
+    @also_sync
     async def retry(self) -> None:
         """Have what failed run again, under this handle: `await handle`, here and elsewhere, waits for it from now
         on. Returns when that is safe.
@@ -264,6 +274,9 @@ class Handle(Generic[T]):
         assert record.ending is not None, "it was waited for"
         return await router.outcome(record.ending, record.call)
 
+    def _router_of_thread(self) -> Router:
+        return _router(self.namespace, "with atasks.connect_sync")
+
     def _records(self) -> Records:
         if not self._kept:
             raise UnknownRun(f"call {self.id} was submitted with keep=0: nothing is kept of it")
@@ -315,11 +328,11 @@ def _part(record: Record, step: str) -> Reply | None:
     return None
 
 
-def _router(namespace: str) -> Router:
+def _router(namespace: str, block: str = "async with atasks.connect") -> Router:
     router: Router | None = getattr(namespace_item(namespace), "router", None)
     if router is None:  # which connecting makes
         where = "" if namespace == "default" else f", namespace={namespace!r}"
-        raise NotConnected(f'enter `async with atasks.connect("amqp://localhost/"{where})` or another URL first')
+        raise NotConnected(f'enter `{block}("amqp://localhost/"{where})` or another URL first')
     return router
 
 

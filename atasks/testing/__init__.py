@@ -34,6 +34,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.stream_endings",
     "atasks.testing.streams",
     "atasks.testing.submitted",
+    "atasks.testing.threads",
     "atasks.testing.tracking",
     "atasks.testing.values",
 )

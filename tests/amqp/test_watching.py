@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from atasks.current import new_call_id
 from atasks.testing import Site, until
 from atasks.tracking.fleet import Fleet, Heard
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.caller.listening import listening
 from tests.broker import Broker
 
 
@@ -42,6 +44,22 @@ async def test_nothing_is_left_of_who_has_watched(watched: Site, controllable_br
         assert len(await asyncio.to_thread(left, controllable_broker, prefix)) == 2
         await watching.aclose()
         assert await asyncio.to_thread(left, controllable_broker, prefix) == []
+    watched.close()
+
+
+async def test_viewers_that_come_as_others_go(watched: Site) -> None:
+    async with watched.open():
+        assert isinstance(watched.caller, AMQPTransport)
+        session = watched.caller.session
+
+        async def come_and_go() -> None:
+            for _ in range(10):  # the last one that goes takes the exchange along
+                async with listening(session, new_call_id(), lambda _: None):
+                    await asyncio.sleep(0)
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as viewers:
+            for _ in range(8):
+                viewers.create_task(come_and_go())
     watched.close()
 
 

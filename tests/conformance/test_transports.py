@@ -14,6 +14,7 @@ from atasks.testing.schedules import ScheduleCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
 from atasks.testing.submitted import SubmittedCases
+from atasks.testing.threads import HandleInThreadCases
 from tests.conformance.transports import (
     OverAMQP,
     OverAMQPEncrypted,
@@ -27,7 +28,9 @@ from tests.conformance.transports import (
 )
 
 
-class TestLoopback(OverLoopback, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
+class TestLoopback(
+    OverLoopback, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases, HandleInThreadCases
+):
     pass
 
 
@@ -35,15 +38,21 @@ class TestMemory(OverMemory, TransportConformance):
     pass
 
 
-class TestLocal(OverLocal, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
+class TestLocal(
+    OverLocal, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases, HandleInThreadCases
+):
     pass
 
 
-class TestLocalHub(OverLocalHub, TransportConformance, EventCases, ScheduleCases, HandleProgressCases):
+class TestLocalHub(
+    OverLocalHub, TransportConformance, EventCases, ScheduleCases, HandleProgressCases, HandleInThreadCases
+):
     pass
 
 
-class TestAMQP(OverAMQP, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases):
+class TestAMQP(
+    OverAMQP, TransportConformance, WaitingEventCases, ScheduleCases, HandleProgressCases, HandleInThreadCases
+):
     pass
 
 
@@ -63,7 +72,9 @@ class TestAMQPQuorum(
     pass
 
 
-class TestAMQPSealed(OverAMQPSealed, TransportConformance, WaitingEventCases, HandleProgressCases):
+class TestAMQPSealed(
+    OverAMQPSealed, TransportConformance, WaitingEventCases, HandleProgressCases, HandleInThreadCases
+):
     pass
 
 

@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar, assert_type
 
 from atasks import (
     ATask,
+    Handle,
     Progress,
     RemoteStream,
     StreamTask,
@@ -193,6 +194,27 @@ async def watched_calls() -> None:
     with blocking.watch.sync(1) as call:
         assert_type(list(call.progress()), list[Progress])
         assert_type(call.result(), str)
+
+
+async def handles() -> None:
+    handle = await computing.submit(1, rounds=2)
+    assert_type(await handle, bytes)
+    assert_type(await handle.done(), bool)
+    assert_type([progress async for progress in handle.progress()], list[Progress])
+    await handle.cancel()
+    await handle.retry()
+    print(await handle.step(0), await handle.step(number=1))
+
+
+def synchronous_handles() -> None:
+    handle = computing.submit.sync(1, rounds=2)
+    assert_type(handle, Handle[bytes])
+    assert_type(handle.sync(), bytes)
+    assert_type(handle.done.sync(), bool)
+    assert_type(list(handle.progress.sync()), list[Progress])
+    handle.cancel.sync()
+    handle.retry.sync()
+    print(handle.step.sync(0), handle.step.sync(number=1))
 
 
 def synchronous_callers() -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected
@@ -22,6 +23,8 @@ __all__ = ["listening"]
 
 PREFETCH: Final = 50
 """Messages that come before earlier ones were dealt with: the others wait at the broker, or are dropped."""
+TRIES: Final = 10
+"""Times that the exchange is declared at most: it goes with the last one who watches."""
 
 
 @asynccontextmanager
@@ -48,12 +51,17 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
         with suppress(*CLIENT_ERRORS):
             await message.channel.basic_ack(message.delivery_tag or 0)
 
-    channel = None
     try:
-        channel = await link.open_channel()
-        await guard(channel.exchange_declare(topology.watch, exchange_type="topic", auto_delete=True))
-        await guard(channel.queue_declare(queue, exclusive=True, arguments=topology.watch_arguments()))
-        await guard(channel.queue_bind(queue, topology.watch, key))
+        for left in reversed(range(TRIES)):
+            channel = await link.open_channel()
+            await guard(channel.queue_declare(queue, exclusive=True, arguments=topology.watch_arguments()))
+            try:
+                await guard(channel.exchange_declare(topology.watch, exchange_type="topic", auto_delete=True))
+                await guard(channel.queue_bind(queue, topology.watch, key))
+                break
+            except ChannelNotFoundEntity:  # somebody else has left in between, and was the last one
+                if not left:
+                    raise
         await guard(channel.basic_qos(prefetch_count=PREFETCH))
         consume = opening(session.seals, receive, lambda message: topology.place(topology.watch, key))
         tag = (await guard(channel.basic_consume(queue, consume))).consumer_tag
