@@ -10,10 +10,13 @@ async with atasks.connect("amqp://localhost/"):
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
     from atasks.caller.sync_watched import SyncWatchedCall
@@ -207,23 +210,31 @@ _HOMES = {
 """Module -> its public names. It is imported when one of them is used: a program pays for what it uses."""
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
-if not TYPE_CHECKING:  # a checker would take any name for one that is here
 
-    def __getattr__(name: str) -> object:
-        """Import a public name, or a module of this package, when it is used first."""
-        if name in _HOME_OF:
-            value = getattr(import_module(_HOME_OF[name]), name)
+def _on_demand(package: str, home_of: dict[str, str]) -> Callable[[str], object]:
+    """Return the `__getattr__` of a package, which imports a public name, or a module of it, when it is used
+    first."""
+
+    def find(name: str) -> object:
+        if name in home_of:
+            value = getattr(import_module(home_of[name]), name)
         elif name.startswith("_"):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
         else:
             try:
-                value = import_module(f"{__name__}.{name}")
+                value = import_module(f"{package}.{name}")
             except ModuleNotFoundError as error:
-                if error.name != f"{__name__}.{name}":
+                if error.name != f"{package}.{name}":
                     raise
-                raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-        globals()[name] = value
+                raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+        setattr(sys.modules[package], name, value)
         return value
+
+    return find
+
+
+if not TYPE_CHECKING:  # a checker would take any name for one that is here
+    __getattr__ = _on_demand(__name__, _HOME_OF)
 
 
 def __dir__() -> list[str]:

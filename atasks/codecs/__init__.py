@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
-from atasks.codecs.base import Codec
-from atasks.codecs.cloudpickle import CloudpickleCodec
-from atasks.codecs.default import get_codec
-from atasks.codecs.msgpack import MsgpackCodec
-from atasks.codecs.pickle import PickleCodec
-from atasks.codecs.zstd import ZstdCodec
+from typing import TYPE_CHECKING
+
+from atasks import _on_demand
+
+if TYPE_CHECKING:
+    from atasks.codecs.base import Codec
+    from atasks.codecs.cloudpickle import CloudpickleCodec
+    from atasks.codecs.default import get_codec
+    from atasks.codecs.msgpack import MsgpackCodec
+    from atasks.codecs.pickle import PickleCodec
+    from atasks.codecs.zstd import ZstdCodec
 
 __all__ = ["CloudpickleCodec", "Codec", "MsgpackCodec", "PickleCodec", "ZstdCodec", "get_codec"]
+
+_HOMES = {
+    "atasks.codecs.base": "Codec",
+    "atasks.codecs.cloudpickle": "CloudpickleCodec",
+    "atasks.codecs.default": "get_codec",
+    "atasks.codecs.msgpack": "MsgpackCodec",
+    "atasks.codecs.pickle": "PickleCodec",
+    "atasks.codecs.zstd": "ZstdCodec",
+}
+"""Module -> its public names. It is imported when one of them is used."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # a checker would take any name for one that is here
+    __getattr__ = _on_demand(__name__, _HOME_OF)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from atasks.checks import validate_name
 from atasks.codecs import objects
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
-from atasks.options import validate_name
-from atasks.outlast import is_cancelled
 
 __all__ = ["Codec", "as_bytes", "ends_here"]
 
@@ -105,6 +103,10 @@ def as_bytes(data: Any, codec: Codec) -> bytes:
 def ends_here(error: BaseException) -> bool:
     """Return True if an exception out of a codec is meant for this task or program, and does not come of the
     content: pickles may raise anything at all."""
+    import asyncio  # for an error only: a process of a stage does without it
+
+    from atasks.outlast import is_cancelled
+
     if isinstance(error, asyncio.CancelledError):
         return is_cancelled()
     if isinstance(error, GeneratorExit):

@@ -13,7 +13,7 @@ from atasks.codecs.base import Codec
 from atasks.codecs.pickle import Pickler, is_at, is_data, main_reference, pickled
 from atasks.modules import MAIN_NAMES
 
-__all__ = ["CloudpickleCodec", "by_value", "dumps"]
+__all__ = ["CloudpickleCodec", "InOnePass", "by_value", "dumps", "has_by_value_modules"]
 
 _PROTOCOL = 5
 
@@ -47,10 +47,10 @@ class CloudpickleCodec(Codec):
 def dumps(obj: Any) -> bytes:
     """A pickle that refers to what can be imported elsewhere, the script that was started included, and holds the
     rest by value. Raises EncodeError for what belongs to this process, and what pickling the object raises."""
-    return pickled(obj, by_value(main_reference) if _by_value_modules() else _InOnePass, _PROTOCOL)
+    return pickled(obj, by_value(main_reference) if has_by_value_modules() else InOnePass, _PROTOCOL)
 
 
-class _InOnePass(Pickler):
+class InOnePass(Pickler):
     """Asks cloudpickle only where plain pickle does not do, so that it need not be imported, and no `__reduce__`
     runs twice."""
 
@@ -64,14 +64,15 @@ class _InOnePass(Pickler):
                 return reference
         elif is_at(obj, module):
             return NotImplemented
-        return self._cloud().reducer_override(obj)
+        return self.cloud().reducer_override(obj)
 
     def reduce_builtin(self, obj: Any) -> Any:
-        reduce = self._cloud().dispatch_table.get(type(obj))
+        reduce = self.cloud().dispatch_table.get(type(obj))
         return NotImplemented if reduce is None else reduce(obj)
 
-    def _cloud(self) -> Any:
-        """One for the whole pickle: what it makes of functions of one module shares their globals."""
+    def cloud(self) -> Any:
+        """Return cloudpickle's pickler, one for the whole pickle: what it makes of functions of one module shares
+        their globals."""
         if self._cloudpickler is None:
             import cloudpickle  # type: ignore[import-untyped]
 
@@ -79,7 +80,7 @@ class _InOnePass(Pickler):
         return self._cloudpickler
 
 
-def _by_value_modules() -> bool:
+def has_by_value_modules() -> bool:
     """Return True if the user has registered modules with cloudpickle: their contents must not travel by
     reference."""
     cloudpickle = sys.modules.get("cloudpickle")

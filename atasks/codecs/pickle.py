@@ -13,7 +13,6 @@ from typing import Any, Final
 
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
-from atasks.codecs.culprits import blame
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
@@ -85,6 +84,8 @@ def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], prot
     try:
         writer.dump(obj)
     except Exception as error:
+        from atasks.codecs.culprits import blame  # for an error only
+
         blame(error, getattr(writer, "last", None))
         raise
     return file.getvalue()

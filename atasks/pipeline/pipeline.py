@@ -223,7 +223,7 @@ class Pipeline(Pipe, Generic[P, T, K]):
 
         Raises PipelineError, which names the stage, for what cannot be pickled.
         """
-        from atasks.pipeline.flow.child import to_bytes
+        from atasks.pipeline.flow.pickling import to_bytes
 
         for stage in self._stages:
             try:
@@ -276,7 +276,7 @@ class Pipeline(Pipe, Generic[P, T, K]):
 
 
 def _same_pickle(one: Stage, another: Stage) -> bool:
-    from atasks.pipeline.flow.child import to_bytes
+    from atasks.pipeline.flow.pickling import to_bytes
 
     try:
         # Twice, because a pickle also tells which of its strings are one object: loading evens that out.

@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,19 +36,21 @@ def test_all_is_sorted_and_importable(name: str) -> None:
         assert hasattr(module, item), f"{name}.{item}"
 
 
-def test_every_public_name_of_the_package_is_in_all() -> None:
+@pytest.mark.parametrize("name", ["atasks", "atasks.codecs", "atasks.pipeline"])
+def test_every_public_name_of_the_package_is_in_all(name: str) -> None:
     """The names that `__init__` shows type checkers, imports on demand and exports are the same, from the same
     modules."""
-    tree = ast.parse(Path(atasks.__file__).read_text())
+    package: Any = importlib.import_module(name)
+    tree = ast.parse(Path(package.__file__).read_text())
     shown = {
         name.name: node.module
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("atasks.")
         for name in node.names
     }
-    assert shown == atasks._HOME_OF
-    assert set(shown) == set(atasks.__all__)
-    assert set(atasks.__all__) <= set(dir(atasks))
+    assert shown == package._HOME_OF
+    assert set(shown) == set(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
 
 
 def test_a_name_that_the_package_does_not_have() -> None:
@@ -67,6 +70,20 @@ def test_importing_atasks_imports_nothing_that_is_not_used(script: Callable[...,
         """
     )
     assert output.splitlines() == ["[]", "atasks.errors atasks.connection"]
+
+
+def test_the_process_of_a_stage_imports_neither_an_event_loop_nor_the_rest_of_the_pipelines(
+    script: Callable[..., str],
+) -> None:
+    output = script(
+        """
+        import sys
+        import atasks.pipeline.flow.child
+        heavy = {"asyncio", "msgspec", "cloudpickle", "multiprocessing", "atasks.pipeline.api", "atasks.wire"}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert output.strip() == "[]"
 
 
 def test_an_atask_and_a_connection_import_no_part_of_the_standard_library_that_only_others_need(

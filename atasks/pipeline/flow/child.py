@@ -11,24 +11,25 @@ import os
 import pickle
 import select
 import signal
+import socket
+import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
-from multiprocessing.connection import Connection
 from types import GeneratorType
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from atasks import forks, logs, process_setup
-from atasks.codecs.base import Codec
-from atasks.codecs.cloudpickle import by_value
-from atasks.codecs.pickle import pickled
-from atasks.errors import PipelineError
-from atasks.failures.failures import decode_failure, encode_failure
-from atasks.modules import UNGUARDED, importing, is_waited_in
+from atasks.codecs.pickle import is_data
+from atasks.modules import importing
 from atasks.pipeline.flow.invocation import Invocation, WorkerInfo, call_hook, iterator_of
+from atasks.pipeline.flow.pickling import PROTOCOL, to_bytes
 
-__all__ = ["GRACE", "STREAM", "ChildMessage", "main", "rebuilt", "to_bytes"]
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.channel import Lineage
+
+__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "main", "message"]
 
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
@@ -56,52 +57,47 @@ class Stream(enum.Enum):
 
 
 STREAM = Stream.STREAM
+BUFFER: Final = 1 << 16
+"""Bytes that are read at once; and longer pickles are sent without a copy."""
+_HEADER: Final = struct.Struct("!Q")
 
 
-def to_bytes(content: Any) -> bytes:
-    """A pickle; what cannot be imported travels by value, and so does what the script that was started defines.
-
-    Raises EncodeError for what belongs to this process, PipelineError for what is of a module that waits for this
-    while it is imported, and what pickling it raises.
-    """
-    return pickled(content, by_value(_no_name), 5)
+def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> bytes:
+    """The pickle of a message with a value, which mostly is an item or a result. Raises what `to_bytes` raises."""
+    content = kind.value, value, lineage
+    return pickle.dumps(content, PROTOCOL) if is_data(value) else to_bytes(content)
 
 
-def _no_name(obj: Any) -> None:
-    """cloudpickle alone decides which names lead to a class or function; but it would import their modules."""
-    if isinstance(obj.__module__, str) and is_waited_in(obj.__module__):
-        raise PipelineError(UNGUARDED)
+class ChildLink:
+    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes."""
 
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._reader = channel.makefile("rb", BUFFER)
 
-class _Pickles(Codec):
-    """For exceptions, which are taken apart as those of atasks are."""
+    def send(self, message: bytes) -> None:
+        """Send what `message` has made. Raises OSError."""
+        header = _HEADER.pack(len(message))
+        if len(message) <= BUFFER:
+            self._channel.sendall(header + message)
+        else:  # without a copy
+            self._channel.sendall(header)
+            self._channel.sendall(message)
 
-    carries_types = True
+    def receive(self) -> bytes:
+        """Return the next message, a pickle. Raises EOFError and OSError."""
+        return self._read(*_HEADER.unpack(self._read(_HEADER.size)))
 
-    def __init__(self) -> None:
-        self.namespace = ""  # of none: it is no namespace's codec
+    def close(self) -> None:
+        """Close this end."""
+        self._reader.close()
+        self._channel.close()
 
-    async def encode(self, obj: Any) -> bytes:
-        return to_bytes(obj)
-
-    async def decode(self, content: bytes) -> Any:
-        return pickle.loads(content)
-
-
-def rebuilt(failure: bytes) -> BaseException:
-    """The exception that a child raised."""
-    error: BaseException = _finish(decode_failure(failure, _Pickles()))
-    return error
-
-
-def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that waits for nothing, and return its result."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise RuntimeError("this coroutine should not have waited")
+    def _read(self, size: int) -> bytes:
+        data: bytes = self._reader.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
 
 
 class _Terminated(BaseException):
@@ -126,7 +122,7 @@ def main(descriptor: int, setup: str = "") -> None:
     threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
     if setup:
         process_setup.run(setup)
-    child = _Child(Connection(descriptor))
+    child = _Child(ChildLink(socket.socket(fileno=descriptor)))
     try:
         forks.handle_signal(signal.SIGTERM, _terminate)
         child.serve()
@@ -147,8 +143,8 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 class _Child:
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, link: ChildLink) -> None:
+        self._link = link
         self._name = ""
         self._call: Callable[..., Any] | None = None
         self._iterator: Iterator[Any] | None = None
@@ -159,16 +155,20 @@ class _Child:
     def serve(self) -> None:
         """Answer one message after the other."""
         while True:
-            received = self._connection.recv_bytes()
+            received = self._link.receive()
             try:
                 with importing():
-                    kind, content = pickle.loads(received)
-                answer = to_bytes(self._answer(kind, content))
+                    kind, value, lineage = pickle.loads(received)
+                del received
+                answer = message(*self._answer(ChildMessage(kind), value, lineage))
+                del value
             except Exception as error:
-                failure = _finish(encode_failure(error, _Pickles(), hop="in a process of the stage"))
-                answer = to_bytes((ChildMessage.FAILED, failure))
+                from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot
+
+                answer = message(ChildMessage.FAILED, packed(error))
                 del error
-            self._connection.send_bytes(answer)
+            self._link.send(answer)
+            del answer
 
     def finish(self) -> None:
         """Run `on_done`, if that is still to be done."""
@@ -179,15 +179,15 @@ class _Child:
         if on_done is not None:
             on_done()
 
-    def _answer(self, kind: ChildMessage, content: Any) -> tuple[ChildMessage, Any]:
+    def _answer(self, kind: ChildMessage, value: Any, lineage: Lineage) -> tuple[ChildMessage, Any]:
         match kind:
             case ChildMessage.START:
-                self._start(*content)
+                self._start(*value)
                 return ChildMessage.VALUE, None
             case ChildMessage.CALL:
-                return ChildMessage.VALUE, self._result(*content)
+                return ChildMessage.VALUE, self._result(value, lineage)
             case ChildMessage.BEGIN:
-                self._iterator = iterator_of(self._result(*content), self._name)
+                self._iterator = iterator_of(self._result(value, lineage), self._name)
                 return ChildMessage.VALUE, None
             case ChildMessage.NEXT:
                 assert self._iterator is not None
@@ -215,7 +215,7 @@ class _Child:
         self._name = info.stage
         self._call = invocation.prepare(state, info)
 
-    def _result(self, value: Any, lineage: tuple[int, ...]) -> Any:
+    def _result(self, value: Any, lineage: Lineage) -> Any:
         assert self._call is not None
         self._variables = copy_context()
         return self._variables.run(self._call, self._items() if value is STREAM else value, lineage)
@@ -223,9 +223,9 @@ class _Child:
     def _items(self) -> Iterator[Any]:
         """The stream of a join, item by item from the parent."""
         while True:
-            self._connection.send_bytes(to_bytes((ChildMessage.WANTED, None)))
-            kind, item = pickle.loads(self._connection.recv_bytes())
-            match kind:
+            self._link.send(message(ChildMessage.WANTED))
+            kind, item, _ = pickle.loads(self._link.receive())
+            match ChildMessage(kind):
                 case ChildMessage.VALUE:
                     yield item
                 case ChildMessage.ENDED:

@@ -6,9 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVarTuple
+from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple
 
-from atasks.pipeline.flow.channel import Lineage
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.channel import Lineage
 
 __all__ = [
     "Bound",

@@ -10,15 +10,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, STREAM, ChildMessage, rebuilt, to_bytes
+from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, message
 from atasks.pipeline.flow.invocation import WorkerInfo
 from atasks.pipeline.flow.items import SyncItems
+from atasks.pipeline.flow.pickling import to_bytes
+from atasks.pipeline.flow.raised import rebuilt
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Process:
         self._stage = stage
         self._info = info
         self._process: subprocess.Popen[bytes] | None = None
-        self._connection: Connection | None = None
+        self._link: ChildLink | None = None
         self._stream: SyncItems | None = None
         self._lock = threading.Lock()
         self.ended = False
@@ -72,7 +73,7 @@ class Process:
                     here.close()
                     raise PipelineError("the run is over")
                 self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
-        self._connection = Connection(here.detach())
+        self._link = ChildLink(here)
         stage = self._stage
         self._send(
             ChildMessage.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels())
@@ -118,8 +119,8 @@ class Process:
 
     def reap(self) -> None:
         """Wait until it has ended; kill it if that takes too long."""
-        if self._connection is not None:
-            self._connection.close()
+        if self._link is not None:
+            self._link.close()
         if self._process is not None:
             try:
                 self._process.wait(GRACE)
@@ -132,32 +133,32 @@ class Process:
     def _ask(self, kind: ChildMessage, value: Any, lineage: Lineage) -> Any:
         """Call the function; if it is given a stream, the items that it asks for are sent one by one."""
         if not isinstance(value, SyncItems):
-            self._send(kind, (value, lineage))
+            self._send(kind, value, lineage)
             return self._answer()
         self._stream = value
-        self._send(kind, (STREAM, lineage))
+        self._send(kind, STREAM, lineage)
         return self._answer()
 
-    def _send(self, kind: ChildMessage, content: Any = None) -> None:
-        data = to_bytes((kind, content))
-        assert self._connection is not None
+    def _send(self, kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> None:
+        sent = message(kind, value, lineage)
+        assert self._link is not None
         try:
-            self._connection.send_bytes(data)
+            self._link.send(sent)
         except OSError:
             raise self._died() from None
 
     def _answer(self) -> Any:
         while True:
-            kind, content = self._receive()
+            kind, value = self._receive()
             match kind:
                 case ChildMessage.VALUE:
-                    return content
+                    return value
                 case ChildMessage.ENDED:
                     return ENDED
                 case ChildMessage.WANTED:
                     self._feed()
                 case _:
-                    raise rebuilt(content)
+                    raise rebuilt(value)
 
     def _feed(self) -> None:
         """The child's join takes its next item."""
@@ -175,13 +176,13 @@ class Process:
             self._send(ChildMessage.VALUE, item)
 
     def _receive(self) -> tuple[ChildMessage, Any]:
-        assert self._connection is not None
+        assert self._link is not None
         try:
-            data = self._connection.recv_bytes()
+            received = self._link.receive()
         except (EOFError, OSError):
             raise self._died() from None
-        kind, content = pickle.loads(data)
-        return kind, content
+        kind, value, _ = pickle.loads(received)
+        return ChildMessage(kind), value
 
     def _died(self) -> PipelineError:
         assert self._process is not None
