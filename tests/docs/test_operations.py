@@ -50,7 +50,32 @@ def test_metrics_that_the_page_names_exist() -> None:
 @pytest.mark.parametrize("name", ["alerts.yaml", "grafana.json", "keda.yaml"])
 def test_lengths_of_queues_that_every_worker_tells_are_not_added_up(name: str) -> None:
     text = (FOLDER / name).read_text()
-    assert text.count("atasks_queue_ready") == text.count("max by (queue) (atasks_queue_ready)") > 0
+    largest = re.findall(r"max by \((?:job, )?queue\) \(atasks_queue_ready\b", text)
+    assert text.count("atasks_queue_ready") == len(largest) > 0
+
+
+def test_what_is_scaled_is_what_is_scraped() -> None:
+    deployment, monitor, scaled, alerts = (
+        (FOLDER / f"{name}.yaml").read_text() for name in ("kubernetes", "podmonitor", "keda", "alerts")
+    )
+    labels = set(re.findall(r"(?:matchLabels|labels): (.*)", deployment))
+    assert labels == set(re.findall(r"matchLabels: (.*)", monitor))
+    (label,) = re.findall(r"^  jobLabel: (\w+)$", monitor, re.MULTILINE)
+    (job,) = re.findall(rf"{{{label}: ([\w-]+)}}", *labels)
+    (port,) = re.findall(r"- port: (\w+)$", monitor, re.MULTILINE)
+    assert f"{{name: {port}, containerPort: 8000}}" in deployment
+    assert "      honorLabels: true\n" in monitor
+    assert f"scaleTargetRef:\n    name: {job}\n" in scaled
+    query = scaled[scaled.index("query: >") : scaled.index("threshold:")]
+    assert re.findall(r"atasks_\w+(\{.*?\})", query) == [f'{{job="{job}"}}'] * query.count("atasks_")
+    assert "namespace" not in query  # a label that Prometheus may rename
+    assert f'absent(atasks_slots{{job="{job}"}})' in alerts
+
+
+def test_queues_that_nobody_tells_of_do_not_empty_the_sum_that_is_scaled_by() -> None:
+    text = (FOLDER / "keda.yaml").read_text()
+    assert re.search(r"^ *\+ \(sum\(max by .*\) or vector\(0\)\)\n *threshold:", text, re.MULTILINE)
+    assert 'ignoreNullValues: "false"\n' in text  # else "nobody was heard" is "nothing to do"
 
 
 def test_the_first_lost_call_is_an_alert_though_its_series_begins_with_it() -> None:
