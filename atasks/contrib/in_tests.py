@@ -8,37 +8,32 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar, overload
-
-from msgspec.structs import replace
+from typing import Any, Final, TypeVar
 
 from atasks import wire
 from atasks.blocks import Block
 from atasks.caller.background import run_in, settle
-from atasks.caller.stream import RemoteStream
 from atasks.contrib.faults import Fault
-from atasks.errors import NotSupported, WorkersFailed
+from atasks.contrib.faulty_loopback import FaultyLoopback
+from atasks.contrib.recorded_calls import CallRecorder, RecordedCall, Submissions, known_namespaces, used
+from atasks.errors import WorkersFailed
 from atasks.lazy import LazyConnection
-from atasks.middleware import Invocation, Middleware, use
 from atasks.namespaces import namespace_item, namespaces
 from atasks.router import get_router
 from atasks.tracking.fleet import Fleet
-from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport
 from atasks.transport.contract import Transport
-from atasks.transport.loopback import LoopbackDelivery, LoopbackTransport
 from atasks.transport.records.contract import record_of
 from atasks.urls import shown
-from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Report, Status
+from atasks.wire import Call
 from atasks.worker.worker import Worker
 
 __all__ = ["CallRecorder", "InLoop", "Processes", "RecordedCall", "TestConnection", "connected", "used"]
 
 T = TypeVar("T")
-M = TypeVar("M", bound=Middleware)
 Make = Callable[[], Coroutine[Any, Any, T]]
 
 PATIENCE: Final = 1.0
@@ -47,11 +42,6 @@ PROCESSES: Final = 2
 """Worker processes of each namespace."""
 STARTING_SECONDS: Final = 60.0
 """Seconds in which worker processes have to serve."""
-
-
-def known_namespaces() -> list[str]:
-    """The namespaces of this process, of which "default" is always one."""
-    return list(dict.fromkeys(["default", *namespaces.names()]))
 
 
 @contextmanager
@@ -151,7 +141,7 @@ class InLoop:
         self._before = asyncio.all_tasks(self._loop)
         namespace = connection.namespace
         router, registered = get_router(namespace), getattr(namespace_item(namespace), "transport", None)
-        self.transport = FaultyLoopback(connection)
+        self.transport = FaultyLoopback(namespace, connection.take)
         namespaces.register(namespace, transport=registered)
         _at_once(self.transport.connect())
         self._blocks = router._connected.setdefault(self._loop, [])
@@ -201,107 +191,6 @@ def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
         return result
     coroutine.close()
     raise AssertionError("the loopback transport waits for nothing")
-
-
-class FaultyLoopback(LoopbackTransport):
-    """A loopback transport to whose deliveries the faults of a test happen."""
-
-    def __init__(self, connection: TestConnection) -> None:
-        super().__init__(connection.namespace)
-        self._faults = connection
-
-    def _post(self, pending: Pending) -> None:
-        worker = self._worker
-        fault = None if worker is None or pending.delay else self._faults.take(pending.call)
-        if fault is None:
-            super()._post(pending)
-        elif pending.call.credit:
-            pending.fail(NotSupported(f"the fault {str(fault)!r} is for a call: {pending.call.task} is a stream"))
-        elif fault.kind == "delay":
-            asyncio.get_running_loop().call_later(fault.seconds, self._late, pending)
-        else:
-            delivery = FaultyDelivery(self, pending, fault)
-            assert worker is not None
-            worker.deliver(pending.call, delivery)
-            if pending.kept:
-                pending.handed_over()
-            if fault.kind == "kill":
-                delivery.watch()
-
-    def _late(self, pending: Pending) -> None:
-        if pending.kept or not pending.future.done():
-            super()._post(pending)
-
-    def _again(self, pending: Pending) -> None:
-        """The worker of the call is gone: deliver it to the next one, as the transports do."""
-        call, worker = pending.call, self._worker
-        if worker is None or (pending.future.done() and not pending.kept):
-            return
-        if worker.holds(call.id):  # the run that died has not noticed yet
-            asyncio.get_running_loop().call_later(0.001, self._again, pending)
-        elif call.delivery == AT_MOST_ONCE or call.attempt >= call.max_attempts:
-            message = f"{wire.describe(call)} will not run again: its worker died"
-            reply = wire.ended(call.id, Status.WORKER_LOST, message, worker.id, call.attempt)
-            LoopbackDelivery(self, pending).reply(reply)
-        else:
-            pending.call = replace(call, attempt=call.attempt + 1)
-            self._post(pending)
-
-    def _twice(self, pending: Pending) -> None:
-        """Deliver a call once more that has been answered."""
-        call, worker = pending.call, self._worker
-        if worker is None or call.delivery == AT_MOST_ONCE:
-            return
-        if worker.holds(call.id):
-            asyncio.get_running_loop().call_later(0.001, self._twice, pending)
-        else:
-            copy = replace(call, attempt=call.attempt + 1)
-            worker.deliver(copy, FaultyDelivery(self, pending, None))
-
-
-class FaultyDelivery(LoopbackDelivery):
-    """A delivery to which a fault happens; without one, a delivery whose replies nobody hears."""
-
-    fault: Fault | None = None
-    dead: bool = False
-
-    def reply(self, reply: Reply | End) -> None:
-        if self.fault is None or self.dead:
-            return
-        if self.fault.kind == "duplicate":
-            super().reply(reply)
-            asyncio.get_running_loop().call_soon(self._transport._twice, self.pending)
-        else:
-            self.dead = True
-            asyncio.get_running_loop().call_soon(self._transport._again, self.pending)
-
-    def send(self, envelope: Item | End | Report) -> None:
-        if self.fault is not None and not self.dead:
-            super().send(envelope)
-
-    def watch(self) -> None:
-        """Have the worker die when the function has begun, and `seconds` later."""
-        assert self.fault is not None
-        run = None if self._transport._worker is None else self._transport._worker.find(self.pending.call.id)
-        if run is None or self.dead:
-            return
-        loop = asyncio.get_running_loop()
-        if run.ran is not None:
-            loop.call_later(self.fault.seconds, self._die)
-        else:
-            loop.call_later(0.001, self.watch)
-
-    def _die(self) -> None:
-        worker = self._transport._worker
-        if not self.dead and worker is not None and worker.holds(self.pending.call.id):
-            self.dead = True
-            worker.cancel(self.pending.call.id)
-            self._transport._again(self.pending)
-
-    @property
-    def _transport(self) -> FaultyLoopback:
-        assert isinstance(self.transport, FaultyLoopback)
-        return self.transport
 
 
 class Processes:
@@ -426,101 +315,3 @@ async def _left(transport: Transport, before: set[str], submitted: set[str], siz
 def _tasks(namespace: str) -> list[Any]:
     registry = namespace_item(namespace).registry
     return [registry.get(name).task for name in registry.names()]
-
-
-@dataclass
-class RecordedCall:
-    """A call that a test made, or that a call of it made in this process."""
-
-    name: str
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    submitted: bool
-    """True if nobody awaits it: its result is not recorded."""
-    result: Any = None
-    """The result; of a stream the items that were read, in a list; None: there is none so far."""
-    error: BaseException | None = None
-    """The exception in which it ended."""
-
-
-class CallRecorder(Middleware, Sequence[RecordedCall]):
-    """The calls that were made, in the order in which they began."""
-
-    def __init__(self) -> None:
-        self._calls: list[RecordedCall] = []
-
-    @property
-    def names(self) -> list[str]:
-        """The last parts of the names of their atasks."""
-        return [call.name.rpartition(".")[2].rpartition(":")[2] for call in self._calls]
-
-    def of(self, task: Any) -> list[RecordedCall]:
-        """The calls of one atask, by the atask, its name or the last part of that."""
-        name = getattr(task, "name", task)
-        return [call for call in self._calls if call.name == name or call.name.endswith((f".{name}", f":{name}"))]
-
-    @overload
-    def __getitem__(self, index: int) -> RecordedCall: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[RecordedCall]: ...
-    def __getitem__(self, index: int | slice) -> RecordedCall | list[RecordedCall]:
-        return self._calls[index]
-
-    def __len__(self) -> int:
-        return len(self._calls)
-
-    def __repr__(self) -> str:
-        return f"<calls of {', '.join(self.names) or 'nothing'}>"
-
-    async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        made = RecordedCall(call.name, call.args, call.kwargs, call.submitted)
-        self._calls.append(made)
-        try:
-            result = await proceed()
-        except BaseException as error:
-            made.error = error
-            raise
-        if isinstance(result, RemoteStream):
-            made.result = []
-            return _read(result, made)
-        if not call.submitted:
-            made.result = result
-        return result
-
-
-async def _read(stream: RemoteStream[Any], made: RecordedCall) -> AsyncIterator[Any]:
-    try:
-        async for item in stream:
-            made.result.append(item)
-            yield item
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        made.error = error
-        raise
-
-
-class Submissions(Middleware):
-    """The ids of the calls that were submitted."""
-
-    def __init__(self) -> None:
-        self.ids: set[str] = set()
-
-    async def call(self, call: Invocation, proceed: Callable[[], Awaitable[Any]]) -> Any:
-        if call.submitted:
-            self.ids.add(call.id)
-        return await proceed()
-
-
-@contextmanager
-def used(middleware: M) -> Iterator[M]:
-    """Inside this block the middleware is around the calls that this process makes in the namespaces that it
-    knows."""
-    former = {name: getattr(namespace_item(name), "around_calls", None) for name in known_namespaces()}
-    for name in former:
-        use(middleware, name)
-    try:
-        yield middleware
-    finally:
-        for name, around in former.items():
-            namespaces.register(name, around_calls=around)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 if TYPE_CHECKING:
-    from atasks.contrib.in_tests import CallRecorder, Processes
+    from atasks.contrib.in_tests import Processes
+    from atasks.contrib.recorded_calls import CallRecorder
 
 __all__ = ["atasks_calls", "atasks_loopback", "atasks_worker"]
 
@@ -64,7 +65,8 @@ def atasks_loopback(request: pytest.FixtureRequest) -> Iterator[None]:
     Guarantees: everything is closed when the test ends. It fails if it leaves behind calls that are awaited or run
     still, or tasks that began after its first call, and do not end within a second; and if a fault never happened.
     """
-    from atasks.contrib.in_tests import TestConnection, connected, known_namespaces
+    from atasks.contrib.in_tests import TestConnection, connected
+    from atasks.contrib.recorded_calls import known_namespaces
 
     options = _marked(request.node)
     if "anyio_backend" in request.fixturenames and not hasattr(request.node, "_loop_scope"):
@@ -121,7 +123,7 @@ def atasks_worker(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture
 def atasks_calls() -> Iterator[CallRecorder]:
     """Record the calls of a test, in order: a sequence of `RecordedCall`s, with `names` and `of(task)`."""
-    from atasks.contrib.in_tests import CallRecorder, used
+    from atasks.contrib.recorded_calls import CallRecorder, used
 
     with used(CallRecorder()) as recorder:
         yield recorder
