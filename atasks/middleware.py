@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from atasks.caller.budget import Budget
 from atasks.caller.stream import RemoteStream
 from atasks.current import new_call_id, serving_here
 from atasks.definitions import InvokedName
@@ -234,50 +234,6 @@ def _checked(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
-class _Budget:
-    """The time of a call outside of its `proceed()`: in there the transport's own timer runs."""
-
-    def __init__(self, name: str, seconds: float | None) -> None:
-        self._name = name
-        self._seconds = seconds
-        self.deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
-        self._scope: asyncio.Timeout | None = None
-        self._inside = 0
-
-    async def hold(self, awaitable: Awaitable[T]) -> T:
-        """Await it until the deadline. Raises CallTimeout."""
-        if self.deadline is None:
-            return await awaitable
-        scope = asyncio.timeout_at(self.deadline)
-        try:
-            async with scope:
-                self._scope = scope
-                return await awaitable
-        except TimeoutError:
-            if not scope.expired():
-                raise
-            raise CallTimeout(
-                f"{self._name} did not finish within {self._seconds:g} s: a middleware at its caller had it"
-            ) from None
-        finally:
-            self._scope = None
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """The call itself goes on."""
-        self._inside += 1
-        self._arm()
-        try:
-            yield
-        finally:
-            self._inside -= 1
-            self._arm()
-
-    def _arm(self) -> None:
-        if self._scope is not None and not self._scope.expired():
-            self._scope.reschedule(None if self._inside else self.deadline)
-
-
 def _nested(
     middlewares: Sequence[Middleware], method: str, call: Invocation, innermost: Proceed
 ) -> Awaitable[Any]:
@@ -319,7 +275,7 @@ class AroundCalls:
         """Make the call of that name inside the middlewares: returns or raises what they make of `await
         send(name, *args, **kwargs)`. `call_id`: its id; None: a new one."""
         call = self._invocation(router, name, task, options, args, kwargs, submitted, call_id)
-        budget = _Budget(call.name, options.timeout)
+        budget = Budget(call.name, options.timeout)
         key, tries = call.id, 0
 
         async def proceed() -> Any:
