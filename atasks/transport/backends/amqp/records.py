@@ -35,9 +35,8 @@ from atasks.errors import (
 from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
-from atasks.transport.backends.amqp.broker.outgoing import Outgoing
-from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.pursuits import Pursuits
+from atasks.transport.backends.amqp.record_message import RecordMessage
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.journals import Entries
 from atasks.transport.records.contract import GENERATION, Record, Records, base_of, record_of, unknown_run
@@ -395,7 +394,7 @@ class AMQPRecords(Records):
         properties = Basic.Properties(
             content_type=CONTENT_TYPE, message_id=f"{call_id}:{id(self):x}:{self._numbers:x}", delivery_mode=2
         )
-        message = _Safe(call_id, body, key, properties, exchange)
+        message = RecordMessage(call_id, body, key, properties, exchange)
         message.key = self._owners.get(call_id)
         outbox.put(message)
         await message.future
@@ -479,8 +478,7 @@ class AMQPRecords(Records):
                 await guard(shielded(channel.close()))
 
     async def _bind(self, link: Link, key: str) -> None:
-        session = self._session
-        await link.bind(session.reply_queue, session.topology.control, key)
+        await link.bind(self._session.reply_queue, self._session.topology.control, key)
 
     async def _unbind(self, key: str) -> None:
         session = self._session
@@ -488,41 +486,6 @@ class AMQPRecords(Records):
         if link is not None:
             with suppress(*CLIENT_ERRORS):
                 await link.unbind(session.reply_queue, session.topology.control, key)
-
-
-class _Safe(Outgoing):
-    """A message of a record."""
-
-    __slots__ = ("again", "call_id", "future")
-
-    def __init__(self, call_id: str, body: bytes, key: str, properties: Basic.Properties, exchange: str) -> None:
-        super().__init__(body, key, properties, exchange=exchange)
-        self.call_id = call_id
-        self.again = False
-        """True if the message was sent before, over a link that was lost: it may have arrived."""
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def confirmed(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def returned(self) -> None:
-        if not self.future.done():
-            self.future.set_exception(unknown_run(self.call_id))
-
-    def lost(self) -> bool:
-        self.again = True
-        return True
-
-    def refused(self) -> None:
-        if self.again:  # no room for it: earlier messages have filled the queue
-            self.confirmed()
-        elif not self.future.done():
-            self.future.set_exception(QueueFull(f"the broker takes no more of run {self.call_id!r}: try later"))
-
-    def rejected(self, refusal: Refusal) -> None:
-        if not self.future.done():
-            self.future.set_exception(refusal.error(f"the record of run {self.call_id!r}", len(self.body)))
 
 
 def _nameless(call_id: str) -> str:
