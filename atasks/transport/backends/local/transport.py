@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from atasks import modules, wire
 from atasks.errors import (
@@ -50,7 +50,6 @@ from atasks.transport.backends.local.messages import (
     Publish,
     QueueState,
     Refused,
-    Steer,
     Table,
     There,
     TokenTaken,
@@ -59,8 +58,9 @@ from atasks.transport.backends.local.messages import (
 from atasks.transport.backends.local.records import LocalRecords
 from atasks.transport.backends.local.schedules import LocalSchedules
 from atasks.transport.backends.local.serving import Serving
+from atasks.transport.backends.local.steering import Steering
 from atasks.transport.backends.local.url import checked_path, parse
-from atasks.transport.backends.local.worker_processes import WorkerProcesses, check
+from atasks.transport.backends.local.worker_processes import WorkerProcesses, check, check_number
 from atasks.transport.call_transport import CallTransport, Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
@@ -76,8 +76,6 @@ logger = logging.getLogger("atasks.local")
 BACKOFF: Final = (0.02, 1.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 CLOSE_SECONDS: Final = 5.0
-MAX_WORKERS: Final = 1000
-"""Worker processes of one program."""
 
 
 class State(enum.Enum):
@@ -133,7 +131,7 @@ class LocalTransport(CallTransport):
         self.timeout = validate_seconds("timeout", timeout)
         if workers is None:
             workers = (os.cpu_count() or 1) if path is None else 0
-        _check_workers(workers)
+        check_number(workers)
         if hub is False and (path is None or workers):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
         check(serving)
@@ -146,6 +144,7 @@ class LocalTransport(CallTransport):
         self.limits = self._limits
         self._schedules = LocalSchedules(self._records, lambda: self._link)
         self.schedules = self._schedules
+        self._steering = Steering(self._records)
         self.journals = LocalJournals(self, self._records, lambda: self._link)
         self._pending = self.calling.pendings
         self.workers = workers
@@ -384,39 +383,20 @@ class LocalTransport(CallTransport):
         if isinstance(answer, Answer) and answer.outcome != Outcome.DONE:
             raise DecodeError(answer.reason)
 
-    async def _steer(self, queue: str, order: Literal["look", "pause", "resume", "purge"]) -> QueueState:
-        """Have the hub do this with a queue. Raises TransportError."""
-        name = validate_queue(queue)
-        answer = await self._records.ask(lambda number: Steer(number, name, order))
-        if not isinstance(answer, QueueState):
-            raise TransportError(
-                answer.reason
-                if isinstance(answer, Answer)
-                else "the hub gave another answer than the state of a queue"
-            )
-        return answer
-
     async def pause_queue(self, queue: str) -> None:
-        await self._steer(queue, "pause")
+        await self._steering.steer(queue, "pause")
 
     async def resume_queue(self, queue: str) -> None:
-        await self._steer(queue, "resume")
+        await self._steering.steer(queue, "resume")
 
     async def paused_queues(self, queues: Sequence[str]) -> list[str]:
-        return [queue for queue in queues if (await self._steer(queue, "look")).paused]
+        return await self._steering.paused(queues)
 
     async def purge_queue(self, queue: str) -> Purged:
-        state = await self._steer(queue, "purge")
-        known = bool(state.purged or state.waiting or state.workers or state.paused)
-        return Purged(state.purged, known=known)
+        return await self._steering.purge(queue)
 
     async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
-        states = {queue: await self._steer(queue, "look") for queue in queues}
-        return {
-            queue: (state.waiting, state.workers)
-            for queue, state in states.items()
-            if state.waiting or state.workers or state.paused
-        }
+        return await self._steering.states(queues)
 
     def _post(self, pending: Pending) -> None:
         if self._refusal is not None:
@@ -548,10 +528,3 @@ class LocalTransport(CallTransport):
     def lacks_place(self, worker: Server, executor: Executor) -> None:
         if self.serving is not None:
             self.serving.lacks_place(executor)
-
-
-def _check_workers(workers: Any) -> None:
-    if isinstance(workers, bool) or not isinstance(workers, int):
-        raise TypeError(f"workers is a number of processes, not {workers!r}")
-    if not 0 <= workers <= MAX_WORKERS:
-        raise ValueError(f"workers={workers if abs(workers) < 10**12 else '…'}: 0 to {MAX_WORKERS} processes")

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from atasks import interpreters, process_setup
 from atasks.checks import validate_count
@@ -18,7 +18,10 @@ from atasks.namespaces import namespaces
 from atasks.options import WorkerOptions
 from atasks.supervisor.supervisor import Supervisor
 
-__all__ = ["WorkerProcesses", "check"]
+__all__ = ["WorkerProcesses", "check", "check_number"]
+
+MAX_WORKERS: Final = 1000
+"""Worker processes of one program."""
 
 END_SECONDS: Final = 5.0
 """Seconds that a worker process has to end, beyond those to finish what it runs; then it is killed."""
@@ -43,6 +46,14 @@ def check(options: WorkerOptions) -> None:
             process_setup.check(value)
         elif value is not None and name != "grace":
             validate_count(name, value)
+
+
+def check_number(workers: Any) -> None:
+    """Refuse a number of worker processes that cannot be. Raises TypeError, ValueError."""
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(f"workers is a number of processes, not {workers!r}")
+    if not 0 <= workers <= MAX_WORKERS:
+        raise ValueError(f"workers={workers if abs(workers) < 10**12 else '…'}: 0 to {MAX_WORKERS} processes")
 
 
 class WorkerProcesses:
