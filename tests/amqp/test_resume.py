@@ -10,7 +10,7 @@ import asyncio
 import msgspec
 import pytest
 
-from atasks import ATask, MsgpackCodec, NoWorker, current_call, sleep
+from atasks import ATask, MsgpackCodec, NoWorker, Worker, current_call, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.journals import journal_name
@@ -265,3 +265,108 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(s
         cut.set()
         assert await soon(running) == [0, 1, 2, 3, 4, 5]
         await until(lambda: not transport._records._watches, "nothing is followed any more")
+
+
+class TwoCopies:
+    """A call that resumes, made by one that resumes, of which the broker has two copies of the second attempt."""
+
+    def __init__(self, site: Site, peer: Peer) -> None:
+        MsgpackCodec(site.namespace)
+        self.site, self.peer = site, peer
+        self.made: list[int] = []
+        self.inner_ids: list[str] = []
+        self.halfway: list[asyncio.Event] = []
+        """Set by the test: the run goes on."""
+
+        @site.atask(name="step", queue="steps")
+        async def step(n: int) -> int:
+            self.made.append(n)
+            return n
+
+        @site.atask(name="inner", queue="inner", resume=True)
+        async def inner() -> int:
+            self.inner_ids.append(current_call().id or "")
+            first = await step(1)
+            gate = asyncio.Event()
+            self.halfway.append(gate)
+            await gate.wait()
+            return first + await step(2)
+
+        @site.atask(name="outer", queue="outer", resume=True)
+        async def outer() -> int:
+            value = await inner()
+            self.inner_ended.set()
+            await self.end.wait()
+            return value
+
+        @site.atask(name="busy", queue="busy")
+        async def busy() -> None:
+            self.is_busy.set()
+            await self.rest.wait()
+
+        self.busy, self.is_busy, self.rest = busy, asyncio.Event(), asyncio.Event()
+        self.outer, self.inner_ended, self.end = outer, asyncio.Event(), asyncio.Event()
+
+    async def send_copy_to(self, worker: Worker) -> None:
+        """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
+        (call_id,) = set(self.inner_ids)
+        (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
+        queue = _journal(self.site, outer.id)
+        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0, 2, 3, 0, 1]
+        for number in range(10):
+            if not worker.holds(call_id):
+                properties = {"message_id": f"copy{number}", "reply_to": f"{queue}:steps"}
+                await self.peer.send(copy, queue=self.peer.work_queue("inner"), **properties)
+                await sleep(0.2)
+        assert worker.holds(call_id)
+
+
+@pytest.mark.parametrize("waits", ["for the other run", "for a slot"])
+async def test_one_of_two_copies_of_a_call_runs_and_the_other_one_repeats_no_step(
+    site: Site, peer: Peer, waits: str
+) -> None:
+    copies = TwoCopies(site, peer)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the call has made its first step")
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy()) if waits == "for a slot" else None
+        await (sleep(0) if other is None else soon(copies.is_busy.wait()))
+        await copies.send_copy_to(second)
+        await sleep(0.3)
+        assert len(copies.halfway) == 1, "the second copy waits until it is known how the first one ends"
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await soon(_gone(site, _journal(site, copies.inner_ids[0])))
+        copies.rest.set()
+        await (sleep(0) if other is None else soon(other))
+        await until(lambda: not second.held, "the second copy has ended")
+        assert copies.made == [1, 2]
+        copies.end.set()
+        assert await soon(running) == 3
+        await soon(_gone(site, _journal(site, copies.inner_ids[0])))
+
+
+async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:
+    copies = TwoCopies(site, peer)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        first = await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the call has made its first step")
+        second = await site.serve(queues=["inner"])
+        await copies.send_copy_to(second)
+        await sleep(0.3)
+        assert len(copies.halfway) == 1
+        transport = first.transport
+        assert isinstance(transport, AMQPTransport)
+        await first.drain(0)  # which gives its own copy back
+        await until(lambda: len(copies.halfway) == 2, "the copy goes on")
+        copies.halfway[1].set()
+        copies.end.set()
+        assert await soon(running) == 3
+        assert copies.made == [1, 2]
+        await until(lambda: not second.held, "both copies have ended")
+        await soon(_gone(site, _journal(site, copies.inner_ids[0])))

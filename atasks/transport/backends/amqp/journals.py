@@ -4,6 +4,9 @@ Replies of calls that a journal's call makes are published to the control exchan
 are bound: that of the journal, and the reply queue of whoever runs its call. So one confirmed message is kept, and
 ends the await. The queue has, in any order, such replies, steps, and the ids of calls that were sent: those are
 published before the calls, so a later run asks the workers for a call of which it finds no reply.
+
+The broker may have two copies of a call, which are given to two workers. The run of one of them works at the
+journal, for which it has a lock; that of the other waits until it can tell how the first one has ended.
 """
 
 from __future__ import annotations
@@ -11,8 +14,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from pamqp.commands import Basic
@@ -21,8 +25,9 @@ from atasks import wire
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.call_transport import PUT_OFF, Pending
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
@@ -73,16 +78,20 @@ class AMQPJournals(Journals):
         after_reply: Callable[[str, Callable[[bool], None]], None],
         has: Callable[[str], bool],
         moved: Callable[[str], None],
+        is_over: Callable[[str], Awaitable[bool]],
     ) -> None:
         """`after_reply(call_id, do)` does it when the reply to that call is safe; `do(True)`: no other worker can
         have the call. `has(call_id)` says whether the broker has given that call to this worker over the link
-        that there is. `moved(call_id)` ends the run of a call that another worker has been given."""
+        that there is. `moved(call_id)` ends the run of a call that another worker has been given.
+        `is_over(call_id)` says whether a call that is here as a copy is known to have ended elsewhere."""
         self._session = session
         self._records = records
         self._caller = caller
         self._after_reply = after_reply
         self._has = has
         self._moved = moved
+        self._is_over = is_over
+        self._locks = Locks()
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
@@ -99,18 +108,16 @@ class AMQPJournals(Journals):
 
     async def open(self, name: str, owner: str) -> Entries:
         topology, records = self._session.topology, self._records
-        queue, steps = topology.kept(name), topology.kept_steps(name)
-        arguments = topology.kept_arguments(int(records.expires * 1000))
-        is_new = name not in self._open
-        await self._look_for(owner)
+        steps, is_new = topology.kept_steps(name), name not in self._open
         try:
             (ready, readers), _ = await asyncio.gather(
-                records.over_link(lambda link: link.declare_queue(queue, arguments, topology.control, [steps])),
+                records.over_link(partial(self._declare, name, owner)),
                 records.follow(steps) if is_new else asyncio.sleep(0),
             )
         except BaseException:
             if is_new:
                 self._errands.start(records.unfollow(steps))
+                self._locks.give(topology.lock(name))
             raise
         logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
@@ -121,10 +128,26 @@ class AMQPJournals(Journals):
             self._note(name)
         return await records.entries(name) if ready or readers else Entries()
 
+    async def _declare(self, name: str, owner: str, link: Link) -> tuple[int, int]:
+        """Declare the journal when no other run works at it. Returns (messages ready, readers). Raises
+        Elsewhere."""
+        topology = self._session.topology
+        queue, steps = topology.kept(name), topology.kept_steps(name)
+        await self._look_for(owner)
+        if await self._locks.take(topology.lock(name), link):
+            await self._look_for(owner)
+            if await link.queue_state(queue) is None:  # the other run has dropped it
+                raise Elsewhere(owner)
+        arguments = topology.kept_arguments(int(self._records.expires * 1000))
+        ready, readers = await link.declare_queue(queue, arguments, topology.control, [steps])
+        if not ready and not readers and await self._is_over(owner):
+            await link.delete_queue(queue)
+            raise Elsewhere(owner)
+        return ready, readers
+
     async def _look_for(self, call_id: str) -> None:
         """Return when the call is here over the link that there is: it comes again over another one. Raises
         Elsewhere."""
-        await self._records.linked()
         for _ in range(round(HERE_SECONDS / HERE_PAUSE)):
             if self._has(call_id):
                 return
@@ -181,6 +204,7 @@ class AMQPJournals(Journals):
         logger.debug("journal %s is left to the next run", name)
         if self._open.pop(name, None) is not None:
             self._errands.start(self._records.unfollow(self._session.topology.kept_steps(name)))
+            self._locks.give(self._session.topology.lock(name))
         self._forget_late()
 
     def drop(self, name: str) -> None:
@@ -221,6 +245,7 @@ class AMQPJournals(Journals):
         another worker has its call."""
         entries = Entries()
         try:
+            await self._records.linked()
             await self._look_for(owner)
             entries = await self._records.entries(name)
         except Elsewhere:
@@ -240,9 +265,11 @@ class AMQPJournals(Journals):
     async def flushed(self) -> None:
         """Return when what is to be dropped is gone."""
         await self._errands.ended()
+        await self._locks.given()
 
     async def close(self) -> None:
         """Do nothing any more."""
+        await self._locks.close()
         tasks = [*self._errands, *([self._keeper] if self._keeper is not None else [])]
         self._keeper = None
         for task in tasks:
@@ -271,6 +298,7 @@ class AMQPJournals(Journals):
             await link.delete_queue(topology.kept(name))
             logger.debug("journal %s is dropped", name)
             if self._unwanted.pop(name, False):
+                self._locks.give(topology.lock(name))
                 await self._records.unfollow(topology.kept_steps(name))
         except CLIENT_ERRORS as error:
             logger.debug("journal %s cannot be dropped over this link: %s", name, error)

@@ -119,7 +119,9 @@ class AMQPTransport(CallTransport):
         super().__init__(namespace)  # registers the transport; one that is refused above is not registered
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
-        self._journals = AMQPJournals(session, self._records, self, self._after_reply, self._has, self._moved)
+        self._journals = AMQPJournals(
+            session, self._records, self, self._after_reply, self._has, self._moved, self._is_over
+        )
         self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
@@ -512,6 +514,10 @@ class AMQPTransport(CallTransport):
         """Another worker has been given a call that is in hand here."""
         if self.serving is not None:
             self.serving.worker.moved(call_id)
+
+    async def _is_over(self, call_id: str) -> bool:
+        """Look if a call has ended elsewhere that is in hand as a copy: see `KeptCalls.is_over`."""
+        return self.serving is not None and await self.serving.kept.is_over(call_id)
 
     def suspect(self, pendings: Sequence[Pending]) -> None:
         """These calls may be lost: workers are asked for them, and those that none has are sent again."""

@@ -275,6 +275,16 @@ class Link:
                 await guard(shielded(channel.queue_bind(name, exchange, key)))
         return (found.message_count or 0, found.consumer_count or 0)
 
+    async def lock(self, name: str) -> bool:
+        """Declare a queue that is this link's alone, and goes with it. False: another one has it."""
+        try:
+            async with self._spare() as channel:
+                arguments: FieldTable = {"x-queue-type": "classic"}
+                await guard(shielded(channel.queue_declare(queue=name, exclusive=True, arguments=arguments)))
+        except ChannelLockedResource:
+            return False
+        return True
+
     async def delete_queue(self, name: str) -> None:
         """Delete a queue, if it is there."""
         async with self._spare() as channel:

@@ -222,6 +222,10 @@ class Topology:
         """The routing key of the other replies in a record."""
         return f"{self.kept(call_id)}:steps"
 
+    def lock(self, journal: str) -> str:
+        """The queue that only the run has which works at this journal."""
+        return f"{self.prefix}.lock.{self.namespace}.{journal}"
+
     def journal(self, reply_to: str) -> str | None:
         """The name of the journal to which this reply address belongs; None: to none."""
         begins = f"{self.prefix}.run.{self.namespace}."

@@ -94,6 +94,21 @@ class KeptCalls:
             self._station.worker.deliver(call, delivery, alone=consumer.solo)
         self._station.adapt_window()
 
+    async def is_over(self, call_id: str) -> bool:
+        """Return True if a call has ended elsewhere that is in hand here as a copy: the look before it began may
+        have been long ago. False where that cannot be known now."""
+        run = self._station.worker.find(call_id)
+        delivery = None if run is None else run.deliveries[-1]
+        if run is None or not isinstance(delivery, CallDelivery) or not delivery.request.is_copy_of(run.call):
+            return False
+        if not self._station.session.topology.is_record(delivery.request.reply_to):
+            return False
+        try:
+            return bool(await self._has_ended(run.call, delivery, again=True))
+        except (AtasksError, *CLIENT_ERRORS) as error:
+            logger.debug("the record of call %s cannot be read: %s", call_id, error)
+            return False
+
     def _store(self, delivery: CallDelivery) -> Store | None:
         """The database that has the record of this call; None: it is at the broker, or nowhere."""
         kept = delivery.request.reply_to == self._station.session.topology.stored

@@ -12,6 +12,7 @@ from atasks import wire
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
     from atasks.transport.backends.amqp.worker.consumer import Consumer
+    from atasks.wire import Call
 
 __all__ = ["RequestMessage"]
 
@@ -67,6 +68,11 @@ class RequestMessage:
         """
         name = self.properties.message_id or ""
         return name if len(name) <= MAX_COPY and wire.plain(name) and not self.shared else ""
+
+    def is_copy_of(self, call: Call) -> bool:
+        """Return True if a worker has put this call back: whoever sends a call first names its message after
+        it."""
+        return call.attempt > 1 or not (self.shared or (self.properties.message_id or "").startswith(call.id))
 
     @property
     def over(self) -> str:

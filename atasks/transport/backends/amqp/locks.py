@@ -1,0 +1,71 @@
+"""Locks at the broker: each is an exclusive queue, which one connection can have, and which goes with it."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+from weakref import WeakValueDictionary
+
+from atasks.errands import Errands
+from atasks.pauses import pauses
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+
+__all__ = ["Locks"]
+
+PAUSES: Final = (0.05, 1.0)
+"""Seconds between two tries to take a lock that another connection has: the first pause, and the longest."""
+
+
+class Locks:
+    """The locks of one transport.
+
+    The broker frees the locks of a link when it gives the deliveries of that link to others. So whoever is given
+    a call can take its lock, unless a worker that lives runs another copy of the call.
+    """
+
+    def __init__(self) -> None:
+        self._wanted: set[str] = set()
+        self._held: dict[str, Link] = {}
+        """Name -> the link over which it was taken."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Name -> held by what is asked of the broker for this lock: one thing after the other."""
+        self._errands = Errands("atasks lock")
+
+    async def take(self, name: str, link: Link) -> bool:
+        """Return when this lock is held over the link. True: another connection had it before. Raises one of
+        `CLIENT_ERRORS`. If the await is cancelled, or raises, `give` it."""
+        self._wanted.add(name)
+        tries = 0
+        for pause in pauses(*PAUSES):
+            if self._held.get(name) is link:
+                break
+            if tries:
+                await asyncio.sleep(pause)
+            tries += 1
+            await asyncio.shield(self._errands.start(self._try(name, link)))
+        return tries > 1
+
+    def give(self, name: str) -> None:
+        """Give a lock back, without waiting, unless it is taken again meanwhile."""
+        self._wanted.discard(name)
+        self._errands.start(self._give(name))
+
+    async def given(self) -> None:
+        """Return when nothing is asked of the broker any more."""
+        await self._errands.ended()
+
+    async def close(self) -> None:
+        """Do nothing any more."""
+        await self._errands.cancel()
+
+    async def _try(self, name: str, link: Link) -> None:
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            if name in self._wanted and await link.lock(name):
+                self._held[name] = link
+
+    async def _give(self, name: str) -> None:
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            if name not in self._wanted and (link := self._held.pop(name, None)) is not None:
+                with suppress(*CLIENT_ERRORS):
+                    await link.delete_queue(name)
