@@ -186,14 +186,31 @@ class Limit:
         return f"<limit {self.name!r}: {self.rule}>"
 
 
+class Holder(NamedTuple):
+    """Who entered a limit."""
+
+    loop: asyncio.AbstractEventLoop | None
+    """The event loop of a task; None: a thread without one."""
+    who: object
+    """The task, or the number of the thread."""
+
+
+def _task() -> Holder:
+    return Holder(asyncio.get_running_loop(), asyncio.current_task())
+
+
+def _thread() -> Holder:
+    return Holder(None, threading.get_ident())
+
+
 class Holding:
     """The tokens of a limit, or of one value of its key: a context manager that holds one of them."""
 
     def __init__(self, limit: Limit, key: str | None) -> None:
         self._limit = limit
         self._key = key
-        self._held: dict[object, list[Token]] = {}
-        """Task or thread -> the tokens that it holds, the last one last."""
+        self._held: dict[Holder, list[Token]] = {}
+        """Who holds which tokens, the last one last."""
 
     async def take(self) -> Token:
         """A token, which is held until its `release`."""
@@ -203,12 +220,12 @@ class Holding:
 
     async def __aenter__(self) -> None:
         token = await self.take()
-        self._held.setdefault(asyncio.current_task(), []).append(token)
+        self._held.setdefault(_task(), []).append(token)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._pop(asyncio.current_task()).release()
+        self._pop(_task()).release()
 
     @property
     def sync(self) -> SyncHolding:
@@ -220,14 +237,19 @@ class Holding:
         return namespace_item(self._limit.namespace).router
 
     def _enter_sync(self) -> None:
-        self._held.setdefault(threading.get_ident(), []).append(
-            self._router.take_token_sync(self._limit, self._key)
-        )
+        self._held.setdefault(_thread(), []).append(self._router.take_token_sync(self._limit, self._key))
 
     def _exit_sync(self) -> None:
-        self._pop(threading.get_ident()).release_soon()
+        self._pop(_thread()).release_soon()
 
-    def _pop(self, holder: object) -> Token:
+    def _pop(self, holder: Holder) -> Token:
+        if holder not in self._held:
+            # A generator that nobody read to its end is closed by another task, and so may be an AsyncExitStack.
+            # Tokens are alike, so one of another holder goes back, and its own is left for that one.
+            others = [other for other in list(self._held) if other.loop is holder.loop]
+            if not others:
+                raise RuntimeError(f"limit {self._limit.name!r} is left, and was not entered here")
+            holder = others[-1]
         held = self._held[holder]
         token = held.pop()
         if not held:

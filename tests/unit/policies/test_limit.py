@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import pickle
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -124,6 +127,44 @@ async def test_a_limit_is_held_as_often_as_it_is_entered() -> None:
             waiting.cancel()
             await asyncio.wait((waiting,))
         async with limit, limit:
+            pass
+
+
+async def test_a_limit_may_be_left_by_another_task_than_has_entered_it() -> None:
+    limit = Limit("left-by-another", at_once=1)
+
+    async def numbers() -> AsyncIterator[int]:
+        async with limit:
+            for n in range(3):
+                yield n
+
+    async def begin(stream: AsyncIterator[int]) -> None:
+        assert await anext(stream) == 0
+
+    async with atasks.connect("loopback:"):
+        await asyncio.create_task(begin(numbers()))  # nobody reads on: asyncio closes it, in a task of its own
+        async with contextlib.AsyncExitStack() as stack:
+            await soon(asyncio.create_task(stack.enter_async_context(limit)))
+            waiting = asyncio.create_task(limit.__aenter__())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        await soon(waiting)
+        await limit.__aexit__(None, None, None)
+        with pytest.raises(RuntimeError, match="was not entered"):
+            await limit.__aexit__(None, None, None)
+        async with limit:
+            pass
+
+
+async def test_a_limit_may_be_left_by_another_thread_than_has_entered_it() -> None:
+    limit = Limit("left-by-a-thread", at_once=1)
+    async with atasks.connect("loopback:"):
+        with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+            for _ in range(2):
+                stack = contextlib.ExitStack()
+                await soon(asyncio.wrap_future(one.submit(stack.enter_context, limit.sync)))
+                await soon(asyncio.wrap_future(other.submit(stack.close)))
+        async with limit:
             pass
 
 
