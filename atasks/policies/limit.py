@@ -187,7 +187,7 @@ class Limit:
 
 
 class Holder(NamedTuple):
-    """Who entered a limit."""
+    """The task or thread that entered a limit."""
 
     loop: asyncio.AbstractEventLoop | None
     """The event loop of a task; None: a thread without one."""
@@ -210,7 +210,7 @@ class Holding:
         self._limit = limit
         self._key = key
         self._held: dict[Holder, list[Token]] = {}
-        """Who holds which tokens, the last one last."""
+        """The tokens of each holder, the last one last."""
 
     async def take(self) -> Token:
         """A token, which is held until its `release`."""

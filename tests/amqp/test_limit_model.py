@@ -28,7 +28,7 @@ from tests.broker import Broker
 from tests.faults.proxy import Proxy
 
 CASES = int(os.environ.get("ATASKS_LIMIT_CASES", "0"))
-"""How many to try; by default few, and always the same ones."""
+"""The number of examples to try; by default few, and always the same ones."""
 PROCESSES = 3
 GRAIN = 0.002
 """Seconds: the broker counts time in milliseconds, and the clock of this process is another one."""
@@ -42,7 +42,7 @@ class Step(NamedTuple):
     word: Word
     process: int
     pick: int
-    """Which of its takers, or milliseconds."""
+    """The taker of that process, or milliseconds."""
 
 
 @dataclass(eq=False)
@@ -53,7 +53,7 @@ class Taker:
     waiting: asyncio.Task[Token]
     token: Token | None = None
     is_cut: bool = False
-    """It holds what the broker gave to others when its connection was cut."""
+    """True if it holds what the broker gave to others when its connection was cut."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Model:
 
     @property
     def most(self) -> int:
-        """Of the numbers that were declared, the greatest one: tokens that are too many go as they come back."""
+        """The greatest of the numbers that were declared: tokens that are too many go as they come back."""
         return max(self.rules[number].at_once for number in self.declared)
 
     def ask(self, process: int) -> None:
@@ -110,7 +110,7 @@ class Model:
         taker.token.release()
 
     async def stop(self, taker: Taker) -> None:
-        """It does not want a token any more."""
+        """Have it want no token any more."""
         self.takers.remove(taker)
         taker.waiting.cancel()
         await asyncio.wait((taker.waiting,))
@@ -125,7 +125,7 @@ class Model:
         self.cut(process)
 
     def cut(self, process: int) -> None:
-        """Its connection is cut, and those who are inside do not know."""
+        """Cut its connection; those who are inside do not know."""
         if self.proxies:
             for taker in self.mine(process, inside=True):
                 taker.is_cut = True
