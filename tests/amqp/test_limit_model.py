@@ -37,7 +37,7 @@ Word = Literal["ask", "leave", "stop", "die", "cut", "pause"]
 
 
 class Step(NamedTuple):
-    """What one process does."""
+    """A step of one process."""
 
     word: Word
     process: int
