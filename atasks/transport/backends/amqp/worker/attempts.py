@@ -283,7 +283,8 @@ class Attempts:
         question = Waiting[Reply | End | None](deliveries)
         self._questions.update(dict.fromkeys(names, question))
         again = call.delivery != AT_MOST_ONCE and call.attempt < call.max_attempts
-        reply: Reply | End | None = None if again else self._worker_lost(call)
+        lost = None if again else self._worker_lost(call)
+        reply: Reply | End | None = lost
         station = self._station
         for _ in range(ASK_ROUNDS):
             key = station.session.topology.queue_key(request.consumer.queue)
@@ -299,9 +300,9 @@ class Attempts:
             self._questions.pop(name, None)
         if again:
             self._try_again(call, question.deliveries.pop())
-        if isinstance(reply, Reply) and reply.status == Status.WORKER_LOST:
+        if lost is not None and reply is lost:  # else whoever answered has said and counted how it ended
             station.worker.count_lost(call)
-            log_lost(call, reply, queue=request.consumer.queue)
+            log_lost(call, lost, queue=request.consumer.queue)
         for each in question.deliveries:
             if reply is None:
                 each.drop()  # whoever runs it replies
