@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ SHORT_ID = 12
 """Characters of an id in a terminal; any unique beginning of an id names the call."""
 SPACE = 2
 """Between two columns."""
-NARROW = 4
-"""A column is made no narrower."""
+NARROW = SHORT_ID
+"""A column is made no narrower: then a row becomes lines."""
 
 
 def in_terminal() -> bool:
@@ -31,17 +32,45 @@ def show_json(value: Any) -> None:
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows under the names of their columns."""
+    """Rows under the names of their columns; in a terminal that is too narrow for them, each as lines of words."""
     cleaned = [[clean(cell) for cell in row] for row in rows]
-    if in_terminal() and _show_rich(columns, cleaned):
-        return
-    widths = [max(len(row[index]) for row in (columns, *cleaned)) for index in range(len(columns))]
+    widths = [max(_cells(row[index]) for row in (columns, *cleaned)) for index in range(len(columns))]
+    if in_terminal():
+        room = shutil.get_terminal_size().columns
+        _fold(widths, room)
+        if sum(widths) + SPACE * (len(widths) - 1) > room:
+            _show_lines(columns, cleaned, room)
+            return
+        if _show_rich(columns, cleaned, widths, room):
+            return
     for row in (columns, *cleaned):
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        padded = (cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(padded).rstrip())
 
 
-def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+def _fold(widths: list[int], room: int) -> None:
+    """Make the widest columns narrower where there is no room; the others stay whole."""
+    while sum(widths) + SPACE * (len(widths) - 1) > room and max(widths) > NARROW:
+        widths[widths.index(max(widths))] -= 1
+
+
+def _show_lines(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> None:
+    """Show what the first two columns have of a row in a line, and below it the other ones, each with its name."""
+    for row in rows:
+        click.echo("  ".join(filter(None, row[:2])))
+        line = ""
+        for column, cell in zip(columns[2:], row[2:], strict=True):
+            word = f"{column.lower()} {cell}"
+            if cell and line and _cells(f"{line}, {word}") > room - SPACE:
+                click.echo(f"  {line}")
+                line = ""
+            if cell:
+                line = f"{line}, {word}" if line else word
+        if line:
+            click.echo(f"  {line}")
+
+
+def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]], widths: Sequence[int], room: int) -> bool:
     """Show the table by rich. Returns False if rich is not installed."""
     try:
         from rich.console import Console
@@ -50,8 +79,7 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     except ImportError:
         return False
     table = Table(box=None, pad_edge=False, header_style="bold")
-    room = shutil.get_terminal_size().columns
-    for column, width in zip(columns, _widths(columns, rows, room), strict=True):
+    for column, width in zip(columns, widths, strict=True):
         table.add_column(column, width=width, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
@@ -59,12 +87,13 @@ def _show_rich(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
     return True
 
 
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int]:
-    """The widths of the columns: the widest ones are folded where there is no room, and the others stay whole."""
-    widths = [max(len(row[index]) for row in (columns, *rows)) for index in range(len(columns))]
-    while sum(widths) + SPACE * (len(widths) - 1) > room and max(widths) > NARROW:
-        widths[widths.index(max(widths))] -= 1
-    return widths
+def _cells(text: str) -> int:
+    """The columns of a terminal that a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        (unicodedata.east_asian_width(letter) in "WF") + (not unicodedata.combining(letter)) for letter in text
+    )
 
 
 def clean(text: str) -> str:

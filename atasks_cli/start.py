@@ -13,6 +13,8 @@ def main() -> None:
         from atasks_cli.health import main as health
 
         sys.exit(health(sys.argv[2:]))
-    from atasks_cli.main import main as command_line
-
+    try:
+        from atasks_cli.main import main as command_line
+    except KeyboardInterrupt:  # a Ctrl-C while it begins
+        sys.exit(130)
     command_line()

@@ -304,16 +304,45 @@ def test_a_fleet_that_nobody_else_sees(two: FleetOfTwo) -> None:
     assert line.startswith("--url loopback: is seen by its own process alone")
 
 
+COLUMNS = ("ID", "ATASK", "STATE", "AGE", "QUEUE", "WORKER")
+ROW = ("3f4e4c0dd2a8", "shop.reserve", "waiting", "5m06s", "default", "a-host.example.19043.06f80b31")
+
+
 def test_a_narrow_terminal_folds_the_widest_columns_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shown, "in_terminal", lambda: True)
-    monkeypatch.setenv("COLUMNS", "60")
-    worker = "a-host.example.19043.06f80b31"
-    row = ("3f4e4c0dd2a8", "shop.reserve", "waiting", "5m06s", "default", worker)
-    shown.show_table(("ID", "ATASK", "STATE", "AGE", "QUEUE", "WORKER"), [row])
+    monkeypatch.setenv("COLUMNS", "68")
+    shown.show_table(COLUMNS, [ROW])
     head, first, *rest = capsys.readouterr().out.splitlines()
-    assert head.split() == ["ID", "ATASK", "STATE", "AGE", "QUEUE", "WORKER"]
-    assert max(map(len, (head, first, *rest))) <= 60
-    assert [cell for cell in first.split() if cell in row] == ["waiting", "5m06s", "default"]
-    assert "".join(line.split()[-1] for line in (first, *rest)) == worker
+    assert head.split() == list(COLUMNS)
+    assert max(map(len, (head, first, *rest))) <= 68
+    assert tuple(first.split()[:5]) == ROW[:5]
+    assert "".join(line.split()[-1] for line in (first, *rest)) == ROW[5]
+
+
+def test_a_terminal_that_is_too_narrow_for_columns_has_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shown, "in_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "50")
+    shown.show_table(COLUMNS, [ROW, (*ROW[:4], "", ROW[5])])
+    assert capsys.readouterr().out.splitlines() == [
+        "3f4e4c0dd2a8  shop.reserve",
+        "  state waiting, age 5m06s, queue default",
+        f"  worker {ROW[5]}",
+        "3f4e4c0dd2a8  shop.reserve",
+        "  state waiting, age 5m06s",
+        f"  worker {ROW[5]}",
+    ]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_letters_that_are_two_columns_wide_keep_the_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], terminal: bool
+) -> None:
+    monkeypatch.setattr(shown, "in_terminal", lambda: terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    shown.show_table(("ATASK", "STATE"), [("漢字", "running"), ("abcde\u0301", "parked")])
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["ATASK  STATE", "漢字   running", "abcde\u0301  parked"]

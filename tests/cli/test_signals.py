@@ -6,6 +6,7 @@ from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 
+from tests.cli.command import Command
 from tests.cli.shell import Shell
 
 WAITING = """
@@ -125,3 +126,29 @@ def test_thread_that_is_left_running_ends_by_the_second_signal(shell: Shell) -> 
     command.signal(SIGINT)
     done = command.finish()
     assert (done.code, done.err) == (130, "")
+
+
+BEGINNING = """
+    import sys
+
+    class Interrupted:
+        def find_spec(self, name, path=None, target=None):
+            if name == "atasks_cli.main":
+                raise KeyboardInterrupt
+
+    sys.meta_path.insert(0, Interrupted())
+    from atasks_cli.start import main
+
+    sys.argv[1:] = ["ps"]
+    main()
+"""
+
+
+def test_interrupt_while_the_command_begins_shows_no_traceback(shell: Shell) -> None:
+    path = shell.write("beginning.py", BEGINNING)
+    command = Command(cwd=shell.directory, program=(str(path),))
+    try:
+        done = command.finish()
+    finally:
+        command.close()
+    assert (done.code, done.out, done.err) == (130, "", "")
