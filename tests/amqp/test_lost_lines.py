@@ -1,4 +1,4 @@
-"""What is said and counted of a call that is lost: once, whoever finds out."""
+"""Lost calls are said and counted once, whoever finds out."""
 
 from __future__ import annotations
 
