@@ -11,6 +11,7 @@ from atasks.options import validate_queue
 from atasks.transport.subscription import Subscription
 
 if TYPE_CHECKING:
+    from atasks.activation import Activation
     from atasks.registry import Manager, RegistryItem
     from atasks.submitted.handle import Handle
     from atasks.transport.contract import Transport
@@ -34,7 +35,7 @@ class OriginalEvents:
 
     if TYPE_CHECKING:
         registry: Manager
-        _worker: Worker | None
+        _activation: Activation
 
         def register_atask(
             self, name: str, coro: Callable[..., Any], options: Mapping[str, Any] | None = None
@@ -123,7 +124,8 @@ class OriginalEvents:
         return item
 
     def _serving_transport(self) -> Transport:
-        return self._worker.transport if self._worker is not None else self.transport()
+        worker = self._activation.worker
+        return self.transport() if worker is None else worker.transport
 
 
 def _short(kind: str, name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from atasks.activation import Activation
 from atasks.blocks import Block, default_of, entered_first, innermost
 from atasks.caller.background import call, hand_over, iterate_here, run_here
 from atasks.caller.bridged_stream import BridgedStream
@@ -51,13 +52,13 @@ from atasks.wire import Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
 from atasks.worker.limited import take_noted
-from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
     from atasks.lazy import LazyConnection
     from atasks.policies.limit import Limit
     from atasks.transport.contract import Transport
     from atasks.transport.limits.contract import Token
+    from atasks.worker.worker import Worker
 
 __all__ = [
     "JobNotFound",
@@ -89,10 +90,7 @@ class Router(OriginalEvents):
         self.namespace = validate_queue(namespace, "namespace")
         self._space = namespace_item(namespace)
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
-        self._worker: Worker | None = None
-        self._serves_all = False
-        """True if the worker serves the queues of all atasks, not only those that were activated one by one."""
-        self._serving_more: set[asyncio.Task[Worker]] = set()
+        self._activation = Activation(self)
         namespaces.register(namespace, router=self, registry=self.registry)
         # What `use` puts around the calls that are made here, and around runs; None: nothing.
         around_calls, around_runs = (getattr(self._space, name, None) for name in ("around_calls", "around_runs"))
@@ -152,8 +150,8 @@ class Router(OriginalEvents):
         kind = StreamTask if is_stream(coro) else ATask
         task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
         self.registry.register(name, coro=coro, options=resolved, task=task, identity=definition)
-        if self._serves_all:
-            self._serve_later()
+        if self._activation.serves_all:
+            self._activation.serve_later()
         return task
 
     # -- calling
@@ -476,7 +474,7 @@ class Router(OriginalEvents):
             QueueMismatch: A queue exists at the broker, and was declared otherwise.
             NotConnected: The transport is not connected.
         """
-        self._serves_all = True
+        self._activation.serves_all = True
         await self.serve_on(transport, None, concurrency=concurrency)
 
     async def serve_on(
@@ -484,39 +482,7 @@ class Router(OriginalEvents):
     ) -> Worker:
         """Serve these queues, besides those that are served on this transport already; None: those of the atasks
         that are registered. Returns the worker."""
-        worker = self._worker
-        if worker is None and isinstance(transport.serves, Worker):
-            worker = transport.serves  # that of a `serve` block, or of the command line
-        elif worker is not None and worker.transport is not transport:
-            serves_all = self._serves_all
-            await self.deactivate()
-            worker, self._serves_all = None, serves_all
-        if worker is None:
-            worker = Worker(self, transport, concurrency=concurrency)
-            await worker.start(queues)
-            self._worker = worker
-        else:
-            known = worker.served.queues(getattr(transport, "queue", "default")) if queues is None else queues
-            await transport.serve_also(worker, known)
-        return worker
-
-    def _serve_later(self) -> None:
-        """An atask was registered while this serves: serve its queue too, as soon as the event loop runs."""
-        worker = self._worker
-
-        def begin() -> None:
-            if worker is not None and self._worker is worker and not worker.draining:
-                task = worker.loop.create_task(self.serve_on(worker.transport, None), name="atasks new queue")
-                self._serving_more.add(task)
-                task.add_done_callback(self._served_more)
-
-        if worker is not None and worker.loop.is_running():
-            worker.loop.call_soon_threadsafe(begin)
-
-    def _served_more(self, task: asyncio.Task[Worker]) -> None:
-        self._serving_more.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.error("a queue of an atask that was defined just now is not served: %s", error)
+        return await self._activation.serve_on(transport, queues, concurrency)
 
     async def deactivate(self, grace: float = 30.0) -> None:
         """Serve no more, and return when the worker has drained. Does nothing if nothing was activated.
@@ -524,10 +490,7 @@ class Router(OriginalEvents):
         Args:
             grace: Seconds for which running calls may go on.
         """
-        worker, self._worker = self._worker, None
-        self._serves_all = False
-        if worker is not None:
-            await worker.drain(grace)
+        await self._activation.end(grace)
 
 
 def get_router(namespace: str = "default") -> Router:

@@ -1,6 +1,6 @@
 """Programs for atasks 0.0.3 with `atask_queue` and `atask_broadcast`, over every transport that has events."""
 
-# Private attributes: `Router._worker`: that nothing is served any more is seen nowhere else.
+# Private attributes: `Router._activation`: that nothing is served any more is seen nowhere else.
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class OriginalCases(Cases):
         @atask(namespace=site.namespace, queue="too-late")
         async def third() -> None: ...
 
-        assert router._worker is None
+        assert router._activation.worker is None
 
 
 class TestLoopback(OverLoopback, OriginalCases):

@@ -1,6 +1,6 @@
 """Everything at once over the loopback: whatever happens, every await ends, and nothing is left behind."""
 
-# Private attributes: `Router._worker`, `_pending` and `_waiting`: that nothing is left behind is seen nowhere
+# Private attributes: `Router._activation`, `_pending` and `_waiting`: that nothing is left behind is seen nowhere
 # else.
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ async def test_every_await_ends(namespace: str, seed: int) -> None:
 
     async def activate() -> None:
         await router.activate(transport, concurrency=concurrency)
-        assert router._worker is not None
-        workers.append(router._worker)
+        assert router._activation.worker is not None
+        workers.append(router._activation.worker)
 
     await activate()
     roots = [asyncio.create_task(forest.call(5)) for _ in range(15)]
