@@ -105,7 +105,7 @@ def _wait_for(
     the loop of the oldest block.
     """
     if begun is not None and not begun.is_running():
-        raise NotConnected("the event loop of this connection has ended")
+        raise NotConnected("the event loop of this connection has ended: connect again, in a loop that runs")
     block = None if begun is not None else _block(router.namespace)
     elsewhere = begun if block is None else block.loop
     thread = calling_thread.get()
@@ -357,7 +357,7 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
     The task has a copy of this thread's context. Whatever interrupts this thread cancels it.
     """
     if _over:
-        raise NotConnected("the program ends, and with it its connections")
+        raise NotConnected("the program ends, and with it its connections: make the call before that")
     errand = _Errand(make)
     stuck = _Stuck()
     try:  # an interrupt may come at any point from here on
@@ -368,7 +368,9 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
     except BaseException as error:
         if loop.is_closed():
             if isinstance(error, RuntimeError) and not errand.ended.is_set():
-                raise NotConnected("the event loop of this connection has ended") from None
+                raise NotConnected(
+                    "the event loop of this connection has ended: connect again, in a loop that runs"
+                ) from None
         elif not errand.ended.is_set():
             loop.call_soon_threadsafe(errand.cancel)
             errand.ended.wait(CANCEL_PATIENCE)
@@ -428,7 +430,7 @@ class _Stuck:
         """Raise RuntimeError if it has been waiting for a thread all the time, which may be this one, and
         NotConnected if it was closed."""
         if loop.is_closed():
-            raise NotConnected("the event loop of this connection has ended")
+            raise NotConnected("the event loop of this connection has ended: connect again, in a loop that runs")
         frame = sys._current_frames().get(threads.get(loop, 0))
         if frame is None or frame.f_globals.get("__name__") not in WAITING:
             self._frame = None

@@ -105,9 +105,13 @@ class Run(Generic[T, K]):
         async for item in self:
             found.append(item)
             if len(found) > 1:
-                raise PipelineError("one() of a run with several items: iterate it, or await the list")
+                raise PipelineError(
+                    "one() is for a run of one item, and this one has several: iterate it, or await the list"
+                )
         if not found:
-            raise PipelineError("one() of a run without items")
+            raise PipelineError(
+                "one() is for a run of one item, and this one has none: iterate it, or await the list"
+            )
         return found[0]
 
     async def aclose(self) -> None:
