@@ -6,7 +6,8 @@ import time
 from typing import Any, Final
 
 from atasks import wire
-from atasks.codecs.base import Codec, ends_here
+from atasks.codecs.base import Codec
+from atasks.codecs.checked import undecodable
 from atasks.definitions import BaseTask
 from atasks.errors import (
     CallCancelled,
@@ -36,14 +37,11 @@ async def value_of(reply: Reply, call: Call, task: BaseTask[..., Any] | None, co
         if task is None:
             return await codec.decode(reply.payload)
         return await codec.decode_result(reply.payload, task.local)
-    except DecodeError:
-        raise
     except BaseException as error:
-        if ends_here(error):
+        flaw = undecodable(f"the result of {call.task}", codec, error, type(error).__name__)
+        if flaw is None:
             raise
-        raise DecodeError(
-            f"the result of {call.task} cannot be decoded by {codec.name} ({type(error).__name__})"
-        ) from error
+        raise flaw from error
 
 
 async def reply_error(reply: Reply, call: Call, codec: Codec) -> BaseException:

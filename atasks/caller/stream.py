@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from atasks.caller.decoding import reply_error
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.tries import Tries
-from atasks.codecs.base import ends_here
+from atasks.codecs.checked import undecodable
 from atasks.current import serving_here
-from atasks.errors import CallError, DecodeError, NotSupported, WorkerLost, name_call
+from atasks.errors import CallError, NotSupported, WorkerLost, name_call
 from atasks.parking import parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
@@ -216,19 +216,16 @@ class RemoteStream(Generic[T]):
         raise ended
 
     async def _decode(self, payload: bytes) -> Any:
-        # Like `value_of`, and not in one function with it: a coroutine more would cost both, for each item.
+        # Like `value_of`, and not in one coroutine with it: one more would cost both, for each item.
         try:
             if self._task is None:
                 return await self._codec.decode(payload)
             return await self._codec.decode_result(payload, self._task.local)
-        except DecodeError:
-            raise
         except BaseException as error:
-            if ends_here(error):
+            flaw = undecodable(f"an item of {self._name}", self._codec, error, type(error).__name__)
+            if flaw is None:
                 raise
-            raise DecodeError(
-                f"an item of {self._name} cannot be decoded by {self._codec.name} ({type(error).__name__})"
-            ) from error
+            raise flaw from error
 
     def _close(self) -> None:
         self._arguments = None

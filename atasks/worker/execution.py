@@ -15,6 +15,7 @@ from typing import Any
 
 from atasks import forks, wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.checked import undecodable
 from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried, serving
 from atasks.definitions import BaseTask
@@ -200,13 +201,11 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
                     variable.set(await codec.decode(value))
         args, kwargs = await codec.decode_arguments(call.payload, function)
         return args, kwargs
-    except DecodeError:
-        raise
     except BaseException as error:
-        if ends_here(error):
+        flaw = undecodable(f"the arguments of {call.task}", codec, error, brief(error))
+        if flaw is None:
             raise
-        message = f"the arguments of {call.task} cannot be decoded by {codec.name} ({brief(error)})"
-        raise DecodeError(message) from error
+        raise flaw from error
 
 
 async def raised(call: Call, codec: Codec, worker: str, error: BaseException, limit: int) -> Reply:
