@@ -40,6 +40,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger("atasks")
 
+LOOP_ENDED: Final = "the event loop of this connection has ended: connect again, in a loop that runs"
 CANCEL_PATIENCE: Final = 5.0
 """Seconds for which an interrupted thread waits for its call to be cancelled."""
 WATCH_SECONDS: Final = 1.0
@@ -105,7 +106,7 @@ def _wait_for(
     the loop of the oldest block.
     """
     if begun is not None and not begun.is_running():
-        raise NotConnected("the event loop of this connection has ended: connect again, in a loop that runs")
+        raise NotConnected(LOOP_ENDED)
     block = None if begun is not None else _block(router.namespace)
     elsewhere = begun if block is None else block.loop
     thread = calling_thread.get()
@@ -368,9 +369,7 @@ def _run(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, Any,
     except BaseException as error:
         if loop.is_closed():
             if isinstance(error, RuntimeError) and not errand.ended.is_set():
-                raise NotConnected(
-                    "the event loop of this connection has ended: connect again, in a loop that runs"
-                ) from None
+                raise NotConnected(LOOP_ENDED) from None
         elif not errand.ended.is_set():
             loop.call_soon_threadsafe(errand.cancel)
             errand.ended.wait(CANCEL_PATIENCE)
@@ -430,7 +429,7 @@ class _Stuck:
         """Raise RuntimeError if it has been waiting for a thread all the time, which may be this one, and
         NotConnected if it was closed."""
         if loop.is_closed():
-            raise NotConnected("the event loop of this connection has ended: connect again, in a loop that runs")
+            raise NotConnected(LOOP_ENDED)
         frame = sys._current_frames().get(threads.get(loop, 0))
         if frame is None or frame.f_globals.get("__name__") not in WAITING:
             self._frame = None

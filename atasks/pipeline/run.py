@@ -105,13 +105,9 @@ class Run(Generic[T, K]):
         async for item in self:
             found.append(item)
             if len(found) > 1:
-                raise PipelineError(
-                    "one() is for a run of one item, and this one has several: iterate it, or await the list"
-                )
+                raise PipelineError("one() is for one item, and this run has several: iterate or await it")
         if not found:
-            raise PipelineError(
-                "one() is for a run of one item, and this one has none: iterate it, or await the list"
-            )
+            raise PipelineError("one() is for one item, and this run has none: iterate or await it")
         return found[0]
 
     async def aclose(self) -> None:
