@@ -360,55 +360,55 @@ class Ticker:
         try:
             _, table = await _read(self._store)
             now, pause = self._clock.now(), LOOK_SECONDS
-            for entry in table.values():
-                if entry.done > now + WRONG_SECONDS:
-                    logger.warning("schedule %r had its last tick in the future: a clock was wrong", entry.name)
-                    await self._note(entry, now, None)
-                pause = min(pause, await self._keep(entry, now))
+            for schedule in table.values():
+                if schedule.done > now + WRONG_SECONDS:
+                    logger.warning("schedule %r had its last tick in the future: a clock was wrong", schedule.name)
+                    await self._note(schedule, now, None)
+                pause = min(pause, await self._keep(schedule, now))
         except (AtasksError, OSError) as error:
             logger.warning("the schedules cannot be kept for now: %s", error)
             return PAUSE
         return pause
 
-    async def _keep(self, entry: Schedule, now: float) -> float:
+    async def _keep(self, schedule: Schedule, now: float) -> float:
         """Make the calls of one schedule that are due, whatever keeps it from that, and return in how many seconds
         to look at it again. Raises OSError, or NotConnected, if the others cannot be kept either."""
         try:
-            await self._make(entry, now)
-            upcoming = entry.timing.after(max(now, entry.done))
+            await self._make(schedule, now)
+            upcoming = schedule.timing.after(max(now, schedule.done))
         except (OSError, NotConnected):
             raise
         except (AtasksError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            logger.warning("schedule %r cannot be kept for now: %s", entry.name, error)
+            logger.warning("schedule %r cannot be kept for now: %s", schedule.name, error)
             return PAUSE
         return LOOK_SECONDS if upcoming is None else max(upcoming - self._clock.now(), 0.0)
 
-    async def _make(self, entry: Schedule, now: float) -> None:
-        due = _due(entry, now)
+    async def _make(self, schedule: Schedule, now: float) -> None:
+        due = _due(schedule, now)
         if not due:
             return
-        if not entry.catch_up:
+        if not schedule.catch_up:
             due = [due[-1]]
-        call_id = entry.last_id
+        call_id = schedule.last_id
         for tick in due[-MAX_MISSED:]:
-            if not entry.catch_up and now - tick > LATE_SECONDS:
-                logger.warning("schedule %r missed a tick, %.0f s ago", entry.name, now - tick)
-            elif entry.overlap == "skip" and await self._goes_on(call_id):
-                logger.info("schedule %r skips a tick: the call of the one before has not ended", entry.name)
+            if not schedule.catch_up and now - tick > LATE_SECONDS:
+                logger.warning("schedule %r missed a tick, %.0f s ago", schedule.name, now - tick)
+            elif schedule.overlap == "skip" and await self._goes_on(call_id):
+                logger.info("schedule %r skips a tick: the call of the one before has not ended", schedule.name)
             else:
-                call_id = await self._submit(entry, tick) or call_id
-        await self._note(entry, due[-1], call_id)
+                call_id = await self._submit(schedule, tick) or call_id
+        await self._note(schedule, due[-1], call_id)
 
-    async def _note(self, entry: Schedule, last: float, call_id: str | None) -> None:
+    async def _note(self, schedule: Schedule, last: float, call_id: str | None) -> None:
         """Put into the table what was done, unless the schedule is another one by now."""
 
         def change(table: dict[str, Schedule]) -> None:
-            known = table.get(entry.name)
-            if known is not None and known.since == entry.since and known.is_as(entry):
+            known = table.get(schedule.name)
+            if known is not None and known.since == schedule.since and known.is_as(schedule):
                 known.last, known.last_id = last, call_id
 
         await _change(self._store, change)
-        entry.last, entry.last_id = last, call_id
+        schedule.last, schedule.last_id = last, call_id
 
     async def _goes_on(self, call_id: str | None) -> bool:
         """Tell whether that call waits or runs."""
@@ -422,13 +422,13 @@ class Ticker:
         records.see_to(record)  # a call that is lost would keep all ticks after it from being made
         return record.ending is None
 
-    async def _submit(self, entry: Schedule, tick: float) -> str | None:
+    async def _submit(self, schedule: Schedule, tick: float) -> str | None:
         """Have the call of a tick run; its id, whoever has submitted it. None: a middleware does not want it."""
         records = self._transport.records
         assert records is not None, "what keeps schedules keeps records"
-        options = TaskOptions().with_changes({**entry.options, "orphan": "run", "batch": False})
+        options = TaskOptions().with_changes({**schedule.options, "orphan": "run", "batch": False})
         options = options.with_changes({"keep": max(options.keep or 0.0, KEEP_SECONDS)})
-        digest = blake2b(f"{entry.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
+        digest = blake2b(f"{schedule.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
 
         call_id = f"{digest}{GENERATION}{new_call_id()[:12]}"
 
@@ -438,32 +438,32 @@ class Ticker:
 
         try:
             return await self._router.submit_encoded(
-                entry.task, entry.payload, entry.codec, options, self._transport, begin, call_id
+                schedule.task, schedule.payload, schedule.codec, options, self._transport, begin, call_id
             )
         except (AtasksError, OSError, msgspec.MsgspecError):
             raise
         except Exception:
-            logger.exception("schedule %r has lost a tick: a middleware raised", entry.name)
+            logger.exception("schedule %r has lost a tick: a middleware raised", schedule.name)
             return None
 
 
-def _due(entry: Schedule, now: float) -> list[float]:
+def _due(schedule: Schedule, now: float) -> list[float]:
     """The ticks until now that were not made; more than `MAX_MISSED` of them, and not all, if there are many.
     A cron expression does not say how far apart its ticks are, and it may have had no worker for years."""
-    earliest, span = _earliest(entry, now), SPAN_SECONDS
+    earliest, span = _earliest(schedule, now), SPAN_SECONDS
     while True:
         begin = max(earliest, now - span)
-        due = list(takewhile(lambda tick: tick <= now, entry.timing.ticks(begin)))
+        due = list(takewhile(lambda tick: tick <= now, schedule.timing.ticks(begin)))
         if begin == earliest or len(due) > MAX_MISSED:
             return due
         span *= 4
 
 
-def _earliest(entry: Schedule, now: float) -> float:
+def _earliest(schedule: Schedule, now: float) -> float:
     """From where on to look for ticks: not for all that a short period has missed in a long time."""
-    begin = entry.done
-    if entry.catch_up:
-        if isinstance(entry.every, str):
+    begin = schedule.done
+    if schedule.catch_up:
+        if isinstance(schedule.every, str):
             return begin
-        return max(begin, now - (MAX_MISSED + 1) * entry.every)
-    return max(begin, now - LATE_SECONDS - (0.0 if isinstance(entry.every, str) else entry.every))
+        return max(begin, now - (MAX_MISSED + 1) * schedule.every)
+    return max(begin, now - LATE_SECONDS - (0.0 if isinstance(schedule.every, str) else schedule.every))

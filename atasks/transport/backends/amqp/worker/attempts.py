@@ -144,32 +144,32 @@ class Attempts:
         request = claim.deliveries[0].request
         consumer = request.consumer
         try:
-            word = await self._ask_caller(claim, request, wait)
+            answer = await self._ask_caller(claim, request, wait)
         finally:
             del self._claims[request.copy]
             wait.end()
         again = claim.was_delivered_before(self._station.epoch)
-        if word in (ClaimAnswer.NO, ClaimAnswer.OVER):
+        if answer in (ClaimAnswer.NO, ClaimAnswer.OVER):
             copy = request.copy
             logger.debug("%s, attempt %d, does not start: copy %s is surplus", describe(call), call.attempt, copy)
             for each in claim.deliveries:
                 each.drop()
-            if word is ClaimAnswer.OVER:
+            if answer is ClaimAnswer.OVER:
                 self._station.worker.over(call)
-        elif word is ClaimAnswer.BACK and again and not claim.run:  # it may have begun elsewhere
+        elif answer is ClaimAnswer.BACK and again and not claim.run:  # it may have begun elsewhere
             for each in claim.deliveries:
                 each.requeue()
-        elif word is ClaimAnswer.BACK:
+        elif answer is ClaimAnswer.BACK:
             *others, last = claim.deliveries
             last.give_back(call)
             for each in others:
                 each.drop()
-        elif word in (ClaimAnswer.BEGUN, ClaimAnswer.SILENCE) and again:
+        elif answer in (ClaimAnswer.BEGUN, ClaimAnswer.SILENCE) and again:
             wait = Wait(consumer, aside=True)
             self._station.adapt_window()
             await self._ask_before(call, claim.deliveries, wait)
         else:
-            permit = partial(self._begin, call, claim, word)
+            permit = partial(self._begin, call, claim, answer)
             for each in claim.deliveries:  # the first delivery starts the run, which adopts the other deliveries
                 self._station.worker.deliver(call, each, consumer.solo, permit)
         self._station.adapt_window()
@@ -227,11 +227,11 @@ class Attempts:
         for asked in (claim, beginning):
             if asked is not None:
                 self._station.clocks.learn(asked.reply_to, grant.now_ms)
-                word = asked.word(grant)
-                if word is not ClaimAnswer.YES or asked is claim:  # any other grant answers an earlier question
-                    asked.tell(word)
+                answer = asked.answer_of(grant)
+                if answer is not ClaimAnswer.YES or asked is claim:  # any other grant answers an earlier question
+                    asked.tell(answer)
 
-    async def _begin(self, call: Call, claim: CopyClaim, word: ClaimAnswer | None) -> bool:
+    async def _begin(self, call: Call, claim: CopyClaim, answer: ClaimAnswer | None) -> bool:
         """A last attempt has the worker for itself: whether it may begin. Where its caller has answered before and
         is silent now, it waits aside, and the worker goes on with other calls. If it has begun elsewhere, what it
         came by goes back to the broker: the worker where it began may be gone by now."""
@@ -247,22 +247,22 @@ class Attempts:
                     each.beginning = name
         beginning = CopyClaim(call, claim.deliveries, again, claim.epoch, claim.run, begins=True)
         self._ask(beginning)
-        if word not in (
+        if answer not in (
             ClaimAnswer.HERE,
             ClaimAnswer.SILENCE,
         ):  # with these two answers nothing is left to ask
             copy = claim.deliveries[0].request.copy
             self._beginnings[copy] = beginning
             try:
-                word = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
+                answer = beginning.answer.result() if await beginning.answered(ASK_SECONDS) else None
             finally:
                 del self._beginnings[copy]
-        if word in (ClaimAnswer.HERE, ClaimAnswer.SILENCE):
+        if answer in (ClaimAnswer.HERE, ClaimAnswer.SILENCE):
             return True
         run = worker.find(call.id)
         if run is not None:
             deliveries, run.deliveries = [item for item in run.deliveries if isinstance(item, CallDelivery)], []
-            if word is None:
+            if answer is None:
                 aside = self._new_claim(call, deliveries, again or len(deliveries) > len(claim.deliveries))
                 aside.run = claim.run
                 self._errands.start(self._claim(call, aside, Wait(deliveries[0].request.consumer, aside=True)))

@@ -91,7 +91,7 @@ class CopyClaim(Waiting[ClaimAnswer]):
         """Return True if another worker had the copy, or may have it by now: the link by which it came is gone."""
         return self.again or self.epoch != epoch
 
-    def word(self, grant: Grant) -> ClaimAnswer:
+    def answer_of(self, grant: Grant) -> ClaimAnswer:
         """Return the answer that a grant stands for."""
         if not grant.granted:
             return ClaimAnswer.OVER if grant.over else ClaimAnswer.NO
