@@ -105,9 +105,9 @@ class Run(Generic[T, K]):
         async for item in self:
             found.append(item)
             if len(found) > 1:
-                raise PipelineError("one() is for one item, and this run has several: iterate or await it")
+                raise PipelineError("one() is for one item, and the run has several items: iterate or await it")
         if not found:
-            raise PipelineError("one() is for one item, and this run has none: iterate or await it")
+            raise PipelineError("one() is for one item, and this is a run without items: await it")
         return found[0]
 
     async def aclose(self) -> None:
