@@ -44,6 +44,10 @@ class Inlet(Protocol):
     async def take(self) -> Token | None:
         """The next token, or None at the end of the stream."""
 
+    def pull(self) -> Token | None:
+        """A token that can be had at once, from any thread; None: there may be one for `take`. Whoever pulls has
+        the event loop wake `putters` afterwards."""
+
     def wake_putter(self) -> None:
         """Let one of `putters` go on, if there is room."""
 
@@ -69,6 +73,9 @@ class Channel:
         self.loop = asyncio.get_running_loop()
         self.takers: deque[asyncio.Future[None]] = deque()
         self.putters: deque[asyncio.Future[None]] = deque()
+        self.places: deque[None] = deque()
+        """One for each token that is sure to be put, and for which there is room therefore. Any thread changes
+        it."""
         self.on_end: Callable[[], object] | None = None
         """Called when all has been put, and nothing has failed."""
         self._stops: list[Callable[[], None]] = []
@@ -100,6 +107,12 @@ class Channel:
                     self.takers.remove(waiter)
                 raise
 
+    def pull(self) -> Token | None:
+        try:
+            return self.items.popleft()
+        except IndexError:
+            return None
+
     def wake_taker(self) -> None:
         """Let one of `takers` look again."""
         while self.takers:
@@ -126,7 +139,9 @@ class Channel:
 
     def has_room(self) -> bool:
         """A token may be put."""
-        return len(self.items) < self.capacity or len(self.items) < len(self.takers) or self.ended
+        if len(self.items) + len(self.places) < self.capacity:
+            return True
+        return len(self.items) < len(self.takers) or self.ended
 
     async def room(self) -> None:
         """Wait until a token may be put; it has to be put before anything else is awaited."""

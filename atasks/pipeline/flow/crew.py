@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextvars import copy_context
 from functools import partial
@@ -182,8 +181,9 @@ class FunctionCrew(Crew):
     async def _items(self, runner: LoopRunner) -> None:
         """One call after the other, each with one result."""
         stage, inlet, outlet = self.stage, self.inlet, self.outlet
-        ready = inlet.items if runner.ready is None else deque[Token]()
+        ready = runner.at_hand(inlet, outlet)
         out, capacity, takers, putters = outlet.items, outlet.capacity, outlet.takers, inlet.putters
+        places = outlet.places
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
         limit = self._limit
@@ -216,7 +216,7 @@ class FunctionCrew(Crew):
                 if variables() != clean:
                     simple, call, clean = None, ApartRunner(runner, clean).call, copy_context()
             if marks or type(result) is not Mark:
-                if len(out) >= capacity:
+                if len(out) + len(places) >= capacity and not runner.has_place:
                     await outlet.room()
                 out.append((lineage, result))
                 if takers:

@@ -241,9 +241,15 @@ class ProcessRunner(ThreadRunner):
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
         try:
             return await self._thread.call(function, *args)
-        except asyncio.CancelledError:  # the call took too long, or the run is over
-            self._process.terminate()
+        except asyncio.CancelledError:
+            self._given_up()
             raise
+
+    def _call_once(self, value: Any, lineage: Lineage) -> Any:
+        return self._process.call(value, lineage)
+
+    def _given_up(self) -> None:
+        self._process.terminate()  # the call took too long, or the run is over
 
     async def _replace(self) -> None:
         """Another process in place of one that has died, or was ended because it took too long."""

@@ -25,14 +25,15 @@ from collections.abc import (
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
-from atasks.pipeline.flow.channel import Lineage
+from atasks.pipeline.flow.ahead import Ahead
+from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Token
 from atasks.pipeline.flow.invocation import Start, WorkerInfo, call_hook, iterator_of
 from atasks.pipeline.flow.threads import Thread, report_failure
 
 if TYPE_CHECKING:
     from atasks.pipeline.stages.functions import FunctionStage
     from atasks.policies.limit import Limit
-    from atasks.transport.limits.contract import Token
+    from atasks.transport.limits.contract import Token as LimitToken
 
 __all__ = ["ApartRunner", "LimitedRunner", "LoopRunner", "ThreadRunner", "in_memory", "next_or_end"]
 
@@ -67,6 +68,11 @@ class LoopRunner:
         self._started = False
         self._call: Callable[[Any, Lineage], Any]
 
+    @property
+    def has_place(self) -> bool:
+        """There is a place in the outlet for the result of the last call: see `Channel.places`."""
+        return False
+
     async def start(self) -> None:
         """Run `on_start`, if there is one. Raises what it raises."""
         stage = self.stage
@@ -82,6 +88,14 @@ class LoopRunner:
         self._call = stage.invocation.prepare(self._state, self.info)
         if stage.timeout is None and stage.is_coroutine and stage.invocation.is_plain(self._state, self.info):
             self.simple = stage.function
+
+    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
+        """Return the tokens for which `call` is called without waiting, before another one is taken.
+
+        A thread takes tokens from the inlet itself, behind the call that it was given, while the outlet has room
+        for their results: here they are then, in the order in which it calls the function for them.
+        """
+        return inlet.items if self.ready is None else deque()
 
     async def close(self, *, hurry: bool) -> None:
         """Run `on_done`, if `on_start` has succeeded, and end. In a hurry nothing waits for what still runs."""
@@ -212,7 +226,7 @@ class LimitedRunner(LoopRunner):
         finally:
             token.release()
 
-    async def _token(self, value: Any) -> Token:
+    async def _token(self, value: Any) -> LimitToken:
         args, kwargs = (value.args, value.kwargs) if type(value) is Start else ((value,), {})
         return await self._limit.take(*args, **kwargs)
 
@@ -269,6 +283,39 @@ class ThreadRunner(LoopRunner):
         self._thread = Thread(f"atasks-{stage.name}-{index}")
         self._variables = contextvars.copy_context()
         """The context of the item that is worked on."""
+        self._ahead: Ahead | None = None
+
+    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
+        if self.stage.timeout is not None:  # then the event loop has to know when each call begins
+            return super().at_hand(inlet, outlet)
+        self._ahead = Ahead(self._call_once, inlet, outlet)
+        return self._ahead.tokens
+
+    @property
+    def has_place(self) -> bool:
+        return self._ahead is not None and self._ahead.has_place
+
+    async def call(self, value: Any, lineage: Lineage) -> Any:
+        if self._ahead is None:
+            return await super().call(value, lineage)
+        try:
+            returned, result = await self._ahead.outcome(self._thread, value, lineage)
+        except asyncio.CancelledError:
+            self._given_up()
+            raise
+        if returned:
+            return await self._settled(result)
+        try:
+            raise result
+        finally:
+            del result  # no cycle through this frame
+
+    def _call_once(self, value: Any, lineage: Lineage) -> Any:
+        """Call the function in its thread. A context variable that is set for one item is not seen by the next."""
+        return self._thread.variables().run(self._call, value, lineage)
+
+    def _given_up(self) -> None:
+        """Nobody waits for the function any more."""
 
     async def close(self, *, hurry: bool) -> None:
         hook = self.stage.on_done

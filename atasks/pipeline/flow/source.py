@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from types import GeneratorType
@@ -25,6 +26,8 @@ __all__ = ["IterableSource", "MergedSource", "SingleSource", "Source", "check_so
 PATIENCE: Final = 1.0
 """Seconds for which the end of a run waits for a generator that is making an item: it may block for ever."""
 
+_PLAIN: Final = (range, list, tuple)
+"""Iterating these is safe in any thread."""
 _RAISED: Final = "what a pipeline took its items from raised on its end"
 
 
@@ -174,6 +177,10 @@ class _SourceInlet:
         """The next item, or ENDED."""
         raise NotImplementedError
 
+    def pull(self) -> Token | None:
+        """Pull nothing: only the event loop knows how."""
+        return None
+
     def wake_putter(self) -> None:
         """Nobody puts anything here."""
 
@@ -192,36 +199,40 @@ class _SourceInlet:
 
 
 class _HereInlet(_SourceInlet):
-    """Pulls on the event loop."""
+    """Pulls on the event loop; what iterating calls no code of users for, threads pull themselves."""
 
     def __init__(self, iterable: Iterable[Any], engine: Engine, windows: Sequence[Admission]) -> None:
         super().__init__(engine, windows)
         self._iterable = iterable
         self._iterator: Iterator[Any] | None = None
+        self._lock = threading.Lock()
+
+    def pull(self) -> Token | None:
+        return self._next() if type(self._iterable) in _PLAIN else None
 
     async def take(self) -> Token | None:
-        index = self._index
-        if self._windows and (self._pulling.locked() or not all(each.admits((index,)) for each in self._windows)):
-            return await super().take()
-        if self.ended:
-            return None
-        try:
-            if self._iterator is None:
-                self._iterator = iter(self._iterable)
-            item = next(self._iterator)
-        except StopIteration:
-            self.ended = True
-            return None
-        except BaseException as error:
-            self._fail(error, (index,))
-            return None
-        self._index = index + 1
-        return (index,), item
+        while (token := self._next()) is None and not self.ended:
+            await admitted(self._windows, (self._index,))
+        return token
 
-    async def _pull(self) -> Any:
-        if self._iterator is None:
-            self._iterator = iter(self._iterable)
-        return next(self._iterator, ENDED)
+    def _next(self) -> Token | None:
+        """The next token; None at the end, and while a window does not admit it."""
+        with self._lock:
+            index = self._index
+            if self.ended or (self._windows and not all(each.admits((index,)) for each in self._windows)):
+                return None
+            try:
+                if self._iterator is None:
+                    self._iterator = iter(self._iterable)
+                item = next(self._iterator)
+            except StopIteration:
+                self.ended = True
+                return None
+            except BaseException as error:
+                self._fail(error, (index,))
+                return None
+            self._index = index + 1
+            return (index,), item
 
     def _release(self) -> None:
         generator = _generator(self._iterable, self._iterator)

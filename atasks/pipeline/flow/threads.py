@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Outcome", "Thread", "report_failure"]
+__all__ = ["Outcome", "Thread", "attempt", "drop", "report_failure"]
 
 Outcome = tuple[bool, Any]
 """Success, and the value: True and the result, or False and the exception. A future cannot hold every
@@ -53,7 +53,7 @@ class Thread:
             returned, value = await future
         except asyncio.CancelledError:
             if future.done() and not future.cancelled():
-                _drop(future.result())  # the result came while the task was being cancelled
+                drop(future.result())  # the result came while the task was being cancelled
             raise
         if returned:
             return value
@@ -80,11 +80,7 @@ class Thread:
     def _run(self) -> None:
         while (job := self._next()) is not None:
             future, function, args = job
-            outcome: Outcome
-            try:
-                outcome = True, function(*args)
-            except BaseException as error:
-                outcome = False, error
+            outcome = attempt(function, *args)
             del job, function, args
             try:
                 self._loop.call_soon_threadsafe(self._settle, future, outcome)
@@ -103,7 +99,7 @@ class Thread:
         if not future.done():
             future.set_result(outcome)
         else:
-            _drop(outcome)
+            drop(outcome)
 
 
 def report_failure(future: asyncio.Future[Outcome], message: str) -> None:
@@ -116,7 +112,15 @@ def report_failure(future: asyncio.Future[Outcome], message: str) -> None:
     future.add_done_callback(report)
 
 
-def _drop(outcome: Outcome) -> None:
+def attempt(function: Callable[..., Any], *args: Any) -> Outcome:
+    """Call the function, and return what it returns or raises."""
+    try:
+        return True, function(*args)
+    except BaseException as error:
+        return False, error
+
+
+def drop(outcome: Outcome) -> None:
     """Nobody gets it: a coroutine will not be awaited, and should not complain of that."""
     if inspect.iscoroutine(outcome[1]):
         outcome[1].close()

@@ -82,6 +82,9 @@ class _TapInlet:
         except Exception as error:
             self._engine.fail(deliverable(error))
 
+    def pull(self) -> Token | None:
+        return None
+
     def wake_putter(self) -> None:
         pass  # `take` of the other inlet does
 

@@ -1,0 +1,112 @@
+"""Threads take the items that are at hand by themselves, and no item waits for another one because of that."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from atasks.pipeline import map, ordered
+from atasks.testing import until
+
+LONG = 60
+
+
+async def test_items_that_wait_cost_no_hop_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    hops = 0
+    call_soon = loop.call_soon_threadsafe
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal hops
+        hops += 1
+        return call_soon(*args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    assert await (range(2000) | map(abs) | map(abs)) == list(range(2000))
+    assert hops < 2000
+
+
+async def test_a_result_does_not_wait_for_the_next_item() -> None:
+    gate = threading.Event()
+
+    def wait(x: int) -> int:
+        if x == 3:
+            gate.wait(LONG)
+        return x
+
+    run = aiter(range(5) | map(wait))
+    try:
+        assert [await anext(run) for _ in range(3)] == [0, 1, 2]
+    finally:
+        gate.set()
+    assert [item async for item in run] == [3, 4]
+
+
+async def test_an_idle_worker_takes_what_waits_behind_a_slow_item() -> None:
+    gate = threading.Event()
+
+    def wait(x: int) -> int:
+        if x == 0:
+            gate.wait(LONG)
+        return x
+
+    run = aiter(range(50) | map(wait, workers=2))
+    try:
+        assert [await anext(run) for _ in range(49)] == list(range(1, 50))
+    finally:
+        gate.set()
+    assert [item async for item in run] == [0]
+
+
+async def test_nothing_is_begun_behind_an_error() -> None:
+    begun = []
+
+    def fail(x: int) -> int:
+        begun.append(x)
+        if x == 5:
+            raise ValueError(x)
+        return x
+
+    with pytest.raises(ValueError, match="5"):
+        await (range(100) | map(fail))
+    assert begun == list(range(6))
+
+
+async def test_nothing_is_begun_after_the_end() -> None:
+    begun = []
+    gate = threading.Event()
+
+    def wait(x: int) -> int:
+        begun.append(x)
+        if x == 5:
+            gate.wait(LONG)
+        return x
+
+    run: Any = aiter(range(100) | map(wait))
+    assert await anext(run) == 0
+    await until(lambda: len(begun) == 6)
+    await run.aclose()
+    gate.set()
+    await until(lambda: not any(thread.name == "atasks-wait-0" for thread in threading.enumerate()))
+    assert begun == list(range(6))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_what_is_to_be_awaited_is_awaited_before_the_next_call(workers: int) -> None:
+    running = most = 0
+
+    async def later(x: int) -> int:
+        nonlocal running, most
+        running, most = running + 1, max(most, running + 1)
+        await asyncio.sleep(0)
+        running -= 1
+        return x
+
+    def some(x: int) -> Any:
+        return later(x) if x % 3 == 0 else x
+
+    assert await (range(60) | map(some, workers=workers) | ordered()) == list(range(60))
+    assert most <= workers
