@@ -7,13 +7,11 @@ an interpreter every few seconds must be cheap.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +39,11 @@ def folder() -> Path:
     if given:
         return Path(given)
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "atasks" if runtime else Path(tempfile.gettempdir()) / f"atasks-{os.getuid()}"
+    if runtime:
+        return Path(runtime) / "atasks"
+    import tempfile  # for what has no such folder
+
+    return Path(tempfile.gettempdir()) / f"atasks-{os.getuid()}"
 
 
 def notes(pid: int | None = None, where: Path | None = None) -> list[Note]:
@@ -109,6 +111,8 @@ def describe(note: Note, found: Sequence[str]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run the command; the exit code: 0 if every server is well (with --ready: if one at least takes calls), 1 if
     not, or if there is none."""
+    import argparse  # `health` also keeps the notes of servers
+
     parser = argparse.ArgumentParser(
         prog="atasks health",
         description="Say whether the servers on this host, started by this user, are well. For probes: it reads "

@@ -8,7 +8,6 @@ import logging
 import os
 import select
 import sys
-import tomllib
 import traceback
 from typing import Any, TextIO
 
@@ -114,6 +113,8 @@ def _of_clients() -> int:
 
 def _configure_by(path: str) -> None:
     """Log as the file says, which has a mapping for `logging.config.dictConfig`, in TOML or JSON."""
+    import tomllib  # for this alone
+
     try:
         with open(path, "rb") as file:
             content = tomllib.load(file) if path.endswith(".toml") else json.load(file)

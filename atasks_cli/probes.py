@@ -15,18 +15,7 @@ from atasks_cli.exits import CommandError, Exit
 from atasks_cli.health import notes, problems
 from atasks_cli.messages import say
 
-__all__ = ["parse_address", "serve_probes"]
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """(host, port) of HOST:PORT, or of :PORT for all addresses. Raises a CommandError."""
-    try:
-        parts = urlsplit(f"//{text}")
-        if parts.port is None or parts.path or parts.username is not None:
-            raise ValueError
-    except ValueError:
-        raise CommandError(Exit.USAGE, f"--http {text}: write HOST:PORT, as in 127.0.0.1:8000, or :8000") from None
-    return parts.hostname or "", parts.port
+__all__ = ["serve_probes"]
 
 
 @contextmanager

@@ -6,7 +6,6 @@ import asyncio
 import importlib
 import os
 import sys
-import sysconfig
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
@@ -42,6 +41,8 @@ def files_of(error: BaseException | None) -> list[str]:
 
 
 def _own(files: Iterable[str]) -> list[str]:
+    import sysconfig  # for this alone
+
     libraries = tuple(
         os.path.join(os.path.realpath(path), "")
         for path in (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))

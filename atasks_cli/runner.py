@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -25,10 +24,10 @@ from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.health import Note
 from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url
 from atasks_cli.notes import keep_notes
-from atasks_cli.probes import serve_probes
 from atasks_cli.settings import Settings
 from atasks_cli.signals import Signals
 from atasks_cli.supervised import Supervised
+from atasks_cli.supervision import probes
 
 __all__ = ["load_all", "run"]
 
@@ -90,8 +89,10 @@ def run(
     Raises a CommandError, whose cause is the library's error, for what the library raises.
     """
     ending = Ending()
-    probes = serve_probes(settings.http) if settings.http and supervised is None else contextlib.nullcontext()
-    with probes, asyncio.Runner(loop_factory=loop_factory) as runner:  # which waits for threads when it is left
+    with (
+        probes(settings.http if supervised is None else None),
+        asyncio.Runner(loop_factory=loop_factory) as runner,
+    ):  # which waits for threads when it is left
         try:
             code = runner.run(_run(settings, aiomains, supervised, ending))
         except CommandError as error:

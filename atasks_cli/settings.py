@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+from urllib.parse import urlsplit
 
 from atasks.connection import TRANSPORTS, is_added
 from atasks.errors import InvalidURL
 from atasks.options import validate_queue
 from atasks.urls import take_apart
 from atasks_cli.exits import CommandError, Exit
-from atasks_cli.probes import parse_address
 
 __all__ = [
     "AMQP_URL",
@@ -145,7 +145,7 @@ class Settings:
             check_records(records),
             options or {},
             nodes,
-            None if http is None else parse_address(http),
+            None if http is None else _address(http),
         )
 
     @property
@@ -299,3 +299,14 @@ def parse_value(text: str) -> Any:
 def _not_json(constant: str) -> Any:
     """NaN and Infinity, which Python's parser takes and JSON does not have."""
     raise ValueError(constant)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """(host, port) of HOST:PORT, or of :PORT for all addresses. Raises a CommandError."""
+    try:
+        parts = urlsplit(f"//{text}")
+        if parts.port is None or parts.path or parts.username is not None:
+            raise ValueError
+    except ValueError:
+        raise CommandError(Exit.USAGE, f"--http {text}: write HOST:PORT, as in 127.0.0.1:8000, or :8000") from None
+    return parts.hostname or "", parts.port

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,15 +16,13 @@ from atasks import forks
 from atasks.connection import connect
 from atasks.errors import TransportError, WorkersFailed
 from atasks.supervisor.supervisor import Supervisor
-from atasks.transport.backends.local import LocalTransport
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
-from atasks_cli.probes import serve_probes
 from atasks_cli.reload import Watcher
 from atasks_cli.settings import Mode, Settings
 from atasks_cli.signals import Signals
 
-__all__ = ["Supervision", "supervise"]
+__all__ = ["Supervision", "probes", "supervise"]
 
 MARGIN = 15.0
 """Seconds past the grace in which a worker may clean up and close its connections: see docs/shutdown.md."""
@@ -70,11 +68,19 @@ class Supervision:
         return cls(workers or 1, reload, max_calls, max_memory)
 
 
+def probes(address: tuple[str, int] | None) -> AbstractContextManager[Any]:
+    """Return the block in which probes are answered at this address; None: nowhere."""
+    if address is None:
+        return contextlib.nullcontext()
+    from atasks_cli.probes import serve_probes  # whose server few programs need
+
+    return serve_probes(address)
+
+
 def supervise(settings: Settings, supervision: Supervision, command: Sequence[str] | None = None) -> int:
     """Run a command (None: this very one) in worker processes until a signal; the exit code. Raises a
     CommandError."""
-    probes = serve_probes(settings.http) if settings.http else contextlib.nullcontext()
-    with probes, asyncio.Runner() as runner:
+    with probes(settings.http), asyncio.Runner() as runner:
         return runner.run(_supervise(settings, supervision, command or [sys.executable, *sys.orig_argv[1:]]))
 
 
@@ -92,6 +98,8 @@ async def _supervise(settings: Settings, supervision: Supervision, command: Sequ
                 transport = await stack.enter_async_context(connect(settings.url, hub=True, workers=0))
             except TransportError as error:
                 raise explain(error) from error
+            from atasks.transport.backends.local import LocalTransport  # not for `atasks run` without such workers
+
             assert isinstance(transport, LocalTransport)
             on_end = transport.process_ended
         supervisor = Supervisor(command, supervision.workers, on_output=_relay, on_report=hear, on_end=on_end)

@@ -100,6 +100,20 @@ def test_an_atask_and_a_connection_import_no_part_of_the_standard_library_that_o
     assert output == "[]"
 
 
+def test_the_command_line_imports_no_server_of_probes_and_no_transport_before_it_needs_one(
+    script: Callable[..., str],
+) -> None:
+    output = script(
+        """
+        import sys
+        import atasks_cli.main
+        rare = {"http.server", "sysconfig", "tempfile", "tomllib", "argparse", "atasks.transport.backends.local"}
+        print(sorted(rare & set(sys.modules)))
+        """
+    )
+    assert output == "[]"
+
+
 def test_every_error_is_exported_and_in_the_tree() -> None:
     assert set(errors.__all__) <= set(atasks.__all__)
     assert errors.__doc__ is not None
