@@ -33,7 +33,7 @@ class Ahead:
         self._outcomes: deque[Outcome] = deque()
         """Those of the calls behind which the thread goes on."""
         self._job: asyncio.Future[Outcome] | None = None
-        """What the thread runs. The result is the outcome of the last call."""
+        """The calls that the thread makes. The result is the outcome of the last call."""
         self._bell: asyncio.Future[None] | None = None
         """Set while the event loop waits for an outcome."""
         self._over = False
