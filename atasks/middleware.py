@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 Proceed = Callable[[], Awaitable[Any]]
 
+STOPPED: Final = "a middleware raised StopAsyncIteration"
 MAX_HEADERS: Final = 64
 """Headers of one call."""
 MAX_HEADER_BYTES: Final = 2**16
@@ -363,7 +364,12 @@ class AroundStream(RemoteStream[T]):
         (args, kwargs), self._arguments = self._arguments, None
         self._loop = asyncio.get_running_loop()
         task, options = self._router._named(self._name)
-        return await self._around.around(self._router, self._name, task, options, args, kwargs, self._open_inner)
+        try:
+            return await self._around.around(
+                self._router, self._name, task, options, args, kwargs, self._open_inner
+            )
+        except StopAsyncIteration as error:  # which would be the end of a stream without items
+            raise RuntimeError(STOPPED) from error
 
     async def _open_inner(self, name: InvokedName, *args: Any, **kwargs: Any) -> RemoteStream[T]:
         stream: RemoteStream[T] = Router.stream(self._router, name, *args, **kwargs)
@@ -431,9 +437,11 @@ class AroundRuns:
 
         try:
             result = await _nested(self.middlewares, "run", invocation, proceed)
-        except BaseException:
+        except BaseException as error:
             for generator in made:
                 await _closed(generator)
+            if call.credit and isinstance(error, StopAsyncIteration):
+                raise RuntimeError(STOPPED) from error
             raise
         return ItemsOfRun(result, made) if call.credit else result
 

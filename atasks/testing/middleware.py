@@ -50,6 +50,12 @@ class Refused(Exception):
     """An exception of a middleware."""
 
 
+async def nothing() -> AsyncIterator[None]:
+    """An iterator without items."""
+    for _ in ():
+        yield
+
+
 class MiddlewareCases(Cases):
     """Middlewares see every call of their namespace, at both sides, and may change it."""
 
@@ -288,6 +294,36 @@ class MiddlewareCases(Cases):
             items: list[str] = []
             await read(letters("ab"), items)
             assert items == ["a run 2 call", "b run 2 call", "end of run 2 call", "end of call"]
+
+    async def test_a_middleware_that_stops_an_iteration_makes_no_stream_empty(self, site: Site) -> None:
+        class Stops(Middleware):
+            where = ""
+
+            async def call(self, call: Invocation, proceed: Proceed) -> Any:
+                if self.where == "call":
+                    await anext(nothing())
+                return await proceed()
+
+            async def run(self, call: Invocation, proceed: Proceed) -> Any:
+                if self.where == "run":
+                    await anext(nothing())
+                return await proceed()
+
+        @site.atask
+        async def numbers() -> AsyncIterator[int]:
+            yield 1
+
+        stops = Stops()
+        use(stops, site.namespace)
+        async with site.open():
+            if not await moves_streams(site):
+                return
+            items: list[int] = []
+            await read(numbers(), items)
+            assert items == [1]
+            for stops.where in ("call", "run"):
+                with pytest.raises(RuntimeError, match="a middleware raised StopAsyncIteration"):
+                    await read(numbers(), items)
 
     async def test_leaving_a_stream_closes_what_is_around_it(self, site: Site) -> None:
         closed: list[str] = []
