@@ -29,6 +29,8 @@ class HeldRun(Protocol):
     """All by which it came, the last one by the present connection. The transport may replace them."""
 
     ended: bool
+    permit: Callable[[], Coroutine[Any, Any, bool]] | None
+    """Asked right before it begins: whether it may, still. If not, nobody is told how it ended."""
 
     @property
     def ran(self) -> float | None:

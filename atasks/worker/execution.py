@@ -53,7 +53,7 @@ async def execute(run: HeldCall) -> None:
     serving.set(run)
     reply: Reply | None = None
     try:
-        if run.permit is None or await run.permit():
+        if run.permit is None or await run.may_begin():
             run.started = time.perf_counter()
             if run.atask is not None and run.atask.has_policies:
                 reply = await _serve_by_policies(run, run.atask)

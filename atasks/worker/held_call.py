@@ -86,7 +86,7 @@ class HeldCall(Struct, eq=False):
     alone: bool = False
     """True for a last attempt: no other call should run beside it."""
     permit: Callable[[], Coroutine[Any, Any, bool]] | None = None
-    """Asked when it runs alone: whether it may begin. If not, what it came by may be gone."""
+    """Asked right before it begins: whether it may, still. If not, nobody is told how it ended."""
     patient_until: float = 0.0
     """If it runs alone: when it stops waiting for others to end (event loop time)."""
     lane: Lane | None = None
@@ -109,6 +109,11 @@ class HeldCall(Struct, eq=False):
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
         return f"<run of {describe(self.call)}>"
+
+    async def may_begin(self) -> bool:
+        """Ask the transport once, if it wants to be asked."""
+        permit, self.permit = self.permit, None
+        return permit is None or await permit()
 
     @property
     def executor(self) -> Executor | None:

@@ -178,6 +178,8 @@ async def limited(
         refusal.__cause__ = error
         return await refuse(run, refusal)
     try:
+        if run.permit is not None and not await run.may_begin():  # it has waited over a cut
+            raise asyncio.CancelledError
         run.started = time.perf_counter()  # the period of a token begins behind it
         token.begin()
         return await serve(run)

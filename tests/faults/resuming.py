@@ -96,6 +96,15 @@ async def late(key: str, queue: str, gates: list[str], end: str) -> list[int]:
         return made
 
 
+@atask(resume=True, max_attempts=20)
+async def gated(key: str, queue: str, gate: str, end: str) -> int:
+    """One step on this queue, which waits for the gate; then the call waits for its end."""
+    with _recorder().run(key):
+        made = await step.options(queue=queue)(f"{key}-0", gate)
+        await opened(end)
+        return made
+
+
 @atask(max_attempts=20, limit=Limit("resuming-one", at_once=1))
 async def guarded(key: str, gate: str = "") -> int:
     """Do the work of `step`, one call at a time."""

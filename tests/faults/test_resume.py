@@ -18,7 +18,7 @@ from atasks.testing import soon, until
 from tests.broker import Broker
 from tests.faults.history import History
 from tests.faults.proxy import Proxy
-from tests.faults.resuming import drawing, fanned, given_up, guarding, late, row, tree
+from tests.faults.resuming import drawing, fanned, gated, given_up, guarding, late, row, step, tree
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
@@ -267,6 +267,42 @@ async def test_a_step_that_waits_at_a_worker_that_comes_back_does_not_begin_if_i
     await until(lambda: "is restored" in cut.output, "it is back")
     await asyncio.sleep(1)  # the token is free
     assert [run.pid for run in history.runs(f"{key}-1")] == [other.pid]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
+async def test_a_step_that_waits_at_a_worker_that_is_back_does_not_begin_if_it_has_ended_elsewhere_since(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+) -> None:
+    gate, rest, end = (tmp_path / name for name in ("gate", "rest", "end"))
+    workers(fleet, 1, "default")
+    (cut,) = fleet.start(1, module=MODULE, queues=["other", "busy"], url=proxy.url(), concurrency=1)
+    busy = asyncio.create_task(step.options(queue="busy")(f"{key}-busy", str(rest)))
+    await until(lambda: history.runs(f"{key}-busy"), "the worker has no slot")
+    task = asyncio.create_task(gated(key, "other", str(gate), str(end)))
+    await until(lambda: history.runs(key), "the call begins")
+    await asyncio.sleep(1)  # its step waits for a slot
+    (other,) = workers(fleet, 1, "other")
+    proxy.refuse()
+    proxy.drop()
+    await until(lambda: history.runs(f"{key}-0"), "the step begins at the other worker")
+    proxy.resume()
+    await until(lambda: "is restored" in cut.output, "it is back")
+    gate.touch()
+    await until(lambda: history.runs(f"{key}-0")[0].ending, "the step ends")
+    await asyncio.sleep(0.5)  # its reply is safe
+    rest.touch()
+    await soon(busy)
+    await asyncio.sleep(1)  # there is a slot
+    assert [run.pid for run in history.runs(f"{key}-0")] == [other.pid]
+    end.touch()
+    assert await soon(task) == other.pid
     await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 

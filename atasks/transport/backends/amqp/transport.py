@@ -249,8 +249,6 @@ class AMQPTransport(CallTransport):
         self._connection.attach(link)
         session.outbox.attach(link)
         self._records.attach(link)
-        if self.serving is not None:
-            await self.serving.kept.look_again()
         self._limits.attach(link)
         await self._schedules.restore(link)
         if self._epoch > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from atasks.errands import Errands
@@ -35,8 +36,6 @@ LONGEST_PAUSE: Final = 60.0
 UNKNOWN_PAUSE: Final = 1.0
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
-PATIENCE: Final = 2.0
-"""Seconds within which a new link is looked for what has ended elsewhere."""
 
 
 class KeptCalls:
@@ -195,33 +194,27 @@ class KeptCalls:
             self._station.worker.cancel(call.id)
         return min(record.expires / 3, LONGEST_PAUSE)
 
-    async def look_again(self) -> None:
-        """End what is in hand from before this link, and has ended elsewhere since: it may wait here for its turn,
-        or for a token. Returns when that is known, or after `PATIENCE` seconds."""
-        calls: dict[str, list[str]] = {}
+    def doubt(self) -> None:
+        """The link is gone: what waits here for its turn, or for a token, is given to workers again, and may end
+        elsewhere. Such calls of journals look for that before they begin."""
         for run in self._station.worker.runs:
             of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
-            if isinstance(of, CallDelivery) and not of.request.in_hand:
-                journal = self._station.session.topology.journal(of.request.reply_to)
-                if journal is not None:
-                    calls.setdefault(journal, []).append(run.call.id)
-        looks = [self._errands.start(self._end_ended(journal, names)) for journal, names in calls.items()]
-        if looks:
-            await asyncio.wait(looks, timeout=PATIENCE)
+            if isinstance(of, CallDelivery) and self._station.session.topology.journal(of.request.reply_to):
+                run.permit = partial(self._may_begin, run)
 
-    async def _end_ended(self, journal: str, names: list[str]) -> None:
-        """End those of these calls, all of one journal, whose replies are there; all of them, if it is gone."""
+    async def _may_begin(self, run: HeldRun) -> bool:
+        """Return False if this call of a journal has ended elsewhere. True where that cannot be known now."""
+        of = run.deliveries[-1]
+        if not isinstance(of, CallDelivery) or of.request.in_hand:
+            return True
         try:
-            found = (await self._station.journals.entries(journal)).replies
-            names = [name for name in names if name in found]
-        except UnknownRun:
-            pass
+            ended = await self._has_ended(run.call, of, again=True)
         except (AtasksError, *CLIENT_ERRORS) as error:
-            logger.debug("journal %s cannot be read now: %s", journal, error)
-            return
-        for name in names:
-            if self._station.worker.holds(name):
-                self._station.worker.cancel(name)
+            logger.debug("the journal of call %s cannot be read: %s", run.call.id, error)
+            return True
+        if ended:
+            self._station.worker.moved(run.call.id)
+        return not ended
 
     # -- when they have ended
 

@@ -270,6 +270,7 @@ class Serving:
         station = self.station
         station.link = None
         station.left_here = set(filter(self.worker.holds, station.left_here))
+        self.kept.doubt()
         for acks in self._all_acks():
             acks.close()
         station.acks = None
