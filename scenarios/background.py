@@ -73,7 +73,7 @@ async def later_or_never() -> None:
 
 
 async def once() -> None:
-    """There is one call for each key at a time. Who comes second joins the first one, or is told."""
+    """There is one call for each key at a time. A second submission joins the first one, or raises."""
     monthly = invoice.options(unique=f"2026-11 {uuid.uuid4()}")
     first, second = await monthly.submit("20"), await monthly.submit("21")
     print(first == second, await second)
@@ -84,7 +84,7 @@ async def once() -> None:
 
 
 async def again() -> None:
-    """A call that fails is tried again by itself. Its handle has one run once more that has failed for good."""
+    """A call that fails is tried again by itself. Its handle runs a call once more whose last try has failed."""
     print(await (await deliver.options(retry=PATIENT).submit("23")))
     handle = await deliver.submit("24")
     try:
