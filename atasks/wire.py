@@ -538,7 +538,8 @@ def _why(error: Exception) -> str:
     """Return the flaw of bytes that could not be decoded, without quoting them."""
     if isinstance(error, RecursionError):
         return "nested too deep"
-    return "a text that is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+    bad_text = isinstance(error, UnicodeDecodeError) or "UTF-8" in str(error)  # msgspec 0.22, and 0.23
+    return "a text that is not UTF-8" if bad_text else str(error)
 
 
 def _wrong_version(version: int) -> str:
