@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import time
 from collections.abc import AsyncIterator
@@ -23,10 +22,11 @@ from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.exceptions import ChannelLockedResource, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelPreconditionFailed
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
+from atasks.pauses import pauses
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.broker.topology import Topology
@@ -95,29 +95,19 @@ class Definition:
 
     @asynccontextmanager
     async def _locked(self, link: Link) -> AsyncIterator[None]:
-        lock = await self._lock(link)
+        """One process at a time may make or replace the queues."""
+        lock, until = f"{self._queue}.lock", time.monotonic() + LOCK_SECONDS
+        for pause in pauses(*LOOK_SECONDS):
+            if await link.lock(lock):
+                break
+            if time.monotonic() > until:
+                raise ConnectionError(f"another process keeps the lock of limit {self._name!r}")
+            await asyncio.sleep(pause)
         try:
             yield
         finally:
-            if not lock.is_closed:
-                await guard(lock.queue_delete(f"{self._queue}.lock"))
-                await guard(lock.close())
-
-    async def _lock(self, link: Link) -> Channel:
-        """The one who may make or replace the queues; it ends with its connection."""
-        until = time.monotonic() + LOCK_SECONDS
-        pause, longest = LOOK_SECONDS
-        while True:
-            channel = await link.open_channel()
-            try:
-                arguments: FieldTable = {"x-queue-type": "classic"}
-                await guard(channel.queue_declare(f"{self._queue}.lock", exclusive=True, arguments=arguments))
-                return channel
-            except ChannelLockedResource:
-                if time.monotonic() > until:
-                    raise ConnectionError(f"another process keeps the lock of limit {self._name!r}") from None
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, longest)
+            if not link.lost.done():
+                await link.delete_queue(lock)
 
     async def _make(self, link: Link, known: bool) -> None:
         state = await link.queue_state(self._queue)

@@ -100,12 +100,15 @@ class KeptCalls:
         delivery = None if run is None else run.deliveries[-1]
         if run is None or not isinstance(delivery, CallDelivery) or not delivery.request.is_copy_of(run.call):
             return False
-        if not self._station.session.topology.is_record(delivery.request.reply_to):
-            return False
+        is_record = self._station.session.topology.is_record(delivery.request.reply_to)
+        return is_record and await self._is_known_to_have_ended(run.call, delivery)
+
+    async def _is_known_to_have_ended(self, call: Call, delivery: CallDelivery) -> bool:
+        """Return `_has_ended` of a call that was delivered before; False where that cannot be known now."""
         try:
-            return bool(await self._has_ended(run.call, delivery, again=True))
+            return bool(await self._has_ended(call, delivery, again=True))
         except (AtasksError, *CLIENT_ERRORS) as error:
-            logger.debug("the record of call %s cannot be read: %s", call_id, error)
+            logger.debug("the record of call %s cannot be read: %s", call.id, error)
             return False
 
     def _store(self, delivery: CallDelivery) -> Store | None:
@@ -207,11 +210,7 @@ class KeptCalls:
         of = run.deliveries[-1]
         if not isinstance(of, CallDelivery) or of.request.in_hand:
             return True
-        try:
-            ended = await self._has_ended(run.call, of, again=True)
-        except (AtasksError, *CLIENT_ERRORS) as error:
-            logger.debug("the journal of call %s cannot be read: %s", run.call.id, error)
-            return True
+        ended = await self._is_known_to_have_ended(run.call, of)
         if ended:
             self._station.worker.moved(run.call.id)
         return not ended
