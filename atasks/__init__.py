@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from atasks.caller.stream import RemoteStream
     from atasks.caller.sync_stream import SyncStream
@@ -208,12 +208,13 @@ _HOMES = {
     "atasks.worker.worker": "Worker",
 }
 """Module -> its public names. It is imported when one of them is used: a program pays for what it uses."""
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 
-def _on_demand(package: str, home_of: dict[str, str]) -> Callable[[str], object]:
-    """Return the `__getattr__` of a package, which imports a public name, or a module of it, when it is used
-    first."""
+def _on_demand(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """Return `__getattr__` and `__dir__` of a package whose modules have these public names, as `_HOMES` says it.
+    A public name, or a module of the package, is imported when it is used first."""
+    home_of = {name: module for module, names in homes.items() for name in names.split()}
+    contents = vars(sys.modules[package])
 
     def find(name: str) -> object:
         if name in home_of:
@@ -227,15 +228,14 @@ def _on_demand(package: str, home_of: dict[str, str]) -> Callable[[str], object]
                 if error.name != f"{package}.{name}":
                     raise
                 raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        setattr(sys.modules[package], name, value)
+        contents[name] = value
         return value
 
-    return find
+    def names() -> list[str]:
+        return sorted({*contents, *home_of})
+
+    return find, names
 
 
 if not TYPE_CHECKING:  # a checker would take any name for one that is here
-    __getattr__ = _on_demand(__name__, _HOME_OF)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = _on_demand(__name__, _HOMES)

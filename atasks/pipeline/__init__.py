@@ -56,11 +56,6 @@ _HOMES = {
     "atasks.submitted.handle": "Handle attach",
 }
 """Module -> its public names. It is imported when one of them is used."""
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 
 if not TYPE_CHECKING:  # a checker would take any name for one that is here
-    __getattr__ = _on_demand(__name__, _HOME_OF)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = _on_demand(__name__, _HOMES)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from atasks import _on_demand
 
 if TYPE_CHECKING:
     from atasks.supervisor.supervisor import Supervisor
@@ -11,10 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Supervisor", "Tether"]
 
-if not TYPE_CHECKING:  # a worker needs `running_calls` of this package, and none of the processes
+_HOMES = {"atasks.supervisor.supervisor": "Supervisor", "atasks.supervisor.tether": "Tether"}
+"""Module -> its public names: a worker needs `running_calls` of this package, and none of the processes."""
 
-    def __getattr__(name: str) -> object:
-        """Import a public name when it is used first."""
-        if name not in __all__:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f"{__name__}.{name.lower()}"), name)
+if not TYPE_CHECKING:  # a checker would take any name for one that is here
+    __getattr__, __dir__ = _on_demand(__name__, _HOMES)

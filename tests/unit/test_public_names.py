@@ -36,7 +36,7 @@ def test_all_is_sorted_and_importable(name: str) -> None:
         assert hasattr(module, item), f"{name}.{item}"
 
 
-@pytest.mark.parametrize("name", ["atasks", "atasks.codecs", "atasks.pipeline"])
+@pytest.mark.parametrize("name", ["atasks", "atasks.codecs", "atasks.pipeline", "atasks.supervisor"])
 def test_every_public_name_of_the_package_is_in_all(name: str) -> None:
     """The names that `__init__` shows type checkers, imports on demand and exports are the same, from the same
     modules."""
@@ -48,7 +48,7 @@ def test_every_public_name_of_the_package_is_in_all(name: str) -> None:
         if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("atasks.")
         for name in node.names
     }
-    assert shown == package._HOME_OF
+    assert shown == {name: module for module, names in package._HOMES.items() for name in names.split()}
     assert set(shown) == set(package.__all__)
     assert set(package.__all__) <= set(dir(package))
 
