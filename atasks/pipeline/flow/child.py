@@ -69,7 +69,11 @@ def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> byt
 
 
 class ChildLink:
-    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes."""
+    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes.
+
+    The processes of `executor="process"` have a header like this one, and MessagePack behind it, which the process
+    of a stage need not import.
+    """
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
