@@ -73,7 +73,8 @@ class Limit:
         TypeError: `key` is no function.
 
     Guarantees:
-        Waiters of one process have their turn in order, and processes have theirs alternately.
+        Waiters of one process have their turn in order. Processes in which somebody waits have theirs one after
+        the other, however many wait in each.
 
     Example:
         ```python

@@ -7,6 +7,7 @@ import contextlib
 import os
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -289,3 +290,39 @@ def test_never_more_at_once(place: Place, numbers: list[int], steps: list[Step])
 def test_never_more_in_a_period(place: Place, count: int, places: int, steps: list[Step]) -> None:
     rule = Rule(places, count, 0.1)
     asyncio.run(play(place, [rule] * PROCESSES, rule, steps))
+
+
+async def take_turns(place: Place, places: int, asked: Sequence[int]) -> Counter[int]:
+    """Grants of each process in the turns of all. Each process wants one token after the other, as often at a time
+    as it has asked for: at first once, and then a few times more each time."""
+    grants: list[int] = []
+    rule = Rule(places, 0, 0.0)
+    async with place() as (transports, _):
+
+        async def want(process: int) -> None:
+            limits = transports[process].limits
+            assert limits is not None
+            while True:
+                token = await limits.take("x", None, rule)
+                grants.append(process)
+                await asyncio.sleep(0.002)
+                token.release()
+
+        tasks: list[asyncio.Task[None]] = []
+        for number in range(max(asked)):
+            more = [process for process, count in enumerate(asked) if number < count]
+            tasks += [asyncio.create_task(want(process)) for process in more]
+            await until(lambda since=len(grants): len(set(grants[since:])) == PROCESSES, "each has had a turn")  # type: ignore[misc]
+        begin = len(grants)
+        await until(lambda: len(grants) >= begin + 300, "they have had their turns")
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    return Counter(grants[begin : begin + 300])
+
+
+@pytest.mark.parametrize("places", [1, 3])
+async def test_processes_have_their_turns(place: Place, places: int) -> None:
+    """One that wants more tokens, or has asked for more while it held some, has no more turns than the others."""
+    turns = await take_turns(place, places, [16, 8, 4])
+    assert min(turns[process] for process in range(PROCESSES)) >= 94, turns

@@ -111,7 +111,8 @@ async def test_a_thousand_calls_at_three_workers_that_are_killed(
 
 @pytest.mark.usefixtures("connected")
 async def test_each_of_three_workers_has_its_share(fleet: Fleet, visits: Visits) -> None:
-    """Tokens are shared as long as each has calls: how many it has is a matter of who took them first."""
+    """Workers have as many turns each, as long as each has calls: how many it has is a matter of who took them
+    first."""
     fleet.start(3, module=LIMITED, concurrency=20)
     await settled(asyncio.gather(*(limited(str(visits.path), 0.004) for _ in range(600))), "600 calls", 60)
     assert visits.most() == 3
@@ -120,7 +121,7 @@ async def test_each_of_three_workers_has_its_share(fleet: Fleet, visits: Visits)
     last = min(len(order) - order[::-1].index(worker.pid) for worker in fleet.workers)
     shares = Counter(order[first:last])
     assert last - first > 60, order
-    assert min(shares[worker.pid] for worker in fleet.workers) > 0.2 * (last - first), shares
+    assert min(shares[worker.pid] for worker in fleet.workers) > 0.3 * (last - first), shares
 
 
 @pytest.mark.parametrize("queue_type", QUEUE_TYPES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 from atasks.policies.limit import Rule
 
@@ -13,7 +13,7 @@ __all__ = ["Grant", "TokenPool"]
 
 
 class TokenPool:
-    """Hands tokens to those who ask, in the order in which they asked."""
+    """Hands tokens to those who ask: to processes in turns, and within each in the order in which they asked."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
@@ -23,7 +23,8 @@ class TokenPool:
         gap = rule.period / rule.per_period if rule.per_period else 0.0
         self._ready = deque(now + number * gap for number in range(rule.per_period))
         """When the tokens of the rate that are here may be taken again, the next one first."""
-        self._waiting: OrderedDict[Grant, None] = OrderedDict()
+        self._waiting: OrderedDict[Hashable, OrderedDict[Grant, None]] = OrderedDict()
+        """The wishes of each process that has any; the process whose turn is next comes first."""
         self._timer: asyncio.TimerHandle | None = None
         self._held = 0
 
@@ -33,10 +34,10 @@ class TokenPool:
         ready = not self._ready or self._ready[-1] <= self._loop.time()
         return not self._waiting and not self._held and ready
 
-    def ask(self, granted: Callable[[], None]) -> Grant:
-        """Wait for a token; `granted` is called, now or later, when it is there."""
-        grant = Grant(self, granted)
-        self._waiting[grant] = None
+    def ask(self, granted: Callable[[], None], process: Hashable = None) -> Grant:
+        """Wait for a token of this process; `granted` is called, now or later, when it is there."""
+        grant = Grant(self, granted, process)
+        self._waiting.setdefault(process, OrderedDict())[grant] = None
         self._hand_out()
         return grant
 
@@ -52,7 +53,10 @@ class TokenPool:
                 self._ready.popleft()
             self._free -= 1
             self._held += 1
-            grant, _ = self._waiting.popitem(last=False)
+            process, wishes = self._waiting.popitem(last=False)
+            grant, _ = wishes.popitem(last=False)
+            if wishes:
+                self._waiting[process] = wishes
             grant.is_held = True
             grant.granted()
 
@@ -70,7 +74,10 @@ class TokenPool:
 
     def _over(self, grant: Grant) -> None:
         if not grant.is_held:
-            self._waiting.pop(grant, None)
+            wishes = self._waiting.get(grant.process, OrderedDict())
+            wishes.pop(grant, None)
+            if not wishes:
+                self._waiting.pop(grant.process, None)
             return
         self._free += 1
         self._held -= 1
@@ -88,11 +95,12 @@ class TokenPool:
 class Grant:
     """A token of a pool, or the wish for one."""
 
-    __slots__ = ("_pool", "granted", "has_begun", "is_held", "is_over")
+    __slots__ = ("_pool", "granted", "has_begun", "is_held", "is_over", "process")
 
-    def __init__(self, pool: TokenPool, granted: Callable[[], None]) -> None:
+    def __init__(self, pool: TokenPool, granted: Callable[[], None], process: Hashable) -> None:
         self._pool = pool
         self.granted = granted
+        self.process = process
         self.is_held = False
         self.has_begun = False
         self.is_over = False

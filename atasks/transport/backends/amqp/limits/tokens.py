@@ -2,7 +2,9 @@
 
 A token that is held is a delivery that is not acknowledged. So it goes back by itself, when its holder dies. None
 should lie here while somebody waits elsewhere: the broker sends as many as there are waiters, and the consumer
-ends with the last of them.
+ends with the last of them. There is one consumer at a time, since the broker serves consumers in turns: a process
+with two would have two turns where others have one. So one that is to get more tokens ends, and another one takes
+its place.
 """
 
 from __future__ import annotations
@@ -23,8 +25,6 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard, shi
 
 __all__ = ["HeldToken", "TokenChannel", "TokenQueue"]
 
-MAX_CONSUMERS: Final = 4
-"""Consumers of one queue by which more tokens were asked for: then one takes their place."""
 MAX_PREFETCH: Final = 65_535
 RENEWING_PRIORITY: Final = 10
 """That of a consumer which takes a token in the place of one that is given back: it goes before others."""
@@ -146,11 +146,16 @@ class TokenQueue:
 
     def __init__(self, name: str, most: int) -> None:
         self.name = name
-        self._most = min(most, MAX_PREFETCH)
+        self._most = min(most + 1, MAX_PREFETCH)
+        """The most tokens to ask for: with one more than there are, a consumer that has them all can do with more."""
         self._waiting: OrderedDict[asyncio.Future[HeldToken], None] = OrderedDict()
         self._channel: TokenChannel | None = None
-        self._live: dict[str, int] = {}
-        """Consumer -> how many more tokens the broker may send to it."""
+        self._consumer = ""
+        """The tag of the consumer that takes tokens; empty: there is none."""
+        self._asked = 0
+        """The most tokens that it may have at a time."""
+        self._live = 0
+        """How many more tokens the broker may send to it."""
         self._spare: list[HeldToken] = []
         """Tokens for which nobody waits any more."""
         self._held: set[HeldToken] = set()
@@ -171,7 +176,7 @@ class TokenQueue:
     def detach(self) -> None:
         """The channel is gone, and with it all tokens that are here."""
         self._channel = None
-        self._live.clear()
+        self._consumer = ""
         self._spare.clear()
         self._held.clear()
         for future in self._renewing.values():
@@ -224,11 +229,13 @@ class TokenQueue:
         if renewing is not None:
             renewing.set_result(token)
             return
-        if consumer in self._live:
-            self._live[consumer] -= 1
+        if consumer == self._consumer:
+            self._live -= 1
+            if not self._live and self._asked == self._most:  # a younger declaration has made it more
+                self._most = min(2 * self._most, MAX_PREFETCH)
         self._spare.append(token)
         self._hand_out()
-        if self._spare or not self._waiting:
+        if self._is_off():
             self._adapt_soon()
 
     def _hand_out(self) -> None:
@@ -245,8 +252,8 @@ class TokenQueue:
 
     def returned(self, token: HeldToken) -> None:
         """Count a token that was given back, or spent: the broker may send another one in its place."""
-        if token.channel is self._channel and token.consumer in self._live:
-            self._live[token.consumer] += 1
+        if token.channel is self._channel and token.consumer == self._consumer:
+            self._live += 1
 
     def _adapt_soon(self) -> None:
         """Have as many tokens sent as there are waiters by the next turn of the loop."""
@@ -260,25 +267,26 @@ class TokenQueue:
             self._adapt_soon()
 
     def _is_off(self) -> bool:
-        wanted = min(len(self._waiting), self._most)
-        return bool(self._spare) or sum(self._live.values()) < wanted or bool(self._live and not wanted)
+        return bool(self._spare) or (self._has_to_end() if self._consumer else bool(self._waiting))
+
+    def _has_to_end(self) -> bool:
+        """The consumer would send more tokens than are wanted, or too few."""
+        too_few = self._live < len(self._waiting) and self._asked < self._most
+        return bool(self._spare) or not self._waiting or too_few
 
     async def _adapt(self) -> None:
         while (channel := self._channel) is not None and channel.is_open:
             self._hand_out()
-            wanted = min(len(self._waiting), self._most)
-            missing = wanted - sum(self._live.values())
             try:
-                if self._live and (
-                    self._spare or not wanted or (missing > 0 and len(self._live) >= MAX_CONSUMERS)
-                ):
-                    await self._stop(channel)
+                if self._consumer and self._has_to_end():
+                    tag, self._consumer = self._consumer, ""
+                    await channel.cancel(tag)
                 elif self._spare:
                     spare, self._spare = self._spare, []
                     for token in spare:
                         token.give_back()
-                elif missing > 0:
-                    await self._consume(channel, missing)
+                elif self._waiting and not self._consumer:
+                    await self._consume(channel, min(len(self._waiting), self._most))
                 else:
                     return
             except CLIENT_ERRORS:
@@ -286,14 +294,9 @@ class TokenQueue:
                 return
 
     async def _consume(self, channel: TokenChannel, count: int) -> None:
-        tag = f"tokens-{channel.number()}"
-        self._live[tag] = count  # tokens may come before it is known that they do
-        await channel.consume(self, tag, count)
-
-    async def _stop(self, channel: TokenChannel) -> None:
-        live, self._live = self._live, {}
-        for tag in live:
-            await channel.cancel(tag)
+        # Tokens may come before it is known that they do.
+        self._consumer, self._asked, self._live = f"tokens-{channel.number()}", count, count
+        await channel.consume(self, self._consumer, count)
 
     async def renew(self, age: float) -> None:
         """Exchange the tokens that have been held for so many seconds for others: the broker waits for an

@@ -52,7 +52,7 @@ class HubLimits:
         self._users.setdefault(name, set()).add(peer)
         grants = self._grants.setdefault(peer, {})
         if message.number not in grants:
-            grants[message.number] = pool.ask(partial(peer.link.send, TokenTaken(message.number)))
+            grants[message.number] = pool.ask(partial(peer.link.send, TokenTaken(message.number)), peer)
 
     def begun(self, peer: Peer, message: Begun) -> None:
         """Spend a token of a rate: the peer begins the work that it was taken for."""
