@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
@@ -14,8 +15,9 @@ from atasks.policies.limit import Rule
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.limits.definition import MAX_CHANGES
+from tests.faults.proxy import Proxy
 
-Connect = Callable[[], Awaitable[AMQPTransport]]
+Connect = Callable[..., Awaitable[AMQPTransport]]
 
 
 @pytest.fixture
@@ -23,8 +25,9 @@ async def connect(amqp_url: str, prefix: str) -> AsyncIterator[Connect]:
     """Connect as one more process would."""
     async with AsyncExitStack() as stack:
 
-        async def connected() -> AMQPTransport:
-            transport = AMQPTransport(amqp_url, "limits", prefix=prefix)
+        async def connected(proxy: Proxy | None = None) -> AMQPTransport:
+            url = amqp_url if proxy is None else proxy.url()
+            transport = AMQPTransport(url, "limits", prefix=prefix)
             await use(stack, transport)
             return transport
 
@@ -75,6 +78,82 @@ async def test_declarations_that_take_turns_are_an_error(
         await soon(last.limits.take("x", None, Rule(0, 1, 1.0)))
     with pytest.raises(LimitError, match=r"2 in 9 s here"):
         await soon(last.limits.take("x", None, Rule(2, 2, 9.0)))
+
+
+@pytest.fixture
+def proxies(amqp_url: str) -> Iterator[tuple[Proxy, Proxy]]:
+    """Two ways to the broker that can be cut."""
+    pair = Proxy(amqp_url), Proxy(amqp_url)
+    yield pair
+    for proxy in pair:
+        proxy.close()
+
+
+async def test_who_wants_nothing_of_a_limit_declares_nothing(
+    connect: Connect, proxies: tuple[Proxy, Proxy]
+) -> None:
+    """Nor one that is back from a cut, and for whom others have waited in vain before it."""
+    others, process = await connect(), await connect(proxies[0])
+    assert others.limits is not None
+    assert process.limits is not None
+    (await soon(others.limits.take("x", None, Rule(3, 0, 0.0)))).release()
+    for key in (None, "a"):
+        assert others.session.link is not None
+        lock = f"{others.session.topology.limit('x', None)}.lock"
+        assert await others.session.link.lock(lock)
+        waiting = asyncio.create_task(process.limits.take("x", key, Rule(1, 0, 0.0)))
+        await asyncio.sleep(0.2)  # it stands at the lock
+        waiting.cancel()
+        proxies[0].drop()
+        await asyncio.wait((waiting,))
+        await others.session.link.delete_queue(lock)
+        (await soon(process.limits.take(f"y{key}", None, Rule(1, 0, 0.0)))).release()  # it is that one's turn next
+        assert await ready(others, "places") == 3
+    (await soon(process.limits.take("x", None, Rule(1, 0, 0.0)))).release()
+    await until_places(others, 1)
+
+
+async def test_the_youngest_declaration_holds_when_all_have_lost_their_connections(
+    connect: Connect, proxies: tuple[Proxy, Proxy]
+) -> None:
+    old, young = await connect(proxies[0]), await connect(proxies[1])
+    for process, number in ((old, 1), (young, 3), (old, 1)):
+        assert process.limits is not None
+        (await soon(process.limits.take("x", None, Rule(number, 0, 0.0)))).release()
+    for proxy in proxies:
+        proxy.refuse()
+        proxy.drop()
+    for process, number, proxy in ((old, 1, proxies[0]), (young, 3, proxies[1])):
+        proxy.resume()
+        assert process.limits is not None
+        tokens = [await soon(process.limits.take("x", None, Rule(number, 0, 0.0))) for _ in range(3)]
+        for token in tokens:
+            token.release()
+        await until_places(process, 3)
+
+
+async def test_who_is_back_to_a_limit_of_another_kind_is_told(
+    connect: Connect, proxies: tuple[Proxy, Proxy]
+) -> None:
+    old, young = await connect(proxies[0]), await connect()
+    assert old.limits is not None
+    assert young.limits is not None
+    (await soon(old.limits.take("x", None, Rule(1, 0, 0.0)))).release()
+    proxies[0].refuse()
+    proxies[0].drop()
+    assert young.session.link is not None
+    while await young.session.link.queue_state(young.session.topology.limit("x", None)) != (0, 0):
+        await asyncio.sleep(0.01)
+    waiting = asyncio.create_task(old.limits.take("x", None, Rule(1, 0, 0.0)))
+    (await soon(young.limits.take("x", None, Rule(0, 5, 1.0)))).release()
+    proxies[0].resume()
+    with pytest.raises(LimitError, match="at_once=1 here, and 5 in 1 s"):
+        await soon(waiting)
+
+
+async def until_places(transport: AMQPTransport, count: int) -> None:
+    while await ready(transport, "places") != count:  # the test's own deadline ends it
+        await asyncio.sleep(0.01)
 
 
 async def tokens_of(transport: AMQPTransport, key: str) -> int:

@@ -154,14 +154,6 @@ class Model:
             await until(lambda: bool(self.inside), "one of those who wait has its turn")
             self.leave(self.inside[0])
 
-    async def all_enter(self) -> None:
-        """Have each process use the limit over the link that it has now. One that was cut off before it had begun
-        to use the limit declares its number when it is back: then that would be the youngest declaration."""
-        for process in self.declared:
-            limits = self.transports[process].limits
-            assert limits is not None
-            (await soon(limits.take("x", None, self.rules[process]))).release()
-
     def check_rate(self, rule: Rule) -> None:
         if rule.per_period:
             for earlier, later in zip(self.began, self.began[rule.per_period :], strict=False):
@@ -250,7 +242,6 @@ async def play(place: Place, rules: Sequence[Rule], last: Rule, steps: Sequence[
             await model.do(step)
         await model.all_leave()
         model.check_rate(rules[0])
-        await model.all_enter()
         await holds(transports[-1], last)
         assert not reports
 
@@ -312,7 +303,8 @@ async def take_turns(place: Place, places: int, asked: Sequence[int]) -> Counter
         for number in range(max(asked)):
             more = [process for process, count in enumerate(asked) if number < count]
             tasks += [asyncio.create_task(want(process)) for process in more]
-            await until(lambda since=len(grants): len(set(grants[since:])) == PROCESSES, "each has had a turn")  # type: ignore[misc]
+            since = len(grants)
+            await until(lambda: len(set(grants[since:])) == PROCESSES, "each has had a turn")  # noqa: B023
         begin = len(grants)
         await until(lambda: len(grants) >= begin + 300, "they have had their turns")
         for task in tasks:

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -75,12 +75,15 @@ class Definition:
         self.cooling = f"{self._queue}.cooling"
         """Those that were: each comes back when its time is over."""
 
-    async def enter(self, link: Link, *, known: bool = False) -> Channel:
-        """A channel that counts as a user of the limit, whose queues there are now. `known`: this process has used
-        it before, so that younger ones may have changed its numbers. `surplus` is how many tokens are too many of
-        each kind then. Raises LimitError if it is in use with a rule of another kind, or period, or if its numbers
-        were changed very often lately."""
+    async def enter(self, link: Link, wanted: Callable[[], bool], *, known: bool = False) -> Channel | None:
+        """A channel that counts as a user of the limit, whose queues there are now; None, and nothing is declared,
+        if it is not wanted any more when it is this process's turn. `known`: this process has used it before, so
+        that younger ones may have changed its numbers, which hold then. `surplus` is how many tokens are too many
+        of each kind then. Raises LimitError if it is in use with a rule of another kind, or period, or if its
+        numbers were changed very often lately."""
         async with self._locked(link):
+            if not wanted():
+                return None
             self.surplus = (0, 0)
             await self._make(link, known)
             channel = await link.open_channel()
@@ -112,20 +115,27 @@ class Definition:
     async def _make(self, link: Link, known: bool) -> None:
         state = await link.queue_state(self._queue)
         if state is None:
-            await self._seed(link, anew=False)
+            await self._seed(link, self.rule, anew=False)
             return
         unused = state[1] == 0
         found, amended = await self._in_force(link)
-        if unused and (found != self.rule or amended):
-            await self._seed(link, anew=found == self.rule)
-            if found != self.rule:
-                logger.info("limit %r is %s now", self._name, self.rule)
-        elif found != self.rule:
-            if not known:
-                await self._amend(link, found)
-        elif not await self._is_whole(link, unused):
+        # Who has used it before follows the youngest declaration, also if all links were lost at the same time.
+        follows = known and self._is_alike(found)
+        rule = found if follows else self.rule
+        if unused and (found != rule or (amended and not follows)):
+            await self._seed(link, rule, anew=found == rule)
+            if found != rule:
+                logger.info("limit %r is %s now", self._name, rule)
+        elif found != rule:
+            await self._amend(link, found)
+        elif not await self._is_whole(link, rule, unused):
             logger.warning("limit %r had lost tokens: they are made anew", self._name)
-            await self._seed(link, anew=True)
+            await self._seed(link, rule, anew=True)
+
+    def _is_alike(self, found: Rule) -> bool:
+        """The rule differs from ours in its numbers at the most."""
+        kinds = [(bool(rule.at_once), bool(rule.per_period), rule.period) for rule in (found, self.rule)]
+        return kinds[0] == kinds[1]
 
     async def _in_force(self, link: Link) -> tuple[Rule, bool]:
         """Return the rule that holds, and whether it is that of an amendment."""
@@ -155,9 +165,8 @@ class Definition:
     async def _amend(self, link: Link, found: Rule) -> None:
         """Have our numbers hold in the place of those that were found."""
         rule = self.rule
-        alike = bool(found.at_once) == bool(rule.at_once) and bool(found.per_period) == bool(rule.per_period)
         changes = await link.queue_state(self._changes)
-        if not alike or found.period != rule.period or (changes is not None and changes[0] >= MAX_CHANGES):
+        if not self._is_alike(found) or (changes is not None and changes[0] >= MAX_CHANGES):
             raise differs(self._name, rule, str(found))
         logger.warning("limit %r is %s from now on: it was %s", self._name, rule, found)
         channel = await link.open_channel(confirms=True)
@@ -173,10 +182,9 @@ class Definition:
         await guard(_gather(channel, [(self._changes, None)]))
         await guard(channel.close())
 
-    async def _is_whole(self, link: Link, unused: bool) -> bool:
+    async def _is_whole(self, link: Link, rule: Rule, unused: bool) -> bool:
         """Return True if the tokens of the limit are there: all of them, if nobody can hold any. A broker that
         was killed may have lost some."""
-        rule = self.rule
         if rule.at_once:
             state = await link.queue_state(self.places)
             if state is None or (unused and state[0] != rule.at_once):
@@ -187,10 +195,10 @@ class Definition:
                 return False
         return True
 
-    async def _seed(self, link: Link, anew: bool) -> None:
+    async def _seed(self, link: Link, rule: Rule, anew: bool) -> None:
         """Make the tokens, and then the definition. Those of a rate come one after the other, or, if others may
         have been taken just now, after a whole period."""
-        rule, channel = self.rule, await link.open_channel(confirms=True)
+        channel = await link.open_channel(confirms=True)
         await guard(channel.queue_delete(self._queue))
         # The cooling ones before the others: what cools would go to the new queue.
         for name in (self._amendment, self._changes, self.places, self.cooling, self.rate):

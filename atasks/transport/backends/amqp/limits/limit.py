@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable
 from typing import Final
 
@@ -52,6 +53,10 @@ class BrokerLimit:
         self._entering = entering
         self._failed = failed
         self._whole = whole
+        self._values: weakref.WeakSet[BrokerLimit] = weakref.WeakSet()
+        """Those for the values of the key, where this is the limit of that name."""
+        if whole is not None:
+            whole._values.add(self)
         self._definition = Definition(topology, name, key, rule)
         self._entered = asyncio.Event()
         """Set while this process counts as a user, or is refused."""
@@ -67,7 +72,11 @@ class BrokerLimit:
     @property
     def in_use(self) -> bool:
         """Somebody waits for a token, or holds one."""
-        return any(queue.in_use for queue in self._queues)
+        return any(queue.in_use for queue in self._queues) or any(value.in_use for value in self._values)
+
+    def _is_wanted(self) -> bool:
+        """False if nobody waits for it any more: one more declaration of its number might change that."""
+        return self._known or self.in_use
 
     def attach(self, link: Link) -> None:
         """Use it over this link from now on."""
@@ -122,7 +131,10 @@ class BrokerLimit:
                 async with self._entering:
                     # The rule of a value is that of the whole limit, whatever it was before.
                     known = self._known and self._whole is None
-                    channel = await self._definition.enter(link, known=known)
+                    channel = await self._definition.enter(link, self._is_wanted, known=known)
+                if channel is None:
+                    self._failed(self)
+                    return
                 self._known = True
                 self._entered.set()
                 await self._serve(channel)

@@ -147,7 +147,7 @@ class TokenQueue:
     def __init__(self, name: str, most: int) -> None:
         self.name = name
         self._most = min(most + 1, MAX_PREFETCH)
-        """The most tokens to ask for: with one more than there are, a consumer that has them all can do with more."""
+        """The most tokens to ask for: one more than there are, so a consumer that has them all may get more."""
         self._waiting: OrderedDict[asyncio.Future[HeldToken], None] = OrderedDict()
         self._channel: TokenChannel | None = None
         self._consumer = ""
