@@ -155,7 +155,7 @@ class TokenQueue:
         self._asked = 0
         """The most tokens that it may have at a time."""
         self._live = 0
-        """How many more tokens the broker may send to it."""
+        """The number of tokens that the broker may still send to it."""
         self._spare: list[HeldToken] = []
         """Tokens for which nobody waits any more."""
         self._held: set[HeldToken] = set()
