@@ -361,12 +361,11 @@ def named(name: str) -> object:
     if not colon or not all(part.isidentifier() for part in (*module.split("."), *path.split("."))):
         raise ValueError(f"{name!r} is no name of the form module:name")
     with explained(module):
-        found: object = importlib.import_module(module)
-    for part in path.split("."):
-        if not hasattr(found, part):
-            raise ValueError(f"{module} has no {path}")
-        found = getattr(found, part)
-    return found
+        found = importlib.import_module(module)
+    try:
+        return follow(found, path)
+    except AttributeError:
+        raise ValueError(f"{module} has no {path}") from None
 
 
 @contextmanager

@@ -216,7 +216,7 @@ async def settle() -> None:
 
 async def _within(block: Block, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
     if block.transport is None:
-        raise NotConnected("the `connect` block that this call was to go over was left before it began")
+        raise NotConnected("the `connect` block of this call was left before the call began: end its calls first")
     return await make()
 
 

@@ -37,7 +37,7 @@ class Budget:
             if not scope.expired():
                 raise
             raise CallTimeout(
-                f"{self._name} did not finish within {self._seconds:g} s: a middleware at its caller had it"
+                f"{self._name} did not finish within {self._seconds:g} s: a middleware at its caller took the time"
             ) from None
         finally:
             self._scope = None

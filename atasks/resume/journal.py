@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 from atasks import wire
+from atasks.codecs.checked import over_limit
 from atasks.current import serving_here
 from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
 from atasks.progress import Progress
@@ -145,10 +146,9 @@ class Journal:
                 self._all_asked.set()
             return step, reply
         if self._size > MAX_BYTES:
-            raise PayloadTooLarge(
-                f"the results in the journal of {self._run.call.task} have {self._size} bytes, over the limit of "
-                f"{MAX_BYTES}: return references instead, or divide the call"
-            )
+            what = f"the results in the journal of {self._run.call.task} have"
+            advice = "return references instead, or divide the call"
+            raise PayloadTooLarge(over_limit(what, self._size, MAX_BYTES, advice))
         if self._left and step not in self._sent:
             await self._miss(task)
         return step, None

@@ -353,9 +353,9 @@ def attach(id_or_dump: str) -> Handle[Any]:
     if not id_or_dump.startswith("atasks-run-"):
         return Handle(id_or_dump)
     if not id_or_dump.startswith(_DUMP):
-        raise PipelineError("this is a dump of another version of atasks")
+        raise PipelineError("this is a dump of another version of atasks: attach by the id of the run")
     try:
         content = json.loads(id_or_dump.removeprefix(_DUMP))
         return Handle(content["id"], content["namespace"])
     except (ValueError, TypeError, KeyError) as error:
-        raise PipelineError("this dump of a run is damaged") from error
+        raise PipelineError("this dump of a run is damaged: attach by the id of the run") from error

@@ -362,11 +362,14 @@ class Ticker:
             now, pause = self._clock.now(), LOOK_SECONDS
             for schedule in table.values():
                 if schedule.done > now + WRONG_SECONDS:
-                    logger.warning("schedule %r had its last tick in the future: a clock was wrong", schedule.name)
+                    logger.warning(
+                        "schedule %r had its last tick in the future: a clock was wrong; set all clocks right",
+                        schedule.name,
+                    )
                     await self._note(schedule, now, None)
                 pause = min(pause, await self._keep(schedule, now))
         except (AtasksError, OSError) as error:
-            logger.warning("the schedules cannot be kept for now: %s", error)
+            logger.warning("this worker cannot keep the times of schedules for now, and tries again: %s", error)
             return PAUSE
         return pause
 
@@ -379,7 +382,9 @@ class Ticker:
         except (OSError, NotConnected):
             raise
         except (AtasksError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            logger.warning("schedule %r cannot be kept for now: %s", schedule.name, error)
+            logger.warning(
+                "the calls of schedule %r cannot be made for now, and are tried again: %s", schedule.name, error
+            )
             return PAUSE
         return LOOK_SECONDS if upcoming is None else max(upcoming - self._clock.now(), 0.0)
 
@@ -392,7 +397,9 @@ class Ticker:
         call_id = schedule.last_id
         for tick in due[-MAX_MISSED:]:
             if not schedule.catch_up and now - tick > LATE_SECONDS:
-                logger.warning("schedule %r missed a tick, %.0f s ago", schedule.name, now - tick)
+                logger.warning(
+                    "schedule %r missed a tick, %.0f s ago: no worker kept the times", schedule.name, now - tick
+                )
             elif schedule.overlap == "skip" and await self._goes_on(call_id):
                 logger.info("schedule %r skips a tick: the call of the one before has not ended", schedule.name)
             else:

@@ -14,12 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from atasks.errors import WorkersFailed
+from atasks.pauses import pauses
 from atasks.supervisor.process import Hooks, WorkerProcess
 from atasks.tracking import WorkerCounts, snapshots
 
@@ -173,7 +173,7 @@ class Supervisor:
         """Have a process of this number serve, one after the other."""
         loop = asyncio.get_running_loop()
         serving: WorkerProcess | None = None
-        deaths = 0
+        waits = pauses(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             process = await self._spawn(number)
             if process is not None and await asyncio.shield(process.ready):
@@ -189,9 +189,8 @@ class Supervisor:
                     logger.info("%s is to be replaced: %s", _name(process), process.retiring.result())
                     continue
                 if loop.time() - process.since >= STEADY:
-                    deaths = 0
-            await asyncio.sleep(_pause(deaths))
-            deaths += 1
+                    waits = pauses(FIRST_PAUSE, LONGEST_PAUSE)
+            await asyncio.sleep(next(waits))
 
     async def _spawn(self, number: int) -> WorkerProcess | None:
         try:
@@ -256,9 +255,3 @@ class Supervisor:
 
 def _name(process: WorkerProcess) -> str:
     return f"worker {process.number} (pid {process.pid})"
-
-
-def _pause(deaths: int) -> float:
-    """Seconds to wait after a death that had so many before it."""
-    longest = min(FIRST_PAUSE * 2.0 ** min(deaths, 20), LONGEST_PAUSE)
-    return longest * random.uniform(0.5, 1.0)

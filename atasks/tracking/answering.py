@@ -76,7 +76,7 @@ def answer(
         if isinstance(found, WorkerInfo | Calls):
             content = _bounded(found, content)
     except Exception:
-        logger.exception("a question about this worker could not be answered")
+        logger.exception("this worker could not answer a question about itself: report the traceback")
         return None
     return QueryAnswer(VERSION, query.token, worker.id, content)
 

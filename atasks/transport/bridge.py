@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, TypeVar
 
+from atasks.codecs.checked import over_limit
 from atasks.errors import NotSupported, PayloadTooLarge
 from atasks.options import TaskOptions, WatchedOptions
 from atasks.policies.limit import Rule
@@ -110,10 +111,8 @@ def _check_size(call: Call, transport: Transport) -> None:
     """Raise PayloadTooLarge for a call whose size nobody could check before it was connected."""
     size = len(call.payload) + sum(map(len, (call.context or {}).values()))
     if size > transport.max_payload:
-        raise PayloadTooLarge(
-            f"the arguments of {call.task} have {size} bytes, over the limit of {transport.max_payload}: "
-            "pass a reference to them instead"
-        )
+        what = f"the arguments of {call.task} have"
+        raise PayloadTooLarge(over_limit(what, size, transport.max_payload, "pass a reference to them instead"))
 
 
 class BridgedRecords(Records):

@@ -15,7 +15,7 @@ from typing import Any
 
 from atasks import forks, wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
-from atasks.codecs.checked import undecodable
+from atasks.codecs.checked import over_limit, undecodable
 from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried, serving
 from atasks.definitions import BaseTask
@@ -61,8 +61,8 @@ async def execute(run: HeldCall) -> None:
                 reply = await _serve(run)
             size, limit = len(reply.payload), run.worker.transport.max_payload
             if size > limit:
-                result = f"the result of {run.call.task} has {size} bytes"
-                message = f"{result}, over the limit of {limit}: return a reference"
+                what = f"the result of {run.call.task} has"
+                message = over_limit(what, size, limit, "return a reference")
                 reply = status(run, Status.TOO_LARGE, message)
             else:
                 reply.run_us = int((time.perf_counter() - run.started) * 1e6)
@@ -72,7 +72,7 @@ async def execute(run: HeldCall) -> None:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        logger.exception("%s could not be served", describe(run.call))
+        logger.exception("%s could not be served: report the traceback", describe(run.call))
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
     if run.journal is not None:

@@ -6,13 +6,11 @@ import asyncio
 import signal
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import atasks
 from atasks import WorkerLost
 from atasks.testing import soon, until
 from tests.broker import Broker
@@ -22,12 +20,6 @@ from tests.faults.resuming import drawing, fanned, gated, given_up, guarding, la
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
-
-
-@pytest.fixture
-async def connected(node: Broker, prefix: str, cleanup: None, no_leaked_tasks: None) -> AsyncIterator[None]:
-    async with atasks.connect(node.url, prefix=prefix):
-        yield
 
 
 @pytest.fixture

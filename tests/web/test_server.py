@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
 import httpx
 import pytest
 
 from atasks.errors import UnknownRun
+from atasks.testing import until
 from atasks.web import server as page
 from atasks.web.picture import Picture
 from atasks.web.server import make_app
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 class Fleet:

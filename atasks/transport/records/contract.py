@@ -6,10 +6,11 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
+from atasks.checks import validate_number
 from atasks.current import new_call_id
 from atasks.errors import NotSupported, QueueFull, UnknownRun
 from atasks.options import LONGEST_KEEP, TaskOptions
@@ -233,10 +234,9 @@ def round_of(call_id: str) -> int:
     return int(number) if number.isdecimal() else 0
 
 
-def check_expires(value: object) -> float:
+def check_expires(value: Any) -> float:
     """The option `keep_runs` of transports, checked."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"keep_runs is a number of seconds, not {value!r}")
+    validate_number("keep_runs", value)
     if not 0.001 <= value <= LONGEST_KEEP:
         raise ValueError(f"keep_runs={value!r}: seconds above 0, at most {LONGEST_KEEP:.0f}")
     return float(value)

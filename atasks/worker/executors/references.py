@@ -91,9 +91,7 @@ def find(reference: Reference) -> Callable[..., Any]:
     item = None if registry is None else registry.get(reference.name)
     if item is not None:
         return item.task.local  # type: ignore[no-any-return]  # an item holds anything
-    found: Any = sys.modules[reference.module]
-    for part in reference.qualname.split("."):
-        found = getattr(found, part)
+    found = modules.follow(sys.modules[reference.module], reference.qualname)
     return found.local if isinstance(found, BaseTask) else found
 
 

@@ -1,7 +1,5 @@
 """A supervisor and real worker processes."""
 
-# Private attributes: `supervisor._pause`: waiting for real pauses would take minutes.
-
 from __future__ import annotations
 
 import asyncio
@@ -10,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 from atasks import WorkersFailed
+from atasks.pauses import pauses
 from atasks.supervisor import Supervisor
 from atasks.supervisor import supervisor as module
 from atasks.testing import until
@@ -275,11 +275,11 @@ async def test_environment_of_workers(site: Site) -> None:
 
 
 def test_pauses_grow_and_differ() -> None:
-    for deaths in range(30):
-        pauses = [module._pause(deaths) for _ in range(50)]
+    each = [islice(pauses(module.FIRST_PAUSE, module.LONGEST_PAUSE), 30) for _ in range(50)]
+    for deaths, found in enumerate(zip(*each, strict=True)):
         longest = min(module.FIRST_PAUSE * 2**deaths, module.LONGEST_PAUSE)
-        assert all(longest / 2 <= pause <= longest for pause in pauses)
-        assert len(set(pauses)) > 1
+        assert all(longest / 2 <= pause <= longest for pause in found)
+        assert len(set(found)) > 1
 
 
 def test_no_workers() -> None:

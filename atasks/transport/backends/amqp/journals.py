@@ -171,7 +171,7 @@ class AMQPJournals(Journals):
         try:
             await self._records.add(name, reply, quiet=True)
         except UnknownRun:  # its queue is gone, with a node of a cluster say: what was in it is done again
-            logger.warning("the journal of call %s is gone: it begins anew", self._open.get(name, name))
+            logger.warning("the journal of call %s is gone: the call begins anew", self._open.get(name, name))
             await self.open(name, self._open.get(name, ""))
             await self._records.add(name, reply, quiet=True)
 

@@ -114,4 +114,4 @@ class _Pursued(Pending, kw_only=True):
 
     def fail(self, error: Exception) -> None:
         if not isinstance(error, (CallConnectionLost, NotConnected)):  # else this process is leaving
-            logger.warning("%s cannot be sent again: %s", self.call.task, error)
+            logger.warning("a submitted call of %s cannot be sent again: %s", self.call.task, error)

@@ -239,7 +239,7 @@ class LocalTransport(CallTransport):
         try:
             await processes.wait()
         except WorkersFailed as error:
-            logger.error("no more worker processes are started: %s", error)
+            logger.error("this program starts no more worker processes: %s", error)
             self._closed(str(error))
 
     async def _close(self, patience: float = CLOSE_SECONDS) -> None:
@@ -358,7 +358,7 @@ class LocalTransport(CallTransport):
                     await link.aclose(0)
             else:
                 break
-        logger.info("connected to the hub at %s again", self.path)
+        logger.info("this process is connected to the hub at %s again", self.path)
         self._keeper = None
 
     def _on_keeper_done(self, keeper: asyncio.Task[None]) -> None:

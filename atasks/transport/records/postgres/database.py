@@ -246,7 +246,9 @@ class Database:
                 async for notice in connection.notifies():
                     self._hear(notice.payload)
             except (psycopg.Error, OSError, ConnectFailed) as error:
-                logger.info("nothing is heard of the records just now: %s", self.reason(error))
+                logger.info(
+                    "this process hears nothing of the records, and connects again: %s", self.reason(error)
+                )
             finally:
                 if connection is not None:
                     with suppress(psycopg.Error, OSError):

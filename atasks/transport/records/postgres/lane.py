@@ -165,7 +165,7 @@ class Lane:
     def _troubled(self, reason: str) -> None:
         if not self.trouble:
             self._begun = asyncio.get_running_loop().time()
-            logger.warning("the database of the records is away: %s; what it is to keep waits", reason)
+            logger.warning("the database of the records is away, and what it is to keep waits: %s", reason)
         self.trouble = reason or "it does not answer"
 
     def _well(self) -> None:

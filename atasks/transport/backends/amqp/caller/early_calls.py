@@ -79,7 +79,9 @@ class EarlyCalls:
                 self._declared.add(kind[0])
         except CLIENT_ERRORS as error:
             if not link.lost.done():  # its user may not declare queues
-                logger.warning("calls to queue %r wait here for a worker: %s", kind[0], error)
+                logger.warning(
+                    "calls to queue %r wait in this process until a worker serves it: %s", kind[0], error
+                )
                 self._presence.returned(pending)
             return
         if not pending.future.done():
@@ -111,7 +113,7 @@ class EarlyCalls:
                 if link is not None:
                     await move_early_calls(link, session.outbox, session.topology, queue)
         except AtasksError as error:
-            logger.warning("calls that wait for queue %r could not be moved to it: %s", queue, error)
+            logger.warning("calls that wait for queue %r could not be moved to it, and wait on: %s", queue, error)
         finally:
             del self._looks[queue]
 

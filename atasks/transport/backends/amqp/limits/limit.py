@@ -146,7 +146,7 @@ class BrokerLimit:
                 if isinstance(error, ChannelAccessRefused):
                     self._give_up(map_error(error, self._url))
                     return
-                logger.warning("limit %r cannot be used for now: %s", self._name, error)
+                logger.warning("limit %r cannot be used for now, and is tried again: %s", self._name, error)
             finally:
                 if channel is not None and not channel.is_closed:
                     await asyncio.shield(channel.close())

@@ -249,7 +249,9 @@ class KeptCalls:
             await bind_when_due(link, session.topology, queue, early=False)
         except CLIENT_ERRORS as error:
             if not link.lost.done():
-                logger.warning("delayed calls cannot come to queue %r: %s", queue, error)
+                logger.warning(
+                    "delayed calls cannot come to queue %r, and wait until a worker can bind it: %s", queue, error
+                )
         await move_early_calls(link, session.outbox, session.topology, queue)
 
     def stop(self) -> None:

@@ -57,7 +57,9 @@ class PausedQueues:
         try:
             await self.look()
         except CLIENT_ERRORS as error:
-            logger.warning("the list of paused queues cannot be read: %s", error)
+            logger.warning(
+                "the marks of paused queues cannot be read, so this worker goes by the last ones: %s", error
+            )
         else:
             then()
 

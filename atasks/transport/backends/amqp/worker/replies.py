@@ -176,7 +176,9 @@ class Replies:
         try:
             self._tell_callers(message)
         except Exception:
-            logger.exception("a request failed, and its callers could not be told")
+            logger.exception(
+                "this worker could not tell the callers of a request that it failed: report the traceback"
+            )
         finally:
             self.dead_letter(message, consumer.acks, consumer.name)
 

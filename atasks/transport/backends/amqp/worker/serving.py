@@ -359,7 +359,7 @@ class Serving:
             try:
                 self._receive(consumer, message)
             except Exception:
-                logger.exception("a request could not be served")
+                logger.exception("this worker could not serve a request: report the traceback")
                 self.replies.fail(consumer, message)
 
         def refuse(message: DeliveredMessage) -> None:
