@@ -12,6 +12,7 @@ __all__ = [
     "validate_number",
     "validate_queue",
     "validate_seconds",
+    "validate_timeout",
 ]
 
 MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
@@ -31,6 +32,16 @@ def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:
     validate_number(name, value)
     if not 0 < value <= most:
         raise ValueError(f"{name}={value!r}: seconds above 0, at most {most:.0f}")
+    return float(value)
+
+
+def validate_timeout(value: Any) -> float:
+    """A `timeout` of a call, or of a stage for one item: seconds above 0. Raises TypeError, ValueError."""
+    validate_number("timeout", value)
+    if not value > 0:
+        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
+    if value > MAX_TIMEOUT:
+        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
     return float(value)
 
 

@@ -16,6 +16,7 @@ from atasks.checks import (
     validate_number,
     validate_queue,
     validate_seconds,
+    validate_timeout,
 )
 from atasks.errors import closest
 from atasks.policies.limit import Limit
@@ -265,7 +266,7 @@ def _check(name: str, value: Any) -> Any:
         case "queue":
             return None if value is None else validate_queue(value)
         case "timeout":
-            return None if value is None else _check_timeout(value)
+            return None if value is None else validate_timeout(value)
         case "max_attempts":
             validate_integer(name, value, 1, 1_000_000)
         case "priority":
@@ -288,15 +289,6 @@ def _check(name: str, value: Any) -> Any:
             if value not in _CHOICES[name]:
                 raise ValueError(f"{name}={value!r}: one of {', '.join(map(repr, _CHOICES[name]))}")
     return value
-
-
-def _check_timeout(value: Any) -> float:
-    validate_number("timeout", value)
-    if not value > 0:
-        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no deadline")
-    if value > MAX_TIMEOUT:
-        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no deadline")
-    return float(value)
 
 
 def _check_submission(name: str, value: Any) -> Any:

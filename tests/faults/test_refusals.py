@@ -353,7 +353,7 @@ async def test_timeouts_that_no_broker_takes(
 ) -> None:
     """A time limit that older peers, and others, may send: the worker, and what it calls, take it for the
     longest there is."""
-    monkeypatch.setattr("atasks.options.MAX_TIMEOUT", 2**53)  # as if it was not refused where it is given
+    monkeypatch.setattr("atasks.checks.MAX_TIMEOUT", 2**53)  # as if it was not refused where it is given
 
     @atask(namespace=namespace)
     async def inner(n: int) -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypedDict
 
+from atasks.checks import validate_timeout
 from atasks.errors import closest
-from atasks.options import MAX_TIMEOUT
 from atasks.pipeline.flow.invocation import Bound
 from atasks.policies.limit import Limit
 
@@ -129,7 +129,7 @@ def _check(name: str, value: Any) -> None:
         case "throttle":
             _integer(name, value, "results that may wait, at least 0; 0 for no bound", 0)
         case "timeout":
-            _seconds(value)
+            validate_timeout(value)
         case "max_errors":
             _most_errors(value)
         case "bind" if not isinstance(value, Bound):
@@ -142,15 +142,6 @@ def _check(name: str, value: Any) -> None:
             raise TypeError(f"{name} is a function, not {type(value).__name__}")
         case "skip_errors" | "unpack" | "multiprocess" | "inline" if not isinstance(value, bool):
             raise TypeError(f"{name} is True or False, not {value!r}")
-
-
-def _seconds(value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"timeout is a number of seconds or None, not {value!r}")
-    if not value > 0:
-        raise ValueError(f"timeout={value!r}: seconds above 0, or None for no limit")
-    if value > MAX_TIMEOUT:
-        raise ValueError(f"timeout is at most {MAX_TIMEOUT} seconds (10 years), or None for no limit")
 
 
 def _most_errors(value: Any) -> None:

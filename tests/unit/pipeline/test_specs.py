@@ -84,7 +84,7 @@ def test_workers_are_at_least_one_and_throttle_may_be_0() -> None:
     [
         ({"worker": 3}, TypeError, "unknown option 'worker' of a stage: did you mean 'workers'"),
         ({"timeout": 0}, ValueError, "timeout=0"),
-        ({"timeout": float("nan")}, ValueError, "timeout=nan"),
+        ({"timeout": float("nan")}, ValueError, "timeout is a number of seconds, not NaN"),
         ({"timeout": float("inf")}, ValueError, "10 years"),
         ({"timeout": 10 * 365 * 24 * 3600 + 1}, ValueError, "10 years"),
         ({"timeout": 10**30}, ValueError, "10 years"),
