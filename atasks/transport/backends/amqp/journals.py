@@ -208,7 +208,8 @@ class AMQPJournals(Journals):
         self._forget_late()
 
     def drop(self, name: str) -> None:
-        self._unwanted[name] = self._open.pop(name, None) is not None
+        here = self._open.pop(name, None) is not None
+        self._unwanted[name] = here or self._unwanted.get(name, False)  # it may be dropped twice, over a cut
         self._forget_late()
         self._errands.start(self._delete(name))
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.channel import Channel
 
 __all__ = ["SOCKETS", "FrameWriter"]
 
-SOCKETS: Final[WeakKeyDictionary[AbstractConnection, asyncio.StreamWriter]] = WeakKeyDictionary()
-"""The sockets to which frames may be written at once, as long as nothing waits in the client library's queue."""
+SOCKETS: Final[WeakKeyDictionary[AbstractConnection, ref[asyncio.StreamWriter]]] = WeakKeyDictionary()
+"""The sockets to which frames may be written at once, as long as nothing waits in the client library's queue. A
+socket knows its connection by what is read from it, so this table must not keep it."""
 
 WRITE_BYTES: Final = 256 * 2**10
 """Frames are put together for one write, up to so many bytes."""
@@ -29,7 +30,8 @@ class FrameWriter:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._socket = SOCKETS.get(channel.connection)
+        known = SOCKETS.get(channel.connection)
+        self._socket = known() if known is not None else None
         self._most = channel.write_queue.maxsize - SPARE
         self._waiting: deque[bytes] = deque()
         self._feeder: asyncio.Task[None] | None = None

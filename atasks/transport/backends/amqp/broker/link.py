@@ -11,9 +11,9 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
+from weakref import ref
 
 import aio_pika
-from aio_pika.abc import AbstractChannel as AioPikaChannel
 from aio_pika.abc import AbstractConnection as AioPikaConnection
 from aiormq.abc import AbstractConnection, ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
@@ -169,7 +169,7 @@ class Link:
                 opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
                 await _connect(attempt)
                 if not LOG_FRAMES:
-                    SOCKETS[_underlay(attempt)] = sockets.writer
+                    SOCKETS[_underlay(attempt)] = ref(sockets.writer)
                 readers.append(sockets.reader)
             link = cls(server_name(url), opened, readers)
             await link.open_publish()
@@ -184,15 +184,12 @@ class Link:
 
     async def _channel(self, index: int) -> Channel:
         confirms = index == 0
-        channel = self._connections[index].channel(publisher_confirms=confirms, on_return_raises=confirms)
-        await channel.initialize()
-        underlay = await channel.get_underlay_channel()
-        assert isinstance(underlay, Channel)
-        underlay.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
-        underlay.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
+        channel = await _opened(self._connections[index], confirms, on_return_raises=confirms)
+        channel.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
+        channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         if not LOG_FRAMES:
-            self._readers[index].read(underlay)
-        return underlay
+            self._readers[index].read(channel)
+        return channel
 
     async def open_publish(self) -> Channel:
         """Open a channel for what leaves here, in the place of the one that was closed."""
@@ -353,26 +350,31 @@ async def _connect(attempt: AioPikaConnection) -> None:
         raise
 
 
-async def _opened(connection: AioPikaConnection, confirms: bool) -> Channel:
-    """Open a channel on the connection. If the await is cancelled, the channel closes as soon as it is open."""
-    channel = connection.channel(publisher_confirms=confirms)
-    opening = asyncio.ensure_future(guard(channel.initialize()))
+async def _opened(connection: AioPikaConnection, confirms: bool, *, on_return_raises: bool = False) -> Channel:
+    """Open a channel on the connection. If the await is cancelled, the channel closes as soon as it is open.
 
-    def close(opened: asyncio.Future[None]) -> None:
+    It is aiormq's: a connection keeps something of each channel of aio-pika that was closed, and one is opened for
+    each record that is read.
+    """
+    if connection.transport is None:
+        raise ConnectionError("the connection to the broker was lost")
+    operation = _underlay(connection).channel(publisher_confirms=confirms, on_return_raises=on_return_raises)
+    opening = asyncio.ensure_future(guard(operation))
+
+    def close(opened: asyncio.Future[Any]) -> None:
         if not opened.cancelled() and opened.exception() is None:
-            shielded(_close(channel))
+            shielded(_close(opened.result()))
 
     try:
-        await shielded(opening)
+        channel = await shielded(opening)
     except asyncio.CancelledError:  # a cancelled question would be logged
         opening.add_done_callback(close)
         raise
-    underlay = await channel.get_underlay_channel()
-    assert isinstance(underlay, Channel)
-    return underlay
+    assert isinstance(channel, Channel)
+    return channel
 
 
-async def _close(channel: Channel | AioPikaChannel) -> None:
+async def _close(channel: Channel) -> None:
     with suppress(*CLIENT_ERRORS):
         await guard(channel.close())
 

@@ -64,6 +64,12 @@ class Peer:
         self._under_way: dict[Executor, deque[int]] = {executor: deque() for executor in EXECUTORS}
         """Blocking calls that it was handed, and that its last `Slots` did not count yet, by their numbers."""
 
+    def expect_no_hello(self) -> None:
+        """End the wait for its `Hello`: the timer would keep it alive, with the buffer for its messages."""
+        if self.expected is not None:
+            self.expected.cancel()
+            self.expected = None
+
     @property
     def own_queue(self) -> str:
         """The name of the queue of what this worker alone is to run; no other one has a space in it."""

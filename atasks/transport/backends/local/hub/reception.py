@@ -107,6 +107,7 @@ class Reception:
         """Return True if the first message is a `Hello` of this protocol."""
         if isinstance(message, Hello) and message.protocol == PROTOCOL:
             peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
+            peer.expect_no_hello()
             peer.link.send(Welcome(os.getpid()))
             return True
         theirs = message.protocol if isinstance(message, Hello) else "none"
@@ -131,10 +132,9 @@ class Reception:
 
     def _gone(self, peer: Peer, reason: str) -> None:
         """Let go of a peer whose connection is closed."""
+        peer.expect_no_hello()
         if self.closed:
             return
         self.peers.remove(peer)
-        if peer.expected is not None:
-            peer.expected.cancel()  # the timer would keep the peer alive, with the buffer for its messages
         logger.info("process %d is gone: %s", peer.pid, reason)
         self._left(peer)
