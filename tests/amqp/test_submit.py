@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 
 import atasks
 from atasks import atask
+from atasks.connection import use
 from atasks.errors import WorkerLost
 from atasks.options import MAX_DELAY, TaskOptions
+from atasks.submitted.submit import unique_id
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
 from atasks.transport.backends.amqp.broker.link import Link
@@ -174,6 +177,32 @@ async def test_the_next_submission_of_a_key_sends_the_call(
             with pytest.raises(WorkerLost, match="cannot be known"):
                 await soon(handle)
             assert noted == []
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
+async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    """Those who submit at the same time afterwards agree on one call."""
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix):
+        once = note.options(unique="once", delivery=delivery)  # type: ignore[arg-type]
+        async with AsyncExitStack() as stack:
+            submitter = AMQPTransport(amqp_url, "default", prefix=prefix)
+            await use(stack, submitter)
+            link, topology = submitter.session.link, submitter.session.topology
+            assert link is not None
+            call_id = unique_id(note.name, "once")
+            await link.declare_queue(topology.unique(call_id), topology.unique_arguments(0.0))
+            channel = await link.open_channel(confirms=True)
+            await channel.basic_publish(call_id.encode(), routing_key=topology.unique(call_id))
+            await link.declare_queue(topology.kept(call_id), topology.kept_arguments(86_400_000))
+        handles = await soon(asyncio.gather(*(once.submit(f"{number}") for number in range(5))))
+        assert len({handle.id for handle in handles}) == 1
+        assert sum(handle.new for handle in handles) == 1
+        result = await soon(handles[0])
+        assert noted == [result]
+        assert not (await soon(once.submit("later"))).new
 
 
 @pytest.mark.usefixtures("quick_questions")

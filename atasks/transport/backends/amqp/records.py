@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
@@ -54,6 +56,9 @@ T = TypeVar("T")
 _NOBODY: Final = asyncio.Event()
 """Stands for those who are told by the replies themselves."""
 
+EMPTY_PAUSE: Final = 0.2
+"""Seconds for which to wait for the messages of a record that has another reader, and, at the most, before the
+next look."""
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 READERS: Final = 100
@@ -185,19 +190,23 @@ class AMQPRecords(Records):
                 f"keep= and delay= are {milliseconds // 1000} seconds together, and RabbitMQ can keep a record "
                 f"for {LONGEST_KEEP:.0f}: say keep=0, or a shorter one, or keep records in a database"
             )
-        if (
-            base_of(call.id) is not None
-            and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None
-        ):
+        is_unique, since = base_of(call.id) is not None, time.monotonic()
+        if is_unique and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None:
             return holder
         try:
             address = topology.nobody
             if milliseconds:
                 await self._open(call, queue, max(milliseconds, LEAST_MS))
+                if is_unique and time.monotonic() - since > HOLDER_SECONDS / 3:
+                    # One of those who want the key may have taken another one for dead: the first call counts.
+                    first = await self.read(call.id, any_generation=True)
+                    if first.id != call.id:
+                        self.see_to(first)
+                        return first.id
                 address = topology.kept(call.id)
             await sender.hand_over(call, options, address=address, delay=delay)
         except BaseException as error:
-            if base_of(call.id) is not None:
+            if is_unique:
                 await self._let_go(call.id)
             if milliseconds and not isinstance(error, asyncio.CancelledError):  # else it may have been sent
                 with suppress(AtasksError):
@@ -221,7 +230,7 @@ class AMQPRecords(Records):
         """Take the `unique` key for this call. The id of the one that has it, if it is taken.
 
         A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
-        record keeps the key, if it has one."""
+        record keeps the key, if it has one. A record that stays empty is that of a submitter which has died."""
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
         arguments = topology.unique_arguments(delay)
@@ -237,22 +246,29 @@ class AMQPRecords(Records):
                 continue
         if await self.over_link(lambda link: link.queue_state(record)) is None:
             return None
-        await self._let_go(call_id)
-        return await self._other(call_id)
+        holder = await self._other(call_id)
+        if holder is not None:
+            await self._let_go(call_id)
+        return holder
 
-    async def _other(self, call_id: str) -> str:
-        """The id of the call that has the key of this one; what is the same in both ids, if it has no record."""
+    async def _other(self, call_id: str) -> str | None:
+        """The id of the call that has the key of this one; what is the same in both ids, if it has no record.
+        None: its record is empty, and so nobody has sent it."""
         pause = HOLDER_PAUSE
-        while pause < HOLDER_SECONDS:
+        while True:
             try:
                 record = await self.read(call_id, any_generation=True)
             except UnknownRun:  # it has none, or not yet
+                if pause >= HOLDER_SECONDS:
+                    break
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
                 self.see_to(record)
                 return record.id
-        return _nameless(call_id)
+        name = self._session.topology.kept(call_id)
+        state = await self.over_link(lambda link: link.queue_state(name))
+        return None if state is not None and not state[0] else _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
@@ -302,7 +318,7 @@ class AMQPRecords(Records):
             raise unknown_run(call_id)
 
     async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
-        messages = await self._messages(call_id)
+        messages = await self._messages(call_id, is_record=True)
         head: Kept | None = None
         record: Record | None = None
         for message in self._opened(call_id, messages):
@@ -435,18 +451,24 @@ class AMQPRecords(Records):
             del self._owners[next(iter(self._owners))]
         self._owners[call_id] = owner
 
-    async def _messages(self, call_id: str) -> list[DeliveredMessage]:
-        """The messages of a record, as they are. Raises UnknownRun, CallConnectionLost."""
+    async def _messages(self, call_id: str, *, is_record: bool = False) -> list[DeliveredMessage]:
+        """The messages of a record or a journal, as they are. Raises UnknownRun, also for a record without any,
+        and CallConnectionLost."""
         try:
             async with self._reading, asyncio.timeout(READ_SECONDS):
-                return await self.over_link(lambda link: self._read(link, call_id))
+                while True:
+                    messages = await self.over_link(lambda link: self._read(link, call_id, is_record=is_record))
+                    if messages:
+                        return messages
+                    await asyncio.sleep(random.uniform(0, EMPTY_PAUSE))
         except TimeoutError:
             raise CallConnectionLost(
                 f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
             ) from None
 
-    async def _read(self, link: Link, call_id: str) -> list[DeliveredMessage]:
-        """The messages of a record, which stay in their queue."""
+    async def _read(self, link: Link, call_id: str, *, is_record: bool) -> list[DeliveredMessage]:
+        """The messages of a record or a journal, which stay in their queue. None of a record that another reader
+        has, which may find none either: two that stayed would take each other for one that has them."""
         name = self._session.topology.kept(call_id)
         messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
@@ -464,11 +486,19 @@ class AMQPRecords(Records):
                 state = await guard(shielded(channel.queue_declare(name, passive=True)))
                 if messages and not state.message_count:
                     return messages
+                if is_record and not messages and not state.message_count and state.consumer_count == 1:
+                    raise unknown_run(call_id)  # no other reader has them: its submitter has written nothing yet
                 waiting = asyncio.ensure_future(arrived.wait())
                 try:
-                    await asyncio.wait((waiting, channel.closing), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        (waiting, channel.closing),
+                        timeout=EMPTY_PAUSE if is_record and not messages else None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
                 finally:
                     waiting.cancel()
+                if is_record and not messages and not channel.is_closed:
+                    return messages
                 if channel.is_closed:
                     raise ConnectionError("the channel was closed over a read")
         except ChannelNotFoundEntity:
