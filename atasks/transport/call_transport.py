@@ -19,6 +19,7 @@ from atasks.errors import (
     CallConnectionLost,
     NotConnected,
     NotSupported,
+    StreamLost,
     WorkerLost,
 )
 from atasks.options import TaskOptions, WatchedOptions
@@ -49,6 +50,7 @@ WORKER_LOST: Final = Status.WORKER_LOST
 PUT_OFF: Final = math.inf
 """The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
 LOCATE_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 0.01
 LOCATE_SHARE: Final = 0.25
 """The part of a call's time, at its end, in which the caller asks where the call is."""
 
@@ -123,13 +125,16 @@ class Pending(Struct, eq=False):
     def fail(self, error: Exception) -> None:
         """End the await with an error, unless it ended already."""
         if not self.future.done():
-            if isinstance(error, (CallConnectionLost, WorkerLost)):
+            if isinstance(error, (CallConnectionLost, StreamLost, WorkerLost)):
                 lost_at(error, self.place)
             self.future.set_exception(error)
 
     @property
     def place(self) -> Whereabouts | None:
         """The whereabouts of the call, as far as they were told: by whoever had it, or by the broker."""
+        seen = None if self.receiver is None else self.receiver.seen
+        if seen is not None and (self.where is None or self.where.worker != seen.worker):
+            return seen
         return self.where or self._beginning
 
     @property
@@ -176,14 +181,29 @@ class CallTransport(Transport):
         self._refusal = None
         _open.add(self)
 
-    def _closed(self, reason: str) -> None:
-        """Call at the start of `disconnect`: no more awaits, and those that are pending end here. Workers are told
-        of those whose runs are not to go on without a caller."""
+    async def _closing(self, reason: str) -> None:
+        """Call at the start of `disconnect`, before `_closed`: no more awaits, and those that are pending are to
+        say where their calls are. Asks for that, and waits for the answers for at most `LOCATE_SECONDS`."""
+        self._refuse(reason)
+        loop, pendings = asyncio.get_running_loop(), self.pendings()
+        until = loop.time() + LOCATE_SECONDS
+        for pending in pendings:
+            self._locate(pending)
+        while pendings and loop.time() < until:  # an event would have to be set for each call that ends
+            await asyncio.sleep(LOOK_SECONDS)
+            pendings = [item for item in pendings if not (item.future.done() or self._is_located(item))]
+
+    def _refuse(self, reason: str) -> None:
         self._refusal = reason
         self._loop = None
         if self._over is not None and not self._over.done():
             self._over.set_result(None)
         _open.discard(self)
+
+    def _closed(self, reason: str) -> None:
+        """Call in `disconnect`, and where nothing restores the connection: no more awaits, and those that are
+        pending end here. Workers are told of those whose runs are not to go on without a caller."""
+        self._refuse(reason)
         for pending in list(self._pending.values()):
             if not pending.future.done():
                 if self._is_here:
@@ -451,7 +471,11 @@ class CallTransport(Transport):
             self._locate(pending)
 
     def _locate(self, pending: Pending) -> None:
-        """Find out where the call is, without waiting: its deadline is near."""
+        """Find out where the call is, without waiting: its await is about to end."""
+
+    def _is_located(self, pending: Pending) -> bool:
+        """Return True if no more is to be expected of `_locate`."""
+        return pending.where is not None
 
     def _expire(self, pending: Pending) -> None:
         if not pending.future.done():

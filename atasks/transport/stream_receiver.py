@@ -8,7 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.errors import CallConnectionLost, CallError, CallTimeout, DecodeError, StreamLost
-from atasks.transport.whereabouts import Whereabouts, lost_at
+from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, Status
 
 if TYPE_CHECKING:
@@ -253,6 +253,14 @@ class StreamReceiver:
         """Return True if a worker may send one more item ahead, behind so many bytes."""
         return self._received_bytes - self._taken_bytes + size < STREAM_BYTES
 
+    @property
+    def seen(self) -> Whereabouts | None:
+        """The run of the stream, as far as what arrives from it tells; None: nothing has arrived."""
+        if not self._worker:
+            return None
+        now = asyncio.get_running_loop().time()
+        return Whereabouts("run", worker=self._worker, ran=now - self._heard_since, told=now)
+
     def _credit(self, again: int | None = None, worker: str = "") -> None:
         """Tell the worker how far this side is."""
         self._credit_at = self._taken + self._half_window
@@ -263,11 +271,7 @@ class StreamReceiver:
             self._transport._grant(credit, worker)
 
     def _lose(self, why: str) -> None:
-        error = lost(self.call, self.received, why)
-        if self._worker:
-            now = asyncio.get_running_loop().time()
-            lost_at(error, Whereabouts("run", worker=self._worker, ran=now - self._heard_since, told=now))
-        self._fail(error)
+        self._fail(lost(self.call, self.received, why))
 
     def _fail(self, error: Exception) -> None:
         """End it here, and have whoever runs it stop."""

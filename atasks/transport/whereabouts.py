@@ -30,7 +30,7 @@ class Whereabouts(Struct, gc=False):
     told: float = 0.0
     """When (event loop time)."""
     waiting: int = 0
-    """The number of calls that wait in the queue."""
+    """The number of calls that wait in the queue; 0: it is not known."""
     awaits: tuple[str, str] | None = None
     """A call that its run awaits: its id, and its atask."""
 
@@ -54,7 +54,8 @@ class Whereabouts(Struct, gc=False):
             return f"it ran at worker {self.worker}{since}{awaits}"
         if self.worker:
             return f"it waited for a slot at worker {self.worker}"
-        return f"it waited for its turn in queue {self.queue!r}, where {self.waiting} calls wait"
+        others = f", where {self.waiting} calls wait" if self.waiting else ""
+        return f"it waited for its turn in queue {self.queue!r}{others}"
 
 
 def timed_out(call: Call, where: Whereabouts | None = None, now: float | None = None) -> CallTimeout:

@@ -332,6 +332,7 @@ async def test_an_at_most_once_call_that_cannot_be_sent_ends_after_a_while(
         proxy.drop()
         ended = await settled(call, "a call whose connection does not come back")
         assert isinstance(ended.error, atasks.CallConnectionLost)
+        assert ended.error.waited_for == "connection"
         proxy.resume()
         await history.call(echo)
     history.check()

@@ -44,6 +44,7 @@ def _check(history: History, *, lost: int) -> None:
     errors = [item for item in history.awaits if item.error is not None]
     assert {item.delivery for item in errors} <= {"at_most_once"}, errors[0]
     assert {type(item.error) for item in errors} <= {atasks.CallConnectionLost}, errors[0]
+    assert None not in {item.error.waited_for for item in errors}, "each says where the call was"  # type: ignore[union-attr]
     assert len(errors) == lost
 
 
@@ -203,6 +204,7 @@ async def test_a_queue_that_refuses_and_is_not_full_is_waited_for(
         await asyncio.sleep(seconds)
         ended = await settled(asyncio.gather(*once, *timed), "calls that need not wait")
         assert [type(each.error).__name__ for each in ended] == ["CallConnectionLost"] * 3 + ["CallTimeout"] * 3
+        assert [each.error.waited_for for each in ended] == ["connection"] * 6
         assert not any(call.done() for call in calls)
     finally:
         node.ctl("clear_policy", prefix)

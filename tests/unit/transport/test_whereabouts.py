@@ -5,63 +5,27 @@ from __future__ import annotations
 import asyncio
 import copy
 import pickle
+from collections.abc import AsyncIterator
 
 import pytest
 
-from atasks import CallConnectionLost, CallTimeout, WorkerLost, current_call, wire
-from atasks.testing import Site, soon
-from atasks.transport.loopback import LoopbackTransport
+import atasks
+from atasks import CallConnectionLost, CallTimeout, WorkerLost, atask, wire
 from atasks.transport.whereabouts import Whereabouts, last_seen, lost_at, timed_out
 
 
-async def test_a_connection_that_is_left_says_where_the_call_was() -> None:
-    site = Site(LoopbackTransport, shared=True)
-    ids: list[str | None] = []
-    began = asyncio.Event()
-
-    @site.atask
-    async def inner() -> None:
-        ids.append(current_call().id)
-        began.set()
+async def test_a_stream_that_a_block_leaves_says_where_it_ran(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
         await asyncio.Event().wait()
 
-    @site.atask
-    async def outer() -> None:
-        await inner()
-
-    async with site.open():
-        worker = site.worker.id
-        task: asyncio.Task[None] = asyncio.create_task(outer())  # type: ignore[arg-type]
-        await soon(began.wait())
-        await site.caller.disconnect()
-        with pytest.raises(
-            CallConnectionLost, match=r"when last seen, it ran at worker .*, and awaited '.*inner'"
-        ) as caught:
-            await soon(task)
-        await site.caller.connect()
-    site.close()
-    assert (caught.value.waited_for, caught.value.worker, caught.value.awaited) == ("run", worker, ids[0])
-    assert caught.value.call_id is not None
-
-
-async def test_a_drain_says_where_a_call_was_that_runs_at_most_once() -> None:
-    site = Site(LoopbackTransport, shared=True)
-    began = asyncio.Event()
-
-    @site.atask(delivery="at_most_once")
-    async def stay() -> None:
-        began.set()
-        await asyncio.Event().wait()
-
-    async with site.open():
-        worker = site.worker.id
-        task: asyncio.Task[None] = asyncio.create_task(stay())  # type: ignore[arg-type]
-        await soon(began.wait())
-        await site.worker.drain(0)
-        with pytest.raises(WorkerLost, match="cut off by its worker's shutdown; when last seen, it ran") as caught:
-            await soon(task)
-    site.close()
-    assert (caught.value.waited_for, caught.value.worker, caught.value.attempts) == ("run", worker, 1)
+    async with atasks.serve("loopback:", namespace=namespace) as worker:
+        stream = numbers()
+        assert await anext(stream) == 1
+    with pytest.raises(CallConnectionLost, match=r"was left: .*; when last seen, it ran at worker") as caught:
+        await anext(stream)
+    assert (caught.value.waited_for, caught.value.worker) == ("run", worker.id)
     assert caught.value.ran is not None
 
 

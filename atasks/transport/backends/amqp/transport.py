@@ -199,9 +199,14 @@ class AMQPTransport(CallTransport):
         session, connection = self.session, self._connection
         if not connection.is_open:
             return
-        self._end(State.CLOSING, "the transport was disconnected")
-        self.calling.control.flush()
+        reason = "the transport was disconnected"
         try:
+            try:
+                if connection.is_kept:
+                    await self._closing(reason)
+            finally:
+                self._end(State.CLOSING, reason)
+                self.calling.control.flush()
             # Else the event loop is ending, and nothing can be sent any more.
             if session.link is not None and connection.is_kept:
                 async with asyncio.timeout(CLOSE_SECONDS):
@@ -214,13 +219,13 @@ class AMQPTransport(CallTransport):
             )
         finally:
             await connection.stop()
-            self._events.close("the transport was disconnected")
+            self._events.close(reason)
             await self._journals.close()
             await self._limits.close()
             await self.calling.close()
             if self.serving is not None:
                 await self.serving.close()
-            await self._close_database("the transport was disconnected")
+            await self._close_database(reason)
             await connection.close()
             session.state = State.CLOSED
 
@@ -336,6 +341,10 @@ class AMQPTransport(CallTransport):
 
     def _locate(self, pending: Pending) -> None:
         self.calling.overdue.locate(pending)
+
+    def _is_located(self, pending: Pending) -> bool:
+        where = pending.where  # that of a call which seems to be in its queue may still come from a worker
+        return where is not None and (bool(where.worker) or where.waits_for in ("connection", "worker", "resume"))
 
     def _withdraw(self, pending: Pending) -> None:
         self.calling.withdraw(pending)

@@ -217,8 +217,12 @@ class LocalTransport(CallTransport):
         self._opened()
 
     async def disconnect(self) -> None:
-        self._closed("the transport was disconnected")
-        await self._close()
+        reason = "the transport was disconnected"
+        try:
+            await self._closing(reason)
+        finally:
+            self._closed(reason)
+            await self._close()
 
     def process_ended(self, pid: int) -> None:
         """Tell the hub, if it is here, that a process has ended: others may have the socket of a dead one open."""

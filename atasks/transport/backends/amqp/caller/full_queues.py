@@ -72,12 +72,12 @@ class FullQueues:
                 QueueFull(f"{call.task} was refused by the broker: its queue is full; try later, or add workers")
             )
         elif call.delivery == AT_MOST_ONCE:
-            pending.fail(
-                CallConnectionLost(
-                    f"{call.task} was refused by the broker, whose queue is not full (has it lost its leader?): "
-                    "it is not sent again, since it runs at most once"
-                )
+            error = CallConnectionLost(
+                f"{call.task} was refused by the broker, whose queue is not full (has it lost its leader?): "
+                "it is not sent again, since it runs at most once"
             )
+            error.waited_for = "connection"
+            pending.fail(error)
         else:
             if not full:
                 self._tell(queue)

@@ -16,6 +16,7 @@ from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, RunTimes, Work, at_most
 from atasks.transport.call_transport import PUT_OFF, Pending
+from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, describe
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class Requests:
             if pending.future.done() or not (pending.confirmed or pending.unheard):
                 continue
             if call.delivery == AT_MOST_ONCE and pending.confirmed:
+                if pending.place is None:  # the broker is the last to have said that it has the call
+                    pending.where = Whereabouts("turn", self.session.queue_of(pending.options))
                 pending.lost(
                     CallConnectionLost(f"{why}: whether {call.task} ran cannot be known, and it runs at most once")
                 )
@@ -320,6 +323,7 @@ class _Withdrawal(Outgoing):
             f"the connection was lost while {pending.call.task} was being sent: "
             "it may have run, and runs at most once"
         )
+        self.error.waited_for = "connection"
         asyncio.get_running_loop().call_later(WITHDRAW_SECONDS, pending.fail, self.error)
 
     def confirmed(self) -> None:
