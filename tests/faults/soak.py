@@ -18,6 +18,7 @@ import importlib
 import logging
 import random
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -312,7 +313,9 @@ class Soak:
                 getattr(channel, action)(name)
 
     async def raise_alarm(self) -> None:
-        await asyncio.to_thread(self.node.ctl, "set_vm_memory_high_watermark", "0.00001")
+        """Have the broker say that it is short of memory. One that has just come up may not answer to that."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(self.node.ctl, "set_vm_memory_high_watermark", "0.00001")
         await asyncio.sleep(self.fault_dice.uniform(0, 3))
         await asyncio.to_thread(self.node.ctl, "set_vm_memory_high_watermark", "0.4")
 
