@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from atasks.connection import use
 from atasks.policies.limit import Rule
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.limits.definition import MAX_CHANGES
 from tests.faults.proxy import Proxy
 
@@ -111,6 +114,36 @@ async def test_who_wants_nothing_of_a_limit_declares_nothing(
         assert await ready(others, "places") == 3
     (await soon(process.limits.take("x", None, Rule(1, 0, 0.0)))).release()
     await until_places(others, 1)
+    for key in (None, "a"):  # who wants it again after that has it
+        (await soon(process.limits.take("x", key, Rule(1, 0, 0.0)))).release()
+
+
+async def test_who_comes_while_a_limit_is_let_go_of_has_it(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others, process = await connect(), await connect()
+    assert process.limits is not None
+    take = partial(process.limits.take, "x", None, Rule(1, 0, 0.0))
+    lock = f"{others.session.topology.limit('x', None)}.lock"
+    there, own = others.session.link, process.session.link
+    assert there is not None
+    assert await there.lock(lock)
+    leaves = asyncio.create_task(take())
+    await asyncio.sleep(0.2)  # it stands at the lock
+    leaves.cancel()
+    await asyncio.wait((leaves,))
+    delete_queue, came = Link.delete_queue, list[asyncio.Task[Any]]()
+
+    async def come(link: Link, name: str) -> None:
+        if link is own and name == lock and not came:
+            came.append(asyncio.create_task(take()))
+            await asyncio.sleep(0)
+        await delete_queue(link, name)
+
+    monkeypatch.setattr(Link, "delete_queue", come)
+    await there.delete_queue(lock)
+    await until(lambda: came, "its turn has come, and nobody wanted the limit")
+    (await soon(came[0])).release()
 
 
 async def test_the_youngest_declaration_holds_when_all_have_lost_their_connections(

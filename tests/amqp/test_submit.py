@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -12,14 +13,17 @@ import pytest
 import atasks
 from atasks import atask
 from atasks.connection import use
-from atasks.errors import WorkerLost
+from atasks.errors import CallConnectionLost, WorkerLost
 from atasks.options import MAX_DELAY, TaskOptions
 from atasks.submitted.submit import unique_id
 from atasks.testing import soon, until
+from atasks.transport.backends.amqp import records
 from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
+from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.transport import AMQPTransport
+from atasks.transport.records.contract import Record
 from atasks.wire import Call
 from tests.broker import Broker
 
@@ -203,6 +207,61 @@ async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
         result = await soon(handles[0])
         assert noted == [result]
         assert not (await soon(once.submit("later"))).new
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_submission_that_ends_while_it_looks_whose_a_key_is_leaves_the_key(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    """The call that had the key has ended. Its record goes one day, and nobody else is to have the key then."""
+    noted.clear()
+    looks = asyncio.Event()
+
+    async def look(*_: Any, **__: Any) -> Record:
+        looks.set()
+        if cancelled:
+            await asyncio.Event().wait()
+        raise CallConnectionLost("the record cannot be read")
+
+    async with atasks.serve(amqp_url, prefix=prefix) as worker:
+        assert isinstance(worker.transport, AMQPTransport)
+        link, topology = worker.transport.session.link, worker.transport.session.topology
+        assert link is not None
+        mark = topology.unique(unique_id(note.name, "once"))
+        once = note.options(unique="once")
+        await soon(await once.submit("first"))
+        while await link.queue_state(mark) is not None:
+            await asyncio.sleep(0.01)
+        monkeypatch.setattr(AMQPRecords, "read", look)
+        other = asyncio.create_task(_handle_of(once.submit("second")))
+        await soon(looks.wait())
+        if cancelled:
+            other.cancel()
+        with pytest.raises((asyncio.CancelledError, CallConnectionLost)):
+            await soon(other)
+        assert await link.queue_state(mark) is None
+
+
+async def test_a_late_submission_that_cannot_read_the_record_leaves_it_to_whoever_wrote_first(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read(*_: Any, **__: Any) -> Record:
+        raise CallConnectionLost("the record cannot be read")
+
+    async with atasks.serve(amqp_url, prefix=prefix) as worker:
+        assert isinstance(worker.transport, AMQPTransport)
+        link, topology = worker.transport.session.link, worker.transport.session.topology
+        assert link is not None
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "HOLDER_SECONDS", 0.0)
+            patch.setattr(AMQPRecords, "read", read)
+            with pytest.raises(CallConnectionLost):
+                await soon(note.options(unique="late").submit("late"))
+        assert await link.queue_state(topology.kept(unique_id(note.name, "late"))) is not None
+
+
+async def _handle_of(submission: Awaitable[Any]) -> Any:
+    return await submission
 
 
 @pytest.mark.usefixtures("quick_questions")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
@@ -35,6 +34,7 @@ from atasks.errors import (
     UnknownRun,
 )
 from atasks.options import LONGEST_KEEP, TaskOptions
+from atasks.pauses import pauses
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
 from atasks.transport.backends.amqp.pursuits import Pursuits
@@ -56,9 +56,9 @@ T = TypeVar("T")
 _NOBODY: Final = asyncio.Event()
 """Stands for those who are told by the replies themselves."""
 
-EMPTY_PAUSE: Final = 0.2
-"""Seconds for which to wait for the messages of a record that has another reader, and, at the most, before the
-next look."""
+EMPTY_PAUSES: Final = (0.2, 5.0)
+"""Seconds between two looks at a record that may be empty and has another reader: the first time, and at most.
+Each look waits for messages for as long as the first pause."""
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 READERS: Final = 100
@@ -193,22 +193,28 @@ class AMQPRecords(Records):
         is_unique, since = base_of(call.id) is not None, time.monotonic()
         if is_unique and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None:
             return holder
+        may_drop = milliseconds > 0
         try:
             address = topology.nobody
             if milliseconds:
                 await self._open(call, queue, max(milliseconds, LEAST_MS))
                 if is_unique and time.monotonic() - since > HOLDER_SECONDS / 3:
                     # One of those who want the key may have taken another one for dead: the first call counts.
+                    may_drop = False
+                    self._owners.pop(call.id, None)
                     first = await self.read(call.id, any_generation=True)
                     if first.id != call.id:
                         self.see_to(first)
                         return first.id
+                    may_drop = True
                 address = topology.kept(call.id)
             await sender.hand_over(call, options, address=address, delay=delay)
         except BaseException as error:
             if is_unique:
                 await self._let_go(call.id)
-            if milliseconds and not isinstance(error, asyncio.CancelledError):  # else it may have been sent
+            if isinstance(error, QueueMismatch) and is_unique:
+                may_drop = False  # another one has declared the record
+            if may_drop and not isinstance(error, asyncio.CancelledError):  # else it may have been sent
                 with suppress(AtasksError):
                     await self.drop(call.id)
             raise
@@ -244,9 +250,13 @@ class AMQPRecords(Records):
                 return await self._other(call_id) if kept else _nameless(call_id)
             except UnknownRun:  # the call that had the key has ended in between
                 continue
-        if await self.over_link(lambda link: link.queue_state(record)) is None:
-            return None
-        holder = await self._other(call_id)
+        try:
+            if await self.over_link(lambda link: link.queue_state(record)) is None:
+                return None
+            holder = await self._other(call_id)
+        except BaseException:
+            await self._let_go(call_id)
+            raise
         if holder is not None:
             await self._let_go(call_id)
         return holder
@@ -318,7 +328,7 @@ class AMQPRecords(Records):
             raise unknown_run(call_id)
 
     async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
-        messages = await self._messages(call_id, is_record=True)
+        messages = await self._messages(call_id, may_be_empty=any_generation)
         head: Kept | None = None
         record: Record | None = None
         for message in self._opened(call_id, messages):
@@ -451,24 +461,26 @@ class AMQPRecords(Records):
             del self._owners[next(iter(self._owners))]
         self._owners[call_id] = owner
 
-    async def _messages(self, call_id: str, *, is_record: bool = False) -> list[DeliveredMessage]:
-        """The messages of a record or a journal, as they are. Raises UnknownRun, also for a record without any,
-        and CallConnectionLost."""
+    async def _messages(self, call_id: str, *, may_be_empty: bool = False) -> list[DeliveredMessage]:
+        """The messages of a record or a journal, as they are. Raises UnknownRun, CallConnectionLost. A record that
+        may be empty, since its submitter has died, is unknown then; else its messages are waited for."""
         try:
             async with self._reading, asyncio.timeout(READ_SECONDS):
-                while True:
-                    messages = await self.over_link(lambda link: self._read(link, call_id, is_record=is_record))
+                for pause in pauses(*EMPTY_PAUSES):
+                    messages = await self.over_link(lambda link: self._read(link, call_id, may_be_empty))
                     if messages:
                         return messages
-                    await asyncio.sleep(random.uniform(0, EMPTY_PAUSE))
+                    await asyncio.sleep(pause)
         except TimeoutError:
-            raise CallConnectionLost(
-                f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
-            ) from None
+            pass
+        raise CallConnectionLost(
+            f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
+        )
 
-    async def _read(self, link: Link, call_id: str, *, is_record: bool) -> list[DeliveredMessage]:
-        """The messages of a record or a journal, which stay in their queue. None of a record that another reader
-        has, which may find none either: two that stayed would take each other for one that has them."""
+    async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage]:
+        """The messages of a record or a journal, which stay in their queue. None of a record that may be empty and
+        that another reader has, which may find none either: two that stayed would each take the other for one
+        that has them."""
         name = self._session.topology.kept(call_id)
         messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
@@ -486,18 +498,18 @@ class AMQPRecords(Records):
                 state = await guard(shielded(channel.queue_declare(name, passive=True)))
                 if messages and not state.message_count:
                     return messages
-                if is_record and not messages and not state.message_count and state.consumer_count == 1:
+                if may_be_empty and not messages and not state.message_count and state.consumer_count == 1:
                     raise unknown_run(call_id)  # no other reader has them: its submitter has written nothing yet
                 waiting = asyncio.ensure_future(arrived.wait())
                 try:
                     await asyncio.wait(
                         (waiting, channel.closing),
-                        timeout=EMPTY_PAUSE if is_record and not messages else None,
+                        timeout=EMPTY_PAUSES[0] if may_be_empty and not messages else None,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                 finally:
                     waiting.cancel()
-                if is_record and not messages and not channel.is_closed:
+                if may_be_empty and not messages and not channel.is_closed:
                     return messages
                 if channel.is_closed:
                     raise ConnectionError("the channel was closed over a read")

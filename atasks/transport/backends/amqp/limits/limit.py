@@ -78,6 +78,13 @@ class BrokerLimit:
         """False if nobody waits for it any more: one more declaration of its number might change that."""
         return self._known or self.in_use
 
+    def _let_go(self) -> None:
+        """Nobody wants it, nor any value of its key: whoever comes next begins with new ones."""
+        for limit in (self, *self._values):
+            limit._failed(limit)
+        for value in self._values:
+            value.detach()
+
     def attach(self, link: Link) -> None:
         """Use it over this link from now on."""
         self.detach()
@@ -133,7 +140,9 @@ class BrokerLimit:
                     known = self._known and self._whole is None
                     channel = await self._definition.enter(link, self._is_wanted, known=known)
                 if channel is None:
-                    self._failed(self)
+                    if self._is_wanted():  # somebody has come since it was this one's turn
+                        continue
+                    self._let_go()
                     return
                 self._known = True
                 self._entered.set()
