@@ -14,7 +14,6 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
@@ -34,7 +33,7 @@ T = TypeVar("T")
 MAX_PARKED: Final = 1000
 """Threads of one worker that may wait in `.sync`."""
 
-_Job = Callable[[], None]
+_Job = Callable[[], bool]
 
 
 class State(enum.Enum):
@@ -204,13 +203,12 @@ class ThreadPool:
 
 
 def _work(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    while (job := jobs.get()) is not None:
-        job()
+    while (job := jobs.get()) is not None and job():
         del job  # or it would keep arguments and results alive until the next one
 
 
 def _job(call: ThreadCall, context: Context, function: Callable[..., Any], args: Any, kwargs: Any) -> _Job:
-    def job() -> None:
+    def job() -> bool:
         nonlocal args, kwargs
         try:
             returned, value = True, context.run(function, *args, **kwargs)
@@ -219,8 +217,11 @@ def _job(call: ThreadCall, context: Context, function: Callable[..., Any], args:
         del args, kwargs
         if call.run.worker.is_forked:  # this thread is all that there is of the child
             forks.leave(None if returned else value)
-        with suppress(RuntimeError):  # the event loop is closed: nobody is left to hear of it
+        try:
             call.loop.call_soon_threadsafe(call.threads.finished, call, returned, value)
+        except RuntimeError:  # the event loop is closed: nobody is left to hear of it, or to end this thread
+            return False
         del value  # an exception leads to this frame
+        return True
 
     return job

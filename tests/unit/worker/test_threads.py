@@ -329,3 +329,26 @@ async def test_default_sizes_follow_the_concurrency(namespace: str) -> None:
     async with serve(namespace, concurrency=5000) as worker:
         assert worker.pools.threads.size == 100
         assert 1 <= worker.pools.processes.size < 5000
+
+
+def test_a_thread_ends_with_its_function_where_the_event_loop_has_ended_before(namespace: str) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    @atask(namespace=namespace, executor="thread")
+    def wait() -> None:
+        threads.append(threading.current_thread())
+        began.set()
+        assert go_on.wait(PATIENCE)
+
+    async def leave() -> None:
+        async with atasks.connect("loopback:", namespace=namespace):
+            with pytest.raises(CallTimeout):
+                await wait.options(timeout=0.5)()
+            assert began.is_set()
+
+    asyncio.run(leave())
+    go_on.set()
+    for thread in threads:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
+from aiormq.channel import Channel
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard, map_error
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.seals import opening
 from atasks.wire import QueryAnswer
 
@@ -52,16 +54,7 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
             await message.channel.basic_ack(message.delivery_tag or 0)
 
     try:
-        for left in reversed(range(TRIES)):
-            channel = await link.open_channel()
-            await guard(channel.queue_declare(queue, exclusive=True, arguments=topology.watch_arguments()))
-            try:
-                await guard(channel.exchange_declare(topology.watch, exchange_type="topic", auto_delete=True))
-                await guard(channel.queue_bind(queue, topology.watch, key))
-                break
-            except ChannelNotFoundEntity:  # somebody else has left in between, and was the last one
-                if not left:
-                    raise
+        channel = await _bound(link, topology, queue, key)
         await guard(channel.basic_qos(prefetch_count=PREFETCH))
         consume = opening(session.seals, receive, lambda message: topology.place(topology.watch, key))
         tag = (await guard(channel.basic_consume(queue, consume))).consumer_tag
@@ -75,3 +68,20 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
                 await guard(channel.basic_cancel(tag or ""))
                 await guard(channel.queue_delete(queue))
                 await guard(channel.close())
+
+
+async def _bound(link: Link, topology: Topology, queue: str, key: str) -> Channel:
+    """Open a channel, and declare the queue there, which gets what is published under the key."""
+    left = TRIES
+    while True:
+        channel = await link.open_channel()
+        await guard(channel.queue_declare(queue, exclusive=True, arguments=topology.watch_arguments()))
+        try:
+            await guard(channel.exchange_declare(topology.watch, exchange_type="topic", auto_delete=True))
+            await guard(channel.queue_bind(queue, topology.watch, key))
+        except ChannelNotFoundEntity:  # somebody else has left in between, and was the last one
+            left -= 1
+            if not left:
+                raise
+        else:
+            return channel
