@@ -103,10 +103,10 @@ class _Calls:
     async def errors(self, end: Callable[[], Awaitable[None]] | None = None, **options: Any) -> list[CallError]:
         """Make the calls, end them once they are there, and return their errors, which say where they were."""
         if self._place == "turn":
-            self._first = asyncio.create_task(_result_of(self._call()))
+            self._first = asyncio.create_task(soon(self._call()))
             await until(lambda: self._running == 1, "the slot is in use")
         made = [self._call.options(**options)(), _whole(self._stream.options(**options)())]
-        calls = [asyncio.create_task(_result_of(call)) for call in made]
+        calls = [asyncio.create_task(soon(call)) for call in made]
         await until(self._are_there, "the calls are in their places")
         if end is not None:
             await end()
@@ -148,10 +148,6 @@ class _Calls:
         if self._first is not None:
             self._first.cancel()
             await asyncio.wait([self._first])
-
-
-async def _result_of(call: Awaitable[Any]) -> Any:
-    return await call
 
 
 async def _whole(stream: AsyncIterator[Any]) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -185,7 +184,7 @@ async def test_the_next_submission_of_a_key_sends_the_call(
 
 @pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
 async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
-    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch, delivery: str
+    amqp_url: str, prefix: str, delivery: str
 ) -> None:
     """Those who submit at the same time afterwards agree on one call."""
     noted.clear()
@@ -233,7 +232,7 @@ async def test_a_submission_that_ends_while_it_looks_whose_a_key_is_leaves_the_k
         while await link.queue_state(mark) is not None:
             await asyncio.sleep(0.01)
         monkeypatch.setattr(AMQPRecords, "read", look)
-        other = asyncio.create_task(_handle_of(once.submit("second")))
+        other = asyncio.create_task(soon(once.submit("second")))
         await soon(looks.wait())
         if cancelled:
             other.cancel()
@@ -258,10 +257,6 @@ async def test_a_late_submission_that_cannot_read_the_record_leaves_it_to_whoeve
             with pytest.raises(CallConnectionLost):
                 await soon(note.options(unique="late").submit("late"))
         assert await link.queue_state(topology.kept(unique_id(note.name, "late"))) is not None
-
-
-async def _handle_of(submission: Awaitable[Any]) -> Any:
-    return await submission
 
 
 @pytest.mark.usefixtures("quick_questions")
