@@ -44,7 +44,11 @@ settings.configure(
             "BACKEND": "atasks.contrib.django.backend.AtasksBackend",
             "OPTIONS": {"NAMESPACE": NAMESPACE},
             "QUEUES": ["default", "mail"],
-        }
+        },
+        "short": {
+            "BACKEND": "atasks.contrib.django.backend.AtasksBackend",
+            "OPTIONS": {"NAMESPACE": NAMESPACE, "timeout": 0.2},
+        },
     },
     TIME_ZONE="UTC",
     USE_TZ=True,

@@ -75,9 +75,11 @@ def test_the_value_is_that_of_any_process() -> None:
         (jobs.fail, ValueError, "it failed"),
         (jobs.fail_badly, ValueError, "one in another"),
         (jobs.no_json, TypeError, ""),
+        (jobs.leave, SystemExit, "SystemExit: 1"),
+        (jobs.interrupt, KeyboardInterrupt, "Ctrl-C"),
     ],
 )
-def test_exceptions(task: Any, kind: type[Exception], text: str) -> None:
+def test_exceptions(task: Any, kind: type[BaseException], text: str) -> None:
     result = finished(task.enqueue())
     assert result.status == "FAILED"
     with pytest.raises(ValueError, match="Task failed"):
@@ -90,9 +92,7 @@ def test_exceptions(task: Any, kind: type[Exception], text: str) -> None:
 
 
 def test_a_task_that_exits_ends_no_worker() -> None:
-    result = finished(jobs.leave.enqueue())
-    assert result.status == "FAILED"
-    assert result.errors[0].exception_class_path == "atasks.errors.RemoteError"
+    assert finished(jobs.leave.enqueue()).status == "FAILED"
     assert finished(jobs.meaning.enqueue()).return_value == 42
 
 
@@ -196,6 +196,29 @@ def test_signals_may_use_the_database() -> None:
         for end in ends
         for pair in (("task_enqueued", "READY"), ("task_started", "RUNNING"), ("task_finished", end))
     )
+
+
+def test_a_task_that_its_worker_gives_back_has_not_finished() -> None:
+    statuses: list[str] = []
+
+    def hear(sender: type, task_result: Any, **more: Any) -> None:
+        statuses.append(task_result.status)
+
+    signals = (module._signals.task_started, module._signals.task_finished)
+    for signal in signals:
+        signal.connect(hear)
+    try:
+        jobs.rest.enqueue()
+        wait_until(lambda: statuses == ["RUNNING"], "the task runs")
+        lazy = get_router(NAMESPACE).lazy
+        assert lazy is not None
+        lazy.close()
+        assert statuses == ["RUNNING"], "another worker would run it again"
+        finished(jobs.rest.using(backend="short").enqueue())
+        assert statuses == ["RUNNING", "RUNNING", "FAILED"], "its time was over"
+    finally:
+        for signal in signals:
+            signal.disconnect(hear)
 
 
 def test_in_a_test_tasks_see_the_transaction(django_atasks: None) -> None:

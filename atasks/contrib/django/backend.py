@@ -7,6 +7,7 @@ Before Django 6 it is the package django-tasks that has tasks, and the same sett
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Coroutine, Mapping, Sequence
 from datetime import UTC, datetime
@@ -28,7 +29,8 @@ from atasks.errors import AtasksError
 from atasks.submitted.handle import records_of
 from atasks.submitted.submit import delay_of
 from atasks.transport.records.contract import Record
-from atasks.wire import VERSION, Reply, Status
+from atasks.wire import AT_MOST_ONCE, VERSION, Reply, Status
+from atasks.worker.held_call import RETURNED, Reason
 
 try:
     base = importlib.import_module("django.tasks.base")
@@ -293,8 +295,10 @@ async def _run(path: str, args: list[Any], kwargs: dict[str, Any], meta: dict[st
         made = function if iscoroutinefunction(function) else sync_to_async(function)
         value = normalize_json(await made(*given, **kwargs))
     except BaseException as error:
+        if _runs_again():
+            raise
         mark = _failure(error, worker)
-        if isinstance(error, Exception):
+        if not isinstance(error, asyncio.CancelledError):
             await _note(backend, call.id, f"{FAILED}{call.attempt}", mark)
         result.errors.append(base.TaskError(exception_class_path=mark.error, traceback=mark.traceback))
         await _finish(backend, result, base.TaskResultStatus.FAILED, mark.at)
@@ -327,6 +331,14 @@ async def _note(backend: Any, call_id: str, what: str, mark: Mark) -> None:
         await records.add(call_id, reply)
     except AtasksError:  # it is kept no more, or there is no room: the call runs all the same
         return
+
+
+def _runs_again() -> bool:
+    """Return True if this run was cancelled, and another one follows, or is under way at another worker."""
+    run = serving_here()
+    if run is None or run.call.delivery == AT_MOST_ONCE:
+        return False
+    return run.reason in (*RETURNED, Reason.ELSEWHERE) or run.worker.is_torn_down
 
 
 def _worker() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from typing import Any
 
@@ -48,6 +49,16 @@ async def fail_badly() -> None:
 @task
 def leave() -> None:
     raise SystemExit(1)
+
+
+@task
+def interrupt() -> None:
+    raise KeyboardInterrupt("Ctrl-C")
+
+
+@task
+async def rest() -> None:
+    await asyncio.sleep(60)
 
 
 @task
