@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["Errands"]
 
 
-class Errands(set["asyncio.Task[None]"]):
+T = TypeVar("T")
+
+
+class Errands(set["asyncio.Task[Any]"]):
     """Those of one object that have not ended: the event loop itself does not keep tasks alive."""
 
     def __init__(self, name: str) -> None:
@@ -17,7 +20,7 @@ class Errands(set["asyncio.Task[None]"]):
         super().__init__()
         self._name = name
 
-    def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run it aside."""
         task = asyncio.get_running_loop().create_task(coroutine, name=self._name)
         self.add(task)

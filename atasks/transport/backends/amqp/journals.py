@@ -134,12 +134,16 @@ class AMQPJournals(Journals):
         topology = self._session.topology
         queue, steps = topology.kept(name), topology.kept_steps(name)
         await self._look_for(owner)
-        if await self._locks.take(topology.lock(name), link):
+        arguments = topology.kept_arguments(int(self._records.expires * 1000))
+        declare = partial(link.declare_queue, queue, arguments, topology.control, [steps])
+        found = await self._locks.take_with(topology.lock(name), link, declare)
+        if found is None:
+            await self._locks.take(topology.lock(name), link)
             await self._look_for(owner)
             if await link.queue_state(queue) is None:  # the other run has dropped it
                 raise Elsewhere(owner)
-        arguments = topology.kept_arguments(int(self._records.expires * 1000))
-        ready, readers = await link.declare_queue(queue, arguments, topology.control, [steps])
+            found = await declare()
+        ready, readers = found
         if not ready and not readers and await self._is_over(owner):
             await link.delete_queue(queue)
             raise Elsewhere(owner)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 from weakref import WeakValueDictionary
+
+from aiormq.exceptions import ChannelLockedResource
 
 from atasks.errands import Errands
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 
 __all__ = ["Locks"]
+
+T = TypeVar("T")
 
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two tries to take a lock that another connection has: the first pause, and the longest."""
@@ -46,6 +51,13 @@ class Locks:
             await asyncio.shield(self._errands.start(self._try(name, link)))
         return tries > 1
 
+    async def take_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
+        """Take this lock over the link, and declare what it guards in one round trip, by `declare(lock=name)`.
+        Returns what that returns; None: another connection has the lock, and nothing is declared. Raises what that
+        raises. If the await is cancelled, or raises, `give` it."""
+        self._wanted.add(name)
+        return await asyncio.shield(self._errands.start(self._try_with(name, link, declare)))
+
     def give(self, name: str) -> None:
         """Give a lock back, without waiting, unless it is taken again meanwhile."""
         self._wanted.discard(name)
@@ -63,6 +75,17 @@ class Locks:
         async with self._turns.setdefault(name, asyncio.Lock()):
             if name in self._wanted and await link.lock(name):
                 self._held[name] = link
+
+    async def _try_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
+        async with self._turns.setdefault(name, asyncio.Lock()):
+            if name not in self._wanted:
+                return None
+            self._held[name] = link  # as it may be, whatever follows
+            try:
+                return await declare(lock=name)
+            except ChannelLockedResource:
+                del self._held[name]
+                return None
 
     async def _give(self, name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):

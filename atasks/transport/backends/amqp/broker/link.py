@@ -30,7 +30,7 @@ from aiormq.exceptions import (
     ConnectionNotAllowed,
     ProbableAuthenticationError,
 )
-from pamqp.commands import Basic
+from pamqp.commands import Basic, Queue
 from pamqp.common import FieldTable
 from yarl import URL
 
@@ -94,6 +94,8 @@ HEARTBEAT: Final = 30
 SETTLE_SECONDS: Final = 1.0
 ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
+LOCK: Final[FieldTable] = {"x-queue-type": "classic"}
+"""The arguments of the queue of a lock."""
 SPARES: Final = 8
 """Channels for declarations. The broker answers that of something durable when it is on its disk, and writes what
 comes over several channels at once."""
@@ -262,22 +264,22 @@ class Link:
         await guard(channel.close())
 
     async def declare_queue(
-        self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = ()
+        self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = (), *, lock: str = ""
     ) -> tuple[int, int]:
-        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it. Returns
-        (messages ready, consumers): messages that a consumer has are not ready."""
+        """Declare a durable queue, without losing the link if it exists with other arguments, and bind it, in one
+        round trip. Returns (messages ready, consumers): messages that a consumer has are not ready.
+
+        `lock`: the queue of a lock that is taken first. Raises ChannelLockedResource if another link has it; then
+        nothing else has been done."""
         async with self._spare() as channel:
-            found = await guard(shielded(channel.queue_declare(queue=name, durable=True, arguments=arguments)))
-            for key in keys:
-                await guard(shielded(channel.queue_bind(name, exchange, key)))
+            found = await guard(shielded(_declared(channel, name, arguments, exchange, keys, lock)))
         return (found.message_count or 0, found.consumer_count or 0)
 
     async def lock(self, name: str) -> bool:
         """Declare a queue that is this link's alone, and goes with it. False: another one has it."""
         try:
             async with self._spare() as channel:
-                arguments: FieldTable = {"x-queue-type": "classic"}
-                await guard(shielded(channel.queue_declare(queue=name, exclusive=True, arguments=arguments)))
+                await guard(shielded(channel.queue_declare(queue=name, exclusive=True, arguments=LOCK)))
         except ChannelLockedResource:
             return False
         return True
@@ -372,6 +374,21 @@ async def _opened(connection: AioPikaConnection, confirms: bool, *, on_return_ra
         raise
     assert isinstance(channel, Channel)
     return channel
+
+
+async def _declared(
+    channel: Channel, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str
+) -> Queue.DeclareOk:
+    """Declare and bind. The broker takes what comes over a channel in its order, and answers the last of it; where
+    it refuses something, it closes the channel, and does nothing that comes behind."""
+    if lock:
+        await channel.queue_declare(lock, exclusive=True, nowait=True, arguments=LOCK)
+    if not lock and not keys:
+        return await channel.queue_declare(name, durable=True, arguments=arguments)
+    await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
+    for key in keys:
+        await channel.queue_bind(name, exchange, key, nowait=True)
+    return await channel.queue_declare(name, passive=True)
 
 
 async def _close(channel: Channel) -> None:
