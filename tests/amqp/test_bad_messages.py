@@ -113,6 +113,36 @@ async def test_request_without_reply_address_is_dead_lettered(echo_site: Site, p
         assert await _echo(echo_site, 1) == 1
 
 
+DIRECT = "amq.rabbitmq.reply-to"
+NO_ADDRESSES = tuple(
+    DIRECT + rest for rest in (".g2gCZA==.x", f".{'g2' * 100}", ".g1h2AA==", ".\N{SNOWMAN}", ".", "-")
+)
+
+
+async def test_an_address_over_which_the_broker_closes_the_connection_is_none(echo_site: Site, peer: Peer) -> None:
+    """RabbitMQ takes what begins so for Erlang terms, and the channel that publishes there crashes, and with it
+    the connection. The answer would be sent again over the next one."""
+    async with echo_site.open():
+        dead = await peer.dead_letters()
+        link = echo_site.worker.transport.session.link  # type: ignore[attr-defined]
+        body = encode([call("an-id")])
+        doubtful = encode([[*call("an-id"), None, 0, 3, 3]])  # whether its caller is there is asked of the broker
+        for address in NO_ADDRESSES:
+            for queue in (peer.work_queue(), f"{peer.work_queue()}.solo"):
+                for request in (body, doubtful, encode([call("an-id", v=2)])):
+                    counted = echo_site.worker.bad_messages
+                    await peer.publish(request, queue, reply_to=address)
+                    assert (await soon(dead.get())).body == request
+                    assert echo_site.worker.bad_messages == counted + 1
+            for question in ([ASK, 1, []], [ASK, 1, ["an-id"], "a-token"]):
+                await peer.control(encode([question]), f"queue:{peer.namespace}:default", reply_to=address)
+            ping = [20, 1, "a-token", encode({"type": "ping"})]
+            await peer.control(encode([ping]), f"all:{peer.namespace}", reply_to=address)
+            assert await _echo(echo_site, address) == address
+        assert echo_site.worker.transport.session.link is link  # type: ignore[attr-defined]
+        assert not link.lost.done()
+
+
 ANSWERABLE = {
     "newer-version": (call("an-id", v=2), r"version 2.*version 1"),
     "version-zero": (call("an-id", v=0), r"version 0.*version 1"),

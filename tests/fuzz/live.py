@@ -87,7 +87,13 @@ async def over_amqp(url: str, seed: int, messages: int, seconds: float) -> Outco
             ("", f"{topology.limit('a-limit', None)}.places"),
             ("", topology.paused("default")),
         ]
-        addresses = [reply_queue, f"{prefix}.r.nobody", "", "amq.rabbitmq.reply-to.x"]
+        addresses = [
+            reply_queue,
+            f"{prefix}.r.nobody",
+            "",
+            "amq.rabbitmq.reply-to.x",
+            "amq.rabbitmq.reply-to.g2gCZA==.x",
+        ]
         attack = Attack("broker", messages, seconds, url=url, seed=seed, targets=targets, addresses=addresses)
         await _beside(attack, outcome, process)
     return outcome

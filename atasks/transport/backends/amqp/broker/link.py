@@ -40,6 +40,7 @@ from atasks.outlast import is_cancelled
 from atasks.transport.backends.amqp import tls
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.frames import SOCKETS
+from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 __all__ = ["CLIENT_ERRORS", "Link", "map_error", "server_name"]
 
@@ -246,7 +247,10 @@ class Link:
         return consumed.consumer_tag or ""
 
     async def queue_state(self, name: str) -> tuple[int, int] | None:
-        """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue."""
+        """(messages ready, consumers) of a queue, by passive declaration; None if there is no such queue, or none
+        may be asked for by that name."""
+        if name.startswith(CHANNEL_ADDRESS):
+            return None
         try:
             async with self._spare() as channel:
                 found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))

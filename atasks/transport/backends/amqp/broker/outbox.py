@@ -16,6 +16,7 @@ from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.publisher import Publisher
 from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.seals import Seals
@@ -202,6 +203,10 @@ class Outbox:
                 self._bytes -= message.size
             elif len(message.body) > self.limit:
                 self._reject(message, Refusal("it is too large", limit=self.limit))
+            elif message.routing_key.startswith(
+                CHANNEL_ADDRESS
+            ):  # it would cost this connection, and the next ones
+                self._end_soon(message, message.returned if message.mandatory else message.confirmed)
             else:
                 self._unconfirmed[id(message)] = message
                 leaving.append(message)
@@ -213,8 +218,11 @@ class Outbox:
 
     def _reject(self, message: Outgoing, refusal: Refusal) -> None:
         """Have it end as one that cannot be sent, in the next turn of the event loop."""
+        self._end_soon(message, partial(message.rejected, refusal))
+
+    def _end_soon(self, message: Outgoing, ending: Callable[[], None]) -> None:
         self._unconfirmed[id(message)] = message
-        asyncio.get_running_loop().call_soon(self._ended, message, partial(message.rejected, refusal))
+        asyncio.get_running_loop().call_soon(self._ended, message, ending)
 
     def _ended(self, message: Outgoing, ending: Callable[[], None]) -> None:
         if self._unconfirmed.pop(id(message), None) is None:

@@ -15,7 +15,7 @@ from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
 from atasks.signing import Kind
 from atasks.transport.records.contract import base_of, record_of
 
-__all__ = ["Topology"]
+__all__ = ["CHANNEL_ADDRESS", "Topology"]
 
 MAX_NAMES: Final = 200
 """Characters of prefix, namespace and queue together: the rest of 255 is for the id of a worker in the name of a
@@ -36,6 +36,9 @@ WATCH_MESSAGES: Final = 1_000
 """Messages, of many events each, that wait for who watches."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
+CHANNEL_ADDRESS: Final = "amq.rabbitmq.reply-to"
+"""The beginning of the names that RabbitMQ takes for the address of a channel, an Erlang term in Base64. A channel
+that publishes to such a name, or asks for it, crashes if the rest is no such term, and its connection with it."""
 DELIVERY_LIMIT: Final = 1_000_000
 """Quorum queues: RabbitMQ 4 drops a message after 20 deliveries unless told otherwise. Attempts are counted in the
 envelope, so the broker's count must never be reached."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aiormq.abc import DeliveredMessage
 
 from atasks import wire
+from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.acks import Acks
@@ -43,7 +44,8 @@ class RequestMessage:
         window of the consumer."""
         self.consumer = consumer
         self.properties = message.header.properties
-        self.reply_to = self.properties.reply_to or ""
+        reply_to = self.properties.reply_to or ""
+        self.reply_to = "" if reply_to.startswith(CHANNEL_ADDRESS) else reply_to
         self.key: str | None = None
         """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
         self.calls = 1

@@ -77,7 +77,7 @@ class Serving:
         self.station = Station(session, worker, records, journals, store)
         self.replies = Replies(self.station)
         self._stored = None if store is None else StoredReplies(store, self.replies.conclude)
-        self._unanswerable: set[str | None] = {None, ""}
+        self._unanswerable = {""}
         """Reply addresses to which nothing can be sent from here."""
         if self._stored is not None:
             self.replies.elsewhere[session.topology.stored] = self._stored.put
@@ -377,8 +377,8 @@ class Serving:
                 "calls on queue %r have priorities, which are ignored: workers declare it without max_priority",
                 consumer.queue,
             )
-        homeless = properties.reply_to in self._unanswerable
-        if homeless and not properties.reply_to:
+        homeless = request.reply_to in self._unanswerable
+        if homeless and not request.reply_to:
             self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
             self._bury(request, message)
             return
