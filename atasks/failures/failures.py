@@ -181,7 +181,8 @@ def raised_type(content: bytes) -> str:
 
 
 def failure_text(content: bytes) -> str:
-    """Return what `encode_failure` made as text for a log: the traceback and the notes. Needs no codec."""
+    """Return what `encode_failure` made as text for a log: the traceback, and the notes that it lacks. Needs no
+    codec."""
     try:
         nodes = _decoder.decode(content).nodes
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
@@ -189,7 +190,10 @@ def failure_text(content: bytes) -> str:
     root = nodes[-1]
     tracebacks = [node.traceback.rstrip() for node in nodes if node.traceback]
     raised = f"{root.module}.{root.qualname}: {root.message}"
-    return "\n".join([*tracebacks, *([] if tracebacks else [raised]), *root.notes])
+    text = "\n".join(tracebacks or [raised])
+    shown = {line.strip(" |") for line in text.splitlines()}  # a group's have a frame around them
+    notes = [note for note in root.notes if any(line.strip(" |") not in shown for line in note.splitlines())]
+    return "\n".join([text, *notes])
 
 
 async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = None) -> list[Node]:

@@ -26,7 +26,7 @@ from atasks import (
     atask,
     connect,
 )
-from atasks.failures.failures import decode_failure, encode_failure
+from atasks.failures.failures import decode_failure, encode_failure, failure_text
 from tests.unit.failures.exceptions import CODECS, HOP, Json, raised, through
 
 
@@ -508,3 +508,15 @@ async def test_large_parts_are_left_behind_unencoded(make: Callable[[], Any], wh
     assert type(copy) is LookupError
     assert copy.args[1] == 7
     assert where == "cause" or "left behind at the worker" in "".join(copy.__notes__)
+
+
+async def test_a_log_has_each_note_once() -> None:
+    error = raised(ValueError("wrong"))
+    for note in ("in stage 'resize', at item (3,)", "two\nlines"):
+        error.add_note(note)
+    group = raised(ExceptionGroup("several", [raised(KeyError("inside"))]))
+    group.add_note("around\nall of it")
+    for exc in (error, group):
+        text = failure_text(await encode_failure(exc, MsgpackCodec("notes"), hop=HOP))
+        for line in "\n".join([*exc.__notes__, HOP]).splitlines():
+            assert text.count(line) == 1, text
