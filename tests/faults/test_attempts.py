@@ -21,6 +21,8 @@ from tests.waiting import DEADLINE
 
 LINK = 2
 """Connections of one process."""
+LONG = 600.0
+"""Seconds within which a busy machine has done what comes next."""
 
 
 def _attempts(history: History, key: str = "call") -> list[int]:
@@ -218,7 +220,7 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     first = fleet.start_one(concurrency=1)
     call = asyncio.create_task(history.call(gated, str(gate), key="call", max_attempts=2))
     await until(lambda: _attempts(history) == [1], "the first attempt runs")
-    second = await asyncio.to_thread(fleet.start_one)
+    second = await asyncio.to_thread(fleet.start_one, alone_patience=LONG)
     other = asyncio.create_task(history.call(gated, str(other_gate), key="other"))
     await until(lambda: _attempts(history, "other") == [1], "another call runs")
     first.kill()
@@ -250,7 +252,7 @@ async def test_a_last_attempt_that_was_given_back_has_not_begun(
     leaving = await asyncio.to_thread(fleet.start_one, grace=0.2)
     first.kill()
     await until(lambda: _attempts(history) == [1, 2], "the last attempt runs")
-    dying = await asyncio.to_thread(fleet.start_one)
+    dying = await asyncio.to_thread(fleet.start_one, alone_patience=LONG)
     other = asyncio.create_task(history.call(gated, str(other_gate), key="other"))
     await until(lambda: _attempts(history, "other") == [1], "another call runs")
     assert history.runs("other")[0].pid == dying.pid

@@ -22,6 +22,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.workers import Fleet
 from tests.waiting import DEADLINE
 
+pytestmark = pytest.mark.timeout(300)  # up to eight processes are started one after the other
 QUEUE_TYPES = ["classic", "quorum"]
 LIMITED = "tests.faults.limited"
 

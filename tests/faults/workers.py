@@ -72,7 +72,7 @@ class Fleet:
     ) -> list[WorkerProcess]:
         """Start `count` workers, which serve when this returns unless `wait` is false. `caller_patience` is for
         how many seconds a caller may be away; `sources` is for another atasks than this one; `options` are those
-        of the transport."""
+        of the transport, and `alone_patience` for how many seconds a last attempt waits for other calls to end."""
         arguments = {
             "url": url or self.broker.url,
             "prefix": self.prefix,
@@ -132,8 +132,16 @@ def found(name: str, here: str, before: str) -> Any:
     return getattr(importlib.import_module(f"{package}.{module}"), name)
 
 
-async def serve(record: Path, caller_patience: float, module: str = "tests.faults.tasks", **options: Any) -> None:
+async def serve(
+    record: Path,
+    caller_patience: float,
+    module: str = "tests.faults.tasks",
+    alone_patience: float | None = None,
+    **options: Any,
+) -> None:
     """Serve until a signal; drain at the first one, leave at once at the second."""
+    if alone_patience is not None:
+        vars(importlib.import_module("atasks.worker.worker"))["ALONE_PATIENCE"] = alone_patience
     watch = found("CallerWatch", "worker.caller_watch", "callers")
     watch.patience = caller_patience
     watch.pause = min(watch.pause, caller_patience / 3)

@@ -12,7 +12,8 @@ __all__ = ["Fleet"]
 
 
 class Fleet:
-    """Servers, which have the hub and run calls, and workers, which join it. All write to the same record."""
+    """Servers, which have the hub and run calls, and workers, which join it. All write to the same record. Options
+    are those of `tests.faults.workers.serve`."""
 
     def __init__(self, path: str, record: Path) -> None:
         self.url = f"unix://{path}"

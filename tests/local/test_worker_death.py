@@ -24,6 +24,9 @@ from tests.waiting import DEADLINE
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("connected")]
 
+LONG = 600.0
+"""Seconds within which a busy machine has started the next worker."""
+
 
 @pytest.fixture
 async def connected(host: Host, path: str) -> AsyncIterator[None]:
@@ -111,7 +114,7 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     await until(lambda: len(history.runs("call")) == 1, "the first attempt runs")
     others = []
     for number in range(2):
-        worker = await fleet.worker()
+        worker = await fleet.worker(alone_patience=LONG)
         others += history.start(1, gated, str(other_gate), max_attempts=9)
         await until(lambda: history.started() == 1 + len(others), "another call runs beside it")  # noqa: B023
         dying.kill()
