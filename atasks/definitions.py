@@ -13,6 +13,7 @@ from typing import (
     ClassVar,
     Generic,
     ParamSpec,
+    Protocol,
     Self,
     TypeVar,
     Unpack,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from atasks.caller.sync_stream import SyncStream
     from atasks.caller.sync_watched import SyncWatchedCall
     from atasks.caller.watched import WatchedCall
+    from atasks.router import Router
     from atasks.submitted.handle import Handle
     from atasks.wire import Call
 
@@ -249,6 +251,14 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         """Hands a call over to the workers without awaiting its result: `handle = await task.submit(...)`."""
         return Submission(self)
 
+    def _prepare_submission(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Router, str, Callable[[], Coroutine[Any, Any, Any]]]:
+        """For `Submission`: the router, a name for messages, and what submits. Raises TypeError."""
+        self._check_signature(*args, **kwargs)
+        router = self._space.router
+        return router, self.name, functools.partial(router.submit, self._sent_name, *args, **kwargs)
+
     def on_commit(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Submit a call when the database transaction that is open here has committed; if it rolls back nothing
         happens. Outside of a transaction it is submitted now. Does not wait: see `submit.soon`.
@@ -262,8 +272,8 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
             NotSupported: There is no framework that tells of its transactions, as Django does with the app
                 `atasks.contrib.django`.
         """
-        self._check_signature(*args, **kwargs)
-        self._space.router.submit_after_commit(self._sent_name, args, kwargs)
+        router, name, submit = self._prepare_submission(args, kwargs)
+        router.submit_after_commit(name, submit)
 
     def _set_options(self, options: TaskOptions, overrides: dict[str, Any]) -> None:
         self._check_arguments = self._refuse if options.only_submits else self._check_signature
@@ -277,16 +287,27 @@ class ATask(BaseTask[P, Coroutine[None, object, R]], Generic[P, R]):
         )
 
 
+class Submittable(Protocol):
+    """An atask with its options, or a pipeline."""
+
+    def _prepare_submission(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Router, str, Callable[[], Coroutine[Any, Any, Any]]]:
+        """Check the arguments, and return the router, a name for messages, and a function that submits."""
+        ...
+
+
 class Submission(Generic[P, R]):
-    """Submits calls of one atask, with the options that it has here: `task.submit`, `task.options(...).submit`."""
+    """Submits calls of one atask, with the options that it has here, or runs of one pipeline: `task.submit`,
+    `task.options(...).submit`, `pipeline.submit`."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_of",)
 
-    def __init__(self, task: ATask[P, R]) -> None:
-        self._task = task
+    def __init__(self, of: Submittable) -> None:
+        self._of = of
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[None, object, Handle[R]]:
-        """Submit a call. The coroutine returns a handle when the call is safe: at the broker, whether a worker
+        """Submit a call, or a run. The coroutine returns a handle when it is safe: at the broker, whether a worker
         ever declared its queue or not, or in the memory of the hub or of this process.
 
         The call runs whether anybody awaits it or not, and its failure is logged by its worker. `timeout` counts
@@ -296,23 +317,19 @@ class Submission(Generic[P, R]):
         transport keeps no records, AlreadySubmitted, and what an await of the atask raises before anything is
         sent.
         """
-        task = self._task
-        task._check_signature(*args, **kwargs)
-        return cast(
-            "Coroutine[None, object, Handle[R]]", task._space.router.submit(task._sent_name, *args, **kwargs)
-        )
+        return self._of._prepare_submission(args, kwargs)[2]()
 
     def sync(self, /, *args: P.args, **kwargs: P.kwargs) -> Handle[R]:
-        """Submit a call from code without an event loop, and return its handle when the call is safe.
+        """Submit from code without an event loop, and return the handle when the call, or the run, is safe.
 
         Raises what submitting it in an event loop raises, and RuntimeError where an event loop runs.
         """
-        task = self._task
-        task._check_signature(*args, **kwargs)
-        return cast("Handle[R]", task._space.router.submit_sync(task._sent_name, args, kwargs))
+        router, name, submit = self._of._prepare_submission(args, kwargs)
+        handle: Handle[R] = router.run_sync(f"{name}.submit.sync()", "`await` submit()", submit)
+        return handle
 
     def soon(self, /, *args: P.args, **kwargs: P.kwargs) -> None:
-        """Submit a call without waiting until it is safe, from a thread or an event loop.
+        """Submit without waiting until the call, or the run, is safe, from a thread or an event loop.
 
         Guarantees: a connection that is closed waits for up to 5 s until such calls are safe, and so does a
         program that ends. One that cannot be submitted is logged as an error; one of a process that is killed is
@@ -320,12 +337,11 @@ class Submission(Generic[P, R]):
 
         Raises TypeError at once if the arguments do not fit, and NotConnected.
         """
-        task = self._task
-        task._check_signature(*args, **kwargs)
-        task._space.router.submit_soon(task._sent_name, args, kwargs)
+        router, name, submit = self._of._prepare_submission(args, kwargs)
+        router.submit_soon(name, submit)
 
     def __repr__(self) -> str:
-        return f"<submission of {self._task!r}>"
+        return f"<submission of {self._of!r}>"
 
 
 class Watcher(Generic[P, R]):

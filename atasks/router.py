@@ -220,25 +220,19 @@ class Router(OriginalEvents):
         and call super's."""
         return await submit(self, name, args, kwargs, self._named(name)[1])
 
-    def submit_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
-        """Like `submit`, for a thread without an event loop."""
-        return self.run_sync(
-            f"{name}.submit.sync()", "`await` submit()", lambda: self.submit(name, *args, **kwargs)
-        )
+    def submit_soon(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Submit without waiting until it is safe. See `Submission.soon`."""
+        hand_over(self, f"a submitted call of {name}", submit)
 
-    def submit_soon(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Submit a call without waiting until it is safe. See `Submission.soon`."""
-        hand_over(self, f"a submitted call of {name}", lambda: self.submit(name, *args, **kwargs))
-
-    def submit_after_commit(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Submit a call when the transaction that is open here has committed. See `ATask.on_commit`."""
+    def submit_after_commit(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Submit when the transaction that is open here has committed. See `ATask.on_commit`."""
         after_commit: Callable[[Callable[[], None]], object] | None = self._space.after_commit
         if after_commit is None:
             raise NotSupported(
                 f"{name}.on_commit() needs a framework that tells of transactions: add 'atasks.contrib.django' to "
                 "INSTALLED_APPS, or call submit.soon() when it has committed"
             )
-        after_commit(partial(self.submit_soon, name, args, kwargs))
+        after_commit(partial(self.submit_soon, name, submit))
 
     def run_sync(self, what: str, instead: str, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run the coroutine of `make` for a thread without an event loop, in the loop in which the calls of this

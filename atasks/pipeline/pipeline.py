@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import pickle
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Never, ParamSpec, TypeVar, cast, overload
 
+from atasks.definitions import Submission
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Channel, Inlet
 from atasks.pipeline.flow.invocation import Start, name_of
@@ -19,7 +20,7 @@ from atasks.pipeline.run import Many, One, Run
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
-    from atasks.submitted.handle import Handle
+    from atasks.router import Router
 
 __all__ = ["Batches", "Consumer", "InOrder", "Pipeline", "Stage", "Whole"]
 
@@ -94,6 +95,19 @@ class Stage(Pipe):
         return source | Pipeline(self)
 
 
+class _Submit:
+    """`Pipeline.submit`: for type checkers, awaiting the handle gives one item, or a list."""
+
+    @overload
+    def __get__(self, pipeline: None, owner: type) -> _Submit: ...
+    @overload
+    def __get__(self, pipeline: Pipeline[P, X, One], owner: type) -> Submission[P, X]: ...
+    @overload
+    def __get__(self, pipeline: Pipeline[P, X, Many], owner: type) -> Submission[P, list[X]]: ...
+    def __get__(self, pipeline: Any, owner: type) -> Any:
+        return self if pipeline is None else Submission(pipeline)
+
+
 class Pipeline(Pipe, Generic[P, T, K]):
     """A tuple of stages, and a function over streams: `source | pipeline` and `pipeline(...)` give a `Run`.
 
@@ -137,25 +151,27 @@ class Pipeline(Pipe, Generic[P, T, K]):
             item = args[0]
         return Run(SingleSource(item), self._stages, called=True)
 
-    @overload
-    async def submit(self: Pipeline[P, X, One], *args: P.args, **kwargs: P.kwargs) -> Handle[X]: ...
-    @overload
-    async def submit(self: Pipeline[P, X, Many], *args: P.args, **kwargs: P.kwargs) -> Handle[list[X]]: ...
-    async def submit(self, *args: P.args, **kwargs: P.kwargs) -> Handle[Any]:
-        """Have the workers run it over these arguments, and return a handle of that run as soon as it is safe.
+    submit = _Submit()
+    """Has the workers run it over these arguments: `handle = await pipeline.submit(...)` returns a handle of that
+    run as soon as it is safe, `pipeline.submit.sync(...)` does so in code without an event loop, and
+    `pipeline.submit.soon(...)` waits for nothing.
 
-        Guarantees: the run goes on when this process ends, and when workers do; calls of it that were running may
-        then run again. Where the results are kept in a process, the hub's say, it ends with that process. Stages
-        that hand on many items overlap. What it gives is kept for as long as the transport's `keep_runs` says, and
-        can be read again and again. No worker need be there, unless the first atask has `on_no_worker="error"`.
+    Guarantees: the run goes on when this process ends, and when workers do; calls of it that were running may then
+    run again. Where the results are kept in a process, the hub's say, it ends with that process. Stages that hand
+    on many items overlap. What it gives is kept for as long as the transport's `keep_runs` says, and can be read
+    again and again. No worker need be there, unless the first atask has `on_no_worker="error"`.
 
-        Its stages are atasks, and filter, flat_map, each, after, collect, group, fork and ordered over them.
-        Raises TypeError for a local function, and for arguments that the first stage does not take, ValueError for
-        a pipeline without stages, NotConnected, NotSupported, EncodeError, QueueFull.
-        """
-        from atasks.pipeline.submitted.submit import submit
+    Its stages are atasks, and filter, flat_map, each, after, collect, group, fork and ordered over them. Raises
+    TypeError at once for a local function, and for arguments that the first stage does not take, ValueError for a
+    pipeline without stages; awaiting raises NotConnected, NotSupported, EncodeError, QueueFull."""
 
-        return await submit(self, args, kwargs)
+    def _prepare_submission(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Router, str, Callable[[], Coroutine[Any, Any, Any]]]:
+        """For `Submission`: the router, a name for messages, and what submits. Raises TypeError, ValueError."""
+        from atasks.pipeline.submitted.submit import prepare
+
+        return prepare(self, args, kwargs)
 
     def check_callable(self) -> None:
         """Raise a ValueError if it cannot be called with arguments."""

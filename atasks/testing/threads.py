@@ -111,7 +111,8 @@ class HandleInThreadCases(Cases):
             return sum(numbers)
 
         async with site.open():
-            run = await soon((map(double) | collect() | map(total)).submit(4))
+            pipeline = map(double) | collect() | map(total)
+            run = await soon(asyncio.to_thread(pipeline.submit.sync, 4))
             assert await soon(asyncio.to_thread(run.step.sync, 0)) == 8
             assert await soon(asyncio.to_thread(run.step.sync, number=2)) == 8
             assert await soon(asyncio.to_thread(run.sync)) == 8
@@ -119,6 +120,22 @@ class HandleInThreadCases(Cases):
                 await soon(asyncio.to_thread(run.step.sync, 3))
             with pytest.raises(TypeError, match="number"):
                 await soon(asyncio.to_thread(run.step.sync))  # type: ignore[call-arg]
+            with pytest.raises(RuntimeError, match=r"submit\.sync\(\) blocks"):
+                pipeline.submit.sync(4)
+
+    async def test_runs_that_nobody_waits_for(self, site: Site) -> None:
+        noted: list[int] = []
+
+        @site.atask
+        async def note(n: int) -> None:
+            noted.append(n)
+
+        async with site.open():
+            map(note).submit.soon(1)
+            await asyncio.to_thread(map(note).submit.soon, 2)
+            await until(lambda: len(noted) == 2 and not site.awaited, "both have run")
+            with pytest.raises(TypeError, match="note"):
+                map(note).submit.soon()  # type: ignore[call-arg]
 
     async def test_handle_inside_of_a_call_in_a_thread(self, site: Site) -> None:
         @site.atask

@@ -113,7 +113,13 @@ async def submitted(one: Pipeline[[str], bytes, One], many: Pipeline[[str], byte
     assert_type(await (await one.submit("url")), bytes)
     assert_type(await many.submit("url"), Handle[list[bytes]])
     assert_type(await (await stage(fetch).submit("url")), bytes)
+    assert_type(one.submit.sync("url"), Handle[bytes])
+    assert_type(many.submit.sync("url"), Handle[list[bytes]])
+    assert_type(many.submit.sync("url").sync(), list[bytes])
+    one.submit.soon("url")
     await one.submit(1)  # type: ignore[arg-type]
+    one.submit.sync(1)  # type: ignore[arg-type]
+    one.submit.soon(1)  # type: ignore[arg-type]
 
 
 def sum_of_lengths(run: Run[str, Many]) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from itertools import chain
 from typing import Any, Final
 
@@ -12,17 +12,20 @@ from atasks.options import TaskOptions
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.stages.functions import FunctionStage
 from atasks.pipeline.submitted.blueprint import blueprint, read, tasks_of
-from atasks.router import get_router
+from atasks.router import Router, get_router
 from atasks.submitted.handle import Handle, records_of
 from atasks.wire import RUN_PIPELINE, UNBOUNDED
 
-__all__ = ["submit"]
+__all__ = ["prepare"]
 
 RUN: Final = RUN_PIPELINE
 
 
-async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Handle[Any]:
-    """Have the workers run it. See `Pipeline.submit`."""
+def prepare(
+    pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Router, str, Callable[[], Coroutine[Any, Any, Handle[Any]]]]:
+    """Check that the workers can run it over these arguments. Returns the router, the name of the pipeline, and a
+    function that submits it. See `Pipeline.submit`."""
     pipeline(*args, **kwargs)  # checks the arguments, and raises for wrong ones; nothing runs
     _check_arguments(pipeline, args, kwargs)
     data = blueprint(pipeline.stages)
@@ -38,16 +41,20 @@ async def submit(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs:
         batch=False,
     )
     router = get_router(first.namespace)
-    records = records_of(router)
 
     async def send(name: str, *args: Any) -> Handle[Any]:
         call = await router.request_to_keep(name, args, options, router.transport())
         call.id = f"{call.id}.{len(data)}"
-        await records.begin(call, options)
+        await records_of(router).begin(call, options)
         return Handle(call.id, router.namespace)
 
-    handle: Handle[Any] = await router.submit_inside(RUN, (data, list(args), dict(kwargs)), {}, options, send)
-    return handle
+    async def submit() -> Handle[Any]:
+        records_of(router)  # raises where there are none, before the middlewares
+        arguments = (data, list(args), dict(kwargs))
+        handle: Handle[Any] = await router.submit_inside(RUN, arguments, {}, options, send)
+        return handle
+
+    return router, pipeline.__name__, submit
 
 
 def _check_arguments(pipeline: Pipeline[..., Any, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
