@@ -6,7 +6,7 @@ import copyreg
 import importlib
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import (
     BuiltinMethodType,
     GetSetDescriptorType,
@@ -58,6 +58,8 @@ MAX_PATH = 4
 """Steps from an exception to one that it holds."""
 MAX_NAME = 1024
 """Characters of a name that travels."""
+MAX_OFFSET = 1_000_000
+"""Lines and columns in a SyntaxError that somebody sends."""
 
 _PLAIN: frozenset[type] = frozenset({str, bytes, int, float, bool, NoneType})
 _TEXT: frozenset[type] = frozenset({str, NoneType})
@@ -71,7 +73,7 @@ _FIELDS: dict[tuple[str, str], frozenset[type]] = {
     **{("SyntaxError", name): _TEXT for name in ("msg", "filename", "text")},
     **{("SyntaxError", name): _NUMBER for name in ("lineno", "offset", "end_lineno", "end_offset")},
     ("SyntaxError", "print_file_and_line"): _PLAIN,
-    **{("ImportError", name): _TEXT for name in ("msg", "name", "path", "name_from")},
+    **{("ImportError", name): _TEXT for name in ("msg", "name", "path")},
     **{("OSError", name): _PLAIN for name in ("errno", "strerror", "filename", "filename2")},
     ("OSError", "characters_written"): frozenset({int}),
     ("AttributeError", "name"): _TEXT,
@@ -218,7 +220,9 @@ def suits(exc: BaseException, attributes: Any) -> bool:
         if descriptor is None or "__slots__" in vars(descriptor.__objclass__):  # a slot of a class in Python
             continue
         owner = descriptor.__objclass__
-        if type(value) not in _FIELDS.get((owner.__name__, name), ()) or not -(2**31) < _number(value) < 2**31:
+        # A traceback underlines a SyntaxError from one offset to the other.
+        most = MAX_OFFSET if owner is SyntaxError else 2**31
+        if type(value) not in _FIELDS.get((owner.__name__, name), ()) or not -most < _number(value) < most:
             return False
         if owner.__name__.startswith("Unicode") and _number(value) < 0:
             return False
@@ -233,7 +237,9 @@ def _number(value: object) -> int:
 def works(exc: BaseException) -> bool:
     """Return True if `str(exc)` works. Asked of classes in Python only."""
     own = next(vars(base)["__str__"] for base in type(exc).__mro__ if "__str__" in vars(base))
-    if isinstance(own, WrapperDescriptorType):
+    if (
+        isinstance(own, WrapperDescriptorType) and own is not vars(object)["__str__"]
+    ):  # which asks the class's repr
         return True
     try:
         return isinstance(str(exc), str)
@@ -267,17 +273,21 @@ def _exceptions_in(value: object, path: Path) -> Iterator[tuple[Path, BaseExcept
             yield from _exceptions_in(item, [*path, position])
 
 
-def put(container: Any, path: Path, value: Any) -> Any:
-    """Return the container with another value at the place that `held` looked into; lists and tuples on the way
-    are copied.
+def put(container: Any, places: Iterable[tuple[Path, Any]]) -> Any:
+    """Return the container with other values at places that `held` looked into; lists and tuples on the way are
+    copied, each of them once.
 
     Raises what a wrong path raises.
     """
-    if not path:
-        return value
-    place, *within = path
     changed: Any = dict(container) if type(container) is dict else list(container)
-    changed[place] = put(changed[place], within, value)
+    inner: dict[int | str, list[tuple[Path, Any]]] = {}
+    for (place, *within), value in places:
+        if within:
+            inner.setdefault(place, []).append((within, value))
+        else:
+            changed[place] = value
+    for place, below in inner.items():
+        changed[place] = put(changed[place], below)
     return tuple(changed) if type(container) is tuple else changed
 
 
@@ -325,4 +335,6 @@ def _descriptors(cls: type) -> dict[str, GetSetDescriptorType | MemberDescriptor
                 found.setdefault(name, value)
         if base is AttributeError:
             found.pop("obj", None)  # the object that lacks the attribute may be anything, and of any size
+        elif base is ImportError:
+            found.pop("name_from", None)  # Python 3.12 imports the module again to show an error that has it
     return found

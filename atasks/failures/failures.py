@@ -9,6 +9,7 @@ that one that the caller cannot decode costs the others nothing.
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Iterator
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -27,6 +28,10 @@ __all__ = ["decode_failure", "encode_failure", "failure_text", "raised_type"]
 MAX_NOTES = 32
 LARGE = 2**20
 """Bytes of values from which on `str()` of an exception is not asked for: it may take seconds."""
+MAX_REPEATED = 16 * 2**20
+"""Characters that an exception may show more than there are, because it refers to others more than once."""
+SHOWN = 1024
+"""Characters that one exception shows besides its own texts and values."""
 MAX_NAMED = 10
 """Parts that a note names of those that could not travel."""
 
@@ -124,7 +129,8 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     It has the same type, args and attributes, and so have its causes and contexts, the members of a group and the
     exceptions among its args and attributes; one that cannot be rebuilt, or has no working `str()` here, is a
     `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of the last one in
-    the chain, and of each leaf in a group.
+    the chain, and of each leaf in a group. So is one that would show far more than has arrived, for each exception
+    is shown as often as others refer to it.
 
     With a codec that carries no classes nothing is imported, and only subclasses of `Exception` are made.
 
@@ -137,6 +143,7 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         return RemoteError("unknown", f"an exception whose description cannot be read here: {error}")
     built: list[BaseException] = []
     tracebacks: list[str] = []
+    shown: list[int] = []
     for node in nodes:
         # Only earlier nodes are linked, so no sender can make a cycle here.
         cause, context, *members = [
@@ -146,7 +153,15 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         following = cause if cause is not None or node.suppress else context
         nearest = next((number for number in (following, *members) if number is not None), None)
         tracebacks.append(node.traceback or (tracebacks[nearest] if nearest is not None else ""))
-        exc = await _rebuild(node, built, codec, tracebacks[-1])
+        texts = (node.message, node.traceback, node.values, *node.notes)
+        shown.append(
+            SHOWN + sum(map(len, texts)) + sum(shown[number] for number in _shown_again(node, len(built)))
+        )
+        if shown[-1] <= MAX_REPEATED + len(content):
+            exc = await _rebuild(node, built, codec, tracebacks[-1])
+        else:
+            exc = _remote(node, tracebacks[-1])
+            shown[-1] = SHOWN + sum(map(len, texts))
         _link(
             exc,
             node,
@@ -259,8 +274,8 @@ async def _values(link: Origin, codec: Codec, most: int | None, left: list[str])
         left.append(f"{_shown([place])} (about {size} bytes)")
         _take_away(args, attributes, place)
     link.held = [pair for pair in link.held if pair[0][0] not in heavy]
+    args, attributes = _with(args, attributes, [(path, None) for path, _ in link.held])
     for path, number in link.held:
-        args, attributes = _with(args, attributes, path, None)
         if number is None:
             left.append(f"{_shown(path)} (one exception too many, or a circle)")
     if left:
@@ -360,12 +375,14 @@ def _placeholder(value: Any) -> str:
 
 
 def _with(
-    args: list[Any], attributes: dict[str, Any], path: objects.Path, value: Any
+    args: list[Any], attributes: dict[str, Any], places: list[tuple[objects.Path, Any]]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Args and attributes with another value at that place."""
-    if isinstance(path[0], int):
-        return objects.put(args, path, value), attributes
-    return args, objects.put(attributes, path, value)
+    """Args and attributes with other values at these places."""
+    if not places:
+        return args, attributes
+    in_args = [place for place in places if isinstance(place[0][0], int)]
+    in_attributes = [place for place in places if isinstance(place[0][0], str)]
+    return objects.put(args, in_args), objects.put(attributes, in_attributes)
 
 
 def _left_behind(left: list[str]) -> str:
@@ -393,7 +410,16 @@ async def _rebuild(node: Node, built: list[BaseException], codec: Codec, traceba
         if ends_here(error):
             raise
         exc = None
-    return exc if exc is not None else RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
+    return exc if exc is not None else _remote(node, traceback)
+
+
+def _remote(node: Node, traceback: str) -> RemoteError:
+    return RemoteError(f"{node.module}.{node.qualname}", node.message, traceback)
+
+
+def _shown_again(node: Node, count: int) -> Iterator[int]:
+    """The numbers of those among the first nodes that are shown wherever this one is, as often as they are."""
+    return (number for number in (*node.members, *(number for _, number in node.held)) if number < count)
 
 
 async def _instance(node: Node, built: list[BaseException], codec: Codec) -> BaseException | None:
@@ -410,9 +436,8 @@ async def _instance(node: Node, built: list[BaseException], codec: Codec) -> Bas
         return None
     if plain and not issubclass(cls, Exception) and cls is not BaseExceptionGroup:  # which makes an ExceptionGroup
         return None
-    args = list(args)
-    for path, number in node.held:
-        args, attributes = _with(args, attributes, path, built[number] if number < len(built) else None)
+    held = [(path, built[number] if number < len(built) else None) for path, number in node.held]
+    args, attributes = _with(list(args), attributes, held)
     if issubclass(cls, BaseExceptionGroup):
         group = [built[number] for number in node.members if number < len(built)]
         exc = objects.bare(cls, args[0], group, plain=plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,13 @@ class Known(Exception):
 
 class Other(Exception):
     pass
+
+
+class Repr(Exception):
+    __str__ = object.__str__
+
+    def __repr__(self) -> str:
+        return f"{self.expected} bytes"  # type: ignore[attr-defined]
 
 
 class Outer:
@@ -66,6 +74,18 @@ async def test_nothing_is_imported(codec: Codec, tmp_path: Path, monkeypatch: py
         before = set(sys.modules)
         assert isinstance(await crafted(codec, module, "Error"), RemoteError)
         assert set(sys.modules) == before
+
+
+async def test_nothing_is_imported_to_show_an_error(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.12 imports the module that an ImportError names, to say which of its names was meant."""
+    (tmp_path / "rollout.py").write_text("raise SystemExit('it ran')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    attributes = {"name": "rollout", "name_from": "strat", "msg": "cannot import name 'strat'"}
+    for qualname in ("ImportError", "ModuleNotFoundError"):
+        await crafted(codec, "builtins", qualname, ["m"], attributes)
+        assert "rollout" not in sys.modules
 
 
 async def test_modules_and_classes_are_looked_into_and_not_asked(
@@ -141,6 +161,7 @@ FIELDS: dict[str, tuple[str, dict[str, Any]]] = {
     "line": ("SyntaxError", {**SYNTAX, "lineno": "one"}),
     "offset": ("SyntaxError", {**SYNTAX, "offset": [1]}),
     "huge offset": ("SyntaxError", {**SYNTAX, "offset": 2**60, "end_offset": 2**61}),
+    "line of carets": ("SyntaxError", {**SYNTAX, "end_offset": 2**31 - 1}),
     "text": ("SyntaxError", {**SYNTAX, "text": 5}),
     "import": ("ImportError", {"msg": [1], "name": {}, "path": 5}),
     "os": ("OSError", {"errno": [1], "strerror": {}}),
@@ -216,6 +237,71 @@ async def test_a_text_that_fails_here(codec: Codec) -> None:
     assert rebuilt.message == "message"
     never = await encode_failure(raised(Known()), codec, hop=HOP)  # it failed at the worker too
     assert type(await decode_failure(never, codec)) is Known
+
+
+async def test_a_text_that_is_the_repr_and_fails_here(codec: Codec) -> None:
+    assert isinstance(await crafted(codec, __name__, "Repr", ["x"]), RemoteError)
+    assert str(await crafted(codec, __name__, "Repr", ["x"], {"expected": 5})) == "5 bytes"
+
+
+def _each_twice(number: int) -> dict[str, Any]:
+    return {"held": [([0], number), ([1], number)]}
+
+
+def _in_a_list(number: int) -> dict[str, Any]:
+    return {"held": [([0, place], number) for place in range(3)]}
+
+
+def _as_attributes(number: int) -> dict[str, Any]:
+    return {"held": [(["a"], number), (["b"], number), ([0], number), ([1], number)]}
+
+
+def _members(number: int) -> dict[str, Any]:
+    return {"qualname": "ExceptionGroup", "members": [number] * 40}
+
+
+@pytest.mark.parametrize("refers", [_each_twice, _in_a_list, _as_attributes, _members])
+@pytest.mark.parametrize("depth", [6, 60, 1000])
+async def test_exceptions_that_refer_to_others_again_and_again(
+    codec: Codec, refers: Callable[[int], dict[str, Any]], depth: int
+) -> None:
+    """Each is shown wherever another one refers to it: the text would double with each of them."""
+    nodes = [Node(Kind.STATE, "builtins", "ValueError", "message", await codec.encode([["x" * 100], {}]))]
+    for number in range(depth):
+        fields = {"qualname": "ValueError", **refers(number)}
+        args = ["m"] if "members" in fields else [[None] * 3, None]
+        values = await codec.encode([args, {}])
+        nodes.append(Node(Kind.STATE, "builtins", message="message", values=values, **fields))
+    started = time.thread_time()
+    rebuilt = await decode_failure(msgspec.msgpack.encode(Failure(nodes)), codec)
+    assert len(str(rebuilt)) < 20_000_000
+    assert sum(map(len, traceback.format_exception(rebuilt))) < 60_000_000
+    await encode_failure(rebuilt, codec, hop=HOP)
+    assert time.thread_time() - started < 5
+
+
+async def test_an_exception_that_many_share_arrives(codec: Codec) -> None:
+    shared = raised(OSError(5, "the one connection was lost", "x" * 3000))
+    rebuilt = await through(raised(ExceptionGroup("all", [shared] * 1000)), codec)
+    assert isinstance(rebuilt, ExceptionGroup)
+    assert len(rebuilt.exceptions) == 1000
+    assert {type(error) for error in rebuilt.exceptions} == {OSError}
+
+
+async def test_many_exceptions_in_a_long_list(codec: Codec) -> None:
+    """The list is copied once, and not for each of them."""
+    nodes = [Node(Kind.STATE, "builtins", "ValueError", "message", await codec.encode([[], {}]))]
+    for first in ([], [0]):
+        args: list[Any] = [None] * 1_000_000
+        values = await codec.encode([[args] if first else args, {}])
+        held: Any = [([*first, place], 0) for place in range(1024)]
+        nodes[1:] = [Node(Kind.STATE, "builtins", "KeyError", "message", values, held=held)]
+        body = msgspec.msgpack.encode(Failure(nodes))
+        started = time.thread_time()
+        rebuilt = await decode_failure(body, codec)
+        assert time.thread_time() - started < 1
+        places = rebuilt.args[0] if first else rebuilt.args
+        assert sum(type(each) is ValueError for each in places) == 1024
 
 
 async def test_no_object_and_no_class_travels(codec: Codec) -> None:
