@@ -23,12 +23,14 @@ __all__ = ["COMMANDS", "as_json", "find_task"]
 
 
 @click.command("call", context_settings={"ignore_unknown_options": True})
-@click.argument("target", metavar="FILE_OR_MODULE:ATASK")
+@click.argument("target", metavar="FILE_OR_MODULE:ATASK", type=click.Path())
 @click.argument("arguments", metavar="[ARG]...", nargs=-1)
 @click.option("-o", "pairs", metavar="KEY=VALUE", multiple=True, help="An argument by its name; may be repeated.")
 @click.option("--url", metavar="URL", help=f"Where its workers are. Default: $ATASKS_URL, else {AMQP_URL}.")
 @click.option("--prefix", metavar="P", help="That of the queues at the broker. Default: that in the URL.")
-@click.option("--keys", metavar="FILE", help="A file of keys for sealed messages. Default: $ATASKS_KEYS.")
+@click.option(
+    "--keys", metavar="FILE", type=click.Path(), help="A file of keys for sealed messages. Default: $ATASKS_KEYS."
+)
 @click.option("--timeout", metavar="S", type=click.FloatRange(min=0.001), help="Seconds that the call may take.")
 @click.option("--progress", is_flag=True, help="Write what the call reports of itself to the standard error.")
 @click.option("-v", "verbosity", count=True, help="Log what happens.")

@@ -95,7 +95,12 @@ def fleet_command(function: F) -> F:
         click.option(
             "--prefix", metavar="P", help="The prefix of its queues at the broker. Default: that of the URL."
         ),
-        click.option("--keys", metavar="FILE", help="A file of keys for sealed messages. Default: $ATASKS_KEYS."),
+        click.option(
+            "--keys",
+            metavar="FILE",
+            type=click.Path(),
+            help="A file of keys for sealed messages. Default: $ATASKS_KEYS.",
+        ),
         click.option(
             "--timeout",
             metavar="S",

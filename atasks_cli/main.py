@@ -108,7 +108,7 @@ def main() -> None:
 
 
 @main.command("run", epilog=f"{EXAMPLES}\n{CODES}")
-@click.argument("targets", metavar="FILE_OR_MODULE...", nargs=-1, required=True)
+@click.argument("targets", metavar="FILE_OR_MODULE...", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "--mode",
     type=click.Choice(["loopback", "server", "client"]),
@@ -187,6 +187,7 @@ def main() -> None:
 @click.option(
     "--keys",
     metavar="FILE",
+    type=click.Path(),
     help="Seal messages with the keys in this file, over AMQP. Default: $ATASKS_KEYS, if it is set.",
 )
 @click.option(
@@ -228,6 +229,7 @@ def main() -> None:
 @click.option(
     "--log-config",
     metavar="FILE",
+    type=click.Path(),
     help="Log as this file says, instead: TOML or JSON for Python's logging.config.dictConfig.",
 )
 @click.option("--uvloop", "use_uvloop", is_flag=True, help="Use uvloop's event loop.")

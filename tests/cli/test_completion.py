@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from atasks_cli.main import main
@@ -39,6 +40,31 @@ def test_bash_completes(line: str, offered: str, other: str, tmp_path: Path) -> 
     )
     assert offered in done.stdout.splitlines(), done.stderr
     assert other not in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run"],
+        ["run", "app.py"],
+        ["run", "--keys"],
+        ["run", "--log-config"],
+        ["call"],
+        ["call", "--keys"],
+        ["ps", "--keys"],
+        ["top", "--keys"],
+        ["keys", "check"],
+    ],
+    ids=" ".join,
+)
+def test_files_are_completed_by_the_shell(words: list[str]) -> None:
+    (offered,) = ShellComplete(main, {}, "atasks", "").get_completions(words, "ap")
+    assert (offered.type, offered.value) == ("file", "ap")
+
+
+def test_fish_shows_descriptions_behind_a_comma() -> None:
+    script = CliRunner().invoke(main, ["completion", "fish"]).stdout
+    assert 'string split --max 1 "," $completion' in script
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -44,9 +44,9 @@ async def test_what_a_process_counted_that_died_is_not_lost() -> None:
             raise AssertionError("its worker lives")
         await settled(echo(2), "a call of the next process")
         counted = tracking.snapshot().tasks()
-        earlier = before.get(echo.name, tracking.TaskCounts(echo.name))
-        assert counted[echo.name].ended["value"] - earlier.ended.get("value", 0) == 2
-        assert counted[crash.name].started == 1
+        earlier = {name: before.get(name, tracking.TaskCounts(name)) for name in (echo.name, crash.name)}
+        assert counted[echo.name].ended["value"] - earlier[echo.name].ended.get("value", 0) == 2
+        assert counted[crash.name].started - earlier[crash.name].started == 1
 
 
 async def test_what_was_counted_outlives_the_block_that_has_counted_it() -> None:
