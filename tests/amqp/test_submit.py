@@ -182,9 +182,10 @@ async def test_the_next_submission_of_a_key_sends_the_call(
             assert noted == []
 
 
+@pytest.mark.parametrize("kept_ms", [0, 86_400_000, 77_000], ids=["no record", "empty", "of another keep"])
 @pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
 async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
-    amqp_url: str, prefix: str, delivery: str
+    amqp_url: str, prefix: str, delivery: str, kept_ms: int
 ) -> None:
     """Those who submit at the same time afterwards agree on one call."""
     noted.clear()
@@ -196,16 +197,45 @@ async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
             link, topology = submitter.session.link, submitter.session.topology
             assert link is not None
             call_id = unique_id(note.name, "once")
-            await link.declare_queue(topology.unique(call_id), topology.unique_arguments(0.0))
+            await link.declare_queue(topology.unique(call_id), topology.unique_arguments(0.0, kept=True))
             channel = await link.open_channel(confirms=True)
             await channel.basic_publish(call_id.encode(), routing_key=topology.unique(call_id))
-            await link.declare_queue(topology.kept(call_id), topology.kept_arguments(86_400_000))
+            if kept_ms:
+                await link.declare_queue(topology.kept(call_id), topology.kept_arguments(kept_ms))
         handles = await soon(asyncio.gather(*(once.submit(f"{number}") for number in range(5))))
         assert len({handle.id for handle in handles}) == 1
         assert sum(handle.new for handle in handles) == 1
         result = await soon(handles[0])
         assert noted == [result]
         assert not (await soon(once.submit("later"))).new
+
+
+async def test_a_key_is_not_taken_from_a_call_that_waits_without_a_record(amqp_url: str, prefix: str) -> None:
+    noted.clear()
+    async with atasks.connect(amqp_url, prefix=prefix):
+        first = await soon(note.options(unique="once", keep=0).submit("first"))
+        second = await soon(note.options(unique="once").submit("second"))
+        assert (first.new, second.new) == (True, False)
+        async with atasks.serve(amqp_url, prefix=prefix):
+            await until(lambda: noted == ["first"])
+
+
+async def test_a_call_that_waits_for_longer_than_its_record_is_kept_keeps_its_key(
+    amqp_url: str, prefix: str
+) -> None:
+    noted.clear()
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        assert transport.records is not None
+        once = note.options(unique="once")
+        first = await soon(once.submit("first"))
+        await soon(transport.records.drop(first.id))  # as if it had expired
+        assert not (await soon(once.submit("second"))).new
+        async with atasks.serve(amqp_url, prefix=prefix):
+            await until(lambda: noted == ["first"])
+            while not (third := await soon(once.submit("third"))).new:  # the key is free when it has ended
+                await asyncio.sleep(0.05)
+            assert await soon(third) == "third"
 
 
 @pytest.mark.parametrize("cancelled", [True, False])

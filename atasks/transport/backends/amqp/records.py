@@ -191,13 +191,13 @@ class AMQPRecords(Records):
                 f"for {LONGEST_KEEP:.0f}: say keep=0, or a shorter one, or keep records in a database"
             )
         is_unique, since = base_of(call.id) is not None, time.monotonic()
-        if is_unique and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None:
+        if is_unique and (holder := await self._holder(call.id, queue, delay, milliseconds > 0)) is not None:
             return holder
         may_drop = milliseconds > 0
         try:
             address = topology.nobody
             if milliseconds:
-                await self._open(call, queue, max(milliseconds, LEAST_MS))
+                await self._open(call, queue, max(milliseconds, LEAST_MS), is_unique)
                 if is_unique and time.monotonic() - since > HOLDER_SECONDS / 3:
                     # One of those who want the key may have taken another one for dead: the first call counts.
                     may_drop = False
@@ -220,40 +220,49 @@ class AMQPRecords(Records):
             raise
         return call.id
 
-    async def _open(self, call: Call, queue: str, milliseconds: int) -> None:
-        """Open a record for the call."""
+    async def _open(self, call: Call, queue: str, milliseconds: int, is_unique: bool) -> None:
+        """Open a record for the call. One that is there with another time, and empty, is that of a submitter with
+        the same `unique` key which has died."""
         session, topology = self._session, self._session.topology
         name = topology.kept(call.id)
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
-        await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+        try:
+            await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+        except QueueMismatch:
+            if not is_unique:
+                raise
+            await self.over_link(lambda link: link.delete_queue(name, if_empty=True))
+            await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
         if session.seals is not None:
             self.belongs(call.id, session.seals.voice())
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
 
-    async def _holder(self, call_id: str, delay: float, kept: bool) -> str | None:
-        """Take the `unique` key for this call. The id of the one that has it, if it is taken.
+    async def _holder(self, call_id: str, queue: str, delay: float, kept: bool) -> str | None:
+        """Take the `unique` key for this call, of this work queue. The id of the one that has it, if it is taken.
 
         A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
-        record keeps the key, if it has one. A record that stays empty is that of a submitter which has died."""
+        record keeps the key, if it has one. A record that stays empty, or is not made, is that of a submitter
+        which has died."""
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
-        arguments = topology.unique_arguments(delay)
+        arguments = topology.unique_arguments(delay, kept=kept)
         while True:
             try:
                 await self.over_link(lambda link: link.declare_queue(mark, arguments))
                 await self._publish(call_id, call_id.encode(), mark, exchange="")
                 break
-            except (QueueFull, QueueMismatch):
-                # In the second case the record is that of a call with another delay.
-                return await self._other(call_id) if kept else _nameless(call_id)
+            except (QueueFull, QueueMismatch) as error:
+                # In the second case its call has another delay, or one of the two has no record.
+                alike = isinstance(error, QueueFull)
+                return await self._other(call_id, queue, alike) if kept else _nameless(call_id)
             except UnknownRun:  # the call that had the key has ended in between
                 continue
         try:
             if await self.over_link(lambda link: link.queue_state(record)) is None:
                 return None
-            holder = await self._other(call_id)
+            holder = await self._other(call_id, queue, True)
         except BaseException:
             await self._let_go(call_id)
             raise
@@ -261,9 +270,10 @@ class AMQPRecords(Records):
             await self._let_go(call_id)
         return holder
 
-    async def _other(self, call_id: str) -> str | None:
+    async def _other(self, call_id: str, queue: str, alike: bool) -> str | None:
         """The id of the call that has the key of this one; what is the same in both ids, if it has no record.
-        None: its record is empty, and so nobody has sent it."""
+        None: nobody has sent it. Its record is empty; or it is a call `alike`, which has a record, and there is
+        none, and it does not wait in its queue for longer than its record is kept."""
         pause = HOLDER_PAUSE
         while True:
             try:
@@ -276,9 +286,13 @@ class AMQPRecords(Records):
             else:
                 self.see_to(record)
                 return record.id
-        name = self._session.topology.kept(call_id)
-        state = await self.over_link(lambda link: link.queue_state(name))
-        return None if state is not None and not state[0] else _nameless(call_id)
+        topology = self._session.topology
+        state = await self.over_link(lambda link: link.queue_state(topology.kept(call_id)))
+        if state is None:
+            lost = alike and await self.over_link(lambda link: link.are_empty(topology.all(queue)))
+        else:
+            lost = not state[0]
+        return None if lost else _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""

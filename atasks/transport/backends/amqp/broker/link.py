@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -260,6 +260,14 @@ class Link:
             return (0, 1)
         return (found.message_count or 0, found.consumer_count or 0)
 
+    async def are_empty(self, names: Iterable[str]) -> bool:
+        """Return True if no message waits in any of these queues, as far as there are such queues."""
+        for name in names:
+            state = await self.queue_state(name)
+            if state is not None and state[0]:
+                return False
+        return True
+
     async def require_write(self) -> None:
         """Raise ChannelAccessRefused if this user may not write to the default exchange."""
         channel = await self.open_channel()
@@ -288,10 +296,11 @@ class Link:
             return False
         return True
 
-    async def delete_queue(self, name: str) -> None:
-        """Delete a queue, if it is there."""
-        async with self._spare() as channel:
-            await guard(shielded(channel.queue_delete(name)))
+    async def delete_queue(self, name: str, *, if_empty: bool = False) -> None:
+        """Delete a queue, if it is there. `if_empty`: and if it holds nothing and nobody consumes it."""
+        with suppress(ChannelPreconditionFailed):  # it is not empty, or in use
+            async with self._spare() as channel:
+                await guard(shielded(channel.queue_delete(name, if_empty=if_empty, if_unused=if_empty)))
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         """Have what is published by this key come to the queue. Loses the link if one of the two is not there: a
@@ -389,10 +398,14 @@ async def _declared(
         await channel.queue_declare(lock, exclusive=True, nowait=True, arguments=LOCK)
     if not lock and not keys:
         return await channel.queue_declare(name, durable=True, arguments=arguments)
-    await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
-    for key in keys:
-        await channel.queue_bind(name, exchange, key, nowait=True)
-    return await channel.queue_declare(name, passive=True)
+    try:
+        await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
+        for key in keys:
+            await channel.queue_bind(name, exchange, key, nowait=True)
+        return await channel.queue_declare(name, passive=True)
+    except ChannelInvalidStateError:
+        await channel.closing  # the broker was quick to close it: this raises its reason
+        raise
 
 
 async def _close(channel: Channel) -> None:
