@@ -17,6 +17,7 @@ from atasks import forks, logs, process_setup
 from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.supervisor.tether import Tether
+from atasks.wire import counted
 from atasks.worker.leaving import EXIT_SECONDS, leave_within
 
 __all__ = ["main"]
@@ -68,7 +69,7 @@ async def _serve(url: str, tether: Tether, options: dict[str, Any]) -> float:
     loop = asyncio.get_running_loop()
     with contextlib.suppress(TransportError):  # the hub is gone, and this process ends with it
         async with atasks.serve(url, hub=False, **options) as worker:
-            tether.ready(f"{len(worker.tasks)} atasks in process {os.getpid()}")
+            tether.ready(f"{counted(len(worker.tasks), 'atask')} in process {os.getpid()}")
             stopped = asyncio.create_task(tether.released())
             forks.handle_signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(stopped.cancel))
             ended = asyncio.create_task(worker.wait())

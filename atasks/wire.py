@@ -42,6 +42,7 @@ __all__ = [
     "Status",
     "Up",
     "cancels",
+    "counted",
     "decode",
     "encode",
     "ended",
@@ -549,3 +550,8 @@ def _wrong_version(version: int) -> str:
 def describe(call: Call) -> str:
     """Return the name of a call in logs, notes and errors: its atask and its id."""
     return f"task {call.task!r}, call {call.id}"
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words: "1 call", "2 calls"."""
+    return f"{number} {what}{'s' * (number != 1)}"

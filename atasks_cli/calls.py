@@ -7,6 +7,7 @@ import click
 from atasks.tracking.fleet import FleetCalls
 from atasks.tracking.queries import CallInfo, Chain, StackOf
 from atasks.tracking.waits import cycles
+from atasks.wire import counted
 from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, one_of, run_on
@@ -70,7 +71,7 @@ def _say_of(found: FleetCalls) -> None:
     if not found.workers:
         say("no worker has answered")
     if found.left_out:
-        say(f"{found.left_out} more calls were left out (--limit)")
+        say(f"left out: {counted(found.left_out, 'more call')} (--limit)")
 
 
 @click.command("tree")

@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from atasks.tracking.steering import DeadMessage
+from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
@@ -47,7 +48,7 @@ def dead_command(
     if payload and action != "show":
         raise CommandError(Exit.USAGE, "--payload is for show")
     if action == "drop":
-        confirmed(yes, f"Drop {'all dead messages' if everything else f'{len(which)} messages'} for good?")
+        confirmed(yes, f"Drop {'all dead messages' if everything else counted(len(which), 'message')} for good?")
 
     async def act() -> tuple[list[DeadMessage], dict[int, str]]:
         async with place.fleet() as fleet, fleet.dead_letters() as dead:
@@ -71,7 +72,7 @@ def dead_command(
         show_json({"dropped" if action == "drop" else "retried": done, "left": left})
     else:
         what = "dropped" if action == "drop" else "back in their queues"
-        click.echo(f"{len(done)} messages are {what}")
+        click.echo(f"{what}: {counted(len(done), 'message')}")
         for number, problem in problems.items():
             say(f"message {number} stays: {clean(problem)}")
     return Exit.FAILED if problems else Exit.OK

@@ -13,6 +13,7 @@ import click
 from atasks.namespaces import namespaces
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo, WorkerInfo
+from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
@@ -146,10 +147,8 @@ def differences(infos: Sequence[WorkerInfo], asked: float, answered: float) -> l
 def _unserved(wanted: Sequence[str], queued: Sequence[CallInfo], served: set[str]) -> list[str]:
     waiting = Counter(call.queue for call in queued if call.queue not in served)
     found = {**dict.fromkeys(wanted, 0), **waiting}
-    return [
-        f"queue {queue!r} has no workers{f', and {count} calls wait' if count else ''}: start some for it"
-        for queue, count in found.items()
-    ]
+    waits = {queue: f"{counted(count, 'waiting call')} and " if count else "" for queue, count in found.items()}
+    return [f"queue {queue!r} has {calls}no workers: start some for it" for queue, calls in waits.items()]
 
 
 COMMANDS = (doctor_command,)

@@ -19,6 +19,7 @@ from atasks.tracking import TaskCounts
 from atasks.tracking.fleet import Heard
 from atasks.tracking.queries import KINDS, WorkerInfo
 from atasks.tracking.snapshots import total
+from atasks.wire import counted
 from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
@@ -118,7 +119,7 @@ def timeline_command(place: Place, output: str, seconds: float | None, sample: f
         Path(output).write_text(json.dumps(trace_of(found)))
     except OSError as error:
         raise CommandError(Exit.FAILED, f"{output} cannot be written: {error.strerror}") from error
-    say(f"{len(found)} events are in {output}{f', {missed} were missed' if missed else ''}")
+    say(f"{output} has {counted(len(found), 'event')}{f'; {missed} more were missed' if missed else ''}")
     if place.as_json:
         show_json({"file": output, "events": len(found), "missed": missed})
     return Exit.OK
@@ -235,8 +236,8 @@ def _show(
     )
     slots = sum(info.concurrency for info in infos)
     click.echo(
-        f"{time.strftime('%H:%M:%S')}  {len(infos)} workers, {slots} slots: {running} running, {parked} parked, "
-        f"{waiting} waiting"
+        f"{time.strftime('%H:%M:%S')}  {counted(len(infos), 'worker')}, {counted(slots, 'slot')}: "
+        f"{running} running, {parked} parked, {waiting} waiting"
     )
     if queues:
         click.echo("")

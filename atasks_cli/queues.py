@@ -10,6 +10,7 @@ import click
 from atasks.checks import validate_queue
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.steering import Purged
+from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
@@ -71,7 +72,8 @@ def _pause(place: Place, queue: str, on: bool) -> None:
     state = "paused" if on else "resumed"
     if was == on:
         state = "paused, as it was" if on else "not paused, and was not"
-    said = f"{len(workers)} workers take {'no new calls of it' if on else 'its calls'}"
+    takes = "takes" if len(workers) == 1 else "take"
+    said = f"{counted(len(workers), 'worker')} {takes} {'no new calls of it' if on else 'its calls'}"
     if not workers:
         said = "no worker of it has answered" + ("; it is paused for those that come" if on else "")
     click.echo(f"queue {queue} is {state}: {said}")
@@ -101,13 +103,13 @@ def purge_command(place: Place, queue: str, yes: bool) -> int:
     if place.as_json:
         show_json({"queue": queue, "purged": found.calls, "unreadable": found.unreadable, "left": found.left})
     else:
-        click.echo(f"{found.calls} calls of queue {queue} have ended")
+        click.echo(f"{counted(found.calls, 'call')} of queue {queue} ended")
         if found.unreadable:
-            say(f"{found.unreadable} messages could not be read: they are in the dead queue now (atasks dead)")
+            say(f"now in the dead queue, for they could not be read: {counted(found.unreadable, 'message')}")
         if found.left:
             say(
-                f"{found.left} messages are still there: their seals are not known here (--keys), or the queues "
-                "of their callers are full"
+                f"still there: {counted(found.left, 'message')} whose seals are not known here (--keys), or whose "
+                "callers' queues are full"
             )
     return Exit.FAILED if found.left else Exit.OK
 

@@ -17,6 +17,7 @@ from atasks import modules as loader
 from atasks.errors import AtasksError, TransportError
 from atasks.namespaces import namespaces
 from atasks.tracking import snapshot
+from atasks.wire import counted
 from atasks.worker.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.destination import destination
@@ -307,10 +308,9 @@ def _note(worker: atasks.Worker, supervisor: int | None) -> Note:
 def _what(settings: Settings, worker: atasks.Worker) -> str:
     count = len(worker.tasks)
     queues = settings.queues or worker.served.queues(getattr(worker.transport, "queue", "default"))
-    what = "1 atask" if count == 1 else f"{count} atasks"
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
     place = shown_url(settings.url) if settings.url else settings.transport
-    return f"{what} on {where} of {place} with concurrency {settings.concurrency}"
+    return f"{counted(count, 'atask')} on {where} of {place} with concurrency {settings.concurrency}"
 
 
 def _draining(settings: Settings, worker: atasks.Worker) -> str:

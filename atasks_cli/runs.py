@@ -12,6 +12,7 @@ from atasks.errors import AtasksError, CannotRetry, PipelineError, UnknownRun
 from atasks.submitted.description import describe_run, moment, row_of, state_of
 from atasks.submitted.handle import Handle, attach
 from atasks.transport.records.contract import Records, RunInfo
+from atasks.wire import counted
 from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
@@ -67,7 +68,7 @@ def runs_command(
         raise CommandError(Exit.USAGE, f"--since, --failed and --task are for the list, and {action} takes ids")
     handles = [_handle(place, word) for word in ids]
     if action == "drop":
-        confirmed(yes, f"Drop what is kept of {len(handles)} calls for good?")
+        confirmed(yes, f"Drop what is kept of {counted(len(handles), 'call')} for good?")
 
     async def act() -> int:
         options = {} if records is None else {"records": check_records(records)}

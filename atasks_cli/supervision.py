@@ -16,6 +16,7 @@ from atasks import forks
 from atasks.connection import connect
 from atasks.errors import TransportError, WorkersFailed
 from atasks.supervisor.supervisor import Supervisor
+from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
 from atasks_cli.reload import Watcher
@@ -176,7 +177,7 @@ async def _mended(serving: asyncio.Task[None], watcher: Watcher) -> list[str]:
 
 
 def _workers(supervisor: Supervisor) -> str:
-    return "1 worker" if supervisor.count == 1 else f"{supervisor.count} workers"
+    return counted(supervisor.count, "worker")
 
 
 def _shown(files: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import click
 import msgspec
 
 from atasks.tracking.queries import Pong, WorkerInfo
+from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
@@ -51,7 +52,7 @@ def ping_command(place: Place, queue: str) -> int:
         show_table(("WORKER", "HOST", "PID", "VERSION", "QUEUES", "STATE"), rows)
     if len(found) < (place.expect or 1):
         expected = f", and {place.expect} were expected" if place.expect else ""
-        say(f"{len(found)} workers have answered within {place.timeout:g} s{expected}")
+        say(f"{counted(len(found), 'worker')} answered within {place.timeout:g} s{expected}")
         return Exit.FAILED
     return Exit.OK
 

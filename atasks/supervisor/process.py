@@ -16,6 +16,7 @@ from atasks import forks
 from atasks.supervisor.running_calls import RunningCalls
 from atasks.supervisor.tether import VARIABLE
 from atasks.tracking import WorkerCounts, snapshots
+from atasks.wire import counted
 
 __all__ = ["Hooks", "WorkerProcess"]
 
@@ -140,7 +141,7 @@ class WorkerProcess:
         )
         total = len(calls) + unnoted
         more = total - sum(len(ids) for _, ids in shown)
-        return f"while it ran {total} call{'s' * (total > 1)}: {named}{f' and {more} more' * (more > 0)}"
+        return f"while it ran {counted(total, 'call')}: {named}{f' and {more} more' * (more > 0)}"
 
     def describe_end(self) -> str:
         """Return the way in which the process ended, for a line of the log."""

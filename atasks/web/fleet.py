@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from atasks.checks import validate_queue
 from atasks.connection import connect
-from atasks.errors import AtasksError, InvalidName, NotConnected, NotSupported, UnknownRun
+from atasks.errors import AtasksError, InvalidName, NotConnected, NotSupported, NoWorker, UnknownRun
 from atasks.submitted.description import describe_run, row_of, stages_done
 from atasks.submitted.handle import Handle, run_again
 from atasks.tracking.fleet import Fleet
@@ -19,6 +19,7 @@ from atasks.tracking.snapshots import total
 from atasks.transport.call_transport import CallTransport
 from atasks.transport.records.contract import Records
 from atasks.web.picture import Picture
+from atasks.wire import counted
 
 __all__ = ["FleetFeed"]
 
@@ -196,14 +197,17 @@ async def _steer(fleet: Fleet, action: str, queue: str) -> str:
     if action == "purge":
         found = await fleet.purge(queue)
         if not found.known:
-            return f"There is no queue {queue}."
-        left = f" {found.left} messages are still there." if found.left else ""
-        return f"{found.calls} calls of queue {queue} have ended.{left}"
+            raise NoWorker(
+                f"no worker has ever served queue {queue}, so its calls wait at their callers: "
+                "start a worker for it, or cancel the calls"
+            )
+        left = f" Still there: {counted(found.left, 'message')}." if found.left else ""
+        return f"{counted(found.calls, 'call')} of queue {queue} ended.{left}"
     if action == "pause":
         workers = await fleet.pause(queue)
-        return f"Queue {queue} is paused: {len(workers)} workers take no new calls of it."
+        return f"Queue {queue} is paused for {counted(len(workers), 'worker')}, and for those that come."
     workers = await fleet.resume(queue)
-    return f"Queue {queue} is resumed: {len(workers)} workers take its calls."
+    return f"Queue {queue} is resumed for {counted(len(workers), 'worker')}."
 
 
 async def _list(records: Records | None, picture: Picture) -> None:
@@ -234,8 +238,8 @@ async def _retry(fleet: Fleet, names: Sequence[str]) -> str:
     async with fleet.dead_letters() as dead:
         chosen = [message for message in dead.messages if names == ["all"] or message.name in names]
         problems = [problem for message in chosen if (problem := await dead.retry(message))]
-    said = f"{len(chosen) - len(problems)} messages are back in their queues."
-    return f"{said} {len(problems)} stay: {problems[0]}." if problems else said
+    said = f"Back in their queues: {counted(len(chosen) - len(problems), 'message')}."
+    return f"{said} {counted(len(problems), 'other')} could not be put back: {problems[0]}." if problems else said
 
 
 def _row(info: WorkerInfo) -> dict[str, Any]:
@@ -277,8 +281,8 @@ def _event(worker: str, event: Event) -> dict[str, Any]:
 
 
 def _call(call: CallInfo) -> dict[str, Any]:
-    awaited = sorted({item.task for item in call.awaits})
-    names = ", ".join(awaited[:3])
+    awaited = Counter(item.task for item in call.awaits)
+    names = [f"{number} × {name}" if number > 1 else name for name, number in sorted(awaited.items())]
     return {
         "id": call.id,
         "task": call.task,
@@ -291,7 +295,7 @@ def _call(call: CallInfo) -> dict[str, Any]:
         "parent": call.parent,
         "root": call.root,
         "note": call.progress,
-        "awaits": f"{len(call.awaits)} calls of {names}" if len(call.awaits) > 1 else names,
+        "awaits": ", ".join([*names[:3], *["…"] * (len(names) > 3)]),
     }
 
 

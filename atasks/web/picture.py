@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any, Final
 
 from atasks.tracking import TaskCounts
+from atasks.wire import counted
 
 __all__ = ["Picture"]
 
@@ -295,10 +296,10 @@ class Picture:
             wrong.append({"what": "viewer", "text": self.reason or "this page is not connected to the broker yet"})
         for queue in self.queues:
             if queue.get("paused"):
-                text = f"queue {queue['queue']} is paused, and {queue['ready']} calls wait in it"
+                text = f"queue {queue['queue']} is paused, with {counted(queue['ready'], 'waiting call')}"
                 wrong.append({"what": "queue", "id": queue["queue"], "text": text})
             elif not queue.get("consumers") and queue.get("ready"):
-                text = f"queue {queue['queue']} has {queue['ready']} waiting calls and no worker"
+                text = f"queue {queue['queue']} has {counted(queue['ready'], 'waiting call')} and no worker"
                 wrong.append({"what": "queue", "id": queue["queue"], "text": text})
         for row in self._workers.values():
             if now - row["seen"] > SILENT:
@@ -324,7 +325,8 @@ class Picture:
             text = f"{row['task']} has run for {age:.1f} s; 99 of 100 end within {limit:.1f} s"
             wrong.append({"what": "slow", "id": row["id"], "text": text})
         if len(slow) > 5:
-            wrong.append({"what": "slow", "text": f"{len(slow) - 5} more calls run longer than usual"})
+            text = f"{counted(len(slow) - 5, 'more call')} running longer than usual"
+            wrong.append({"what": "slow", "text": text})
         return wrong
 
 

@@ -109,7 +109,7 @@ async def test_what_is_retried_and_dropped(
         retried = json.loads((await dead("retry", orphan.name, "--json")).out)
         assert retried == {"retried": [2], "left": []}
         assert await asyncio.wait_for(ran.get(), 30) == "ran"
-        assert (await dead("drop", "--all", "--yes")).out == "1 messages are dropped\n"
+        assert (await dead("drop", "--all", "--yes")).out == "dropped: 1 message\n"
         await count(fleet, 0)
 
 

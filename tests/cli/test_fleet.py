@@ -49,7 +49,7 @@ def test_ping(two: FleetOfTwo) -> None:
     assert sorted(line.split()[4] for line in lines) == ["default", "leaves"]
     arguments = ("ping", "--namespace", two.namespace, "--expect", "3", "--timeout", "1")
     done = two.shell.run(*arguments, env=two.env)
-    assert (done.code, done.err) == (1, "atasks: 2 workers have answered within 1 s, and 3 were expected\n")
+    assert (done.code, done.err) == (1, "atasks: 2 workers answered within 1 s, and 3 were expected\n")
 
 
 def test_a_tree_over_two_workers(two: FleetOfTwo) -> None:
@@ -238,7 +238,7 @@ def test_in_a_terminal(two: FleetOfTwo) -> None:
 
 
 def test_a_queue_is_paused_purged_and_resumed(two: FleetOfTwo) -> None:
-    assert two.run("pause", "leaves").out == "queue leaves is paused: 1 workers take no new calls of it\n"
+    assert two.run("pause", "leaves").out == "queue leaves is paused: 1 worker takes no new calls of it\n"
     client = two.call("leaf", "nowhere")
 
     def state() -> dict[str, object]:

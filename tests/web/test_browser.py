@@ -51,6 +51,10 @@ TASKS = """
     @atask(namespace="NAMESPACE")
     async def fail():
         raise ValueError("<img src=x onerror=window.hacked=1><b>bold</b>")
+
+    @atask(namespace="NAMESPACE", name="tasks.<b>\\u202egnorw</b>")
+    async def odd():
+        raise type("<i>Odd</i>", (Exception,), {})("\\u202etxt.exe \\x1b[31m \\x00 \\ufeff")
 """
 CLIENT = """
     import asyncio, tasks
@@ -61,7 +65,7 @@ CLIENT = """
             await getattr(tasks, task)()
         except CallCancelled:
             print("cancelled", flush=True)
-        except ValueError:
+        except Exception:
             print("failed", flush=True)
 """
 
@@ -72,6 +76,9 @@ CUT = """() => [...document.querySelectorAll("#list .call")].flatMap(row => {
     return whole ? [] : [row.innerText];
 })"""
 """The rows of the list whose name or age cannot be seen whole."""
+EDGES = """() => [...new Set([...document.querySelectorAll("#list .call .end > :last-child")].map(
+    age => Math.round(age.getBoundingClientRect().right)))]"""
+"""The right edges of the ages in the list."""
 
 
 def free_port() -> int:
@@ -195,12 +202,34 @@ async def test_failure_has_its_traceback_and_runs_nothing(page: Page, site: Site
     await expect(page.get_by_text("tasks.fail ended in ValueError")).to_be_visible()
 
 
+async def test_what_cannot_be_seen_is_shown_as_numbers(page: Page, site: Site) -> None:
+    await go(page, site, "failures")
+    assert (await ended(await site.call("odd"))).out == "failed\n"
+    failure = page.locator("details").first
+    await expect(failure).to_contain_text(r"<i>Odd</i> in tasks.<b>\u{202e}gnorw</b>")
+    await failure.locator("summary").click(position={"x": 60, "y": 18})
+    await expect(failure.locator("pre")).to_contain_text(r"\u{202e}txt.exe \u{1b}[31m \u{0} \u{feff}")
+    await page.get_by_role("tab", name="Timeline").click()
+    await expect(page.locator("#lanes")).to_be_visible()
+    await expect(page.locator(".legend")).to_contain_text("failed")
+
+
 async def test_queue_that_no_worker_ever_had(page: Page, site: Site) -> None:
     await go(page, site)
     stuck = await site.call("stuck")
-    await expect(page.get_by_text("queue nowhere has 1 waiting calls and no worker")).to_be_visible()
+    await expect(page.get_by_text("queue nowhere has 1 waiting call and no worker")).to_be_visible()
+    await page.get_by_role("tab", name="Calls").click()
+    await expect(page.get_by_role("treeitem")).to_have_count(2)
+    assert len(await page.evaluate(EDGES)) == 1  # of a call that no worker has, too
+    await page.get_by_role("tab", name="Queues").click()
+    await page.get_by_role("button", name="Purge queue nowhere").click()
+    await page.locator("#confirm").click()
+    await expect(page.locator("#dialog-title")).to_have_text("That could not be done")
+    await expect(page.locator("#dialog")).to_contain_text("start a worker for it, or cancel the calls")
+    await page.get_by_role("button", name="Close").click()
+    await page.get_by_role("tab", name="Now").click()
     await end(stuck)
-    await expect(page.get_by_text("queue nowhere")).to_have_count(0)
+    await expect(page.locator("#view").get_by_text("queue nowhere")).to_have_count(0)
 
 
 async def test_runs_that_the_broker_cannot_list(page: Page, site: Site) -> None:
@@ -217,7 +246,7 @@ async def test_queue_that_loses_its_worker(page: Page, app: App) -> None:
     await expect(page.get_by_role("treeitem")).to_have_count(1)
     site.worker.signal(SIGKILL)
     await page.get_by_role("tab", name="Now").click()
-    await expect(page.get_by_text("queue other has 1 waiting calls and no worker")).to_be_visible()
+    await expect(page.get_by_text("queue other has 1 waiting call and no worker")).to_be_visible()
     await end(waiting)
 
 
@@ -250,24 +279,24 @@ async def test_queues_are_steered(app: App, page: Page, broker: Broker, prefix: 
         await expect(page.locator("#dialog")).to_contain_text(said)
         await page.get_by_role("button", name="Close").click()
 
-    await press("Pause queue other", "yes", "Queue other is paused: 1 workers take no new calls of it.")
+    await press("Pause queue other", "yes", "Queue other is paused for 1 worker, and for those that come.")
     await expect(row).to_contain_text("paused")
     client = await site.call("elsewhere")
     await expect(row.get_by_role("cell").nth(1)).to_have_text("1")
     await page.get_by_role("tab", name="Now").click()
-    await expect(page.get_by_text("queue other is paused, and 1 calls wait in it")).to_be_visible()
+    await expect(page.get_by_text("queue other is paused, with 1 waiting call")).to_be_visible()
     await page.get_by_role("tab", name="Queues").click()
     await press("Purge queue other", "Keep", "")
     assert client.process.poll() is None
-    await press("Purge queue other", "yes", "1 calls of queue other have ended.")
+    await press("Purge queue other", "yes", "1 call of queue other ended.")
     assert (await ended(client)).out == "cancelled\n"
-    await press("Resume queue other", "yes", "Queue other is resumed: 1 workers take its calls.")
+    await press("Resume queue other", "yes", "Queue other is resumed for 1 worker.")
     await expect(row).to_contain_text("served")
 
     with broker.channel() as channel:
         channel.basic_publish("", f"{work}.default", b"who knows")
-    await expect(page.get_by_text("1 dead messages could be neither read nor answered")).to_be_visible()
-    await press("Retry all", "yes", "1 messages are back in their queues.")
+    await expect(page.get_by_text("1 dead message could be neither read nor answered")).to_be_visible()
+    await press("Retry all", "yes", "Back in their queues: 1 message.")
     await page.set_viewport_size({"width": 390, "height": 800})
     assert await page.evaluate("document.documentElement.scrollWidth") <= 390
     for command in (site.page, site.worker):

@@ -24,11 +24,15 @@ function el(tag, props = {}, ...children) {
     if (key === "class") node.className = value;
     else if (key === "style") Object.assign(node.style, value);  // the content policy refuses a style attribute
     else if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
-    else node.setAttribute(key, value);
+    else node.setAttribute(key, typeof value === "string" ? plain(value) : value);
   }
-  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(child);
+  for (const child of children.flat()) if (child !== null && child !== undefined) node.append(typeof child === "string" ? plain(child) : child);
   return node;
 }
+// Characters that are not seen, or that turn the order of others around, are shown as their numbers.
+const UNSEEN = /(?![\t\n\r\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\u2028\u2029]/gu;
+const plain = (text) => text.replace(UNSEEN, (letter) => `\\u{${letter.codePointAt(0).toString(16)}}`);
+const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 const $ = (id) => document.getElementById(id);
 const short = (id) => (id.length > 10 ? id.slice(0, 8) : id);
 const now = () => Date.now() / 1000 - skew;
@@ -66,7 +70,7 @@ function listen() {
     source.close();
     away = true;
     schedule();
-    setTimeout(listen, Math.min(10000, 500 * 2 ** retry++));
+    setTimeout(listen, Math.min(3000, 500 * 2 ** retry++));
   };
 }
 
@@ -89,9 +93,9 @@ function draw() {
   if (!state) return;
   const parts = [`watching since ${clock(state.since)}`];
   parts.push(state.sample < 1 ? `one call tree in ${Math.round(1 / state.sample)} is watched` : "every call is watched");
-  if (state.dropped) parts.push(`${state.dropped} events dropped by busy workers`);
-  if (state.gaps) parts.push(`${state.gaps} events lost on the way`);
-  if (state.unshown) parts.push(`${state.unshown} calls beyond the first ${calls.size} not shown`);
+  if (state.dropped) parts.push(`${counted(state.dropped, "event")} dropped by busy workers`);
+  if (state.gaps) parts.push(`${counted(state.gaps, "event")} lost on the way`);
+  if (state.unshown) parts.push(`${counted(state.unshown, "call")} beyond the first ${calls.size} not shown`);
   if (state.note) parts.push(state.note);
   $("watch").textContent = parts.join(" · ");
   const active = document.activeElement;
@@ -144,6 +148,7 @@ function follow() {
   chosen = id ? decodeURIComponent(id) : chosen;
   $("view").setAttribute("aria-labelledby", `tab-${view}`);
   $("view").replaceChildren();
+  $("view").classList.toggle("filled", view === "calls");
   wantReset = Boolean(id);
   schedule();
 }
@@ -227,7 +232,7 @@ const DRAW = {
     return [table(["Worker", "Host", "#Running", "#Parked", "#Waiting", "#Slots", "#Loop lag", "Queues", "Version", "State"],
       state.workers.map((worker) => [el("span", { class: "mono" }, worker.worker), `${worker.host ?? ""} ${worker.pid ?? ""}`, worker.running, worker.parked, worker.waiting, worker.slots,
         seconds(worker.lag), (worker.queues || []).join(", "), worker.version,
-        el("span", { class: worker.silent ? "bad" : "good" }, worker.silent ? "silent" : worker.draining ? "draining" : "serving")]), "No worker has been heard of yet.")];
+        el("span", { class: worker.silent ? "bad" : worker.draining ? "wait" : "good" }, worker.silent ? "silent" : worker.draining ? "draining" : "serving")]), "No worker has been heard of yet.")];
   },
 
   queues() {
@@ -241,7 +246,7 @@ const DRAW = {
     });
     const drawn = [table(heads, rows, "No queue is known yet.")];
     if (state.dead) {
-      drawn.push(el("p", {}, `${state.dead} dead messages could be neither read nor answered: atasks dead lists them. `,
+      drawn.push(el("p", {}, `${counted(state.dead, "dead message")} could be neither read nor answered: atasks dead lists them. `,
         MAY_CHANGE ? changeButton("retry", ["all"], "dead") : null));
     }
     return drawn;
@@ -324,7 +329,7 @@ function drawList() {
   const list = $("list");
   if (!list) return;
   flatten();
-  $("shown").textContent = rows.length === calls.size ? `${rows.length} live calls` : `${rows.length} of ${calls.size} live calls`;
+  $("shown").textContent = rows.length === calls.size ? counted(rows.length, "live call") : `${rows.length} of ${counted(calls.size, "live call")}`;
   let spacer = list.firstChild;
   if (!spacer) list.append(spacer = el("div"));
   spacer.style.height = `${rows.length * ROW}px`;
@@ -375,6 +380,9 @@ function keys(event) {
 
 // -- the timeline: a lane for each worker
 
+const LINES = 12, BAR = 16;    // of a lane: calls at once that are drawn, and the height of one
+const LEGEND = [["running", "running"], ["parked", "parked"], ["ended", "ended"], ["failed", "failed"]];
+const WELL = ["running", "parked", "waiting", "value", "ended", "cancelled", "withdrawn", "given_back", "kept"];
 let drawnSpans = [];
 function drawTimeline() {
   if (!$("lanes")) {
@@ -383,7 +391,8 @@ function drawTimeline() {
       const hit = drawnSpans.find(([x, y, w, h]) => event.offsetX >= x && event.offsetX <= x + Math.max(w, 3) && event.offsetY >= y && event.offsetY <= y + h);
       if (hit) showSpan(hit[4]);
     });
-    $("view").replaceChildren(el("p", { class: "soft" }, "The last minute: a lane for each worker; running calls are open at the right. Click a bar."), el("div", { class: "panel" }, canvas));
+    const legend = LEGEND.map(([name, text]) => el("span", { class: name }, el("i", {}, text)));
+    $("view").replaceChildren(el("p", { class: "legend soft" }, "The last minute, a lane for each worker; a click on a bar shows its call.", legend), el("div", { class: "panel" }, canvas));
   }
   const canvas = $("lanes"), style = getComputedStyle(document.documentElement), colour = (name) => style.getPropertyValue(name).trim();
   const end = now(), start = end - 60, spans = [];
@@ -395,15 +404,16 @@ function drawTimeline() {
   const layout = [];
   for (const [worker, items] of [...lanes].sort(([a], [b]) => (a < b ? -1 : 1))) {
     items.sort((a, b) => a.from - b.from);
-    const ends = [];
+    const ends = [], drawn = [];
     for (const item of items) {
       let line = ends.findIndex((until) => until <= item.from);
-      if (line < 0) line = ends.length < 12 ? ends.length : 11;
+      if (line < 0) line = ends.length;
+      if (line === LINES) continue;
       ends[line] = item.to;
-      item.line = line;
+      drawn.push([item, line]);
     }
-    layout.push([worker, height, items]);
-    height += 22 + ends.length * 12 + 10;
+    layout.push([worker, height, drawn, items.length - drawn.length]);
+    height += 22 + ends.length * (BAR + 2) + 10;
   }
   const width = canvas.parentElement.clientWidth, ratio = devicePixelRatio || 1;
   canvas.style.height = `${Math.max(height, 80)}px`;
@@ -412,7 +422,6 @@ function drawTimeline() {
   pen.scale(ratio, ratio);
   pen.font = "12px ui-monospace, monospace";
   const x = (time) => ((Math.max(time, start) - start) / 60) * width;
-  pen.fillStyle = colour("--soft");
   for (let second = 0; second <= 60; second += width < 600 ? 20 : 10) {
     const at = (second / 60) * width;
     pen.fillStyle = colour("--line");
@@ -422,16 +431,20 @@ function drawTimeline() {
     pen.fillText(second === 60 ? "now" : `${second - 60} s`, Math.min(at + (second ? 0 : 4), width - 4), 14);
   }
   pen.textAlign = "left";
+  const letter = pen.measureText("m").width;
   drawnSpans = [];
-  for (const [worker, top, items] of layout) {
+  for (const [worker, top, drawn, hidden] of layout) {
     pen.fillStyle = colour("--text");
-    pen.fillText(worker, 6, top + 13);
-    for (const span of items) {
-      const bad = !["running", "parked", "waiting", "value", "ended", "cancelled", "withdrawn", "given_back", "kept"].includes(span.status);
-      pen.fillStyle = colour(bad ? "--bad" : span.status === "parked" ? "--park" : span.status === "running" ? "--good" : "--accent");
-      const left = x(span.from), long = Math.max(2, x(span.to) - left), y = top + 20 + span.line * 12;
-      pen.fillRect(left, y, long, 10);
-      drawnSpans.push([left, y, long, 10, span]);
+    pen.fillText(plain(worker) + (hidden ? `, and ${counted(hidden, "more run")} at the same time` : ""), 6, top + 13);
+    for (const [span, line] of drawn) {
+      pen.fillStyle = colour(!WELL.includes(span.status) ? "--bad" : span.status === "parked" ? "--park" : span.status === "running" ? "--good" : "--accent");
+      const left = x(span.from), long = Math.max(2, x(span.to) - left), y = top + 20 + line * (BAR + 2);
+      pen.fillRect(left, y, long, BAR);
+      drawnSpans.push([left, y, long, BAR, span]);
+      const room = Math.floor((long - 8) / letter), name = plain(span.task);
+      if (room < 4) continue;
+      pen.fillStyle = colour("--panel");
+      pen.fillText(name.length > room ? `${name.slice(0, room - 1)}…` : name, left + 4, y + 12);
     }
   }
   if (!layout.length) { pen.fillStyle = colour("--soft"); pen.fillText("No run in the last minute.", 12, 50); }
@@ -441,7 +454,7 @@ function drawTimeline() {
 // -- dialogs
 
 function dialog(title, body, buttons) {
-  $("dialog-title").textContent = title;
+  $("dialog-title").textContent = plain(title);
   $("dialog-body").replaceChildren(...body);
   $("dialog-buttons").replaceChildren(...buttons);
   if (!$("dialog").open) $("dialog").showModal();
@@ -474,7 +487,7 @@ function showCall(id) {
       frames.hidden = false;
       frames.textContent = "asking its worker";
       const answer = await (await fetch(`api/stack/${encodeURIComponent(id)}`)).json().catch(() => ({ error: "the server gave no answer" }));
-      frames.textContent = answer.error || answer.stack || "It does not run any more.";
+      frames.textContent = plain(answer.error || answer.stack || "It does not run any more.");
     }));
     if (MAY_CHANGE) buttons.push(button("Cancel call", () => ask("cancel", [id]), "button danger"));
   }
