@@ -81,10 +81,10 @@ def validate_queue(value: Any, what: str = "queue") -> str:
     """The name of a queue, a namespace or a prefix, if brokers take it: letters, digits and `-_.:@#,/+`."""
     if not isinstance(value, str):
         raise TypeError(f"{what} is a string, not {value!r}")
+    if len(value) > 100:
+        raise ValueError(f"{what} of {len(value)} characters: at most 100")
     bad = sorted(set(value) - _NAME_CHARACTERS)
     if bad or not value:
         found = f"not {''.join(bad)!r}" if bad else "and not empty"
         raise ValueError(f"{what}={value!r}: letters, digits and -_.:@#,/+ only, {found}")
-    if len(value) > 100:
-        raise ValueError(f"{what} of {len(value)} characters: at most 100")
     return value

@@ -252,7 +252,8 @@ class NotSupported(TransportError, RuntimeError):
 
 
 class InvalidName(TransportError, ValueError):
-    """Prefix, namespace and queue make names that are too long for the broker. Nothing was sent."""
+    """Prefix, namespace and queue make names that the broker does not take: too long ones, or ones that begin with
+    `amq.`. Nothing was sent."""
 
 
 class InvalidURL(TransportError, ValueError):

@@ -144,7 +144,7 @@ class Event(Generic[P]):
 
         def decorate(handler: Callable[P, Any]) -> ATask[P, Any]:
             self._fits(handler)
-            named = name or _default_name(handler)
+            named = _default_name(handler) if name is None else name
             router = get_router(self.namespace)
             if queue is not None:
                 _refuse_second(router, self.name, named, queue)
@@ -235,7 +235,7 @@ def event(function: Any = None, /, *, name: str | None = None, namespace: str = 
         return functools.partial(event, name=name, namespace=namespace)
     if not inspect.isroutine(function):
         raise TypeError(f"@event declares a function, not {function!r}")
-    return Event(function, name or _default_name(function), namespace)
+    return Event(function, _default_name(function) if name is None else name, namespace)
 
 
 def _refuse_second(router: Router, event: str, name: str, queue: str) -> None:

@@ -31,6 +31,22 @@ async def test_transport_is_not_made(amqp_url: str, prefix: str, namespace: str,
                 pass
 
 
+@pytest.mark.parametrize("prefix", ["amq.shop", "amq."])
+async def test_prefix_that_the_broker_keeps_to_itself(amqp_url: str, prefix: str) -> None:
+    given: list[tuple[str, dict[str, Any]]] = [(amqp_url, {"prefix": prefix}), (f"{amqp_url}?prefix={prefix}", {})]
+    for block in (atasks.connect, atasks.serve):
+        for url, options in given:
+            with pytest.raises(ValueError, match=r"'amq\.'"):
+                async with block(url, **options):
+                    pass
+
+
+def test_a_name_that_is_far_too_long_is_not_repeated() -> None:
+    with pytest.raises(ValueError, match="at most 100") as caught:
+        Topology("\N{GRINNING FACE}" * 10_000, "default")
+    assert len(str(caught.value)) < 100
+
+
 async def test_queue_of_a_call_and_of_a_worker(amqp_url: str, amqp_leaks: None, prefix: str) -> None:
     namespace = f"case-{uuid.uuid4().hex}" + "n" * 40
 

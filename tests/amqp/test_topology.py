@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pika.exceptions
 import pytest
+from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource, ChannelNotFoundEntity
 
 import atasks
 from atasks import QueueMismatch, TransportError
 from atasks.testing import Site, soon, until
+from atasks.transport.backends.amqp import AMQPTransport
 from atasks.worker.worker import Worker
 from tests.amqp.conftest import NewTransport
 from tests.amqp.peer import Peer
@@ -235,3 +239,47 @@ async def test_workers_without_schedules_stand_in_no_line(
             standing = channel.queue_declare(f"{table}.leader", passive=True).method.consumer_count
         assert standing >= 1
         assert await soon(atasks.unschedule("ticks", namespace=site.namespace))
+
+
+@pytest.mark.parametrize("keys", [1, 200])
+async def test_a_declaration_that_the_broker_refuses_says_why(
+    amqp_url: str, prefix: str, amqp_leaks: None, keys: int
+) -> None:
+    """The channel may be closed before all has been asked for that goes out in one round trip."""
+    connect = partial(atasks.connect, amqp_url, prefix=prefix)
+    async with connect() as transport, connect() as other:
+        assert isinstance(transport, AMQPTransport)
+        assert isinstance(other, AMQPTransport)
+        link, rival = transport.session.link, other.session.link
+        assert link is not None
+        assert rival is not None
+        control = transport.session.topology.control
+        names = [str(key) for key in range(keys)]
+        for _ in range(10):
+            with pytest.raises(ChannelAccessRefused, match=r"amq\.no"):
+                await soon(link.declare_queue("amq.no", {"x-queue-type": "classic"}, control, names))
+        lock, queue = f"{prefix}.lock", f"{prefix}.queue"
+        assert await soon(rival.lock(lock))
+        for _ in range(10):
+            with pytest.raises(ChannelLockedResource):
+                await soon(link.declare_queue(queue, {"x-queue-type": "classic"}, control, names, lock=lock))
+        assert await soon(link.queue_state(queue)) is None
+        assert not link.lost.done()
+
+
+async def test_a_worker_that_may_not_reply_is_told_why(
+    amqp_url: str, prefix: str, amqp_leaks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the broker has closed the channel before it is asked whether it has looked at the message."""
+    publish = Channel.basic_publish
+
+    async def refused(self: Channel, *args: Any, **options: Any) -> Any:
+        await publish(self, *args, exchange=f"{prefix}.none", **options)
+        await asyncio.wait((self.closing,))
+
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        assert transport.session.link is not None
+        monkeypatch.setattr(Channel, "basic_publish", refused)
+        with pytest.raises(ChannelNotFoundEntity, match="none"):
+            await soon(transport.session.link.require_write())

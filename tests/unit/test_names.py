@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from atasks import Codec, atask, carry
+from atasks import Codec, atask, carry, event
 from atasks.current import carried
 from atasks.namespaces import namespaces
 from atasks.router import get_router
@@ -32,12 +32,35 @@ def _carry(name: str, namespace: str) -> None:
     carry(ContextVar(name))
 
 
+def _event(name: str, namespace: str) -> None:
+    async def f() -> None: ...
+
+    event(name=name, namespace=namespace)(f)
+
+
+def _handler(name: str, namespace: str) -> None:
+    async def f() -> None: ...
+
+    event(name=f"e{len(name)}", namespace=namespace)(f).on(name=name)(f)
+
+
 def _codec(name: str, namespace: str) -> None:
     class Odd(Codec):
         pass
 
     Odd.name = name
     Odd(namespace)
+
+
+@pytest.mark.parametrize("give", [_event, _handler])
+def test_a_name_that_is_given_and_empty_is_none(give: Callable[[str, str], Any]) -> None:
+    namespace = f"case-{uuid.uuid4().hex}"
+    try:
+        with pytest.raises((TypeError, ValueError), match=r"the name of an "):
+            give("", namespace)
+    finally:
+        with contextlib.suppress(KeyError):  # a refused event makes no namespace
+            namespaces.unregister(namespace)
 
 
 @pytest.mark.parametrize("give", [_decorate, _register, _carry, _codec])

@@ -271,8 +271,9 @@ class Link:
     async def require_write(self) -> None:
         """Raise ChannelAccessRefused if this user may not write to the default exchange."""
         channel = await self.open_channel()
-        await guard(channel.basic_publish(b"", routing_key=f"nowhere.{os.urandom(8).hex()}"))
-        await guard(channel.basic_qos(prefetch_count=1))  # it is answered after the message was looked at
+        async with _refused_with_reason(channel):
+            await guard(channel.basic_publish(b"", routing_key=f"nowhere.{os.urandom(8).hex()}"))
+            await guard(channel.basic_qos(prefetch_count=1))  # it is answered after the message was looked at
         await guard(channel.close())
 
     async def declare_queue(
@@ -329,7 +330,8 @@ class Link:
             self._spares = [channel for channel in self._spares if not channel.is_closed]
             channel = self._spares.pop() if self._spares else await self.open_channel()
             try:
-                yield channel
+                async with _refused_with_reason(channel):
+                    yield channel
             except BaseException:  # it may wait for the broker's answer still
                 shielded(_close(channel))
                 raise
@@ -405,6 +407,21 @@ async def _declared(
         return await channel.queue_declare(name, passive=True)
     except ChannelInvalidStateError:
         await channel.closing  # the broker was quick to close it: this raises its reason
+        raise
+
+
+@asynccontextmanager
+async def _refused_with_reason(channel: Channel) -> AsyncIterator[None]:
+    """Raise the broker's reason where it has closed the channel over something whose answer nobody awaited: the
+    client library says of what is sent next only that the channel is closed."""
+    try:
+        yield
+    except ChannelInvalidStateError as error:
+        closing = channel.closing
+        await asyncio.wait((closing,), timeout=SETTLE_SECONDS)
+        reason = closing.exception() if closing.done() and not closing.cancelled() else None
+        if isinstance(reason, AMQPError):
+            raise reason from error
         raise
 
 

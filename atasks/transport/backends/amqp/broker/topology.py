@@ -36,6 +36,8 @@ WATCH_MESSAGES: Final = 1_000
 """Messages, of many events each, that wait for who watches."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
+RESERVED: Final = "amq."
+"""The beginning of the names of queues and exchanges that RabbitMQ lets nobody declare."""
 CHANNEL_ADDRESS: Final = "amq.rabbitmq.reply-to"
 """The beginning of the names that RabbitMQ takes for the address of a channel, an Erlang term in Base64. A channel
 that publishes to such a name, or asks for it, crashes if the rest is no such term, and its connection with it."""
@@ -55,6 +57,8 @@ class Topology:
         max_priority: int | None = None,
     ) -> None:
         self.prefix = validate_queue(prefix, "prefix")
+        if prefix.startswith(RESERVED):
+            raise InvalidName(f"prefix={prefix!r}: RabbitMQ keeps names that begin with {RESERVED!r} to itself")
         self.namespace = validate_queue(namespace, "namespace")
         if queue_type not in ("classic", "quorum"):
             raise ValueError(f"queue_type={queue_type!r}: 'classic' or 'quorum'")
