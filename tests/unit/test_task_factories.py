@@ -19,8 +19,11 @@ from tests.unit.serving import idle, serve
 Factory = Callable[..., Any]
 
 
-def without_context(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    return asyncio.Task(coroutine, loop=loop)
+def without_context(
+    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], *, name: str | None = None
+) -> asyncio.Task[Any]:
+    """Python 3.14 hands the name to the factory, which earlier ones set themselves."""
+    return asyncio.Task(coroutine, loop=loop, name=name)
 
 
 def with_anything(
