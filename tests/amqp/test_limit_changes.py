@@ -92,8 +92,23 @@ def proxies(amqp_url: str) -> Iterator[tuple[Proxy, Proxy]]:
         proxy.close()
 
 
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> list[Link]:
+    """The links that have found a lock taken, in the order of their looks."""
+    lock, found = Link.lock, list[Link]()
+
+    async def noted(link: Link, name: str) -> bool:
+        taken = await lock(link, name)
+        if not taken:
+            found.append(link)
+        return taken
+
+    monkeypatch.setattr(Link, "lock", noted)
+    return found
+
+
 async def test_who_wants_nothing_of_a_limit_declares_nothing(
-    connect: Connect, proxies: tuple[Proxy, Proxy]
+    connect: Connect, proxies: tuple[Proxy, Proxy], refused: list[Link]
 ) -> None:
     """Nor one that is back from a cut, and for whom others have waited in vain before it."""
     others, process = await connect(), await connect(proxies[0])
@@ -104,8 +119,9 @@ async def test_who_wants_nothing_of_a_limit_declares_nothing(
         assert others.session.link is not None
         lock = f"{others.session.topology.limit('x', None)}.lock"
         assert await others.session.link.lock(lock)
+        refused.clear()
         waiting = asyncio.create_task(process.limits.take("x", key, Rule(1, 0, 0.0)))
-        await asyncio.sleep(0.2)  # it stands at the lock
+        await until(lambda: refused, "it stands at the lock")
         waiting.cancel()
         proxies[0].drop()
         await asyncio.wait((waiting,))
@@ -119,7 +135,7 @@ async def test_who_wants_nothing_of_a_limit_declares_nothing(
 
 
 async def test_who_comes_while_a_limit_is_let_go_of_has_it(
-    connect: Connect, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, refused: list[Link]
 ) -> None:
     others, process = await connect(), await connect()
     assert process.limits is not None
@@ -129,7 +145,7 @@ async def test_who_comes_while_a_limit_is_let_go_of_has_it(
     assert there is not None
     assert await there.lock(lock)
     leaves = asyncio.create_task(take())
-    await asyncio.sleep(0.2)  # it stands at the lock
+    await until(lambda: refused, "it stands at the lock")
     leaves.cancel()
     await asyncio.wait((leaves,))
     delete_queue, came = Link.delete_queue, list[asyncio.Task[Any]]()
