@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Final
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "validate_integer",
     "validate_name",
     "validate_number",
+    "validate_plain",
     "validate_queue",
     "validate_seconds",
     "validate_timeout",
@@ -25,6 +27,12 @@ def validate_number(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a number of seconds, not {value!r}")
     if value != value:
         raise ValueError(f"{name} is a number of seconds, not NaN")
+
+
+def validate_plain(name: str, function: Any) -> None:
+    """Raise TypeError for a coroutine function, where nobody awaits the result."""
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name}={function!r}: a plain function, as nobody awaits its result")
 
 
 def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:

@@ -83,6 +83,8 @@ class Timing:
             ) from None
         assert isinstance(self.every, str)
         try:
+            if len(self.every.split()) == 6:
+                raise CronSimError("a sixth one would be for seconds")
             begin = datetime.fromtimestamp(moment, self._zone())
             found: Iterator[datetime] = CronSim(self.every, begin)
         except CronSimError as error:

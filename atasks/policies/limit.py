@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from atasks.checks import validate_integer, validate_number, validate_queue, validate_seconds
+from atasks.checks import validate_integer, validate_number, validate_plain, validate_queue, validate_seconds
 from atasks.namespaces import namespace_item
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ class Limit:
             raise ValueError("period is for per_second: give that too")
         if key is not None and not callable(key):
             raise TypeError(f"key is a function of the arguments of the atask, not {key!r}")
+        validate_plain("key", key)
         count, seconds = (0, 0.0) if per_second is None else _rate(per_second, period)
         self.rule = Rule(at_once or 0, count, seconds)
         """The rule of the limit."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from atasks.checks import validate_integer, validate_number, validate_seconds
+from atasks.checks import validate_integer, validate_number, validate_plain, validate_seconds
 from atasks.errors import RemoteError, RetryAfter
 from atasks.modules import MAIN_NAMES, main_name
 
@@ -144,6 +144,8 @@ def _check_kind(kind: Any, alone: bool) -> None:
         raise TypeError(
             f"on={kind!r}: a class of exceptions, a tuple of such classes, or a function of the exception"
         )
+    else:
+        validate_plain("on", kind)
 
 
 def _name(kind: type) -> str:

@@ -89,6 +89,12 @@ def test_ticks_of_a_period_are_the_same_for_all(every: float) -> None:
     assert timing.after(first[2]) == first[3]
 
 
+@pytest.mark.parametrize("every", ["* * * * * *", "* * * *", "@daily", "0 25 * * *", "0 0 30 2 *", ""])
+def test_what_is_no_cron_expression(every: str) -> None:
+    with pytest.raises(ValueError, match="five fields"):
+        Timing(every)
+
+
 def test_cron_without_cronsim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cronsim", None)
     with pytest.raises(NotSupported, match="pip install"):

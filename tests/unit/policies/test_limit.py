@@ -20,6 +20,10 @@ from atasks.transport.limits import contract, memory
 from atasks.transport.limits.pool import TokenPool
 
 
+async def looked_up(user: str) -> str:
+    return user
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
@@ -35,6 +39,7 @@ from atasks.transport.limits.pool import TokenPool
         ({"per_second": 5, "period": 0.001}, ValueError, "period"),
         ({"at_once": 1, "period": 5}, ValueError, "period is for per_second"),
         ({"at_once": 1, "key": "user"}, TypeError, "key is a function"),
+        ({"at_once": 1, "key": looked_up}, TypeError, "a plain function"),
         ({"at_once": 1, "namespace": "a b"}, ValueError, "namespace"),
     ],
 )

@@ -34,6 +34,10 @@ class Busy(Exception):
     pass
 
 
+async def looked_up(_: object) -> bool:
+    return False
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
@@ -43,6 +47,7 @@ class Busy(Exception):
         ({"on": (OSError, lambda error: True)}, TypeError, "a class of exceptions"),
         ({"on": 3}, TypeError, "a class of exceptions"),
         ({"on": None}, TypeError, "a class of exceptions"),
+        ({"on": looked_up}, TypeError, "a plain function"),
         ({"attempts": 0}, ValueError, "attempts=0"),
         ({"attempts": 2.0}, TypeError, "attempts"),
         ({"wait": -1}, ValueError, "wait=-1"),
