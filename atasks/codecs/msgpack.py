@@ -100,6 +100,7 @@ _ADVICE = (
 _Read = Callable[[Any], Any]
 
 _outer = msgspec.msgpack.Decoder(tuple[list[msgspec.Raw], dict[str, msgspec.Raw]])
+_halves = msgspec.msgpack.Decoder(tuple[msgspec.Raw, msgspec.Raw])
 
 
 class _Signature:
@@ -151,6 +152,8 @@ class _Signature:
     def arguments(self, content: bytes) -> tuple[list[Any], dict[str, Any]]:
         sizes.check(content)
         try:
+            if len(content) > sizes.MAX_ARGUMENTS:
+                sizes.check_arguments(*_halves.decode(content))
             args, kwargs = _outer.decode(content)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise DecodeError(f"these are not the arguments of a call of {self.task}: {error}") from None

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
+
 from atasks.errors import DecodeError
 
-__all__ = ["MAX_MEMORY", "check"]
+__all__ = ["MAX_ARGUMENTS", "MAX_MEMORY", "check", "check_arguments"]
 
 MAX_MEMORY: Final = 512 * 2**20
 """Bytes that the arrays, maps and short texts of one document may take, apart from what is in them."""
+MAX_ARGUMENTS: Final = 1_000_000
+"""Positional arguments of a call, and named ones: each is an object before it is decoded."""
 _EACH: Final = 72
 """Bytes of an empty list, dict or short text, and of the reference to it."""
 
@@ -46,6 +50,21 @@ def check(content: bytes) -> None:
             f"a payload of {len(content)} bytes would take more than {MAX_MEMORY} bytes of memory, in small "
             "arrays, maps and texts: pass a reference instead"
         )
+
+
+def check_arguments(*arguments: msgspec.Raw) -> None:
+    """Raise DecodeError if the positional or the named arguments of a call say that they are too many."""
+    count = max(_length(memoryview(each)) for each in arguments)
+    if count > MAX_ARGUMENTS:
+        raise DecodeError(f"a call with {count} arguments: at most {MAX_ARGUMENTS} are taken; pass a list instead")
+
+
+def _length(data: memoryview) -> int:
+    """The number of elements that an array or a map says it has; 0 for other things."""
+    first = data[0]
+    if 0x80 <= first <= 0x9F:
+        return first & 0x0F
+    return int.from_bytes(data[1 : 3 if first in (0xDC, 0xDE) else 5]) if 0xDC <= first <= 0xDF else 0
 
 
 def _count(content: bytes, most: int) -> int:

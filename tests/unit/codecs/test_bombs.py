@@ -69,6 +69,32 @@ async def test_a_document_of_small_things_is_refused(namespace: str, make: Calla
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: b"\x92" + array(b"\x01", 8 * MIB) + b"\x80",
+        lambda: b"\x92\x90" + array(b"\xa3abc\x01", 2 * MIB).replace(b"\xdd", b"\xdf", 1),
+        lambda: b"\x92" + array(b"\xc0", 8 * MIB),
+    ],
+    ids=["positional", "named", "cut off"],
+)
+async def test_many_arguments_are_refused(namespace: str, make: Callable[[], bytes]) -> None:
+    codec, content = MsgpackCodec(namespace), make()
+
+    async def function(*values: Any, **named: Any) -> Any: ...
+
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError, match=r"at most 1000000 are taken|not the arguments of a call"):
+            await codec.decode_arguments(content, function)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(content), "nothing is built of it"
+    args, named = await codec.decode_arguments(msgspec.msgpack.encode([[5] * 300_000, {"a": 1}]), function)
+    assert (len(args), named) == (300_000, {"a": 1})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
         lambda: list(range(3_000_000)),
         lambda: [[n, n + 1] for n in range(500_000)],
         lambda: os.urandom(40 * MIB),

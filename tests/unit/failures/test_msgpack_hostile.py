@@ -70,6 +70,8 @@ async def crafted(
 async def test_nothing_is_imported(codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "deploy.py").write_text("raise SystemExit('it ran')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
+    for qualname in ("NameError", "NoSuchError"):  # whoever shows an error, or finds no class, imports something
+        await crafted(codec, "builtins", qualname)
     for module in ("deploy", "this", "unittest.__main__", "antigravity", "json.tool"):
         before = set(sys.modules)
         assert isinstance(await crafted(codec, module, "Error"), RemoteError)
@@ -281,7 +283,8 @@ async def test_exceptions_that_refer_to_others_again_and_again(
 
 
 async def test_an_exception_that_many_share_arrives(codec: Codec) -> None:
-    shared = raised(OSError(5, "the one connection was lost", "x" * 3000))
+    shared = OSError(5, "the one connection was lost", "x" * 3000)
+    raised(shared)
     rebuilt = await through(raised(ExceptionGroup("all", [shared] * 1000)), codec)
     assert isinstance(rebuilt, ExceptionGroup)
     assert len(rebuilt.exceptions) == 1000
