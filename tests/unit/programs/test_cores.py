@@ -74,7 +74,7 @@ def test_progress_is_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixt
 
 
 def all_that_was_written(terminal: int) -> str:
-    """What was written to a terminal whose other end is closed: one read gives 4 KiB of it at most."""
+    """The text on a terminal whose other end is closed: one read gives 4 KiB of it at most."""
     written = b""
     with contextlib.suppress(OSError):  # that was all
         while chunk := os.read(terminal, 100_000):
