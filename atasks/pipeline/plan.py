@@ -85,6 +85,7 @@ class CustomCrew(Crew):
 
     async def work(self, index: int) -> None:
         stream = AsyncItems(self.inlet)
+        self.streams = (stream,)
         number = 0
         made = self._stage.run(stream)
         try:

@@ -35,6 +35,9 @@ PATIENCE = 0.005
 class Crew(ABC):
     """Tasks that make one stage's outlet from its inlet. The outlet ends when the last of them has returned."""
 
+    streams: Sequence[AsyncItems | SyncItems] | None = None
+    """The streams that users' code reads, each as far as it likes; None: the tasks take all of the inlet."""
+
     def __init__(self, engine: Engine, name: str, inlet: Inlet, outlet: Channel) -> None:
         self.engine = engine
         self.name = name
@@ -115,8 +118,9 @@ class Crew(ABC):
             self.close()
 
     def close(self) -> None:
-        """End the outlet, as the inlet has ended: all is done."""
-        self.outlet.close(self.inlet.error)
+        """End the outlet, as the inlet has ended: all is done. An error that nobody has come to is none."""
+        streams = self.streams
+        self.outlet.close(self.inlet.error if streams is None or any(one.at_end for one in streams) else None)
 
 
 class FunctionCrew(Crew):
@@ -333,6 +337,7 @@ class FunctionCrew(Crew):
     async def _join(self, runner: LoopRunner, index: int) -> None:
         """One call, with the stream."""
         stream = AsyncItems(self.inlet) if self.stage.is_coroutine else SyncItems(self.engine, self.inlet)
+        self.streams = (*(self.streams or ()), stream)
         try:
             if self.stage.branch:
                 await self._emit_joined(runner.stream(stream, ()))

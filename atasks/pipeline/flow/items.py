@@ -21,6 +21,9 @@ class Abandoned(BaseException):
 class AsyncItems:
     """The values, for code on the event loop. Raises the error of the stream at its end, if there is one."""
 
+    at_end = False
+    """True once the end was taken."""
+
     def __init__(self, inlet: Inlet) -> None:
         self._inlet = inlet
         self.lineage: Lineage | None = None
@@ -39,6 +42,7 @@ class AsyncItems:
             else:
                 token = await inlet.take()
             if token is None:
+                self.at_end = True
                 if inlet.error is not None:
                     raise inlet.error
                 raise StopAsyncIteration
@@ -49,6 +53,9 @@ class AsyncItems:
 
 class SyncItems:
     """The values, for code in another thread than that of the event loop."""
+
+    at_end = False
+    """True once the end was taken."""
 
     def __init__(self, engine: Engine, inlet: Inlet) -> None:
         self._engine = engine
@@ -70,6 +77,7 @@ class SyncItems:
                 if inlet.putters:
                     self._engine.call_soon(inlet.wake_putter)
             if token is None:
+                self.at_end = True
                 if inlet.error is not None:
                     raise inlet.error
                 raise StopIteration

@@ -323,7 +323,7 @@ class ThreadRunner(LoopRunner):
             if hurry and self._thread.busy and not inspect.iscoroutinefunction(hook):
                 if self._started and hook is not None:  # it has its turn when the function has returned
                     self._started = False
-                    self._thread.submit(call_hook, hook, self._state, self.info)
+                    self._submit_end(call_hook, hook, self._state, self.info)
             else:
                 await super().close(hurry=hurry)
         finally:
@@ -358,8 +358,13 @@ class ThreadRunner(LoopRunner):
             return await self._thread.call(on_start)
         except asyncio.CancelledError:
             # `on_start` goes on in the thread: `on_done` runs behind it, and ends what it began.
-            self._thread.submit(on_done)
+            self._submit_end(on_done)
             raise
+
+    def _submit_end(self, function: Callable[..., Any], *args: Any) -> None:
+        """Run `on_done` when its turn in the thread has come. The run is over, and nobody waits for it."""
+        ended = self._thread.submit(function, *args)
+        report_failure(ended, f"on_done of stage {self.stage.name!r} raised")
 
     async def _iterate(self, iterable: Iterable[Any]) -> AsyncGenerator[Any, None]:
         thread, run = self._thread, self._variables.run

@@ -42,7 +42,7 @@ def prepare(channel: socket.socket, setup: str | None) -> None:
         process_setup.run(setup)
     except LoadError as error:
         text = " ".join(str(error).split()).encode()
-        channel.sendall(HEADER.pack(len(text)) + text)
+        _say(channel, HEADER.pack(len(text)) + text)
         raise SystemExit(1) from None
 
 
@@ -70,7 +70,7 @@ def serve(
     threading.Thread(target=_read, args=(stream, requests, busy), name="atasks-requests", daemon=True).start()
     with asyncio.Runner() as runner:
         child = _Child(codec, runner, levels, around)
-        channel.sendall(frame(None))
+        _say(channel, frame(None))
         teller = _Teller(channel)
         while (content := requests.get()) is not None:
             busy.set()
@@ -83,6 +83,14 @@ def serve(
                 os._exit(1)
     stream.close()
     channel.close()
+
+
+def _say(channel: socket.socket, content: bytes) -> None:
+    """Send it to the worker; if the worker is gone, end this process."""
+    try:
+        channel.sendall(content)
+    except OSError:
+        os._exit(1)
 
 
 def _do_nothing(number: int, at: object) -> None:

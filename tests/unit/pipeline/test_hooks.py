@@ -150,6 +150,31 @@ async def test_a_failing_on_done_fails_the_run(how: str) -> None:
             await consume(range(3) | step, how)
 
 
+@pytest.mark.parametrize("outlasting", ["the function", "on_start"])
+async def test_a_failing_on_done_is_reported_where_a_thread_outlasts_its_run(outlasting: str) -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: reported.append(f"{context['message']}: {context['exception']!r}")
+    )
+    gate, running = threading.Event(), threading.Event()
+
+    def block(*args: Any) -> None:
+        running.set()
+        gate.wait(60)
+
+    def end() -> None:
+        raise ZeroDivisionError
+
+    hooks = {"on_done": end} if outlasting == "the function" else {"on_start": lambda: block(), "on_done": end}
+    task = asyncio.ensure_future(consume(range(3) | map(block, **hooks), "await"))
+    await until(running.is_set)
+    task.cancel()
+    await asyncio.wait([task], timeout=30)
+    assert reported == []
+    gate.set()
+    await until(lambda: reported == ["on_done of stage 'block' raised: ZeroDivisionError()"])
+
+
 async def test_on_start_returns_a_dict_or_none() -> None:
     with pytest.raises(TypeError, match="on_start of stage 'str' returns a dict of arguments or None, not int"):
         await (range(3) | map(str, on_start=lambda: 3))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from atasks.pipeline import PipelineError, map, stage
+from atasks.pipeline import PipelineError, Stage, map, stage
 from atasks.testing import until
 from tests.unit.pipeline.kinds import consume
 
@@ -132,6 +132,65 @@ async def test_an_error_that_the_join_swallows_is_not_lost() -> None:
         async for item in range(5) | map(fail) | stage(careless, join=True):
             got += [item]
     assert got == ["nothing"]
+
+
+class First(Stage):
+    """The first item, when what is behind it has failed and has ended."""
+
+    name = "first"
+
+    def __init__(self, ended: threading.Event) -> None:
+        self.ended = ended
+
+    async def run(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        yield await anext(stream)
+        await until(self.ended.is_set)
+
+
+@pytest.mark.parametrize("failing", ["source", "stage"])
+@pytest.mark.parametrize("join", ["coroutine", "generator", "thread", "generator in a thread", "own stage"])
+async def test_an_error_that_a_join_has_not_come_to_is_not_raised(join: str, failing: str, how: str) -> None:
+    ended = threading.Event()
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            for number in range(3):
+                yield number
+            if failing == "source":
+                raise ZeroDivisionError
+        finally:
+            ended.set()
+
+    def fail(x: int) -> int:
+        if x == 2 and failing == "stage":
+            raise ZeroDivisionError
+        return x
+
+    async def coroutine(items: AsyncIterator[int]) -> int:
+        item = await anext(items)
+        await until(ended.is_set)
+        return item
+
+    async def generator(items: AsyncIterator[int]) -> AsyncIterator[int]:
+        yield await coroutine(items)
+
+    def thread(items: Iterator[int]) -> int:
+        item = next(items)
+        assert ended.wait(60)
+        return item
+
+    def thread_generator(items: Iterator[int]) -> Iterator[int]:
+        yield thread(items)
+
+    joins: dict[str, Any] = {
+        "coroutine": stage(coroutine, join=True),
+        "generator": stage(generator, join=True, branch=True),
+        "thread": stage(thread, join=True),
+        "generator in a thread": stage(thread_generator, join=True, branch=True),
+        "own stage": First(ended),
+    }
+    async with asyncio.timeout(60):
+        assert await consume(source() | map(fail, inline=True) | joins[join] | map(int), how) == [0]
 
 
 async def test_its_own_error_names_the_last_item() -> None:

@@ -127,3 +127,32 @@ def test_processes_end_when_their_worker_is_killed(busy: bool, tmp_path: Path) -
         process = psutil.Process(int(worker.stdout.readline()))
         worker.send_signal(signal.SIGKILL)
     assert psutil.wait_procs([process], timeout=PATIENCE)[1] == []
+
+
+def test_a_process_whose_worker_is_killed_before_it_is_ready_says_nothing(tmp_path: Path) -> None:
+    script = """
+        import atasks
+
+        @atasks.atask(executor="process")
+        def work() -> None: ...
+
+        if __name__ == "__main__":
+            with atasks.connect_sync("loopback:", process_setup="setup:kill"):
+                work.sync()
+    """
+    setup = """
+        import os, signal, time
+
+        def kill():
+            worker = os.getppid()
+            os.kill(worker, signal.SIGKILL)
+            while os.getppid() == worker:
+                time.sleep(0.01)
+    """
+    for name, text in {"script": script, "setup": setup}.items():
+        (tmp_path / f"{name}.py").write_text(dedent(text))
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "script.py"]
+    # The pipe ends with the last process that has it.
+    killed = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, timeout=PATIENCE, check=False)
+    assert (killed.stderr, killed.returncode) == (b"", -signal.SIGKILL)
