@@ -368,3 +368,35 @@ async def test_declarations_that_are_given_up_leave_no_channel(
     await until(lambda: len(channels) <= before)
     await transport.disconnect()
     assert [record.getMessage() for record in caplog.records if record.name.startswith("aiormq")] == []
+
+
+async def test_channels_that_the_broker_closes_while_others_are_opened(amqp_url: str) -> None:
+    """The number of a channel that the broker has closed is not another one's before the broker knows of that."""
+    link = await Link.open([amqp_url], "channels", 10.0)
+    try:
+
+        async def ask(number: int) -> None:
+            channel = await link.open_channel()
+            with pytest.raises(aiormq.exceptions.ChannelNotFoundEntity):
+                await channel.queue_declare(f"no-such-queue-{number}", passive=True)
+
+        for _ in range(10):
+            await soon(asyncio.gather(*map(ask, range(100))))
+            assert not link.lost.done(), link.lost.result()
+    finally:
+        await link.close()
+
+
+async def test_more_channels_than_the_broker_has(amqp_url: str) -> None:
+    """The connection of whoever opens too many would be closed."""
+    link = await Link.open([amqp_url], "channels", 10.0)
+    try:
+        opened = await soon(asyncio.gather(*(link.open_channel() for _ in range(2100)), return_exceptions=True))
+        failed = [error for error in opened if isinstance(error, BaseException)]
+        assert {type(error) for error in failed} == {ConnectionError}
+        assert 50 < len(failed) < 60
+        assert not link.lost.done()
+        await next(each for each in opened if isinstance(each, Channel)).close()
+        assert await link.queue_state("no-such-queue") is None
+    finally:
+        await link.close()

@@ -15,7 +15,7 @@ from weakref import ref
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
-from aiormq.abc import AbstractConnection, ConsumerCallback, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection, ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
@@ -97,6 +97,8 @@ ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
 LOCK: Final[FieldTable] = {"x-queue-type": "classic"}
 """The arguments of the queue of a lock."""
+MAX_CHANNELS: Final = 65_535
+"""The channels of a connection to a broker that names no number."""
 SPARES: Final = 8
 """Channels for declarations. The broker answers that of something durable when it is on its disk, and writes what
 comes over several channels at once."""
@@ -143,6 +145,8 @@ class Link:
         self._spares: list[Channel] = []
         """Channels for declarations that nothing is declared over just now."""
         self._declaring = asyncio.Semaphore(SPARES)
+        self._last_numbers = [0 for _ in connections]
+        """The numbers of the channels that were opened last, by connection."""
 
     @classmethod
     async def open(cls, urls: Sequence[str], name: str, timeout: float) -> Link:
@@ -187,7 +191,7 @@ class Link:
 
     async def _channel(self, index: int) -> Channel:
         confirms = index == 0
-        channel = await _opened(self._connections[index], confirms, on_return_raises=confirms)
+        channel = await self._opened(index, confirms, on_return_raises=confirms)
         channel.closing.add_done_callback(self._on_publish_closed if confirms else self._on_closed)
         channel.on_consumer_cancel_callbacks.add(self._on_consumer_cancelled)
         if not LOG_FRAMES:
@@ -339,12 +343,56 @@ class Link:
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
-        return await _opened(self._connections[1], confirms)
+        return await self._opened(1, confirms)
 
     async def open_unconfirmed(self) -> Channel:
         """A channel for what may get lost: it publishes without confirms, and may be closed without losing the
         link. It shares the connection that publishes, which alone a broker blocks that is short of memory."""
-        return await _opened(self._connections[0], False)
+        return await self._opened(0, False)
+
+    async def _opened(self, index: int, confirms: bool, *, on_return_raises: bool = False) -> Channel:
+        """Open a channel on one of the connections. If the await is cancelled, the channel closes as soon as it is
+        open.
+
+        It is aiormq's: a connection keeps something of each channel of aio-pika that was closed, and one is opened
+        for each record that is read.
+        """
+        if self._connections[index].transport is None:
+            raise ConnectionError("the connection to the broker was lost")
+        connection = _underlay(self._connections[index])
+
+        async def open_next() -> AbstractChannel:
+            number = self._next_number(index)  # nothing comes between this and its use
+            return await connection.channel(number, confirms, on_return_raises=on_return_raises)
+
+        opening = asyncio.ensure_future(guard(open_next()))
+
+        def close(opened: asyncio.Future[Any]) -> None:
+            if not opened.cancelled() and opened.exception() is None:
+                shielded(_close(opened.result()))
+
+        try:
+            channel = await shielded(opening)
+        except asyncio.CancelledError:  # a cancelled question would be logged
+            opening.add_done_callback(close)
+            raise
+        assert isinstance(channel, Channel)
+        return channel
+
+    def _next_number(self, index: int) -> int:
+        """A number for a channel, of those that are free the one after the last that was taken.
+
+        The client library takes the number of a channel that the broker has just closed, and may open the next one
+        before it has told the broker that it knows: the broker closes the connection over that, and over a number
+        that is too high.
+        """
+        connection = _underlay(self._connections[index])
+        most = connection.connection_tune.channel_max or MAX_CHANNELS
+        for _ in range(most):
+            self._last_numbers[index] = number = self._last_numbers[index] % most + 1
+            if number not in connection.channels:
+                return number
+        raise ConnectionError(f"all {most} channels of the connection to the broker are in use")
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
@@ -365,30 +413,6 @@ async def _connect(attempt: AioPikaConnection) -> None:
         if not connecting.cancelled():
             connecting.exception()  # nobody else looks
         raise
-
-
-async def _opened(connection: AioPikaConnection, confirms: bool, *, on_return_raises: bool = False) -> Channel:
-    """Open a channel on the connection. If the await is cancelled, the channel closes as soon as it is open.
-
-    It is aiormq's: a connection keeps something of each channel of aio-pika that was closed, and one is opened for
-    each record that is read.
-    """
-    if connection.transport is None:
-        raise ConnectionError("the connection to the broker was lost")
-    operation = _underlay(connection).channel(publisher_confirms=confirms, on_return_raises=on_return_raises)
-    opening = asyncio.ensure_future(guard(operation))
-
-    def close(opened: asyncio.Future[Any]) -> None:
-        if not opened.cancelled() and opened.exception() is None:
-            shielded(_close(opened.result()))
-
-    try:
-        channel = await shielded(opening)
-    except asyncio.CancelledError:  # a cancelled question would be logged
-        opening.add_done_callback(close)
-        raise
-    assert isinstance(channel, Channel)
-    return channel
 
 
 async def _declared(
