@@ -33,6 +33,7 @@ __all__ = ["COMMANDS", "as_json", "find_task"]
 )
 @click.option("--timeout", metavar="S", type=click.FloatRange(min=0.001), help="Seconds that the call may take.")
 @click.option("--progress", is_flag=True, help="Write what the call reports of itself to the standard error.")
+@click.option("--json", is_flag=True, expose_value=False, help="Write JSON, as it does without this.")
 @click.option("-v", "verbosity", count=True, help="Log what happens.")
 def call_command(
     target: str,

@@ -13,6 +13,7 @@ import click
 from atasks.namespaces import namespaces
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo, WorkerInfo
+from atasks.tracking.waits import cycles
 from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
@@ -41,8 +42,9 @@ def doctor_command(place: Place, queues: tuple[str, ...], management: str | None
     """Find what is wrong with a fleet; exit code 1 if something is.
 
     It finds workers with another codec or version than most, clocks that are 5 s and more apart, queues without
-    workers (those of --queue, and those that running calls await), paused ones, policies of the broker that take
-    calls away, and a user whom the broker does not permit what workers need. What it could not look at it says.
+    workers (those of --queue, and those that running calls await), paused ones, calls that wait for each other,
+    policies of the broker that take calls away, and a user whom the broker does not permit what workers need. What
+    it could not look at it says.
     """
 
     from atasks.transport.backends.amqp import AMQPTransport  # the other commands are there sooner without it
@@ -56,6 +58,7 @@ def doctor_command(place: Place, queues: tuple[str, ...], management: str | None
             problems = differences(infos, began, time.time())
             served = {queue for info in infos for queue in info.queues}
             problems += _unserved(sorted({*queues} - served), calls.queued, served)
+            problems += _deadlocks(calls.calls)
             known = sorted(served | {*queues} | {call.queue for call in calls.queued})
             for queue in await fleet.paused(known):
                 problems.append(f"queue {queue!r} is paused: resume it (atasks resume {queue})")
@@ -149,6 +152,15 @@ def _unserved(wanted: Sequence[str], queued: Sequence[CallInfo], served: set[str
     found = {**dict.fromkeys(wanted, 0), **waiting}
     waits = {queue: f"{counted(count, 'waiting call')} and " if count else "" for queue, count in found.items()}
     return [f"queue {queue!r} has {calls}no workers: start some for it" for queue, calls in waits.items()]
+
+
+def _deadlocks(calls: Sequence[CallInfo]) -> list[str]:
+    names = {call.id: f"{call.task} {call.id}" for call in calls}
+    return [
+        f"{len(circle)} calls wait for each other, none of which can go on: {names[circle[0].call]} and others; "
+        "atasks tree shows them, and atasks cancel ends one"
+        for circle in cycles(calls)
+    ]
 
 
 COMMANDS = (doctor_command,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import weakref
@@ -76,13 +77,17 @@ class Histogram(Struct, frozen=True):
         return sum(self.buckets)
 
     def quantile(self, share: float) -> float | None:
-        """An upper bound, in seconds, of that share of the times, within a factor of two; None: there are none."""
+        """An upper bound, in seconds, of that share of the times, within a factor of two; None: there are none.
+
+        Of a single time it is the time itself.
+        """
         count, total = 0, self.count
         for index, number in enumerate(self.buckets):
             count += number
             if number and count >= share * total:
-                bound: float = BOUNDS[min(index, len(BOUNDS) - 1)]
-                return bound
+                bound = BOUNDS[index] if index < len(BOUNDS) else math.inf
+                longer = total - max(math.ceil(share * total), 1) + 1  # those that take at least as long
+                return min(bound, self.sum / longer)
         return None
 
     def __add__(self, other: Histogram) -> Histogram:

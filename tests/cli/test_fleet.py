@@ -105,6 +105,8 @@ def test_calls_that_wait_for_each_other_are_named(two: FleetOfTwo) -> None:
     ):
         assert f"  {line}\n" in shown
     assert re.search(r"shop\.pay  parked .*, holds limit 'bank'\n", shown)
+    (problem,) = two.json("doctor", code=1)["problems"]
+    assert re.match(r"4 calls wait for each other, none of which can go on: shop\.\w+ [0-9a-f]{32} and", problem)
     two.run("cancel", out.split()[1])
     client.wait_for("cancelled")
     assert client.finish().code == 0
@@ -170,7 +172,7 @@ def test_a_call_from_the_shell(two: FleetOfTwo) -> None:
         return two.shell.run("call", *arguments, env=two.env)
 
     assert call("tasks:add", "1", "-o", "b=5").out == "6\n"
-    assert call("tasks.py:add", '"a"', "b").out == '"ab"\n'
+    assert call("tasks.py:add", '"a"', "b", "--json").out == '"ab"\n'
     failed = call("tasks:fail")
     assert (failed.code, failed.line()) == (1, "ValueError: it fails")
     counted = call("tasks:count", "7", "--progress")

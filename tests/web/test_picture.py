@@ -100,7 +100,7 @@ def test_nothing_grows_without_bound(clock: Clock, monkeypatch: pytest.MonkeyPat
 
 def test_figures_come_from_the_counters(clock: Clock) -> None:
     shown = Picture(clock)
-    run = Histogram(3.0, [0] * 10 + [90] + [0] * 9 + [10] + [0] * 7)
+    run = Histogram(8.0, [0] * 10 + [90] + [0] * 9 + [10] + [0] * 7)
     shown.count({"app.pay": TaskCounts("app.pay", started=10, ended={"value": 10})})
     clock.now += 5.0
     counts = TaskCounts("app.pay", started=110, ended={"value": 100, "raised": 9, "cancelled": 1}, run=run)

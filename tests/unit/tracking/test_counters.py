@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import cProfile
+import math
 import mmap
 import pstats
 from collections.abc import AsyncIterator
@@ -208,3 +210,19 @@ def test_histograms_add_up_and_have_quantiles() -> None:
     assert both.sum == 9.5
     assert both.quantile(0.5) == BOUNDS[10]
     assert both.quantile(0.999) == BOUNDS[20]
+
+
+@pytest.mark.parametrize("times", [[0.7], [3.0, 600.0], [0.001, 0.002, 5.0, 5.1, 5.2], [4e-7], [1e6]])
+def test_a_quantile_is_no_longer_than_the_times_allow(times: list[float]) -> None:
+    """One call of 600 s has no p50 of 1074 s, which its worker may not have existed for."""
+    buckets = [0] * (len(BOUNDS) + 1)
+    for seconds in times:
+        buckets[bisect.bisect_left(BOUNDS, seconds)] += 1
+    counted = Histogram(sum(times), buckets)
+    for share in (0.0, 0.01, 0.5, 0.95, 0.99, 1.0):
+        exact = sorted(times)[max(math.ceil(share * len(times)), 1) - 1]
+        bound = counted.quantile(share)
+        assert bound is not None
+        assert exact <= bound * (1 + 1e-9)
+        assert bound <= max(2 * exact, BOUNDS[0])
+    assert counted.quantile(1.0) <= sum(times)  # type: ignore[operator]
