@@ -84,9 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: probes come every few seconds."""
 
 
-def _queues() -> dict[str, int]:
-    """Waiting calls by queue, as the processes have last heard of them."""
-    found: dict[str, int] = {}
-    for note in notes(os.getpid()):
-        found.update(note.get("queues") or {})
-    return found
+def _queues() -> dict[tuple[str, str], int]:
+    """Waiting calls by namespace and queue, as the processes have last heard of them."""
+    return {
+        (note["namespace"], queue): number
+        for note in notes(os.getpid())
+        for queue, number in (note.get("queues") or {}).items()
+    }

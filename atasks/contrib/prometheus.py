@@ -31,11 +31,11 @@ class Collector(BaseCollector):
     """Reads the counters when it is scraped; costs nothing otherwise.
 
     Args:
-        queues: A function that returns the waiting calls of each queue, where they are known:
+        queues: A function that returns the waiting calls by (namespace, queue), where they are known:
             `atasks_queue_ready` and `atasks_slots_wanted` need it. None: these two are left out.
     """
 
-    def __init__(self, queues: Callable[[], Mapping[str, int]] | None = None) -> None:
+    def __init__(self, queues: Callable[[], Mapping[tuple[str, str], int]] | None = None) -> None:
         self._queues = queues
 
     def collect(self) -> Iterator[Metric]:
@@ -90,10 +90,12 @@ class Collector(BaseCollector):
             yield gauge
 
         if self._queues is not None:
-            ready = GaugeMetricFamily("atasks_queue_ready", "Calls that wait in a queue.", labels=["queue"])
+            ready = GaugeMetricFamily(
+                "atasks_queue_ready", "Calls that wait in a queue.", labels=["namespace", "queue"]
+            )
             queues = self._queues()
-            for queue, number in queues.items():
-                ready.add_metric([queue], number)
+            for place, number in queues.items():
+                ready.add_metric(place, number)
             yield ready
             running = sum(worker.running + worker.waiting for worker in now.workers)
             wanted = GaugeMetricFamily("atasks_slots_wanted", "Slots that calls could use now.")
@@ -101,12 +103,12 @@ class Collector(BaseCollector):
             yield wanted
 
 
-def exposition(accept: str, queues: Mapping[str, int]) -> tuple[str, bytes]:
+def exposition(accept: str, queues: Mapping[tuple[str, str], int]) -> tuple[str, bytes]:
     """The metrics of this process, for an HTTP server of your own.
 
     Args:
         accept: The `Accept` header of the scrape, which names the format.
-        queues: Queue -> its waiting calls.
+        queues: (namespace, queue) -> its waiting calls.
 
     Returns:
         The content type, and the text.

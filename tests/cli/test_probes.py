@@ -154,7 +154,7 @@ def test_metrics_tell_how_long_the_queues_are(app: App, tmp_path: Path) -> None:
         lines = get(server, "/metrics")[1].splitlines()
         return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
 
-    wait_until(lambda: found('atasks_queue_ready{queue="default"}') > 30)
+    wait_until(lambda: found(f'atasks_queue_ready{{namespace="{app.namespace}",queue="default"}}') > 30)
     assert found("atasks_slots_wanted") == 50
     client.signal(SIGTERM)
     client.finish()

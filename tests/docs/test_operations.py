@@ -24,7 +24,7 @@ MARGIN = 20
 def exported() -> set[str]:
     """Names of the samples that a scrape may hold."""
     registry = CollectorRegistry()
-    registry.register(Collector(lambda: {"default": 3}))
+    registry.register(Collector(lambda: {("default", "default"): 3}))
     text = generate_latest(registry).decode()
     names = set()
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
