@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(Path(__file__).parent))
 from mermaid import BLOCK, FOLDER, digest, name_of
+from tables import stacked
 
 logger = logging.getLogger("mkdocs.hooks.atasks")
 
@@ -63,6 +64,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return posixpath.relpath(inside, posixpath.dirname(uri) or ".")
 
     return BLOCK.sub(picture, LINK.sub(moved, markdown))
+
+
+def on_page_content(content: str, **_: Any) -> str:
+    """Have a phone show tables of words row by row."""
+    return stacked(content)
 
 
 def _path(target: str, uri: str) -> str:

@@ -82,12 +82,32 @@ def test_the_navigation_has_every_page_once() -> None:
     assert set(listed) - outside == pages, "`nav` in scripts/site/mkdocs.yml and docs/ have other pages"
 
 
-def test_pictures_are_drawn_from_the_diagrams_of_today() -> None:
-    spec = importlib.util.spec_from_file_location("mermaid", ROOT / "scripts/site/mermaid.py")
+def script(name: str) -> ModuleType:
+    """A module of scripts/site."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/site/{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    mermaid = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mermaid)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_phone_shows_tables_of_words_row_by_row_and_tables_of_numbers_as_they_are() -> None:
+    stacked = script("tables").stacked
+    words = "it says <code>why</code> & what to do about it, at some length"
+    table = (
+        "<table><tr><th>{}</th><th></th><th>x &amp; y</th></tr><tr><td>{}</td><td>a</td><td>{}</td></tr></table>"
+    )
+    numbers = table.format("a", "1", "2") + '<table class="other"><td>' + words + "</td></table>"
+    assert stacked(numbers) == numbers
+    assert stacked(f"<p>{table.format('<b>error</b>', 'one', words)}</p>") == (
+        "<p><table data-stacked><tr><th><b>error</b></th><th></th><th>x &amp; y</th></tr>"
+        f'<tr><td data-label="error">one</td><td>a</td><td data-label="x &amp; y">{words}</td></tr></table></p>'
+    )
+
+
+def test_pictures_are_drawn_from_the_diagrams_of_today() -> None:
+    mermaid = script("mermaid")
     wanted = {
         mermaid.name_of(page.name.removeprefix("docs/"), number): mermaid.digest(text)
         for page in PAGES
