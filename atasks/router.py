@@ -48,7 +48,8 @@ from atasks.registry import Manager
 from atasks.resume.calls import made, may_stream
 from atasks.submitted.handle import Handle
 from atasks.submitted.submit import submit
-from atasks.wire import Call, Reply, Status
+from atasks.submitted.tries import named_as
+from atasks.wire import RUN_TRIES, Call, Reply, Status
 from atasks.worker.executors.references import check
 from atasks.worker.held_call import HeldCall
 from atasks.worker.limited import take_noted
@@ -298,20 +299,26 @@ class Router(OriginalEvents):
         transport: Transport,
         begin: Callable[[Call], Coroutine[Any, Any, T]],
         call_id: str | None = None,
+        *,
+        tries: bool = False,
     ) -> T:
         """Submit a call, whose arguments were encoded before by the codec of that name, inside the namespace's
-        middlewares: these see the arguments if it is this side's codec, else no call. Returns what `await
-        begin(call)` does.
+        middlewares: these see the arguments if it is this side's codec, else no call. `tries`: the arguments are
+        those of `run_tries`. Returns what `await begin(call)` does.
         """
         if self._space.around_calls is None or codec != self.codec.name:
-            call = self.call_to_keep(name, payload, options, transport)
+            call = self.call_to_keep(RUN_TRIES if tries else name, payload, options, transport)
             call.codec = codec
             return await begin(call)
 
         async def send(name: str, *args: Any, **kwargs: Any) -> T:
+            if tries:
+                name, args, kwargs = named_as(name, RUN_TRIES), (str(name), given, list(args), kwargs), {}
             return await begin(await self.request_to_keep(name, args, options, transport, kwargs))
 
         args, kwargs = await self.codec.decode(payload)
+        if tries:
+            _, given, args, kwargs = args
         queue = options.queue or str(getattr(transport, "queue", "default"))
         around = replace(options, timeout=None, queue=queue)
         result: T = await self.submit_inside(name, args, kwargs, around, send, call_id)

@@ -145,6 +145,8 @@ def atask(
         if task.streams:
             raise TypeError(f"{name} is a stream, and a schedule awaits nothing: make it a coroutine function")
         task._check_arguments()  # a schedule has none to give
+        if task.task_options.retry is not None:
+            task.task_options.retry.described()  # raises for code: it travels with the schedule
         vars(router.registry.get(name))["timing"] = timing
     task._is_static = static
     return task

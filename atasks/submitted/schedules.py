@@ -19,10 +19,11 @@ from atasks.arrays import UNREADABLE, read_each
 from atasks.current import new_call_id
 from atasks.errors import AtasksError, NotConnected, NotSupported, UnknownRun
 from atasks.options import TaskOptions, validate_name
+from atasks.submitted.tries import tries_of, whole
 from atasks.timing import Timing
 from atasks.transport.records.contract import GENERATION
 from atasks.transport.schedules import Schedules
-from atasks.wire import plain
+from atasks.wire import RUN_TRIES, plain
 
 if TYPE_CHECKING:
     from atasks.codecs.base import Codec
@@ -84,6 +85,8 @@ class Schedule(Struct, kw_only=True):
     payload: bytes
     codec: str
     options: dict[str, Any]
+    tries: bool = False
+    """True if its calls have a `retry`: the payload is that of the call which makes their tries."""
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for what makes no sense: the table may have been written by anybody."""
@@ -145,8 +148,11 @@ class CallMaker(Protocol):
         transport: Transport,
         begin: Callable[[Call], Coroutine[Any, Any, T]],
         call_id: str | None = None,
+        *,
+        tries: bool = False,
     ) -> T:
-        """Submit a call whose arguments were encoded before, and return what `await begin(call)` does."""
+        """Submit a call whose arguments were encoded before, those of `run_tries` if it has `tries`, and return
+        what `await begin(call)` does."""
         ...
 
     async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
@@ -248,7 +254,12 @@ async def _made(
     defined: bool,
 ) -> Schedule:
     validate_name(name, "the name of a schedule")
-    payload = await router.encode_arguments(task, tuple(args), dict(kwargs))
+    tries = options.retry is not None
+    if tries:
+        payload = await router.encode_arguments(RUN_TRIES, tries_of(task, options, args, kwargs), {})
+        options = whole(options)
+    else:
+        payload = await router.encode_arguments(task, tuple(args), dict(kwargs))
     return Schedule(
         name=name,
         task=task,
@@ -261,6 +272,7 @@ async def _made(
         payload=payload,
         codec=router.codec.name,
         options={option: getattr(options, option) for option in _KEPT},
+        tries=tries,
     )
 
 
@@ -445,7 +457,14 @@ class Ticker:
 
         try:
             return await self._router.submit_encoded(
-                schedule.task, schedule.payload, schedule.codec, options, self._transport, begin, call_id
+                schedule.task,
+                schedule.payload,
+                schedule.codec,
+                options,
+                self._transport,
+                begin,
+                call_id,
+                tries=schedule.tries,
             )
         except (AtasksError, OSError, msgspec.MsgspecError):
             raise

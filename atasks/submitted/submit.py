@@ -8,11 +8,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from atasks.current import new_call_id
-from atasks.definitions import InvokedName
 from atasks.errors import AlreadySubmitted
 from atasks.options import MAX_DELAY, TaskOptions
 from atasks.submitted.handle import Handle, records_of
-from atasks.submitted.tries import described
+from atasks.submitted.tries import named_as, tries_of, whole
 from atasks.transport.records.contract import GENERATION
 from atasks.wire import RUN_TRIES
 
@@ -36,9 +35,9 @@ async def submit(
         if options.retry is None:
             call = await router.request_to_keep(name, args, options, router.transport(), kwargs)
         else:
-            tries = (str(name), described(options), list(args), kwargs)
-            whole = options.with_changes({"timeout": None, "delivery": "at_least_once"})
-            call = await router.request_to_keep(_named_as(name, RUN_TRIES), tries, whole, router.transport())
+            tries = tries_of(name, options, args, kwargs)
+            tried = named_as(name, RUN_TRIES)
+            call = await router.request_to_keep(tried, tries, whole(options), router.transport())
         if unique is not None:
             call.id = unique
         call.sent_ms += int(delay * 1000)  # when it may begin
@@ -53,15 +52,6 @@ async def submit(
     around = options.with_changes({"timeout": None})
     handle: Handle[Any] = await router.submit_inside(name, tuple(args), kwargs, around, send, unique)
     return handle
-
-
-def _named_as(name: str, other: str) -> str:
-    """The other name, for a call of which the middlewares know what they know of this one."""
-    if not isinstance(name, InvokedName):
-        return other
-    renamed = InvokedName(other)
-    renamed.task, renamed.options, renamed.fill = None, name.options, name.fill
-    return renamed
 
 
 def unique_id(name: str, key: str) -> str:

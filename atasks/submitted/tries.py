@@ -14,16 +14,33 @@ from atasks.options import TaskOptions
 from atasks.policies.retry import Retry
 from atasks.wire import Call
 
-__all__ = ["CARRIED", "described", "run_tries"]
+__all__ = ["CARRIED", "named_as", "run_tries", "tries_of", "whole"]
 
 CARRIED = ("queue", "timeout", "delivery", "max_attempts", "priority", "durable")
 """Options of the atask that each of its tries has."""
 
 
-def described(options: TaskOptions) -> dict[str, Any]:
-    """The options of the tries as plain data. Raises TypeError for a retry that is code."""
+def tries_of(
+    name: str, options: TaskOptions, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], list[Any], dict[str, Any]]:
+    """The arguments of `run_tries` for a call with these options. Raises TypeError for a retry that is code."""
     assert options.retry is not None, "else there is one try"
-    return {**{name: getattr(options, name) for name in CARRIED}, "retry": options.retry.described()}
+    given = {**{option: getattr(options, option) for option in CARRIED}, "retry": options.retry.described()}
+    return str(name), given, list(args), dict(kwargs)
+
+
+def whole(options: TaskOptions) -> TaskOptions:
+    """The options of the call that makes the tries."""
+    return options.with_changes({"timeout": None, "delivery": "at_least_once"})
+
+
+def named_as(name: str, other: str) -> str:
+    """The other name, for a call of which the middlewares know what they know of this one."""
+    if not isinstance(name, InvokedName):
+        return other
+    renamed = InvokedName(other)
+    renamed.task, renamed.options, renamed.fill = None, name.options, name.fill
+    return renamed
 
 
 async def run_tries(name: Any, options: Any, args: Any, kwargs: Any) -> Any:

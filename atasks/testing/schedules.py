@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from atasks import current_call, schedule, schedules, unschedule
+from atasks import Retry, current_call, schedule, schedules, unschedule
 from atasks.testing.cases import Cases
 from atasks.testing.events import Heard
 from atasks.testing.site import PATIENCE, Site, soon, until
@@ -57,6 +57,31 @@ class ScheduleCases(Cases):
             await _ended(site, "notes")
             assert not await soon(unschedule("notes", namespace=site.namespace))
             assert await soon(schedules(namespace=site.namespace)) == []
+
+    async def test_tick_is_tried_again(self, site: Site, heard: Heard) -> None:
+        retry = Retry(on=(KeyError,), attempts=2, wait=0.01, jitter=0.0)
+
+        @site.atask(name="tick", every=PERIOD, retry=retry)
+        async def tick() -> None:
+            await heard.add(("tick", current_call().key, current_call().try_))
+            raise KeyError("tick")
+
+        @site.atask
+        async def note(what: str) -> None:
+            await heard.add((what, current_call().key, current_call().try_))
+            raise KeyError(what)
+
+        async with site.open():
+            await soon(schedule("notes", note.options(retry=retry), ["note"], every=PERIOD))
+            for what in ("tick", "note"):
+                async with asyncio.timeout(PATIENCE):
+                    while (key := _tried_twice(heard, what)) is None:
+                        await heard.more_than(len(heard.items))
+                assert sorted(item for item in heard.items if item[1] == key) == [(what, key, 1), (what, key, 2)]
+            found = {item.name: item.task for item in await soon(schedules(namespace=site.namespace))}
+            assert found == {"tick": "tick", "notes": note.name}
+            await _ended(site, "tick")
+            await _ended(site, "notes")
 
     async def test_schedule_waits_for_the_call_before(self, site: Site, heard: Heard) -> None:
         gate = asyncio.Event()
@@ -117,6 +142,11 @@ class ScheduleCases(Cases):
             with pytest.raises(TypeError, match="tz="):
                 site.atask(tz="UTC")(note.local)
             assert await soon(schedules(namespace=site.namespace)) == []
+
+
+def _tried_twice(heard: Heard, what: str) -> str | None:
+    """The key of a call of this name whose second try has begun; None: there is none yet."""
+    return next((key for name, key, number in heard.items if (name, number) == (what, 2)), None)
 
 
 async def _ended(site: Site, name: str) -> None:

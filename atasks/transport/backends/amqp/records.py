@@ -197,8 +197,8 @@ class AMQPRecords(Records):
         try:
             address = topology.nobody
             if milliseconds:
-                await self._open(call, queue, max(milliseconds, LEAST_MS), is_unique)
-                if is_unique and time.monotonic() - since > HOLDER_SECONDS / 3:
+                written = await self._open(call, queue, max(milliseconds, LEAST_MS), is_unique)
+                if is_unique and not (written and time.monotonic() - since <= HOLDER_SECONDS / 3):
                     # One of those who want the key may have taken another one for dead: the first call counts.
                     may_drop = False
                     self._owners.pop(call.id, None)
@@ -220,24 +220,33 @@ class AMQPRecords(Records):
             raise
         return call.id
 
-    async def _open(self, call: Call, queue: str, milliseconds: int, is_unique: bool) -> None:
+    async def _open(self, call: Call, queue: str, milliseconds: int, is_unique: bool) -> bool:
         """Open a record for the call. One that is there with another time, and empty, is that of a submitter with
-        the same `unique` key which has died."""
+        the same `unique` key which has died. False, and nothing is written, if another call is in it."""
         session, topology = self._session, self._session.topology
         name = topology.kept(call.id)
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
-        try:
-            await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
-        except QueueMismatch:
-            if not is_unique:
-                raise
+        pause = HOLDER_PAUSE
+        while True:
+            try:
+                await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+                break
+            except QueueMismatch:
+                if not is_unique or pause >= HOLDER_SECONDS:
+                    raise
             await self.over_link(lambda link: link.delete_queue(name, if_empty=True))
-            await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+            state = await self.over_link(lambda link: link.queue_state(name))
+            if state is not None and state[0]:
+                return False
+            if state is not None:  # somebody looks into it
+                await asyncio.sleep(pause)
+                pause *= 2
         if session.seals is not None:
             self.belongs(call.id, session.seals.voice())
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
+        return True
 
     async def _holder(self, call_id: str, queue: str, delay: float, kept: bool) -> str | None:
         """Take the `unique` key for this call, of this work queue. The id of the one that has it, if it is taken.
