@@ -11,10 +11,23 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import ATask, CallError, Invocation, Middleware, RemoteError, connect, use
+from atasks import (
+    ATask,
+    CallError,
+    Invocation,
+    Middleware,
+    RemoteError,
+    Retry,
+    atask,
+    connect,
+    current_call,
+    schedule,
+    unschedule,
+    use,
+)
 from atasks.namespaces import namespace_item, namespaces
 from atasks.pipeline import map
-from atasks.testing import soon
+from atasks.testing import soon, until
 from tests.unit import middlewares
 from tests.unit.middlewares import NAMESPACE, Around, Refused, Unpicklable, describe, double
 
@@ -56,6 +69,35 @@ async def test_a_middleware_that_cannot_be_pickled_is_named() -> None:
     async with connect("loopback:", namespace=NAMESPACE, processes=1):
         with pytest.raises(CallError, match="a middleware cannot be pickled"):
             await soon(describe("body"))
+
+
+@pytest.mark.usefixtures("used")
+async def test_ticks_with_a_retry_pass_the_middlewares() -> None:
+    """The middlewares at the worker that keeps the times see the atask and its arguments, and may change them."""
+    calls: list[tuple[Any, ...]] = []
+    ran: list[tuple[int, int]] = []
+
+    class Raising(Middleware):
+        async def call(self, call: Invocation, proceed: Proceed) -> Any:
+            if call.submitted:
+                calls.append((call.name, call.args, dict(call.kwargs)))
+                call.args = (2, *call.args[1:])
+            return await proceed()
+
+    @atask(name="middlewares-tick", namespace=NAMESPACE)
+    async def tick(number: int, *, more: str) -> None:
+        ran.append((number, current_call().try_))
+        raise KeyError(more)
+
+    use(Raising(), NAMESPACE)
+    async with connect("loopback:", namespace=NAMESPACE):
+        retried = tick.options(retry=Retry(on=(KeyError,), attempts=2, wait=0.01, jitter=0.0))
+        await soon(schedule("tick", retried, [1], {"more": "m"}, every=0.1))
+        await until(lambda: len(ran) >= 4, "two ticks were tried twice")
+        await soon(unschedule("tick", namespace=NAMESPACE))
+    assert all(call == ("middlewares-tick", (1,), {"more": "m"}) for call in calls)
+    assert len(calls) >= 2
+    assert set(ran) == {(2, 1), (2, 2)}
 
 
 @pytest.mark.usefixtures("used")
