@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -78,7 +79,7 @@ def _frame(body: bytes) -> None:
 def _failure(body: bytes) -> None:
     error = _complete(decode_failure(body, _msgpack))
     assert isinstance(error, BaseException)
-    str(error), repr(error)
+    str(error), repr(error), traceback.format_exception(error)
 
 
 def _described(question: object) -> None:
@@ -125,6 +126,14 @@ DECODERS: Final[dict[str, tuple[Callable[[bytes], Any], tuple[type[BaseException
 """By name: what decodes, and what it may raise. A codec may raise any Exception; the router maps it."""
 
 
+def _doubling(depth: int) -> BaseException:
+    """An exception whose parts refer to each other again and again: whoever shows it shows them as often."""
+    error: BaseException = ImportError("no name", name="no_such_module", path="p")
+    for _ in range(depth):
+        error = ValueError(error, error)
+    return error
+
+
 def _failures() -> list[bytes]:
     """Exceptions as they travel."""
     errors: list[BaseException] = [
@@ -133,6 +142,7 @@ def _failures() -> list[bytes]:
         OSError(2, "no such file", "name"),
         SyntaxError("bad", ("file", 1, 2, "text")),
         ExceptionGroup("several", [KeyError("k"), TypeError("t")]),
+        _doubling(7),
         atasks.RemoteError("module.Name", "a message", "a traceback"),
     ]
     return [_complete(encode_failure(error, _msgpack, hop="a hop")) for error in errors]
