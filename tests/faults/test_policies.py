@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import atasks
-from atasks.testing import until
+from atasks import UnknownRun, atask
+from atasks.testing import soon, until
+from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
 from tests.faults.history import History, settled
 from tests.faults.tasks import counting, echo, gated, leaf, work
@@ -96,3 +100,91 @@ async def test_replies_that_a_queue_refuses_are_sent_again_soon(
             assert items == list(range(500))
     finally:
         node.ctl("clear_policy", prefix)
+
+
+REFUSING = {"max-length": 3, "overflow": "reject-publish"}
+
+
+async def test_a_caller_whose_queue_refuses_everything_keeps_no_other_waiting(
+    node: Broker, prefix: str, cleanup: None
+) -> None:
+    @atask(namespace=prefix, batch=False)
+    async def number(n: int) -> int:
+        return n
+
+    connect = partial(atasks.connect, node.url, namespace=prefix, prefix=prefix)
+    async with (
+        atasks.serve(node.url, namespace=prefix, prefix=prefix, concurrency=3, grace=0),
+        connect() as full,
+    ):
+        assert isinstance(full, AMQPTransport)
+        queue = full.session.reply_queue
+        text = json.dumps({"max-length-bytes": 1, "overflow": "reject-publish"})
+        node.ctl("set_policy", "--apply-to", "queues", prefix, f"^{re.escape(queue)}$", text)
+        calls = [asyncio.create_task(number(n)) for n in range(50)]
+        try:
+            await asyncio.sleep(1)
+            async with connect():
+                assert await soon(asyncio.gather(*map(number, range(20)))) == list(range(20))
+            assert not any(call.done() for call in calls)
+        finally:
+            node.ctl("clear_policy", prefix)
+        assert await settled(asyncio.gather(*calls), "calls of the caller whose queue was full") == list(range(50))
+
+
+@pytest.mark.parametrize("rules", [REFUSING, {"message-ttl": 200}, {"max-length": 2}])
+async def test_a_journal_that_a_policy_bounds_does_not_slow_its_call(
+    node: Broker, prefix: str, cleanup: None, rules: dict[str, object]
+) -> None:
+    @atask(namespace=prefix)
+    async def step(n: int) -> int:
+        return n
+
+    @atask(namespace=prefix, resume=True)
+    async def steps(count: int) -> int:
+        return sum([await step(n) for n in range(count)])
+
+    node.ctl("set_policy", "--apply-to", "queues", prefix, rf"^{prefix}\.run\.", json.dumps(rules))
+    try:
+        async with (
+            atasks.serve(node.url, namespace=prefix, prefix=prefix, concurrency=3, grace=0),
+            atasks.connect(node.url, namespace=prefix, prefix=prefix),
+        ):
+            assert await soon(asyncio.gather(*(steps(20) for _ in range(3)))) == [190] * 3
+    finally:
+        node.ctl("clear_policy", prefix)
+
+
+async def test_a_record_whose_contents_have_expired_keeps_nobody_waiting(
+    node: Broker, prefix: str, cleanup: None
+) -> None:
+    ran: list[int] = []
+
+    @atask(namespace=prefix)
+    async def number(n: int) -> int:
+        ran.append(n)
+        return n
+
+    node.ctl("set_policy", "--apply-to", "queues", prefix, rf"^{prefix}\.run\.", json.dumps({"message-ttl": 200}))
+    try:
+        async with (
+            atasks.serve(node.url, namespace=prefix, prefix=prefix, concurrency=3, grace=0),
+            atasks.connect(node.url, namespace=prefix, prefix=prefix),
+        ):
+            handles = [await number.options(delay=1.5).submit(-1) for _ in range(10)]
+            await asyncio.sleep(1)
+            waiting = [asyncio.create_task(_outcome(handle)) for handle in handles * 2]
+            await asyncio.sleep(2)
+            assert await soon(asyncio.gather(*map(number, range(20)))) == list(range(20))
+            for outcome in await settled(asyncio.gather(*waiting), "handles whose records are empty", 30):
+                assert isinstance(outcome, UnknownRun)
+            await until(lambda: ran.count(-1) == 10, "calls run without a record")
+    finally:
+        node.ctl("clear_policy", prefix)
+
+
+async def _outcome(handle: atasks.Handle[int]) -> int | BaseException:
+    try:
+        return await handle
+    except UnknownRun as error:
+        return error

@@ -59,6 +59,10 @@ _NOBODY: Final = asyncio.Event()
 EMPTY_PAUSES: Final = (0.2, 5.0)
 """Seconds between two looks at a record that may be empty and has another reader: the first time, and at most.
 Each look waits for messages for as long as the first pause."""
+LINE_SECONDS: Final = 5.0
+"""Seconds for which a read waits behind others, before it leaves the line and comes again."""
+EMPTY_LOOKS: Final = 5
+"""Looks at a record without messages, and without another reader, until it is taken for an empty one."""
 READ_SECONDS: Final = 90.0
 """For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
 READERS: Final = 100
@@ -485,13 +489,13 @@ class AMQPRecords(Records):
         self._owners[call_id] = owner
 
     async def _messages(self, call_id: str, *, may_be_empty: bool = False) -> list[DeliveredMessage]:
-        """The messages of a record or a journal, as they are. Raises UnknownRun, CallConnectionLost. A record that
-        may be empty, since its submitter has died, is unknown then; else its messages are waited for."""
+        """The messages of a record or a journal, as they are; none if it is empty. Raises UnknownRun,
+        CallConnectionLost. `may_be_empty`: its submitter may have died before it wrote anything."""
         try:
             async with self._reading, asyncio.timeout(READ_SECONDS):
                 for pause in pauses(*EMPTY_PAUSES):
                     messages = await self.over_link(lambda link: self._read(link, call_id, may_be_empty))
-                    if messages:
+                    if messages is not None:
                         return messages
                     await asyncio.sleep(pause)
         except TimeoutError:
@@ -500,13 +504,18 @@ class AMQPRecords(Records):
             f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
         )
 
-    async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage]:
-        """The messages of a record or a journal, which stay in their queue. None of a record that may be empty and
-        that another reader has, which may find none either: two that stayed would each take the other for one
-        that has them."""
+    async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage] | None:
+        """The messages of a record or a journal, which stay in their queue. None, if another reader keeps them for
+        long: that reader may find none either, and two that stayed would each take the other for one that has
+        them.
+
+        One that should have messages, and that no other reader has, is looked at several times: somebody may have
+        taken them for a moment without consuming the queue. Then it is empty: they have expired, say."""
         name = self._session.topology.kept(call_id)
         messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
+        is_ours, looks = False, 0
+        """From when on it has no other reader, whoever comes later has to wait for this one."""
 
         async def receive(message: DeliveredMessage) -> None:
             messages.append(message)
@@ -521,19 +530,23 @@ class AMQPRecords(Records):
                 state = await guard(shielded(channel.queue_declare(name, passive=True)))
                 if messages and not state.message_count:
                     return messages
-                if may_be_empty and not messages and not state.message_count and state.consumer_count == 1:
-                    raise unknown_run(call_id)  # no other reader has them: its submitter has written nothing yet
+                if not messages and not state.message_count and state.consumer_count == 1:
+                    is_ours = True
+                looks += is_ours
+                if is_ours and not messages and (may_be_empty or looks >= EMPTY_LOOKS):
+                    return []
+                patience = EMPTY_PAUSES[0] if may_be_empty or is_ours else LINE_SECONDS
                 waiting = asyncio.ensure_future(arrived.wait())
                 try:
                     await asyncio.wait(
                         (waiting, channel.closing),
-                        timeout=EMPTY_PAUSES[0] if may_be_empty and not messages else None,
+                        timeout=None if messages else patience,
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                 finally:
                     waiting.cancel()
-                if may_be_empty and not messages and not channel.is_closed:
-                    return messages
+                if not messages and not is_ours and not channel.is_closed:
+                    return None
                 if channel.is_closed:
                     raise ConnectionError("the channel was closed over a read")
         except ChannelNotFoundEntity:

@@ -135,8 +135,9 @@ class KeptCalls:
         if state is None or state[0] == 1:  # there is nothing but the call in it
             return False
         record = await self._record(call)
-        # None: the record belongs to a later call with the same key.
-        return record is None or record.has_ended(call.id)
+        if record is None:  # it belongs to a later call with the same key, or what was in it has expired
+            return base_of(call.id) is not None
+        return record.has_ended(call.id)
 
     async def _record(self, call: Call) -> Record | None:
         try:

@@ -41,7 +41,10 @@ class RefusedReplies:
         self._empty.set()
 
     def takes(self, message: MessageToCaller) -> bool:
-        """Keep this message if it must wait behind others here. Returns False if it should be sent."""
+        """Keep this message if it must wait behind others here. Returns False if it should be sent. What goes to a
+        record or a journal should in any case: those who wait get it although the queue refuses it."""
+        if message.exchange:
+            return False
         line = self._lines.get(message.routing_key) if self._lines else None
         return line is not None and self._keep(message, line)
 

@@ -129,7 +129,9 @@ class Replies:
         settling = ReplyMessage(self, replies, reply_to, self.station.properties(mode), key)
         if alone:
             self.station.session.outbox.put_alone(settling)
-        elif not self.refused.takes(settling):
+        elif self.refused.takes(settling):
+            settling.let_go()
+        else:
             self.station.session.outbox.put_now(settling)
 
     def conclude(self, call_id: str, request: RequestMessage | None) -> None:
@@ -273,11 +275,14 @@ class ReplyMessage(MessageToCaller):
             else:
                 settle(reply.id, request)
 
+    def let_go(self) -> None:
+        """Settle the requests although the replies are not safe yet: they wait, and would hold the window."""
+        self._settle_requests()
+        self._answers = [(reply, None) for reply, _ in self._answers]
+
     def refused(self) -> None:
-        self._settle_requests()  # the replies are not safe yet
+        self.let_go()
         self._replies.refused.add(self)
-        answers: list[Answer] = [(reply, None) for reply, _ in self._answers]
-        self._answers = answers
 
     def halves(self) -> Sequence[MessageToCaller]:
         middle = len(self._answers) // 2
