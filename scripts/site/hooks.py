@@ -25,6 +25,8 @@ OUTSIDE = {
     "SECURITY.md": "reporting.md",
 }
 """Pages outside of docs/ -> their names in the site."""
+ELSEWHERE = re.compile(r"""<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)=["'](https?://[^"']*)""")
+"""A file of another host that browsers load with a page."""
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)([^)\s#]+)")
 
 
@@ -69,6 +71,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 def on_page_content(content: str, **_: Any) -> str:
     """Have a phone show tables of words row by row."""
     return stacked(content)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Refuse what browsers would load from other hosts."""
+    for url in ELSEWHERE.findall(output):
+        logger.warning("%s loads %s: the site asks no other host", page.file.src_uri, url)
+    return output
 
 
 def _path(target: str, uri: str) -> str:
