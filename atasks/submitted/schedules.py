@@ -453,7 +453,7 @@ class Ticker:
 
         async def begin(call: Call) -> str:
             call.id = call_id
-            return await records.begin(call, options)
+            return await records.begin(call, options, named=schedule.task)
 
         try:
             return await self._router.submit_encoded(

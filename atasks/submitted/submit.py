@@ -41,7 +41,7 @@ async def submit(
         if unique is not None:
             call.id = unique
         call.sent_ms += int(delay * 1000)  # when it may begin
-        holder = await records.begin(call, options, delay=delay)
+        holder = await records.begin(call, options, delay=delay, named=str(name))
         if holder != call.id and options.on_conflict == "error":
             raise AlreadySubmitted(
                 f"a call of {name} with this unique key waits or runs, or its record is kept: its id is {holder}"

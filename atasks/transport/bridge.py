@@ -133,10 +133,10 @@ class BridgedRecords(Records):
 
         return await self._bridge.forward(there)
 
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         async def begin(records: Records) -> str:
             _check_size(call, await self._bridge._real())
-            return await records.begin(call, options, delay=delay)
+            return await records.begin(call, options, delay=delay, named=named)
 
         return await self._do(begin)
 

@@ -17,7 +17,17 @@ from urllib.parse import quote
 import pytest
 
 import atasks
-from atasks import AccessRefused, ConnectFailed, InvalidURL, Transport, UnknownRun, atask
+from atasks import (
+    AccessRefused,
+    ConnectFailed,
+    InvalidURL,
+    Retry,
+    Transport,
+    UnknownRun,
+    atask,
+    schedule,
+    unschedule,
+)
 from atasks.options import TaskOptions
 from atasks.pipeline import collect, flat_map, map, stage
 from atasks.router import get_router
@@ -135,6 +145,25 @@ async def test_a_run_of_a_pipeline(
         with pytest.raises(UnknownRun):
             await soon(handle)
     assert postgres.query(f"SELECT count(*) FROM atasks_notes WHERE prefix = '{prefix}'") == [(0,)]
+
+
+async def test_calls_with_a_retry_are_listed_by_the_names_of_their_atasks(
+    amqp_url: str, options: dict[str, Any]
+) -> None:
+    retried = double.options(retry=Retry(on=(OSError,)))
+    async with atasks.serve(amqp_url, **options) as worker:
+        assert await soon(await soon(retried.submit(1))) == 2
+        await soon(schedule("listed", retried, [2], every=0.2))
+        records = worker.transport.records
+        assert records is not None
+
+        async def listed() -> list[str]:
+            return [info.task for info in await records.history(task=double.name)]
+
+        while len(found := await soon(listed())) < 2:
+            await asyncio.sleep(0.05)
+        assert set(found) == {double.name}
+        await soon(unschedule("listed"))
 
 
 async def test_a_fleet_that_changes_to_a_database_keeps_what_it_has(

@@ -120,9 +120,10 @@ class Records(ABC):
         self.expires = check_expires(expires)
 
     @abstractmethod
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         """Open a record, unless the options say `keep=0`, and have a worker run the call, at the earliest after
-        `delay` seconds, which is when `sent_ms` says that it was sent. Returns its id when both are safe; that of
+        `delay` seconds, which is when `sent_ms` says that it was sent. `named`: the name of its atask in lists, if
+        the call is one that makes the tries of another one. Returns its id when both are safe; that of
         another call, and does nothing, if that one has the same `base_of` its id and waits, runs, or has a record.
         Raises a `CallError`."""
 

@@ -34,7 +34,7 @@ class MemoryRecords(Records):
         """Keep records from now on, in this event loop."""
         self._store = RecordStore(self._max_bytes, lambda key, _: self._wake(key), self._in_hand)
 
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         head = Kept(VERSION, call.id, options.queue or "default", self.milliseconds(options, delay))
         store = self._opened()
         base = base_of(call.id)

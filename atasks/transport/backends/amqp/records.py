@@ -182,7 +182,7 @@ class AMQPRecords(Records):
 
     # -- the contract
 
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         session, sender = self._session, self._sender
         topology = session.topology
         queue = topology.check(session.queue_of(options))

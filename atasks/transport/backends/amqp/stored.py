@@ -61,7 +61,7 @@ class StoredRecords(Records):
 
     # -- the contract
 
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         session = self._session
         queue = session.topology.check(session.queue_of(options))
         if options.on_no_worker == "error":
@@ -75,7 +75,7 @@ class StoredRecords(Records):
         request = self._sealed(
             call.id, call.id, wire.encode([Kept(VERSION, call.id, queue, keep_ms), call]), owner
         )
-        new = New(call.id, base, call.task, queue, keep_ms, int(delay * 1000), base is None, request)
+        new = New(call.id, base, named or call.task, queue, keep_ms, int(delay * 1000), base is None, request)
         held = await self.database.begin(new)
         if held.id != call.id:
             return held.id if held.sent else await self._joined(new)

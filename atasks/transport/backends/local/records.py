@@ -105,7 +105,7 @@ class LocalRecords(Records):
 
     # -- the contract
 
-    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0) -> str:
+    async def begin(self, call: Call, options: TaskOptions, *, delay: float = 0.0, named: str = "") -> str:
         while (room := self._calling.backpressure.room()) is not None:
             await room
         queue = self._calling.queue_of(options)
