@@ -118,10 +118,11 @@ class RemoteStream(Generic[T]):
     def __del__(self) -> None:
         receiver = self._receiver
         if receiver is not None and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed, and the transport with it
-                self._loop.call_soon_threadsafe(
-                    receiver.close
-                )  # the collector may run in any thread, at any point
+            # The collector may run in any thread, at any point, and when the interpreter has taken imports away.
+            try:
+                self._loop.call_soon_threadsafe(receiver.close)
+            except RuntimeError:  # the event loop is closed, and the transport with it
+                return
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from atasks.caller.background import Background, enter_background
@@ -195,8 +194,11 @@ class SyncRun(_Execution):
     def forget(self) -> None:
         self.over = True  # first, because it may be about to start
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop has closed
+            # By nothing that is imported: the interpreter, which may be ending, has taken that away.
+            try:
                 self._loop.call_soon_threadsafe(self.end)
+            except RuntimeError:  # the loop has closed
+                return
 
     def end(self) -> None:
         super().end()
