@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import Request, urlopen
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.checks import Bound
 
 __all__ = ["Unseen", "faults", "read_policies"]
 
@@ -17,13 +20,14 @@ SECONDS: Final = 3.0
 KINDS: Final = ("policies", "operator-policies")
 QUEUES: Final = ("all", "queues", "classic_queues", "quorum_queues")
 DROPPING: Final = {
-    "message-ttl": "calls, replies and records expire in it",
+    "message-ttl": "what is in it expires: calls, replies, records, schedules, tokens of limits",
     "expires": "it is deleted while nobody uses it, with what is in it",
     "delivery-limit": "a call that is delivered so often is dropped, and atasks counts attempts itself",
 }
 
 LENGTHS: Final = ("max-length", "max-length-bytes")
 LENGTH: Final = "without overflow=reject-publish: the oldest calls in it are dropped"
+TOKENS: Final = "tokens of a limit get lost, and calls wait for them"
 
 
 class Unseen(Exception):
@@ -67,10 +71,10 @@ def _is_policy(policy: Any) -> bool:
     )
 
 
-def faults(policies: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
-    """Return a line for each policy that takes calls away from a queue of these names."""
+def faults(policies: Sequence[dict[str, Any]], names: Mapping[str, Bound]) -> list[str]:
+    """Return a line for each policy that takes something away from a queue of these names."""
     found: dict[str, str] = {}
-    for name in names:
+    for name, bound in names.items():
         both = [_effective(policies, name, operator) for operator in (False, True)]
         applied = [policy for policy in both if policy is not None]
         overflow = [str(policy["definition"].get("overflow", "")) for policy in applied]
@@ -78,7 +82,9 @@ def faults(policies: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str
         for policy in applied:
             rules = policy["definition"].items()
             harm = [f"{key}={value}: {DROPPING[key]}" for key, value in rules if key in DROPPING]
-            if not rejects:
+            if bound == "none":
+                harm += [f"{key}={value}: {TOKENS}" for key, value in rules if key in LENGTHS]
+            elif bound == "refusing" and not rejects:
                 harm += [f"{key}={value} {LENGTH}" for key, value in rules if key in LENGTHS]
             if harm:
                 kind = "operator policy" if policy["operator"] else "policy"

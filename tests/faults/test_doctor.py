@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks_cli.policies import faults
 from tests.broker import Broker, PrivateNode
 from tests.cli.command import Done
 from tests.cli.shell import Shell
@@ -147,7 +149,7 @@ def test_policies_are_read_where_the_broker_tells_them(clinic: Clinic, policy: A
     assert clinic.problems(*patience) == []
     policy(message_ttl=7_200_000, max_length=1_000_000)  # which no probe would find
     (problem,) = clinic.problems(*patience)
-    expires = "message-ttl=7200000: calls, replies and records expire in it"
+    expires = "message-ttl=7200000: what is in it expires: calls, replies, records, schedules, tokens of limits"
     drops = "max-length=1000000 without overflow=reject-publish: the oldest calls in it are dropped"
     queue = f"atasks.q.{clinic.namespace}.shop.q"
     assert problem == f"policy 'wrong' applies to queue '{queue}', {expires}; {drops}"
@@ -157,3 +159,27 @@ def test_policies_are_read_where_the_broker_tells_them(clinic: Clinic, policy: A
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
     (problem,) = clinic.problems("--expect", "1", "--timeout", "20", "--management", address)
     assert problem.startswith(f"{address} does not answer")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules", "harm"),
+    [
+        *(
+            (kind, {"message-ttl": 500}, "expires")
+            for kind in ("q", "r", "run", "delay", "schedules", "unique", "limit")
+        ),
+        ("limit", {"max-length": 3, "overflow": "reject-publish"}, "tokens of a limit get lost"),
+        ("limit", {"max-length-bytes": 10}, "tokens of a limit get lost"),
+        ("delay", {"max-length": 3}, "oldest calls in it are dropped"),
+        ("delay", {"max-length": 3, "overflow": "reject-publish"}, None),
+        ("schedules", {"expires": 1000}, "deleted while nobody uses it"),
+        ("unique", {"max-length": 3}, None),
+        ("run", {"max-length": 3, "overflow": "reject-publish"}, None),
+    ],
+)
+def test_policies_for_queues_of_each_kind(kind: str, rules: dict[str, object], harm: str | None) -> None:
+    transport = AMQPTransport("amqp://localhost/", "default", prefix="shop")
+    transport.session.new_reply_queue()
+    policy = {"name": "p", "pattern": rf"^shop\.{kind}\.", "apply-to": "queues", "operator": False}
+    found = faults([{**policy, "definition": rules}], transport.checks.names(["orders"]))
+    assert (harm in found[0]) if harm is not None else not found

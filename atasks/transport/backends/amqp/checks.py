@@ -7,7 +7,7 @@ import re
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused, DeliveryError
@@ -16,11 +16,15 @@ from yarl import URL
 
 from atasks.errors import NotConnected
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.records.contract import GENERATION
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["BrokerChecks"]
+
+Bound = Literal["any", "refusing", "none"]
+"""The bound of a queue's length that does no harm: any; one that refuses what is too much; none at all."""
 
 MESSAGES: Final = 200
 BODY: Final = bytes(1024)
@@ -38,12 +42,23 @@ class BrokerChecks:
         """The virtual host that this process is connected to."""
         return URL(self._session.urls[0]).path.removeprefix("/") or "/"
 
-    def names(self, queues: Sequence[str]) -> list[str]:
-        """The names at the broker of queues that must keep what is put into them: work queues with their solo
-        queues, a reply queue, and a record."""
+    def names(self, queues: Sequence[str]) -> dict[str, Bound]:
+        """The names at the broker of queues that must keep what is put into them, and the bound of their length
+        that does no harm: work queues with their solo queues, a reply queue, a record, the first queue of delays,
+        the schedules, a `unique` key, and the tokens of a limit."""
         topology = self._session.topology
-        found = [name(queue) for queue in queues for name in (topology.work, topology.solo)]
-        return [*found, self._session.reply_queue, topology.kept("0" * 32)]
+        nobody, tokens = "0" * 32, topology.limit("limit", None)
+        found: dict[str, Bound] = {}
+        for queue in queues:
+            found |= {topology.work(queue): "refusing", topology.solo(queue): "refusing"}
+        found |= {
+            self._session.reply_queue: "refusing",
+            topology.kept(nobody): "refusing",
+            topology.delay(0): "refusing",
+            topology.schedules: "refusing",
+            topology.unique(f"{nobody}{GENERATION}"): "any",
+        }
+        return {**found, f"{tokens}.places": "none", f"{tokens}.rate": "none", f"{tokens}.cooling": "none"}
 
     def permission(self) -> str:
         """The command that permits this user what a worker needs."""

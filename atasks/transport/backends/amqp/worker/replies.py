@@ -278,7 +278,8 @@ class ReplyMessage(MessageToCaller):
     def let_go(self) -> None:
         """Settle the requests although the replies are not safe yet: they wait, and would hold the window."""
         self._settle_requests()
-        self._answers = [(reply, None) for reply, _ in self._answers]
+        answers: list[Answer] = [(reply, None) for reply, _ in self._answers]
+        self._answers = answers
 
     def refused(self) -> None:
         self.let_go()
