@@ -346,19 +346,26 @@ def test_every_system_can_be_started_and_says_what_it_promises():
     assert used >= set((ROOT / "benchmarks" / "peers").glob("[!_]*.py"))
 
 
-def test_a_system_runs_in_the_environment_that_it_requires(tmp_path: Path):
-    assert python_of(SYSTEMS["amqp"]) == Path(sys.executable)
+def test_a_system_that_cannot_be_installed(tmp_path: Path):
     nowhere = dataclasses.replace(SYSTEMS["amqp"], name="nowhere", requires=(str(tmp_path / "no-such-package"),))
     said: list[str] = []
     with pytest.raises(BenchmarkFailed, match=r"cannot be installed: .*no-such-package"):
         python_of(nowhere, said.append, tmp_path)
     assert said == [f"installing {tmp_path}/no-such-package"]
-    here = dataclasses.replace(nowhere, requires=(str(wheel(tmp_path)),))
+
+
+def test_a_system_runs_in_the_environment_that_it_requires(tmp_path: Path):
+    assert python_of(SYSTEMS["amqp"]) == Path(sys.executable)
+    here = dataclasses.replace(SYSTEMS["amqp"], name="here", requires=(str(wheel(tmp_path)),))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "left-behind").touch()  # by an installation that failed
+    said: list[str] = []
     for _ in range(2):
         python = python_of(here, said.append, tmp_path)
-        assert python == tmp_path / "nowhere" / "bin" / "python"
+        assert python == tmp_path / "here" / "bin" / "python"
         subprocess.run([python, "-c", "import here"], check=True)
-    assert said[1:] == [f"installing {here.requires[0]}"], "once"
+    assert said == [f"installing {here.requires[0]}"], "once"
+    assert not (tmp_path / "here" / "left-behind").exists()
 
 
 def wheel(folder: Path) -> Path:
