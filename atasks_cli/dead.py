@@ -74,7 +74,7 @@ def dead_command(
         what = "dropped" if action == "drop" else "back in their queues"
         click.echo(f"{what}: {counted(len(done), 'message')}")
         for number, problem in problems.items():
-            say(f"message {number} stays: {clean(problem)}")
+            say(f"message {number} stays: {problem}")
     return Exit.FAILED if problems else Exit.OK
 
 

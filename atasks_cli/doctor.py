@@ -80,7 +80,7 @@ def doctor_command(place: Place, queues: tuple[str, ...], management: str | None
         for problem in problems:
             click.echo(clean(problem))
         for text in unseen:
-            say(f"not looked at: {clean(text)}")
+            say(f"not looked at: {text}")
         if not problems:
             say("nothing is wrong, as far as the workers and the broker tell")
     return Exit.FAILED if problems else Exit.OK

@@ -17,6 +17,7 @@ import atasks
 from atasks import logs, urls
 from atasks.logging import CallFilter, JsonFormatter
 from atasks_cli.exits import CommandError, Exit
+from atasks_cli.shown import clean
 
 __all__ = ["configure_logging", "discard_output", "output_is_unread", "say", "show_traceback", "shown_url"]
 
@@ -29,8 +30,8 @@ _OWN = tuple(
 
 
 def say(message: str) -> None:
-    """One line on stderr, whatever the log level. Never raises: nobody may read it any more."""
-    _write(f"atasks: {message}\n")
+    """One line of what can be printed, on stderr, whatever the log level. Never raises: nobody may read it."""
+    _write(f"atasks: {clean(message)}\n")
 
 
 def output_is_unread() -> bool:

@@ -38,6 +38,11 @@ def test_module_that_does_not_exist(shell: Shell) -> None:
     assert (done.code, done.line()) == (3, "no such module: taks; did you mean tasks?")
 
 
+def test_no_line_has_what_a_terminal_would_obey(shell: Shell) -> None:
+    done = shell.run("run", "\x1b[31mtasks\x07\u202e.py")
+    assert (done.code, done.line()) == (3, "no such file: ?[31mtasks??.py; give a Python file or a module name")
+
+
 def test_module_that_fails_on_import(shell: Shell) -> None:
     shell.write("bad.py", "import json\n\njson.loads('')\n")
     done = shell.run("run", "bad.py")
