@@ -13,6 +13,7 @@ from atasks.caller.background import Background, enter_background, run_in
 from atasks.connection import check_options, connect
 from atasks.namespaces import namespaces
 from atasks.options import ConnectOptions, validate_queue
+from atasks.outlast import shield
 from atasks.router import get_router
 from atasks.transport.bridge import Bridge
 from atasks.transport.contract import Transport
@@ -138,7 +139,7 @@ class _Place:
             return
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open(lazy), name="atasks connecting")
-        await asyncio.shield(self._opening)
+        await shield(self._opening)
 
     async def _open(self, lazy: LazyConnection) -> None:
         await self.close()  # a connection that was lost for good

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["begin", "is_cancelled", "outlast"]
+__all__ = ["begin", "is_cancelled", "outlast", "shield"]
 
 T = TypeVar("T")
 
@@ -15,6 +15,29 @@ def is_cancelled() -> bool:
     """Return True if somebody has cancelled the running task: else a CancelledError comes from what it awaits."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
+
+
+def shield(awaitable: Awaitable[T]) -> asyncio.Future[T]:
+    """`asyncio.shield`, but that nothing is logged of an exception that comes when nobody awaits it any more: from
+    Python 3.14 on asyncio logs each as an error."""
+    inner = asyncio.ensure_future(awaitable)
+    if inner.done():
+        return inner
+    outer: asyncio.Future[T] = inner.get_loop().create_future()
+
+    def pass_on(inner: asyncio.Future[T]) -> None:
+        if outer.done():  # both have ended in one turn
+            _ = inner.cancelled() or inner.exception()
+        elif inner.cancelled():
+            outer.cancel()
+        elif (error := inner.exception()) is not None:
+            outer.set_exception(error)
+        else:
+            outer.set_result(inner.result())
+
+    inner.add_done_callback(pass_on)
+    outer.add_done_callback(lambda _: inner.remove_done_callback(pass_on))  # what is shielded may live for long
+    return outer
 
 
 async def outlast(coroutine: Coroutine[Any, Any, T]) -> T:

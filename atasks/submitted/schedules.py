@@ -19,6 +19,7 @@ from atasks.arrays import UNREADABLE, read_each
 from atasks.current import new_call_id
 from atasks.errors import AtasksError, NotConnected, NotSupported, UnknownRun
 from atasks.options import TaskOptions, validate_name
+from atasks.outlast import shield
 from atasks.submitted.tries import tries_of, whole
 from atasks.timing import Timing
 from atasks.transport.records.contract import GENERATION
@@ -330,7 +331,7 @@ class Ticker:
         hold up those after it until somebody notices."""
         task = asyncio.ensure_future(turn)
         try:
-            return await asyncio.shield(task)
+            return await shield(task)
         finally:
             await asyncio.wait([task], timeout=END_SECONDS)
             task.cancel()

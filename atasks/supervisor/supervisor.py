@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from atasks.errors import WorkersFailed
+from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.supervisor.process import Hooks, WorkerProcess
 from atasks.tracking import WorkerCounts, snapshots
@@ -129,7 +130,7 @@ class Supervisor:
         start; processes that still live go on then, until `stop`."""
         if self._failed is None:
             raise RuntimeError("start() the supervisor first")
-        await asyncio.shield(self._failed)
+        await shield(self._failed)
 
     async def stop(self, grace: float) -> None:
         """Release all processes, and return when they have ended.
@@ -176,7 +177,7 @@ class Supervisor:
         waits = pauses(FIRST_PAUSE, LONGEST_PAUSE)
         while True:
             process = await self._spawn(number)
-            if process is not None and await asyncio.shield(process.ready):
+            if process is not None and await shield(process.ready):
                 self._served = True
                 if not serves.done():
                     serves.set_result(None)

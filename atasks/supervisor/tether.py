@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from atasks import forks
+from atasks.outlast import shield
 from atasks.supervisor import running_calls
 
 __all__ = ["VARIABLE", "Tether"]
@@ -92,7 +93,7 @@ class Tether:
 
     async def released(self) -> None:
         """Return when this process should drain and end."""
-        await asyncio.shield(self._watch())
+        await shield(self._watch())
 
     @property
     def is_released(self) -> bool:

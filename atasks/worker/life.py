@@ -9,6 +9,7 @@ import socket
 from typing import TYPE_CHECKING, Final
 
 from atasks.errors import TransportError
+from atasks.outlast import shield
 from atasks.submitted.schedules import Ticker
 from atasks.tracking import snapshots
 from atasks.wire import plain
@@ -68,7 +69,7 @@ class Life:
 
     async def wait(self) -> None:
         """Return when it has drained; raise the TransportError that stopped it, if one did."""
-        await asyncio.shield(self._stopped)
+        await shield(self._stopped)
 
     def fail(self, error: TransportError) -> None:
         """The transport is lost for good: `wait` raises."""
@@ -83,7 +84,7 @@ class Life:
         seconds, then cancel and give back the rest. Safe to call again: every caller waits for the one drain."""
         if self._drain_task is None:
             self._drain_task = self._worker.loop.create_task(self._drain(grace), name="atasks drain")
-        await asyncio.shield(self._drain_task)
+        await shield(self._drain_task)
 
     async def _drain(self, grace: float) -> None:
         worker = self._worker

@@ -17,6 +17,7 @@ from django.db import close_old_connections, connections, reset_queries
 from django.utils import timezone, translation
 
 from atasks import Invocation, Middleware
+from atasks.outlast import shield
 
 __all__ = ["CallThread", "DjangoMiddleware"]
 
@@ -105,7 +106,7 @@ class CallThread(ThreadSensitiveContext):
         """Close its connections, and end it."""
         closed = self.abandon()
         if closed is not None:
-            await asyncio.shield(closed)  # a cancellation would take it from the thread before it has begun
+            await shield(closed)  # a cancellation would take it from the thread before it has begun
 
     def abandon(self) -> asyncio.Future[None] | None:
         """Have its connections closed and itself ended when it has done what it does. None: there is no thread."""

@@ -17,6 +17,7 @@ from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
+from atasks.outlast import shield
 from atasks.progress import Progress
 from atasks.wire import Reply, Report
 from atasks.worker.executors.frames import HEADER, READY, ProcessRequest, decode_answer, frame
@@ -130,7 +131,7 @@ class ExecutorProcess:
         self._writer.close()
         await asyncio.wait([self.ended], timeout=LEAVE_PATIENCE)
         self.kill()
-        await asyncio.shield(self.ended)
+        await shield(self.ended)
 
     async def _say(self, content: bytes) -> None:
         try:
@@ -148,7 +149,7 @@ class ExecutorProcess:
 
     async def _lost(self) -> Lost:
         self.kill()  # if the process still lives, it has closed its channel
-        await asyncio.shield(self.ended)
+        await shield(self.ended)
         code = self._process.returncode
         assert code is not None
         if code >= 0:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Final
 
 from atasks.errors import TransportError
+from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, server_name
 from atasks.transport.backends.amqp.session import Session
@@ -130,7 +131,7 @@ class Connection:
         waits = pauses(*BACKOFF)
         while True:
             since = loop.time()
-            reason = await asyncio.shield(link.lost)
+            reason = await shield(link.lost)
             logger.warning("the connection to RabbitMQ at %s is lost: %s", link.server, reason)
             self._detach()
             await link.close()

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from aiormq.exceptions import ChannelLockedResource
 
 from atasks.errands import Errands
+from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
 
@@ -48,7 +49,7 @@ class Locks:
             if tries:
                 await asyncio.sleep(pause)
             tries += 1
-            await asyncio.shield(self._errands.start(self._try(name, link)))
+            await shield(self._errands.start(self._try(name, link)))
         return tries > 1
 
     async def take_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
@@ -56,7 +57,7 @@ class Locks:
         Returns what that returns; None: another connection has the lock, and nothing is declared. Raises what that
         raises. If the await is cancelled, or raises, `give` it."""
         self._wanted.add(name)
-        return await asyncio.shield(self._errands.start(self._try_with(name, link, declare)))
+        return await shield(self._errands.start(self._try_with(name, link, declare)))
 
     def give(self, name: str) -> None:
         """Give a lock back, without waiting, unless it is taken again meanwhile."""

@@ -34,6 +34,7 @@ from atasks.errors import (
     UnknownRun,
 )
 from atasks.options import LONGEST_KEEP, TaskOptions
+from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.signing import SealError
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
@@ -156,7 +157,7 @@ class AMQPRecords(Records):
         """Return the link, as soon as there is one. Raises NotConnected."""
         if self._link is None:
             raise NotConnected("this transport is not connected: await its connect() first")
-        return await asyncio.shield(self._link)
+        return await shield(self._link)
 
     async def over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
         """Do it over the link that there is, and again over the next one if that one gets lost."""
@@ -169,7 +170,7 @@ class AMQPRecords(Records):
             except CLIENT_ERRORS as error:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(LOST_SECONDS):
-                        await asyncio.shield(link.lost)
+                        await shield(link.lost)
                 if not link.lost.done():
                     raise map_error(error, self._session.urls[0]) from error
                 if (

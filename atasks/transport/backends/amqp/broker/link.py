@@ -36,7 +36,7 @@ from yarl import URL
 
 from atasks import forks
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
-from atasks.outlast import is_cancelled
+from atasks.outlast import is_cancelled, shield
 from atasks.transport.backends.amqp import tls
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.frames import SOCKETS
@@ -405,7 +405,7 @@ async def _connect(attempt: AioPikaConnection) -> None:
     lose sight of a connection that is open already, and nobody could close it."""
     connecting = asyncio.ensure_future(attempt.connect())
     try:
-        await asyncio.shield(connecting)
+        await shield(connecting)
     except asyncio.CancelledError:
         await asyncio.wait((connecting,), timeout=SETTLE_SECONDS)
         connecting.cancel()
@@ -458,7 +458,7 @@ def shielded(operation: Awaitable[T]) -> Awaitable[T]:
     """An operation that goes on when its await is cancelled: a cancelled one would close its channel."""
     task = asyncio.ensure_future(operation)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
-    return asyncio.shield(task)
+    return shield(task)
 
 
 async def guard(operation: Awaitable[T]) -> T:

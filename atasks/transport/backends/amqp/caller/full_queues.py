@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from atasks.errors import CallConnectionLost, QueueFull
+from atasks.outlast import shield
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.wire import AT_MOST_ONCE
 
@@ -66,7 +67,7 @@ class FullQueues:
         look = self._looks.get(queue)
         if look is None:
             look = self._looks[queue] = asyncio.create_task(self._look(queue), name="atasks look at a queue")
-        full = await asyncio.shield(look)
+        full = await shield(look)
         if full and (request.full or call.delivery == AT_MOST_ONCE):
             pending.fail(
                 QueueFull(f"{call.task} was refused by the broker: its queue is full; try later, or add workers")

@@ -12,6 +12,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 
 from atasks.errors import LimitError, TransportError
+from atasks.outlast import shield
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
 from atasks.transport.backends.amqp.broker.topology import Topology
@@ -158,7 +159,7 @@ class BrokerLimit:
                 logger.warning("limit %r cannot be used for now, and is tried again: %s", self._name, error)
             finally:
                 if channel is not None and not channel.is_closed:
-                    await asyncio.shield(channel.close())
+                    await shield(channel.close())
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from aiormq.abc import DeliveredMessage
 
 from atasks import wire
+from atasks.outlast import shield
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class RequestMessage:
         """Return when it is acknowledged, or has gone back, as far as this worker is concerned."""
         if self.unsettled:
             self._gone = self._gone or asyncio.get_running_loop().create_future()
-            await asyncio.shield(self._gone)
+            await shield(self._gone)
 
     def _leave(self) -> None:
         if self._gone is not None and not self._gone.done():
