@@ -18,8 +18,9 @@ def is_cancelled() -> bool:
 
 
 def shield(awaitable: Awaitable[T]) -> asyncio.Future[T]:
-    """`asyncio.shield`, but that nothing is logged of an exception that comes when nobody awaits it any more: from
-    Python 3.14 on asyncio logs each as an error."""
+    """`asyncio.shield`, but that an exception which comes when this is cancelled is not logged, because others may
+    await it: from Python 3.14 on asyncio logs it as an error. A task that nobody awaits tells of its exception
+    when it is collected, as ever."""
     inner = asyncio.ensure_future(awaitable)
     if inner.done():
         return inner

@@ -237,10 +237,8 @@ def _number(value: object) -> int:
 def works(exc: BaseException) -> bool:
     """Return True if `str(exc)` works. Asked of classes in Python only."""
     own = next(vars(base)["__str__"] for base in type(exc).__mro__ if "__str__" in vars(base))
-    if (
-        isinstance(own, WrapperDescriptorType) and own is not vars(object)["__str__"]
-    ):  # which asks the class's repr
-        return True
+    if isinstance(own, WrapperDescriptorType) and own is not vars(object)["__str__"]:
+        return True  # that of `object` asks the class's repr
     try:
         return isinstance(str(exc), str)
     except Exception:

@@ -86,8 +86,9 @@ class Schedule(Struct, kw_only=True):
     payload: bytes
     codec: str
     options: dict[str, Any]
-    tries: bool = False
-    """True if its calls have a `retry`: the payload is that of the call which makes their tries."""
+    tries: bytes = b""
+    """The arguments of the call which makes the tries of one of its calls; empty: there is no `retry`. A leader
+    that does not know of this makes the calls themselves, of which each is one try."""
 
     def __post_init__(self) -> None:
         """Raises TypeError or ValueError for what makes no sense: the table may have been written by anybody."""
@@ -255,12 +256,9 @@ async def _made(
     defined: bool,
 ) -> Schedule:
     validate_name(name, "the name of a schedule")
-    tries = options.retry is not None
-    if tries:
-        payload = await router.encode_arguments(RUN_TRIES, tries_of(task, options, args, kwargs), {})
-        options = whole(options)
-    else:
-        payload = await router.encode_arguments(task, tuple(args), dict(kwargs))
+    tries = b""
+    if options.retry is not None:
+        tries = await router.encode_arguments(RUN_TRIES, tries_of(task, options, args, kwargs), {})
     return Schedule(
         name=name,
         task=task,
@@ -270,7 +268,7 @@ async def _made(
         overlap=timing.overlap,
         defined=defined,
         since=now,
-        payload=payload,
+        payload=await router.encode_arguments(task, tuple(args), dict(kwargs)),
         codec=router.codec.name,
         options={option: getattr(options, option) for option in _KEPT},
         tries=tries,
@@ -448,6 +446,8 @@ class Ticker:
         assert records is not None, "what keeps schedules keeps records"
         options = TaskOptions().with_changes({**schedule.options, "orphan": "run", "batch": False})
         options = options.with_changes({"keep": max(options.keep or 0.0, KEEP_SECONDS)})
+        if schedule.tries:
+            options = whole(options)
         digest = blake2b(f"{schedule.name}\0{tick:.6f}".encode(), digest_size=16).hexdigest()
 
         call_id = f"{digest}{GENERATION}{new_call_id()[:12]}"
@@ -459,13 +459,13 @@ class Ticker:
         try:
             return await self._router.submit_encoded(
                 schedule.task,
-                schedule.payload,
+                schedule.tries or schedule.payload,
                 schedule.codec,
                 options,
                 self._transport,
                 begin,
                 call_id,
-                tries=schedule.tries,
+                tries=bool(schedule.tries),
             )
         except (AtasksError, OSError, msgspec.MsgspecError):
             raise

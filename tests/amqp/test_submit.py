@@ -131,7 +131,15 @@ async def note(what: str) -> str:
     return what
 
 
+@atask
+async def note_behind_gate(what: str) -> str:
+    noted.append(what)
+    await gate.wait()
+    return what
+
+
 noted: list[str] = []
+gate = asyncio.Event()
 
 
 class Stall:
@@ -182,7 +190,7 @@ async def test_the_next_submission_of_a_key_sends_the_call(
             assert noted == []
 
 
-@pytest.mark.parametrize("kept_ms", [0, 86_400_000, 77_000], ids=["no record", "empty", "of another keep"])
+@pytest.mark.parametrize("kept_ms", [86_400_000, 77_000], ids=["same keep", "another keep"])
 @pytest.mark.parametrize("delivery", ["at_least_once", "at_most_once"])
 async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
     amqp_url: str, prefix: str, delivery: str, kept_ms: int
@@ -197,11 +205,10 @@ async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
             link, topology = submitter.session.link, submitter.session.topology
             assert link is not None
             call_id = unique_id(note.name, "once")
-            await link.declare_queue(topology.unique(call_id), topology.unique_arguments(0.0, kept=True))
+            await link.declare_queue(topology.unique(call_id), topology.unique_arguments(0.0))
             channel = await link.open_channel(confirms=True)
             await channel.basic_publish(call_id.encode(), routing_key=topology.unique(call_id))
-            if kept_ms:
-                await link.declare_queue(topology.kept(call_id), topology.kept_arguments(kept_ms))
+            await link.declare_queue(topology.kept(call_id), topology.kept_arguments(kept_ms))
         handles = await soon(asyncio.gather(*(once.submit(f"{number}") for number in range(5))))
         assert len({handle.id for handle in handles}) == 1
         assert sum(handle.new for handle in handles) == 1
@@ -236,6 +243,26 @@ async def test_a_call_that_waits_for_longer_than_its_record_is_kept_keeps_its_ke
             while not (third := await soon(once.submit("third"))).new:  # the key is free when it has ended
                 await asyncio.sleep(0.05)
             assert await soon(third) == "third"
+
+
+async def test_a_call_that_runs_for_longer_than_its_record_is_kept_keeps_its_key(
+    amqp_url: str, prefix: str
+) -> None:
+    gate.clear()
+    noted.clear()
+    async with atasks.serve(amqp_url, prefix=prefix) as worker:
+        assert isinstance(worker.transport, AMQPTransport)
+        assert worker.transport.records is not None
+        once = note_behind_gate.options(unique="once")
+        first = await soon(once.submit("first"))
+        await until(lambda: noted == ["first"])
+        await soon(worker.transport.records.drop(first.id))  # as if it had expired
+        assert not (await soon(once.submit("second"))).new
+        gate.set()
+        while not (third := await soon(once.submit("third"))).new:  # the key is free when it has ended
+            await asyncio.sleep(0.05)
+        assert await soon(third) == "third"
+        assert noted == ["first", "third"]
 
 
 @pytest.mark.parametrize("cancelled", [True, False])

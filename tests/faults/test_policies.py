@@ -108,8 +108,11 @@ REFUSING = {"max-length": 3, "overflow": "reject-publish"}
 async def test_a_caller_whose_queue_refuses_everything_keeps_no_other_waiting(
     node: Broker, prefix: str, cleanup: None
 ) -> None:
+    ran: list[int] = []
+
     @atask(namespace=prefix, batch=False)
     async def number(n: int) -> int:
+        ran.append(n)
         return n
 
     connect = partial(atasks.connect, node.url, namespace=prefix, prefix=prefix)
@@ -123,7 +126,7 @@ async def test_a_caller_whose_queue_refuses_everything_keeps_no_other_waiting(
         node.ctl("set_policy", "--apply-to", "queues", prefix, f"^{re.escape(queue)}$", text)
         calls = [asyncio.create_task(number(n)) for n in range(50)]
         try:
-            await asyncio.sleep(1)
+            await until(lambda: len(ran) == len(calls), "all calls of the caller whose queue is full run")
             async with connect():
                 assert await soon(asyncio.gather(*map(number, range(20)))) == list(range(20))
             assert not any(call.done() for call in calls)
@@ -155,8 +158,9 @@ async def test_a_journal_that_a_policy_bounds_does_not_slow_its_call(
         node.ctl("clear_policy", prefix)
 
 
+@pytest.mark.parametrize("unique", [False, True])
 async def test_a_record_whose_contents_have_expired_keeps_nobody_waiting(
-    node: Broker, prefix: str, cleanup: None
+    node: Broker, prefix: str, cleanup: None, unique: bool
 ) -> None:
     ran: list[int] = []
 
@@ -171,7 +175,8 @@ async def test_a_record_whose_contents_have_expired_keeps_nobody_waiting(
             atasks.serve(node.url, namespace=prefix, prefix=prefix, concurrency=3, grace=0),
             atasks.connect(node.url, namespace=prefix, prefix=prefix),
         ):
-            handles = [await number.options(delay=1.5).submit(-1) for _ in range(10)]
+            keys = [f"key {n}" if unique else None for n in range(10)]
+            handles = [await number.options(delay=1.5, unique=key).submit(-1) for key in keys]
             await asyncio.sleep(1)
             waiting = [asyncio.create_task(_outcome(handle)) for handle in handles * 2]
             await asyncio.sleep(2)
@@ -179,6 +184,31 @@ async def test_a_record_whose_contents_have_expired_keeps_nobody_waiting(
             for outcome in await settled(asyncio.gather(*waiting), "handles whose records are empty", 30):
                 assert isinstance(outcome, UnknownRun)
             await until(lambda: ran.count(-1) == 10, "calls run without a record")
+    finally:
+        node.ctl("clear_policy", prefix)
+
+
+@pytest.mark.parametrize("rules", [{"message-ttl": 200}, {"max-length": 1}])
+async def test_a_call_that_nobody_awaits_and_that_a_policy_drops_is_in_the_dead_queue(
+    node: Broker, prefix: str, cleanup: None, rules: dict[str, int]
+) -> None:
+    @atask(namespace=prefix, keep=0)
+    async def number(n: int) -> None: ...
+
+    async with atasks.serve(node.url, namespace=prefix, prefix=prefix):
+        pass  # so there are its queues
+    node.ctl("set_policy", "--apply-to", "queues", prefix, rf"^{prefix}\.q\.", json.dumps(rules))
+    try:
+        async with atasks.connect(node.url, namespace=prefix, prefix=prefix):
+            for n in range(3):
+                await number.submit(n)
+
+        def dead() -> int:
+            return sum(queue.messages for queue in node.queues() if queue.name == f"{prefix}.dead")
+
+        await until(
+            lambda: dead() == (3 if "message-ttl" in rules else 2), "what was dropped is in the dead queue"
+        )
     finally:
         node.ctl("clear_policy", prefix)
 

@@ -11,9 +11,8 @@ from weakref import WeakValueDictionary
 from aiormq.exceptions import ChannelLockedResource
 
 from atasks.errands import Errands
-from atasks.outlast import shield
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, shielded
 
 __all__ = ["Locks"]
 
@@ -49,7 +48,7 @@ class Locks:
             if tries:
                 await asyncio.sleep(pause)
             tries += 1
-            await shield(self._errands.start(self._try(name, link)))
+            await shielded(self._errands.start(self._try(name, link)))
         return tries > 1
 
     async def take_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
@@ -57,7 +56,7 @@ class Locks:
         Returns what that returns; None: another connection has the lock, and nothing is declared. Raises what that
         raises. If the await is cancelled, or raises, `give` it."""
         self._wanted.add(name)
-        return await shield(self._errands.start(self._try_with(name, link, declare)))
+        return await shielded(self._errands.start(self._try_with(name, link, declare)))
 
     def give(self, name: str) -> None:
         """Give a lock back, without waiting, unless it is taken again meanwhile."""
@@ -81,7 +80,7 @@ class Locks:
         async with self._turns.setdefault(name, asyncio.Lock()):
             if name not in self._wanted:
                 return None
-            self._held[name] = link  # as it may be, whatever follows
+            self._held[name] = link  # the broker may have given it even if `declare` raises
             try:
                 return await declare(lock=name)
             except ChannelLockedResource:

@@ -58,8 +58,8 @@ _NOBODY: Final = asyncio.Event()
 """Stands for those who are told by the replies themselves."""
 
 EMPTY_PAUSES: Final = (0.2, 5.0)
-"""Seconds between two looks at a record that may be empty and has another reader: the first time, and at most.
-Each look waits for messages for as long as the first pause."""
+"""Seconds between two reads of what another reader kept, or may have kept: the first time, and at most. For as
+long as the first pause a look waits for messages, where there may be none."""
 LINE_SECONDS: Final = 5.0
 """Seconds for which a read waits behind others, before it leaves the line and comes again."""
 EMPTY_LOOKS: Final = 5
@@ -196,7 +196,7 @@ class AMQPRecords(Records):
                 f"for {LONGEST_KEEP:.0f}: say keep=0, or a shorter one, or keep records in a database"
             )
         is_unique, since = base_of(call.id) is not None, time.monotonic()
-        if is_unique and (holder := await self._holder(call.id, queue, delay, milliseconds > 0)) is not None:
+        if is_unique and (holder := await self._holder(call.id, delay, milliseconds > 0)) is not None:
             return holder
         may_drop = milliseconds > 0
         try:
@@ -253,30 +253,28 @@ class AMQPRecords(Records):
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
         return True
 
-    async def _holder(self, call_id: str, queue: str, delay: float, kept: bool) -> str | None:
-        """Take the `unique` key for this call, of this work queue. The id of the one that has it, if it is taken.
+    async def _holder(self, call_id: str, delay: float, kept: bool) -> str | None:
+        """Take the `unique` key for this call. The id of the one that has it, if it is taken.
 
         A queue that takes one message marks the key from when a call is submitted until it has ended. Then its
-        record keeps the key, if it has one. A record that stays empty, or is not made, is that of a submitter
-        which has died."""
+        record keeps the key, if it has one. A record that stays empty is that of a submitter which has died."""
         topology = self._session.topology
         mark, record = topology.unique(call_id), topology.kept(call_id)
-        arguments = topology.unique_arguments(delay, kept=kept)
+        arguments = topology.unique_arguments(delay)
         while True:
             try:
                 await self.over_link(lambda link: link.declare_queue(mark, arguments))
                 await self._publish(call_id, call_id.encode(), mark, exchange="")
                 break
-            except (QueueFull, QueueMismatch) as error:
-                # In the second case its call has another delay, or one of the two has no record.
-                alike = isinstance(error, QueueFull)
-                return await self._other(call_id, queue, alike) if kept else _nameless(call_id)
+            except (QueueFull, QueueMismatch):
+                # In the second case the key is that of a call with another delay.
+                return await self._other(call_id) if kept else _nameless(call_id)
             except UnknownRun:  # the call that had the key has ended in between
                 continue
         try:
             if await self.over_link(lambda link: link.queue_state(record)) is None:
                 return None
-            holder = await self._other(call_id, queue, True)
+            holder = await self._other(call_id)
         except BaseException:
             await self._let_go(call_id)
             raise
@@ -284,10 +282,10 @@ class AMQPRecords(Records):
             await self._let_go(call_id)
         return holder
 
-    async def _other(self, call_id: str, queue: str, alike: bool) -> str | None:
-        """The id of the call that has the key of this one; what is the same in both ids, if it has no record.
-        None: nobody has sent it. Its record is empty; or it is a call `alike`, which has a record, and there is
-        none, and it does not wait in its queue for longer than its record is kept."""
+    async def _other(self, call_id: str) -> str | None:
+        """The id of the call that has the key of this one; what is the same in both ids, if it has no record: then
+        it may run, or wait, for longer than its record was kept. None: its record is empty, so nobody has sent
+        it."""
         pause = HOLDER_PAUSE
         while True:
             try:
@@ -300,13 +298,9 @@ class AMQPRecords(Records):
             else:
                 self.see_to(record)
                 return record.id
-        topology = self._session.topology
-        state = await self.over_link(lambda link: link.queue_state(topology.kept(call_id)))
-        if state is None:
-            lost = alike and await self.over_link(lambda link: link.are_empty(topology.all(queue)))
-        else:
-            lost = not state[0]
-        return None if lost else _nameless(call_id)
+        name = self._session.topology.kept(call_id)
+        state = await self.over_link(lambda link: link.queue_state(name))
+        return None if state is not None and not state[0] else _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
@@ -515,8 +509,7 @@ class AMQPRecords(Records):
         name = self._session.topology.kept(call_id)
         messages: list[DeliveredMessage] = []
         arrived = asyncio.Event()
-        is_ours, looks = False, 0
-        """From when on it has no other reader, whoever comes later has to wait for this one."""
+        is_ours, looks = False, 0  # once no other reader is there, whoever comes later waits for this one
 
         async def receive(message: DeliveredMessage) -> None:
             messages.append(message)

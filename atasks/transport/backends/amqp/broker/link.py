@@ -424,14 +424,10 @@ async def _declared(
         await channel.queue_declare(lock, exclusive=True, nowait=True, arguments=LOCK)
     if not lock and not keys:
         return await channel.queue_declare(name, durable=True, arguments=arguments)
-    try:
-        await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
-        for key in keys:
-            await channel.queue_bind(name, exchange, key, nowait=True)
-        return await channel.queue_declare(name, passive=True)
-    except ChannelInvalidStateError:
-        await channel.closing  # the broker was quick to close it: this raises its reason
-        raise
+    await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
+    for key in keys:
+        await channel.queue_bind(name, exchange, key, nowait=True)
+    return await channel.queue_declare(name, passive=True)
 
 
 @asynccontextmanager

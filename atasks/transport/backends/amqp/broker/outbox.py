@@ -203,9 +203,8 @@ class Outbox:
                 self._bytes -= message.size
             elif len(message.body) > self.limit:
                 self._reject(message, Refusal("it is too large", limit=self.limit))
-            elif message.routing_key.startswith(
-                CHANNEL_ADDRESS
-            ):  # it would cost this connection, and the next ones
+            elif message.routing_key.startswith(CHANNEL_ADDRESS):
+                # It would cost this connection, and the next ones.
                 self._end_soon(message, message.returned if message.mandatory else message.confirmed)
             else:
                 self._unconfirmed[id(message)] = message

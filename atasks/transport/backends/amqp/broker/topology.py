@@ -244,14 +244,13 @@ class Topology:
         """The queue that marks the `unique` key of this call as taken."""
         return f"{self.prefix}.unique.{self.namespace}.{base_of(call_id)}"
 
-    def unique_arguments(self, delay: float, *, kept: bool) -> dict[str, Any]:
-        """Arguments of such a queue: of those who put a message into it the first one has the key. One millisecond
-        tells a call that has a record, `kept`, from one that has none."""
+    def unique_arguments(self, delay: float) -> dict[str, Any]:
+        """Arguments of such a queue: of those who put a message into it the first one has the key."""
         return {
             "x-queue-type": "classic",
             "x-max-length": 1,
             "x-overflow": "reject-publish",
-            "x-expires": min(UNIQUE_EXPIRES_MS + int(delay * 1000), 2**32 - 2) + (not kept),
+            "x-expires": min(UNIQUE_EXPIRES_MS + int(delay * 1000), 2**32 - 1),
         }
 
     def is_kept(self, reply_to: str) -> bool:

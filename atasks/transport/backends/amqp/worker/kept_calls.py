@@ -13,7 +13,7 @@ from atasks.transport.backends.amqp.broker.delays import bind_when_due
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
-from atasks.transport.records.contract import base_of
+from atasks.transport.records.contract import base_of, record_of
 from atasks.wire import RUN_PIPELINE, Call, Reply
 
 if TYPE_CHECKING:
@@ -135,13 +135,12 @@ class KeptCalls:
         if state is None or state[0] == 1:  # there is nothing but the call in it
             return False
         record = await self._record(call)
-        if record is None:  # it belongs to a later call with the same key, or what was in it has expired
-            return base_of(call.id) is not None
-        return record.has_ended(call.id)
+        return record is not None and record.has_ended(call.id)  # None: what was in it has expired
 
     async def _record(self, call: Call) -> Record | None:
+        """The record of the call, which may belong to a later call with the same key by now."""
         try:
-            return await self._station.records.read(call.id)
+            return await self._station.records.read(call.id, any_generation=True)
         except UnknownRun:
             return None
 
@@ -192,7 +191,7 @@ class KeptCalls:
         if not isinstance(delivery, CallDelivery) or delivery.request.reply_to == topology.nobody:
             return LONGEST_PAUSE
         record = await self._record(call)
-        if record is None:
+        if record is None or record.id != record_of(call.id):
             return LONGEST_PAUSE  # it has expired: the call goes on
         if record.has_ended(call.id):
             self._station.worker.cancel(call.id)

@@ -23,13 +23,16 @@ PATIENCE: Final = 60.0
 """Seconds for which a queue may refuse everything. After that its caller has to ask."""
 MAX_BYTES: Final = 16 * 2**20
 """Bytes of messages that wait here, those of all callers. Past it what is refused waits to be asked for."""
+CROWD: Final = 500
+"""Messages that wait here until they are many. A worker remembers 2 000 replies for callers that ask."""
 
 
 class RefusedReplies:
     """Sends each queue what it refused again, one message at a time, and what comes for it meanwhile behind that.
 
     The requests of such replies are acknowledged: unacknowledged, those of one caller whose queue is small would
-    take the whole window from the others. If this process dies, or gives up, callers ask for the calls.
+    take the whole window from the others. If this process dies, or gives up, callers ask for the calls. So where
+    many replies wait, no further requests are acknowledged before their replies are safe.
     """
 
     def __init__(self, put: Callable[[MessageToCaller], None]) -> None:
@@ -47,6 +50,12 @@ class RefusedReplies:
             return False
         line = self._lines.get(message.routing_key) if self._lines else None
         return line is not None and self._keep(message, line)
+
+    @property
+    def is_crowded(self) -> bool:
+        """Return True if so many messages wait here that replies among them may be forgotten before they are asked
+        for."""
+        return sum(len(line.waiting) for line in self._lines.values()) > CROWD
 
     def holds(self, queue: str) -> bool:
         """Return True if something waits here for that reply queue."""
@@ -75,6 +84,9 @@ class RefusedReplies:
         if line is None or line.sent is not message:
             return
         if gone:
+            for other in line.waiting:
+                if other is not message:
+                    other.settle()
             self._give_up(message.routing_key, line)
             return
         line.sent = None

@@ -130,7 +130,8 @@ class Replies:
         if alone:
             self.station.session.outbox.put_alone(settling)
         elif self.refused.takes(settling):
-            settling.let_go()
+            if not self.refused.is_crowded:
+                settling.let_go()
         else:
             self.station.session.outbox.put_now(settling)
 
@@ -277,6 +278,9 @@ class ReplyMessage(MessageToCaller):
 
     def let_go(self) -> None:
         """Settle the requests although the replies are not safe yet: they wait, and would hold the window."""
+        for reply, request in self._answers:
+            if request is not None and not request.in_hand:
+                self._replies.conclude(reply.id, request)  # what is known of the request is lost below
         self._settle_requests()
         answers: list[Answer] = [(reply, None) for reply, _ in self._answers]
         self._answers = answers

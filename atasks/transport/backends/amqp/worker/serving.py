@@ -41,8 +41,8 @@ from atasks.wire import CONTENT_TYPE, VERSION, Call, Status, Up
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.journals import AMQPJournals
+    from atasks.transport.backends.amqp.records import AMQPRecords
     from atasks.transport.backends.amqp.session import Session
-    from atasks.transport.records.contract import Records
     from atasks.transport.server import Server
 
 __all__ = ["Serving"]
@@ -64,7 +64,7 @@ class Serving:
         session: Session,
         worker: Server,
         queues: Sequence[str],
-        records: Records,
+        records: AMQPRecords,
         journals: AMQPJournals,
         store: Store | None = None,
         *,

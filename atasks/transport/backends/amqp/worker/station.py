@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.link import Link
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.journals import AMQPJournals
+    from atasks.transport.backends.amqp.records import AMQPRecords
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.backends.amqp.worker.prefetch import Prefetch
     from atasks.transport.backends.amqp.worker.stored_replies import Store
-    from atasks.transport.records.contract import Records
     from atasks.transport.server import Server
 
 __all__ = ["Station"]
@@ -31,7 +31,7 @@ class Station:
         self,
         session: Session,
         worker: Server,
-        records: Records,
+        records: AMQPRecords,
         journals: AMQPJournals,
         store: Store | None = None,
     ) -> None:
