@@ -182,7 +182,7 @@ class Watching:
         for lease in self._by_kind.get(kind, ()):
             if lease.everything or lease.wants(call):
                 if event is None:
-                    event = _event(kind, call, run.deliveries[-1].queue or run.queue)
+                    event = _event(kind, call, run.queue)
                 lease.gather(event)
 
     def ended(self, run: HeldCall, status: str, error: str = "", traceback: str = "") -> None:
@@ -192,7 +192,6 @@ class Watching:
         takers = self._takers(kind, call)
         if not takers:
             return
-        queue = run.deliveries[-1].queue or run.queue
         ran = time.perf_counter() - run.started if run.started else None
         event = Event(
             kind,
@@ -201,7 +200,7 @@ class Watching:
             call.task,
             call.root or call.id,
             call.parent,
-            queue,
+            run.queue,
             call.attempt,
             status,
             ran,

@@ -122,8 +122,9 @@ class HeldCall(Struct, eq=False):
 
     @property
     def queue(self) -> str:
-        """The work queue that it came from; where its transport does not say, the one that its atask names."""
-        queue = self.deliveries[-1].queue
+        """The work queue that it came from; where its transport does not say, or has taken it back, the one that
+        its atask names."""
+        queue = self.deliveries[-1].queue if self.deliveries else ""
         if not queue and self.atask is not None:
             queue = self.atask.task_options.queue or ""
         return queue or getattr(self.worker.transport, "queue", "default")

@@ -29,6 +29,7 @@ from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, Queue
 from atasks.current import serving
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.frames import takes_frames
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, SPARES, Link, _underlay, map_error
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
@@ -398,5 +399,21 @@ async def test_more_channels_than_the_broker_has(amqp_url: str) -> None:
         assert not link.lost.done()
         await next(each for each in opened if isinstance(each, Channel)).close()
         assert await link.queue_state("no-such-queue") is None
+    finally:
+        await link.close()
+
+
+async def test_a_channel_that_the_broker_closes_while_events_leave(amqp_url: str) -> None:
+    """Events on their way to somebody who has stopped watching cost no connection."""
+    link = await Link.open([amqp_url], "channels", 10.0)
+    try:
+        for _ in range(50):
+            channel = await link.open_unconfirmed()
+            while takes_frames(channel):
+                with contextlib.suppress(*CLIENT_ERRORS):
+                    await channel.basic_publish(b"", exchange="no-such-exchange", routing_key="events")
+            await soon(asyncio.wait([channel.closing]))
+            assert await link.queue_state("no-such-queue") is None
+        assert not link.lost.done(), link.lost.result()
     finally:
         await link.close()

@@ -16,10 +16,13 @@ import pytest
 import atasks
 from atasks import wire
 from atasks.tasks import atask
+from atasks.testing import until
 from atasks.tracking.counters import BUSY
+from atasks.tracking.queries import KINDS, Watch
+from atasks.tracking.watching import Watching
 from atasks.transport.loopback import LoopbackTransport
 from atasks.transport.minimal import respond
-from atasks.wire import AT_MOST_ONCE, Call, Reply, Status
+from atasks.wire import AT_MOST_ONCE, Call, Query, Reply, Status
 from atasks.worker.worker import Worker
 from tests.unit.worker.deliveries import Gate, Recorded, serving
 
@@ -45,6 +48,26 @@ async def test_a_call_is_answered_with_its_value(namespace: str) -> None:
         )
         assert pickle.loads(reply.payload) == 42
         assert site.all_free()
+
+
+async def test_a_call_that_may_not_begin_ends_while_somebody_watches(namespace: str, gate: Gate) -> None:
+    """The transport has taken back what the call came by."""
+    async with serving(namespace) as site:
+        watching = Watching(site.worker)
+        assert watching.renew(Query(wire.VERSION, "token", b""), Watch(sorted(KINDS)), None, None) == ""
+        call, _ = site.deliver("pass")
+        run = site.worker.find(call.id)
+        assert run is not None
+
+        async def refuse() -> bool:
+            run.deliveries = []
+            return False
+
+        run.permit = refuse
+        await until(site.all_free)
+        assert run.ended
+        assert run.queue == "default"
+        watching.stop()
 
 
 @pytest.mark.parametrize("redelivers", [False, True])

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, ref
 from aiormq.abc import AbstractConnection, ChannelFrame
 from aiormq.channel import Channel
 
-__all__ = ["SOCKETS", "FrameWriter"]
+__all__ = ["SOCKETS", "FrameWriter", "takes_frames"]
 
 SOCKETS: Final[WeakKeyDictionary[AbstractConnection, ref[asyncio.StreamWriter]]] = WeakKeyDictionary()
 """The sockets to which frames may be written at once, as long as nothing waits in the client library's queue. A
@@ -21,6 +21,12 @@ WRITE_BYTES: Final = 256 * 2**10
 SPARE: Final = 2
 """Places in the client library's queue that are left to the library: where it is full, it does not confirm that
 the broker closed a channel, and the broker then ignores the next channel of that number."""
+
+
+def takes_frames(channel: Channel) -> bool:
+    """Return False once the broker has closed this channel: one more frame, and it would close the connection. The
+    client library calls the channel closed some turns of the event loop later."""
+    return channel.connection.channels.get(channel.number) is channel
 
 
 class FrameWriter:
@@ -49,21 +55,17 @@ class FrameWriter:
             and self._channel.write_queue.empty()
             and socket.transport.get_write_buffer_size() < WRITE_BYTES
         ):
-            if self._is_open() and not socket.is_closing():
+            if takes_frames(self._channel) and not socket.is_closing():
                 socket.write(frames[0] if len(frames) == 1 else b"".join(frames))
             return
         self._waiting.extend(frames)
         if self._feeder is None and not self._fill():
             self._feeder = asyncio.get_running_loop().create_task(self._feed(), name="atasks writer")
 
-    def _is_open(self) -> bool:
-        """False once the broker has closed this channel: one more frame, and it would close the connection."""
-        return self._channel.connection.channels.get(self._channel.number) is self._channel
-
     def _fill(self) -> bool:
         """Hand over what there is room for; whether that is everything."""
         channel = self._channel
-        if not self._is_open():
+        if not takes_frames(self._channel):
             self._waiting.clear()
         queue = channel.write_queue
         while self._waiting and queue.qsize() < self._most:

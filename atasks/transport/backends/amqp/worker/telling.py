@@ -10,6 +10,7 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.transport.backends.amqp.broker.frames import takes_frames
 from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.wire import CONTENT_TYPE, QueryAnswer
@@ -88,7 +89,7 @@ class Telling:
         if link is None:
             return None
         if self._channel is not None and self._link is link:
-            if not self._channel.is_closed:
+            if takes_frames(self._channel):
                 return self._channel
             self._channel = None
             self._closed = True  # the exchange is gone, and with it who watched
