@@ -310,7 +310,8 @@ def _what(settings: Settings, worker: atasks.Worker) -> str:
     queues = settings.queues or worker.served.queues(getattr(worker.transport, "queue", "default"))
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
     place = shown_url(settings.url) if settings.url else settings.transport
-    return f"{counted(count, 'atask')} on {where} of {place} with concurrency {settings.concurrency}"
+    served = counted(count, "atask") if count else "no atask"
+    return f"{served} on {where} of {place} with concurrency {settings.concurrency}"
 
 
 def _draining(settings: Settings, worker: atasks.Worker) -> str:
