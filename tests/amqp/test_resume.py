@@ -1,16 +1,18 @@
 """Calls that resume, over a broker: their journals, and messages by hand that have to do with them."""
 
 # Private attributes: `AMQPTransport._records` and its `_watches`: nobody else knows which keys the reply queue
-# is bound by.
+# is bound by. `AMQPTransport._after_reply`: the moment between two confirms cannot be met from outside.
 
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from atasks import ATask, MsgpackCodec, NoWorker, Worker, current_call, sleep
+from atasks import ATask, MsgpackCodec, NoWorker, Worker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.journals import journal_name
@@ -370,3 +372,20 @@ async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site:
         assert copies.made == [1, 2]
         await until(lambda: not second.held, "both copies have ended")
         await soon(_gone(site, _journal(site, copies.inner_ids[0])))
+
+
+async def test_a_call_that_comes_again_before_its_first_reply_is_safe_ends_its_journal(
+    amqp_url: str, prefix: str
+) -> None:
+    """The first reply belongs to a link that was lost, so that its journal is left to whoever has the call now."""
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        done: list[tuple[str, bool]] = []
+        transport._after_reply("call", lambda alone: done.append(("first reply", alone)))
+        transport._after_reply("call", lambda alone: done.append(("second reply", alone)))
+        replies = transport.serving.replies
+        replies.conclude("call", SimpleNamespace(in_hand=False))
+        assert done == [("first reply", False)]
+        replies.conclude("call", SimpleNamespace(in_hand=True))
+        assert done == [("first reply", False), ("second reply", True)]
+        assert not replies.afterwards

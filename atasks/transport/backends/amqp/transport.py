@@ -503,11 +503,11 @@ class AMQPTransport(CallTransport):
             self._journals.heard(reply)
 
     def _after_reply(self, call_id: str, do: Callable[[bool], None]) -> None:
-        """Do it when the reply to a call that is served here is safe: see `Replies.afterwards`."""
+        """Do it when the reply to a call that is served here is safe: see `Replies.after`."""
         if self.serving is None:
             do(True)
         else:
-            self.serving.replies.afterwards[call_id] = do
+            self.serving.replies.after(call_id, do)
 
     def _has(self, call_id: str) -> bool:
         """Return True unless a call in hand came over a link that was lost, has not come again, and was not left

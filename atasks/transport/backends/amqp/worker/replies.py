@@ -55,9 +55,9 @@ class Replies:
         self.settle: Callable[[str, RequestMessage], None] = lambda _, request: request.settled()
         """Called with the id of a submitted call, and with what it came by, when its reply is safe, or is for
         nobody."""
-        self.afterwards: dict[str, Callable[[bool], None]] = {}
-        """Id of a call -> a function to be called when its reply is safe. True: the call is still in hand here.
-        False: the link over which it came was lost, so another worker may be running it."""
+        self.afterwards: dict[str, list[Callable[[bool], None]]] = {}
+        """Id of a call -> functions of which one is to be called when a reply of it is safe. True: the call is
+        still in hand here. False: the link over which it came was lost, so another worker may be running it."""
         self.elsewhere: dict[str, Callable[[list[Answer], str | None], None]] = {
             station.session.topology.nobody: self._drop
         }
@@ -135,11 +135,18 @@ class Replies:
         else:
             self.station.session.outbox.put_now(settling)
 
+    def after(self, call_id: str, do: Callable[[bool], None]) -> None:
+        """Do it when the reply to this call is safe: see `afterwards`. A call that has come again is replied to
+        again, and each of its replies has its own to do."""
+        self.afterwards.setdefault(call_id, []).append(do)
+
     def conclude(self, call_id: str, request: RequestMessage | None) -> None:
         """The reply to this call is safe, or is for nobody: do what was to be done then. `request`: what the call
         came by, if the reply settles it."""
         if self.afterwards and (then := self.afterwards.pop(call_id, None)) is not None:
-            then(request is None or request.in_hand or call_id in self.station.left_here)
+            then.pop(0)(request is None or request.in_hand or call_id in self.station.left_here)
+            if then:
+                self.afterwards[call_id] = then
 
     def _drop(self, replies: list[Answer], key: str | None) -> None:
         """Nobody wants them."""
