@@ -2,6 +2,7 @@
 
 # Private attributes: `AMQPTransport._records` and its `_watches`: nobody else knows which keys the reply queue
 # is bound by. `AMQPTransport._after_reply`: the moment between two confirms cannot be met from outside.
+# `KeptCalls._has_ended` and `_is_known_to_have_ended`: nor can that of a look over which a link is lost.
 
 from __future__ import annotations
 
@@ -389,3 +390,25 @@ async def test_a_call_that_comes_again_before_its_first_reply_is_safe_ends_its_j
         replies.conclude("call", SimpleNamespace(in_hand=True))
         assert done == [("first reply", False), ("second reply", True)]
         assert not replies.afterwards
+
+
+async def test_a_look_over_which_the_link_is_lost_is_repeated_over_the_next_one(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that comes back begins no call that has ended elsewhere, whatever happens to its connection."""
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        kept = transport.serving.kept
+        links: list[Any] = []
+
+        async def has_ended(*_: object, **__: object) -> bool:
+            links.append(transport.session.link)
+            if len(links) == 1:
+                links[0].lose("cut off")
+                raise ConnectionResetError("cut off")
+            return True
+
+        monkeypatch.setattr(kept, "_has_ended", has_ended)
+        assert await soon(kept._is_known_to_have_ended(None, None))
+        assert len(links) == 2
+        assert links[0] is not links[1]
