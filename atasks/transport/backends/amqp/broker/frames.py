@@ -65,7 +65,7 @@ class FrameWriter:
     def _fill(self) -> bool:
         """Hand over what there is room for; whether that is everything."""
         channel = self._channel
-        if not takes_frames(self._channel):
+        if not takes_frames(channel):
             self._waiting.clear()
         queue = channel.write_queue
         while self._waiting and queue.qsize() < self._most:

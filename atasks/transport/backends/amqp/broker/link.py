@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -263,14 +263,6 @@ class Link:
         except ChannelLockedResource:  # another connection's exclusive queue: it exists
             return (0, 1)
         return (found.message_count or 0, found.consumer_count or 0)
-
-    async def are_empty(self, names: Iterable[str]) -> bool:
-        """Return True if no message waits in any of these queues, as far as there are such queues."""
-        for name in names:
-            state = await self.queue_state(name)
-            if state is not None and state[0]:
-                return False
-        return True
 
     async def require_write(self) -> None:
         """Raise ChannelAccessRefused if this user may not write to the default exchange."""

@@ -168,8 +168,14 @@ class OverdueCalls:
 
     async def _is_empty(self, queue: str) -> bool:
         """Return True if no call waits in the queue: one that does is not lost, however long it waits."""
-        link = self._session.link
-        return link is not None and await link.are_empty(self._session.topology.all(queue))
+        link, topology = self._session.link, self._session.topology
+        if link is None:
+            return False
+        for name in topology.all(queue):
+            state = await link.queue_state(name)
+            if state is not None and state[0]:
+                return False
+        return True
 
     async def _workers(self, queue: str) -> int:
         """Return the number of workers that serve the queue. Its solo queue tells: workers consume that all the

@@ -106,14 +106,12 @@ class KeptCalls:
     async def _is_known_to_have_ended(self, call: Call, delivery: CallDelivery) -> bool:
         """Return `_has_ended` of a call that was delivered before, over the next link if this one gets lost; False
         where that cannot be known now."""
+        over_link = self._station.records.over_link
         try:
-            return await self._station.records.over_link(lambda _: self._knows_its_end(call, delivery))
+            return bool(await over_link(lambda _: self._has_ended(call, delivery, again=True)))
         except (AtasksError, *CLIENT_ERRORS) as error:
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
             return False
-
-    async def _knows_its_end(self, call: Call, delivery: CallDelivery) -> bool:
-        return bool(await self._has_ended(call, delivery, again=True))
 
     def _store(self, delivery: CallDelivery) -> Store | None:
         """The database that has the record of this call; None: it is at the broker, or nowhere."""

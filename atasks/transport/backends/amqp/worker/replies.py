@@ -143,10 +143,11 @@ class Replies:
     def conclude(self, call_id: str, request: RequestMessage | None) -> None:
         """The reply to this call is safe, or is for nobody: do what was to be done then. `request`: what the call
         came by, if the reply settles it."""
-        if self.afterwards and (then := self.afterwards.pop(call_id, None)) is not None:
-            then.pop(0)(request is None or request.in_hand or call_id in self.station.left_here)
-            if then:
-                self.afterwards[call_id] = then
+        if self.afterwards and (waiting := self.afterwards.get(call_id)) is not None:
+            then = waiting.pop(0)
+            if not waiting:
+                del self.afterwards[call_id]
+            then(request is None or request.in_hand or call_id in self.station.left_here)
 
     def _drop(self, replies: list[Answer], key: str | None) -> None:
         """Nobody wants them."""
