@@ -29,8 +29,9 @@ from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, Queue
 from atasks.current import serving
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.broker.frames import takes_frames
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, SPARES, Link, _underlay, map_error
+from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports

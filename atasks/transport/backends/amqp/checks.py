@@ -15,7 +15,8 @@ from pamqp.commands import Basic
 from yarl import URL
 
 from atasks.errors import NotConnected
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.records.contract import GENERATION
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ from atasks.signing import CONTENT_TYPE as SEALED
 from atasks.signing import SealError
 from atasks.tracking.steering import DeadMessage
 from atasks.transport.backends.amqp.broker.acks import Acks
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.worker.dead_letters import cut_from

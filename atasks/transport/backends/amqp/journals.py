@@ -25,7 +25,8 @@ from atasks import wire
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.call_transport import PUT_OFF, Pending

@@ -12,7 +12,8 @@ from aiormq.exceptions import ChannelLockedResource
 
 from atasks.errands import Errands
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, shielded
 
 __all__ = ["Locks"]
 

@@ -37,7 +37,8 @@ from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.signing import SealError
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.pursuits import Pursuits
 from atasks.transport.backends.amqp.record_message import RecordMessage
 from atasks.transport.backends.amqp.seals import key_of

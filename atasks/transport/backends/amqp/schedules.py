@@ -30,7 +30,8 @@ from pamqp.commands import Basic
 from atasks.arrays import UNREADABLE
 from atasks.signing import SealError
 from atasks.tracking.queries import LookAtSchedules, encode
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import Opened
 from atasks.transport.schedules import Look, Schedules

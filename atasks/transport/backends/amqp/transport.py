@@ -15,7 +15,8 @@ from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
 from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.original import as_before
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import Topology

@@ -15,7 +15,8 @@ from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from atasks.transport.backends.amqp.broker.delays import was_delayed
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal

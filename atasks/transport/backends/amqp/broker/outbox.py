@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from aiormq.exceptions import AMQPChannelError
 
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.publisher import Publisher
 from atasks.transport.backends.amqp.broker.refusals import Refusal

@@ -15,7 +15,7 @@ from atasks.transport.backends.amqp.broker.delays import (
     level_of,
     ticks_of,
 )
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.caller.requests import Kind, RequestPacket, Requests
 from atasks.transport.call_transport import Pending
 

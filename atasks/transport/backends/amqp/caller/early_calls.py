@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from atasks.errands import Errands
 from atasks.errors import AtasksError
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.caller.requests import Kind, RequestPacket, Requests
 from atasks.transport.call_transport import Pending
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.errors import CallConnectionLost, QueueFull
 from atasks.outlast import shield
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.wire import AT_MOST_ONCE
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, map_error
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.seals import opening
 from atasks.wire import QueryAnswer

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.errands import Errands
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.call_transport import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts

@@ -14,7 +14,8 @@ from aiormq.exceptions import ChannelAccessRefused
 from atasks.errors import LimitError, TransportError
 from atasks.outlast import shield
 from atasks.policies.limit import Rule
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, map_error
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.limits.definition import Definition
 from atasks.transport.backends.amqp.limits.tokens import HeldToken, TokenChannel, TokenQueue

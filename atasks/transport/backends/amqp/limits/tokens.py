@@ -20,8 +20,9 @@ from aiormq.channel import Channel
 from pamqp.common import FieldTable
 
 from atasks.transport.backends.amqp.broker.acks import BASIC, END, FRAME, METHOD, REJECT, SIZE
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard, shielded
+from atasks.transport.backends.amqp.broker.link import guard, shielded
 
 __all__ = ["HeldToken", "TokenChannel", "TokenQueue"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from atasks import wire
 from atasks.call_log import log_lost
 from atasks.errands import Errands
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.caller_watch import CANCEL
 from atasks.transport.backends.amqp.worker.claims import (
     ClaimAnswer,

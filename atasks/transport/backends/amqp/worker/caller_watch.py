@@ -6,7 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 
 if TYPE_CHECKING:

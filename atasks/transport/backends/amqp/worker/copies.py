@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from atasks.errands import Errands
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.worker.consumer import Wait
 
 if TYPE_CHECKING:

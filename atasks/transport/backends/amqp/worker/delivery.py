@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.wire import Call, End, Item, Reply, Report
 
 if TYPE_CHECKING:

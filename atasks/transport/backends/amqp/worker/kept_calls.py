@@ -11,7 +11,7 @@ from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.transport.backends.amqp.broker.delays import bind_when_due
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.records.contract import base_of, record_of
 from atasks.wire import RUN_PIPELINE, Call, Reply

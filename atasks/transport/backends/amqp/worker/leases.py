@@ -17,7 +17,8 @@ from aiormq.abc import DeliveredMessage
 from pamqp.commands import Basic
 
 from atasks import wire
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.seals import Opened, opening
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.station import Station

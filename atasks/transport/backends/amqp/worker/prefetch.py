@@ -8,7 +8,8 @@ from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.options import Executor
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from atasks.errors import DecodeError
 from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.delays import was_delayed
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link, guard
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.seals import opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch

@@ -10,8 +10,9 @@ from aiormq.channel import Channel
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.frames import takes_frames
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, guard
+from atasks.transport.backends.amqp.broker.link import guard
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.wire import CONTENT_TYPE, QueryAnswer
 

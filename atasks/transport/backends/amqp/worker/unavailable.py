@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.errors import TransportError
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import CLIENT_ERRORS, Link
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.consumer import Consumer
