@@ -24,7 +24,9 @@ class Activation:
     def __init__(self, router: Tasks) -> None:
         self._router = router
         self.worker: Worker | None = None
-        """The worker that serves; None: nothing was activated."""
+        """The worker that was started here; None: nothing was activated, or a `serve` block has the worker."""
+        self._serving: Worker | None = None
+        """The worker that serves what was activated."""
         self.serves_all = False
         """True if the worker serves the queues of all atasks, not only those that were activated one by one."""
         self._serving_more: set[asyncio.Task[Worker]] = set()
@@ -45,14 +47,15 @@ class Activation:
         else:
             known = worker.served.queues(getattr(transport, "queue", "default")) if queues is None else queues
             await transport.serve_also(worker, known)
+        self._serving = worker
         return worker
 
     def serve_later(self) -> None:
         """An atask was registered while the worker serves: serve its queue too, as soon as the event loop runs."""
-        worker = self.worker
+        worker = self._serving
 
         def begin() -> None:
-            if worker is not None and self.worker is worker and not worker.draining:
+            if worker is not None and self._serving is worker and not worker.draining:
                 task = worker.loop.create_task(self.serve_on(worker.transport, None), name="atasks new queue")
                 self._serving_more.add(task)
                 task.add_done_callback(self._served_more)
@@ -67,7 +70,7 @@ class Activation:
 
     async def end(self, grace: float = 30.0) -> None:
         """Serve no more, and return when the worker has drained: see `Router.deactivate`."""
-        worker, self.worker = self.worker, None
+        worker, self.worker, self._serving = self.worker, None, None
         self.serves_all = False
         if worker is not None:
             await worker.drain(grace)

@@ -22,6 +22,7 @@ from atasks.tracking.queries import (
     CancelCalls,
     Cancelled,
     Done,
+    FindTasks,
     Inspect,
     LookAtQueues,
     LookAtSchedules,
@@ -30,6 +31,7 @@ from atasks.tracking.queries import (
     Stack,
     StackOf,
     State,
+    TasksFound,
     Watch,
     WorkerInfo,
 )
@@ -100,7 +102,9 @@ class _Answering:
         self.queues = queues
         self.owner = owner
 
-    def to(self, question: Ping | Inspect | Stack | CancelCalls | LookAtQueues | LookAtSchedules) -> Answer | None:
+    def to(
+        self, question: Ping | Inspect | Stack | CancelCalls | LookAtQueues | LookAtSchedules | FindTasks
+    ) -> Answer | None:
         match question:
             case Ping():
                 worker = self.worker
@@ -121,8 +125,16 @@ class _Answering:
                 return Done()
             case LookAtSchedules():
                 return None
+            case FindTasks():
+                default = self._default_queue
+                names = self.worker.served.without_queue(question.names)
+                return TasksFound(default, names) if names and default in self.queues else None
             case CancelCalls():
                 return Cancelled([call_id for call_id in question.ids if self._cancel(call_id)])
+
+    @property
+    def _default_queue(self) -> str:
+        return getattr(self.worker.transport, "queue", "default")
 
     def _may(self, run: HeldCall) -> bool:
         return self.owner is None or run.call.by == self.owner
@@ -181,7 +193,6 @@ class _Answering:
     def _call(self, run: HeldCall, awaited: dict[str, list[Pending]]) -> CallInfo:
         call, now = run.call, time.time()
         pendings = awaited.get(call.id, [])
-        default = getattr(self.worker.transport, "queue", "default")
         return CallInfo(
             id=call.id,
             task=call.task,
@@ -200,7 +211,7 @@ class _Answering:
                 Awaited(
                     item.call.id,
                     item.call.task,
-                    item.options.queue or default,
+                    item.options.queue or self._default_queue,
                     max(now - item.call.sent_ms / 1000, 0.0),
                 )
                 for item in pendings[:MAX_AWAITED]

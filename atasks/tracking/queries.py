@@ -16,6 +16,7 @@ from atasks.tracking.snapshots import TaskCounts
 __all__ = [
     "KINDS",
     "MAX_CALLS",
+    "MAX_NAMES",
     "Answer",
     "Awaited",
     "CallInfo",
@@ -26,6 +27,7 @@ __all__ = [
     "Done",
     "Event",
     "Events",
+    "FindTasks",
     "Inspect",
     "LookAtQueues",
     "LookAtSchedules",
@@ -35,6 +37,7 @@ __all__ = [
     "Stack",
     "StackOf",
     "State",
+    "TasksFound",
     "Wanted",
     "Watch",
     "WorkerInfo",
@@ -63,6 +66,8 @@ MAX_PATTERN: Final = 1024
 """Characters of a pattern: to read one of `[` takes time by the square of its length."""
 MAX_AWAITED: Final = 100
 """Calls that one call awaits, in an answer."""
+MAX_NAMES: Final = 100
+"""Atasks that one question names."""
 
 Ids = Annotated[list[str], Meta(max_length=1000)]
 Seconds = Annotated[float, Meta(ge=0)]
@@ -126,7 +131,14 @@ class LookAtSchedules(Struct, tag="look-at-schedules"):
     """The namespace may have its first schedule: stand for keeping the times. Nobody answers."""
 
 
-Question = Ping | Inspect | Stack | CancelCalls | Watch | LookAtQueues | LookAtSchedules
+class FindTasks(Struct, tag="find-tasks"):
+    """Ask which queue calls of these atasks are taken from if they name none. Answered by `TasksFound`, by workers
+    that have one of them."""
+
+    names: Annotated[list[str], Meta(max_length=MAX_NAMES)]
+
+
+Question = Ping | Inspect | Stack | CancelCalls | Watch | LookAtQueues | LookAtSchedules | FindTasks
 
 
 class Pong(Struct, tag="pong"):
@@ -309,7 +321,16 @@ class Done(Struct, tag="done"):
     problem: str = ""
 
 
-Answer = Pong | WorkerInfo | Calls | StackOf | Cancelled | Done | Events
+class TasksFound(Struct, tag="tasks-found"):
+    """The answer to `FindTasks`."""
+
+    queue: str
+    """The queue of atasks that name none, at this worker."""
+    names: list[str]
+    """Those of the atasks that name none, and that this worker has."""
+
+
+Answer = Pong | WorkerInfo | Calls | StackOf | Cancelled | Done | Events | TasksFound
 
 _question: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

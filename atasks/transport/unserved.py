@@ -10,6 +10,7 @@ from atasks.errors import NoWorker
 
 if TYPE_CHECKING:
     from atasks.transport.call_transport import Pending
+    from atasks.transport.elsewhere import Elsewhere
 
 __all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved", "no_worker"]
 
@@ -22,22 +23,26 @@ GAP_SECONDS: Final = 10.0
 MAX_QUEUES: Final = 1000
 UNSERVED: Final = (
     "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
-    "(atasks run MODULE --mode server), or give calls a timeout"
+    "(atasks run MODULE --mode server), or give calls a timeout%s"
 )
-PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s"
+PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s%s"
 
 
 class Unserved:
     """Warns of each queue once, and again each minute, with how many calls of this process wait in it."""
 
-    def __init__(self, logger: logging.Logger) -> None:
+    def __init__(self, logger: logging.Logger, elsewhere: Elsewhere | None = None) -> None:
+        """`elsewhere` looks for workers of other queues; None: there are none."""
         self._logger = logger
+        self._elsewhere = elsewhere
         self._seen: dict[str, tuple[float, float, float]] = {}
         """Queue -> when it was seen unserved first, and last, and when that was said (event loop time)."""
 
     def see(self, queue: str, pendings: Sequence[Pending], now: float, *, paused: bool = False) -> None:
         """Nothing serves the queue, or it is paused, and these calls wait for it. Call it every few seconds while
         that is so."""
+        if self._elsewhere is not None and not paused:
+            self._elsewhere.look(pendings, now)
         first, last, said = self._seen.get(queue, (now, now, 0.0))
         if now - last > GAP_SECONDS:
             first = now
@@ -47,7 +52,8 @@ class Unserved:
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
             said = now
-            self._logger.warning(PAUSED if paused else UNSERVED, queue, len(pendings), waited)
+            hint = "" if paused or self._elsewhere is None else self._elsewhere.hint(pendings)
+            self._logger.warning(PAUSED if paused else UNSERVED, queue, len(pendings), waited, hint)
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said

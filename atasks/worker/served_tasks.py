@@ -57,6 +57,11 @@ class ServedTasks:
         items = [item for _, item in self._items() if not getattr(item, "on_demand", False)]
         return sorted({item.options.queue or default for item in items}) or [default]
 
+    def without_queue(self, names: Sequence[str]) -> list[str]:
+        """Those of the atasks of these names that name no queue."""
+        items = [(name, self._registry.items.get(name)) for name in names]
+        return [name for name, item in items if item is not None and item.options.queue is None]
+
     @property
     def executors(self) -> dict[str, Executor]:
         """Which executor each blocking atask needs, by the name of the atask."""

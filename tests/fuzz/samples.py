@@ -40,10 +40,12 @@ QUESTIONS: Final[list[queries.Question]] = [
     queries.Watch(["started", "ended"], 0.5, 5.0, ["an-id"]),
     queries.LookAtQueues(),
     queries.LookAtSchedules(),
+    queries.FindTasks(["echo"]),
 ]
 ANSWERS: Final[list[queries.Answer]] = [
     queries.Done("a problem"),
     queries.Cancelled(["an-id"]),
+    queries.TasksFound("svc", ["echo"]),
     queries.Events(0, 0, [queries.Event("started", 1.5, "an-id", "echo", "an-id")]),
 ]
 NAMESPACE: Final = "fuzz"

@@ -15,6 +15,7 @@ from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import Handed, Hold, NoneServes, Request, There, Where
 from atasks.transport.call_transport import Pending
+from atasks.transport.elsewhere import Ask
 from atasks.transport.unserved import no_worker
 from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, Credit
@@ -28,7 +29,7 @@ RESENT_MS: Final = 50
 class Calling:
     """Hands calls to the hub, and again to the next one if that is gone."""
 
-    def __init__(self, path: str | None, queue: str) -> None:
+    def __init__(self, path: str | None, queue: str, ask: Ask) -> None:
         self.queue = queue
         """The work queue of calls that name none."""
         self.pendings: dict[str, Pending] = {}
@@ -37,7 +38,7 @@ class Calling:
         self._path = path
         self._link: Conversation | None = None
         """To the hub; None while there is none that has said welcome."""
-        self._lookout = Lookout(self)
+        self._lookout = Lookout(self, ask)
         self._withdrawn: list[str] = []
         self._last_attempts: set[str] = set()
         """Calls whose last permitted attempt has begun."""

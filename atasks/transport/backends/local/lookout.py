@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.messages import There
 from atasks.transport.call_transport import Pending
+from atasks.transport.elsewhere import Ask, Elsewhere
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
 
@@ -25,11 +26,11 @@ LOOK_SECONDS: Final = 2.5
 class Lookout:
     """Asks the hub for calls whose deadlines are near, and now and then for one of each queue."""
 
-    def __init__(self, calling: Calling) -> None:
+    def __init__(self, calling: Calling, ask: Ask) -> None:
         self._calling = calling
         self._located: list[str] = []
         """Calls whose deadlines are near."""
-        self._unserved = Unserved(logger)
+        self._unserved = Unserved(logger, Elsewhere(calling.queue, calling.pendings, ask))
         self._timer: asyncio.TimerHandle | None = None
         self.idle = True
         """True if there is nothing to look at."""

@@ -136,7 +136,7 @@ class LocalTransport(CallTransport):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
         check(serving)
         self._keep_bytes = check_keep_bytes(keep_bytes)
-        self.calling = Calling(self.path, self.queue)
+        self.calling = Calling(self.path, self.queue, self.ask)
         self._records = LocalRecords(self.calling, self.usable, keep_runs)
         super().__init__(namespace)
         self.records = self._records

@@ -53,7 +53,7 @@ class Calling:
         self._run_times = RunTimes()
         self.control = ControlMessages(session)
         self.requests = Requests(session, self._run_times, self)
-        self.overdue = OverdueCalls(session, self.requests)
+        self.overdue = OverdueCalls(session, self.requests, self.control)
         self.presence = WorkerPresence(session, self.requests, self.overdue)
         self._full_queues = FullQueues(session)
         self._grants = Grants(session, self.control)

@@ -10,18 +10,20 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.call_transport import Pending
+from atasks.transport.elsewhere import Elsewhere
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
-from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Held
+from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Held, Query, QueryAnswer
 
 if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.caller.control import ControlMessages
     from atasks.transport.backends.amqp.caller.requests import Requests
     from atasks.transport.backends.amqp.session import Session
 
@@ -61,7 +63,7 @@ class OverdueCalls:
     quick_pause = 1.0
     """Seconds between rounds after there was a reason to ask."""
 
-    def __init__(self, session: Session, requests: Requests) -> None:
+    def __init__(self, session: Session, requests: Requests, control: ControlMessages) -> None:
         self._session = session
         self._requests = requests
         self._reason = asyncio.Event()
@@ -70,7 +72,8 @@ class OverdueCalls:
         self._numbers = itertools.count(1)
         self._losing: dict[str, float] = {}
         """Queue -> when it lost a call."""
-        self._unserved = Unserved(logger)
+        self._control = control
+        self._unserved = Unserved(logger, Elsewhere(session.queue, session.pendings, self._question))
         self._locating: dict[str, list[Pending]] = {}
         """Queue -> calls whose deadlines are near."""
         self._errands = Errands("atasks whereabouts")
@@ -165,6 +168,12 @@ class OverdueCalls:
                 reply_to=session.reply_queue,
             )
         )
+
+    def _question(self, query: Query, heard: Callable[[QueryAnswer], object]) -> None:
+        """Ask all workers of the namespace."""
+        if self._session.link is not None:
+            self._session.asked[query.token] = heard
+            self._control.ask(query)
 
     async def _is_empty(self, queue: str) -> bool:
         """Return True if no call waits in the queue: one that does is not lost, however long it waits."""
