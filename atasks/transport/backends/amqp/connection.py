@@ -46,8 +46,6 @@ class Connection:
         self._set_up = set_up
         self._let_go = let_go
         self._failed = failed
-        self._restored = asyncio.Event()
-        """Set while there is a link."""
         self._last_link: Link | None = None
         """The link opened last: to be closed in the end, whatever became of it."""
         self._keeper: asyncio.Task[None] | None = None
@@ -86,22 +84,19 @@ class Connection:
     def attach(self, link: Link) -> None:
         """Say that this link may be used: it is set up so far."""
         self._session.link = link
-        self._restored.set()
+        self._session.links.attach(link)
 
     def lose(self, link: Link, reason: str) -> None:
         """Have the next link opened, unless that has happened already."""
         if self._session.link is link:
-            self._restored.clear()
+            self._session.links.detach()
             link.lose(reason)
 
     async def link(self) -> Link:
-        """The link, as soon as there is one. Raises TimeoutError after the time for one attempt to connect."""
-        session = self._session
-        async with asyncio.timeout(session.timeout):
-            await self._restored.wait()
-            while session.link is None:  # the link was lost again before this task went on
-                await self._restored.wait()
-        return session.link
+        """The link, as soon as there is one. Raises NotConnected, and TimeoutError when the time for one attempt
+        to connect is over."""
+        async with asyncio.timeout(self._session.timeout):
+            return await self._session.links.link()
 
     async def stop(self) -> None:
         """Restore no link any more."""
@@ -119,7 +114,7 @@ class Connection:
     def _detach(self) -> None:
         """The link is gone: nothing of it may be acknowledged on another one."""
         self._session.link = None
-        self._restored.clear()
+        self._session.links.detach()
         self._let_go()
 
     async def _open(self) -> Link:

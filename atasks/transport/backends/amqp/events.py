@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from pamqp.commands import Basic
@@ -24,19 +23,15 @@ __all__ = ["Publishing"]
 class Publishing:
     """Sends the events of one session, and waits until each is safe."""
 
-    def __init__(
-        self, session: Session, over_link: Callable[[Callable[[Link], Awaitable[None]]], Awaitable[None]]
-    ):
-        """`over_link(operation)` does something over a link, and again over the next one if that gets lost."""
+    def __init__(self, session: Session) -> None:
         self._session = session
-        self._over_link = over_link
         self._declared: Link | None = None
         self._unconfirmed: set[asyncio.Future[None]] = set()
 
     async def publish(self, call: Call) -> None:
         """Send an event, and return when the broker has it. Raises NotConnected, CallConnectionLost, and what the
         broker has against it."""
-        await self._over_link(self._declare)
+        await self._session.links.do(self._declare)
         outbox = self._session.outbox
         while (room := outbox.room()) is not None:
             await room

@@ -112,7 +112,7 @@ class AMQPJournals(Journals):
         steps, is_new = topology.kept_steps(name), name not in self._open
         try:
             (ready, readers), _ = await asyncio.gather(
-                records.over_link(partial(self._declare, name, owner)),
+                self._session.links.do(partial(self._declare, name, owner)),
                 records.follow(steps) if is_new else asyncio.sleep(0),
             )
         except BaseException:
@@ -251,7 +251,7 @@ class AMQPJournals(Journals):
         another worker has its call."""
         entries = Entries()
         try:
-            await self._records.linked()
+            await self._session.links.link()
             await self._look_for(owner)
             entries = await self._records.entries(name)
         except Elsewhere:

@@ -3,9 +3,6 @@
 The messages of a record's queue: the call, behind a `Kept`, and then replies. Replies are published to the control
 exchange, so that they reach the record and, in the same step, everyone who waits for them. Those who are told so
 read the record again: what the queue holds, in its order, is the only truth.
-
-The queue has a single active consumer. Who reads it is sent everything, and closes the channel: the messages go
-back as they were, and the next reader has its turn.
 """
 
 from __future__ import annotations
@@ -13,34 +10,30 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.current import serving
 from atasks.errors import (
     AtasksError,
-    CallConnectionLost,
     CallRefused,
     DecodeError,
-    NotConnected,
     QueueFull,
     QueueMismatch,
     UnknownRun,
 )
 from atasks.options import LONGEST_KEEP, TaskOptions
-from atasks.outlast import shield
-from atasks.pauses import pauses
 from atasks.signing import SealError
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.pursuits import Pursuits
 from atasks.transport.backends.amqp.record_message import RecordMessage
+from atasks.transport.backends.amqp.record_reader import RecordReader
 from atasks.transport.backends.amqp.seals import key_of
 from atasks.transport.journals import Entries
 from atasks.transport.records.contract import GENERATION, Record, Records, base_of, record_of, unknown_run
@@ -53,22 +46,9 @@ __all__ = ["AMQPRecords"]
 
 logger = logging.getLogger("atasks.amqp")
 
-T = TypeVar("T")
-
 _NOBODY: Final = asyncio.Event()
 """Stands for those who are told by the replies themselves."""
 
-EMPTY_PAUSES: Final = (0.2, 5.0)
-"""Seconds between two reads of what another reader kept, or may have kept: the first time, and at most. For as
-long as the first pause a look waits for messages, where there may be none."""
-LINE_SECONDS: Final = 5.0
-"""Seconds for which a read waits behind others, before it leaves the line and comes again."""
-EMPTY_LOOKS: Final = 5
-"""Looks at a record without messages, and without another reader, until it is taken for an empty one."""
-READ_SECONDS: Final = 90.0
-"""For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
-READERS: Final = 100
-"""Records that are read at a time: each read has a channel, and a connection has 2047 of them."""
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
 """For so long a record stays at least: its queue must not expire between its declaration and its first use."""
@@ -76,8 +56,6 @@ HOLDER_SECONDS: Final = 3.0
 """Seconds in which a call that has the same key gets its record, if it gets one: many submit at once."""
 HOLDER_PAUSE: Final = 0.05
 """Seconds until the second look for that record; the pauses between later ones double."""
-LOST_SECONDS: Final = 1.0
-"""Seconds within which an error that means the loss of the link makes itself known as that."""
 
 
 class Sender(Protocol):
@@ -104,15 +82,14 @@ class AMQPRecords(Records):
     def __init__(self, session: Session, sender: Sender, expires: float) -> None:
         super().__init__(expires)
         self._session = session
+        self._links = session.links
         self._sender = sender
         self._watches: dict[str, list[asyncio.Event]] = {}
         """Routing key -> those to be told of what is published by it."""
-        self._link: asyncio.Future[Link] | None = None
-        self._reading = asyncio.Semaphore(READERS)
+        self._reader = RecordReader(session)
         self._adding = asyncio.Lock()
         """Has what is added at the same time be kept in that order."""
         self._numbers = 0
-        self._closed = False
         self.pursuits = Pursuits(session, self.owner)
         self._owners: dict[str, str] = {}
         """Call -> whose key its record is sealed with, of the records that were used last."""
@@ -124,63 +101,16 @@ class AMQPRecords(Records):
         for key in list(self._watches):
             await self._bind(link, key)
 
-    def attach(self, link: Link) -> None:
-        """Work over this link from now on; what was published meanwhile may have been missed."""
-        self._closed = False
-        self._awaited_link().set_result(link)
-        self._wake_all()
-
-    def detach(self) -> None:
-        """The link is gone: wait for the next one."""
-        if not self._closed:
-            self._awaited_link()
-
-    def close(self, reason: str) -> None:
-        """There will be no other link: what waits for one ends in NotConnected."""
-        self._closed = True
-        link = self._awaited_link()
-        link.set_exception(NotConnected(reason))
-        link.exception()  # nobody may be waiting
-        self._wake_all()
-        self.pursuits.close()
-
-    def _awaited_link(self) -> asyncio.Future[Link]:
-        if self._link is None or self._link.done():
-            self._link = asyncio.get_running_loop().create_future()
-        return self._link
-
-    def _wake_all(self) -> None:
+    def wake_all(self) -> None:
+        """Tell all who wait: what was published while there was no link may have been missed."""
         for events in self._watches.values():
             for event in events:
                 event.set()
 
-    async def linked(self) -> Link:
-        """Return the link, as soon as there is one. Raises NotConnected."""
-        if self._link is None:
-            raise NotConnected("this transport is not connected: await its connect() first")
-        return await shield(self._link)
-
-    async def over_link(self, operation: Callable[[Link], Awaitable[T]]) -> T:
-        """Do it over the link that there is, and again over the next one if that one gets lost."""
-        while True:
-            link = await self.linked()
-            try:
-                return await operation(link)
-            except AtasksError:
-                raise
-            except CLIENT_ERRORS as error:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOST_SECONDS):
-                        await shield(link.lost)
-                if not link.lost.done():
-                    raise map_error(error, self._session.urls[0]) from error
-                if (
-                    self._link is not None
-                    and self._link.done()
-                    and self._link.exception() is None
-                    and self._link.result() is link
-                ):
-                    self.detach()  # the transport has not noticed yet
+    def close(self) -> None:
+        """There will be no other link."""
+        self.wake_all()
+        self.pursuits.close()
 
     # -- the contract
 
@@ -236,13 +166,13 @@ class AMQPRecords(Records):
         pause = HOLDER_PAUSE
         while True:
             try:
-                await self.over_link(lambda link: link.declare_queue(name, arguments, topology.control, keys))
+                await self._links.do(lambda link: link.declare_queue(name, arguments, topology.control, keys))
                 break
             except QueueMismatch:
                 if not is_unique or pause >= HOLDER_SECONDS:
                     raise
-            await self.over_link(lambda link: link.delete_queue(name, if_empty=True))
-            state = await self.over_link(lambda link: link.queue_state(name))
+            await self._links.do(lambda link: link.delete_queue(name, if_empty=True))
+            state = await self._links.do(lambda link: link.queue_state(name))
             if state is not None and state[0]:
                 return False
             if state is not None:  # somebody looks into it
@@ -264,7 +194,7 @@ class AMQPRecords(Records):
         arguments = topology.unique_arguments(delay)
         while True:
             try:
-                await self.over_link(lambda link: link.declare_queue(mark, arguments))
+                await self._links.do(lambda link: link.declare_queue(mark, arguments))
                 await self._publish(call_id, call_id.encode(), mark, exchange="")
                 break
             except (QueueFull, QueueMismatch):
@@ -273,7 +203,7 @@ class AMQPRecords(Records):
             except UnknownRun:  # the call that had the key has ended in between
                 continue
         try:
-            if await self.over_link(lambda link: link.queue_state(record)) is None:
+            if await self._links.do(lambda link: link.queue_state(record)) is None:
                 return None
             holder = await self._other(call_id)
         except BaseException:
@@ -300,13 +230,13 @@ class AMQPRecords(Records):
                 self.see_to(record)
                 return record.id
         name = self._session.topology.kept(call_id)
-        state = await self.over_link(lambda link: link.queue_state(name))
+        state = await self._links.do(lambda link: link.queue_state(name))
         return None if state is not None and not state[0] else _nameless(call_id)
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
         mark = self._session.topology.unique(call_id)
-        await self.over_link(lambda link: link.delete_queue(mark))
+        await self._links.do(lambda link: link.delete_queue(mark))
 
     async def cancel(self, record: Record, ending: Reply) -> None:
         await super().cancel(record, ending)
@@ -343,15 +273,15 @@ class AMQPRecords(Records):
     async def drop(self, call_id: str) -> None:
         await self.touch(call_id)
         name = self._session.topology.kept(call_id)
-        await self.over_link(lambda link: link.delete_queue(name))
+        await self._links.do(lambda link: link.delete_queue(name))
 
     async def touch(self, call_id: str) -> None:
         name = self._session.topology.kept(call_id)
-        if await self.over_link(lambda link: link.queue_state(name)) is None:
+        if await self._links.do(lambda link: link.queue_state(name)) is None:
             raise unknown_run(call_id)
 
     async def read(self, call_id: str, *, any_generation: bool = False) -> Record:
-        messages = await self._messages(call_id, may_be_empty=any_generation)
+        messages = await self._reader.messages(call_id, may_be_empty=any_generation)
         head: Kept | None = None
         record: Record | None = None
         for message in self._opened(call_id, messages):
@@ -371,7 +301,7 @@ class AMQPRecords(Records):
 
     async def entries(self, name: str) -> Entries:
         """The contents of a journal. Under seals, what workers put into it counts. Raises UnknownRun."""
-        messages = await self._messages(name)
+        messages = await self._reader.messages(name)
         entries, seals = Entries(), self._session.seals
         place = self._session.topology.place("", self._session.topology.kept(name))
         for message in messages if seals is None else seals.from_workers(messages, place):
@@ -392,7 +322,7 @@ class AMQPRecords(Records):
             self._watches.setdefault(key, []).append(event)
         try:
             for key in new:
-                await self.over_link(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
+                await self._links.do(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
             yield event
         finally:
             for key in keys:
@@ -407,7 +337,7 @@ class AMQPRecords(Records):
         events = self._watches.setdefault(key, [])
         events.append(_NOBODY)
         if len(events) == 1:
-            await self.over_link(lambda link: self._bind(link, key))
+            await self._links.do(lambda link: self._bind(link, key))
 
     async def unfollow(self, key: str) -> None:
         """Want that no more."""
@@ -483,72 +413,6 @@ class AMQPRecords(Records):
         if len(self._owners) >= MAX_OWNERS:
             del self._owners[next(iter(self._owners))]
         self._owners[call_id] = owner
-
-    async def _messages(self, call_id: str, *, may_be_empty: bool = False) -> list[DeliveredMessage]:
-        """The messages of a record or a journal, as they are; none if it is empty. Raises UnknownRun,
-        CallConnectionLost. `may_be_empty`: its submitter may have died before it wrote anything."""
-        try:
-            async with self._reading, asyncio.timeout(READ_SECONDS):
-                for pause in pauses(*EMPTY_PAUSES):
-                    messages = await self.over_link(lambda link: self._read(link, call_id, may_be_empty))
-                    if messages is not None:
-                        return messages
-                    await asyncio.sleep(pause)
-        except TimeoutError:
-            pass
-        raise CallConnectionLost(
-            f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
-        )
-
-    async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage] | None:
-        """The messages of a record or a journal, which stay in their queue. None, if another reader keeps them for
-        long: that reader may find none either, and two that stayed would each take the other for one that has
-        them.
-
-        One that should have messages, and that no other reader has, is looked at several times: somebody may have
-        taken them for a moment without consuming the queue. Then it is empty: they have expired, say."""
-        name = self._session.topology.kept(call_id)
-        messages: list[DeliveredMessage] = []
-        arrived = asyncio.Event()
-        is_ours, looks = False, 0  # once no other reader is there, whoever comes later waits for this one
-
-        async def receive(message: DeliveredMessage) -> None:
-            messages.append(message)
-            arrived.set()
-
-        channel = await link.open_channel()
-        try:
-            await guard(shielded(channel.basic_consume(name, receive)))
-            while True:
-                arrived.clear()
-                # When the broker answers this, it has sent here all that was ready.
-                state = await guard(shielded(channel.queue_declare(name, passive=True)))
-                if messages and not state.message_count:
-                    return messages
-                if not messages and not state.message_count and state.consumer_count == 1:
-                    is_ours = True
-                looks += is_ours
-                if is_ours and not messages and (may_be_empty or looks >= EMPTY_LOOKS):
-                    return []
-                patience = EMPTY_PAUSES[0] if may_be_empty or is_ours else LINE_SECONDS
-                waiting = asyncio.ensure_future(arrived.wait())
-                try:
-                    await asyncio.wait(
-                        (waiting, channel.closing),
-                        timeout=None if messages else patience,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                finally:
-                    waiting.cancel()
-                if not messages and not is_ours and not channel.is_closed:
-                    return None
-                if channel.is_closed:
-                    raise ConnectionError("the channel was closed over a read")
-        except ChannelNotFoundEntity:
-            raise unknown_run(call_id) from None
-        finally:
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
 
     async def _bind(self, link: Link, key: str) -> None:
         await link.bind(self._session.reply_queue, self._session.topology.control, key)

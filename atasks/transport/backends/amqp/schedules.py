@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import msgspec
 from aiormq import Channel
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 __all__ = ["AMQPSchedules"]
 
 logger = logging.getLogger("atasks.amqp")
-
-T = TypeVar("T")
-OverLink = Callable[[Callable[[Link], Awaitable[Any]]], Awaitable[Any]]
 
 EMPTY_SECONDS: Final = 1.0
 """Seconds without a message after which the queue of a table is taken for empty. If it is not, nothing is lost."""
@@ -77,10 +74,10 @@ class _Found(NamedTuple):
 class AMQPSchedules(Schedules):
     """The table of one namespace, and this worker's place among those that keep its times."""
 
-    def __init__(self, session: Session, over_link: OverLink, consumer_timeout: float) -> None:
+    def __init__(self, session: Session, consumer_timeout: float) -> None:
         """`consumer_timeout`: the seconds after which the broker takes back what is not acknowledged."""
         self._session = session
-        self._over_link = over_link
+        self._links = session.links
         self._renew_seconds = consumer_timeout / 2
         self._standing: Look | None = None
         self._standing_up: asyncio.Future[bool] | None = None
@@ -102,8 +99,7 @@ class AMQPSchedules(Schedules):
             async with self._turn(link) as (_, found):
                 return found.content
 
-        found: bytes = await self._over_link(look)
-        return found
+        return await self._links.do(look)
 
     async def swap(self, old: bytes, new: bytes) -> bool:
         async def change(link: Link) -> bool:
@@ -119,7 +115,7 @@ class AMQPSchedules(Schedules):
                 await channel.basic_ack(found.message.delivery_tag or 0)
                 return True
 
-        done: bool = await self._over_link(change)
+        done = await self._links.do(change)
         if done:
             if self._held is None:  # else it keeps the times itself
                 question = Query(VERSION, "schedules", encode(LookAtSchedules()))
@@ -216,9 +212,8 @@ class AMQPSchedules(Schedules):
 
     async def stand(self, look: Look) -> bool:
         self._standing, self._will_look = look, False
-        self._standing_up = asyncio.ensure_future(self._over_link(self._stand))
-        stands: bool = await shielded(self._standing_up)
-        return stands
+        self._standing_up = asyncio.ensure_future(self._links.do(self._stand))
+        return await shielded(self._standing_up)
 
     def look_for_table(self) -> None:
         """There may be a table now: stand, if this worker would and does not."""
@@ -229,8 +224,7 @@ class AMQPSchedules(Schedules):
                 if before is not None:
                     await asyncio.wait([before])
                 self._will_look = False
-                stands: bool = await self._over_link(self._stand)
-                return stands
+                return await self._links.do(self._stand)
 
             self._standing_up = asyncio.ensure_future(stand_after())
             self._standing_up.add_done_callback(_complain)

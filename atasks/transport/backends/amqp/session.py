@@ -12,6 +12,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.links import Links
 from atasks.wire import CONTENT_TYPE, Envelope, QueryAnswer
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Session:
         self.state = State.CLOSED
         self.link: Link | None = None
         """The connected epoch; None while there is none."""
+        self.links = Links(urls)
+        """For what waits for the next one."""
         self.reply_queue = ""
         self.pendings: dict[str, Pending] = {}
         """Id -> call that is awaited here."""

@@ -126,9 +126,9 @@ class AMQPTransport(CallTransport):
         self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
         self.limits = self._limits
-        self._events = Publishing(session, self._records.over_link)
+        self._events = Publishing(session)
         self._pending, self._asked = session.pendings, session.asked
-        self._schedules = AMQPSchedules(session, self._records.over_link, self.consumer_timeout)
+        self._schedules = AMQPSchedules(session, self.consumer_timeout)
         self.schedules = self._schedules
         self.calling = Calling(session, self._heard)
         self._steering = Steering(session, self.calling.control, self._stored)
@@ -234,7 +234,8 @@ class AMQPTransport(CallTransport):
         """Every await ends, and there will be no others."""
         self.session.state = state
         self._closed(reason)
-        self._records.close(reason)
+        self.session.links.close(reason)
+        self._records.close()
         self._limits.refuse(reason)
 
     async def _close_database(self, reason: str) -> None:
@@ -254,7 +255,7 @@ class AMQPTransport(CallTransport):
             await self.serving.resume(link)
         self._connection.attach(link)
         session.outbox.attach(link)
-        self._records.attach(link)
+        self._records.wake_all()
         self._limits.attach(link)
         await self._schedules.restore(link)
         if self._epoch > 1:
@@ -289,7 +290,6 @@ class AMQPTransport(CallTransport):
     def _let_go(self) -> None:
         """The link is gone: let go of everything of it."""
         self.calling.suspend()
-        self._records.detach()
         self._journals.detach()
         self._limits.detach()
         self._schedules.detach()

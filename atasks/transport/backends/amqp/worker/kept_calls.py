@@ -106,9 +106,9 @@ class KeptCalls:
     async def _is_known_to_have_ended(self, call: Call, delivery: CallDelivery) -> bool:
         """Return `_has_ended` of a call that was delivered before, over the next link if this one gets lost; False
         where that cannot be known now."""
-        over_link = self._station.records.over_link
+        links = self._station.session.links
         try:
-            return bool(await over_link(lambda _: self._has_ended(call, delivery, again=True)))
+            return bool(await links.do(lambda _: self._has_ended(call, delivery, again=True)))
         except (AtasksError, *CLIENT_ERRORS) as error:
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
             return False

@@ -1,0 +1,111 @@
+"""Reading the queue of a record or a journal without consuming it.
+
+The queue has a single active consumer. Who reads it is sent everything, and closes the channel: the messages go
+back as they were, and the next reader has its turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
+
+from atasks.errors import CallConnectionLost
+from atasks.pauses import pauses
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.records.contract import unknown_run
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.session import Session
+
+__all__ = ["RecordReader"]
+
+EMPTY_PAUSES: Final = (0.2, 5.0)
+"""Seconds between two reads of what another reader kept, or may have kept: the first time, and at most. For as
+long as the first pause a look waits for messages, where there may be none."""
+LINE_SECONDS: Final = 5.0
+"""Seconds for which a read waits behind others, before it leaves the line and comes again."""
+EMPTY_LOOKS: Final = 5
+"""Looks at a record without messages, and without another reader, until it is taken for an empty one."""
+READ_SECONDS: Final = 90.0
+"""For how long a read waits for its turn: a reader whose host is gone keeps it until the broker misses it."""
+READERS: Final = 100
+"""Records that are read at a time: each read has a channel, and a connection has 2047 of them."""
+
+
+class RecordReader:
+    """Reads for one transport, over one link after the other."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._reading = asyncio.Semaphore(READERS)
+
+    async def messages(self, call_id: str, *, may_be_empty: bool = False) -> list[DeliveredMessage]:
+        """The messages of a record or a journal, as they are; none if it is empty. Raises UnknownRun,
+        CallConnectionLost. `may_be_empty`: its submitter may have died before it wrote anything."""
+        try:
+            async with self._reading, asyncio.timeout(READ_SECONDS):
+                for pause in pauses(*EMPTY_PAUSES):
+                    messages = await self._session.links.do(lambda link: self._read(link, call_id, may_be_empty))
+                    if messages is not None:
+                        return messages
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            pass
+        raise CallConnectionLost(
+            f"run {call_id!r} cannot be read: another reader has it, and seems to be gone; try again"
+        )
+
+    async def _read(self, link: Link, call_id: str, may_be_empty: bool) -> list[DeliveredMessage] | None:
+        """The messages, which stay in their queue. None, if another reader keeps them for long: that reader may
+        find none either, and two that stayed would each take the other for one that has them.
+
+        A queue that should have messages, and that no other reader has, is looked at several times: somebody may
+        have taken them for a moment without consuming the queue. Then it is empty: they have expired, say."""
+        name = self._session.topology.kept(call_id)
+        messages: list[DeliveredMessage] = []
+        arrived = asyncio.Event()
+        is_ours, looks = False, 0  # once no other reader is there, whoever comes later waits for this one
+
+        async def receive(message: DeliveredMessage) -> None:
+            messages.append(message)
+            arrived.set()
+
+        channel = await link.open_channel()
+        try:
+            await guard(shielded(channel.basic_consume(name, receive)))
+            while True:
+                arrived.clear()
+                # When the broker answers this, it has sent here all that was ready.
+                state = await guard(shielded(channel.queue_declare(name, passive=True)))
+                if messages and not state.message_count:
+                    return messages
+                if not messages and not state.message_count and state.consumer_count == 1:
+                    is_ours = True
+                looks += is_ours
+                if is_ours and not messages and (may_be_empty or looks >= EMPTY_LOOKS):
+                    return []
+                patience = EMPTY_PAUSES[0] if may_be_empty or is_ours else LINE_SECONDS
+                await _wait(arrived, channel, None if messages else patience)
+                if channel.is_closed:
+                    raise ConnectionError("the channel was closed over a read")
+                if not messages and not is_ours:
+                    return None
+        except ChannelNotFoundEntity:
+            raise unknown_run(call_id) from None
+        finally:
+            with suppress(*CLIENT_ERRORS):
+                await guard(shielded(channel.close()))
+
+
+async def _wait(arrived: asyncio.Event, channel: AbstractChannel, seconds: float | None) -> None:
+    """Return when a message has arrived, or the channel is closed, or after so many seconds; None: no limit."""
+    waiting = asyncio.ensure_future(arrived.wait())
+    try:
+        await asyncio.wait((waiting, channel.closing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
