@@ -10,8 +10,8 @@ from msgspec.structs import replace
 from atasks import wire
 from atasks.contrib.faults import Fault
 from atasks.errors import NotSupported
-from atasks.transport.call_transport import Pending
 from atasks.transport.loopback import LoopbackDelivery, LoopbackTransport
+from atasks.transport.pending import Pending
 from atasks.wire import AT_MOST_ONCE, Call, End, Item, Reply, Report, Status
 
 __all__ = ["FaultyDelivery", "FaultyLoopback"]

@@ -42,7 +42,7 @@ from atasks.wire import VERSION, Query, QueryAnswer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
     from atasks.worker.held_call import HeldCall
     from atasks.worker.worker import Worker
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import time
 import weakref
@@ -12,18 +11,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from msgspec import Struct
-
 from atasks import wire
-from atasks.errors import (
-    CallConnectionLost,
-    NotConnected,
-    NotSupported,
-    StreamLost,
-    WorkerLost,
-)
-from atasks.options import TaskOptions, WatchedOptions
-from atasks.progress import Progress
+from atasks.errors import CallConnectionLost, NotConnected, NotSupported
+from atasks.options import TaskOptions
 from atasks.tracking.counters import (
     ENDED,
     KEPT,
@@ -38,113 +28,20 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.whereabouts import Whereabouts, lost_at, placed, timed_out
+from atasks.transport.pending import Pending
+from atasks.transport.whereabouts import placed, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
 
-__all__ = ["PUT_OFF", "CallTransport", "Pending"]
+__all__ = ["CallTransport"]
 
 WORKER_LOST: Final = Status.WORKER_LOST
-PUT_OFF: Final = math.inf
-"""The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
 LOCATE_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.01
 LOCATE_SHARE: Final = 0.25
 """The part of a call's time, at its end, in which the caller asks where the call is."""
-
-
-class Pending(Struct, eq=False):
-    """A call whose await has not ended."""
-
-    call: Call
-    options: TaskOptions
-    future: asyncio.Future[Reply]
-    timer: asyncio.TimerHandle | None = None
-    deadline: float | None = None
-    """When the await ends at the latest (event loop time): the timer may be set to sooner. None: no deadline."""
-    receiver: StreamReceiver | None = None
-    """The receiver of the call's items; None: the call is no stream."""
-    since: float = 0.0
-    """When it was sent, or a worker last said that it holds it (event loop time); or `PUT_OFF`."""
-    asked: int = 0
-    """The number of times that workers were asked for the call since then."""
-    where: Whereabouts | None = None
-    """The whereabouts that were told last; None: they are not known."""
-    ran_at: Whereabouts | None = None
-    """The run that was told of last, which `where` is no more once its worker is dead; None: none was."""
-    denied: int = 0
-    """The number of times since then that all workers said that they do not have the call."""
-    confirmed: bool = False
-    """True once the broker has the request."""
-    unheard: bool = False
-    """True if the broker had no queue for the request: it waits for a worker that declares one."""
-    copies: dict[int | str, str] | None = None
-    """Attempt -> the one copy of its request that may start as this attempt; for a call that runs at most once,
-    copy -> the one worker that may start it. None: nobody has asked."""
-    begun: tuple[str, int] | None = None
-    """The beginning of the last attempt: the worker, and which of its beginnings that is (0: it did not say)."""
-    kept: bool = False
-    """True if nobody awaits the call here: the await ends when the request is safe."""
-    address: str = ""
-    """The address of its replies, if they go into a record or a journal."""
-    delay: float = 0.0
-    """After how many seconds it may begin, if it is kept."""
-    key: str | None = None
-    """Under which key its messages are sealed, where they are: None: this side's own. Empty: under none."""
-
-    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
-        return f"<pending call {self.call.id} of {self.call.task!r}>"
-
-    def answered(self, reply: Reply) -> None:
-        """End the await with this reply, unless it ended already."""
-        if not self.future.done():
-            self.future.set_result(reply)
-
-    def reported(self, report: Report) -> None:
-        """The call says how far it is: tell who watches it. Dropped if nobody does, and if it makes no sense."""
-        options = self.options
-        if isinstance(options, WatchedOptions) and not self.future.done() and _is_finite(report):
-            progress = Progress(report.done, report.total, report.note, report.attempt, self.call.try_)
-            options.viewer(progress)
-
-    def handed_over(self) -> None:
-        """The request of a kept call is safe: its await has ended."""
-        self.answered(wire.ended(self.call.id, Status.VALUE, "kept"))
-
-    @property
-    def followed(self) -> bool:
-        """True if the call is asked for only: it was submitted, and nothing here awaits it."""
-        return self.kept and self.confirmed
-
-    def lost(self, error: CallConnectionLost) -> None:
-        """End the await of a call that was lost, and may run at most once."""
-        self.fail(error)
-
-    def fail(self, error: Exception) -> None:
-        """End the await with an error, unless it ended already."""
-        if not self.future.done():
-            if isinstance(error, (CallConnectionLost, StreamLost, WorkerLost)):
-                lost_at(error, self.place)
-            self.future.set_exception(error)
-
-    @property
-    def place(self) -> Whereabouts | None:
-        """The whereabouts of the call, as far as they were told: by whoever had it, or by the broker."""
-        seen = None if self.receiver is None else self.receiver.seen
-        if seen is not None and (self.where is None or self.where.worker != seen.worker):
-            return seen
-        return self.where or self._beginning
-
-    @property
-    def last_run(self) -> Whereabouts | None:
-        """The run of it that is known last, which may be over."""
-        return self.ran_at or self._beginning
-
-    @property
-    def _beginning(self) -> Whereabouts | None:
-        return None if self.begun is None else Whereabouts("run", self.options.queue or "", self.begun[0])
 
 
 class CallTransport(Transport):
@@ -482,13 +379,6 @@ class CallTransport(Transport):
             now = asyncio.get_running_loop().time()
             pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
-
-
-def _is_finite(report: Report) -> bool:
-    try:
-        return math.isfinite(report.done) and (report.total is None or math.isfinite(report.total))
-    except OverflowError:
-        return False
 
 
 _open: weakref.WeakSet[CallTransport] = weakref.WeakSet()

@@ -35,10 +35,10 @@ from atasks.wire import Call, Reply
 if TYPE_CHECKING:
     from atasks.tracking.steering import DeadLetters, Purged
     from atasks.tracking.watching import Watching
-    from atasks.transport.call_transport import Pending
     from atasks.transport.delivery import Delivery
     from atasks.transport.journals import Journals
     from atasks.transport.limits.contract import Limits
+    from atasks.transport.pending import Pending
     from atasks.transport.records.contract import Records
     from atasks.transport.schedules import Schedules
     from atasks.transport.server import Server

@@ -12,7 +12,7 @@ from atasks.tracking.queries import MAX_NAMES, FindTasks, TasksFound
 from atasks.wire import VERSION, Query, QueryAnswer
 
 if TYPE_CHECKING:
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
 
 __all__ = ["Ask", "Elsewhere"]
 

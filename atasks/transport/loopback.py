@@ -17,10 +17,11 @@ from atasks.errors import (
     NoWorker,
 )
 from atasks.options import Executor, TaskOptions
-from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport
 from atasks.transport.contract import Transport
 from atasks.transport.limits.memory import MemoryLimits
 from atasks.transport.memory_journals import MemoryJournals
+from atasks.transport.pending import Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.memory import MemoryRecords
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES

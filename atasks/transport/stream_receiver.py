@@ -13,7 +13,8 @@ from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, S
 
 if TYPE_CHECKING:
     from atasks.options import TaskOptions
-    from atasks.transport.call_transport import CallTransport, Pending
+    from atasks.transport.call_transport import CallTransport
+    from atasks.transport.pending import Pending
 
 __all__ = ["StreamReceiver"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 from atasks.errors import NoWorker
 
 if TYPE_CHECKING:
-    from atasks.transport.call_transport import Pending
     from atasks.transport.elsewhere import Elsewhere
+    from atasks.transport.pending import Pending
 
 __all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved", "no_worker"]
 

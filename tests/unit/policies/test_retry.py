@@ -25,8 +25,8 @@ from atasks import (
     current_call,
 )
 from atasks.testing import soon
-from atasks.transport.call_transport import Pending
 from atasks.transport.loopback import LoopbackTransport
+from atasks.transport.pending import Pending
 from atasks.wire import Status, ended
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from atasks import CallTimeout, LoopbackTransport, Worker, atask, get_router
-from atasks.transport.call_transport import Pending
+from atasks.transport.pending import Pending
 
 
 class Narrow(LoopbackTransport):

@@ -29,8 +29,8 @@ from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
-from atasks.transport.call_transport import PUT_OFF, Pending
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
+from atasks.transport.pending import PUT_OFF, Pending
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
 
 if TYPE_CHECKING:

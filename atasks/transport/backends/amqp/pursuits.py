@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from atasks import wire
 from atasks.errors import AtasksError, CallConnectionLost, NotConnected
 from atasks.options import TaskOptions
-from atasks.transport.call_transport import Pending
+from atasks.transport.pending import Pending
 from atasks.transport.records.contract import Record, Records
 from atasks.wire import Status
 

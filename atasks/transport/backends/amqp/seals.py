@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
     from atasks.transport.backends.amqp.broker.topology import Topology
     from atasks.transport.backends.amqp.worker.request_message import RequestMessage
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
     from atasks.transport.server import Server
 
 __all__ = ["UNSEALED", "Opened", "Seals", "as_it_came", "key_of", "opening"]

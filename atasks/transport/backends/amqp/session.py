@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.link import Link
     from atasks.transport.backends.amqp.broker.topology import Topology
     from atasks.transport.backends.amqp.seals import Seals
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
 
 __all__ = ["Session", "State"]
 

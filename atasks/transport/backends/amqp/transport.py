@@ -36,8 +36,9 @@ from atasks.transport.backends.amqp.steering import Steering
 from atasks.transport.backends.amqp.url import checked, split, user_of
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.serving import Serving
-from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport
 from atasks.transport.delivery import Delivery
+from atasks.transport.pending import Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, QueryAnswer, Reply

@@ -7,8 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.messages import There
-from atasks.transport.call_transport import Pending
 from atasks.transport.elsewhere import Ask, Elsewhere
+from atasks.transport.pending import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
 

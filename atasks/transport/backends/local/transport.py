@@ -61,7 +61,8 @@ from atasks.transport.backends.local.serving import Serving
 from atasks.transport.backends.local.steering import Steering
 from atasks.transport.backends.local.url import checked_path, parse
 from atasks.transport.backends.local.worker_processes import WorkerProcesses, check, check_number
-from atasks.transport.call_transport import CallTransport, Pending
+from atasks.transport.call_transport import CallTransport
+from atasks.transport.pending import Pending
 from atasks.transport.records.contract import DEFAULT_EXPIRES
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import Call, Cancel, Credit, End, Reply

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
 
     from atasks.transport.backends.amqp.session import Session
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
 
 __all__ = ["Calling"]
 

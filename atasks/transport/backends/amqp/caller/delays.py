@@ -17,7 +17,7 @@ from atasks.transport.backends.amqp.broker.delays import (
 )
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.caller.requests import Kind, RequestPacket, Requests
-from atasks.transport.call_transport import Pending
+from atasks.transport.pending import Pending
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.link import Link

@@ -13,7 +13,7 @@ from atasks.errors import AtasksError
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.caller.requests import Kind, RequestPacket, Requests
-from atasks.transport.call_transport import Pending
+from atasks.transport.pending import Pending
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.link import Link

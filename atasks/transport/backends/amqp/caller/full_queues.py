@@ -14,7 +14,7 @@ from atasks.wire import AT_MOST_ONCE
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.caller.requests import RequestPacket
     from atasks.transport.backends.amqp.session import Session
-    from atasks.transport.call_transport import Pending
+    from atasks.transport.pending import Pending
 
 __all__ = ["FullQueues"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.call_transport import Pending
 from atasks.transport.elsewhere import Elsewhere
+from atasks.transport.pending import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Held, Query, QueryAnswer

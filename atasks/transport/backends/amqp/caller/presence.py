@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link, guard
-from atasks.transport.call_transport import Pending
+from atasks.transport.pending import Pending
 from atasks.transport.unserved import no_worker
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from atasks.options import MAX_BATCH, MAX_TIMEOUT
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, RunTimes, Work, at_most
-from atasks.transport.call_transport import PUT_OFF, Pending
+from atasks.transport.pending import PUT_OFF, Pending
 from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Cancel, describe
 
