@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from atasks import Codec, RemoteError, RemoteTraceback
-from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
+from atasks.failures.failures import Failure, Node, decode_failure, encode_failure
+from atasks.failures.values import Kind
 from tests.unit.failures.exceptions import CODECS, HOP, raised, through
 
 

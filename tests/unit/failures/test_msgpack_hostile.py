@@ -14,7 +14,8 @@ import msgspec
 import pytest
 
 from atasks import Codec, MsgpackCodec, RemoteError
-from atasks.failures.failures import Failure, Kind, Node, decode_failure, encode_failure
+from atasks.failures.failures import Failure, Node, decode_failure, encode_failure
+from atasks.failures.values import Kind
 from tests.unit.failures.exceptions import HOP, Json, raised, through
 
 
