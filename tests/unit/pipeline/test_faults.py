@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from atasks.pipeline import AbortPipeline, from_iterable, map, merge
 from tests.unit.pipeline.generated import pipelines
-from tests.unit.pipeline.model import Boom, Spec, build_all
+from tests.unit.pipeline.model import Spec, build_all
+from tests.unit.pipeline.model_functions import Boom
 from tests.unit.pipeline.test_model import PATIENCE, bounded, functions
 
 WAYS = ("break", "aclose", "cancel", "raise", "forget", "end", "for-break", "for-close")

@@ -16,7 +16,8 @@ import atasks
 from atasks import atask
 from atasks.pipeline import flat_map
 from tests.unit.pipeline.generated import ATASK, pipelines, sources
-from tests.unit.pipeline.model import Source, Spec, Stream, build_all, make_functions
+from tests.unit.pipeline.model import Source, Spec, Stream, build_all
+from tests.unit.pipeline.model_functions import make_functions
 
 NAMESPACE = "model"
 PATIENCE = float(os.environ.get("ATASKS_PIPELINE_PATIENCE", "60"))
