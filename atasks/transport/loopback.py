@@ -7,15 +7,12 @@ import logging
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
 from atasks import wire
-from atasks.errors import (
-    NotConnected,
-    NoWorker,
-)
+from atasks.errors import InvalidURL, NotConnected, NoWorker
 from atasks.options import Executor, TaskOptions
 from atasks.transport.call_transport import CallTransport
 from atasks.transport.contract import Transport
@@ -29,6 +26,7 @@ from atasks.transport.schedules import MemorySchedules
 from atasks.transport.subscription import Subscription
 from atasks.transport.unserved import WARN_SECONDS, Unserved
 from atasks.transport.whereabouts import Whereabouts, found_at
+from atasks.urls import shown, take_apart
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report
 
 if TYPE_CHECKING:
@@ -84,6 +82,17 @@ class LoopbackTransport(CallTransport):
         self.journals = None if self._minimal else self._journals
         if self._minimal:
             self.request = partial(Transport.request, self)  # type: ignore[method-assign]
+
+    @classmethod
+    def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LoopbackTransport:
+        for each in [url] if isinstance(url, str) else url:
+            parts = take_apart(each)
+            if parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+                raise InvalidURL(
+                    f"{shown(each)!r}: calls run in this process, so this URL has neither host, path nor options: "
+                    'give "loopback:", and options as arguments'
+                )
+        return cls(namespace=namespace, **options)
 
     async def connect(self) -> None:
         self._opened()

@@ -142,3 +142,14 @@ def test_arguments_go_before_options_in_the_url() -> None:
 def test_a_wrong_option_in_the_url_says_so(query: str, message: str) -> None:
     with pytest.raises(atasks.InvalidURL, match=message):
         AMQPTransport.from_url(f"amqp://h/?{query}", "default", {})
+
+
+@pytest.mark.parametrize("rest", ["?keep_runs=5", "//?x=1", "add", "//host/", "#part"])
+async def test_loopback_has_nothing_behind_its_scheme(namespace: str, rest: str) -> None:
+    for enter in (atasks.connect, atasks.serve):
+        with pytest.raises(atasks.InvalidURL, match='give "loopback:"'):
+            async with enter(f"loopback:{rest}", namespace=namespace):
+                pass
+    for url in ("loopback:", "loopback://", "loopback:///"):
+        async with atasks.connect(url, namespace=namespace):
+            pass
