@@ -87,9 +87,10 @@ class LoopbackTransport(CallTransport):
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LoopbackTransport:
         for each in [url] if isinstance(url, str) else url:
             parts = take_apart(each)
-            if parts.netloc or parts.path.strip("/") or parts.query or parts.fragment:
+            place = parts.netloc or parts.path.strip("/") or parts.query or parts.fragment
+            if place or parts.scheme != "loopback":
                 raise InvalidURL(
-                    f"{shown(each)!r}: calls run in this process, so this URL has neither host, path nor options: "
+                    f"{shown(each)!r}: calls run in this process, so its URL has neither host, path nor options: "
                     'give "loopback:", and options as arguments'
                 )
         return cls(namespace=namespace, **options)

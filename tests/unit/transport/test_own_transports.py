@@ -167,7 +167,8 @@ def test_the_destination_of_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"transport": "pigeons:Doves"}, 2, "--transport pigeons:Doves: pigeons has no Doves"),
         ({"transport": "doves:Doves"}, 3, "No module named 'doves'"),
         ({"transport": "pigeons:Pigeons", "records": "x"}, 2, "--transport pigeons:Pigeons: .*'records'"),
-        ({"transport": "atasks:LoopbackTransport", "url": "x://"}, 2, "LoopbackTransport takes no --url"),
+        ({"transport": "atasks:Transport", "url": "x://"}, 2, "Transport takes no --url"),
+        ({"transport": "atasks:LoopbackTransport", "url": "x://"}, 2, 'give "loopback:"'),
     ],
 )
 def test_a_transport_of_the_command_line_that_cannot_be_made(
