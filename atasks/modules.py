@@ -21,11 +21,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 from types import FrameType, ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atasks.errors import LoadError, closest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "MAIN_NAMES",
@@ -185,13 +187,13 @@ def _resolve(main: ModuleType) -> str | None:
             return None  # `python -m asyncio` and other prompts and runners: no worker will find the code there
         name = spec.name
     elif isinstance(file, str) and file.endswith(".py"):
-        name, root = dotted_name(Path(file))
+        name, root = dotted_name(_path(file))
         if name == "__main__":
             return None
         if "." in name and str(root) not in sys.path:
             sys.path.append(str(root))  # unpickling imports the outermost package too
-        if Path(file).name == "__init__.py":
-            main.__path__ = [str(Path(file).absolute().parent)]
+        if _path(file).name == "__init__.py":
+            main.__path__ = [str(_path(file).absolute().parent)]
     else:
         return None
     known = sys.modules.setdefault(name, main)
@@ -218,20 +220,26 @@ def _replace(name: str, copy: ModuleType, main: ModuleType) -> None:
         setattr(sys.modules[package], word, main)
 
 
+def _path(file: str | Path) -> Path:
+    from pathlib import Path  # slow to import, and needed only where a file is loaded
+
+    return Path(file)
+
+
 def dotted_name(path: Path) -> tuple[str, Path]:
     """The dotted name of a Python file, and the directory to be put on `sys.path` for it.
 
     The directory of a plain script is the one that a symbolic link leads to, as with `python script.py`; its name
     is the one it was given by, link or not. A file `__main__.py` outside of a package has no name but `__main__`.
     """
-    path = Path(os.path.abspath(path))
+    path = _path(os.path.abspath(path))
     packages: list[str] = []
     root = path.parent
     while "." not in root.name and root != root.parent and (root / "__init__.py").is_file():
         packages.insert(0, root.name)
         root = root.parent
     if not packages:
-        return path.stem.replace(".", "_"), Path(os.path.realpath(path)).parent
+        return path.stem.replace(".", "_"), _path(os.path.realpath(path)).parent
     if path.name != "__init__.py":
         packages.append(path.stem.replace(".", "_"))
     return ".".join(packages), root
@@ -248,7 +256,7 @@ def load(target: str) -> ModuleType:
     """
     main_name()
     if target.endswith(".py") or os.sep in target or (os.altsep is not None and os.altsep in target):
-        return _load_file(Path(target))
+        return _load_file(_path(target))
     return _load_module(target)
 
 
@@ -295,7 +303,9 @@ def _check_file(path: Path) -> None:
     if not path.parent.is_dir():
         raise LoadError(f"no such file: {path} (there is no directory {path.parent})")
     near = [path.parent / name for name in closest(path.name, (entry.name for entry in path.parent.glob("*.py")))]
-    module = Path(*path.stem.split(".")).with_suffix(".py")  # pkg.mod.py, a mixture of both spellings
+    module = _path(os.path.join(*path.stem.split("."))).with_suffix(
+        ".py"
+    )  # pkg.mod.py, a mixture of both spellings
     if module.is_file() and module not in near:
         near.insert(0, module)
     hint = f"did you mean {_either(map(str, near))}?" if near else "give a Python file or a module name"
@@ -305,7 +315,7 @@ def _check_file(path: Path) -> None:
 def _load_module(name: str) -> ModuleType:
     if name == "__main__" or name.startswith("-") or not all(name.split(".")):
         raise LoadError(f"not a module name: {name!r}; give one like pkg.mod, or a file like pkg/mod.py")
-    here = Path.cwd()
+    here = _path(os.getcwd())
     _put_first(here)
     local = here.joinpath(*name.split("."))
     if name not in sys.modules:
@@ -409,9 +419,9 @@ def _missing(name: str, parent: str, part: str) -> str:
     """Return the text of the error for a module that does not exist."""
     import pkgutil
 
-    if not parent and Path(name).is_file():
+    if not parent and _path(name).is_file():
         return f"{name} is not a Python file by its name: rename it to {name}.py"
-    places = list(sys.modules[parent].__path__) if parent else [str(Path.cwd())]
+    places = list(sys.modules[parent].__path__) if parent else [os.getcwd()]
     prefix = f"{parent}." if parent else ""
     near = [prefix + word for word in closest(part, (found.name for found in pkgutil.iter_modules(places)))]
     missing = prefix + part
@@ -435,7 +445,7 @@ def _put_first(directory: Path) -> None:
 def _is_file(module: ModuleType, path: object) -> bool:
     """Return True if the module was loaded from that file."""
     file = getattr(module, "__file__", None)
-    if not isinstance(file, str) or not isinstance(path, str | Path):
+    if not isinstance(file, str) or not isinstance(path, str | os.PathLike):
         return False
     return os.path.realpath(file) == os.path.realpath(path)
 

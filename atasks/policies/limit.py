@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import threading
 from collections.abc import Callable
@@ -139,6 +138,8 @@ class Limit:
         text = str(value)
         if PLAIN_KEY.fullmatch(text):
             return text
+        import hashlib  # slow to import, and only limits with a key need it
+
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=MAX_KEY // 2).hexdigest()
 
     async def take(self, *args: Any, **kwargs: Any) -> Token:

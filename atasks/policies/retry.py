@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -127,6 +126,8 @@ class Retry:
         """Return the seconds between this error and the next try; `tries` were made so far."""
         if isinstance(error, RetryAfter):
             return error.seconds
+        import random  # slow to import, and only calls that are tried again need it
+
         return min(self.wait * 2.0 ** (tries - 1) + random.uniform(0.0, self.jitter), self.wait_max)
 
 

@@ -100,6 +100,20 @@ def test_an_atask_and_a_connection_import_no_part_of_the_standard_library_that_o
     assert output == "[]"
 
 
+def test_an_atask_imports_what_asyncio_imports_and_little_else(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        import asyncio
+        known = set(sys.modules)
+        from atasks import atask
+        print(sorted(name for name in set(sys.modules) - known if not name.startswith(("atasks", "importlib"))))
+        """
+    )
+    more = {"__future__", "_datetime", "_pydatetime", "copy", "dataclasses", "datetime"}
+    assert set(ast.literal_eval(output)) <= more
+
+
 def test_the_command_line_imports_no_server_of_probes_and_no_transport_before_it_needs_one(
     script: Callable[..., str],
 ) -> None:
