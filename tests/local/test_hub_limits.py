@@ -32,6 +32,8 @@ from atasks.transport.backends.local.messages import (
     Note,
     OpenJournal,
     Outcome,
+    Ping,
+    Pong,
     QueueState,
     ReadTable,
     Refused,
@@ -48,7 +50,7 @@ from atasks.transport.backends.local.messages import (
 )
 from atasks.transport.limits import memory
 from atasks.transport.subscription import Subscription
-from atasks.wire import VERSION, Call, Reply, Status
+from atasks.wire import VERSION, Call, Credit, Item, Reply, Status
 from tests.faults.history import settled
 from tests.local.test_conversation import arrive, frame, link
 
@@ -336,6 +338,68 @@ async def test_a_call_that_is_not_taken_leaves_no_queue_behind(host: Host, path:
             here.send(Request(f"unserved-{number}", call("another"), wait=False))
         await until(lambda: len(of(received, NoneServes)) == 10, "all are answered")
         assert len(host.hub._queues) == 1
+
+
+def unsent(host: Host) -> int:
+    """Bytes that wait at the hub for processes that do not read."""
+    links = [peer.link for peer in host.hub.peers]
+    return sum(link.unsent for link in links if isinstance(link, SocketLink))
+
+
+async def test_items_for_a_process_that_does_not_read_are_bounded(host: Host, path: str) -> None:
+    """Its worker sends what nobody has asked for. One that keeps to the window reaches the caller as it reads."""
+    async with process(path) as (owner, owned), process(path) as (worker, delivered):
+        assert owner.transport is not None
+        worker.send(Serve("worker", ["q"]))
+        worker.send(Slots(5, 0))
+        stream = call("the-stream")
+        stream.credit = 4
+        owner.send(Request("q", stream))
+        await until(lambda: of(delivered, Deliver), "it is handed out")
+        owner.transport.pause_reading()
+        for number in range(400):
+            worker.send(Item(VERSION, "the-stream", number, [bytes(100_000)], "pickle", "worker"), 100_000)
+            worker.send(Item(VERSION, "the-stream", number + 1, [], "pickle", "worker"))
+            await until(lambda: not worker.clogged, "the hub reads")
+        worker.send(Ping(1))
+        await until(lambda: of(delivered, Pong), "the hub has read all")
+        assert unsent(host) < 3 * 2**20
+        owner.transport.resume_reading()
+        await until(lambda: unsent(host) == 0, "the caller has read all")
+        arrived = sum(bool(item.payloads) for item in of(owned, Item) if isinstance(item, Item))
+        assert arrived > stream.credit, "so that it parts with its worker"
+        owner.send(Credit(VERSION, "the-stream", 4, 400_000))
+        worker.send(Item(VERSION, "the-stream", 4, [b"next"], "pickle", "worker"))
+        await until(lambda: any(item.payloads == [b"next"] for item in of(owned, Item)), "the next one comes")
+
+
+async def test_answers_for_a_process_that_does_not_read_are_bounded(
+    host: Host, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small question may have a large answer."""
+    monkeypatch.setattr(hosting, "MAX_UNREAD", 4 * 2**20)
+    async with process(path) as (here, received), process(path) as (other, heard):
+        assert here.transport is not None
+        here.send(Swap(0, b"", b"\x91" + bytes(2**20)))
+        await until(lambda: of(received, Answer), "it is answered")
+        here.transport.pause_reading()
+        for number in range(200):
+            here.send(ReadTable(number))
+            await asyncio.sleep(0)
+        other.send(Ping(1))
+        await until(lambda: of(heard, Pong), "others are answered")
+        await asyncio.sleep(0.2)
+        assert unsent(host) < 20 * 2**20
+        async with process(path) as (dies, _):
+            assert dies.transport is not None
+            dies.transport.pause_reading()
+            for number in range(50):
+                dies.send(ReadTable(number))
+                await asyncio.sleep(0)
+            await until(lambda: len(host.hub.peers) == 3, "it is there")
+        await until(lambda: len(host.hub.peers) == 2, "its end is noticed")
+        here.transport.resume_reading()
+        await until(lambda: len(of(received, Table)) == 200, "what was asked is answered in the end")
 
 
 async def test_groups_of_events_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

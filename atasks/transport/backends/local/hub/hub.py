@@ -342,6 +342,7 @@ class Hub:
     def _credit(self, peer: Peer, credit: Credit) -> None:
         queued = self._calls.get(credit.id)
         if queued is not None and queued.caller is peer and queued.worker is not None:
+            queued.ahead = queued.ahead_bytes = 0
             queued.worker.link.send(credit)
 
     def _query(self, peer: Peer, query: wire.Query) -> None:
@@ -408,7 +409,7 @@ class Hub:
 
     def _stream(self, peer: Peer, items: wire.Item) -> None:
         queued = self._calls.get(items.id)
-        if queued is not None and queued.worker is peer and queued.caller is not None:
+        if queued is not None and queued.worker is peer and queued.caller is not None and queued.goes_on(items):
             queued.caller.link.send(items, sum(map(len, items.payloads)))
 
     def _report(self, peer: Peer, report: wire.Report) -> None:

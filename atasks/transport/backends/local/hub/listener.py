@@ -17,6 +17,8 @@ logger = logging.getLogger("atasks.local")
 
 MAX_HALF_SENT: Final = 2 * 2**30
 """Bytes of room that half-sent frames of all processes may take together, beyond what each link has anyway."""
+MAX_UNREAD: Final = 64 * 2**20
+"""Bytes that wait for a process to read them: from one that leaves more the hub takes nothing, until it reads."""
 MAX_HELLO: Final = KEPT_READ_BYTES
 """Bytes of the first frame that a process sends: nobody knows yet who it is."""
 BACKLOG: Final = 4096
@@ -74,6 +76,8 @@ class _Accepted(SocketLink):
         self._extra = 0
         """Bytes of room that it takes of what all share."""
         self.max_frame = MAX_HELLO
+        self._deaf = False
+        """True while nothing is read, because too much is unread at the other side."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -89,6 +93,31 @@ class _Accepted(SocketLink):
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_have(0)
         super().connection_lost(exc)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        super().buffer_updated(nbytes)
+        if self._waiting > MAX_UNREAD and self.transport is not None and not self.transport.is_closing():
+            self._deaf = True
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._waiting <= MAX_UNREAD:
+            self._listen()
+
+    def hang_up(self) -> None:
+        self._listen()
+        super().hang_up()
+
+    async def aclose(self, seconds: float) -> None:
+        self._listen()
+        await super().aclose(seconds)
+
+    def _listen(self) -> None:
+        """Read again: what the other side sends, and that it has left."""
+        if self._deaf and self.transport is not None and not self.transport.is_closing():
+            self._deaf = False
+            self.transport.resume_reading()
 
     def _frame(self, body: memoryview) -> None:
         self.max_frame = MAX_FRAME

@@ -24,6 +24,8 @@ class QueuedCall:
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
     __slots__ = (
+        "ahead",
+        "ahead_bytes",
         "alone",
         "begun",
         "call",
@@ -70,6 +72,10 @@ class QueuedCall:
         """When its caller will not wait any longer (event loop time)."""
         self.size = len(call.payload) + 500
         """Bytes, roughly."""
+        self.ahead = 0
+        """Items of a stream that were sent to its caller since that has said where it is."""
+        self.ahead_bytes = 0
+        """Their bytes."""
 
     @property
     def most(self) -> int:
@@ -79,6 +85,17 @@ class QueuedCall:
         if call.max_attempts <= MAX_ATTEMPTS or self.kept:
             return call.max_attempts
         return min(call.max_attempts, max(MAX_ATTEMPTS, self.queue.attempts.get(call.task, 0)))
+
+    def goes_on(self, items: wire.Item) -> bool:
+        """Count items of a stream that are for its caller. Return False if there are more than a worker sends that
+        keeps to the window, all of it twice: the caller may read slowly, and then they would wait here."""
+        if self.caller is None or (not items.payloads and self.caller.link.clogged):
+            return False
+        if self.ahead > 2 * self.call.credit or self.ahead_bytes > 2 * wire.STREAM_BYTES:
+            return False
+        self.ahead += len(items.payloads)
+        self.ahead_bytes += sum(map(len, items.payloads))
+        return True
 
     def lost(self, what: str, worker: str = "", ran: float | None = None, awaited: Awaits | None = None) -> Reply:
         """The reply that says that it ends with its worker, which had it for so many seconds, as it awaited a
