@@ -347,7 +347,7 @@ def unsent(host: Host) -> int:
 
 
 async def test_items_for_a_process_that_does_not_read_are_bounded(host: Host, path: str) -> None:
-    """Its worker sends what nobody has asked for. One that keeps to the window reaches the caller as it reads."""
+    """A worker sends what nobody has asked for. One that keeps to the window reaches the caller as it reads."""
     async with process(path) as (owner, owned), process(path) as (worker, delivered):
         assert owner.transport is not None
         worker.send(Serve("worker", ["q"]))

@@ -1,4 +1,4 @@
-"""Who attacks calls that are sealed: messages made by hand, under whatever key."""
+"""An attacker of sealed calls: it makes messages by hand, under whatever key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stranger and another caller can do to the calls of a caller whose messages are sealed."""
+"""A stranger and another caller reach nothing of a caller whose messages are sealed."""
 
 from __future__ import annotations
 

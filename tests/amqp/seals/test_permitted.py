@@ -1,4 +1,4 @@
-"""What the line of a key permits to a caller, and to a worker."""
+"""A caller, and a worker, may do what the line of its key says."""
 
 from __future__ import annotations
 

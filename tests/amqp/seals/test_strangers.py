@@ -1,4 +1,4 @@
-"""What a stranger can do to calls that are sealed: whoever may publish, and has no key that anybody knows."""
+"""A stranger reaches no sealed call: it may publish, and has no key that anybody knows."""
 
 # Private attributes: `Attempts._claims`: nobody else knows that no question is open.
 
