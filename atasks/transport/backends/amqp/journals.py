@@ -138,7 +138,7 @@ class AMQPJournals(Journals):
         arguments = topology.kept_arguments(int(self._records.expires * 1000))
         declare = partial(link.declare_queue, queue, arguments, topology.control, [steps])
         found = await self._locks.take_with(topology.lock(name), link, declare)
-        if found is None:
+        if not found:
             await self._locks.take(topology.lock(name), link)
             await self._look_for(owner)
             if await link.queue_state(queue) is None:  # the other run has dropped it

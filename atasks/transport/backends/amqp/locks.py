@@ -38,26 +38,20 @@ class Locks:
         """Name -> held by what is asked of the broker for this lock: one thing after the other."""
         self._errands = Errands("atasks lock")
 
-    async def take(self, name: str, link: Link) -> bool:
-        """Return when this lock is held over the link. True: another connection had it before. Raises one of
-        `CLIENT_ERRORS`. If the await is cancelled, or raises, `give` it."""
-        self._wanted.add(name)
-        tries = 0
+    async def take(self, name: str, link: Link) -> None:
+        """Return when this lock is held over the link. Raises one of `CLIENT_ERRORS`. If the await is cancelled,
+        or raises, `give` it."""
         for pause in pauses(*PAUSES):
-            if self._held.get(name) is link:
+            if await self.take_with(name, link, link.lock):
                 break
-            if tries:
-                await asyncio.sleep(pause)
-            tries += 1
-            await shielded(self._errands.start(self._try(name, link)))
-        return tries > 1
+            await asyncio.sleep(pause)
 
     async def take_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
         """Take this lock over the link, and declare what it guards in one round trip, by `declare(lock=name)`.
-        Returns what that returns; None: another connection has the lock, and nothing is declared. Raises what that
-        raises. If the await is cancelled, or raises, `give` it."""
+        Returns what that returns, which is true; else another connection has the lock, and nothing is declared.
+        Raises what that raises. If the await is cancelled, or raises, `give` it."""
         self._wanted.add(name)
-        return await shielded(self._errands.start(self._try_with(name, link, declare)))
+        return await shielded(self._errands.start(self._try(name, link, declare)))
 
     def give(self, name: str) -> None:
         """Give a lock back, without waiting, unless it is taken again meanwhile."""
@@ -72,21 +66,18 @@ class Locks:
         """Do nothing any more."""
         await self._errands.cancel()
 
-    async def _try(self, name: str, link: Link) -> None:
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            if name in self._wanted and await link.lock(name):
-                self._held[name] = link
-
-    async def _try_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
+    async def _try(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
         async with self._turns.setdefault(name, asyncio.Lock()):
             if name not in self._wanted:
                 return None
             self._held[name] = link  # the broker may have given it even if `declare` raises
             try:
-                return await declare(lock=name)
+                found = await declare(lock=name)
             except ChannelLockedResource:
+                found = None
+            if not found:
                 del self._held[name]
-                return None
+            return found
 
     async def _give(self, name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):

@@ -266,11 +266,11 @@ class Link:
             found = await guard(shielded(_declared(channel, name, arguments, exchange, keys, lock)))
         return (found.message_count or 0, found.consumer_count or 0)
 
-    async def lock(self, name: str) -> bool:
+    async def lock(self, lock: str) -> bool:
         """Declare a queue that is this link's alone, and goes with it. False: another one has it."""
         try:
             async with self._spare() as channel:
-                await guard(shielded(channel.queue_declare(queue=name, exclusive=True, arguments=LOCK)))
+                await guard(shielded(channel.queue_declare(queue=lock, exclusive=True, arguments=LOCK)))
         except ChannelLockedResource:
             return False
         return True
