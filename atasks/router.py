@@ -93,13 +93,10 @@ class Router(OriginalEvents):
         self.registry: Manager = getattr(self._space, "registry", None) or Manager(namespace, unite=False)
         self._activation = Activation(self)
         namespaces.register(namespace, router=self, registry=self.registry)
-        # What `use` puts around the calls that are made here, and around runs; None: nothing.
         around_calls, around_runs = (getattr(self._space, name, None) for name in ("around_calls", "around_runs"))
         namespaces.register(namespace, around_calls=around_calls, around_runs=around_runs)
-        # The running event loop -> the blocks that were entered there and not left, the oldest first.
         self._connected: dict[asyncio.AbstractEventLoop, list[Block]] = getattr(self._space, "connected", {})
         namespaces.register(namespace, connected=self._connected)
-        # What `connect_lazily` has said; None: nothing. And what runs a function after a commit.
         lazy, after_commit = (getattr(self._space, name, None) for name in ("lazy", "after_commit"))
         namespaces.register(namespace, lazy=lazy, after_commit=after_commit)
 
@@ -227,7 +224,7 @@ class Router(OriginalEvents):
 
     def submit_after_commit(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Submit when the transaction that is open here has committed. See `ATask.on_commit`."""
-        after_commit: Callable[[Callable[[], None]], object] | None = self._space.after_commit
+        after_commit = self._space.after_commit
         if after_commit is None:
             raise NotSupported(
                 f"{name}.on_commit() needs a framework that tells of transactions: add 'atasks.contrib.django' to "
@@ -368,17 +365,15 @@ class Router(OriginalEvents):
     @property
     def lazy(self) -> LazyConnection | None:
         """The connection of calls that are made where nothing else is connected; None: they raise NotConnected."""
-        lazy: LazyConnection | None = self._space.lazy
-        return lazy
+        return self._space.lazy
 
     @property
     def codec(self) -> Codec:
         """The codec of the namespace."""
         try:
-            codec: Codec = self._space.codec
+            return self._space.codec
         except AttributeError:  # none was constructed for the namespace
-            codec = get_codec(self.namespace)
-        return codec
+            return get_codec(self.namespace)
 
     def _named(self, name: str) -> tuple[BaseTask[..., Any] | None, TaskOptions]:
         """The atask, if it is known here, and the options that apply."""

@@ -313,5 +313,4 @@ async def _left(transport: Transport, before: set[str], submitted: set[str], siz
 
 
 def _tasks(namespace: str) -> list[Any]:
-    registry = namespace_item(namespace).registry
-    return [registry.get(name).task for name in registry.names()]
+    return [item.task for item in namespace_item(namespace).registry.items.values()]

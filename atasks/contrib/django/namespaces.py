@@ -41,7 +41,8 @@ def _forget(name: str) -> None:
     _made.discard(name)
     former = namespace_item(name).lazy
     namespaces.register(name, lazy=None)
-    former.close()
+    if former is not None:
+        former.close()
 
 
 def _make(namespace: Namespace) -> None:

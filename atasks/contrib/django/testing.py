@@ -77,8 +77,7 @@ def calls_in_test() -> Iterator[None]:
 
 
 def _tasks(namespace: str) -> list[Any]:
-    registry = namespace_item(namespace).registry
-    return [registry.get(name).task for name in registry.names()]
+    return [item.task for item in namespace_item(namespace).registry.items.values()]
 
 
 class AtasksMixin:
