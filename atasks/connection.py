@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from atasks.blocks import Block
 from atasks.caller.background import settle
+from atasks.commands import worker_command
 from atasks.errors import InvalidURL, closest
 from atasks.namespaces import namespaces
 from atasks.options import (
@@ -449,7 +450,7 @@ def _is_meant(name: str, scheme: str) -> bool:
     if scheme.startswith("amqp") and name in NOT_AMQP:
         raise TypeError(
             f"{name}= is for worker processes of this program (local:), and over {scheme}: workers are programs "
-            "of their own: leave it out, and start them with atasks run MODULE --mode server"
+            f"of their own: leave it out, and start them with {worker_command()}"
         )
     if name in _SERVE_OPTIONS:
         raise TypeError(f"{name}= is for atasks.serve(), and this is a connection without a worker: leave it out")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from atasks.commands import worker_command
 from atasks.errors import NoWorker
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ GAP_SECONDS: Final = 10.0
 MAX_QUEUES: Final = 1000
 UNSERVED: Final = (
     "nothing serves queue %r: %d calls have waited for a worker, some for %.0f s; start one for it "
-    "(atasks run MODULE --mode server), or give calls a timeout%s"
+    "(%s), or give calls a timeout%s"
 )
-PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s%s"
+PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks resume QUEUE), some for %.0f s"
 
 
 class Unserved:
@@ -52,8 +53,11 @@ class Unserved:
         waited = now - min([first, *sent])
         if pendings and waited >= WARN_SECONDS and (not said or now - said >= AGAIN_SECONDS):
             said = now
-            hint = "" if paused or self._elsewhere is None else self._elsewhere.hint(pendings)
-            self._logger.warning(PAUSED if paused else UNSERVED, queue, len(pendings), waited, hint)
+            if paused:
+                self._logger.warning(PAUSED, queue, len(pendings), waited)
+            else:
+                hint = "" if self._elsewhere is None else self._elsewhere.hint(pendings)
+                self._logger.warning(UNSERVED, queue, len(pendings), waited, worker_command(), hint)
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said
@@ -63,4 +67,4 @@ def no_worker(queue: str, *, paused: bool = False) -> NoWorker:
     """The error of a call that does not wait for a worker, or for the end of a pause."""
     if paused:
         return NoWorker(f"queue {queue!r} is paused: resume it (atasks resume {queue})")
-    return NoWorker(f"nothing serves queue {queue!r}: start a worker (atasks run MODULE --mode server)")
+    return NoWorker(f"nothing serves queue {queue!r}: start a worker ({worker_command()})")

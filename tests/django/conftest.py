@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import tempfile
 import threading
 import time
@@ -25,6 +26,7 @@ __all__ = ["django_atasks"]
 NAMESPACE = "tests.django"
 
 directory = tempfile.TemporaryDirectory(prefix="atasks-django-")
+atexit.register(directory.cleanup)
 settings.configure(
     ATASKS={NAMESPACE: {"URL": "loopback:"}},
     ALLOWED_HOSTS=["*"],

@@ -11,7 +11,7 @@ from django.core import checks as django_checks
 from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules
 
-from atasks import process_setup
+from atasks import commands, process_setup
 from atasks.contrib.django import namespaces
 from atasks.contrib.django.checks import check_settings
 
@@ -33,6 +33,7 @@ class AtasksConfig(AppConfig):
         django_checks.register(check_settings)
         if os.environ.get(ENVIRONMENT_VARIABLE):  # worker processes inherit it
             process_setup.remember("django:setup")
+            commands.started_by("python manage.py run_atask")
         namespaces.make()
         setting_changed.connect(_settings_changed)
         autodiscover_modules(*MODULES)

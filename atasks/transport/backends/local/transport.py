@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from atasks import modules, wire
+from atasks.commands import worker_command
 from atasks.errors import (
     AccessRefused,
     ConnectFailed,
@@ -286,7 +287,7 @@ class LocalTransport(CallTransport):
             raise AccessRefused(f"the socket {path} belongs to another user: connect as that one") from error
         except (FileNotFoundError, ConnectionRefusedError) as error:
             raise ConnectFailed(
-                f"nothing serves at {path}: start a server there (atasks run MODULE --mode server --url unix://{path})"
+                f"nothing serves at {path}: start a server there ({worker_command(f' --url unix://{path}')})"
             ) from error
         except (OSError, TimeoutError) as error:
             raise ConnectFailed(f"cannot connect to {path}: {str(error) or 'no answer in time'}") from error
