@@ -44,6 +44,7 @@ async def schedule(
         EncodeError: The arguments cannot be encoded.
         NotConnected: There is no connection here.
         NotSupported: The transport keeps no schedules, or cronsim, which cron expressions need, is not installed.
+        InvalidKeys: The key that seals here is none of a worker's.
 
     Guarantees:
         When this returns the schedule is safe; over a broker it outlives the processes that use it. Each tick is
@@ -84,6 +85,7 @@ async def unschedule(name: str, *, namespace: str = "default") -> bool:
     Raises:
         NotConnected: There is no connection.
         NotSupported: The transport keeps no schedules.
+        InvalidKeys: The key that seals here is none of a worker's.
     """
     return await remove_schedule(get_router(namespace), name)
 
@@ -97,5 +99,6 @@ async def schedules(*, namespace: str = "default") -> list[Schedule]:
     Raises:
         NotConnected: There is no connection.
         NotSupported: The transport keeps no schedules.
+        InvalidKeys: The key that seals here is none of a worker's.
     """
     return await list_schedules(get_router(namespace))

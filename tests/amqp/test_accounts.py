@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+import shlex
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,9 +20,10 @@ from aiormq.exceptions import ChannelAccessRefused
 from msgspec.msgpack import encode
 
 import atasks
-from atasks import UnknownRun, atask
+from atasks import AccessRefused, Limit, UnknownRun, atask
 from atasks.pipeline import map
 from atasks.testing import soon, until
+from atasks.tracking.fleet import Fleet
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.topology import Topology
 from tests.amqp.peer import Peer
@@ -27,6 +31,7 @@ from tests.brokers.base import Broker
 from tests.keys import KeyFiles
 
 ASK, CREDIT = 4, 7
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 
 
 @pytest.fixture
@@ -202,3 +207,150 @@ async def test_accounts_with_least_permissions_and_keys(
         with pytest.raises(UnknownRun):  # it is sealed with the key of ann
             await bob.records.read(run.id)
         assert dict(ann.session.seals.refused if ann.session.seals else {}) == {}
+
+
+async def test_an_account_hears_of_calls_of_others_and_reaches_no_queue_of_theirs(
+    accounts: dict[str, str], prefix: str
+) -> None:
+    namespace = f"accounts-{prefix}"
+    secret, _, forever = _atasks(namespace)
+    async with (
+        atasks.serve(accounts["worker"], prefix=prefix, namespace=namespace, grace=0) as worker,
+        atasks.connect(accounts["bob"], prefix=prefix, namespace=namespace),
+        await aio_pika.connect(accounts["ann"]) as connection,
+    ):
+        assert isinstance(worker.transport, AMQPTransport)
+        topology = worker.transport.session.topology
+        for queue in (topology.work("default"), topology.dead, worker.transport.session.reply_queue):
+            for order in ("get", "delete", "purge"):
+                channel = await connection.channel()
+                found = await channel.get_queue(queue, ensure=False)
+                with pytest.raises(ChannelAccessRefused):
+                    await (found.get(fail=False) if order == "get" else getattr(found, order)())
+        channel = await connection.channel()
+        own = await channel.declare_queue(f"{prefix}.r.ann-{prefix}.listening", auto_delete=True)
+        await own.bind(topology.control, f"queue:{namespace}:default")
+        heard: asyncio.Queue[Any] = asyncio.Queue()
+        await own.consume(heard.put, no_ack=True)
+        running = asyncio.create_task(forever())
+        await until(lambda: worker.held == 1, "it runs")
+        call_id = worker.runs[0].call.id
+        running.cancel()
+        assert call_id.encode() in (await soon(heard.get())).body
+        await channel.default_exchange.publish(aio_pika.Message(b"anything"), topology.work("default"))
+        await until(lambda: worker.bad_messages == 1, "it reaches the queue, and nothing else comes of it")
+        assert await soon(secret(1)) == "secret 1"
+
+
+@pytest.fixture
+def commands(controllable_broker: Broker) -> Iterator[dict[str, list[str]]]:
+    """The commands of docs/security.md, carried out: those that set permissions, by user."""
+    block = re.search(r"```text\n(rabbitmqctl add_vhost.*?)```", PAGE.read_text(), re.DOTALL)
+    assert block is not None
+    done: list[list[str]] = []
+    try:
+        for line in block[1].replace("\\\n", " ").splitlines():
+            program, *words = shlex.split(line)
+            assert program == "rabbitmqctl"
+            controllable_broker.ctl(*words, *(["secret"] if words[0] == "add_user" else []))
+            done.append(words)
+        yield {words[3]: words for words in done if words[0] == "set_permissions"}
+    finally:
+        for order, name, *_ in done:
+            if order in ("add_vhost", "add_user"):
+                controllable_broker.ctl(order.replace("add", "delete"), name)
+
+
+def _url(broker: Broker, permissions: list[str]) -> str:
+    parts = urlsplit(broker.url)
+    return f"amqp://{permissions[3]}:secret@{parts.hostname}:{parts.port}/{permissions[2]}"
+
+
+async def test_the_commands_of_the_page_are_enough(
+    commands: dict[str, list[str]], controllable_broker: Broker, tmp_path: Path
+) -> None:
+    """With and without keys, under the prefix that programs have unless they say otherwise."""
+    namespace = f"accounts-{uuid.uuid4().hex}"
+    secret, numbers, forever = _atasks(namespace)
+    worker, ann = (_url(controllable_broker, commands[user]) for user in ("worker", "ann"))
+    keys = KeyFiles(tmp_path, ann="")
+    for serving, calling in (("", ""), (str(keys.worker), str(keys.caller("ann")))):
+        async with (
+            atasks.serve(worker, namespace=namespace, grace=0, keys=serving),
+            atasks.connect(ann, namespace=namespace, keys=calling),
+        ):
+            assert await soon(secret(1)) == "secret 1"
+            assert await soon(secret.options(delivery="at_most_once", on_no_worker="error")(2)) == "secret 2"
+            assert [number async for number in numbers(5)] == list(range(5))
+            async with secret.watch(3) as call:
+                assert await soon(call) == "secret 3"
+            handle = await soon(secret.submit(4))
+            assert await soon(atasks.attach(handle.dumps())) == "secret 4"
+            assert await soon(await soon(map(secret).submit(5))) == "secret 5"
+            with pytest.raises(TimeoutError):
+                await forever.options(timeout=0.3)()
+
+
+def _permit(broker: Broker, user: str, vhost: str, *patterns: str) -> None:
+    """Set permissions, in a moment: rabbitmqctl takes a second to start."""
+    words = ", ".join('<<"' + word.replace("\\", "\\\\") + '">>' for word in (user, vhost, *patterns, "tests"))
+    broker.evaluate(f"ok = rabbit_auth_backend_internal:set_permissions({words}).")
+
+
+async def _take(limit: Limit) -> None:
+    async with limit:
+        pass
+
+
+async def _pause(transport: AMQPTransport) -> None:
+    fleet = Fleet(transport)
+    await fleet.pause("default")
+    await fleet.resume("default")
+
+
+async def _watch(transport: AMQPTransport, call: Callable[[int], Awaitable[str]]) -> None:
+    async with aclosing(Fleet(transport).watch(("ended",))) as events:
+        heard = asyncio.ensure_future(anext(events))
+        while not heard.done():  # the test's own deadline ends it
+            await call(1)
+        await heard
+
+
+async def test_what_a_caller_needs_to_do_more(commands: dict[str, list[str]], controllable_broker: Broker) -> None:
+    """Each row of the page's table: refused without these permissions, and done with them."""
+    namespace = f"accounts-{uuid.uuid4().hex}"
+    secret, _, _ = _atasks(namespace)
+    worker, ann = (_url(controllable_broker, commands[user]) for user in ("worker", "ann"))
+    limit = Limit("a-limit", at_once=1, namespace=namespace)
+
+    @atask(namespace=namespace, name="unserved", queue="unserved")
+    async def unserved() -> None: ...
+
+    uses: dict[tuple[str, str], Callable[[AMQPTransport], Awaitable[object]]] = {
+        (r"due|due\.early|delay\..*", r"q\..*"): lambda _: secret.options(delay=0.1).submit(1),
+        (r"unique\..*", ""): lambda _: secret.options(unique=uuid.uuid4().hex).submit(1),
+        (r"q\..*\.early", ""): lambda _: unserved.submit(),
+        (r"schedules\..*", ""): lambda _: atasks.schedule("hourly", secret, [1], every=3600.0),
+        (r"paused\..*", ""): _pause,
+        (r"watch|w\..*", ""): lambda transport: _watch(transport, secret),
+        (r"limit\..*", ""): lambda _: _take(limit),
+    }
+    rows = re.findall(r"^\| .+ \| `([^`]+)` \| (?:`([^`]+)` )?\|$", PAGE.read_text(), re.MULTILINE)
+    assert {(names.replace("\\|", "|"), write) for names, write in rows} == set(uses)
+
+    async def use(action: Callable[[AMQPTransport], Awaitable[object]], seconds: float) -> None:
+        async with atasks.connect(ann, namespace=namespace) as transport, asyncio.timeout(seconds):
+            assert isinstance(transport, AMQPTransport)
+            await action(transport)
+
+    async with atasks.serve(worker, namespace=namespace, grace=0, queues=["default"]):
+        for (names, write), action in uses.items():
+            *_, vhost, user, configure, writes, reads = commands["ann"]
+            _permit(controllable_broker, user, vhost, configure, writes, reads)
+            with pytest.raises((AccessRefused, TimeoutError)):
+                await use(action, 3)
+            more = f"run\\..*|{names}"
+            writes = writes.replace(r"run\..*", f"{more}|{write}" if write else more)
+            configure, reads = (pattern.replace(r"run\..*", more) for pattern in (configure, reads))
+            _permit(controllable_broker, user, vhost, configure, writes, reads)
+            await use(action, 30)

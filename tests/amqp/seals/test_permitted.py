@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from atasks import DecodeError
+import atasks
+from atasks import DecodeError, InvalidKeys, schedule, schedules
 from atasks.pipeline import map
 from atasks.signing import CONTENT_TYPE, Key
 from atasks.testing import Site, soon, until
@@ -29,6 +30,7 @@ from tests.amqp.seals.attacker import (
     ran,
     refused,
     running,
+    task_of,
 )
 from tests.keys import KeyFiles, caller_first
 
@@ -183,3 +185,19 @@ async def test_a_call_that_kills_its_caller_s_reply_queue_goes_on_counting(
         task.cancel()
         await asyncio.wait([task])
         await until(lambda: site.worker.held == 0)
+
+
+async def test_a_caller_does_not_write_over_the_schedules_of_workers(
+    site: Site, amqp_url: str, prefix: str, keys: KeyFiles
+) -> None:
+    """It could not read what it replaces, and no worker would believe what it writes."""
+    echo, name = task_of(site, "echo"), site.namespace
+    options: dict[str, Any] = {"namespace": name, "prefix": prefix}
+    async with atasks.connect(amqp_url, keys=keys.worker, **options):
+        await soon(schedule("a-worker's", echo, [1], every=3600.0))
+    async with atasks.connect(amqp_url, keys=keys.caller("shop"), **options):
+        for attempt in (schedule("hers", echo, [1], every=3600.0), schedules(namespace=name)):
+            with pytest.raises(InvalidKeys, match=r"key 'shop'.* may only call"):
+                await soon(attempt)
+    async with atasks.connect(amqp_url, keys=keys.worker, **options):
+        assert [item.name for item in await soon(schedules(namespace=name))] == ["a-worker's"]

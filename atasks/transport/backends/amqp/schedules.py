@@ -93,6 +93,8 @@ class AMQPSchedules(Schedules):
     # -- the table
 
     async def read(self) -> bytes:
+        self._require_serve()
+
         async def look(link: Link) -> bytes:
             if await link.queue_state(self._table) is None:
                 return b""
@@ -102,6 +104,8 @@ class AMQPSchedules(Schedules):
         return await self._links.do(look)
 
     async def swap(self, old: bytes, new: bytes) -> bool:
+        self._require_serve()
+
         async def change(link: Link) -> bool:
             if await link.queue_state(self._table) is None:
                 await link.declare_queue(self._table, self._arguments())
@@ -122,6 +126,12 @@ class AMQPSchedules(Schedules):
                 self._session.outbox.put(self._session.control([question], self._session.topology.all_key))
             self._hint()
         return done
+
+    def _require_serve(self) -> None:
+        """Raise InvalidKeys where nobody would believe the table that this process writes, in the place of one that
+        it could not read."""
+        if self._session.seals is not None:
+            self._session.seals.require_serve()
 
     @property
     def _table(self) -> str:
