@@ -229,7 +229,7 @@ class Listener:
 async def test_who_reads_between_hosts_without_tls(
     amqp_url: str, prefix: str, amqp_leaks: None, tmp_path: Path, words: str | None
 ) -> None:
-    """It reads the broker's password and all names; contents too, unless keys encrypt them."""
+    """A listener reads the broker's password and all names; contents too, unless keys encrypt them."""
     namespace = f"case-{uuid.uuid4().hex}"
     MsgpackCodec(namespace)
 

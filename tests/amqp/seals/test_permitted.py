@@ -190,7 +190,7 @@ async def test_a_call_that_kills_its_caller_s_reply_queue_goes_on_counting(
 async def test_a_caller_does_not_write_over_the_schedules_of_workers(
     site: Site, amqp_url: str, prefix: str, keys: KeyFiles
 ) -> None:
-    """It could not read what it replaces, and no worker would believe what it writes."""
+    """A caller could not read what it replaces, and no worker would believe what it writes."""
     echo, name = task_of(site, "echo"), site.namespace
     options: dict[str, Any] = {"namespace": name, "prefix": prefix}
     async with atasks.connect(amqp_url, keys=keys.worker, **options):
