@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atasks.errors import closest
@@ -45,11 +45,8 @@ class ServedTasks:
         item = self._registry.items.get(name)  # the registry of a namespace makes no items
         return builtin_task(name, self._namespace) if item is None else item.task
 
-    def _items(self) -> Iterator[tuple[str, RegistryItem]]:
-        for name in self._registry.names():
-            item = self._registry.get(name)
-            if item is not None:
-                yield name, item
+    def _items(self) -> list[tuple[str, RegistryItem]]:
+        return list(self._registry.items.items())  # a thread may register another one meanwhile
 
     def queues(self, default: str) -> list[str]:
         """The work queues of the atasks; `default` is that of those which name none, and the only one if there are
