@@ -32,7 +32,9 @@ def validate_number(name: str, value: Any) -> None:
 def validate_plain(name: str, function: Any) -> None:
     """Raise TypeError for a coroutine function, where nobody awaits the result."""
     if inspect.iscoroutinefunction(function):
-        raise TypeError(f"{name}={function!r}: a plain function, as nobody awaits its result")
+        raise TypeError(
+            f"{name}={function!r} is a coroutine function, and nobody would await it: give a plain function"
+        )
 
 
 def validate_seconds(name: str, value: Any, most: float = MAX_TIMEOUT) -> float:

@@ -251,7 +251,9 @@ class Holding:
             # Tokens are alike, so one of another holder goes back, and its own is left for that one.
             others = [other for other in list(self._held) if other.loop is holder.loop]
             if not others:
-                raise RuntimeError(f"limit {self._limit.name!r} is left, and was not entered here")
+                raise RuntimeError(
+                    f"limit {self._limit.name!r} was left where nobody entered it: leave it where it was entered"
+                )
             holder = others[-1]
         held = self._held[holder]
         token = held.pop()

@@ -247,7 +247,7 @@ class Database:
                     self._hear(notice.payload)
             except (psycopg.Error, OSError, ConnectFailed) as error:
                 logger.info(
-                    "this process hears nothing of the records, and connects again: %s", self.reason(error)
+                    "this process hears of no changes to records, and connects again: %s", self.reason(error)
                 )
             finally:
                 if connection is not None:

@@ -165,7 +165,10 @@ class Lane:
     def _troubled(self, reason: str) -> None:
         if not self.trouble:
             self._begun = asyncio.get_running_loop().time()
-            logger.warning("the database of the records is away, and what it is to keep waits: %s", reason)
+            logger.warning(
+                "the database of the records is away (%s): what this process writes there waits until it is back",
+                reason,
+            )
         self.trouble = reason or "it does not answer"
 
     def _well(self) -> None:

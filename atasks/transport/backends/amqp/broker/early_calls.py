@@ -70,7 +70,9 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
     except ChannelNotFoundEntity:
         return  # another worker has moved all calls meanwhile, and has deleted the queue
     except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
-        logger.warning("calls that wait for queue %r could not be moved to it, and wait on: %s", queue, error)
+        logger.warning(
+            "calls that wait for queue %r could not be moved to it (%s): its next worker tries again", queue, error
+        )
 
 
 def _properties(known: Basic.Properties, early: str) -> Basic.Properties:

@@ -113,7 +113,11 @@ class EarlyCalls:
                 if link is not None:
                     await move_early_calls(link, session.outbox, session.topology, queue)
         except AtasksError as error:
-            logger.warning("calls that wait for queue %r could not be moved to it, and wait on: %s", queue, error)
+            logger.warning(
+                "calls that wait for queue %r could not be moved to it (%s): its next worker tries again",
+                queue,
+                error,
+            )
         finally:
             del self._looks[queue]
 
