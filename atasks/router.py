@@ -25,13 +25,7 @@ from atasks.codecs.culprits import unencodable_arguments
 from atasks.codecs.default import get_codec
 from atasks.current import carried, serving, serving_here
 from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
-from atasks.errors import (
-    NotConnected,
-    NotSupported,
-    RegisteringTwice,
-    TransportError,
-    name_call,
-)
+from atasks.errors import NotConnected, NotSupported, RegisteringTwice, TransportError, name_call
 from atasks.functions import identity, is_stream, place
 from atasks.namespaces import namespace_item, namespaces
 from atasks.options import ONE_CALL, TaskOptions, validate_name, validate_queue
@@ -354,8 +348,7 @@ class Router(OriginalEvents):
         """
         around = self._space.around_calls
         if around is not None and type(name) is not InvokedName:
-            stream: RemoteStream[Any] = around.stream(self, name, args, kwargs)
-            return stream
+            return around.stream(self, name, args, kwargs)
         return (RemoteStream if self.lazy is None else BridgedStream)(self, name, args, kwargs)
 
     def watch(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> WatchedCall[Any]:

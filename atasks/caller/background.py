@@ -303,24 +303,14 @@ class Background:
 
 
 _lock = threading.Lock()
-
-
 _background: Background | None = None
-
-
 _alive: set[Background] = set()
 """Those whose threads have not ended; one at the most serves new users."""
-
-
 _ending = False
 """True once the program ends, and open connections are being closed."""
-
-
 _over = False
 """True once the program ends and threads like those of the loops have stopped for good: nobody may wait for
 them."""
-
-
 _forked = False
 """True in a process that was forked from one that had connected, until it connects itself."""
 

@@ -464,8 +464,7 @@ class Serving:
             self.worker.deliver(call, delivery, alone=consumer.solo)
 
     def _moves(self, call: Call, consumer: Consumer) -> bool:
-        """Return True if this call, which needs a place in a pool, goes to the queue of those that wait for
-        one."""
+        """Return True if this call, which needs a place in a pool, goes to the queue of that pool."""
         if consumer.source is not None and consumer.source.worker:
             return False
         return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
