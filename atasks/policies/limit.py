@@ -252,7 +252,7 @@ class Holding:
             others = [other for other in list(self._held) if other.loop is holder.loop]
             if not others:
                 raise RuntimeError(
-                    f"limit {self._limit.name!r} was left where nobody entered it: leave it where it was entered"
+                    f"limit {self._limit.name!r} was left where it was not entered: leave it where it was entered"
                 )
             holder = others[-1]
         held = self._held[holder]
