@@ -55,7 +55,7 @@ class CallOptions(TypedDict, total=False):
     priority: int
     batch: Literal["auto", False] | int
     durable: bool
-    window: int
+    window: int | None
     replayable: bool
     retry: Retry | None
     keep: float | None
@@ -171,8 +171,9 @@ class TaskOptions:
     what another version has done does not count."""
     key: str | None = None
     """The name of this call within a call that resumes, instead of its arguments; None: its arguments name it."""
-    window: int = 64
-    """Streams: items that the worker may run ahead of the consumer."""
+    window: int | None = None
+    """Streams: items that the worker may run ahead of the consumer; None: `FIRST_WINDOW`, and up to `WIDEST_WINDOW`
+    where the consumer takes them faster than they come."""
     replayable: bool = False
     """Streams: whether another worker may begin anew when the first one dies, because it yields the same items."""
     retry: Retry | None = None
@@ -250,6 +251,8 @@ MAX_DELAY: Final = 60 * 24 * 3600.0
 MAX_PRIORITY: Final = 3
 MAX_BATCH: Final = 64
 MAX_WINDOW: Final = 65_536
+FIRST_WINDOW: Final = 64
+WIDEST_WINDOW: Final = 1024
 
 
 def _unknown(name: str, extra_names: tuple[str, ...]) -> str:
@@ -275,7 +278,8 @@ def _check(name: str, value: Any) -> Any:
             if value is not False and value != "auto":
                 validate_integer(name, value, 1, MAX_BATCH)
         case "window":
-            validate_integer(name, value, 1, MAX_WINDOW)
+            if value is not None:
+                validate_integer(name, value, 1, MAX_WINDOW)
         case "retry":
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "limit":

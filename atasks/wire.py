@@ -233,6 +233,8 @@ class Credit(Struct, array_like=True, tag=7, gc=False):
     """Their bytes."""
     again: Count | None = None
     """Number of the next item that is wanted: it, and what follows, was not received; None: nothing is missing."""
+    window: Count = 0
+    """Items that may be on their way from now on; 0: as many as before."""
 
 
 class Item(Struct, array_like=True, tag=8, gc=False):

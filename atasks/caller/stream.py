@@ -12,6 +12,7 @@ from atasks.caller.tries import Tries
 from atasks.codecs.checked import undecodable
 from atasks.current import serving_here
 from atasks.errors import CallError, NotSupported, WorkerLost, name_call
+from atasks.options import FIRST_WINDOW
 from atasks.parking import parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
@@ -178,7 +179,7 @@ class RemoteStream(Generic[T]):
         payload = await encoded_arguments(name, self._task, codec, args, kwargs)
         call = new_call(name, payload, options, transport, codec, run)
         call.context = await carried_context(call, codec, transport)
-        call.credit = options.window
+        call.credit = options.window or FIRST_WINDOW
         call.orphan = 0  # nobody would take the items of the stream
         if run is not None and run.atask is not None and run.atask.resume:
             await router.may_stream(run, name, options, payload)

@@ -142,6 +142,25 @@ class StreamCases(Cases):
                         assert taken <= await settle(yielded) <= taken + 10 + 1
             assert await settle(yielded) < 60
 
+    async def test_a_window_that_is_not_given_grows_for_a_fast_consumer(self, site: Site) -> None:
+        yielded: list[int] = []
+
+        @site.atask
+        async def numbers() -> AsyncIterator[int]:
+            for number in range(20_000):
+                yielded.append(number)
+                yield number
+
+        async with site.open():
+            if not await moves_streams(site):
+                return
+            async with numbers() as stream:
+                assert await soon(anext(stream)) == 0
+                assert await settle(yielded) <= 1 + 64 + 1
+                for number in range(1, 10_000):
+                    assert await soon(anext(stream)) == number
+                assert 10_000 + 64 < await settle(yielded) <= 10_000 + 1024 + 1
+
     async def test_window_counts_bytes_too(self, site: Site) -> None:
         yielded: list[int] = []
 

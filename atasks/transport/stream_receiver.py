@@ -8,6 +8,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.errors import CallConnectionLost, CallError, CallTimeout, DecodeError, StreamLost
+from atasks.options import WIDEST_WINDOW
 from atasks.transport.whereabouts import Whereabouts
 from atasks.wire import STREAM_BYTES, VERSION, Call, Credit, End, Item, Reply, Status
 
@@ -48,7 +49,9 @@ class StreamReceiver:
         "_taken",
         "_taken_bytes",
         "_transport",
+        "_waited_at",
         "_waiter",
+        "_window",
         "_worker",
         "call",
         "complete",
@@ -73,6 +76,10 @@ class StreamReceiver:
         self._received_bytes = 0
         self._taken = 0
         self._taken_bytes = 0
+        self._window = call.credit
+        """Items that may be ahead of what was taken."""
+        self._waited_at = 0
+        """Items that had arrived when the consumer had to wait last."""
         self._credit_at = self._half_window
         self._credit_bytes_at = STREAM_BYTES // 2
         self._early: dict[int, Item] = {}
@@ -95,7 +102,7 @@ class StreamReceiver:
 
     @property
     def _half_window(self) -> int:
-        return max(1, self.call.credit // 2)
+        return max(1, self._window // 2)
 
     # -- for the consumer
 
@@ -117,12 +124,22 @@ class StreamReceiver:
         """Return when there are items, or the stream has ended."""
         assert self.pending is not None, "it was opened"
         self._note_reader()
+        if not self.payloads and self.options.window is None:
+            self._widen()
         while not self.payloads and not self.pending.future.done():
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
+
+    def _widen(self) -> None:
+        """The consumer has taken all that came. If half a window or more has come since it waited last, a window
+        for each way to the worker and back is too little."""
+        if self.received - self._waited_at >= self._half_window and self._window < WIDEST_WINDOW:
+            self._window = min(2 * self._window, WIDEST_WINDOW)
+            self._credit()
+        self._waited_at = self.received
 
     def _note_reader(self) -> None:
         task = asyncio.current_task()
@@ -219,8 +236,8 @@ class StreamReceiver:
                 )
             )
             return
-        if item.first + len(item.payloads) - self._taken > self.call.credit:
-            self._lose(f"its worker sent more than the window of {self.call.credit} items")
+        if item.first + len(item.payloads) - self._taken > self._window:
+            self._lose(f"its worker sent more than the window of {self._window} items")
         elif not item.payloads:
             self._credit(self.received if item.first != self.received else None)
         elif item.first > self.received:
@@ -268,7 +285,8 @@ class StreamReceiver:
         self._credit_bytes_at = self._taken_bytes + STREAM_BYTES // 2
         worker = worker or self._worker
         if worker and not self.complete:
-            credit = Credit(VERSION, self.call.id, self._taken, self._taken_bytes, again)
+            window = self._window if self._window > self.call.credit else 0
+            credit = Credit(VERSION, self.call.id, self._taken, self._taken_bytes, again, window)
             self._transport._grant(credit, worker)
 
     def _lose(self, why: str) -> None:

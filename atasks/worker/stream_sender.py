@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from atasks.options import MAX_WINDOW
 from atasks.wire import STREAM_BYTES, VERSION, Credit, End, Item, Reply
 
 if TYPE_CHECKING:
@@ -124,6 +125,7 @@ class StreamSender:
         """The consumer says where it is."""
         self._answered = True
         self._taken = max(self._taken, credit.items)
+        self.window = min(max(self.window, credit.window), MAX_WINDOW)
         while self._kept and self._base < self._taken:
             self._bytes -= len(self._kept.popleft())
             self._base += 1

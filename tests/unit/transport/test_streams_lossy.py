@@ -242,3 +242,42 @@ async def test_a_worker_that_sends_more_bytes_than_the_window_has_is_parted_with
     scripted._take_in(Item(VERSION, scripted.call_id, 2, [large[:10]], codec.name, "w", 1))
     with pytest.raises(StreamLost, match="bytes ahead"):
         await reading
+
+
+async def test_the_window_grows_for_a_consumer_that_waits_for_full_windows(
+    namespace: str, scripted: Scripted
+) -> None:
+    reading, came = await _begin(_numbers(namespace)), 0
+    for window in (64, 128, 256, 512, 1024, 1024):
+        await scripted.items(came, *range(came, came + window))
+        came += window
+        for _ in range(3):
+            await asyncio.sleep(0)
+        credit, _ = scripted.credits[-1]
+        assert (credit.items, credit.window) == (came, min(2 * window, 1024))
+    scripted.end(came)
+    assert await reading == list(range(came))
+
+
+async def test_the_window_stays_where_items_come_slowly_and_where_it_was_given(
+    namespace: str, scripted: Scripted
+) -> None:
+    reading = await _begin(_numbers(namespace))
+    for number in range(200):
+        await scripted.items(number, number)
+        await asyncio.sleep(0)
+    scripted.end(200)
+    assert await reading == list(range(200))
+
+    @atask(namespace=namespace, window=64)
+    async def others() -> AsyncIterator[int]:
+        yield 1
+
+    reading = await _begin(others())
+    for first in range(0, 640, 64):
+        await scripted.items(first, *range(first, first + 64))
+        for _ in range(3):
+            await asyncio.sleep(0)
+    scripted.end(640)
+    assert await reading == list(range(640))
+    assert {credit.window for credit, _ in scripted.credits} == {0}
