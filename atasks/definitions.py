@@ -11,6 +11,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
+    Final,
     Generic,
     ParamSpec,
     Protocol,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from atasks.wire import Call
 
 __all__ = [
+    "CALL",
     "ATask",
     "BaseTask",
     "FilledName",
@@ -50,6 +52,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 K = TypeVar("K")
+
+CALL: Final = "atask "
+"""The beginning of the name of each asyncio task that runs a call; the name of the atask follows."""
 
 
 class TaskName(str):
@@ -100,6 +105,7 @@ class BaseTask(Generic[P, K]):
             self.__name__ = self.__qualname__ = name
         self.name = name
         """The name on the wire: module and qualified name, unless the decoration says otherwise."""
+        self._run_name = CALL + name
         self.namespace = namespace
         self.module = _importable_module(function)
         """The module whose import defines this atask; None where there is none (a notebook, say)."""

@@ -2,41 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from atasks.current import serving_here
 
-__all__ = ["parked", "sleep"]
+if TYPE_CHECKING:
+    from atasks.worker.held_call import HeldCall
+
+__all__ = ["Parked"]
 
 
-@asynccontextmanager
-async def parked(give_up: Callable[[], None] | None = None) -> AsyncIterator[None]:
+class Parked:
     """A block in which the call that is being served here holds no slot, as while it awaits another call.
 
     At the end of the block it waits for a slot again; `give_up` is called if it is cancelled over that. Outside of
     a call the block does nothing. Raises TooManyParked at the worker's bound.
     """
-    run = serving_here()
-    if run is None:
-        yield
-        return
-    run.park()
-    try:
-        yield
-    finally:
-        await run.unpark(give_up)
 
+    __slots__ = ("_give_up", "_run")
 
-async def sleep(seconds: float) -> None:
-    """Wait for so many seconds. Inside an atask the call is parked meanwhile: it holds no slot of its worker, so
-    other calls run. It goes on when the time has passed and there is a slot.
+    def __init__(self, give_up: Callable[[], None] | None = None) -> None:
+        self._give_up = give_up
+        self._run: HeldCall | None = None
 
-    Outside an atask it is `asyncio.sleep`. Cancelling it ends it at once. A worker that drains gives a call that
-    sleeps to another worker, where it begins anew, if another one serves its queue.
+    async def __aenter__(self) -> None:
+        self._run = serving_here()
+        if self._run is not None:
+            self._run.park()
 
-    Raises TooManyParked at the worker's bound of waiting calls.
-    """
-    async with parked():
-        await asyncio.sleep(seconds)
+    async def __aexit__(self, *error: object) -> None:
+        if self._run is not None:
+            await self._run.unpark(self._give_up)

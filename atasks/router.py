@@ -37,7 +37,7 @@ from atasks.original import (
     refuse_overrides,
 )
 from atasks.original_events import OriginalEvents
-from atasks.parking import parked
+from atasks.parking import Parked
 from atasks.registry import Manager
 from atasks.resume.calls import made, may_stream
 from atasks.submitted.handle import Handle
@@ -428,7 +428,7 @@ class Router(OriginalEvents):
             raise NotSupported(f"{type(transport).__name__} has no limits: use another transport")
         token: Token | None = None
         try:
-            async with parked():
+            async with Parked():
                 if run is None:
                     token = await limits.take(limit.name, key, limit.rule)
                 else:

@@ -13,7 +13,7 @@ from atasks.codecs.checked import undecodable
 from atasks.current import serving_here
 from atasks.errors import CallError, NotSupported, WorkerLost, name_call
 from atasks.options import FIRST_WINDOW
-from atasks.parking import parked
+from atasks.parking import Parked
 from atasks.transport.stream_receiver import StreamReceiver, lost
 from atasks.wire import Status
 
@@ -158,7 +158,7 @@ class RemoteStream(Generic[T]):
 
     async def _open_with_tries(self, tries: Tries, options: TaskOptions) -> StreamReceiver:
         """Begin, as often as its `Retry` says, until there is an item. Parked over all tries."""
-        async with parked(self._close):
+        async with Parked(self._close):
             while True:
                 receiver = await self._begin(tries.call, options, tries.transport)
                 try:

@@ -37,6 +37,8 @@ MAX_BYTES: Final = 128 * 2**20
 """Bytes of results in one journal."""
 NEVER: Final = -1
 NONE: Final[AbstractSet[str]] = frozenset()
+NOTHING: Final[dict[str, Reply]] = {}
+"""Nothing is put into it."""
 STRICT_SECONDS: Final = 1.0
 """For so long a run that is held to its journal may leave results of it unasked for while it makes another
 call: its branches need not take turns as before."""
@@ -64,7 +66,6 @@ class Journal:
 
     __slots__ = (
         "_all_asked",
-        "_asked",
         "_error",
         "_generation",
         "_journals",
@@ -99,14 +100,12 @@ class Journal:
         """While it is being opened: many steps may wait for that, each of which may be cancelled."""
         self._generation = NEVER
         """That of the journals when it was opened."""
-        self._asked: set[str] = set()
-        """Steps that this run has asked for."""
-        self._left: dict[str, Reply] = {}
+        self._left = NOTHING
         """Steps that other runs have done, and this one has not asked for."""
         self._sent: AbstractSet[str] = NONE
         self._spent: AbstractSet[str] = NONE
-        self._missed: list[str] = []
-        """Steps that were not found while others were left."""
+        self._missed: AbstractSet[str] = NONE
+        """Atasks whose calls were not found while other steps were left."""
         self._all_asked: asyncio.Event | None = None
         """Set when no step is left of those that earlier runs have done; None: nobody waits for that."""
         self._error: BaseException | None = None
@@ -137,7 +136,7 @@ class Journal:
             await self._in_hand(self._opened())
         while step in self._spent:
             step = again(step)
-        self._asked.add(step)
+        self.names.given[step] = True
         reply = self._left.pop(step, None) or self._journals.late(step)
         if reply is not None:
             self.found += 1
@@ -230,7 +229,9 @@ class Journal:
 
     async def _open(self) -> None:
         entries = await self._journals.open(self.name, self._run.call.id)
-        self._left = {step: reply for step, reply in entries.replies.items() if step not in self._asked}
+        given = self.names.given
+        left = {step: reply for step, reply in entries.replies.items() if not given.get(step)}
+        self._left = left or NOTHING
         self._sent, self._spent = entries.sent or NONE, entries.spent or NONE
         self._size = sum(len(reply.payload) for reply in entries.replies.values())
         if self._left or self._sent:
@@ -251,7 +252,7 @@ class Journal:
 
     async def _miss(self, task: str) -> None:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""
-        self._missed.append(task)
+        self._missed |= {task}
         if self._strict:
             if self._all_asked is None:  # else another branch waits for the same
                 self._all_asked = asyncio.Event()
@@ -295,7 +296,7 @@ class Journal:
                 "inputs have changed",
                 run.call.task,
                 run.call.id,
-                ", ".join(sorted(set(self._missed))[:5]),
+                ", ".join(sorted(self._missed)[:5]),
                 len(self._left),
             )
         self._journals.finish(self.name, run.call.id if reply is not None else "")

@@ -39,12 +39,15 @@ def again(step: str) -> str:
 class Names:
     """The names of the steps of one run, in the order in which they are asked for."""
 
-    __slots__ = ("_journal", "_keys", "_times")
+    __slots__ = ("_journal", "_keys", "_times", "given")
 
     def __init__(self, journal: str) -> None:
         self._journal = journal
-        self._times: dict[bytes, int] = {}
-        self._keys: dict[tuple[str, str], bytes] = {}
+        self._times: dict[str, int] | None = None
+        """First step of that name -> how often it was asked for again."""
+        self.given: dict[str, bool] = {}
+        """Id of a step -> True once it was looked for in the journal."""
+        self._keys: dict[tuple[str, str], bytes] | None = None
 
     def of(self, task: str, key: str | None, arguments: bytes) -> str:
         """The id of the next call of this atask with these arguments, or with this key.
@@ -56,13 +59,24 @@ class Names:
             named.update(b"\0" + arguments)
         else:
             digest = blake2b(arguments).digest()
+            if self._keys is None:
+                self._keys = {}
             if self._keys.setdefault((task, key), digest) != digest:
                 raise ValueError(
                     f"key={key!r} names two calls of {task} with different arguments: within a call that resumes, "
                     "give each call a key of its own"
                 )
             named.update(b"\0key " + key.encode())
-        name = named.digest()
-        number = self._times[name] = self._times.get(name, -1) + 1
-        whole = self._journal.encode() + name + number.to_bytes(8, "big")
-        return blake2b(whole, digest_size=SIZE, person=b"atasks step").hexdigest()
+        name = self._journal.encode() + named.digest()
+        step = first = _step(name, 0)
+        if first in self.given:
+            if self._times is None:
+                self._times = {}
+            number = self._times[first] = self._times.get(first, 0) + 1
+            step = _step(name, number)
+        self.given[step] = False
+        return step
+
+
+def _step(name: bytes, number: int) -> str:
+    return blake2b(name + number.to_bytes(8, "big"), digest_size=SIZE, person=b"atasks step").hexdigest()

@@ -6,13 +6,14 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, ParamSpec, TypeVar, overload
+from contextvars import Context
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
-from atasks import parking
 from atasks.checks import validate_number
 from atasks.codecs.base import ends_here
-from atasks.parking import parked
-from atasks.resume.journal import journal_here
+from atasks.current import serving_here
+from atasks.parking import Parked
+from atasks.resume.journal import Journal, journal_here, journal_of
 from atasks.resume.naming import content
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.execution import raised, returned
@@ -21,6 +22,9 @@ __all__ = ["once", "sleep"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+NO_CONTEXT: Final = Context()
+"""For timers: else each would have a copy of the context that it is made in."""
 
 
 @overload
@@ -78,7 +82,7 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
     payload = await router.encode_arguments(name, args, kwargs)
     step = journal.names.of(f"once {name}", None, content(args, kwargs, payload))
-    async with parked():
+    async with Parked():
         step, reply = await journal.find(step, name)
     call = Call(VERSION, step, name, b"", router.codec.name)
     if reply is not None:
@@ -92,13 +96,13 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
         if ends_here(error):
             raise
         reply = await raised(call, router.codec, worker, error, limit)
-        async with parked():
+        async with Parked():
             await journal.keep(reply)
         raise
     reply = await returned(call, router.codec, worker, result)
     if reply.status != Status.VALUE:
         await router.outcome(reply, call)  # it raises
-    async with parked():
+    async with Parked():
         await journal.keep(reply)
     return result
 
@@ -118,17 +122,40 @@ async def sleep(seconds: float) -> None:
         TooManyParked: At the worker's bound of waiting calls.
         ValueError: That is no number of seconds.
     """
-    journal = journal_here()
-    if journal is None:
-        await parking.sleep(seconds)
+    run = serving_here()
+    if run is None:
+        await asyncio.sleep(seconds)
         return
+    run.park()  # by hand, as what follows: many calls may sleep for long, and each object more costs each of them
+    timer: asyncio.TimerHandle | None = None
+    try:
+        if run.atask is not None and run.atask.resume:
+            seconds = await _left(journal_of(run), seconds)
+        if seconds > 0:
+            over = run.loop.create_future()
+            timer = run.loop.call_later(seconds, _end, over, context=NO_CONTEXT)
+            await over
+        else:
+            await asyncio.sleep(seconds)
+    finally:
+        if timer is not None:
+            timer.cancel()
+        await run.unpark()
+
+
+def _end(pause: asyncio.Future[None]) -> None:
+    if not pause.done():
+        pause.set_result(None)
+
+
+async def _left(journal: Journal, seconds: float) -> float:
+    """The seconds that are left of a pause, whose end is put into the journal if an earlier run has not."""
     validate_number("seconds", seconds)
     step = journal.names.of("atasks.sleep", None, repr(float(seconds)).encode())
-    async with parked():
-        step, reply = await journal.find(step, "atasks.sleep")
-        if reply is None:
-            until = time.time() + seconds
-            await journal.keep(Reply(VERSION, step, Status.VALUE, repr(until).encode()))
-        else:
-            until = float(reply.payload)
-        await asyncio.sleep(max(until - time.time(), 0.0))
+    step, reply = await journal.find(step, "atasks.sleep")
+    if reply is None:
+        until = time.time() + seconds
+        await journal.keep(Reply(VERSION, step, Status.VALUE, repr(until).encode()))
+    else:
+        until = float(reply.payload)
+    return max(until - time.time(), 0.0)

@@ -18,7 +18,7 @@ from atasks.current import serving
 from atasks.errors import CannotRetry, DecodeError, NotConnected, NotSupported, PipelineError, UnknownRun
 from atasks.namespaces import namespace_item
 from atasks.options import TaskOptions, validate_queue
-from atasks.parking import parked
+from atasks.parking import Parked
 from atasks.progress import Latest, Progress
 from atasks.submitted.methods import also_sync
 from atasks.tracking.fleet import Fleet
@@ -172,7 +172,7 @@ class Handle(Generic[T]):
         try:
             reports = latest.each()
             while True:
-                async with parked():
+                async with Parked():
                     progress = await anext(reports, None)
                 if progress is None:
                     break

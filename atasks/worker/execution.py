@@ -120,6 +120,7 @@ async def _serve(run: HeldCall) -> Reply:
             result = task.local(*args, **kwargs)
         else:
             result = await worker.pools.in_thread(run, task.local, args, kwargs)
+        args = kwargs = None  # the function has them, for as long as it likes
         if call.credit:
             reply = await produce(run, codec, result)
             if reply is not None:
@@ -135,7 +136,7 @@ async def _serve(run: HeldCall) -> Reply:
         _raised(run, error)
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
-        del args, kwargs
+        args = kwargs = None
     return await returned(call, codec, worker.id, result)
 
 
@@ -193,6 +194,7 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
             f"{call.task} was called with codec {call.codec!r}, and this worker has {codec.name!r}: "
             "construct the same codec on both sides"
         )
+    call.codec = codec.name  # of equal texts one is kept, however many calls wait
     try:
         if call.context:
             for name, value in call.context.items():

@@ -10,6 +10,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
+from atasks.definitions import CALL
 from atasks.tracking.counters import BUSY, LAG_ASKED, LAG_US
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ __all__ = ["Watchdog"]
 
 logger = logging.getLogger("atasks.worker")
 
-CALL = "atask "
-"""The beginning of the name of each task that runs a call; the name of the atask follows."""
 ADVICE = '; @atask(executor="thread") on a plain function, or await asyncio.to_thread(...), lets others run'
 LIMIT = 0.1
 """Seconds without a turn of the event loop that are reported."""

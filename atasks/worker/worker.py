@@ -57,7 +57,7 @@ from atasks.worker.recent import CondemnedCalls, RecentIds, RecentReplies
 from atasks.worker.served_tasks import ServedTasks, Tasks
 from atasks.worker.slots import Slots
 from atasks.worker.streams import StreamSenders
-from atasks.worker.watchdog import CALL, Watchdog
+from atasks.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import threading
@@ -501,7 +501,8 @@ class Worker:
         if watchdog.asleep:
             watchdog.wake()
         # As `_task`, without a call.
-        run.task = asyncio.Task(execute(run), loop=self.loop, name=CALL + call.task, context=Context())
+        call.task = task.name  # of equal texts one is kept, however many calls wait
+        run.task = asyncio.Task(execute(run), loop=self.loop, name=task._run_name, context=Context())
 
     def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.

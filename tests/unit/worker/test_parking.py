@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import tracemalloc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -259,6 +261,70 @@ async def test_random_trees_and_cancellations_lose_no_slot(namespace: str, seed:
         for result in await asyncio.gather(*roots, return_exceptions=True):
             assert isinstance(result, (int, asyncio.CancelledError))
         for _ in range(200):  # cancelled runs end behind the cancelled awaits
+            await asyncio.sleep(0)
+
+
+class Thing:
+    """An argument that can be watched."""
+
+
+async def test_a_run_keeps_no_argument_that_its_function_has_let_go(namespace: str) -> None:
+    watched: list[weakref.ref[Thing]] = []
+    seen = asyncio.Event()
+
+    @atask(namespace=namespace)
+    async def use(thing: Thing) -> None:
+        watched.append(weakref.ref(thing))
+        del thing
+        await asyncio.sleep(0)
+        assert watched[0]() is None
+        seen.set()
+
+    async with worker_for(namespace):
+        await use(Thing())
+        assert seen.is_set()
+
+
+@pytest.mark.parametrize(("resume", "bound"), [(False, 4700), (True, 5700)], ids=["plain", "resuming"])
+async def test_a_call_that_sleeps_takes_little_memory(namespace: str, resume: bool, bound: int) -> None:
+    """The bounds are for the call, its await, and its journal, all of which are in this process."""
+    count = 300
+
+    @atask(namespace=namespace, resume=resume)
+    async def nap() -> None:
+        await atasks.sleep(86_400)
+
+    async with worker_for(namespace) as worker:
+
+        async def asleep(wanted: int) -> list[asyncio.Task[None]]:
+            naps = [asyncio.create_task(nap()) for _ in range(wanted)]
+            while worker.parked < wanted:
+                await asyncio.sleep(0)
+            for _ in range(20):  # what they did before they fell asleep has ended
+                await asyncio.sleep(0)
+            gc.collect()
+            return naps
+
+        first = await asleep(10)
+        for each in first:
+            each.cancel()
+        await asyncio.wait(first)
+        while worker.parked:
+            await asyncio.sleep(0)
+        tracemalloc.start()
+        try:
+            naps = await asleep(count)
+            taken = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+        # The watchdog may look at the lines of a program that a busy machine lets wait: that is not counted.
+        counted = [tracemalloc.Filter(True, f"*{name}") for name in ("/atasks/*", "/asyncio/*", "/contextlib.py")]
+        used = sum(each.size for each in taken.filter_traces(counted).statistics("filename"))
+        assert used / count < bound
+        for each in naps:
+            each.cancel()
+        await asyncio.wait(naps)
+        while worker.parked:
             await asyncio.sleep(0)
 
 

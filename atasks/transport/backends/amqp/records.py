@@ -46,7 +46,7 @@ __all__ = ["AMQPRecords"]
 
 logger = logging.getLogger("atasks.amqp")
 
-_NOBODY: Final = asyncio.Event()
+_NOBODY: Final = (asyncio.Event(),)
 """Stands for those who are told by the replies themselves."""
 
 MAX_OWNERS: Final = 10_000
@@ -84,7 +84,7 @@ class AMQPRecords(Records):
         self._session = session
         self._links = session.links
         self._sender = sender
-        self._watches: dict[str, list[asyncio.Event]] = {}
+        self._watches: dict[str, tuple[asyncio.Event, ...]] = {}
         """Routing key -> those to be told of what is published by it."""
         self._reader = RecordReader(session)
         self._adding = asyncio.Lock()
@@ -319,32 +319,34 @@ class AMQPRecords(Records):
         event = asyncio.Event()
         new = [key for key in keys if key not in self._watches]
         for key in keys:
-            self._watches.setdefault(key, []).append(event)
+            self._watches[key] = (*self._watches.get(key, ()), event)
         try:
             for key in new:
                 await self._links.do(lambda link, key=key: self._bind(link, key))  # type: ignore[misc]
             yield event
         finally:
             for key in keys:
-                events = self._watches[key]
-                events.remove(event)
-                if not events:
-                    del self._watches[key]
-                    await self._unbind(key)
+                await self._without(key, event)
 
     async def follow(self, key: str) -> None:
         """Have what is published by this key come to the reply queue, over this link and later ones."""
-        events = self._watches.setdefault(key, [])
-        events.append(_NOBODY)
-        if len(events) == 1:
+        events = self._watches.get(key)
+        self._watches[key] = _NOBODY if events is None else events + _NOBODY
+        if events is None:
             await self._links.do(lambda link: self._bind(link, key))
 
     async def unfollow(self, key: str) -> None:
         """Want that no more."""
-        events = self._watches.get(key)
-        if events:
-            events.pop()
-            if not events:
+        await self._without(key, *_NOBODY)
+
+    async def _without(self, key: str, event: asyncio.Event) -> None:
+        """One less is to be told of what is published by this key."""
+        events = list(self._watches.get(key, ()))
+        if event in events:
+            events.remove(event)
+            if events:
+                self._watches[key] = tuple(events)
+            else:
                 del self._watches[key]
                 await self._unbind(key)
 

@@ -4,6 +4,7 @@ takes ten times as long. The layout is that of AMQP 0-9-1, section 4.2.6."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
@@ -25,6 +26,8 @@ BEFORE: Final = 14
 """Bytes of a header before the first property."""
 
 TEXT, NUMBER = True, False
+REPEATED: Final = frozenset({"content_type", "reply_to"})
+"""Properties that many messages have alike: while many are kept, of each text one is."""
 FIELDS: Final = (
     (1 << 15, "content_type", TEXT),
     (1 << 14, "content_encoding", TEXT),
@@ -81,16 +84,26 @@ def read_header(content: bytes) -> ContentHeader:
 
 def _read(properties: Basic.Properties, flags: int, content: bytes) -> None:
     at = BEFORE
-    for name, kind in _fields(flags):
-        if kind is TEXT:
+    for name, text in _fields(flags):
+        if text is not None:
             start = at + 1
             at = start + content[at]
-            setattr(properties, name, content[start:at].decode())
+            setattr(properties, name, text(content[start:at]))
         else:
             setattr(properties, name, content[at])
             at += 1
 
 
 @functools.lru_cache(maxsize=256)
-def _fields(flags: int) -> tuple[tuple[str, bool], ...]:
-    return tuple((name, kind) for flag, name, kind in FIELDS if flags & flag)
+def _fields(flags: int) -> tuple[tuple[str, Callable[[bytes], str] | None], ...]:
+    """The names of the properties, and what makes texts of their bytes; None: they are numbers."""
+    return tuple(
+        (name, None if kind is NUMBER else _repeated if name in REPEATED else bytes.decode)
+        for flag, name, kind in FIELDS
+        if flags & flag
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _repeated(text: bytes) -> str:
+    return text.decode()
