@@ -127,9 +127,9 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     delivery: Annotated[int, Meta(ge=0, le=1)] = AT_LEAST_ONCE
     orphan: Annotated[int, Meta(ge=0, le=1)] = 0
     """0: cancel the run when its caller is gone; 1: let it finish."""
-    root: Key | None = None
+    root: Id | None = None
     """The call at the top of the chain of calls; None: this one."""
-    parent: Key | None = None
+    parent: Id | None = None
     """The call that awaits this one; None: none does."""
     seen: Annotated[list[Key], Meta(max_length=64)] | None = None
     """Ids of the workers that do not know `task`."""
@@ -406,6 +406,8 @@ _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
 FEW: Final = b"\x9f"
 """The first byte of the longest array whose length is in it."""
 
+NOT_PLAIN: Final = "an id that is not printable ASCII"
+
 encode = _encoder.encode
 """A list of envelopes -> the bytes of a message body."""
 
@@ -414,6 +416,11 @@ def plain(text: str) -> bool:
     """Return True for printable ASCII, which ids and the names of workers must be: they go into keys and into
     lines of logs."""
     return text.isascii() and text.isprintable()
+
+
+def ids_of(call: Call) -> str:
+    """Return the ids in a call as one text, for `plain`: one look at all of them."""
+    return call.id if call.root is None and call.parent is None else f"{call.id}{call.root}{call.parent}"
 
 
 def decode(body: bytes, limit: int = MAX_BODY) -> list[Envelope]:
@@ -501,8 +508,8 @@ def _flaw(envelope: Envelope) -> str | None:
     if envelope.v != VERSION:
         return _wrong_version(envelope.v)
     if isinstance(envelope, Call):
-        worker = ""
-    elif isinstance(envelope, (Reply, Item)):
+        return None if plain(ids_of(envelope)) else NOT_PLAIN
+    if isinstance(envelope, (Reply, Item)):
         worker = envelope.worker
     elif isinstance(envelope, End):
         worker = envelope.reply.worker
@@ -512,7 +519,7 @@ def _flaw(envelope: Envelope) -> str | None:
     if len(worker) <= 64 and names.isascii() and names.isprintable():
         return None
     if not plain(envelope.id):
-        return "an id that is not printable ASCII"
+        return NOT_PLAIN
     return "a worker that is not named in up to 64 characters of printable ASCII"
 
 

@@ -68,9 +68,11 @@ def is_data(obj: object) -> bool:
     refer to nothing, and pickle's fast way is the right one."""
     if type(obj) is not tuple:
         return type(obj) in _DATA
-    if len(obj) != 2 or type(obj[0]) is not tuple or type(obj[1]) is not dict:
+    if len(obj) != 2:
         return False
     args, kwargs = obj
+    if type(args) is not tuple or type(kwargs) is not dict:
+        return False
     for value in args:  # most calls have one or two: `all` and `map` would cost more
         if type(value) not in _DATA:
             return False
@@ -150,7 +152,7 @@ def main_reference(obj: object) -> tuple[Callable[[str, str], Any], tuple[str, s
     None for everything else, and where no such name leads to the object: `__main__` is a prompt or a notebook, or
     the object is local to a function, or the name has since been given to something else.
     """
-    if not isinstance(obj, type | FunctionType):
+    if not isinstance(obj, (type, FunctionType)):
         return None
     module = obj.__module__
     if module not in MAIN_NAMES:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from msgspec import structs
 
 from atasks import MsgpackCodec, QueueFull, atask, schedule, schedules, serve, wire
 from atasks.testing import until
@@ -474,13 +475,17 @@ async def test_ids_and_workers_are_printable(host: Host, path: str) -> None:
     """They stand in logs: those of a record, an event and a worker too."""
     async with process(path) as (here, received), process(path) as (worker, delivered):
         here.send(Begin(1, "q", call("a\nforged line"), 0, True, 60_000))
+        here.send(Begin(3, "q", structs.replace(call("child"), parent="a\nforged line"), 0, True, 60_000))
+        here.send(Begin(4, "q", structs.replace(call("child"), root="a\nforged line"), 0, True, 60_000))
         for name in ("a\nforged line", "w" * 65, "\N{GRINNING FACE}"):
             worker.send(Serve(name, ["q"]))
             worker.send(Slots(5, 0))
         here.send(Begin(2, "q", call("good"), 0, True, 60_000))
-        await until(lambda: len(of(received, Answer)) == 2, "both are answered")
+        await until(lambda: len(of(received, Answer)) == 4, "all are answered")
         assert [(item.number, item.outcome) for item in of(received, Answer) if isinstance(item, Answer)] == [
             (2, Outcome.DONE),
             (1, Outcome.BAD),
+            (3, Outcome.BAD),
+            (4, Outcome.BAD),
         ]
         assert not of(delivered, Deliver), "nobody serves"

@@ -348,7 +348,7 @@ class Seals:
             return []
         kept: list[Envelope] = []
         for envelope in envelopes:
-            if isinstance(envelope, Cancel | Ask):
+            if isinstance(envelope, (Cancel, Ask)):
                 ids: list[str] = []
                 for call_id in envelope.ids:
                     if self._owns(key, call_id, worker):
@@ -363,12 +363,12 @@ class Seals:
                     kept.append(replace(envelope, ids=ids))
             elif isinstance(envelope, Query):
                 kept.append(envelope)  # anybody may look; who may end a call says `owner_for`
-            elif isinstance(envelope, Credit | Grant):
+            elif isinstance(envelope, (Credit, Grant)):
                 if self._owns(key, envelope.id, worker):
                     kept.append(envelope)
                 else:
                     self.count("not allowed")
-            elif (key is None or key.serve) and isinstance(envelope, Held | Reply | End):
+            elif (key is None or key.serve) and isinstance(envelope, (Held, Reply, End)):
                 kept.append(envelope)  # from workers that were asked
             else:
                 self.count("not allowed")
@@ -407,10 +407,10 @@ class Seals:
                     self.count("not allowed")
                 elif fresh and (ids or key in self.keys.mine or (key == UNSEALED and self.accept_unsealed)):
                     kept.append(envelope)
-            elif isinstance(envelope, Reply | Item | End | Claim | Report) and self._answers(
+            elif isinstance(envelope, (Reply, Item, End, Claim, Report)) and self._answers(
                 key, pendings.get(envelope.id)
             ):
-                if fresh or not isinstance(envelope, Claim | Report):
+                if fresh or not isinstance(envelope, (Claim, Report)):
                     kept.append(envelope)
             elif not (key == UNSEALED and isinstance(envelope, Up)) and not (
                 isinstance(envelope, QueryAnswer) and fresh and key == UNSEALED and self.accept_unsealed

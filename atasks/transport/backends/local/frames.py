@@ -29,7 +29,7 @@ from atasks.transport.backends.local.messages import (
     TakeToken,
     TokenTaken,
 )
-from atasks.wire import Status, ended, plain
+from atasks.wire import NOT_PLAIN, Status, ended, ids_of, plain
 
 __all__ = ["UNREADABLE", "Salvaged", "decode", "encode", "salvage"]
 
@@ -46,6 +46,9 @@ QUESTIONS: Final = tuple(
 )
 """Tags of the messages that `Answer` answers if they cannot be read."""
 
+_NAMING: Final = frozenset({Request, Begin, Publish, GiveBack, Serve})
+"""The messages that `_check_id` looks at."""
+
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
@@ -58,7 +61,8 @@ def decode(body: bytes | memoryview) -> list[Message]:
     _check_length(body)
     messages = _decoder.decode(body)
     for message in messages:
-        _check_id(message)
+        if type(message) in _NAMING:
+            _check_id(message)
     return messages
 
 
@@ -70,8 +74,8 @@ def _check_length(body: bytes | memoryview) -> None:
 
 def _check_id(message: Message) -> None:
     """Ids stand in logs, and in keys: other sides may be anybody's."""
-    if isinstance(message, Request | Begin | Publish | GiveBack) and not plain(message.call.id):
-        raise msgspec.ValidationError("an id that is not printable ASCII")
+    if isinstance(message, (Request, Begin, Publish, GiveBack)) and not plain(ids_of(message.call)):
+        raise msgspec.ValidationError(NOT_PLAIN)
     if isinstance(message, Serve) and not (len(message.worker) <= MAX_WORKER and plain(message.worker)):
         raise msgspec.ValidationError(
             f"a worker that is not named in up to {MAX_WORKER} characters of printable ASCII"

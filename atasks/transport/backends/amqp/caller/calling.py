@@ -209,7 +209,7 @@ class Calling:
                         pending.answered(envelope)
                 else:
                     self._heard(envelope, session.seals is None or session.seals.serves(message))
-            elif isinstance(envelope, Item | End | Report):
+            elif isinstance(envelope, (Item, End, Report)):
                 self._on_run(envelope)
             elif isinstance(envelope, Up):
                 self.presence.heard(envelope.queue)

@@ -78,7 +78,7 @@ class ControlQueue:
                 self._doubts.told(envelope)
             elif isinstance(envelope, Credit):
                 self._credit(envelope, message.header.properties.reply_to)
-            elif isinstance(envelope, Reply | End):
+            elif isinstance(envelope, (Reply, End)):
                 self._attempts.told(envelope.id, envelope)
             elif isinstance(envelope, Query):
                 self._hear(envelope, message)
