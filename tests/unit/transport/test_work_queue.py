@@ -37,7 +37,7 @@ def queue(old: Peer, new: Peer) -> WorkQueue:
 
 def put(queue: WorkQueue, call_id: str, seen: list[str] | None = None, priority: int = 0) -> QueuedCall:
     """Have a call wait there; one that workers have handed back, because they lack its atask, waits in front."""
-    queued = QueuedCall(Call(1, call_id, "task", b"", "msgpack", seen=seen), None, queue, priority)
+    queued = QueuedCall(Call(1, call_id, "task", b"", "msgpack", seen=seen), None, queue, priority, 500)
     queue.push(queued, front=seen is not None)
     return queued
 
@@ -58,11 +58,11 @@ def test_calls_that_a_worker_has_handed_back_go_to_others_first(queue: WorkQueue
     put(queue, "back-of-both", ["new", "old"])
     removed = put(queue, "removed", ["old"])
     queue.remove(removed)
-    assert len(queue) == 6
+    assert queue.size == 6
     assert queue.pop(new).call.id == "back-1"  # type: ignore[union-attr]
     assert taken(queue, old) == ["waits-1", "back-of-both", "waits-0", "waits-2"], "all of them lack one of these"
     assert taken(queue, new) == ["back-0"]
-    assert len(queue) == 0
+    assert queue.size == 0
     put(queue, "back-2", ["old"])
     queue.workers.remove(new)
     assert taken(queue, old) == ["back-2"], "the only worker says what becomes of it"

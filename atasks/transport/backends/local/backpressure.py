@@ -37,13 +37,12 @@ class Backpressure:
         """The hub reads again."""
         self._let_in()
 
-    @property
-    def _open(self) -> bool:
+    def _is_open(self) -> bool:
         return not self._held and (self._link is None or not self._link.clogged)
 
     def room(self) -> asyncio.Future[None] | None:
         """Return a future to await before asking again; None: there is room."""
-        if self._open:
+        if self._is_open():
             return None
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
@@ -51,7 +50,7 @@ class Backpressure:
 
     def _let_in(self) -> None:
         """Some at a time, so that not all of them send before it can close again."""
-        if not self._open:
+        if not self._is_open():
             return
         for _ in range(min(AT_ONCE, len(self._waiting))):
             waiter = self._waiting.popleft()

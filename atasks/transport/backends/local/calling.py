@@ -112,7 +112,7 @@ class Calling:
             left = max(round((pending.deadline - asyncio.get_running_loop().time()) * 1000), 0)
             if call.timeout_ms - left > RESENT_MS:
                 call = structs.replace(call, timeout_ms=left)
-        request = Request(self.queue_of(options), call, options.priority, wait, pending.address)
+        request = Request(options.queue or self.queue, call, options.priority, wait, pending.address)
         link.send(request, len(call.payload))
 
     def withdraw(self, pending: Pending) -> None:

@@ -70,14 +70,13 @@ class Conversation:
         self._size = 0
         self._scheduled = False
         self._sent = 0
-        """The number of messages sent in this turn."""
+        """The number of messages that have left in this turn."""
         self._single = False
         self._loop = asyncio.get_running_loop()
 
     def send(self, message: Message, size: int = 0) -> None:
         """Send it at the end of this turn of the event loop, if it is not closed. `size`: its bytes, roughly."""
         self._messages.append(message)
-        self._sent += 1
         self._size += size
         if not self._scheduled:
             self._scheduled = True
@@ -106,6 +105,7 @@ class Conversation:
             self._messages.append(message)
         if self._messages:
             messages, self._messages, self._size = self._messages, [], 0
+            self._sent += len(messages)
             if not self.closed:
                 self._write(messages)
 

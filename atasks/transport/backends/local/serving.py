@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from msgspec import Struct
+
 from atasks.options import Executor
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
@@ -163,14 +165,11 @@ class Serving:
         return self._told
 
 
-class _Handed:
+class _Handed(Struct, eq=False):
     """A call in hand."""
 
-    __slots__ = ("queue", "serving")
-
-    def __init__(self, serving: Serving, queue: str) -> None:
-        self.serving = serving
-        self.queue = queue
+    serving: Serving
+    queue: str
 
     def reply(self, reply: Reply | End) -> None:
         self.serving.link.send(reply, len(reply.payload))

@@ -61,6 +61,8 @@ logger = logging.getLogger("atasks.local")
 
 CLOSE_SECONDS: Final = 5.0
 """Seconds that the others get to read what the hub sent before it was closed."""
+ENVELOPE_BYTES: Final = 500
+"""Bytes of a call in hand besides its payload, roughly."""
 MAX_ASKERS: Final = 1000
 """Questions to workers whose answers are expected."""
 
@@ -204,13 +206,17 @@ class Hub:
             return
         if queue.executors and call.task in queue.executors:
             queue = self._queues.beside(queue, queue.executors[call.task])
-        queued = self._calls[call.id] = QueuedCall(call, peer, queue, message.priority)
-        queued.journal = message.journal
+        size = len(call.payload) + ENVELOPE_BYTES
+        queued = self._calls[call.id] = QueuedCall(call, peer, queue, message.priority, size, peer.pid)
+        # Set only what differs from most calls: to set an attribute of a Struct costs as much as a call does.
+        if message.journal:
+            queued.journal = message.journal
         if call.timeout_ms is not None:
             queued.deadline = self._loop.time() + call.timeout_ms / 1000
-        queued.alone = 1 < call.attempt >= queued.most
+        if 1 < call.attempt >= queued.most:
+            queued.alone = True
         worker = None if queue.paused or queued.alone or peer.link.clogged else queue.best(call)
-        if worker is not None and not queue:
+        if worker is not None and not queue.size:
             self._queues.hand(queued, worker)
         else:
             queue.push(queued)
@@ -267,7 +273,9 @@ class Hub:
     def _start_kept(self, message: Begin, queue: WorkQueue) -> None:
         """Have a worker run the call of a record, when it is due."""
         call = message.call
-        queued = self._calls[call.id] = QueuedCall(call, None, queue, message.priority)
+        queued = self._calls[call.id] = QueuedCall(
+            call, None, queue, message.priority, len(call.payload) + ENVELOPE_BYTES
+        )
         queued.kept = True
         delay = call.sent_ms / 1000 - time.time()  # the hub and the submitter share the clock of this host
         if delay > 0:
@@ -285,7 +293,9 @@ class Hub:
             if call.task in queue.executors:
                 queue = self._queues.beside(queue, queue.executors[call.task])
             if call.id not in self._calls:
-                queued = self._calls[call.id] = QueuedCall(call, None, queue, 0)
+                queued = self._calls[call.id] = QueuedCall(
+                    call, None, queue, 0, len(call.payload) + ENVELOPE_BYTES
+                )
                 queue.push(queued)
                 self._queues.offer(queue)
             self._queues.tidy(queue)
@@ -322,7 +332,7 @@ class Hub:
                 ran_ms = 0 if worker is None else int((now - queued.since) * 1000)
                 awaits = awaited.get(call_id)
                 served = bool(queue.workers)
-                peer.link.send(There(call_id, name, ran_ms, len(queue), served, awaits, queue.paused))
+                peer.link.send(There(call_id, name, ran_ms, queue.size, served, awaits, queue.paused))
 
     def _steer(self, peer: Peer, message: Steer) -> None:
         """Pause, resume or purge a queue, or look at it."""
@@ -334,7 +344,7 @@ class Hub:
             case "purge":
                 ended = self._calls.purge(queue)
         whole = self._queues.whole(queue)
-        waiting = sum(map(len, whole))
+        waiting = sum(each.size for each in whole)
         peer.link.send(QueueState(message.number, queue.paused, waiting, len(queue.workers), ended))
         for each in whole:
             self._queues.tidy(each)
@@ -391,7 +401,7 @@ class Hub:
         for queue in peer.queues:
             if peer in queue.workers:
                 queue.workers.remove(peer)
-                if queue.own and queue:
+                if queue.own and queue.size:
                     for queued in [queued for queued in self._calls.values() if queued.queue is queue]:
                         if queued.worker is None:
                             self._calls.forget(queued)

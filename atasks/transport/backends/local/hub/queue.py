@@ -6,6 +6,8 @@ from asyncio import TimerHandle
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
+from msgspec import Struct
+
 from atasks import wire
 from atasks.options import MAX_ATTEMPTS, MAX_PRIORITY, Executor
 from atasks.wire import Awaits, Call, Reply, Status
@@ -20,62 +22,43 @@ OWN = "own "
 LANES = 2 * (MAX_PRIORITY + 1)
 
 
-class QueuedCall:
+class QueuedCall(Struct, eq=False):
     """A call that has not ended: it waits in a queue, or a worker has it."""
 
-    __slots__ = (
-        "ahead",
-        "ahead_bytes",
-        "alone",
-        "begun",
-        "call",
-        "caller",
-        "deadline",
-        "delayed",
-        "journal",
-        "kept",
-        "lane",
-        "owner",
-        "priority",
-        "queue",
-        "since",
-        "size",
-        "worker",
-    )
+    call: Call
+    caller: Peer | None
+    """The peer that awaits the call; None: nobody does any more, and it runs nevertheless."""
+    queue: WorkQueue
+    priority: int
+    size: int
+    """Bytes, roughly."""
+    owner: int = 0
+    """The process that sent it; 0: one that does not await it."""
+    alone: bool = False
+    """True for a last attempt: no other call may run beside it."""
+    begun: bool = False
+    """True once the last attempt has begun at the worker that has it, and did not only wait there to be alone."""
+    delayed: TimerHandle | None = None
+    """The timer that lets the call into its queue; None: it waits there, or a worker has it."""
+    kept: bool = False
+    """True if its reply goes into a record."""
+    journal: str = ""
+    """The journal into which its reply goes too; empty: into none."""
+    worker: Peer | None = None
+    """The worker that has the call."""
+    since: float = 0.0
+    """When it was handed to that worker (event loop time)."""
+    lane: OrderedDict[str, QueuedCall] | None = None
+    """The lane in which it waits."""
+    deadline: float | None = None
+    """When its caller will not wait any longer (event loop time)."""
+    ahead: int = 0
+    """Items of a stream that were sent to its caller since that has said where it is."""
+    ahead_bytes: int = 0
+    """Their bytes."""
 
-    def __init__(self, call: Call, caller: Peer | None, queue: WorkQueue, priority: int) -> None:
-        self.call = call
-        self.caller = caller
-        """The peer that awaits the call; None: nobody does any more, and it runs nevertheless."""
-        self.owner = 0 if caller is None else caller.pid
-        """The process that sent it; 0: one that does not await it."""
-        self.queue = queue
-        self.priority = min(max(priority, 0), MAX_PRIORITY)
-        self.alone = False
-        """True for a last attempt: no other call may run beside it."""
-        self.begun = False
-        """True once the last attempt has begun at the worker that has it, and did not only wait there to be
-        alone."""
-        self.delayed: TimerHandle | None = None
-        """The timer that lets the call into its queue; None: it waits there, or a worker has it."""
-        self.kept = False
-        """True if its reply goes into a record."""
-        self.journal = ""
-        """The journal into which its reply goes too; empty: into none."""
-        self.worker: Peer | None = None
-        """The worker that has the call."""
-        self.since = 0.0
-        """When it was handed to that worker (event loop time)."""
-        self.lane: OrderedDict[str, QueuedCall] | None = None
-        """The lane in which it waits."""
-        self.deadline: float | None = None
-        """When its caller will not wait any longer (event loop time)."""
-        self.size = len(call.payload) + 500
-        """Bytes, roughly."""
-        self.ahead = 0
-        """Items of a stream that were sent to its caller since that has said where it is."""
-        self.ahead_bytes = 0
-        """Their bytes."""
+    def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
+        return f"<queued {wire.describe(self.call)}>"
 
     @property
     def most(self) -> int:
@@ -136,10 +119,8 @@ class WorkQueue:
         self._refused: dict[tuple[int | str, ...], OrderedDict[str, QueuedCall]] = {}
         """Lanes of calls whose atask some workers lack, by their rank and those workers: a worker that lacks it is
         not to look through all of them."""
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
+        self.size = 0
+        """The number of calls that wait here."""
 
     @property
     def own(self) -> bool:
@@ -148,7 +129,8 @@ class WorkQueue:
 
     def push(self, queued: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""
-        rank = 2 * (MAX_PRIORITY - queued.priority) + (queued.call.parent is None)
+        priority = min(max(queued.priority, 0), MAX_PRIORITY)
+        rank = 2 * (MAX_PRIORITY - priority) + (queued.call.parent is None)
         if queued.alone:
             lane = self._alone
         elif queued.call.seen:
@@ -159,7 +141,7 @@ class WorkQueue:
         if front:
             lane.move_to_end(queued.call.id, last=False)
         queued.lane = lane
-        self._count += 1
+        self.size += 1
         if queued.caller is not None:
             queued.caller.queued_bytes += queued.size
 
@@ -170,7 +152,7 @@ class WorkQueue:
         if not queued.lane and self._refused:
             self._refused = {key: lane for key, lane in self._refused.items() if lane}
         queued.lane = None
-        self._count -= 1
+        self.size -= 1
         if queued.caller is not None:
             queued.caller.queued_bytes -= queued.size
             queued.caller.may_send_again()
@@ -183,12 +165,15 @@ class WorkQueue:
         return queued
 
     def _first(self, worker: Peer) -> QueuedCall | None:
-        if self._alone and worker.may_have_alone(self._count > len(self._alone)):
+        if self._alone and worker.may_have_alone(self.size > len(self._alone)):
             for queued in self._alone.values():
                 if self.may_have(worker, queued.call):
                     return queued
+        if not self._refused:
+            lane = next(filter(None, self._lanes), None)
+            return None if lane is None else next(iter(lane.values()))
         for rank, lane in enumerate(self._lanes):
-            if self._refused and (refused := self._first_refused(rank, worker)) is not None:
+            if (refused := self._first_refused(rank, worker)) is not None:
                 return refused  # it came before those that no worker has had yet
             if lane:
                 return next(iter(lane.values()))

@@ -91,7 +91,7 @@ class WorkQueues:
 
     def tidy(self, queue: WorkQueue) -> None:
         """Forget a queue that has neither workers nor calls, and is not paused."""
-        if not queue.workers and not queue and not queue.paused:
+        if not queue.workers and not queue.size and not queue.paused:
             self._queues.pop((queue.namespace, queue.name, queue.executor), None)
 
     def offer(self, queue: WorkQueue) -> None:
@@ -103,7 +103,7 @@ class WorkQueues:
         """Hand the worker as many of the calls that wait as it has room for, from its queues in turn."""
         queues = worker.queues
         for queue in queues:
-            while worker.room_for(queue) > 0 and queue and not queue.paused and not worker.link.clogged:
+            while worker.room_for(queue) > 0 and queue.size and not queue.paused and not worker.link.clogged:
                 queued = queue.pop(worker)
                 if queued is None:
                     break
@@ -118,7 +118,8 @@ class WorkQueues:
     def hand(self, queued: QueuedCall, worker: Peer) -> None:
         """Give the call to this worker."""
         queued.worker = worker
-        queued.begun = False
+        if queued.begun:
+            queued.begun = False
         queued.since = self._loop.time()
         worker.hand(queued)
         if queued.alone and not worker.begins:
