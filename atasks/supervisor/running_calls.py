@@ -71,29 +71,26 @@ class RunningCallsNotes:
         self.table = Table(memory[COUNTERS:])
         """For the counters of the workers of this process."""
         self._free = list(range(RECORDS - 1, -1, -1))
-        self._taken: dict[str, int] = {}
-        """Call id -> its record."""
         self._names: dict[str, bytes] = {}
         self._number = 0
 
-    def enter(self, call: Call) -> None:
-        """The call starts."""
+    def enter(self, call: Call) -> int | None:
+        """The call starts. Returns the record that names it; None: there is no free one."""
         if not self._free:
-            return
-        self._taken[call.id] = record = self._free.pop()
+            return None
+        record = self._free.pop()
         name = self._names.get(call.task)
         if name is None:
             name = self._names[call.task] = call.task.encode()
         RECORD.pack_into(self._records, record * RECORD.size, call.id.encode(), name)
         self._number += 1
         self._numbers[record] = self._number
+        return record
 
-    def leave(self, call: Call) -> None:
-        """The call has ended; nothing happens if it never started, or has no record."""
-        record = self._taken.pop(call.id, None)
-        if record is not None:
-            self._numbers[record] = 0
-            self._free.append(record)
+    def leave(self, record: int) -> None:
+        """The call of this record has ended."""
+        self._numbers[record] = 0
+        self._free.append(record)
 
 
 _notes: RunningCallsNotes | None = None

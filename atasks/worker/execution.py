@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import CoroutineType
-from typing import Any
+from typing import Any, Final
 
 from atasks import forks, wire
 from atasks.codecs.base import Codec, as_bytes, ends_here
@@ -40,6 +40,8 @@ __all__ = [
 
 logger = logging.getLogger("atasks.worker")
 
+VALUE: Final = Status.VALUE
+
 Inside = Callable[[Callable[..., Any]], Callable[..., Any]]
 """Puts around a blocking function what the middlewares want around it in its thread."""
 
@@ -66,7 +68,8 @@ async def execute(run: HeldCall) -> None:
                 reply = status(run, Status.TOO_LARGE, message)
             else:
                 reply.run_us = int((time.perf_counter() - run.started) * 1e6)
-                reply.parked = run.ever_parked
+                if run.ever_parked:
+                    reply.parked = True
     except asyncio.CancelledError:
         reply = cancelled_reply(run)
     except BaseException as error:
@@ -95,8 +98,8 @@ async def _serve_by_policies(run: HeldCall, task: BaseTask[..., Any]) -> Reply:
 async def _serve(run: HeldCall) -> Reply:
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
-    executor, codec = task.executor, worker.router.codec
-    around = task._space.around_runs
+    executor, space = task.executor, task._space
+    around, codec = space.around_runs, space.codec or worker.router.codec
     size = len(call.payload) + sum(map(len, call.context.values())) if call.context else len(call.payload)
     if size > worker.transport.max_payload:
         message = f"the arguments of {call.task} have {size} bytes, over this worker's limit of "
@@ -228,7 +231,7 @@ async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
             raise
         refusal = await unencodable(f"the result of {call.task}", result, codec, error)
         return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
-    return Reply(VERSION, call.id, Status.VALUE, payload, codec.name, worker)
+    return Reply(VERSION, call.id, VALUE, payload, codec.name, worker)
 
 
 async def pass_on(run: HeldCall) -> Reply | None:

@@ -103,6 +103,8 @@ class HeldCall(Struct, eq=False):
     """The steps that it has done, if it is one that resumes; None: it has done none."""
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled, or timed out, with it."""
+    record: int | None = None
+    """Where the supervisor's memory names it, while it runs; None: nowhere."""
     tokens: TokenNotes | None = None
     """The tokens of limits that it waits for and holds; None: it has never wanted one."""
     _current: CurrentCall | None = None

@@ -433,16 +433,17 @@ class Worker:
         """A slot or a place in a pool may be free: start the calls that can start now, and let the transport have
         those that lack a place, or ask for more."""
         backlog = self._backlog
-        while backlog.size and self.slots.free and (run := backlog.take()) is not None:
-            assert run.atask is not None, "deliver looked"
-            self._start(run, run.atask)
         if backlog.size:
+            while self.slots.free and (run := backlog.take()) is not None:
+                assert run.atask is not None, "deliver looked"
+                self._start(run, run.atask)
             if backlog.waits_alone:
                 return  # nothing else starts meanwhile
             for executor in backlog.lacking():
                 self.transport.lacks_place(self, executor)
-        if self.slots.free or not backlog.size:
-            self.transport.slots_changed(self)
+            if backlog.size and not self.slots.free:
+                return
+        self.transport.slots_changed(self)
 
     def _may_start_alone(self, run: HeldCall) -> bool:
         """Nothing else runs, or it waited long enough: a call that runs for hours must not keep a worker
@@ -487,13 +488,13 @@ class Worker:
         call, row = run.call, run.row
         if call.attempt > 1:
             row[RETRIED] += 1
-        waited = int(time.time() * 1_000_000) - call.sent_ms * 1000
+        waited = (int(time.time() * 1000) - call.sent_ms) * 1000  # the caller's clock tells no more
         if waited < 0:  # the clocks differ
             waited = 0
         row[WAIT_US] += waited
         row[WAIT + (waited.bit_length() if waited < LONGEST else LAST_BUCKET)] += 1
         if self._notes is not None:
-            self._notes.enter(call)
+            run.record = self._notes.enter(call)
         self.cells[BUSY] += 1
         if self.watching is not None:
             self.watching.held("started", run)
@@ -522,9 +523,8 @@ class Worker:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
         self.cells[BUSY] -= 1
         if run.started:
-            row, took = run.row, 0 if reply is None else reply.run_us
-            if not took:
-                took = int((time.perf_counter() - run.started) * 1_000_000)
+            row = run.row
+            took = int((time.perf_counter() - run.started) * 1e6) if reply is None else reply.run_us
             row[RUN_US] += took
             row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
         self._end(run, reply)
@@ -549,8 +549,8 @@ class Worker:
         del self._held[run.call.id]  # as `_forget`, without a call
         if self._empty is not None and not self._held:
             self._empty.set()
-        if self._notes is not None:
-            self._notes.leave(run.call)
+        if self._notes is not None and run.record is not None:
+            self._notes.leave(run.record)
         if run.reporter is not None:
             run.reporter.finish()
         run.ended = True
