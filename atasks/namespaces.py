@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
     class Namespace(RegistryItem):
         """One namespace. `getattr(namespace, name, None)` reads what may not be there yet: a router registers all
-        of it but `codec` and `transport`."""
+        of it but `transport`."""
 
         router: Router
         registry: Manager
-        codec: Codec
+        codec: Codec | None
+        """The one that was constructed last; None: see `get_codec`."""
         transport: Transport | None
         """The one that was constructed last."""
         connected: dict[asyncio.AbstractEventLoop, list[Block]]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from atasks.activation import Activation
 from atasks.blocks import Block, default_of, entered_first, innermost
@@ -67,6 +67,7 @@ __all__ = [
 T = TypeVar("T")
 
 _log = logging.getLogger("atasks")
+VALUE: Final = Status.VALUE
 _PUBLISHED = TaskOptions(orphan="run")
 
 
@@ -89,6 +90,7 @@ class Router(OriginalEvents):
         namespaces.register(namespace, router=self, registry=self.registry)
         around_calls, around_runs = (getattr(self._space, name, None) for name in ("around_calls", "around_runs"))
         namespaces.register(namespace, around_calls=around_calls, around_runs=around_runs)
+        namespaces.register(namespace, codec=getattr(self._space, "codec", None))
         self._connected: dict[asyncio.AbstractEventLoop, list[Block]] = getattr(self._space, "connected", {})
         namespaces.register(namespace, connected=self._connected)
         lazy, after_commit = (getattr(self._space, name, None) for name in ("lazy", "after_commit"))
@@ -163,7 +165,7 @@ class Router(OriginalEvents):
         if run is not None and run.atask is not None and run.atask.resume:
             return await self._resume(run, name, args, kwargs)
         transport = self._transport(run)
-        codec = self.codec
+        codec = self._space.codec or self.codec
         if isinstance(name, TaskName):  # this is `_named`, without a call
             task, options = name.task, name.options
         else:
@@ -187,10 +189,13 @@ class Router(OriginalEvents):
                 run.last_awaited = call
                 try:
                     reply = await request(call, options)
-                    run.answered(call, reply)
+                    if reply.status != VALUE:
+                        run.answered(call, reply)
+                    elif run.last_awaited is call:
+                        run.last_awaited = None
                 finally:
                     await run.unpark()
-            if reply.status != Status.VALUE:
+            if reply.status != VALUE:
                 raise await reply_error(reply, call, codec)
             return await value_of(reply, call, task, codec)
         except Exception as error:
@@ -330,7 +335,7 @@ class Router(OriginalEvents):
     async def outcome(self, reply: Reply, call: Call, task: BaseTask[..., Any] | None = None) -> Any:
         """Return the value of a reply, or raise its exception; `task`: the atask, where its types count."""
         try:
-            if reply.status != Status.VALUE:
+            if reply.status != VALUE:
                 raise await reply_error(reply, call, self.codec)
             return await value_of(reply, call, task, self.codec)
         except Exception as error:
@@ -363,10 +368,7 @@ class Router(OriginalEvents):
     @property
     def codec(self) -> Codec:
         """The codec of the namespace."""
-        try:
-            return self._space.codec
-        except AttributeError:  # none was constructed for the namespace
-            return get_codec(self.namespace)
+        return get_codec(self.namespace)
 
     def _named(self, name: str) -> tuple[BaseTask[..., Any] | None, TaskOptions]:
         """The atask, if it is known here, and the options that apply."""

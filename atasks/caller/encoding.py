@@ -46,24 +46,28 @@ def new_call(
     if len(payload) > transport.max_payload:
         what, instead = f"the arguments of {name} have", "pass a reference to them instead"
         raise PayloadTooLarge(over_limit(what, len(payload), transport.max_payload, instead))
+    timeout, root, parent = options.timeout, None, None
+    if run is not None:
+        above = run.call
+        parent = above.id
+        root = above.root or parent
+        if run.deadline is not None:
+            timeout = _time_left(name, run, run.deadline, timeout)
     call = Call(
         VERSION,
         new_call_id(),
         str(name),
         payload,
         codec.name,
-        None,
+        None if timeout is None else max(1, round(timeout * 1000)),
         int(time.time() * 1000),
         1,
         options.max_attempts,
         AT_LEAST_ONCE if options.delivery == "at_least_once" else AT_MOST_ONCE,
         0 if options.orphan == "cancel" else 1,
+        root,
+        parent,
     )
-    timeout = options.timeout
-    if run is not None:
-        _inherit(call, run, timeout)
-    elif timeout is not None:
-        call.timeout_ms = max(1, round(timeout * 1000))
     if type(name) is not TaskName and isinstance(name, FilledName):
         name.fill(call)
     return call
@@ -87,15 +91,9 @@ async def carried_context(call: Call, codec: Codec, transport: Transport) -> dic
     return context or None
 
 
-def _inherit(call: Call, run: HeldCall, timeout: float | None) -> None:
-    """A nested call knows its parents, and has at most the time that is left to the call that makes it."""
-    parent = run.call
-    call.parent = parent.id
-    call.root = parent.root or parent.id
-    if run.deadline is not None:
-        left = run.deadline - run.loop.time()
-        if left <= 0:
-            raise CallTimeout(f"no time is left for {call.task}: the deadline of {parent.task} has passed")
-        timeout = left if timeout is None else min(timeout, left)
-    if timeout is not None:
-        call.timeout_ms = max(1, round(timeout * 1000))
+def _time_left(name: str, run: HeldCall, deadline: float, timeout: float | None) -> float:
+    """The seconds for a call that `run` makes, which has no more than are left to `run`. Raises CallTimeout."""
+    left = deadline - run.loop.time()
+    if left <= 0:
+        raise CallTimeout(f"no time is left for {name}: the deadline of {run.call.task} has passed")
+    return left if timeout is None else min(timeout, left)

@@ -85,6 +85,8 @@ class Transport:
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")
         self.callback: RequestCallback | None = None
+        # Not of the class: to read an attribute that the class has too costs each call ten times as much.
+        self.serves = self.watching = None
         self.counters = callers.new(self, self.namespace)
         """The counters of the calls that are made over the transport."""
         namespaces.register(namespace, transport=self)
@@ -166,10 +168,10 @@ class Transport:
         """The calls that are awaited over it, as far as it knows them."""
         return []
 
-    serves: Server | None = None
+    serves: Server | None
     """The worker that takes its requests."""
 
-    watching: Watching | None = None
+    watching: Watching | None
     """Tells of calls that are made over it, while somebody watches its worker."""
 
     def send_events(self, token: str, worker: str, content: bytes, voice: str | None) -> bool:

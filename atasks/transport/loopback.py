@@ -253,7 +253,7 @@ class LoopbackDelivery(Struct, eq=False):
         return self.pending.options.queue or "default"
 
     def reply(self, reply: Reply | End) -> None:
-        if isinstance(reply, End):
+        if not isinstance(reply, Reply):
             self.transport._take_in(reply)
         elif self.pending.kept:
             self.transport._memory.end(reply)
