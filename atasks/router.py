@@ -180,20 +180,19 @@ class Router(OriginalEvents):
         call = new_call(name, payload, options, transport, codec, run)
         if carried:
             call.context = await carried_context(call, codec, transport)
-        request = transport.request if options.retry is None else partial(tried, self, codec, transport)
         try:
-            if run is None:
-                reply = await request(call, options)
-            else:
+            if run is not None:
                 run.park()
                 run.last_awaited = call
-                try:
-                    reply = await request(call, options)
-                    if reply.status != VALUE:
-                        run.answered(call, reply)
-                    elif run.last_awaited is call:
-                        run.last_awaited = None
-                finally:
+            try:
+                if options.retry is None:
+                    reply = await transport.request(call, options)
+                else:
+                    reply = await tried(self, codec, transport, call, options)
+                if run is not None:
+                    run.answered(call, reply)
+            finally:
+                if run is not None:
                     await run.unpark()
             if reply.status != VALUE:
                 raise await reply_error(reply, call, codec)

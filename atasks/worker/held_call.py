@@ -159,8 +159,8 @@ class HeldCall(Struct, eq=False):
         """Note that a call it awaited has ended. One that ended at the run's own deadline, which nested calls
         inherit, stays in `last_awaited`: either may be told first, and the run ends because of that call."""
         shared = (
-            reply.status == Status.TIMED_OUT
-            and self.deadline is not None
+            self.deadline is not None
+            and reply.status == Status.TIMED_OUT
             and self.loop.time() > self.deadline - SAME_DEADLINE
         )
         if self.last_awaited is call and not shared:
