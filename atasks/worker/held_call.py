@@ -104,7 +104,7 @@ class HeldCall(Struct, eq=False):
     last_awaited: Call | None = None
     """The call that it made last, while that is awaited, or if that was cancelled, or timed out, with it."""
     record: int | None = None
-    """Where the supervisor's memory names it, while it runs; None: nowhere."""
+    """The record in the supervisor's memory that names it, while it runs; None: there is none."""
     tokens: TokenNotes | None = None
     """The tokens of limits that it waits for and holds; None: it has never wanted one."""
     _current: CurrentCall | None = None
