@@ -87,10 +87,10 @@ def _log(
         "status": status,
     }
     text = "%s, call %s: %s"
-    values: list[Any] = [call.task, call.id, status]
+    values: list[Any] = [_one_line(call.task), call.id, status]
     if reason:
         text += " (%s)"
-        values.append(reason)
+        values.append(_one_line(reason))
     if run_ms is None:
         text += "" if status == LOST else " before it began"
     else:
@@ -99,3 +99,9 @@ def _log(
     record = logger.makeRecord(logger.name, level, __file__, 0, text, tuple(values), None, "_log", extra)
     record.exc_text = traceback
     logger.handle(record)
+
+
+def _one_line(text: str) -> str:
+    """The text as it is, unless it would begin another line or change a terminal: whoever may publish calls atasks
+    by any name."""
+    return text if text.isprintable() else repr(text)

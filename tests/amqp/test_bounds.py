@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from atasks import MsgpackCodec
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.wire import Status
 from tests.amqp.peer import Peer
 
 CALL, REPLY, _, ASK = range(1, 5)
@@ -120,3 +122,19 @@ async def test_an_id_that_is_not_printable_is_dead_lettered(make_site: Site, pee
         await peer.send(call(name, 1), call("good", 1))
         ((_, _, call_id, status, *_),) = await peer.answer()
         assert (call_id, status) == ("good", VALUE)
+
+
+@pytest.mark.parametrize("name", ["nope\nforged line", "\x1b[2Jnope", "nope\u2028forged line"])
+async def test_the_name_of_an_atask_forges_no_line_of_a_log(
+    make_site: Site, peer: Peer, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    caplog.set_level(logging.DEBUG, "atasks")
+    async with make_site.open():
+        for codec in ("msgpack", name):
+            await peer.send([CALL, 1, f"an-id-{len(codec)}", name, encode([[1], {}]), codec])
+            ((_, _, _, status, *_),) = await peer.answer()
+            assert status == Status.UNKNOWN_TASK
+        lines = [record.getMessage() for record in caplog.records if record.name == "atasks.call"]
+        assert len(lines) == 2
+        assert all(line.isprintable() for line in lines)
+        assert all("nope" in line for line in lines)

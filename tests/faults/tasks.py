@@ -160,6 +160,14 @@ async def boom(key: str, nonce: str) -> tuple[str, str, int]:
         raise Failed(key, nonce)
 
 
+@atask(retry=atasks.Retry(on=RuntimeError, wait=0.01, jitter=0.0))
+async def flaky(good: int) -> int:
+    """Fails before try number `good`, whose number is the result."""
+    if current_call().try_ < good:
+        raise RuntimeError("not yet")
+    return current_call().try_
+
+
 @atask
 async def doomed(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
     """Ends its worker once the file `gate` exists."""

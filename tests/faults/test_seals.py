@@ -19,7 +19,7 @@ from atasks.transport.backends.amqp import AMQPTransport
 from tests.broker import Broker
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
-from tests.faults.tasks import counting, crash, echo, fib, gated, passed, work
+from tests.faults.tasks import counting, crash, echo, fib, flaky, gated, passed, work
 from tests.faults.workers import Fleet
 from tests.keys import KeyFiles
 
@@ -86,10 +86,11 @@ async def test_a_call_that_kills_its_workers_runs_as_often_as_it_may(
     check_nothing_refused(fleet)
 
 
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
 async def test_calls_survive_a_restart_of_the_broker(
-    fleet: Fleet, history: History, node: Broker, caller: Transport, keys: KeyFiles
+    fleet: Fleet, history: History, queue_type: str, node: Broker, caller: Transport, keys: KeyFiles
 ) -> None:
-    fleet.start(2, keys=str(keys.worker))
+    fleet.start(2, queue_type=queue_type, keys=str(keys.worker))
     calls = history.start(200, work, 0.5)
     await until(lambda: history.started() > 50, "calls run")
     await asyncio.to_thread(node.stop)
@@ -100,11 +101,12 @@ async def test_calls_survive_a_restart_of_the_broker(
     check_nothing_refused(fleet)
 
 
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
 async def test_long_calls_move_to_leases_and_survive_their_worker(
-    fleet: Fleet, history: History, tmp_path: Path, caller: Transport, keys: KeyFiles
+    fleet: Fleet, history: History, queue_type: str, tmp_path: Path, caller: Transport, keys: KeyFiles
 ) -> None:
     gate = tmp_path / "gate"
-    options: dict[str, Any] = {"keys": str(keys.worker), "consumer_timeout": 3}
+    options: dict[str, Any] = {"queue_type": queue_type, "keys": str(keys.worker), "consumer_timeout": 3}
     victim = fleet.start_one(**options)
     (call,) = history.start(1, gated, str(gate))
     await until(lambda: history.started() == 1, "it runs")
@@ -138,14 +140,16 @@ async def test_a_lease_that_comes_back_to_its_own_worker_is_no_recording(
     assert not [queue for queue in fleet.queues() if queue.name.endswith(".dead") and queue.messages]
 
 
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
 async def test_what_a_drain_gives_back_runs_at_another_worker(
-    fleet: Fleet, history: History, tmp_path: Path, caller: Transport, keys: KeyFiles
+    fleet: Fleet, history: History, queue_type: str, tmp_path: Path, caller: Transport, keys: KeyFiles
 ) -> None:
     gate = tmp_path / "gate"
-    first = fleet.start_one(concurrency=20, grace=0.2, keys=str(keys.worker))
+    options: dict[str, Any] = {"queue_type": queue_type, "keys": str(keys.worker)}
+    first = fleet.start_one(concurrency=20, grace=0.2, **options)
     calls = history.start(10, gated, str(gate))
     await until(lambda: history.started() == 10, "they run")
-    fleet.start(1, keys=str(keys.worker))
+    fleet.start(1, **options)
     assert await asyncio.to_thread(first.stop) == 0
     await until(lambda: history.started() == 20, "they run at the other worker")
     gate.touch()
@@ -154,9 +158,11 @@ async def test_what_a_drain_gives_back_runs_at_another_worker(
     check_nothing_refused(fleet)
 
 
-@pytest.mark.parametrize("encrypt", ["", "encrypt"])
-async def test_streams_nested_calls_and_runs(
-    fleet: Fleet, node: Broker, prefix: str, cleanup: None, tmp_path: Path, encrypt: str
+@pytest.mark.parametrize(
+    ("encrypt", "queue_type"), [("", "classic"), ("encrypt", "classic"), ("encrypt", "quorum")]
+)
+async def test_streams_nested_calls_runs_and_tries(
+    fleet: Fleet, node: Broker, prefix: str, cleanup: None, tmp_path: Path, encrypt: str, queue_type: str
 ) -> None:
     folder = tmp_path / "keys"
     folder.mkdir()
@@ -165,7 +171,7 @@ async def test_streams_nested_calls_and_runs(
     gates.mkdir()
     for name in "012":
         (gates / name).touch()
-    fleet.start(2, keys=str(keys.worker))
+    fleet.start(2, queue_type=queue_type, keys=str(keys.worker))
     async with atasks.connect(node.url, prefix=prefix, keys=keys.caller("shop")):
         numbers = [number async for number, _ in counting("stream", 50, str(gates))]
         assert numbers == list(range(50))
@@ -173,6 +179,8 @@ async def test_streams_nested_calls_and_runs(
         run = await (map(passed, bind=bind(str(gates), 0)) | map(passed, bind=bind(str(gates), 1))).submit([])
         fleet.workers[0].kill()
         assert await settled(run, "a run") == [0, 1]
+        assert await settled(flaky(3), "a call that is tried again") == 3
+        assert await settled(await flaky.submit(4), "a submitted call that is tried again") == 4
     check_nothing_refused(fleet)
 
 
@@ -198,11 +206,11 @@ async def load(history: History, seconds: float) -> AsyncIterator[list[asyncio.T
     history.check()
 
 
-@pytest.mark.parametrize("pause", [0.0, 0.1])
+@pytest.mark.parametrize(("pause", "queue_type"), [(0.0, "classic"), (0.1, "classic"), (0.0, "quorum")])
 async def test_keys_change_under_load(
-    fleet: Fleet, history: History, caller: AMQPTransport, keys: KeyFiles, pause: float
+    fleet: Fleet, history: History, caller: AMQPTransport, keys: KeyFiles, pause: float, queue_type: str
 ) -> None:
-    fleet.start(2, keys=str(keys.worker))
+    fleet.start(2, queue_type=queue_type, keys=str(keys.worker))
     assert caller.session.seals is not None
     async with load(history, 1.0) as calls:
         await asyncio.sleep(1.0)
@@ -224,12 +232,14 @@ async def test_keys_change_under_load(
     check_nothing_refused(fleet)
 
 
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
 async def test_keys_begin_under_load(
-    fleet: Fleet, history: History, node: Broker, prefix: str, cleanup: None, keys: KeyFiles
+    fleet: Fleet, history: History, node: Broker, prefix: str, cleanup: None, keys: KeyFiles, queue_type: str
 ) -> None:
     """Workers with keys that accept what has none, then callers with keys, then workers that refuse."""
-    accepting: dict[str, Any] = {"keys": str(keys.worker), "unsealed": "accept"}
-    old = fleet.start(2)
+    sealing: dict[str, Any] = {"queue_type": queue_type, "keys": str(keys.worker)}
+    accepting = {**sealing, "unsealed": "accept"}
+    old = fleet.start(2, queue_type=queue_type)
     async with atasks.connect(node.url, prefix=prefix) as before:
         async with load(history, 0.5):
             trees = [asyncio.create_task(fib(8)) for _ in range(3)]
@@ -247,7 +257,7 @@ async def test_keys_begin_under_load(
             between = [worker for worker in fleet.workers if worker.running]
             trees = [asyncio.create_task(fib(8)) for _ in range(3)]
             for worker in between:
-                fleet.start(1, keys=str(keys.worker))
+                fleet.start(1, **sealing)
                 trees.append(asyncio.create_task(fib(8)))
                 assert await asyncio.to_thread(worker.stop) == 0
             assert await settled(asyncio.gather(*trees), "the trees") == [21] * 5
