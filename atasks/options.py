@@ -172,8 +172,8 @@ class TaskOptions:
     key: str | None = None
     """The name of this call within a call that resumes, instead of its arguments; None: its arguments name it."""
     window: int | None = None
-    """Streams: items that the worker may run ahead of the consumer; None: `FIRST_WINDOW`, and up to `WIDEST_WINDOW`
-    where the consumer takes them faster than they come."""
+    """Streams: items that the worker may run ahead of the consumer; None: `FIRST_WINDOW`, and up to
+    `WIDEST_WINDOW` where the consumer takes them faster than they come."""
     replayable: bool = False
     """Streams: whether another worker may begin anew when the first one dies, because it yields the same items."""
     retry: Retry | None = None
@@ -264,22 +264,22 @@ def _unknown(name: str, extra_names: tuple[str, ...]) -> str:
     return f"unknown option {name!r}: {hint}"
 
 
+_RANGES: Final = {"max_attempts": (1, 1_000_000), "priority": (0, MAX_PRIORITY), "window": (1, MAX_WINDOW)}
+
+
 def _check(name: str, value: Any) -> Any:
     match name:
+        case "queue" | "timeout" | "window" if value is None:
+            return None
         case "queue":
-            return None if value is None else validate_queue(value)
+            return validate_queue(value)
         case "timeout":
-            return None if value is None else validate_timeout(value)
-        case "max_attempts":
-            validate_integer(name, value, 1, 1_000_000)
-        case "priority":
-            validate_integer(name, value, 0, MAX_PRIORITY)
+            return validate_timeout(value)
+        case "max_attempts" | "priority" | "window":
+            validate_integer(name, value, *_RANGES[name])
         case "batch":
             if value is not False and value != "auto":
                 validate_integer(name, value, 1, MAX_BATCH)
-        case "window":
-            if value is not None:
-                validate_integer(name, value, 1, MAX_WINDOW)
         case "retry":
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "limit":
