@@ -184,7 +184,7 @@ def connect(
     async def enter(stack: AsyncExitStack) -> Transport:
         transport = _make(url, namespace, options)
         await use(stack, transport)
-        if _is_loopback(url):
+        if getattr(transport, "_is_here", False):  # nobody else could serve it
             worker = Worker(
                 get_router(namespace),
                 transport,
@@ -358,12 +358,6 @@ async def use(stack: AsyncExitStack, transport: Transport) -> None:
             await outlast(transport.disconnect())
 
     stack.push_async_callback(leave)
-
-
-def _is_loopback(url: Where) -> bool:
-    if isinstance(url, Transport):
-        return bool(getattr(url, "_is_here", False))
-    return _scheme(url) == "loopback"
 
 
 def _added(scheme: str) -> EntryPoint | None:

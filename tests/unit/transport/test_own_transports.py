@@ -15,9 +15,14 @@ from atasks_cli.exits import CommandError
 from atasks_cli.settings import Settings
 
 PACKAGE = """
-    from atasks import Transport
+    from atasks import LoopbackTransport, Transport
 
     workers = {}
+
+    class Here(LoopbackTransport):
+        @classmethod
+        def from_url(cls, url, namespace, options):
+            return cls(namespace)
 
     class Pigeons(Transport):
         def __init__(self, namespace, url="", speed=1):
@@ -46,6 +51,7 @@ ENTRY_POINTS = """
     wrong = pigeons:no_transport
     gone = pigeons:Doves
     twice = pigeons:Pigeons
+    here = pigeons:Here
 """
 
 
@@ -61,6 +67,16 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
         (info / "entry_points.txt").write_text(dedent(points))
     monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("package")
+async def test_a_scheme_whose_transport_runs_calls_in_this_process(namespace: str) -> None:
+    @atask(namespace=namespace)
+    async def double(value: int) -> int:
+        return 2 * value
+
+    async with atasks.connect("here://", namespace=namespace):
+        assert await double.options(timeout=5)(4) == 8
 
 
 @pytest.mark.usefixtures("package")
