@@ -128,8 +128,8 @@ class AMQPSchedules(Schedules):
         return done
 
     def _require_serve(self) -> None:
-        """Raise InvalidKeys where nobody would believe the table that this process writes. It would take the place of
-        one that this process cannot read."""
+        """Raise InvalidKeys where nobody would believe the table that this process writes. It would take the place
+        of one that this process cannot read."""
         if self._session.seals is not None:
             self._session.seals.require_serve()
 
