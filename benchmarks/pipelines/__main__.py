@@ -1,5 +1,6 @@
 """`python -m benchmarks.pipelines`: items per second through three stages of trivial coroutine functions, beside
-pypeln and pyper in environments of their own; and, over RabbitMQ, how well remote stages are kept busy.
+pypeln and pyper in environments of their own; plain functions in threads and processes, beside these and the pools
+of Python; and, over RabbitMQ, how well remote stages are kept busy.
 
 The local systems run round by round, A B C A B C, each time in a fresh process; a result is the median.
 """
@@ -22,8 +23,9 @@ from benchmarks.catalogue import AMQP, System
 from benchmarks.environments import python_of
 from benchmarks.harness import VARIABLES
 from benchmarks.load import STUCK, BenchmarkFailed
+from benchmarks.pipelines.blocking import WORKS, may
 
-__all__ = ["SYSTEMS", "local", "remote", "table"]
+__all__ = ["SYSTEMS", "blocking", "local", "remote", "table"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +55,26 @@ def local(systems: Sequence[System], items: int, rounds: int) -> dict[str, list[
             done = _child([str(pythons[system.title]), "-m", system.module, str(items)], dict(os.environ))
             samples[system.title].append(done)
     return samples
+
+
+def blocking(systems: Sequence[System], rounds: int, works: Sequence[str] = tuple(WORKS)) -> str:
+    """Tables of plain functions in threads and processes: milliseconds, and those of CPU time of all sides."""
+    pythons = {system.name: python_of(system, progress) for system in systems}
+    runs = {"atasks" if system.ours else system.name: str(pythons[system.name]) for system in systems}
+    runs |= {"pool": sys.executable, "pool_in_chunks": sys.executable}
+    lines = []
+    for work in works:
+        lines += [f"| {WORKS[work][0]} | ms | ms of CPU |", "|---|---|---|"]
+        samples: dict[str, list[dict[str, float]]] = {name: [] for name in runs if may(name, work)}
+        for number in range(rounds):
+            for name, found in samples.items():
+                progress(f"round {number + 1}: {work} of {name}")
+                command = [runs[name], "-m", "benchmarks.pipelines.blocking", name, work]
+                found.append(_child(command, dict(os.environ)))
+        for name, found in samples.items():
+            wall, cpu = (1e3 * statistics.median(one[key] for one in found) for key in ("seconds", "cpu"))
+            lines.append(f"| {name} | {wall:.0f} | {cpu:.0f} |")
+    return "\n".join(lines)
 
 
 def remote(url: str, items: int, wide: int) -> dict[str, Any]:
@@ -111,6 +133,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="(%(default)s)")
     parser.add_argument("--ours", action="store_true", help="without the peers")
+    parser.add_argument("--blocking", action="store_true", help="also measure threads and processes")
     parser.add_argument("--remote", action="store_true", help="also measure remote stages, over RabbitMQ")
     return parser.parse_args()
 
@@ -121,6 +144,8 @@ def main() -> None:
     try:
         systems = SYSTEMS[:1] if given.ours else SYSTEMS
         print(table(local(systems, given.items, given.rounds)))
+        if given.blocking:
+            print(blocking(systems, given.rounds))
         if given.remote:
             with servers(frozenset({AMQP})) as urls:
                 print(json.dumps(remote(urls[AMQP], 3000, given.items), indent=2))

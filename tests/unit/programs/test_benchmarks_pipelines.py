@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.load import BenchmarkFailed
-from benchmarks.pipelines.__main__ import SYSTEMS, local, remote, table
+from benchmarks.pipelines.__main__ import SYSTEMS, blocking, local, remote, table
 
 
 def test_the_local_pipeline_is_measured() -> None:
@@ -27,6 +27,12 @@ def test_peers_have_environments_of_their_own_with_fixed_versions() -> None:
 def test_a_child_that_fails_is_no_result() -> None:
     with pytest.raises(BenchmarkFailed, match="invalid literal for int"):
         local(SYSTEMS[:1], "many", 1)  # type: ignore[arg-type]
+
+
+def test_threads_are_measured_beside_the_pools() -> None:
+    rows = blocking(SYSTEMS[:1], 1, ("threads",)).splitlines()
+    assert [row.split("|")[1].strip() for row in rows[2:]] == ["atasks", "pool"]
+    assert all(float(cell) >= 0 for row in rows[2:] for cell in row.split("|")[2:4])
 
 
 def test_remote_stages_are_measured(amqp_url: str) -> None:
