@@ -401,7 +401,7 @@ async def resuming() -> None:
 async def streams() -> None:
     """Measure the items a second of one stream."""
 
-    async def rate(window: int, count: int) -> float:
+    async def rate(window: int | None, count: int) -> float:
         begun = time.perf_counter()
         seen = 0
         async for _ in functions.numbers.options(window=window)(count):
@@ -412,11 +412,11 @@ async def streams() -> None:
 
     print("window     loopback items/s   AMQP items/s   (medians of three)")
     async with fleet(1, 100):
-        for window in (64, 1024):
+        for window in (None, 64, 1024):
             amqp = statistics.median([await rate(window, 50_000) for _ in range(3)])
             async with atasks.connect("loopback:"):
                 loopback = statistics.median([await rate(window, 100_000) for _ in range(3)])
-            print(f"{window:>6} {loopback:>20.0f} {amqp:>14.0f}", flush=True)
+            print(f"{window or '':>6} {loopback:>20.0f} {amqp:>14.0f}", flush=True)
 
 
 async def idle() -> None:
