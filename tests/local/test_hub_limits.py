@@ -372,6 +372,11 @@ async def test_items_for_a_process_that_does_not_read_are_bounded(host: Host, pa
         owner.send(Credit(VERSION, "the-stream", 4, 400_000))
         worker.send(Item(VERSION, "the-stream", 4, [b"next"], "pickle", "worker"))
         await until(lambda: any(item.payloads == [b"next"] for item in of(owned, Item)), "the next one comes")
+        owner.send(Credit(VERSION, "the-stream", 5, 400_004, None, 64))
+        await until(lambda: len(of(delivered, Credit)) == 2, "the window is wider")
+        for number in range(5, 69):
+            worker.send(Item(VERSION, "the-stream", number, [b"more"], "pickle", "worker"))
+        await until(lambda: [item.payloads for item in of(owned, Item)].count([b"more"]) == 64, "all of it comes")
 
 
 async def test_answers_for_a_process_that_does_not_read_are_bounded(

@@ -353,6 +353,7 @@ class Hub:
         queued = self._calls.get(credit.id)
         if queued is not None and queued.caller is peer and queued.worker is not None:
             queued.ahead = queued.ahead_bytes = 0
+            queued.window = max(queued.window, credit.window)
             queued.worker.link.send(credit)
 
     def _query(self, peer: Peer, query: wire.Query) -> None:

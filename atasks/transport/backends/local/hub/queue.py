@@ -56,6 +56,8 @@ class QueuedCall(Struct, eq=False):
     """Items of a stream that were sent to its caller since that has said where it is."""
     ahead_bytes: int = 0
     """Their bytes."""
+    window: int = 0
+    """Items of a stream that its caller lets its worker send ahead; 0: as many as the call says."""
 
     def __repr__(self) -> str:  # without the arguments, which a debugging event loop would log
         return f"<queued {wire.describe(self.call)}>"
@@ -74,7 +76,7 @@ class QueuedCall(Struct, eq=False):
         keeps to the window, all of it twice: the caller may read slowly, and then they would wait here."""
         if self.caller is None or (not items.payloads and self.caller.link.clogged):
             return False
-        if self.ahead > 2 * self.call.credit or self.ahead_bytes > 2 * wire.STREAM_BYTES:
+        if self.ahead > 2 * (self.window or self.call.credit) or self.ahead_bytes > 2 * wire.STREAM_BYTES:
             return False
         self.ahead += len(items.payloads)
         self.ahead_bytes += sum(map(len, items.payloads))
