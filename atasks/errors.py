@@ -7,7 +7,7 @@
     │   ├── CallCancelled               it was cancelled at the worker, not by the awaiting task
     │   ├── TooManyParked               a nested await past the worker's bound of parked calls
     │   ├── UnknownTask                 (LookupError) a worker answered that it has no such atask
-    │   ├── NoWorker                    nothing serves the queue, and the call does not wait for that
+    │   ├── NoWorker                    on_no_worker="error" and nothing serves the queue
     │   ├── WorkerLost                  the worker died; the call may or may not have run and will not run again
     │   ├── StreamLost                  the worker of a stream died, and the stream may not begin anew
     │   ├── QueueFull                   the broker refused the request
@@ -176,8 +176,7 @@ class UnknownTask(CallError, LookupError):
 
 
 class NoWorker(CallError):
-    """Nothing serves the queue, and `on_no_worker="error"`, or workers serve the atask on another queue. The call
-    did not run."""
+    """`on_no_worker="error"`, and nothing serves the queue. The call did not run."""
 
 
 class WorkerLost(CallError):

@@ -324,9 +324,9 @@ class Done(Struct, tag="done"):
 class TasksFound(Struct, tag="tasks-found"):
     """The answer to `FindTasks`."""
 
-    queue: str
+    queue: Annotated[str, Meta(max_length=100)]
     """The queue of atasks that name none, at this worker."""
-    names: list[str]
+    names: Annotated[list[str], Meta(max_length=MAX_NAMES)]
     """Those of the atasks that name none, and that this worker has."""
 
 

@@ -85,6 +85,8 @@ class LoopbackTransport(CallTransport):
 
     @classmethod
     def from_url(cls, url: str | Sequence[str], namespace: str, options: dict[str, Any]) -> LoopbackTransport:
+        if cls is not LoopbackTransport:  # under a scheme of its own
+            return cls(namespace=namespace, **options)
         for each in [url] if isinstance(url, str) else url:
             parts = take_apart(each)
             place = parts.netloc or parts.path.strip("/") or parts.query or parts.fragment

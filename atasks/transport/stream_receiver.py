@@ -48,6 +48,7 @@ class StreamReceiver:
         "_received_bytes",
         "_taken",
         "_taken_bytes",
+        "_told",
         "_transport",
         "_waited_at",
         "_waiter",
@@ -80,6 +81,8 @@ class StreamReceiver:
         """Items that may be ahead of what was taken."""
         self._waited_at = 0
         """Items that had arrived when the consumer had to wait last."""
+        self._told = 0
+        """Items that had been taken when the worker was told last."""
         self._credit_at = self._half_window
         self._credit_bytes_at = STREAM_BYTES // 2
         self._early: dict[int, Item] = {}
@@ -124,8 +127,8 @@ class StreamReceiver:
         """Return when there are items, or the stream has ended."""
         assert self.pending is not None, "it was opened"
         self._note_reader()
-        if not self.payloads and self.options.window is None:
-            self._widen()
+        if not self.payloads:
+            self._catch_up()
         while not self.payloads and not self.pending.future.done():
             self._waiter = asyncio.get_running_loop().create_future()
             try:
@@ -133,13 +136,16 @@ class StreamReceiver:
             finally:
                 self._waiter = None
 
-    def _widen(self) -> None:
+    def _catch_up(self) -> None:
         """The consumer has taken all that came. If half a window or more has come since it waited last, a window
-        for each way to the worker and back is too little."""
-        if self.received - self._waited_at >= self._half_window and self._window < WIDEST_WINDOW:
+        for each way to the worker and back is too little. The worker may not know that it has grown, and wait for
+        the word on half of the first one."""
+        come, self._waited_at = self.received - self._waited_at, self.received
+        if self.options.window is None and self._half_window <= come and self._window < WIDEST_WINDOW:
             self._window = min(2 * self._window, WIDEST_WINDOW)
             self._credit()
-        self._waited_at = self.received
+        elif self._window > self.call.credit and self._taken - self._told >= max(1, self.call.credit // 2):
+            self._credit()
 
     def _note_reader(self) -> None:
         task = asyncio.current_task()
@@ -281,6 +287,7 @@ class StreamReceiver:
 
     def _credit(self, again: int | None = None, worker: str = "") -> None:
         """Tell the worker how far this side is."""
+        self._told = self._taken
         self._credit_at = self._taken + self._half_window
         self._credit_bytes_at = self._taken_bytes + STREAM_BYTES // 2
         worker = worker or self._worker

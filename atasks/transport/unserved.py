@@ -10,7 +10,7 @@ from atasks.commands import worker_command
 from atasks.errors import NoWorker
 
 if TYPE_CHECKING:
-    from atasks.transport.elsewhere import Elsewhere
+    from atasks.transport.other_queues import OtherQueues
     from atasks.transport.pending import Pending
 
 __all__ = ["AGAIN_SECONDS", "WARN_SECONDS", "Unserved", "no_worker"]
@@ -32,18 +32,18 @@ PAUSED: Final = "queue %r is paused: %d calls wait until it is resumed (atasks r
 class Unserved:
     """Warns of each queue once, and again each minute, with how many calls of this process wait in it."""
 
-    def __init__(self, logger: logging.Logger, elsewhere: Elsewhere | None = None) -> None:
-        """`elsewhere` looks for workers of other queues; None: there are none."""
+    def __init__(self, logger: logging.Logger, others: OtherQueues | None = None) -> None:
+        """`others` looks for workers of other queues; None: there are none."""
         self._logger = logger
-        self._elsewhere = elsewhere
+        self._others = others
         self._seen: dict[str, tuple[float, float, float]] = {}
         """Queue -> when it was seen unserved first, and last, and when that was said (event loop time)."""
 
     def see(self, queue: str, pendings: Sequence[Pending], now: float, *, paused: bool = False) -> None:
         """Nothing serves the queue, or it is paused, and these calls wait for it. Call it every few seconds while
         that is so."""
-        if self._elsewhere is not None and not paused:
-            self._elsewhere.look(pendings, now)
+        if self._others is not None and not paused:
+            self._others.look(pendings, now)
         first, last, said = self._seen.get(queue, (now, now, 0.0))
         if now - last > GAP_SECONDS:
             first = now
@@ -56,7 +56,7 @@ class Unserved:
             if paused:
                 self._logger.warning(PAUSED, queue, len(pendings), waited)
             else:
-                hint = "" if self._elsewhere is None else self._elsewhere.hint(pendings)
+                hint = "" if self._others is None else self._others.hint(pendings)
                 self._logger.warning(UNSERVED, queue, len(pendings), waited, worker_command(), hint)
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()

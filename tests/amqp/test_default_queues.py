@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import NoWorker, Transport, atask, get_router
+from atasks import Transport, atask, get_router
 from atasks.testing import Site, soon, until
 from atasks.transport import unserved
 from atasks.transport.backends.amqp.caller import overdue
@@ -24,6 +23,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Callers look at what waits sooner."""
     monkeypatch.setattr(overdue.OverdueCalls, "pause", 0.1)
     monkeypatch.setattr(lookout, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(unserved, "WARN_SECONDS", 0.5)
+    monkeypatch.setattr(unserved, "AGAIN_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -40,93 +41,81 @@ def _define(namespace: str, **options: Any) -> Callable[..., Any]:
     return add
 
 
-def _error(queue: str, worker: str) -> str:
+def _hint(queue: str, worker: str) -> str:
     return (
-        f"nothing serves queue 'default', and worker {worker} serves 'add' on queue {queue!r}: name that queue at "
-        f"both sides, by queue={queue!r} of atasks.connect, ?queue={queue} of the URL, or @atask(queue={queue!r})"
+        f"; worker {worker} serves 'add' on queue {queue!r}: name that queue at both sides, by queue={queue!r} of "
+        "atasks.connect or @atask"
     )
 
 
-@pytest.mark.parametrize("where", ["option", "URL"])
-async def test_a_queue_at_the_server_alone_is_an_error(
-    amqp_url: str, prefix: str, namespace: str, amqp_leaks: None, where: str
+@pytest.mark.parametrize("where", ["option", "URL", "comes later"])
+async def test_the_warning_names_the_queue_of_the_worker(
+    amqp_url: str, prefix: str, namespace: str, amqp_leaks: None, caplog: pytest.LogCaptureFixture, where: str
 ) -> None:
     add, options = _define(namespace), {"prefix": prefix, "namespace": namespace}
+    serving = {
+        "URL": lambda: atasks.serve(f"{amqp_url}?queue=svc", **options),
+        "option": lambda: atasks.serve(amqp_url, queue="svc", **options),
+    }.get(where)
     async with AsyncExitStack() as stack:
-        if where == "URL":
-            worker = await stack.enter_async_context(atasks.serve(f"{amqp_url}?queue=svc", **options))
-        else:
-            worker = await stack.enter_async_context(atasks.serve(amqp_url, queue="svc", **options))
+        worker = None if serving is None else await stack.enter_async_context(serving())
         async with atasks.connect(amqp_url, **options):
-            for call in (add(1, 2), add(3, 4)):
-                with pytest.raises(NoWorker) as raised:
-                    await soon(call)
-                assert str(raised.value) == _error("svc", worker.id)
+            call = asyncio.create_task(add(1, 2))
+            if worker is None:
+                await asyncio.sleep(0.3)  # it has asked already, and nobody was there
+                worker = await stack.enter_async_context(atasks.serve(amqp_url, queue="svc", **options))
+            await until(lambda: _hint("svc", worker.id) in caplog.text)
+            assert not call.done()
+            async with atasks.serve(amqp_url, **options):
+                assert await soon(call) == 3
         async with atasks.connect(amqp_url, queue="svc", **options):
             assert await soon(add(1, 2)) == 3
 
 
-async def test_the_server_may_come_after_the_call(
-    amqp_url: str, prefix: str, namespace: str, amqp_leaks: None
+@pytest.mark.parametrize("how", ["the call", "the atask"])
+async def test_a_call_that_names_its_queue_is_not_looked_for_elsewhere(
+    amqp_url: str, prefix: str, namespace: str, amqp_leaks: None, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
-    add, options = _define(namespace), {"prefix": prefix, "namespace": namespace}
-    async with atasks.connect(amqp_url, **options):
-        call = asyncio.create_task(add(1, 2))
-        await asyncio.sleep(0.3)  # it has asked already, and nobody was there
-        async with atasks.serve(amqp_url, queue="svc", **options) as worker:
-            with pytest.raises(NoWorker) as raised:
-                await soon(call)
-            assert str(raised.value) == _error("svc", worker.id)
-
-
-@pytest.mark.parametrize(
-    "how", ["the call names it", "the atask names it", "the connection names it", "it was served"]
-)
-async def test_other_calls_wait(
-    amqp_url: str, prefix: str, namespace: str, amqp_leaks: None, caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch, how: str,
-) -> None:  # fmt: skip
-    monkeypatch.setattr(unserved, "WARN_SECONDS", 0.5)
-    caplog.set_level(logging.WARNING, "atasks.amqp")
     options = {"prefix": prefix, "namespace": namespace}
-    add = _define(namespace, queue="own") if how == "the atask names it" else _define(namespace)
-    names = {"the connection names it": {"queue": "own"}}.get(how, {})
-    if how == "it was served":
-        monkeypatch.setattr(overdue, "EARLY_SECONDS", 0.1)
-        monkeypatch.setattr(overdue, "SOONER_SECONDS", 0.1)
-        async with atasks.serve(amqp_url, **options):
-            pass
+    add = _define(namespace, queue="own") if how == "the atask" else _define(namespace)
     async with atasks.serve(amqp_url, queue="svc", **options) as worker:
-        if how == "the atask names it":
+        if how == "the atask":
             await worker.transport.serve_no_more(worker, "own")
-            add = add.options(queue="other")
-        elif how == "the call names it":
-            add = add.options(queue="own")
-        async with atasks.connect(amqp_url, **options, **names):
-            call = asyncio.create_task(add(1, 2))
-            await asyncio.sleep(1.5)
+        async with atasks.connect(amqp_url, **options):
+            call = asyncio.create_task(add.options(queue="other")(1, 2))
+            await until(lambda: "waited for a worker" in caplog.text)
             assert not call.done()
-            said = [
-                record.getMessage() for record in caplog.records if "waited for a worker" in record.getMessage()
-            ]
-            hint = f"; worker {worker.id} serves 'add' on queue 'svc'" in "".join(said)
-            assert hint == (how in ("the connection names it", "it was served"))
+            assert "serves 'add'" not in caplog.text
             call.cancel()
 
 
 async def test_around_a_hub_the_warning_names_the_queue(
-    namespace: str, socket_path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    namespace: str, socket_path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(unserved, "WARN_SECONDS", 0.5)
     add = _define(namespace)
     async with (
         atasks.serve(f"unix://{socket_path}?queue=svc", namespace=namespace) as worker,
         atasks.connect(f"unix://{socket_path}", namespace=namespace, hub=False),
     ):
         call = asyncio.create_task(add(1, 2))
-        await until(lambda: f"; worker {worker.id} serves 'add' on queue 'svc'" in caplog.text)
+        await until(lambda: _hint("svc", worker.id) in caplog.text)
         assert not call.done()
         call.cancel()
+
+
+async def test_a_connection_to_a_hub_is_left_well_while_a_call_waits_for_a_worker(
+    namespace: str, socket_path: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub then says that nothing serves the queue, and nobody is there to be asked for another one."""
+    monkeypatch.setattr(lookout, "LOOK_SECONDS", 60.0)
+    add = _define(namespace)
+    async with atasks.serve(f"unix://{socket_path}?queue=svc", namespace=namespace):
+        async with atasks.connect(f"unix://{socket_path}", namespace=namespace, hub=False):
+            call = asyncio.create_task(add(1, 2))
+            await asyncio.sleep(0.2)
+        with pytest.raises(atasks.CallConnectionLost):
+            await soon(call)
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 @pytest.mark.parametrize("by", ["activate", "activate inside of serve"])

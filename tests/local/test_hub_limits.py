@@ -379,6 +379,24 @@ async def test_items_for_a_process_that_does_not_read_are_bounded(host: Host, pa
         await until(lambda: [item.payloads for item in of(owned, Item)].count([b"more"]) == 64, "all of it comes")
 
 
+async def test_the_question_of_a_later_worker_reaches_a_consumer_that_had_much(host: Host, path: str) -> None:
+    """What the worker before has sent counts no more, and the stream does not go on without an answer."""
+    async with process(path) as (owner, owned), process(path) as (later, delivered):
+        async with process(path) as (worker, handed):
+            worker.send(Serve("worker", ["q"]))
+            worker.send(Slots(5, 0))
+            owner.send(Request("q", call("the-stream")))
+            await until(lambda: of(handed, Deliver), "it is handed out")
+            worker.send(Item(VERSION, "the-stream", 0, [bytes(3 * 2**20)], "pickle", "worker"), 3 * 2**20)
+            await until(lambda: of(owned, Item), "a large item comes")
+        owner.send(Credit(VERSION, "the-stream", 1, 3 * 2**20))  # nobody runs the stream just now
+        later.send(Serve("later", ["q"]))
+        later.send(Slots(5, 0))
+        await until(lambda: of(delivered, Deliver), "it is handed out again")
+        later.send(Item(VERSION, "the-stream", 0, [], "pickle", "later", 2))
+        await until(lambda: len(of(owned, Item)) == 2, "the consumer is asked where it is")
+
+
 async def test_answers_for_a_process_that_does_not_read_are_bounded(
     host: Host, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -281,3 +281,17 @@ async def test_the_window_stays_where_items_come_slowly_and_where_it_was_given(
     scripted.end(640)
     assert await reading == list(range(640))
     assert {credit.window for credit, _ in scripted.credits} == {0}
+
+
+async def test_a_worker_that_knows_of_no_growth_is_told_in_time(namespace: str, scripted: Scripted) -> None:
+    """An older version is such a worker: it sends 64 items past what it was told, whatever the window is."""
+    reading, came = await _begin(_numbers(namespace)), 0
+    while came < 5000:
+        told = max([credit.items for credit, _ in scripted.credits], default=0)
+        assert told + 64 > came, "it waits for the consumer, and the consumer for it"
+        await scripted.items(came, *range(came, told + 64))
+        came = told + 64
+        for _ in range(3):
+            await asyncio.sleep(0)
+    scripted.end(came)
+    assert await reading == list(range(came))

@@ -110,12 +110,14 @@ class AMQPJournals(Journals):
     async def open(self, name: str, owner: str) -> Entries:
         topology, records = self._session.topology, self._records
         steps, is_new = topology.kept_steps(name), name not in self._open
+        declaring = asyncio.ensure_future(self._session.links.do(partial(self._declare, name, owner)))
+        declaring.add_done_callback(lambda task: task.cancelled() or task.exception())  # `follow` may raise first
         try:
-            (ready, readers), _ = await asyncio.gather(
-                self._session.links.do(partial(self._declare, name, owner)),
-                records.follow(steps) if is_new else asyncio.sleep(0),
-            )
+            if is_new:
+                await records.follow(steps)
+            ready, readers = await declaring
         except BaseException:
+            declaring.cancel()
             if is_new:
                 self._errands.start(records.unfollow(steps))
                 self._locks.give(topology.lock(name))

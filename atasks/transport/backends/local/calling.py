@@ -14,7 +14,7 @@ from atasks.transport.backends.local.backpressure import Backpressure
 from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import Handed, Hold, NoneServes, Request, There, Where
-from atasks.transport.elsewhere import Ask
+from atasks.transport.other_queues import Ask
 from atasks.transport.pending import Pending
 from atasks.transport.unserved import no_worker
 from atasks.transport.whereabouts import Whereabouts

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.messages import There
-from atasks.transport.elsewhere import Ask, Elsewhere
+from atasks.transport.other_queues import Ask, OtherQueues
 from atasks.transport.pending import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
@@ -30,7 +30,7 @@ class Lookout:
         self._calling = calling
         self._located: list[str] = []
         """Calls whose deadlines are near."""
-        self._unserved = Unserved(logger, Elsewhere(calling.queue, calling.pendings, ask))
+        self._unserved = Unserved(logger, OtherQueues(calling.queue, ask))
         self._timer: asyncio.TimerHandle | None = None
         self.idle = True
         """True if there is nothing to look at."""

@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
 from atasks import modules, wire
@@ -138,7 +138,7 @@ class LocalTransport(CallTransport):
             raise ValueError("hub=False joins the hub of another process: it needs a path, and takes no workers")
         check(serving)
         self._keep_bytes = check_keep_bytes(keep_bytes)
-        self.calling = Calling(self.path, self.queue, self.ask)
+        self.calling = Calling(self.path, self.queue, self._ask_if_open)
         self._records = LocalRecords(self.calling, self.usable, keep_runs)
         super().__init__(namespace)
         self.records = self._records
@@ -421,6 +421,10 @@ class LocalTransport(CallTransport):
             return False
         link.send(wire.QueryAnswer(wire.VERSION, token, worker, content), len(content))
         return True
+
+    def _ask_if_open(self, query: wire.Query, heard: Callable[[wire.QueryAnswer], object]) -> None:
+        if self._refusal is None:  # else it leaves, and nobody is there to ask
+            self.ask(query, heard)
 
     def _send_query(self, query: wire.Query) -> None:
         if self._link is not None:

@@ -26,6 +26,9 @@ TOGETHER: Final = 16
 NEAR: Final = 1000
 """Deliveries that are open before an acknowledgement is held back."""
 HELD_SECONDS: Final = 0.5
+SLOWEST: Final = 240
+"""One in so many of those that are held back leaves each time, whatever it costs the broker: half of them within a
+minute and a half."""
 STEPS: Final = 100_000
 """Open deliveries that RabbitMQ may step over for what was held back, each time: a tenth of what its process of
 one queue can do meanwhile. Acknowledgements come before deliveries there, so one that is busy with them delivers
@@ -142,7 +145,7 @@ class Acks:
     def _let_go(self) -> None:
         """Send some of what is held back."""
         self._timer = None
-        self._write(self._release(1 + STEPS // max(1, self._open)))
+        self._write(self._release(max(1 + STEPS // max(1, self._open), len(self._held) // SLOWEST)))
         if self._held:
             self._timer = asyncio.get_running_loop().call_later(HELD_SECONDS, self._let_go)
 

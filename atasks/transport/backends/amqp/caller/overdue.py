@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.elsewhere import Elsewhere
+from atasks.transport.other_queues import OtherQueues
 from atasks.transport.pending import Pending
 from atasks.transport.unserved import Unserved
 from atasks.transport.whereabouts import Whereabouts
@@ -73,7 +73,7 @@ class OverdueCalls:
         self._losing: dict[str, float] = {}
         """Queue -> when it lost a call."""
         self._control = control
-        self._unserved = Unserved(logger, Elsewhere(session.queue, session.pendings, self._question))
+        self._unserved = Unserved(logger, OtherQueues(session.queue, self._question))
         self._locating: dict[str, list[Pending]] = {}
         """Queue -> calls whose deadlines are near."""
         self._errands = Errands("atasks whereabouts")

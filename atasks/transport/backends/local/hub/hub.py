@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from atasks import wire
+from atasks.options import MAX_WINDOW
 from atasks.transport.backends.local.hub.calls import RUN, HubCalls
 from atasks.transport.backends.local.hub.events import HubEvents
 from atasks.transport.backends.local.hub.limits import HubLimits
@@ -351,10 +352,11 @@ class Hub:
 
     def _credit(self, peer: Peer, credit: Credit) -> None:
         queued = self._calls.get(credit.id)
-        if queued is not None and queued.caller is peer and queued.worker is not None:
+        if queued is not None and queued.caller is peer:
             queued.ahead = queued.ahead_bytes = 0
-            queued.window = max(queued.window, credit.window)
-            queued.worker.link.send(credit)
+            queued.window = max(queued.window, min(credit.window, MAX_WINDOW))
+            if queued.worker is not None:
+                queued.worker.link.send(credit)
 
     def _query(self, peer: Peer, query: wire.Query) -> None:
         """A question to the workers of its namespace: each answers for itself."""

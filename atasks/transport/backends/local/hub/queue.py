@@ -74,8 +74,10 @@ class QueuedCall(Struct, eq=False):
     def goes_on(self, items: wire.Item) -> bool:
         """Count items of a stream that are for its caller. Return False if there are more than a worker sends that
         keeps to the window, all of it twice: the caller may read slowly, and then they would wait here."""
-        if self.caller is None or (not items.payloads and self.caller.link.clogged):
+        if self.caller is None:
             return False
+        if not items.payloads:  # a question, without whose answer the stream might not go on
+            return not self.caller.link.clogged
         if self.ahead > 2 * (self.window or self.call.credit) or self.ahead_bytes > 2 * wire.STREAM_BYTES:
             return False
         self.ahead += len(items.payloads)
