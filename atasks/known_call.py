@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from atasks.caller.encoding import carried_context
 from atasks.middleware import AroundCalls, Invocation
 from atasks.router import Router
 from atasks.wire import Call
@@ -69,9 +70,10 @@ def _state(coroutine: Any) -> Literal["preparing", "sent"]:
     """Tell whether the request was handed over, by what the coroutine awaits in the end."""
     while coroutine is not None:
         frame = getattr(coroutine, "cr_frame", None)
-        if frame is not None and frame.f_code is Router.send_request.__code__ and "request" in frame.f_locals:
-            return "sent"
-        coroutine = getattr(coroutine, "cr_await", None)
+        awaited = getattr(coroutine, "cr_await", None)
+        if frame is not None and frame.f_code is Router.send_request.__code__ and "call" in frame.f_locals:
+            return "preparing" if getattr(awaited, "cr_code", None) is carried_context.__code__ else "sent"
+        coroutine = awaited
     return "preparing"
 
 

@@ -165,7 +165,7 @@ class Router(OriginalEvents):
         if run is not None and run.atask is not None and run.atask.resume:
             return await self._resume(run, name, args, kwargs)
         transport = self._transport(run)
-        codec = self._space.codec or self.codec
+        codec = self.codec
         if isinstance(name, TaskName):  # this is `_named`, without a call
             task, options = name.task, name.options
         else:
@@ -367,7 +367,7 @@ class Router(OriginalEvents):
     @property
     def codec(self) -> Codec:
         """The codec of the namespace."""
-        return get_codec(self.namespace)
+        return self._space.codec or get_codec(self.namespace)
 
     def _named(self, name: str) -> tuple[BaseTask[..., Any] | None, TaskOptions]:
         """The atask, if it is known here, and the options that apply."""

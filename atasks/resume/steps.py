@@ -6,8 +6,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import Context
-from typing import Any, Final, ParamSpec, TypeVar, overload
+from typing import Any, ParamSpec, TypeVar, overload
 
 from atasks.checks import validate_number
 from atasks.codecs.base import ends_here
@@ -22,9 +21,6 @@ __all__ = ["once", "sleep"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-NO_CONTEXT: Final = Context()
-"""For timers: else each would have a copy of the context that it is made in."""
 
 
 @overload
@@ -126,6 +122,7 @@ async def sleep(seconds: float) -> None:
     if run is None:
         await asyncio.sleep(seconds)
         return
+    validate_number("seconds", seconds)
     run.park()  # by hand, as what follows: many calls may sleep for long, and each object more costs each of them
     timer: asyncio.TimerHandle | None = None
     try:
@@ -133,7 +130,7 @@ async def sleep(seconds: float) -> None:
             seconds = await _left(journal_of(run), seconds)
         if seconds > 0:
             over = run.loop.create_future()
-            timer = run.loop.call_later(seconds, _end, over, context=NO_CONTEXT)
+            timer = run.loop.call_later(seconds, _end, over, context=run.worker.no_context)
             await over
         else:
             await asyncio.sleep(seconds)
@@ -150,7 +147,6 @@ def _end(pause: asyncio.Future[None]) -> None:
 
 async def _left(journal: Journal, seconds: float) -> float:
     """The seconds that are left of a pause, whose end is put into the journal if an earlier run has not."""
-    validate_number("seconds", seconds)
     step = journal.names.of("atasks.sleep", None, repr(float(seconds)).encode())
     step, reply = await journal.find(step, "atasks.sleep")
     if reply is None:

@@ -98,8 +98,7 @@ async def _serve_by_policies(run: HeldCall, task: BaseTask[..., Any]) -> Reply:
 async def _serve(run: HeldCall) -> Reply:
     call, worker, task = run.call, run.worker, run.atask
     assert task is not None, "the worker looked"
-    executor, space = task.executor, task._space
-    around, codec = space.around_runs, space.codec or worker.router.codec
+    executor, around, codec = task.executor, task._space.around_runs, worker.router.codec
     size = len(call.payload) + sum(map(len, call.context.values())) if call.context else len(call.payload)
     if size > worker.transport.max_payload:
         message = f"the arguments of {call.task} have {size} bytes, over this worker's limit of "

@@ -104,6 +104,8 @@ class Worker:
         self.namespace = router.namespace
         self.transport = transport
         self.loop = asyncio.get_running_loop()
+        self.no_context = Context()
+        """For timers of this event loop: else each would have a copy of the context that it is made in."""
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state

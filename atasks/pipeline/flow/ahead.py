@@ -93,13 +93,13 @@ class Ahead:
             result = self._call(value, lineage)
             if inspect.isawaitable(result) or (token := self._next()) is None:
                 return result
-            self._emit(result)
+            self._emit((True, result))
             lineage, value = token
             del token, result
 
-    def _emit(self, result: Any) -> None:
-        """Give the result of a call behind which the thread goes on to the event loop."""
-        self._outcomes.append((True, result))
+    def _emit(self, outcome: Outcome) -> None:
+        """Give the outcome of a call behind which the thread goes on to the event loop."""
+        self._outcomes.append(outcome)
         self._tell()
 
     def _next(self) -> Token | None:
@@ -174,18 +174,19 @@ class ProcessAhead(Ahead):
             back = [*(token for *_, token in self._sent), *self._taken]
             self._sent = kept
             self._taken.clear()
+            inlet.items.extendleft(reversed(back))  # first: no room may show that is not there
             for token in back:
                 inlet.places.pop()
                 if type(token[1]) is not Mark:
                     outlet.places.pop()
-            inlet.items.extendleft(reversed(back))
 
         def wake() -> None:
             for _ in back:
                 inlet.wake_taker()
                 outlet.wake_putter()
 
-        crew.engine.call_soon(wake)
+        if back:
+            crew.engine.call_soon(wake)
         return bool(back)
 
     def _ask(self, value: Any, lineage: Lineage) -> Any:
@@ -195,36 +196,50 @@ class ProcessAhead(Ahead):
         small = len(sent[0]) <= SMALL and not sent[1]
         try:
             process.send(sent)
+            del sent, value
             while True:
                 self._since = monotonic()
+                self._relieve()
                 if small:
                     self._send_ahead(process)
-                result = process.answer()
+                try:
+                    outcome: Outcome = True, process.answer()
+                except Exception as error:
+                    if not process.begun:
+                        raise
+                    outcome = False, error  # of a result that cannot be read: the process goes on behind it
                 self._mean += (process.took - self._mean) / 8
                 if not process.begun:
-                    return result
+                    return outcome[1]
                 self._goes_on(process.begun)
-                self._emit(result)
+                self._emit(outcome)
+                del outcome
         finally:
             self.give_back(waits=True)
+
+    def _relieve(self) -> None:
+        """Take back from other workers what is behind a call that takes long."""
+        for other in self._crew.ahead:
+            if (other._sent or other._taken) and self._since - other._since > STALLED:
+                other.give_back()
 
     def _send_ahead(self, process: Process) -> None:
         """Send what is at hand, if all workers are busy, and little of what was sent is left."""
         crew, outlet, inlet, taken = self._crew, self._outlet, self._inlet, self._taken
         most = min(self._most, SECONDS / (self._mean + 1e-9))
-        if len(self._sent) > most / 2 or taken:
+        if most < 1 or len(self._sent) > most / 2 or taken:
             return
-        for other in crew.ahead:
-            if other._sent and self._since - other._since > STALLED:
-                other.give_back()
         with crew.lock:
             while (
                 crew.is_busy
+                and not self._over
                 and len(self._sent) + len(taken) < most
                 and len(outlet.items) + len(outlet.places) < outlet.capacity
-                and (token := inlet.pull()) is not None
             ):
                 inlet.places.append(None)
+                if (token := inlet.pull()) is None:
+                    inlet.places.pop()
+                    break
                 if type(token[1]) is not Mark:
                     outlet.places.append(None)
                 taken.append(token)

@@ -205,6 +205,7 @@ class Process:
 
     def _receive(self) -> tuple[ChildMessage, Any]:
         assert self._link is not None
+        self.begun = 0  # a link that is gone says nothing
         try:
             received, self.begun, self.took = self._link.receive()
         except (EOFError, OSError):

@@ -465,3 +465,42 @@ async def test_large_buffers_travel_beside_the_pickle_and_can_be_written() -> No
 
 def doubled(x: bytes) -> bytes:
     return x * 2
+
+
+class Unreadable:
+    """Can be pickled, and not read again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+def unreadable_at_150(x: int) -> Any:
+    return Unreadable() if x == 150 else x
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_result_that_cannot_be_read_costs_its_own_item(workers: int) -> None:
+    """The process has begun the next one by then."""
+    run = range(300) | map(unreadable_at_150, multiprocess=True, workers=workers, skip_errors=True)
+    assert await run == [x for x in range(300) if x != 150]
+
+
+class Waiting(Noted):
+    """Notes the numbers of items, which come with something to carry."""
+
+    def __call__(self, item: tuple[int, bytes]) -> int:  # type: ignore[override]
+        return super().__call__(item[0])
+
+
+async def test_what_waits_behind_a_slow_item_goes_to_a_process_that_has_large_ones(tmp_path: Path) -> None:
+    waiting = Waiting(tmp_path, waits=200)
+    items = ((n, bytes(100 if 200 <= n < 203 else 10_000)) for n in itertools.count())
+    run: Any = aiter(items | map(waiting, multiprocess=True, workers=2))
+    found: list[int] = []
+    try:
+        while len(found) < 1000:
+            found.append(await anext(run))
+    finally:
+        waiting.gate.touch()
+    await run.aclose()
+    assert {x for x in range(600) if x != 200} <= {*found}
