@@ -380,7 +380,7 @@ async def test_items_for_a_process_that_does_not_read_are_bounded(host: Host, pa
 
 
 async def test_the_question_of_a_later_worker_reaches_a_consumer_that_had_much(host: Host, path: str) -> None:
-    """What the worker before has sent counts no more, and the stream does not go on without an answer."""
+    """The items of the worker before count no more, and the stream does not go on without an answer."""
     async with process(path) as (owner, owned), process(path) as (later, delivered):
         async with process(path) as (worker, handed):
             worker.send(Serve("worker", ["q"]))
