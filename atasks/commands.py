@@ -14,5 +14,5 @@ def started_by(command: str) -> None:
 
 
 def worker_command(options: str = "") -> str:
-    """The command of the project, if it has one; else that of atasks, with these options."""
-    return _own or f"atasks run MODULE --mode server{options}"
+    """The command of the project, if it has one, else that of atasks, with these options."""
+    return f"{_own or 'atasks run MODULE --mode server'}{options}"

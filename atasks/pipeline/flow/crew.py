@@ -242,8 +242,8 @@ class FunctionCrew(Crew):
         return not self._idle and self.size >= self.limit
 
     def _has_back(self) -> bool:
-        """Have other workers give back what they have taken ahead and not begun. Return True if that was any."""
-        return sum(ahead.give_back() for ahead in self.ahead) > 0
+        """Have another worker give back what it has taken ahead and not begun. Return True if one had any."""
+        return any(ahead.give_back() for ahead in self.ahead)
 
     async def _take(self, ready: Callable[[], Coroutine[Any, Any, None]] | None) -> Token | None:
         inlet = self.inlet

@@ -71,9 +71,10 @@ class Process:
         if modules.is_importing():
             raise PipelineError(modules.UNGUARDED)
         here, there = socket.socketpair()
-        for end in (here, there):  # small by default on some systems
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFERED)
+        with contextlib.suppress(OSError):  # more than the system permits
+            for end in (here, there):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFERED)
         forks.withhold(here.fileno())
         setup = process_setup.remembered() or ""
         self.tickets = Tickets()
