@@ -40,7 +40,8 @@ def test_a_worker_of_the_installed_apps(project: Project) -> None:
 def test_errors_name_the_command_of_the_project_that_starts_a_worker(project: Project) -> None:
     done = project.manage("atask", "shop.tasks:price", "tea")
     assert done.code != 0
-    assert f"nothing serves at {project.socket}: start a server there (python manage.py run_atask --url unix://{project.socket})" in done.err
+    start = f"python manage.py run_atask --url unix://{project.socket}"
+    assert f"nothing serves at {project.socket}: start a server there ({start})" in done.err
 
 
 def test_the_project_lacks_no_migration(project: Project) -> None:

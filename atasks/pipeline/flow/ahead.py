@@ -152,7 +152,7 @@ class ProcessAhead(Ahead):
         """When the call before them began."""
         self._mean = 0.0
         """Seconds that a call takes, smoothed."""
-        # Half of the room in the outlet is left to those that are done with an item.
+        # Half of the room in the outlet is left to those that are done with an item, if it has any for two.
         self._most = min(MOST, crew.outlet.capacity / (2 * crew.limit))
         self._numbers = itertools.cycle(range(1, 256))
         crew.ahead.append(self)
@@ -227,7 +227,7 @@ class ProcessAhead(Ahead):
         """Send what is at hand, if all workers are busy, and little of what was sent is left."""
         crew, outlet, inlet, taken = self._crew, self._outlet, self._inlet, self._taken
         most = min(self._most, SECONDS / (self._mean + 1e-9))
-        if most < 1 or len(self._sent) > most / 2 or taken:
+        if self._mean > SECONDS or len(self._sent) > most / 2 or taken:
             return
         with crew.lock:
             while (
