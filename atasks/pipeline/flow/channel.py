@@ -34,14 +34,10 @@ class Inlet(Protocol):
     """The end of a `Channel`, or the source, from which the workers of a stage take tokens."""
 
     items: deque[Token]
-    """Items that can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards. Whoever
-    puts back what was pulled has the event loop call `wake_taker` for each of them."""
+    """Items that can be taken without waiting. Whoever takes from it directly wakes `putters` afterwards."""
     putters: deque[asyncio.Future[None]]
     called: bool
     """True if the only item is a `Start`: the arguments of a pipeline that was called."""
-    places: deque[None]
-    """One for each token that is sure to be put, and for which there is room therefore; and for each that was
-    pulled and keeps its room. Any thread changes it."""
     error: BaseException | None
     """Why the stream ended, once `take` has given None; None for an ordinary end."""
 
@@ -51,9 +47,6 @@ class Inlet(Protocol):
     def pull(self) -> Token | None:
         """A token that can be had at once, from any thread; None: there may be one for `take`. Whoever pulls has
         the event loop wake `putters` afterwards."""
-
-    def wake_taker(self) -> None:
-        """Let one of those that wait in `take` look again."""
 
     def wake_putter(self) -> None:
         """Let one of `putters` go on, if there is room."""
@@ -81,6 +74,8 @@ class Channel:
         self.takers: deque[asyncio.Future[None]] = deque()
         self.putters: deque[asyncio.Future[None]] = deque()
         self.places: deque[None] = deque()
+        """One for each token that is sure to be put, and for which there is room therefore. Any thread changes
+        it."""
         self.on_end: Callable[[], object] | None = None
         """Called when all has been put, and nothing has failed."""
         self._stops: list[Callable[[], None]] = []
@@ -119,6 +114,7 @@ class Channel:
             return None
 
     def wake_taker(self) -> None:
+        """Let one of `takers` look again."""
         while self.takers:
             waiter = self.takers.popleft()
             if not waiter.done():

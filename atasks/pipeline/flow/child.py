@@ -2,10 +2,6 @@
 
 The parent sends a message, its kind and its content, and waits for the answer. While a join runs, the child may
 ask for items in between. A child ends when SIGTERM tells it to, and when its parent is gone; `on_done` runs first.
-
-While a call runs, the parent may send more of them ahead, each with a number, and put these numbers into a pipe
-that both sides read: `Tickets`. The child begins such a call when it has taken its ticket, and says so with the
-result of the call before. A call whose ticket the parent has taken never begins, however long the child is busy.
 """
 
 from __future__ import annotations
@@ -19,9 +15,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import copy_context
-from inspect import isawaitable
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
@@ -34,7 +29,7 @@ from atasks.pipeline.flow.pickling import PROTOCOL, to_bytes
 if TYPE_CHECKING:
     from atasks.pipeline.flow.channel import Lineage
 
-__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Tickets", "main", "message"]
+__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "main", "message"]
 
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
@@ -64,75 +59,17 @@ class Stream(enum.Enum):
 STREAM = Stream.STREAM
 BUFFER: Final = 1 << 16
 """Bytes that are read at once; and longer pickles are sent without a copy."""
-_HEADER: Final = struct.Struct("!QBfB")
-_ASIDE: Final = struct.Struct("!Q?")
-
-Message = tuple[bytes, Sequence[Any]]
-"""A pickle, and the large buffers of what is in it, which travel beside it."""
+_HEADER: Final = struct.Struct("!Q")
 
 
-def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> Message:
-    """A message with a value, which mostly is an item or a result. Raises what `to_bytes` raises."""
-    buffers: list[memoryview] = []
-
-    def stays(buffer: pickle.PickleBuffer) -> bool:
-        view = buffer.raw()
-        if view.nbytes <= BUFFER or len(buffers) == 255:
-            return True
-        buffers.append(view)
-        return False
-
-    if type(value) is bytes and len(value) > BUFFER:
-        return pickle.dumps(
-            (kind.value, pickle.PickleBuffer(value), lineage), PROTOCOL, buffer_callback=stays
-        ), buffers
+def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> bytes:
+    """The pickle of a message with a value, which mostly is an item or a result. Raises what `to_bytes` raises."""
     content = kind.value, value, lineage
-    return pickle.dumps(content, PROTOCOL) if is_data(value) else to_bytes(content, stays), buffers
-
-
-def opened(received: Message) -> tuple[ChildMessage, Any, Lineage]:
-    """The kind, the value and the lineage of a message that was received. Raises what unpickling it raises."""
-    content, buffers = received
-    kind, value, lineage = pickle.loads(content, buffers=buffers)
-    return ChildMessage(kind), value, lineage
-
-
-class Tickets:
-    """The numbers, of one byte each, of the calls that were sent ahead and that neither side has taken."""
-
-    def __init__(self, reading: int | None = None) -> None:
-        """`reading`: the child's end. None: a new pipe, for the parent."""
-        self._writing: int | None = None
-        if reading is None:
-            reading, self._writing = os.pipe()
-            forks.withhold(self._writing)
-        forks.withhold(reading)
-        self.reading = reading
-        os.set_blocking(self.reading, False)  # for both sides
-
-    def put(self, numbers: bytes) -> None:
-        """Let the child begin these calls."""
-        assert self._writing is not None
-        os.write(self._writing, numbers)
-
-    def take(self, most: int = 1) -> bytes:
-        """Take so many at most, in the order in which they were put."""
-        try:
-            return os.read(self.reading, most)
-        except BlockingIOError:
-            return b""
-
-    def close(self) -> None:
-        """Close what this side has of the pipe."""
-        os.close(self.reading)
-        if self._writing is not None:
-            os.close(self._writing)
+    return pickle.dumps(content, PROTOCOL) if is_data(value) else to_bytes(content)
 
 
 class ChildLink:
-    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes, a
-    number, and seconds: with a call, its number if it was sent ahead; with a result, the number of the call that
-    begins now, and how long the one that ended took.
+    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes.
 
     The processes of `executor="process"` have a header like this one, and MessagePack behind it, which the process
     of a stage need not import.
@@ -140,46 +77,25 @@ class ChildLink:
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._reader: Any = channel.makefile("rb", BUFFER)
+        self._reader = channel.makefile("rb", BUFFER)
 
-    def send(self, message: Message, number: int = 0, seconds: float = 0.0) -> None:
+    def send(self, message: bytes) -> None:
         """Send what `message` has made. Raises OSError."""
-        content, buffers = message
-        header = _HEADER.pack(len(content), number, seconds, len(buffers))
-        if len(content) <= BUFFER:
-            self._channel.sendall(header + content)
+        header = _HEADER.pack(len(message))
+        if len(message) <= BUFFER:
+            self._channel.sendall(header + message)
         else:  # without a copy
             self._channel.sendall(header)
-            self._channel.sendall(content)
-        for view in buffers:
-            self._channel.sendall(_ASIDE.pack(view.nbytes, view.readonly))
-            self._channel.sendall(view)
+            self._channel.sendall(message)
 
-    def send_all(self, messages: Iterable[tuple[bytes, int]]) -> None:
-        """Send several of them at once. Raises OSError."""
-        self._channel.sendall(
-            b"".join(_HEADER.pack(len(each), number, 0.0, 0) + each for each, number in messages)
-        )
-
-    def receive(self) -> tuple[Message, int, float]:
-        """Return the next message, its number and its seconds. Raises EOFError and OSError."""
-        size, number, seconds, aside = _HEADER.unpack(self._read(_HEADER.size))
-        content = self._read(size)
-        return (content, [self._buffer() for _ in range(aside)] if aside else ()), number, seconds
+    def receive(self) -> bytes:
+        """Return the next message, a pickle. Raises EOFError and OSError."""
+        return self._read(*_HEADER.unpack(self._read(_HEADER.size)))
 
     def close(self) -> None:
         """Close this end."""
         self._reader.close()
         self._channel.close()
-
-    def _buffer(self) -> bytes | bytearray:
-        size, readonly = _ASIDE.unpack(self._read(_ASIDE.size))
-        if readonly:
-            return self._read(size)
-        buffer = bytearray(size)
-        if self._reader.readinto(buffer) < size:
-            raise EOFError
-        return buffer
 
     def _read(self, size: int) -> bytes:
         data: bytes = self._reader.read(size)
@@ -201,17 +117,16 @@ def _do_nothing(number: int, frame: object) -> None:
     """Handle a signal. Programs that the function starts inherit SIG_IGN, and not this."""
 
 
-def main(descriptor: int, reading: int, setup: str = "") -> None:
+def main(descriptor: int, setup: str = "") -> None:
     """Serve the parent, until it is gone or says so. `setup` names the function that prepares this process."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         forks.handle_signal(signal.SIGINT, _do_nothing)  # a Ctrl-C goes to the parent too, which ends its children
     os.set_inheritable(descriptor, False)
-    os.set_inheritable(reading, False)
     forks.withhold(descriptor)
     threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
     if setup:
         process_setup.run(setup)
-    child = _Child(ChildLink(socket.socket(fileno=descriptor)), Tickets(reading))
+    child = _Child(ChildLink(socket.socket(fileno=descriptor)))
     try:
         forks.handle_signal(signal.SIGTERM, _terminate)
         child.serve()
@@ -232,9 +147,8 @@ def _end_with_parent(descriptor: int) -> None:
 
 
 class _Child:
-    def __init__(self, link: ChildLink, tickets: Tickets) -> None:
+    def __init__(self, link: ChildLink) -> None:
         self._link = link
-        self._tickets = tickets
         self._name = ""
         self._call: Callable[..., Any] | None = None
         self._iterator: Iterator[Any] | None = None
@@ -244,27 +158,20 @@ class _Child:
 
     def serve(self) -> None:
         """Answer one message after the other."""
-        ticket = 0
         while True:
-            received, number, _ = self._link.receive()
-            if number != ticket and number != 0:  # the parent has taken it back
-                continue
-            ticket, begun = 0, time.perf_counter()
+            received = self._link.receive()
             try:
                 with importing():
-                    kind, value, lineage = opened(received)
+                    kind, value, lineage = pickle.loads(received)
                 del received
-                kind, value = self._answer(kind, value, lineage)
-                answer = message(kind, value)
-                if not isawaitable(value):  # the parent awaits it before the next call
-                    ticket = int.from_bytes(self._tickets.take())
+                answer = message(*self._answer(ChildMessage(kind), value, lineage))
                 del value
             except Exception as error:
                 from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot
 
                 answer = message(ChildMessage.FAILED, packed(error))
                 del error
-            self._link.send(answer, ticket, time.perf_counter() - begun)
+            self._link.send(answer)
             del answer
 
     def finish(self) -> None:
@@ -321,8 +228,8 @@ class _Child:
         """The stream of a join, item by item from the parent."""
         while True:
             self._link.send(message(ChildMessage.WANTED))
-            kind, item, _ = opened(self._link.receive()[0])
-            match kind:
+            kind, item, _ = pickle.loads(self._link.receive())
+            match ChildMessage(kind):
                 case ChildMessage.VALUE:
                     yield item
                 case ChildMessage.ENDED:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextvars import copy_context
@@ -21,7 +20,6 @@ from atasks.pipeline.flow.ordering import Admission, admitted
 from atasks.pipeline.flow.runners import ApartRunner
 
 if TYPE_CHECKING:
-    from atasks.pipeline.flow.ahead import ProcessAhead
     from atasks.pipeline.flow.engine import Engine
     from atasks.pipeline.flow.runners import LoopRunner
     from atasks.pipeline.stages.functions import CallingStage
@@ -142,11 +140,7 @@ class FunctionCrew(Crew):
         """The windows of the stages further down that put items in order: where there are any, marks travel."""
         self._idle = 0
         """Workers that wait for a token, or are about to."""
-        self.limit = float("inf") if stage.workers is None else stage.workers
-        self.ahead: list[ProcessAhead] = []
-        """One for each worker with a process: what it has taken and not begun."""
-        self.lock = threading.Lock()
-        """Held to change what these have."""
+        self._limit = float("inf") if stage.workers is None else stage.workers
         self._children = 0
         """The number of items that a join has emitted."""
         self._last_error: Exception | None = None
@@ -191,12 +185,12 @@ class FunctionCrew(Crew):
     async def _items(self, runner: LoopRunner) -> None:
         """One call after the other, each with one result."""
         stage, inlet, outlet = self.stage, self.inlet, self.outlet
-        ready = runner.at_hand(self)
+        ready = runner.at_hand(inlet, outlet)
         out, capacity, takers, putters = outlet.items, outlet.capacity, outlet.takers, inlet.putters
         places = outlet.places
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
-        limit = self.limit
+        limit = self._limit
         alone = limit == 1 and runner.ready is None  # then nobody needs to know that it is idle
         take = inlet.take if alone else partial(self._take, runner.ready)
         variables, clean = copy_context, copy_context()
@@ -236,24 +230,9 @@ class FunctionCrew(Crew):
                 await asyncio.sleep(0)
                 pause = monotonic() + PATIENCE
 
-    @property
-    def is_busy(self) -> bool:
-        """All workers have items, and there can be no other worker. Asked by any thread."""
-        return not self._idle and self.size >= self.limit
-
-    def _has_back(self) -> bool:
-        """Have another worker give back what it has taken ahead and not begun. Return True if one had any."""
-        return any(ahead.give_back() for ahead in self.ahead)
-
     async def _take(self, ready: Callable[[], Coroutine[Any, Any, None]] | None) -> Token | None:
-        inlet = self.inlet
         self._idle += 1
-        token = inlet.pull() if self.ahead else None
-        while token is None:
-            if self._has_back():
-                token = inlet.pull()
-            elif (token := await inlet.take()) is None and not self._has_back():
-                break
+        token = await self.inlet.take()
         self._idle -= 1
         if ready is not None and token is not None:
             await ready()
@@ -309,7 +288,7 @@ class FunctionCrew(Crew):
         call, clean = runner.stream, copy_context()
         self._idle -= 1
         while (token := await self._take(runner.ready)) is not None:
-            if not self._idle and self.size < self.limit:
+            if not self._idle and self.size < self._limit:
                 self.hire()
             lineage, value = token
             if type(value) is Mark:

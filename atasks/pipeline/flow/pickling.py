@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable
-from functools import partial
 from typing import Any, Final
 
 from atasks.codecs.cloudpickle import InOnePass, by_value, has_by_value_modules
@@ -17,15 +14,13 @@ __all__ = ["PROTOCOL", "to_bytes"]
 PROTOCOL: Final = 5
 
 
-def to_bytes(content: Any, stays: Callable[[pickle.PickleBuffer], bool] | None = None) -> bytes:
+def to_bytes(content: Any) -> bytes:
     """A pickle; what cannot be imported travels by value, and so does what the script that was started defines.
 
-    `stays` is asked whether a buffer belongs into the pickle; None: all of them do.
     Raises EncodeError for what belongs to this process, PipelineError for what is of a module that waits for this
     while it is imported, and what pickling it raises.
     """
-    pickler = by_value(_no_name) if has_by_value_modules() else _Pickler
-    return pickled(content, partial(pickler, buffer_callback=stays), PROTOCOL)
+    return pickled(content, by_value(_no_name) if has_by_value_modules() else _Pickler, PROTOCOL)
 
 
 class _Pickler(InOnePass):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import pickle
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.errors import PipelineError
-from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, Message, Tickets, message, opened
+from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, message
 from atasks.pipeline.flow.invocation import WorkerInfo
 from atasks.pipeline.flow.items import SyncItems
 from atasks.pipeline.flow.pickling import to_bytes
@@ -23,18 +23,15 @@ from atasks.pipeline.flow.raised import rebuilt
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
 
 if TYPE_CHECKING:
-    from atasks.pipeline.flow.crew import FunctionCrew
     from atasks.pipeline.stages.functions import FunctionStage
 
 __all__ = ["Process", "ProcessRunner", "check_picklable"]
 
 _COMMAND = (
-    "import sys; fd, tickets, setup, end, *rest = sys.argv[1:]; "
+    "import sys; fd, setup, end, *rest = sys.argv[1:]; "
     "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
-    "from atasks.pipeline.flow.child import main; main(int(fd), int(tickets), setup)"
+    "from atasks.pipeline.flow.child import main; main(int(fd), setup)"
 )
-BUFFERED: Final = 1 << 20
-"""Bytes that may be on their way to a process, or back, if the system permits so many."""
 
 
 def check_picklable(stage: FunctionStage) -> None:
@@ -57,12 +54,6 @@ class Process:
         self._link: ChildLink | None = None
         self._stream: SyncItems | None = None
         self._lock = threading.Lock()
-        self.tickets: Tickets | None = None
-        """Those of the calls that were sent ahead; None before it was started and after it was reaped."""
-        self.begun = 0
-        """The number of the call that has begun behind the last answer; 0: none, it waits."""
-        self.took = 0.0
-        """Seconds that the call of the last answer took."""
         self.ended = False
         """True once the process has died or was told to end."""
 
@@ -71,40 +62,27 @@ class Process:
         if modules.is_importing():
             raise PipelineError(modules.UNGUARDED)
         here, there = socket.socketpair()
-        with contextlib.suppress(OSError):  # more than the system permits
-            for end in (here, there):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFERED)
         forks.withhold(here.fileno())
         setup = process_setup.remembered() or ""
-        self.tickets = Tickets()
         with there:
             argv = [str(word) for word in sys.argv]
-            descriptors = [there.fileno(), self.tickets.reading]
-            given = [*map(str, descriptors), setup, str(len(argv)), *argv, *sys.path]
+            given = [str(there.fileno()), setup, str(len(argv)), *argv, *sys.path]
             command = [*interpreters.command(), "-c", _COMMAND, *given]
             with self._lock:
                 if self.ended:
                     here.close()
                     raise PipelineError("the run is over")
-                self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
+                self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
         self._link = ChildLink(here)
         stage = self._stage
         self._send(
             ChildMessage.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels())
         )
-        self.answer()
+        self._answer()
 
     def call(self, value: Any, lineage: Lineage) -> Any:
         """Call the function for an item, or for a stream, and return its result."""
         return self._ask(ChildMessage.CALL, value, lineage)
-
-    def send_ahead(self, messages: list[tuple[bytes, int]]) -> None:
-        """Send calls, with their numbers, of which each begins when the one before has ended and its ticket is
-        there. Together they are so short that the process need not read them now."""
-        assert self._link is not None
-        with contextlib.suppress(OSError):  # what it has answered until then comes before its death
-            self._link.send_all(messages)
 
     def begin(self, value: Any, lineage: Lineage) -> None:
         """Begin to iterate what the function gives for an item, or for a stream."""
@@ -113,12 +91,12 @@ class Process:
     def next(self) -> Any:
         """The next item, or ENDED."""
         self._send(ChildMessage.NEXT)
-        return self.answer()
+        return self._answer()
 
     def finish(self) -> None:
         """Run `on_done` there. Raises what that raises."""
         self._send(ChildMessage.FINISH)
-        self.answer()
+        self._answer()
 
     def terminate(self) -> None:
         """Ask it to end, from any thread; what waits for it then raises. `reap` has to follow."""
@@ -143,9 +121,6 @@ class Process:
         """Wait until it has ended; kill it if that takes too long."""
         if self._link is not None:
             self._link.close()
-        if self.tickets is not None:
-            self.tickets.close()
-            self.tickets = None
         if self._process is not None:
             try:
                 self._process.wait(GRACE)
@@ -158,25 +133,21 @@ class Process:
     def _ask(self, kind: ChildMessage, value: Any, lineage: Lineage) -> Any:
         """Call the function; if it is given a stream, the items that it asks for are sent one by one."""
         if not isinstance(value, SyncItems):
-            self.send(message(kind, value, lineage))
-            return self.answer()
+            self._send(kind, value, lineage)
+            return self._answer()
         self._stream = value
         self._send(kind, STREAM, lineage)
-        return self.answer()
+        return self._answer()
 
     def _send(self, kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> None:
-        self.send(message(kind, value, lineage))
-
-    def send(self, sent: Message) -> None:
-        """Send what `message` has made; the process waits for it."""
+        sent = message(kind, value, lineage)
         assert self._link is not None
         try:
             self._link.send(sent)
         except OSError:
             raise self._died() from None
 
-    def answer(self) -> Any:
-        """Return the answer, once it is there. Raises what it is."""
+    def _answer(self) -> Any:
         while True:
             kind, value = self._receive()
             match kind:
@@ -197,7 +168,7 @@ class Process:
         except Exception:  # the stream itself failed: the child ends, and this process raises the error
             self._send(ChildMessage.BROKEN)
             with contextlib.suppress(Exception):
-                self.answer()
+                self._answer()
             raise
         if item is ENDED:
             self._send(ChildMessage.ENDED)
@@ -206,13 +177,12 @@ class Process:
 
     def _receive(self) -> tuple[ChildMessage, Any]:
         assert self._link is not None
-        self.begun = 0  # a link that is gone says nothing
         try:
-            received, self.begun, self.took = self._link.receive()
+            received = self._link.receive()
         except (EOFError, OSError):
             raise self._died() from None
-        kind, value, _ = opened(received)
-        return kind, value
+        kind, value, _ = pickle.loads(received)
+        return ChildMessage(kind), value
 
     def _died(self) -> PipelineError:
         assert self._process is not None
@@ -275,8 +245,8 @@ class ProcessRunner(ThreadRunner):
             self._given_up()
             raise
 
-    def ahead(self, crew: FunctionCrew) -> Ahead:
-        return ProcessAhead(crew, lambda: self._process)
+    def _call_once(self, value: Any, lineage: Lineage) -> Any:
+        return self._process.call(value, lineage)
 
     def _given_up(self) -> None:
         self._process.terminate()  # the call took too long, or the run is over

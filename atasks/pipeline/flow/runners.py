@@ -26,12 +26,11 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.ahead import Ahead
-from atasks.pipeline.flow.channel import Lineage, Token
+from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Token
 from atasks.pipeline.flow.invocation import Start, WorkerInfo, call_hook, iterator_of
 from atasks.pipeline.flow.threads import Thread, report_failure
 
 if TYPE_CHECKING:
-    from atasks.pipeline.flow.crew import FunctionCrew
     from atasks.pipeline.stages.functions import FunctionStage
     from atasks.policies.limit import Limit
     from atasks.transport.limits.contract import Token as LimitToken
@@ -90,13 +89,13 @@ class LoopRunner:
         if stage.timeout is None and stage.is_coroutine and stage.invocation.is_plain(self._state, self.info):
             self.simple = stage.function
 
-    def at_hand(self, crew: FunctionCrew) -> deque[Token]:
+    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
         """Return the tokens for which `call` is called without waiting, before another one is taken.
 
         A thread takes tokens from the inlet itself, behind the call that it was given, while the outlet has room
         for their results: here they are then, in the order in which it calls the function for them.
         """
-        return crew.inlet.items if self.ready is None else deque()
+        return inlet.items if self.ready is None else deque()
 
     async def close(self, *, hurry: bool) -> None:
         """Run `on_done`, if `on_start` has succeeded, and end. In a hurry nothing waits for what still runs."""
@@ -286,15 +285,11 @@ class ThreadRunner(LoopRunner):
         """The context of the item that is worked on."""
         self._ahead: Ahead | None = None
 
-    def at_hand(self, crew: FunctionCrew) -> deque[Token]:
+    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
         if self.stage.timeout is not None:  # then the event loop has to know when each call begins
-            return super().at_hand(crew)
-        self._ahead = self.ahead(crew)
+            return super().at_hand(inlet, outlet)
+        self._ahead = Ahead(self._call_once, inlet, outlet)
         return self._ahead.tokens
-
-    def ahead(self, crew: FunctionCrew) -> Ahead:
-        """Return what calls the function for items that are at hand."""
-        return Ahead(crew, self._call_once)
 
     @property
     def has_place(self) -> bool:

@@ -137,8 +137,7 @@ class _SourceInlet:
     """Pulls one item when one is taken."""
 
     def __init__(self, engine: Engine, windows: Sequence[Admission]) -> None:
-        self.items: deque[Token] = deque()  # what was put back: nothing is pulled ahead
-        self.places: deque[None] = deque()
+        self.items: deque[Token] = deque()  # stays empty: nothing is pulled ahead
         self.putters: deque[asyncio.Future[None]] = deque()
         self.error: BaseException | None = None
         self.engine = engine
@@ -182,9 +181,6 @@ class _SourceInlet:
         """Pull nothing: only the event loop knows how."""
         return None
 
-    def wake_taker(self) -> None:
-        """Nobody waits here for what others give back."""
-
     def wake_putter(self) -> None:
         """Nobody puts anything here."""
 
@@ -222,8 +218,6 @@ class _HereInlet(_SourceInlet):
     def _next(self) -> Token | None:
         """The next token; None at the end, and while a window does not admit it."""
         with self._lock:
-            if self.items:
-                return self.items.popleft()
             index = self._index
             if self.ended or (self._windows and not all(each.admits((index,)) for each in self._windows)):
                 return None

@@ -47,7 +47,6 @@ class _TapInlet:
     def __init__(self, engine: Engine, inlet: Channel, stage: TapStage) -> None:
         self.items: deque[Token] = deque()  # stays empty, so that every token goes through `take`
         self.putters: deque[asyncio.Future[None]] = deque()
-        self.places: deque[None] = deque()
         self.error: BaseException | None = None
         self._engine = engine
         self._inlet = inlet
@@ -85,9 +84,6 @@ class _TapInlet:
 
     def pull(self) -> Token | None:
         return None
-
-    def wake_taker(self) -> None:
-        pass  # nothing is pulled, and so nothing is put back
 
     def wake_putter(self) -> None:
         pass  # `take` of the other inlet does

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import pickle
 import signal
 import subprocess
 import time
@@ -18,7 +17,6 @@ import pytest
 
 from atasks.errors import PipelineError, RemoteTraceback
 from atasks.pipeline import WorkerInfo, bind, each, filter, flat_map, group, map, ordered, stage
-from atasks.pipeline.flow.child import ChildLink, ChildMessage, message
 from atasks.testing import until
 from tests.unit.pipeline.kinds import consume
 
@@ -322,151 +320,6 @@ async def test_programs_that_a_function_starts_can_be_interrupted() -> None:
     assert await ([signal.SIGINT, signal.SIGTERM] | map(interrupted, multiprocess=True)) == [-2, -15]
 
 
-class Noted:
-    """Notes each call in a file, dies at one item, fails at another one, and at a third one waits for a file."""
-
-    def __init__(self, folder: Path, *, dies: int = -1, fails: int = -1, waits: int = -1) -> None:
-        self.begun = folder / "begun"
-        self.gate = folder / "gate"
-        self.dies, self.fails, self.waits = dies, fails, waits
-        self.__name__ = "noted"
-
-    def __call__(self, x: int) -> int:
-        with self.begun.open("a") as file:
-            file.write(f"{x}\n")
-        if x == self.fails:
-            raise ValueError(x)
-        if x == self.dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        while x == self.waits and not self.gate.exists():
-            time.sleep(0.01)
-        return x
-
-    def calls(self) -> list[int]:
-        return [int(line) for line in self.begun.read_text().split()] if self.begun.exists() else []
-
-
-async def test_items_that_wait_cost_no_message_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    writes = 0
-
-    def counted(write: Any) -> Any:
-        def counting(*args: Any) -> None:
-            nonlocal writes
-            writes += 1
-            write(*args)
-
-        return counting
-
-    for name in ("send", "send_all"):
-        monkeypatch.setattr(ChildLink, name, counted(getattr(ChildLink, name)))
-    assert await (range(2000) | map(identity, multiprocess=True)) == list(range(2000))
-    assert writes < 1500
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_a_process_that_dies_has_one_item_with_it(tmp_path: Path, workers: int) -> None:
-    noted = Noted(tmp_path, dies=150)
-    run = range(300) | map(noted, multiprocess=True, workers=workers, skip_errors=True)
-    assert await run == [x for x in range(300) if x != 150]
-    assert sorted(noted.calls()) == list(range(300))
-
-
-async def test_nothing_is_begun_behind_an_error(tmp_path: Path) -> None:
-    noted = Noted(tmp_path, fails=150)
-    with pytest.raises(ValueError, match="150"):
-        await (range(300) | map(noted, multiprocess=True))
-    assert noted.calls() == list(range(151))
-
-
-@pytest.mark.parametrize("slow", [0, 150])
-async def test_an_idle_process_gets_what_waits_behind_a_slow_item(tmp_path: Path, slow: int) -> None:
-    noted = Noted(tmp_path, waits=slow)
-    run = aiter(range(300) | map(noted, multiprocess=True, workers=2))
-    try:
-        found = [await anext(run) for _ in range(299)]
-        assert sorted(found) == [x for x in range(300) if x != slow]
-    finally:
-        noted.gate.touch()
-    assert [item async for item in run] == [slow]
-
-
-async def test_a_busy_process_gets_what_waits_behind_a_slow_item(tmp_path: Path) -> None:
-    """The source has no end, so the other process always has items: those behind the slow one come before them."""
-    noted = Noted(tmp_path, waits=200)
-    run: Any = aiter(range(10**9) | map(noted, multiprocess=True, workers=2))
-    found: list[int] = []
-    try:
-        while len(found) < 1000:
-            found.append(await anext(run))
-    finally:
-        noted.gate.touch()
-    await run.aclose()
-    assert {x for x in range(600) if x != 200} <= {*found}
-
-
-async def test_a_process_has_not_begun_more_than_a_thread_would(tmp_path: Path) -> None:
-    """Items that were sent ahead keep their room before the stage, and results have theirs behind it."""
-    begun = 0
-
-    def first(x: int) -> int:
-        nonlocal begun
-        begun += 1
-        return x
-
-    noted = Noted(tmp_path)
-    run: Any = aiter(range(10**9) | map(first, throttle=8) | map(noted, multiprocess=True, workers=2, throttle=8))
-    for taken in range(1, 6):
-        await anext(run)
-        await until(lambda: len(noted.calls()) >= taken + 8)  # noqa: B023 - it goes as far as it may
-        await asyncio.sleep(0.3)
-        assert len(noted.calls()) <= taken + 8 + 2
-        assert begun <= len(noted.calls()) + 8 + 1
-    await run.aclose()
-
-
-@pytest.mark.parametrize("size", [100, 10_000, 300_000])
-async def test_items_of_any_size_follow_each_other(size: int) -> None:
-    """Neither side waits for the other to read while that one waits to be read."""
-    items = [bytes([n]) * (size if n % 2 else 100 * n) for n in range(100)]
-    run = items | map(identity, multiprocess=True) | map(doubled, multiprocess=True) | ordered()
-    async with asyncio.timeout(60):
-        assert await run == [doubled(item) for item in items]
-
-
-class Block:
-    """Pickled as arrays are, with its content as a buffer."""
-
-    def __init__(self, content: bytearray) -> None:
-        self.content = content
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return Block, (pickle.PickleBuffer(self.content),)
-
-
-def marked(block: Block) -> Block:
-    block.content[0] += 1
-    return block
-
-
-async def test_large_buffers_travel_beside_the_pickle_and_can_be_written() -> None:
-    blocks = [Block(bytearray(size)) for size in (10, 1 << 20)]
-    found = await (blocks | map(marked, multiprocess=True))
-    assert [(type(block.content), len(block.content), block.content[0]) for block in found] == [
-        (bytearray, 10, 1),
-        (bytearray, 1 << 20, 1),
-    ]
-    assert blocks[1].content[0] == 0
-    large = bytes(1 << 20)
-    for value, content in ((large, large), (blocks[1], blocks[1].content)):
-        sent, [buffer] = message(ChildMessage.CALL, value)
-        assert len(sent) < 1000
-        assert buffer.obj is content
-
-
-def doubled(x: bytes) -> bytes:
-    return x * 2
-
-
 class Unreadable:
     """Can be pickled, and not read again."""
 
@@ -480,27 +333,5 @@ def unreadable_at_150(x: int) -> Any:
 
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_result_that_cannot_be_read_costs_its_own_item(workers: int) -> None:
-    """The process has begun the next one by then."""
     run = range(300) | map(unreadable_at_150, multiprocess=True, workers=workers, skip_errors=True)
     assert await run == [x for x in range(300) if x != 150]
-
-
-class Waiting(Noted):
-    """Notes the numbers of items, which come with something to carry."""
-
-    def __call__(self, item: tuple[int, bytes]) -> int:  # type: ignore[override]
-        return super().__call__(item[0])
-
-
-async def test_what_waits_behind_a_slow_item_goes_to_a_process_that_has_large_ones(tmp_path: Path) -> None:
-    waiting = Waiting(tmp_path, waits=200)
-    items = ((n, bytes(100 if 200 <= n < 203 else 10_000)) for n in itertools.count())
-    run: Any = aiter(items | map(waiting, multiprocess=True, workers=2))
-    found: list[int] = []
-    try:
-        while len(found) < 1000:
-            found.append(await anext(run))
-    finally:
-        waiting.gate.touch()
-    await run.aclose()
-    assert {x for x in range(600) if x != 200} <= {*found}
