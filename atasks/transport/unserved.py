@@ -56,11 +56,16 @@ class Unserved:
             if paused:
                 self._logger.warning(PAUSED, queue, len(pendings), waited)
             else:
-                hint = "" if self._others is None else self._others.hint(pendings)
-                self._logger.warning(UNSERVED, queue, len(pendings), waited, worker_command(), hint)
+                self._logger.warning(
+                    UNSERVED, queue, len(pendings), waited, worker_command(), self.elsewhere(pendings)
+                )
         if len(self._seen) >= MAX_QUEUES:
             self._seen.clear()
         self._seen[queue] = first, now, said
+
+    def elsewhere(self, pendings: Sequence[Pending]) -> str:
+        """Say which worker of another queue serves the atask of one of these calls; or nothing."""
+        return "" if self._others is None else self._others.hint(pendings)
 
 
 def no_worker(queue: str, *, paused: bool = False) -> NoWorker:

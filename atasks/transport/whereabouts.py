@@ -33,6 +33,8 @@ class Whereabouts(Struct, gc=False):
     """The number of calls that wait in the queue; 0: it is not known."""
     awaits: tuple[str, str] | None = None
     """A call that its run awaits: its id, and its atask."""
+    elsewhere: str = ""
+    """Which worker serves its atask, where nothing serves its queue: a clause behind the others; or nothing."""
 
     def words(self, ran: float | None) -> str:
         """A clause that says it."""
@@ -45,7 +47,7 @@ class Whereabouts(Struct, gc=False):
                 else "it waited for the connection, which is lost"
             )
         if self.waits_for == "worker":
-            return f"it waited for a worker, and nothing serves queue {self.queue!r}"
+            return f"it waited for a worker, and nothing serves queue {self.queue!r}{self.elsewhere}"
         if self.waits_for == "resume":
             return f"it waited in queue {self.queue!r}, which is paused (atasks resume {self.queue})"
         if self.waits_for == "run":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import Transport, atask, get_router
+from atasks import CallTimeout, Transport, atask, get_router
 from atasks.testing import Site, soon, until
 from atasks.transport import unserved
 from atasks.transport.backends.amqp.caller import overdue
@@ -87,6 +87,21 @@ async def test_a_call_that_names_its_queue_is_not_looked_for_elsewhere(
             assert not call.done()
             assert "serves 'add'" not in caplog.text
             call.cancel()
+
+
+async def test_a_timeout_names_the_queue_of_the_worker(
+    site: Site, amqp_url: str, prefix: str, namespace: str, socket_path: str, amqp_leaks: None
+) -> None:
+    add = _define(namespace).options(timeout=3)  # type: ignore[attr-defined]
+    for url, options in ((amqp_url, {"prefix": prefix}), (f"unix://{socket_path}", {})):
+        async with AsyncExitStack() as stack:
+            serving: dict[str, Any] = {"namespace": namespace, "queue": "svc", **options}
+            worker = await stack.enter_async_context(atasks.serve(url, **serving))
+            calling = {"namespace": namespace, **options, **({} if options else {"hub": False})}
+            await stack.enter_async_context(atasks.connect(url, **calling))
+            with pytest.raises(CallTimeout) as raised:
+                await soon(add(1, 2))
+            assert f"nothing serves queue 'default'{_hint('svc', worker.id)}" in str(raised.value)
 
 
 async def test_around_a_hub_the_warning_names_the_queue(

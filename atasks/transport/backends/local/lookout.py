@@ -86,7 +86,10 @@ class Lookout:
         elif message.served and not message.paused:
             pending.where = Whereabouts("turn", queue, told=now, waiting=message.waiting)
         else:
-            pending.where = Whereabouts("resume" if message.paused else "worker", queue, told=now)
+            elsewhere = self._unserved.elsewhere([pending])
+            pending.where = Whereabouts(
+                "resume" if message.paused else "worker", queue, told=now, elsewhere=elsewhere
+            )
             others = [item for item in list(self._calling.pendings.values()) if item.since]
             waiting = [item for item in others if self._calling.queue_of(item.options) == queue]
             self._unserved.see(queue, waiting, now, paused=message.paused)

@@ -266,7 +266,8 @@ class OverdueCalls:
                 waits_for = "resume" if await self.is_paused(queue) else "worker"
             for pending in pendings:
                 if pending.where is None and link is not None:
-                    pending.where = Whereabouts(waits_for, queue, waiting=waiting)
+                    elsewhere = self._unserved.elsewhere([pending])
+                    pending.where = Whereabouts(waits_for, queue, waiting=waiting, elsewhere=elsewhere)
 
     async def close(self) -> None:
         """Look for nothing any more."""
