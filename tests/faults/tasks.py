@@ -160,7 +160,7 @@ async def boom(key: str, nonce: str) -> tuple[str, str, int]:
         raise Failed(key, nonce)
 
 
-@atask(retry=atasks.Retry(on=RuntimeError, wait=0.01, jitter=0.0))
+@atask
 async def flaky(good: int) -> int:
     """Fails before try number `good`, whose number is the result."""
     if current_call().try_ < good:
