@@ -295,7 +295,7 @@ async def test_a_reconnect_that_is_cut_as_well(
                 )
         gate.touch()
         await _ended(history, calls, fleet)
-    assert len(history.runs()) == 100
+    assert len([run for run in history.runs() if run.ending == "end"]) == 100  # a caller away for long ends runs
 
 
 async def test_a_broker_that_refuses_for_a_while(
