@@ -45,7 +45,7 @@ class Activation:
             await worker.start(queues)
             self.worker = worker
         else:
-            known = worker.served.queues(getattr(transport, "queue", "default")) if queues is None else queues
+            known = worker.served.queues(transport.queue) if queues is None else queues
             await transport.serve_also(worker, known)
         self._serving = worker
         return worker

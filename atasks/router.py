@@ -314,7 +314,7 @@ class Router(OriginalEvents):
         args, kwargs = await self.codec.decode(payload)
         if tries:
             _, given, args, kwargs = args
-        queue = options.queue or str(getattr(transport, "queue", "default"))
+        queue = options.queue or transport.queue
         around = replace(options, timeout=None, queue=queue)
         result: T = await self.submit_inside(name, args, kwargs, around, send, call_id)
         return result

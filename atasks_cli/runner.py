@@ -280,7 +280,7 @@ def _report(failure: BaseException | None, settings: Settings) -> int:
 async def _measure(worker: atasks.Worker, served: list[str], lengths: dict[str, int]) -> None:
     """Keep up to date how many calls wait in the queues that are served, where the transport can tell."""
     while True:
-        queues = served or worker.served.queues(getattr(worker.transport, "queue", "default"))
+        queues = served or worker.served.queues(worker.transport.queue)
         states = await worker.transport.queue_states(queues)
         lengths.update((queue, ready) for queue, (ready, _) in states.items())
         await asyncio.sleep(QUEUE_SECONDS)
@@ -307,7 +307,7 @@ def _note(worker: atasks.Worker, supervisor: int | None) -> Note:
 
 def _what(settings: Settings, worker: atasks.Worker) -> str:
     count = len(worker.tasks)
-    queues = settings.queues or worker.served.queues(getattr(worker.transport, "queue", "default"))
+    queues = settings.queues or worker.served.queues(worker.transport.queue)
     where = f"queue{'s' * (len(queues) > 1)} {', '.join(map(repr, queues))}"
     place = shown_url(settings.url) if settings.url else settings.transport
     served = counted(count, "atask") if count else "no atask"

@@ -126,15 +126,11 @@ class _Answering:
             case LookAtSchedules():
                 return None
             case FindTasks():
-                default = self._default_queue
+                default = self.worker.transport.queue
                 names = self.worker.served.without_queue(question.names)
                 return TasksFound(default, names) if names and default in self.queues else None
             case CancelCalls():
                 return Cancelled([call_id for call_id in question.ids if self._cancel(call_id)])
-
-    @property
-    def _default_queue(self) -> str:
-        return getattr(self.worker.transport, "queue", "default")
 
     def _may(self, run: HeldCall) -> bool:
         return self.owner is None or run.call.by == self.owner
@@ -211,7 +207,7 @@ class _Answering:
                 Awaited(
                     item.call.id,
                     item.call.task,
-                    item.options.queue or self._default_queue,
+                    item.options.queue or self.worker.transport.queue,
                     max(now - item.call.sent_ms / 1000, 0.0),
                 )
                 for item in pendings[:MAX_AWAITED]

@@ -81,6 +81,8 @@ class Transport:
     """Hands out the tokens of limits; None: it has none."""
     schedules: Schedules | None = None
     """Keeps schedules, and says which worker keeps their times; None: it cannot do that."""
+    queue: str = "default"
+    """The work queue of calls of atasks that name none."""
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = validate_queue(namespace, "namespace")

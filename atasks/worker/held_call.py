@@ -129,7 +129,7 @@ class HeldCall(Struct, eq=False):
         queue = self.deliveries[-1].queue if self.deliveries else ""
         if not queue and self.atask is not None:
             queue = self.atask.task_options.queue or ""
-        return queue or getattr(self.worker.transport, "queue", "default")
+        return queue or self.worker.transport.queue
 
     @property
     def ran(self) -> float | None:

@@ -54,7 +54,7 @@ class Life:
         """Take calls from now on; `queues` None: those of the atasks that are registered."""
         worker, transport = self._worker, self._worker.transport
         if queues is not None:
-            worker.served.warn_of_unused(queues, getattr(transport, "queue", "default"))
+            worker.served.warn_of_unused(queues, transport.queue)
         self._guard = LoopGuard.enter(worker.loop)
         try:
             await transport.serve(worker, queues)
