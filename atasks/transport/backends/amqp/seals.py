@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
@@ -58,9 +58,9 @@ REQUEST_SECONDS: Final = 7 * 24 * 3600.0
 CONTROL_SECONDS: Final = 60.0
 """The most seconds by which a message between callers and workers may be old, or ahead of this clock."""
 REPORT_SECONDS: Final = 60.0
-OWNERS: Final = 10_000
-"""Calls of which it is remembered at least whose they are, and twice as many at most; those in hand are known
-anyway, and a worker remembers fewer replies."""
+OWNERS: Final = 2_000
+"""Calls of which it is remembered at least whose they are; those in hand are known anyway, and a worker
+remembers as many replies."""
 CANCELLED: Final = 10_000
 
 
@@ -132,10 +132,12 @@ class Seals:
         self._topology = topology
         self._place = lru_cache(maxsize=1024)(topology.place)
         self._replays = Replays()
-        self._owners: dict[str, str] = {}
-        """Id of a call -> whose key it came with: the latest ones."""
-        self._earlier_owners: dict[str, str] = {}
-        """Those before, which are forgotten together: to forget them one by one would cost each call."""
+        self._admitted: deque[tuple[list[str], str]] = deque()
+        """Ids of calls that came in one message, and whose they are: the latest messages."""
+        self._remembered = 0
+        """Ids in them."""
+        self._owners: dict[str, str] | None = None
+        """Id of a call -> whose it is, by `_admitted`; None: nobody has asked since the last message."""
         self._cancelled: OrderedDict[tuple[str, str], int] = OrderedDict()
         """Key and call that has not come yet -> when its await ended, by the clock of whoever cancelled it."""
         self._reported: Counter[str] = Counter()
@@ -260,7 +262,7 @@ class Seals:
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
         others, as (id, reason). Calls that were cancelled before they came are among neither."""
-        request.key = UNSEALED
+        request.answer(request.reply_to, UNSEALED)
         if not isinstance(message, Opened):
             for call in calls:
                 call.by = ""  # whatever it says
@@ -271,7 +273,7 @@ class Seals:
                 if call.by or call.attempt > 1 or call.sent_ms > message.issued_ms:
                     break
             else:  # nothing of them needs a look of its own
-                request.key = key.name
+                request.answer(request.reply_to, key.name)
                 self._belong(calls, key.name)
                 return calls, []
         names = {call.by for call in calls} - {""}
@@ -281,7 +283,7 @@ class Seals:
                 self.count("unknown key")
                 return [], []  # no caller could open a sealed answer
             owner = found
-        request.key = owner.name
+        request.answer(request.reply_to, owner.name)
         admitted: list[Call] = []
         refused: list[tuple[str | None, str]] = []
         old = abs(time.time() * 1000 - message.issued_ms)
@@ -305,13 +307,15 @@ class Seals:
         return admitted, refused
 
     def _belong(self, calls: list[Call], owner: str) -> None:
-        """Say in each call whose it is, and remember it."""
-        owners = self._owners
+        """Say in each call whose it is, and remember it. Few ask for that, so each call costs next to nothing."""
         for call in calls:
             call.by = owner
-            owners[call.id] = owner
-        if len(owners) > OWNERS:
-            self._earlier_owners, self._owners = owners, {}
+        admitted = self._admitted
+        admitted.append(([call.id for call in calls], owner))
+        self._remembered += len(calls)
+        self._owners = None
+        while self._remembered - len(admitted[0][0]) >= OWNERS:
+            self._remembered -= len(admitted.popleft()[0])
 
     @property
     def has_cancelled(self) -> bool:
@@ -334,7 +338,9 @@ class Seals:
         run = worker.find(call_id)
         if run is not None:
             return run.call.by
-        return self._owners.get(call_id) or self._earlier_owners.get(call_id)
+        if self._owners is None:
+            self._owners = {name: owner for ids, owner in self._admitted for name in ids}
+        return self._owners.get(call_id)
 
     # -- control messages
 

@@ -107,7 +107,7 @@ class ControlQueue:
         if run is not None:
             for delivery in run.deliveries:
                 if isinstance(delivery, CallDelivery):
-                    delivery.request.reply_to = reply_to
+                    delivery.request.answer(reply_to, delivery.request.key)
 
     def _is_for(self, call_id: str, reply_to: str) -> bool:
         """Return True if that is the address of the caller of a call that is in hand here, or has ended here

@@ -138,7 +138,7 @@ class Leases:
             acks.ack(message.delivery_tag or 0)
             return
         request = RequestMessage(older[-1].request.consumer, message, acks)
-        request.reply_to, request.key = older[-1].request.reply_to, older[-1].request.key
+        request.answer(older[-1].request.reply_to, older[-1].request.key)
         run.deliveries = [older[-1].renewed(request)]
         for each in older:
             each.drop()

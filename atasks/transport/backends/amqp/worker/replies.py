@@ -103,8 +103,7 @@ class Replies:
         """Send it with the other replies to that caller of this turn of the event loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self.flush)
-        caller = request.reply_to if request.key is None else (request.reply_to, request.key)
-        self._waiting.setdefault(caller, []).append((reply, request))
+        self._waiting.setdefault(request.caller, []).append((reply, request))
         self._addressees[reply.id] = request.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)

@@ -30,6 +30,7 @@ class RequestMessage:
         "_gone",
         "_tag",
         "acks",
+        "caller",
         "calls",
         "consumer",
         "key",
@@ -49,6 +50,8 @@ class RequestMessage:
         self.reply_to = "" if reply_to.startswith(CHANNEL_ADDRESS) else reply_to
         self.key: str | None = None
         """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
+        self.caller: str | tuple[str, str] = self.reply_to
+        """The address of its answers: the reply queue, with the key of the seals for it if there is one."""
         self.calls = 1
         """Calls that have not ended."""
         self.unsettled = 1
@@ -61,6 +64,12 @@ class RequestMessage:
         self.acks = lease or consumer.acks  # of its channel: on another one the tag means another message
         self._generation = consumer.generation if lease is None else -1
         consumer.unfinished += lease is None
+
+    def answer(self, reply_to: str, key: str | None) -> None:
+        """Have its calls answered there, under the seal of the key of that name."""
+        self.reply_to = reply_to
+        self.key = key
+        self.caller = reply_to if key is None else (reply_to, key)
 
     @property
     def copy(self) -> str:
