@@ -271,9 +271,9 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(s
 
 
 class TwoCopies:
-    """A call that resumes, made by one that resumes, of which the broker has two copies of the second attempt."""
+    """A call, made by one that resumes, of which the broker has two copies. `resume`: it resumes itself."""
 
-    def __init__(self, site: Site, peer: Peer) -> None:
+    def __init__(self, site: Site, peer: Peer, resume: bool = True) -> None:
         MsgpackCodec(site.namespace)
         self.site, self.peer = site, peer
         self.made: list[int] = []
@@ -286,7 +286,7 @@ class TwoCopies:
             self.made.append(n)
             return n
 
-        @site.atask(name="inner", queue="inner", resume=True)
+        @site.atask(name="inner", queue="inner", resume=resume)
         async def inner() -> int:
             self.inner_ids.append(current_call().id or "")
             first = await step(1)
@@ -310,12 +310,13 @@ class TwoCopies:
         self.busy, self.is_busy, self.rest = busy, asyncio.Event(), asyncio.Event()
         self.outer, self.inner_ended, self.end = outer, asyncio.Event(), asyncio.Event()
 
-    async def send_copy_to(self, worker: Worker) -> None:
+    async def send_copy_to(self, worker: Worker, attempt: int = 2) -> None:
         """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
         (call_id,) = set(self.inner_ids)
         (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
         queue = _journal(self.site, outer.id)
-        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0, 2, 3, 0, 1]
+        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
+        copy += [attempt, 3, 0, 1]
         for number in range(10):
             if not worker.holds(call_id):
                 properties = {"message_id": f"copy{number}", "reply_to": f"{queue}:steps"}
@@ -350,6 +351,32 @@ async def test_one_of_two_copies_of_a_call_runs_and_the_other_one_repeats_no_ste
         copies.end.set()
         assert await soon(running) == 3
         await soon(_gone(site, _journal(site, copies.inner_ids[0])))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_step_has_ended(
+    site: Site, peer: Peer, attempt: int
+) -> None:
+    """The copy was sent again, or is another attempt: the step had not ended when it came."""
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the step runs")
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy())
+        await soon(copies.is_busy.wait())
+        await copies.send_copy_to(second, attempt)
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await sleep(0.5)  # its reply is safe
+        copies.rest.set()
+        await soon(other)
+        await until(lambda: not second.held, "the copy is dropped")
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
 
 
 async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:

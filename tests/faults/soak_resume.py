@@ -3,8 +3,9 @@
 Random trees of calls, awaited or submitted, with branches in parallel, equal calls, exceptions that are caught,
 tries of steps and of whole branches, limits, local steps and pauses, under the faults of the other soak but for
 those that delete queues. Each tree says what its value would be without faults. No step may begin that had ended
-before, if its worker had noted that the broker has confirmed its reply. No journal may be left, but by workers
-that were killed between a reply and the end of its journal.
+before, if its worker had noted that the broker has confirmed its reply. The same holds for a submitted tree; one
+that is awaited is no step: its caller may let another attempt of it begin before the reply has come all the way.
+No journal may be left, but by workers that were killed between a reply and the end of its journal.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ AT_ONCE_SECONDS = 1.0
 """For so long a worker may be about to begin a step, which has looked whether that has ended."""
 KEEP = 60.0
 """Seconds for which the record of a submitted tree is kept."""
+SUBMITTED, AWAITED = "s", "a"
+"""Beginnings of the keys of trees."""
 LEFT_BY_ONE = 5
 """Journals that a worker may leave that is killed."""
 
@@ -46,12 +49,12 @@ class ResumeSoak(Soak):
         """One tree."""
         shape = random_shape(self.load_dice, 3)
         expected = value_of(shape)
-        key = f"g{uuid.uuid4().hex}"
+        key = uuid.uuid4().hex
         try:
             if self.load_dice.random() < 0.3:
-                value = await (await grow.options(keep=KEEP).submit(key, shape))
+                value = await (await grow.options(keep=KEEP).submit(f"{SUBMITTED}{key}", shape))
             else:
-                value = await grow(key, shape)
+                value = await grow(f"{AWAITED}{key}", shape)
         except atasks.WorkerLost:  # its last attempts died too
             self.trees["WorkerLost"] += 1
         else:
@@ -70,6 +73,8 @@ class ResumeSoak(Soak):
             steps.setdefault(run.key, []).append(run)
         noted = {name: at + AT_ONCE_SECONDS for name, at in self.history.safe().items()}
         for key, runs in steps.items():
+            if key.startswith(AWAITED) and "." not in key:
+                continue
             over = {
                 name: noted[name]
                 for name in ({key} if is_local(key) else {run.call_id for run in runs}) & noted.keys()

@@ -34,6 +34,8 @@ ROUND_SECONDS: Final = 1.0
 LONGEST_PAUSE: Final = 60.0
 """Seconds between two looks at the record of a call in hand, at most: for records that are kept for long."""
 UNKNOWN_PAUSE: Final = 1.0
+FRESH_SECONDS: Final = 0.1
+"""For so long a call of a journal is believed not to have ended."""
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
 
@@ -71,7 +73,7 @@ class KeptCalls:
         return True
 
     async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
-        consumer = delivery.request.consumer
+        consumer, looked = delivery.request.consumer, asyncio.get_running_loop().time()
         try:
             ended = await self._has_ended(call, delivery, again)
         except (AtasksError, *CLIENT_ERRORS) as error:  # if the connection was lost, the call is delivered again
@@ -91,6 +93,8 @@ class KeptCalls:
             delivery.give_back(call)
         elif not self._attempts.take(call, delivery, again):
             self._station.worker.deliver(call, delivery, alone=consumer.solo)
+            if (run := self._station.worker.find(call.id)) is not None:
+                self._doubt(run, looked)
         self._station.adapt_window()
 
     async def is_over(self, call_id: str) -> bool:
@@ -203,19 +207,27 @@ class KeptCalls:
         """The link is gone: what waits here for its turn, or for a token, is given to workers again, and may end
         elsewhere. Such calls of journals look for that before they begin."""
         for run in self._station.worker.runs:
-            of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
-            if isinstance(of, CallDelivery) and self._station.session.topology.journal(of.request.reply_to):
-                run.permit = partial(self._may_begin, run)
+            self._doubt(run)
 
-    async def _may_begin(self, run: HeldRun) -> bool:
+    def _doubt(self, run: HeldRun, looked: float = 0.0) -> None:
+        """Have a call of a journal looked for there right before it begins: while it waits here, for its turn or
+        for a token, another copy of it may end. `looked`: when that was done last (event loop time)."""
+        of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
+        if isinstance(of, CallDelivery) and self._station.session.topology.journal(of.request.reply_to):
+            run.permit = partial(self._may_begin, run, looked)
+
+    async def _may_begin(self, run: HeldRun, looked: float) -> bool:
         """Return False if this call of a journal has ended elsewhere. True where that cannot be known now."""
-        of = run.deliveries[-1]
-        if not isinstance(of, CallDelivery) or of.request.in_hand:
+        of, loop = run.deliveries[-1], asyncio.get_running_loop()
+        if not isinstance(of, CallDelivery):
             return True
-        ended = await self._is_known_to_have_ended(run.call, of)
-        if ended:
-            self._station.worker.moved(run.call.id)
-        return not ended
+        if loop.time() - looked > FRESH_SECONDS:
+            looked = loop.time()
+            if await self._is_known_to_have_ended(run.call, of):
+                self._station.worker.moved(run.call.id)
+                return False
+        self._doubt(run, looked)
+        return True
 
     # -- when they have ended
 
