@@ -1,7 +1,6 @@
 """Calls that resume, over a broker: their journals, and messages by hand that have to do with them."""
 
-# Private attributes: `AMQPTransport._records` and its `_watches`: nobody else knows which keys the reply queue
-# is bound by. `AMQPTransport._after_reply`: the moment between two confirms cannot be met from outside.
+# Private attributes: `AMQPTransport._after_reply`: the moment between two confirms cannot be met from outside.
 # `KeptCalls._has_ended` and `_is_known_to_have_ended`: nor can that of a look over which a link is lost.
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.journals import journal_name
 from tests.amqp.peer import Peer
+from tests.broker import Broker
 
 CALL, REPLY, VALUE = 1, 2, 0
 
@@ -239,10 +239,19 @@ async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site
         assert len(made) == 1
 
 
-async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(site: Site) -> None:
-    """Steps that ask while it is opened again share that, and its binding is made once."""
+async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(
+    controllable_broker: Broker, prefix: str
+) -> None:
+    """Steps that ask while it is opened again share that. In the end no lock and no binding is at the broker."""
+    site = Site(lambda namespace: AMQPTransport(controllable_broker.url, namespace, prefix=prefix))
     MsgpackCodec(site.namespace)
-    cut = asyncio.Event()
+    begun, cut = asyncio.Event(), asyncio.Event()
+
+    def left() -> list[str]:
+        """The locks and journals at the broker, and the keys of the bindings of journals."""
+        queues = [queue.name for queue in controllable_broker.queues()]
+        keys = [key for key in controllable_broker.keys(f"{prefix}.control") if key.endswith(":steps")]
+        return [name for name in queues if name.startswith((f"{prefix}.lock.", f"{prefix}.run."))] + keys
 
     @site.atask(name="step")
     async def step(n: int) -> int:
@@ -251,6 +260,7 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(s
     @site.atask(name="parent", resume=True)
     async def parent() -> list[int]:
         first = await step(0)
+        begun.set()
         await cut.wait()
         return [first, *await asyncio.gather(*(step(n) for n in range(1, 6)))]
 
@@ -258,8 +268,9 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(s
         transport = site.worker.transport
         assert isinstance(transport, AMQPTransport)
         running = asyncio.create_task(parent())
-        await until(lambda: transport._records._watches, "the journal is open")
-        await sleep(0.1)
+        await soon(begun.wait())
+        found = await asyncio.to_thread(left)
+        assert len(found) == 4, found  # a lock, a journal, and two bindings
         assert transport.session.link is not None
         transport.session.link.lose("cut")
         await until(
@@ -267,7 +278,10 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(s
         )
         cut.set()
         assert await soon(running) == [0, 1, 2, 3, 4, 5]
-        await until(lambda: not transport._records._watches, "nothing is followed any more")
+        while await asyncio.to_thread(left):
+            await sleep(0.2)
+    site.close()
+    await asyncio.to_thread(controllable_broker.clear, prefix)
 
 
 class TwoCopies:

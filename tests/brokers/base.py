@@ -86,6 +86,12 @@ class Broker:
         rows = json.loads(self.ctl("list_queues", "--silent", "--formatter", "json", "--vhost", vhost, *columns))
         return [Queue(*(row[column] for column in columns)) for row in rows]
 
+    def keys(self, exchange: str) -> list[str]:
+        """The routing keys by which queues are bound to an exchange."""
+        columns = ("source_name", "routing_key")
+        rows = json.loads(self.ctl("list_bindings", "--silent", "--formatter", "json", *columns))
+        return [row["routing_key"] for row in rows if row["source_name"] == exchange]
+
     def close_all_connections(self, reason: str = "closed by a test") -> None:
         """Have the broker close every client connection."""
         self.ctl("close_all_connections", reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from tests.broker import BrokerError
 from tests.brokers.cluster import Cluster, ClusterNode
 from tests.brokers.private_node import find_sbin
 from tests.faults.history import History, settled
+from tests.faults.resuming import fanned, row
 from tests.faults.tasks import echo, gated, work
-from tests.faults.workers import Fleet
+from tests.faults.workers import Fleet, WorkerProcess
 
 CALLS = 300
 ONCE = 100
@@ -70,10 +72,13 @@ async def workers(cluster: Cluster, fleet: Fleet, connected: None) -> None:
         await asyncio.to_thread(
             fleet.start, url=cluster.urls(first), concurrency=50, caller_patience=3.0, queue_type="quorum"
         )
-    # RabbitMQ 3.10 writes what it knows of a new quorum queue to disk within five seconds, and if a node is killed
-    # before that, its member of the queue never comes back. That is not what is tested here.
-    sync = "[dets:sync(Table) || Table <- dets:all()]."
-    await asyncio.to_thread(cluster.each, lambda node: node.ctl("eval", sync))
+    await asyncio.to_thread(_on_disk, cluster)
+
+
+def _on_disk(cluster: Cluster) -> None:
+    """Have RabbitMQ 3.10 write what it knows of new quorum queues to disk, as it does within five seconds: if a
+    node is killed before that, its member of the queue never comes back. That is not what is tested here."""
+    cluster.each(lambda node: node.ctl("eval", "[dets:sync(Table) || Table <- dets:all()]."))
 
 
 VICTIMS: dict[str, Callable[[Cluster, str], ClusterNode]] = {
@@ -164,3 +169,58 @@ async def test_a_queue_whose_node_is_down_keeps_no_worker_from_its_other_queues(
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+@pytest.fixture(params=["classic", "quorum"])
+async def parents(
+    request: pytest.FixtureRequest, cluster: Cluster, fleet: Fleet, connected: None
+) -> WorkerProcess:
+    """The worker of calls that resume, whose journals so live on node 2. Its work queue is on node 0, as is that
+    of another worker, which has the queue "other"."""
+
+    def start(first: int, queue: str) -> WorkerProcess:
+        return fleet.start_one(
+            url=cluster.urls(first), module="tests.faults.resuming", queues=[queue], queue_type=request.param
+        )
+
+    await asyncio.to_thread(start, 0, "other")
+    declares = await asyncio.to_thread(start, 0, "default")
+    assert await asyncio.to_thread(declares.stop) == 0
+    parents = await asyncio.to_thread(start, 2, "default")
+    if request.param == "quorum":
+        await asyncio.to_thread(_on_disk, cluster)
+    return parents
+
+
+async def test_a_call_has_the_replies_to_its_calls_although_the_node_of_its_journal_is_dead(
+    cluster: Cluster, parents: WorkerProcess, history: History, tmp_path: Path
+) -> None:
+    key, gate = uuid.uuid4().hex, tmp_path / "gate"
+    task = asyncio.create_task(fanned(key, "other", [str(gate)] * 2))
+    await until(lambda: history.runs(f"{key}-0") and history.runs(f"{key}-1"), "its calls run")
+    dead = cluster.nodes[2]
+    await asyncio.to_thread(dead.kill)
+    await until(lambda: "is restored" in parents.output, "its worker is at another node")
+    await asyncio.sleep(11)  # those who run its calls have looked whether the journal is there
+    gate.touch()
+    await settled(task, "a call whose calls ran when the node of its journal died", 60)
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+    await asyncio.to_thread(dead.start)
+
+
+async def test_a_call_waits_for_the_node_of_its_journal_before_its_next_step_and_repeats_none(
+    cluster: Cluster, parents: WorkerProcess, history: History, tmp_path: Path
+) -> None:
+    key, gates = uuid.uuid4().hex, [tmp_path / name for name in "ab"]
+    task = asyncio.create_task(row(key, [str(gate) for gate in gates]))
+    await until(lambda: history.runs(f"{key}-0"), "its first step")
+    await asyncio.sleep(1)  # it has ended, and the number is drawn
+    dead = cluster.nodes[2]
+    await asyncio.to_thread(dead.kill)
+    for gate in gates:
+        gate.touch()
+    await until(lambda: "waits for the node that has its journal" in parents.output, "the worker says so", 60)
+    assert not task.done()
+    await asyncio.to_thread(dead.start)
+    await settled(task, "a call whose journal was away", 60)
+    assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]

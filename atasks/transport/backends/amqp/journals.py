@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -25,7 +25,8 @@ from atasks import wire
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.pauses import pauses
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
@@ -46,6 +47,8 @@ MAX_LATE_BYTES: Final = 16 * 2**20
 HERE_SECONDS: Final = 5.0
 """For so long after a reconnect a call is waited for that was in hand before."""
 HERE_PAUSE: Final = 0.05
+DOWN_PAUSES: Final = (0.5, 10.0)
+"""Seconds between two tries to use a journal whose node of the cluster is down: the first time, and at most."""
 LONGEST_PAUSE: Final = 3600.0
 """Seconds between two uses of a journal whose call is in hand, at most."""
 
@@ -92,7 +95,7 @@ class AMQPJournals(Journals):
         self._has = has
         self._moved = moved
         self._is_over = is_over
-        self._locks = Locks()
+        self._locks = Locks(self._release)
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
@@ -108,19 +111,12 @@ class AMQPJournals(Journals):
     # -- the contract
 
     async def open(self, name: str, owner: str) -> Entries:
-        topology, records = self._session.topology, self._records
-        steps, is_new = topology.kept_steps(name), name not in self._open
-        declaring = asyncio.ensure_future(self._session.links.do(partial(self._declare, name, owner)))
-        declaring.add_done_callback(lambda task: task.cancelled() or task.exception())  # `follow` may raise first
+        is_new = name not in self._open
         try:
-            if is_new:
-                await records.follow(steps)
-            ready, readers = await declaring
+            ready, readers = await self._session.links.do(partial(self._declare, name, owner))
         except BaseException:
-            declaring.cancel()
             if is_new:
-                self._errands.start(records.unfollow(steps))
-                self._locks.give(topology.lock(name))
+                self._locks.give(name)
             raise
         logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
@@ -129,19 +125,39 @@ class AMQPJournals(Journals):
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         if readers and not ready:  # they may have all of it, or wait for something to come
             self._note(name)
-        return await records.entries(name) if ready or readers else Entries()
+        return await self._records.entries(name) if ready or readers else Entries()
 
     async def _declare(self, name: str, owner: str, link: Link) -> tuple[int, int]:
-        """Declare the journal when no other run works at it. Returns (messages ready, readers). Raises
-        Elsewhere."""
+        """Do as `_declare_now`, as soon as the node of the cluster is there that has the journal."""
+        waits: Iterator[float] | None = None
+        while True:
+            try:
+                return await self._declare_now(name, owner, link)
+            except CLIENT_ERRORS as error:
+                if link.lost.done() or not is_down(error):
+                    raise
+                if waits is None:
+                    waits = pauses(*DOWN_PAUSES)
+                    logger.warning("call %s waits for the node that has its journal: %s", owner, error)
+            await asyncio.sleep(next(waits))
+
+    async def _declare_now(self, name: str, owner: str, link: Link) -> tuple[int, int]:
+        """Declare the journal when no other run works at it, and have the replies that go there come here too.
+        Returns (messages ready, readers). Raises Elsewhere, and one of `CLIENT_ERRORS`."""
         topology = self._session.topology
-        queue, steps = topology.kept(name), topology.kept_steps(name)
+        queue, lock = topology.kept(name), topology.lock(name)
         await self._look_for(owner)
-        arguments = topology.kept_arguments(int(self._records.expires * 1000))
-        declare = partial(link.declare_queue, queue, arguments, topology.control, [steps])
-        found = await self._locks.take_with(topology.lock(name), link, declare)
+        declare = partial(
+            link.declare_queue,
+            queue,
+            topology.kept_arguments(int(self._records.expires * 1000)),
+            topology.control,
+            [topology.kept_steps(name)],
+            also=self._session.reply_queue,
+        )
+        found = await self._locks.try_to_take(name, link, partial(declare, lock=lock))
         if not found:
-            await self._locks.take(topology.lock(name), link)
+            await self._locks.take(name, link, partial(link.lock, lock))
             await self._look_for(owner)
             if await link.queue_state(queue) is None:  # the other run has dropped it
                 raise Elsewhere(owner)
@@ -177,10 +193,31 @@ class AMQPJournals(Journals):
     async def add(self, name: str, reply: Reply) -> None:
         try:
             await self._records.add(name, reply, quiet=True)
-        except UnknownRun:  # its queue is gone, with a node of a cluster say: what was in it is done again
-            logger.warning("the journal of call %s is gone: the call begins anew", self._open.get(name, name))
-            await self.open(name, self._open.get(name, ""))
+        except UnknownRun:
+            await self._find_again(name)
             await self._records.add(name, reply, quiet=True)
+
+    async def _find_again(self, name: str) -> None:
+        """Have a journal again whose queue is not there: it is gone, or its node of a cluster is down."""
+        owner = self._open.get(name, "")
+        logger.warning("the journal of call %s is not there: what is lost of it, its next run does again", owner)
+        await self.open(name, owner)
+
+    def missed(self, pendings: Sequence[Pending]) -> None:
+        """No worker has these calls any more. If their journal is gone, that is why: each worker takes the call
+        that made them for one that has ended."""
+        for address in {pending.address for pending in pendings if pending.address}:
+            name = self._session.topology.journal(address)
+            if name in self._open:
+                self._errands.start(self._look_after(name))
+
+    async def _look_after(self, name: str) -> None:
+        """Declare a journal again if it is gone."""
+        with suppress(AtasksError, Elsewhere, *CLIENT_ERRORS):
+            try:
+                await self._records.touch(name)
+            except UnknownRun:
+                await self._find_again(name)
 
     async def request(
         self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
@@ -210,8 +247,7 @@ class AMQPJournals(Journals):
     def leave(self, name: str) -> None:
         logger.debug("journal %s is left to the next run", name)
         if self._open.pop(name, None) is not None:
-            self._errands.start(self._records.unfollow(self._session.topology.kept_steps(name)))
-            self._locks.give(self._session.topology.lock(name))
+            self._locks.give(name)
         self._forget_late()
 
     def drop(self, name: str) -> None:
@@ -250,12 +286,12 @@ class AMQPJournals(Journals):
 
     async def _catch_up(self, name: str, owner: str) -> None:
         """End the awaits of calls whose replies are in the journal, and ask for the others; or end the run, if
-        another worker has its call."""
-        entries = Entries()
+        another worker has its call. What calls answer comes here meanwhile, even if the journal is away."""
+        entries, session = Entries(), self._session
+        key = session.topology.kept_steps(name)
         try:
-            await self._session.links.link()
-            await self._look_for(owner)
-            entries = await self._records.entries(name)
+            await session.links.do(lambda link: link.bind(session.reply_queue, session.topology.control, key))
+            entries = await self.open(name, owner)
         except Elsewhere:
             self._moved(owner)
             return
@@ -306,10 +342,18 @@ class AMQPJournals(Journals):
             await link.delete_queue(topology.kept(name))
             logger.debug("journal %s is dropped", name)
             if self._unwanted.pop(name, False):
-                self._locks.give(topology.lock(name))
-                await self._records.unfollow(topology.kept_steps(name))
+                self._locks.give(name)
         except CLIENT_ERRORS as error:
             logger.debug("journal %s cannot be dropped over this link: %s", name, error)
+
+    async def _release(self, name: str, link: Link) -> None:
+        """Want the replies of a journal here no more, and give back its lock, which was taken over this link."""
+        session = self._session
+        key = session.topology.kept_steps(name)
+        with suppress(AtasksError, *CLIENT_ERRORS):
+            await session.links.do(lambda now: now.unbind(session.reply_queue, session.topology.control, key))
+        with suppress(*CLIENT_ERRORS):
+            await link.delete_queue(session.topology.lock(name))
 
     async def _keep(self) -> None:
         """Use the journals of calls in hand, lest they expire."""

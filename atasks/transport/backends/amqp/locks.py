@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Final, TypeVar
 from weakref import WeakValueDictionary
 
@@ -12,7 +11,6 @@ from aiormq.exceptions import ChannelLockedResource
 
 from atasks.errands import Errands
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link, shielded
 
 __all__ = ["Locks"]
@@ -21,6 +19,8 @@ T = TypeVar("T")
 
 PAUSES: Final = (0.05, 1.0)
 """Seconds between two tries to take a lock that another connection has: the first pause, and the longest."""
+AT_ONCE: Final = 32
+"""Locks that the broker is asked for at a time: each of the others waits without a task of its own."""
 
 
 class Locks:
@@ -30,32 +30,36 @@ class Locks:
     a call can take its lock, unless a worker that lives runs another copy of the call.
     """
 
-    def __init__(self) -> None:
-        self._wanted: set[str] = set()
+    def __init__(self, release: Callable[[str, Link], Awaitable[None]]) -> None:
+        """`release(name, link)` gives back what was taken over the link. It raises nothing."""
+        self._release = release
         self._held: dict[str, Link] = {}
         """Name -> the link over which it was taken."""
+        self._unwanted: set[str] = set()
+        """Names of those that are about to be given back."""
+        self._room = asyncio.Semaphore(AT_ONCE)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Name -> held by what is asked of the broker for this lock: one thing after the other."""
         self._errands = Errands("atasks lock")
 
-    async def take(self, name: str, link: Link) -> None:
-        """Return when this lock is held over the link. Raises one of `CLIENT_ERRORS`. If the await is cancelled,
-        or raises, `give` it."""
+    async def take(self, name: str, link: Link, declare: Callable[[], Awaitable[bool]]) -> None:
+        """Return when this lock is held over the link, as `try_to_take`."""
         for pause in pauses(*PAUSES):
-            if await self.take_with(name, link, link.lock):
+            if await self.try_to_take(name, link, declare):
                 break
             await asyncio.sleep(pause)
 
-    async def take_with(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
-        """Take this lock over the link, and declare what it guards in one round trip, by `declare(lock=name)`.
+    async def try_to_take(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
+        """Take this lock over the link by `declare()`, which may declare what it guards in the same round trip.
         Returns what that returns, which is true; else another connection has the lock, and nothing is declared.
         Raises what that raises. If the await is cancelled, or raises, `give` it."""
-        self._wanted.add(name)
-        return await shielded(self._errands.start(self._try(name, link, declare)))
+        self._unwanted.discard(name)
+        async with self._room:
+            return await shielded(self._errands.start(self._try(name, link, declare)))
 
     def give(self, name: str) -> None:
         """Give a lock back, without waiting, unless it is taken again meanwhile."""
-        self._wanted.discard(name)
+        self._unwanted.add(name)
         self._errands.start(self._give(name))
 
     async def given(self) -> None:
@@ -66,13 +70,13 @@ class Locks:
         """Do nothing any more."""
         await self._errands.cancel()
 
-    async def _try(self, name: str, link: Link, declare: Callable[..., Awaitable[T]]) -> T | None:
+    async def _try(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
         async with self._turns.setdefault(name, asyncio.Lock()):
-            if name not in self._wanted:
+            if name in self._unwanted:
                 return None
             self._held[name] = link  # the broker may have given it even if `declare` raises
             try:
-                found = await declare(lock=name)
+                found = await declare()
             except ChannelLockedResource:
                 found = None
             if not found:
@@ -81,6 +85,7 @@ class Locks:
 
     async def _give(self, name: str) -> None:
         async with self._turns.setdefault(name, asyncio.Lock()):
-            if name not in self._wanted and (link := self._held.pop(name, None)) is not None:
-                with suppress(*CLIENT_ERRORS):
-                    await link.delete_queue(name)
+            if name in self._unwanted:
+                self._unwanted.discard(name)
+                if (link := self._held.pop(name, None)) is not None:
+                    await self._release(name, link)

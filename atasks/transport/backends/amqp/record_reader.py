@@ -15,7 +15,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from atasks.errors import CallConnectionLost
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
 from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.records.contract import unknown_run
 
@@ -95,7 +95,11 @@ class RecordReader:
                     raise ConnectionError("the channel was closed over a read")
                 if not messages and not is_ours:
                     return None
-        except ChannelNotFoundEntity:
+        except ChannelNotFoundEntity as error:
+            if is_down(error):
+                raise CallConnectionLost(
+                    f"run {call_id!r} cannot be read: the node of the cluster that has it is down"
+                ) from error
             raise unknown_run(call_id) from None
         finally:
             with suppress(*CLIENT_ERRORS):

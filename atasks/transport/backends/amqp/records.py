@@ -46,9 +46,6 @@ __all__ = ["AMQPRecords"]
 
 logger = logging.getLogger("atasks.amqp")
 
-_NOBODY: Final = (asyncio.Event(),)
-"""Stands for those who are told by the replies themselves."""
-
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
 """For so long a record stays at least: its queue must not expire between its declaration and its first use."""
@@ -327,17 +324,6 @@ class AMQPRecords(Records):
         finally:
             for key in keys:
                 await self._without(key, event)
-
-    async def follow(self, key: str) -> None:
-        """Have what is published by this key come to the reply queue, over this link and later ones."""
-        events = self._watches.get(key)
-        self._watches[key] = _NOBODY if events is None else events + _NOBODY
-        if events is None:
-            await self._links.do(lambda link: self._bind(link, key))
-
-    async def unfollow(self, key: str) -> None:
-        """Want that no more."""
-        await self._without(key, *_NOBODY)
 
     async def _without(self, key: str, event: asyncio.Event) -> None:
         """One less is to be told of what is published by this key."""

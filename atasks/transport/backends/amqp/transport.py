@@ -131,7 +131,7 @@ class AMQPTransport(CallTransport):
         self._pending, self._asked = session.pendings, session.asked
         self._schedules = AMQPSchedules(session, self.consumer_timeout)
         self.schedules = self._schedules
-        self.calling = Calling(session, self._heard)
+        self.calling = Calling(session, self._heard, self._journals.missed)
         self._steering = Steering(session, self.calling.control, self._stored)
         self.checks = BrokerChecks(session)
         """Looks for what is wrong at the broker."""

@@ -14,6 +14,7 @@ from aiormq.exceptions import (
     AuthenticationError,
     ChannelAccessRefused,
     ChannelInvalidStateError,
+    ChannelNotFoundEntity,
     ChannelPreconditionFailed,
     ConnectionNotAllowed,
     ProbableAuthenticationError,
@@ -23,7 +24,7 @@ from yarl import URL
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
 from atasks.transport.backends.amqp import tls
 
-__all__ = ["CLIENT_ERRORS", "map_error", "server_name"]
+__all__ = ["CLIENT_ERRORS", "NoAnswer", "is_down", "map_error", "server_name"]
 
 CLIENT_ERRORS: Final = (
     AMQPError,
@@ -35,6 +36,18 @@ CLIENT_ERRORS: Final = (
 )
 """Errors that the client library raises when a connection or a channel fails. A `CancelledError` while nobody
 cancelled the running task belongs to them: see `guard` in link.py."""
+
+
+class NoAnswer(ConnectionError):
+    """The broker has left a question without an answer for long."""
+
+
+def is_down(error: BaseException) -> bool:
+    """Return True if the node of the cluster that has a queue is down, by what became of a question about that
+    queue: RabbitMQ 3 says so, and RabbitMQ 4 does not answer."""
+    says = isinstance(error, ChannelNotFoundEntity) and "is down or inaccessible" in str(error)
+    return says or isinstance(error, NoAnswer)
+
 
 _NOBODY_LISTENS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
 

@@ -30,7 +30,7 @@ from yarl import URL
 from atasks import forks
 from atasks.errors import TransportError
 from atasks.outlast import is_cancelled, shield
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error, server_name
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoAnswer, is_down, map_error, server_name
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.frames import SOCKETS
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
@@ -246,6 +246,15 @@ class Link:
             return (0, 1)
         return (found.message_count or 0, found.consumer_count or 0)
 
+    async def is_gone(self, name: str) -> bool:
+        """Return True if there is no such queue; False too where its node of the cluster is down."""
+        try:
+            async with self._spare() as channel:
+                await guard(shielded(channel.queue_declare(queue=name, passive=True)))
+        except (ChannelNotFoundEntity, NoAnswer) as error:
+            return not is_down(error)
+        return False
+
     async def require_write(self) -> None:
         """Raise ChannelAccessRefused if this user may not write to the default exchange."""
         channel = await self.open_channel()
@@ -255,15 +264,29 @@ class Link:
         await guard(channel.close())
 
     async def declare_queue(
-        self, name: str, arguments: FieldTable, exchange: str = "", keys: Sequence[str] = (), *, lock: str = ""
+        self,
+        name: str,
+        arguments: FieldTable,
+        exchange: str = "",
+        keys: Sequence[str] = (),
+        *,
+        lock: str = "",
+        also: str = "",
     ) -> tuple[int, int]:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it, in one
         round trip. Returns (messages ready, consumers): messages that a consumer has are not ready.
 
+        `also`: a queue that is bound by the same keys. Loses the link if that is not there: a new one declares it.
+
         `lock`: the queue of a lock that is taken first. Raises ChannelLockedResource if another link has it; then
         nothing else has been done."""
-        async with self._spare() as channel:
-            found = await guard(shielded(_declared(channel, name, arguments, exchange, keys, lock)))
+        try:
+            async with self._spare() as channel:
+                found = await guard(shielded(_declared(channel, name, arguments, exchange, keys, lock, also)))
+        except ChannelNotFoundEntity as error:
+            if also and name not in str(error):
+                self.lose(f"{type(error).__name__}: {error}")
+            raise
         return (found.message_count or 0, found.consumer_count or 0)
 
     async def lock(self, lock: str) -> bool:
@@ -390,7 +413,7 @@ async def _connect(attempt: AioPikaConnection) -> None:
 
 
 async def _declared(
-    channel: Channel, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str
+    channel: Channel, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str, also: str
 ) -> Queue.DeclareOk:
     """Declare and bind. The broker takes what comes over a channel in its order, and answers the last of it; where
     it refuses something, it closes the channel, and does nothing that comes behind."""
@@ -400,7 +423,8 @@ async def _declared(
         return await channel.queue_declare(name, durable=True, arguments=arguments)
     await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
     for key in keys:
-        await channel.queue_bind(name, exchange, key, nowait=True)
+        for queue in (name, also) if also else (name,):
+            await channel.queue_bind(queue, exchange, key, nowait=True)
     return await channel.queue_declare(name, passive=True)
 
 
@@ -438,7 +462,7 @@ async def guard(operation: Awaitable[T]) -> T:
         async with asyncio.timeout(ANSWER_SECONDS):
             return await _named(operation)
     except TimeoutError as error:
-        raise ConnectionError(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
+        raise NoAnswer(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
 
 
 async def _named(operation: Awaitable[T]) -> T:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pamqp.common import FieldTable
@@ -45,15 +45,20 @@ REPLIES_WAIT: Final = 0.02
 class Calling:
     """Sends the calls of one transport, and listens to its reply queue."""
 
-    def __init__(self, session: Session, heard: Callable[[Reply, bool], None]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        heard: Callable[[Reply, bool], None],
+        missed: Callable[[Sequence[Pending]], None],
+    ) -> None:
         """`heard(reply, by_worker)` is called with replies that no await is for. `by_worker`: a worker has sealed
-        it, where messages are sealed."""
+        it, where messages are sealed. `missed(pendings)` is called with calls that no worker has any more."""
         self.session = session
         self._heard = heard
         self._run_times = RunTimes()
         self.control = ControlMessages(session)
         self.requests = Requests(session, self._run_times, self)
-        self.overdue = OverdueCalls(session, self.requests, self.control)
+        self.overdue = OverdueCalls(session, self.requests, self.control, missed)
         self.presence = WorkerPresence(session, self.requests, self.overdue)
         self._full_queues = FullQueues(session)
         self._grants = Grants(session, self.control)

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -63,8 +63,16 @@ class OverdueCalls:
     quick_pause = 1.0
     """Seconds between rounds after there was a reason to ask."""
 
-    def __init__(self, session: Session, requests: Requests, control: ControlMessages) -> None:
+    def __init__(
+        self,
+        session: Session,
+        requests: Requests,
+        control: ControlMessages,
+        missed: Callable[[Sequence[Pending]], None],
+    ) -> None:
+        """`missed(pendings)` is called with lost calls when they are sent again."""
         self._session = session
+        self._missed = missed
         self._requests = requests
         self._reason = asyncio.Event()
         self._questions: dict[str, _Question] = {}
@@ -137,6 +145,7 @@ class OverdueCalls:
             if lost and empty:
                 self._losing[queue] = now
                 self._requests.resend(lost, f"queue {queue!r} lost the call")
+                self._missed(lost)
             asked = [pending for pending in overdue if pending.confirmed]
             for key in {pending.key for pending in asked}:
                 self._ask(queue, [pending for pending in asked if pending.key == key], key)

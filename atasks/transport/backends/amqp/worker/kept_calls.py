@@ -188,7 +188,7 @@ class KeptCalls:
             return UNKNOWN_PAUSE
         of = run.deliveries[-1]
         if isinstance(of, CallDelivery) and (journal := topology.journal(of.request.reply_to)) is not None:
-            if await link.queue_state(topology.kept(journal)) is None:
+            if await link.is_gone(topology.kept(journal)):
                 self._station.worker.cancel(call.id)  # the call that made it has ended, or was given up
             return JOURNAL_PAUSE
         if base_of(call.id) is not None:

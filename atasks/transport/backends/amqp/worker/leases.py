@@ -88,14 +88,13 @@ class Leases:
         if delivery.renewing:
             return
         delivery.renewing = True
-        old = request.properties
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=(request.copy if run.call.attempt > 1 else "") or f"lease:{run.call.id}",
             reply_to=request.reply_to,
             delivery_mode=request.delivery_mode,
-            priority=old.priority,
-            correlation_id=old.correlation_id,
+            priority=request.priority,
+            correlation_id=request.correlation_id or None,
         )
         work = self._station.session.topology.work(queue)
         self._station.put(_Lease(wire.encode([run.call]), lease, properties, request, work))

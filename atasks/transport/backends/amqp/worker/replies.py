@@ -163,14 +163,14 @@ class Replies:
     def republish(self, call: Call, request: RequestMessage, queue: str, charged: bool, over: str) -> None:
         """Put a call back into a work queue; what it came by is acknowledged when that is confirmed. Uncharged, it
         is the same copy of a later attempt as before; `over` names the beginning that has ended with this."""
-        old, number = request.properties, self.station.number()
+        number = self.station.number()
         properties = Basic.Properties(
             content_type=CONTENT_TYPE,
             message_id=number if charged or call.attempt == 1 else request.copy or number,
             reply_to=request.reply_to,
             delivery_mode=request.delivery_mode,
-            priority=old.priority,
-            expiration=old.expiration,
+            priority=request.priority,
+            expiration=request.expiration,
             correlation_id=over or None,
         )
         self.copies.add(str(properties.message_id), request)

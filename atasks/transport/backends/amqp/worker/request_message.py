@@ -33,8 +33,12 @@ class RequestMessage:
         "caller",
         "calls",
         "consumer",
+        "correlation_id",
+        "delivery_mode",
+        "expiration",
         "key",
-        "properties",
+        "message_id",
+        "priority",
         "received",
         "reply_to",
         "shared",
@@ -45,8 +49,14 @@ class RequestMessage:
         """`lease`: the acknowledgements of its channel, if it comes from a lease queue and takes no place in the
         window of the consumer."""
         self.consumer = consumer
-        self.properties = message.header.properties
-        reply_to = self.properties.reply_to or ""
+        properties = message.header.properties  # which takes as much as the call itself: it is not kept
+        self.message_id = properties.message_id or ""
+        self.correlation_id = properties.correlation_id or ""
+        self.priority = properties.priority
+        self.expiration = properties.expiration
+        self.delivery_mode = 2 if properties.delivery_mode == 2 else 1
+        """2: what is sent on its account survives the broker; 1: it need not."""
+        reply_to = properties.reply_to or ""
         self.reply_to = "" if reply_to.startswith(CHANNEL_ADDRESS) else reply_to
         self.key: str | None = None
         """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
@@ -71,6 +81,13 @@ class RequestMessage:
         self.key = key
         self.caller = reply_to if key is None else (reply_to, key)
 
+    def carries(self, calls: list[Call], others: int) -> None:
+        """These calls came in it, and so many others that are refused."""
+        self.calls = self.unsettled = number = len(calls) + others
+        self.shared = number > 1
+        if calls and self.message_id == calls[0].id:
+            self.message_id = calls[0].id  # of equal texts one is kept, however many calls wait
+
     @property
     def copy(self) -> str:
         """The id that tells this copy of a later attempt from others, wherever it is given back to.
@@ -78,24 +95,19 @@ class RequestMessage:
         Empty: there is none, because whoever sent the copy gave it no name that can be used, or put it into one
         message with others.
         """
-        name = self.properties.message_id or ""
+        name = self.message_id
         return name if len(name) <= MAX_COPY and wire.plain(name) and not self.shared else ""
 
     def is_copy_of(self, call: Call) -> bool:
         """Return True if a worker has put this call back: whoever sends a call first names its message after
         it."""
-        return call.attempt > 1 or not (self.shared or (self.properties.message_id or "").startswith(call.id))
+        return call.attempt > 1 or not (self.shared or self.message_id.startswith(call.id))
 
     @property
     def over(self) -> str:
         """The beginning of this copy that is over, because the worker that began it gave it back; empty: none."""
-        name = self.properties.correlation_id or ""
+        name = self.correlation_id
         return name if len(name) <= MAX_COPY and wire.plain(name) else ""
-
-    @property
-    def delivery_mode(self) -> int:
-        """2: what is sent on its account survives the broker; 1: it need not."""
-        return 2 if self.properties.delivery_mode == 2 else 1
 
     @property
     def voice(self) -> str | None:

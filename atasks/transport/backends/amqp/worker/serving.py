@@ -401,8 +401,7 @@ class Serving:
             self._bury(request, message)
             return
         answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
-        request.calls = request.unsettled = len(calls) + len(answerable)
-        request.shared = request.calls > 1
+        request.carries(calls, len(answerable))
         for call_id, reason in answerable:
             CallDelivery(self.replies, request).reply(
                 wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id)

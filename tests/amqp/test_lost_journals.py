@@ -1,0 +1,162 @@
+"""Calls that resume, and whose journals are gone: they have expired, or were lost with their node."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+import pytest
+
+from atasks import current_call
+from atasks.testing import Site, soon, until
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.worker import kept_calls
+from atasks.transport.journals import journal_name
+from tests.amqp.conftest import NewTransport
+
+KEEP: float = 1.5
+"""Seconds for which journals are kept here."""
+
+
+class Calls:
+    """A call that resumes, and makes two steps on another queue: behind each it waits until it may go on."""
+
+    def __init__(self, new_transport: NewTransport) -> None:
+        self.site = site = Site(partial(new_transport, keep_runs=KEEP))
+        self.steps: list[int] = []
+        self.parents: list[str] = []
+        self.gate, self.go_on, self.end = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self.gate.set()
+        self.end.set()
+
+        @site.atask(queue="steps")
+        async def step(n: int) -> int:
+            self.steps.append(n)
+            await self.gate.wait()
+            return n
+
+        @site.atask(resume=True)
+        async def parent() -> list[int]:
+            self.parents.append(current_call().id or "")
+            first = await step(1)
+            await self.go_on.wait()
+            second = await step(2)
+            await self.end.wait()
+            return [first, second]
+
+        self.parent = parent
+
+    @property
+    def queue(self) -> str:
+        """The queue of the journal."""
+        return self.transport.session.topology.kept(journal_name(self.parents[0], True))
+
+    @property
+    def transport(self) -> AMQPTransport:
+        assert isinstance(self.site.caller, AMQPTransport)
+        return self.site.caller
+
+    async def messages(self) -> int | None:
+        """The messages in the journal; None: it is not there."""
+        assert self.transport.session.link is not None
+        state = await self.transport.session.link.queue_state(self.queue)
+        return None if state is None else state[0]
+
+
+async def test_a_journal_does_not_expire_while_a_worker_has_its_call(new_transport: NewTransport) -> None:
+    calls = Calls(new_transport)
+    site = calls.site
+    async with site.open(serve=False):
+        await site.serve(queues=["steps"])
+        first = await site.serve(queues=["default"])
+        running = asyncio.create_task(calls.parent())
+        await until(lambda: calls.steps, "the first step")
+        await asyncio.sleep(2 * KEEP)
+        await site.serve(queues=["default"])
+        await first.drain(0)
+        calls.go_on.set()
+        assert await soon(running) == [1, 2]
+        assert len(calls.parents) == 2
+        assert calls.steps == [1, 2], "the second run has found the first step"
+    site.close()
+
+
+async def test_a_call_whose_journal_expired_while_it_waited_begins_anew(new_transport: NewTransport) -> None:
+    calls = Calls(new_transport)
+    site = calls.site
+    async with site.open(serve=False):
+        steps = await site.serve(queues=["steps"])
+        first = await site.serve(queues=["default"])
+        running = asyncio.create_task(calls.parent())
+        await until(lambda: calls.steps, "the first step")
+        await asyncio.sleep(0.3)
+        assert await calls.messages() == 2
+        await first.drain(0)
+        await asyncio.sleep(KEEP)  # a look at it would be a use
+        while await calls.messages() is not None:
+            await asyncio.sleep(2 * KEEP)
+        await steps.drain(0)  # which remembers that call
+        await site.serve(queues=["steps"])
+        calls.go_on.set()
+        await site.serve(queues=["default"])
+        assert await soon(running) == [1, 2]
+        assert calls.steps == [1, 1, 2]
+    site.close()
+
+
+async def test_a_journal_that_is_lost_while_its_call_waits_for_a_step_costs_that_step_and_no_more(
+    new_transport: NewTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker of the step takes the call that made it for one that has ended, and ends the step. It was sent
+    again and again, and never begun."""
+    monkeypatch.setattr(kept_calls, "JOURNAL_PAUSE", 0.2)
+    calls = Calls(new_transport)
+    calls.gate.clear()
+    site = calls.site
+    async with site.open(serve=False):
+        steps = await site.serve(queues=["steps"])
+        await site.serve(queues=["default"])
+        running = asyncio.create_task(calls.parent())
+        await until(lambda: calls.steps, "the first step runs")
+        assert calls.transport.session.link is not None
+        await calls.transport.session.link.delete_queue(calls.queue)
+        await until(lambda: not steps.held, "the step is ended")
+        calls.gate.set()
+        calls.go_on.set()
+        assert await soon(running) == [1, 2]
+        assert calls.steps == [1, 1, 2]
+        assert len(calls.parents) == 1
+        while await calls.messages() is not None:
+            await asyncio.sleep(0.05)
+    site.close()
+
+
+async def test_a_journal_that_is_lost_between_two_steps_is_declared_again(new_transport: NewTransport) -> None:
+    """The next run finds all that is done from then on."""
+    calls = Calls(new_transport)
+    site = calls.site
+    async with site.open(serve=False):
+        steps = await site.serve(queues=["steps"])
+        first = await site.serve(queues=["default"])
+        running = asyncio.create_task(calls.parent())
+        await until(lambda: calls.steps, "the first step")
+        await asyncio.sleep(0.3)
+        transport = first.transport
+        assert isinstance(transport, AMQPTransport)
+        assert transport.session.link is not None
+        await transport.session.link.delete_queue(calls.queue)
+        transport.session.link.lose("its node is gone")
+        while await calls.messages() != 0:
+            await asyncio.sleep(0.05)
+        calls.end.clear()
+        calls.go_on.set()
+        await until(lambda: calls.steps == [1, 2] and not steps.held, "the second step has ended")
+        await asyncio.sleep(0.3)  # its reply is safe
+        await steps.drain(0)  # which remembers both calls
+        await site.serve(queues=["steps"])
+        await site.serve(queues=["default"])
+        await first.drain(0)
+        calls.end.set()
+        assert await soon(running) == [1, 2]
+        assert calls.steps == [1, 2, 1]
+    site.close()
