@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,3 +149,28 @@ async def test_an_expired_certificate_and_no_verification(
 async def test_options_that_are_wrong(url: str, message: str) -> None:
     with pytest.raises(InvalidURL, match=message):
         await connect(url)
+
+
+async def test_certificates_that_are_none(authority: Authority, tmp_path: Path) -> None:
+    """The error is that of the URL, before anything is connected; a key with a password would be asked for at the
+    terminal, while everything waits."""
+    file, key = authority.sign("client3", host="client")
+    _, other = authority.sign("client4", host="client")
+    junk, locked = tmp_path / "junk.pem", tmp_path / "locked.key"
+    junk.write_text("-----BEGIN CERTIFICATE-----\n???\n-----END CERTIFICATE-----\n")
+    openssl = ["openssl", "pkey", "-aes128", "-passout", "pass:x", "-in", str(key), "-out", str(locked)]
+    await asyncio.to_thread(subprocess.run, openssl, check=True, capture_output=True)
+    for options, message in (
+        (f"cafile={junk}", "cafile in the URL has no certificates"),
+        (f"cafile={tmp_path}", "cafile in the URL has no certificates"),
+        ("cafile=", "cafile in the URL names no file"),
+        ("cadata=", "cadata in the URL is no certificate"),
+        ("cadata=%%%", "cadata in the URL is no certificate"),
+        ("cadata=AAAA", "cadata in the URL is no certificate"),
+        (f"certfile={junk}", "certfile in the URL has no certificate and key that fit"),
+        (f"certfile={file}", "certfile in the URL has no certificate and key that fit"),
+        (f"certfile={file}&keyfile={other}", "certfile in the URL has no certificate and key that fit"),
+        (f"certfile={file}&keyfile={locked}", "certfile in the URL has no certificate and key that fit"),
+    ):
+        with pytest.raises(InvalidURL, match=message):
+            await connect(f"amqps://localhost:1/?{options}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import logging
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -30,17 +32,19 @@ _OUT_OF_TIME: Final = frozenset({9, 10})
 def with_options(address: URL) -> URL:
     """The URL with its options of TLS as the client library reads them.
 
-    Raises InvalidURL for an option without TLS, a file that does not exist, and a switch that is neither on nor
-    off: the library takes all but "0" for "do not verify". Switching the verification off is logged as a warning.
+    Raises InvalidURL for an option without TLS, a file that does not exist or has not what it is given for, and a
+    switch that is neither on nor off: the library takes all but "0" for "do not verify". It is a warning in the
+    log that nothing is verified.
     """
     given = [name for name in OPTIONS if name in address.query]
     if given and address.scheme != "amqps":
         raise InvalidURL(f"{given[0]} in the URL is for TLS: begin it with amqps://")
     for name in FILES:
-        if name in given and not Path(address.query[name]).exists():
+        if name in given and not (address.query[name] and Path(address.query[name]).exists()):
             raise InvalidURL(f"{name} in the URL names no file that exists here: {address.query[name]}")
     if "keyfile" in given and "certfile" not in given:
         raise InvalidURL("keyfile in the URL needs a certfile beside it")
+    _check_certificates(address.query)
     if "no_verify_ssl" not in given:
         return address
     switch = address.query["no_verify_ssl"].lower()
@@ -54,6 +58,30 @@ def with_options(address: URL) -> URL:
         address.host,
     )
     return address.update_query(no_verify_ssl="1")
+
+
+def _check_certificates(options: Mapping[str, str]) -> None:
+    """Raise InvalidURL if the files or the data with certificates have none, or a key that does not fit."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if "cadata" in options:
+        try:
+            context.load_verify_locations(cadata=base64.b64decode(options["cadata"]))
+        except (ValueError, OSError):  # an SSLError is an OSError
+            raise InvalidURL("cadata in the URL is no certificate: give it in DER, and that in Base64") from None
+    if file := options.get("cafile"):
+        try:
+            context.load_verify_locations(cafile=file)
+        except (ValueError, OSError):
+            raise InvalidURL(f"cafile in the URL has no certificates that can be read here: {file}") from None
+    if file := options.get("certfile"):
+        try:
+            # An encrypted key would have OpenSSL ask the terminal for its password, while everything waits.
+            context.load_cert_chain(file, options.get("keyfile"), password="")
+        except (ValueError, OSError):
+            raise InvalidURL(
+                f"certfile in the URL has no certificate and key that fit and can be read here (a key may have no "
+                f"password): {file}"
+            ) from None
 
 
 def advice(error: ssl.SSLError, host: str) -> str:

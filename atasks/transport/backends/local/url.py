@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -41,6 +42,10 @@ def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
             f"{shown(url)!r} names a host: a URL of a socket has three slashes: {parts.scheme}://{path}"
         )
     path = unquote(parts.path)
+    if re.match("[^@]*:[^@]*@", path):
+        right = "unix:///run/app.sock" if parts.scheme == "unix" else "local:"
+        whole = shown(f"{parts.scheme}:{path}")
+        raise InvalidURL(f"{whole!r} names a user and a password: a socket asks for neither, as in {right}")
     if parts.scheme == "local":
         if path:
             raise InvalidURL(f"local: is a private socket, without a path: did you mean unix://{path}?")
