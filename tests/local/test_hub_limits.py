@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import uuid
@@ -46,8 +47,10 @@ from atasks.transport.backends.local.messages import (
     Swap,
     Table,
     TakeToken,
+    There,
     TokenTaken,
     Welcome,
+    Where,
 )
 from atasks.transport.limits import memory
 from atasks.transport.subscription import Subscription
@@ -424,6 +427,60 @@ async def test_answers_for_a_process_that_does_not_read_are_bounded(
         await until(lambda: len(host.hub.peers) == 2, "its end is noticed")
         here.transport.resume_reading()
         await until(lambda: len(of(received, Table)) == 200, "what was asked is answered in the end")
+
+
+async def test_large_answers_to_one_frame_wait_until_they_are_read(host: Host, path: str) -> None:
+    """A frame of a few kilobytes may ask for gigabytes: a table, or a journal, again and again."""
+    async with process(path) as (here, received), process(path) as (other, heard):
+        assert here.transport is not None
+        here.send(Swap(0, b"", b"\x91" + bytes(2**20)))
+        here.send(OpenJournal(1, "journal", "owner"))
+        here.send(Note(2, "journal", Reply(VERSION, "step", Status.VALUE, bytes(2**20))))
+        await until(lambda: len(of(received, Answer)) == 2, "there are both")
+        here.transport.pause_reading()
+        questions = [(ReadTable(n), OpenJournal(n, "journal", "owner")) for n in range(300)]
+        here.transport.write(frame(encode([*itertools.chain(*questions)])))
+        other.send(Ping(1))
+        await until(lambda: of(heard, Pong), "others are answered")
+        assert unsent(host) < 20 * 2**20
+        here.transport.resume_reading()
+        await until(lambda: len(of(received, Table)) == 300, "all are answered in the end")
+        await until(lambda: len(of(received, JournalFound)) == 301, "all are answered in the end")
+
+
+async def test_a_call_that_is_asked_for_many_times_is_answered_for_once(host: Host, path: str) -> None:
+    async with process(path) as (here, received):
+        here.send(Request("q", call("the-id")))
+        here.send(Where(["the-id"] * 10_000 + ["another"]))
+        here.send(Ping(1))
+        await until(lambda: of(received, Pong), "it is answered")
+        assert len(of(received, There)) == 1
+
+
+async def test_credits_for_a_worker_that_does_not_read_are_bounded(host: Host, path: str) -> None:
+    """Each makes up for those before it, so the latest one of each stream is enough."""
+    stream = call("the-stream")
+    stream.credit = 10
+    async with process(path) as (consumer, told), process(path) as (worker, delivered):
+        assert worker.transport is not None
+        worker.send(Serve("worker", ["q"]))
+        worker.send(Slots(5, 0))
+        consumer.send(Request("q", stream))
+        await until(lambda: of(delivered, Deliver), "it runs")
+        worker.transport.pause_reading()
+        for number in range(100_000):
+            consumer.send(Credit(VERSION, "the-stream", number, number, 7 if number == 90_000 else None))
+            if number % 10_000 == 0:
+                await asyncio.sleep(0)
+        async with process(path) as (other, heard):
+            other.send(Ping(1))
+            await until(lambda: of(heard, Pong), "others are answered")
+        consumer.send(Steer(1, "q", "look"))
+        await until(lambda: of(told, QueueState), "all of them are there")
+        assert unsent(host) < 2 * 2**20
+        worker.transport.resume_reading()
+        await until(lambda: of(delivered, Credit) and of(delivered, Credit)[-1].items == 99_999, "it has the last")  # type: ignore[attr-defined]
+        assert of(delivered, Credit)[-1].again == 7, "what it has to send again is not forgotten"  # type: ignore[attr-defined]
 
 
 async def test_groups_of_events_are_bounded(host: Host, path: str, monkeypatch: pytest.MonkeyPatch) -> None:

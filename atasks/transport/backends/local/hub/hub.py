@@ -169,6 +169,7 @@ class Hub:
     def _left(self, peer: Peer) -> None:
         """A process is gone: let go of what it asked for, and of what it had."""
         self._leave(peer)
+        peer.forget_answers()
         self._schedules.leave(peer)
         self._records.leave(peer)
         for token in [token for token, asker in self._askers.items() if asker is peer]:
@@ -185,7 +186,12 @@ class Hub:
         for queue in {queued.queue for queued in stalled}:
             self._queues.offer(queue)
         self._queues.fill(peer)
-        self._records.read_on(peer)
+        waiting = list(peer.credits.values())
+        peer.credits.clear()
+        for credit in waiting:
+            if (running := self._calls.get(credit.id)) is not None and running.worker is peer:
+                peer.link.send(credit)
+        peer.answer_on()
 
     # -- as callers
 
@@ -325,7 +331,7 @@ class Hub:
         now, asked = self._loop.time(), set(message.ids)
         calls = (queued.call for queued in self._calls.values())
         awaited = {call.parent: (call.id, call.task) for call in calls if call.parent in asked}
-        for call_id in message.ids:
+        for call_id in asked:
             queued = self._calls.get(call_id)
             if queued is not None and queued.caller is peer:
                 worker, queue = queued.worker, queued.queue
@@ -355,8 +361,14 @@ class Hub:
         if queued is not None and queued.caller is peer:
             queued.ahead = queued.ahead_bytes = 0
             queued.window = max(queued.window, min(credit.window, MAX_WINDOW))
-            if queued.worker is not None:
-                queued.worker.link.send(credit)
+            worker = queued.worker
+            if worker is not None and worker.link.clogged:
+                known = worker.credits.get(credit.id)
+                if known is not None and credit.again is None:
+                    credit.again = known.again
+                worker.credits[credit.id] = credit  # it makes up for the one before
+            elif worker is not None:
+                worker.link.send(credit)
 
     def _query(self, peer: Peer, query: wire.Query) -> None:
         """A question to the workers of its namespace: each answers for itself."""

@@ -48,13 +48,12 @@ class HubJournals:
             self._owners.pop(journal.owner, None)
             journal.owner = message.owner
             self._owners[message.owner] = key
+        peer.answer(lambda: self._send(peer, message.number, journal))
+
+    def _send(self, peer: Peer, number: int, journal: _Journal) -> None:
         entries = journal.entries
-        peer.link.send(
-            JournalFound(
-                message.number, list(entries.replies.values()), sorted(entries.sent), sorted(entries.spent)
-            ),
-            journal.size,
-        )
+        replies, sent, spent = list(entries.replies.values()), sorted(entries.sent), sorted(entries.spent)
+        peer.link.send(JournalFound(number, replies, sent, spent), journal.size)
 
     def note(self, peer: Peer, message: Note) -> None:
         """Put a step into a journal."""

@@ -11,8 +11,9 @@ from typing import Final
 from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.hub.queue import OWN, QueuedCall, WorkQueue
 from atasks.transport.backends.local.link import Conversation
-from atasks.transport.backends.local.messages import Hold, Read, Slots
+from atasks.transport.backends.local.messages import Hold, Slots
 from atasks.turns import Turns
+from atasks.wire import Credit
 
 __all__ = ["Peer"]
 
@@ -40,9 +41,11 @@ class Peer:
         # as a reader of records
         self.watching: set[str] = set()
         """Calls of whose records it wants news."""
-        self.unread: deque[Read] = deque()
+        self.unread: deque[Callable[[], object]] = deque()
         """Answers to its questions that are held back while it is slow to read."""
         # as a worker
+        self.credits: dict[str, Credit] = {}
+        """The latest of each of its streams, while it is slow to read."""
         self.worker_id = ""
         self.begins = False
         """True if the worker says when a last attempt begins."""
@@ -83,6 +86,20 @@ class Peer:
         """Return True if the worker may be handed a call now that runs alone. `others` says that there are
         calls that need not."""
         return self.alone is None and not self.turns.resting(others or self._together > 0)
+
+    def answer(self, send: Callable[[], object]) -> None:
+        """Send an answer that may be large, when the process reads what it was sent before."""
+        self.unread.append(send)
+        self.answer_on()
+
+    def answer_on(self) -> None:
+        """Send answers that were held back: the process reads."""
+        while self.unread and not self.link.clogged:
+            self.unread.popleft()()
+
+    def forget_answers(self) -> None:
+        """Hold no answers back any more: the process is gone."""
+        self.unread.clear()
 
     def hand(self, queued: QueuedCall) -> None:
         """Count a call that it is handed now."""

@@ -92,20 +92,16 @@ class HubRecords:
 
     def read(self, peer: Peer, message: Read) -> None:
         """Send the record, when the process reads what it was sent before."""
-        peer.unread.append(message)
-        self.read_on(peer)
+        peer.answer(lambda: self._send(peer, message))
 
-    def read_on(self, peer: Peer) -> None:
-        """Send the answers that were held back: the peer reads again."""
-        while peer.unread and not peer.link.clogged:
-            message = peer.unread.popleft()
-            record = self._store.read(_key(peer, message.id))
-            if record is None:
-                peer.link.send(Answer(message.number, Outcome.UNKNOWN))
-                continue
-            head, replies = record.head, list(record.replies.values())
-            size = len(record.call.payload) + sum(len(reply.payload) for reply in replies)
-            peer.link.send(Found(message.number, head.queue, head.expires_ms, record.call, replies), size)
+    def _send(self, peer: Peer, message: Read) -> None:
+        record = self._store.read(_key(peer, message.id))
+        if record is None:
+            peer.link.send(Answer(message.number, Outcome.UNKNOWN))
+            return
+        head, replies = record.head, list(record.replies.values())
+        size = len(record.call.payload) + sum(len(reply.payload) for reply in replies)
+        peer.link.send(Found(message.number, head.queue, head.expires_ms, record.call, replies), size)
 
     def watch(self, peer: Peer, message: Watch) -> None:
         """Begin or stop to tell the peer of news of a call."""
@@ -122,7 +118,6 @@ class HubRecords:
         for call_id in peer.watching:
             self._unwatch(_key(peer, call_id), peer)
         peer.watching.clear()
-        peer.unread.clear()
 
     def _unwatch(self, key: Key, peer: Peer) -> None:
         watchers = self._watchers[key]

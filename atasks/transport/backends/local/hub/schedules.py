@@ -30,7 +30,11 @@ class HubSchedules:
 
     def read(self, peer: Peer, message: ReadTable) -> None:
         """Somebody asks for the table."""
-        peer.link.send(Table(message.number, self._tables.get(peer.namespace, b"")))
+        peer.answer(lambda: self._send(peer, message.number))
+
+    def _send(self, peer: Peer, number: int) -> None:
+        table = self._tables.get(peer.namespace, b"")
+        peer.link.send(Table(number, table), len(table))
 
     def swap(self, peer: Peer, message: Swap) -> None:
         """Somebody has another table for the one that was read."""
