@@ -107,8 +107,9 @@ def ends_here(error: BaseException) -> bool:
 
     from atasks.outlast import is_cancelled
 
-    if isinstance(error, asyncio.CancelledError):
+    kind = type(error)  # `isinstance` would ask the exception, whose class may make anything of that
+    if issubclass(kind, asyncio.CancelledError):
         return is_cancelled()
-    if isinstance(error, GeneratorExit):
+    if issubclass(kind, GeneratorExit):
         return asyncio._get_running_loop() is None  # the garbage collector closes this coroutine
-    return isinstance(error, KeyboardInterrupt)
+    return issubclass(kind, KeyboardInterrupt)

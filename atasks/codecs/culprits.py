@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from atasks.codecs import bound
+from atasks.codecs import bound, objects
 from atasks.codecs.base import Codec, ends_here
 from atasks.errors import EncodeError
 from atasks.functions import signature_of
@@ -105,14 +105,14 @@ def _located(value: Any, error: BaseException) -> tuple[str, Any] | None:
 
 def brief(error: BaseException) -> str:
     """A third party's error in one line, without the values that it may quote at length."""
-    text = _text(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text, name = _text(error), objects.class_name(type(error))[1]
+    return f"{name}: {text}" if text else name
 
 
 def _text(error: BaseException) -> str:
     try:
         text = "".join([str(error)])  # str() may return an instance of a subclass of str, with methods of its own
-    except Exception:
+    except BaseException:  # nothing here awaits, so only the exception itself can have raised this
         return ""
     return text.split("\n", 1)[0][:300].encode("utf-8", "backslashreplace").decode()
 

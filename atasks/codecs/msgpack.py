@@ -64,14 +64,23 @@ class MsgpackCodec(Codec):
             raise EncodeError(f"MessagePack cannot hold a value in this {type(obj).__name__}: {reason}") from None
 
     async def decode(self, content: bytes) -> Any:
-        sizes.check(content)
+        sizes.check_part(content)
+        if len(content) > sizes.LARGE:
+            with sizes.uncollected():
+                return _read_anything(content)
         return _read_anything(content)
 
     async def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> tuple[Any, Any]:
+        if len(content) > sizes.LARGE:
+            with sizes.uncollected():
+                return self._signature(function).arguments(content)
         return self._signature(function).arguments(content)
 
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
         sizes.check(content)
+        if len(content) > sizes.LARGE:
+            with sizes.uncollected():
+                return self._signature(function).result(content)
         return self._signature(function).result(content)
 
     def name_exception(self, cls: type) -> tuple[str, str] | None:

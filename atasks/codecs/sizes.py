@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 import msgspec
 
 from atasks.errors import DecodeError
 
-__all__ = ["MAX_ARGUMENTS", "MAX_MEMORY", "check", "check_arguments"]
+__all__ = [
+    "LARGE",
+    "MAX_ARGUMENTS",
+    "MAX_MEMORY",
+    "check",
+    "check_arguments",
+    "check_part",
+    "together",
+    "uncollected",
+]
 
 MAX_MEMORY: Final = 512 * 2**20
 """Bytes that the arrays, maps and short texts of one document may take, apart from what is in them."""
+MAX_TOGETHER: Final = 128 * 2**20
+"""Such bytes of all values of an exception and those that it refers to, and of all context variables of a call."""
 MAX_ARGUMENTS: Final = 1_000_000
 """Positional arguments of a call, and named ones: each is an object before it is decoded."""
+LARGE: Final = 2**18
+"""Bytes of a document from which on a collection of garbage among its objects would take longer than to make
+them."""
 _EACH: Final = 72
 """Bytes of an empty list, dict or short text, and of the reference to it."""
 
@@ -29,6 +47,8 @@ _OTHERS: Final = re.compile(
 )
 _ARRAYS: Final = re.compile(rb"(?:[\x80-\x9f]|[\xdc\xde].{2}|[\xdd\xdf].{4}){1,65536}+", re.DOTALL)
 _TEXTS: Final = re.compile(rb"(?:\xa0|\xa1.|\xa2.{2}|\xa3.{3}){1,65536}+", re.DOTALL)
+MAX_GUESSED: Final = 10_000
+"""Arrays, maps and short texts that a part of a message may seem to have, before they are counted."""
 MAX_STEPS: Final = 100_000
 """Turns from one kind of bytes to another that are followed, in a fraction of a second; more are a bomb."""
 _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
@@ -46,10 +66,56 @@ def check(content: bytes) -> None:
     if (len(content) - len(content.translate(None, _SUSPECTS))) * _EACH <= MAX_MEMORY:
         return
     if _count(content, MAX_MEMORY // _EACH) * _EACH > MAX_MEMORY:
-        raise DecodeError(
-            f"a payload of {len(content)} bytes would take more than {MAX_MEMORY} bytes of memory, in small "
-            "arrays, maps and texts: pass a reference instead"
-        )
+        raise _too_much(content, MAX_MEMORY)
+
+
+def _too_much(content: bytes, most: int) -> DecodeError:
+    return DecodeError(
+        f"a payload of {len(content)} bytes would take more than {most} bytes of memory, in small "
+        "arrays, maps and texts: pass a reference instead"
+    )
+
+
+_left: ContextVar[list[int] | None] = ContextVar("atasks_left", default=None)
+"""The memory that is left for the documents of a message."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Have the documents that are checked by `check_part` in this block share `MAX_TOGETHER`: they come in one
+    message, and are kept until all of them are decoded."""
+    token = _left.set([MAX_TOGETHER])
+    try:
+        yield
+    finally:
+        _left.reset(token)
+
+
+def check_part(content: bytes) -> None:
+    """Do what `check` does, for a document that may be one of many."""
+    left = _left.get()
+    if left is None:
+        check(content)
+        return
+    count = len(content) - len(content.translate(None, _SUSPECTS))
+    if count > MAX_GUESSED:
+        count = _count(content, left[0] // _EACH)
+    if count * _EACH > left[0]:
+        raise _too_much(content, left[0])
+    left[0] -= count * _EACH
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Collect no garbage in this block, which makes many objects that are kept: each collection would look through
+    all of them, while every call waits."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 def check_arguments(*arguments: msgspec.Raw) -> None:

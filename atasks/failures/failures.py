@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct
 
-from atasks.codecs import objects
+from atasks.codecs import objects, sizes
 from atasks.codecs.base import Codec, ends_here
 from atasks.codecs.objects import MAX_NAME, MAX_PATH
 from atasks.errors import RemoteError, RemoteTraceback
@@ -29,7 +29,8 @@ MAX_NOTES = 32
 LARGE = 2**20
 """Bytes of values from which on `str()` of an exception is not asked for: it may take seconds."""
 MAX_REPEATED = 16 * 2**20
-"""Characters that an exception may show more than there are, because it refers to others more than once."""
+"""Characters that the exceptions of a failure may show more than there are, all together, because they refer to
+others more than once: `str()` is asked of each."""
 SHOWN = 1024
 """Characters that one exception shows besides its own texts and values."""
 
@@ -115,8 +116,8 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     It has the same type, args and attributes, and so have its causes and contexts, the members of a group and the
     exceptions among its args and attributes; one that cannot be rebuilt, or has no working `str()` here, is a
     `RemoteError` in its place. The worker's traceback is a `RemoteTraceback`, the `__cause__` of the last one in
-    the chain, and of each leaf in a group. So is one that would show far more than has arrived, for each exception
-    is shown as often as others refer to it.
+    the chain, and of each leaf in a group. So is one from which on they would show far more than has arrived, for
+    each exception is shown as often as others refer to it.
 
     With a codec that carries no classes nothing is imported, and only subclasses of `Exception` are made.
 
@@ -127,9 +128,18 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         nodes = _decoder.decode(content).nodes
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         return RemoteError("unknown", f"an exception whose description cannot be read here: {error}")
+    with sizes.together():
+        root = await _root(nodes, codec, most=MAX_REPEATED + len(content))
+    return _not_stop_iteration(root) if issubclass(type(root), StopIteration) else root
+
+
+async def _root(nodes: list[Node], codec: Codec, most: int) -> BaseException:
+    """The exception that the last node describes, with those that it refers to: they show at most so many
+    characters again."""
     built: list[BaseException] = []
     tracebacks: list[str] = []
     shown: list[int] = []
+    repeated = 0
     for node in nodes:
         # Only earlier nodes are linked, so no sender can make a cycle here.
         cause, context, *members = [
@@ -140,14 +150,14 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
         nearest = next((number for number in (following, *members) if number is not None), None)
         tracebacks.append(node.traceback or (tracebacks[nearest] if nearest is not None else ""))
         texts = (node.message, node.traceback, node.values, *node.notes)
-        shown.append(
-            SHOWN + sum(map(len, texts)) + sum(shown[number] for number in _shown_again(node, len(built)))
-        )
-        if shown[-1] <= MAX_REPEATED + len(content):
+        again = sum(shown[number] for number in _shown_again(node, len(built)))
+        if repeated + again <= most:
             exc = await _rebuild(node, built, codec, tracebacks[-1])
         else:
             exc = _remote(node, tracebacks[-1])
-            shown[-1] = SHOWN + sum(map(len, texts))
+            again = 0
+        repeated += again
+        shown.append(SHOWN + sum(map(len, texts)) + again)
         _link(
             exc,
             node,
@@ -155,8 +165,7 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
             context=built[context] if context is not None else None,
         )
         built.append(exc)
-    root = built[-1]
-    return _not_stop_iteration(root) if isinstance(root, StopIteration) else root
+    return built[-1]
 
 
 def describe_failure(content: bytes) -> bytes:
@@ -199,7 +208,7 @@ def failure_text(content: bytes) -> str:
 
 async def _nodes(exc: BaseException, codec: Codec, hop: str, most: int | None = None) -> list[Node]:
     """The nodes, whose values have at most so many bytes together."""
-    chain = links(_not_stop_iteration(exc) if isinstance(exc, StopIteration) else exc)
+    chain = links(_not_stop_iteration(exc) if issubclass(type(exc), StopIteration) else exc)
     nodes = [_left_out(link) for link in chain if link.left_out]
     first = len(nodes)
     left_out = iter(range(first))
@@ -245,7 +254,7 @@ async def _rebuild(node: Node, built: list[BaseException], codec: Codec, traceba
     exc: BaseException | None = None
     try:
         exc = await _instance(node, built, codec)
-        if exc is not None and len(node.values) <= LARGE and node.message != _failed(type(exc)):
+        if exc is not None and len(node.values) <= LARGE:
             exc = exc if objects.works(exc) else None
     except BaseException as error:  # importing runs the user's modules, decoding their classes
         if ends_here(error):
@@ -302,7 +311,7 @@ def _link(exc: BaseException, node: Node, cause: BaseException | None, context: 
     objects.set_plainly(exc, "__suppress_context__", node.suppress)
 
 
-def _not_stop_iteration(exc: StopIteration) -> RuntimeError:
+def _not_stop_iteration(exc: BaseException) -> RuntimeError:
     """Return the error that local code would get: a StopIteration cannot leave a coroutine."""
     error = RuntimeError("coroutine raised StopIteration").with_traceback(exc.__traceback__)
     error.__cause__ = error.__context__ = exc

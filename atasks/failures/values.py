@@ -35,10 +35,13 @@ async def values_of(link: Origin, codec: Codec, most: int | None, left: list[str
     cls = type(exc)
     if not objects.is_rebuildable(cls):
         return Kind.DESCRIBED, b""
-    args = [exc.message] if isinstance(exc, BaseExceptionGroup) else list(objects.get_plainly(exc, "args"))
+    if issubclass(cls, BaseExceptionGroup):
+        args = [vars(BaseExceptionGroup)["message"].__get__(exc)]
+    else:
+        args = list(objects.get_plainly(exc, "args"))
     attributes = objects.state(exc)
     heavy = {} if most is None or codec.compresses else _heavy(args, attributes, most)
-    own = codec.carries_types and not isinstance(exc, BaseExceptionGroup) and objects.pickles_itself(cls)
+    own = codec.carries_types and not issubclass(cls, BaseExceptionGroup) and objects.pickles_itself(cls)
     if own and not heavy:
         content = await _own(exc, codec)
         if content is not None and (most is None or len(content) <= most):
@@ -74,7 +77,7 @@ async def values_of(link: Origin, codec: Codec, most: int | None, left: list[str
 def _speak(exc: BaseException, args: list[Any], attributes: dict[str, Any]) -> None:
     """Put texts in the places of attributes that stay behind, if the text of the exception needs them: without a
     text it would lose its class."""
-    if isinstance(exc, BaseExceptionGroup):
+    if issubclass(type(exc), BaseExceptionGroup):
         return
     probe = objects.bare(type(exc))
     objects.set_plainly(probe, "args", tuple(args))

@@ -14,6 +14,7 @@ from types import CoroutineType
 from typing import Any, Final
 
 from atasks import forks, wire
+from atasks.codecs import sizes
 from atasks.codecs.base import Codec, as_bytes, ends_here
 from atasks.codecs.checked import over_limit, undecodable
 from atasks.codecs.culprits import brief, unencodable
@@ -75,7 +76,7 @@ async def execute(run: HeldCall) -> None:
     except BaseException as error:
         if _thrown_away(run, error):
             raise
-        logger.exception("%s could not be served: report the traceback", describe(run.call))
+        _log("%s could not be served: report the traceback", run, error)
         message = f"the worker failed to serve {describe(run.call)} ({brief(error)}): its log says more"
         reply = status(run, Status.FAILED, message)
     if run.journal is not None:
@@ -147,11 +148,15 @@ def _raised(run: HeldCall, error: BaseException) -> None:
     if run.journal is not None:
         run.journal.raised(error)
     if run.reason in (Reason.WITHDRAWN, Reason.TIMED_OUT) and not run.call.orphan:  # else it is logged anyway
-        logger.error(
-            "%s raised after it was cancelled, so its caller may not get the exception",
-            describe(run.call),
-            exc_info=error,
-        )
+        _log("%s raised after it was cancelled, so its caller may not get the exception", run, error)
+
+
+def _log(message: str, run: HeldCall, error: BaseException) -> None:
+    """Log the exception of a call, with its traceback unless a method of its class raises."""
+    try:
+        logger.error(message, describe(run.call), exc_info=error)
+    except BaseException:  # the call has to end all the same
+        logger.error(message, describe(run.call))
 
 
 async def _body(run: HeldCall, task: BaseTask[..., Any], inside: Inside, *args: Any, **kwargs: Any) -> Any:
@@ -199,10 +204,11 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
     call.codec = codec.name  # of equal texts one is kept, however many calls wait
     try:
         if call.context:
-            for name, value in call.context.items():
-                variable = carried.get(name)
-                if variable is not None:
-                    variable.set(await codec.decode(value))
+            with sizes.together():
+                for name, value in call.context.items():
+                    variable = carried.get(name)
+                    if variable is not None:
+                        variable.set(await codec.decode(value))
         args, kwargs = await codec.decode_arguments(call.payload, function)
         return args, kwargs
     except BaseException as error:
@@ -285,4 +291,4 @@ def _thrown_away(run: HeldCall, error: BaseException) -> bool:
     """Return True if the event loop is gone and the garbage collector closes this coroutine."""
     if run.worker.is_forked:
         forks.leave(error)
-    return isinstance(error, GeneratorExit) and not run.loop.is_running()
+    return issubclass(type(error), GeneratorExit) and not run.loop.is_running()

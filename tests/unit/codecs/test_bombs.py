@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import os
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import msgspec
@@ -17,6 +20,9 @@ import zstandard
 import atasks
 from atasks import DecodeError, MsgpackCodec, ZstdCodec, atask
 from atasks.codecs import sizes
+from atasks.current import carried, carry
+from atasks.wire import Call
+from atasks.worker.execution import decode_arguments
 
 MIB = 2**20
 
@@ -186,3 +192,52 @@ async def test_arguments_over_the_limit_are_not_decoded(namespace: str) -> None:
             with pytest.raises(DecodeError, match=r"have \d+ bytes, over this worker's limit of 10000"):
                 await task(bytes(10_001))
     assert ran == [9_000]
+
+
+async def test_a_large_document_is_decoded_without_collections(namespace: str) -> None:
+    """Each collection looks through all that is there: all calls waited for seconds."""
+    codec = MsgpackCodec(namespace)
+    content = array(b"\x90", 3_000_000)
+
+    async def function(value: Any) -> Any: ...
+
+    collections: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collections.append(phase)
+
+    arguments = b"\x92" + array(content, 1) + b"\x80"
+    gc.callbacks.append(note)
+    try:
+        for read in (
+            lambda: codec.decode(content),
+            lambda: codec.decode_result(content, function),
+            lambda: codec.decode_arguments(arguments, function),
+        ):
+            collections.clear()
+            found = await read()
+            assert len(collections) <= 4
+            assert found
+            assert gc.isenabled()
+    finally:
+        gc.callbacks.remove(note)
+
+
+async def test_context_variables_of_one_call_share_their_memory(namespace: str) -> None:
+    """Each is a little, and all of them are there at a time."""
+    codec = ZstdCodec(MsgpackCodec(namespace))
+    value = zstandard.compress(array(b"\x90", MIB - 10), 19)
+    variables = [carry(ContextVar(f"{namespace}-{number}", default=None)) for number in range(20)]
+    context = {variable.name: value for variable in variables}
+    call = Call(1, "an-id", "a.task", await codec.encode([[], {}]), codec.name, context=context)
+
+    async def function() -> None: ...
+
+    try:
+        with pytest.raises(DecodeError, match="bytes of memory"):
+            await copy_context().run(asyncio.create_task, decode_arguments(call, codec, function))
+        call.context = {variables[0].name: value}
+        assert await copy_context().run(asyncio.create_task, decode_arguments(call, codec, function)) == ([], {})
+    finally:
+        for variable in variables:
+            del carried[variable.name]

@@ -173,3 +173,19 @@ async def test_references_cannot_make_a_circle(codec: Codec) -> None:
     assert isinstance(rebuilt.__cause__, StopIteration)
     assert isinstance(rebuilt.__cause__.__cause__, RemoteError)  # a group without members
     assert rebuilt.__cause__.__cause__.__cause__ is None
+
+
+class NoClass(Exception):
+    asked = False
+
+    @property
+    def __class__(self) -> Any:
+        if NoClass.asked:
+            raise ValueError("no class")
+        return NoClass
+
+
+async def test_what_arrives_is_not_asked_what_it_is(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = await encode_failure(raised(NoClass("x")), codec, hop=HOP)
+    monkeypatch.setattr(NoClass, "asked", True)
+    assert type(await decode_failure(content, codec)) in (NoClass, RemoteError)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 import traceback
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,9 @@ from typing import Any
 
 import msgspec
 import pytest
+import zstandard
 
-from atasks import Codec, MsgpackCodec, RemoteError
+from atasks import Codec, MsgpackCodec, RemoteError, ZstdCodec
 from atasks.failures.failures import Failure, Node, decode_failure, encode_failure
 from atasks.failures.values import Kind
 from tests.unit.failures.exceptions import HOP, Json, raised, through
@@ -239,7 +241,7 @@ async def test_a_text_that_fails_here(codec: Codec) -> None:
     assert isinstance(rebuilt, RemoteError)
     assert rebuilt.message == "message"
     never = await encode_failure(raised(Known()), codec, hop=HOP)  # it failed at the worker too
-    assert type(await decode_failure(never, codec)) is Known
+    assert isinstance(await decode_failure(never, codec), RemoteError)
 
 
 async def test_a_text_that_is_the_repr_and_fails_here(codec: Codec) -> None:
@@ -318,3 +320,56 @@ async def test_no_object_and_no_class_travels(codec: Codec) -> None:
 async def test_held_exceptions_lead_to_earlier_nodes_only(codec: Codec) -> None:
     for held in ([([0], 0)], [([0], 900)], [(["x"], 0)], [([5], 0)], [([0, 1, 2], 0)], [(["__dict__"], 0)]):
         assert isinstance(await crafted(codec, "builtins", "ValueError", [None], held=held), Exception)
+
+
+async def test_an_exception_whose_text_does_not_work_here_is_none_whatever_its_message_says(codec: Codec) -> None:
+    """Also if the message says that it did not work at the worker either."""
+    values = await codec.encode([["x"], {}])
+    for message in ("message", "<str() of this Known failed>"):
+        node = Node(Kind.STATE, __name__, "Known", message, values)
+        rebuilt = await decode_failure(msgspec.msgpack.encode(Failure([node])), codec)
+        assert isinstance(rebuilt, RemoteError)
+        assert rebuilt.message == message
+
+
+class Shows(Exception):
+    def __str__(self) -> str:
+        return f"{self.shown!r} was meant"  # type: ignore[attr-defined]
+
+
+async def test_many_exceptions_that_show_one_large_one_take_no_time(codec: Codec) -> None:
+    """Each of them is asked for its text: in all that is far more than what has arrived."""
+    values = await codec.encode([["\0" * 900_000], {}])
+    nodes = [Node(Kind.STATE, "builtins", "ValueError", "message", values)]
+    values = await codec.encode([[], {"shown": None}])
+    nodes += [
+        Node(Kind.STATE, __name__, "Shows", "message", values, held=[(["shown"], number)], context=number)
+        for number in [0] * 500
+    ]
+    started = time.thread_time()
+    rebuilt = await decode_failure(msgspec.msgpack.encode(Failure(nodes)), codec)
+    assert time.thread_time() - started < 1
+    assert isinstance(rebuilt, RemoteError)
+    few = await decode_failure(msgspec.msgpack.encode(Failure(nodes[:4])), codec)
+    assert type(few) is Shows
+
+
+@pytest.mark.parametrize("item", [b"\x90", b"\x80", b"\xa1x"])
+async def test_many_values_of_one_failure_share_their_memory(namespace: str, item: bytes) -> None:
+    """Each is a little, and all of them are there at a time: a reply of 60 KB would take 70 GB."""
+    codec = ZstdCodec(MsgpackCodec(namespace))
+    count = 1_000_000 // len(item)
+    values = zstandard.compress(b"\x92\x91\xdd" + count.to_bytes(4) + item * count + b"\x80", 19)
+    nodes = [Node(Kind.STATE, "builtins", "ValueError", "message", values)]
+    nodes += [Node(Kind.STATE, "builtins", "ValueError", "message", values, cause=number) for number in range(50)]
+    body = msgspec.msgpack.encode(Failure(nodes))
+    assert len(body) < 10_000
+    tracemalloc.start()
+    try:
+        rebuilt = await decode_failure(body, codec)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 200 * 2**20
+    assert isinstance(rebuilt, RemoteError)
+    assert type(await decode_failure(msgspec.msgpack.encode(Failure(nodes[:1])), codec)) is ValueError

@@ -447,3 +447,42 @@ async def test_answer_after_the_drain(namespace: str, gate: Gate) -> None:
         assert isinstance(reply, Reply)
         assert reply.status == Status.WORKER_LOST
         assert gate.inside == []
+
+
+class Unshown(Exception):
+    """Raises for whatever it is asked: logging its traceback does so too."""
+
+    def __init__(self, ends: bool) -> None:
+        vars(BaseException)["args"].__set__(self, (ends,))
+
+    def __getattribute__(self, name: str) -> Any:
+        (ends,) = vars(BaseException)["args"].__get__(self)
+        raise SystemExit(3) if ends else ValueError(name)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("executor", [None, "thread"])
+async def test_an_exception_that_cannot_be_looked_at_ends_its_own_call_alone(
+    namespace: str, ends: bool, executor: Any
+) -> None:
+    """Such an exception would keep the call from ending, and its slot, or end the program."""
+
+    async def wrong() -> None:
+        raise Unshown(ends)
+
+    def blocking() -> None:
+        raise Unshown(ends)
+
+    atask(blocking if executor else wrong, name="wrong", executor=executor, namespace=namespace)
+
+    @atask(name="right", namespace=namespace)
+    async def right() -> int:
+        return 1
+
+    async with serving(namespace) as site:
+        for _ in range(3):
+            _, delivery = site.deliver("wrong")
+            assert (await delivery.the_reply()).status in (Status.RAISED, Status.FAILED)
+            _, delivery = site.deliver("right")
+            assert (await delivery.the_reply()).status == Status.VALUE
+        assert site.all_free()
