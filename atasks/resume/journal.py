@@ -29,7 +29,7 @@ __all__ = ["Journal", "journal_here", "journal_of"]
 
 logger = logging.getLogger("atasks.resume")
 
-FOUND: Final = "steps found in its journal"
+FOUND: Final = "of its steps found in its journal"
 RUN: Final = 1
 """`Call.orphan`: the run goes on when its caller is gone."""
 WARN_BYTES: Final = 16 * 2**20
@@ -261,9 +261,9 @@ class Journal:
                     await self._all_asked.wait()
             if self._left:
                 raise Diverged(
-                    f"{self._run.call.task} called {task}, which it had not done before, and {len(self._left)} "
-                    "results of the run before are left: its code or its inputs have changed; give a new version "
-                    "another name (resume='v2')"
+                    f"{self._run.call.task} called {task}, which it had not done before, and has not asked for "
+                    f"all that it had done ({len(self._left)} left): its code or its inputs have changed; give a "
+                    "new version another name (resume='v2')"
                 )
 
     def _tell_of(self, run: HeldCall) -> None:
@@ -292,8 +292,8 @@ class Journal:
         self._stop_opening()
         if reply is not None and self._left and self._missed:
             logger.warning(
-                "%s, call %s, did not find %s in its journal, and left %d results there: its code or its "
-                "inputs have changed",
+                "%s, call %s, did not find %s in its journal, and did not ask for all that it has (%d left): its "
+                "code or its inputs have changed",
                 run.call.task,
                 run.call.id,
                 ", ".join(sorted(self._missed)[:5]),
