@@ -188,6 +188,11 @@ class CallTransport(Transport):
         # or two, for each plain call. Change them together.
         if self._refusal is not None:
             raise NotConnected(self._refusal)
+        while (other := self._pending.get(call.id)) is not None:  # two calls of one idempotency key make this step
+            await asyncio.wait([other.future])
+            if not other.future.cancelled():
+                return other.future.result()
+            await asyncio.sleep(0)  # its await has ended, and lets go of it now
         pending = Pending(call, options, asyncio.get_running_loop().create_future())
         pending.address = address
         self._pending[call.id] = pending
@@ -215,6 +220,7 @@ class CallTransport(Transport):
                 self._withdraw(pending)
             raise
         finally:
+            pending.future.cancel()  # nothing happens, unless this await was cancelled before the call was sent
             if pending.timer is not None:
                 pending.timer.cancel()
             del self._pending[call.id]

@@ -54,7 +54,7 @@ from atasks.transport.backends.local.messages import (
 )
 from atasks.transport.limits import memory
 from atasks.transport.subscription import Subscription
-from atasks.wire import VERSION, Call, Credit, Item, Reply, Status
+from atasks.wire import VERSION, Call, Cancel, Credit, Item, Reply, Status
 from tests.faults.history import settled
 from tests.local.test_conversation import arrive, frame, link
 
@@ -446,6 +446,43 @@ async def test_large_answers_to_one_frame_wait_until_they_are_read(host: Host, p
         here.transport.resume_reading()
         await until(lambda: len(of(received, Table)) == 300, "all are answered in the end")
         await until(lambda: len(of(received, JournalFound)) == 301, "all are answered in the end")
+
+
+async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
+    """Their steps have the same ids: each of them awaits the one call of a step, also where another one of them is
+    cancelled."""
+    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
+    codec = MsgpackCodec(namespace)
+    begun, let = asyncio.Event(), asyncio.Event()
+
+    @atask(namespace=namespace, name="step")
+    async def step(value: int) -> int:
+        begun.set()
+        await let.wait()
+        return value
+
+    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
+    async def resuming(value: int) -> int:
+        return await step(value)
+
+    payload = await codec.encode([[7], {}])
+    calls = [
+        Call(VERSION, f"call-{number}", "resuming", payload, codec.name, key="one-key", orphan=number % 2)
+        for number in range(20)
+    ]
+    async with serve(url, namespace=namespace) as worker:
+        async with process(path, namespace=namespace) as (here, received):
+            here.send(Request("default", calls[0]))
+            await settled(begun.wait(), "the first one has made its step")
+            for each in calls[1:]:
+                here.send(Request("default", each))
+            await until(lambda: worker.held == 21, "all are there, and the step")
+            here.send(Cancel(VERSION, ["call-0", "call-3"]))
+            await until(lambda: worker.held < 20, "two are cancelled")
+            let.set()
+            await until(lambda: len(of(received, Reply)) == 18, "the others are answered")
+            assert {item.payload for item in of(received, Reply) if isinstance(item, Reply)} == {b"\x07"}
+        await until(lambda: not worker.held, "nothing is left")
 
 
 async def test_a_call_that_is_asked_for_many_times_is_answered_for_once(host: Host, path: str) -> None:
