@@ -298,6 +298,36 @@ async def test_a_step_that_waits_at_a_worker_that_is_back_does_not_begin_if_it_h
     await until(lambda: not journals(node, prefix), "the journal is dropped")
 
 
+async def test_a_worker_that_comes_back_after_its_journal_has_expired_goes_on(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+) -> None:
+    """The step, which nobody seemed to want any more, was sent again and again, and never begun."""
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    workers(fleet, 1, "other")
+    (cut,) = fleet.start(1, module=MODULE, queues=["default"], url=proxy.url(), keep_runs=2.0)
+    task = asyncio.create_task(gated(key, "other", str(gate), str(end)))
+    await until(lambda: history.runs(f"{key}-0"), "the step begins")
+    await asyncio.sleep(0.5)
+    proxy.refuse()
+    proxy.drop()
+    await until(lambda: not journals(node, prefix), "the journal has expired")
+    await until(lambda: history.runs(f"{key}-0")[0].ending, "the step is ended")
+    gate.touch()
+    end.touch()
+    proxy.resume()
+    assert await soon(task) == history.runs(f"{key}-0")[0].pid
+    assert [run.ending for run in history.runs(f"{key}-0")] == ["cancelled", "end"]
+    assert [run.pid for run in history.runs(key)] == [cut.pid]
+    await until(lambda: not journals(node, prefix), "the journal is dropped")
+
+
 @pytest.mark.parametrize("options", [{"delivery": "at_most_once"}, {"max_attempts": 1}])
 async def test_a_call_that_may_not_begin_again_goes_on_over_a_cut(
     fleet: Fleet,
