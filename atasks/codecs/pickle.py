@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import io
 import pickle
 import sys
 from collections.abc import Callable
@@ -17,9 +16,21 @@ from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
 
-__all__ = ["PickleCodec", "Pickler", "is_at", "is_data", "main_reference", "pickled", "resolve"]
+__all__ = [
+    "PickleCodec",
+    "Pickler",
+    "is_at",
+    "is_data",
+    "main_reference",
+    "pickled",
+    "pickled_pieces",
+    "resolve",
+]
 
-_DATA: Final = frozenset({bytes, bytearray, str, int, float, bool, type(None)})
+_SCALARS: Final = frozenset({bytearray, str, int, float, bool, type(None)})
+_DATA: Final = _SCALARS | {bytes}
+LARGE: Final = 64 * 2**10
+"""Bytes of a value that pickle hands on without a copy, to a file."""
 _BUILTIN: Final = frozenset(
     {"_weakrefset", "abc", "builtins", "dataclasses", "logging", "types", "typing", "weakref"}
 )
@@ -65,24 +76,33 @@ class PickleCodec(Codec):
 
 def is_data(obj: object) -> bool:
     """Return True for bytes, texts and numbers, and for arguments of a call that are all of that kind: they
-    refer to nothing, and pickle's fast way is the right one."""
+    refer to nothing, and pickle's fast way is the right one. Not so for large bytes, of which it makes a copy that
+    is larger still, and then a smaller one."""
     if type(obj) is not tuple:
-        return type(obj) in _DATA
+        return type(obj) in _SCALARS or (type(obj) is bytes and len(obj) < LARGE)
     if len(obj) != 2:
         return False
     args, kwargs = obj
     if type(args) is not tuple or type(kwargs) is not dict:
         return False
     for value in args:  # most calls have one or two: `all` and `map` would cost more
-        if type(value) not in _DATA:
+        if type(value) not in _SCALARS and not (type(value) is bytes and len(value) < LARGE):
             return False
     return not kwargs or _DATA.issuperset(map(type, kwargs.values()))
 
 
-def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], protocol: int) -> bytes:
+def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes:
     """Pickle the object with such a pickler."""
-    file = io.BytesIO()
-    writer = pickler(file, protocol)
+    return b"".join(pickled_pieces(obj, pickler, protocol))
+
+
+def pickled_pieces(
+    obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int
+) -> list[bytes | bytearray | memoryview]:
+    """The pieces of such a pickle. Large bytes and bytearrays are pieces of their own, themselves, and so is the
+    memory of arrays, which stays while it is held."""
+    pieces: list[Any] = []
+    writer = pickler(_File(pieces.append), protocol)
     try:
         writer.dump(obj)
     except Exception as error:
@@ -90,7 +110,18 @@ def pickled(obj: Any, pickler: Callable[[io.BytesIO, int], pickle.Pickler], prot
 
         blame(error, getattr(writer, "last", None))
         raise
-    return file.getvalue()
+    if len(pieces) > 1:
+        return [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in pieces]
+    return pieces
+
+
+class _File:
+    """The file that a pickler writes to."""
+
+    __slots__ = ("write",)
+
+    def __init__(self, write: Callable[[Any], None]) -> None:
+        self.write = write
 
 
 class Pickler(pickle.Pickler):

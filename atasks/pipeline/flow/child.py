@@ -24,12 +24,12 @@ from atasks import forks, logs, process_setup
 from atasks.codecs.pickle import is_data
 from atasks.modules import importing
 from atasks.pipeline.flow.invocation import Invocation, WorkerInfo, call_hook, iterator_of
-from atasks.pipeline.flow.pickling import PROTOCOL, to_bytes
+from atasks.pipeline.flow.pickling import PROTOCOL, to_pieces
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.channel import Lineage
 
-__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "main", "message"]
+__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Incoming", "load", "main", "message"]
 
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
@@ -62,10 +62,63 @@ BUFFER: Final = 1 << 16
 _HEADER: Final = struct.Struct("!Q")
 
 
-def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> bytes:
-    """The pickle of a message with a value, which mostly is an item or a result. Raises what `to_bytes` raises."""
+def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> list[bytes | memoryview]:
+    """The pickle of a message with a value, which mostly is an item or a result: its pieces. Raises what
+    `to_pieces` raises."""
     content = kind.value, value, lineage
-    return pickle.dumps(content, PROTOCOL) if is_data(value) else to_bytes(content)
+    return [pickle.dumps(content, PROTOCOL)] if is_data(value) else to_pieces(content)
+
+
+class Incoming:
+    """A large message whose beginning has arrived: its content is unpickled as it comes, large values from the
+    socket into the objects themselves."""
+
+    def __init__(self, reader: Any, size: int) -> None:
+        self.broken = False
+        """True if the other side was gone before all had come."""
+        self._reader = reader
+        self._left = size
+
+    def load(self) -> Any:
+        """Return the content. Raises what unpickling raises, and anything if it is `broken`."""
+        try:
+            return pickle.Unpickler(self).load()
+        finally:
+            while self._left and not self.broken:  # it cannot be unpickled: the next message begins behind it
+                self.read(BUFFER)
+
+    # -- what an unpickler calls
+
+    def read(self, size: int) -> bytes:
+        """Return so many bytes, or as many as there are. Raises EOFError and OSError."""
+        size = min(size, self._left)
+        self.broken = True
+        data: bytes = self._reader.read(size)
+        self._count(len(data), size)
+        return data
+
+    def readinto(self, room: memoryview) -> int:
+        """Fill the room, or as much as there are bytes for. Returns how many. Raises EOFError and OSError."""
+        size = min(len(room), self._left)
+        self.broken = True
+        count: int = self._reader.readinto(room[:size])
+        self._count(count, size)
+        return count
+
+    def readline(self) -> bytes:
+        """Refuse: pickles of this protocol have no lines."""
+        raise pickle.UnpicklingError("a line in a pickle")
+
+    def _count(self, count: int, expected: int) -> None:
+        if count < expected:
+            raise EOFError
+        self.broken = False
+        self._left -= count
+
+
+def load(received: bytes | Incoming) -> Any:
+    """Return the content of a message. Raises what unpickling raises, and anything if it is `broken`."""
+    return received.load() if isinstance(received, Incoming) else pickle.loads(received)
 
 
 class ChildLink:
@@ -79,18 +132,21 @@ class ChildLink:
         self._channel = channel
         self._reader = channel.makefile("rb", BUFFER)
 
-    def send(self, message: bytes) -> None:
+    def send(self, message: list[bytes | memoryview]) -> None:
         """Send what `message` has made. Raises OSError."""
-        header = _HEADER.pack(len(message))
-        if len(message) <= BUFFER:
-            self._channel.sendall(header + message)
+        size = sum(map(len, message))
+        header = _HEADER.pack(size)
+        if size <= BUFFER:
+            self._channel.sendall(b"".join((header, *message)))
         else:  # without a copy
             self._channel.sendall(header)
-            self._channel.sendall(message)
+            for piece in message:
+                self._channel.sendall(piece)
 
-    def receive(self) -> bytes:
-        """Return the next message, a pickle. Raises EOFError and OSError."""
-        return self._read(*_HEADER.unpack(self._read(_HEADER.size)))
+    def receive(self) -> bytes | Incoming:
+        """Return the next message, which `load` reads: a large one as it comes. Raises EOFError and OSError."""
+        (size,) = _HEADER.unpack(self._read(_HEADER.size))
+        return self._read(size) if size <= BUFFER else Incoming(self._reader, size)
 
     def close(self) -> None:
         """Close this end."""
@@ -162,7 +218,7 @@ class _Child:
             received = self._link.receive()
             try:
                 with importing():
-                    kind, value, lineage = pickle.loads(received)
+                    kind, value, lineage = load(received)
                 del received
                 answer = message(*self._answer(ChildMessage(kind), value, lineage))
                 del value
@@ -228,7 +284,7 @@ class _Child:
         """The stream of a join, item by item from the parent."""
         while True:
             self._link.send(message(ChildMessage.WANTED))
-            kind, item, _ = pickle.loads(self._link.receive())
+            kind, item, _ = load(self._link.receive())
             match ChildMessage(kind):
                 case ChildMessage.VALUE:
                     yield item

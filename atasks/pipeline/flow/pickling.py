@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from atasks.codecs.cloudpickle import InOnePass, by_value, has_by_value_modules
-from atasks.codecs.pickle import is_at, pickled
+from atasks.codecs.pickle import is_at, pickled_pieces
 from atasks.errors import PipelineError
 from atasks.modules import MAIN_NAMES, UNGUARDED, is_waited_in
 
-__all__ = ["PROTOCOL", "to_bytes"]
+__all__ = ["PROTOCOL", "to_bytes", "to_pieces"]
 
 PROTOCOL: Final = 5
 
@@ -20,7 +20,16 @@ def to_bytes(content: Any) -> bytes:
     Raises EncodeError for what belongs to this process, PipelineError for what is of a module that waits for this
     while it is imported, and what pickling it raises.
     """
-    return pickled(content, by_value(_no_name) if has_by_value_modules() else _Pickler, PROTOCOL)
+    return b"".join(to_pieces(content))
+
+
+def to_pieces(content: Any) -> list[bytes | memoryview]:
+    """The pieces of such a pickle. Large bytes and arrays are pieces of their own, without a copy."""
+    pickler = by_value(_no_name) if has_by_value_modules() else _Pickler
+    pieces = pickled_pieces(content, pickler, PROTOCOL)
+    return [
+        bytes(piece) if isinstance(piece, bytearray) else piece for piece in pieces
+    ]  # others may change its size
 
 
 class _Pickler(InOnePass):

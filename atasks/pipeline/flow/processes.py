@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import socket
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, message
+from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, Incoming, load, message
 from atasks.pipeline.flow.invocation import WorkerInfo
 from atasks.pipeline.flow.items import SyncItems
 from atasks.pipeline.flow.pickling import to_bytes
@@ -181,7 +180,12 @@ class Process:
             received = self._link.receive()
         except (EOFError, OSError):
             raise self._died() from None
-        kind, value, _ = pickle.loads(received)
+        try:
+            kind, value, _ = load(received)
+        except Exception:
+            if isinstance(received, Incoming) and received.broken:
+                raise self._died() from None
+            raise
         return ChildMessage(kind), value
 
     def _died(self) -> PipelineError:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
+import contextlib
 import itertools
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -335,3 +339,79 @@ def unreadable_at_150(x: int) -> Any:
 async def test_a_result_that_cannot_be_read_costs_its_own_item(workers: int) -> None:
     run = range(300) | map(unreadable_at_150, multiprocess=True, workers=workers, skip_errors=True)
     assert await run == [x for x in range(300) if x != 150]
+
+
+class Memory:
+    """An object that pickles its memory as arrays do: without a copy, and as writable as it is."""
+
+    def __init__(self, memory: Any) -> None:
+        self.memory = memory
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return Memory, (pickle.PickleBuffer(self.memory),)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Memory) and bytes(self.memory) == bytes(other.memory)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+LARGE = os.urandom(200_000)
+LARGE_VALUES = [
+    LARGE,
+    bytearray(LARGE),
+    [LARGE, {"a": bytearray(LARGE)}, LARGE[:10]],
+    "\u00e4" * 200_000,
+    Memory(LARGE),
+    [Memory(bytearray(LARGE)), Memory(LARGE[:100]), Memory(memoryview(LARGE).cast("B", (1000, 200)))],
+]
+
+
+async def test_large_values_come_back_as_they_went() -> None:
+    found = await consume(LARGE_VALUES | map(identity, multiprocess=True), "await")
+    assert found == LARGE_VALUES
+    assert list(builtins.map(type, found)) == list(builtins.map(type, LARGE_VALUES))
+    assert type(found[5][0].memory) is bytearray  # writable
+    assert type(found[4].memory) is bytes
+
+
+class LargeUnreadable:
+    """Large, and refuses to be read in another process, before all of it was read."""
+
+    def __init__(self, refuse: bool) -> None:
+        if refuse:
+            raise ValueError("not here")
+
+    def __reduce__(self) -> Any:
+        return (first, (Refusing(), LARGE, LARGE))
+
+
+class Refusing:
+    def __reduce__(self) -> Any:
+        return LargeUnreadable, (True,)
+
+
+def first(*values: Any) -> Any:
+    return values[0]
+
+
+async def test_what_cannot_be_read_leaves_the_next_item_readable() -> None:
+    """Behind the part that raises 400 000 bytes are still to come."""
+    items = [1, LargeUnreadable(False), LARGE, LargeUnreadable(False), 2]
+    found = await consume(items | map(identity, multiprocess=True, skip_errors=True), "await")
+    assert found == [1, LARGE, 2]
+
+
+def answer_by_half(x: Any) -> Any:
+    """End this process in the middle of its answer."""
+    if x == 2:
+        for descriptor in range(3, 50):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as link:
+                link.sendall((10_000_000).to_bytes(8, "big") + bytes(300_000))
+        os._exit(3)
+    return x
+
+
+async def test_a_process_that_dies_in_the_middle_of_its_answer() -> None:
+    with pytest.raises(PipelineError, match="ended during a call"):
+        await asyncio.wait_for(consume([1, 2, 3] | map(answer_by_half, multiprocess=True), "await"), 60)

@@ -1,6 +1,6 @@
 """Frames between a hub and the processes around it: messages to bytes and back.
 
-A frame is its length, in four bytes, and a MessagePack array of messages.
+A frame is its length, in four bytes, and a MessagePack array of messages. `beside.py` has what may come before it.
 """
 
 from __future__ import annotations

@@ -9,9 +9,17 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final, cast
 
 from atasks import forks
+from atasks.transport.backends.local.beside import (
+    BESIDE,
+    Arriving,
+    large_payloads,
+    put_payloads,
+    without_payloads,
+)
 from atasks.transport.backends.local.frames import UNREADABLE, Salvaged, decode, encode, salvage
 from atasks.transport.backends.local.messages import (
     Message,
@@ -28,11 +36,11 @@ HIGH_WATER: Final = 2**20
 """Bytes that wait for the other side to read, besides those that asyncio has: past it, the link is clogged."""
 LOW_WATER: Final = HIGH_WATER // 4
 """Below it, it is clogged no more."""
-PIECE_BYTES: Final = 256 * 2**10
-"""Bytes given to asyncio at once, which copies the part that the socket does not take."""
-PENDING_BYTES: Final = 64 * 2**10
-"""While asyncio has more than that, it gets no more."""
-MAX_FRAME: Final = 2**31
+PIECES: Final = 64
+"""Pieces that are written by one call of the system."""
+TAIL_BYTES: Final = 4 * 2**10
+"""Bytes given to asyncio, which copies them, when the socket is full: it tells when it has written them."""
+MAX_FRAME: Final = BESIDE - 1
 JOINED_BYTES: Final = 32 * 2**10
 """Up to here it costs less to copy a frame than to write its length by itself."""
 READ_BYTES: Final = 64 * 2**10
@@ -64,6 +72,8 @@ class Conversation:
         self.clogged = False
         """True while the other side is slow to read. Nothing is dropped: send less."""
         self.closed = False
+        self.beside = False
+        """True once the other side has said that it takes payloads beside their messages."""
         self.schedule: Callable[[Conversation], object] = self._call_soon
         """Called when there is something to send: has `end_turn` called before the next turn ends."""
         self._messages: list[Message] = []
@@ -78,13 +88,13 @@ class Conversation:
         """Send it at the end of this turn of the event loop, if it is not closed. `size`: its bytes, roughly."""
         self._messages.append(message)
         self._size += size
+        if len(self._messages) >= FLUSH_MESSAGES or self._size >= FLUSH_BYTES:
+            self._overflow()
         if not self._scheduled:
             self._scheduled = True
             self.schedule(self)
             if self._single:
                 self.flush()
-        if len(self._messages) >= FLUSH_MESSAGES or self._size >= FLUSH_BYTES:
-            self._overflow()
 
     def speak(self) -> None:
         """Ask for the last word, and send it, although there may be nothing else to send."""
@@ -149,17 +159,40 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._room = memoryview(bytearray(READ_BYTES))
         self._filled = 0
         """Bytes at its beginning that were received, and of which no frame was handed over."""
+        self._payloads = Arriving()
+        """Those that have come beside the message of the next frame."""
+        self._frame_room: memoryview | None = None
+        """The room for frames, while `_room` is that of a payload."""
         self._pieces: deque[bytes | memoryview] = deque()
-        """Pieces for asyncio, once it has written what it has."""
+        """Pieces to write, once asyncio has written what it has."""
         self._waiting = 0
         """Their bytes."""
         self._full = False
-        """True while asyncio has enough."""
+        """True while asyncio has something to write."""
+        self._descriptor = -1
+        """That of the socket."""
 
     @property
     def unsent(self) -> int:
         """Bytes that wait here for the other side to read."""
         return self._waiting + (0 if self.transport is None else self.transport.get_write_buffer_size())
+
+    def _overflow(self) -> None:
+        """The last message is a large one, or there are many."""
+        payloads = large_payloads(self._messages[-1]) if self.beside and not self.closed else ()
+        if not payloads:
+            self.flush()
+            return
+        message = self._messages.pop()
+        if self._messages:
+            self.flush()
+        self._size = 0
+        self._sent += 1
+        body = encode([without_payloads(message)])
+        pieces: list[bytes] = []
+        for payload in payloads:
+            pieces += (BESIDE + len(payload)).to_bytes(4, "big"), payload
+        self._hand_over_large(*pieces, len(body).to_bytes(4, "big") + body)
 
     def _write(self, messages: list[Message]) -> None:
         body = encode(messages)
@@ -167,12 +200,9 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         if len(body) <= JOINED_BYTES:
             self._hand_over(start + body)
         else:
-            self._hand_over(start)
-            whole = memoryview(body)
-            for position in range(0, len(body), PIECE_BYTES):
-                self._hand_over(whole[position : position + PIECE_BYTES])
+            self._hand_over_large(start, body)
 
-    def _hand_over(self, piece: bytes | memoryview) -> None:
+    def _hand_over(self, piece: bytes) -> None:
         """Write it when everything before was written. asyncio would put it behind what it has, with a copy of all
         that each time that its buffer grows."""
         if self._full:
@@ -181,6 +211,33 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             self.clogged = self.clogged or self._waiting > HIGH_WATER
         else:
             self._give(piece)
+
+    def _hand_over_large(self, *pieces: bytes) -> None:
+        """Write them when everything before was written, without a copy."""
+        self._pieces += pieces
+        self._waiting += sum(map(len, pieces))
+        if not self._full:
+            self._write_on()
+        self.clogged = self.clogged or self._waiting > HIGH_WATER
+
+    def _write_on(self) -> None:
+        """Write the pieces that wait, until the socket is full. Then asyncio writes the next few bytes."""
+        pieces, transport = self._pieces, self.transport
+        assert transport is not None, "it is connected before anything is sent"
+        while pieces and not self._full:
+            written = 0
+            if not transport.is_closing() and not transport.get_write_buffer_size():
+                with suppress(OSError):  # asyncio meets it too
+                    written = os.writev(self._descriptor, list(islice(pieces, PIECES)))
+            self._waiting -= written
+            while pieces and written >= len(pieces[0]):
+                written -= len(pieces.popleft())
+            if pieces:
+                rest = memoryview(pieces.popleft())[written:]
+                if len(rest) > TAIL_BYTES:
+                    pieces.appendleft(rest[TAIL_BYTES:])
+                self._waiting -= len(rest[:TAIL_BYTES])
+                self._give(rest[:TAIL_BYTES])
 
     def _hand_over_all(self) -> None:
         """Nothing comes behind it."""
@@ -235,20 +292,31 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         forks.withhold(transport.get_extra_info("socket").fileno())
-        self.transport.set_write_buffer_limits(PENDING_BYTES, 0)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self.transport.set_write_buffer_limits(0)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room[self._filled :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand over the frames that are complete."""
+        if self._frame_room is not None:
+            self._payload_updated(nbytes)
+            return
         room, position, end = self._room, 0, self._filled + nbytes
         needed = 0
         while end - position >= 4:
             start = position + 4
             stop = start + int.from_bytes(room[position:start], "big")
             if stop - start > self.max_frame:
-                self._refuse(f"a frame of more than {self.max_frame} bytes")
+                size = stop - start - BESIDE
+                if self._begin_payload(size):
+                    position = min(start + size, end)
+                    self._room[: position - start] = room[start:position]
+                    if self._payload_updated(position - start):
+                        continue
+                    return
+                self._refuse(f"a frame of more than {self.max_frame} bytes, or more beside one than there may be")
                 position = end
                 break
             if stop > end:
@@ -272,13 +340,39 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         elif size > KEPT_READ_BYTES and needed <= READ_BYTES:
             size = READ_BYTES
         if size != len(old):
-            if not self._may_have(size):
+            if not self._may_have(size + self._payloads.memory):
                 self._refuse("a large frame, beside the half-sent ones of others")
                 self._filled = 0
                 return
             self._room = memoryview(bytearray(size))
         if filled and (position or size != len(old)):
             self._room[:filled] = old[position : position + filled]
+
+    def _begin_payload(self, size: int) -> bool:
+        """Have room for a payload beside a message, and no other room meanwhile. Return False if there is none."""
+        if size <= 0 or self._payloads.size + size > self.max_frame:
+            return False
+        try:
+            room = self._payloads.begin(size)
+        except MemoryError:
+            return False
+        if not self._may_have(len(self._room) + self._payloads.memory):
+            return False
+        self._frame_room, self._room, self._filled = self._room, room, 0
+        return True
+
+    def _payload_updated(self, nbytes: int) -> bool:
+        """So many more bytes have come of a payload. Returns True if it is whole: then frames go on."""
+        assert self._frame_room is not None, "a payload arrives"
+        self._filled += nbytes
+        if self._filled == len(self._room):
+            self._room, self._frame_room, self._filled = self._frame_room, None, 0
+            return True
+        before = self._payloads.memory
+        self._payloads.fill(self._filled)
+        if self._payloads.memory > before and not self._may_have(len(self._frame_room) + self._payloads.memory):
+            self._refuse("a large payload, beside the half-sent frames of others")
+        return False
 
     def _may_have(self, size: int) -> bool:
         """Return True if there may be room for so many bytes."""
@@ -292,12 +386,29 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         except UNREADABLE:
             try:
                 salvaged = salvage(body)
+                if salvaged.messages:
+                    self._put_payloads(salvaged.messages)
             except UNREADABLE as error:
                 self._refuse(f"a frame that is no list of messages ({error})")
             else:
+                self._payloads.take()
+                self._may_have(len(self._room))
                 self.unreadable(salvaged)
         else:
+            if self._payloads.size:
+                try:
+                    self._put_payloads(messages)
+                except UNREADABLE as error:
+                    self._refuse(str(error))
+                    return
             self.receive(messages)
+
+    def _put_payloads(self, messages: list[Message]) -> None:
+        """Give a message the payloads that came beside it. Raises one of `UNREADABLE`."""
+        payloads = self._payloads.take()
+        if payloads:
+            self._may_have(len(self._room))
+            put_payloads(messages, payloads)
 
     def _refuse(self, reason: str) -> None:
         logger.error("the other side of a local connection sent %s: the connection is closed", reason)
@@ -309,10 +420,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._full = False
-        while self._pieces and not self._full:  # which `write` may change
-            piece = self._pieces.popleft()
-            self._waiting -= len(piece)
-            self._give(piece)
+        self._write_on()
         if self.clogged and self._waiting < LOW_WATER:
             self.clogged = False
             self.freed()
@@ -321,6 +429,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         closed, self.closed = self.closed, True
         self._pieces.clear()
         self._waiting = 0
+        self._payloads = Arriving()
         if not self.ended.done():
             self.ended.set_result(None)
         if not closed:

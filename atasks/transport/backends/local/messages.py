@@ -77,12 +77,16 @@ class Hello(Struct, array_like=True, tag=32, gc=False):
     protocol: int
     namespace: Annotated[str, Meta(max_length=MAX_NAMESPACE)]
     pid: int
+    beside: bool = False
+    """True if I take payloads beside their messages; see `beside.py`."""
 
 
 class Welcome(Struct, array_like=True, tag=33, gc=False):
     """The hub's answer to `Hello`."""
 
     pid: int
+    beside: bool = False
+    """True if the hub takes payloads beside their messages."""
 
 
 class Refused(Struct, array_like=True, tag=34, gc=False):

@@ -308,7 +308,7 @@ class LocalTransport(CallTransport):
         """Say Hello, and go on with this hub. Raises ConnectFailed if that does not make us welcome."""
         assert self._link is not None, "it is attached"
         self._welcome = asyncio.get_running_loop().create_future()
-        self._link.send(Hello(PROTOCOL, self.namespace, os.getpid()))
+        self._link.send(Hello(PROTOCOL, self.namespace, os.getpid(), True))
         try:
             async with asyncio.timeout(self.timeout):
                 await self._welcome
@@ -480,6 +480,8 @@ class LocalTransport(CallTransport):
         if self._welcome is None or self._welcome.done():
             return
         if isinstance(message, Welcome):
+            if self._link is not None:
+                self._link.beside = message.beside
             self._welcome.set_result(None)
         else:
             self._welcome.set_exception(ConnectFailed(message.reason))

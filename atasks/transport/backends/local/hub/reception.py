@@ -108,7 +108,8 @@ class Reception:
         if isinstance(message, Hello) and message.protocol == PROTOCOL:
             peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
             peer.expect_no_hello()
-            peer.link.send(Welcome(os.getpid()))
+            peer.link.beside = message.beside
+            peer.link.send(Welcome(os.getpid(), True))
             return True
         theirs = message.protocol if isinstance(message, Hello) else "none"
         reason = (

@@ -1,0 +1,116 @@
+"""Large payloads, which travel beside their messages: each side hands on the bytes themselves, without a copy.
+
+Each comes before the frame of its message, which is alone there: its length plus `BESIDE`, in four bytes, then it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+from msgspec import structs
+
+from atasks.transport.backends.local.messages import (
+    Begin,
+    Deliver,
+    GiveBack,
+    Message,
+    Request,
+)
+from atasks.wire import End, Item, Reply
+
+__all__ = ["BESIDE", "BESIDE_BYTES", "Arriving", "large_payloads", "put_payloads", "without_payloads"]
+
+BESIDE: Final = 2**31
+"""Added to the length of a payload, which stands before it as that of a frame does."""
+BESIDE_BYTES: Final = 256 * 2**10
+"""A payload of so many bytes travels beside its message."""
+MAX_BESIDE: Final = 2**16
+"""Payloads beside one message."""
+CLAIMED_BYTES: Final = 32 * 2**20
+"""Memory that a payload may take as soon as its length is known. The system gives more only to what has come."""
+
+
+def large_payloads(message: Message) -> Sequence[bytes]:
+    """The payloads of a message, if each of them is to travel beside it; else none."""
+    match message:
+        case Request() | Deliver() | GiveBack() | Begin():
+            payloads: Sequence[bytes] = (message.call.payload,)
+        case Reply() | End():
+            payloads = (message.payload,)
+        case Item():
+            payloads = message.payloads
+        case _:
+            return ()
+    return payloads if payloads and min(map(len, payloads)) >= BESIDE_BYTES else ()
+
+
+def without_payloads(message: Message) -> Message:
+    """The message that travels beside its payloads: a copy without them."""
+    match message:
+        case Request() | Deliver() | GiveBack() | Begin():
+            return structs.replace(message, call=structs.replace(message.call, payload=b""))
+        case Reply():
+            return structs.replace(message, payload=b"")
+        case End():
+            return structs.replace(message, reply=structs.replace(message.reply, payload=b""))
+        case Item():
+            return structs.replace(message, payloads=[b""] * len(message.payloads))
+        case _:
+            raise TypeError(f"{type(message).__name__} has no payload")
+
+
+def put_payloads(messages: list[Message], payloads: list[bytes]) -> None:
+    """Give a message its payloads, which have arrived beside it. Raises ValidationError if they are not those of
+    one message that came without."""
+    message = messages[0] if len(messages) == 1 else None
+    match message:
+        case Item() if len(message.payloads) == len(payloads) and not any(message.payloads):
+            message.payloads = payloads
+            return
+        case Request() | Deliver() | GiveBack() | Begin():
+            holder: object = message.call
+        case End():
+            holder = message.reply
+        case _:
+            holder = message
+    if len(payloads) != 1 or getattr(holder, "payload", None) != b"":
+        raise msgspec.ValidationError("payloads beside a message that is not without them")
+    (holder.payload,) = payloads  # type: ignore[attr-defined]  # it has one
+
+
+class Arriving:
+    """The payloads of the message that comes next, as far as they have arrived."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        """Their bytes, those included that are still to come."""
+        self.memory = 0
+        """Bytes of memory that they take, or may take soon."""
+        self._files: list[io.BytesIO] = []
+        self._before = 0
+        """Bytes of those that are whole."""
+
+    def begin(self, size: int) -> memoryview:
+        """Return the memory of one more payload, to be filled. Raises MemoryError."""
+        if len(self._files) == MAX_BESIDE:
+            raise MemoryError
+        file = io.BytesIO(bytes(size))  # it gives its bytes away without a copy, once its buffer is released
+        self._files.append(file)
+        self._before = self.size
+        self.size += size
+        self.fill(0)
+        return file.getbuffer()
+
+    def fill(self, filled: int) -> None:
+        """Count memory: so many bytes of the payload that was begun last have come."""
+        size = self.size - self._before
+        self.memory = self._before + min(size, max(CLAIMED_BYTES, 16 * filled))
+
+    def take(self) -> list[bytes]:
+        """Return the payloads, which are whole, and expect those of another message."""
+        files, self._files = self._files, []
+        self.size = self.memory = self._before = 0
+        return [file.getvalue() for file in files]
