@@ -7,11 +7,10 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from atasks.worker.served_tasks import Tasks
-from atasks.worker.worker import Worker
-
 if TYPE_CHECKING:
     from atasks.transport.contract import Transport
+    from atasks.worker.served_tasks import Tasks
+    from atasks.worker.worker import Worker
 
 __all__ = ["Activation"]
 
@@ -33,6 +32,8 @@ class Activation:
 
     async def serve_on(self, transport: Transport, queues: Sequence[str] | None, concurrency: int = 100) -> Worker:
         """Serve these queues: see `Router.serve_on`."""
+        from atasks.worker.worker import Worker  # which callers need not wait for
+
         worker = self.worker
         if worker is None and isinstance(transport.serves, Worker):
             worker = transport.serves  # that of a `serve` block, or of the command line

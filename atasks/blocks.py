@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 
     from atasks.transport.contract import Transport
 
-__all__ = ["Block", "default_of", "entered_first", "innermost", "threads"]
+__all__ = ["Block", "default_of", "entered_first", "handed_over", "innermost", "settle", "threads"]
 
 _moments: Final = itertools.count(1)
 threads: WeakKeyDictionary[asyncio.AbstractEventLoop, int] = WeakKeyDictionary()
 """The thread of each event loop in which a block was entered."""
+handed_over: Final[set[asyncio.Task[None]]] = set()
+"""The tasks that send what nobody waits for, as `submit.soon` does."""
+SETTLE_SECONDS: Final = 5.0
+"""Seconds that a block which is left waits for those."""
 
 
 class Block:
@@ -96,6 +100,14 @@ def entered_first(connected: Mapping[asyncio.AbstractEventLoop, Sequence[Block]]
         if block.pid == os.getpid() and loop.is_running()
     ]
     return min(usable, key=lambda block: block.began, default=None)
+
+
+async def settle() -> None:
+    """Return when what was handed over to this event loop has ended, or after 5 s."""
+    loop = asyncio.get_running_loop()
+    mine = {task for task in list(handed_over) if task.get_loop() is loop}
+    if mine:
+        await asyncio.wait(mine, timeout=SETTLE_SECONDS)
 
 
 def _around(block: Block | None) -> Iterator[Block]:

@@ -11,8 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, Async
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
-from atasks.blocks import Block
-from atasks.caller.background import settle
+from atasks.blocks import Block, settle
 from atasks.commands import worker_command
 from atasks.errors import InvalidURL, closest
 from atasks.namespaces import namespaces
@@ -27,10 +26,11 @@ from atasks.outlast import begin, outlast
 from atasks.router import get_router
 from atasks.transport.contract import Transport, get_transport
 from atasks.urls import shown
-from atasks.worker.worker import Worker
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+    from atasks.worker.worker import Worker
 
 __all__ = ["connect", "serve"]
 
@@ -185,6 +185,8 @@ def connect(
         transport = _make(url, namespace, options)
         await use(stack, transport)
         if getattr(transport, "_is_here", False):  # nobody else could serve it
+            from atasks.worker.worker import Worker  # which other callers need not wait for
+
             worker = Worker(
                 get_router(namespace),
                 transport,
@@ -264,6 +266,8 @@ def serve(
     """
 
     async def enter(stack: AsyncExitStack) -> Worker:
+        from atasks.worker.worker import Worker
+
         transport = _make(url, namespace, options)
         transport.will_serve()
         await use(stack, transport)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from atasks.checks import (
     MAX_TIMEOUT,
@@ -19,8 +19,10 @@ from atasks.checks import (
     validate_timeout,
 )
 from atasks.errors import closest
-from atasks.policies.limit import Limit
-from atasks.policies.retry import Retry
+
+if TYPE_CHECKING:
+    from atasks.policies.limit import Limit
+    from atasks.policies.retry import Retry
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -269,7 +271,7 @@ _RANGES: Final = {"max_attempts": (1, 1_000_000), "priority": (0, MAX_PRIORITY),
 
 def _check(name: str, value: Any) -> Any:
     match name:
-        case "queue" | "timeout" | "window" if value is None:
+        case "queue" | "timeout" | "window" | "retry" | "limit" if value is None:
             return None
         case "queue":
             return validate_queue(value)
@@ -281,8 +283,12 @@ def _check(name: str, value: Any) -> Any:
             if value is not False and value != "auto":
                 validate_integer(name, value, 1, MAX_BATCH)
         case "retry":
+            from atasks.policies.retry import Retry
+
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "limit":
+            from atasks.policies.limit import Limit
+
             return _check_kind(name, value, Limit, 'limit=Limit("stripe", at_once=3)')
         case "resume" | "key":
             return value if value in _UNNAMED[name] else validate_name(value, name)
@@ -322,6 +328,6 @@ def _check_submission(name: str, value: Any) -> Any:
 
 
 def _check_kind(name: str, value: Any, kind: type, example: str) -> Any:
-    if value is not None and not isinstance(value, kind):
+    if not isinstance(value, kind):
         raise TypeError(f"{name} is a {kind.__name__}, as in {example}, or None, not {value!r}")
     return value

@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from atasks.activation import Activation
 from atasks.blocks import Block, default_of, entered_first, innermost
-from atasks.caller.background import call, hand_over, iterate_here, run_here
-from atasks.caller.bridged_stream import BridgedStream
 from atasks.caller.decoding import reply_error, value_of
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
-from atasks.caller.stream import RemoteStream
-from atasks.caller.sync_stream import SyncStream
-from atasks.caller.sync_watched import SyncWatchedCall
-from atasks.caller.tries import tried
-from atasks.caller.watched import WatchedCall
 from atasks.codecs.base import Codec, as_bytes
-from atasks.codecs.culprits import unencodable_arguments
 from atasks.codecs.default import get_codec
 from atasks.current import carried, serving, serving_here
 from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
@@ -37,22 +29,20 @@ from atasks.original import (
     refuse_overrides,
 )
 from atasks.original_events import OriginalEvents
-from atasks.parking import Parked
 from atasks.registry import Manager
-from atasks.resume.calls import made, may_stream
-from atasks.submitted.handle import Handle
-from atasks.submitted.submit import submit
-from atasks.submitted.tries import named_as
 from atasks.wire import RUN_TRIES, Call, Reply, Status
-from atasks.worker.executors.references import check
-from atasks.worker.held_call import HeldCall
-from atasks.worker.limited import take_noted
 
 if TYPE_CHECKING:
+    from atasks.caller.stream import RemoteStream
+    from atasks.caller.sync_stream import SyncStream
+    from atasks.caller.sync_watched import SyncWatchedCall
+    from atasks.caller.watched import WatchedCall
     from atasks.lazy import LazyConnection
     from atasks.policies.limit import Limit
+    from atasks.submitted.handle import Handle
     from atasks.transport.contract import Transport
     from atasks.transport.limits.contract import Token
+    from atasks.worker.held_call import HeldCall
     from atasks.worker.worker import Worker
 
 __all__ = [
@@ -128,6 +118,8 @@ class Router(OriginalEvents):
             what = "is a stream" if is_stream(coro) else "runs in a process, where it can make no calls"
             raise TypeError(f"{name} {what}: resume= is for functions that await other atasks")
         if resolved.executor is not None:
+            from atasks.worker.executors.references import check
+
             check(coro, resolved.executor)
         definition = identity(coro)  # now: the values in a closure may change later
         known = self.registry.get(name)
@@ -175,6 +167,8 @@ class Router(OriginalEvents):
             if type(payload) is not bytes:
                 payload = as_bytes(payload, codec)
         except Exception as error:
+            from atasks.codecs.culprits import unencodable_arguments
+
             raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
         del args, kwargs  # release the arguments: the call may take long, and they may be large
         call = new_call(name, payload, options, transport, codec, run)
@@ -188,6 +182,8 @@ class Router(OriginalEvents):
                 if options.retry is None:
                     reply = await transport.request(call, options)
                 else:
+                    from atasks.caller.tries import tried
+
                     reply = await tried(self, codec, transport, call, options)
                 if run is not None:
                     run.answered(call, reply)
@@ -203,21 +199,29 @@ class Router(OriginalEvents):
 
     async def _resume(self, run: HeldCall, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call that another one makes which resumes."""
+        from atasks.resume.calls import made
+
         reply, call = await made(self, run, name, args, kwargs)
         return await self.outcome(reply, call, self._named(name)[0])
 
     async def may_stream(self, run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
         """Called before a call that resumes reads a stream. Raises Diverged if that cannot be done again."""
+        from atasks.resume.calls import may_stream
+
         await may_stream(run, name, options, payload)
 
     async def submit(self, name: str, /, *args: Any, **kwargs: Any) -> Handle[Any]:
         """Have a worker run the atask `name`, whether anybody awaits it or not, and return a handle of the call
         when it is safe. See `ATask.submit`. Override it to see or change every submitted call of the namespace,
         and call super's."""
+        from atasks.submitted.submit import submit
+
         return await submit(self, name, args, kwargs, self._named(name)[1])
 
     def submit_soon(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Submit without waiting until it is safe. See `Submission.soon`."""
+        from atasks.caller.background import hand_over
+
         hand_over(self, f"a submitted call of {name}", submit)
 
     def submit_after_commit(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -236,10 +240,14 @@ class Router(OriginalEvents):
 
         Raises RuntimeError where an event loop runs: its text names `what`, and says what to do `instead`.
         """
+        from atasks.caller.background import run_here
+
         return run_here(self, what, instead, make)
 
     def iterate_sync(self, what: str, instead: str, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
         """The items of what `make` returns, for a thread without an event loop, as `run_sync` does it."""
+        from atasks.caller.background import iterate_here
+
         return iterate_here(self, what, instead, make)
 
     async def request_to_keep(
@@ -308,6 +316,8 @@ class Router(OriginalEvents):
 
         async def send(name: str, *args: Any, **kwargs: Any) -> T:
             if tries:
+                from atasks.submitted.tries import named_as
+
                 name, args, kwargs = named_as(name, RUN_TRIES), (str(name), given, list(args), kwargs), {}
             return await begin(await self.request_to_keep(name, args, options, transport, kwargs))
 
@@ -353,10 +363,18 @@ class Router(OriginalEvents):
         around = self._space.around_calls
         if around is not None and type(name) is not InvokedName:
             return around.stream(self, name, args, kwargs)
-        return (RemoteStream if self.lazy is None else BridgedStream)(self, name, args, kwargs)
+        if self.lazy is None:
+            from atasks.caller.stream import RemoteStream
+
+            return RemoteStream(self, name, args, kwargs)
+        from atasks.caller.bridged_stream import BridgedStream
+
+        return BridgedStream(self, name, args, kwargs)
 
     def watch(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> WatchedCall[Any]:
         """The call of the atask `name`, whose progress can be followed. See `ATask.watch`."""
+        from atasks.caller.watched import WatchedCall
+
         return WatchedCall(self, name, args, kwargs)
 
     @property
@@ -407,14 +425,20 @@ class Router(OriginalEvents):
     def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make the call from a thread without an event loop; returns and raises as `send_request` does. See
         `ATask.sync`."""
+        from atasks.caller.background import call
+
         return call(name, self, args, kwargs)
 
     def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:
         """The items of a stream, for a thread without an event loop."""
+        from atasks.caller.sync_stream import SyncStream
+
         return SyncStream(self, stream)
 
     def watch_sync(self, call: WatchedCall[Any]) -> SyncWatchedCall[Any]:
         """A watched call, for a thread without an event loop."""
+        from atasks.caller.sync_watched import SyncWatchedCall
+
         return SyncWatchedCall(self, call)
 
     # -- limits
@@ -422,6 +446,9 @@ class Router(OriginalEvents):
     async def take_token(self, limit: Limit, key: str | None) -> Token:
         """A token of the limit, as soon as there is one: `async with limit`. A call that is being served here is
         parked while it waits. Raises LimitError, NotConnected, NotSupported."""
+        from atasks.parking import Parked
+        from atasks.worker.limited import take_noted
+
         run = serving_here()
         transport = self._transport(run)
         limits = transport.limits
@@ -442,6 +469,7 @@ class Router(OriginalEvents):
 
     def take_token_sync(self, limit: Limit, key: str | None) -> Token:
         """Take a token for a thread without an event loop. Its work has begun."""
+        from atasks.caller.background import run_here
 
         async def take() -> Token:
             token = await self.take_token(limit, key)

@@ -3,31 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
 import atasks
-from atasks.errors import InvalidKeys
-from atasks.signing import keyfile
 from atasks.supervisor.tether import Tether
-from atasks_cli import (
-    calling,
-    calls,
-    completion,
-    dead,
-    doctor,
-    health,
-    live,
-    queues,
-    runs,
-    schedules,
-    web,
-    workers,
-)
 from atasks_cli.destination import TransportName
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
@@ -50,8 +33,26 @@ Examples:
 CODES = "\b\nExit codes:\n" + "".join(f"  {code:3}  {meaning}\n" for code, meaning in MEANINGS.items())
 
 
+FAMILIES: Final = {
+    "calling": ("call",),
+    "calls": ("ps", "tree", "stack", "cancel"),
+    "completion": ("completion",),
+    "dead": ("dead",),
+    "doctor": ("doctor",),
+    "keys": ("keys",),
+    "live": ("watch", "top", "timeline"),
+    "queues": ("pause", "resume", "purge"),
+    "runs": ("runs",),
+    "schedules": ("schedules",),
+    "web": ("web",),
+    "workers": ("ping", "inspect"),
+}
+"""Module -> the names of its `COMMANDS`. It is imported when one of them is used: `atasks run` needs none."""
+
+
 class OneLineGroup(click.Group):
-    """A group whose every error is one line on stderr that begins with `atasks: error:`."""
+    """A group whose every error is one line on stderr that begins with `atasks: error:`, and whose commands are
+    imported when they are used."""
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         kwargs["standalone_mode"] = False
@@ -80,11 +81,24 @@ class OneLineGroup(click.Group):
             discard_output()
         sys.exit(int(code or 0))
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(name for names in FAMILIES.values() for name in names)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        for module, names in FAMILIES.items():
+            if cmd_name in names and cmd_name not in self.commands:
+                for command in import_module(f"atasks_cli.{module}").COMMANDS:
+                    self.add_command(command)
+        return super().get_command(ctx, cmd_name)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and (args[0].endswith(".py") or Path(args[0]).exists()):
-            ctx.fail(f"no such command: {args[0]}; did you mean atasks run {args[0]}?")
+        if self.get_command(ctx, args[0]) is None:
+            if args[0].endswith(".py") or Path(args[0]).exists():
+                ctx.fail(f"no such command: {args[0]}; did you mean atasks run {args[0]}?")
+            for name in self.list_commands(ctx):  # for click, which looks for one with a name like this
+                self.get_command(ctx, name)
         return super().resolve_command(ctx, args)
 
 
@@ -263,12 +277,6 @@ def run_command(
     return run_targets(targets, tether, verbosity=verbosity, **options)
 
 
-FAMILIES = (calling, calls, completion, dead, doctor, live, queues, runs, schedules, web, workers)
-
-for command in (command for family in FAMILIES for command in family.COMMANDS):
-    main.add_command(command)
-
-
 @main.command(
     "health",
     add_help_option=False,
@@ -278,39 +286,6 @@ for command in (command for family in FAMILIES for command in family.COMMANDS):
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def health_command(arguments: tuple[str, ...]) -> int:
     """Say whether the servers on this host are well; for probes."""
+    from atasks_cli import health
+
     return health.main(arguments)
-
-
-@main.group("keys")
-def keys_command() -> None:
-    """Make and check the keys that seal messages: docs/security.md."""
-
-
-@keys_command.command("new")
-@click.argument("name")
-@click.argument("words", metavar="[serve] [encrypt] [tasks=...] [queues=...] [max_attempts=N]", nargs=-1)
-def new_key_command(name: str, words: tuple[str, ...]) -> None:
-    """Print a line for a new key, to be appended to files: atasks keys new shop >> shop.keys
-
-    NAME has 1 to 32 of a-z, 0-9, dot and hyphen. The words behind it are what the owner of the key may do.
-    """
-    with _usage_errors():
-        click.echo(keyfile.new_line(name, *words))
-
-
-@keys_command.command("check")
-@click.argument("file", type=click.Path())
-def check_keys_command(file: str) -> None:
-    """Say which keys a file holds, without their secrets, or what is wrong with it."""
-    with _usage_errors():
-        keys, _ = keyfile.read(file)
-    for number, key in enumerate(keys):
-        click.echo(f"{key.describe()}{'' if number else '  (seals)'}")
-
-
-@contextmanager
-def _usage_errors() -> Iterator[None]:
-    try:
-        yield
-    except InvalidKeys as error:
-        raise CommandError(Exit.USAGE, str(error)) from None

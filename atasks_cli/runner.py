@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import logging
 import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import atasks
 from atasks import forks
@@ -22,15 +24,15 @@ from atasks.worker.leaving import EXIT_SECONDS, leave_if_blocked, leave_within
 from atasks_cli.aiomain import Aiomain, AiomainFailed, run_all
 from atasks_cli.destination import destination
 from atasks_cli.exits import CommandError, Exit, explain
-from atasks_cli.health import Note
 from atasks_cli.messages import output_is_unread, say, show_traceback, shown_url
-from atasks_cli.notes import keep_notes
 from atasks_cli.settings import Settings
 from atasks_cli.signals import Signals
-from atasks_cli.supervised import Supervised
-from atasks_cli.supervision import probes
 
-__all__ = ["load_all", "run"]
+if TYPE_CHECKING:
+    from atasks_cli.health import Note
+    from atasks_cli.supervised import Supervised
+
+__all__ = ["load_all", "probes", "run"]
 
 logger = logging.getLogger("atasks.cli")
 
@@ -50,6 +52,7 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
             raise explain(error) from error
         if module not in modules:
             modules.append(module)
+    gc.freeze()  # they stay, and need not be looked through with the objects of each call
     runs = any(hasattr(module, "aiomain") for module in modules)
     names = " or ".join(module.__name__ for module in modules)
     if settings.mode != "server":
@@ -77,6 +80,15 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
 def _atasks_in(namespace: str) -> list[str]:
     registry = getattr(namespaces.get(namespace), "registry", None)
     return registry.names() if registry is not None else []
+
+
+def probes(address: tuple[str, int] | None) -> contextlib.AbstractContextManager[Any]:
+    """Return the block in which probes are answered at this address; None: nowhere."""
+    if address is None:
+        return contextlib.nullcontext()
+    from atasks_cli.probes import serve_probes  # whose server few programs need
+
+    return serve_probes(address)
 
 
 def run(
@@ -203,6 +215,8 @@ async def _serve(
     ending: Ending,
 ) -> int:
     """Serve until a signal, the release by a supervisor, a lost connection, or an aiomain that raises."""
+    from atasks_cli.notes import keep_notes
+
     place, options = destination(settings)
     if supervised is not None and settings.transport == "unix":
         options |= {"hub": False, "workers": 0}  # the hub is the supervisor's

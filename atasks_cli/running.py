@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atasks.errors import LoadError
 from atasks.process_setup import run as prepare_process
@@ -13,8 +13,9 @@ from atasks_cli.aiomain import find
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.messages import show_traceback
 from atasks_cli.settings import Mode, Settings, parse_options
-from atasks_cli.supervised import Supervised
-from atasks_cli.supervision import Supervision, supervise
+
+if TYPE_CHECKING:
+    from atasks_cli.supervised import Supervised
 
 __all__ = ["run_targets"]
 
@@ -44,19 +45,20 @@ def run_targets(
 
     Raises a CommandError; in a process that a supervisor started it tells that one instead.
     """
-    supervised = None
+    supervised: Supervised | None = None
     try:
         settings = Settings.make(
             mode, verbosity=verbosity, workers=workers, targets=targets, options=transport_options, **options
         )
         supervised_workers = None if settings.transport == "local" else workers
-        supervision = Supervision.make(
-            settings.mode, workers=supervised_workers, reload=reload, max_calls=max_calls, max_memory=max_memory
-        )
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)
         loop_factory = _uvloop() if use_uvloop else None
-        if supervision is not None:
+        if supervised_workers or reload or max_calls or max_memory:
+            from atasks_cli.supervised import Supervised
+            from atasks_cli.supervision import Supervision, supervise
+
+            supervision = Supervision.make(settings.mode, supervised_workers, reload, max_calls, max_memory)
             if tether is None:
                 return supervise(settings, supervision, command)
             supervised = Supervised(tether, supervision)

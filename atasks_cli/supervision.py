@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,11 @@ from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import say
 from atasks_cli.reload import Watcher
+from atasks_cli.runner import probes
 from atasks_cli.settings import Mode, Settings
 from atasks_cli.signals import Signals
 
-__all__ = ["Supervision", "probes", "supervise"]
+__all__ = ["Supervision", "supervise"]
 
 MARGIN = 15.0
 """Seconds past the grace in which a worker may clean up and close its connections: see docs/shutdown.md."""
@@ -44,38 +45,22 @@ class Supervision:
 
     @classmethod
     def make(
-        cls,
-        mode: Mode,
-        *,
-        workers: int | None = None,
-        reload: bool = False,
-        max_calls: int | None = None,
-        max_memory: int | None = None,
-    ) -> Supervision | None:
-        """None if nothing of it was asked for. Raises a CommandError outside of server mode."""
-        asked = {
-            "--workers": workers,
-            "--reload": reload or None,
-            "--max-calls-per-worker": max_calls,
-            "--max-memory-per-worker": max_memory,
-        }
-        options = [option for option, value in asked.items() if value is not None]
-        if not options:
-            return None
+        cls, mode: Mode, workers: int | None, reload: bool, max_calls: int | None, max_memory: int | None
+    ) -> Supervision:
+        """Return what these options of the command ask for, one of which is given. Raises a CommandError outside
+        of server mode."""
         if mode != "server":
+            asked = {
+                "--workers": workers,
+                "--reload": reload,
+                "--max-calls-per-worker": max_calls,
+                "--max-memory-per-worker": max_memory,
+            }
+            option = next(option for option, value in asked.items() if value)
             raise CommandError(
-                Exit.USAGE, f"{options[0]} is for --mode server, and this is --mode {mode}: leave it out"
+                Exit.USAGE, f"{option} is for --mode server, and this is --mode {mode}: leave it out"
             )
         return cls(workers or 1, reload, max_calls, max_memory)
-
-
-def probes(address: tuple[str, int] | None) -> AbstractContextManager[Any]:
-    """Return the block in which probes are answered at this address; None: nowhere."""
-    if address is None:
-        return contextlib.nullcontext()
-    from atasks_cli.probes import serve_probes  # whose server few programs need
-
-    return serve_probes(address)
 
 
 def supervise(settings: Settings, supervision: Supervision, command: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from atasks import current
-from atasks.blocks import Block, entered_first, innermost, threads
+from atasks.blocks import Block, entered_first, handed_over, innermost, settle, threads
 from atasks.current import calling_thread, serving
 from atasks.errors import NotConnected, NotSupported, TransportError
 
@@ -33,7 +33,6 @@ __all__ = [
     "refuse_in_loop",
     "run_here",
     "run_in",
-    "settle",
 ]
 
 T = TypeVar("T")
@@ -49,8 +48,6 @@ STUCK_SECONDS: Final = 10.0
 """Seconds for which an event loop has to wait for a thread until a call in it is given up."""
 WAITING: Final = frozenset({"concurrent.futures._base", "concurrent.futures.thread", "queue", "threading"})
 """Modules whose functions wait for other threads."""
-SETTLE_SECONDS: Final = 5.0
-"""Seconds for which the end of a connection waits for what was handed over."""
 EXIT_SECONDS: Final = 7.0
 """Seconds that a program which ends waits for what it has left open: connections, and runs of pipelines."""
 
@@ -140,7 +137,6 @@ def run_in(loop: asyncio.AbstractEventLoop, make: Callable[[], Coroutine[Any, An
     return _run(loop, make)
 
 
-_handed: set[asyncio.Task[None]] = set()
 """Tasks that nobody awaits, and that have not ended."""
 
 
@@ -162,8 +158,8 @@ def hand_over(router: Router, what: str, make: Callable[[], Coroutine[Any, Any, 
 
     def begin() -> None:
         task = loop.create_task(run(), name=what)
-        _handed.add(task)
-        task.add_done_callback(_handed.discard)
+        handed_over.add(task)
+        task.add_done_callback(handed_over.discard)
 
     try:
         here: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
@@ -204,14 +200,6 @@ def _place(
     if lazy is not None and transport is lazy.bridge:
         return lazy.loop, lambda: lazy.within(make)
     return here, make
-
-
-async def settle() -> None:
-    """Return when what was handed over to this event loop has ended, or after 5 s."""
-    loop = asyncio.get_running_loop()
-    mine = {task for task in list(_handed) if task.get_loop() is loop}
-    if mine:
-        await asyncio.wait(mine, timeout=SETTLE_SECONDS)
 
 
 async def _within(block: Block, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -483,7 +471,7 @@ def _after_fork() -> None:
     """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
     global _lock, _background, _forked
     _alive.clear()
-    _handed.clear()
+    handed_over.clear()
     _forked = _forked or _background is not None
     _lock, _background = threading.Lock(), None
     serving.set(None)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.codecs.base import Codec, as_bytes
 from atasks.codecs.checked import over_limit
-from atasks.codecs.culprits import unencodable, unencodable_arguments
 from atasks.current import carried, new_call_id
 from atasks.definitions import BaseTask, FilledName, TaskName
 from atasks.errors import CallTimeout, PayloadTooLarge
@@ -31,6 +30,8 @@ async def encoded_arguments(
     try:
         return as_bytes(await codec.encode((args, kwargs)), codec)
     except Exception as error:
+        from atasks.codecs.culprits import unencodable_arguments
+
         raise await unencodable_arguments(name, task and task.local, args, kwargs, codec, error) from error
 
 
@@ -82,6 +83,8 @@ async def carried_context(call: Call, codec: Codec, transport: Transport) -> dic
             try:
                 context[variable.name] = as_bytes(await codec.encode(here[variable]), codec)
             except Exception as error:
+                from atasks.codecs.culprits import unencodable
+
                 subject = f"the context variable {variable.name!r}, which travels with {call.task},"
                 raise await unencodable(subject, here[variable], codec, error) from error
     size = len(call.payload) + sum(map(len, context.values()))

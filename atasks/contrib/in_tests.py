@@ -14,8 +14,8 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from atasks import wire
-from atasks.blocks import Block
-from atasks.caller.background import run_in, settle
+from atasks.blocks import Block, settle
+from atasks.caller.background import run_in
 from atasks.contrib.faults import Fault
 from atasks.contrib.faulty_loopback import FaultyLoopback
 from atasks.contrib.recorded_calls import CallRecorder, RecordedCall, Submissions, known_namespaces, used

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Struct, structs
@@ -23,12 +23,10 @@ from atasks.outlast import shield
 from atasks.submitted.tries import tries_of, whole
 from atasks.timing import Timing
 from atasks.transport.records.contract import GENERATION
-from atasks.transport.schedules import Schedules
+from atasks.transport.schedules import CallMaker, Schedules
 from atasks.wire import RUN_TRIES, plain
 
 if TYPE_CHECKING:
-    from atasks.codecs.base import Codec
-    from atasks.registry import Manager
     from atasks.router import Router
     from atasks.transport.contract import Transport
     from atasks.wire import Call
@@ -129,37 +127,6 @@ class Schedule(Struct, kw_only=True):
 
 _decoder = msgspec.msgpack.Decoder(Schedule)
 Change = Callable[[dict[str, Schedule]], None]
-
-
-class CallMaker(Protocol):
-    """The router of a namespace, as far as schedules need it."""
-
-    registry: Manager
-
-    @property
-    def codec(self) -> Codec:
-        """The codec of the namespace."""
-        ...
-
-    async def submit_encoded(
-        self,
-        name: str,
-        payload: bytes,
-        codec: str,
-        options: TaskOptions,
-        transport: Transport,
-        begin: Callable[[Call], Coroutine[Any, Any, T]],
-        call_id: str | None = None,
-        *,
-        tries: bool = False,
-    ) -> T:
-        """Submit a call whose arguments were encoded before, those of `run_tries` if it has `tries`, and return
-        what `await begin(call)` does."""
-        ...
-
-    async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
-        """Return the arguments of a call in the codec's bytes."""
-        ...
 
 
 class Clock:

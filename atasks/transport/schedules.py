@@ -4,11 +4,54 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-__all__ = ["MemorySchedules", "Schedules"]
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Mapping
+
+    from atasks.codecs.base import Codec
+    from atasks.options import TaskOptions
+    from atasks.registry import Manager
+    from atasks.transport.contract import Transport
+    from atasks.wire import Call
+
+__all__ = ["CallMaker", "MemorySchedules", "Schedules"]
+
+T = TypeVar("T")
 
 Look = Callable[[], None]
 """Called without waiting: this worker keeps the times from now on, or the table has changed."""
+
+
+class CallMaker(Protocol):
+    """The router of a namespace, as far as schedules need it."""
+
+    registry: Manager
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the namespace."""
+        ...
+
+    async def submit_encoded(
+        self,
+        name: str,
+        payload: bytes,
+        codec: str,
+        options: TaskOptions,
+        transport: Transport,
+        begin: Callable[[Call], Coroutine[Any, Any, T]],
+        call_id: str | None = None,
+        *,
+        tries: bool = False,
+    ) -> T:
+        """Submit a call whose arguments were encoded before, those of `run_tries` if it has `tries`, and return
+        what `await begin(call)` does."""
+        ...
+
+    async def encode_arguments(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bytes:
+        """Return the arguments of a call in the codec's bytes."""
+        ...
 
 
 class Schedules(ABC):

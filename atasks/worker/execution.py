@@ -24,9 +24,6 @@ from atasks.errors import DecodeError
 from atasks.failures.failures import encode_failure
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
-from atasks.worker.limited import limited
-from atasks.worker.producing import produce
-from atasks.worker.tried import tried
 
 __all__ = [
     "cancelled_reply",
@@ -89,9 +86,13 @@ async def _serve_by_policies(run: HeldCall, task: BaseTask[..., Any]) -> Reply:
     events: their calls have their own id as the key."""
     serve = _serve
     if task.limit is not None:
+        from atasks.worker.limited import limited
+
         serve = partial(limited, serve=_serve, arguments=_arguments, refuse=_refused)
     retry = task.task_options.retry
     if retry is not None and run.call.key == run.call.id:
+        from atasks.worker.tried import tried
+
         return await tried(run, retry, serve)
     return await serve(run)
 
@@ -125,6 +126,8 @@ async def _serve(run: HeldCall) -> Reply:
             result = await worker.pools.in_thread(run, task.local, args, kwargs)
         args = kwargs = None  # the function has them, for as long as it likes
         if call.credit:
+            from atasks.worker.producing import produce
+
             reply = await produce(run, codec, result)
             if reply is not None:
                 return reply

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 
 from atasks.errors import TransportError
 from atasks.outlast import shield
-from atasks.submitted.schedules import Ticker
 from atasks.tracking import snapshots
 from atasks.wire import plain
 from atasks.worker.drain import drain
@@ -64,6 +63,8 @@ class Life:
         transport.serves = worker
         snapshots.include(worker.counters)
         if transport.schedules is not None:
+            from atasks.submitted.schedules import Ticker
+
             ticker = Ticker(worker.router, transport, transport.schedules)
             self._ticking = worker.loop.create_task(ticker.run(), name="atasks schedules")
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from atasks.errors import DecodeError, LimitError, NotSupported, TransportError
-from atasks.tracking.queries import Wanted
 
 if TYPE_CHECKING:
     from atasks.policies.limit import Limit
+    from atasks.tracking.queries import Wanted
     from atasks.transport.limits.contract import Limits, Token
     from atasks.wire import Reply
     from atasks.worker.held_call import HeldCall
@@ -120,6 +120,8 @@ async def take_noted(run: HeldCall, limits: Limits, limit: Limit, key: str | Non
         run.tokens = TokenNotes()
     notes = run.tokens
     name = limit.name if key is None else f"{limit.name}:{blake2b(key.encode(), digest_size=4).hexdigest()}"
+    from atasks.tracking.queries import Wanted
+
     wanted = Wanted(name, limit.rule.at_once)
     notes.wanted.append(wanted)
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atasks.errors import closest
 from atasks.options import MAX_ATTEMPTS
-from atasks.submitted.schedules import CallMaker
+from atasks.transport.schedules import CallMaker
 from atasks.worker.builtin import BUILTIN, builtin_task
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from atasks.call_log import logger as calls
 from atasks.errors import TransportError, WorkerLost
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
 from atasks.supervisor import running_calls
-from atasks.tracking import answering
 from atasks.tracking.counters import (
     BAD,
     BUSY,
@@ -388,6 +387,8 @@ class Worker:
         self, queues: Sequence[str], query: Query, owner: str | None = None, voice: str | None = None
     ) -> QueryAnswer | None:
         """Return what is said to a question about this worker and its calls: see `Server.answer`."""
+        from atasks.tracking import answering  # which a worker that nobody asks need not wait for
+
         return answering.answer(self, queues, query, owner, voice)
 
     def over(self, call: Call, error: Exception | None = None, reply: Reply | End | None = None) -> None:

@@ -128,6 +128,57 @@ def test_the_command_line_imports_no_server_of_probes_and_no_transport_before_it
     assert output == "[]"
 
 
+def test_a_program_in_one_process_imports_nothing_that_only_other_programs_need(
+    script: Callable[..., str],
+) -> None:
+    output = script(
+        """
+        import asyncio
+        import sys
+        import atasks
+        @atasks.atask
+        async def add(a, b):
+            return a + b
+        async def main():
+            async with atasks.serve("loopback:"):
+                assert await add(1, 2) == 3
+            others = "caller.background caller.stream caller.tries caller.watched policies.limit process_setup " \
+                "resume submitted.handle submitted.submit signing supervisor.supervisor tracking.answering " \
+                "tracking.queries transport.bridge worker.executors.processes worker.executors.threads"
+            print([name for name in others.split() if f"atasks.{name}" in sys.modules])
+        asyncio.run(main())
+        """
+    )
+    assert output == "[]"
+
+
+def test_a_program_that_only_awaits_imports_no_worker(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        import atasks.router, atasks.transport.backends.amqp, atasks.connection
+        print(sorted(name for name in sys.modules if name.startswith("atasks.worker.")))
+        """
+    )
+    assert output == "[]"
+
+
+def test_the_command_line_imports_the_commands_of_a_fleet_when_they_are_used(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        from click import Context
+        from atasks_cli.main import FAMILIES, main
+        print([family for family in FAMILIES if f"atasks_cli.{family}" in sys.modules])
+        commands = {name: main.get_command(Context(main), name) for name in main.list_commands(Context(main))}
+        print([name for name, command in commands.items() if command is None or command.name != name])
+        there = {name: [item.name for item in sys.modules[f"atasks_cli.{name}"].COMMANDS] for name in FAMILIES}
+        print([name for name in FAMILIES if there[name] != list(FAMILIES[name])])
+        """
+    )
+    assert output.splitlines() == ["[]"] * 3
+
+
 def test_every_error_is_exported_and_in_the_tree() -> None:
     assert set(errors.__all__) <= set(atasks.__all__)
     assert errors.__doc__ is not None

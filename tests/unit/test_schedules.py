@@ -22,7 +22,6 @@ from atasks.submitted.schedules import Clock, Ticker
 from atasks.testing import soon
 from atasks.timing import Timing
 from atasks.transport.contract import Transport
-from atasks.worker import life
 
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -136,7 +135,7 @@ NOW = moment("2026-11-28T12:00:10")
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watch = Watch(NOW)
-    monkeypatch.setattr(life, "Ticker", partial(Ticker, clock=watch))
+    monkeypatch.setattr("atasks.submitted.schedules.Ticker", partial(Ticker, clock=watch))
     monkeypatch.setattr("atasks.scheduling.Clock", lambda: watch)
     return watch
 

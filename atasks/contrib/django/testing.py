@@ -23,7 +23,8 @@ from typing import Any, Final, TypeVar
 from asgiref.sync import SyncToAsync, sync_to_async
 
 from atasks import Transport, Worker, serve
-from atasks.caller.background import attend, settle
+from atasks.blocks import settle
+from atasks.caller.background import attend
 from atasks.contrib.django import middleware
 from atasks.contrib.django.settings import read
 from atasks.lazy import LazyConnection

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import ClassVar, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from atasks.errors import LimitError
-from atasks.policies.limit import Rule
+
+if TYPE_CHECKING:
+    from atasks.policies.limit import Rule
 
 __all__ = ["MAX_KEYS", "Limits", "Token", "agree", "differs", "too_many"]
 

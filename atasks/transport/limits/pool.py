@@ -6,8 +6,10 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
 
-from atasks.policies.limit import Rule
+if TYPE_CHECKING:
+    from atasks.policies.limit import Rule
 
 __all__ = ["Grant", "TokenPool"]
 

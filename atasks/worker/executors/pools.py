@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.checks import validate_count
-from atasks.process_setup import check as check_process_setup
-from atasks.worker.executors.processes import ProcessPool
-from atasks.worker.executors.threads import ThreadPool
 from atasks.worker.slots import Slots
 
 if TYPE_CHECKING:
     from atasks.definitions import BaseTask
     from atasks.options import Executor
     from atasks.wire import Reply
+    from atasks.worker.executors.processes import ProcessPool
+    from atasks.worker.executors.threads import ThreadPool
     from atasks.worker.held_call import HeldCall
 
 __all__ = ["Executors"]
@@ -44,15 +44,30 @@ class Executors:
         if processes is not None:
             validate_count("processes", processes)
         if process_setup is not None:
-            check_process_setup(process_setup)
+            from atasks.process_setup import check
+
+            check(process_setup)
+        self._process_setup = process_setup
         self._on_free = on_free
         self._closed = False
         self.places: dict[Executor, Slots] = {
             "thread": Slots(min(concurrency, MAX_DEFAULT_THREADS) if threads is None else threads, self._freed),
             "process": Slots(min(concurrency, _processors()) if processes is None else processes, self._freed),
         }
-        self.threads = ThreadPool(self.places["thread"])
-        self.processes = ProcessPool(self.places["process"].size, process_setup)
+
+    @cached_property
+    def threads(self) -> ThreadPool:
+        """The threads. Their code is imported with the first one."""
+        from atasks.worker.executors.threads import ThreadPool
+
+        return ThreadPool(self.places["thread"])
+
+    @cached_property
+    def processes(self) -> ProcessPool:
+        """The processes. Their code is imported with the first one."""
+        from atasks.worker.executors.processes import ProcessPool
+
+        return ProcessPool(self.places["process"].size, self._process_setup)
 
     def has_place(self, executor: Executor | None) -> bool:
         """Return True if a function could start in that executor now; on the event loop it always could."""
@@ -69,8 +84,10 @@ class Executors:
     async def close(self) -> None:
         """End the processes, and the threads but those that run a function still."""
         self._closed = True
-        self.threads.close()
-        await self.processes.close()
+        if "threads" in vars(self):
+            self.threads.close()
+        if "processes" in vars(self):
+            await self.processes.close()
 
     def _freed(self) -> None:
         if not self._closed:
