@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 
+import aiormq
 import pytest
 
+import atasks
 from atasks.testing import until
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
@@ -62,3 +64,23 @@ async def test_a_worker_whose_connections_are_cut_while_it_begins(
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+async def test_connecting_and_serving_wait_for_the_broker_a_few_times_only(second_proxy: Proxy) -> None:
+    """What does not depend on another answer is asked at the same time: a broker may be far away."""
+    there_and_back = 0.3
+    second_proxy.delay(there_and_back / 2)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    connection = await aiormq.connect(second_proxy.url())
+    least = loop.time() - began
+    began = loop.time()
+    async with atasks.connect(second_proxy.url(), namespace="far"):
+        connecting = loop.time() - began - least
+    began = loop.time()
+    async with atasks.serve(second_proxy.url(), namespace="far"):
+        serving = loop.time() - began - least - connecting
+        second_proxy.resume()
+    await connection.close()
+    assert connecting < 7 * there_and_back  # 3, and what the proxy and a busy machine add
+    assert serving < 16 * there_and_back

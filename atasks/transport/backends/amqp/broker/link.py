@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import ref
@@ -35,7 +35,7 @@ from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.frames import SOCKETS
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
-__all__ = ["Link", "guard", "shielded"]
+__all__ = ["Link", "guard", "refused_with_reason", "shielded", "together"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -149,21 +149,19 @@ class Link:
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=str(HEARTBEAT))
         opened: list[AioPikaConnection] = []
-        readers: list[FrameReader] = []
+        sockets = [_Sockets(), _Sockets()]
         try:
-            for role in ("publish", "consume"):
+            for role, factory in zip(("publish", "consume"), sockets, strict=True):
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
                 attempt = aio_pika.Connection(address, client_properties=properties)
-                attempt.kwargs["transport_factory"] = sockets = _Sockets()
+                attempt.kwargs["transport_factory"] = factory
                 opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
-                await _connect(attempt)
-                if not LOG_FRAMES:
-                    SOCKETS[_underlay(attempt)] = ref(sockets.writer)
-                readers.append(sockets.reader)
-            link = cls(server_name(url), opened, readers)
-            await link.open_publish()
-            link.work = await link._channel(1)
-            link.inbox = await link._channel(1)
+            await together(*map(_connect, opened))
+            if not LOG_FRAMES:
+                for connection, factory in zip(opened, sockets, strict=True):
+                    SOCKETS[_underlay(connection)] = ref(factory.writer)
+            link = cls(server_name(url), opened, [factory.reader for factory in sockets])
+            _, link.work, link.inbox = await together(link.open_publish(), link._channel(1), link._channel(1))
         except BaseException:
             await _close_all(opened)
             raise
@@ -258,7 +256,7 @@ class Link:
     async def require_write(self) -> None:
         """Raise ChannelAccessRefused if this user may not write to the default exchange."""
         channel = await self.open_channel()
-        async with _refused_with_reason(channel):
+        async with refused_with_reason(channel):
             await guard(channel.basic_publish(b"", routing_key=f"nowhere.{os.urandom(8).hex()}"))
             await guard(channel.basic_qos(prefetch_count=1))  # it is answered after the message was looked at
         await guard(channel.close())
@@ -331,7 +329,7 @@ class Link:
             self._spares = [channel for channel in self._spares if not channel.is_closed]
             channel = self._spares.pop() if self._spares else await self.open_channel()
             try:
-                async with _refused_with_reason(channel):
+                async with refused_with_reason(channel):
                     yield channel
             except BaseException:  # it may wait for the broker's answer still
                 shielded(_close(channel))
@@ -429,7 +427,7 @@ async def _declared(
 
 
 @asynccontextmanager
-async def _refused_with_reason(channel: Channel) -> AsyncIterator[None]:
+async def refused_with_reason(channel: Channel) -> AsyncIterator[None]:
     """Raise the broker's reason where it has closed the channel over something whose answer nobody awaited: the
     client library says of what is sent next only that the channel is closed."""
     try:
@@ -453,6 +451,19 @@ def shielded(operation: Awaitable[T]) -> Awaitable[T]:
     task = asyncio.ensure_future(operation)
     task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
     return shield(task)
+
+
+async def together(*operations: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Await several operations, which wait for the broker at the same time, and return what they do. Raises the
+    error of the one that fails first, when all of them have ended: the others are cancelled."""
+    tasks = [asyncio.ensure_future(operation) for operation in operations]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
 
 
 async def guard(operation: Awaitable[T]) -> T:

@@ -13,7 +13,7 @@ from atasks import wire
 from atasks.current import serving
 from atasks.errors import DecodeError
 from atasks.transport.backends.amqp.broker.acks import Acks
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link, guard, refused_with_reason
 from atasks.transport.backends.amqp.caller.control import ControlMessages
 from atasks.transport.backends.amqp.caller.delays import DelayedCalls
 from atasks.transport.backends.amqp.caller.early_calls import EarlyCalls
@@ -107,14 +107,19 @@ class Calling:
         if epoch > 1 and not await self._finds_reply_queue(link):
             session.new_reply_queue()
             self._moved = True
-        await guard(inbox.exchange_declare(topology.control, exchange_type="direct", durable=True))
         name = session.reply_queue
-        await guard(inbox.queue_declare(name, durable=True, arguments=topology.reply_arguments()))
         self._acks = Acks(inbox, REPLIES_WAIT)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
         priority: FieldTable = {"x-priority": epoch}
         receive = opening(session.seals, self._on_inbox, topology.arrival(name), self._acknowledge)
-        consumed = await guard(inbox.basic_consume(name, receive, arguments=priority))
+        async with refused_with_reason(inbox):
+            # Only the last of them waits for the broker, which does nothing of it after what it refuses.
+            await guard(
+                inbox.exchange_declare(topology.control, exchange_type="direct", durable=True, nowait=True)
+            )
+            arguments = topology.reply_arguments()
+            await guard(inbox.queue_declare(name, durable=True, nowait=True, arguments=arguments))
+            consumed = await guard(inbox.basic_consume(name, receive, arguments=priority))
         self._tag = consumed.consumer_tag
         for queue in {session.queue_of(pending.options) for pending in session.pendings.values()}:
             await self.presence.bind(queue, link)

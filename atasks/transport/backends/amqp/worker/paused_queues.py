@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.link import together
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.station import Station
@@ -40,7 +41,7 @@ class PausedQueues:
             if link is None or window is None or link is not window.link:
                 return  # over the next link this is looked at anyway
             topology = self._station.session.topology
-            marks = [await link.queue_state(topology.paused(queue)) for queue in self._queues]
+            marks = await together(*(link.queue_state(topology.paused(queue)) for queue in self._queues))
             paused = frozenset(queue for queue, mark in zip(self._queues, marks, strict=True) if mark is not None)
             for queue in sorted(paused ^ window.paused):
                 logger.warning("queue %r is %s", queue, "paused" if queue in paused else "resumed")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from aiormq.abc import ConsumerCallback, DeliveredMessage
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 
 from atasks import wire
 from atasks.errors import DecodeError
@@ -19,7 +20,7 @@ from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link, guard, refused_with_reason, together
 from atasks.transport.backends.amqp.seals import opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
@@ -129,11 +130,30 @@ class Serving:
 
     async def resume(self, link: Link) -> None:
         """Declare and consume everything over a new link."""
-        station, topology, worker = self.station, self.session.topology, self.worker
+        station, worker = self.station, self.worker
         if self.muted:
             await link.require_write()
             self.muted = False
         station.epoch += 1
+        await together(self._declare_dead(link), self._listen(link))
+        self.doubts.listening()
+        station.link, station.acks = link, Acks(link.work)
+        served = [queue for queue in self.queues if queue not in self.unavailable]
+        found: list[list[Consumer]] = await together(*(self._declare_first(link, queue) for queue in served))
+        consumers = [consumer for several in found for consumer in several]
+        own = await self._events.declare_own(link)
+        if own is not None:
+            name, source, size = own
+            consumers.append(self._maker(link, station.acks, source.queue, source)(name, size))
+        window = station.window = Prefetch(link, worker, consumers)
+        await self._paused.look()
+        if not self._stopping:
+            await window.open()
+        self.serving = True
+        worker.streams.ask()
+
+    async def _declare_dead(self, link: Link) -> None:
+        topology = self.session.topology
         try:
             async with asyncio.timeout(self.session.timeout / 4):
                 await link.declare_queue(topology.dead, topology.dead_arguments())
@@ -146,33 +166,28 @@ class Serving:
                 "queue %r cannot be used, so unreadable messages are dropped: check its node",
                 topology.dead,
             )
-        control = station.control = topology.control_queue(worker.id, station.epoch)
-        await guard(link.inbox.queue_declare(control, exclusive=True, arguments={"x-queue-type": "classic"}))
-        await guard(link.inbox.queue_bind(control, topology.control, topology.worker_key(worker.id)))
-        for key in (topology.all_key, *map(topology.queue_key, self.queues)):
-            await guard(link.inbox.queue_bind(control, topology.control, key))
+
+    async def _listen(self, link: Link) -> None:
+        """Consume the control queue of this link."""
+        station, topology, inbox = self.station, self.session.topology, link.inbox
+        control = station.control = topology.control_queue(self.worker.id, station.epoch)
         receive = opening(self.session.seals, self._control.receive, topology.arrival(control))
-        await guard(link.inbox.basic_consume(control, receive, no_ack=True))
-        self.doubts.listening()
-        station.link, station.acks = link, Acks(link.work)
-        consumers: list[Consumer] = []
-        for queue in self.queues:
-            if queue not in self.unavailable:
-                try:
-                    consumers += await self.declare(link, queue)
-                except (AMQPChannelError, TimeoutError) as error:
-                    self._endure(error)
-                    self.unavailable.add(queue, error)
-        own = await self._events.declare_own(link)
-        if own is not None:
-            name, source, size = own
-            consumers.append(self._maker(link, station.acks, source.queue, source)(name, size))
-        window = station.window = Prefetch(link, worker, consumers)
-        await self._paused.look()
-        if not self._stopping:
-            await window.open()
-        self.serving = True
-        worker.streams.ask()
+        keys = (topology.worker_key(self.worker.id), topology.all_key, *map(topology.queue_key, self.queues))
+        async with refused_with_reason(inbox):  # only the last of them waits for the broker
+            arguments: FieldTable = {"x-queue-type": "classic"}
+            await guard(inbox.queue_declare(control, exclusive=True, nowait=True, arguments=arguments))
+            for key in keys:
+                await guard(inbox.queue_bind(control, topology.control, key, nowait=True))
+            await guard(inbox.basic_consume(control, receive, no_ack=True))
+
+    async def _declare_first(self, link: Link, queue: str) -> list[Consumer]:
+        """`declare` a queue over a new link. One that is not available now is tried again later."""
+        try:
+            return await self.declare(link, queue)
+        except (AMQPChannelError, TimeoutError) as error:
+            self._endure(error)
+            self.unavailable.add(queue, error)
+            return []
 
     async def serve_also(self, queues: Sequence[str]) -> None:
         """Consume these queues too, and what the worker's atasks handle of events by now; a link that comes later
@@ -226,20 +241,30 @@ class Serving:
         topology, station = self.session.topology, self.station
         acks = station.acks if station.acks is not None and link is station.link else Acks(link.work)
         share = min(MAX_PREFETCH, -(-self.worker.concurrency // len(self.queues)))
-        consumers: list[Consumer] = []
         source = self._events.source(queue)
         make = self._maker(link, acks, queue, source)
-        async with asyncio.timeout(self.session.timeout / 4):
+        arguments = topology.work_arguments()
+
+        async def work() -> bool:
             new = await link.queue_state(topology.work(queue)) is None
-            for name, size, solo in ((topology.work(queue), share, False), (topology.solo(queue), 1, True)):
-                await link.declare_queue(name, topology.work_arguments())
-                consumers.append(make(name, size, solo=solo))
-            for executor in EXECUTORS:
-                name = topology.pool(queue, executor)
-                if executor in self._executors.values() or await link.queue_state(name) is not None:
-                    await link.declare_queue(name, topology.work_arguments())
-                    size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
-                    consumers.append(make(name, size, executor=executor))
+            await link.declare_queue(topology.work(queue), arguments)
+            return new
+
+        async def pool(executor: Executor) -> list[Consumer]:
+            name = topology.pool(queue, executor)
+            if executor not in self._executors.values() and await link.queue_state(name) is None:
+                return []
+            await link.declare_queue(name, arguments)
+            size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
+            return [make(name, size, executor=executor)]
+
+        async with asyncio.timeout(self.session.timeout / 4):
+            new, _, *pools = await together(
+                work(), link.declare_queue(topology.solo(queue), arguments), *map(pool, EXECUTORS)
+            )
+            consumers = [make(topology.work(queue), share), make(topology.solo(queue), 1, solo=True)]
+            for found in pools:
+                consumers += found
             if source is not None:
                 await self._events.bind(link, topology.work(queue), source)
         self.kept.move_early(queue)
