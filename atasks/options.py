@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from atasks.checks import (
     MAX_TIMEOUT,
@@ -19,10 +19,8 @@ from atasks.checks import (
     validate_timeout,
 )
 from atasks.errors import closest
-
-if TYPE_CHECKING:
-    from atasks.policies.limit import Limit
-    from atasks.policies.retry import Retry
+from atasks.policies.limit import Limit
+from atasks.policies.retry import Retry
 
 __all__ = [
     "MAX_ATTEMPTS",
@@ -283,12 +281,8 @@ def _check(name: str, value: Any) -> Any:
             if value is not False and value != "auto":
                 validate_integer(name, value, 1, MAX_BATCH)
         case "retry":
-            from atasks.policies.retry import Retry
-
             return _check_kind(name, value, Retry, "retry=Retry(on=(OSError,))")
         case "limit":
-            from atasks.policies.limit import Limit
-
             return _check_kind(name, value, Limit, 'limit=Limit("stripe", at_once=3)')
         case "resume" | "key":
             return value if value in _UNNAMED[name] else validate_name(value, name)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from atasks.activation import Activation
 from atasks.blocks import Block, default_of, entered_first, innermost
+from atasks.caller.background import call, hand_over, iterate_here, run_here
 from atasks.caller.decoding import reply_error, value_of
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.codecs.base import Codec, as_bytes
@@ -220,8 +221,6 @@ class Router(OriginalEvents):
 
     def submit_soon(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
         """Submit without waiting until it is safe. See `Submission.soon`."""
-        from atasks.caller.background import hand_over
-
         hand_over(self, f"a submitted call of {name}", submit)
 
     def submit_after_commit(self, name: str, submit: Callable[[], Coroutine[Any, Any, Any]]) -> None:
@@ -240,14 +239,10 @@ class Router(OriginalEvents):
 
         Raises RuntimeError where an event loop runs: its text names `what`, and says what to do `instead`.
         """
-        from atasks.caller.background import run_here
-
         return run_here(self, what, instead, make)
 
     def iterate_sync(self, what: str, instead: str, make: Callable[[], AsyncIterator[T]]) -> Iterator[T]:
         """The items of what `make` returns, for a thread without an event loop, as `run_sync` does it."""
-        from atasks.caller.background import iterate_here
-
         return iterate_here(self, what, instead, make)
 
     async def request_to_keep(
@@ -425,8 +420,6 @@ class Router(OriginalEvents):
     def send_request_sync(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make the call from a thread without an event loop; returns and raises as `send_request` does. See
         `ATask.sync`."""
-        from atasks.caller.background import call
-
         return call(name, self, args, kwargs)
 
     def stream_sync(self, stream: RemoteStream[Any]) -> SyncStream[Any]:
@@ -469,7 +462,6 @@ class Router(OriginalEvents):
 
     def take_token_sync(self, limit: Limit, key: str | None) -> Token:
         """Take a token for a thread without an event loop. Its work has begun."""
-        from atasks.caller.background import run_here
 
         async def take() -> Token:
             token = await self.take_token(limit, key)

@@ -142,7 +142,7 @@ def test_a_program_in_one_process_imports_nothing_that_only_other_programs_need(
         async def main():
             async with atasks.serve("loopback:"):
                 assert await add(1, 2) == 3
-            others = "caller.background caller.stream caller.tries caller.watched policies.limit process_setup " \
+            others = "caller.stream caller.tries caller.watched process_setup " \
                 "resume submitted.handle submitted.submit signing supervisor.supervisor tracking.answering " \
                 "tracking.queries transport.bridge worker.executors.processes worker.executors.threads"
             print([name for name in others.split() if f"atasks.{name}" in sys.modules])

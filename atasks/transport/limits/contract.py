@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, ClassVar, Final, Protocol
+from typing import ClassVar, Final, Protocol
 
 from atasks.errors import LimitError
-
-if TYPE_CHECKING:
-    from atasks.policies.limit import Rule
+from atasks.policies.limit import Rule
 
 __all__ = ["MAX_KEYS", "Limits", "Token", "agree", "differs", "too_many"]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
 
 from atasks.errors import NotConnected
+from atasks.policies.limit import Rule
 from atasks.transport.limits.contract import MAX_KEYS, Limits, Token, agree, too_many
 from atasks.transport.limits.pool import TokenPool
-
-if TYPE_CHECKING:
-    from atasks.policies.limit import Rule
 
 __all__ = ["MemoryLimits", "Pools"]
 

@@ -6,10 +6,8 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from atasks.policies.limit import Rule
+from atasks.policies.limit import Rule
 
 __all__ = ["Grant", "TokenPool"]
 
