@@ -1,6 +1,7 @@
 """Which worker gets which call, and when."""
 
-# Private attributes: `Hub._calls` holds the call, and `LocalTransport._link` is what breaks.
+# Private attributes: `Hub._calls` holds the call, `LocalTransport._link` is what breaks, and `SocketLink._write`
+# sees every frame.
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.local import LocalTransport
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import SocketLink
-from atasks.wire import VERSION, Cancel
+from atasks.transport.backends.local.messages import Message
+from atasks.wire import VERSION, Cancel, Reply
 from tests.using import using
 
 
@@ -271,3 +273,34 @@ def _lose_connection(transport: object) -> None:
     assert isinstance(link, SocketLink)
     assert link.transport is not None
     link.transport.abort()
+
+
+async def test_calls_that_a_worker_makes_and_runs_cost_a_message_each_way(
+    site: Site, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames: list[list[Message]] = []
+    write = SocketLink._write
+
+    def note(link: SocketLink, messages: list[Message]) -> None:
+        frames.append(messages)
+        write(link, messages)
+
+    @site.atask
+    async def child(n: int) -> int:
+        return n
+
+    @site.atask
+    async def parent(n: int) -> list[int]:
+        return [await child(number) for number in range(n)]
+
+    async with site.open(concurrency=1):
+        assert await soon(parent(1)) == [0]
+        await soon(site.worker.transport.flush())
+        monkeypatch.setattr(SocketLink, "_write", note)
+        assert await soon(parent(50)) == list(range(50))
+        await soon(site.worker.transport.flush())
+        replies = [message for frame in frames for message in frame if isinstance(message, Reply)]
+        assert len(replies) == 2  # that of the parent, to the hub and on to its caller
+        assert len(frames) < 3 * 50
+        assert len(host.hub._calls) == 0
+        assert site.worker.held == 0

@@ -48,6 +48,7 @@ __all__ = [
     "Refused",
     "Request",
     "Serve",
+    "Settled",
     "Slots",
     "Stand",
     "Steer",
@@ -63,7 +64,7 @@ __all__ = [
     "Where",
 ]
 
-PROTOCOL: Final = 4
+PROTOCOL: Final = 5
 """The version of the messages."""
 
 MAX_NAMESPACE: Final = 1024
@@ -145,6 +146,13 @@ class Serve(Struct, array_like=True, tag=40, gc=False):
     """The attempts of atasks whose own definition allows more than a call may ask for."""
     subscriptions: list[Subscription] = []
     """The handlers of events that this worker has."""
+
+
+class Settled(Struct, array_like=True, tag=94, gc=False):
+    """From a worker, in the place of replies: these calls have ended, and I had made them; their awaits have the
+    replies."""
+
+    ids: list[str]
 
 
 class Stop(Struct, array_like=True, tag=41, gc=False):
@@ -440,6 +448,7 @@ Message = (
     | Handed
     | Hold
     | Serve
+    | Settled
     | Stop
     | Slots
     | Deliver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +12,17 @@ from msgspec import Struct
 
 from atasks.options import Executor
 from atasks.transport.backends.local.link import Conversation
-from atasks.transport.backends.local.messages import Deliver, GiveBack, Handed, Ping, Pong, Serve, Slots, Stop
+from atasks.transport.backends.local.messages import (
+    Deliver,
+    GiveBack,
+    Handed,
+    Ping,
+    Pong,
+    Serve,
+    Settled,
+    Slots,
+    Stop,
+)
 from atasks.wire import Call, Cancel, Credit, End, Item, Query, Reply, Report
 
 if TYPE_CHECKING:
@@ -33,7 +43,13 @@ class Serving:
     call resumed; those go back to the hub if they wait for long.
     """
 
-    def __init__(self, worker: Server, queues: Sequence[str], link: Conversation) -> None:
+    def __init__(
+        self, worker: Server, queues: Sequence[str], link: Conversation, answer_here: Callable[[Reply], bool]
+    ) -> None:
+        """`answer_here(reply)` is True if the call was made in this process, and its await has the reply now."""
+        self.answer_here = answer_here
+        self._settled: list[str] = []
+        """Calls that it was true of, and of which the hub is to be told."""
         self.worker = worker
         self.queues = list(queues)
         self.link = link
@@ -137,6 +153,17 @@ class Serving:
         if answer is not None and not answer.done():
             answer.set_result(message.others)
 
+    def settle(self, call_id: str) -> None:
+        """A call has ended whose await has its reply. The hub is told together with what the awaiting call does
+        next, which is most often another call."""
+        if not self._settled:
+            asyncio.get_running_loop().call_soon(self._tell_settled)
+        self._settled.append(call_id)
+
+    def _tell_settled(self) -> None:
+        settled, self._settled = self._settled, []
+        self.link.send(Settled(settled))
+
     # -- slots
 
     def overfull(self) -> None:
@@ -149,20 +176,22 @@ class Serving:
 
     def _slots(self) -> Slots | None:
         """Return the message that corrects the hub's guess of the free slots; None: it guesses right."""
-        if not self._serving:
+        if not self._serving or self._settled or self.is_guessed:  # who has a reply may take the slot again
             return None
-        worker, told = self.worker, self._told
-        free = worker.room
         places = self._places
         threads, processes = places["thread"].free, places["process"].free
-        if (
-            free == told.free - (self._received - told.received)
-            and threads == told.threads
-            and processes == told.processes
-        ):
-            return None
-        self._told = Slots(free, self._received, threads, processes)
+        self._told = Slots(self.worker.room, self._received, threads, processes)
         return self._told
+
+    @property
+    def is_guessed(self) -> bool:
+        """True if the hub's guess of the free slots and places is right."""
+        told, places = self._told, self._places
+        return (
+            self.worker.room == told.free - (self._received - told.received)
+            and places["thread"].free == told.threads
+            and places["process"].free == told.processes
+        )
 
 
 class _Handed(Struct, eq=False):
@@ -172,7 +201,11 @@ class _Handed(Struct, eq=False):
     queue: str
 
     def reply(self, reply: Reply | End) -> None:
-        self.serving.link.send(reply, len(reply.payload))
+        serving = self.serving
+        if type(reply) is Reply and serving.answer_here(reply):
+            serving.settle(reply.id)
+        else:
+            serving.link.send(reply, len(reply.payload))
 
     def send(self, envelope: Item | End | Report) -> None:
         size = sum(map(len, envelope.payloads)) if isinstance(envelope, Item) else 0

@@ -436,19 +436,36 @@ class LocalTransport(CallTransport):
     # -- what arrives
 
     def _receive(self, messages: list[Message]) -> None:
-        serving = self.serving
+        serving, resumes = self.serving, False
         for message in messages:
-            if type(message) is Reply:
-                self._resolve(message)
-            elif type(message) is Deliver:
+            if type(message) is Deliver:
                 if serving is not None:
                     serving.deliver(message)
+                continue
+            resumes = True
+            if type(message) is Reply:
+                self._resolve(message)
             elif type(message) is wire.Item or type(message) is End:
                 self._take_in(message)
             else:
                 self._control(message)
-        if serving is not None:
+        if serving is not None and (resumes or not serving.is_guessed):
             serving.link.speak()  # calls that resume take slots, later in this turn
+
+    def _answer_here(self, reply: Reply) -> bool:
+        """Give a reply of this process's worker to the await, if that is here too, and nothing of the call but the
+        reply goes by way of the hub. Tell whether it is so."""
+        pending = self._pending.get(reply.id)
+        if (
+            pending is None
+            or pending.receiver is not None
+            or pending.kept
+            or pending.address
+            or pending.call.reports
+        ):
+            return False
+        self._resolve(reply)
+        return True
 
     def _control(self, message: Message) -> None:
         match message:
@@ -498,7 +515,7 @@ class LocalTransport(CallTransport):
             if self._link is None:
                 raise NotConnected(self._refusal or "the connection is lost just now: try again")
             names = worker.served.queues(self.queue) if queues is None else map(validate_queue, queues)
-            serving = self.serving = Serving(worker, list(names), self._link)
+            serving = self.serving = Serving(worker, list(names), self._link, self._answer_here)
             self._link.eager = False  # a reply is followed by a message on free slots
         elif serving.worker is not worker:
             raise TransportError("this transport serves a worker already: use one transport for each worker")

@@ -35,9 +35,7 @@ class HubCalls(dict[str, QueuedCall]):
 
     def end(self, queued: QueuedCall, reply: Reply | End) -> None:
         """Take a call out that has ended with this reply, and pass the reply on."""
-        del self[queued.call.id]
-        if queued.worker is not None:
-            queued.worker.let_go(queued)
+        self.settle(queued)
         if queued.kept and isinstance(reply, Reply):
             self.records.end(queued.queue.namespace, reply)
             return
@@ -45,6 +43,12 @@ class HubCalls(dict[str, QueuedCall]):
             self.journals.keep((queued.queue.namespace, queued.journal), reply)
         if queued.caller is not None:
             queued.caller.link.send(reply, len(reply.payload))
+
+    def settle(self, queued: QueuedCall) -> None:
+        """Take a call out that has ended, and whose caller knows."""
+        del self[queued.call.id]
+        if queued.worker is not None:
+            queued.worker.let_go(queued)
 
     def forget(self, queued: QueuedCall) -> None:
         """Take a call out that nobody awaits any more."""

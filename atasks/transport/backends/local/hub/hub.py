@@ -42,6 +42,7 @@ from atasks.transport.backends.local.messages import (
     ReadTable,
     Request,
     Serve,
+    Settled,
     Slots,
     Stand,
     Steer,
@@ -92,6 +93,7 @@ class Hub:
             Request: self._request,
             Reply: self._reply,
             End: self._reply,
+            Settled: self._settled,
             wire.Item: self._stream,
             wire.Report: self._report,
             Credit: self._credit,
@@ -222,7 +224,7 @@ class Hub:
             queued.deadline = self._loop.time() + call.timeout_ms / 1000
         if 1 < call.attempt >= queued.most:
             queued.alone = True
-        worker = None if queue.paused or queued.alone or peer.link.clogged else queue.best(call)
+        worker = None if queue.paused or queued.alone or peer.link.clogged else queue.best(call, peer)
         if worker is not None and not queue.size:
             self._queues.hand(queued, worker)
         else:
@@ -452,6 +454,12 @@ class Hub:
         queued = self._calls.get(reply.id)
         if queued is not None and queued.worker is peer:
             self._calls.end(queued, reply)
+
+    def _settled(self, peer: Peer, message: Settled) -> None:
+        for call_id in message.ids:
+            queued = self._calls.get(call_id)
+            if queued is not None and queued.worker is peer and queued.caller is peer:
+                self._calls.settle(queued)
 
     def _give_back(self, peer: Peer, message: GiveBack) -> None:
         queued = self._calls.get(message.call.id)

@@ -196,12 +196,15 @@ class WorkQueue:
         seen = call.seen or ()
         return worker.worker_id not in seen or all(other.worker_id in seen for other in self.workers)
 
-    def best(self, call: Call) -> Peer | None:
-        """The worker with most room that may have the call now; None if it has to wait."""
+    def best(self, call: Call, caller: Peer | None = None) -> Peer | None:
+        """The worker with most room that may have the call now; None if it has to wait. `caller`: whose run makes
+        the call, if one does, has a slot more: that of the run, which awaits the call."""
         found: Peer | None = None
         room = 0
         for worker in self.workers:
             its = worker.room_for(self)
+            if worker is caller and its > 0 and call.parent is not None:
+                its += 1
             if its > room and not worker.link.clogged and (not call.seen or self.may_have(worker, call)):
                 found, room = worker, its
         return found
