@@ -67,7 +67,7 @@ async def test_a_worker_whose_connections_are_cut_while_it_begins(
 
 
 async def test_connecting_and_serving_wait_for_the_broker_a_few_times_only(second_proxy: Proxy) -> None:
-    """What does not depend on another answer is asked at the same time: a broker may be far away."""
+    """A broker may be far away: atasks asks at the same time for what does not depend on another answer."""
     there_and_back = 0.3
     second_proxy.delay(there_and_back / 2)
     loop = asyncio.get_running_loop()

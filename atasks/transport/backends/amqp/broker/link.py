@@ -461,7 +461,8 @@ async def together(*operations: Coroutine[Any, Any, Any]) -> list[Any]:
         return await asyncio.gather(*tasks)
     except BaseException:
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # a second time would cut short how it ends
+                task.cancel()
         await asyncio.wait(tasks)
         raise
 
