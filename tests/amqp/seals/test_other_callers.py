@@ -19,6 +19,7 @@ from tests.amqp.seals.attacker import (
     CANCEL,
     CLAIM,
     CREDIT,
+    DECODE_ERROR,
     END,
     GRANT,
     HELD,
@@ -71,6 +72,39 @@ async def test_nobody_else_cancels_asks_for_or_takes_over_a_call(
         assert (held[0], held[2]) == (HELD, [call_id])
         assert (reply[0], reply[2]) == (REPLY, finished)
         await attacker.say(keys.key("shop"), [CANCEL, 1, [call_id]], every)
+        await until(lambda: site.worker.held == 0)
+
+
+async def test_nobody_else_is_answered_under_the_id_of_a_call(
+    site: Site, attacker: Attacker, keys: KeyFiles
+) -> None:
+    """A request that comes again is answered with the reply that there is: it has to come from the same caller."""
+    async with site.open():
+        work = attacker.peer.work_queue()
+        runs = await attacker.call(keys.key("shop"), "forever")
+        finished = await attacker.call(keys.key("shop"), "echo", "hers")
+        assert (await attacker.answer(keys.key("shop")))[0][2] == finished
+        bodies = [
+            encode([[CALL, 1, id, "echo", encode([["his"], {}]), "msgpack"] for id in ids])
+            for ids in ([finished], [runs], [runs, finished, "his-own"])
+        ]
+        thief = keys.key("thief")
+        for body in bodies:
+            await attacker.publish(body, work, thief)
+        found = []
+        while len(found) < 5:
+            found += await attacker.answer(thief)
+        assert sorted((each[2] == "his-own", each[3]) for each in found) == [(False, DECODE_ERROR)] * 4 + [
+            (True, VALUE)
+        ]
+        assert refused(site.worker.transport) == {"not allowed": 4}
+        await attacker.say(thief, [ASK, 1, [finished]], f"queue:{site.namespace}:default")
+        await until(lambda: refused(site.worker.transport) == {"not allowed": 5})
+        await attacker.publish(bodies[0], work, keys.key("shop"))
+        ((_, _, call_id, status, payload, *_),) = await attacker.answer(keys.key("shop"))
+        assert (call_id, status, payload) == (finished, VALUE, encode("hers"))
+        assert len(site.worker.runs[0].deliveries) == 1
+        await attacker.say(keys.key("shop"), [CANCEL, 1, [runs]], f"queue:{site.namespace}:default")
         await until(lambda: site.worker.held == 0)
 
 

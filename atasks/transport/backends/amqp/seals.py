@@ -258,11 +258,29 @@ class Seals:
     # -- requests
 
     def admit(
-        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str
+        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str, worker: Server
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
-        others, as (id, reason). Calls that were cancelled before they came are among neither."""
+        others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
+        before they came are among neither."""
         request.answer(request.reply_to, UNSEALED)
+        known = [
+            call for call in calls if worker.find(call.id) is not None or worker.finished(call.id) is not None
+        ]
+        others: set[str] = set()
+        if known:  # they come again, or somebody else wants their replies
+            sealing = message.key if isinstance(message, Opened) else None
+            others = {call.id for call in known if not self._owns(sealing, call.id, worker)}
+            calls = [call for call in calls if call.id not in others]
+        admitted, refused = self._admit(message, request, calls, queue)
+        if others:
+            self.count("not allowed", len(others))
+            refused += [(call_id, "request refused: its id is that of another call") for call_id in others]
+        return admitted, refused
+
+    def _admit(
+        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str
+    ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         if not isinstance(message, Opened):
             for call in calls:
                 call.by = ""  # whatever it says

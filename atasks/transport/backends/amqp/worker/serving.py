@@ -413,7 +413,7 @@ class Serving:
             self.worker.count_bad(refusals[0][1])
         seals = self.session.seals
         if seals is not None:
-            calls, forbidden = seals.admit(message, request, calls, consumer.queue)
+            calls, forbidden = seals.admit(message, request, calls, consumer.queue, self.worker)
             refusals += forbidden
         source = consumer.source
         if source is not None and request.reply_to == self.session.topology.events:
