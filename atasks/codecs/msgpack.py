@@ -71,14 +71,13 @@ class MsgpackCodec(Codec):
         return _read_anything(content)
 
     async def decode_arguments(self, content: bytes, function: Callable[..., Any]) -> tuple[Any, Any]:
-        if len(content) > sizes.LARGE:
+        if sizes.check(content):
             with sizes.uncollected():
                 return self._signature(function).arguments(content)
         return self._signature(function).arguments(content)
 
     async def decode_result(self, content: bytes, function: Callable[..., Any]) -> Any:
-        sizes.check(content)
-        if len(content) > sizes.LARGE:
+        if sizes.check(content):
             with sizes.uncollected():
                 return self._signature(function).result(content)
         return self._signature(function).result(content)
@@ -159,7 +158,6 @@ class _Signature:
         self.result = _reader_of(signature.return_annotation, scope, f"the result of {self.task}", _awaited)
 
     def arguments(self, content: bytes) -> tuple[list[Any], dict[str, Any]]:
-        sizes.check(content)
         try:
             if len(content) > sizes.MAX_ARGUMENTS:
                 sizes.check_arguments(*_halves.decode(content))

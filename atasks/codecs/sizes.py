@@ -56,17 +56,21 @@ _LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1
 _EXTENSIONS: Final = frozenset({0xC7, 0xC8, 0xC9})
 
 
-def check(content: bytes) -> None:
-    """Raise DecodeError if the arrays, maps and short texts of the document would take more than `MAX_MEMORY`.
+def check(content: bytes) -> bool:
+    """Return True if the document is large enough for `uncollected`. Raise DecodeError if its arrays, maps and
+    short texts would take more than `MAX_MEMORY`.
 
     A document of a few megabytes costs nothing; a large one is looked through where its bytes could be so many.
     """
+    if len(content) <= LARGE:
+        return False
     if len(content) * _EACH <= MAX_MEMORY:
-        return
+        return True
     if (len(content) - len(content.translate(None, _SUSPECTS))) * _EACH <= MAX_MEMORY:
-        return
+        return True
     if _count(content, MAX_MEMORY // _EACH) * _EACH > MAX_MEMORY:
         raise _too_much(content, MAX_MEMORY)
+    return True
 
 
 def _too_much(content: bytes, most: int) -> DecodeError:
