@@ -29,8 +29,8 @@ __all__ = [
 
 _SCALARS: Final = frozenset({bytearray, str, int, float, bool, type(None)})
 _DATA: Final = _SCALARS | {bytes}
-LARGE: Final = 256 * 2**10
-"""Bytes of a value for which the way over a file costs less: below, memory that was used before is at hand."""
+LARGE: Final = 64 * 2**10
+"""Bytes of a value that pickle hands on without a copy, to a file."""
 _BUILTIN: Final = frozenset(
     {"_weakrefset", "abc", "builtins", "dataclasses", "logging", "types", "typing", "weakref"}
 )
