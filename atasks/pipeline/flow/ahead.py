@@ -1,4 +1,5 @@
-"""The items that a thread takes by itself: two hops for each, between it and the event loop, would be slow."""
+"""The items that a thread takes by itself: two hops for each, between it and the event loop, would be slow. For
+the same reason a process is sent several quick calls together."""
 
 from __future__ import annotations
 
@@ -6,12 +7,26 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Mark, Token
+from atasks.pipeline.flow.child import ChildMessage, message
 from atasks.pipeline.flow.threads import Outcome, Thread, drop
 
-__all__ = ["Ahead"]
+if TYPE_CHECKING:
+    from atasks.pipeline.flow.processes import Process
+
+__all__ = ["Ahead", "ProcessAhead"]
+
+MOST: Final = 64
+"""Calls that are sent to a process together."""
+SECONDS: Final = 0.002
+"""Seconds that they are expected to take together."""
+BYTES: Final = 1 << 15
+"""Bytes that they are expected to have together."""
+STALLED: Final = 0.02
+"""Seconds without an answer after which those that have not begun are asked for. They come back if the process has
+been with one call for a while: else the machine is busy."""
 
 
 class Ahead:
@@ -103,6 +118,144 @@ class Ahead:
         bell, self._bell = self._bell, None
         if bell is not None:
             _ring(bell)
+
+
+class ProcessAhead(Ahead):
+    """Sends an item to a process, together with those behind it that are at hand, if they are small and calls are
+    quick.
+
+    What the process has not begun goes back to the inlet, so that any worker takes it: when a call has failed,
+    when the process has died, when results are large, and when a call takes long. The event loop is given the
+    outcomes until then. Items keep their room in the inlet until they have begun.
+    """
+
+    def __init__(self, process: Callable[[], Process], inlet: Inlet, outlet: Channel) -> None:
+        super().__init__(self._ask, inlet, outlet)
+        self._process = process
+        self._seconds = self._bytes = float("inf")
+        """The seconds and the bytes that a call takes: too many rather than too few, and at first they are not
+        known."""
+        self._sent: deque[Token] = deque()
+        """Tokens that the inlet has lent, and that have neither begun nor gone back."""
+        self._begun = 0
+        """Tokens that were lent and have begun, of which the inlet was not told."""
+        self._gave_back = False
+        """The event loop has to take the next item: one that was given back, before those behind it."""
+
+    def _ask(self, value: Any, lineage: Lineage) -> Any:
+        """Have the process call the function for this item, and for others. Return the last result, or raise."""
+        self._gave_back = False
+        process = self._process()
+        calls = [message(ChildMessage.CALL, value, lineage)]
+        try:
+            refused = self._add(calls)
+            returned, result = self._called(process, calls, refused)
+        finally:
+            self._give_back()
+        if returned:
+            return result
+        try:
+            raise result
+        finally:
+            del result, refused  # no cycle through this frame
+
+    def _called(self, process: Process, calls: list[list[bytes | memoryview]], refused: Outcome | None) -> Outcome:
+        """Make the calls, emit all outcomes but the last one, and return that. `refused`: that of another item,
+        behind the calls."""
+        outcomes: deque[Outcome] = deque()
+        left = len(calls)
+        process.call_all(calls)
+        while left > 1 and process.is_slow(STALLED):
+            taken, some = process.take_back()
+            outcomes.extend(some)
+            if taken:
+                self._give_back(taken + (refused is not None))
+                refused = None
+            left -= taken + self._emit(outcomes, left - taken - 1)
+            if taken:
+                break
+        some, last = process.answer_all()
+        outcomes.extend(some)
+        if last is not None:
+            outcomes.append(last)
+        done = len(calls) - left + len(outcomes)
+        if refused is not None and done == len(calls) and outcomes[-1][0]:
+            outcomes.append(refused)
+        size = max(sum(len(piece) for call in calls for piece in call) / len(calls), process.answered / done)
+        self._measure(process.seconds / done, size)
+        self._emit(outcomes, len(outcomes) - 1)
+        return outcomes.pop()
+
+    def _measure(self, seconds: float, size: float) -> None:
+        if self._seconds != float("inf"):
+            seconds, size = max(seconds, (self._seconds + seconds) / 2), max(size, (self._bytes + size) / 2)
+        self._seconds, self._bytes = max(seconds, 1e-9), size
+
+    def _add(self, calls: list[list[bytes | memoryview]]) -> Outcome | None:
+        """Add calls that are at hand, where the results of those before them have room. Return what is raised for
+        an item behind them that cannot be sent."""
+        inlet, outlet = self._inlet, self._outlet
+        places, out = outlet.places, outlet.items
+        free = outlet.capacity - len(out) - len(places)
+        most = min(MOST, SECONDS / self._seconds, BYTES / self._bytes, 1 + free / 2)
+        while len(calls) < most:
+            places.append(None)
+            has_room = not self._over and len(out) + len(places) <= outlet.capacity
+            token = inlet.lend() if has_room else None
+            if token is None:
+                places.pop()
+                break
+            self._sent.append(token)
+            lineage, value = token
+            if type(value) is Mark:
+                places.pop()
+                continue
+            try:
+                calls.append(message(ChildMessage.CALL, value, lineage))
+            except Exception as error:
+                return False, error
+        return None
+
+    def _emit(self, outcomes: deque[Outcome], most: int) -> int:
+        """Give so many outcomes, behind each of which another call has begun, to the event loop, or as many as
+        there are. Return their number."""
+        number = 0
+        while outcomes and number < most:
+            token = self._sent.popleft()
+            self._begun += 1
+            self.tokens.append(token)
+            if type(token[1]) is not Mark:
+                self._outcomes.append(outcomes.popleft())
+                number += 1
+        if number:
+            self._tell()
+        return number
+
+    def _give_back(self, items: int | None = None) -> None:
+        """Give the last ones of so many items back, or all that have not begun."""
+        back: deque[Token] = deque()
+        number = 0
+        while self._sent and number != items:
+            back.appendleft(self._sent.pop())
+            number += type(back[0][1]) is not Mark
+        begun, self._begun = self._begun, 0
+        if not back and not begun:
+            return
+        self._gave_back = self._gave_back or bool(back)
+
+        def settle() -> None:
+            self._inlet.settle(begun, back)
+            for _ in range(number):
+                self._outlet.places.pop()
+                self._outlet.wake_putter()
+
+        try:
+            self._loop.call_soon_threadsafe(settle)
+        except RuntimeError:  # the loop has closed: nobody wants more
+            self._over = True
+
+    def _next(self) -> Token | None:
+        return None if self._gave_back else super()._next()
 
 
 def _ring(bell: asyncio.Future[None]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 __all__ = ["END", "GAP", "Channel", "Inlet", "Lineage", "Mark", "Token"]
@@ -48,6 +48,13 @@ class Inlet(Protocol):
         """A token that can be had at once, from any thread; None: there may be one for `take`. Whoever pulls has
         the event loop wake `putters` afterwards."""
 
+    def lend(self) -> Token | None:
+        """Like `pull`, but that the token keeps its room, and that the stream does not end, until the event loop
+        calls `settle`."""
+
+    def settle(self, begun: int, back: Sequence[Token]) -> None:
+        """So many tokens that were lent are taken for good, and those of `back` are to be taken again."""
+
     def wake_putter(self) -> None:
         """Let one of `putters` go on, if there is room."""
 
@@ -74,8 +81,10 @@ class Channel:
         self.takers: deque[asyncio.Future[None]] = deque()
         self.putters: deque[asyncio.Future[None]] = deque()
         self.places: deque[None] = deque()
-        """One for each token that is sure to be put, and for which there is room therefore. Any thread changes
-        it."""
+        """One for each token that is sure to be put, and for which there is room therefore, and for each that is
+        lent. Any thread changes it."""
+        self.lent: deque[None] = deque()
+        """One for each token that is lent. Any thread changes it."""
         self.on_end: Callable[[], object] | None = None
         """Called when all has been put, and nothing has failed."""
         self._stops: list[Callable[[], None]] = []
@@ -88,7 +97,7 @@ class Channel:
             try:  # another thread may have taken what was there a moment ago
                 token = self.items.popleft()
             except IndexError:
-                if self.ended:
+                if self.ended and (not self.lent or self.stopped):
                     return None
             else:
                 if self.putters:
@@ -112,6 +121,28 @@ class Channel:
             return self.items.popleft()
         except IndexError:
             return None
+
+    def lend(self) -> Token | None:
+        if not self.items:
+            return None
+        self.places.append(None)
+        self.lent.append(None)
+        try:
+            return self.items.popleft()
+        except IndexError:  # another thread was quicker
+            self.loop.call_soon_threadsafe(self.settle, 1, ())
+            return None
+
+    def settle(self, begun: int, back: Sequence[Token]) -> None:
+        for _ in range(begun + len(back)):
+            self.places.pop()
+            self.lent.pop()
+        if not self.stopped:
+            self.items.extendleft(reversed(back))
+        for _ in range(len(self.takers)):
+            self.wake_taker()
+        for _ in range(begun):
+            self.wake_putter()
 
     def wake_taker(self) -> None:
         """Let one of `takers` look again."""

@@ -2,11 +2,18 @@
 
 The parent sends a message, its kind and its content, and waits for the answer. While a join runs, the child may
 ask for items in between. A child ends when SIGTERM tells it to, and when its parent is gone; `on_done` runs first.
+
+Calls that are quick are sent together. The child puts their results into memory that it shares with its parent,
+so that those of the calls that have ended are not lost if it dies. It answers once: `DONE` if all results are
+there, else with what became of the call behind them; what is behind that has not begun. While the child is busy,
+the parent may ask over another socket for the calls that have not begun: a thread of the child takes them back.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
+import mmap
 import os
 import pickle
 import select
@@ -15,7 +22,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -29,8 +37,10 @@ from atasks.pipeline.flow.pickling import PROTOCOL, to_pieces
 if TYPE_CHECKING:
     from atasks.pipeline.flow.channel import Lineage
 
-__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Incoming", "load", "main", "message"]
+__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Incoming", "SharedResults", "load", "main", "message"]
 
+PAUSE: Final = 0.005
+"""Seconds in which a call that has others behind it has to end, when the parent asks for those."""
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
 
@@ -40,10 +50,12 @@ class ChildMessage(enum.Enum):
 
     START = enum.auto()
     CALL = enum.auto()
+    CALLS = enum.auto()
     BEGIN = enum.auto()
     NEXT = enum.auto()
     FINISH = enum.auto()
     VALUE = enum.auto()
+    DONE = enum.auto()
     ENDED = enum.auto()
     FAILED = enum.auto()
     WANTED = enum.auto()
@@ -60,6 +72,10 @@ STREAM = Stream.STREAM
 BUFFER: Final = 1 << 16
 """Bytes that are read at once; and longer pickles are sent without a copy."""
 _HEADER: Final = struct.Struct("!Q")
+_SIZE: Final = struct.Struct("=I")
+_TOP: Final = struct.Struct("=Id")
+TAKEN: Final = struct.Struct("=II")
+"""The answer to a parent that takes calls back: how many it gets, and the bytes of the results so far."""
 
 
 def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> list[bytes | memoryview]:
@@ -76,6 +92,8 @@ class Incoming:
     def __init__(self, reader: Any, size: int) -> None:
         self.broken = False
         """True if the other side was gone before all had come."""
+        self.size = size
+        """Bytes of the message."""
         self._reader = reader
         self._left = size
 
@@ -121,6 +139,77 @@ def load(received: bytes | Incoming) -> Any:
     return received.load() if isinstance(received, Incoming) else pickle.loads(received)
 
 
+class SharedResults:
+    """Answers that a process leaves for its worker in memory that both share: each after its length in bytes, and
+    all of them after the offset of their end, and after the seconds that the calls took.
+
+    Safe to read once the process has said over a socket that they are there, or has died.
+    """
+
+    SIZE: Final = 1 << 16
+    """Bytes of the memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        """`descriptor`: of a file of `SIZE` bytes, which stays open."""
+        self._memory = mmap.mmap(descriptor, self.SIZE)
+
+    @staticmethod
+    def new_file() -> int:
+        """Return the descriptor of a file in memory for it, or of one on disk where there are none in memory."""
+        if hasattr(os, "memfd_create"):
+            descriptor = os.memfd_create("atasks")
+        else:
+            import tempfile
+
+            with tempfile.TemporaryFile() as file:
+                descriptor = os.dup(file.fileno())
+        os.ftruncate(descriptor, SharedResults.SIZE)
+        return descriptor
+
+    def clear(self) -> None:
+        """Have it be empty."""
+        _TOP.pack_into(self._memory, 0, self.BEGIN, 0.0)
+
+    def add(self, *answer: bytes | memoryview) -> bool:
+        """Add an answer, in pieces. False: there is no room for it."""
+        memory = self._memory
+        begin = self.end()
+        size = sum(map(len, answer))
+        end = begin + _SIZE.size + size
+        if end > self.SIZE:
+            return False
+        memory[begin:end] = b"".join((_SIZE.pack(size), *answer))
+        _SIZE.pack_into(memory, 0, end)  # now it is there, even if the process dies
+        return True
+
+    def end(self) -> int:
+        """Return the offset of the end."""
+        end: int = _SIZE.unpack_from(self._memory, 0)[0]
+        return end
+
+    def took(self, seconds: float) -> None:
+        """Note how long the calls took."""
+        _TOP.pack_into(self._memory, 0, self.end(), seconds)
+
+    def seconds(self) -> float:
+        """Return how long they took."""
+        seconds: float = _TOP.unpack_from(self._memory, 0)[1]
+        return seconds
+
+    def read(self, begin: int, end: int) -> Iterator[bytes]:
+        """Yield the answers between these offsets. The first one is at `BEGIN`."""
+        while begin < end:
+            at = begin + _SIZE.size
+            begin = at + _SIZE.unpack_from(self._memory, begin)[0]
+            yield self._memory[at:begin]
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._memory.close()
+
+    BEGIN: Final = _TOP.size
+
+
 class ChildLink:
     """One end of the way between a stage's worker and its process: pickles, each after its length in bytes.
 
@@ -148,6 +237,12 @@ class ChildLink:
         (size,) = _HEADER.unpack(self._read(_HEADER.size))
         return self._read(size) if size <= BUFFER else Incoming(self._reader, size)
 
+    def has_message(self, seconds: float) -> bool:
+        """Wait for so long, and return True if there is something to receive by then. Nothing was read of it."""
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        return bool(poll.poll(1000 * seconds))
+
     def close(self) -> None:
         """Close this end."""
         self._reader.close()
@@ -173,16 +268,29 @@ def _do_nothing(number: int, frame: object) -> None:
     """Handle a signal. Programs that the function starts inherit SIG_IGN, and not this."""
 
 
-def main(descriptor: int, setup: str = "") -> None:
-    """Serve the parent, until it is gone or says so. `setup` names the function that prepares this process."""
+def main(descriptors: Sequence[int], setup: str = "") -> None:
+    """Serve the parent, until it is gone or says so. `setup` names the function that prepares this process.
+
+    The descriptors are of the way to the parent, of that by which it takes calls back, and of the memory for
+    `SharedResults`.
+    """
+    descriptor, orders, memory = descriptors
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         forks.handle_signal(signal.SIGINT, _do_nothing)  # a Ctrl-C goes to the parent too, which ends its children
-    os.set_inheritable(descriptor, False)
+    for each in descriptors:
+        os.set_inheritable(each, False)
     forks.withhold(descriptor)
-    threading.Thread(target=_end_with_parent, args=(descriptor,), name="atasks parent", daemon=True).start()
+    forks.withhold(orders)
+    results = SharedResults(memory)
+    os.close(memory)
+    waiting: deque[bytes | tuple[Any, Lineage]] = deque()
+    parent = threading.Thread(
+        target=_heed_parent, args=(descriptor, orders, waiting, results), name="atasks parent", daemon=True
+    )
+    parent.start()
     if setup:
         process_setup.run(setup)
-    child = _Child(ChildLink(socket.socket(fileno=descriptor)))
+    child = _Child(ChildLink(socket.socket(fileno=descriptor)), waiting, results)
     try:
         forks.handle_signal(signal.SIGTERM, _terminate)
         child.serve()
@@ -193,18 +301,40 @@ def main(descriptor: int, setup: str = "") -> None:
         child.finish()
 
 
-def _end_with_parent(descriptor: int) -> None:
-    """See to it that this process ends when its parent is gone, whatever it runs then."""
+def _heed_parent(descriptor: int, orders: int, waiting: deque[Any], results: SharedResults) -> None:
+    """Give the parent the calls back that it asks for. When it is gone, see to it that this process ends, whatever
+    it runs then."""
     poll = select.poll()
     poll.register(descriptor, 0)  # of a hang-up it tells in any case
-    poll.poll()
+    poll.register(orders, select.POLLIN)
+    while all(ready != descriptor for ready, _ in poll.poll()):
+        taken = 0
+        try:
+            if not os.read(orders, 1):
+                break
+            end = results.end()
+            time.sleep(PAUSE)
+            while end == results.end():  # the process has had its turn; and each call is taken once
+                waiting.pop()
+                taken += 1
+        except IndexError:
+            pass
+        except OSError:
+            break
+        with contextlib.suppress(OSError):
+            os.write(orders, TAKEN.pack(taken, results.end()))
     time.sleep(GRACE)
     os._exit(1)
 
 
 class _Child:
-    def __init__(self, link: ChildLink) -> None:
+    def __init__(
+        self, link: ChildLink, waiting: deque[bytes | tuple[Any, Lineage]], results: SharedResults
+    ) -> None:
         self._link = link
+        self._waiting = waiting
+        """Calls that were sent together and have not begun: read, or a message as the parent made it."""
+        self._results = results
         self._name = ""
         self._call: Callable[..., Any] | None = None
         self._iterator: Iterator[Any] | None = None
@@ -216,19 +346,48 @@ class _Child:
         """Answer one message after the other."""
         while True:
             received = self._link.receive()
+            begun = time.monotonic()
             try:
                 with importing():
                     kind, value, lineage = load(received)
                 del received
-                answer = message(*self._answer(ChildMessage(kind), value, lineage))
+                if kind == ChildMessage.CALLS.value:
+                    answer = self._call_all(value)
+                else:
+                    answer = message(*self._answer(ChildMessage(kind), value, lineage))
                 del value
             except Exception as error:
-                from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot
-
-                answer = message(ChildMessage.FAILED, packed(error))
+                answer = _failed(error)
                 del error
+            self._results.took(time.monotonic() - begun)
             self._link.send(answer)
             del answer
+
+    def _call_all(self, sent: list[bytes]) -> list[bytes | memoryview]:
+        """Make the calls that were sent together, until one has failed or has a result for which there is no room
+        in the memory, and return the answer."""
+        waiting, results = self._waiting, self._results
+        call, *more = _read(sent)
+        waiting.extend(more)
+        while True:
+            try:
+                if isinstance(call, bytes):
+                    with importing():
+                        _, value, lineage = pickle.loads(call)
+                else:
+                    value, lineage = call
+                answer = message(ChildMessage.VALUE, self._result(value, lineage))
+                del call, value
+            except Exception as error:
+                waiting.clear()
+                return _failed(error)
+            if not results.add(*answer):
+                waiting.clear()
+                return answer
+            try:
+                call = waiting.popleft()
+            except IndexError:  # it was the last one, or the parent has taken others back
+                return message(ChildMessage.DONE)
 
     def finish(self) -> None:
         """Run `on_done`, if that is still to be done."""
@@ -292,3 +451,22 @@ class _Child:
                     return
                 case _:
                     raise RuntimeError("the stream has failed")
+
+
+def _read(sent: list[bytes]) -> list[bytes | tuple[Any, Lineage]]:
+    """Read calls that were sent together. One that cannot be read stays as it is until its turn, and so do those
+    behind it."""
+    calls: list[bytes | tuple[Any, Lineage]] = []
+    with importing():
+        for each in sent:
+            try:
+                calls.append(pickle.loads(each)[1:])
+            except Exception:
+                return calls + sent[len(calls) :]
+    return calls
+
+
+def _failed(error: Exception) -> list[bytes | memoryview]:
+    from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot
+
+    return message(ChildMessage.FAILED, packed(error))

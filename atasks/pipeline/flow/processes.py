@@ -4,32 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import pickle
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.errors import PipelineError
-from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import GRACE, STREAM, ChildLink, ChildMessage, Incoming, load, message
+from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
+from atasks.pipeline.flow.channel import Channel, Inlet, Lineage
+from atasks.pipeline.flow.child import (
+    GRACE,
+    STREAM,
+    TAKEN,
+    ChildLink,
+    ChildMessage,
+    Incoming,
+    SharedResults,
+    load,
+    message,
+)
 from atasks.pipeline.flow.invocation import WorkerInfo
 from atasks.pipeline.flow.items import SyncItems
-from atasks.pipeline.flow.pickling import to_bytes
+from atasks.pipeline.flow.pickling import PROTOCOL, to_bytes
 from atasks.pipeline.flow.raised import rebuilt
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
+from atasks.pipeline.flow.threads import Outcome, attempt
 
 if TYPE_CHECKING:
     from atasks.pipeline.stages.functions import FunctionStage
 
 __all__ = ["Process", "ProcessRunner", "check_picklable"]
 
+DONE = object()
+"""The answer if all results are in the shared memory."""
+
 _COMMAND = (
-    "import sys; fd, setup, end, *rest = sys.argv[1:]; "
+    "import sys; fds, setup, end, *rest = sys.argv[1:]; "
     "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
-    "from atasks.pipeline.flow.child import main; main(int(fd), setup)"
+    "from atasks.pipeline.flow.child import main; main([*map(int, fds.split())], setup)"
 )
 
 
@@ -51,6 +68,14 @@ class Process:
         self._info = info
         self._process: subprocess.Popen[bytes] | None = None
         self._link: ChildLink | None = None
+        self._orders: socket.socket | None = None
+        self._results: SharedResults | None = None
+        self.answered = 0
+        """The bytes of the last answer, and of the results that came with it."""
+        self.seconds = 0.0
+        """The seconds that the process has worked on it."""
+        self._read_to = 0
+        """The offset of the first of `_results` that was not read."""
         self._stream: SyncItems | None = None
         self._lock = threading.Lock()
         self.ended = False
@@ -60,19 +85,26 @@ class Process:
         """Start it, and run `on_start` there. Raises what that raises."""
         if modules.is_importing():
             raise PipelineError(modules.UNGUARDED)
-        here, there = socket.socketpair()
-        forks.withhold(here.fileno())
-        setup = process_setup.remembered() or ""
-        with there:
+        with contextlib.ExitStack() as theirs:
+            here, there = socket.socketpair()
+            self._link = ChildLink(here)
+            self._orders, orders = socket.socketpair()
+            memory = SharedResults.new_file()
+            self._results = SharedResults(memory)
+            theirs.callback(os.close, memory)
+            theirs.callback(there.close)
+            theirs.callback(orders.close)
+            forks.withhold(here.fileno())
+            forks.withhold(self._orders.fileno())
+            descriptors = [there.fileno(), orders.fileno(), memory]
             argv = [str(word) for word in sys.argv]
-            given = [str(there.fileno()), setup, str(len(argv)), *argv, *sys.path]
+            setup = process_setup.remembered() or ""
+            given = [" ".join(map(str, descriptors)), setup, str(len(argv)), *argv, *sys.path]
             command = [*interpreters.command(), "-c", _COMMAND, *given]
             with self._lock:
                 if self.ended:
-                    here.close()
                     raise PipelineError("the run is over")
-                self._process = subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL)
-        self._link = ChildLink(here)
+                self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         stage = self._stage
         self._send(
             ChildMessage.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels())
@@ -82,6 +114,51 @@ class Process:
     def call(self, value: Any, lineage: Lineage) -> Any:
         """Call the function for an item, or for a stream, and return its result."""
         return self._ask(ChildMessage.CALL, value, lineage)
+
+    def call_all(self, calls: list[list[bytes | memoryview]]) -> None:
+        """Send messages of calls, which `answer_all` answers."""
+        assert self._results is not None
+        self._results.clear()
+        self._read_to = SharedResults.BEGIN
+        if len(calls) == 1:
+            self._send_message(calls[0])
+        else:
+            together = [b"".join(call) for call in calls]
+            self._send_message([pickle.dumps((ChildMessage.CALLS.value, together, ()), PROTOCOL)])
+
+    def is_slow(self, seconds: float) -> bool:
+        """Return True if there is no answer after so many seconds."""
+        assert self._link is not None
+        return not self._link.has_message(seconds)
+
+    def take_back(self) -> tuple[int, Iterator[Outcome]]:
+        """Take back the last ones of the calls: those that have not begun. Return their number, and what became of
+        the first ones."""
+        assert self._orders is not None
+        try:
+            self._orders.send(b"?")
+            answer = self._orders.recv(TAKEN.size, socket.MSG_WAITALL)
+        except OSError:
+            answer = b""
+        if len(answer) < TAKEN.size:
+            return 0, iter(())  # it has died, as `answer_all` says
+        taken, end = TAKEN.unpack(answer)
+        return taken, self._results_to(end)
+
+    def answer_all(self) -> tuple[Iterator[Outcome], Outcome | None]:
+        """Return what became of the calls that nobody was told of, but for the last one, and what became of that;
+        None: there is no such call. Calls that are left have not begun."""
+        assert self._results is not None
+        last: Outcome | None = attempt(self._answer)
+        end = self._results.end()
+        self.answered += end
+        self.seconds = self._results.seconds()
+        return self._results_to(end), None if last == (True, DONE) else last
+
+    def _results_to(self, end: int) -> Iterator[Outcome]:
+        assert self._results is not None
+        begin, self._read_to = self._read_to, end
+        return (attempt(_value_of, each) for each in self._results.read(begin, end))
 
     def begin(self, value: Any, lineage: Lineage) -> None:
         """Begin to iterate what the function gives for an item, or for a stream."""
@@ -118,8 +195,9 @@ class Process:
 
     def reap(self) -> None:
         """Wait until it has ended; kill it if that takes too long."""
-        if self._link is not None:
-            self._link.close()
+        for each in (self._link, self._orders, self._results):
+            if each is not None:
+                each.close()
         if self._process is not None:
             try:
                 self._process.wait(GRACE)
@@ -139,7 +217,9 @@ class Process:
         return self._answer()
 
     def _send(self, kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> None:
-        sent = message(kind, value, lineage)
+        self._send_message(message(kind, value, lineage))
+
+    def _send_message(self, sent: list[bytes | memoryview]) -> None:
         assert self._link is not None
         try:
             self._link.send(sent)
@@ -152,6 +232,8 @@ class Process:
             match kind:
                 case ChildMessage.VALUE:
                     return value
+                case ChildMessage.DONE:
+                    return DONE
                 case ChildMessage.ENDED:
                     return ENDED
                 case ChildMessage.WANTED:
@@ -180,6 +262,7 @@ class Process:
             received = self._link.receive()
         except (EOFError, OSError):
             raise self._died() from None
+        self.answered = received.size if isinstance(received, Incoming) else len(received)
         try:
             kind, value, _ = load(received)
         except Exception:
@@ -196,6 +279,10 @@ class Process:
         except subprocess.TimeoutExpired:
             code = None
         return PipelineError(f"the process of stage {self._stage.name!r} ended during a call (exit code {code})")
+
+
+def _value_of(answer: bytes) -> Any:
+    return pickle.loads(answer)[1]
 
 
 async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:
@@ -223,6 +310,9 @@ class ProcessRunner(ThreadRunner):
         self._process = Process(stage, self.info)
         self.ready = self._replace
 
+    def ahead(self, inlet: Inlet, outlet: Channel) -> Ahead:
+        return ProcessAhead(lambda: self._process, inlet, outlet)
+
     async def start(self) -> None:
         await self._thread.call(self._process.start)
         self._started = True
@@ -248,9 +338,6 @@ class ProcessRunner(ThreadRunner):
         except asyncio.CancelledError:
             self._given_up()
             raise
-
-    def _call_once(self, value: Any, lineage: Lineage) -> Any:
-        return self._process.call(value, lineage)
 
     def _given_up(self) -> None:
         self._process.terminate()  # the call took too long, or the run is over

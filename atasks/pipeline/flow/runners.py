@@ -288,8 +288,12 @@ class ThreadRunner(LoopRunner):
     def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
         if self.stage.timeout is not None:  # then the event loop has to know when each call begins
             return super().at_hand(inlet, outlet)
-        self._ahead = Ahead(self._call_once, inlet, outlet)
+        self._ahead = self.ahead(inlet, outlet)
         return self._ahead.tokens
+
+    def ahead(self, inlet: Inlet, outlet: Channel) -> Ahead:
+        """Return what calls the function for items that are at hand."""
+        return Ahead(self._call_once, inlet, outlet)
 
     @property
     def has_place(self) -> bool:

@@ -137,7 +137,7 @@ class _SourceInlet:
     """Pulls one item when one is taken."""
 
     def __init__(self, engine: Engine, windows: Sequence[Admission]) -> None:
-        self.items: deque[Token] = deque()  # stays empty: nothing is pulled ahead
+        self.items: deque[Token] = deque()  # what was lent and came back: nothing is pulled ahead
         self.putters: deque[asyncio.Future[None]] = deque()
         self.error: BaseException | None = None
         self.engine = engine
@@ -181,6 +181,12 @@ class _SourceInlet:
         """Pull nothing: only the event loop knows how."""
         return None
 
+    def lend(self) -> Token | None:
+        return None
+
+    def settle(self, begun: int, back: Sequence[Token]) -> None:
+        """Nothing is lent."""
+
     def wake_putter(self) -> None:
         """Nobody puts anything here."""
 
@@ -206,6 +212,10 @@ class _HereInlet(_SourceInlet):
         self._iterable = iterable
         self._iterator: Iterator[Any] | None = None
         self._lock = threading.Lock()
+        self._lent = 0
+        """Tokens that are lent. Behind `_lock`."""
+        self._takers: list[asyncio.Future[None]] = []
+        """Those that wait for what is lent, at the end of the stream."""
 
     def pull(self) -> Token | None:
         return self._next() if type(self._iterable) in _PLAIN else None
@@ -213,11 +223,37 @@ class _HereInlet(_SourceInlet):
     async def take(self) -> Token | None:
         while (token := self._next()) is None and not self.ended:
             await admitted(self._windows, (self._index,))
+        while token is None and self._lent and self.error is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._takers.append(waiter)
+            await waiter
+            token = self._next()
         return token
+
+    def lend(self) -> Token | None:
+        if type(self._iterable) not in _PLAIN or (self.ended and not self.items):
+            return None
+        with self._lock:
+            self._lent += 1
+        token = self._next()
+        if token is None:
+            self.engine.call_soon(lambda: self.settle(1, ()))
+        return token
+
+    def settle(self, begun: int, back: Sequence[Token]) -> None:
+        with self._lock:
+            self._lent -= begun + len(back)
+            self.items.extendleft(reversed(back))
+        takers, self._takers = self._takers, []
+        for waiter in takers:
+            if not waiter.done():
+                waiter.set_result(None)
 
     def _next(self) -> Token | None:
         """The next token; None at the end, and while a window does not admit it."""
         with self._lock:
+            if self.items:
+                return self.items.popleft()
             index = self._index
             if self.ended or (self._windows and not all(each.admits((index,)) for each in self._windows)):
                 return None

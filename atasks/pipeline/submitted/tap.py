@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -84,6 +84,12 @@ class _TapInlet:
 
     def pull(self) -> Token | None:
         return None
+
+    def lend(self) -> Token | None:
+        return None
+
+    def settle(self, begun: int, back: Sequence[Token]) -> None:
+        pass  # nothing is lent
 
     def wake_putter(self) -> None:
         pass  # `take` of the other inlet does

@@ -219,6 +219,8 @@ class Call(Spec):
             options["workers"] = self.workers
         if self.how == "inline":
             options["inline"] = True
+        if self.how == "process":
+            options["multiprocess"] = True
         bound = bind(self.salt, self.modulus)
         return MAKERS[self.role](functions[self.role, self.how], bind=bound, **options)
 

@@ -121,6 +121,7 @@ def make_functions(remote: Callable[..., Any]) -> Functions:
     for role, body in BODIES.items():
         made[role, "inline"] = body
         made[role, "thread"] = slow(body)
+        made[role, "process"] = body
         made[role, "coroutine"] = yielded if role == "flat_map" else asynchronous(body)
         made[role, "atask"] = remote(listed if role == "flat_map" else asynchronous(body), name=f"model-{role}")
     made["flatten", "inline"] = list

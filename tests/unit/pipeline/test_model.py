@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import atasks
 from atasks import atask
 from atasks.pipeline import flat_map
-from tests.unit.pipeline.generated import ATASK, pipelines, sources
+from tests.unit.pipeline.generated import ATASK, PROCESSES, pipelines, sources
 from tests.unit.pipeline.model import Source, Spec, Stream, build_all
 from tests.unit.pipeline.model_functions import make_functions
 
@@ -124,6 +124,15 @@ def test_a_run_gives_what_the_model_says(source: Source, specs: tuple[Spec, ...]
     items, error = iterated_here(source.open(functions) | pipeline) if how == "for" else ended(use())
     note(f"gave {items}")
     stream.check(items, error, arrival=how != "await")
+
+
+@bounded(6)
+@given(sources(plain=True), pipelines(PROCESSES, 0, longest=3))
+def test_a_run_with_processes_gives_what_the_model_says(source: Source, specs: tuple[Spec, ...]) -> None:
+    stream = expected(specs, source.stream())
+    items, error = ended(iterated(source.open(functions) | build_all(specs, functions)))
+    note(f"gave {items}")
+    stream.check(items, error, arrival=True)
 
 
 @bounded(20)

@@ -408,7 +408,7 @@ def answer_by_half(x: Any) -> Any:
         for descriptor in range(3, 50):
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as link:
                 link.sendall((10_000_000).to_bytes(8, "big") + bytes(300_000))
-        os._exit(3)
+                os._exit(3)  # the first one is the way to the worker
     return x
 
 

@@ -1,0 +1,289 @@
+"""Quick calls are sent to a process together, and nothing else changes by that: no item waits for another one,
+none is called twice, and none is lost with another one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atasks.errors import PipelineError
+from atasks.pipeline import map, ordered
+from atasks.pipeline.flow.child import ChildLink, SharedResults
+from atasks.testing import until
+from tests.unit.pipeline.test_model import bounded
+from tests.unit.pipeline.test_processes import children, identity
+
+
+class Unreadable:
+    """Can be pickled, and not read again."""
+
+    def __reduce__(self) -> Any:
+        return int, ("no number",)
+
+
+class Unsendable:
+    """Cannot be pickled."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("unsendable")
+
+
+class Noted:
+    """Notes each call in a file, and does something at some of the items."""
+
+    def __init__(self, folder: Path, **at: int) -> None:
+        self.begun = folder / "begun"
+        self.gate = folder / "gate"
+        self.at = {number: what for what, number in at.items()}
+        self.__name__ = "noted"
+
+    def __call__(self, x: int) -> Any:
+        descriptor = os.open(self.begun, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(descriptor, f"{x}\n".encode())
+        os.close(descriptor)
+        return self.result(self.at.get(x), x)
+
+    def result(self, what: str | None, x: int) -> Any:
+        if what == "fails":
+            raise ValueError(x)
+        if what == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        while what == "waits" and not self.gate.exists():
+            time.sleep(0.01)
+        return {"unreadable": Unreadable(), "unsendable": Unsendable()}.get(what or "", x)
+
+    def calls(self) -> list[int]:
+        return [int(line) for line in self.begun.read_text().split()] if self.begun.exists() else []
+
+
+async def test_quick_calls_cost_no_message_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = 0
+    send = ChildLink.send
+
+    def counted(link: ChildLink, *args: Any) -> None:
+        nonlocal messages
+        messages += 1
+        send(link, *args)
+
+    monkeypatch.setattr(ChildLink, "send", counted)
+    assert await (range(2000) | map(identity, multiprocess=True)) == list(range(2000))
+    assert messages < 1000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("what", ["dies", "fails", "unreadable", "unsendable"])
+async def test_an_item_that_comes_to_nothing_has_no_other_with_it(tmp_path: Path, what: str, workers: int) -> None:
+    noted = Noted(tmp_path, **{what: 150})
+    run = range(300) | map(noted, multiprocess=True, workers=workers, skip_errors=True)
+    found = [item async for item in run]
+    assert sorted(found) == [x for x in range(300) if x != 150]
+    assert sorted(noted.calls()) == list(range(300))
+    if workers == 1:
+        assert noted.calls() == list(range(300)), "the order is that of the items"
+        assert found == sorted(found)
+
+
+async def test_an_item_that_cannot_be_sent_has_its_turn_and_no_other_with_it() -> None:
+    items = [Unsendable() if x in (150, 151) else x for x in range(300)]
+    run = items | map(identity, multiprocess=True, skip_errors=True)
+    assert [item async for item in run] == [x for x in range(300) if x not in (150, 151)]
+    found = []
+    with pytest.raises(TypeError, match="unsendable") as raised:
+        async for item in items | map(identity, multiprocess=True):
+            found.append(item)  # noqa: PERF401 - those before an error count
+    assert found == list(range(150))
+    assert raised.value.__notes__[-1] == "in stage 'identity', at item (150,)"
+
+
+async def test_nothing_is_begun_behind_an_error(tmp_path: Path) -> None:
+    noted = Noted(tmp_path, fails=150)
+    with pytest.raises(ValueError, match="150"):
+        await (range(300) | map(noted, multiprocess=True))
+    assert noted.calls() == list(range(151))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_death_is_the_error_of_the_item_that_was_begun(tmp_path: Path, workers: int) -> None:
+    noted = Noted(tmp_path, dies=150)
+    with pytest.raises(PipelineError, match="exit code -9") as raised:
+        await (range(300) | map(noted, multiprocess=True, workers=workers))
+    assert raised.value.__notes__ == ["in stage 'noted', at item (150,)"]
+
+
+async def test_results_do_not_wait_for_a_slow_call_behind_them(tmp_path: Path) -> None:
+    noted = Noted(tmp_path, waits=150)
+    run = aiter(range(300) | map(noted, multiprocess=True))
+    try:
+        assert [await anext(run) for _ in range(150)] == list(range(150))
+    finally:
+        noted.gate.touch()
+    assert [item async for item in run] == list(range(150, 300))
+
+
+@pytest.mark.parametrize("slow", [0, 150, 280, 299])
+@pytest.mark.parametrize("behind", [False, True])
+async def test_an_idle_process_gets_what_waits_behind_a_slow_item(tmp_path: Path, slow: int, behind: bool) -> None:
+    """So it does at the end of the stream, when it has nothing else to do any more."""
+    noted = Noted(tmp_path, waits=slow)
+    run = range(300) | map(int) if behind else range(300)
+    items = aiter(run | map(noted, multiprocess=True, workers=2))
+    try:
+        found = [await anext(items) for _ in range(299)]
+        assert sorted(found) == [x for x in range(300) if x != slow]
+    finally:
+        noted.gate.touch()
+    assert [item async for item in items] == [slow]
+    assert sorted(noted.calls()) == list(range(300))
+
+
+async def test_a_busy_process_gets_what_waits_behind_a_slow_item(tmp_path: Path) -> None:
+    """The source has no end, so the other process always has items: those behind the slow one come before them."""
+    noted = Noted(tmp_path, waits=200)
+    run: Any = aiter(range(10**9) | map(noted, multiprocess=True, workers=2))
+    found: list[int] = []
+    try:
+        while len(found) < 1000:
+            found.append(await anext(run))
+    finally:
+        noted.gate.touch()
+    await run.aclose()
+    assert {x for x in range(600) if x != 200} <= {*found}
+
+
+async def test_a_process_has_not_begun_more_than_a_thread_would(tmp_path: Path) -> None:
+    """Items that were sent keep their room before the stage until they begin, and results have theirs behind."""
+    begun = 0
+
+    def first(x: int) -> int:
+        nonlocal begun
+        begun += 1
+        return x
+
+    noted = Noted(tmp_path)
+    run: Any = aiter(range(10**9) | map(first, throttle=8) | map(noted, multiprocess=True, workers=2, throttle=8))
+    for taken in range(1, 6):
+        await anext(run)
+        await until(lambda: len(noted.calls()) >= taken + 8)  # noqa: B023 - it goes as far as it may
+        await asyncio.sleep(0.3)
+        assert len(noted.calls()) <= taken + 8 + 2
+        assert begun <= len(noted.calls()) + 8 + 1
+    await run.aclose()
+
+
+def doubled(x: bytes) -> bytes:
+    return x * 2
+
+
+@pytest.mark.parametrize("size", [100, 5000, SharedResults.SIZE, 300_000])
+async def test_items_and_results_of_any_size_follow_each_other(size: int) -> None:
+    items = [bytes([n]) * (size if n % 2 else 100 * n) for n in range(100)]
+    run = items | map(doubled, multiprocess=True) | map(doubled, multiprocess=True)
+    async with asyncio.timeout(60):
+        assert [item async for item in run] == [doubled(doubled(item)) for item in items]
+
+
+@pytest.mark.parametrize("waits", [-1, 100])
+async def test_leaving_amid_calls_that_were_sent_together_ends_the_processes(tmp_path: Path, waits: int) -> None:
+    noted = Noted(tmp_path, waits=waits)
+    run: Any = aiter(range(10**9) | map(noted, multiprocess=True, workers=2))
+    for _ in range(90):
+        await anext(run)
+    async with asyncio.timeout(30):
+        await run.aclose()
+    assert children() == []
+    begun = noted.calls()
+    assert sorted(begun) == sorted({*begun})
+
+
+# -- random runs, beside what plain Python says of them
+
+
+class Random:
+    """Does with an item what follows from the item alone."""
+
+    def __init__(self, folder: Path, salt: int, rare: int) -> None:
+        self.folder, self.salt, self.rare = folder, salt, rare
+        self.__name__ = "random"
+
+    def what(self, x: int) -> str | None:
+        number = (x * 7919 + self.salt * 104_729 + 13) % 1_000_003
+        return (
+            ("fails", "dies", "unreadable", "unsendable", "sleeps", "naps", "large", "larger")[number % 8]
+            if number % self.rare == 0
+            else None
+        )
+
+    def __call__(self, x: int) -> Any:
+        what = self.what(x)
+        if what in ("sleeps", "naps"):
+            time.sleep(0.05 if what == "sleeps" else 0.001)
+        if what in ("large", "larger"):
+            return bytes(10_000 if what == "large" else 100_000)
+        return Noted.__call__(Noted(self.folder, **({} if what is None else {what: x})), x)
+
+    def expected(self, items: Iterator[int]) -> list[Any]:
+        lost = ("fails", "dies", "unreadable", "unsendable")
+        sizes = {"large": 10_000, "larger": 100_000}
+        return [
+            bytes(sizes[what]) if (what := self.what(x)) in sizes else x for x in items if self.what(x) not in lost
+        ]
+
+
+@bounded(6)
+@given(
+    st.integers(0, 200),
+    st.integers(0, 1000),
+    st.sampled_from((29, 71)),
+    st.sampled_from((1, 1, 2, 3)),
+    st.sampled_from((64, 1, 2, 7, 0)),
+    st.sampled_from(("range", "thread", "generator")),
+    st.booleans(),
+)
+def test_a_random_run_gives_what_plain_python_says(
+    tmp_path_factory: Any, length: int, salt: int, rare: int, workers: int, throttle: int, source: str, order: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("random")
+    work = Random(folder, salt, rare)
+    items: Any = range(length) if source != "generator" else (x for x in range(length))
+    run = items | map(int, throttle=throttle) if source == "thread" else items
+    run = run | map(work, multiprocess=True, workers=workers, throttle=throttle, skip_errors=True)
+    run = run | map(identity, multiprocess=True)
+    found = asyncio.run(gathered(run | ordered() if order else run))
+    expected = work.expected(iter(range(length)))
+    if order or workers == 1:
+        assert found == expected
+    else:
+        assert sorted(found, key=repr) == sorted(expected, key=repr)
+    calls = Noted(folder).calls()
+    assert len(calls) == len({*calls}), "an item was called twice"
+
+
+async def gathered(run: Any) -> list[Any]:
+    async with asyncio.timeout(60):
+        return [item async for item in run]
+
+
+def test_what_is_shared_is_there_once_it_is_added() -> None:
+    descriptor = SharedResults.new_file()
+    writer, reader = SharedResults(descriptor), SharedResults(descriptor)
+    os.close(descriptor)
+    reader.clear()
+    added = list(itertools.takewhile(writer.add, (bytes([n]) * 1000 for n in range(256))))
+    assert list(reader.read(SharedResults.BEGIN, reader.end())) == added
+    assert 60 < len(added) < 66
+    assert not writer.add(bytes(SharedResults.SIZE))
+    reader.clear()
+    assert writer.add(b"again")
+    assert list(reader.read(SharedResults.BEGIN, reader.end())) == [b"again"]
+    writer.close()
+    reader.close()
