@@ -225,6 +225,11 @@ class Server(Protocol):
         """The reply of a call that has finished here lately."""
         ...
 
+    def owner(self, call_id: str) -> str | None:
+        """Return `Call.by` of a call that the worker has in hand or has finished lately; None: it knows no such
+        call."""
+        ...
+
     @property
     def withdrawn(self) -> Withdrawals:
         """Calls that were cancelled before they came."""

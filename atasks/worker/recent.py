@@ -74,21 +74,32 @@ class RecentReplies:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._replies: OrderedDict[str, Reply | End] = OrderedDict()
+        self._owners: dict[str, str] = {}
+        """Id of a call whose reply is here, and that has an owner -> whose it is."""
 
-    def add(self, call_id: str, reply: Reply | End) -> None:
-        """Remember a reply; the oldest ones make room."""
+    def add(self, call_id: str, reply: Reply | End, owner: str = "") -> None:
+        """Remember a reply, and whose the call was; the oldest ones make room."""
         known = self._replies.pop(call_id, None)
         if known is not None:
             self._bytes -= len(known.payload)
+            self._owners.pop(call_id, None)
         self._replies[call_id] = reply
         self._bytes += len(reply.payload)
+        if owner:
+            self._owners[call_id] = owner
         while len(self._replies) > self._size or self._bytes > self._max_bytes:
-            _, old = self._replies.popitem(last=False)
+            name, old = self._replies.popitem(last=False)
             self._bytes -= len(old.payload)
+            if self._owners:
+                self._owners.pop(name, None)
 
     def get(self, call_id: str) -> Reply | End | None:
         """The reply of a call that finished lately, or None."""
         return self._replies.get(call_id)
+
+    def owner(self, call_id: str) -> str | None:
+        """Return the name of the key whose a call is that finished lately; empty: nobody's, None: it did not."""
+        return self._owners.get(call_id, "") if call_id in self._replies else None
 
     def __len__(self) -> int:
         return len(self._replies)

@@ -377,6 +377,13 @@ class Worker:
         """Return True if this worker holds the call, or finished it lately."""
         return self.holds(call_id) or self.finished(call_id) is not None
 
+    def owner(self, call_id: str) -> str | None:
+        """Return `Call.by` of a call that this worker holds or finished lately; None: it knows no such call."""
+        run = self._held.get(call_id)
+        if run is not None:
+            return run.call.by
+        return None if self._finished is None else self._finished.owner(call_id)
+
     def count_bad(self, reason: str) -> None:
         """Count a request that could not be read; log the first one."""
         self.cells[BAD] += 1
@@ -569,7 +576,7 @@ class Worker:
             tell_ending(self.watching, run, reply)
         if last is not None:
             if self._finished is not None:
-                self._finished.add(run.call.id, last)
+                self._finished.add(run.call.id, last, run.call.by)
             for delivery in run.deliveries:
                 delivery.reply(last)
         else:

@@ -1,5 +1,7 @@
 """A stranger and another caller reach nothing of a caller whose messages are sealed."""
 
+# Private attributes: `Seals._admitted`: what is remembered must not grow, which nothing else shows.
+
 from __future__ import annotations
 
 import asyncio
@@ -11,7 +13,7 @@ import pytest
 from atasks import current_call
 from atasks.pipeline import map
 from atasks.testing import Site, soon, until
-from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp import AMQPTransport, seals
 from atasks.transport.records.contract import again_id
 from tests.amqp.seals.attacker import (
     ASK,
@@ -106,6 +108,48 @@ async def test_nobody_else_is_answered_under_the_id_of_a_call(
         assert len(site.worker.runs[0].deliveries) == 1
         await attacker.say(keys.key("shop"), [CANCEL, 1, [runs]], f"queue:{site.namespace}:default")
         await until(lambda: site.worker.held == 0)
+
+
+async def test_the_owner_of_a_long_call_is_answered_again_after_many_other_calls(
+    site: Site, attacker: Attacker, keys: KeyFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker remembers replies of calls that have ended, and requests that came lately: that of a long call came
+    long ago."""
+    monkeypatch.setattr(seals, "OWNERS", 3)
+    gate = asyncio.Event()
+
+    @site.atask(name="long")
+    async def long() -> str:
+        await gate.wait()
+        return "hers"
+
+    shop, work = keys.key("shop"), attacker.peer.work_queue()
+    async with site.open():
+        call_id = await attacker.call(shop, "long")
+        for number in range(10):
+            await attacker.call(shop, "echo", number)
+            await attacker.answer(shop)
+        gate.set()
+        assert (await attacker.answer(shop))[0][2:4] == [call_id, VALUE]
+        body = encode([[CALL, 1, call_id, "long", encode([[], {}]), "msgpack"]])
+        await attacker.publish(body, work, shop)
+        assert (await attacker.answer(shop))[0][2:5] == [call_id, VALUE, encode("hers")]
+        await attacker.publish(body, work, keys.key("thief"))
+        assert (await attacker.answer(keys.key("thief")))[0][2:4] == [call_id, DECODE_ERROR]
+        assert refused(site.worker.transport) == {"not allowed": 1}
+
+
+async def test_messages_whose_calls_are_all_refused_take_no_memory(
+    site: Site, attacker: Attacker, keys: KeyFiles
+) -> None:
+    async with site.open():
+        for _ in range(10):
+            await attacker.call(keys.key("thief"), "secret")
+            assert (await attacker.answer(keys.key("thief")))[0][3] == DECODE_ERROR
+        transport = site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        assert transport.session.seals is not None
+        assert len(transport.session.seals._admitted) == 0
 
 
 async def test_nobody_else_cancels_a_call_before_it_comes(site: Site, attacker: Attacker, keys: KeyFiles) -> None:

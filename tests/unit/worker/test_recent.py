@@ -86,6 +86,19 @@ def test_the_same_id_again_is_counted_once() -> None:
     assert len(replies) == 2
 
 
+def test_whose_a_call_was_is_known_as_long_as_its_reply() -> None:
+    replies = RecentReplies(size=2)
+    replies.add("hers", reply(1), "shop")
+    replies.add("nobody's", reply(1))
+    assert [replies.owner(call_id) for call_id in ("hers", "nobody's", "other")] == ["shop", "", None]
+    replies.add("nobody's", reply(1), "thief")
+    replies.add("nobody's", reply(1))
+    assert replies.owner("nobody's") == ""
+    replies.add("third", reply(1), "shop")
+    assert [replies.owner(call_id) for call_id in ("hers", "third")] == [None, "shop"]
+    assert list(replies._owners) == ["third"]
+
+
 def test_random_use_never_exceeds_the_bounds() -> None:
     chance = random.Random(1)
     replies = RecentReplies(size=20, max_bytes=1000)

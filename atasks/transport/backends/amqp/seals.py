@@ -59,8 +59,8 @@ CONTROL_SECONDS: Final = 60.0
 """The most seconds by which a message between callers and workers may be old, or ahead of this clock."""
 REPORT_SECONDS: Final = 60.0
 OWNERS: Final = 2_000
-"""Calls of which it is remembered at least whose they are; those in hand are known anyway, and a worker
-remembers as many replies."""
+"""Calls of which it is remembered at least whose they are, as they come: of those that it has in hand or finished
+lately a worker knows it anyway."""
 CANCELLED: Final = 10_000
 
 
@@ -264,9 +264,7 @@ class Seals:
         others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
         before they came are among neither."""
         request.answer(request.reply_to, UNSEALED)
-        known = [
-            call for call in calls if worker.find(call.id) is not None or worker.finished(call.id) is not None
-        ]
+        known = [call for call in calls if worker.owner(call.id) is not None]
         others: set[str] = set()
         if known:  # they come again, or somebody else wants their replies
             sealing = message.key if isinstance(message, Opened) else None
@@ -326,6 +324,8 @@ class Seals:
 
     def _belong(self, calls: list[Call], owner: str) -> None:
         """Say in each call whose it is, and remember it. Few ask for that, so each call costs next to nothing."""
+        if not calls:
+            return
         for call in calls:
             call.by = owner
         admitted = self._admitted
@@ -353,9 +353,9 @@ class Seals:
         return not owner if key is None else key.serve or owner == key.name
 
     def _owner(self, call_id: str, worker: Server) -> str | None:
-        run = worker.find(call_id)
-        if run is not None:
-            return run.call.by
+        owner = worker.owner(call_id)
+        if owner is not None:
+            return owner
         if self._owners is None:
             self._owners = {name: owner for ids, owner in self._admitted for name in ids}
         return self._owners.get(call_id)
