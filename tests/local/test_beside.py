@@ -15,7 +15,7 @@ from msgspec import structs
 import atasks
 from atasks import atask
 from atasks.testing import until
-from atasks.transport.backends.local.beside import BESIDE, BESIDE_BYTES, CLAIMED_BYTES, MAX_BESIDE
+from atasks.transport.backends.local.beside import BESIDE, BESIDE_BYTES, CLAIMED_BYTES, MAX_BESIDE, OVERHEAD
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import listener as hosting
 from atasks.transport.backends.local.hub.listener import Host
@@ -114,8 +114,29 @@ async def test_payloads_may_arrive_in_any_pieces(size: int) -> None:
 async def test_a_payload_that_is_only_claimed_takes_little_memory() -> None:
     here, received = link()
     arrive(here, (BESIDE + 2**31 - 1).to_bytes(4, "big") + b"nothing of the kind")
-    assert here._payloads.memory <= CLAIMED_BYTES
+    assert here._payloads.memory <= CLAIMED_BYTES + OVERHEAD
     assert received == []
+
+
+async def test_payloads_and_their_message_share_a_bound() -> None:
+    body = encode([Item(VERSION, "an-id", 0, [b"", b""])])
+    for more, expected in ((0, 1), (-1, 0)):
+        here, received = link()
+        here.max_frame = 4 + len(body) + more
+        arrive(here, announced(b"ab", b"cd") + frame(body))
+        assert len(received) == expected
+
+
+async def test_small_payloads_count_what_they_cost() -> None:
+    here, _ = link()
+    arrive(here, announced(*[b"x"] * 1000))
+    assert here._payloads.memory > 100_000
+
+
+async def test_nothing_behind_what_was_refused_is_taken() -> None:
+    here, received = link()
+    arrive(here, frame(encode([Stop()])) + announced(b"x") + frame(encode([Stop()])) + frame(encode([Stop()])))
+    assert received == [Stop()]
 
 
 HOSTILE = {

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import atasks
-from atasks import Progress
+from atasks import Progress, atask
 from atasks.testing import until
 from atasks.transport.backends.local.hub.listener import Host
 from tests.faults.history import History, settled
@@ -131,6 +132,34 @@ async def test_a_last_attempt_that_has_not_begun_is_not_lost_with_its_worker(
     assert ended.error.attempts == 2
     history.check()
     assert [run.attempt for run in history.runs("call")] == [1, 2]
+
+
+def note(log: str, attempt: int) -> None:
+    with Path(log).open("a") as file:
+        file.write(f"{attempt}\n")
+
+
+@atask(orphan="run")
+async def noted(attempt: int, log: str) -> int:
+    note(log, attempt)
+    return attempt
+
+
+@atask
+async def dies_with_its_reply(log: str) -> int:
+    attempt = await noted(atasks.current_call().attempt, log)
+    if attempt < 3:
+        os._exit(1)
+    return attempt
+
+
+async def test_what_runs_on_without_its_caller_is_over_before_its_caller_has_the_reply(tmp_path: Path) -> None:
+    """Although both run in one process, which dies as soon as the caller goes on."""
+    log = tmp_path / "log"
+    async with atasks.local(workers=1, concurrency=2, modules=[__name__]):
+        assert await asyncio.wait_for(dies_with_its_reply(str(log)), DEADLINE) == 3
+        await noted(4, str(log))  # behind those that would run again
+    assert log.read_text().split() == ["1", "2", "3", "4"]
 
 
 async def test_recursion_survives_a_worker_that_dies(fleet: Fleet, history: History) -> None:

@@ -29,6 +29,8 @@ BESIDE_BYTES: Final = 256 * 2**10
 """A payload of so many bytes travels beside its message."""
 MAX_BESIDE: Final = 2**16
 """Payloads beside one message."""
+OVERHEAD: Final = 200
+"""Bytes that a payload costs besides itself, roughly."""
 CLAIMED_BYTES: Final = 32 * 2**20
 """Memory that a payload may take as soon as its length is known. The system gives more only to what has come."""
 
@@ -107,7 +109,8 @@ class Arriving:
     def fill(self, filled: int) -> None:
         """Count memory: so many bytes of the payload that was begun last have come."""
         size = self.size - self._before
-        self.memory = self._before + min(size, max(CLAIMED_BYTES, 16 * filled))
+        overhead = OVERHEAD * len(self._files)
+        self.memory = overhead + self._before + min(size, max(CLAIMED_BYTES, 16 * filled))
 
     def take(self) -> list[bytes]:
         """Return the payloads, which are whole, and expect those of another message."""

@@ -169,6 +169,8 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         """Their bytes."""
         self._full = False
         """True while asyncio has something to write."""
+        self._refused = False
+        """True once the other side has sent what makes no sense: nothing behind that is handed over."""
         self._descriptor = -1
         """That of the socket."""
 
@@ -308,7 +310,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         while end - position >= 4:
             start = position + 4
             stop = start + int.from_bytes(room[position:start], "big")
-            if stop - start > self.max_frame:
+            if stop - start + self._payloads.size > self.max_frame:
                 size = stop - start - BESIDE
                 if self._begin_payload(size):
                     position = min(start + size, end)
@@ -323,7 +325,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
                 needed = stop - position
                 break
             self._frame(room[start:stop])
-            position = stop
+            position = end if self._refused else stop
         self._filled = end - position
         self._make_room(needed, position)
 
@@ -411,6 +413,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             put_payloads(messages, payloads)
 
     def _refuse(self, reason: str) -> None:
+        self._refused = True
         logger.error("the other side of a local connection sent %s: the connection is closed", reason)
         if self.transport is not None:
             self.transport.abort()

@@ -454,7 +454,8 @@ class LocalTransport(CallTransport):
 
     def _answer_here(self, reply: Reply) -> bool:
         """Give a reply of this process's worker to the await, if that is here too, and nothing of the call but the
-        reply goes by way of the hub. Tell whether it is so."""
+        reply goes by way of the hub. Tell whether it is so. Not for a call that runs on without its caller: the
+        hub, which is told of the end a little later, would have it run again if this process died before."""
         pending = self._pending.get(reply.id)
         if (
             pending is None
@@ -462,6 +463,7 @@ class LocalTransport(CallTransport):
             or pending.kept
             or pending.address
             or pending.call.reports
+            or pending.call.orphan
         ):
             return False
         self._resolve(reply)

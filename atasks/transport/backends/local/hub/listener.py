@@ -124,6 +124,7 @@ class _Accepted(SocketLink):
         super()._frame(body)
 
     def _refuse(self, reason: str) -> None:
+        self._refused = True
         self._host.refused += 1
         if self._host.refused == 1:
             logger.error("a process sent %s: it is disconnected; the hub logs no further ones", reason)
