@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -109,17 +110,30 @@ def check_part(content: bytes) -> None:
     left[0] -= count * _EACH
 
 
+_uncollecting: Final = threading.Lock()
+_blocks = 0
+"""Blocks of `uncollected` that threads are in."""
+_collects = False
+"""True if garbage was collected before the first of them was entered."""
+
+
 @contextmanager
 def uncollected() -> Iterator[None]:
     """Collect no garbage in this block, which makes many objects that are kept: each collection would look through
-    all of them, while every call waits."""
-    collects = gc.isenabled()
-    gc.disable()
+    all of them, while every call waits. The last thread to leave such a block has garbage collected again."""
+    global _blocks, _collects
+    with _uncollecting:
+        if not _blocks:
+            _collects = gc.isenabled()
+            gc.disable()
+        _blocks += 1
     try:
         yield
     finally:
-        if collects:
-            gc.enable()
+        with _uncollecting:
+            _blocks -= 1
+            if _collects and not _blocks:
+                gc.enable()
 
 
 def check_arguments(*arguments: msgspec.Raw) -> None:

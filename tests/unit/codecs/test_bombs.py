@@ -10,6 +10,7 @@ import os
 import time
 import tracemalloc
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from typing import Any
 
@@ -221,6 +222,27 @@ async def test_a_large_document_is_decoded_without_collections(namespace: str) -
             assert gc.isenabled()
     finally:
         gc.callbacks.remove(note)
+
+
+def test_garbage_is_collected_again_when_threads_have_decoded_at_the_same_time() -> None:
+    first, second = sizes.uncollected(), sizes.uncollected()
+    with ThreadPoolExecutor(2) as threads:
+        for step in (first.__enter__, second.__enter__):
+            threads.submit(step).result()
+        threads.submit(first.__exit__, None, None, None).result()
+        assert not gc.isenabled()
+        threads.submit(second.__exit__, None, None, None).result()
+    assert gc.isenabled()
+
+
+def test_a_program_that_collects_no_garbage_is_left_so() -> None:
+    gc.disable()
+    try:
+        with sizes.uncollected(), sizes.uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 async def test_context_variables_of_one_call_share_their_memory(namespace: str) -> None:
