@@ -32,7 +32,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.broker.frames import takes_frames
-from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay
+from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, together
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
@@ -390,6 +390,31 @@ async def test_channels_that_the_broker_closes_while_others_are_opened(amqp_url:
             assert not link.lost.done(), link.lost.result()
     finally:
         await link.close()
+
+
+async def test_what_is_asked_together_has_ended_when_it_is_cancelled_while_it_ends() -> None:
+    """Else a connection that opens meanwhile would stay open: who closes all of them has looked before."""
+    ending, closed = asyncio.Event(), []
+
+    async def fail() -> None:
+        raise ConnectionError("refused")
+
+    async def settle() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await asyncio.sleep(0.1)
+            closed.append(True)
+
+    both = asyncio.create_task(together(settle(), fail()))
+    await soon(ending.wait())
+    for _ in range(2):
+        both.cancel()
+        await asyncio.sleep(0)
+    with pytest.raises(asyncio.CancelledError):
+        await soon(both)
+    assert closed == [True]
 
 
 async def test_more_channels_than_the_broker_has(amqp_url: str) -> None:

@@ -29,7 +29,7 @@ from yarl import URL
 
 from atasks import forks
 from atasks.errors import TransportError
-from atasks.outlast import is_cancelled, shield
+from atasks.outlast import is_cancelled, outlast, shield
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoAnswer, is_down, map_error, server_name
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 from atasks.transport.backends.amqp.broker.frames import SOCKETS
@@ -463,7 +463,7 @@ async def together(*operations: Coroutine[Any, Any, Any]) -> list[Any]:
         for task in tasks:
             if not task.cancelling():  # a second time would cut short how it ends
                 task.cancel()
-        await asyncio.wait(tasks)
+        await outlast(asyncio.wait(tasks))
         raise
 
 
