@@ -9,6 +9,7 @@ import pytest
 
 import atasks
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.local.url import parse
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,12 @@ async def test_passwords_are_not_repeated(url: Any) -> None:
             pass
     assert "secret" not in str(caught.value)
     assert "secret" not in "".join(traceback.format_exception_only(caught.value))
+
+
+@pytest.mark.parametrize("path", ["/run/a:b@c.sock", "/run/a:b/@c.sock", "/run/me@host:1/c.sock"])
+def test_a_path_may_have_the_signs_of_a_password(path: str) -> None:
+    assert parse(f"unix://{path}") == (path, {})
+    assert parse(f"unix:{path}") == (path, {})
 
 
 @pytest.mark.parametrize(

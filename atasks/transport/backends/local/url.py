@@ -42,7 +42,8 @@ def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
             f"{shown(url)!r} names a host: a URL of a socket has three slashes: {parts.scheme}://{path}"
         )
     path = unquote(parts.path)
-    if re.match("[^@]*:[^@]*@", path):
+    # A path may have both signs in the name of a file; in the place of its first folder they are a mistake.
+    if re.match("/+[^/@]*:[^/@]*@|(?!/)[^@]*:[^@]*@", path):
         right = "unix:///run/app.sock" if parts.scheme == "unix" else "local:"
         whole = shown(f"{parts.scheme}:{path}")
         raise InvalidURL(f"{whole!r} names a user and a password: a socket asks for neither, as in {right}")
