@@ -45,6 +45,7 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
     """Import every target, and see that they leave something to do in this mode. Raises a CommandError."""
     modules: list[ModuleType] = []
+    gc.freeze()  # what is imported by now stays, and need not be looked through with the objects of each call
     for target in targets:
         try:
             module = loader.load(target)
@@ -52,7 +53,6 @@ def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
             raise explain(error) from error
         if module not in modules:
             modules.append(module)
-    gc.freeze()  # they stay, and need not be looked through with the objects of each call
     runs = any(hasattr(module, "aiomain") for module in modules)
     names = " or ".join(module.__name__ for module in modules)
     if settings.mode != "server":

@@ -62,6 +62,26 @@ def test_aiomain_need_not_be_a_coroutine_function(shell: Shell) -> None:
     assert sorted(shell.run("run", "plain.py", "future.py").out.splitlines()) == ["future", "plain loopback"]
 
 
+def test_garbage_of_an_import_is_collected(shell: Shell) -> None:
+    shell.write(
+        "leaving.py",
+        """
+        import gc, weakref
+
+        class Large:
+            def __init__(self):
+                self.myself = self
+
+        large = weakref.ref(Large())
+
+        async def aiomain():
+            gc.collect()
+            print(large())
+        """,
+    )
+    assert shell.run("run", "leaving.py").out == "None\n"
+
+
 def test_modules_run_together(shell: Shell) -> None:
     shell.write("meeting.py", "import asyncio\nbarrier = asyncio.Barrier(2)")
     for name in ("one", "two"):
