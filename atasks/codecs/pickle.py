@@ -98,11 +98,11 @@ def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: i
 
 def pickled_pieces(
     obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int
-) -> list[bytes | bytearray | memoryview]:
-    """The pieces of such a pickle. Large bytes and bytearrays are pieces of their own, themselves, and so is the
-    memory of arrays, which stays while it is held."""
-    pieces: list[Any] = []
-    writer = pickler(_File(pieces.append), protocol)
+) -> list[bytes | memoryview]:
+    """The pieces of such a pickle. Large bytes are pieces of their own, themselves, and so is the memory of arrays
+    that cannot be written to; of other memory a copy is: the next object may be about to write to it."""
+    pieces: list[bytes | memoryview] = []
+    writer = pickler(_File(pieces), protocol)
     try:
         writer.dump(obj)
     except Exception as error:
@@ -110,18 +110,23 @@ def pickled_pieces(
 
         blame(error, getattr(writer, "last", None))
         raise
-    if len(pieces) > 1:
-        return [piece.raw() if type(piece) is pickle.PickleBuffer else piece for piece in pieces]
     return pieces
 
 
 class _File:
     """The file that a pickler writes to."""
 
-    __slots__ = ("write",)
+    __slots__ = ("_pieces",)
 
-    def __init__(self, write: Callable[[Any], None]) -> None:
-        self.write = write
+    def __init__(self, pieces: list[bytes | memoryview]) -> None:
+        self._pieces = pieces
+
+    def write(self, piece: Any) -> None:
+        if type(piece) is pickle.PickleBuffer:
+            memory = piece.raw()
+            self._pieces.append(memory if memory.readonly else bytes(memory))
+        else:
+            self._pieces.append(bytes(piece))  # which are themselves, if they are bytes
 
 
 class Pickler(pickle.Pickler):

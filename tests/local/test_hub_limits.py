@@ -448,6 +448,25 @@ async def test_large_answers_to_one_frame_wait_until_they_are_read(host: Host, p
         await until(lambda: len(of(received, JournalFound)) == 301, "all are answered in the end")
 
 
+async def test_questions_of_a_process_that_does_not_read_are_bounded(host: Host, path: str) -> None:
+    """However small they are, and although nothing is sent that waits to be read."""
+    async with process(path) as (here, received), process(path) as (other, heard):
+        assert here.transport is not None
+        here.send(Swap(0, b"", b"\x91" + bytes(4 * 2**20)))
+        await until(lambda: of(received, Answer), "it is answered")
+        here.transport.pause_reading()
+        questions = frame(encode([ReadTable(number) for number in range(500)]))
+        for _ in range(200):
+            here.transport.write(questions)
+        other.send(Ping(1))
+        await until(lambda: of(heard, Pong), "others are answered")
+        await until(lambda: max(len(peer.unread) for peer in host.hub.peers) > 1000, "some have arrived")
+        await asyncio.sleep(0.3)
+        assert max(len(peer.unread) for peer in host.hub.peers) < 20_000
+        here.transport.resume_reading()
+        await until(lambda: len(of(received, Table)) > 20, "they are answered in the end")
+
+
 async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
     """Their steps have the same ids: each of them awaits the one call of a step, also where another one of them is
     cancelled."""

@@ -24,12 +24,10 @@ def to_bytes(content: Any) -> bytes:
 
 
 def to_pieces(content: Any) -> list[bytes | memoryview]:
-    """The pieces of such a pickle. Large bytes and arrays are pieces of their own, without a copy."""
+    """The pieces of such a pickle. Large bytes are pieces of their own, without a copy, and so are arrays that
+    cannot be written to."""
     pickler = by_value(_no_name) if has_by_value_modules() else _Pickler
-    pieces = pickled_pieces(content, pickler, PROTOCOL)
-    return [
-        bytes(piece) if isinstance(piece, bytearray) else piece for piece in pieces
-    ]  # others may change its size
+    return pickled_pieces(content, pickler, PROTOCOL)
 
 
 class _Pickler(InOnePass):

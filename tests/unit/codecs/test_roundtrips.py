@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import threading
 import uuid
 from collections.abc import Callable
@@ -228,3 +229,24 @@ def check(result: Any, error: BaseException) -> None:
         assert len(result.exceptions) == len(error.exceptions)
         for member, original in zip(result.exceptions, error.exceptions, strict=True):
             check(member, original)
+
+
+SCRATCH = bytearray(100 * 1024)
+
+
+class Sharing:
+    """An object that is pickled by way of memory which all of its kind share."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        SCRATCH[:] = self.content
+        return bytes, (pickle.PickleBuffer(SCRATCH),)
+
+
+@pytest.mark.parametrize("codec", [CloudpickleCodec(), PickleCodec()], ids=["cloudpickle", "pickle"])
+async def test_objects_that_are_pickled_by_way_of_the_same_memory(codec: Codec) -> None:
+    contents = [bytes([letter]) * len(SCRATCH) for letter in b"abc"]
+    found = await codec.decode(await codec.encode([Sharing(content) for content in contents]))
+    assert found == contents

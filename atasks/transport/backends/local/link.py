@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import suppress
 from itertools import islice
 from typing import Any, Final, cast
@@ -71,6 +71,8 @@ class Conversation:
         waiting would only add latency."""
         self.clogged = False
         """True while the other side is slow to read. Nothing is dropped: send less."""
+        self.held_back: Sized = ()
+        """Whatever is to be sent when it is clogged no more."""
         self.closed = False
         self.beside = False
         """True once the other side has said that it takes payloads beside their messages."""

@@ -19,6 +19,8 @@ MAX_HALF_SENT: Final = 2 * 2**30
 """Bytes of room that half-sent frames of all processes may take together, beyond what each link has anyway."""
 MAX_UNREAD: Final = 64 * 2**20
 """Bytes that wait for a process to read them: from one that leaves more the hub takes nothing, until it reads."""
+MAX_HELD_BACK: Final = 1000
+"""Answers that are held back for a process that is slow to read: past it, the hub takes nothing from it either."""
 MAX_HELLO: Final = KEPT_READ_BYTES
 """Bytes of the first frame that a process sends: nobody knows yet who it is."""
 BACKLOG: Final = 4096
@@ -96,14 +98,17 @@ class _Accepted(SocketLink):
 
     def buffer_updated(self, nbytes: int) -> None:
         super().buffer_updated(nbytes)
-        if self._waiting > MAX_UNREAD and self.transport is not None and not self.transport.is_closing():
+        if self._reads_too_little() and self.transport is not None and not self.transport.is_closing():
             self._deaf = True
             self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._waiting <= MAX_UNREAD:
+        if not self._reads_too_little():
             self._listen()
+
+    def _reads_too_little(self) -> bool:
+        return self._waiting > MAX_UNREAD or len(self.held_back) > MAX_HELD_BACK
 
     def hang_up(self) -> None:
         self._listen()

@@ -64,6 +64,7 @@ class Reception:
         link.unreadable = partial(self._unreadable, peer)
         link.lost = partial(self._gone, peer)
         link.freed = partial(self._freed, peer)
+        link.held_back = peer.unread
 
     def _expect_hello(self, peer: Peer) -> None:
         """Part with who has not said who it is by now."""
