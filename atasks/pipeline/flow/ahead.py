@@ -176,7 +176,7 @@ class ProcessAhead(Ahead):
                 break
         some, last = process.answer_all()
         outcomes.extend(some)
-        if last is not None:
+        if last is not None and len(outcomes) < left:  # else it has died behind the last one
             outcomes.append(last)
         done = len(calls) - left + len(outcomes)
         if refused is not None and done == len(calls) and outcomes[-1][0]:
@@ -255,7 +255,7 @@ class ProcessAhead(Ahead):
             self._over = True
 
     def _next(self) -> Token | None:
-        return None if self._gave_back else super()._next()
+        return None if self._gave_back or self._process().ended else super()._next()
 
 
 def _ring(bell: asyncio.Future[None]) -> None:

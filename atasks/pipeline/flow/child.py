@@ -73,7 +73,7 @@ BUFFER: Final = 1 << 16
 """Bytes that are read at once; and longer pickles are sent without a copy."""
 _HEADER: Final = struct.Struct("!Q")
 _SIZE: Final = struct.Struct("=I")
-_TOP: Final = struct.Struct("=Id")
+_SECONDS: Final = struct.Struct("=d")
 TAKEN: Final = struct.Struct("=II")
 """The answer to a parent that takes calls back: how many it gets, and the bytes of the results so far."""
 
@@ -152,6 +152,9 @@ class SharedResults:
     def __init__(self, descriptor: int) -> None:
         """`descriptor`: of a file of `SIZE` bytes, which stays open."""
         self._memory = mmap.mmap(descriptor, self.SIZE)
+        self._numbers = memoryview(self._memory).cast("I")
+        """The memory, of which the first number is the end. A number is stored at once, whereas `pack_into` stores
+        zeros before: a process that dies then would have no results."""
 
     @staticmethod
     def new_file() -> int:
@@ -168,7 +171,8 @@ class SharedResults:
 
     def clear(self) -> None:
         """Have it be empty."""
-        _TOP.pack_into(self._memory, 0, self.BEGIN, 0.0)
+        self._numbers[0] = self.BEGIN
+        self.took(0.0)
 
     def add(self, *answer: bytes | memoryview) -> bool:
         """Add an answer, in pieces. False: there is no room for it."""
@@ -179,21 +183,20 @@ class SharedResults:
         if end > self.SIZE:
             return False
         memory[begin:end] = b"".join((_SIZE.pack(size), *answer))
-        _SIZE.pack_into(memory, 0, end)  # now it is there, even if the process dies
+        self._numbers[0] = end  # now it is there, even if the process dies
         return True
 
     def end(self) -> int:
         """Return the offset of the end."""
-        end: int = _SIZE.unpack_from(self._memory, 0)[0]
-        return end
+        return self._numbers[0]
 
     def took(self, seconds: float) -> None:
         """Note how long the calls took."""
-        _TOP.pack_into(self._memory, 0, self.end(), seconds)
+        _SECONDS.pack_into(self._memory, _SIZE.size, seconds)
 
     def seconds(self) -> float:
         """Return how long they took."""
-        seconds: float = _TOP.unpack_from(self._memory, 0)[1]
+        seconds: float = _SECONDS.unpack_from(self._memory, _SIZE.size)[0]
         return seconds
 
     def read(self, begin: int, end: int) -> Iterator[bytes]:
@@ -205,9 +208,10 @@ class SharedResults:
 
     def close(self) -> None:
         """Let go of the memory."""
+        self._numbers.release()
         self._memory.close()
 
-    BEGIN: Final = _TOP.size
+    BEGIN: Final = _SIZE.size + _SECONDS.size
 
 
 class ChildLink:

@@ -149,11 +149,11 @@ class Process:
         """Return what became of the calls that nobody was told of, but for the last one, and what became of that;
         None: there is no such call. Calls that are left have not begun."""
         assert self._results is not None
-        last: Outcome | None = attempt(self._answer)
+        last = attempt(self._answer)
         end = self._results.end()
         self.answered += end
         self.seconds = self._results.seconds()
-        return self._results_to(end), None if last == (True, DONE) else last
+        return self._results_to(end), None if last[0] and last[1] is DONE else last
 
     def _results_to(self, end: int) -> Iterator[Outcome]:
         assert self._results is not None

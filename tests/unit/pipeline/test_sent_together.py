@@ -7,6 +7,8 @@ import asyncio
 import itertools
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 
 from atasks.errors import PipelineError
 from atasks.pipeline import map, ordered
-from atasks.pipeline.flow.child import ChildLink, SharedResults
+from atasks.pipeline.flow import child
+from atasks.pipeline.flow.child import ChildLink, ChildMessage, SharedResults
 from atasks.testing import until
 from tests.unit.pipeline.test_model import bounded
 from tests.unit.pipeline.test_processes import children, identity
@@ -38,12 +41,31 @@ class Unsendable:
         raise TypeError("unsendable")
 
 
+class Incomparable:
+    """Raises where it is compared, as an array does where truth is asked of what comes of that."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
+class LikeAll:
+    """Is equal to everything."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
 class Noted:
     """Notes each call in a file, and does something at some of the items."""
 
     def __init__(self, folder: Path, **at: int) -> None:
         self.begun = folder / "begun"
         self.gate = folder / "gate"
+        self.died = folder / "died"
         self.at = {number: what for what, number in at.items()}
         self.__name__ = "noted"
 
@@ -58,9 +80,23 @@ class Noted:
             raise ValueError(x)
         if what == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if what == "dies_behind":
+            self.die_behind()
         while what == "waits" and not self.gate.exists():
             time.sleep(0.01)
         return {"unreadable": Unreadable(), "unsendable": Unsendable()}.get(what or "", x)
+
+    def die_behind(self) -> None:
+        """Have this process die when all results of calls that were sent together are there, before it says so."""
+        original = child.message
+
+        def message(kind: ChildMessage, *args: Any) -> Any:
+            if kind is ChildMessage.DONE:
+                self.died.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(kind, *args)
+
+        child.message = message
 
     def calls(self) -> list[int]:
         return [int(line) for line in self.begun.read_text().split()] if self.begun.exists() else []
@@ -118,6 +154,21 @@ async def test_a_death_is_the_error_of_the_item_that_was_begun(tmp_path: Path, w
     with pytest.raises(PipelineError, match="exit code -9") as raised:
         await (range(300) | map(noted, multiprocess=True, workers=workers))
     assert raised.value.__notes__ == ["in stage 'noted', at item (150,)"]
+
+
+@pytest.mark.parametrize("skip_errors", [False, True])
+async def test_a_death_behind_the_last_result_takes_no_item_with_it(tmp_path: Path, skip_errors: bool) -> None:
+    noted = Noted(tmp_path, dies_behind=150)
+    run = range(1000) | map(noted, multiprocess=True, skip_errors=skip_errors)
+    assert [item async for item in run] == list(range(1000))
+    assert noted.calls() == list(range(1000))
+    assert noted.died.exists()
+
+
+@pytest.mark.parametrize("result", [Incomparable, LikeAll])
+async def test_results_are_not_compared(result: type) -> None:
+    items = [result() for _ in range(100)]
+    assert [type(item) for item in await (items | map(identity, multiprocess=True))] == [result] * 100
 
 
 async def test_results_do_not_wait_for_a_slow_call_behind_them(tmp_path: Path) -> None:
@@ -287,3 +338,35 @@ def test_what_is_shared_is_there_once_it_is_added() -> None:
     assert list(reader.read(SharedResults.BEGIN, reader.end())) == [b"again"]
     writer.close()
     reader.close()
+
+
+_WRITER = """
+import sys
+from atasks.pipeline.flow.child import SharedResults
+results = SharedResults(int(sys.argv[1]))
+while True:
+    results.clear()
+    while results.add(b"result"):
+        results.took(1.0)
+"""
+
+
+def test_a_writer_may_die_at_any_moment() -> None:
+    """The end is at all times one that was stored: no call is made again because of a death."""
+    descriptor = SharedResults.new_file()
+    reader = SharedResults(descriptor)
+    reader.clear()
+    writer = subprocess.Popen([sys.executable, "-c", _WRITER, str(descriptor)], pass_fds=[descriptor])
+    os.close(descriptor)
+    size = SharedResults.BEGIN, 4 + len(b"result")
+    ends = set()
+    try:
+        deadline = time.monotonic() + 60
+        while len(ends) < 1000 and time.monotonic() < deadline:
+            ends.add(reader.end())
+    finally:
+        writer.kill()
+        writer.wait()
+        reader.close()
+    assert len(ends) > 100
+    assert [end for end in ends if end < size[0] or (end - size[0]) % size[1]] == []
