@@ -32,14 +32,28 @@ def riddles(source: str) -> list[str]:
     return [f"{line}: {text.strip()}" for line, text in notes(source) if RIDDLE.match(text.strip())]
 
 
+def sources(package: Path) -> list[Path]:
+    """The files of a package, but for those in hidden folders: there the peers of benchmarks are installed."""
+    files = sorted(package.rglob("*.py"))
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(package).parts)]
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_docstring_begins_with_a_riddle(package: str) -> None:
     found = [
         f"{file.relative_to(ROOT)}:{each}"
-        for file in sorted(Path(ROOT, package).rglob("*.py"))
+        for file in sources(Path(ROOT, package))
         for each in riddles(file.read_text())
     ]
     assert not found, "say subject, verb and object:\n" + "\n".join(found)
+
+
+def test_packages_that_are_installed_are_not_read(tmp_path: Path) -> None:
+    for name in ("peers.py", ".envs/peer/lib/site-packages/peer.py", ".venv/code.py", "inner/code.py"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert sources(tmp_path) == [tmp_path / "inner/code.py", tmp_path / "peers.py"]
 
 
 def test_every_place_of_a_docstring_is_looked_at() -> None:
