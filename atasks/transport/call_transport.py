@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["CallTransport"]
 
 WORKER_LOST: Final = Status.WORKER_LOST
+ENDED_BY_CALLER: Final = frozenset({Status.TIMED_OUT, Status.CANCELLED})
+"""The endings of a call that are due to whoever made it, and not to what it does."""
 LOCATE_SECONDS: Final = 0.5
 LOOK_SECONDS: Final = 0.01
 LOCATE_SHARE: Final = 0.25
@@ -188,11 +190,19 @@ class CallTransport(Transport):
         # or two, for each plain call. Change them together.
         if self._refusal is not None:
             raise NotConnected(self._refusal)
+        loop = asyncio.get_running_loop()
+        until = None if call.timeout_ms is None else loop.time() + call.timeout_ms / 1000
         while (other := self._pending.get(call.id)) is not None:  # two calls of one idempotency key make this step
-            await asyncio.wait([other.future])
-            if not other.future.cancelled():
-                return other.future.result()
-            await asyncio.sleep(0)  # its await has ended, and lets go of it now
+            await asyncio.wait([other.future], timeout=None if until is None else until - loop.time())
+            if not other.future.done():
+                raise timed_out(call, other.where, loop.time())
+            if not other.future.cancelled() and other.future.exception() is None:
+                reply = other.future.result()
+                if reply.status not in ENDED_BY_CALLER:
+                    return reply
+            await asyncio.sleep(0)  # its await has ended otherwise, and lets go of it now
+        if self._refusal is not None:
+            raise CallConnectionLost(f"{self._refusal}: the outcome of {call.task} cannot be known")
         pending = Pending(call, options, asyncio.get_running_loop().create_future())
         pending.address = address
         self._pending[call.id] = pending
@@ -201,8 +211,8 @@ class CallTransport(Transport):
         if self.watching is not None:
             self.watching.sent(call, options.queue or "")
         try:
-            if call.timeout_ms is not None:
-                self._set_timer(pending, call.timeout_ms / 1000)
+            if until is not None:
+                self._set_timer(pending, max(until - loop.time(), 0.0))
             room = self._room()
             if room is not None:
                 await self._wait_for_room(pending, room)

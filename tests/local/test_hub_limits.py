@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec import structs
 
-from atasks import MsgpackCodec, QueueFull, atask, schedule, schedules, serve, wire
+from atasks import CallTimeout, MsgpackCodec, QueueFull, atask, current_call, schedule, schedules, serve, wire
 from atasks.testing import until
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import events, queues, reception
@@ -502,6 +502,40 @@ async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
             await until(lambda: len(of(received, Reply)) == 18, "the others are answered")
             assert {item.payload for item in of(received, Reply) if isinstance(item, Reply)} == {b"\x07"}
         await until(lambda: not worker.held, "nothing is left")
+
+
+@pytest.mark.parametrize("hurried", ["call-0", "call-1"])
+async def test_calls_that_share_an_idempotency_key_have_deadlines_of_their_own(path: str, hurried: str) -> None:
+    """The call of the step that they share ends neither by the deadline of the other one, nor without one's own."""
+    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
+    codec = MsgpackCodec(namespace)
+    let = asyncio.Event()
+
+    @atask(namespace=namespace, name="step")
+    async def step(value: int) -> int:
+        await let.wait()
+        return value
+
+    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
+    async def resuming(value: int) -> int:
+        try:
+            return await step.options(timeout=1.0 if current_call().id == hurried else None)(value)
+        except CallTimeout:
+            return 0
+
+    payload = await codec.encode([[7], {}])
+    async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
+        for number in range(2):
+            call_id = f"call-{number}"
+            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
+            await until(lambda held=number + 2: worker.held == held, "it makes its step, or shares it")
+        await until(lambda: of(received, Reply), "one of them has waited for long enough")
+        await asyncio.sleep(0.3)
+        let.set()
+        await until(lambda: len(of(received, Reply)) == 2, "the other one is answered")
+    found = {reply.id: reply.payload for reply in of(received, Reply) if isinstance(reply, Reply)}
+    assert found.pop(hurried) == b"\x00"
+    assert list(found.values()) == [b"\x07"]
 
 
 async def test_a_call_that_is_asked_for_many_times_is_answered_for_once(host: Host, path: str) -> None:
