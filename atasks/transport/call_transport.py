@@ -196,10 +196,8 @@ class CallTransport(Transport):
             await asyncio.wait([other.future], timeout=None if until is None else until - loop.time())
             if not other.future.done():
                 raise timed_out(call, other.where, loop.time())
-            if not other.future.cancelled() and other.future.exception() is None:
-                reply = other.future.result()
-                if reply.status not in ENDED_BY_CALLER:
-                    return reply
+            if (shared := _shared(other.future)) is not None:
+                return shared
             await asyncio.sleep(0)  # its await has ended otherwise, and lets go of it now
         if self._refusal is not None:
             raise CallConnectionLost(f"{self._refusal}: the outcome of {call.task} cannot be known")
@@ -395,6 +393,14 @@ class CallTransport(Transport):
             now = asyncio.get_running_loop().time()
             pending.future.set_exception(timed_out(pending.call, pending.where, now))
             self._withdraw(pending)
+
+
+def _shared(future: asyncio.Future[Reply]) -> Reply | None:
+    """Return the reply that counts for whoever else awaits the same call; None: this one ended for its caller."""
+    if future.cancelled() or future.exception() is not None:
+        return None
+    reply = future.result()
+    return None if reply.status in ENDED_BY_CALLER else reply
 
 
 _open: weakref.WeakSet[CallTransport] = weakref.WeakSet()

@@ -506,7 +506,7 @@ async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
 
 @pytest.mark.parametrize("hurried", ["call-0", "call-1"])
 async def test_calls_that_share_an_idempotency_key_have_deadlines_of_their_own(path: str, hurried: str) -> None:
-    """The call of the step that they share ends neither by the deadline of the other one, nor without one's own."""
+    """The call of the step that they share ends by no deadline of the other one, and by one's own."""
     url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
     codec = MsgpackCodec(namespace)
     let = asyncio.Event()
