@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+from aiormq.channel import Channel
 
+import atasks
 from atasks.testing import until
 from tests.broker import Broker
 from tests.faults.history import History, settled
@@ -79,6 +82,36 @@ async def test_a_queue_that_has_recovered_survives_a_reconnect_and_a_drain(
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+async def test_queues_without_an_answer_take_nothing_from_the_others(
+    node: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker does not answer about queues of a node that is down. Each worker has a few channels to ask over."""
+    declare, answers = Channel.queue_declare, asyncio.Event()
+
+    async def unanswered(channel: Channel, queue: str = "", *args: Any, **options: Any) -> Any:
+        try:
+            return await declare(channel, queue, *args, **options)
+        finally:
+            if "ailing" in queue and not (options.get("passive") and queue.endswith(tuple(queues))):
+                await answers.wait()
+
+    queues = ["ailing1", "ailing2", "well1", "well2"]
+    namespace = "unanswered"
+    async with atasks.connect(node.url, prefix=prefix, namespace=namespace):
+        with node.channel() as channel:
+            heard = channel.queue_declare("", exclusive=True).method.queue
+            for queue in queues:
+                channel.queue_bind(heard, f"{prefix}.control", f"up:{namespace}:{queue}")
+            monkeypatch.setattr(Channel, "queue_declare", unanswered)
+            async with atasks.serve(node.url, prefix=prefix, namespace=namespace, queues=queues, timeout=8.0):
+                left_out = [record.getMessage() for record in caplog.records if "for now" in record.getMessage()]
+                assert sorted(text.split("'")[1] for text in left_out) == ["ailing1", "ailing2"]
+                answers.set()
+                await until(lambda: caplog.text.count("is served again") == 2, "the queues are served")
+            announced = [channel.basic_get(heard, auto_ack=True)[0] for _ in queues]
+    assert sorted(each.routing_key.rpartition(":")[2] for each in announced if each is not None) == queues
 
 
 @pytest.mark.parametrize("how", ["locked", "of another type", "of other arguments", "consumed by another alone"])

@@ -20,7 +20,7 @@ from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard, refused_with_reason, together
+from atasks.transport.backends.amqp.broker.link import SPARES, Link, guard, refused_with_reason, together
 from atasks.transport.backends.amqp.seals import opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
@@ -52,6 +52,9 @@ __all__ = ["Serving"]
 logger = logging.getLogger("atasks.amqp")
 
 MAX_PREFETCH: Final = 65_535
+DECLARED_TOGETHER: Final = SPARES // (2 + len(EXECUTORS))
+"""Work queues that are declared at the same time, with those beside each: none waits for a channel that another
+one has, which may never be answered."""
 
 
 class Serving:
@@ -89,6 +92,9 @@ class Serving:
         self.telling = Telling(self.station)
         self._stopping = False
         self._executors = worker.served.executors
+        self._declaring = asyncio.Semaphore(DECLARED_TOGETHER)
+        self._new: set[str] = set()
+        """Work queues that were not there, and that are announced once they are declared."""
         self._to_wait_for: dict[str, Executor] = {
             task: executor
             for task, executor in self._executors.items()
@@ -182,12 +188,13 @@ class Serving:
 
     async def _declare_first(self, link: Link, queue: str) -> list[Consumer]:
         """`declare` a queue over a new link. One that is not available now is tried again later."""
-        try:
-            return await self.declare(link, queue)
-        except (AMQPChannelError, TimeoutError) as error:
-            self._endure(error)
-            self.unavailable.add(queue, error)
-            return []
+        async with self._declaring:
+            try:
+                return await self.declare(link, queue)
+            except (AMQPChannelError, TimeoutError) as error:
+                self._endure(error)
+                self.unavailable.add(queue, error)
+                return []
 
     async def serve_also(self, queues: Sequence[str]) -> None:
         """Consume these queues too, and what the worker's atasks handle of events by now; a link that comes later
@@ -245,10 +252,10 @@ class Serving:
         make = self._maker(link, acks, queue, source)
         arguments = topology.work_arguments()
 
-        async def work() -> bool:
-            new = await link.queue_state(topology.work(queue)) is None
+        async def work() -> None:
+            if await link.queue_state(topology.work(queue)) is None:
+                self._new.add(queue)
             await link.declare_queue(topology.work(queue), arguments)
-            return new
 
         async def pool(executor: Executor) -> list[Consumer]:
             name = topology.pool(queue, executor)
@@ -259,7 +266,7 @@ class Serving:
             return [make(name, size, executor=executor)]
 
         async with asyncio.timeout(self.session.timeout / 4):
-            new, _, *pools = await together(
+            _, _, *pools = await together(
                 work(), link.declare_queue(topology.solo(queue), arguments), *map(pool, EXECUTORS)
             )
             consumers = [make(topology.work(queue), share), make(topology.solo(queue), 1, solo=True)]
@@ -268,7 +275,8 @@ class Serving:
             if source is not None:
                 await self._events.bind(link, topology.work(queue), source)
         self.kept.move_early(queue)
-        if new:
+        if queue in self._new:
+            self._new.discard(queue)
             announcement = Up(VERSION, topology.namespace, queue, self.worker.id)
             station.put(self.session.control([announcement], topology.up_key(queue)))
         return consumers
