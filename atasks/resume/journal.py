@@ -299,7 +299,7 @@ class Journal:
                 ", ".join(sorted(self._missed)[:5]),
                 len(self._left),
             )
-        self._journals.finish(self.name, run.call.id if reply is not None else "")
+        self._journals.finish(self.name, run.call.id if reply is not None else "", run.call.id)
 
     def _stop_opening(self) -> None:
         if self._opening is not None:

@@ -89,9 +89,10 @@ class Journals(ABC):
         """Note that the await of a call has ended otherwise than by a reply, without waiting. It may get lost."""
 
     @abstractmethod
-    def finish(self, name: str, call_id: str) -> None:
+    def finish(self, name: str, call_id: str, owner: str = "") -> None:
         """Drop the journal as soon as the reply to its call is safe; at once, if none is on its way. If another
-        worker may have the call by then, leave it: that one needs it."""
+        worker may have the call by then, leave it: that one needs it. `owner`: the call that opened it, after
+        which another one of the same idempotency key may have opened it."""
 
     @abstractmethod
     def leave(self, name: str) -> None:

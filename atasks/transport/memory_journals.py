@@ -46,7 +46,7 @@ class MemoryJournals(Journals):
         if (entries := self._journals.get(name)) is not None:
             entries.add(reply)
 
-    def finish(self, name: str, call_id: str) -> None:
+    def finish(self, name: str, call_id: str, owner: str = "") -> None:
         self.drop(name)
 
     def leave(self, name: str) -> None:

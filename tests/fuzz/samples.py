@@ -121,7 +121,7 @@ _FRAMES: list[messages.Message] = [
     messages.OpenJournal(4, "a-journal", "an-id"),
     messages.Note(5, "a-journal", _REPLY),
     messages.Request("default", _CALLS[0], journal="a-journal"),
-    messages.DropJournal("a-journal"),
+    messages.DropJournal("a-journal", "an-id"),
     messages.Where(["an-id"]),
     messages.Publish(6, _CALLS[0]),
     messages.TakeToken(7, "another-limit", "a-key", 2, 5, 1.5),

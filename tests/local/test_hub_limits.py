@@ -16,7 +16,18 @@ from contextlib import asynccontextmanager
 import pytest
 from msgspec import structs
 
-from atasks import CallTimeout, MsgpackCodec, QueueFull, atask, current_call, schedule, schedules, serve, wire
+from atasks import (
+    CallTimeout,
+    MsgpackCodec,
+    QueueFull,
+    atask,
+    current_call,
+    once,
+    schedule,
+    schedules,
+    serve,
+    wire,
+)
 from atasks.testing import until
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub import events, queues, reception
@@ -536,6 +547,41 @@ async def test_calls_that_share_an_idempotency_key_have_deadlines_of_their_own(p
     found = {reply.id: reply.payload for reply in of(received, Reply) if isinstance(reply, Reply)}
     assert found.pop(hurried) == b"\x00"
     assert list(found.values()) == [b"\x07"]
+
+
+@pytest.mark.parametrize("how", ["ends", "is cancelled"])
+async def test_a_call_leaves_the_journal_to_one_that_opened_it_since(path: str, how: str) -> None:
+    """Both have the same idempotency key, and so one journal."""
+    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
+    codec = MsgpackCodec(namespace)
+    first, second = asyncio.Event(), asyncio.Event()
+
+    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
+    async def resuming(value: int) -> int:
+        await once(int)
+        await (first if current_call().id == "call-0" else second).wait()
+        await once(int)
+        return value
+
+    payload = await codec.encode([[7], {}])
+    async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
+        for number in range(2):
+            call_id = f"call-{number}"
+            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
+            await until(lambda held=number + 1: worker.held == held, "it has begun")
+            await asyncio.sleep(0.3)
+        if how == "ends":
+            first.set()
+        else:
+            here.send(Cancel(VERSION, ["call-0"]))
+        await until(lambda: worker.held == 1, "the first one is over")
+        await asyncio.sleep(0.3)
+        second.set()
+        await until(lambda: not worker.held, "so is the second one")
+        await until(lambda: of(received, Reply), "it is answered")
+    (*_, reply) = of(received, Reply)
+    assert isinstance(reply, Reply)
+    assert (reply.id, reply.payload) == ("call-1", b"\x07")
 
 
 async def test_a_call_that_is_asked_for_many_times_is_answered_for_once(host: Host, path: str) -> None:

@@ -238,7 +238,7 @@ class AMQPJournals(Journals):
         """The contents of a journal, which may be another worker's. Raises UnknownRun."""
         return await self._records.entries(name)
 
-    def finish(self, name: str, call_id: str) -> None:
+    def finish(self, name: str, call_id: str, owner: str = "") -> None:
         if call_id:
             self._after_reply(call_id, lambda alone: self.drop(name) if alone else self.leave(name))
         else:

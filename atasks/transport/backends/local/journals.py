@@ -53,13 +53,16 @@ class LocalJournals(Journals):
         if link is not None:
             link.send(Note(0, name, reply))
 
-    def finish(self, name: str, call_id: str) -> None:
-        asyncio.get_running_loop().call_soon(self.drop, name)  # behind the reply
+    def finish(self, name: str, call_id: str, owner: str = "") -> None:
+        asyncio.get_running_loop().call_soon(self._drop, name, owner)  # behind the reply
 
     def leave(self, name: str) -> None:
         pass
 
     def drop(self, name: str) -> None:
+        self._drop(name, "")
+
+    def _drop(self, name: str, owner: str) -> None:
         link = self._link()
         if link is not None:
-            link.send(DropJournal(name))
+            link.send(DropJournal(name, owner))

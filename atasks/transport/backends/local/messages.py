@@ -322,6 +322,8 @@ class DropJournal(Struct, array_like=True, tag=93, gc=False):
     """From a worker: the call of that journal is over."""
 
     name: str
+    owner: str = ""
+    """The call that opened it: another one that has opened it since keeps it. Empty: it is dropped in any case."""
 
 
 class Where(Struct, array_like=True, tag=55, gc=False):

@@ -62,7 +62,10 @@ class HubJournals:
 
     def drop(self, peer: Peer, message: DropJournal) -> None:
         """The call of that journal is over."""
-        self._drop(_key(peer, message.name))
+        key = _key(peer, message.name)
+        journal = self._journals.get(key)
+        if journal is not None and message.owner in ("", journal.owner):
+            self._drop(key)
 
     def sent(self, peer: Peer, name: str, call_id: str) -> Reply | None:
         """A call is sent whose reply goes into this journal; the reply, if it is there."""
