@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -193,7 +193,7 @@ class FunctionCrew(Crew):
         limit = self._limit
         alone = limit == 1 and runner.ready is None  # then nobody needs to know that it is idle
         take = inlet.take if alone else partial(self._take, runner.ready)
-        variables, clean = copy_context, copy_context()
+        has_changed, clean = _has_changed, copy_context()
         beats, pause = 0, monotonic() + PATIENCE
         self._idle -= 1
         while True:
@@ -217,7 +217,7 @@ class FunctionCrew(Crew):
                         return
                     result = GAP
                 self.done += 1
-                if variables() != clean:
+                if has_changed(clean):
                     simple, call, clean = None, ApartRunner(runner, clean).call, copy_context()
             if marks or type(result) is not Mark:
                 if len(out) + len(places) >= capacity and not runner.has_place:
@@ -295,7 +295,7 @@ class FunctionCrew(Crew):
                 await self.outlet.put(token)
                 continue
             children, failed = await self._emit_all(call(value, lineage), lineage)
-            if copy_context() != clean:
+            if _has_changed(clean):
                 call, clean = ApartRunner(runner, clean).stream, copy_context()
             if failed is not None and not await self._skips(failed, lineage, value):
                 return
@@ -369,3 +369,11 @@ class FunctionCrew(Crew):
             aclose = getattr(stream, "aclose", None)
             if aclose is not None:
                 await aclose()
+
+
+def _has_changed(variables: Context) -> bool:
+    """Return True if a context variable has another value here than there."""
+    try:
+        return copy_context() != variables
+    except Exception:  # of a value that was compared, so it is another one
+        return True

@@ -300,6 +300,34 @@ async def test_so_it_is_with_coroutines(how: str, options: dict[str, Any], start
     assert seen.get() == "nothing"
 
 
+class Incomparable:
+    """Raises where it is compared, as an array does where truth is asked of what comes of that."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("ambiguous")
+
+
+kept_by_caller: ContextVar[Incomparable] = ContextVar("kept_by_caller")
+
+
+async def test_a_variable_may_have_a_value_that_cannot_be_compared() -> None:
+    first = Incomparable()
+    kept_by_caller.set(first)
+
+    async def replace_here(x: int) -> bool:
+        before = kept_by_caller.get()
+        kept_by_caller.set(Incomparable())
+        return before is first
+
+    async def replacements_here(x: int) -> AsyncIterator[bool]:
+        yield await replace_here(x)
+
+    assert await (range(3) | map(replace_here)) == [True] * 3
+    assert await (range(3) | flat_map(replacements_here)) == [True] * 3
+
+
 async def test_so_it_is_in_processes() -> None:
     assert await (range(2) | map(mark, multiprocess=True, on_start=set_up)) == [(0, "start"), (1, "start")]
     branches = range(2) | flat_map(marks, multiprocess=True)
