@@ -1,15 +1,21 @@
 """Calls that resume, and whose journals are gone: they have expired, or were lost with their node."""
 
+# Private attributes: `AMQPJournals._has`: the moment between two links cannot be met from outside.
+
 from __future__ import annotations
 
 import asyncio
 from functools import partial
+from typing import Any
 
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 
-from atasks import current_call
+from atasks import current_call, serve
 from atasks.testing import Site, soon, until
-from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp import AMQPTransport, journals
+from atasks.transport.backends.amqp.broker.errors import NoAnswer
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.worker import kept_calls
 from atasks.transport.journals import journal_name
 from tests.amqp.conftest import NewTransport
@@ -160,3 +166,103 @@ async def test_a_journal_that_is_lost_between_two_steps_is_declared_again(new_tr
         assert await soon(running) == [1, 2]
         assert calls.steps == [1, 2, 1]
     site.close()
+
+
+class DownNode:
+    """A node that has the journals, while it is down."""
+
+    def __init__(self, link: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_down = True
+        self.asked = asyncio.Event()
+        for name in ("declare_queue", "delete_queue"):
+            monkeypatch.setattr(link, name, partial(self._ask, getattr(link, name)))
+
+    async def _ask(self, ask: Any, queue: str, *args: Any, **options: Any) -> Any:
+        if self.is_down and ".run." in queue:
+            self.asked.set()
+            raise ChannelNotFoundEntity(
+                f"NOT_FOUND - home node of durable queue '{queue}' is down or inaccessible"
+            )
+        return await ask(queue, *args, **options)
+
+
+async def test_a_journal_whose_call_ends_while_its_node_is_down_goes_when_the_node_is_back(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever saw to it after a cut declared it once more, and kept it and its lock."""
+    async with serve(amqp_url, prefix=prefix, keep_runs=KEEP) as worker:
+        transport: Any = worker.transport
+        link, topology = transport.session.link, transport.session.topology
+        await transport.journals.open("dropped", "call")
+        node = DownNode(link, monkeypatch)
+        transport.journals.attach()  # there is another link
+        await soon(node.asked.wait())
+        transport.journals.drop("dropped")
+        await transport.journals.flushed()
+        node.is_down = False
+        async with asyncio.timeout(10):
+            while await link.queue_state(topology.kept("dropped")) is not None:  # which is a use: it stays
+                await asyncio.sleep(0.1)
+            while await link.queue_state(topology.lock("dropped")) is not None:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)  # the pause between two tries
+        assert await link.queue_state(topology.kept("dropped")) is None
+
+
+async def test_a_call_that_waits_for_the_node_of_its_journal_goes_on_over_the_next_link(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call was taken for one that another worker has, as it did not come again before there was a link."""
+    connect = Link.open
+
+    async def connect_later(*args: Any) -> Link:
+        await asyncio.sleep(1.5)
+        return await connect(*args)
+
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        first = transport.session.link
+        monkeypatch.setattr(journals, "HERE_SECONDS", 0.5)
+        monkeypatch.setattr(journals, "DOWN_PAUSES", (0.5, 0.5))
+        monkeypatch.setattr(Link, "open", connect_later)
+        monkeypatch.setattr(transport.journals, "_has", lambda call_id: transport.session.link is not None)
+        node = DownNode(first, monkeypatch)
+        opening = asyncio.create_task(transport.journals.open("waits", "call"))
+        await soon(node.asked.wait())
+        await asyncio.sleep(0.1)  # in the pause between two tries
+        first.lose("cut")
+        entries = await soon(opening)
+        assert not entries.replies
+        assert transport.session.link is not first
+        transport.journals.drop("waits")
+
+
+async def test_nodes_that_do_not_answer_for_journals_keep_few_questions_waiting(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each such question takes a channel for its 15 seconds: nothing else could be declared."""
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        asked: list[str] = []
+        waiting: set[str] = set()
+        most = 0
+
+        async def silent(queue: str, *_: object, **__: object) -> None:
+            nonlocal most
+            if queue in asked:
+                waiting.add(queue)
+            most = max(most, len(waiting))
+            asked.append(queue)
+            await asyncio.sleep(0.05)
+            waiting.discard(queue)
+            raise NoAnswer("the broker gave no answer")
+
+        monkeypatch.setattr(transport.session.link, "declare_queue", silent)
+        monkeypatch.setattr(journals, "DOWN_PAUSES", (0.01, 0.01))
+        opening = [asyncio.create_task(transport.journals.open(f"j{number}", "call")) for number in range(12)]
+        await until(lambda: len(asked) > 60, "they are asked for again and again")
+        for task in opening:
+            task.cancel()
+        await asyncio.wait(opening)
+        assert len(set(asked)) == 12
+        assert most == 2

@@ -15,6 +15,7 @@ import pytest
 from atasks import ATask, MsgpackCodec, NoWorker, Worker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.journals import journal_name
 from tests.amqp.peer import Peer
 from tests.broker import Broker
@@ -453,3 +454,78 @@ async def test_a_look_over_which_the_link_is_lost_is_repeated_over_the_next_one(
         assert await soon(kept._is_known_to_have_ended(None, None))
         assert len(links) == 2
         assert links[0] is not links[1]
+
+
+@pytest.mark.parametrize("end", ["drop", "leave"])
+async def test_a_journal_whose_work_ends_while_it_is_opened_again_is_let_go(
+    amqp_url: str, prefix: str, end: str
+) -> None:
+    """The journal was declared after it had been dropped, and its lock was held as long as the worker lived."""
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        journals, link, topology = transport.journals, transport.session.link, transport.session.topology
+        kept = []
+        for number in range(30):
+            name = f"{end}{number}"
+            await journals.open(name, "call")
+            journals.attach()  # there is another link
+            await asyncio.sleep(number * 0.0002)
+            getattr(journals, end)(name)
+            await journals.flushed()
+            assert await link.queue_state(topology.lock(name)) is None, number
+            kept.append(await link.queue_state(topology.kept(name)) is not None)
+            await link.delete_queue(topology.kept(name))
+        assert kept == [end == "leave"] * 30
+
+
+async def test_a_journal_is_dropped_when_its_first_opening_was_cancelled(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        journals, link, topology = transport.journals, transport.session.link, transport.session.topology
+        declare, declaring = link.declare_queue, asyncio.Event()
+
+        async def declare_later(*args: Any, **options: Any) -> Any:
+            declaring.set()
+            await asyncio.sleep(0.2)
+            return await declare(*args, **options)
+
+        monkeypatch.setattr(link, "declare_queue", declare_later)
+        opening = asyncio.create_task(journals.open("cancelled", "call"))
+        await soon(declaring.wait())
+        opening.cancel()
+        journals.drop("cancelled")
+        await asyncio.wait([opening])
+        await asyncio.sleep(0.5)
+        await journals.flushed()
+        assert await link.queue_state(topology.kept("cancelled")) is None
+        assert await link.queue_state(topology.lock("cancelled")) is None
+
+
+async def test_a_journal_that_is_left_without_a_link_waits_for_none_and_is_let_go_over_the_next_one(
+    controllable_broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, may_connect = Link.open, asyncio.Event()
+
+    async def connect_later(*args: Any) -> Link:
+        await may_connect.wait()
+        return await connect(*args)
+
+    def keys() -> list[str]:
+        return [key for key in controllable_broker.keys(f"{prefix}.control") if key.endswith(":steps")]
+
+    async with serve(controllable_broker.url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        await transport.journals.open("left", "call")
+        assert len(await asyncio.to_thread(keys)) == 2  # of the journal, and of the reply queue
+        monkeypatch.setattr(Link, "open", connect_later)
+        transport.session.link.lose("cut")
+        await until(lambda: transport.session.link is None, "the link is lost")
+        transport.journals.leave("left")
+        async with asyncio.timeout(2):
+            await transport.journals.flushed()
+        may_connect.set()
+        while len(await asyncio.to_thread(keys)) != 1:
+            await asyncio.sleep(0.1)
+    await asyncio.to_thread(controllable_broker.clear, prefix)

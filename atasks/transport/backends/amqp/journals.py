@@ -14,10 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pamqp.commands import Basic
 
@@ -25,6 +25,7 @@ from atasks import wire
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
+from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
 from atasks.transport.backends.amqp.broker.link import Link
@@ -49,6 +50,9 @@ HERE_SECONDS: Final = 5.0
 HERE_PAUSE: Final = 0.05
 DOWN_PAUSES: Final = (0.5, 10.0)
 """Seconds between two tries to use a journal whose node of the cluster is down: the first time, and at most."""
+AT_ONCE_DOWN: Final = 2
+"""So many journals are asked for at a time whose nodes are known to be down: a broker that does not answer keeps a
+channel for each of those questions, and has others to answer."""
 LONGEST_PAUSE: Final = 3600.0
 """Seconds between two uses of a journal whose call is in hand, at most."""
 
@@ -95,11 +99,14 @@ class AMQPJournals(Journals):
         self._has = has
         self._moved = moved
         self._is_over = is_over
-        self._locks = Locks(self._release)
+        self._locks = Locks()
         self._open: dict[str, str] = {}
         """Name of a journal at work -> the id of its call."""
         self._unwanted: dict[str, bool] = {}
-        """Names of journals that are to be deleted -> whether their replies come here."""
+        """Names of journals that could not be let go yet -> whether they are to be deleted."""
+        self._again: dict[str, asyncio.Task[None]] = {}
+        """Name of a journal at work -> what sees to it that it is there still, and ends with that work."""
+        self._down = asyncio.Semaphore(AT_ONCE_DOWN)
         self._late: OrderedDict[str, Reply] = OrderedDict()
         """Replies that nobody awaited when they came, while journals were open."""
         self._late_bytes = 0
@@ -115,12 +122,11 @@ class AMQPJournals(Journals):
         try:
             ready, readers = await self._session.links.do(partial(self._declare, name, owner))
         except BaseException:
-            if is_new:
-                self._locks.give(name)
+            if is_new and name not in self._open:  # else it was asked for twice
+                self._let_go(name, drop=False)
             raise
         logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
-        self._unwanted.pop(name, None)
         if self._keeper is None:
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         if readers and not ready:  # they may have all of it, or wait for something to come
@@ -130,48 +136,63 @@ class AMQPJournals(Journals):
     async def _declare(self, name: str, owner: str, link: Link) -> tuple[int, int]:
         """Do as `_declare_now`, as soon as the node of the cluster is there that has the journal."""
         waits: Iterator[float] | None = None
+        room: AbstractAsyncContextManager[object] = nullcontext()
         while True:
             try:
-                return await self._declare_now(name, owner, link)
+                return await self._declare_now(name, owner, link, room)
             except CLIENT_ERRORS as error:
                 if link.lost.done() or not is_down(error):
                     raise
                 if waits is None:
-                    waits = pauses(*DOWN_PAUSES)
+                    waits, room = pauses(*DOWN_PAUSES), self._down
                     logger.warning("call %s waits for the node that has its journal: %s", owner, error)
             await asyncio.sleep(next(waits))
 
-    async def _declare_now(self, name: str, owner: str, link: Link) -> tuple[int, int]:
+    async def _declare_now(
+        self, name: str, owner: str, link: Link, room: AbstractAsyncContextManager[object]
+    ) -> tuple[int, int]:
         """Declare the journal when no other run works at it, and have the replies that go there come here too.
-        Returns (messages ready, readers). Raises Elsewhere, and one of `CLIENT_ERRORS`."""
+        Returns (messages ready, readers). Raises Elsewhere, and one of `CLIENT_ERRORS`.
+
+        `room` is held while the node is asked that has the journal."""
         topology = self._session.topology
         queue, lock = topology.kept(name), topology.lock(name)
-        await self._look_for(owner)
-        declare = partial(
-            link.declare_queue,
-            queue,
-            topology.kept_arguments(int(self._records.expires * 1000)),
-            topology.control,
-            [topology.kept_steps(name)],
-            also=self._session.reply_queue,
-        )
-        found = await self._locks.try_to_take(name, link, partial(declare, lock=lock))
+        await self._look_for(owner, link)
+        declare = partial(self._declare_queue, name, link)
+        async with room:
+            found = await self._locks.try_to_take(name, link, partial(declare, lock))
         if not found:
             await self._locks.take(name, link, partial(link.lock, lock))
-            await self._look_for(owner)
-            if await link.queue_state(queue) is None:  # the other run has dropped it
-                raise Elsewhere(owner)
-            found = await declare()
+            await self._look_for(owner, link)
+            async with room:
+                if await link.queue_state(queue) is None:  # the other run has dropped it
+                    raise Elsewhere(owner)
+                found = await self._locks.ask(name, declare)
         ready, readers = found
         if not ready and not readers and await self._is_over(owner):
             await link.delete_queue(queue)
             raise Elsewhere(owner)
         return ready, readers
 
-    async def _look_for(self, call_id: str) -> None:
-        """Return when the call is here over the link that there is: it comes again over another one. Raises
-        Elsewhere."""
+    async def _declare_queue(self, name: str, link: Link, lock: str = "") -> tuple[int, int]:
+        """Declare the queue of a journal, in the turn of its lock."""
+        topology = self._session.topology
+        self._unwanted.pop(name, None)
+        return await link.declare_queue(
+            topology.kept(name),
+            topology.kept_arguments(int(self._records.expires * 1000)),
+            topology.control,
+            [topology.kept_steps(name)],
+            lock=lock,
+            also=self._session.reply_queue,
+        )
+
+    async def _look_for(self, call_id: str, link: Link) -> None:
+        """Return when the call is here over this link: it comes again over another one. Raises Elsewhere;
+        ConnectionError if the link is lost, which says nothing of the call."""
         for _ in range(round(HERE_SECONDS / HERE_PAUSE)):
+            if link.lost.done():
+                raise ConnectionError("the connection to the broker was lost")
             if self._has(call_id):
                 return
             await asyncio.sleep(HERE_PAUSE)
@@ -194,12 +215,29 @@ class AMQPJournals(Journals):
         try:
             await self._records.add(name, reply, quiet=True)
         except UnknownRun:
-            await self._find_again(name)
+            owner = self._open.get(name)
+            if owner is None:
+                raise
+            await shield(self._again.get(name) or self._aside(name, self._find_again(name, owner)))
             await self._records.add(name, reply, quiet=True)
 
-    async def _find_again(self, name: str) -> None:
+    def _aside(self, name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """See to a journal at work, as long as there is work at it, in the place of what does so now."""
+        self._stop(name)
+        task = self._again[name] = self._errands.start(work)
+        task.add_done_callback(partial(self._has_seen_to, name))
+        return task
+
+    def _stop(self, name: str) -> None:
+        if (task := self._again.pop(name, None)) is not None:
+            task.cancel()
+
+    def _has_seen_to(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._again.get(name) is task:
+            del self._again[name]
+
+    async def _find_again(self, name: str, owner: str) -> None:
         """Have a journal again whose queue is not there: it is gone, or its node of a cluster is down."""
-        owner = self._open.get(name, "")
         logger.warning("the journal of call %s is not there: what is lost of it, its next run does again", owner)
         await self.open(name, owner)
 
@@ -208,16 +246,16 @@ class AMQPJournals(Journals):
         that made them for one that has ended."""
         for address in {pending.address for pending in pendings if pending.address}:
             name = self._session.topology.journal(address)
-            if name in self._open:
-                self._errands.start(self._look_after(name))
+            if name in self._open and name not in self._again:
+                self._aside(name, self._look_after(name, self._open[name]))
 
-    async def _look_after(self, name: str) -> None:
+    async def _look_after(self, name: str, owner: str) -> None:
         """Declare a journal again if it is gone."""
         with suppress(AtasksError, Elsewhere, *CLIENT_ERRORS):
             try:
                 await self._records.touch(name)
             except UnknownRun:
-                await self._find_again(name)
+                await self._find_again(name, owner)
 
     async def request(
         self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
@@ -245,16 +283,19 @@ class AMQPJournals(Journals):
             self.drop(name)
 
     def leave(self, name: str) -> None:
-        logger.debug("journal %s is left to the next run", name)
-        if self._open.pop(name, None) is not None:
-            self._locks.give(name)
-        self._forget_late()
+        if name in self._open:
+            logger.debug("journal %s is left to the next run", name)
+            self._let_go(name, drop=False)
 
     def drop(self, name: str) -> None:
-        here = self._open.pop(name, None) is not None
-        self._unwanted[name] = here or self._unwanted.get(name, False)  # it may be dropped twice, over a cut
+        self._let_go(name, drop=True)
+
+    def _let_go(self, name: str, *, drop: bool) -> None:
+        """End the work at a journal. What is asked of the broker for it still comes before it is given back."""
+        self._open.pop(name, None)
+        self._stop(name)
         self._forget_late()
-        self._errands.start(self._delete(name))
+        self._locks.give(name, partial(self._release, name, drop))
 
     def _forget_late(self) -> None:
         """Keep no late replies where no journal is open."""
@@ -275,9 +316,8 @@ class AMQPJournals(Journals):
     def attach(self) -> None:
         """There is another link: replies may have come to no reply queue meanwhile."""
         for name, owner in self._open.items():
-            self._errands.start(self._catch_up(name, owner))
-        for name in list(self._unwanted):
-            self._errands.start(self._delete(name))
+            self._aside(name, self._catch_up(name, owner))
+        self._release_rest()
 
     def _made(self, name: str) -> list[Pending]:
         """The calls of this journal that are awaited."""
@@ -290,7 +330,11 @@ class AMQPJournals(Journals):
         entries, session = Entries(), self._session
         key = session.topology.kept_steps(name)
         try:
-            await session.links.do(lambda link: link.bind(session.reply_queue, session.topology.control, key))
+            await session.links.do(
+                lambda link: self._locks.ask(
+                    name, partial(link.bind, session.reply_queue, session.topology.control, key)
+                )
+            )
             entries = await self.open(name, owner)
         except Elsewhere:
             self._moved(owner)
@@ -333,33 +377,42 @@ class AMQPJournals(Journals):
             self._session.outbox.put(note)
         note.ids += call_ids
 
-    async def _delete(self, name: str) -> None:
-        """Delete the queue of a journal; if the link is lost over that, over the next one."""
-        topology, link = self._session.topology, self._session.link
-        if link is None:
-            return
+    async def _release(self, name: str, drop: bool, taken: Link | None) -> bool:
+        """Delete the journal, if it is to be dropped, want its replies here no more, and give back its lock, which
+        was taken over that link, if it was. What cannot be done now is done later."""
+        session, topology, link = self._session, self._session.topology, self._session.link
         try:
-            await link.delete_queue(topology.kept(name))
-            logger.debug("journal %s is dropped", name)
-            if self._unwanted.pop(name, False):
-                self._locks.give(name)
+            if link is None or link.lost.done():
+                raise ConnectionError("there is no connection to the broker")
+            if drop:
+                await link.delete_queue(topology.kept(name))
+                logger.debug("journal %s is dropped", name)
+            try:
+                await link.unbind(session.reply_queue, topology.control, topology.kept_steps(name))
+            finally:
+                if taken is link:
+                    await link.delete_queue(topology.lock(name))
         except CLIENT_ERRORS as error:
-            logger.debug("journal %s cannot be dropped over this link: %s", name, error)
+            logger.debug("journal %s cannot be let go now: %s", name, error)
+            self._unwanted[name] = drop or self._unwanted.get(name, False)
+            return False
+        self._unwanted.pop(name, None)
+        return True
 
-    async def _release(self, name: str, link: Link) -> None:
-        """Want the replies of a journal here no more, and give back its lock, which was taken over this link."""
-        session = self._session
-        key = session.topology.kept_steps(name)
-        with suppress(AtasksError, *CLIENT_ERRORS):
-            await session.links.do(lambda now: now.unbind(session.reply_queue, session.topology.control, key))
-        with suppress(*CLIENT_ERRORS):
-            await link.delete_queue(session.topology.lock(name))
+    def _release_rest(self) -> None:
+        for name in self._unwanted:
+            self._locks.give(name, partial(self._release_late, name))
+
+    async def _release_late(self, name: str, taken: Link | None) -> bool:
+        """Let go what could not be earlier, unless it is at work here again."""
+        return name in self._unwanted and await self._release(name, self._unwanted[name], taken)
 
     async def _keep(self) -> None:
-        """Use the journals of calls in hand, lest they expire."""
+        """Use the journals of calls in hand, lest they expire, and let go those whose nodes may be back."""
         pause = min(self._records.expires / 3, LONGEST_PAUSE)
         while True:
             await asyncio.sleep(pause)
+            self._release_rest()
             for name in list(self._open):
                 with suppress(AtasksError, *CLIENT_ERRORS):
                     await self._records.touch(name)

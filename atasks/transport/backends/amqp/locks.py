@@ -28,15 +28,14 @@ class Locks:
 
     The broker frees the locks of a link when it gives the deliveries of that link to others. So whoever is given
     a call can take its lock, unless a worker that lives runs another copy of the call.
+
+    The broker is asked one thing after the other for each lock, in the order in which that is wanted here. What is
+    asked goes on when its await is cancelled: so a lock that is given back after that is free in the end.
     """
 
-    def __init__(self, release: Callable[[str, Link], Awaitable[None]]) -> None:
-        """`release(name, link)` gives back what was taken over the link. It raises nothing."""
-        self._release = release
+    def __init__(self) -> None:
         self._held: dict[str, Link] = {}
         """Name -> the link over which it was taken."""
-        self._unwanted: set[str] = set()
-        """Names of those that are about to be given back."""
         self._room = asyncio.Semaphore(AT_ONCE)
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Name -> held by what is asked of the broker for this lock: one thing after the other."""
@@ -53,14 +52,17 @@ class Locks:
         """Take this lock over the link by `declare()`, which may declare what it guards in the same round trip.
         Returns what that returns, which is true; else another connection has the lock, and nothing is declared.
         Raises what that raises. If the await is cancelled, or raises, `give` it."""
-        self._unwanted.discard(name)
         async with self._room:
             return await shielded(self._errands.start(self._try(name, link, declare)))
 
-    def give(self, name: str) -> None:
-        """Give a lock back, without waiting, unless it is taken again meanwhile."""
-        self._unwanted.add(name)
-        self._errands.start(self._give(name))
+    async def ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
+        """Ask the broker something about what this lock guards, in the turn of that lock."""
+        return await shielded(self._errands.start(self._ask(name, question)))
+
+    def give(self, name: str, release: Callable[[Link | None], Awaitable[bool]]) -> None:
+        """Give a lock back, without waiting, by `release(link)`, which is told over which link it was taken, if it
+        is held here. That raises nothing, and returns False if the lock stays."""
+        self._errands.start(self._give(name, release))
 
     async def given(self) -> None:
         """Return when nothing is asked of the broker any more."""
@@ -70,10 +72,15 @@ class Locks:
         """Do nothing any more."""
         await self._errands.cancel()
 
+    def _turn(self, name: str) -> asyncio.Lock:
+        return self._turns.setdefault(name, asyncio.Lock())
+
+    async def _ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
+        async with self._turn(name):
+            return await question()
+
     async def _try(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            if name in self._unwanted:
-                return None
+        async with self._turn(name):
             self._held[name] = link  # the broker may have given it even if `declare` raises
             try:
                 found = await declare()
@@ -83,9 +90,7 @@ class Locks:
                 del self._held[name]
             return found
 
-    async def _give(self, name: str) -> None:
-        async with self._turns.setdefault(name, asyncio.Lock()):
-            if name in self._unwanted:
-                self._unwanted.discard(name)
-                if (link := self._held.pop(name, None)) is not None:
-                    await self._release(name, link)
+    async def _give(self, name: str, release: Callable[[Link | None], Awaitable[bool]]) -> None:
+        async with self._turn(name):
+            if await release(self._held.get(name)):
+                self._held.pop(name, None)

@@ -214,12 +214,13 @@ class KeptCalls:
         for a token, another copy of it may end. `looked`: when that was done last (event loop time)."""
         of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
         if isinstance(of, CallDelivery) and self._station.session.topology.journal(of.request.reply_to):
-            run.permit = partial(self._may_begin, run, looked)
+            run.permit = partial(self._may_begin, run.call.id, looked)  # one that refers to the run is a cycle
 
-    async def _may_begin(self, run: HeldRun, looked: float) -> bool:
+    async def _may_begin(self, call_id: str, looked: float) -> bool:
         """Return False if this call of a journal has ended elsewhere. True where that cannot be known now."""
-        of, loop = run.deliveries[-1], asyncio.get_running_loop()
-        if not isinstance(of, CallDelivery):
+        run, loop = self._station.worker.find(call_id), asyncio.get_running_loop()
+        of = None if run is None else run.deliveries[-1]
+        if run is None or not isinstance(of, CallDelivery):
             return True
         if loop.time() - looked > FRESH_SECONDS:
             looked = loop.time()
