@@ -178,7 +178,7 @@ async def test_a_journal_that_a_dead_worker_has_left_goes_when_its_call_comes_ag
         assert journals is not None
         queue = _journal(site, parent)
         # It dies before it can drop it.
-        monkeypatch.setattr(journals, "finish", lambda name, call_id: journals.leave(name))
+        monkeypatch.setattr(journals, "finish", lambda name, *_: journals.leave(name))
         if ending == "returned":
             calls.go_on.set()
             assert await soon(running) == 7
