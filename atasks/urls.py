@@ -42,7 +42,12 @@ def shown(url: str) -> str:
         rest = f"…@{host}"
     elif colon and not rest.startswith("/") and not _is_host(rest.partition("/")[0]):
         rest = "…"  # a user and a password whose host is missing
-    elif not colon and ":" in rest and not _is_host(rest.partition("/")[0]):
+    elif (
+        not colon
+        and ":" in rest
+        and not _is_host(rest.partition("/")[0])
+        and not re.fullmatch("(unix|local):[^:]*", rest)
+    ):
         rest = f"{rest.partition(':')[0]}:…"  # a user and a password alone, or behind a scheme without slashes
     text = f"{scheme}{colon}{rest}"
     return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"

@@ -109,6 +109,7 @@ _FRAMES: list[messages.Message] = [
     messages.Hello(messages.PROTOCOL, NAMESPACE, 7),
     messages.Serve("a-worker", ["default"], {"in_a_thread": "thread"}),
     messages.Request("default", _CALLS[0]),
+    messages.Settled(["an-id"]),
     messages.Slots(3, 4),
     messages.Read(1, "an-id"),
     messages.Watch("an-id", True),
