@@ -245,8 +245,11 @@ class Sharing:
         return bytes, (pickle.PickleBuffer(SCRATCH),)
 
 
-@pytest.mark.parametrize("codec", [CloudpickleCodec(), PickleCodec()], ids=["cloudpickle", "pickle"])
-async def test_objects_that_are_pickled_by_way_of_the_same_memory(codec: Codec) -> None:
+@pytest.mark.parametrize("kind", [CloudpickleCodec, PickleCodec])
+async def test_objects_that_are_pickled_by_way_of_the_same_memory(
+    kind: type[CloudpickleCodec | PickleCodec], namespace: str
+) -> None:
+    codec = kind(namespace)
     contents = [bytes([letter]) * len(SCRATCH) for letter in b"abc"]
     found = await codec.decode(await codec.encode([Sharing(content) for content in contents]))
     assert found == contents

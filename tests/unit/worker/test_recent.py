@@ -1,6 +1,6 @@
 """A worker's memory of ended calls stays within its bounds."""
 
-# Private attributes: `RecentReplies._bytes`: the sum must be that of what is kept.
+# Private attributes: `RecentReplies._bytes` and `_owners`: the sum, and the names, must be those of what is kept.
 
 from __future__ import annotations
 
