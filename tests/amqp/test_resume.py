@@ -12,11 +12,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from atasks import ATask, MsgpackCodec, NoWorker, Worker, current_call, serve, sleep
+from atasks import ATask, MsgpackCodec, NoWorker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
-from atasks.transport.journals import journal_name
+from tests.amqp.journals import gone, journal_queue, messages_in
 from tests.amqp.peer import Peer
 from tests.broker import Broker
 
@@ -56,28 +56,6 @@ class Calls:
         self.parent: ATask[[], int] = parent
 
 
-def _journal(site: Site, parent: str) -> str:
-    """The queue of the journal of a call."""
-    transport = site.worker.transport
-    assert isinstance(transport, AMQPTransport)
-    return transport.session.topology.kept(journal_name(parent, True))
-
-
-async def _messages(site: Site, queue: str) -> int | None:
-    """The messages in a queue; None: it is not there."""
-    transport = site.worker.transport
-    assert isinstance(transport, AMQPTransport)
-    assert transport.session.link is not None
-    state = await transport.session.link.queue_state(queue)
-    return None if state is None else state[0]
-
-
-async def _gone(site: Site, queue: str) -> None:
-    """Return when the queue is not there any more."""
-    while await _messages(site, queue) is not None:
-        await asyncio.sleep(0.01)
-
-
 async def test_a_journal_is_there_from_the_first_step_until_the_reply_is_safe(site: Site) -> None:
     calls = Calls(site)
     async with site.open():
@@ -86,11 +64,11 @@ async def test_a_journal_is_there_from_the_first_step_until_the_reply_is_safe(si
             calls.made_step.clear()
             running = asyncio.create_task(task())
             await soon(calls.made_step.wait())
-            queue = _journal(site, calls.parents[-1])
-            assert await _messages(site, queue) == messages  # that the call is sent, and its reply
+            queue = journal_queue(site, calls.parents[-1])
+            assert await messages_in(site, queue) == messages  # that the call is sent, and its reply
             calls.go_on.set()
             await soon(running)
-            await soon(_gone(site, queue))
+            await soon(gone(site, queue))
 
 
 async def test_a_call_that_needs_a_worker_now_says_that_there_is_none(site: Site) -> None:
@@ -119,7 +97,7 @@ async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(si
         running = asyncio.create_task(calls.parent())
         await soon(calls.made_step.wait())
         (child,), (parent,) = calls.made, calls.parents
-        queue = _journal(site, parent)
+        queue = journal_queue(site, parent)
         payload = msgspec.msgpack.encode([[7], {}])
         await site.serve()  # this worker does not remember that call
         await site.worker.drain(0)  # and the caller of both of them goes on there
@@ -133,7 +111,7 @@ async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(si
         calls.go_on.set()
         assert await soon(running) == 7
         site.workers.remove(site.worker)
-        await soon(_gone(site, queue))
+        await soon(gone(site, queue))
         await peer.send(again, reply_to=f"{queue}:steps")
         await sleep(0.3)
         assert calls.made == [child], "nobody is to have its reply"
@@ -145,7 +123,7 @@ async def test_a_journal_that_somebody_reads_just_then_is_not_taken_for_an_empty
     async with site.open():
         running = asyncio.create_task(calls.parent())
         await soon(calls.made_step.wait())
-        queue = _journal(site, calls.parents[0])
+        queue = journal_queue(site, calls.parents[0])
         assert isinstance(site.caller, AMQPTransport)
         assert site.caller.session.link is not None
         reader = await site.caller.session.link.open_channel()
@@ -162,7 +140,7 @@ async def test_a_journal_that_somebody_reads_just_then_is_not_taken_for_an_empty
         assert await soon(running) == 7
         assert len(calls.parents) == 2
         assert len(calls.made) == 1, "the step is found"
-        await soon(_gone(site, queue))
+        await soon(gone(site, queue))
 
 
 @pytest.mark.parametrize("ending", ["returned", "cancelled"])
@@ -176,7 +154,7 @@ async def test_a_journal_that_a_dead_worker_has_left_goes_when_its_call_comes_ag
         (parent,), caller, journals = calls.parents, site.caller, site.worker.transport.journals
         assert isinstance(caller, AMQPTransport)
         assert journals is not None
-        queue = _journal(site, parent)
+        queue = journal_queue(site, parent)
         # It dies before it can drop it.
         monkeypatch.setattr(journals, "finish", lambda name, *_: journals.leave(name))
         if ending == "returned":
@@ -188,11 +166,11 @@ async def test_a_journal_that_a_dead_worker_has_left_goes_when_its_call_comes_ag
         await site.serve()  # this worker does not remember that call
         await site.worker.drain(0)
         site.workers.remove(site.worker)
-        assert await _messages(site, queue) == 2
+        assert await messages_in(site, queue) == 2
         payload = msgspec.msgpack.encode([[], {}])
         again = [CALL, 1, parent, "parent", payload, "msgpack", None, 0, 2, 3, 0, 0]
         await peer.send(again, message_id=f"{parent}:1", reply_to=caller.session.reply_queue)
-        await soon(_gone(site, queue))
+        await soon(gone(site, queue))
         assert calls.parents == [parent]
 
 
@@ -283,138 +261,6 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(
             await sleep(0.2)
     site.close()
     await asyncio.to_thread(controllable_broker.clear, prefix)
-
-
-class TwoCopies:
-    """A call, made by one that resumes, of which the broker has two copies. `resume`: it resumes itself."""
-
-    def __init__(self, site: Site, peer: Peer, resume: bool = True) -> None:
-        MsgpackCodec(site.namespace)
-        self.site, self.peer = site, peer
-        self.made: list[int] = []
-        self.inner_ids: list[str] = []
-        self.halfway: list[asyncio.Event] = []
-        """Set by the test: the run goes on."""
-
-        @site.atask(name="step", queue="steps")
-        async def step(n: int) -> int:
-            self.made.append(n)
-            return n
-
-        @site.atask(name="inner", queue="inner", resume=resume)
-        async def inner() -> int:
-            self.inner_ids.append(current_call().id or "")
-            first = await step(1)
-            gate = asyncio.Event()
-            self.halfway.append(gate)
-            await gate.wait()
-            return first + await step(2)
-
-        @site.atask(name="outer", queue="outer", resume=True)
-        async def outer() -> int:
-            value = await inner()
-            self.inner_ended.set()
-            await self.end.wait()
-            return value
-
-        @site.atask(name="busy", queue="busy")
-        async def busy() -> None:
-            self.is_busy.set()
-            await self.rest.wait()
-
-        self.busy, self.is_busy, self.rest = busy, asyncio.Event(), asyncio.Event()
-        self.outer, self.inner_ended, self.end = outer, asyncio.Event(), asyncio.Event()
-
-    async def send_copy_to(self, worker: Worker, attempt: int = 2) -> None:
-        """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
-        (call_id,) = set(self.inner_ids)
-        (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
-        queue = _journal(self.site, outer.id)
-        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
-        copy += [attempt, 3, 0, 1]
-        for number in range(10):
-            if not worker.holds(call_id):
-                properties = {"message_id": f"copy{number}", "reply_to": f"{queue}:steps"}
-                await self.peer.send(copy, queue=self.peer.work_queue("inner"), **properties)
-                await sleep(0.2)
-        assert worker.holds(call_id)
-
-
-@pytest.mark.parametrize("waits", ["for the other run", "for a slot"])
-async def test_one_of_two_copies_of_a_call_runs_and_the_other_one_repeats_no_step(
-    site: Site, peer: Peer, waits: str
-) -> None:
-    copies = TwoCopies(site, peer)
-    async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the call has made its first step")
-        second = await site.serve(queues=["inner", "busy"], concurrency=1)
-        other = asyncio.create_task(copies.busy()) if waits == "for a slot" else None
-        await (sleep(0) if other is None else soon(copies.is_busy.wait()))
-        await copies.send_copy_to(second)
-        await sleep(0.3)
-        assert len(copies.halfway) == 1, "the second copy waits until it is known how the first one ends"
-        copies.halfway[0].set()
-        await soon(copies.inner_ended.wait())
-        await soon(_gone(site, _journal(site, copies.inner_ids[0])))
-        copies.rest.set()
-        await (sleep(0) if other is None else soon(other))
-        await until(lambda: not second.held, "the second copy has ended")
-        assert copies.made == [1, 2]
-        copies.end.set()
-        assert await soon(running) == 3
-        await soon(_gone(site, _journal(site, copies.inner_ids[0])))
-
-
-@pytest.mark.parametrize("attempt", [1, 2])
-async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_step_has_ended(
-    site: Site, peer: Peer, attempt: int
-) -> None:
-    """The copy was sent again, or is another attempt: the step had not ended when it came."""
-    copies = TwoCopies(site, peer, resume=False)
-    async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the step runs")
-        second = await site.serve(queues=["inner", "busy"], concurrency=1)
-        other = asyncio.create_task(copies.busy())
-        await soon(copies.is_busy.wait())
-        await copies.send_copy_to(second, attempt)
-        copies.halfway[0].set()
-        await soon(copies.inner_ended.wait())
-        await sleep(0.5)  # its reply is safe
-        copies.rest.set()
-        await soon(other)
-        await until(lambda: not second.held, "the copy is dropped")
-        assert len(copies.inner_ids) == 1
-        copies.end.set()
-        assert await soon(running) == 3
-
-
-async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:
-    copies = TwoCopies(site, peer)
-    async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        first = await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the call has made its first step")
-        second = await site.serve(queues=["inner"])
-        await copies.send_copy_to(second)
-        await sleep(0.3)
-        assert len(copies.halfway) == 1
-        transport = first.transport
-        assert isinstance(transport, AMQPTransport)
-        await first.drain(0)  # which gives its own copy back
-        await until(lambda: len(copies.halfway) == 2, "the copy goes on")
-        copies.halfway[1].set()
-        copies.end.set()
-        assert await soon(running) == 3
-        assert copies.made == [1, 2]
-        await until(lambda: not second.held, "both copies have ended")
-        await soon(_gone(site, _journal(site, copies.inner_ids[0])))
 
 
 async def test_a_call_that_comes_again_before_its_first_reply_is_safe_ends_its_journal(

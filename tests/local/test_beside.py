@@ -33,8 +33,8 @@ from atasks.transport.backends.local.messages import (
 )
 from atasks.wire import VERSION, Call, End, Item, Reply, Status
 from tests.faults.history import settled
+from tests.local.around_hub import of, process
 from tests.local.test_conversation import arrive, conversation, frame, link
-from tests.local.test_hub_limits import of, process
 from tests.waiting import DEADLINE
 
 

@@ -10,19 +10,14 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 from msgspec import structs
 
 from atasks import (
-    CallTimeout,
     MsgpackCodec,
     QueueFull,
     atask,
-    current_call,
-    once,
     schedule,
     schedules,
     serve,
@@ -65,35 +60,10 @@ from atasks.transport.backends.local.messages import (
 )
 from atasks.transport.limits import memory
 from atasks.transport.subscription import Subscription
-from atasks.wire import VERSION, Call, Cancel, Credit, Item, Reply, Status
+from atasks.wire import VERSION, Credit, Item, Reply, Status
 from tests.faults.history import settled
+from tests.local.around_hub import call, of, process
 from tests.local.test_conversation import arrive, frame, link
-
-
-@asynccontextmanager
-async def process(
-    path: str, *, namespace: str | None = "default"
-) -> AsyncIterator[tuple[SocketLink, list[object]]]:
-    """A process around the hub, which has said `Hello` unless it has no namespace, and what it receives."""
-    received: list[object] = []
-    _, here = await asyncio.get_running_loop().create_unix_connection(SocketLink, path)
-    here.receive = received.extend
-    if namespace is not None:
-        here.send(Hello(PROTOCOL, namespace, os.getpid()))
-        await until(lambda: received and isinstance(received[0], Welcome), "it is welcome")
-    try:
-        yield here, received
-    finally:
-        here.abort()
-        await settled(here.ended, "the end of the conversation")
-
-
-def call(call_id: str, payload: bytes = b"payload", orphan: int = 0) -> Call:
-    return Call(VERSION, call_id, "a.task", payload, "pickle", orphan=orphan)
-
-
-def of(received: list[object], kind: type) -> list[object]:
-    return [message for message in received if isinstance(message, kind)]
 
 
 async def test_a_large_frame_is_copied_a_few_times_only() -> None:
@@ -476,112 +446,6 @@ async def test_questions_of_a_process_that_does_not_read_are_bounded(host: Host,
         assert max(len(peer.unread) for peer in host.hub.peers) < 20_000
         here.transport.resume_reading()
         await until(lambda: len(of(received, Table)) > 20, "they are answered in the end")
-
-
-async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
-    """Their steps have the same ids: each of them awaits the one call of a step, also where another one of them is
-    cancelled."""
-    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
-    codec = MsgpackCodec(namespace)
-    begun, let = asyncio.Event(), asyncio.Event()
-
-    @atask(namespace=namespace, name="step")
-    async def step(value: int) -> int:
-        begun.set()
-        await let.wait()
-        return value
-
-    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
-    async def resuming(value: int) -> int:
-        return await step(value)
-
-    payload = await codec.encode([[7], {}])
-    calls = [
-        Call(VERSION, f"call-{number}", "resuming", payload, codec.name, key="one-key", orphan=number % 2)
-        for number in range(20)
-    ]
-    async with serve(url, namespace=namespace) as worker:
-        async with process(path, namespace=namespace) as (here, received):
-            here.send(Request("default", calls[0]))
-            await settled(begun.wait(), "the first one has made its step")
-            for each in calls[1:]:
-                here.send(Request("default", each))
-            await until(lambda: worker.held == 21, "all are there, and the step")
-            here.send(Cancel(VERSION, ["call-0", "call-3"]))
-            await until(lambda: worker.held < 20, "two are cancelled")
-            let.set()
-            await until(lambda: len(of(received, Reply)) == 18, "the others are answered")
-            assert {item.payload for item in of(received, Reply) if isinstance(item, Reply)} == {b"\x07"}
-        await until(lambda: not worker.held, "nothing is left")
-
-
-@pytest.mark.parametrize("hurried", ["call-0", "call-1"])
-async def test_calls_that_share_an_idempotency_key_have_deadlines_of_their_own(path: str, hurried: str) -> None:
-    """The call of the step that they share ends by no deadline of the other one, and by one's own."""
-    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
-    codec = MsgpackCodec(namespace)
-    let = asyncio.Event()
-
-    @atask(namespace=namespace, name="step")
-    async def step(value: int) -> int:
-        await let.wait()
-        return value
-
-    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
-    async def resuming(value: int) -> int:
-        try:
-            return await step.options(timeout=1.0 if current_call().id == hurried else None)(value)
-        except CallTimeout:
-            return 0
-
-    payload = await codec.encode([[7], {}])
-    async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
-        for number in range(2):
-            call_id = f"call-{number}"
-            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
-            await until(lambda held=number + 2: worker.held == held, "it makes its step, or shares it")
-        await until(lambda: of(received, Reply), "one of them has waited for long enough")
-        await asyncio.sleep(0.3)
-        let.set()
-        await until(lambda: len(of(received, Reply)) == 2, "the other one is answered")
-    found = {reply.id: reply.payload for reply in of(received, Reply) if isinstance(reply, Reply)}
-    assert found.pop(hurried) == b"\x00"
-    assert list(found.values()) == [b"\x07"]
-
-
-@pytest.mark.parametrize("how", ["ends", "is cancelled"])
-async def test_a_call_leaves_the_journal_to_one_that_opened_it_since(path: str, how: str) -> None:
-    """Both have the same idempotency key, and so one journal."""
-    url, namespace = f"unix://{path}", f"keys-{uuid.uuid4().hex[:8]}"
-    codec = MsgpackCodec(namespace)
-    first, second = asyncio.Event(), asyncio.Event()
-
-    @atask(namespace=namespace, name="resuming", resume=True, orphan="run")
-    async def resuming(value: int) -> int:
-        await once(int)
-        await (first if current_call().id == "call-0" else second).wait()
-        await once(int)
-        return value
-
-    payload = await codec.encode([[7], {}])
-    async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
-        for number in range(2):
-            call_id = f"call-{number}"
-            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
-            await until(lambda held=number + 1: worker.held == held, "it has begun")
-            await asyncio.sleep(0.3)
-        if how == "ends":
-            first.set()
-        else:
-            here.send(Cancel(VERSION, ["call-0"]))
-        await until(lambda: worker.held == 1, "the first one is over")
-        await asyncio.sleep(0.3)
-        second.set()
-        await until(lambda: not worker.held, "so is the second one")
-        await until(lambda: of(received, Reply), "it is answered")
-    (*_, reply) = of(received, Reply)
-    assert isinstance(reply, Reply)
-    assert (reply.id, reply.payload) == ("call-1", b"\x07")
 
 
 async def test_a_call_that_is_asked_for_many_times_is_answered_for_once(host: Host, path: str) -> None:

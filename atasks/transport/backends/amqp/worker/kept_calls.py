@@ -35,7 +35,7 @@ LONGEST_PAUSE: Final = 60.0
 """Seconds between two looks at the record of a call in hand, at most: for records that are kept for long."""
 UNKNOWN_PAUSE: Final = 1.0
 FRESH_SECONDS: Final = 0.1
-"""For so long a call of a journal is believed not to have ended."""
+"""For so long a call is believed not to have ended."""
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
 
@@ -63,14 +63,15 @@ class KeptCalls:
     def take(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
         """Find out whether a call may begin that may have been cancelled, or have ended. False: it is none of
         those that have records. `again`: it was delivered before."""
-        request = delivery.request
-        if not self._station.session.topology.is_record(request.reply_to):
+        if not self._looks_for(call, delivery) or self._station.worker.knows(call.id):
             return False
-        if call.task == RUN_PIPELINE or self._station.worker.knows(call.id):
-            return False
-        request.consumer.claims += 1
+        delivery.request.consumer.claims += 1
         self._errands.start(self._find_out(call, delivery, again))
         return True
+
+    def _looks_for(self, call: Call, delivery: CallDelivery) -> bool:
+        """Return True if something keeps word of the end of this call that is looked at here."""
+        return call.task != RUN_PIPELINE and self._station.session.topology.is_record(delivery.request.reply_to)
 
     async def _find_out(self, call: Call, delivery: CallDelivery, again: bool) -> None:
         consumer, looked = delivery.request.consumer, asyncio.get_running_loop().time()
@@ -78,7 +79,7 @@ class KeptCalls:
             ended = await self._has_ended(call, delivery, again)
         except (AtasksError, *CLIENT_ERRORS) as error:  # if the connection was lost, the call is delivered again
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
-            ended = False
+            ended, looked = False, 0.0  # nothing was seen: look again before the call begins
         finally:
             consumer.claims -= 1
         if isinstance(ended, Reply):
@@ -205,19 +206,19 @@ class KeptCalls:
 
     def doubt(self) -> None:
         """The link is gone: what waits here for its turn, or for a token, is given to workers again, and may end
-        elsewhere. Such calls of journals look for that before they begin."""
+        elsewhere. Such calls look for that before they begin."""
         for run in self._station.worker.runs:
             self._doubt(run)
 
     def _doubt(self, run: HeldRun, looked: float = 0.0) -> None:
-        """Have a call of a journal looked for there right before it begins: while it waits here, for its turn or
-        for a token, another copy of it may end. `looked`: when that was done last (event loop time)."""
+        """Have the end of a call looked for right before the call begins: while it waits here, for its turn or for
+        a token, another copy of it may end. `looked`: when that was done last (loop time)."""
         of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
-        if isinstance(of, CallDelivery) and self._station.session.topology.journal(of.request.reply_to):
+        if isinstance(of, CallDelivery) and self._looks_for(run.call, of):
             run.permit = partial(self._may_begin, run.call.id, looked)  # one that refers to the run is a cycle
 
     async def _may_begin(self, call_id: str, looked: float) -> bool:
-        """Return False if this call of a journal has ended elsewhere. True where that cannot be known now."""
+        """Return False if this call has ended elsewhere. True where that cannot be known now."""
         run, loop = self._station.worker.find(call_id), asyncio.get_running_loop()
         of = None if run is None else run.deliveries[-1]
         if run is None or not isinstance(of, CallDelivery):

@@ -1,0 +1,225 @@
+"""Calls of which the broker has two copies: one of them runs."""
+
+# Private attributes: `KeptCalls._has_ended`: the moment of a look over which a link is lost cannot be met from
+# outside.
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from atasks import MsgpackCodec, Worker, current_call, sleep
+from atasks.testing import Site, soon, until
+from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
+from atasks.wire import Call, Reply
+from tests.amqp.journals import gone, journal_queue
+from tests.amqp.peer import Peer
+
+CALL = 1
+
+
+class TwoCopies:
+    """A call, made by one that resumes, of which the broker has two copies. `resume`: it resumes itself."""
+
+    def __init__(self, site: Site, peer: Peer, resume: bool = True) -> None:
+        MsgpackCodec(site.namespace)
+        self.site, self.peer = site, peer
+        self.numbers = itertools.count()
+        self.made: list[int] = []
+        self.inner_ids: list[str] = []
+        self.halfway: list[asyncio.Event] = []
+        """Set by the test: the run goes on."""
+
+        @site.atask(name="step", queue="steps")
+        async def step(n: int) -> int:
+            self.made.append(n)
+            return n
+
+        @site.atask(name="inner", queue="inner", resume=resume)
+        async def inner() -> int:
+            self.inner_ids.append(current_call().id or "")
+            first = await step(1)
+            gate = asyncio.Event()
+            self.halfway.append(gate)
+            await gate.wait()
+            return first + await step(2)
+
+        @site.atask(name="outer", queue="outer", resume=True)
+        async def outer() -> int:
+            value = await inner()
+            self.inner_ended.set()
+            await self.end.wait()
+            return value
+
+        @site.atask(name="busy", queue="busy")
+        async def busy() -> None:
+            self.is_busy.set()
+            await self.rest.wait()
+
+        self.busy, self.is_busy, self.rest = busy, asyncio.Event(), asyncio.Event()
+        self.outer, self.inner_ended, self.end = outer, asyncio.Event(), asyncio.Event()
+
+    async def send_copy_to(self, worker: Worker, attempt: int = 2) -> None:
+        """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
+        (call_id,) = set(self.inner_ids)
+        for _ in range(10):
+            if not worker.holds(call_id):
+                await self.send_copy(attempt)
+                await sleep(0.2)
+        assert worker.holds(call_id)
+
+    async def send_copy(self, attempt: int = 2) -> None:
+        """Send a copy of the inner call to its queue."""
+        (call_id,) = set(self.inner_ids)
+        (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
+        copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
+        copy += [attempt, 3, 0, 1]
+        reply_to = f"{journal_queue(self.site, outer.id)}:steps"
+        properties = {"message_id": f"copy{next(self.numbers)}", "reply_to": reply_to}
+        await self.peer.send(copy, queue=self.peer.work_queue("inner"), **properties)
+
+
+@pytest.mark.parametrize("waits", ["for the other run", "for a slot"])
+async def test_one_of_two_copies_of_a_call_runs_and_the_other_one_repeats_no_step(
+    site: Site, peer: Peer, waits: str
+) -> None:
+    copies = TwoCopies(site, peer)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the call has made its first step")
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy()) if waits == "for a slot" else None
+        await (sleep(0) if other is None else soon(copies.is_busy.wait()))
+        await copies.send_copy_to(second)
+        await sleep(0.3)
+        assert len(copies.halfway) == 1, "the second copy waits until it is known how the first one ends"
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await soon(gone(site, journal_queue(site, copies.inner_ids[0])))
+        copies.rest.set()
+        await (sleep(0) if other is None else soon(other))
+        await until(lambda: not second.held, "the second copy has ended")
+        assert copies.made == [1, 2]
+        copies.end.set()
+        assert await soon(running) == 3
+        await soon(gone(site, journal_queue(site, copies.inner_ids[0])))
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_step_has_ended(
+    site: Site, peer: Peer, attempt: int
+) -> None:
+    """The copy was sent again, or is another attempt: the step had not ended when it came."""
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the step runs")
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy())
+        await soon(copies.is_busy.wait())
+        await copies.send_copy_to(second, attempt)
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await sleep(0.5)  # its reply is safe
+        copies.rest.set()
+        await soon(other)
+        await until(lambda: not second.held, "the copy is dropped")
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the calls that are looked for in their second attempt; the link is lost over the first look."""
+    found: list[str] = []
+    has_ended = KeptCalls._has_ended
+
+    async def looked_for(self: KeptCalls, call: Call, *args: Any, **options: Any) -> bool | Reply:
+        if call.attempt > 1:
+            found.append(call.id)
+            if len(found) == 1:
+                raise ConnectionError("the link is lost")
+        return await has_ended(self, call, *args, **options)
+
+    monkeypatch.setattr(KeptCalls, "_has_ended", looked_for)
+    return found
+
+
+async def test_a_copy_of_a_step_is_looked_for_again_if_the_link_was_lost_over_the_first_look(
+    site: Site, peer: Peer, looks: list[str]
+) -> None:
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        first = await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the step runs")
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        (call_id,) = copies.inner_ids
+        await first.drain(0)
+        second = await site.serve(queues=["inner"])
+        await copies.send_copy()
+        await until(lambda: len(looks) == 2 and not second.held, "the copy is dropped")
+        assert copies.inner_ids == [call_id]
+        copies.end.set()
+        assert await soon(running) == 3
+
+
+async def test_a_copy_of_a_submitted_call_is_looked_for_again_if_the_link_was_lost_over_the_first_look(
+    site: Site, peer: Peer, looks: list[str]
+) -> None:
+    MsgpackCodec(site.namespace)
+    begun: list[str] = []
+
+    @site.atask(name="kept", queue="inner")
+    async def kept() -> int:
+        begun.append(current_call().id or "")
+        return 5
+
+    async with site.open(serve=False):
+        first = await site.serve(queues=["inner"])
+        handle = await kept.submit()
+        assert await soon(handle) == 5
+        await first.drain(0)
+        second = await site.serve(queues=["inner"])
+        transport = second.transport
+        assert isinstance(transport, AMQPTransport)
+        copy = [CALL, 1, handle.id, "kept", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0, 2, 3, 0, 1]
+        kept_in = transport.session.topology.kept(handle.id)
+        await peer.send(copy, queue=peer.work_queue("inner"), message_id="copy", reply_to=kept_in)
+        await until(lambda: len(looks) == 2 and not second.held, "the copy is dropped")
+        assert begun == [handle.id]
+
+
+async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:
+    copies = TwoCopies(site, peer)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        first = await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the call has made its first step")
+        second = await site.serve(queues=["inner"])
+        await copies.send_copy_to(second)
+        await sleep(0.3)
+        assert len(copies.halfway) == 1
+        transport = first.transport
+        assert isinstance(transport, AMQPTransport)
+        await first.drain(0)  # which gives its own copy back
+        await until(lambda: len(copies.halfway) == 2, "the copy goes on")
+        copies.halfway[1].set()
+        copies.end.set()
+        assert await soon(running) == 3
+        assert copies.made == [1, 2]
+        await until(lambda: not second.held, "both copies have ended")
+        await soon(gone(site, journal_queue(site, copies.inner_ids[0])))
