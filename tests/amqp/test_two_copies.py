@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -73,13 +74,17 @@ class TwoCopies:
                 await sleep(0.2)
         assert worker.holds(call_id)
 
+    def journal(self) -> str:
+        """The queue of the journal of the call that makes the call."""
+        (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
+        return journal_queue(self.site, outer.id)
+
     async def send_copy(self, attempt: int = 2) -> None:
         """Send a copy of the inner call to its queue."""
         (call_id,) = set(self.inner_ids)
-        (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
         copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
         copy += [attempt, 3, 0, 1]
-        reply_to = f"{journal_queue(self.site, outer.id)}:steps"
+        reply_to = f"{self.journal()}:steps"
         properties = {"message_id": f"copy{next(self.numbers)}", "reply_to": reply_to}
         await self.peer.send(copy, queue=self.peer.work_queue("inner"), **properties)
 
@@ -138,27 +143,37 @@ async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_st
         assert await soon(running) == 3
 
 
+@dataclass
+class Looks:
+    """The ids of the calls that are looked for in their second attempt; the first looks fail."""
+
+    fail: int = 0
+    over: int = 0
+    ids: list[str] = field(default_factory=list)
+
+
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the calls that are looked for in their second attempt; the link is lost over the first look."""
-    found: list[str] = []
-    has_ended = KeptCalls._has_ended
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    looks, has_ended = Looks(), KeptCalls._has_ended
 
-    async def looked_for(self: KeptCalls, call: Call, *args: Any, **options: Any) -> bool | Reply:
+    async def look(self: KeptCalls, call: Call, *args: Any, **options: Any) -> bool | Reply:
         if call.attempt > 1:
-            found.append(call.id)
-            if len(found) == 1:
+            looks.ids.append(call.id)
+            if len(looks.ids) <= looks.fail:
                 raise ConnectionError("the link is lost")
-        return await has_ended(self, call, *args, **options)
+        try:
+            return await has_ended(self, call, *args, **options)
+        finally:
+            looks.over += call.attempt > 1
 
-    monkeypatch.setattr(KeptCalls, "_has_ended", looked_for)
-    return found
+    monkeypatch.setattr(KeptCalls, "_has_ended", look)
+    return looks
 
 
 async def test_a_copy_of_a_step_is_looked_for_again_if_the_link_was_lost_over_the_first_look(
-    site: Site, peer: Peer, looks: list[str]
+    site: Site, peer: Peer, looks: Looks
 ) -> None:
-    copies = TwoCopies(site, peer, resume=False)
+    copies, looks.fail = TwoCopies(site, peer, resume=False), 1
     async with site.open(serve=False):
         await site.serve(queues=["outer", "steps"])
         first = await site.serve(queues=["inner"])
@@ -170,16 +185,17 @@ async def test_a_copy_of_a_step_is_looked_for_again_if_the_link_was_lost_over_th
         await first.drain(0)
         second = await site.serve(queues=["inner"])
         await copies.send_copy()
-        await until(lambda: len(looks) == 2 and not second.held, "the copy is dropped")
+        await until(lambda: len(looks.ids) == 2 and not second.held, "the copy is dropped")
         assert copies.inner_ids == [call_id]
         copies.end.set()
         assert await soon(running) == 3
 
 
 async def test_a_copy_of_a_submitted_call_is_looked_for_again_if_the_link_was_lost_over_the_first_look(
-    site: Site, peer: Peer, looks: list[str]
+    site: Site, peer: Peer, looks: Looks
 ) -> None:
     MsgpackCodec(site.namespace)
+    looks.fail = 1
     begun: list[str] = []
 
     @site.atask(name="kept", queue="inner")
@@ -198,8 +214,60 @@ async def test_a_copy_of_a_submitted_call_is_looked_for_again_if_the_link_was_lo
         copy = [CALL, 1, handle.id, "kept", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0, 2, 3, 0, 1]
         kept_in = transport.session.topology.kept(handle.id)
         await peer.send(copy, queue=peer.work_queue("inner"), message_id="copy", reply_to=kept_in)
-        await until(lambda: len(looks) == 2 and not second.held, "the copy is dropped")
+        await until(lambda: len(looks.ids) == 2 and not second.held, "the copy is dropped")
         assert begun == [handle.id]
+
+
+async def empty(site: Site, queue: str) -> None:
+    """Have the broker lose what is in the queue, as one does that dies over its deletion."""
+    transport = site.worker.transport
+    assert isinstance(transport, AMQPTransport)
+    assert transport.session.link is not None
+    channel = await transport.session.link.open_channel()
+    await channel.queue_purge(queue)
+    await channel.close()
+
+
+async def test_a_copy_of_a_step_does_not_begin_when_the_journal_knows_nothing_of_it(
+    site: Site, peer: Peer, looks: Looks
+) -> None:
+    copies = TwoCopies(site, peer, resume=False)
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        first = await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the step runs")
+        copies.halfway[0].set()
+        await soon(copies.inner_ended.wait())
+        await sleep(0.2)
+        await empty(site, copies.journal())
+        await first.drain(0)
+        second = await site.serve(queues=["inner"])
+        await copies.send_copy()
+        await until(lambda: looks.over, "it is looked for")
+        await sleep(0.3)
+        assert not second.held
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
+
+
+async def test_a_step_is_made_again_when_the_journal_knows_nothing_of_it(site: Site, peer: Peer) -> None:
+    """The worker that has the step is gone, and the next one takes it for ended, until it is noted again."""
+    copies = TwoCopies(site, peer, resume=False)
+    copies.end.set()
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        first = await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the step runs")
+        await empty(site, copies.journal())
+        await first.drain(0)
+        await site.serve(queues=["inner"])
+        await until(lambda: len(copies.halfway) == 2, "it is sent again", 25)
+        copies.halfway[1].set()
+        assert await soon(running) == 3
+        assert len(set(copies.inner_ids)) == 1
 
 
 async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:

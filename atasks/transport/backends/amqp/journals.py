@@ -131,7 +131,11 @@ class AMQPJournals(Journals):
             self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
         if readers and not ready:  # they may have all of it, or wait for something to come
             self._note(name)
-        return await self._records.entries(name) if ready or readers else Entries()
+        entries = await self._records.entries(name) if ready or readers else Entries()
+        if not is_new:
+            known = entries.sent.union(entries.replies)
+            self._note_again(name, [made for made in self._made(name) if made.call.id not in known])
+        return entries
 
     async def _declare(self, name: str, owner: str, link: Link) -> tuple[int, int]:
         """Do as `_declare_now`, as soon as the node of the cluster is there that has the journal."""
@@ -242,11 +246,14 @@ class AMQPJournals(Journals):
         await self.open(name, owner)
 
     def missed(self, pendings: Sequence[Pending]) -> None:
-        """No worker has these calls any more. If their journal is gone, that is why: each worker takes the call
-        that made them for one that has ended."""
+        """No worker has these calls any more: they are to be sent again. If their journal is gone, or knows
+        nothing of them, that is why: each worker takes such a call for one that has ended."""
         for address in {pending.address for pending in pendings if pending.address}:
             name = self._session.topology.journal(address)
-            if name in self._open and name not in self._again:
+            if name not in self._open:
+                continue
+            self._note_again(name, [pending for pending in pendings if pending.address == address])
+            if name not in self._again:
                 self._aside(name, self._look_after(name, self._open[name]))
 
     async def _look_after(self, name: str, owner: str) -> None:
@@ -367,6 +374,11 @@ class AMQPJournals(Journals):
         self._open.clear()
 
     # -- at the broker
+
+    def _note_again(self, name: str, pendings: Sequence[Pending]) -> None:
+        """Say in the journal once more that these calls are sent: what it said before may be lost."""
+        for pending in pendings:
+            self._note(name, pending.call.id)
 
     def _note(self, name: str, *call_ids: str) -> None:
         """Say in the journal that these calls are sent, before they are; none: so that there is something to

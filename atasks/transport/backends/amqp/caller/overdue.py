@@ -70,7 +70,7 @@ class OverdueCalls:
         control: ControlMessages,
         missed: Callable[[Sequence[Pending]], None],
     ) -> None:
-        """`missed(pendings)` is called with lost calls when they are sent again."""
+        """`missed(pendings)` is called with lost calls before they are sent again."""
         self._session = session
         self._missed = missed
         self._requests = requests
@@ -144,8 +144,8 @@ class OverdueCalls:
             ]
             if lost and empty:
                 self._losing[queue] = now
-                self._requests.resend(lost, f"queue {queue!r} lost the call")
                 self._missed(lost)
+                self._requests.resend(lost, f"queue {queue!r} lost the call")
             asked = [pending for pending in overdue if pending.confirmed]
             for key in {pending.key for pending in asked}:
                 self._ask(queue, [pending for pending in asked if pending.key == key], key)

@@ -125,8 +125,8 @@ class KeptCalls:
 
     async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool | Reply:
         """Return True if the record of the call says that it has ended, or if the journal of the call that makes
-        it is gone with that; the reply, if it is in that journal. A call without a record runs. While the database
-        is away calls run too, but for those that were delivered before: they may have run."""
+        it is gone with that, or has lost it; the reply, if it is in that journal. A call without a record runs.
+        While the database is away calls run too, but for those that were delivered before: they may have run."""
         store = self._store(delivery)
         if store is not None:
             return await store.has_ended(call, patient=again)
@@ -134,9 +134,11 @@ class KeptCalls:
         journal = topology.journal(delivery.request.reply_to)
         if journal is not None:
             try:
-                return (await self._station.journals.entries(journal)).replies.get(call.id, False)
+                entries = await self._station.journals.entries(journal)
             except UnknownRun:
                 return True
+            # One that knows nothing of the call has been emptied: a broker may die over the deletion of a queue.
+            return entries.replies.get(call.id, call.id not in entries.sent)
         name = topology.kept(call.id)
         state = None if link is None else await link.queue_state(name)
         if state is None or state[0] == 1:  # there is nothing but the call in it
