@@ -83,7 +83,7 @@ bench-peers: ## Measure atasks beside its peers, for several minutes, and write 
 bench-plot: ## Draw docs/benchmarks.json as docs/benchmarks.png
 	scripts/bench-plot.sh docs/benchmarks.json docs/benchmarks.png
 
-bench-guard: ## Has it become slower? Compare atasks with bare echoes and tasks, in under 40 s
+bench-guard: ## Has it become slower? Compare atasks with echoes, tasks and pools, in about a minute
 	@scripts/venv.sh test
 	@scripts/broker.sh
 	$(VENV)/bin/python -m benchmarks.guard

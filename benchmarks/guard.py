@@ -1,8 +1,10 @@
-"""`python -m benchmarks.guard`: has atasks become slower? In under 40 s; no test, and none needs it.
+"""`python -m benchmarks.guard`: has atasks become slower? In about a minute; no test, and none needs it.
 
-It compares atasks over RabbitMQ with a bare aiormq echo, over the loopback with bare asyncio tasks, and with seals
-with itself without them, in rounds of one run, so that the machine and its other work cancel out as far as they
-can: the median ratio over the rounds decides. Exits with 1 where a ratio is past its bound.
+It compares atasks over RabbitMQ with echoes over a bare aiormq and of hand-packed frames, over the loopback with
+bare asyncio tasks, with seals with itself without them, nested calls over RabbitMQ with those of one host, and
+stages of plain functions with the pools of Python, in rounds of one run, so that the machine and its other work
+cancel out as far as they can: the median ratio over the rounds decides. Exits with 1 where a ratio is past its
+bound.
 """
 
 from __future__ import annotations
@@ -17,15 +19,23 @@ from benchmarks.__main__ import progress, servers
 from benchmarks.catalogue import SYSTEMS
 from benchmarks.harness import Cell, Sample, Settings, run
 from benchmarks.load import BenchmarkFailed
+from benchmarks.pipelines.__main__ import SYSTEMS as PIPELINES
+from benchmarks.pipelines.__main__ import blocking
+from benchmarks.pipelines.blocking import WORKS
 
 __all__ = ["CHECKS", "Check", "verdict"]
 
-SETTINGS = Settings(workloads=("sequential", "concurrent"), seconds=0.4, rounds=5)
+ROUNDS = 5
+SECONDS = 0.4
 
 
 def _cpu(sample: Sample) -> float:
     """CPU seconds per call, of both sides."""
     return (sample.client_cpu + (sample.worker_cpu or 0.0)) / sample.calls
+
+
+STAGES = "stages"
+"""Name here of the system whose workloads are those of `benchmarks.pipelines.blocking`."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +60,27 @@ class Check:
         return statistics.median(self.figure(a) / self.figure(b) for a, b in zip(ours, bare, strict=True))
 
 
+def _seconds(sample: Sample) -> float:
+    """Seconds per call, or per item."""
+    return 1 / sample.rate
+
+
 CHECKS = (
     Check("sequential", "p50", lambda sample: sample.p50_ms, 1.4),
     Check("sequential", "CPU per call", _cpu, 1.4),
-    Check("concurrent", "time per call", lambda sample: 1 / sample.rate, 0.2),
+    Check("sequential", "p50", lambda sample: sample.p50_ms, 1.5, beside="frames"),
+    Check("concurrent", "time per call", _seconds, 0.2),
     Check("concurrent", "CPU per call", _cpu, 0.2),
     Check("sequential", "CPU per call", _cpu, 4.0, "loopback", "asyncio"),
     Check("concurrent", "CPU per call", _cpu, 5.2, "loopback", "asyncio"),
     Check("concurrent", "CPU per call", _cpu, 1.15, "amqp-sealed", "amqp"),
+    Check("nested", "CPU per call", _cpu, 3.0, beside="local"),
+    Check("100 KiB", "CPU per call", _cpu, 1.2, "local", "frames"),
+    Check("100 KiB", "CPU per call", _cpu, 3.2, beside="frames"),
+    Check("threads", "CPU per item", _cpu, 0.7, STAGES, "pool"),
+    Check("processes", "CPU per item", _cpu, 0.8, STAGES, "pool"),
+    Check("large", "CPU per item", _cpu, 0.6, STAGES, "pool"),
+    Check("start", "CPU per item", _cpu, 25.0, STAGES, "pool"),
 )
 """With room for noise: seen on a quiet machine were 0.9 to 1.1 one at a time, and 0.07 to 0.09 at 500 in flight.
 These cost less than the bare echo's because they share messages; a bound of 0.2 is passed where few of them do.
@@ -82,13 +105,39 @@ def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:
     return "\n".join(lines), good
 
 
+def calls(checks: Sequence[Check]) -> list[Cell]:
+    """Measure the calls that these checks compare: each workload with the systems that need it."""
+    cells: list[Cell] = []
+    wanted: dict[str, dict[str, None]] = {}
+    for check in checks:
+        wanted.setdefault(check.workload, {}).update(dict.fromkeys((check.system, check.beside)))
+    systems = {name: SYSTEMS[name] for names in wanted.values() for name in names}
+    with servers(frozenset().union(*(system.needs for system in systems.values()))) as urls:
+        for workload, names in wanted.items():
+            settings = Settings((workload,), SECONDS, ROUNDS)
+            cells += asyncio.run(run([systems[name] for name in names], urls, settings, progress))
+    return cells
+
+
+def stages(checks: Sequence[Check]) -> list[Cell]:
+    """Measure the stages of plain functions that these checks compare."""
+    works = tuple(dict.fromkeys(check.workload for check in checks))
+    return [
+        Cell(STAGES if name == "atasks" else name, name, work, [_sample(WORKS[work][1], one) for one in found])
+        for work, all_found in blocking(PIPELINES[:1], ROUNDS, works).items()
+        for name, found in all_found.items()
+    ]
+
+
+def _sample(items: int, found: dict[str, float]) -> Sample:
+    return Sample(items, found["seconds"], 0.0, 0.0, found["cpu"], None, 0, None)
+
+
 def main() -> None:
     """Measure, say the ratios, and exit with 1 where one is past its bound."""
-    names = dict.fromkeys(name for check in CHECKS for name in (check.system, check.beside))
-    systems = [SYSTEMS[name] for name in names]
     try:
-        with servers(frozenset().union(*(system.needs for system in systems))) as urls:
-            cells = asyncio.run(run(systems, urls, SETTINGS, progress))
+        cells = calls([check for check in CHECKS if check.system != STAGES])
+        cells += stages([check for check in CHECKS if check.system == STAGES])
     except BenchmarkFailed as error:
         sys.exit(f"no result: {error}")
     except KeyboardInterrupt:

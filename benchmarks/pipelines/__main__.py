@@ -25,7 +25,7 @@ from benchmarks.harness import VARIABLES
 from benchmarks.load import STUCK, BenchmarkFailed
 from benchmarks.pipelines.blocking import WORKS, may
 
-__all__ = ["SYSTEMS", "blocking", "local", "remote", "table"]
+__all__ = ["SYSTEMS", "blocking", "blocking_table", "local", "remote", "table"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,21 +57,32 @@ def local(systems: Sequence[System], items: int, rounds: int) -> dict[str, list[
     return samples
 
 
-def blocking(systems: Sequence[System], rounds: int, works: Sequence[str] = tuple(WORKS)) -> str:
-    """Tables of plain functions in threads and processes: milliseconds, and those of CPU time of all sides."""
+def blocking(
+    systems: Sequence[System], rounds: int, works: Sequence[str] = tuple(WORKS)
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """The samples of plain functions in threads and processes, by work and name of the system: seconds, and those
+    of CPU time of all sides."""
     pythons = {system.name: python_of(system, progress) for system in systems}
     runs = {"atasks" if system.ours else system.name: str(pythons[system.name]) for system in systems}
     runs |= {"pool": sys.executable, "pool_in_chunks": sys.executable}
-    lines = []
-    for work in works:
-        lines += [f"| {WORKS[work][0]} | ms | ms of CPU |", "|---|---|---|"]
-        samples: dict[str, list[dict[str, float]]] = {name: [] for name in runs if may(name, work)}
+    samples: dict[str, dict[str, list[dict[str, float]]]] = {
+        work: {name: [] for name in runs if may(name, work)} for work in works
+    }
+    for work, all_found in samples.items():
         for number in range(rounds):
-            for name, found in samples.items():
+            for name, found in all_found.items():
                 progress(f"round {number + 1}: {work} of {name}")
                 command = [runs[name], "-m", "benchmarks.pipelines.blocking", name, work]
                 found.append(_child(command, dict(os.environ)))
-        for name, found in samples.items():
+    return samples
+
+
+def blocking_table(samples: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+    """A table of each work of `blocking`, in milliseconds: the medians."""
+    lines = []
+    for work, all_found in samples.items():
+        lines += [f"| {WORKS[work][0]} | ms | ms of CPU |", "|---|---|---|"]
+        for name, found in all_found.items():
             wall, cpu = (1e3 * statistics.median(one[key] for one in found) for key in ("seconds", "cpu"))
             lines.append(f"| {name} | {wall:.0f} | {cpu:.0f} |")
     return "\n".join(lines)
@@ -145,7 +156,7 @@ def main() -> None:
         systems = SYSTEMS[:1] if given.ours else SYSTEMS
         print(table(local(systems, given.items, given.rounds)))
         if given.blocking:
-            print(blocking(systems, given.rounds))
+            print(blocking_table(blocking(systems, given.rounds)))
         if given.remote:
             with servers(frozenset({AMQP})) as urls:
                 print(json.dumps(remote(urls[AMQP], 3000, given.items), indent=2))

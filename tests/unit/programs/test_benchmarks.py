@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
+from benchmarks import guard, redis_server
 from benchmarks import load as loads
-from benchmarks import redis_server
 from benchmarks.__main__ import arguments
 from benchmarks.catalogue import SYSTEMS, WORKLOADS, System
 from benchmarks.environments import python_of
@@ -404,41 +404,40 @@ def rounds(system: str, workload: str, p50: float, rate: int, cpu: float) -> Cel
     return Cell(system, system, workload, [sample, slow, sample])
 
 
-def test_the_guard_compares_with_the_bare_echo():
-    bare = [
+def test_the_guard_compares_with_the_yardstick_of_each_check():
+    yardsticks = [
         rounds("aiormq", "sequential", 1.0, 1000, 1.0),
         rounds("aiormq", "concurrent", 9.0, 1000, 1.0),
+        rounds("frames", "sequential", 0.9, 1000, 0.5),
         rounds("asyncio", "sequential", 0.1, 1000, 1.0),
         rounds("asyncio", "concurrent", 0.1, 1000, 1.0),
         rounds("loopback", "sequential", 0.1, 1000, 3.5),
-        rounds("loopback", "concurrent", 0.1, 1000, 4.5),
         rounds("amqp-sealed", "concurrent", 2.0, 5000, 1.05),
+        rounds("amqp", "nested", 2.0, 5000, 2.5),
+        rounds("local", "nested", 2.0, 5000, 1.0),
+        rounds("frames", "100 KiB", 2.0, 5000, 1.0),
+        rounds("local", "100 KiB", 2.0, 5000, 1.0),
+        rounds("amqp", "100 KiB", 2.0, 5000, 2.0),
+        *(rounds("pool", work, 0.0, 5000, 1.0) for work in ("threads", "processes", "large", "start")),
+        *(rounds("stages", work, 0.0, 5000, 0.4) for work in ("threads", "processes", "large", "start")),
     ]
-    good = [rounds("amqp", "sequential", 1.2, 900, 1.1), rounds("amqp", "concurrent", 2.0, 5000, 1.0)]
-    said, within = verdict(good + bare)
+    one, many = rounds("amqp", "sequential", 1.2, 900, 1.1), rounds("amqp", "concurrent", 2.0, 5000, 1.0)
+    loopback = rounds("loopback", "concurrent", 0.1, 1000, 4.5)
+    said, within = verdict([one, many, loopback, *yardsticks])
     assert within
-    assert [line.partition(" of ")[0].split()[-1] for line in said.splitlines()] == [
-        "1.20",
-        "1.22",
-        "0.20",
-        "0.20",
-        "3.50",
-        "4.50",
-        "1.05",
-    ]
-    slow = [good[0], rounds("amqp", "concurrent", 2.0, 1500, 1.0)]
-    said, within = verdict(slow + bare)
+    ratios = [line.partition(" of that")[0].split()[-1] for line in said.splitlines()]
+    first = ["1.20", "1.22", "1.33", "0.20", "0.20", "3.50", "4.50", "1.05", "2.50", "1.00", "2.00"]
+    assert ratios == [*first, "0.40", "0.40", "0.40", "0.40"]
+    said, within = verdict([one, rounds("amqp", "concurrent", 2.0, 1500, 1.0), loopback, *yardsticks])
     assert not within
-    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    bare[5] = rounds("loopback", "concurrent", 0.1, 1000, 5.7)
-    said, within = verdict(good + bare)
+    assert [number for number, line in enumerate(said.splitlines()) if line.endswith("TOO SLOW")] == [3, 4]
+    said, within = verdict([one, many, rounds("loopback", "concurrent", 0.1, 1000, 5.7), *yardsticks])
     assert not within
-    assert [line.endswith("TOO SLOW") for line in said.splitlines()] == [False] * 4 + [False, True, False]
+    assert [number for number, line in enumerate(said.splitlines()) if line.endswith("TOO SLOW")] == [6]
+
+
+def test_the_guard_measures_stages_beside_the_pools(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(guard, "ROUNDS", 1)
+    cells = guard.stages([check for check in guard.CHECKS if check.workload == "threads"])
+    assert {(cell.system, cell.workload) for cell in cells} == {("stages", "threads"), ("pool", "threads")}
+    assert all(sample.calls == 3000 and sample.client_cpu > 0 for cell in cells for sample in cell.samples)

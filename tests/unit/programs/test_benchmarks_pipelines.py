@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.load import BenchmarkFailed
-from benchmarks.pipelines.__main__ import SYSTEMS, blocking, local, remote, table
+from benchmarks.pipelines.__main__ import SYSTEMS, blocking, blocking_table, local, remote, table
 
 
 def test_the_local_pipeline_is_measured() -> None:
@@ -30,7 +30,7 @@ def test_a_child_that_fails_is_no_result() -> None:
 
 
 def test_threads_are_measured_beside_the_pools() -> None:
-    rows = blocking(SYSTEMS[:1], 1, ("threads",)).splitlines()
+    rows = blocking_table(blocking(SYSTEMS[:1], 1, ("threads",))).splitlines()
     assert [row.split("|")[1].strip() for row in rows[2:]] == ["atasks", "pool"]
     assert all(float(cell) >= 0 for row in rows[2:] for cell in row.split("|")[2:4])
 
