@@ -33,7 +33,7 @@ def _finite(number: float) -> float:
     raise ValueError("report() takes finite numbers, of the size of a float at most")
 
 
-def _sendable(note: str) -> str:
+def sendable(note: str) -> str:
     """The beginning of a note; lone surrogates, which no message can carry, become their escapes."""
     note = note[:MAX_NOTE]
     return note if note.isascii() else note.encode("utf-8", "backslashreplace").decode()[:MAX_NOTE]
@@ -109,7 +109,7 @@ class CurrentCall:
         given: object = note
         if not all(isinstance(number, (int, float)) for number in numbers) or not isinstance(given, str):
             raise TypeError("report() takes how much is done, of how much, and a note: two numbers and a string")
-        progress = Progress(_finite(done), None if total is None else _finite(total), _sendable(note))
+        progress = Progress(_finite(done), None if total is None else _finite(total), sendable(note))
         run = serving.get()
         if run is not None and run.current is self:
             run.tell(progress)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from atasks import wire
 from atasks.codecs.checked import over_limit
-from atasks.current import serving_here
+from atasks.current import sendable, serving_here
 from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
 from atasks.progress import Progress
 from atasks.resume.naming import Names, again
@@ -29,7 +30,7 @@ __all__ = ["Journal", "journal_here", "journal_of"]
 
 logger = logging.getLogger("atasks.resume")
 
-FOUND: Final = "of its steps found in its journal"
+FOUND: Final = "of its steps found in its journal: "
 RUN: Final = 1
 """`Call.orphan`: the run goes on when its caller is gone."""
 WARN_BYTES: Final = 16 * 2**20
@@ -67,6 +68,7 @@ class Journal:
     __slots__ = (
         "_all_asked",
         "_error",
+        "_found",
         "_generation",
         "_journals",
         "_left",
@@ -78,7 +80,6 @@ class Journal:
         "_spent",
         "_strict",
         "_warned",
-        "found",
         "name",
         "names",
     )
@@ -91,8 +92,8 @@ class Journal:
             raise NotSupported(f"{run.call.task} resumes, and {kind} keeps no journals: use another transport")
         self.name = journal_name(run.call.key or run.call.id, run.atask.resume)
         self.names = Names(self.name)
-        self.found = 0
-        """The number of steps that were found done."""
+        self._found: Counter[str] | None = None
+        """Name -> the number of steps that were found done; None: none was."""
         self._run = run
         self._journals = journals
         self._strict = run.atask.resume == "strict"
@@ -139,8 +140,7 @@ class Journal:
         self.names.given[step] = True
         reply = self._left.pop(step, None) or self._journals.late(step)
         if reply is not None:
-            self.found += 1
-            self._tell_of(self._run)
+            self._tell_of(self._run, task)
             if self._all_asked is not None and not self._left:
                 self._all_asked.set()
             return step, reply
@@ -266,10 +266,13 @@ class Journal:
                     "new version another name (resume='v2')"
                 )
 
-    def _tell_of(self, run: HeldCall) -> None:
-        """Have those who look at the call see how much of it was done before, unless it reports of itself."""
-        if run.progress is None or run.progress.note == FOUND:
-            run.tell(Progress(self.found, None, FOUND))
+    def _tell_of(self, run: HeldCall, step: str) -> None:
+        """A step was found. Have those who look at the call see which were, unless the call reports of itself."""
+        found = self._found = self._found or Counter()
+        found[step] += 1
+        if run.progress is None or run.progress.note.startswith(FOUND):
+            names = ", ".join(name if count == 1 else f"{count} {name}" for name, count in found.items())
+            run.tell(Progress(found.total(), None, sendable(FOUND + names)))
 
     # -- the end
 

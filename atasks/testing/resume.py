@@ -68,13 +68,14 @@ class ResumeCases(Cases):
             assert (first, sorted(together), last) == (1, [1, 2, 3], 4)  # those of a gather run in any order
             await self._nothing_is_left(site)
 
-    async def test_who_looks_sees_how_much_was_done_before(self, site: Site) -> None:
+    async def test_who_looks_sees_which_steps_were_done_before(self, site: Site) -> None:
         steps = Steps(site)
         seen: list[str] = []
 
         @site.atask(resume=True, retry=AGAIN)
         async def parent() -> None:
             await steps.step(1)
+            await once(int)
             await steps.step(2)
             run = serving.get()
             seen.append(str(run and run.progress))
@@ -84,7 +85,8 @@ class ResumeCases(Cases):
             if self._keeps_no_journals(site):
                 return
             await soon(parent())
-            assert seen == ["None", "2 of its steps found in its journal"]
+            name = steps.step.name
+            assert seen == ["None", f"3 of its steps found in its journal: 2 {name}, builtins.int"]
 
     async def test_the_tries_of_an_event_go_on_where_the_one_before_ended(self, site: Site) -> None:
         steps = Steps(site)
