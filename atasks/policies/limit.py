@@ -179,7 +179,11 @@ class Limit:
     @classmethod
     def restored(cls, name: str, rule: Rule, namespace: str, key: Callable[..., str | int] | None = None) -> Limit:
         """A limit of this rule. Raises TypeError and ValueError as the constructor does."""
-        rate = {"per_second": rule.per_period / rule.period, "period": rule.period} if rule.per_period else {}
+        rate: dict[str, float] = {}
+        if rule.per_period:
+            validate_integer("per_period", rule.per_period, 1, MAX_TOKENS)
+            validate_seconds("period", rule.period, MAX_PERIOD)
+            rate = {"per_second": rule.per_period / rule.period, "period": rule.period}
         return cls(name, at_once=rule.at_once or None, key=key, namespace=namespace, **rate)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from atasks.checks import validate_integer, validate_number, validate_plain, validate_seconds
+from atasks.checks import MAX_TIMEOUT, validate_integer, validate_number, validate_plain, validate_seconds
 from atasks.errors import RemoteError, RetryAfter
 from atasks.modules import MAIN_NAMES, main_name
 
@@ -123,9 +123,10 @@ class Retry:
         return self.until is not None and seconds > self.until
 
     def pause(self, error: Exception, tries: int) -> float:
-        """Return the seconds between this error and the next try; `tries` were made so far."""
-        if isinstance(error, RetryAfter):
-            return error.seconds
+        """Return the seconds between this error and the next try; `tries` were made so far. What an error that
+        came in a message wants counts if it is a time."""
+        if isinstance(error, RetryAfter) and 0 <= error.seconds < math.inf:
+            return min(error.seconds, MAX_TIMEOUT)
         import random  # slow to import, and only calls that are tried again need it
 
         return min(self.wait * 2.0 ** (tries - 1) + random.uniform(0.0, self.jitter), self.wait_max)

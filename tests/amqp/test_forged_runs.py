@@ -107,6 +107,13 @@ FORGED: dict[str, Any] = {
     "unpacked and by name": option("unpack", True),
     "bound to nothing": option("bind", 3),
     "bound by a number": option("bind", [[1], {1: 2}]),
+    "an on_error without a namespace": changed(
+        lambda data: data[1]["options"].update(skip_errors=True, on_error={"task": double.name})
+    ),
+    "a limit of a period of nothing": option("limit", {"name": "x", "namespace": "default", "rule": [0, 1, 0.0]}),
+    "a limit of more than numbers reach": option(
+        "limit", {"name": "x", "namespace": "default", "rule": [0, 10**400, 1.0]}
+    ),
     "a priority": call_option("priority", 10**6),
     "a queue": call_option("queue", "x" * 1000),
     "an executor": call_option("executor", "process"),

@@ -235,7 +235,7 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
                         f"{kind} {name!r} is of namespace {other!r}, and a run of {namespace!r} has those of its "
                         "own namespace only"
                     )
-    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DecodeError(f"these stages cannot run on workers: {error}") from error
     return specs
 
@@ -339,9 +339,11 @@ def _namespaces_of(spec: StageSpec) -> Iterator[tuple[str, str, str]]:
     for each in _all((spec,)):
         if isinstance(each, (CallSpec, GroupSpec)):
             if (limit := each.options.get("limit")) is not None:
-                yield "limit", limit["name"], limit["namespace"]
+                said = msgspec.convert(limit, LimitSpec)
+                yield "limit", said.name, said.namespace
             if (handler := each.options.get("on_error")) is not None:
-                yield "atask", handler["task"], handler["namespace"]
+                named = _handler_of(handler)
+                yield "atask", named.task, named.namespace
 
 
 def tasks_of(spec: StageSpec) -> Iterator[TaskSpec]:

@@ -24,6 +24,7 @@ from atasks import (
     atask,
     current_call,
 )
+from atasks.checks import MAX_TIMEOUT
 from atasks.testing import soon
 from atasks.transport.loopback import LoopbackTransport
 from atasks.transport.pending import Pending
@@ -113,6 +114,20 @@ def test_retry_after_takes_seconds(seconds: float) -> None:
         RetryAfter(seconds)
     with pytest.raises(TypeError):
         RetryAfter("3")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seconds", [-5, float("inf"), float("nan")])
+def test_a_time_in_a_message_that_is_none_does_not_count(seconds: float) -> None:
+    """A codec sets the attributes of an exception, and does not call its class."""
+    error = RetryAfter(1)
+    error.seconds = seconds
+    assert Retry(on=OSError, wait=3.0, jitter=0.0).pause(error, 1) == 3.0
+
+
+def test_a_time_in_a_message_that_no_timer_takes_is_one_of_years() -> None:
+    error = RetryAfter(1)
+    error.seconds = 10**400
+    assert Retry(on=OSError).pause(error, 1) == MAX_TIMEOUT
 
 
 class Losing(LoopbackTransport):

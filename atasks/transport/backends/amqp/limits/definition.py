@@ -30,6 +30,7 @@ from atasks.pauses import pauses
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.link import Link, guard
 from atasks.transport.backends.amqp.broker.topology import Topology
+from atasks.transport.backends.amqp.limits.tokens import TOKEN
 from atasks.transport.limits.contract import differs
 
 __all__ = ["Definition"]
@@ -248,7 +249,7 @@ async def _gather(channel: Channel, tokens: list[tuple[str, str | None]]) -> Non
             channel.basic_publish(
                 b"",
                 routing_key=queue,
-                properties=Basic.Properties(delivery_mode=2, expiration=expiration, message_id="token"),
+                properties=Basic.Properties(delivery_mode=2, expiration=expiration, message_id=TOKEN),
             )
             for queue, expiration in tokens
         )

@@ -13,24 +13,51 @@ import asyncio
 import contextlib
 import itertools
 from collections import OrderedDict
-from typing import Final
+from datetime import datetime
+from typing import Any, Final
 
 from aiormq.abc import DeliveredMessage
 from aiormq.channel import Channel
 from pamqp.common import FieldTable
 
-from atasks.transport.backends.amqp.broker.acks import BASIC, END, FRAME, METHOD, REJECT, SIZE
+from atasks.transport.backends.amqp.broker.acks import ACK, BASIC, END, FRAME, METHOD, REJECT, SIZE
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
 from atasks.transport.backends.amqp.broker.link import guard, shielded
 
-__all__ = ["HeldToken", "TokenChannel", "TokenQueue"]
+__all__ = ["TOKEN", "HeldToken", "TokenChannel", "TokenQueue", "is_token"]
 
+TOKEN: Final = "token"
+"""The `message_id` of a token."""
+DEATH: Final[dict[str, type]] = {
+    "count": int,
+    "reason": str,
+    "queue": str,
+    "time": datetime,
+    "exchange": str,
+    "routing-keys": list,
+}
+"""The fields of what the broker notes of a token that was spent."""
 MAX_PREFETCH: Final = 65_535
 RENEWING_PRIORITY: Final = 10
 """That of a consumer which takes a token in the place of one that is given back: it goes before others."""
 RENEW_PATIENCE: Final = 0.2
 """Seconds to wait for a token before one's own is given back to be taken again."""
+
+
+def is_token(message: DeliveredMessage) -> bool:
+    """Return False for what strangers have put among the tokens. A token that is spent is moved by the broker, and
+    RabbitMQ 3.10 loses the queue and closes connections over some headers of a message that it moves."""
+    known = message.header.properties
+    if known.message_id != TOKEN or message.body:
+        return False
+    headers: Any = known.headers or {}
+    deaths = headers.get("x-death", [])
+    return isinstance(deaths, list) and all(_is_death(death) for death in deaths)
+
+
+def _is_death(death: Any) -> bool:
+    return isinstance(death, dict) and all(isinstance(death.get(name), kind) for name, kind in DEATH.items())
 
 
 class TokenChannel:
@@ -54,6 +81,11 @@ class TokenChannel:
         """Give a token back, or spend it."""
         if self.is_open:
             self._writer.write([FRAME(METHOD, self.channel.number, SIZE, BASIC, REJECT, tag, requeue, END)])
+
+    def drop(self, tag: int) -> None:
+        """Take a message from its queue for good."""
+        if self.is_open:
+            self._writer.write([FRAME(METHOD, self.channel.number, SIZE, BASIC, ACK, tag, 0, END)])
 
     async def consume(self, queue: TokenQueue, tag: str, prefetch: int, priority: int = 0) -> None:
         """Take up to so many tokens. A channel has one prefetch, which its next consumers take over."""
@@ -223,6 +255,9 @@ class TokenQueue:
         channel = self._channel
         if channel is None or message.channel is not channel.channel:
             return  # the broker took the token back with its channel
+        if not is_token(message):
+            channel.drop(message.delivery_tag or 0)
+            return  # the broker sends another message in its place
         consumer = message.consumer_tag or ""
         now = asyncio.get_running_loop().time()
         token = HeldToken(self, channel, message.delivery_tag or 0, consumer, now)
