@@ -35,8 +35,10 @@ from atasks.submitted.submit import unique_id
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.stored import StoredRecords
+from atasks.transport.backends.amqp.worker import kept_calls
 from atasks.transport.records.postgres.database import Database
 from atasks.transport.records.postgres.rows import Ended, New
+from atasks.wire import Call
 from tests.broker import Broker
 from tests.brokers.postgres import PASSWORD, Postgres
 from tests.keys import KeyFiles, caller_first
@@ -342,3 +344,22 @@ async def test_the_journal_of_a_submitted_call_goes_with_its_reply(
 
 def _queues(broker: Broker, prefix: str) -> set[str]:
     return {queue.name for queue in broker.queues() if queue.name.startswith(f"{prefix}.")}
+
+
+async def test_a_call_that_was_not_delivered_before_waits_for_no_database(
+    amqp_url: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look when the call comes, and the one right before it begins, wait for no database that is away."""
+    looks: list[bool] = []
+    monkeypatch.setattr(kept_calls, "FRESH_SECONDS", -1.0)
+    async with atasks.serve(amqp_url, **options) as worker, atasks.connect(amqp_url, **options):
+        transport: Any = worker.transport
+
+        async def has_ended(call: Call, *, patient: bool) -> bool:
+            looks.append(patient)
+            return False
+
+        monkeypatch.setattr(transport.serving.station.store, "has_ended", has_ended)
+        assert await soon(await double.options(delay=0.1).submit(4)) == 8
+    assert len(looks) >= 2
+    assert not any(looks)

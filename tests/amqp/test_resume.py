@@ -297,7 +297,7 @@ async def test_a_look_over_which_the_link_is_lost_is_repeated_over_the_next_one(
             return True
 
         monkeypatch.setattr(kept, "_has_ended", has_ended)
-        assert await soon(kept._is_known_to_have_ended(None, None))
+        assert await soon(kept._is_known_to_have_ended(None, None, again=True))
         assert len(links) == 2
         assert links[0] is not links[1]
 

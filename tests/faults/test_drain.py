@@ -24,7 +24,11 @@ async def test_a_worker_that_drains_charges_nobody(
     calls = history.start(80, gated, str(gate)) + history.start(40, gated, str(gate), delivery="at_most_once")
     await until(lambda: history.started() == 100, "all slots in use")
     leaving.signal(signal.SIGTERM)
-    await until(lambda: sum(queue.consumers for queue in fleet.queues()) <= 2, "the leaving worker takes no more")
+    for _ in range(3):  # a quorum queue may say for a moment that it has no consumers
+        await until(
+            lambda: sum(queue.consumers for queue in fleet.queues()) <= 2, "the leaving worker takes no more"
+        )
+        await asyncio.sleep(0.2)
     assert leaving.running
     gate.touch()
     await settled(asyncio.gather(*calls), "120 calls over a drain")

@@ -95,7 +95,7 @@ class KeptCalls:
         elif not self._attempts.take(call, delivery, again):
             self._station.worker.deliver(call, delivery, alone=consumer.solo)
             if (run := self._station.worker.find(call.id)) is not None:
-                self._doubt(run, looked)
+                self._doubt(run, again, looked)
         self._station.adapt_window()
 
     async def is_over(self, call_id: str) -> bool:
@@ -106,14 +106,13 @@ class KeptCalls:
         if run is None or not isinstance(delivery, CallDelivery) or not delivery.request.is_copy_of(run.call):
             return False
         is_record = self._station.session.topology.is_record(delivery.request.reply_to)
-        return is_record and await self._is_known_to_have_ended(run.call, delivery)
+        return is_record and await self._is_known_to_have_ended(run.call, delivery, again=True)
 
-    async def _is_known_to_have_ended(self, call: Call, delivery: CallDelivery) -> bool:
-        """Return `_has_ended` of a call that was delivered before, over the next link if this one gets lost; False
-        where that cannot be known now."""
+    async def _is_known_to_have_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool:
+        """Return `_has_ended`, over the next link if this one gets lost; False where that cannot be known now."""
         links = self._station.session.links
         try:
-            return bool(await links.do(lambda _: self._has_ended(call, delivery, again=True)))
+            return bool(await links.do(lambda _: self._has_ended(call, delivery, again)))
         except (AtasksError, *CLIENT_ERRORS) as error:
             logger.debug("the record of call %s cannot be read: %s", call.id, error)
             return False
@@ -210,16 +209,19 @@ class KeptCalls:
         """The link is gone: what waits here for its turn, or for a token, is given to workers again, and may end
         elsewhere. Such calls look for that before they begin."""
         for run in self._station.worker.runs:
-            self._doubt(run)
+            self._doubt(run, again=True)
 
-    def _doubt(self, run: HeldRun, looked: float = 0.0) -> None:
+    def _doubt(self, run: HeldRun, again: bool, looked: float = 0.0) -> None:
         """Have the end of a call looked for right before the call begins: while it waits here, for its turn or for
-        a token, another copy of it may end. `looked`: when that was done last (loop time)."""
+        a token, another copy of it may end. `again`: it was delivered before, or is given to others now. `looked`:
+        when the end was looked for last (loop time)."""
         of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
         if isinstance(of, CallDelivery) and self._looks_for(run.call, of):
-            run.permit = partial(self._may_begin, run.call.id, looked)  # one that refers to the run is a cycle
+            run.permit = partial(
+                self._may_begin, run.call.id, again, looked
+            )  # one that refers to the run is a cycle
 
-    async def _may_begin(self, call_id: str, looked: float) -> bool:
+    async def _may_begin(self, call_id: str, again: bool, looked: float) -> bool:
         """Return False if this call has ended elsewhere. True where that cannot be known now."""
         run, loop = self._station.worker.find(call_id), asyncio.get_running_loop()
         of = None if run is None else run.deliveries[-1]
@@ -227,10 +229,10 @@ class KeptCalls:
             return True
         if loop.time() - looked > FRESH_SECONDS:
             looked = loop.time()
-            if await self._is_known_to_have_ended(run.call, of):
+            if await self._is_known_to_have_ended(run.call, of, again):
                 self._station.worker.moved(run.call.id)
                 return False
-        self._doubt(run, looked)
+        self._doubt(run, again, looked)
         return True
 
     # -- when they have ended
