@@ -19,9 +19,13 @@ from atasks.testing import soon, until
 from atasks.transport.backends.amqp import records
 from atasks.transport.backends.amqp.broker.delays import LEVELS, due_key, level_of, ticks_of
 from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.caller.delays import DelayedCalls
+from atasks.transport.backends.amqp.caller.early_calls import EarlyCalls
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
+from atasks.transport.backends.amqp.caller.presence import WorkerPresence
 from atasks.transport.backends.amqp.records import AMQPRecords
 from atasks.transport.backends.amqp.transport import AMQPTransport
+from atasks.transport.pending import Pending
 from atasks.transport.records.contract import Record
 from atasks.wire import Call
 from tests.broker import Broker
@@ -73,6 +77,35 @@ async def test_early_calls_leave_no_queue(controllable_broker: Broker, prefix: s
 
         await soon(moved())
     assert len(moments) == 300
+
+
+@pytest.mark.parametrize(("submissions", "options"), [(EarlyCalls, {}), (DelayedCalls, {"delay": 60})])
+async def test_a_call_waits_once_although_the_broker_is_slow_to_bind(
+    submissions: Any, options: Any, amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller hears of new workers from when its reply queue is bound, and sends then what was returned before:
+    another copy of a call that is on its way to where it waits would run too, at another worker."""
+    bind, take = WorkerPresence.bind, submissions.take
+    taken: list[str] = []
+    begun = asyncio.Event()
+
+    async def slow(presence: WorkerPresence, queue: str, link: Link) -> None:
+        await begun.wait()
+        await bind(presence, queue, link)
+
+    def counted(its: Any, pending: Pending, kind: Any, **anew: bool) -> None:
+        taken.append(pending.call.id)
+        take(its, pending, kind, **anew)
+        begun.set()
+
+    monkeypatch.setattr(WorkerPresence, "bind", slow)
+    monkeypatch.setattr(submissions, "take", counted)
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        for _ in range(2):  # a copy of the first one leaves before the second one
+            await soon(began.options(**options).submit())
+        assert isinstance(transport, AMQPTransport)
+        assert transport.calling.presence.listening == {"default"}
+    assert len(taken) == len(set(taken)) == 2
 
 
 async def test_submissions_in_a_row_ask_the_broker_for_no_queue(

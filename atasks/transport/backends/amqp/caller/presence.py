@@ -80,12 +80,10 @@ class WorkerPresence:
         queue = self._session.queue_of(pending.options)
         if pending.options.on_no_worker == "error":
             pending.fail(no_worker(queue))
-        elif self.listens(queue):
-            if not self._homeless.get(queue):
+        else:
+            if self.listens(queue) and not self._homeless.get(queue):
                 logger.warning("nothing serves queue %r yet: calls wait for a worker", queue)
             self._homeless.setdefault(queue, {})[pending.call.id] = pending
-            pending.unheard = True
-        else:
             pending.unheard = True
 
     def forget(self, queue: str, pending: Pending) -> None:
@@ -125,9 +123,7 @@ class WorkerPresence:
                 self._session.link.lose(f"cannot bind the reply queue: {error}")
             return
         del self._binding[queue]
-        for pending in list(self._session.pendings.values()):
-            if pending.unheard and self._session.queue_of(pending.options) == queue:
-                self._requests.send(pending)
+        self._send_homeless(queue)
 
     def heard(self, queue: str) -> None:
         """A worker declared this queue, which was not there before: send what waits for it. Where messages are
@@ -145,12 +141,14 @@ class WorkerPresence:
         if self._deaf.pop(queue, False):
             self.heard(queue)
 
-    def _settle(self, queue: str) -> None:
-        session = self._session
-        homeless = self._homeless.pop(queue, {})
-        for pending in homeless.values():
+    def _send_homeless(self, queue: str) -> None:
+        for pending in self._homeless.pop(queue, {}).values():
             if not pending.future.done():
                 self._requests.send(pending)
+
+    def _settle(self, queue: str) -> None:
+        session = self._session
+        self._send_homeless(queue)
         # Others were lost with an earlier queue, or came right after this one was declared and are in good hands:
         # sent at once, the latter would run twice whenever a queue is declared for the first time.
         pendings = (item for item in session.pendings.values() if session.queue_of(item.options) == queue)
