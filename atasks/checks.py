@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Final
 
 __all__ = [
@@ -31,6 +30,8 @@ def validate_number(name: str, value: Any) -> None:
 
 def validate_plain(name: str, function: Any) -> None:
     """Raise TypeError for a coroutine function, where nobody awaits the result."""
+    import inspect  # slow to import, and a process of a stage has no other need of it
+
     if inspect.iscoroutinefunction(function):
         raise TypeError(
             f"{name}={function!r} is a coroutine function, and nobody would await it: give a plain function"

@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
@@ -54,6 +53,8 @@ def leave(error: BaseException | None = None) -> NoReturn:
                 code = 1
         elif error is not None:
             code = 1
+            import traceback  # for an error only
+
             traceback.print_exception(error)
         sys.stdout.flush()
         sys.stderr.flush()

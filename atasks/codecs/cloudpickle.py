@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from atasks.codecs.base import Codec
-from atasks.codecs.pickle import Pickler, is_at, is_data, main_reference, pickled
+from atasks.codecs.data import is_data
+from atasks.codecs.pickle import Pickler, is_at, main_reference, pickled
 from atasks.modules import MAIN_NAMES
 
 __all__ = ["CloudpickleCodec", "InOnePass", "by_value", "dumps", "has_by_value_modules"]

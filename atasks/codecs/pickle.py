@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
+from atasks.codecs.data import is_data
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
@@ -20,17 +21,12 @@ __all__ = [
     "PickleCodec",
     "Pickler",
     "is_at",
-    "is_data",
     "main_reference",
     "pickled",
     "pickled_pieces",
     "resolve",
 ]
 
-_SCALARS: Final = frozenset({bytearray, str, int, float, bool, type(None)})
-_DATA: Final = _SCALARS | {bytes}
-LARGE: Final = 64 * 2**10
-"""Bytes of a value that pickle hands on without a copy, to a file."""
 _BUILTIN: Final = frozenset(
     {"_weakrefset", "abc", "builtins", "dataclasses", "logging", "types", "typing", "weakref"}
 )
@@ -72,23 +68,6 @@ class PickleCodec(Codec):
 
     async def decode(self, content: bytes) -> Any:
         return pickle.loads(content)
-
-
-def is_data(obj: object) -> bool:
-    """Return True for bytes, texts and numbers, and for arguments of a call that are all of that kind: they
-    refer to nothing, and pickle's fast way is the right one. Not so for large bytes, of which it makes a copy that
-    is larger still, and then a smaller one."""
-    if type(obj) is not tuple:
-        return type(obj) in _SCALARS or (type(obj) is bytes and len(obj) < LARGE)
-    if len(obj) != 2:
-        return False
-    args, kwargs = obj
-    if type(args) is not tuple or type(kwargs) is not dict:
-        return False
-    for value in args:  # most calls have one or two: `all` and `map` would cost more
-        if type(value) not in _SCALARS and not (type(value) is bytes and len(value) < LARGE):
-            return False
-    return not kwargs or _DATA.issuperset(map(type, kwargs.values()))
 
 
 def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes:

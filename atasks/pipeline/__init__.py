@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from atasks.errors import AbortPipeline, PipelineError
     from atasks.pipeline.api import after, each, filter, flat_map, map, stage
     from atasks.pipeline.combining import collect, drain, fork, from_iterable, group, merge, ordered
-    from atasks.pipeline.flow.invocation import WorkerInfo, bind
+    from atasks.pipeline.flow.arguments import WorkerInfo, bind
     from atasks.pipeline.pipeline import Pipeline, Stage
     from atasks.pipeline.progress import StageProgress
     from atasks.pipeline.run import Run
@@ -49,7 +49,7 @@ _HOMES = {
     "atasks.errors": "AbortPipeline PipelineError",
     "atasks.pipeline.api": "after each filter flat_map map stage",
     "atasks.pipeline.combining": "collect drain fork from_iterable group merge ordered",
-    "atasks.pipeline.flow.invocation": "WorkerInfo bind",
+    "atasks.pipeline.flow.arguments": "WorkerInfo bind",
     "atasks.pipeline.pipeline": "Pipeline Stage",
     "atasks.pipeline.progress": "StageProgress",
     "atasks.pipeline.run": "Run",

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, Unpack, overload
 
-from atasks.pipeline.flow.invocation import Bound
+from atasks.pipeline.flow.arguments import Bound
 from atasks.pipeline.pipeline import Pipeline
 from atasks.pipeline.run import Many, One
 from atasks.pipeline.stages.options import PlainOptions, StageOptionsDict

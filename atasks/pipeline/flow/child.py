@@ -28,14 +28,15 @@ from contextvars import copy_context
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from atasks import forks, logs, process_setup
-from atasks.codecs.pickle import is_data
+from atasks import forks, logs
+from atasks.codecs.data import PROTOCOL, is_data
 from atasks.modules import importing
-from atasks.pipeline.flow.invocation import Invocation, WorkerInfo, call_hook, iterator_of
-from atasks.pipeline.flow.pickling import PROTOCOL, to_pieces
+from atasks.pipeline.flow.invocation import call_hook, iterator_of
 
 if TYPE_CHECKING:
+    from atasks.pipeline.flow.arguments import WorkerInfo
     from atasks.pipeline.flow.channel import Lineage
+    from atasks.pipeline.flow.invocation import Invocation
 
 __all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Incoming", "SharedResults", "load", "main", "message"]
 
@@ -82,7 +83,11 @@ def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> lis
     """The pickle of a message with a value, which mostly is an item or a result: its pieces. Raises what
     `to_pieces` raises."""
     content = kind.value, value, lineage
-    return [pickle.dumps(content, PROTOCOL)] if is_data(value) else to_pieces(content)
+    if is_data(value):
+        return [pickle.dumps(content, PROTOCOL)]
+    from atasks.pipeline.flow.pickling import to_pieces  # when it is first needed: it imports a lot
+
+    return to_pieces(content)
 
 
 class Incoming:
@@ -293,6 +298,8 @@ def main(descriptors: Sequence[int], setup: str = "") -> None:
     )
     parent.start()
     if setup:
+        from atasks import process_setup
+
         process_setup.run(setup)
     child = _Child(ChildLink(socket.socket(fileno=descriptor)), waiting, results)
     try:
@@ -425,17 +432,18 @@ class _Child:
 
     def _start(
         self,
+        name: str,
         invocation: Invocation,
         on_start: Callable[..., Any] | None,
         on_done: Callable[..., Any] | None,
-        info: WorkerInfo,
+        info: WorkerInfo | None,
         levels: dict[str, Any],
     ) -> None:
-        logs.adopt(levels, f"process of stage {info.stage}")
+        logs.adopt(levels, f"process of stage {name}")
         state = {} if on_start is None else call_hook(on_start, {}, info) or {}
         if on_done is not None:
             self._on_done = lambda: call_hook(on_done, state, info)
-        self._name = info.stage
+        self._name = name
         self._call = invocation.prepare(state, info)
 
     def _result(self, value: Any, lineage: Lineage) -> Any:

@@ -176,6 +176,8 @@ class FunctionCrew(Crew):
     async def _dismiss(self, runner: LoopRunner, hurry: bool) -> None:
         try:
             await runner.close(hurry=hurry)
+            for left in runner.left:
+                self.engine.outlast(left, None)
         except BaseException as error:
             if not hurry or not self.is_own(error):
                 raise

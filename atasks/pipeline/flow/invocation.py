@@ -1,22 +1,22 @@
-"""The arguments that a stage's function gets besides the item. Used in processes of stages too."""
+"""The arguments that a stage's function gets besides the item.
+
+Used in processes of stages too, whose start waits for what is imported here: neither `inspect` nor `dataclasses`.
+"""
 
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, TypeVarTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atasks.pipeline.flow.arguments import WorkerInfo
     from atasks.pipeline.flow.channel import Lineage
 
 __all__ = [
-    "Bound",
+    "WORKER_INFO",
     "Invocation",
     "Start",
-    "WorkerInfo",
-    "bind",
     "call_hook",
     "iterator_of",
     "name_of",
@@ -24,68 +24,54 @@ __all__ = [
     "wanted_names",
 ]
 
-Ts = TypeVarTuple("Ts")
+WORKER_INFO = "worker_info"
+"""The parameter that gets the `WorkerInfo`."""
 
 
-@dataclass(frozen=True)
-class Bound(Generic[*Ts]):
-    """Extra arguments of a stage's function. Made by `bind`. Type checkers know the positional ones."""
-
-    args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def __hash__(self) -> int:
-        return hash((len(self.args), *self.kwargs))
-
-
-def bind(*args: *Ts, **kwargs: Any) -> Bound[*Ts]:
-    """Extra arguments for the option `bind`: `map(scale, bind=bind(by=10))` calls `scale(item, by=10)`.
-
-    Args:
-        *args: Positional ones, which come before the item.
-        **kwargs: Those by keyword.
-
-    Returns:
-        The arguments, for `bind=`.
-    """
-    return Bound(args, kwargs)
-
-
-@dataclass(frozen=True)
-class WorkerInfo:
-    """The argument of `on_start`, `on_done` and a stage's function if they have a parameter `worker_info`."""
-
-    stage: str
-    """The name of the stage."""
-    index: int
-    """Which of the stage's workers this is, from 0."""
-
-
-@dataclass(frozen=True)
 class Start:
     """The arguments that a pipeline was called with: the one item of its first stage."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    __slots__ = ("args", "kwargs")
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
 
 
-@dataclass(frozen=True)
 class Invocation:
     """A function, and how the item reaches it."""
 
-    function: Callable[..., Any]
-    bound: Bound[*tuple[Any, ...]] = Bound()
-    param_name: str | None = None
-    unpack: bool = False
-    takes_item: bool = True
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        param_name: str | None,
+        unpack: bool,
+        takes_item: bool,
+    ) -> None:
+        self.function = function
+        self.args = args
+        """The positional ones of `bind`."""
+        self.kwargs = kwargs
+        """Those by keyword."""
+        self.param_name = param_name
+        self.unpack = unpack
+        self.takes_item = takes_item
+        names: Sequence[str] = wanted_names(function)
+        if takes_item and param_name is None:
+            names = names[len(args) + 1 :]  # the first ones are taken
+        self.names = [name for name in names if name and name not in kwargs and name != param_name]
+        """The parameters that can be given by name what the program knows. A process is told of them: it need not
+        look."""
 
-    def prepare(self, state: Mapping[str, Any], info: WorkerInfo) -> Callable[[Any, Lineage], Any]:
+    def prepare(self, state: Mapping[str, Any], info: WorkerInfo | None) -> Callable[[Any, Lineage], Any]:
         """A function of an item and its lineage that calls the stage's function.
 
         `state` is what `on_start` returned: its keys, `worker_info` and `element_index` are passed to parameters
-        of these names.
+        of these names. `info` may be None where no parameter asks for it.
         """
-        function, args = self.function, self.bound.args
+        function, args = self.function, self.args
         kwargs, by_index = self._keywords(state, info)
         if not self.takes_item:
 
@@ -123,26 +109,26 @@ class Invocation:
 
         return call
 
-    def is_plain(self, state: Mapping[str, Any], info: WorkerInfo) -> bool:
+    def is_plain(self, state: Mapping[str, Any], info: WorkerInfo | None) -> bool:
         """Return True if the function is called with the item and nothing else."""
-        plain = self.takes_item and self.param_name is None and not self.unpack and not self.bound.args
+        plain = self.takes_item and self.param_name is None and not self.unpack and not self.args
         return plain and self._keywords(state, info) == ({}, False)
 
-    def _keywords(self, state: Mapping[str, Any], info: WorkerInfo) -> tuple[dict[str, Any], bool]:
+    def _keywords(self, state: Mapping[str, Any], info: WorkerInfo | None) -> tuple[dict[str, Any], bool]:
         """The keyword arguments of every call, and whether each also gets its index."""
-        names = wanted_names(self.function)
-        if self.takes_item and self.param_name is None:
-            names = names[len(self.bound.args) + 1 :]  # the first ones are taken
-        names = [name for name in names if name not in self.bound.kwargs and name != self.param_name]
-        offered = {**state, "worker_info": info}
-        return {
-            **self.bound.kwargs,
-            **{name: offered[name] for name in names if name in offered},
-        }, "element_index" in names and "element_index" not in state
+        by_index = "element_index" in self.names and "element_index" not in state
+        return {**self.kwargs, **_given(self.names, state, info)}, by_index
+
+
+def _given(names: Sequence[str], state: Mapping[str, Any], info: WorkerInfo | None) -> dict[str, Any]:
+    offered = {**state, WORKER_INFO: info}
+    return {name: offered[name] for name in names if name in offered}
 
 
 def wanted_names(function: Callable[..., Any]) -> list[str]:
     """The parameters that can be passed by name, after those that cannot; empty if the signature is unknown."""
+    import inspect
+
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):  # some builtins have none
@@ -155,16 +141,17 @@ def wanted_names(function: Callable[..., Any]) -> list[str]:
     ]
 
 
-def call_hook(hook: Callable[..., Any], state: Mapping[str, Any], info: WorkerInfo) -> Any:
-    """Call `on_start` or `on_done` with what it asks for by name."""
-    offered = {**state, "worker_info": info}
-    return hook(**{name: offered[name] for name in wanted_names(hook) if name in offered})
+def call_hook(hook: Callable[..., Any], state: Mapping[str, Any], info: WorkerInfo | None) -> Any:
+    """Call `on_start` or `on_done` with what it asks for by name. `info` may be None where it asks for none."""
+    return hook(**_given(wanted_names(hook), state, info))
 
 
 async def told(handler: Callable[[Any, Exception], Any], item: Any, error: Exception) -> None:
     """Call the `on_error` of a stage, and await it if it is to be awaited."""
     if type(item) is Start:
         item = item.args[0] if len(item.args) == 1 and not item.kwargs else item.args
+    import inspect
+
     result = handler(item, error)
     if inspect.isawaitable(result):
         await result

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 from atasks.codecs.cloudpickle import InOnePass, by_value, has_by_value_modules
+from atasks.codecs.data import PROTOCOL
 from atasks.codecs.pickle import is_at, pickled_pieces
 from atasks.errors import PipelineError
 from atasks.modules import MAIN_NAMES, UNGUARDED, is_waited_in
 
-__all__ = ["PROTOCOL", "to_bytes", "to_pieces"]
-
-PROTOCOL: Final = 5
+__all__ = ["to_bytes", "to_pieces"]
 
 
 def to_bytes(content: Any) -> bytes:

@@ -14,8 +14,10 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
+from atasks.codecs.data import PROTOCOL
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
+from atasks.pipeline.flow.arguments import WorkerInfo
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage
 from atasks.pipeline.flow.child import (
     GRACE,
@@ -28,9 +30,9 @@ from atasks.pipeline.flow.child import (
     load,
     message,
 )
-from atasks.pipeline.flow.invocation import WorkerInfo
+from atasks.pipeline.flow.invocation import WORKER_INFO, wanted_names
 from atasks.pipeline.flow.items import SyncItems
-from atasks.pipeline.flow.pickling import PROTOCOL, to_bytes
+from atasks.pipeline.flow.pickling import to_bytes
 from atasks.pipeline.flow.raised import rebuilt
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
 from atasks.pipeline.flow.threads import Outcome, attempt
@@ -106,9 +108,10 @@ class Process:
                     raise PipelineError("the run is over")
                 self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         stage = self._stage
-        self._send(
-            ChildMessage.START, (stage.invocation, stage.on_start, stage.on_done, self._info, logs.levels())
-        )
+        invocation, hooks = stage.invocation, (stage.on_start, stage.on_done)
+        names = {*invocation.names, *(name for hook in hooks if hook is not None for name in wanted_names(hook))}
+        info = self._info if WORKER_INFO in names else None  # whose class takes a while to import
+        self._send(ChildMessage.START, (stage.name, invocation, *hooks, info, logs.levels()))
         self._answer()
 
     def call(self, value: Any, lineage: Lineage) -> Any:
@@ -323,14 +326,19 @@ class ProcessRunner(ThreadRunner):
 
     async def close(self, *, hurry: bool) -> None:
         process, thread = self._process, self._thread
+        finished = False
         try:
             if self._started and not hurry and not process.ended:
                 await thread.call(process.finish)
+                finished = True
         finally:
             process.terminate()
             ended = thread.submit(process.reap)
             thread.close()
-            await _gone(process, ended)
+            if finished:
+                self.left = (ended,)
+            else:
+                await _gone(process, ended)
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

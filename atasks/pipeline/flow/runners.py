@@ -26,8 +26,9 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.ahead import Ahead
+from atasks.pipeline.flow.arguments import WorkerInfo
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Token
-from atasks.pipeline.flow.invocation import Start, WorkerInfo, call_hook, iterator_of
+from atasks.pipeline.flow.invocation import Start, call_hook, iterator_of
 from atasks.pipeline.flow.threads import Thread, report_failure
 
 if TYPE_CHECKING:
@@ -55,6 +56,9 @@ def next_or_end(iterator: Iterator[Any]) -> Any:
 
 class LoopRunner:
     """Runs coroutine functions, atasks, pipelines, and plain functions that are `inline`: on the event loop."""
+
+    left: Sequence[asyncio.Future[Any]] = ()
+    """Done when nothing is left of what was closed: the run ends after that, and the next stage need not wait."""
 
     def __init__(self, stage: FunctionStage, index: int) -> None:
         self.stage = stage
@@ -204,6 +208,7 @@ class LimitedRunner(LoopRunner):
 
     async def close(self, *, hurry: bool) -> None:
         await self._runner.close(hurry=hurry)
+        self.left = self._runner.left
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
         token = await self._token(value)

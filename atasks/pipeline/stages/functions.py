@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from atasks.definitions import BaseTask
+from atasks.pipeline.flow.arguments import Bound
 from atasks.pipeline.flow.channel import GAP, Channel, Inlet, Lineage
 from atasks.pipeline.flow.crew import FunctionCrew
 from atasks.pipeline.flow.failing import add_note, deliverable
-from atasks.pipeline.flow.invocation import Bound, Invocation, Start, name_of
+from atasks.pipeline.flow.invocation import Invocation, Start, name_of
 from atasks.pipeline.flow.runners import LimitedRunner, LoopRunner, ThreadRunner
 from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.plan import Step
@@ -160,8 +161,9 @@ class FunctionStage(CallingStage):
     def invocation(self) -> Invocation:
         """The way in which the function gets the item."""
         options = self.options
+        bound = options.bind or Bound()
         return Invocation(
-            self.function, options.bind or Bound(), options.param_name, options.unpack, self.takes_item
+            self.function, bound.args, bound.kwargs, options.param_name, options.unpack, self.takes_item
         )
 
     def runner(self, index: int) -> LoopRunner:
@@ -310,6 +312,7 @@ class _GroupRunner(LoopRunner):
     async def close(self, *, hurry: bool) -> None:
         for member in self._members:
             await member.close(hurry=hurry)
+        self.left = [future for member in self._members for future in member.left]
 
     async def _result(self, value: Any, lineage: Lineage) -> Any:
         tasks = [asyncio.ensure_future(member.call(value, lineage)) for member in self._members]

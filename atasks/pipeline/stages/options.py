@@ -8,7 +8,7 @@ from typing import Any, Final, TypedDict
 
 from atasks.checks import validate_timeout
 from atasks.errors import closest
-from atasks.pipeline.flow.invocation import Bound
+from atasks.pipeline.flow.arguments import Bound
 from atasks.policies.limit import Limit
 
 __all__ = ["GroupOptions", "PlainOptions", "StageOptions", "StageOptionsDict", "read_options"]

@@ -16,7 +16,8 @@ from msgspec import Meta, Struct
 from atasks.definitions import ATask, BaseTask, StreamTask
 from atasks.errors import DecodeError
 from atasks.options import CallOptions, TaskOptions
-from atasks.pipeline.flow.invocation import Bound, name_of, wanted_names
+from atasks.pipeline.flow.arguments import Bound
+from atasks.pipeline.flow.invocation import name_of, wanted_names
 from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.stages.fork import MAX_WAYS, ForkStage
 from atasks.pipeline.stages.functions import FunctionStage, GroupStage, check_combination

@@ -228,6 +228,7 @@ class RememberingRunner(LoopRunner):
 
     async def close(self, *, hurry: bool) -> None:
         await self._runner.close(hurry=hurry)
+        self.left = self._runner.left
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
         notes = self._notes

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import builtins
 import contextlib
+import importlib
 import itertools
 import os
 import pickle
@@ -415,3 +417,36 @@ def answer_by_half(x: Any) -> Any:
 async def test_a_process_that_dies_in_the_middle_of_its_answer() -> None:
     with pytest.raises(PipelineError, match="ended during a call"):
         await asyncio.wait_for(consume([1, 2, 3] | map(answer_by_half, multiprocess=True), "await"), 60)
+
+
+async def test_a_process_imports_little_before_its_first_item(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imports_little.py").write_text("import sys\n\ndef loaded(_):\n    return list(sys.modules)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    function = importlib.import_module("imports_little").loaded
+    (found,) = await ([1] | map(function, multiprocess=True))
+    names = set(found)
+    assert "atasks.pipeline.flow.child" in names
+    slow = {"asyncio", "inspect", "dataclasses", "json", "msgspec", "cloudpickle", "atasks.codecs.base"}
+    assert not names & slow
+
+
+async def test_the_end_of_a_process_does_not_hold_up_the_stage_behind_it(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    seen = tmp_path / "seen"
+
+    def linger() -> None:
+        def leave() -> None:
+            time.sleep(0.5)
+            gone.touch()
+
+        atexit.register(leave)
+
+    def look() -> None:
+        seen.write_text(str(gone.exists()))
+
+    first = map(identity, multiprocess=True, on_start=linger)
+    assert await ([1] | first | map(identity, on_done=look)) == [1]
+    assert seen.read_text() == "False"
+    assert gone.exists(), "the run waits for its processes"
