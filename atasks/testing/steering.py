@@ -47,6 +47,10 @@ class SteeringCases(Cases):
                         await order("steered")
                 assert await fleet.paused(["steered"]) == []
                 return
+            for order in (fleet.pause, fleet.resume, fleet.purge):
+                for name in ("", "a b", "*", "\ud800", "x" * 101):  # no queue has such a name
+                    with pytest.raises(ValueError, match="queue"):
+                        await order(name)
             running = asyncio.create_task(long())
             await until(lambda: site.worker.started == 1)
             assert await fleet.pause("steered") == [site.worker.id]

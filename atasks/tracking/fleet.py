@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
+from atasks.checks import validate_queue
 from atasks.errors import NotConnected
 from atasks.tracking import queries
 from atasks.tracking.queries import (
@@ -156,14 +157,15 @@ class Fleet:
         """Have workers take no new calls of the queue, those that come later too, until it is resumed. Returns the
         ids of those that have confirmed it. Calls that they have begun end there; those that wait go on waiting.
 
-        Raises NotSupported, NotConnected.
+        Raises NotSupported, NotConnected; TypeError, ValueError for what is no name of a queue.
         """
-        await self._transport.pause_queue(queue)
+        await self._transport.pause_queue(validate_queue(queue))
         return await self._look_at(queue)
 
     async def resume(self, queue: str) -> list[str]:
-        """Have workers take calls of a paused queue again. Returns the ids of those that have confirmed it."""
-        await self._transport.resume_queue(queue)
+        """Have workers take calls of a paused queue again. Returns the ids of those that have confirmed it. Raises
+        as `pause` does."""
+        await self._transport.resume_queue(validate_queue(queue))
         return await self._look_at(queue)
 
     async def _look_at(self, queue: str) -> list[str]:
@@ -177,8 +179,8 @@ class Fleet:
 
     async def purge(self, queue: str) -> Purged:
         """End the calls that wait in the queue now: their awaits end in `CallCancelled`, and so do the records of
-        those that were submitted. Those that a worker has go on."""
-        return await self._transport.purge_queue(queue)
+        those that were submitted. Those that a worker has go on. Raises as `pause` does."""
+        return await self._transport.purge_queue(validate_queue(queue))
 
     def dead_letters(self) -> AbstractAsyncContextManager[DeadLetters]:
         """A block in which the messages that could be neither read nor answered can be looked at, put back into
