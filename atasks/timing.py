@@ -14,6 +14,8 @@ __all__ = ["Timing", "timing_of"]
 
 SHORTEST: Final = 0.1
 LONGEST: Final = 10 * 365 * 24 * 3600.0
+MAX_CRON: Final = 1000
+"""Characters of a cron expression: each look at a schedule reads it, and all minutes of an hour take 169."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,10 @@ class Timing:
             raise ValueError(f"overlap={self.overlap!r}: 'skip' or 'allow'")
         self._zone()
         if isinstance(self.every, str):
+            if len(self.every) > MAX_CRON:
+                raise ValueError(
+                    f"every= is a cron expression of {len(self.every)} characters: at most {MAX_CRON}"
+                )
             self._cron(0.0)
         elif not (SHORTEST <= self.every <= LONGEST):
             raise ValueError(f"every={self.every!r}: seconds, {SHORTEST} to {LONGEST:.0f}, or a cron expression")

@@ -50,6 +50,7 @@ SCHEDULE: dict[str, Any] = {
 ODD: dict[str, Any] = {
     "a period that floods": SCHEDULE | {"every": 1e-300},
     "no cron expression": SCHEDULE | {"every": "* * * * * * * *"},
+    "a cron expression that takes a second to read": SCHEDULE | {"every": f"{','.join(['1'] * 200_000)} * * * *"},
     "no time zone": SCHEDULE | {"tz": "../../etc/passwd"},
     "a time that is none": SCHEDULE | {"since": float("nan")},
     "a time that dates do not reach": SCHEDULE | {"since": 1e300, "every": "* * * * *"},

@@ -94,6 +94,14 @@ def test_what_is_no_cron_expression(every: str) -> None:
         Timing(every)
 
 
+def test_a_cron_expression_is_short() -> None:
+    """Each look at the table of schedules reads it, which takes a second for one of 200 000 minutes."""
+    assert Timing(f"{','.join(map(str, range(60)))} * * * *").after(0.0) == 60.0
+    assert Timing("* * * * *".ljust(1000)).after(0.0) == 60.0
+    with pytest.raises(ValueError, match="1001 characters: at most 1000"):
+        Timing("* * * * *".ljust(1001))
+
+
 def test_cron_without_cronsim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cronsim", None)
     with pytest.raises(NotSupported, match="pip install"):
