@@ -220,6 +220,7 @@ class Journal:
         if self._opening is None or self._generation != generation:
             self._generation = generation
             ended = asyncio.Event()
+            self._journals.hasten(self.name, self._run.call.id)  # the task waits behind all that was begun before
             task = asyncio.get_running_loop().create_task(self._open(), name="atasks journal")
             task.add_done_callback(partial(self._has_opened, ended))
             self._opening = task, ended

@@ -62,6 +62,9 @@ class Journals(ABC):
     """Grows when another run may have worked at any of the journals meanwhile: open them again before the next
     step."""
 
+    def hasten(self, name: str, owner: str) -> None:  # noqa: B027 - most have nothing to hasten
+        """Begin now with what `open` takes time for, which is called later, if the run does not end before."""
+
     @abstractmethod
     async def open(self, name: str, owner: str) -> Entries:
         """Open the journal of the call `owner`, or find it, and return what is in it. Work at it goes on until

@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from atasks import ATask, MsgpackCodec, NoWorker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
@@ -52,6 +54,7 @@ class Calls:
             await self.go_on.wait()
             return value
 
+        self.step: ATask[[int], int] = step
         self.plain: ATask[[], int] = plain
         self.parent: ATask[[], int] = parent
 
@@ -375,3 +378,73 @@ async def test_a_journal_that_is_left_without_a_link_waits_for_none_and_is_let_g
         while len(await asyncio.to_thread(keys)) != 1:
             await asyncio.sleep(0.1)
     await asyncio.to_thread(controllable_broker.clear, prefix)
+
+
+async def test_a_journal_is_asked_for_before_the_other_branches_of_its_run_go_on(
+    site: Site, amqp_url: str
+) -> None:
+    """The broker declares it while those have work to do."""
+    calls, found = Calls(site), []
+
+    def is_there(queue: str) -> bool:
+        with Broker(amqp_url).channel() as channel:
+            try:
+                channel.queue_declare(queue, passive=True)
+            except ChannelClosedByBroker:
+                return False
+        return True
+
+    async def other_branch() -> None:
+        queue, until = journal_queue(site, current_call().id or ""), time.monotonic() + 1
+        while not is_there(queue) and time.monotonic() < until:  # the event loop has no turn meanwhile
+            time.sleep(0.01)  # noqa: ASYNC251 - that is the point
+        found.append(is_there(queue))
+
+    @site.atask(name="fan", resume=True)
+    async def fan() -> int:
+        value, _ = await asyncio.gather(calls.step(1), other_branch())
+        return value
+
+    async with site.open():
+        transport: Any = site.worker.transport
+        for _ in range(10):
+            await transport.session.link.queue_state(transport.session.reply_queue)
+            assert await soon(fan()) == 1
+            if found[-1]:  # else the channel that this has left was in use, or frames waited to leave
+                break
+        assert found[-1]
+
+
+@pytest.mark.parametrize("end", ["drop", "leave"])
+async def test_a_journal_that_is_asked_for_and_not_opened_is_let_go(amqp_url: str, prefix: str, end: str) -> None:
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        journals, link, topology = transport.journals, transport.session.link, transport.session.topology
+        await journals.open("before", "call")  # there are channels for declarations
+        journals.drop("before")
+        await journals.flushed()
+        journals.hasten("name", "call")
+        getattr(journals, end)("name")
+        await journals.flushed()
+        assert await link.queue_state(topology.lock("name")) is None
+        assert (await link.queue_state(topology.kept("name")) is None) == (end == "drop")
+        await link.delete_queue(topology.kept("name"))
+
+
+async def test_a_journal_that_is_asked_for_over_a_link_that_is_lost_is_opened_over_the_next_one(
+    amqp_url: str, prefix: str
+) -> None:
+    async with serve(amqp_url, prefix=prefix) as worker:
+        transport: Any = worker.transport
+        journals, topology = transport.journals, transport.session.topology
+        await journals.open("before", "call")
+        journals.drop("before")
+        await journals.flushed()
+        journals.hasten("name", "call")
+        transport.session.link.lose("cut")
+        assert (await soon(journals.open("name", "call"))).replies == {}
+        assert await transport.session.link.queue_state(topology.kept("name")) == (0, 0)
+        assert await transport.session.link.queue_state(topology.lock("name")) is not None
+        journals.drop("name")
+        await journals.flushed()
+        assert await transport.session.link.queue_state(topology.kept("name")) is None

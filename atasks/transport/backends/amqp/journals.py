@@ -20,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from pamqp.commands import Basic
+from pamqp.common import FieldTable
 
 from atasks import wire
 from atasks.errands import Errands
@@ -28,7 +29,7 @@ from atasks.options import TaskOptions
 from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
-from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.link import Link, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
@@ -106,6 +107,8 @@ class AMQPJournals(Journals):
         """Names of journals that could not be let go yet -> whether they are to be deleted."""
         self._again: dict[str, asyncio.Task[None]] = {}
         """Name of a journal at work -> what sees to it that it is there still, and ends with that work."""
+        self._hastened: dict[str, tuple[Link, Awaitable[tuple[int, int] | None]]] = {}
+        """Name of a journal that is about to be opened -> what the broker was asked for it, over that link."""
         self._down = asyncio.Semaphore(AT_ONCE_DOWN)
         self._late: OrderedDict[str, Reply] = OrderedDict()
         """Replies that nobody awaited when they came, while journals were open."""
@@ -116,6 +119,14 @@ class AMQPJournals(Journals):
         self._keeper: asyncio.Task[None] | None = None
 
     # -- the contract
+
+    def hasten(self, name: str, owner: str) -> None:
+        link = self._session.link
+        if link is None or link.lost.done() or name in self._open or not self._has(owner):
+            return
+        asked = self._locks.try_at_once(name, link, partial(self._declare_at_once, name, link))
+        if asked is not None:
+            self._hastened[name] = link, asked
 
     async def open(self, name: str, owner: str) -> Entries:
         is_new = name not in self._open
@@ -161,10 +172,14 @@ class AMQPJournals(Journals):
         `room` is held while the node is asked that has the journal."""
         topology = self._session.topology
         queue, lock = topology.kept(name), topology.lock(name)
+        hastened = self._hastened.pop(name, None)
         await self._look_for(owner, link)
         declare = partial(self._declare_queue, name, link)
-        async with room:
-            found = await self._locks.try_to_take(name, link, partial(declare, lock))
+        if hastened is not None and hastened[0] is link:
+            found = await hastened[1]
+        else:
+            async with room:
+                found = await self._locks.try_to_take(name, link, partial(declare, lock))
         if not found:
             await self._locks.take(name, link, partial(link.lock, lock))
             await self._look_for(owner, link)
@@ -179,17 +194,29 @@ class AMQPJournals(Journals):
         return ready, readers
 
     async def _declare_queue(self, name: str, link: Link, lock: str = "") -> tuple[int, int]:
-        """Declare the queue of a journal, in the turn of its lock."""
-        topology = self._session.topology
+        """Declare the queue of a journal, in the turn of its lock, and have its replies come here too."""
         self._unwanted.pop(name, None)
-        return await link.declare_queue(
-            topology.kept(name),
-            topology.kept_arguments(int(self._records.expires * 1000)),
-            topology.control,
-            [topology.kept_steps(name)],
-            lock=lock,
-            also=self._session.reply_queue,
-        )
+        declared = link.declare_queue(*self._queue(name), lock=lock)
+        return await _both(declared, shielded(link.bind(*self._binding(name))))
+
+    def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int]] | None:
+        """Do as `_declare_queue` with a lock. None: it cannot be asked for at once."""
+        declared = link.declare_at_once(*self._queue(name), lock=self._session.topology.lock(name))
+        if declared is None:
+            return None
+        self._unwanted.pop(name, None)
+        return shielded(_both(declared, link.bind_at_once(*self._binding(name))))
+
+    def _queue(self, name: str) -> tuple[str, FieldTable, str, list[str]]:
+        """The queue of a journal: name, arguments, and by which keys of which exchange it is bound."""
+        topology = self._session.topology
+        arguments = topology.kept_arguments(int(self._records.expires * 1000))
+        return topology.kept(name), arguments, topology.control, [topology.kept_steps(name)]
+
+    def _binding(self, name: str) -> tuple[str, str, str]:
+        """The reply queue, and by which key of which exchange the replies of a journal come to it."""
+        topology = self._session.topology
+        return self._session.reply_queue, topology.control, topology.kept_steps(name)
 
     async def _look_for(self, call_id: str, link: Link) -> None:
         """Return when the call is here over this link: it comes again over another one. Raises Elsewhere;
@@ -290,7 +317,7 @@ class AMQPJournals(Journals):
             self.drop(name)
 
     def leave(self, name: str) -> None:
-        if name in self._open:
+        if name in self._open or name in self._hastened:
             logger.debug("journal %s is left to the next run", name)
             self._let_go(name, drop=False)
 
@@ -300,6 +327,7 @@ class AMQPJournals(Journals):
     def _let_go(self, name: str, *, drop: bool) -> None:
         """End the work at a journal. What is asked of the broker for it still comes before it is given back."""
         self._open.pop(name, None)
+        self._hastened.pop(name, None)
         self._stop(name)
         self._forget_late()
         self._locks.give(name, partial(self._release, name, drop))
@@ -335,13 +363,8 @@ class AMQPJournals(Journals):
         """End the awaits of calls whose replies are in the journal, and ask for the others; or end the run, if
         another worker has its call. What calls answer comes here meanwhile, even if the journal is away."""
         entries, session = Entries(), self._session
-        key = session.topology.kept_steps(name)
         try:
-            await session.links.do(
-                lambda link: self._locks.ask(
-                    name, partial(link.bind, session.reply_queue, session.topology.control, key)
-                )
-            )
+            await session.links.do(lambda link: self._locks.ask(name, partial(link.bind, *self._binding(name))))
             entries = await self.open(name, owner)
         except Elsewhere:
             self._moved(owner)
@@ -392,7 +415,7 @@ class AMQPJournals(Journals):
     async def _release(self, name: str, drop: bool, taken: Link | None) -> bool:
         """Delete the journal, if it is to be dropped, want its replies here no more, and give back its lock, which
         was taken over that link, if it was. What cannot be done now is done later."""
-        session, topology, link = self._session, self._session.topology, self._session.link
+        topology, link = self._session.topology, self._session.link
         try:
             if link is None or link.lost.done():
                 raise ConnectionError("there is no connection to the broker")
@@ -400,7 +423,7 @@ class AMQPJournals(Journals):
                 await link.delete_queue(topology.kept(name))
                 logger.debug("journal %s is dropped", name)
             try:
-                await link.unbind(session.reply_queue, topology.control, topology.kept_steps(name))
+                await link.unbind(*self._binding(name))
             finally:
                 if taken is link:
                     await link.delete_queue(topology.lock(name))
@@ -428,6 +451,17 @@ class AMQPJournals(Journals):
             for name in list(self._open):
                 with suppress(AtasksError, *CLIENT_ERRORS):
                     await self._records.touch(name)
+
+
+async def _both(declared: Awaitable[tuple[int, int]], bound: Awaitable[None]) -> tuple[int, int]:
+    """Return what is known of a journal once the reply queue is bound too, which the broker does meanwhile."""
+    try:
+        found = await declared
+    except CLIENT_ERRORS:
+        await bound  # before it is undone
+        raise
+    await bound
+    return found
 
 
 class _SentNote(Outgoing):

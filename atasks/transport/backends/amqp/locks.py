@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
-from weakref import WeakValueDictionary
+from functools import partial
+from typing import Any, Final, TypeVar
 
 from aiormq.exceptions import ChannelLockedResource
 
@@ -37,8 +37,8 @@ class Locks:
         self._held: dict[str, Link] = {}
         """Name -> the link over which it was taken."""
         self._room = asyncio.Semaphore(AT_ONCE)
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        """Name -> held by what is asked of the broker for this lock: one thing after the other."""
+        self._turns: dict[str, asyncio.Task[Any]] = {}
+        """Name -> what the broker was asked for this lock last, until it is done: one thing after the other."""
         self._errands = Errands("atasks lock")
 
     async def take(self, name: str, link: Link, declare: Callable[[], Awaitable[bool]]) -> None:
@@ -53,16 +53,25 @@ class Locks:
         Returns what that returns, which is true; else another connection has the lock, and nothing is declared.
         Raises what that raises. If the await is cancelled, or raises, `give` it."""
         async with self._room:
-            return await shielded(self._errands.start(self._try(name, link, declare)))
+            return await shielded(self._in_turn(name, partial(self._try, name, link, declare)))
+
+    def try_at_once(
+        self, name: str, link: Link, declare: Callable[[], Awaitable[T] | None]
+    ) -> Awaitable[T | None] | None:
+        """Do as `try_to_take`, by a `declare()` that asks the broker before it returns. None, and nothing is done:
+        the broker is asked other things before that, or `declare()` returns None."""
+        if name in self._turns or (asked := declare()) is None:
+            return None
+        return shielded(self._in_turn(name, partial(self._try, name, link, lambda: asked)))
 
     async def ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
         """Ask the broker something about what this lock guards, in the turn of that lock."""
-        return await shielded(self._errands.start(self._ask(name, question)))
+        return await shielded(self._in_turn(name, question))
 
     def give(self, name: str, release: Callable[[Link | None], Awaitable[bool]]) -> None:
         """Give a lock back, without waiting, by `release(link)`, which is told over which link it was taken, if it
         is held here. That raises nothing, and returns False if the lock stays."""
-        self._errands.start(self._give(name, release))
+        self._in_turn(name, partial(self._give, name, release))
 
     async def given(self) -> None:
         """Return when nothing is asked of the broker any more."""
@@ -72,25 +81,33 @@ class Locks:
         """Do nothing any more."""
         await self._errands.cancel()
 
-    def _turn(self, name: str) -> asyncio.Lock:
-        return self._turns.setdefault(name, asyncio.Lock())
+    def _in_turn(self, name: str, question: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
+        """Ask the broker this when it has answered what it was asked for that lock before."""
+        task = self._errands.start(_behind(self._turns.get(name), question))
+        self._turns[name] = task
+        task.add_done_callback(partial(self._has_asked, name))
+        return task
 
-    async def _ask(self, name: str, question: Callable[[], Awaitable[T]]) -> T:
-        async with self._turn(name):
-            return await question()
+    def _has_asked(self, name: str, task: asyncio.Task[Any]) -> None:
+        if self._turns.get(name) is task:
+            del self._turns[name]
 
     async def _try(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
-        async with self._turn(name):
-            self._held[name] = link  # the broker may have given it even if `declare` raises
-            try:
-                found = await declare()
-            except ChannelLockedResource:
-                found = None
-            if not found:
-                del self._held[name]
-            return found
+        self._held[name] = link  # the broker may have given it even if `declare` raises
+        try:
+            found = await declare()
+        except ChannelLockedResource:
+            found = None
+        if not found:
+            del self._held[name]
+        return found
 
     async def _give(self, name: str, release: Callable[[Link | None], Awaitable[bool]]) -> None:
-        async with self._turn(name):
-            if await release(self._held.get(name)):
-                self._held.pop(name, None)
+        if await release(self._held.get(name)):
+            self._held.pop(name, None)
+
+
+async def _behind(other: asyncio.Task[Any] | None, question: Callable[[], Awaitable[T]]) -> T:
+    if other is not None and not other.done():
+        await asyncio.wait([other])
+    return await question()

@@ -23,8 +23,10 @@ from aiormq.exceptions import (
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
 )
+from pamqp.base import Frame
 from pamqp.commands import Basic, Queue
 from pamqp.common import FieldTable
+from pamqp.frame import marshal
 from yarl import URL
 
 from atasks import forks
@@ -32,7 +34,7 @@ from atasks.errors import TransportError
 from atasks.outlast import is_cancelled, outlast, shield
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoAnswer, is_down, map_error, server_name
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
-from atasks.transport.backends.amqp.broker.frames import SOCKETS
+from atasks.transport.backends.amqp.broker.frames import SOCKETS, FrameWriter, takes_frames
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 __all__ = ["Link", "guard", "refused_with_reason", "shielded", "together"]
@@ -40,6 +42,9 @@ __all__ = ["Link", "guard", "refused_with_reason", "shielded", "together"]
 logger = logging.getLogger("atasks.amqp")
 
 T = TypeVar("T")
+
+_Begun = tuple[Channel, FrameWriter]
+"""A channel that is in use, and what writes over it."""
 
 SAID_HERE: Final = (
     "Cancelling cause reader exited abnormally",
@@ -269,22 +274,31 @@ class Link:
         keys: Sequence[str] = (),
         *,
         lock: str = "",
-        also: str = "",
     ) -> tuple[int, int]:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it, in one
         round trip. Returns (messages ready, consumers): messages that a consumer has are not ready.
 
-        `also`: a queue that is bound by the same keys. Loses the link if that is not there: a new one declares it.
-
         `lock`: the queue of a lock that is taken first. Raises ChannelLockedResource if another link has it; then
         nothing else has been done."""
-        try:
-            async with self._spare() as channel:
-                found = await guard(shielded(_declared(channel, name, arguments, exchange, keys, lock, also)))
-        except ChannelNotFoundEntity as error:
-            if also and name not in str(error):
-                self.lose(f"{type(error).__name__}: {error}")
-            raise
+        if lock or keys:
+            return await self._declared(_declarations(name, arguments, exchange, keys, lock), name)
+        async with self._spare() as channel:
+            found = await guard(shielded(channel.queue_declare(name, durable=True, arguments=arguments)))
+        return (found.message_count or 0, found.consumer_count or 0)
+
+    def declare_at_once(
+        self, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], *, lock: str
+    ) -> Awaitable[tuple[int, int]] | None:
+        """Do as `declare_queue`, but what is asked leaves before this returns, whatever else is to be done in this
+        turn of the event loop, unless other frames wait to leave. None: no channel is at hand for that, and
+        nothing is done."""
+        frames = _declarations(name, arguments, exchange, keys, lock)
+        begun = self._begin(frames)
+        return None if begun is None else shielded(self._declared(frames, name, begun))
+
+    async def _declared(self, frames: Sequence[Frame], name: str, begun: _Begun | None = None) -> tuple[int, int]:
+        async with self._behind(frames, begun) as channel:
+            found = await guard(shielded(channel.queue_declare(name, passive=True)))
         return (found.message_count or 0, found.consumer_count or 0)
 
     async def lock(self, lock: str) -> bool:
@@ -312,6 +326,19 @@ class Link:
             self.lose(f"{type(error).__name__}: {error}")
             raise
 
+    def bind_at_once(self, queue: str, exchange: str, key: str) -> Awaitable[None]:
+        """Do as `bind`. What is asked leaves before this returns, if a channel is at hand for that."""
+        frames = [Queue.Bind(queue=queue, exchange=exchange, routing_key=key, nowait=True)]
+        return shielded(self._bound(frames, self._begin(frames)))
+
+    async def _bound(self, frames: Sequence[Frame], begun: _Begun | None) -> None:
+        try:
+            async with self._behind(frames, begun) as channel:
+                await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
+        except ChannelNotFoundEntity as error:
+            self.lose(f"{type(error).__name__}: {error}")
+            raise
+
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Have it come there no more."""
         async with self._spare() as channel:
@@ -322,19 +349,39 @@ class Link:
         async with self._spare() as channel:
             await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
 
+    def _begin(self, frames: Sequence[Frame]) -> _Begun | None:
+        """Write frames over a channel that is at hand. None: there is none."""
+        if self._declaring.locked() or not (self._spares and takes_frames(self._spares[-1])):
+            return None
+        channel = self._spares.pop()
+        return channel, _written(frames, channel)
+
     @asynccontextmanager
-    async def _spare(self) -> AsyncIterator[Channel]:
-        """A channel for a declaration: the broker closes that of one which it refuses."""
+    async def _behind(self, frames: Sequence[Frame], begun: _Begun | None) -> AsyncIterator[Channel]:
+        """A channel over which these frames have left, none of which the broker answers. It takes what comes over
+        a channel in its order; where it refuses something, it closes the channel, and does nothing that comes
+        behind."""
+        async with self._spare(begun and begun[0]) as channel:
+            await (_written(frames, channel) if begun is None else begun[1]).flushed()
+            yield channel
+
+    @asynccontextmanager
+    async def _spare(self, channel: Channel | None = None) -> AsyncIterator[Channel]:
+        """A channel for a declaration, or this one: the broker closes that of one which it refuses."""
         async with self._declaring:
-            self._spares = [channel for channel in self._spares if not channel.is_closed]
-            channel = self._spares.pop() if self._spares else await self.open_channel()
+            if channel is None:
+                self._spares = [spare for spare in self._spares if not spare.is_closed]
+                channel = self._spares.pop() if self._spares else await self.open_channel()
             try:
                 async with refused_with_reason(channel):
                     yield channel
             except BaseException:  # it may wait for the broker's answer still
                 shielded(_close(channel))
                 raise
-            self._spares.append(channel)
+            if len(self._spares) < SPARES:
+                self._spares.append(channel)
+            else:
+                shielded(_close(channel))
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
@@ -410,20 +457,20 @@ async def _connect(attempt: AioPikaConnection) -> None:
         raise
 
 
-async def _declared(
-    channel: Channel, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str, also: str
-) -> Queue.DeclareOk:
-    """Declare and bind. The broker takes what comes over a channel in its order, and answers the last of it; where
-    it refuses something, it closes the channel, and does nothing that comes behind."""
+def _declarations(name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str) -> list[Frame]:
+    """The lock, a queue, and its bindings."""
+    frames: list[Frame] = []
     if lock:
-        await channel.queue_declare(lock, exclusive=True, nowait=True, arguments=LOCK)
-    if not lock and not keys:
-        return await channel.queue_declare(name, durable=True, arguments=arguments)
-    await channel.queue_declare(name, durable=True, nowait=True, arguments=arguments)
-    for key in keys:
-        for queue in (name, also) if also else (name,):
-            await channel.queue_bind(queue, exchange, key, nowait=True)
-    return await channel.queue_declare(name, passive=True)
+        frames.append(Queue.Declare(queue=lock, exclusive=True, nowait=True, arguments=LOCK))
+    frames.append(Queue.Declare(queue=name, durable=True, nowait=True, arguments=arguments))
+    frames += (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
+    return frames
+
+
+def _written(frames: Sequence[Frame], channel: Channel) -> FrameWriter:
+    writer = FrameWriter(channel)
+    writer.write([marshal(frame, channel.number) for frame in frames])
+    return writer
 
 
 @asynccontextmanager
