@@ -193,7 +193,7 @@ async def test_who_may_publish_adds_tokens_to_a_limit(pickling_site: Site, amqp_
         assert isinstance(transport, AMQPTransport)
         places = f"{transport.session.topology.limit('one', None)}.places"
         for _ in range(2):
-            await peer.publish(b"", places)
+            await peer.publish(b"", places, message_id="token")
         await until(lambda: running == 3, "three run")
         gate.set()
         await soon(asyncio.gather(*calls))
