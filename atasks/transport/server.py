@@ -7,7 +7,7 @@ knows nothing else of workers, and imports none: `Worker` is what fulfils this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -219,6 +219,10 @@ class Server(Protocol):
 
     def knows(self, call_id: str) -> bool:
         """Return True if the worker has the call in hand, or has finished it lately."""
+        ...
+
+    def knows_any(self, call_ids: Iterable[str]) -> bool:
+        """Return True if the worker knows one of these calls."""
         ...
 
     def finished(self, call_id: str) -> Reply | End | None:

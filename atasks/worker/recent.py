@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Final
 
 from atasks.wire import Call, End, Reply
@@ -79,23 +80,28 @@ class RecentReplies:
 
     def add(self, call_id: str, reply: Reply | End, owner: str = "") -> None:
         """Remember a reply, and whose the call was; the oldest ones make room."""
-        known = self._replies.pop(call_id, None)
-        if known is not None:
-            self._bytes -= len(known.payload)
-            self._owners.pop(call_id, None)
-        self._replies[call_id] = reply
-        self._bytes += len(reply.payload)
+        replies, owners = self._replies, self._owners
+        kept = self._bytes + len(reply.payload)
+        if call_id in replies:
+            kept -= len(replies.pop(call_id).payload)
+            owners.pop(call_id, None)
+        replies[call_id] = reply
         if owner:
-            self._owners[call_id] = owner
-        while len(self._replies) > self._size or self._bytes > self._max_bytes:
-            name, old = self._replies.popitem(last=False)
-            self._bytes -= len(old.payload)
-            if self._owners:
-                self._owners.pop(name, None)
+            owners[call_id] = owner
+        while len(replies) > self._size or kept > self._max_bytes:
+            name, old = replies.popitem(last=False)
+            kept -= len(old.payload)
+            if owners:
+                owners.pop(name, None)
+        self._bytes = kept
 
     def get(self, call_id: str) -> Reply | End | None:
         """The reply of a call that finished lately, or None."""
         return self._replies.get(call_id)
+
+    def has_any(self, call_ids: Iterable[str]) -> bool:
+        """Return True if one of these calls finished lately."""
+        return not self._replies.keys().isdisjoint(call_ids)
 
     def owner(self, call_id: str) -> str | None:
         """Return the name of the key whose a call is that finished lately; empty: nobody's, None: it did not."""

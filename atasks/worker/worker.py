@@ -60,7 +60,7 @@ from atasks.worker.watchdog import Watchdog
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from atasks.definitions import BaseTask
     from atasks.options import Executor
@@ -376,6 +376,13 @@ class Worker:
     def knows(self, call_id: str) -> bool:
         """Return True if this worker holds the call, or finished it lately."""
         return self.holds(call_id) or self.finished(call_id) is not None
+
+    def knows_any(self, call_ids: Iterable[str]) -> bool:
+        """Return True if this worker holds one of these calls, or finished it lately. A call costs less here than
+        where each is looked for by itself."""
+        finished = self._finished
+        known = not self._held.keys().isdisjoint(call_ids)
+        return known or (finished is not None and finished.has_any(call_ids))
 
     def owner(self, call_id: str) -> str | None:
         """Return `Call.by` of a call that this worker holds or finished lately; None: it knows no such call."""

@@ -97,6 +97,7 @@ def test_whose_a_call_was_is_known_as_long_as_its_reply() -> None:
     replies.add("third", reply(1), "shop")
     assert [replies.owner(call_id) for call_id in ("hers", "third")] == [None, "shop"]
     assert list(replies._owners) == ["third"]
+    assert [replies.has_any(ids) for ids in ([], ["hers", "other"], ["other", "third"])] == [False, False, True]
 
 
 def test_random_use_never_exceeds_the_bounds() -> None:

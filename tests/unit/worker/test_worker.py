@@ -131,6 +131,7 @@ async def test_the_same_call_after_it_finished(namespace: str) -> None:
         assert runs == [1]
         assert site.worker.knows(call.id)
         assert site.worker.finished(call.id) == reply
+        assert [site.worker.knows_any(ids) for ids in (["other", call.id], ["other"])] == [True, False]
 
 
 async def test_a_call_that_was_cancelled_before_it_came(namespace: str, gate: Gate) -> None:

@@ -264,20 +264,22 @@ class Seals:
         others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
         before they came are among neither."""
         request.answer(request.reply_to, UNSEALED)
-        known = [call for call in calls if worker.owner(call.id) is not None]
+        ids = [call.id for call in calls]
         others: set[str] = set()
-        if known:  # they come again, or somebody else wants their replies
+        if worker.knows_any(ids):  # they come again, or somebody else wants their replies
             sealing = message.key if isinstance(message, Opened) else None
-            others = {call.id for call in known if not self._owns(sealing, call.id, worker)}
+            known = filter(worker.knows, ids)
+            others = {call_id for call_id in known if not self._owns(sealing, call_id, worker)}
             calls = [call for call in calls if call.id not in others]
-        admitted, refused = self._admit(message, request, calls, queue)
+            ids = [call.id for call in calls]
+        admitted, refused = self._admit(message, request, calls, ids, queue)
         if others:
             self.count("not allowed", len(others))
             refused += [(call_id, "request refused: its id is that of another call") for call_id in others]
         return admitted, refused
 
     def _admit(
-        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str
+        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], ids: list[str], queue: str
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         if not isinstance(message, Opened):
             for call in calls:
@@ -285,12 +287,13 @@ class Seals:
             return calls, []
         key = owner = message.key
         if _is_fresh(message.issued_ms, CONTROL_SECONDS) and key.is_free:
+            issued_ms = message.issued_ms
             for call in calls:
-                if call.by or call.attempt > 1 or call.sent_ms > message.issued_ms:
+                if call.by or call.attempt > 1 or call.sent_ms > issued_ms:
                     break
             else:  # nothing of them needs a look of its own
                 request.answer(request.reply_to, key.name)
-                self._belong(calls, key.name)
+                self._belong(calls, ids, key.name)
                 return calls, []
         names = {call.by for call in calls} - {""}
         if names and key.serve and len({call.by for call in calls}) == 1:
@@ -319,18 +322,18 @@ class Seals:
             if owner.max_attempts is not None:
                 call.max_attempts = min(call.max_attempts, owner.max_attempts)
             admitted.append(call)
-        self._belong(admitted, owner.name)
+        self._belong(admitted, [call.id for call in admitted], owner.name)
         return admitted, refused
 
-    def _belong(self, calls: list[Call], owner: str) -> None:
-        """Say in each call whose it is, and remember it. Few ask for that, so each call costs next to nothing."""
+    def _belong(self, calls: list[Call], ids: list[str], owner: str) -> None:
+        """Say in each call whose it is, and remember it by their ids. Few ask, so a call costs next to nothing."""
         if not calls:
             return
         for call in calls:
             call.by = owner
         admitted = self._admitted
-        admitted.append(([call.id for call in calls], owner))
-        self._remembered += len(calls)
+        admitted.append((ids, owner))
+        self._remembered += len(ids)
         self._owners = None
         while self._remembered - len(admitted[0][0]) >= OWNERS:
             self._remembered -= len(admitted.popleft()[0])

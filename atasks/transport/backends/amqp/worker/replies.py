@@ -65,8 +65,8 @@ class Replies:
         self.copies = Copies(station)
         """The calls that have gone back to a queue from here, and may come by it."""
         self.refused = RefusedReplies(station.session.outbox.put_now)
-        self._waiting: dict[str | tuple[str, str], list[Answer]] = {}
-        """Reply queue, and the key of their seals if there is one -> the replies of this turn."""
+        self._waiting: dict[str, list[Answer]] = {}
+        """`RequestMessage.caller` -> the replies of this turn."""
         self.reports: dict[str, ReportMessage] = {}
         """Call -> its latest report that is on its way."""
         self._addressees: OrderedDict[str, str] = OrderedDict()
@@ -111,11 +111,12 @@ class Replies:
     def flush(self) -> None:
         """Send the replies of this turn."""
         replies, self._waiting = self._waiting, {}
-        for caller, waiting in replies.items():
-            reply_to, key = (caller, None) if isinstance(caller, str) else caller
+        for waiting in replies.values():
+            to = waiting[0][1]
+            assert to is not None, "each of them settles something"
             for batch in _batches(waiting) if len(waiting) > 1 else (waiting,):
                 mode = max(request.delivery_mode for _, request in batch if request is not None)
-                self.send_replies(reply_to, batch, mode, key)
+                self.send_replies(to.reply_to, batch, mode, to.key)
 
     def send_replies(
         self, reply_to: str, replies: list[Answer], mode: int, key: str | None, alone: bool = False

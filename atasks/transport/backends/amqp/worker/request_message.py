@@ -60,8 +60,8 @@ class RequestMessage:
         self.reply_to = "" if reply_to.startswith(CHANNEL_ADDRESS) else reply_to
         self.key: str | None = None
         """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
-        self.caller: str | tuple[str, str] = self.reply_to
-        """The address of its answers: the reply queue, with the key of the seals for it if there is one."""
+        self.caller = self.reply_to
+        """Whom it is answered to: answers to one caller, under seals of one key, may share a message."""
         self.calls = 1
         """Calls that have not ended."""
         self.unsettled = 1
@@ -79,7 +79,7 @@ class RequestMessage:
         """Have its calls answered there, under the seal of the key of that name."""
         self.reply_to = reply_to
         self.key = key
-        self.caller = reply_to if key is None else (reply_to, key)
+        self.caller = reply_to if key is None else f"{key} {reply_to}"
 
     def carries(self, calls: list[Call], others: int) -> None:
         """These calls came in it, and so many others that are refused."""
