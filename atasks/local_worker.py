@@ -15,6 +15,7 @@ from urllib.parse import quote
 import atasks
 from atasks import forks, logs, process_setup
 from atasks import modules as loader
+from atasks.allocation import keep_freed_memory
 from atasks.errors import AtasksError, TransportError
 from atasks.supervisor.tether import Tether
 from atasks.wire import counted
@@ -34,6 +35,7 @@ def main(socket: str, modules: Sequence[str], uvloop: bool, levels: dict[str, An
     tether = Tether.inherited()
     assert tether is not None, "a supervisor starts it"
     tether.end_with_supervisor(ORPHAN_SECONDS)
+    keep_freed_memory()
     try:
         if (setup := options["process_setup"]) is not None:
             process_setup.run(setup)

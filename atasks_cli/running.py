@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from atasks.allocation import keep_freed_memory
 from atasks.errors import LoadError
 from atasks.process_setup import run as prepare_process
 from atasks.supervisor.tether import Tether
@@ -51,6 +52,8 @@ def run_targets(
             mode, verbosity=verbosity, workers=workers, targets=targets, options=transport_options, **options
         )
         supervised_workers = None if settings.transport == "local" else workers
+        if settings.mode == "server":
+            keep_freed_memory()
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)
         loop_factory = _uvloop() if use_uvloop else None

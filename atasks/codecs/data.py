@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+import copyreg
+import sys
+from typing import Any, Final
 
-__all__ = ["PROTOCOL", "is_data"]
+__all__ = ["PROTOCOL", "is_data", "is_still"]
 
 PROTOCOL: Final = 5
 """That of pickles between processes of one version of Python."""
@@ -12,6 +14,12 @@ _SCALARS: Final = frozenset({bytearray, str, int, float, bool, type(None)})
 _DATA: Final = _SCALARS | {bytes}
 LARGE: Final = 64 * 2**10
 """Bytes of a value that pickle hands on without a copy, to a file."""
+MAX_STILL: Final = 64
+MAX_STILL_DEPTH: Final = 4
+"""Items of a container, and containers in containers, that are looked at: to look at more would cost a copy."""
+NUMBERS: Final = frozenset("biufcSUmM")
+BUILTIN_TYPES: Final = 24
+"""The kinds of NumPy's items that are neither objects nor have parts, and how many types of them are its own."""
 
 
 def is_data(obj: object) -> bool:
@@ -29,3 +37,21 @@ def is_data(obj: object) -> bool:
         if type(value) not in _SCALARS and not (type(value) is bytes and len(value) < LARGE):
             return False
     return not kwargs or _DATA.issuperset(map(type, kwargs.values()))
+
+
+def is_still(obj: Any, depth: int = 0) -> bool:
+    """Return True if pickling the object runs no code of others: it is an array of numbers, or data, or a
+    container with a few of those."""
+    kind = type(obj)
+    if kind in _DATA:
+        return True
+    if kind is tuple or kind is list or kind is dict:
+        few = len(obj) <= MAX_STILL and depth < MAX_STILL_DEPTH
+        if kind is dict:
+            return few and all(type(key) in _DATA for key in obj) and is_still([*obj.values()], depth)
+        return few and all(is_still(item, depth + 1) for item in obj)
+    numpy = sys.modules.get("numpy")
+    if numpy is None or kind is not numpy.ndarray or kind in copyreg.dispatch_table:
+        return False
+    items = obj.dtype
+    return items.kind in NUMBERS and items.num < BUILTIN_TYPES and items.metadata is None

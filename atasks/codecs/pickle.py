@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
-from atasks.codecs.data import is_data
+from atasks.codecs.data import is_data, is_still
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
@@ -72,7 +72,8 @@ class PickleCodec(Codec):
 
 def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes:
     """Pickle the object with such a pickler."""
-    return b"".join(pickled_pieces(obj, pickler, protocol))
+    pieces: list[bytes | memoryview] = []
+    return b"".join(_pieces(obj, pickler, protocol, _StillFile(pieces, obj), pieces))
 
 
 def pickled_pieces(
@@ -81,7 +82,17 @@ def pickled_pieces(
     """The pieces of such a pickle. Large bytes are pieces of their own, themselves, and so is the memory of arrays
     that cannot be written to; of other memory a copy is: the next object may be about to write to it."""
     pieces: list[bytes | memoryview] = []
-    writer = pickler(_File(pieces), protocol)
+    return _pieces(obj, pickler, protocol, _File(pieces), pieces)
+
+
+def _pieces(
+    obj: Any,
+    pickler: Callable[[Any, int], pickle.Pickler],
+    protocol: int,
+    file: _File,
+    pieces: list[bytes | memoryview],
+) -> list[bytes | memoryview]:
+    writer = pickler(file, protocol)
     try:
         writer.dump(obj)
     except Exception as error:
@@ -106,6 +117,28 @@ class _File:
             self._pieces.append(memory if memory.readonly else bytes(memory))
         else:
             self._pieces.append(bytes(piece))  # which are themselves, if they are bytes
+
+
+class _StillFile(_File):
+    """Such a file for pieces that are joined at once. The memory of arrays is a piece itself, if nothing can write
+    to it before the pickle is whole: then it is copied once, and not twice."""
+
+    __slots__ = ("_root", "_still")
+
+    def __init__(self, pieces: list[bytes | memoryview], root: Any) -> None:
+        super().__init__(pieces)
+        self._root = root
+        self._still: bool | None = None
+        """True if pickling the root runs no code but Python's and NumPy's own; None: nobody has looked."""
+
+    def write(self, piece: Any) -> None:
+        if type(piece) is pickle.PickleBuffer:
+            if self._still is None:
+                self._still = is_still(self._root)
+            if self._still:
+                self._pieces.append(piece.raw())
+                return
+        super().write(piece)
 
 
 class Pickler(pickle.Pickler):

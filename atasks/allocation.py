@@ -1,0 +1,36 @@
+"""The memory of a worker process, handed out by the C library: what a large payload leaves stays for the next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Final
+
+__all__ = ["keep_freed_memory"]
+
+M_TRIM_THRESHOLD: Final = -1
+M_MMAP_THRESHOLD: Final = -3
+KEPT_BYTES: Final = 64 * 2**20
+"""Free memory that stays with the process at most, at the end of its heap: as much as the C library comes to by
+itself where it has seen that large blocks come and go."""
+OWN_BLOCK_BYTES: Final = 32 * 2**20
+"""From so many bytes on a block is memory of its own, which goes back to the system at once."""
+
+
+def keep_freed_memory() -> None:
+    """Have this process, which serves calls, keep up to `KEPT_BYTES` of the memory that it frees.
+
+    A call frees its arguments, its result and the pickles of both at its end. glibc gives so much memory back at
+    once, and the system has to hand out each page of it anew, and to clear it, for the next call. Nothing changes
+    where the environment says how it is to be (`GLIBC_TUNABLES`, `MALLOC_..._`), or with another C library.
+    """
+    if sys.platform != "linux" or any(
+        name == "GLIBC_TUNABLES" or (name.startswith("MALLOC_") and name.endswith("_")) for name in os.environ
+    ):
+        return
+    import ctypes  # which other programs need not wait for
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, OWN_BLOCK_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
