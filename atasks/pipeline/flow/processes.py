@@ -46,10 +46,11 @@ DONE = object()
 """The answer if all results are in the shared memory."""
 
 _COMMAND = (
-    "import sys; fds, setup, end, *rest = sys.argv[1:]; "
+    "import gc, sys; gc.disable(); fds, setup, end, *rest = sys.argv[1:]; "
     "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
-    "from atasks.pipeline.flow.child import main; main([*map(int, fds.split())], setup)"
+    "from atasks.pipeline.flow.child import main; gc.freeze(); gc.enable(); main([*map(int, fds.split())], setup)"
 )
+"""The program of a child. What is imported stays, so the garbage collector need not look through it."""
 
 
 def check_picklable(stage: FunctionStage) -> None:

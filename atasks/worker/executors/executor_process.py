@@ -29,12 +29,16 @@ __all__ = ["ExecutorProcess", "Lost"]
 
 # A fresh interpreter, because a fork would copy the worker's connections, locks and threads. The first thing that
 # it reads makes its imports work as they do here. The second one prepares it, because the others import modules.
+# What atasks imports stays: the garbage collector need not look through it.
 _PROGRAM: Final = """\
-import pickle, socket, sys
+import gc, pickle, socket, sys
+gc.disable()
 channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
 sys.path[:], sys.argv[:] = pickle.load(stream)
 from atasks.worker.executors.child import prepare, serve
+gc.freeze()
+gc.enable()
 prepare(channel, pickle.load(stream))
 serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
 """

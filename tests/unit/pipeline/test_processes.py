@@ -6,6 +6,7 @@ import asyncio
 import atexit
 import builtins
 import contextlib
+import gc
 import importlib
 import itertools
 import os
@@ -430,6 +431,14 @@ async def test_a_process_imports_little_before_its_first_item(
     assert "atasks.pipeline.flow.child" in names
     slow = {"asyncio", "inspect", "dataclasses", "json", "msgspec", "cloudpickle", "atasks.codecs.base"}
     assert not names & slow
+
+
+def collects(_: int) -> tuple[bool, bool]:
+    return gc.isenabled(), gc.get_freeze_count() > 0
+
+
+async def test_the_garbage_collector_of_a_process_looks_at_what_calls_make_alone() -> None:
+    assert await ([1] | map(collects, multiprocess=True)) == [(True, True)]
 
 
 async def test_the_end_of_a_process_does_not_hold_up_the_stage_behind_it(tmp_path: Path) -> None:

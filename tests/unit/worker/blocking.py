@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import functools
+import gc
 import math
 import os
 import signal
@@ -37,6 +38,11 @@ class Sized(Exception):
 def note(file: str, text: object) -> None:
     with Path(file).open("a") as lines:
         lines.write(f"{text}\n")
+
+
+@in_process
+def collects() -> tuple[bool, bool]:
+    return gc.isenabled(), gc.get_freeze_count() > 0
 
 
 @in_process

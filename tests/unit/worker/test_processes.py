@@ -58,6 +58,11 @@ async def test_calls_run_beside_each_other_in_processes_that_are_used_again(tmp_
     assert all(map(gone, pids))
 
 
+async def test_the_garbage_collector_looks_at_what_calls_make_alone() -> None:
+    async with serve():
+        assert await soon(blocking.collects()) == (True, True)
+
+
 async def test_the_call_and_carried_variables_are_seen(tmp_path: Path) -> None:
     @atask(namespace=blocking.NAMESPACE)
     async def parent() -> dict[str, Any]:
