@@ -80,7 +80,8 @@ if TYPE_CHECKING:
     from atasks.submitted.schedules import Schedule
     from atasks.sync import connect_sync
     from atasks.tasks import atask
-    from atasks.transport.base import LoopbackTransport, Transport, get_transport
+    from atasks.transport.contract import Transport, get_transport
+    from atasks.transport.loopback import LoopbackTransport
     from atasks.worker.worker import Worker
 
 __all__ = [
@@ -204,7 +205,8 @@ _HOMES = {
     "atasks.submitted.schedules": "Schedule",
     "atasks.sync": "connect_sync",
     "atasks.tasks": "atask",
-    "atasks.transport.base": "LoopbackTransport Transport get_transport",
+    "atasks.transport.contract": "Transport get_transport",
+    "atasks.transport.loopback": "LoopbackTransport",
     "atasks.worker.worker": "Worker",
 }
 """Module -> its public names. It is imported when one of them is used: a program pays for what it uses."""

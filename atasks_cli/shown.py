@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -36,6 +35,8 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     cleaned = [[clean(cell) for cell in row] for row in rows]
     widths = [max(_cells(row[index]) for row in (columns, *cleaned)) for index in range(len(columns))]
     if in_terminal():
+        import shutil  # for a terminal only
+
         room = shutil.get_terminal_size().columns
         _fold(widths, room)
         if sum(widths) + SPACE * (len(widths) - 1) > room:

@@ -239,3 +239,16 @@ def test_a_first_run_over_the_loopback_imports_no_client_library(script: Callabl
         """
     )
     assert output.splitlines() == ["3", "[]"]
+
+
+def test_a_worker_over_rabbitmq_imports_nothing_of_other_transports(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        import atasks_cli.main, atasks.tasks, atasks.worker.worker, atasks.transport.backends.amqp.transport
+        print("aiormq" in sys.modules)
+        others = {"aio_pika", "atasks.transport.loopback", "atasks.transport.backends.local.transport"}
+        print(sorted(others & set(sys.modules)))
+        """
+    )
+    assert output.splitlines() == ["True", "[]"]
