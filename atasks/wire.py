@@ -69,6 +69,8 @@ Id = Annotated[str, Meta(min_length=1, max_length=64)]
 Key = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[ -~]+\Z")]
 """An id that a pattern checks: for fields that few envelopes have."""
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
+CodecName = Annotated[str, Meta(max_length=1024)]
+"""Empty: there is no payload of a codec."""
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 MAX_QUERY: Final = 128 * 2**10
 MAX_QUERY_ANSWER: Final = 2 * 2**20
@@ -161,7 +163,7 @@ class Reply(Struct, array_like=True, tag=2, gc=False):
     id: Id
     status: Count
     payload: bytes
-    codec: str = ""
+    codec: CodecName = ""
     worker: str = ""
     run_us: Count = 0
     """Microseconds from start to end of the run."""
@@ -248,7 +250,7 @@ class Item(Struct, array_like=True, tag=8, gc=False):
     id: Id
     first: Count
     payloads: Annotated[list[bytes], Meta(max_length=65_536)]
-    codec: str = ""
+    codec: CodecName = ""
     worker: str = ""
     """The name of the worker that sends it, and gets the `Credit`."""
     attempt: Count = 1
@@ -512,7 +514,7 @@ def _flaw(envelope: Envelope) -> str | None:
     if isinstance(envelope, (Reply, Item)):
         worker = envelope.worker
     elif isinstance(envelope, End):
-        worker = envelope.reply.worker
+        return _flaw(envelope.reply) if plain(envelope.id) else NOT_PLAIN
     else:
         return None  # its keys were looked at
     names = envelope.id + worker  # both at once, and not by `plain`: every message comes here

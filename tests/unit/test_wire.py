@@ -236,6 +236,20 @@ def test_a_message_over_the_limit_is_not_looked_at() -> None:
     assert salvage(body, len(body) - 1).envelopes == []
 
 
+def test_the_name_of_a_codec_is_bounded() -> None:
+    """An error that names it is as long as the name."""
+    for codec, fits in (("c" * 1024, True), ("c" * 1025, False)):
+        for envelope in (Reply(1, "id", 0, b"", codec), Item(1, "id", 0, [b""], codec)):
+            body = encode([envelope])
+            assert salvage(body).envelopes == [envelope] * fits
+            assert [flaw.id for flaw in salvage(body).bad] == ["id"] * (not fits)
+
+
+def test_the_reply_in_the_end_of_a_stream_has_this_version() -> None:
+    with pytest.raises(DecodeError, match="wire version 2"):
+        decode(encode([End(1, "id", 0, Reply(2, "id", 0, b""))]))
+
+
 @pytest.mark.parametrize("kind", [Cancel, Ask])
 def test_ids_of_one_question_are_bounded(kind: Any) -> None:
     ids = [f"id-{n}" for n in range(1000)]
@@ -262,6 +276,7 @@ def test_ids_and_names_of_workers_are_printable_ascii(text: str) -> None:
         Credit(1, text, 0, 0),
         Item(1, text, 0, []),
         End(1, text, 0, Reply(1, "id", 0, b"")),
+        End(1, "id", 0, Reply(1, text, 0, b"")),
         Claim(1, "id", 2, text, "worker"),
         Claim(1, "id", 2, "copy", text),
         Grant(1, "id", text, True),
