@@ -12,18 +12,18 @@ __all__ = ["Collector"]
 class Collector:
     """Times the collections of this process while it is entered."""
 
-    def __init__(self, threshold: int | None = None) -> None:
-        """`threshold`: so many new objects make it look at the young ones; None: as Python has it."""
+    def __init__(self, oldest: int | None = None) -> None:
+        """`oldest`: so many looks at the younger objects make it look at all of them; None: as Python has it."""
         self.seconds = 0.0
         """CPU seconds that collections took."""
-        self._threshold = threshold
+        self._oldest = oldest
         self._before = gc.get_threshold()
         self._begun = 0.0
 
     def __enter__(self) -> Self:
         gc.collect()
-        if self._threshold is not None:
-            gc.set_threshold(self._threshold, *self._before[1:])
+        if self._oldest is not None:
+            gc.set_threshold(*self._before[:2], self._oldest)
         gc.callbacks.append(self._on_collection)
         return self
 

@@ -121,15 +121,15 @@ async def width() -> None:
     """Does the cost of a call grow with the calls in flight? Medians of three, beside bare asyncio tasks."""
     payload = b"x" * 100
     async with fleet(1, 100) as [worker]:
-        for title, call, threshold in (
+        for title, call, oldest in (
             ("calls", lambda: functions.echo(payload), None),
-            (f"calls, gc.set_threshold({RARELY})", lambda: functions.echo(payload), RARELY),
+            (f"calls, gc.set_threshold(700, 10, {RARELY})", lambda: functions.echo(payload), RARELY),
             ("asyncio tasks that await a future each, and no calls", _Turnstile().wait, None),
         ):
             print(f"{title}\nin flight     per s   CPU us each: client   of that gc   worker   of 500's")
             base = 0.0
             for wide in (500, 5_000, 20_000, 100_000):
-                rows = [await _at_width(wide, call, worker, threshold) for _ in range(3)]
+                rows = [await _at_width(wide, call, worker, oldest) for _ in range(3)]
                 rate, client, collector, other = (statistics.median(column) for column in zip(*rows, strict=True))
                 base = base or client + other
                 print(
@@ -139,16 +139,16 @@ async def width() -> None:
                 )
 
 
-RARELY = 50_000
+RARELY = 200
 
 
 async def _at_width(
-    wide: int, call: Callable[[], Awaitable[Any]], worker: psutil.Process, threshold: int | None
+    wide: int, call: Callable[[], Awaitable[Any]], worker: psutil.Process, oldest: int | None
 ) -> tuple[float, float, float, float]:
     """Calls a second, and CPU microseconds per call: of this process, of its collector, of the worker."""
     calls = max(wide, 50_000)
     client = psutil.Process()
-    with Collector(threshold) as collector:
+    with Collector(oldest) as collector:
         before = cpu(client), cpu(worker)
         seconds = await in_flight(calls, wide, call)
         after = cpu(client), cpu(worker)
