@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import atasks
-from atasks import InvalidName, atask
+from atasks import InvalidName, Limit, atask
 from atasks.pipeline import map
 from atasks.testing import soon
 from atasks.transport.backends.amqp import AMQPTransport
@@ -80,6 +80,37 @@ async def test_queue_of_a_call_and_of_a_worker(amqp_url: str, amqp_leaks: None, 
             with pytest.raises(ValueError, match=TOGETHER):
                 async with atasks.serve(amqp_url, queues=queues, grace=0, **options):
                     pass
+
+
+@pytest.mark.parametrize("key", [None, str])
+async def test_limit_whose_queues_would_have_names_that_are_too_long(
+    amqp_url: str, amqp_leaks: None, prefix: str, key: Any
+) -> None:
+    """Whoever takes a token of it is told so at once, a call of an atask that has it too."""
+    namespace, prefix = f"case-{uuid.uuid4().hex}".ljust(90, "n"), prefix.ljust(100, "p")
+    limit = Limit("l" * 60, at_once=1, key=key, namespace=namespace)
+
+    @atask(namespace=namespace, queue="q", limit=limit)
+    async def echo(n: int) -> int:
+        return n
+
+    @atask(namespace=namespace, queue="q")
+    async def free(n: int) -> int:
+        return n
+
+    async with atasks.serve(amqp_url, namespace=namespace, prefix=prefix, queue="q", queues=["q"], grace=0):
+        for waiting in (echo(1), limit.take() if key is None else limit.of(1).take()):
+            with pytest.raises(InvalidName, match=r"limit 'l+' needs queues with names of up to"):
+                await soon(waiting)
+        assert await soon(free(3)) == 3
+
+
+@pytest.mark.parametrize(("key", "room"), [(None, 77), ("k", 36)])
+def test_longest_names_of_a_limit_fit(key: str | None, room: int) -> None:
+    most = Topology("p" * 100, "n" * room)
+    assert len(f"{most.limit('l' * 60, key and key * 40)}.amendment") == 255
+    with pytest.raises(InvalidName, match="names of up to 256 characters"):
+        Topology("p" * 100, "n" * (room + 1)).limit("l" * 60, key)
 
 
 def test_longest_names_fit() -> None:

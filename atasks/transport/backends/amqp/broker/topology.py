@@ -12,6 +12,7 @@ from aiormq.abc import DeliveredMessage
 
 from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
+from atasks.policies.limit import MAX_KEY
 from atasks.signing import Kind
 from atasks.transport.records.contract import base_of, record_of
 
@@ -34,6 +35,8 @@ UNIQUE_EXPIRES_MS: Final = 24 * 3600 * 1000
 """Milliseconds for which the mark of a `unique` key is kept unused: the call of such a mark waits, or was lost."""
 WATCH_MESSAGES: Final = 1_000
 """Messages, of many events each, that wait for who watches."""
+MAX_BYTES: Final = 255
+"""Bytes of the name of a queue."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
 RESERVED: Final = "amq."
@@ -306,8 +309,16 @@ class Topology:
         return {"x-queue-type": "classic", "x-expires": expires_ms, "x-single-active-consumer": True}
 
     def limit(self, name: str, key: str | None) -> str:
-        """The definition of a limit, or of one value of its key, and the beginning of the names of its tokens."""
-        return f"{self.prefix}.limit.{self.namespace}.{name}" + ("" if key is None else f":{key}")
+        """The definition of a limit, or of one value of its key, and the beginning of the names of its tokens.
+        Raises InvalidName if these are longer than RabbitMQ takes, or would be for the longest value."""
+        whole = f"{self.prefix}.limit.{self.namespace}.{name}"
+        longest = len(whole) + len(".amendment") + (0 if key is None else 1 + MAX_KEY)
+        if longest > MAX_BYTES:
+            raise InvalidName(
+                f"limit {name!r} needs queues with names of up to {longest} characters, and RabbitMQ takes "
+                f"{MAX_BYTES}: shorten its name, prefix {self.prefix!r} or namespace {self.namespace!r}"
+            )
+        return whole if key is None else f"{whole}:{key}"
 
     def work_arguments(self) -> dict[str, Any]:
         """Arguments of work queues and of those beside them."""
