@@ -17,7 +17,7 @@ from benchmarks.harness import Cell, Settings
 
 __all__ = ["as_json", "promises", "table"]
 
-PACKAGES = ("atasks", "msgspec", "aiormq", "pamqp", "uvloop")
+PACKAGES = ("atasks", "msgspec", "aio-pika", "aiormq", "pamqp", "uvloop")
 """Packages of the harness's interpreter whose versions are told; those of the peers are in the systems'
 `requires`."""
 

@@ -32,7 +32,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.broker.frames import takes_frames
-from atasks.transport.backends.amqp.broker.link import SPARES, Link, together
+from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, together
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
@@ -190,7 +190,7 @@ async def test_connection_that_is_closed_while_it_is_opened(
     open_channel = Link._channel
 
     async def too_late(link: Link, index: int) -> Channel:
-        await link._connections[index].close()
+        await _underlay(link._connections[index]).close()
         return await open_channel(link, index)
 
     monkeypatch.setattr(Link, "_channel", too_late)
@@ -359,7 +359,7 @@ async def test_declarations_that_are_given_up_leave_no_channel(
     await transport.connect()
     link = transport.session.link
     assert link is not None
-    channels = link._connections[1].channels
+    channels = _underlay(link._connections[1]).channels
     assert await soon(link.queue_state(transport.session.reply_queue)) == (0, 1)
     before = len(channels)
     for turns in range(12):

@@ -10,9 +10,11 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, TypeVar
 from weakref import ref
 
-from aiormq.abc import AbstractChannel, ConsumerCallback, DeliveredMessage
+import aio_pika
+from aio_pika.abc import AbstractConnection as AioPikaConnection
+from aiormq.abc import AbstractChannel, AbstractConnection, ConsumerCallback, DeliveredMessage
 from aiormq.channel import Channel
-from aiormq.connection import Connection, TCPTransportFactory, TLSTransportFactory, TransportFactory
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPChannelError,
     AMQPError,
@@ -20,7 +22,6 @@ from aiormq.exceptions import (
     ChannelLockedResource,
     ChannelNotFoundEntity,
     ChannelPreconditionFailed,
-    ConnectionClosed,
 )
 from pamqp.base import Frame
 from pamqp.commands import Basic, Queue
@@ -109,12 +110,12 @@ class Link:
     can still acknowledge. `lost` is set when any of the connections or channels closes: then the whole link is.
     But if the broker closes `publish` alone, that is over a message, and costs no more than this channel."""
 
-    def __init__(self, server: str, connections: Sequence[Connection], readers: Sequence[FrameReader]) -> None:
+    def __init__(
+        self, server: str, connections: Sequence[AioPikaConnection], readers: Sequence[FrameReader]
+    ) -> None:
         self.server = server
         """host:port of the broker."""
         self._connections = connections
-        self._closed = False
-        """True once this side has begun to close them."""
         self._readers = readers
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.publish: Channel
@@ -152,30 +153,25 @@ class Link:
         address = URL(url)
         if "heartbeat" not in address.query:
             address = address.update_query(heartbeat=str(HEARTBEAT))
-        opened: list[Connection] = []
+        opened: list[AioPikaConnection] = []
         sockets = [_Sockets(), _Sockets()]
         try:
             for role, factory in zip(("publish", "consume"), sockets, strict=True):
                 properties: FieldTable = {"connection_name": f"{name} {role}"}
-                opened.append(
-                    Connection(
-                        address,
-                        transport_factory=factory,
-                        client_properties=properties,
-                        **_socket_options(address),
-                    )
-                )
+                attempt = aio_pika.Connection(address, client_properties=properties)
+                attempt.kwargs["transport_factory"] = factory
+                opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
             await together(*map(_connect, opened))
             if not LOG_FRAMES:
                 for connection, factory in zip(opened, sockets, strict=True):
-                    SOCKETS[connection] = ref(factory.writer)
+                    SOCKETS[_underlay(connection)] = ref(factory.writer)
             link = cls(server_name(url), opened, [factory.reader for factory in sockets])
             _, link.work, link.inbox = await together(link.open_publish(), link._channel(1), link._channel(1))
         except BaseException:
             await _close_all(opened)
             raise
         for connection in opened:
-            connection.closing.add_done_callback(link._on_closed)
+            _underlay(connection).closing.add_done_callback(link._on_closed)
         return link
 
     async def _channel(self, index: int) -> Channel:
@@ -220,7 +216,7 @@ class Link:
     @property
     def server_version(self) -> tuple[int, ...]:
         """The broker's version, (0,) if it does not say one."""
-        properties = self._connections[0].server_properties or {}
+        properties = _underlay(self._connections[0]).server_properties or {}
         version = properties.get("version", "0")
         text = version.decode() if isinstance(version, bytes) else str(version)
         return tuple(int(part) for part in text.split(".")[:2] if part.isdigit()) or (0,)
@@ -398,10 +394,14 @@ class Link:
 
     async def _opened(self, index: int, confirms: bool, *, on_return_raises: bool = False) -> Channel:
         """Open a channel on one of the connections. If the await is cancelled, the channel closes as soon as it is
-        open."""
-        if self._closed:
+        open.
+
+        It is aiormq's: a connection keeps something of each channel of aio-pika that was closed, and one is opened
+        for each record that is read.
+        """
+        if self._connections[index].transport is None:
             raise ConnectionError("the connection to the broker was lost")
-        connection = self._connections[index]
+        connection = _underlay(self._connections[index])
 
         async def open_next() -> AbstractChannel:
             number = self._next_number(index)  # nothing comes between this and its use
@@ -428,7 +428,7 @@ class Link:
         before it has told the broker that it knows: the broker closes the connection over that, and over a number
         that is too high.
         """
-        connection = self._connections[index]
+        connection = _underlay(self._connections[index])
         most = connection.connection_tune.channel_max or MAX_CHANNELS
         for _ in range(most):
             self._last_numbers[index] = number = self._last_numbers[index] % most + 1
@@ -439,29 +439,13 @@ class Link:
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
         self.lose("closed by this side")
-        self._closed = True
         await _close_all(self._connections)
 
 
-def _socket_options(address: URL) -> dict[str, Any]:
-    """The options in the query of a URL that are asyncio's, for opening a connection; one that is no number is
-    none."""
-    options: dict[str, Any] = {}
-    for name, number in (("interleave", int), ("happy_eyeballs_delay", float)):
-        with suppress(KeyError, ValueError):
-            options[name] = number(address.query[name])
-    return options
-
-
-async def _connect(attempt: Connection) -> None:
+async def _connect(attempt: AioPikaConnection) -> None:
     """Connect. A cancellation waits a little until that has ended: in the middle of it, the client library may
     lose sight of a connection that is open already, and nobody could close it."""
-
-    async def connect() -> None:
-        await attempt.connect()
-        await attempt.ready()
-
-    connecting = asyncio.ensure_future(connect())
+    connecting = asyncio.ensure_future(attempt.connect())
     try:
         await shield(connecting)
     except asyncio.CancelledError:
@@ -555,10 +539,15 @@ async def _named(operation: Awaitable[T]) -> T:
         raise ConnectionError("the connection to the broker was lost") from error
 
 
-async def _close_all(connections: Sequence[Connection]) -> None:
-    async def close(connection: Connection) -> None:
+async def _close_all(connections: Sequence[AioPikaConnection]) -> None:
+    async def close(connection: AioPikaConnection) -> None:
         with suppress(*CLIENT_ERRORS):
             async with asyncio.timeout(CLOSE_SECONDS):
-                await guard(connection.close(ConnectionClosed))
+                await guard(connection.close())
 
     await asyncio.gather(*map(close, connections))
+
+
+def _underlay(connection: AioPikaConnection) -> AbstractConnection:
+    assert connection.transport is not None
+    return connection.transport.connection
