@@ -94,7 +94,7 @@ class CustomCrew(Crew):
                     await admitted(self._windows, (number,))
                 await self.outlet.put(((number,), item))
                 number += 1
-                self.done += 1
+                self.finished += 1
         finally:
             aclose = getattr(made, "aclose", None)
             if aclose is not None:

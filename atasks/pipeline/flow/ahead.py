@@ -4,13 +4,14 @@ the same reason a process is sent several quick calls together."""
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from inspect import isawaitable
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Mark, Token
-from atasks.pipeline.flow.child import ChildMessage, message
+from atasks.pipeline.flow.child import Call, to_call
 from atasks.pipeline.flow.threads import Outcome, Thread, drop
 
 if TYPE_CHECKING:
@@ -30,94 +31,124 @@ been with one call for a while: else the machine is busy."""
 
 
 class Ahead:
-    """Calls a function in a thread, for the item that it is given and then for those that are at hand.
+    """Calls a function in a thread, for the item that it is given and then for those that are at hand, and puts
+    their results into the outlet.
 
-    The event loop is told of each outcome at once if it waits for it. The thread stops, and waits for the next
-    item that it is given, where there is none at hand or no room for one more result, and after a call that has
+    The thread stops where there is no item at hand or no room for one more result, and after a call that has
     raised or has returned an awaitable: the event loop then says what follows.
     """
 
-    def __init__(self, call: Callable[[Any, Lineage], Any], inlet: Inlet, outlet: Channel) -> None:
-        self.tokens: deque[Token] = deque()
-        """Those that the thread has taken, and for which `outcome` was not called yet. There are marks among them,
-        for which it is not called."""
+    def __init__(
+        self,
+        call: Callable[[Any, Lineage], Any],
+        keep: Callable[[Any, Any], Any] | None,
+        inlet: Inlet,
+        outlet: Channel,
+        marks: bool,
+    ) -> None:
+        """`keep`: see `CallingStage`. `marks`: they travel."""
+        self.at: Token = ((), None)
+        """The item of the last call."""
+        self.waits = False
+        """The result of the last call is to be awaited."""
+        self.put = 0
+        """Calls whose results the thread has put."""
         self._call = call
+        self._keep = keep
         self._inlet = inlet
         self._outlet = outlet
+        self._marks = marks
         self._loop = asyncio.get_running_loop()
-        self._outcomes: deque[Outcome] = deque()
-        """Those of the calls behind which the thread goes on."""
-        self._job: asyncio.Future[Outcome] | None = None
-        """The calls that the thread makes. The result is the outcome of the last call."""
-        self._bell: asyncio.Future[None] | None = None
-        """Set while the event loop waits for an outcome."""
+        self._told = False
+        """The event loop has been told to wake those that wait, and has not done it."""
         self._over = False
-        self.has_place = False
-        """There is a place in the outlet for the outcome that was returned last."""
+
+    @property
+    def has_place(self) -> bool:
+        """There is a place in the outlet for the result of the last call: see `Channel.places`."""
+        return False
+
+    def next_sent(self) -> Token | None:
+        """Return the item that has to be the next one, and give the place up for the result before it."""
+        return None
 
     async def outcome(self, thread: Thread, value: Any, lineage: Lineage) -> Outcome:
-        """Return what became of the call for the next of `tokens`, or for an item that was taken elsewhere."""
-        if self.has_place:  # the stage has put it there meanwhile
-            self.has_place = False
-            self._outlet.places.pop()
-            if self._outlet.putters:
-                self._outlet.wake_putter()
-        if self._job is None:
-            self._job = thread.submit(self._run, value, lineage)
-            self._job.add_done_callback(self._ended)
+        """Call the function for this item and for others. Return what became of the call for the last one, which
+        is `at`. One that `waits` is as it was returned, and any other one is what the stage keeps."""
+        self.at, self.waits = (lineage, value), False
+        job = thread.submit(self._run, self.at)
         try:
-            while not self._outcomes:
-                if self._job.done():  # all other outcomes came before
-                    job, self._job = self._job, None
-                    return job.result()
-                self._bell = self._loop.create_future()
-                if not self._outcomes:
-                    await self._bell
+            return await job
         except asyncio.CancelledError:
             self._over = True
-            if self._job is not None and not self._job.cancel():
-                drop(self._job.result())
+            if not job.cancel():
+                drop(job.result())
             raise
-        self.has_place = True
-        return self._outcomes.popleft()
+        finally:
+            self._wake()  # the thread may have put results and not told, or have given up a place
 
-    def _run(self, value: Any, lineage: Lineage) -> Any:
-        """Run in the thread."""
+    def _run(self, token: Token) -> Any:
+        """Run in the thread. The result is that of the last call."""
+        call, keep, marks, outlet = self._call, self._keep, self._marks, self._outlet
+        out, places, takers, putters, others = (
+            outlet.items,
+            outlet.places,
+            outlet.takers,
+            outlet.putters,
+            self._inlet.putters,
+        )
+        # Of this class no object is to be awaited. To ask that of each result costs more than a quick call.
+        known: type | None = None
         while True:
-            result = self._call(value, lineage)
-            if inspect.isawaitable(result) or (token := self._next()) is None:
-                return result
-            self._outcomes.append((True, result))
-            self._tell()
+            self.at = token
             lineage, value = token
-            del token, result
+            if type(value) is Mark:
+                result: Any = value
+            else:
+                result = call(value, lineage)
+                if type(result) is not known:
+                    if isawaitable(result):
+                        self.waits = True
+                        return result
+                    known = None if type(result) is GeneratorType else type(result)
+                if keep is not None:
+                    result = keep(value, result)
+            following = self._next()
+            if following is None:
+                return result
+            if marks or type(result) is not Mark:
+                out.append((lineage, result))
+            places.pop()
+            if type(value) is not Mark:
+                self.put += 1
+            token = following
+            del result
+            if (takers or putters or others) and not self._told and not self.has_place:  # else more follow at once
+                self._tell()
 
     def _next(self) -> Token | None:
-        """Take the next item, and the marks before it, if there is room for the outcome of the call that ended."""
-        places, out = self._outlet.places, self._outlet.items
-        places.append(None)
-        while not self._over and len(out) + len(places) <= self._outlet.capacity:
+        """Take the next token, if there is one, and a place for the result of the call that ended."""
+        outlet = self._outlet
+        outlet.places.append(None)
+        if not self._over and not outlet.ended and len(outlet.items) + len(outlet.places) <= outlet.capacity:
             token = self._inlet.pull()
-            if token is None:
-                break
-            self.tokens.append(token)
-            if type(token[1]) is not Mark:
+            if token is not None:
                 return token
-        places.pop()
+        outlet.places.pop()
         return None
 
     def _tell(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            try:
-                self._loop.call_soon_threadsafe(_ring, bell)
-            except RuntimeError:  # the loop has closed: nobody wants more
-                self._over = True
+        self._told = True
+        try:
+            self._loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop has closed: nobody wants more
+            self._over = True
 
-    def _ended(self, job: object) -> None:
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            _ring(bell)
+    def _wake(self) -> None:
+        self._told = False
+        self._outlet.wake_takers()
+        self._outlet.wake_putters()
+        self._inlet.wake_putters()
 
 
 class ProcessAhead(Ahead):
@@ -125,73 +156,111 @@ class ProcessAhead(Ahead):
     quick.
 
     What the process has not begun goes back to the inlet, so that any worker takes it: when a call has failed,
-    when the process has died, when results are large, and when a call takes long. The event loop is given the
-    outcomes until then. Items keep their room in the inlet until they have begun.
+    when the process has died, when results are large, and when a call takes long. Results are put until then.
+    Items keep their room in the inlet until they have begun.
     """
 
-    def __init__(self, process: Callable[[], Process], inlet: Inlet, outlet: Channel) -> None:
-        super().__init__(self._ask, inlet, outlet)
+    def __init__(self, process: Callable[[], Process], *args: Any) -> None:
+        super().__init__(self._ask, *args)
         self._process = process
         self._seconds = self._bytes = float("inf")
         """The seconds and the bytes that a call takes: too many rather than too few, and at first they are not
         known."""
+        self._outcomes: Iterator[Outcome] = iter(())
+        """Those of the calls that were sent together."""
         self._sent: deque[Token] = deque()
-        """Tokens that the inlet has lent, and that have neither begun nor gone back."""
-        self._begun = 0
+        """Tokens that the inlet has lent, and that have neither begun nor gone back. Each has a place in the
+        outlet for the result of the one before it, and so has each of `_begun`."""
+        self._begun: deque[Token] = deque()
+        """Tokens of calls that have begun, in whose turn `_outcomes` has what became of them."""
+        self._settled = 0
         """Tokens that were lent and have begun, of which the inlet was not told."""
         self._gave_back = False
         """The event loop has to take the next item: one that was given back, before those behind it."""
 
+    @property
+    def has_place(self) -> bool:
+        return bool(self._begun)
+
+    def next_sent(self) -> Token | None:
+        if not self._begun:
+            return None
+        self._outlet.places.pop()
+        self._outlet.wake_putter()
+        return self._begun.popleft()
+
+    def _next(self) -> Token | None:
+        if self._begun:
+            return self._begun.popleft()
+        return None if self._gave_back or self._process().ended else super()._next()
+
     def _ask(self, value: Any, lineage: Lineage) -> Any:
-        """Have the process call the function for this item, and for others. Return the last result, or raise."""
-        self._gave_back = False
-        process = self._process()
-        calls = [message(ChildMessage.CALL, value, lineage)]
-        try:
-            refused = self._add(calls)
-            returned, result = self._called(process, calls, refused)
-        finally:
-            self._give_back()
+        """Return the result of the process, or raise: for an item that was sent already, or for this one, which is
+        sent now together with others."""
+        outcome = next(self._outcomes, None)
+        if outcome is None:
+            self._outcomes = self._called(value, lineage)
+            outcome = next(self._outcomes)
+        returned, result = outcome
         if returned:
             return result
         try:
             raise result
         finally:
-            del result, refused  # no cycle through this frame
+            del result, outcome  # no cycle through this frame
 
-    def _called(self, process: Process, calls: list[list[bytes | memoryview]], refused: Outcome | None) -> Outcome:
-        """Make the calls, emit all outcomes but the last one, and return that. `refused`: that of another item,
-        behind the calls."""
-        outcomes: deque[Outcome] = deque()
-        left = len(calls)
-        process.call_all(calls)
-        while left > 1 and process.is_slow(STALLED):
-            taken, some = process.take_back()
+    def _called(self, value: Any, lineage: Lineage) -> Iterator[Outcome]:
+        """Have the process call the function for this item and for others, and yield what became of it, one by
+        one. The token behind an outcome is in `_begun` by then."""
+        self._gave_back = False
+        process = self._process()
+        calls = [to_call(value, lineage)]
+        try:
+            refused = self._add(calls)  # the outcome of another item, behind the calls
+            left = len(calls)
+            sent = process.call_all(calls)
+            outcomes: deque[Outcome] = deque()
+            while left > 1 and process.is_slow(STALLED):
+                taken, some = process.take_back()
+                outcomes.extend(some)
+                if taken:
+                    self._give_back(taken + (refused is not None))
+                    refused = None
+                ended = min(len(outcomes), left - taken - 1)  # the last one waits for the answer of the process
+                left -= taken + ended
+                self._begin(ended)
+                for _ in range(ended):
+                    yield outcomes.popleft()
+                if taken:
+                    break
+            some, last = process.answer_all()
             outcomes.extend(some)
-            if taken:
-                self._give_back(taken + (refused is not None))
-                refused = None
-            left -= taken + self._emit(outcomes, left - taken - 1)
-            if taken:
-                break
-        some, last = process.answer_all()
-        outcomes.extend(some)
-        if last is not None and len(outcomes) < left:  # else it has died behind the last one
-            outcomes.append(last)
-        done = len(calls) - left + len(outcomes)
-        if refused is not None and done == len(calls) and outcomes[-1][0]:
-            outcomes.append(refused)
-        size = max(sum(len(piece) for call in calls for piece in call) / len(calls), process.answered / done)
-        self._measure(process.seconds / done, size)
-        self._emit(outcomes, len(outcomes) - 1)
-        return outcomes.pop()
+            if last is not None and len(outcomes) < left:  # else it has died behind the last one
+                outcomes.append(last)
+            done = len(calls) - left + len(outcomes)
+            if refused is not None and done == len(calls) and outcomes[-1][0]:
+                outcomes.append(refused)
+            self._measure(process.seconds / done, max(sent / len(calls), process.answered / done))
+            self._begin(len(outcomes) - 1)
+        finally:
+            self._give_back()
+        while outcomes:
+            yield outcomes.popleft()
+
+    def _begin(self, calls: int) -> None:
+        """So many more calls have begun."""
+        while calls:
+            token = self._sent.popleft()
+            self._settled += 1
+            self._begun.append(token)
+            calls -= type(token[1]) is not Mark
 
     def _measure(self, seconds: float, size: float) -> None:
         if self._seconds != float("inf"):
             seconds, size = max(seconds, (self._seconds + seconds) / 2), max(size, (self._bytes + size) / 2)
         self._seconds, self._bytes = max(seconds, 1e-9), size
 
-    def _add(self, calls: list[list[bytes | memoryview]]) -> Outcome | None:
+    def _add(self, calls: list[Call]) -> Outcome | None:
         """Add calls that are at hand, where the results of those before them have room. Return what is raised for
         an item behind them that cannot be sent."""
         inlet, outlet = self._inlet, self._outlet
@@ -207,29 +276,12 @@ class ProcessAhead(Ahead):
                 break
             self._sent.append(token)
             lineage, value = token
-            if type(value) is Mark:
-                places.pop()
-                continue
-            try:
-                calls.append(message(ChildMessage.CALL, value, lineage))
-            except Exception as error:
-                return False, error
+            if type(value) is not Mark:
+                try:
+                    calls.append(to_call(value, lineage))
+                except Exception as error:
+                    return False, error
         return None
-
-    def _emit(self, outcomes: deque[Outcome], most: int) -> int:
-        """Give so many outcomes, behind each of which another call has begun, to the event loop, or as many as
-        there are. Return their number."""
-        number = 0
-        while outcomes and number < most:
-            token = self._sent.popleft()
-            self._begun += 1
-            self.tokens.append(token)
-            if type(token[1]) is not Mark:
-                self._outcomes.append(outcomes.popleft())
-                number += 1
-        if number:
-            self._tell()
-        return number
 
     def _give_back(self, items: int | None = None) -> None:
         """Give the last ones of so many items back, or all that have not begun."""
@@ -238,26 +290,18 @@ class ProcessAhead(Ahead):
         while self._sent and number != items:
             back.appendleft(self._sent.pop())
             number += type(back[0][1]) is not Mark
-        begun, self._begun = self._begun, 0
+        begun, self._settled = self._settled, 0
         if not back and not begun:
             return
         self._gave_back = self._gave_back or bool(back)
 
         def settle() -> None:
             self._inlet.settle(begun, back)
-            for _ in range(number):
+            for _ in back:
                 self._outlet.places.pop()
-                self._outlet.wake_putter()
+            self._outlet.wake_putters()
 
         try:
             self._loop.call_soon_threadsafe(settle)
         except RuntimeError:  # the loop has closed: nobody wants more
             self._over = True
-
-    def _next(self) -> Token | None:
-        return None if self._gave_back or self._process().ended else super()._next()
-
-
-def _ring(bell: asyncio.Future[None]) -> None:
-    if not bell.done():
-        bell.set_result(None)

@@ -58,6 +58,9 @@ class Inlet(Protocol):
     def wake_putter(self) -> None:
         """Let one of `putters` go on, if there is room."""
 
+    def wake_putters(self) -> None:
+        """Let all of `putters` go on for which there is room."""
+
     def stop(self) -> None:
         """Nothing will be taken any more: end at once all that produces for it. May be called again."""
 
@@ -66,7 +69,8 @@ class Channel:
     """Tokens on their way from one stage to the next, at most `capacity` of them.
 
     With capacity 0 a token is put only while somebody waits for it. The end and the error come behind all tokens.
-    Not safe for threads, but that tokens may be taken from `items` by other threads.
+    Not safe for threads, but that tokens may be taken from `items` by other threads, and be put there: whoever
+    does has the event loop wake those that wait for it.
     """
 
     called = False
@@ -105,6 +109,8 @@ class Channel:
                 return token
             waiter = self.loop.create_future()
             self.takers.append(waiter)
+            if self.items:  # another thread has put one meanwhile, and may not have seen this one wait
+                self.wake_taker()
             if self.putters:
                 self.wake_putter()
             try:
@@ -141,8 +147,12 @@ class Channel:
             self.items.extendleft(reversed(back))
         for _ in range(len(self.takers)):
             self.wake_taker()
-        for _ in range(begun):
-            self.wake_putter()
+        self.wake_putters()
+
+    def wake_takers(self) -> None:
+        """Let as many of `takers` look again as there are items."""
+        for _ in range(min(len(self.items), len(self.takers))):
+            self.wake_taker()
 
     def wake_taker(self) -> None:
         """Let one of `takers` look again."""
@@ -179,6 +189,7 @@ class Channel:
         while not self.has_room():
             waiter = self.loop.create_future()
             self.putters.append(waiter)
+            self.wake_putter()  # another thread may have taken one meanwhile, and not have seen this one wait
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -204,6 +215,11 @@ class Channel:
                 if not waiter.done():
                     waiter.set_result(None)
                     return
+
+    def wake_putters(self) -> None:
+        free = self.capacity - len(self.items) - len(self.places)
+        for _ in range(int(min(len(self.putters), free))):
+            self.wake_putter()
 
     # -- the end
 

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import copy_context
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from atasks import forks, logs
 from atasks.codecs.data import PROTOCOL, is_data
@@ -38,7 +38,20 @@ if TYPE_CHECKING:
     from atasks.pipeline.flow.channel import Lineage
     from atasks.pipeline.flow.invocation import Invocation
 
-__all__ = ["GRACE", "STREAM", "ChildLink", "ChildMessage", "Incoming", "SharedResults", "load", "main", "message"]
+__all__ = [
+    "GRACE",
+    "STREAM",
+    "Call",
+    "ChildLink",
+    "ChildMessage",
+    "Incoming",
+    "SharedResults",
+    "load",
+    "main",
+    "message",
+    "to_call",
+    "together",
+]
 
 PAUSE: Final = 0.005
 """Seconds in which a call that has others behind it has to end, when the parent asks for those."""
@@ -75,6 +88,7 @@ BUFFER: Final = 1 << 16
 _HEADER: Final = struct.Struct("!Q")
 _SIZE: Final = struct.Struct("=I")
 _SECONDS: Final = struct.Struct("=d")
+_FIXED: Final = frozenset({str, bytes, int, float, bool, type(None)})
 TAKEN: Final = struct.Struct("=II")
 """The answer to a parent that takes calls back: how many it gets, and the bytes of the results so far."""
 
@@ -82,12 +96,32 @@ TAKEN: Final = struct.Struct("=II")
 def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> list[bytes | memoryview]:
     """The pickle of a message with a value, which mostly is an item or a result: its pieces. Raises what
     `to_pieces` raises."""
-    content = kind.value, value, lineage
+    content = kind._value_, value, lineage  # `value` is a function of Python
     if is_data(value):
         return [pickle.dumps(content, PROTOCOL)]
     from atasks.pipeline.flow.pickling import to_pieces  # when it is first needed: it imports a lot
 
     return to_pieces(content)
+
+
+Call: TypeAlias = "tuple[Any, Lineage] | list[bytes | memoryview]"
+"""A call that is sent together with others: an item that cannot change, with its lineage, or a message."""
+
+
+def to_call(value: Any, lineage: Lineage) -> Call:
+    """Return the call for an item. Raises what `to_pieces` raises."""
+    if type(value) in _FIXED and is_data(value):
+        return value, lineage  # one pickle has it and others: no call can change what another one gets
+    return message(ChildMessage.CALL, value, lineage)
+
+
+def together(calls: Sequence[Call]) -> list[bytes | memoryview]:
+    """Return the message of all these calls."""
+    if len(calls) > 1:
+        content = [call if isinstance(call, tuple) else b"".join(call) for call in calls]
+        return [pickle.dumps((ChildMessage.CALLS.value, content, ()), PROTOCOL)]
+    call = calls[0]
+    return message(ChildMessage.CALL, *call) if isinstance(call, tuple) else call
 
 
 class Incoming:
@@ -374,7 +408,7 @@ class _Child:
             self._link.send(answer)
             del answer
 
-    def _call_all(self, sent: list[bytes]) -> list[bytes | memoryview]:
+    def _call_all(self, sent: list[bytes | tuple[Any, Lineage]]) -> list[bytes | memoryview]:
         """Make the calls that were sent together, until one has failed or has a result for which there is no room
         in the memory, and return the answer."""
         waiting, results = self._waiting, self._results
@@ -465,14 +499,14 @@ class _Child:
                     raise RuntimeError("the stream has failed")
 
 
-def _read(sent: list[bytes]) -> list[bytes | tuple[Any, Lineage]]:
+def _read(sent: list[bytes | tuple[Any, Lineage]]) -> list[bytes | tuple[Any, Lineage]]:
     """Read calls that were sent together. One that cannot be read stays as it is until its turn, and so do those
     behind it."""
     calls: list[bytes | tuple[Any, Lineage]] = []
     with importing():
         for each in sent:
             try:
-                calls.append(pickle.loads(each)[1:])
+                calls.append(pickle.loads(each)[1:] if isinstance(each, bytes) else each)
             except Exception:
                 return calls + sent[len(calls) :]
     return calls

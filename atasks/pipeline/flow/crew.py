@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextvars import Context, copy_context
 from functools import partial
@@ -20,6 +21,7 @@ from atasks.pipeline.flow.ordering import Admission, admitted
 from atasks.pipeline.flow.runners import ApartRunner
 
 if TYPE_CHECKING:
+    from atasks.pipeline.flow.ahead import Ahead
     from atasks.pipeline.flow.engine import Engine
     from atasks.pipeline.flow.runners import LoopRunner
     from atasks.pipeline.stages.functions import CallingStage
@@ -45,15 +47,22 @@ class Crew(ABC):
         self.outlet = outlet
         self.size = 0
         """Workers that have been started."""
-        self.done = 0
-        """Items that the stage is done with."""
+        self.aheads: list[Ahead] = []
+        """Those of its workers that take items by themselves."""
+        self.finished = 0
+        """Other items that it is done with."""
         self.dropped = 0
-        """Those of them that it has dropped for an error."""
+        """Items that it has dropped for an error."""
         self.total: int | None = None
         """The number of items in all, if that is known."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._stopping = False
         outlet.add_producer(self.stop)
+
+    @property
+    def done(self) -> int:
+        """Items that the stage is done with."""
+        return self.finished + sum(ahead.put for ahead in self.aheads)
 
     def start(self) -> None:
         """Start the first worker, or more."""
@@ -168,7 +177,8 @@ class FunctionCrew(Crew):
             elif self.stage.branch:
                 await self._branch(runner)
             else:
-                await self._items(runner)
+                ahead = runner.ahead(self.inlet, self.outlet, marks=bool(self.windows))
+                await (self._items(runner) if ahead is None else self._behind(runner, ahead))
             hurry = self.outlet.error is not None
         finally:
             await self._dismiss(runner, hurry)
@@ -187,9 +197,8 @@ class FunctionCrew(Crew):
     async def _items(self, runner: LoopRunner) -> None:
         """One call after the other, each with one result."""
         stage, inlet, outlet = self.stage, self.inlet, self.outlet
-        ready = runner.at_hand(inlet, outlet)
+        ready: deque[Token] = inlet.items if runner.ready is None else deque()
         out, capacity, takers, putters = outlet.items, outlet.capacity, outlet.takers, inlet.putters
-        places = outlet.places
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
         limit = self._limit
@@ -199,7 +208,7 @@ class FunctionCrew(Crew):
         beats, pause = 0, monotonic() + PATIENCE
         self._idle -= 1
         while True:
-            token: Token | None = ready.popleft() if ready else await take()
+            token = ready.popleft() if ready else await take()
             if token is None:
                 return
             if putters:
@@ -218,11 +227,11 @@ class FunctionCrew(Crew):
                     if not await self._skips(error, lineage, value):
                         return
                     result = GAP
-                self.done += 1
+                self.finished += 1
                 if has_changed(clean):
                     simple, call, clean = None, ApartRunner(runner, clean).call, copy_context()
             if marks or type(result) is not Mark:
-                if len(out) + len(places) >= capacity and not runner.has_place:
+                if len(out) >= capacity:
                     await outlet.room()
                 out.append((lineage, result))
                 if takers:
@@ -231,6 +240,33 @@ class FunctionCrew(Crew):
             if not beats & 15 and monotonic() > pause:
                 await asyncio.sleep(0)
                 pause = monotonic() + PATIENCE
+
+    async def _behind(self, runner: LoopRunner, ahead: Ahead) -> None:
+        """Like `_items`, for items behind which a thread does not go on by itself."""
+        outlet, marks = self.outlet, bool(self.windows)
+        call, clean = runner.call, copy_context()
+        self.aheads.append(ahead)
+        self._idle -= 1
+        while (token := ahead.next_sent() or await self._take(runner.ready)) is not None:
+            self.inlet.wake_putter()
+            if not self._idle and self.size < self._limit:
+                self.hire()
+            try:
+                result = await call(token[1], token[0])
+                lineage, value = ahead.at
+            except BaseException as error:
+                lineage, value = ahead.at
+                if not await self._skips(error, lineage, value):
+                    return
+                result = GAP
+            self.finished += type(value) is not Mark
+            if _has_changed(clean):
+                call, clean = ApartRunner(runner, clean).call, copy_context()
+            if marks or type(result) is not Mark:
+                if not ahead.has_place:
+                    await outlet.room()
+                outlet.items.append((lineage, result))
+                outlet.wake_takers()
 
     async def _take(self, ready: Callable[[], Coroutine[Any, Any, None]] | None) -> Token | None:
         self._idle += 1
@@ -301,7 +337,7 @@ class FunctionCrew(Crew):
                 call, clean = ApartRunner(runner, clean).stream, copy_context()
             if failed is not None and not await self._skips(failed, lineage, value):
                 return
-            self.done += 1
+            self.finished += 1
             if self.windows:
                 await self.outlet.put(((*lineage, children), END))
 
@@ -355,7 +391,7 @@ class FunctionCrew(Crew):
                 if self.windows and not self.stage.branch:
                     await self.outlet.put(((index,), GAP))
                 return
-        self.done += 1
+        self.finished += 1
 
     async def _emit_joined(self, stream: AsyncIterator[Any]) -> None:
         """All workers of a join count what they emit together: the order is that in which items came."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atasks.pipeline.flow.channel import Channel, Inlet
@@ -103,12 +104,16 @@ class Engine:
                 if not isinstance(error, Exception):
                     raise
 
+        def end(task: asyncio.Task[None], future: concurrent.futures.Future[T]) -> None:
+            if future.cancelled():
+                self.call_soon(task.cancel)
+
         def start() -> None:
             if self.closed:
                 future.cancel()
             else:
                 task = self.spawn(run())
-                future.add_done_callback(lambda _: self.call_soon(task.cancel))
+                future.add_done_callback(partial(end, task))
 
         try:
             self.loop.call_soon_threadsafe(start)

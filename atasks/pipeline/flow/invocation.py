@@ -107,7 +107,10 @@ class Invocation:
                 named = {**named, "element_index": lineage}
             return function(*positional, **named)
 
-        return call
+        def call_plain(item: Any, lineage: Lineage) -> Any:
+            return function(item) if type(item) is not Start else call(item, lineage)
+
+        return call_plain if self.is_plain(state, info) else call
 
     def is_plain(self, state: Mapping[str, Any], info: WorkerInfo | None) -> bool:
         """Return True if the function is called with the item and nothing else."""

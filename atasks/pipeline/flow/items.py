@@ -62,6 +62,8 @@ class SyncItems:
         self._inlet = inlet
         self.lineage: Lineage | None = None
         """The lineage of the latest value."""
+        self._told = False
+        """The event loop has been told to wake those that wait for room, and has not done it."""
 
     def __iter__(self) -> SyncItems:
         return self
@@ -74,8 +76,9 @@ class SyncItems:
             except IndexError:
                 token = self._wait()
             else:
-                if inlet.putters:
-                    self._engine.call_soon(inlet.wake_putter)
+                if inlet.putters and not self._told:
+                    self._told = True
+                    self._engine.call_soon(self._wake)
             if token is None:
                 self.at_end = True
                 if inlet.error is not None:
@@ -84,6 +87,10 @@ class SyncItems:
             if type(token[1]) is not Mark:
                 self.lineage = token[0]
                 return token[1]
+
+    def _wake(self) -> None:
+        self._told = False
+        self._inlet.wake_putters()
 
     def _wait(self) -> Token | None:
         try:

@@ -14,21 +14,22 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
-from atasks.codecs.data import PROTOCOL
 from atasks.errors import PipelineError
 from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
 from atasks.pipeline.flow.arguments import WorkerInfo
-from atasks.pipeline.flow.channel import Channel, Inlet, Lineage
+from atasks.pipeline.flow.channel import Lineage
 from atasks.pipeline.flow.child import (
     GRACE,
     STREAM,
     TAKEN,
+    Call,
     ChildLink,
     ChildMessage,
     Incoming,
     SharedResults,
     load,
     message,
+    together,
 )
 from atasks.pipeline.flow.invocation import WORKER_INFO, wanted_names
 from atasks.pipeline.flow.items import SyncItems
@@ -119,16 +120,14 @@ class Process:
         """Call the function for an item, or for a stream, and return its result."""
         return self._ask(ChildMessage.CALL, value, lineage)
 
-    def call_all(self, calls: list[list[bytes | memoryview]]) -> None:
-        """Send messages of calls, which `answer_all` answers."""
+    def call_all(self, calls: list[Call]) -> int:
+        """Send calls, which `answer_all` answers. Return the number of bytes."""
         assert self._results is not None
         self._results.clear()
         self._read_to = SharedResults.BEGIN
-        if len(calls) == 1:
-            self._send_message(calls[0])
-        else:
-            together = [b"".join(call) for call in calls]
-            self._send_message([pickle.dumps((ChildMessage.CALLS.value, together, ()), PROTOCOL)])
+        sent = together(calls)
+        self._send_message(sent)
+        return sum(map(len, sent))
 
     def is_slow(self, seconds: float) -> bool:
         """Return True if there is no answer after so many seconds."""
@@ -314,8 +313,8 @@ class ProcessRunner(ThreadRunner):
         self._process = Process(stage, self.info)
         self.ready = self._replace
 
-    def ahead(self, inlet: Inlet, outlet: Channel) -> Ahead:
-        return ProcessAhead(lambda: self._process, inlet, outlet)
+    def _made_ahead(self, *args: Any) -> Ahead:
+        return ProcessAhead(lambda: self._process, *args)
 
     async def start(self) -> None:
         await self._thread.call(self._process.start)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from atasks.pipeline.flow.ahead import Ahead
 from atasks.pipeline.flow.arguments import WorkerInfo
-from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Token
+from atasks.pipeline.flow.channel import Channel, Inlet, Lineage
 from atasks.pipeline.flow.invocation import Start, call_hook, iterator_of
 from atasks.pipeline.flow.threads import Thread, report_failure
 
@@ -72,11 +72,6 @@ class LoopRunner:
         self._started = False
         self._call: Callable[[Any, Lineage], Any]
 
-    @property
-    def has_place(self) -> bool:
-        """There is a place in the outlet for the result of the last call: see `Channel.places`."""
-        return False
-
     async def start(self) -> None:
         """Run `on_start`, if there is one. Raises what it raises."""
         stage = self.stage
@@ -93,13 +88,10 @@ class LoopRunner:
         if stage.timeout is None and stage.is_coroutine and stage.invocation.is_plain(self._state, self.info):
             self.simple = stage.function
 
-    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
-        """Return the tokens for which `call` is called without waiting, before another one is taken.
-
-        A thread takes tokens from the inlet itself, behind the call that it was given, while the outlet has room
-        for their results: here they are then, in the order in which it calls the function for them.
-        """
-        return inlet.items if self.ready is None else deque()
+    def ahead(self, inlet: Inlet, outlet: Channel, *, marks: bool) -> Ahead | None:
+        """Return what takes items from the inlet by itself, and puts results into the outlet, while `call` is
+        called for an item; None: nothing does. If it is there, `call` returns what the stage keeps."""
+        return None
 
     async def close(self, *, hurry: bool) -> None:
         """Run `on_done`, if `on_start` has succeeded, and end. In a hurry nothing waits for what still runs."""
@@ -290,30 +282,28 @@ class ThreadRunner(LoopRunner):
         """The context of the item that is worked on."""
         self._ahead: Ahead | None = None
 
-    def at_hand(self, inlet: Inlet, outlet: Channel) -> deque[Token]:
-        if self.stage.timeout is not None:  # then the event loop has to know when each call begins
-            return super().at_hand(inlet, outlet)
-        self._ahead = self.ahead(inlet, outlet)
-        return self._ahead.tokens
+    def ahead(self, inlet: Inlet, outlet: Channel, *, marks: bool) -> Ahead | None:
+        if self.stage.timeout is None:  # else the event loop has to know when each call begins
+            self._ahead = self._made_ahead(self.stage.keep, inlet, outlet, marks)
+        return self._ahead
 
-    def ahead(self, inlet: Inlet, outlet: Channel) -> Ahead:
-        """Return what calls the function for items that are at hand."""
-        return Ahead(self._call_once, inlet, outlet)
-
-    @property
-    def has_place(self) -> bool:
-        return self._ahead is not None and self._ahead.has_place
+    def _made_ahead(self, *args: Any) -> Ahead:
+        return Ahead(self._call_once, *args)
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
-        if self._ahead is None:
+        ahead = self._ahead
+        if ahead is None:
             return await super().call(value, lineage)
         try:
-            returned, result = await self._ahead.outcome(self._thread, value, lineage)
+            returned, result = await ahead.outcome(self._thread, value, lineage)
         except asyncio.CancelledError:
             self._given_up()
             raise
         if returned:
-            return await self._settled(result)
+            if not ahead.waits:
+                return result
+            result = await result
+            return result if self.stage.keep is None else self.stage.keep(ahead.at[1], result)
         try:
             raise result
         finally:

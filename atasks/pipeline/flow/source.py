@@ -190,6 +190,9 @@ class _SourceInlet:
     def wake_putter(self) -> None:
         """Nobody puts anything here."""
 
+    def wake_putters(self) -> None:
+        """Nobody puts anything here."""
+
     def stop(self) -> None:
         if not self.ended:
             self.ended = True

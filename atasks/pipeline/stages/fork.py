@@ -93,7 +93,7 @@ class _ForkCrew(Crew):
                 for entry in self._entries:
                     await entry.put(token)
                 if type(token[1]) is not Mark:
-                    self.done += 1
+                    self.finished += 1
                 if depth is not None:
                     end = ((*token[0], len(self._entries)), END)
                     await self.outlet.put(token if _passes_by(token, depth) else end)

@@ -81,7 +81,7 @@ class _OrderedCrew(_SequencingCrew):
         while (token := await self.inlet.take()) is not None:
             for ready in window.sequencer.push(token):
                 if type(ready[1]) is not Mark:
-                    self.done += 1
+                    self.finished += 1
                     await outlet.put(ready)
                 elif marks:
                     await outlet.put(ready)
@@ -128,7 +128,7 @@ class _CollectCrew(Crew):
         while (token := await self.inlet.take()) is not None:
             if type(token[1]) is not Mark:
                 tokens.append(token)
-                self.done += 1
+                self.finished += 1
         if self.inlet.error is None:
             tokens.sort(key=itemgetter(0))
             await self.outlet.put(((0,), [value for _, value in tokens]))
@@ -162,7 +162,7 @@ class _BatchCrew(_SequencingCrew):
                     if not self._batch and self._seconds is not None:
                         self._due = self.engine.loop.time() + self._seconds
                     self._batch.append(value)
-                    self.done += 1
+                    self.finished += 1
                     if len(self._batch) == self._size:
                         await self._emit()
             window.moved()

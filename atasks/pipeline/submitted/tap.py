@@ -94,6 +94,9 @@ class _TapInlet:
     def wake_putter(self) -> None:
         pass  # `take` of the other inlet does
 
+    def wake_putters(self) -> None:
+        pass
+
     def stop(self) -> None:
         if self._keeping is not None:
             self._keeping.cancel()

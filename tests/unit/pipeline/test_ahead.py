@@ -8,10 +8,36 @@ from typing import Any
 
 import pytest
 
-from atasks.pipeline import map, ordered
+from atasks.pipeline import filter, map, ordered
+from atasks.pipeline.flow.runners import ThreadRunner
 from atasks.testing import until
 
 LONG = 60
+
+
+class Neither:
+    """Has no truth value."""
+
+    def __bool__(self) -> bool:
+        raise ValueError("neither")
+
+
+class Awaitable:
+    """Must not be awaited."""
+
+    def __await__(self) -> Any:
+        raise AssertionError("it was awaited")
+
+
+def neither(x: int) -> Any:
+    return Neither() if x % 50 == 0 else x % 3
+
+
+def later_true(x: object) -> Any:
+    async def true() -> bool:
+        return True
+
+    return true()
 
 
 async def test_items_that_wait_cost_no_hop_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +53,44 @@ async def test_items_that_wait_cost_no_hop_each(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
     assert await (range(2000) | map(abs) | map(abs)) == list(range(2000))
     assert hops < 2000
+
+
+async def test_items_that_wait_cost_the_event_loop_nothing_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread puts their results itself."""
+    calls = 0
+    call = ThreadRunner.call
+
+    async def counted(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return await call(*args)
+
+    monkeypatch.setattr(ThreadRunner, "call", counted)
+    assert await (range(2000) | map(abs) | map(abs)) == list(range(2000))
+    assert calls < 1000
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 3}, {"multiprocess": True}])
+async def test_a_result_that_is_neither_true_nor_false_costs_its_own_item(options: Any) -> None:
+    dropped = []
+    run = range(300) | filter(neither, skip_errors=True, on_error=lambda x, error: dropped.append(x), **options)
+    found = [item async for item in run | ordered()]
+    assert found == [x for x in range(300) if x % 3 and x % 50]
+    assert dropped == [x for x in range(300) if x % 50 == 0] or options.get("workers", 1) > 1
+    assert len(dropped) == 6
+
+
+async def test_all_calls_are_counted_whoever_puts_their_results() -> None:
+    states: list[Any] = []
+    run = range(500) | map(abs, workers=3) | filter(bool)
+    await run.options(progress=states.append)
+    assert [(state.name, state.done) for state in states[-1]] == [("abs", 500), ("bool", 500)]
+
+
+async def test_an_awaitable_that_a_filter_lets_pass_is_not_awaited() -> None:
+    items = [Awaitable() for _ in range(100)]
+    assert await (items | filter(bool)) == items
+    assert await (items | filter(later_true)) == items
 
 
 async def test_a_result_does_not_wait_for_the_next_item() -> None:

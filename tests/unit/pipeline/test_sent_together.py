@@ -231,6 +231,35 @@ async def test_a_process_has_not_begun_more_than_a_thread_would(tmp_path: Path) 
     await run.aclose()
 
 
+def grown(x: Any) -> int:
+    x += b"1"
+    return len(x)
+
+
+async def test_calls_do_not_share_what_they_change() -> None:
+    """Though one object is the item of many calls that are sent together."""
+    item = bytearray(3)
+    assert await ([item] * 300 | map(grown, multiprocess=True)) == [4] * 300
+
+
+async def test_results_of_all_kinds_keep_their_order_among_those_that_are_to_be_awaited() -> None:
+    found = await (range(300) | map(sometimes_awaitable, multiprocess=True))
+    assert found == list(range(300))
+
+
+class Later:
+    def __init__(self, x: int) -> None:
+        self.x = x
+
+    def __await__(self) -> Iterator[Any]:
+        yield from asyncio.sleep(0).__await__()
+        return self.x
+
+
+def sometimes_awaitable(x: int) -> Any:
+    return Later(x) if x % 40 == 7 else x
+
+
 def doubled(x: bytes) -> bytes:
     return x * 2
 
