@@ -22,15 +22,18 @@ def keep_freed_memory() -> None:
 
     A call frees its arguments, its result and the pickles of both at its end. glibc gives so much memory back at
     once, and the system has to hand out each page of it anew, and to clear it, for the next call. Nothing changes
-    where the environment says how it is to be (`GLIBC_TUNABLES`, `MALLOC_..._`), or with another C library.
+    where the environment says how it is to be (`GLIBC_TUNABLES`, `MALLOC_..._`), with another C library,
+    or where Python has no `ctypes`.
     """
     if sys.platform != "linux" or any(
         name == "GLIBC_TUNABLES" or (name.startswith("MALLOC_") and name.endswith("_")) for name in os.environ
     ):
         return
-    import ctypes  # which other programs need not wait for
+    try:
+        import ctypes  # which other programs need not wait for
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, OWN_BLOCK_BYTES)
-        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        mallopt = ctypes.CDLL(None).mallopt
+    except (ImportError, OSError, AttributeError):  # a Python without it, or another C library
+        return
+    mallopt(M_MMAP_THRESHOLD, OWN_BLOCK_BYTES)
+    mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

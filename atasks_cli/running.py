@@ -52,8 +52,6 @@ def run_targets(
             mode, verbosity=verbosity, workers=workers, targets=targets, options=transport_options, **options
         )
         supervised_workers = None if settings.transport == "local" else workers
-        if settings.mode == "server":
-            keep_freed_memory()
         offered = settings.for_aiomain()
         given = parse_options(pairs, offered)
         loop_factory = _uvloop() if use_uvloop else None
@@ -65,6 +63,8 @@ def run_targets(
             if tether is None:
                 return supervise(settings, supervision, command)
             supervised = Supervised(tether, supervision)
+        if settings.mode == "server":
+            keep_freed_memory()
         if process_setup is not None:
             _prepare(process_setup)
         aiomains = find(runner.load_all(targets, settings), offered, given)

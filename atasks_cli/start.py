@@ -14,11 +14,13 @@ def main() -> None:
         from atasks_cli.health import main as health
 
         sys.exit(health(sys.argv[2:]))
+    collects = gc.isenabled()
     gc.disable()  # what is imported stays: looking through it again and again takes a tenth of the time
     try:
         from atasks_cli.main import main as command_line
     except KeyboardInterrupt:  # a Ctrl-C while it begins
         sys.exit(130)
     gc.freeze()
-    gc.enable()
+    if collects:
+        gc.enable()
     command_line()

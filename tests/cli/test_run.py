@@ -430,3 +430,11 @@ def test_a_module_without_logging_of_its_own_has_the_command_s(shell: Shell) -> 
     ]
     verbose = [line.split(" ", 2)[2] for line in shell.run("run", "tasks.py", "-v").err.splitlines()]
     assert {"INFO shop: loading", "INFO shop: running", "WARNING shop: warned"} <= set(verbose)
+
+
+def test_garbage_is_not_collected_where_python_begins_so(shell: Shell) -> None:
+    shell.write("tasks.py", "import gc\n\nasync def aiomain():\n    print(gc.isenabled())\n")
+    assert shell.run("run", "tasks.py", "--url", "loopback:").out == "True\n"
+    shell.write("sitecustomize.py", "import gc\n\ngc.disable()\n")
+    done = shell.run("run", "tasks.py", "--url", "loopback:", env={"PYTHONPATH": str(shell.directory)})
+    assert done.out == "False\n"

@@ -215,6 +215,14 @@ def test_uvloop_in_every_worker(app: App) -> None:
     app.end(supervisor)
 
 
+def test_only_processes_that_serve_load_what_tunes_their_memory(app: App) -> None:
+    supervisor = app.supervise("--workers", "2")
+    loaded = [any("_ctypes" in mapped.path for mapped in process.memory_maps()) for process in workers(supervisor)]
+    own = any("_ctypes" in mapped.path for mapped in psutil.Process(supervisor.process.pid).memory_maps())
+    assert (loaded, own) == ([True, True], False)
+    app.end(supervisor)
+
+
 # -- what cannot serve
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 
 import pytest
 
 import atasks
 from atasks import atask
+from atasks.allocation import keep_freed_memory
 
 NAMESPACE = "allocation"
 PAGE = resource.getpagesize()
@@ -42,3 +44,27 @@ async def test_a_worker_keeps_the_memory_of_large_payloads(monkeypatch: pytest.M
     assert await new_memory(20) < 0.5
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", str(2**20))
     assert await new_memory(20) > 1
+
+
+async def test_a_worker_serves_where_python_reaches_no_library_of_c(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text('import sys\n\nsys.modules["_ctypes"] = None\n')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with atasks.local(workers=1, modules=[__name__], namespace=NAMESPACE):
+        assert await same(b"served") == b"served"
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError])
+def test_memory_stays_as_it_is_with_a_library_that_cannot_be_asked(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def refuse(name: str | None) -> None:
+        asked.append(name)
+        raise error
+
+    monkeypatch.setattr("ctypes.CDLL", refuse)
+    keep_freed_memory()
+    assert asked == [None]

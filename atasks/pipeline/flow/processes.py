@@ -47,9 +47,10 @@ DONE = object()
 """The answer if all results are in the shared memory."""
 
 _COMMAND = (
-    "import gc, sys; gc.disable(); fds, setup, end, *rest = sys.argv[1:]; "
+    "import gc, sys; collects = gc.isenabled(); gc.disable(); fds, setup, end, *rest = sys.argv[1:]; "
     "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
-    "from atasks.pipeline.flow.child import main; gc.freeze(); gc.enable(); main([*map(int, fds.split())], setup)"
+    "from atasks.pipeline.flow.child import main; gc.freeze(); collects and gc.enable(); "
+    "main([*map(int, fds.split())], setup)"
 )
 """The program of a child. What is imported stays, so the garbage collector need not look through it."""
 

@@ -32,13 +32,15 @@ __all__ = ["ExecutorProcess", "Lost"]
 # What atasks imports stays: the garbage collector need not look through it.
 _PROGRAM: Final = """\
 import gc, pickle, socket, sys
+collects = gc.isenabled()
 gc.disable()
 channel = socket.socket(fileno=int(sys.argv[1]))
 stream = channel.makefile("rb")
 sys.path[:], sys.argv[:] = pickle.load(stream)
 from atasks.worker.executors.child import prepare, serve
 gc.freeze()
-gc.enable()
+if collects:
+    gc.enable()
 prepare(channel, pickle.load(stream))
 serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
 """

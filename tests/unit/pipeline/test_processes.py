@@ -441,6 +441,14 @@ async def test_the_garbage_collector_of_a_process_looks_at_what_calls_make_alone
     assert await ([1] | map(collects, multiprocess=True)) == [(True, True)]
 
 
+async def test_a_process_whose_python_begins_without_a_garbage_collector_stays_without_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import gc\n\ngc.disable()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert await ([1] | map(collects, multiprocess=True)) == [(False, True)]
+
+
 async def test_the_end_of_a_process_does_not_hold_up_the_stage_behind_it(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     seen = tmp_path / "seen"

@@ -15,8 +15,10 @@ import pytest
 import atasks
 from atasks import ATask, CallTimeout
 from atasks.options import Executor
+from atasks.router import get_router
 from atasks.tasks import atask
 from atasks.testing import PATIENCE, soon, until
+from atasks.transport.loopback import LoopbackTransport
 from atasks.worker.worker import Worker
 from tests.unit.serving import happened, idle, serve
 
@@ -87,13 +89,13 @@ async def test_one_that_is_cancelled_or_too_late_never_starts(namespace: str, ro
 
 async def test_a_drain_gives_back_what_waits_for_a_place(namespace: str, room: Room) -> None:
     async with atasks.connect("loopback:", namespace=namespace) as transport:
-        assert isinstance(transport, atasks.transport.base.LoopbackTransport)
-        first = Worker(atasks.router.get_router(namespace), transport, threads=1)
+        assert isinstance(transport, LoopbackTransport)
+        first = Worker(get_router(namespace), transport, threads=1)
         await first.start()
         tasks = await filled(room, first, 2)
         drain = asyncio.create_task(first.drain(PATIENCE))
         await until(lambda: first.held == 1)
-        second = Worker(atasks.router.get_router(namespace), transport, threads=3)
+        second = Worker(get_router(namespace), transport, threads=3)
         await second.start()
         await until(lambda: len(room.inside) == 3)
         room.open.set()

@@ -63,6 +63,15 @@ async def test_the_garbage_collector_looks_at_what_calls_make_alone() -> None:
         assert await soon(blocking.collects()) == (True, True)
 
 
+async def test_a_process_whose_python_begins_without_a_garbage_collector_stays_without_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import gc\n\ngc.disable()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with serve():
+        assert await soon(blocking.collects()) == (False, True)
+
+
 async def test_the_call_and_carried_variables_are_seen(tmp_path: Path) -> None:
     @atask(namespace=blocking.NAMESPACE)
     async def parent() -> dict[str, Any]:
