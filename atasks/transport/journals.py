@@ -42,6 +42,8 @@ class Entries:
     """The ids of calls that were sent: they may wait, run, or have ended."""
     spent: set[str] = field(default_factory=set)
     """The ids of calls that ended otherwise: whoever makes one of them again needs another id."""
+    messages: int = 0
+    """All that is in it, also what is not believed; 0 where nothing counts that."""
 
     def add(self, reply: Reply) -> None:
         """Keep a reply. The first one of an id counts."""

@@ -31,7 +31,7 @@ from atasks.current import serving
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.frames import takes_frames
+from atasks.transport.backends.amqp.broker.frames import WRITE_BYTES, FrameWriter, takes_frames
 from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, together
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
@@ -446,3 +446,36 @@ async def test_a_channel_that_the_broker_closes_while_events_leave(amqp_url: str
         assert not link.lost.done(), link.lost.result()
     finally:
         await link.close()
+
+
+@pytest.mark.parametrize("first", ["ask", "close"])
+async def test_a_channel_that_is_asked_for_while_the_link_closes_is_none(amqp_url: str, first: str) -> None:
+    link = await Link.open([amqp_url], "closing", 10)
+    works = [link.open_channel(), link.close()]
+    asked = [asyncio.ensure_future(work) for work in (works if first == "ask" else works[::-1])]
+    await asyncio.wait(asked)
+    (error,) = [each.exception() for each in asked if each.exception() is not None]
+    assert isinstance(error, ConnectionError)
+
+
+class Stuck:
+    """A channel whose frames nobody takes from the queue of the client library any more."""
+
+    def __init__(self) -> None:
+        self.connection = self
+        self.number = 1
+        self.channels = {1: self}
+        self.write_queue: asyncio.Queue[object] = asyncio.Queue(10)
+        self.closing = asyncio.get_running_loop().create_future()
+
+
+async def test_what_nothing_takes_any_more_is_not_waited_for_once_its_channel_closes() -> None:
+    channel: Any = Stuck()
+    writer = FrameWriter(channel)
+    writer.write([b"frame"] * 10)
+    writer.write([b"x" * WRITE_BYTES] * 20)
+    flushed = asyncio.ensure_future(writer.flushed())
+    await asyncio.wait([flushed], timeout=0.1)
+    assert not flushed.done()
+    channel.closing.set_result(None)
+    await soon(flushed)

@@ -12,7 +12,7 @@ import pytest
 import atasks
 from atasks import atask
 from atasks.connection import use
-from atasks.errors import CallConnectionLost, WorkerLost
+from atasks.errors import CallConnectionLost, UnknownRun, WorkerLost
 from atasks.options import MAX_DELAY, TaskOptions
 from atasks.submitted.submit import unique_id
 from atasks.testing import soon, until
@@ -248,6 +248,28 @@ async def test_the_key_of_a_submitter_that_died_before_it_wrote_is_taken_over(
         result = await soon(handles[0])
         assert noted == [result]
         assert not (await soon(once.submit("later"))).new
+
+
+async def test_a_record_that_is_written_right_after_the_last_look_for_it_tells_its_id(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted.clear()
+    read, looks = AMQPRecords.read, 0
+
+    async def read_too_early(self: AMQPRecords, call_id: str, *, any_generation: bool = False) -> Record:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise UnknownRun("nothing is in it yet")
+        return await read(self, call_id, any_generation=any_generation)
+
+    async with atasks.serve(amqp_url, prefix=prefix), atasks.connect(amqp_url, prefix=prefix):
+        once = note.options(unique="once")
+        first = await soon(once.submit("first"))
+        monkeypatch.setattr("atasks.transport.backends.amqp.records.HOLDER_SECONDS", 0.0)
+        monkeypatch.setattr(AMQPRecords, "read", read_too_early)
+        second = await soon(once.submit("second"))
+        assert (second.id, second.new) == (first.id, False)
 
 
 async def test_a_key_is_not_taken_from_a_call_that_waits_without_a_record(amqp_url: str, prefix: str) -> None:

@@ -18,7 +18,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.wire import Call, Reply
-from tests.amqp.journals import gone, journal_queue
+from tests.amqp.journals import gone, journal_queue, messages_in
 from tests.amqp.peer import Peer
 
 CALL = 1
@@ -249,6 +249,28 @@ async def test_a_copy_of_a_step_does_not_begin_when_the_journal_knows_nothing_of
         assert not second.held
         assert len(copies.inner_ids) == 1
         copies.end.set()
+        assert await soon(running) == 3
+
+
+async def test_a_copy_of_which_the_journal_knows_nothing_leaves_what_the_run_of_the_call_needs(
+    site: Site, peer: Peer, looks: Looks
+) -> None:
+    copies = TwoCopies(site, peer)
+    copies.end.set()
+    async with site.open(serve=False):
+        await site.serve(queues=["outer", "steps"])
+        await site.serve(queues=["inner"])
+        running = asyncio.create_task(copies.outer())
+        await until(lambda: copies.halfway, "the call has made its first step")
+        own = journal_queue(site, copies.inner_ids[0])
+        before = await messages_in(site, own)
+        await empty(site, copies.journal())
+        await site.serve(queues=["inner"])
+        while not looks.over:
+            await copies.send_copy()
+            await sleep(0.3)
+        assert before == await messages_in(site, own) == 2
+        copies.halfway[0].set()
         assert await soon(running) == 3
 
 

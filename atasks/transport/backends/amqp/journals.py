@@ -127,6 +127,8 @@ class AMQPJournals(Journals):
         asked = self._locks.try_at_once(name, link, partial(self._declare_at_once, name, link))
         if asked is not None:
             self._hastened[name] = link, asked
+            # Whoever opens the journal may not come to look at that.
+            asyncio.ensure_future(asked).add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def open(self, name: str, owner: str) -> Entries:
         is_new = name not in self._open

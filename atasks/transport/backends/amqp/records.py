@@ -214,21 +214,26 @@ class AMQPRecords(Records):
         """The id of the call that has the key of this one; what is the same in both ids, if it has no record: then
         it may run, or wait, for longer than its record was kept. None: its record is empty, so nobody has sent
         it."""
-        pause = HOLDER_PAUSE
+        name, pause, last = self._session.topology.kept(call_id), HOLDER_PAUSE, False
         while True:
             try:
                 record = await self.read(call_id, any_generation=True)
             except UnknownRun:  # it has none, or not yet
-                if pause >= HOLDER_SECONDS:
-                    break
-                await asyncio.sleep(pause)
-                pause *= 2
+                if last:
+                    return _nameless(call_id)
             else:
                 self.see_to(record)
                 return record.id
-        name = self._session.topology.kept(call_id)
-        state = await self._links.do(lambda link: link.queue_state(name))
-        return None if state is not None and not state[0] else _nameless(call_id)
+            if pause >= HOLDER_SECONDS:
+                state = await self._links.do(lambda link: link.queue_state(name))
+                if state is None:
+                    return _nameless(call_id)
+                if not state[0]:
+                    return None
+                last = True  # it was written since that look
+            else:
+                await asyncio.sleep(pause)
+                pause *= 2
 
     async def _let_go(self, call_id: str) -> None:
         """The call with this `unique` key has ended, or was not submitted."""
@@ -299,7 +304,7 @@ class AMQPRecords(Records):
     async def entries(self, name: str) -> Entries:
         """The contents of a journal. Under seals, what workers put into it counts. Raises UnknownRun."""
         messages = await self._reader.messages(name)
-        entries, seals = Entries(), self._session.seals
+        entries, seals = Entries(messages=len(messages)), self._session.seals
         place = self._session.topology.place("", self._session.topology.kept(name))
         for message in messages if seals is None else seals.from_workers(messages, place):
             for envelope in _envelopes(message.body):

@@ -73,8 +73,14 @@ class FrameWriter:
         return not self._waiting
 
     async def _feed(self) -> None:
+        channel = self._channel
         while not self._fill():
-            await self._channel.write_queue.join()
+            if channel.closing.done():  # nothing takes from its queue any more
+                self._waiting.clear()
+            else:
+                taken = asyncio.ensure_future(channel.write_queue.join())
+                await asyncio.wait((taken, channel.closing), return_when=asyncio.FIRST_COMPLETED)
+                taken.cancel()
         self._feeder = None
 
     def _next(self) -> ChannelFrame:

@@ -362,7 +362,7 @@ class Link:
         a channel in its order; where it refuses something, it closes the channel, and does nothing that comes
         behind."""
         async with self._spare(begun and begun[0]) as channel:
-            await (_written(frames, channel) if begun is None else begun[1]).flushed()
+            await guard((_written(frames, channel) if begun is None else begun[1]).flushed())
             yield channel
 
     @asynccontextmanager
@@ -549,5 +549,6 @@ async def _close_all(connections: Sequence[AioPikaConnection]) -> None:
 
 
 def _underlay(connection: AioPikaConnection) -> AbstractConnection:
-    assert connection.transport is not None
+    if connection.transport is None:
+        raise ConnectionError("the connection to the broker was lost")
     return connection.transport.connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
@@ -36,6 +36,7 @@ LONGEST_PAUSE: Final = 60.0
 UNKNOWN_PAUSE: Final = 1.0
 FRESH_SECONDS: Final = 0.1
 """For so long a call is believed not to have ended."""
+EMPTIED: Final = "emptied"
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
 
@@ -87,7 +88,8 @@ class KeptCalls:
             delivery.reply(ended)  # once more: whoever sent the call again may have missed it
         elif ended:
             delivery.drop()
-            self._station.worker.over(call)
+            if ended is not EMPTIED:  # else it may run elsewhere, and need what a run leaves
+                self._station.worker.over(call)
         elif self._stopped and again:
             delivery.requeue()
         elif self._stopped:
@@ -122,10 +124,15 @@ class KeptCalls:
         kept = delivery.request.reply_to == self._station.session.topology.stored
         return self._station.store if kept else None
 
-    async def _has_ended(self, call: Call, delivery: CallDelivery, again: bool) -> bool | Reply:
+    async def _has_ended(
+        self, call: Call, delivery: CallDelivery, again: bool
+    ) -> bool | Reply | Literal["emptied"]:
         """Return True if the record of the call says that it has ended, or if the journal of the call that makes
-        it is gone with that, or has lost it; the reply, if it is in that journal. A call without a record runs.
-        While the database is away calls run too, but for those that were delivered before: they may have run."""
+        it is gone with that; the reply, if it is in that journal. A call without a record runs. While the
+        database is away calls run too, but for those that were delivered before: they may have run.
+
+        A journal with nothing in it has been emptied, since it had a note of the call: a broker may be killed over
+        the deletion of a queue."""
         store = self._store(delivery)
         if store is not None:
             return await store.has_ended(call, patient=again)
@@ -136,8 +143,7 @@ class KeptCalls:
                 entries = await self._station.journals.entries(journal)
             except UnknownRun:
                 return True
-            # One that knows nothing of the call has been emptied: a broker may die over the deletion of a queue.
-            return entries.replies.get(call.id, call.id not in entries.sent)
+            return entries.replies.get(call.id, False) if entries.messages else EMPTIED
         name = topology.kept(call.id)
         state = None if link is None else await link.queue_state(name)
         if state is None or state[0] == 1:  # there is nothing but the call in it
