@@ -185,9 +185,11 @@ class FunctionCrew(Crew):
 
     async def _dismiss(self, runner: LoopRunner, hurry: bool) -> None:
         try:
-            await runner.close(hurry=hurry)
-            for left in runner.left:
-                self.engine.outlast(left, None)
+            try:
+                await runner.close(hurry=hurry)
+            finally:
+                for left in runner.left():
+                    self.engine.spawn(left)
         except BaseException as error:
             if not hurry or not self.is_own(error):
                 raise
@@ -199,6 +201,7 @@ class FunctionCrew(Crew):
         stage, inlet, outlet = self.stage, self.inlet, self.outlet
         ready: deque[Token] = inlet.items if runner.ready is None else deque()
         out, capacity, takers, putters = outlet.items, outlet.capacity, outlet.takers, inlet.putters
+        places = outlet.places
         simple, call = None if inlet.called else runner.simple, runner.call
         keep, marks = stage.keep, bool(self.windows)
         limit = self._limit
@@ -231,7 +234,7 @@ class FunctionCrew(Crew):
                 if has_changed(clean):
                     simple, call, clean = None, ApartRunner(runner, clean).call, copy_context()
             if marks or type(result) is not Mark:
-                if len(out) >= capacity:
+                if len(out) + len(places) >= capacity:
                     await outlet.room()
                 out.append((lineage, result))
                 if takers:
@@ -346,14 +349,14 @@ class FunctionCrew(Crew):
     ) -> tuple[int, BaseException | None]:
         """Emit the children of an item: how many there were, and what ended them too early."""
         outlet, windows = self.outlet, self.windows
-        out, capacity = outlet.items, outlet.capacity
+        out, places, capacity = outlet.items, outlet.places, outlet.capacity
         number, pause = first, monotonic() + PATIENCE
         try:
             async for child in stream:
                 token = ((*lineage, number), child)
                 if windows:
                     await admitted(windows, token[0])
-                if len(out) >= capacity:
+                if len(out) + len(places) >= capacity:
                     await outlet.room()
                 out.append(token)
                 if outlet.takers:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any
 
 from atasks import forks, interpreters, logs, modules, process_setup
@@ -313,6 +313,8 @@ class ProcessRunner(ThreadRunner):
         super().__init__(stage, index)
         self._process = Process(stage, self.info)
         self.ready = self._replace
+        self._ending: asyncio.Future[Any] | None = None
+        """Done when the process has ended that has nothing else to do."""
 
     def _made_ahead(self, *args: Any) -> Ahead:
         return ProcessAhead(lambda: self._process, *args)
@@ -337,9 +339,12 @@ class ProcessRunner(ThreadRunner):
             ended = thread.submit(process.reap)
             thread.close()
             if finished:
-                self.left = (ended,)
+                self._ending = ended
             else:
                 await _gone(process, ended)
+
+    def left(self) -> list[Coroutine[Any, Any, None]]:
+        return [] if self._ending is None else [_gone(self._process, self._ending)]
 
     async def _invoke(self, function: Callable[..., Any], *args: Any) -> Any:
         try:

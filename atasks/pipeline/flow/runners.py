@@ -57,9 +57,6 @@ def next_or_end(iterator: Iterator[Any]) -> Any:
 class LoopRunner:
     """Runs coroutine functions, atasks, pipelines, and plain functions that are `inline`: on the event loop."""
 
-    left: Sequence[asyncio.Future[Any]] = ()
-    """Done when nothing is left of what was closed: the run ends after that, and the next stage need not wait."""
-
     def __init__(self, stage: FunctionStage, index: int) -> None:
         self.stage = stage
         self.info = WorkerInfo(stage.name, index)
@@ -98,6 +95,11 @@ class LoopRunner:
         if self._started and self.stage.on_done is not None:
             self._started = False
             await self._settled(await self._run_hook(self.stage.on_done, self._state))
+
+    def left(self) -> list[Coroutine[Any, Any, None]]:
+        """Return coroutines that return when nothing is left of what was closed, or could not be closed well: the
+        run ends after that, and the next stage need not wait."""
+        return []
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
         """Call the function for an item, within its time, and return its result."""
@@ -200,7 +202,9 @@ class LimitedRunner(LoopRunner):
 
     async def close(self, *, hurry: bool) -> None:
         await self._runner.close(hurry=hurry)
-        self.left = self._runner.left
+
+    def left(self) -> list[Coroutine[Any, Any, None]]:
+        return self._runner.left()
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
         token = await self._token(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -310,9 +310,20 @@ class _GroupRunner(LoopRunner):
             await member.start()
 
     async def close(self, *, hurry: bool) -> None:
+        errors = []
         for member in self._members:
-            await member.close(hurry=hurry)
-        self.left = [future for member in self._members for future in member.left]
+            try:
+                await member.close(hurry=hurry)
+            except BaseException as error:
+                errors.append(error)
+        try:
+            if errors:
+                raise errors[0]
+        finally:
+            del errors  # no cycle through this frame
+
+    def left(self) -> list[Coroutine[Any, Any, None]]:
+        return [left for member in self._members for left in member.left()]
 
     async def _result(self, value: Any, lineage: Lineage) -> Any:
         tasks = [asyncio.ensure_future(member.call(value, lineage)) for member in self._members]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -228,7 +228,9 @@ class RememberingRunner(LoopRunner):
 
     async def close(self, *, hurry: bool) -> None:
         await self._runner.close(hurry=hurry)
-        self.left = self._runner.left
+
+    def left(self) -> list[Coroutine[Any, Any, None]]:
+        return self._runner.left()
 
     async def call(self, value: Any, lineage: Lineage) -> Any:
         notes = self._notes

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from atasks.pipeline import filter, flat_map, fork, map, merge, stage
+from atasks.pipeline.flow.channel import Channel
+from atasks.pipeline.flow.crew import FunctionCrew
+from atasks.pipeline.flow.engine import Engine
 from atasks.testing import until
 from tests.unit.pipeline.kinds import Kind
 
@@ -269,3 +272,32 @@ async def test_a_wide_fan_out_needs_little_memory() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 4_000_000, "far from the 10 MB that the results have"
+
+
+async def one_of(x: int) -> int:
+    return x
+
+
+async def many_of(x: int) -> AsyncIterator[int]:
+    yield x
+
+
+@pytest.mark.parametrize("pipeline", [map(one_of, workers=1), flat_map(many_of, workers=1)])
+async def test_items_that_are_lent_keep_their_room(pipeline: Any) -> None:
+    """A stage that sends items to a process ahead has borrowed them, and may give them back."""
+    engine, inlet, outlet = Engine(), Channel(100), Channel(4)
+    inlet.add_producer(lambda: None)
+    engine.outlet = outlet
+    for number in range(2):
+        await inlet.put(((number,), number))
+    engine.add(FunctionCrew(engine, pipeline.stages[0], inlet, outlet, ()))
+    await until(lambda: len(outlet.items) == 2)
+    lent = [outlet.lend(), outlet.lend()]
+    for number in range(2, 12):
+        await inlet.put(((number,), number))
+    await settled(lambda: [len(outlet.items)])
+    assert [value for _, value in outlet.items] == [2, 3]
+    outlet.settle(1, [token for token in lent[1:] if token is not None])
+    await settled(lambda: [len(outlet.items)])
+    assert [value for _, value in outlet.items] == [1, 2, 3, 4]
+    await engine.aclose()

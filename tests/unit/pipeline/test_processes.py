@@ -14,6 +14,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 
 from atasks.errors import PipelineError, RemoteTraceback
 from atasks.pipeline import WorkerInfo, bind, each, filter, flat_map, group, map, ordered, stage
+from atasks.pipeline.flow.processes import Process
 from atasks.testing import until
 from tests.unit.pipeline.kinds import consume
 
@@ -467,3 +469,52 @@ async def test_the_end_of_a_process_does_not_hold_up_the_stage_behind_it(tmp_pat
     assert await ([1] | first | map(identity, on_done=look)) == [1]
     assert seen.read_text() == "False"
     assert gone.exists(), "the run waits for its processes"
+
+
+def linger_long() -> None:
+    atexit.register(time.sleep, 1)
+
+
+def ended_badly() -> None:
+    raise ValueError("ended badly")
+
+
+@pytest.mark.parametrize("how", ["alone", "in a group"])
+def test_the_end_of_the_loop_waits_for_a_process_that_ends(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Also if the run is cancelled when it has nothing else to wait for."""
+    reaping = threading.Event()
+    reap = Process.reap
+
+    def told(process: Process) -> None:
+        reaping.set()
+        reap(process)
+
+    monkeypatch.setattr(Process, "reap", told)
+    slow = map(identity, workers=1, multiprocess=True, on_done=linger_long)
+
+    async def run() -> None:
+        stages = slow if how == "alone" else group(slow)
+        task = asyncio.ensure_future(consume([1] | stages, "await"))
+        await until(reaping.is_set)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(run())
+    assert not children()
+
+
+@pytest.mark.parametrize("how", ["first", "last"])
+def test_a_member_of_a_group_that_ends_badly_leaves_no_process_of_another(how: str) -> None:
+    members = [
+        map(identity, multiprocess=True, on_done=linger_long),
+        map(identity, multiprocess=True, on_done=ended_badly),
+    ]
+
+    async def run() -> None:
+        with pytest.raises(ValueError, match="ended badly"):
+            await ([1] | group(*(members if how == "last" else members[::-1])))
+        assert not children()
+
+    asyncio.run(run())
