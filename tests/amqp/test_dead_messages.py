@@ -124,13 +124,25 @@ async def test_what_cannot_be_retried_stays(
         await count(fleet, 3)
         await peer.publish(bytes(3 * 2**20))  # of which the beginning is kept
         await count(fleet, 4)
+        long = "q" * 252 + "ü\x1b"
+        await peer.publish(HOSTILE, f"{prefix}.dead", headers={"x-first-death-queue": long})
+        headers = {"x-first-death-queue": f"{prefix}.nowhere", "x-message-id": long + "!"}
+        await peer.publish(HOSTILE, f"{prefix}.dead", headers=headers)
+        await peer.publish(HOSTILE, f"{prefix}.dead", headers={"x-first-death-queue": "q" * 256})
+        await count(fleet, 7)
         async with fleet.dead_letters() as dead:
             problems = [await dead.retry(message) for message in list(dead.messages)]
             assert dead.messages[3].size == len(dead.messages[3].body) == 256 * 2**10
         assert problems[0] == problems[2] == "nobody noted which queue it came from: drop it"
         assert problems[1] == f"there is no queue {prefix}.nowhere: start a worker for it first"
         assert problems[3] == f"it is the beginning of a message of {3 * 2**20} bytes: drop it"
-        await count(fleet, 4)
+        assert problems[4] == f"there is no queue {long}: start a worker for it first"
+        assert problems[5] == f"its id has 256 bytes, and the broker takes 255: drop it ({long[:60]!r}...)"
+        assert (
+            problems[6]
+            == f"the name of its queue has 256 bytes, and the broker takes 255: drop it ({'q' * 60!r}...)"
+        )
+        await count(fleet, 7)
         async with fleet.dead_letters() as dead:
             for message in list(dead.messages):
                 await dead.drop(message)

@@ -113,6 +113,29 @@ def test_longest_names_of_a_limit_fit(key: str | None, room: int) -> None:
         Topology("p" * 100, "n" * (room + 1)).limit("l" * 60, key)
 
 
+@pytest.mark.parametrize("kind", ["places", "rate", "cooling", "amendment", "changes", "lock"])
+async def test_limit_that_is_named_like_a_queue_of_another_one(amqp_url: str, prefix: str, kind: str) -> None:
+    """Each has tokens of its own, whichever is used first."""
+    namespace = f"case-{uuid.uuid4().hex}"
+
+    def limit(name: str, at_once: int) -> Limit:
+        return Limit(name, at_once=at_once, per_second=100, namespace=namespace)
+
+    async with atasks.connect(amqp_url, namespace=namespace, prefix=prefix):
+        for names in ((f"a.{kind}", "a"), ("b", f"b.{kind}")):
+            first, second = limit(names[0], 1), limit(names[1], 2)
+            async with asyncio.timeout(30), first, second, second:
+                pass
+
+
+def test_queues_of_a_limit_are_not_those_of_another_one() -> None:
+    topology = Topology("p", "n")
+    assert topology.limit("a.b", None) == "p.limit.n.a.b"
+    assert topology.limit("a.places", None) == "p.limit.n.a.places."
+    assert topology.limit("a.places.", None) == "p.limit.n.a.places.."
+    assert topology.limit("a.places", "k") == "p.limit.n.a.places.:k"
+
+
 def test_longest_names_fit() -> None:
     topology = Topology("p" * 50, "n" * 50)
     queue = topology.check("q" * 100)

@@ -21,6 +21,7 @@ from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_erro
 from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
+from atasks.transport.backends.amqp.broker.topology import MAX_BYTES
 from atasks.transport.backends.amqp.worker.dead_letters import cut_from
 from atasks.wire import Call
 
@@ -101,6 +102,9 @@ class DeadQueue:
         if whole := cut_from(headers):
             return f"it is the beginning of a message of {whole} bytes: drop it"
         name = _text(headers.get("x-message-id")) or message.name or f"dead-{message.number}"
+        for what, text in (("the name of its queue", message.queue), ("its id", name)):
+            if (length := len(text.encode())) > MAX_BYTES:
+                return f"{what} has {length} bytes, and the broker takes {MAX_BYTES}: drop it ({text[:60]!r}...)"
         # Nobody is told of a handler's call that failed, or of a request without an address.
         again = _Again(got, message.queue, name, self._session.topology.nobody)
         self._session.outbox.put(again)

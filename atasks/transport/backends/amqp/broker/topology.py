@@ -37,6 +37,9 @@ WATCH_MESSAGES: Final = 1_000
 """Messages, of many events each, that wait for who watches."""
 MAX_BYTES: Final = 255
 """Bytes of the name of a queue."""
+LIKE_BESIDE_LIMIT: Final = re.compile(r"\.(places|rate|cooling|amendment|changes|lock)\.*\Z")
+"""The end of the name of a limit that could be a queue beside another one's definition. A dot behind it makes it
+distinct, also from that of a limit whose name has the dot."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
 RESERVED: Final = "amq."
@@ -312,6 +315,8 @@ class Topology:
         """The definition of a limit, or of one value of its key, and the beginning of the names of its tokens.
         Raises InvalidName if these are longer than RabbitMQ takes, or would be for the longest value."""
         whole = f"{self.prefix}.limit.{self.namespace}.{name}"
+        if LIKE_BESIDE_LIMIT.search(name):
+            whole += "."
         longest = len(whole) + len(".amendment") + (0 if key is None else 1 + MAX_KEY)
         if longest > MAX_BYTES:
             raise InvalidName(
