@@ -11,14 +11,17 @@ __all__ = ["keep_freed_memory"]
 M_TRIM_THRESHOLD: Final = -1
 M_MMAP_THRESHOLD: Final = -3
 KEPT_BYTES: Final = 64 * 2**20
-"""Free memory that stays with the process at most, at the end of its heap: as much as the C library comes to by
-itself where it has seen that large blocks come and go."""
+"""Free memory that stays with the process at the end of a heap: as much as the C library comes to by itself where
+it has seen that large blocks come and go. It is no bound: each thread may have a heap, and a block in use at the
+end of one keeps all free memory below it."""
 OWN_BLOCK_BYTES: Final = 32 * 2**20
 """From so many bytes on a block is memory of its own, which goes back to the system at once."""
 
 
 def keep_freed_memory() -> None:
-    """Have this process, which serves calls, keep up to `KEPT_BYTES` of the memory that it frees.
+    """Have this process, which serves calls, keep memory that it frees, of blocks below `OWN_BLOCK_BYTES`.
+
+    It keeps `KEPT_BYTES` at the end of each heap, and what is free below a block in use.
 
     A call frees its arguments, its result and the pickles of both at its end. glibc gives so much memory back at
     once, and the system has to hand out each page of it anew, and to clear it, for the next call. Nothing changes
