@@ -110,7 +110,9 @@ class Ahead:
                     if isawaitable(result):
                         self.waits = True
                         return result
-                    known = None if type(result) is GeneratorType else type(result)
+                    # Another object of the class may be one: a generator, or a proxy of something else.
+                    varies = type(result) is GeneratorType or result.__class__ is not type(result)
+                    known = None if varies else type(result)
                 if keep is not None:
                     result = keep(value, result)
             following = self._next()

@@ -72,6 +72,7 @@ class ChildMessage(enum.Enum):
     DONE = enum.auto()
     ENDED = enum.auto()
     FAILED = enum.auto()
+    CONFINED = enum.auto()
     WANTED = enum.auto()
     BROKEN = enum.auto()
 
@@ -474,6 +475,8 @@ class _Child:
         levels: dict[str, Any],
     ) -> None:
         logs.adopt(levels, f"process of stage {name}")
+        if on_start is not None or on_done is not None:  # it may see to it that nothing can be imported any more
+            _packing()
         state = {} if on_start is None else call_hook(on_start, {}, info) or {}
         if on_done is not None:
             self._on_done = lambda: call_hook(on_done, state, info)
@@ -513,6 +516,15 @@ def _read(sent: list[bytes | tuple[Any, Lineage]]) -> list[bytes | tuple[Any, Li
 
 
 def _failed(error: Exception) -> list[bytes | memoryview]:
-    from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot
-
+    try:
+        packed = _packing()
+    except (ImportError, OSError):  # the function has confined this process
+        text = f"cannot import what it needs to answer: {type(error).__name__}: {error}"
+        return message(ChildMessage.CONFINED, text)
     return message(ChildMessage.FAILED, packed(error))
+
+
+def _packing() -> Callable[[Exception], bytes]:
+    from atasks.pipeline.flow.raised import packed  # when it is first needed: it imports a lot, `pickling` too
+
+    return packed

@@ -178,7 +178,15 @@ class FunctionCrew(Crew):
                 await self._branch(runner)
             else:
                 ahead = runner.ahead(self.inlet, self.outlet, marks=bool(self.windows))
-                await (self._items(runner) if ahead is None else self._behind(runner, ahead))
+                if ahead is None:
+                    await self._items(runner)
+                else:
+                    self.aheads.append(ahead)
+                    try:
+                        await self._behind(runner, ahead)
+                    finally:  # it holds its last item
+                        self.aheads.remove(ahead)
+                        self.finished += ahead.put
             hurry = self.outlet.error is not None
         finally:
             await self._dismiss(runner, hurry)
@@ -248,7 +256,6 @@ class FunctionCrew(Crew):
         """Like `_items`, for items behind which a thread does not go on by itself."""
         outlet, marks = self.outlet, bool(self.windows)
         call, clean = runner.call, copy_context()
-        self.aheads.append(ahead)
         self._idle -= 1
         while (token := ahead.next_sent() or await self._take(runner.ready)) is not None:
             self.inlet.wake_putter()

@@ -242,6 +242,8 @@ class Process:
                     return ENDED
                 case ChildMessage.WANTED:
                     self._feed()
+                case ChildMessage.CONFINED:
+                    raise PipelineError(f"the process of stage {self._stage.name!r} {value}")
                 case _:
                     raise rebuilt(value)
 
@@ -326,6 +328,10 @@ class ProcessRunner(ThreadRunner):
 
     def _call_there(self, value: Any, lineage: Lineage) -> Any:
         return self._process.call(value, lineage)
+
+    def _keep(self, value: Any, result: Any) -> Any:
+        self._variables = self._thread.variables()  # those of the call are there
+        return super()._keep(value, result)
 
     async def close(self, *, hurry: bool) -> None:
         process, thread = self._process, self._thread

@@ -288,7 +288,8 @@ class ThreadRunner(LoopRunner):
 
     def ahead(self, inlet: Inlet, outlet: Channel, *, marks: bool) -> Ahead | None:
         if self.stage.timeout is None:  # else the event loop has to know when each call begins
-            self._ahead = self._made_ahead(self.stage.keep, inlet, outlet, marks)
+            keep = None if self.stage.keep is None else self._keep
+            self._ahead = self._made_ahead(keep, inlet, outlet, marks)
         return self._ahead
 
     def _made_ahead(self, *args: Any) -> Ahead:
@@ -315,7 +316,13 @@ class ThreadRunner(LoopRunner):
 
     def _call_once(self, value: Any, lineage: Lineage) -> Any:
         """Call the function in its thread. A context variable that is set for one item is not seen by the next."""
-        return self._thread.variables().run(self._call, value, lineage)
+        variables = self._variables = self._thread.variables()
+        return variables.run(self._call, value, lineage)
+
+    def _keep(self, value: Any, result: Any) -> Any:
+        """Return what the stage keeps, in the context in which the function was called."""
+        assert self.stage.keep is not None
+        return self._variables.run(self.stage.keep, value, result)
 
     def _given_up(self) -> None:
         """Nobody waits for the function any more."""

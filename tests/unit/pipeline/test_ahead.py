@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import weakref
+from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -174,3 +178,74 @@ async def test_what_is_to_be_awaited_is_awaited_before_the_next_call(workers: in
 
     assert await (range(60) | map(some, workers=workers) | ordered()) == list(range(60))
     assert most <= workers
+
+
+class Item:
+    """Can be referred to weakly."""
+
+
+def one(item: Item) -> int:
+    return 1
+
+
+@pytest.mark.parametrize("options", [{}, {"multiprocess": True}])
+async def test_a_run_that_has_ended_holds_no_item(options: Any) -> None:
+    items: list[weakref.ref[Item]] = []
+
+    def made() -> Iterator[Item]:
+        for _ in range(5):
+            item = Item()
+            items.append(weakref.ref(item))
+            yield item
+            del item
+
+    run = made() | map(one, workers=1, **options)
+    assert await run == [1] * 5
+    gc.collect()
+    assert [item for item in items if item() is not None] == []
+
+
+number: ContextVar[int] = ContextVar("number", default=-1)
+seen: list[int] = []
+
+
+class Truth:
+    """Sees the context of its item, and changes it."""
+
+    def __bool__(self) -> bool:
+        seen.append(number.get())
+        number.set(100)
+        return True
+
+
+def truth(x: int) -> Truth:
+    number.set(number.get() + x + 1)
+    return Truth()
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, [0, 1, 2]), ({"multiprocess": True}, [-1, -1, -1])])
+async def test_the_truth_of_a_result_belongs_to_its_item(options: Any, expected: list[int]) -> None:
+    """A process does not share its context: there it is that of the run."""
+    seen.clear()
+    assert await (range(3) | filter(truth, workers=1, **options)) == [0, 1, 2]
+    assert seen == expected
+
+
+class Proxy:
+    """Seems to be of the class of what it stands for."""
+
+    def __init__(self, target: object) -> None:
+        self._target = target
+
+    @property
+    def __class__(self) -> Any:
+        return type(self._target)
+
+
+@pytest.mark.parametrize("numbers", [0, 2])
+async def test_a_proxy_is_what_it_stands_for(numbers: int) -> None:
+    def proxy(x: int) -> Proxy:
+        return Proxy(x if x < numbers else Awaitable())
+
+    with pytest.raises(TypeError, match="'await' expression"):
+        await (range(3) | map(proxy, workers=1))

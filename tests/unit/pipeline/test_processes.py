@@ -14,6 +14,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -518,3 +519,51 @@ def test_a_member_of_a_group_that_ends_badly_leaves_no_process_of_another(how: s
         assert not children()
 
     asyncio.run(run())
+
+
+CONFINED = """
+import resource, sys
+
+def stop_imports():
+    sys.meta_path.clear()
+
+def stop_opening():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+def as_list(x):
+    return [x]
+
+def divide(x):
+    return x / 0
+
+def as_list_without_imports(x):
+    stop_imports()
+    return [x]
+
+def as_list_without_opening(x):
+    stop_opening()
+    return [x]
+"""
+
+
+@pytest.fixture
+def confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that imports nothing of atasks."""
+    (tmp_path / "confined.py").write_text(CONFINED)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "confined", raising=False)
+    return importlib.import_module("confined")
+
+
+@pytest.mark.parametrize("confine", ["stop_imports", "stop_opening"])
+async def test_a_process_that_on_start_confines_answers_as_others_do(confined: Any, confine: str) -> None:
+    options: Any = {"multiprocess": True, "workers": 1, "on_start": getattr(confined, confine)}
+    assert await (range(2) | map(confined.as_list, **options)) == [[0], [1]]
+    with pytest.raises(ZeroDivisionError):
+        await ([5] | map(confined.divide, **options))
+
+
+@pytest.mark.parametrize("function", ["as_list_without_imports", "as_list_without_opening"])
+async def test_a_process_that_its_function_confines_says_what_it_cannot_do(confined: Any, function: str) -> None:
+    with pytest.raises(PipelineError, match=r"cannot import what it needs to answer: (ModuleNotFound|OS)Error"):
+        await ([1] | map(getattr(confined, function), multiprocess=True, workers=1))
