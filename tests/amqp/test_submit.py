@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from aiormq.exceptions import ChannelNotFoundEntity
 
 import atasks
 from atasks import atask
@@ -270,6 +271,26 @@ async def test_a_record_that_is_written_right_after_the_last_look_for_it_tells_i
         monkeypatch.setattr(AMQPRecords, "read", read_too_early)
         second = await soon(once.submit("second"))
         assert (second.id, second.new) == (first.id, False)
+
+
+async def test_a_record_that_another_submitter_deletes_before_it_is_bound_is_declared_again(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare, deleted = Link.declare_queue, []
+
+    async def declare_late(self: Link, name: str, *args: Any, **options: Any) -> tuple[int, int]:
+        if name.startswith(f"{prefix}.run.") and not deleted:
+            deleted.append(name)
+            await declare(self, name, *args, **options)
+            await self.delete_queue(name)
+            raise ChannelNotFoundEntity(f"NOT_FOUND - no queue '{name}' in vhost '/'")
+        return await declare(self, name, *args, **options)
+
+    async with atasks.serve(amqp_url, prefix=prefix), atasks.connect(amqp_url, prefix=prefix):
+        monkeypatch.setattr(Link, "declare_queue", declare_late)
+        handle = await soon(note.options(unique="once").submit("value"))
+        assert deleted
+        assert await soon(handle) == "value"
 
 
 async def test_a_key_is_not_taken_from_a_call_that_waits_without_a_record(amqp_url: str, prefix: str) -> None:

@@ -206,7 +206,8 @@ def test_lines_of_workers_name_them(app: App) -> None:
 def test_uvloop_in_every_worker(app: App) -> None:
     app.shell.write(
         "loop.py",
-        "import asyncio, tasks\nasync def aiomain():\n    print(type(asyncio.get_running_loop()).__module__)\n",
+        "import asyncio, os, tasks\nasync def aiomain():\n"
+        "    os.write(1, f'{type(asyncio.get_running_loop()).__module__}\\n'.encode())\n",  # a line at a time
     )
     supervisor = app.supervise("--workers", "2", "--uvloop", target="loop.py")
     for _ in range(2):

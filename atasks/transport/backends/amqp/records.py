@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 from pamqp.commands import Basic
 
 from atasks import wire
@@ -161,10 +162,20 @@ class AMQPRecords(Records):
         keys = (name, topology.kept_steps(call.id))
         arguments = topology.kept_arguments(milliseconds)
         pause = HOLDER_PAUSE
+
+        async def declare(link: Link) -> bool:
+            try:
+                await link.declare_queue(name, arguments, topology.control, keys)
+            except ChannelNotFoundEntity:  # another one that wants the key has deleted it before it was bound
+                if not is_unique or pause >= HOLDER_SECONDS:
+                    raise
+                return False
+            return True
+
         while True:
             try:
-                await self._links.do(lambda link: link.declare_queue(name, arguments, topology.control, keys))
-                break
+                if await self._links.do(declare):
+                    break
             except QueueMismatch:
                 if not is_unique or pause >= HOLDER_SECONDS:
                     raise
