@@ -74,19 +74,20 @@ CHECKS = (
     Check("sequential", "CPU per call", _cpu, 4.0, "loopback", "asyncio"),
     Check("concurrent", "CPU per call", _cpu, 5.2, "loopback", "asyncio"),
     Check("concurrent", "CPU per call", _cpu, 1.15, "amqp-sealed", "amqp"),
-    Check("nested", "CPU per call", _cpu, 3.0, beside="local"),
+    Check("nested", "CPU per call", _cpu, 3.8, beside="local"),
     Check("100 KiB", "CPU per call", _cpu, 1.2, "local", "frames"),
-    Check("100 KiB", "CPU per call", _cpu, 3.2, beside="frames"),
-    Check("threads", "CPU per item", _cpu, 0.7, STAGES, "pool"),
-    Check("processes", "CPU per item", _cpu, 0.8, STAGES, "pool"),
+    Check("100 KiB", "CPU per call", _cpu, 3.0, beside="frames"),
+    Check("threads", "CPU per item", _cpu, 0.6, STAGES, "pool"),
+    Check("processes", "CPU per item", _cpu, 0.6, STAGES, "pool"),
     Check("large", "CPU per item", _cpu, 0.6, STAGES, "pool"),
-    Check("start", "CPU per item", _cpu, 25.0, STAGES, "pool"),
+    Check("start", "CPU per item", _cpu, 15.0, STAGES, "pool"),
 )
 """With room for noise: seen on a quiet machine were 0.9 to 1.1 one at a time, and 0.07 to 0.09 at 500 in flight.
 These cost less than the bare echo's because they share messages; a bound of 0.2 is passed where few of them do.
 Over the loopback 3.4 to 3.6 were seen one at a time, and 4.6 to 4.7 at 500 in flight; it was 4.4 and 5.7 when each
-call was counted as if another process read it at once. Seals: 1.04 to 1.07, with 1.17 in one run, and 1.18 to 1.28
-when each call of a message was looked at by itself."""
+call was counted as if another process read it at once. Seals: 1.03 to 1.07, with 1.17 in one run, and 1.18 to 1.28
+when each call of a message was looked at by itself. Nested calls: 2.1 to 3.0; 100 KiB: 0.7 to 0.9, and 2.1 to 2.2.
+Stages: 0.38, 0.36, 0.37, and 9.2 for their start, with compiled bytecode; without it 17 was seen for the start."""
 
 
 def verdict(cells: Sequence[Cell]) -> tuple[str, bool]:
