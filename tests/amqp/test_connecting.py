@@ -32,7 +32,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.broker.frames import WRITE_BYTES, FrameWriter, takes_frames
-from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, together
+from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, shielded, together
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
@@ -479,3 +479,16 @@ async def test_what_nothing_takes_any_more_is_not_waited_for_once_its_channel_cl
     assert not flushed.done()
     channel.closing.set_result(None)
     await soon(flushed)
+
+
+async def test_what_is_asked_and_not_awaited_may_fail_without_a_word() -> None:
+    async def fail() -> None:
+        raise ConnectionError("the link is lost")
+
+    said: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+    asked = [shielded(fail()), shielded(shielded(fail()))]
+    await asyncio.sleep(0.01)
+    asked.clear()
+    gc.collect()
+    assert not said

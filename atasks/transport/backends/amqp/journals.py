@@ -127,8 +127,6 @@ class AMQPJournals(Journals):
         asked = self._locks.try_at_once(name, link, partial(self._declare_at_once, name, link))
         if asked is not None:
             self._hastened[name] = link, asked
-            # Whoever opens the journal may not come to look at that.
-            asyncio.ensure_future(asked).add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def open(self, name: str, owner: str) -> Entries:
         is_new = name not in self._open
@@ -275,8 +273,8 @@ class AMQPJournals(Journals):
         await self.open(name, owner)
 
     def missed(self, pendings: Sequence[Pending]) -> None:
-        """No worker has these calls any more: they are to be sent again. If their journal is gone, or knows
-        nothing of them, that is why: each worker takes such a call for one that has ended."""
+        """No worker has these calls any more: they are to be sent again. If their journal is gone, or has
+        been emptied, that is why: each worker takes such a call for one that has ended."""
         for address in {pending.address for pending in pendings if pending.address}:
             name = self._session.topology.journal(address)
             if name not in self._open:

@@ -494,10 +494,13 @@ async def _close(channel: Channel) -> None:
 
 
 def shielded(operation: Awaitable[T]) -> Awaitable[T]:
-    """An operation that goes on when its await is cancelled: a cancelled one would close its channel."""
+    """An operation that goes on when its await is cancelled: a cancelled one would close its channel. Nobody need
+    come to await it."""
     task = asyncio.ensure_future(operation)
-    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
-    return shield(task)
+    outer = shield(task)
+    for future in (task, outer):
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
+    return outer
 
 
 async def together(*operations: Coroutine[Any, Any, Any]) -> list[Any]:

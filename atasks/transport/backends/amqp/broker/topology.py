@@ -104,7 +104,7 @@ class Topology:
         if length > MAX_NAMES:
             raise InvalidName(
                 f"prefix, namespace and queue have {length} characters together: at most {MAX_NAMES}, as RabbitMQ "
-                f"takes names of at most 255 bytes (prefix {self.prefix!r}, namespace {self.namespace!r}, "
+                f"takes names of at most {MAX_BYTES} bytes (prefix {self.prefix!r}, namespace {self.namespace!r}, "
                 f"queue {queue!r})"
             )
         return queue

@@ -223,9 +223,8 @@ class KeptCalls:
         when the end was looked for last (loop time)."""
         of = run.deliveries[-1] if run.call.orphan and run.deliveries else None
         if isinstance(of, CallDelivery) and self._looks_for(run.call, of):
-            run.permit = partial(
-                self._may_begin, run.call.id, again, looked
-            )  # one that refers to the run is a cycle
+            # One that refers to the run is a cycle.
+            run.permit = partial(self._may_begin, run.call.id, again, looked)
 
     async def _may_begin(self, call_id: str, again: bool, looked: float) -> bool:
         """Return False if this call has ended elsewhere. True where that cannot be known now."""
