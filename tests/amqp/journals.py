@@ -5,24 +5,40 @@ from __future__ import annotations
 import asyncio
 
 from atasks.testing import Site
-from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.session import Session
+from atasks.transport.backends.amqp.transport import AMQPTransport
 from atasks.transport.journals import journal_name
+
+
+def _session(site: Site) -> Session:
+    transport = site.worker.transport
+    assert isinstance(transport, AMQPTransport)
+    return transport.session
+
+
+def _link(site: Site) -> Link:
+    link = _session(site).link
+    assert link is not None
+    return link
 
 
 def journal_queue(site: Site, parent: str) -> str:
     """The queue of the journal of a call."""
-    transport = site.worker.transport
-    assert isinstance(transport, AMQPTransport)
-    return transport.session.topology.kept(journal_name(parent, True))
+    return _session(site).topology.kept(journal_name(parent, True))
 
 
 async def messages_in(site: Site, queue: str) -> int | None:
     """The messages in a queue; None: it is not there."""
-    transport = site.worker.transport
-    assert isinstance(transport, AMQPTransport)
-    assert transport.session.link is not None
-    state = await transport.session.link.queue_state(queue)
+    state = await _link(site).queue_state(queue)
     return None if state is None else state[0]
+
+
+async def empty(site: Site, queue: str) -> None:
+    """Have the broker lose what is in the queue, as one does that is killed over its deletion."""
+    channel = await _link(site).open_channel()
+    await channel.queue_purge(queue)
+    await channel.close()
 
 
 async def gone(site: Site, queue: str) -> None:

@@ -18,7 +18,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.wire import Call, Reply
-from tests.amqp.journals import gone, journal_queue, messages_in
+from tests.amqp.journals import empty, gone, journal_queue, messages_in
 from tests.amqp.peer import Peer
 
 CALL = 1
@@ -65,6 +65,15 @@ class TwoCopies:
         self.busy, self.is_busy, self.rest = busy, asyncio.Event(), asyncio.Event()
         self.outer, self.inner_ended, self.end = outer, asyncio.Event(), asyncio.Event()
 
+    async def begin(self) -> tuple[Worker, asyncio.Task[int]]:
+        """Serve, and make the calls. Return the worker of the inner call, and the await of the outer one, when the
+        inner one has made its first step."""
+        await self.site.serve(queues=["outer", "steps"])
+        worker = await self.site.serve(queues=["inner"])
+        running = asyncio.create_task(self.outer())
+        await until(lambda: self.halfway, "the call has made its first step")
+        return worker, running
+
     async def send_copy_to(self, worker: Worker, attempt: int = 2) -> None:
         """Have this worker be given a copy of its own; others that are given one take it for one of theirs."""
         (call_id,) = set(self.inner_ids)
@@ -95,10 +104,7 @@ async def test_one_of_two_copies_of_a_call_runs_and_the_other_one_repeats_no_ste
 ) -> None:
     copies = TwoCopies(site, peer)
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the call has made its first step")
+        _, running = await copies.begin()
         second = await site.serve(queues=["inner", "busy"], concurrency=1)
         other = asyncio.create_task(copies.busy()) if waits == "for a slot" else None
         await (sleep(0) if other is None else soon(copies.is_busy.wait()))
@@ -124,10 +130,7 @@ async def test_a_copy_of_a_step_that_waits_for_a_slot_does_not_begin_when_the_st
     """The copy was sent again, or is another attempt: the step had not ended when it came."""
     copies = TwoCopies(site, peer, resume=False)
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the step runs")
+        _, running = await copies.begin()
         second = await site.serve(queues=["inner", "busy"], concurrency=1)
         other = asyncio.create_task(copies.busy())
         await soon(copies.is_busy.wait())
@@ -175,10 +178,7 @@ async def test_a_copy_of_a_step_is_looked_for_again_if_the_link_was_lost_over_th
 ) -> None:
     copies, looks.fail = TwoCopies(site, peer, resume=False), 1
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        first = await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the step runs")
+        first, running = await copies.begin()
         copies.halfway[0].set()
         await soon(copies.inner_ended.wait())
         (call_id,) = copies.inner_ids
@@ -218,25 +218,12 @@ async def test_a_copy_of_a_submitted_call_is_looked_for_again_if_the_link_was_lo
         assert begun == [handle.id]
 
 
-async def empty(site: Site, queue: str) -> None:
-    """Have the broker lose what is in the queue, as one does that dies over its deletion."""
-    transport = site.worker.transport
-    assert isinstance(transport, AMQPTransport)
-    assert transport.session.link is not None
-    channel = await transport.session.link.open_channel()
-    await channel.queue_purge(queue)
-    await channel.close()
-
-
 async def test_a_copy_of_a_step_does_not_begin_when_the_journal_knows_nothing_of_it(
     site: Site, peer: Peer, looks: Looks
 ) -> None:
     copies = TwoCopies(site, peer, resume=False)
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        first = await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the step runs")
+        first, running = await copies.begin()
         copies.halfway[0].set()
         await soon(copies.inner_ended.wait())
         await sleep(0.2)
@@ -258,10 +245,7 @@ async def test_a_copy_of_which_the_journal_knows_nothing_leaves_what_the_run_of_
     copies = TwoCopies(site, peer)
     copies.end.set()
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the call has made its first step")
+        _, running = await copies.begin()
         own = journal_queue(site, copies.inner_ids[0])
         before = await messages_in(site, own)
         await empty(site, copies.journal())
@@ -279,10 +263,7 @@ async def test_a_step_is_made_again_when_the_journal_knows_nothing_of_it(site: S
     copies = TwoCopies(site, peer, resume=False)
     copies.end.set()
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        first = await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the step runs")
+        first, running = await copies.begin()
         await empty(site, copies.journal())
         await first.drain(0)
         await site.serve(queues=["inner"])
@@ -295,10 +276,7 @@ async def test_a_step_is_made_again_when_the_journal_knows_nothing_of_it(site: S
 async def test_a_copy_that_waits_for_a_run_goes_on_when_its_worker_is_gone(site: Site, peer: Peer) -> None:
     copies = TwoCopies(site, peer)
     async with site.open(serve=False):
-        await site.serve(queues=["outer", "steps"])
-        first = await site.serve(queues=["inner"])
-        running = asyncio.create_task(copies.outer())
-        await until(lambda: copies.halfway, "the call has made its first step")
+        first, running = await copies.begin()
         second = await site.serve(queues=["inner"])
         await copies.send_copy_to(second)
         await sleep(0.3)

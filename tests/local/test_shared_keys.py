@@ -15,6 +15,13 @@ from tests.faults.history import settled
 from tests.local.around_hub import of, process
 
 
+async def keyed(codec: MsgpackCodec, number: int, orphan: int = 0) -> Request:
+    """A call of `resuming` with the value 7, and with the key that all of them have."""
+    payload = await codec.encode([[7], {}])
+    call = Call(VERSION, f"call-{number}", "resuming", payload, codec.name, key="a-key", orphan=orphan)
+    return Request("default", call)
+
+
 async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
     """Their steps have the same ids: each of them awaits the one call of a step, also where another one of them is
     cancelled."""
@@ -32,17 +39,13 @@ async def test_calls_that_share_an_idempotency_key_end(path: str) -> None:
     async def resuming(value: int) -> int:
         return await step(value)
 
-    payload = await codec.encode([[7], {}])
-    calls = [
-        Call(VERSION, f"call-{number}", "resuming", payload, codec.name, key="one-key", orphan=number % 2)
-        for number in range(20)
-    ]
+    calls = [await keyed(codec, number, orphan=number % 2) for number in range(20)]
     async with serve(url, namespace=namespace) as worker:
         async with process(path, namespace=namespace) as (here, received):
-            here.send(Request("default", calls[0]))
+            here.send(calls[0])
             await settled(begun.wait(), "the first one has made its step")
             for each in calls[1:]:
-                here.send(Request("default", each))
+                here.send(each)
             await until(lambda: worker.held == 21, "all are there, and the step")
             here.send(Cancel(VERSION, ["call-0", "call-3"]))
             await until(lambda: worker.held < 20, "two are cancelled")
@@ -71,11 +74,9 @@ async def test_calls_that_share_an_idempotency_key_have_deadlines_of_their_own(p
         except CallTimeout:
             return 0
 
-    payload = await codec.encode([[7], {}])
     async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
         for number in range(2):
-            call_id = f"call-{number}"
-            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
+            here.send(await keyed(codec, number))
             await until(lambda held=number + 2: worker.held == held, "it makes its step, or shares it")
         await until(lambda: of(received, Reply), "one of them has waited for long enough")
         await asyncio.sleep(0.3)
@@ -100,11 +101,9 @@ async def test_a_call_leaves_the_journal_to_one_that_opened_it_since(path: str, 
         await once(int)
         return value
 
-    payload = await codec.encode([[7], {}])
     async with serve(url, namespace=namespace) as worker, process(path, namespace=namespace) as (here, received):
         for number in range(2):
-            call_id = f"call-{number}"
-            here.send(Request("default", Call(VERSION, call_id, "resuming", payload, codec.name, key="a-key")))
+            here.send(await keyed(codec, number))
             await until(lambda held=number + 1: worker.held == held, "it has begun")
             await asyncio.sleep(0.3)
         if how == "ends":
