@@ -1,13 +1,15 @@
 """The longest and the most tangled functions of the standard library, found by a pipeline of four stages.
 
     atasks run scenarios/pipeline.py [-o top=10] [-o packages=asyncio,json]
-    atasks run scenarios/pipeline.py -o local=true          without workers: in threads of this process
+    atasks run scenarios/pipeline.py -o local=true          without workers: in threads and processes here
     atasks run scenarios/pipeline.py --mode server          on each host, with the same Python
     atasks run scenarios/pipeline.py --mode client          prints the same table
 
 The first three stages are atasks, so with workers they read, parse and measure there; what they do they do as well
-here, as plain functions. The last one gathers what comes out. Progress goes to the standard error: a bar for each
-stage on a terminal (with `pip install rich`), lines elsewhere.
+here, as plain functions. Those that parse do it in processes: the threads of one would take turns, and CPython
+before 3.11.8 and 3.12.2 may fail where two of them construct syntax trees (gh-106905). The last stage gathers what
+comes out. Progress goes to the standard error: a bar for each stage on a terminal (with `pip install rich`), lines
+elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 from atasks import atask
 from atasks.pipeline import Pipeline, flat_map, map, stage
-from scenarios.stdlib_stats import LIBRARY, NOT_THE_LIBRARY, PARSING
+from scenarios.stdlib_stats import LIBRARY, NOT_THE_LIBRARY
 
 DECISIONS = (
     ast.If | ast.For | ast.AsyncFor | ast.While | ast.ExceptHandler | ast.IfExp | ast.match_case | ast.BoolOp
@@ -76,11 +78,11 @@ def read(path: str) -> Source:
     return Source(path, (LIBRARY / path).read_bytes())
 
 
-@atask(executor="thread")
+@atask(executor="process")
 def parse(source: Source) -> Parsed:
     """Return the functions of a file. A file that cannot be parsed (the library's tests have some) has none."""
     try:
-        with PARSING, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escape sequences and the like: not ours to mend
             tree = ast.parse(source.text, source.path)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -93,12 +95,12 @@ def parse(source: Source) -> Parsed:
     return Parsed(source.path, tuple(found))
 
 
-@atask(executor="thread")
+@atask(executor="process")
 def measure(parsed: Parsed) -> list[Function]:
     """Count the decisions that each of the functions makes."""
     measured = []
     for function, code in parsed.functions:
-        with PARSING, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             decisions = sum(isinstance(node, DECISIONS) for node in ast.walk(ast.parse(code)))
         measured.append(Function(function.path, function.name, function.lines, decisions))
@@ -124,8 +126,8 @@ def survey(*, local: bool) -> Pipeline[[str], Summary, Any]:
     return (
         flat_map(files)
         | map(here_or_there(read), workers=8)
-        | map(here_or_there(parse), workers=4)
-        | map(here_or_there(measure), workers=4)
+        | map(here_or_there(parse), workers=4, multiprocess=local)
+        | map(here_or_there(measure), workers=4, multiprocess=local)
         | stage(aggregate, join=True)
     )
 

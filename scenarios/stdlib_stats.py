@@ -19,16 +19,12 @@ import warnings
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 from atasks import atask
 
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 NOT_THE_LIBRARY = frozenset({"__pycache__", "dist-packages", "site-packages"})
-
-PARSING = Lock()
-"""One file at a time: the filters of warnings belong to the whole process."""
 
 Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -64,10 +60,11 @@ def total(parts: Iterable[Counts]) -> Counts:
     return Counts(**counted, skipped=tuple(sorted(file for part in parts for file in part.skipped)))
 
 
-@atask
-async def source_file(path: str) -> Counts:
-    """One file. In a thread, because parsing blocks, and a worker's event loop has heartbeats to send."""
-    return await asyncio.to_thread(count, path)
+@atask(executor="process")
+def source_file(path: str) -> Counts:
+    """One file. In a process, because parsing blocks, and a worker's event loop has heartbeats to send; and
+    a process parses one file at a time (CPython before 3.11.8 and 3.12.2 may fail at two: gh-106905)."""
+    return count(path)
 
 
 @atask
@@ -107,7 +104,7 @@ def count(path: str) -> Counts:
     """Parse a file and look at every node. What cannot be parsed is skipped, and says why."""
     try:
         source = (LIBRARY / path).read_bytes()
-        with PARSING, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # old escape sequences and the like: not ours to mend
             tree = ast.parse(source, path)  # bytes, so that it minds the file's own encoding
     except (SyntaxError, ValueError, RecursionError, MemoryError, OSError) as error:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import gc
 import subprocess
 import sys
+import time
 import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import atasks
-from scenarios import pipeline
+from scenarios import pipeline, stdlib_stats
 from scenarios.pipeline import Function, Source, Summary, aggregate, files, measure, parse, survey, table
 from scenarios.stdlib_stats import LIBRARY
 
@@ -50,6 +54,40 @@ async def test_every_function_is_found(local: bool, capsys: pytest.CaptureFixtur
         )
         + "; aggregate: 1"
     )
+
+
+async def parse_for_ever() -> None:
+    """Construct one syntax tree after the other in the thread of the event loop."""
+    text = Path(stdlib_stats.__file__).read_text()
+    while True:
+        ast.parse(text)
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def collector_that_lets_others_run() -> Iterator[None]:
+    """Have the garbage collector come often, and let other threads run each time, as a finalizer may."""
+
+    def let_others_run(phase: str, info: dict[str, int]) -> None:
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(let_others_run)
+    gc.set_threshold(200)
+    yield
+    gc.set_threshold(*before)
+    gc.callbacks.remove(let_others_run)
+
+
+@pytest.mark.usefixtures("collector_that_lets_others_run")
+@pytest.mark.parametrize("local", [True, False])
+async def test_the_program_may_parse_meanwhile(local: bool) -> None:
+    async with atasks.connect("loopback:"):
+        parsing = asyncio.create_task(parse_for_ever())
+        await survey(local=local)("json")
+        await stdlib_stats.survey(["json"])
+        assert not parsing.done()
+        parsing.cancel()
 
 
 def test_a_function_is_measured() -> None:

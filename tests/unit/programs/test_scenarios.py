@@ -140,9 +140,15 @@ def make_library(root: Path) -> None:
     (root / "pkg" / "loop").symlink_to(root / "pkg")
 
 
+def use_library(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the statistics count this library, without the processes that do not know of it."""
+    monkeypatch.setattr(stdlib_stats, "LIBRARY", root)
+    monkeypatch.setattr(stdlib_stats.source_file, "executor", None)
+
+
 async def test_what_cannot_be_parsed_is_skipped_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     make_library(tmp_path)
-    monkeypatch.setattr(stdlib_stats, "LIBRARY", tmp_path)
+    use_library(tmp_path, monkeypatch)
     async with atasks.connect("loopback:"):
         counted = await survey()
 
@@ -171,7 +177,7 @@ async def test_what_cannot_be_parsed_is_skipped_with_the_reason(tmp_path: Path, 
 
 
 async def test_a_file_that_is_gone_is_skipped_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(stdlib_stats, "LIBRARY", tmp_path)
+    use_library(tmp_path, monkeypatch)
     async with atasks.connect("loopback:"):
         counts = await stdlib_stats.source_file("gone.py")
     assert counts == Counts(skipped=(("gone.py", "FileNotFoundError: No such file or directory"),))
