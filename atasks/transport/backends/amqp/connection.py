@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from atasks.errors import TransportError
 from atasks.outlast import shield
@@ -22,6 +22,8 @@ logger = logging.getLogger("atasks.amqp")
 
 UNDO_SECONDS: Final = 1.0
 """Seconds that a connection that could not be set up may take to remove what it has declared."""
+LAST_SECONDS: Final = 2.0
+"""Seconds for the last words over another link than the one that was lost."""
 BACKOFF: Final = (0.05, 15.0)
 """Seconds before the first and, at most, before any later attempt to reconnect."""
 STABLE_SECONDS: Final = 5.0
@@ -105,6 +107,26 @@ class Connection:
             keeper.cancel()
             await asyncio.wait([keeper])
 
+    async def end(self, last_words: Callable[[Link], Coroutine[Any, Any, None]]) -> None:
+        """Restore no link any more, and say the last words: over the link or, where it is lost, over another one,
+        on which nothing is restored. Raises one of `CLIENT_ERRORS`, or TransportError, if they cannot be said.
+
+        Whatever else might declare the reply queue again has ended before the words, which remove it.
+        """
+        await self.stop()
+        link = self._session.link
+        if link is not None:
+            with suppress(*CLIENT_ERRORS):
+                await _while_there(link, last_words(link))
+                return
+        async with asyncio.timeout(LAST_SECONDS):
+            if self._last_link is not None:
+                await self._last_link.close()
+            self._detach()
+            link = await self._open()
+            self._session.outbox.attach(link)
+            await _while_there(link, last_words(link))
+
     async def close(self) -> None:
         """Close the last link."""
         if self._last_link is not None:
@@ -159,3 +181,16 @@ class Connection:
             else:
                 return link
         raise AssertionError("there is no last pause")
+
+
+async def _while_there(link: Link, operation: Coroutine[Any, Any, None]) -> None:
+    """Await what would never end once the link is lost. Raises ConnectionError then."""
+    task = asyncio.ensure_future(operation)
+    try:
+        await asyncio.wait((task, link.lost), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ConnectionError(link.lost.result())
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait((task,))

@@ -210,11 +210,10 @@ class AMQPTransport(CallTransport):
                 self._end(State.CLOSING, reason)
                 self.calling.control.flush()
             # Else the event loop is ending, and nothing can be sent any more.
-            if session.link is not None and connection.is_kept:
+            if connection.is_kept:
                 async with asyncio.timeout(CLOSE_SECONDS):
-                    await session.outbox.flushed()
-                    await self.calling.leave(session.link)
-        except CLIENT_ERRORS as error:
+                    await connection.end(self._last_words)
+        except (*CLIENT_ERRORS, TransportError) as error:
             logger.info(
                 "queues of this process stay at the broker until they expire, since they could not be removed: %s",
                 error,
@@ -230,6 +229,10 @@ class AMQPTransport(CallTransport):
             await self._close_database(reason)
             await connection.close()
             session.state = State.CLOSED
+
+    async def _last_words(self, link: Link) -> None:
+        await self.session.outbox.flushed()
+        await self.calling.leave(link)
 
     def _end(self, state: State, reason: str) -> None:
         """Every await ends, and there will be no others."""

@@ -151,6 +151,7 @@ class Calling:
     def suspend(self) -> None:
         """The link is gone: nothing of it may be acknowledged on another one."""
         self.presence.reset()
+        self._tag = None
         if self._acks is not None:
             self._acks.close()
             self._acks = None

@@ -1,0 +1,108 @@
+"""Processes that leave while their connection is lost: no reply queue of theirs stays at the broker."""
+
+# Private attributes: `_records`, whose `restore` is a step of a reconnect after the reply queue was declared.
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+
+from atasks.testing import soon, until
+from atasks.transport.backends.amqp import AMQPTransport, connection
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.caller.calling import Calling
+from tests.broker import Broker
+from tests.faults.proxy import Proxy
+
+NEVER = 1e6
+"""Seconds."""
+
+
+@pytest.fixture
+def proxy(amqp_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(amqp_url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def transport(proxy: Proxy, prefix: str, amqp_leaks: None) -> AMQPTransport:
+    """A caller behind the proxy; `amqp_leaks` looks at what it leaves."""
+    return AMQPTransport(proxy.url(), prefix=prefix)
+
+
+async def test_leaving_before_the_next_attempt_to_connect(
+    transport: AMQPTransport, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BACKOFF", (NEVER, NEVER))
+    await transport.connect()
+    proxy.drop()
+    await until(lambda: not transport.is_connected)
+    await soon(transport.disconnect())
+
+
+async def test_leaving_while_the_next_link_is_set_up(
+    transport: AMQPTransport, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await transport.connect()
+    declared = asyncio.Event()
+
+    async def stuck(link: Link) -> None:
+        declared.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(transport._records, "restore", stuck)
+    proxy.drop()
+    await soon(declared.wait())
+    await soon(transport.disconnect())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_cut_beside_the_deletion_of_the_reply_queue(
+    transport: AMQPTransport, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, when: Literal["before", "after"]
+) -> None:
+    """The cut comes before the broker hears of the deletion, or before this side hears that it was done."""
+    await transport.connect()
+    leave = Calling.leave
+
+    async def cut(calling: Calling, link: Link) -> None:
+        monkeypatch.undo()
+        if when == "after":
+            await leave(calling, link)
+        proxy.drop()
+        await leave(calling, link)
+
+    monkeypatch.setattr(Calling, "leave", cut)
+    await soon(transport.disconnect())
+
+
+async def test_cut_before_the_last_words_are_confirmed(transport: AMQPTransport, proxy: Proxy) -> None:
+    await transport.connect()
+    outbox = transport.session.outbox
+    proxy.mute("to_client", "publish")
+    outbox.put(transport.session.control([], "nobody listens"))
+    leaving = asyncio.create_task(transport.disconnect())
+    await until(lambda: proxy.swallowed("to_client", "publish"))
+    proxy.drop()
+    await soon(leaving)
+    assert len(outbox) == 0
+
+
+async def test_leaving_while_the_broker_cannot_be_reached(
+    proxy: Proxy, prefix: str, broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One attempt is made. The queue stays until it expires."""
+    transport = AMQPTransport(proxy.url(), prefix=prefix)
+    await transport.connect()
+    proxy.refuse()
+    proxy.drop()
+    await until(lambda: not transport.is_connected)
+    caplog.set_level(logging.INFO, "atasks.amqp")
+    await soon(transport.disconnect())
+    assert "stay at the broker until they expire" in caplog.text
+    left = await asyncio.to_thread(broker.clear, prefix)
+    assert [name.startswith(f"{prefix}.r.") for name in left] == [True]
