@@ -9,7 +9,7 @@ from collections.abc import Awaitable
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 from atasks import wire
 from atasks.codecs.checked import over_limit
@@ -18,6 +18,7 @@ from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
 from atasks.progress import Progress
 from atasks.resume.naming import Names, again
 from atasks.transport.journals import Elsewhere, journal_name, lasts
+from atasks.transport.pending import NOT_SENT, Pending
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.held_call import HeldCall, Reason
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from atasks.transport.contract import Transport
 
 __all__ = ["Journal", "journal_here", "journal_of"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("atasks.resume")
 
@@ -70,6 +73,7 @@ class Journal:
         "_error",
         "_found",
         "_generation",
+        "_held",
         "_journals",
         "_left",
         "_missed",
@@ -101,6 +105,8 @@ class Journal:
         """While it is being opened: many steps may wait for that, each of which may be cancelled."""
         self._generation = NEVER
         """That of the journals when it was opened."""
+        self._held: list[Pending] = []
+        """Calls of branches that wait until it is open."""
         self._left = NOTHING
         """Steps that other runs have done, and this one has not asked for."""
         self._sent: AbstractSet[str] = NONE
@@ -133,7 +139,7 @@ class Journal:
     async def find(self, step: str, task: str) -> tuple[str, Reply | None]:
         """The id that this step has now, and its ending, if it is done. Raises Diverged; PayloadTooLarge if there
         is no room for one more result."""
-        while self._opening is not None or self._generation != self._journals.generation:
+        while not self._is_open:
             await self._in_hand(self._opened())
         while step in self._spent:
             step = again(step)
@@ -166,24 +172,36 @@ class Journal:
 
     async def request(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
         """The reply to the call, whose id is that of the step: the one that is on record, or that of a worker."""
-        call.id, reply = await self.find(call.id, call.task)
-        if reply is not None:
-            return reply
+        is_own = transport is self._run.worker.transport
+        if is_own and not self._is_open:
+            # Not by `find`, which wakes a task for each branch: here those of a first run find their replies next.
+            call.orphan = RUN
+            reply = await self._in_hand(self._made(call, options, sent=False, held=self._open_soon()))
+            if reply is not NOT_SENT:
+                return reply
+        call.id, found = await self.find(call.id, call.task)
+        if found is not None:
+            return found
         sent = call.id in self._sent
         if sent and call.delivery == AT_MOST_ONCE:
             raise WorkerLost(
                 f"{call.task} was called by an earlier run: it may have run, and runs at most once", 1
             )
-        if transport is not self._run.worker.transport:  # of another broker: nothing there knows of this journal
+        if not is_own:  # of another broker: nothing there knows of this journal
             reply = await transport.request(call, options)
             if lasts(reply):
                 await self.keep(reply)
             return reply
         call.orphan = RUN
+        return await self._made(call, options, sent=sent)
+
+    async def _made(
+        self, call: Call, options: TaskOptions, *, sent: bool, held: list[Pending] | None = None
+    ) -> Reply:
         try:
-            reply = await self._journals.request(self.name, call, options, sent=sent, stays=self._stays)
+            reply = await self._journals.request(self.name, call, options, sent=sent, stays=self._stays, held=held)
         except BaseException:
-            if not self._stays():  # it has no reply: the next run makes it again
+            if self.names.given.get(call.id) and not self._stays():  # it has no reply: the next run makes it again
                 self._journals.spend(self.name, wire.ended(call.id, Status.CANCELLED, "its await has ended"))
             raise
         self._count(reply)
@@ -206,16 +224,29 @@ class Journal:
         """Return True if the next run of this call is to have what this one has begun."""
         return self._run.reason in (Reason.DRAINED, Reason.ELSEWHERE) or self._run.worker.is_torn_down
 
-    async def _in_hand(self, work: Awaitable[None]) -> None:
+    async def _in_hand(self, work: Awaitable[T]) -> T:
         """Await it; if another worker has the call now, the run ends."""
         try:
-            await work
+            return await work
         except Elsewhere:
             self._run.worker.moved(self._run.call.id)
             raise asyncio.CancelledError from None
 
+    @property
+    def _is_open(self) -> bool:
+        """True if it is open over the link that there is."""
+        return self._opening is None and self._generation == self._journals.generation
+
     async def _opened(self) -> None:
         """Return when it is open over the link that there is."""
+        self._open_soon()
+        assert self._opening is not None, "it has begun"
+        task, ended = self._opening
+        await ended.wait()
+        task.result()
+
+    def _open_soon(self) -> list[Pending]:
+        """Have it opened over the link that there is. Returns the list of calls that wait for that."""
         generation = self._journals.generation
         if self._opening is None or self._generation != generation:
             self._generation = generation
@@ -224,9 +255,7 @@ class Journal:
             task = asyncio.get_running_loop().create_task(self._open(), name="atasks journal")
             task.add_done_callback(partial(self._has_opened, ended))
             self._opening = task, ended
-        task, ended = self._opening
-        await ended.wait()
-        task.result()
+        return self._held
 
     async def _open(self) -> None:
         entries = await self._journals.open(self.name, self._run.call.id)
@@ -249,7 +278,24 @@ class Journal:
             self._opening = None
             if failed:
                 self._generation = NEVER
+            held, self._held = self._held, []
+            for pending in held:
+                self._let_go(pending, task)
         ended.set()
+
+    def _let_go(self, pending: Pending, opening: asyncio.Task[None]) -> None:
+        """It is open, or cannot be opened. Send a call that waited for that, if nothing is known of it."""
+        step = pending.call.id
+        if opening.cancelled():
+            pending.future.cancel()
+        elif (error := opening.exception()) is not None:
+            if not pending.future.done():
+                pending.future.set_exception(error)
+        elif self._left or self._sent or self._spent or not self._is_open or self._journals.late(step) is not None:
+            pending.answered(NOT_SENT)
+        else:
+            self.names.given[step] = True
+            self._journals.send(self.name, pending)
 
     async def _miss(self, task: str) -> None:
         """A step was not found, and others are left: either they will be asked for, or the code has changed."""

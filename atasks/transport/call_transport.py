@@ -28,7 +28,7 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.pending import Pending
+from atasks.transport.pending import NOT_SENT, Pending
 from atasks.transport.whereabouts import placed, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
@@ -183,14 +183,53 @@ class CallTransport(Transport):
             del self._pending[call.id]
 
     async def request_on_record(
-        self, call: Call, options: TaskOptions, address: str, *, sent: bool, stays: Callable[[], bool]
+        self,
+        call: Call,
+        options: TaskOptions,
+        address: str,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
         """Have a worker answer a call whose reply is kept at this address too: see `Journals.request`."""
         # This is `request` once more, and so is `open_stream` in part: what they share would be a function call,
         # or two, for each plain call. Change them together.
         if self._refusal is not None:
             raise NotConnected(self._refusal)
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), time.perf_counter()
+        pending = Pending(call, options, loop.create_future())
+        pending.address = address
+        try:
+            if held is not None:
+                held.append(pending)
+            elif (shared := await self._begin_on_record(pending)) is not None:
+                return shared
+            elif not pending.future.done():
+                if sent:
+                    self._seek(pending)
+                else:
+                    self._post(pending)
+            reply = await pending.future
+            if reply is not NOT_SENT:
+                replied(self.counters.row(call.task), reply.status, began)
+            return reply
+        except BaseException as error:
+            if self._pending.get(call.id) is pending:
+                self.counters.row(call.task)[ENDED + failed(error)] += 1
+                if isinstance(error, asyncio.CancelledError) and not stays():
+                    self._withdraw(pending)
+            raise
+        finally:
+            pending.future.cancel()  # nothing happens, unless this await was cancelled before the call was sent
+            if pending.timer is not None:
+                pending.timer.cancel()
+            if self._pending.get(call.id) is pending:
+                del self._pending[call.id]
+
+    async def _begin_on_record(self, pending: Pending) -> Reply | None:
+        """Count a call in, and return when it may be handed over. Returns the reply to an equal one."""
+        call, loop = pending.call, asyncio.get_running_loop()
         until = None if call.timeout_ms is None else loop.time() + call.timeout_ms / 1000
         while (other := self._pending.get(call.id)) is not None:  # two calls of one idempotency key make this step
             await asyncio.wait([other.future], timeout=None if until is None else until - loop.time())
@@ -201,37 +240,35 @@ class CallTransport(Transport):
             await asyncio.sleep(0)  # its await has ended otherwise, and lets go of it now
         if self._refusal is not None:
             raise CallConnectionLost(f"{self._refusal}: the outcome of {call.task} cannot be known")
-        pending = Pending(call, options, asyncio.get_running_loop().create_future())
-        pending.address = address
+        self._count_in(pending, None if until is None else max(until - loop.time(), 0.0))
+        room = self._room()
+        if room is not None:
+            await self._wait_for_room(pending, room)
+        return None
+
+    def _count_in(self, pending: Pending, seconds: float | None) -> None:
+        """A call on record is about to be sent, and may take so many seconds; None: any time."""
+        call = pending.call
         self._pending[call.id] = pending
-        row, began = self.counters.row(call.task), time.perf_counter()
-        row[RECEIVED] += 1
+        self.counters.row(call.task)[RECEIVED] += 1
         if self.watching is not None:
-            self.watching.sent(call, options.queue or "")
+            self.watching.sent(call, pending.options.queue or "")
+        if seconds is not None:
+            self._set_timer(pending, seconds)
+
+    def send_on_record(self, pending: Pending) -> None:
+        """Send a call that was held: see `Journals.send`."""
+        call = pending.call
+        if pending.future.done():
+            return  # nobody awaits it any more
+        if self._refusal is not None or call.id in self._pending or self._room() is not None:
+            pending.answered(NOT_SENT)
+            return
+        self._count_in(pending, None if call.timeout_ms is None else call.timeout_ms / 1000)
         try:
-            if until is not None:
-                self._set_timer(pending, max(until - loop.time(), 0.0))
-            room = self._room()
-            if room is not None:
-                await self._wait_for_room(pending, room)
-            if not pending.future.done():
-                if sent:
-                    self._seek(pending)
-                else:
-                    self._post(pending)
-            reply = await pending.future
-            replied(row, reply.status, began)
-            return reply
-        except BaseException as error:
-            row[ENDED + failed(error)] += 1
-            if isinstance(error, asyncio.CancelledError) and not stays():
-                self._withdraw(pending)
-            raise
-        finally:
-            pending.future.cancel()  # nothing happens, unless this await was cancelled before the call was sent
-            if pending.timer is not None:
-                pending.timer.cancel()
-            del self._pending[call.id]
+            self._post(pending)
+        except Exception as error:
+            pending.fail(error)
 
     def pendings(self) -> list[Pending]:
         return [pending for pending in self._pending.values() if not pending.followed]

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import Final
 
 from atasks.options import TaskOptions
+from atasks.transport.pending import Pending
 from atasks.wire import Call, Reply, Status
 
 __all__ = ["LASTING", "Elsewhere", "Entries", "Journals", "journal_name", "lasts"]
@@ -83,11 +84,26 @@ class Journals(ABC):
 
     @abstractmethod
     async def request(
-        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+        self,
+        name: str,
+        call: Call,
+        options: TaskOptions,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
         """Have a worker answer the call, and keep the reply. `sent`: it was sent before, by another run. `stays`
         is asked where the await is cancelled: True: the call goes on, and its reply is kept. Raises as
-        `Transport.request` does."""
+        `Transport.request` does.
+
+        `held`: the journal is not open yet. The call is put there, and whoever holds it lets `send` see to it, or
+        ends the await. `NOT_SENT` is returned if the call is to be made without this."""
+
+    @abstractmethod
+    def send(self, name: str, pending: Pending) -> None:
+        """Send a call that was held until its journal was open, in which there is nothing of it. Its await ends in
+        `NOT_SENT` if that would take an await."""
 
     @abstractmethod
     def spend(self, name: str, reply: Reply) -> None:

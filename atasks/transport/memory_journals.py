@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from atasks.options import TaskOptions
 from atasks.transport.journals import Entries, Journals
+from atasks.transport.pending import Pending
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
@@ -33,10 +34,22 @@ class MemoryJournals(Journals):
         self.note(name, reply)
 
     async def request(
-        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+        self,
+        name: str,
+        call: Call,
+        options: TaskOptions,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
-        self._journals.setdefault(name, Entries()).sent.add(call.id)
-        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays)
+        if held is None:
+            self._journals.setdefault(name, Entries()).sent.add(call.id)
+        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays, held=held)
+
+    def send(self, name: str, pending: Pending) -> None:
+        self._journals.setdefault(name, Entries()).sent.add(pending.call.id)
+        self._transport.send_on_record(pending)
 
     def spend(self, name: str, reply: Reply) -> None:
         self.note(name, reply)

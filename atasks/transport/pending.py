@@ -18,10 +18,13 @@ from atasks.wire import Call, Reply, Report, Status
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
 
-__all__ = ["PUT_OFF", "Pending"]
+__all__ = ["NOT_SENT", "PUT_OFF", "Pending"]
 
 PUT_OFF: Final = math.inf
 """The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
+
+NOT_SENT: Final = wire.ended("", Status.CANCELLED, "not sent")
+"""The answer to a call that was held until its journal is open, and is to be made in the ordinary way then."""
 
 
 class Pending(Struct, eq=False):

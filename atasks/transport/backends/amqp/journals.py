@@ -33,7 +33,7 @@ from atasks.transport.backends.amqp.broker.link import Link, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
-from atasks.transport.pending import PUT_OFF, Pending
+from atasks.transport.pending import NOT_SENT, PUT_OFF, Pending
 from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
 
 if TYPE_CHECKING:
@@ -62,8 +62,19 @@ class Caller(Protocol):
     """The part of a transport that makes the calls of journals."""
 
     async def request_on_record(
-        self, call: Call, options: TaskOptions, address: str, *, sent: bool, stays: Callable[[], bool]
+        self,
+        call: Call,
+        options: TaskOptions,
+        address: str,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
+        """See `CallTransport`."""
+        ...
+
+    def send_on_record(self, pending: Pending) -> None:
         """See `CallTransport`."""
         ...
 
@@ -292,14 +303,28 @@ class AMQPJournals(Journals):
                 await self._find_again(name, owner)
 
     async def request(
-        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+        self,
+        name: str,
+        call: Call,
+        options: TaskOptions,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
-        if not sent:
+        if held is None and not sent:
             if options.on_no_worker == "error":
                 await self._caller.require_worker(self._session.queue_of(options))
             self._note(name, call.id)
         address = self._session.topology.kept_steps(name)
-        return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays)
+        return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays, held=held)
+
+    def send(self, name: str, pending: Pending) -> None:
+        if pending.options.on_no_worker == "error":
+            pending.answered(NOT_SENT)
+        else:
+            self._note(name, pending.call.id)
+            self._caller.send_on_record(pending)
 
     def spend(self, name: str, reply: Reply) -> None:
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=f"{reply.id}:spent", delivery_mode=2)

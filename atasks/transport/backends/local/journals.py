@@ -10,6 +10,7 @@ from atasks.errors import QueueFull
 from atasks.options import TaskOptions
 from atasks.transport.backends.local.messages import Answer, DropJournal, JournalFound, Note, OpenJournal, Outcome
 from atasks.transport.journals import Entries, Journals
+from atasks.transport.pending import Pending
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
@@ -44,9 +45,19 @@ class LocalJournals(Journals):
             )
 
     async def request(
-        self, name: str, call: Call, options: TaskOptions, *, sent: bool, stays: Callable[[], bool]
+        self,
+        name: str,
+        call: Call,
+        options: TaskOptions,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
     ) -> Reply:
-        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays)
+        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays, held=held)
+
+    def send(self, name: str, pending: Pending) -> None:
+        self._transport.send_on_record(pending)
 
     def spend(self, name: str, reply: Reply) -> None:
         link = self._link()

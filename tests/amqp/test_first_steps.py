@@ -1,0 +1,159 @@
+"""The first calls of a run that resumes, which are held until its journal is open."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from atasks import NotConnected, current_call
+from atasks.testing import Site, soon, until
+from atasks.tracking.counters import ENDED, RECEIVED
+from atasks.transport.backends.amqp.journals import AMQPJournals
+from atasks.transport.backends.amqp.transport import AMQPTransport
+from atasks.transport.journals import Elsewhere, Entries
+from atasks.wire import Status
+from tests.amqp.journals import gone, journal_queue
+
+
+class Openings:
+    """Openings of journals, each of which waits at a gate, and raises what is put there."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Event()
+        self.begun: list[str] = []
+        self.errors: list[Exception] = []
+        is_open = AMQPJournals.open
+
+        async def opened(journals: AMQPJournals, name: str, owner: str) -> Entries:
+            self.begun.append(name)
+            await self.gate.wait()
+            if self.errors:
+                raise self.errors.pop()
+            return await is_open(journals, name, owner)
+
+        monkeypatch.setattr(AMQPJournals, "open", opened)
+
+
+@pytest.fixture
+def openings(monkeypatch: pytest.MonkeyPatch) -> Openings:
+    return Openings(monkeypatch)
+
+
+class Fan:
+    """A call that resumes and makes calls side by side."""
+
+    def __init__(self, site: Site) -> None:
+        self.ran: list[int] = []
+        self.branches: list[asyncio.Task[int]] = []
+        self.id = ""
+
+        @site.atask(name="step")
+        async def step(n: int) -> int:
+            self.ran.append(n)
+            return n
+
+        @site.atask(name="fan", resume=True)
+        async def fan(count: int) -> list[Any]:
+            self.id = current_call().id or ""
+            self.branches = [asyncio.create_task(step(n)) for n in range(count)]
+            return await asyncio.gather(*self.branches, return_exceptions=True)
+
+        self.step = step
+        self.fan = fan
+
+
+async def test_branches_that_are_cancelled_before_the_journal_is_open_are_not_called(
+    site: Site, openings: Openings
+) -> None:
+    fan = Fan(site)
+    async with site.open():
+        call = asyncio.create_task(fan.fan(5))
+        await until(lambda: openings.begun and len(fan.branches) == 5)
+        fan.branches[1].cancel()
+        fan.branches[3].cancel()
+        await until(lambda: fan.branches[3].done())
+        openings.gate.set()
+        found = await soon(call)
+        assert [found[n] for n in (0, 2, 4)] == [0, 2, 4]
+        assert fan.ran == [0, 2, 4]
+        assert len(openings.begun) == 1
+        row = site.worker.transport.counters.row("step")
+        assert (row[RECEIVED], row[ENDED + Status.VALUE]) == (3, 3)
+        await soon(gone(site, journal_queue(site, fan.id)))
+
+
+async def test_each_branch_is_told_that_the_journal_cannot_be_opened(site: Site, openings: Openings) -> None:
+    fan = Fan(site)
+    openings.errors.append(NotConnected("no journal"))
+    openings.gate.set()
+    async with site.open():
+        found = await soon(fan.fan(3))
+        assert [type(error) for error in found] == [NotConnected] * 3
+        assert fan.ran == []
+        assert await soon(fan.fan(3)) == [0, 1, 2]  # the next one is opened
+
+
+async def test_a_run_ends_whose_call_is_elsewhere_when_its_journal_is_asked_for(
+    site: Site, openings: Openings
+) -> None:
+    fan = Fan(site)
+    openings.errors.append(Elsewhere("call"))
+    openings.gate.set()
+    async with site.open():
+        call = asyncio.create_task(fan.fan(3))
+        await until(lambda: openings.begun and not site.worker.runs)
+        assert [branch.cancelled() for branch in fan.branches] == [True] * 3
+        assert (fan.ran, len(openings.begun)) == ([], 1)
+        call.cancel()
+        await asyncio.wait([call])
+
+
+async def test_a_link_that_is_lost_while_the_journal_is_opened_has_each_branch_called_once(
+    site: Site, openings: Openings
+) -> None:
+    fan = Fan(site)
+    async with site.open():
+        transport = site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        call = asyncio.create_task(fan.fan(3))
+        await until(lambda: openings.begun and len(fan.branches) == 3)
+        link = transport.session.link
+        assert link is not None
+        link.lose("cut")
+        await until(lambda: transport.session.link not in (None, link))
+        openings.gate.set()
+        assert await soon(call) == [0, 1, 2]
+        assert fan.ran == [0, 1, 2]
+
+
+async def test_a_deadline_of_a_branch_counts_from_when_it_is_called(site: Site, openings: Openings) -> None:
+    """As it does behind an open journal: a call that is not sent has no time of its own."""
+    fan = Fan(site)
+
+    @site.atask(resume=True)
+    async def parent() -> list[int]:
+        return await asyncio.gather(*(fan.step.options(timeout=0.5)(n) for n in range(3)))
+
+    async with site.open():
+        call = asyncio.create_task(parent())
+        await until(lambda: openings.begun)
+        await asyncio.sleep(0.7)
+        openings.gate.set()
+        assert await soon(call) == [0, 1, 2]
+
+
+async def test_a_worker_that_drains_while_the_journal_is_opened_leaves_the_branches_to_the_next_run(
+    site: Site, openings: Openings
+) -> None:
+    fan = Fan(site)
+    async with site.open():
+        call = asyncio.create_task(fan.fan(3))
+        await until(lambda: openings.begun and len(fan.branches) == 3)
+        await site.worker.drain(0.0)
+        openings.gate.set()
+        assert fan.ran == []
+        assert [branch.cancelled() for branch in fan.branches] == [True] * 3
+        call.cancel()
+        await asyncio.wait([call])
