@@ -284,7 +284,7 @@ class Journal:
         ended.set()
 
     def _let_go(self, pending: Pending, opening: asyncio.Task[None]) -> None:
-        """It is open, or cannot be opened. Send a call that waited for that, if nothing is known of it."""
+        """Send a call that waited until the journal was open, if nothing is known of it, or end its await."""
         step = pending.call.id
         if opening.cancelled():
             pending.future.cancel()

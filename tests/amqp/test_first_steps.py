@@ -129,7 +129,7 @@ async def test_a_link_that_is_lost_while_the_journal_is_opened_has_each_branch_c
 
 
 async def test_a_deadline_of_a_branch_counts_from_when_it_is_called(site: Site, openings: Openings) -> None:
-    """As it does behind an open journal: a call that is not sent has no time of its own."""
+    """A call that is not sent has no time of its own, as behind an open journal."""
     fan = Fan(site)
 
     @site.atask(resume=True)
