@@ -73,7 +73,8 @@ class TokenWaits:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, changed: Callable[[], None]) -> None:
-        """`changed` is called when a wait turns out to last."""
+        """`changed` is called when a wait turns out to last, and when others last and the last fresh one has
+        ended."""
         self._loop = loop
         self._changed = changed
         self.fresh = 0
@@ -107,6 +108,8 @@ class TokenWaits:
             if timer is not None:
                 timer.cancel()
                 self.fresh -= 1
+                if not self.fresh and self.lasting:
+                    self._changed()
             else:
                 self.lasting -= 1
                 left = self._by_limit.pop(limit) - 1

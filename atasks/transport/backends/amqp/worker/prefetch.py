@@ -177,6 +177,8 @@ class Prefetch:
             return free
         # Parked calls, and calls that were known before, fill the window.
         if consumer.unfinished >= consumer.prefetch:
+            if worker.token_waits.lasting and (worker.token_waits.fresh or consumer.claims):
+                return 0  # until each has shown whether it needs a slot, or waits for a token
             wanted = (
                 consumer.executor
                 or consumer.away
@@ -227,7 +229,7 @@ class Prefetch:
             return
         finally:
             self._changing = None
-        self.adapt()
+        self.adapt_soon()  # calls that came with the broker's word have made no step: what they need is not known
 
     async def _hold(self) -> None:
         """Leave the calls of paused queues there."""
