@@ -34,6 +34,12 @@ async def messages_in(site: Site, queue: str) -> int | None:
     return None if state is None else state[0]
 
 
+async def holds(site: Site, queue: str, messages: int | None) -> None:
+    """Return when there are so many messages in a queue: a reply may come here before it is in its journal."""
+    while await messages_in(site, queue) != messages:
+        await asyncio.sleep(0.01)
+
+
 async def empty(site: Site, queue: str) -> None:
     """Have the broker lose what is in the queue, as one does that is killed over its deletion."""
     channel = await _link(site).open_channel()

@@ -1,5 +1,8 @@
 """The first calls of a run that resumes, which are held until its journal is open."""
 
+# Private attributes: `AMQPTransport._is_first`: that a journal is asked for a little later cannot be seen from
+# outside.
+
 from __future__ import annotations
 
 import asyncio
@@ -7,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from atasks import NotConnected, current_call
+from atasks import NotConnected, current_call, serve
 from atasks.testing import Site, soon, until
 from atasks.tracking.counters import ENDED, RECEIVED
 from atasks.transport.backends.amqp.journals import AMQPJournals
 from atasks.transport.backends.amqp.transport import AMQPTransport
 from atasks.transport.journals import Elsewhere, Entries
-from atasks.wire import Status
+from atasks.wire import VERSION, Reply, Status
 from tests.amqp.journals import gone, journal_queue
 
 
@@ -157,3 +160,62 @@ async def test_a_worker_that_drains_while_the_journal_is_opened_leaves_the_branc
         assert [branch.cancelled() for branch in fan.branches] == [True] * 3
         call.cancel()
         await asyncio.wait([call])
+
+
+@pytest.mark.parametrize("end", ["drop", "leave"])
+async def test_a_journal_that_is_declared_while_another_run_has_its_lock(
+    amqp_url: str, prefix: str, end: str
+) -> None:
+    """That run lets it go just then: the one that has declared it does not take what it finds for a first run."""
+    async with serve(amqp_url, prefix=prefix) as one, serve(amqp_url, prefix=prefix) as other:
+        here, there = one.transport, other.transport
+        assert isinstance(here, AMQPTransport)
+        assert isinstance(there, AMQPTransport)
+        topology, link = here.session.topology, here.session.link
+        assert link is not None
+        await there.journals.open("before", "call")  # there are channels for declarations
+        there.journals.drop("before")
+        await there.journals.flushed()
+        await here.journals.open("name", "call")
+        if end == "drop":
+            await link.delete_queue(topology.kept("name"))
+        else:
+            await here.journals.add("name", Reply(VERSION, "step", Status.VALUE, b"1"))
+        there.journals.hasten("name", "call")
+        opening = asyncio.ensure_future(there.journals.open("name", "call"))
+        while await link.queue_state(topology.kept("name")) is None:  # it is declared, whoever has the lock
+            await asyncio.sleep(0.01)
+        here.journals.leave("name")
+        if end == "drop":
+            with pytest.raises(Elsewhere):
+                await soon(opening)
+            await there.journals.flushed()
+            assert await link.queue_state(topology.kept("name")) is None
+        else:
+            assert list((await soon(opening)).replies) == ["step"]
+            there.journals.drop("name")
+        await there.journals.flushed()
+        assert await link.queue_state(topology.lock("name")) is None
+
+
+async def test_a_call_that_comes_again_may_have_been_begun_elsewhere(site: Site) -> None:
+    """So its journal is not declared before the lock is taken."""
+    first: list[bool] = []
+
+    @site.atask(resume=True)
+    async def parent() -> None:
+        transport = site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        first.append(transport._is_first(current_call().id or ""))
+        if len(first) == 1:
+            link = transport.session.link
+            assert link is not None
+            link.lose("cut")
+            await until(lambda: transport.session.link not in (None, link))
+            await until(lambda: not transport._is_first(current_call().id or ""))
+
+    async with site.open():
+        await soon(parent())
+        await until(lambda: not site.worker.runs)
+        assert first[0]
+        assert not any(first[1:])

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["AMQPJournals"]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -97,18 +99,21 @@ class AMQPJournals(Journals):
         caller: Caller,
         after_reply: Callable[[str, Callable[[bool], None]], None],
         has: Callable[[str], bool],
+        is_first: Callable[[str], bool],
         moved: Callable[[str], None],
         is_over: Callable[[str], Awaitable[bool]],
     ) -> None:
         """`after_reply(call_id, do)` does it when the reply to that call is safe; `do(True)`: no other worker can
         have the call. `has(call_id)` says whether the broker has given that call to this worker over the link
-        that there is. `moved(call_id)` ends the run of a call that another worker has been given.
+        that there is. `is_first(call_id)` says whether whoever has sent that call has sent it here, and the broker
+        has given it to nobody before. `moved(call_id)` ends the run of a call that another worker has been given.
         `is_over(call_id)` says whether a call that is here as a copy is known to have ended elsewhere."""
         self._session = session
         self._records = records
         self._caller = caller
         self._after_reply = after_reply
         self._has = has
+        self._is_first = is_first
         self._moved = moved
         self._is_over = is_over
         self._locks = Locks()
@@ -133,7 +138,7 @@ class AMQPJournals(Journals):
 
     def hasten(self, name: str, owner: str) -> None:
         link = self._session.link
-        if link is None or link.lost.done() or name in self._open or not self._has(owner):
+        if link is None or link.lost.done() or name in self._open or not self._is_first(owner):
             return
         asked = self._locks.try_at_once(name, link, partial(self._declare_at_once, name, link))
         if asked is not None:
@@ -195,7 +200,13 @@ class AMQPJournals(Journals):
             await self._locks.take(name, link, partial(link.lock, lock))
             await self._look_for(owner, link)
             async with room:
-                if await link.queue_state(queue) is None:  # the other run has dropped it
+                state = await link.queue_state(queue)
+                if hastened is not None and state == (0, 0):
+                    # It was declared here, for a copy of this call that nobody had before, when the other run had
+                    # dropped it; or that run has died before its first step, and its own copy comes again.
+                    await link.delete_queue(queue, if_empty=True)
+                    state = None
+                if state is None:  # the other run has dropped it
                     raise Elsewhere(owner)
                 found = await self._locks.ask(name, declare)
         ready, readers = found
@@ -210,13 +221,15 @@ class AMQPJournals(Journals):
         declared = link.declare_queue(*self._queue(name), lock=lock)
         return await _both(declared, shielded(link.bind(*self._binding(name))))
 
-    def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int]] | None:
-        """Do as `_declare_queue` with a lock. None: it cannot be asked for at once."""
-        declared = link.declare_at_once(*self._queue(name), lock=self._session.topology.lock(name))
+    def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int] | None] | None:
+        """Take the lock of a journal, and declare it at the same time, as `_declare_queue`: nobody else can have
+        ended its call, as long as nobody else has that lock. None: it cannot be asked for at once."""
+        declared = link.declare_at_once(*self._queue(name))
         if declared is None:
             return None
         self._unwanted.pop(name, None)
-        return shielded(_both(declared, link.bind_at_once(*self._binding(name))))
+        locked = link.lock_at_once(self._session.topology.lock(name))
+        return shielded(_if_locked(locked, _both(declared, link.bind_at_once(*self._binding(name)))))
 
     def _queue(self, name: str) -> tuple[str, FieldTable, str, list[str]]:
         """The queue of a journal: name, arguments, and by which keys of which exchange it is bound."""
@@ -487,6 +500,12 @@ async def _both(declared: Awaitable[tuple[int, int]], bound: Awaitable[None]) ->
         raise
     await bound
     return found
+
+
+async def _if_locked(locked: Awaitable[bool], declared: Awaitable[T]) -> T | None:
+    """Return what is known of a journal; None if another connection has its lock."""
+    found = await declared
+    return found if await locked else None
 
 
 class _SentNote(Outgoing):

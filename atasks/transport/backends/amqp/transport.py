@@ -122,7 +122,7 @@ class AMQPTransport(CallTransport):
         self._stored = self._in_database(records)
         self.records = self._stored or self._records
         self._journals = AMQPJournals(
-            session, self._records, self, self._after_reply, self._has, self._moved, self._is_over
+            session, self._records, self, self._after_reply, self._has, self._is_first, self._moved, self._is_over
         )
         self.journals = self._journals
         self._limits = AMQPLimits(session, self.consumer_timeout)
@@ -521,6 +521,21 @@ class AMQPTransport(CallTransport):
         if run is None or self.serving is None or call_id in self.serving.station.left_here:
             return True
         return any(isinstance(each, CallDelivery) and each.request.in_hand for each in run.deliveries)
+
+    def _is_first(self, call_id: str) -> bool:
+        """Return True unless a call in hand may have been given to a worker before, or shares a journal."""
+        run = None if self.serving is None else self.serving.worker.find(call_id)
+        if run is None:
+            return True
+        delivery = run.deliveries[-1]
+        return (
+            not run.call.key
+            and len(run.deliveries) == 1
+            and isinstance(delivery, CallDelivery)
+            and delivery.request.in_hand
+            and not delivery.request.came_again
+            and not delivery.request.is_copy_of(run.call)
+        )
 
     def _moved(self, call_id: str) -> None:
         """Another worker has been given a call that is in hand here."""

@@ -287,12 +287,12 @@ class Link:
         return (found.message_count or 0, found.consumer_count or 0)
 
     def declare_at_once(
-        self, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], *, lock: str
+        self, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str]
     ) -> Awaitable[tuple[int, int]] | None:
         """Do as `declare_queue`, but what is asked leaves before this returns, whatever else is to be done in this
         turn of the event loop, unless other frames wait to leave. None: no channel is at hand for that, and
         nothing is done."""
-        frames = _declarations(name, arguments, exchange, keys, lock)
+        frames = _declarations(name, arguments, exchange, keys)
         begun = self._begin(frames)
         return None if begun is None else shielded(self._declared(frames, name, begun))
 
@@ -303,9 +303,16 @@ class Link:
 
     async def lock(self, lock: str) -> bool:
         """Declare a queue that is this link's alone, and goes with it. False: another one has it."""
+        return await self.lock_at_once(lock)
+
+    def lock_at_once(self, lock: str) -> Awaitable[bool]:
+        """Do as `lock`. What is asked leaves before this returns, if a channel is at hand for that."""
+        frames = [_locked(lock)]
+        return shielded(self._locked(frames, self._begin(frames)))
+
+    async def _locked(self, frames: Sequence[Frame], begun: _Begun | None) -> bool:
         try:
-            async with self._spare() as channel:
-                await guard(shielded(channel.queue_declare(queue=lock, exclusive=True, arguments=LOCK)))
+            await self._obeyed(frames, begun)
         except ChannelLockedResource:
             return False
         return True
@@ -333,11 +340,15 @@ class Link:
 
     async def _bound(self, frames: Sequence[Frame], begun: _Begun | None) -> None:
         try:
-            async with self._behind(frames, begun) as channel:
-                await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
+            await self._obeyed(frames, begun)
         except ChannelNotFoundEntity as error:
             self.lose(f"{type(error).__name__}: {error}")
             raise
+
+    async def _obeyed(self, frames: Sequence[Frame], begun: _Begun | None) -> None:
+        """Return when the broker has done what these frames ask. Raises the reason why it has not."""
+        async with self._behind(frames, begun) as channel:
+            await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
 
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Have it come there no more."""
@@ -457,11 +468,15 @@ async def _connect(attempt: AioPikaConnection) -> None:
         raise
 
 
-def _declarations(name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str) -> list[Frame]:
+def _locked(lock: str) -> Frame:
+    return Queue.Declare(queue=lock, exclusive=True, nowait=True, arguments=LOCK)
+
+
+def _declarations(
+    name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str = ""
+) -> list[Frame]:
     """The lock, a queue, and its bindings."""
-    frames: list[Frame] = []
-    if lock:
-        frames.append(Queue.Declare(queue=lock, exclusive=True, nowait=True, arguments=LOCK))
+    frames: list[Frame] = [_locked(lock)] if lock else []
     frames.append(Queue.Declare(queue=name, durable=True, nowait=True, arguments=arguments))
     frames += (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
     return frames

@@ -32,6 +32,7 @@ class RequestMessage:
         "acks",
         "caller",
         "calls",
+        "came_again",
         "consumer",
         "correlation_id",
         "delivery_mode",
@@ -66,6 +67,8 @@ class RequestMessage:
         """Calls that have not ended."""
         self.unsettled = 1
         """Calls whose reply is not safe at the broker."""
+        self.came_again = lease is not None
+        """True if the broker has given it to a worker before."""
         self.shared = False
         """True if several calls came in the message."""
         self.received = asyncio.get_running_loop().time()

@@ -448,6 +448,7 @@ class Serving:
         withdrawn = self.worker.withdrawn
         again = bool(message.redelivered) or was_leased(properties, self.session.topology.prefix)
         delayed = was_delayed(properties)
+        request.came_again = again or delayed
         cancelled = seals if seals is not None and seals.has_cancelled else None
         for call in calls:
             if cancelled is not None and cancelled.was_cancelled(message, call):
