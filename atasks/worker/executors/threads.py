@@ -222,6 +222,6 @@ def _job(call: ThreadCall, context: Context, function: Callable[..., Any], args:
         except RuntimeError:  # the event loop is closed: nobody is left to hear of it, or to end this thread
             return False
         del value  # an exception leads to this frame
-        return True
+        return not call.threads.closed  # else the loop may end before it tells this thread to
 
     return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,8 +16,11 @@ from atasks.testing import PATIENCE
 
 
 @pytest.fixture
-def go_on() -> threading.Event:
-    return threading.Event()
+def go_on() -> Iterator[threading.Event]:
+    """Lets the function return; it returns in the end in any case."""
+    event = threading.Event()
+    yield event
+    event.set()
 
 
 @pytest.fixture

@@ -166,8 +166,9 @@ async def drained(run: Any) -> None:
         pass
 
 
-def stage_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("atasks-")]
+def stage_threads(before: set[threading.Thread]) -> list[str]:
+    begun = set(threading.enumerate()) - before
+    return [thread.name for thread in begun if thread.name.startswith("atasks-")]
 
 
 def gone(what: Callable[[], Any]) -> bool:
@@ -219,6 +220,7 @@ def test_nothing_is_left_behind(
     after: int,
 ) -> None:
     site = Site(fault, at)
+    before = set(threading.enumerate())
     middle = site.stage(how, options)
 
     def make() -> Any:
@@ -230,7 +232,7 @@ def test_nothing_is_left_behind(
         error, tasks = asyncio.run(left(make(), way, after), debug=False)
     note(f"{error!r}, {site}")
     assert tasks == 0, "tasks are left"
-    assert gone(stage_threads), f"threads are left: {stage_threads()}"
+    assert gone(lambda: stage_threads(before)), f"threads are left: {stage_threads(before)}"
     assert sorted(site.opened) == sorted(site.closed), "a source is open"
     assert len(site.started) == len(site.done), "on_done did not follow on_start"
     expected = isinstance(error, (Boom, Stop, AbortPipeline, TimeoutError)) or "max_errors" in str(error)

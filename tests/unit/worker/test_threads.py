@@ -262,6 +262,42 @@ async def test_threads_are_used_again_and_end_with_the_worker(namespace: str) ->
     await until(lambda: len(ours()) <= before)
 
 
+def test_a_thread_whose_function_returns_between_the_last_turn_and_the_end_of_the_loop(namespace: str) -> None:
+    """The loop takes the news and has no turn any more in which it would tell the thread to end."""
+    began, gate = threading.Event(), threading.Event()
+    threads: list[threading.Thread] = []
+
+    @atask(namespace=namespace, executor="thread")
+    def stubborn() -> None:
+        threads.append(threading.current_thread())
+        began.set()
+        assert gate.wait(PATIENCE)
+
+    async def leave_it_running() -> None:
+        async with serve(namespace):
+            task = asyncio.create_task(stubborn())
+            await happened(began)
+        with pytest.raises(atasks.CallConnectionLost):
+            await soon(task)
+
+    with asyncio.Runner() as runner:
+        runner.run(leave_it_running())
+        loop, told = runner.get_loop(), threading.Event()
+        call_soon = loop.call_soon_threadsafe
+
+        def tell(*args: Any, **options: Any) -> asyncio.Handle:
+            handle = call_soon(*args, **options)
+            handle.cancel()
+            told.set()
+            return handle
+
+        loop.call_soon_threadsafe = tell  # type: ignore[method-assign]
+        gate.set()
+        assert told.wait(PATIENCE)
+    threads[0].join(PATIENCE)
+    assert not threads[0].is_alive()
+
+
 async def test_arguments_and_exceptions_are_not_kept_alive(namespace: str) -> None:
     class Thing:
         pass
