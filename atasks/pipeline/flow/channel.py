@@ -1,8 +1,9 @@
 """The queue between two stages: bounded, of tokens, with direct access for the loops that are hot.
 
-A token is `(lineage, value)`. A value that is a `Mark` stands for none: `GAP` where an item was dropped, and `END`
-behind the last child of a branch, at the index that the next child would have had. Marks travel only where a later
-stage puts items in order again, so that it does not wait for what will never come.
+A token is `(lineage, value)`. A value that is a `Mark` stands for none: `GAP` where an item was dropped, `PAST`
+for a gap from before a fork, within its pipelines, and `END` behind the last child of a branch, at the index that
+the next child would have had. Marks travel only where a later stage puts items in order again, so that it does not
+wait for what will never come.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-__all__ = ["END", "GAP", "Channel", "Inlet", "Lineage", "Mark", "Token"]
+__all__ = ["END", "GAP", "PAST", "Channel", "Inlet", "Lineage", "Mark", "Token"]
 
 Lineage = tuple[int, ...]
 Token = tuple[Lineage, Any]
@@ -23,10 +24,12 @@ class Mark(enum.Enum):
     """Stands in a token for a value that there is not."""
 
     GAP = enum.auto()
+    PAST = enum.auto()
     END = enum.auto()
 
 
 GAP = Mark.GAP
+PAST = Mark.PAST
 END = Mark.END
 
 

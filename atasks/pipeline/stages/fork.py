@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from atasks.pipeline.flow.channel import END, Channel, Inlet, Mark, Token
+from atasks.pipeline.flow.channel import END, GAP, PAST, Channel, Inlet, Mark, Token
 from atasks.pipeline.flow.crew import Crew
 from atasks.pipeline.flow.ordering import admitted, inserted
 from atasks.pipeline.pipeline import Stage
@@ -53,18 +53,24 @@ class ForkStage(Stage):
         numbers = itertools.count() if self.resets else None
         entries = [Channel(0) for _ in step.branches]
         marks = bool(step.windows) and numbers is None
-        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, step.depth if marks else None))
+        sorting = [entry for entry, steps in zip(entries, step.branches, strict=True) if _sorts(steps)]
+        engine.add(_ForkCrew(engine, self.name, inlet, outlet, entries, sorting, marks))
         for position, (entry, steps) in enumerate(zip(entries, step.branches, strict=True)):
             exit_ = open_stages(engine, entry, steps)
             _ExitCrew(engine, exit_, outlet, inlet, position, step, numbers).start()
         return outlet
 
 
+def _sorts(steps: Iterable[Step]) -> bool:
+    """Return True if one of these steps puts items in order, or one of the pipelines in them."""
+    return any(step.own is not None or any(map(_sorts, step.branches)) for step in steps)
+
+
 def _passes_by(token: Token, depth: int) -> bool:
     """Return True for a mark of a branch before the fork: it stands for no item, so no pipeline makes anything
     of it. Only the order within a pipeline needs it."""
     lineage, value = token
-    return type(value) is Mark and (len(lineage) < depth or (value is END and len(lineage) == depth))
+    return type(value) is Mark and (len(lineage) < depth or (value is not GAP and len(lineage) == depth))
 
 
 class _ForkCrew(Crew):
@@ -78,25 +84,34 @@ class _ForkCrew(Crew):
         inlet: Inlet,
         outlet: Channel,
         entries: Sequence[Channel],
-        marked_depth: int | None,
+        sorting: Sequence[Channel],
+        marked: bool,
     ) -> None:
         super().__init__(engine, name, inlet, outlet)
         self._entries = entries
-        self._depth = marked_depth
+        self._sorting = sorting
+        """Those of the pipelines that put items in order themselves, and need marks for that."""
+        self._marked = marked
         for entry in entries:
             entry.add_producer(self._stop_if_unwanted)
 
     async def work(self, index: int) -> None:
-        depth = self._depth
         try:
             while (token := await self.inlet.take()) is not None:
+                lineage, value = token
+                if type(value) is Mark:
+                    # A gap goes on from here, and out of no pipeline: many forks would make many of one.
+                    inner = (lineage, PAST if value is GAP else value)
+                    for entry in self._sorting:
+                        await entry.put(inner)
+                    if self._marked:
+                        await self.outlet.put(token)
+                    continue
                 for entry in self._entries:
                     await entry.put(token)
-                if type(token[1]) is not Mark:
-                    self.finished += 1
-                if depth is not None:
-                    end = ((*token[0], len(self._entries)), END)
-                    await self.outlet.put(token if _passes_by(token, depth) else end)
+                self.finished += 1
+                if self._marked:
+                    await self.outlet.put(((*lineage, len(self._entries)), END))
         finally:
             for entry in self._entries:
                 entry.close(self.inlet.error)

@@ -197,6 +197,20 @@ async def test_what_is_dropped_before_a_fork_leaves_no_hole(how: str, behind: An
         assert await consume(run, how) == expected
 
 
+@pytest.mark.parametrize("before", [0, 2])
+async def test_forks_make_few_marks_of_one(monkeypatch: pytest.MonkeyPatch, before: int) -> None:
+    """A gap of one fork is one gap behind all later forks. Each of them adds one mark for each item."""
+    ways, forks, pushed = 10, 4, []
+    push = Sequencer.push
+    monkeypatch.setattr(Sequencer, "push", lambda self, token: pushed.append(token) or push(self, token))
+    dropping = [filter(lambda x: False, inline=True) for _ in range(ways - 1)]
+    run: Any = range(1 + before) | filter(lambda x: x >= before, inline=True)
+    for _ in range(forks):
+        run = run | fork(map(same), *dropping)
+    assert [x async for x in run | ordered()] == [before]
+    assert len(pushed) == before + 1 + forks * ways
+
+
 @pytest.mark.parametrize("behind", [lambda: ordered(1), lambda: ordered(3), lambda: collect(1) | flat_map(same)])
 async def test_branches_within_a_fork_keep_their_order(how: str, behind: Any) -> None:
     inner = flat_map(twice) | fork(flat_map(twice, workers=3), flat_map(twice) | ordered(1))
