@@ -128,8 +128,26 @@ async def test_limit_that_is_named_like_a_queue_of_another_one(amqp_url: str, pr
                 pass
 
 
+async def test_limit_that_is_named_like_a_value_of_the_key_of_another_one(amqp_url: str, prefix: str) -> None:
+    namespace = f"case-{uuid.uuid4().hex}"
+    keyed = Limit("a", at_once=1, key=str, namespace=namespace)
+    named = Limit("a:k", at_once=1, namespace=namespace)
+    async with (
+        atasks.connect(amqp_url, namespace=namespace, prefix=prefix),
+        asyncio.timeout(30),
+        keyed.of("k"),
+        named,
+    ):
+        pass
+
+
 def test_queues_of_a_limit_are_not_those_of_another_one() -> None:
     topology = Topology("p", "n")
+    assert topology.limit("a", "k") == "p.limit.n.a:k"
+    assert topology.limit("a:k", None) == "p.limit.n.a:k."
+    assert topology.limit("a:k.", None) == "p.limit.n.a:k.."
+    assert topology.limit("a:k", "k") == "p.limit.n.a:k.:k"
+    assert topology.limit("a:k.l", None) == "p.limit.n.a:k.l"
     assert topology.limit("a.b", None) == "p.limit.n.a.b"
     assert topology.limit("a.places", None) == "p.limit.n.a.places."
     assert topology.limit("a.places.", None) == "p.limit.n.a.places.."

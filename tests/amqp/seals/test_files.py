@@ -97,3 +97,11 @@ async def test_secrets_show_nowhere(site: Site, keys: KeyFiles, caplog: pytest.L
     for secret in (*secrets, *(repr(keys.key(name).secret) for name in ("w", "shop"))):
         for text in (found, shown, caplog.text):
             assert secret not in text
+
+
+def test_a_variable_that_is_set_and_empty_is_an_error(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Something was to name the file and did not. Without seals whoever can publish could run code."""
+    monkeypatch.setenv("ATASKS_KEYS", "")
+    with pytest.raises(InvalidKeys, match=r"\$ATASKS_KEYS is set and empty"):
+        AMQPTransport(prefix=prefix)
+    assert AMQPTransport(prefix=prefix, keys="").seals is None

@@ -148,7 +148,13 @@ class Seals:
         """The seals of a transport with these options. Raises InvalidKeys, ValueError."""
         if unsealed not in ("refuse", "accept"):
             raise ValueError(f"unsealed={unsealed!r}: 'refuse' or 'accept'")
-        path = os.environ.get("ATASKS_KEYS") if path is None else path
+        if path is None:
+            path = os.environ.get("ATASKS_KEYS")
+            if path == "":  # who meant to seal would be open to all
+                raise InvalidKeys(
+                    "$ATASKS_KEYS is set and empty: name the file of keys there, or unset it for messages without "
+                    "seals (keys='' has none whatever it says)"
+                )
         return cls(Keyring(path), topology, accept_unsealed=unsealed == "accept") if path else None
 
     def require_serve(self) -> None:

@@ -12,7 +12,7 @@ from aiormq.abc import DeliveredMessage
 
 from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
-from atasks.policies.limit import MAX_KEY
+from atasks.policies.limit import MAX_KEY, PLAIN_KEY
 from atasks.signing import Kind
 from atasks.transport.records.contract import base_of, record_of
 
@@ -37,9 +37,11 @@ WATCH_MESSAGES: Final = 1_000
 """Messages, of many events each, that wait for who watches."""
 MAX_BYTES: Final = 255
 """Bytes of the name of a queue."""
-LIKE_BESIDE_LIMIT: Final = re.compile(r"\.(places|rate|cooling|amendment|changes|lock)\.*\Z")
-"""The end of the name of a limit that could be a queue beside another one's definition. A dot behind it makes it
-distinct, also from that of a limit whose name has the dot."""
+LIKE_BESIDE_LIMIT: Final = re.compile(
+    rf"(\.(places|rate|cooling|amendment|changes|lock)|:{PLAIN_KEY.pattern})\.*\Z"
+)
+"""The end of the name of a limit that could be a queue beside another one's definition, or that of a value of its
+key. A dot behind it makes it distinct, also from that of a limit whose name has the dot."""
 BESIDE: Final = (".solo", ".early", *(f".{executor}" for executor in EXECUTORS))
 """Endings of the names of the queues beside a work queue."""
 RESERVED: Final = "amq."
