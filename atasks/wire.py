@@ -405,7 +405,7 @@ _decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list
 _ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)
 
-FEW: Final = b"\x9f"
+FEW: Final = 0x9F
 """The first byte of the longest array whose length is in it."""
 
 NOT_PLAIN: Final = "an id that is not printable ASCII"
@@ -425,12 +425,12 @@ def ids_of(call: Call) -> str:
     return call.id if call.root is None and call.parent is None else f"{call.id}{call.root}{call.parent}"
 
 
-def decode(body: bytes, limit: int = MAX_BODY) -> list[Envelope]:
+def decode(body: bytes | memoryview, limit: int = MAX_BODY) -> list[Envelope]:
     """The envelopes of a message body of up to `limit` bytes; a `DecodeError` if any of them cannot be read (then
     see `salvage`). Sizes are looked at before anything is made of what has them."""
     if len(body) > limit:
         raise DecodeError(_too_large(body, limit))
-    if body[:1] > FEW and length(body) > MAX_ENVELOPES:
+    if body and body[0] > FEW and length(body) > MAX_ENVELOPES:
         raise DecodeError(_too_many(body))
     try:
         envelopes = _decoder.decode(body)
@@ -483,7 +483,7 @@ def purged(call: Call, queue: str) -> Reply:
     return ended(call.id, Status.CANCELLED, message)
 
 
-def salvage(body: bytes, limit: int = MAX_BODY) -> Decoded:
+def salvage(body: bytes | memoryview, limit: int = MAX_BODY) -> Decoded:
     """Read a body that `decode` refuses, envelope by envelope, and return what can be read. Never raises."""
     if len(body) > limit:
         return Decoded([], [Bad(_too_large(body, limit), None, None)])
@@ -538,11 +538,11 @@ def _diagnose(piece: msgspec.Raw, reason: str) -> Bad:
     return Bad(reason, call_id, tag if isinstance(tag, int) else None)
 
 
-def _too_large(body: bytes, limit: int) -> str:
+def _too_large(body: bytes | memoryview, limit: int) -> str:
     return f"a message of {len(body)} bytes: at most {limit} are read"
 
 
-def _too_many(body: bytes) -> str:
+def _too_many(body: bytes | memoryview) -> str:
     return f"a message of {length(body)} envelopes: at most {MAX_ENVELOPES} are read"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from atasks.signing.keyring import Keyring
 from atasks.signing.keys import Key
 from atasks.signing.replays import Replays
-from atasks.signing.seal import CONTENT_TYPE, Kind, Sealed, SealError, parse, seal, verify
+from atasks.signing.seal import CONTENT_TYPE, Kind, Sealed, SealError, parse, seal, seal_apart, verify
 
 __all__ = [
     "CONTENT_TYPE",
@@ -17,5 +17,6 @@ __all__ = [
     "Sealed",
     "parse",
     "seal",
+    "seal_apart",
     "verify",
 ]

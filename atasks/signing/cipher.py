@@ -33,10 +33,10 @@ def encrypt(secret: bytes, content: bytes, bound: bytes) -> bytes:
     return random + sealed
 
 
-def decrypt(secret: bytes, data: bytes, bound: bytes) -> bytes:
+def decrypt(secret: bytes, data: bytes | memoryview, bound: bytes) -> bytes:
     """Return the bytes that `encrypt` was given. Raises ValueError if `data` comes from somewhere else, or was
     bound to something else."""
-    salt, nonce = data[:SALT], data[SALT : SALT + NONCE]
+    salt, nonce = bytes(data[:SALT]), data[SALT : SALT + NONCE]
     if len(nonce) < NONCE:
         raise ValueError("too short to be encrypted content")
     try:

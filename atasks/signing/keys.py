@@ -72,7 +72,7 @@ class Key:
         self._inner = sha256(block.translate(INNER))
         self._outer = sha256(block.translate(OUTER))
 
-    def mac(self, head: bytes, body: bytes) -> bytes:
+    def mac(self, head: bytes, body: bytes | memoryview) -> bytes:
         """The HMAC-SHA-256 of both, one behind the other. What the secret alone decides was hashed before, which
         is half of the work for a short message; `hmac` does that too, and copies its state at twice the cost."""
         inner = self._inner.copy()

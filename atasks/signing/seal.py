@@ -17,7 +17,7 @@ from msgspec import Struct
 from atasks.signing.cipher import decrypt, encrypt
 from atasks.signing.keys import NAME, Key
 
-__all__ = ["CONTENT_TYPE", "Kind", "SealError", "Sealed", "parse", "seal", "verify"]
+__all__ = ["CONTENT_TYPE", "Kind", "SealError", "Sealed", "parse", "seal", "seal_apart", "verify"]
 
 CONTENT_TYPE: Final = "application/vnd.atasks.v1.sealed+msgpack"
 MAGIC: Final = 0xC1
@@ -45,19 +45,27 @@ class Sealed(Struct, frozen=True, gc=False):
     """The 8 bytes of `issued_ms`, as they were sent."""
     encrypted: bool
     mac: bytes
-    body: bytes
+    body: bytes | memoryview
+    """A view of the bytes behind the seal: they are not copied."""
 
 
 def seal(
     key: Key, body: bytes, issued_ms: int, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
 ) -> bytes:
     """The body under a seal of the key, good for one kind of message to one destination, with these properties."""
+    return b"".join(seal_apart(key, body, issued_ms, kind, destination, reply_to, message_id))
+
+
+def seal_apart(
+    key: Key, body: bytes, issued_ms: int, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
+) -> tuple[bytes, bytes]:
+    """The two parts of what `seal` returns, for who copies them anyway: the body, and what precedes it."""
     time = issued_ms.to_bytes(TIME, "big")
     head = _head(key.encrypt, key.name, time, kind, destination, reply_to, message_id)
     if key.encrypt:
         body = encrypt(key.secret, body, head)
     mac = key.mac(head + len(body).to_bytes(4, "big"), body)
-    return b"".join((_start(key.encrypt, key.name), time, mac, body))
+    return b"".join((_start(key.encrypt, key.name), time, mac)), body
 
 
 def parse(data: bytes) -> Sealed:
@@ -71,7 +79,8 @@ def parse(data: bytes) -> Sealed:
         raise SealError("unreadable seal")
     key_id, encrypted = _beginning(data[:end])
     time = data[end : end + TIME]
-    return Sealed(key_id, int.from_bytes(time, "big"), time, encrypted, data[end + TIME : start], data[start:])
+    body = memoryview(data)[start:]
+    return Sealed(key_id, int.from_bytes(time, "big"), time, encrypted, data[end + TIME : start], body)
 
 
 @functools.lru_cache(maxsize=64)  # most messages come under few keys
@@ -85,7 +94,7 @@ def _beginning(data: bytes) -> tuple[str, bool]:
 
 def verify(
     key: Key, sealed: Sealed, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
-) -> bytes:
+) -> bytes | memoryview:
     """The body, if the key sealed it for here. Raises SealError."""
     head = _head(sealed.encrypted, sealed.key_id, sealed.time, kind, destination, reply_to, message_id)
     mac = key.mac(head + len(sealed.body).to_bytes(4, "big"), sealed.body)

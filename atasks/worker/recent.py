@@ -75,25 +75,34 @@ class RecentReplies:
         self._max_bytes = max_bytes
         self._bytes = 0
         self._replies: OrderedDict[str, Reply | End] = OrderedDict()
+        self._usual = ""
+        """The owner of the calls of which `_owners` says nothing."""
         self._owners: dict[str, str] = {}
-        """Id of a call whose reply is here, and that has an owner -> whose it is."""
+        """Id of a call whose reply is here -> whose it is, if it is somebody else's."""
 
     def add(self, call_id: str, reply: Reply | End, owner: str = "") -> None:
         """Remember a reply, and whose the call was; the oldest ones make room."""
-        replies, owners = self._replies, self._owners
+        replies = self._replies
         kept = self._bytes + len(reply.payload)
         if call_id in replies:
             kept -= len(replies.pop(call_id).payload)
-            owners.pop(call_id, None)
+            self._owners.pop(call_id, None)
         replies[call_id] = reply
-        if owner:
-            owners[call_id] = owner
+        if owner is not self._usual:
+            self._note(call_id, owner)
         while len(replies) > self._size or kept > self._max_bytes:
             name, old = replies.popitem(last=False)
             kept -= len(old.payload)
-            if owners:
-                owners.pop(name, None)
+            if self._owners:
+                self._owners.pop(name, None)
         self._bytes = kept
+
+    def _note(self, call_id: str, owner: str) -> None:
+        """Remember whose a call is. Most calls are of one owner, as a rule, and cost nothing."""
+        if len(self._replies) == 1:  # that of this call
+            self._usual = owner
+        elif owner != self._usual:
+            self._owners[call_id] = owner
 
     def get(self, call_id: str) -> Reply | End | None:
         """The reply of a call that finished lately, or None."""
@@ -105,7 +114,7 @@ class RecentReplies:
 
     def owner(self, call_id: str) -> str | None:
         """Return the name of the key whose a call is that finished lately; empty: nobody's, None: it did not."""
-        return self._owners.get(call_id, "") if call_id in self._replies else None
+        return self._owners.get(call_id, self._usual) if call_id in self._replies else None
 
     def __len__(self) -> int:
         return len(self._replies)

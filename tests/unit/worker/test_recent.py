@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import OrderedDict
 
 import pytest
 
@@ -96,8 +97,25 @@ def test_whose_a_call_was_is_known_as_long_as_its_reply() -> None:
     assert replies.owner("nobody's") == ""
     replies.add("third", reply(1), "shop")
     assert [replies.owner(call_id) for call_id in ("hers", "third")] == [None, "shop"]
-    assert list(replies._owners) == ["third"]
+    assert list(replies._owners) == ["nobody's"]
     assert [replies.has_any(ids) for ids in ([], ["hers", "other"], ["other", "third"])] == [False, False, True]
+
+
+def test_owners_are_right_whoever_calls_in_whichever_order() -> None:
+    chance = random.Random(2)
+    for size in (1, 2, 7):
+        replies, owners = RecentReplies(size), OrderedDict[str, str]()
+        for _ in range(500):
+            # Texts of their own: those that travel are no constants.
+            call_id, owner = str(chance.randrange(12)), "".join(chance.choice((["sh", "op"], ["web"], [])))
+            replies.add(call_id, reply(1), owner)
+            owners[call_id] = owner
+            owners.move_to_end(call_id)
+            while len(owners) > size:
+                owners.popitem(last=False)
+            names = map(str, range(12))
+            assert {name: replies.owner(name) for name in names if replies.get(name)} == owners
+            assert set(replies._owners) <= set(owners)
 
 
 def test_random_use_never_exceeds_the_bounds() -> None:

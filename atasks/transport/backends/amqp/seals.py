@@ -19,7 +19,7 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.current import serving
 from atasks.errors import InvalidKeys
-from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, verify
+from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, seal_apart, verify
 from atasks.wire import (
     RUN_PIPELINE,
     RUN_TRIES,
@@ -69,11 +69,16 @@ class Opened(DeliveredMessage):
 
     key: Key
     issued_ms: int
+    kind: Kind
     sealed: bytes
 
-    def __init__(self, message: DeliveredMessage, body: bytes, key: Key, issued_ms: int) -> None:
+    def __init__(
+        self, message: DeliveredMessage, body: bytes | memoryview, key: Key, issued_ms: int, kind: Kind
+    ) -> None:
         # All at once: one by one they cost as much as the rest of opening a short message.
-        self.__dict__.update(message.__dict__, body=body, key=key, issued_ms=issued_ms, sealed=message.body)
+        self.__dict__.update(
+            message.__dict__, body=body, key=key, issued_ms=issued_ms, kind=kind, sealed=message.body
+        )
 
 
 def as_it_came(message: DeliveredMessage) -> tuple[bytes, str | None]:
@@ -167,16 +172,17 @@ class Seals:
 
     # -- what leaves
 
-    def sealed(self, message: Outgoing) -> bytes:
-        """The body to be sent: under a seal, unless it is for everybody. Marks the properties accordingly."""
+    def sealed(self, message: Outgoing) -> tuple[bytes, bytes]:
+        """Return the seal and the body to be sent; the seal is empty if the message is for everybody. Marks the
+        properties accordingly."""
         place = self._place(message.exchange, message.destination)
         if message.key == UNSEALED or place is None:
-            return message.body
+            return b"", message.body
         key = self.keys.own if message.key is None else self.keys.known(message.key) or self.keys.own
         properties = message.properties
         properties.content_type = CONTENT_TYPE
         now = int(time.time() * 1000)
-        return seal(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
+        return seal_apart(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
 
     def seal_record(self, destination: str, name: str, body: bytes, key: str | None) -> bytes:
         """Return the bytes to be kept in a database of what has this name in the record at that destination. `key`
@@ -197,7 +203,7 @@ class Seals:
         key = self.keys.find(sealed.key_id)
         if key is None:
             raise SealError("unknown key")
-        return verify(key, sealed, "record", destination, "", name), key.name
+        return bytes(verify(key, sealed, "record", destination, "", name)), key.name
 
     def voice(self) -> str:
         """The name of the key with which a call that is made now is sealed. While unsealed calls are accepted,
@@ -244,11 +250,10 @@ class Seals:
         # A redelivered message has come before: it is treated like one whose call may have begun.
         if kind == "request" and remember:
             mac = blake2b(sealed.mac + among.encode()).digest() if among else sealed.mac
-            seen = self._replays.seen(mac, time.monotonic())
-            if seen and not message.redelivered:
+            if self._replays.seen(mac, time.monotonic()) and not message.redelivered:
                 raise SealError("replayed")
         properties.content_type = wire.CONTENT_TYPE
-        return Opened(message, body, key, sealed.issued_ms)
+        return Opened(message, body, key, sealed.issued_ms, kind)
 
     def count(self, reason: str, times: int = 1) -> None:
         """Count what was refused; the log has a line for it at once, and then one a minute at most."""
@@ -269,7 +274,6 @@ class Seals:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
         others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
         before they came are among neither."""
-        request.answer(request.reply_to, UNSEALED)
         ids = [call.id for call in calls]
         others: set[str] = set()
         if worker.knows_any(ids):  # they come again, or somebody else wants their replies
@@ -277,30 +281,25 @@ class Seals:
             known = filter(worker.knows, ids)
             others = {call_id for call_id in known if not self._owns(sealing, call_id, worker)}
             calls = [call for call in calls if call.id not in others]
-            ids = [call.id for call in calls]
-        admitted, refused = self._admit(message, request, calls, ids, queue)
+        elif isinstance(message, Opened) and message.key.is_free and self._adopt(message, calls):
+            request.answer(request.reply_to, message.key.name)
+            self._remember_owner(ids, message.key.name)
+            return calls, []
+        request.answer(request.reply_to, UNSEALED)
+        admitted, refused = self._admit(message, request, calls, queue)
         if others:
             self.count("not allowed", len(others))
             refused += [(call_id, "request refused: its id is that of another call") for call_id in others]
         return admitted, refused
 
     def _admit(
-        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], ids: list[str], queue: str
+        self, message: DeliveredMessage, request: RequestMessage, calls: list[Call], queue: str
     ) -> tuple[list[Call], list[tuple[str | None, str]]]:
         if not isinstance(message, Opened):
             for call in calls:
                 call.by = ""  # whatever it says
             return calls, []
         key = owner = message.key
-        if _is_fresh(message.issued_ms, CONTROL_SECONDS) and key.is_free:
-            issued_ms = message.issued_ms
-            for call in calls:
-                if call.by or call.attempt > 1 or call.sent_ms > issued_ms:
-                    break
-            else:  # nothing of them needs a look of its own
-                request.answer(request.reply_to, key.name)
-                self._belong(calls, ids, key.name)
-                return calls, []
         names = {call.by for call in calls} - {""}
         if names and key.serve and len({call.by for call in calls}) == 1:
             found = self.keys.find(names.pop())
@@ -327,16 +326,32 @@ class Seals:
                 continue
             if owner.max_attempts is not None:
                 call.max_attempts = min(call.max_attempts, owner.max_attempts)
+            call.by = owner.name
             admitted.append(call)
-        self._belong(admitted, [call.id for call in admitted], owner.name)
+        self._remember_owner([call.id for call in admitted], owner.name)
         return admitted, refused
 
-    def _belong(self, calls: list[Call], ids: list[str], owner: str) -> None:
-        """Say in each call whose it is, and remember it by their ids. Few ask, so a call costs next to nothing."""
-        if not calls:
-            return
+    def _adopt(self, message: Opened, calls: list[Call]) -> bool:
+        """Say in each call whose it is. False: one of them needs a look of its own, so nothing was said."""
+        issued_ms, owner = message.issued_ms, message.key.name
+        if not _is_fresh(issued_ms, CONTROL_SECONDS):
+            return False
         for call in calls:
+            if call.by or call.attempt > 1 or call.sent_ms > issued_ms:
+                break
             call.by = owner
+        else:
+            return True
+        for before in calls:
+            if before is call:
+                break
+            before.by = ""
+        return False
+
+    def _remember_owner(self, ids: list[str], owner: str) -> None:
+        """Remember whose the calls with these ids are. Few ask, so a call costs next to nothing."""
+        if not ids:
+            return
         admitted = self._admitted
         admitted.append((ids, owner))
         self._remembered += len(ids)
@@ -420,18 +435,18 @@ class Seals:
     ) -> list[Envelope]:
         """Return the envelopes of a message that answer calls which were sealed here: they come under the same
         key. `news`: as `is_news` says."""
-        key = key_of(message)
         if news:
             trusted = self.serves(message)
             awaited = {
                 name for name, pending in pendings.items() if pending.address and not pending.kept and not trusted
             }
             return [item for item in envelopes if isinstance(item, Reply) and item.id not in awaited]
+        key = key_of(message)
+        fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
         if key in self.keys.mine:
             self.answered.set()
-        fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
-        if fresh and key in self.keys.mine:
-            return envelopes
+            if fresh:
+                return envelopes
         kept: list[Envelope] = []
         for envelope in envelopes:
             if isinstance(envelope, Held):
@@ -455,6 +470,8 @@ class Seals:
 
     def is_news(self, message: DeliveredMessage) -> bool:
         """Say whether it tells of a record, which is read then: it answers nothing by itself."""
+        if isinstance(message, Opened):
+            return message.kind == "record"
         delivery: Any = message.delivery
         return self._topology.is_sealed_as_record(delivery.routing_key or "")
 

@@ -79,15 +79,22 @@ class Publisher:
     def _frames(self, message: Outgoing) -> bytes:
         """Method, header and body frames."""
         number, size = self._channel.number, self._body_size
-        body = message.body if self._seals is None else self._seals.sealed(message)
+        before, body = (b"", message.body) if self._seals is None else self._seals.sealed(message)
+        left = len(before) + len(body)
         pieces: list[bytes | memoryview] = [
             _method(number, message.exchange, message.routing_key, message.mandatory),
-            header_frame(number, message.properties, len(body)),
+            header_frame(number, message.properties, left),
         ]
-        whole = body if len(body) <= size else memoryview(body)
-        for start in range(0, len(body), size):
-            content = whole[start : start + size]
-            pieces += (FRAME_HEAD(BODY_FRAME, number, len(content)), content, FRAME_END)
+        if left > size:  # the seal and the body are copied once, into the frames
+            whole = memoryview(body)
+            while left > size:
+                room = size - len(before)
+                pieces += (FRAME_HEAD(BODY_FRAME, number, size), before, whole[:room], FRAME_END)
+                before, whole = b"", whole[room:]
+                left -= size
+            pieces += (FRAME_HEAD(BODY_FRAME, number, left), before, whole, FRAME_END)
+        elif left:
+            pieces += (FRAME_HEAD(BODY_FRAME, number, left), before, body, FRAME_END)
         return b"".join(pieces)
 
     def told(self, message: Outgoing, ending: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
@@ -20,6 +21,12 @@ __all__ = ["RequestMessage"]
 
 MAX_COPY: Final = 64
 """Characters of the id of a copy."""
+
+
+@lru_cache(maxsize=256)
+def _sealed_for(key: str, reply_to: str) -> str:
+    """Return the `caller` of a request under a seal: the same text for all its messages, not only an equal one."""
+    return f"{key} {reply_to}"
 
 
 class RequestMessage:
@@ -82,7 +89,7 @@ class RequestMessage:
         """Have its calls answered there, under the seal of the key of that name."""
         self.reply_to = reply_to
         self.key = key
-        self.caller = reply_to if key is None else f"{key} {reply_to}"
+        self.caller = reply_to if key is None else _sealed_for(key, reply_to)
 
     def carries(self, calls: list[Call], others: int) -> None:
         """These calls came in it, and so many others that are refused."""

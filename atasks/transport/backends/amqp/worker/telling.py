@@ -69,7 +69,7 @@ class Telling:
                 if channel is None:
                     return
                 seals = self._station.session.seals
-                body = message.body if seals is None else seals.sealed(message)
+                body = message.body if seals is None else b"".join(seals.sealed(message))
                 await channel.basic_publish(
                     body,
                     exchange=message.exchange,
