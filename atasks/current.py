@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 from collections.abc import Callable, Coroutine
@@ -14,6 +13,8 @@ from atasks.progress import Progress
 from atasks.wire import MAX_NOTE
 
 if TYPE_CHECKING:
+    import asyncio
+
     from atasks.worker.held_call import HeldCall
 
 __all__ = ["CurrentCall", "carry", "current_call", "new_call_id"]
@@ -143,7 +144,7 @@ def serving_here() -> HeldCall | None:
     """The run that the code which asks is a part of; None outside a call, in a task that outlived its call, and in
     an event loop of a thread's own."""
     run = serving.get()
-    if run is not None and (run.ended or run.loop is not asyncio.get_running_loop()):
+    if run is not None and not run.is_here():
         return None
     return run
 

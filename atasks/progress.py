@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-__all__ = ["Latest", "Progress"]
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["PAUSE_SECONDS", "Latest", "Progress"]
+
+PAUSE_SECONDS: Final = 0.1
+"""Between two reports of one call that are sent."""
 
 
 class Progress(NamedTuple):
@@ -59,6 +64,8 @@ class Latest:
             elif self._over:
                 return
             else:
+                import asyncio  # whoever waits has it: a process of `executor="process"` does without it
+
                 if self._news is None:
                     self._news = asyncio.get_running_loop().create_future()
                 await asyncio.wait([self._news])  # not the future itself, which others wait for too

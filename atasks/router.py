@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,11 +16,10 @@ from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.codecs.base import Codec, as_bytes
 from atasks.codecs.default import get_codec
 from atasks.current import carried, serving, serving_here
-from atasks.definitions import ATask, BaseTask, InvokedName, StreamTask, TaskName
-from atasks.errors import NotConnected, NotSupported, RegisteringTwice, TransportError, name_call
-from atasks.functions import identity, is_stream, place
+from atasks.definitions import BaseTask, InvokedName, TaskName
+from atasks.errors import NotConnected, NotSupported, TransportError, name_call
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import ONE_CALL, TaskOptions, validate_name, validate_queue
+from atasks.options import TaskOptions, validate_queue
 from atasks.original import (
     JobNotFound,
     NoClientTransportRegistered,
@@ -30,6 +28,7 @@ from atasks.original import (
     refuse_overrides,
 )
 from atasks.original_events import OriginalEvents
+from atasks.registration import define
 from atasks.registry import Manager
 from atasks.wire import RUN_TRIES, Call, Reply, Status
 
@@ -57,7 +56,6 @@ __all__ = [
 
 T = TypeVar("T")
 
-_log = logging.getLogger("atasks")
 VALUE: Final = Status.VALUE
 _PUBLISHED = TaskOptions(orphan="run")
 
@@ -109,34 +107,7 @@ class Router(OriginalEvents):
             RegisteringTwice: Another definition has this name.
             TypeError: An option is unknown, or not for this function.
         """
-        validate_name(name, "the name of an atask")
-        resolved = TaskOptions().with_changes(options or {}, self.extra_options)
-        given = next((option for option in ONE_CALL if getattr(resolved, option) is not None), None)
-        if given is not None:
-            how = f"{name}.options({given}=...)" + (".submit(...)" if resolved.only_submits else "(...)")
-            raise TypeError(f"{given!r} belongs to one call: write {how}")
-        if resolved.resume and (is_stream(coro) or resolved.executor == "process"):
-            what = "is a stream" if is_stream(coro) else "runs in a process, where it can make no calls"
-            raise TypeError(f"{name} {what}: resume= is for functions that await other atasks")
-        if resolved.executor is not None:
-            from atasks.worker.executors.references import check
-
-            check(coro, resolved.executor)
-        definition = identity(coro)  # now: the values in a closure may change later
-        known = self.registry.get(name)
-        if known is not None:
-            if known.coro is not coro and not _equal(known.identity, definition):
-                raise RegisteringTwice(
-                    f"two atasks are named {name!r} in namespace {self.namespace!r}: {place(known.coro)} and "
-                    f"{place(coro)}; rename one, or give it @atask(name=...)"
-                )
-            self.registry.unregister(name)
-            if known.coro is not coro:
-                places = (place(coro), place(known.coro))
-                _log.info("%r is defined again at %s: this replaces the definition at %s", name, *places)
-        kind = StreamTask if is_stream(coro) else ATask
-        task: BaseTask[..., Any] = kind(coro, name, self.namespace, resolved)
-        self.registry.register(name, coro=coro, options=resolved, task=task, identity=definition)
+        task = define(self.registry, name, self.namespace, coro, options or {}, self.extra_options)
         if self._activation.serves_all:
             self._activation.serve_later()
         return task
@@ -505,12 +476,5 @@ class Router(OriginalEvents):
 
 def get_router(namespace: str = "default") -> Router:
     """The router that was constructed last for the namespace, made now if there is none."""
-    router: Router | None = getattr(namespace_item(namespace), "router", None)
-    return Router(namespace) if router is None else router
-
-
-def _equal(known: Any, new: Any) -> bool:
-    try:
-        return bool(known == new)
-    except Exception:  # the arguments of a partial may compare as they like
-        return False
+    router = getattr(namespace_item(namespace), "router", None)
+    return router if isinstance(router, Router) else Router(namespace)

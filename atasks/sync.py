@@ -6,7 +6,6 @@ it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Unpack
@@ -67,7 +66,6 @@ def connect_sync(
         ```
     """
     refuse_in_loop("atasks.connect_sync()", "`async with atasks.connect(...)`")
-    getpid, run = os.getpid, _run  # the names of this module are gone where the interpreter ends inside the block
     with _background_loop() as background:
         manager = connect(url, namespace=namespace, **options)
         transport = _run(background.loop, manager.__aenter__)
@@ -78,7 +76,7 @@ def connect_sync(
         try:
             yield transport
         finally:
-            block.release()
-            # A forked process has no business with its parent's connection.
-            if background.pid == getpid() and background.take_back(manager):
-                run(background.loop, lambda: manager.__aexit__(None, None, None))
+            if not background.over:  # else the interpreter ends inside the block, or this is a fork of the process
+                block.release()
+                if background.take_back(manager):
+                    _run(background.loop, lambda: manager.__aexit__(None, None, None))

@@ -19,6 +19,7 @@ from atasks.definitions import _CONTEXT_MANAGER, _METHOD, ATask, BaseTask, Strea
 from atasks.functions import innermost, is_context_manager
 from atasks.options import DecorationOptions
 from atasks.timing import timing_of
+from atasks.unmade_router import router_to_define
 
 _restore = definitions._restore  # its name in pickles of every version
 
@@ -133,13 +134,11 @@ def atask(
     if static:
         function = function.__func__
     _refuse(function, static)
-    from atasks.router import get_router  # the router imports this module
-
     if name is None:
         name = _default_name(function)
     elif type(name) is not str:
         raise TypeError(f"the name of an atask is a non-empty string, not {name!r}")
-    router = get_router(namespace)
+    router = router_to_define(namespace)
     task = router.register_atask(name, coro=function, options=options)
     if timing is not None:
         if task.streams:

@@ -219,10 +219,11 @@ class Background:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        self.pid = os.getpid()
         self.users = 0
         self.open: list[AbstractAsyncContextManager[Transport]] = []
         """The connections that were made and not closed."""
+        self.over = False
+        """True once the program ends, and in a fork: nothing is open then, and names of modules may be gone."""
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._main, args=(started,), name="atasks-sync", daemon=True)
         try:
@@ -267,6 +268,8 @@ class Background:
     def leave(self, *, wait: bool = True) -> None:
         """Use it no more. Whoever was the last one ends the loop, and may `wait` until its thread has ended."""
         global _background
+        if self.over:
+            return
         with _lock:
             self.users -= 1
             last = self.users == 0 and self is _background
@@ -465,11 +468,15 @@ def _at_exit() -> None:
         background.wait(max(deadline - time.monotonic(), 0))
     with _lock:
         _over = True
+        for background in left:
+            background.over = True
 
 
 def _after_fork() -> None:
     """The parent's loop and its thread are not here; a lock that another thread held would stay locked."""
     global _lock, _background, _forked
+    for background in _alive:
+        background.over = True
     _alive.clear()
     handed_over.clear()
     _forked = _forked or _background is not None

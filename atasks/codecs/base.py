@@ -109,7 +109,7 @@ def ends_here(error: BaseException) -> bool:
 
     kind = type(error)  # `isinstance` would ask the exception, whose class may make anything of that
     if issubclass(kind, asyncio.CancelledError):
-        return is_cancelled()
+        return asyncio._get_running_loop() is not None and is_cancelled()
     if issubclass(kind, GeneratorExit):
         return asyncio._get_running_loop() is None  # the garbage collector closes this coroutine
     return issubclass(kind, KeyboardInterrupt)

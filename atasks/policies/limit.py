@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from atasks.checks import validate_integer, validate_number, validate_plain, val
 from atasks.namespaces import namespace_item
 
 if TYPE_CHECKING:
+    import asyncio
     from types import TracebackType
 
     from atasks.transport.limits.contract import Token
@@ -203,6 +203,8 @@ class Holder(NamedTuple):
 
 
 def _task() -> Holder:
+    import asyncio  # whoever has a task has it: who defines a limit need not
+
     return Holder(asyncio.get_running_loop(), asyncio.current_task())
 
 

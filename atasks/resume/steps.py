@@ -15,7 +15,7 @@ from atasks.parking import Parked
 from atasks.resume.journal import Journal, journal_here, journal_of
 from atasks.resume.naming import content
 from atasks.wire import VERSION, Call, Reply, Status
-from atasks.worker.execution import raised, returned
+from atasks.worker.outcome import raised, returned
 
 __all__ = ["once", "sleep"]
 

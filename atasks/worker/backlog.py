@@ -11,7 +11,7 @@ from atasks.options import EXECUTORS, Executor
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from atasks.worker.executors import Executors
+    from atasks.worker.executors.pools import Executors
     from atasks.worker.held_call import HeldCall
 
 __all__ = ["Backlog", "Lane"]

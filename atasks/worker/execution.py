@@ -5,43 +5,30 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
-import socket
 import time
-from collections.abc import Callable
 from functools import partial
 from types import CoroutineType
-from typing import Any, Final
+from typing import Any
 
 from atasks import forks, wire
-from atasks.codecs import sizes
-from atasks.codecs.base import Codec, as_bytes, ends_here
-from atasks.codecs.checked import over_limit, undecodable
-from atasks.codecs.culprits import brief, unencodable
-from atasks.current import carried, serving
+from atasks.codecs.checked import over_limit
+from atasks.codecs.culprits import brief
+from atasks.current import serving
 from atasks.definitions import BaseTask
 from atasks.errors import DecodeError
-from atasks.failures.failures import encode_failure
-from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status, describe
+from atasks.wire import AT_MOST_ONCE, Reply, Status, describe
 from atasks.worker.held_call import HeldCall, Reason
+from atasks.worker.outcome import Inside, decode_arguments, raised, returned
 
 __all__ = [
     "cancelled_reply",
-    "decode_arguments",
     "ended_by_request",
     "execute",
     "pass_on",
-    "raised",
-    "returned",
     "status",
 ]
 
 logger = logging.getLogger("atasks.worker")
-
-VALUE: Final = Status.VALUE
-
-Inside = Callable[[Callable[..., Any]], Callable[..., Any]]
-"""Puts around a blocking function what the middlewares want around it in its thread."""
 
 
 async def execute(run: HeldCall) -> None:
@@ -195,51 +182,6 @@ def _not_a_stream(run: HeldCall, task: BaseTask[..., Any]) -> Reply | None:
     else:
         return None
     return status(run, Status.FAILED, message)
-
-
-async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any]) -> tuple[Any, Any]:
-    """The decoded arguments, with the carried context variables set; a DecodeError if that cannot be."""
-    if call.codec != codec.name:
-        raise DecodeError(
-            f"{call.task} was called with codec {call.codec!r}, and this worker has {codec.name!r}: "
-            "construct the same codec on both sides"
-        )
-    call.codec = codec.name  # of equal texts one is kept, however many calls wait
-    try:
-        if call.context:
-            with sizes.together():
-                for name, value in call.context.items():
-                    variable = carried.get(name)
-                    if variable is not None:
-                        variable.set(await codec.decode(value))
-        args, kwargs = await codec.decode_arguments(call.payload, function)
-        return args, kwargs
-    except BaseException as error:
-        flaw = undecodable(f"the arguments of {call.task}", codec, error, brief(error))
-        if flaw is None:
-            raise
-        raise flaw from error
-
-
-async def raised(call: Call, codec: Codec, worker: str, error: BaseException, limit: int) -> Reply:
-    """The reply of a function that raised: with the exception, or what of it has at most `limit` bytes."""
-    hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
-    payload = await encode_failure(error, codec, hop=hop, limit=limit)
-    return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
-
-
-async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
-    """The reply of a function that returned."""
-    try:
-        payload = await codec.encode(result)
-        if type(payload) is not bytes:
-            payload = as_bytes(payload, codec)
-    except BaseException as error:
-        if ends_here(error):
-            raise
-        refusal = await unencodable(f"the result of {call.task}", result, codec, error)
-        return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
-    return Reply(VERSION, call.id, VALUE, payload, codec.name, worker)
 
 
 async def pass_on(run: HeldCall) -> Reply | None:

@@ -166,6 +166,10 @@ class HeldCall(Struct, eq=False):
         if self.last_awaited is call and not shared:
             self.last_awaited = None
 
+    def is_here(self) -> bool:
+        """Return True if the code that asks runs in the event loop of this call, which has not ended."""
+        return not self.ended and self.loop is asyncio.get_running_loop()
+
     @property
     def awaited(self) -> tuple[str, str] | None:
         """A call that it awaits, or awaited when it was cancelled: its id, and its atask."""

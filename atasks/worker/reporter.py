@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from atasks.progress import PAUSE_SECONDS
 from atasks.wire import VERSION, Report
 
 if TYPE_CHECKING:
     from atasks.progress import Progress
     from atasks.worker.held_call import HeldCall
 
-__all__ = ["PAUSE_SECONDS", "Reporter"]
-
-PAUSE_SECONDS: Final = 0.1
-"""Between two reports of one call that are sent."""
+__all__ = ["Reporter"]
 
 
 class Reporter:

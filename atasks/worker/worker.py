@@ -47,7 +47,7 @@ from atasks.wire import Call, End, Query, QueryAnswer, Reply, Status
 from atasks.worker.backlog import Backlog
 from atasks.worker.endings import log_ending, settle_unanswered, tell_ending
 from atasks.worker.execution import ended_by_request, execute, pass_on, status
-from atasks.worker.executors import Executors
+from atasks.worker.executors.pools import Executors
 from atasks.worker.held_call import RETURNED, HeldCall, Reason
 from atasks.worker.impatience import Impatience
 from atasks.worker.life import Life, new_worker_id

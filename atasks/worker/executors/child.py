@@ -3,34 +3,38 @@ up."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from atasks import current, forks, logs, modules, process_setup, wire
 from atasks.codecs.base import Codec
 from atasks.current import CurrentCall
 from atasks.errors import DecodeError, LoadError
 from atasks.namespaces import namespace_item, namespaces
+from atasks.progress import PAUSE_SECONDS
 from atasks.wire import VERSION, Call, Reply, Report, Status
-from atasks.worker.execution import Inside, decode_arguments, raised, returned
 from atasks.worker.executors.frames import HEADER, ProcessRequest, decode_request, frame
 from atasks.worker.executors.references import Reference, find
-from atasks.worker.reporter import PAUSE_SECONDS
+from atasks.worker.outcome import Inside, decode_arguments, raised, returned
 
 if TYPE_CHECKING:
+    import asyncio
+
     from atasks.definitions import BaseTask
     from atasks.middleware import AroundRuns
     from atasks.progress import Progress
 
 __all__ = ["prepare", "serve"]
+
+T = TypeVar("T")
 
 
 def prepare(channel: socket.socket, setup: str | None) -> None:
@@ -68,19 +72,19 @@ def serve(
     requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_read, args=(stream, requests, busy), name="atasks-requests", daemon=True).start()
-    with asyncio.Runner() as runner:
-        child = _Child(codec, runner, levels, around)
-        _say(channel, frame(None))
-        teller = _Teller(channel)
-        while (content := requests.get()) is not None:
-            busy.set()
-            reply = child.answer(decode_request(content))
-            del content
-            busy.clear()
-            try:
-                teller.finish(reply)
-            except OSError:  # the worker is gone
-                os._exit(1)
+    child = _Child(codec, levels, around)
+    _say(channel, frame(None))
+    teller = _Teller(channel)
+    while (content := requests.get()) is not None:
+        busy.set()
+        reply = child.answer(decode_request(content))
+        del content
+        busy.clear()
+        try:
+            teller.finish(reply)
+        except OSError:  # the worker is gone
+            os._exit(1)
+    child.close()
     stream.close()
     channel.close()
 
@@ -159,17 +163,38 @@ def _tell_nobody() -> None:
 
 
 class _Child:
-    """Runs calls: the codec's coroutines in an event loop, and the function outside of it, so that it may use
-    `asyncio.run` as blocking code does."""
+    """Runs calls: the coroutines of the middlewares and of a codec that may wait in an event loop, and the
+    function outside of it, so that it may use `asyncio.run` as blocking code does.
 
-    def __init__(
-        self, codec: Codec, runner: asyncio.Runner, levels: dict[str, Any], around: AroundRuns | None
-    ) -> None:
+    There is no event loop before one is needed: to import `asyncio` takes longer than the rest of the start.
+    """
+
+    def __init__(self, codec: Codec, levels: dict[str, Any], around: AroundRuns | None) -> None:
         self.codec = codec
         self._around = around
         self._levels = levels
-        self._runner = runner
+        self._never_waits = _never_waits(codec)
+        self._runner: asyncio.Runner | None = None
         self._functions: dict[Reference, Callable[..., Any]] = {}
+
+    def close(self) -> None:
+        """Close the event loop."""
+        if self._runner is not None:
+            self._runner.close()
+
+    def _in_loop(self) -> asyncio.Runner:
+        """The event loop."""
+        if self._runner is None:
+            import asyncio
+
+            self._runner = asyncio.Runner()
+        return self._runner
+
+    def _run(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T:
+        """Run a coroutine that waits for the codec alone."""
+        if self._never_waits:
+            return context.run(_finish, coroutine)
+        return self._in_loop().run(coroutine, context=context)
 
     def answer(self, request: ProcessRequest) -> Reply:
         """The reply to one request. Never raises."""
@@ -201,10 +226,10 @@ class _Child:
 
     def _answer(self, call: Call, function: Callable[..., Any], request: ProcessRequest) -> Reply:
         context = Context()
-        run = self._runner.run
+        run = self._run
         worker, limit = request.worker, request.limit
         try:
-            args, kwargs = run(decode_arguments(call, self.codec, function), context=context)
+            args, kwargs = run(decode_arguments(call, self.codec, function), context)
         except DecodeError as error:
             return wire.ended(call.id, Status.DECODE_ERROR, str(error), worker)
         try:
@@ -212,13 +237,13 @@ class _Child:
                 result = context.run(function, *args, **kwargs)
             else:
                 result = self._inside(self._around, request, function, args, kwargs, context)
-        except asyncio.CancelledError:
-            return wire.ended(call.id, Status.CANCELLED, f"{call.task} was cancelled in its process", worker)
         except BaseException as error:
-            return run(raised(call, self.codec, worker, error, limit), context=context)
+            if _is_cancellation(error):
+                return wire.ended(call.id, Status.CANCELLED, f"{call.task} was cancelled in its process", worker)
+            return run(raised(call, self.codec, worker, error, limit), context)
         finally:
             del args, kwargs
-        return run(returned(call, self.codec, worker, result), context=context)
+        return run(returned(call, self.codec, worker, result), context)
 
     def _inside(
         self,
@@ -231,7 +256,7 @@ class _Child:
     ) -> Any:
         """Call the function inside the middlewares, which run in the event loop. The function runs outside of
         it, in the context of the middlewares."""
-        loop = self._runner.get_loop()
+        loop = self._in_loop().get_loop()
         wanted: list[tuple[asyncio.Future[tuple[bool, Any]], Callable[..., Any], Any, Any]] = []
 
         async def body(inside: Inside, *args: Any, **kwargs: Any) -> Any:
@@ -264,6 +289,29 @@ class _Child:
             function = self._functions[reference] = find(reference)
             logs.adopt(self._levels, "process of a worker")  # after its module may have said how to log
         return function
+
+
+def _never_waits(codec: Codec) -> bool:
+    """Return True if the coroutines of the codec need no event loop, because they are this package's own."""
+    inner = getattr(codec, "inner", None)
+    return type(codec).__module__.startswith("atasks.codecs.") and (inner is None or _never_waits(inner))
+
+
+def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a codec waits that was taken for one that does not")
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    """Return True for a `CancelledError` of asyncio, if that was imported."""
+    exceptions = sys.modules.get("asyncio.exceptions")
+    return exceptions is not None and isinstance(error, exceptions.CancelledError)
 
 
 def _task(reference: Reference) -> BaseTask[..., Any] | None:

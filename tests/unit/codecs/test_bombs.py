@@ -23,7 +23,7 @@ from atasks import DecodeError, MsgpackCodec, ZstdCodec, atask
 from atasks.codecs import sizes
 from atasks.current import carried, carry
 from atasks.wire import Call
-from atasks.worker.execution import decode_arguments
+from atasks.worker.outcome import decode_arguments
 
 MIB = 2**20
 

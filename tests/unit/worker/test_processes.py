@@ -252,6 +252,50 @@ async def test_processes_have_the_codec_of_the_worker(codec: Any) -> None:
         CloudpickleCodec(blocking.NAMESPACE)
 
 
+class Waiting(PickleCodec):
+    """A codec that waits for the event loop."""
+
+    async def encode(self, obj: Any) -> bytes:
+        await asyncio.sleep(0)
+        return await super().encode(obj)
+
+    async def decode(self, content: bytes) -> Any:
+        await asyncio.sleep(0)
+        return await super().decode(content)
+
+
+def zstd_around_waiting(namespace: str) -> ZstdCodec:
+    return ZstdCodec(Waiting(namespace), namespace=namespace, threshold=1)
+
+
+@pytest.mark.parametrize("codec", [Waiting, zstd_around_waiting])
+async def test_a_codec_may_wait_in_a_process(codec: Any) -> None:
+    codec(blocking.NAMESPACE)
+    try:
+        async with serve():
+            assert await soon(blocking.echo([1, "two"])) == [1, "two"]
+            with pytest.raises(blocking.Sized) as caught:
+                await soon(blocking.fail(3))
+            assert caught.value.size == 3
+    finally:
+        CloudpickleCodec(blocking.NAMESPACE)
+
+
+def cancel_whoever_reads() -> None:
+    raise asyncio.CancelledError
+
+
+class CancelsWhoReads:
+    def __reduce__(self) -> Any:
+        return cancel_whoever_reads, ()
+
+
+async def test_arguments_whose_reading_ends_like_a_cancellation_cannot_be_decoded() -> None:
+    async with serve():
+        with pytest.raises(DecodeError, match="CancelledError"):
+            await soon(blocking.echo(CancelsWhoReads()))
+
+
 async def test_a_codec_that_cannot_be_sent_to_a_process_is_named() -> None:
     class Unsendable(CloudpickleCodec):
         def __reduce__(self) -> Any:

@@ -51,6 +51,31 @@ def test_a_script_and_its_processes_have_the_same_classes(script: Callable[..., 
     assert script(SCRIPT, name=name).split() == ["started", "imported", "True"]
 
 
+def test_a_process_imports_no_event_loop_for_functions_that_need_none(script: Callable[..., str]) -> None:
+    text = """
+        import sys
+        import atasks
+
+        class Refused(Exception):
+            pass
+
+        @atasks.atask(executor="process")
+        def imported(names: set[str], refuse: bool) -> set[str]:
+            if refuse:
+                raise Refused
+            return names & set(sys.modules)
+
+        if __name__ == "__main__":
+            with atasks.connect_sync("loopback:"):
+                for refuse in (False, True, False):
+                    try:
+                        print(imported.sync({"pickle", "asyncio", "ssl", "atasks.router"}, refuse))
+                    except Refused:
+                        print("refused")
+    """
+    assert script(text).split() == ["{'pickle'}", "refused", "{'pickle'}"]
+
+
 def test_functions_of_a_prompt_travel_by_value(tmp_path: Path) -> None:
     text = """
         import os, atasks
