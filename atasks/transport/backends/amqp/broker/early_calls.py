@@ -28,6 +28,8 @@ logger = logging.getLogger("atasks.amqp")
 
 AT_ONCE: Final = 200
 """Messages that are on their way at once."""
+SETTLE_SECONDS: Final = 1.0
+"""Seconds for which messages that have left may still be settled, where the move is given up."""
 REFUSED_PAUSE: Final = 0.5
 """Seconds before the next message, where the work queue took none."""
 
@@ -45,8 +47,8 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
         if await link.queue_state(early) is None or await link.queue_state(work) is None:
             return
         channel = await link.open_channel()
+        moved: set[asyncio.Task[bool]] = set()
         try:
-            moved: set[asyncio.Task[bool]] = set()
             while True:
                 found = await guard(shielded(channel.basic_get(early)))
                 if not isinstance(found.delivery, Basic.GetOk):
@@ -65,6 +67,8 @@ async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue
             with suppress(AMQPChannelError):  # others have put a call there meanwhile, or consume the queue
                 await guard(shielded(channel.queue_delete(early, if_unused=True, if_empty=True)))
         finally:
+            if moved:  # what is not settled yet would come back with the channel, and be in both queues
+                await asyncio.wait(moved, timeout=SETTLE_SECONDS)
             with suppress(*CLIENT_ERRORS):
                 await guard(shielded(channel.close()))
     except ChannelNotFoundEntity:
