@@ -158,6 +158,19 @@ async def test_a_few_wait_for_each_other_and_many_do_not() -> None:
     assert channel.tags() == [(2 + TOGETHER, True)]
 
 
+async def test_one_that_waits_for_none_takes_those_along_that_wait() -> None:
+    channel = Written()
+    acks = Acks(cast("Any", channel), patience=60.0)
+    acks.ack(1)
+    acks.ack(2, now=True)
+    await asyncio.sleep(0)
+    assert channel.tags() == [(2, True)]
+    acks.ack(3)
+    acks.requeue(4)
+    await asyncio.sleep(0)
+    assert not channel.write_queue.empty(), "what goes back does not wait either"
+
+
 async def test_what_waits_is_lost_with_the_channel_and_sent_when_it_is_asked_for() -> None:
     channel = Written()
     acks = Acks(cast("Any", channel), patience=60.0)

@@ -68,15 +68,16 @@ class Acks:
         self._waiting: asyncio.TimerHandle | None = None
         """Until when acknowledgements wait for others."""
 
-    def ack(self, tag: int, *, late: bool = False) -> None:
-        """The delivery of this tag has been dealt with. Late: it makes room in no window, and may be held back."""
+    def ack(self, tag: int, *, late: bool = False, now: bool = False) -> None:
+        """The delivery of this tag has been dealt with. Late: it makes room in no window, and may be held back.
+        Now: it waits for no others."""
         (self._late if late else self._done).append(tag)
-        self._schedule()
+        self._schedule(now)
 
     def requeue(self, tag: int) -> None:
         """Return the delivery of this tag to its queue."""
         self._requeued.append(tag)
-        self._schedule()
+        self._schedule(now=True)
 
     async def flushed(self) -> None:
         """Return when the client library has taken every acknowledgement."""
@@ -93,8 +94,8 @@ class Acks:
         self._held.clear()
         self._writer.close()
 
-    def _schedule(self) -> None:
-        if self._patience and len(self._done) < TOGETHER:
+    def _schedule(self, now: bool) -> None:
+        if self._patience and not now and len(self._done) < TOGETHER:
             if self._waiting is None:
                 self._waiting = asyncio.get_running_loop().call_later(self._patience, self._flush)
         elif not self._scheduled:

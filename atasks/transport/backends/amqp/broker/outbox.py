@@ -22,7 +22,7 @@ from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.seals import Seals
 
-__all__ = ["Outbox"]
+__all__ = ["Outbox", "ends_turn"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -78,6 +78,13 @@ class Outbox:
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
+
+    def put_last(self, message: Outgoing) -> None:
+        """`put` it; at once, if nothing else is to run in this turn that could put more."""
+        if not self._scheduled and ends_turn():
+            self.put_now(message)
+        else:
+            self.put(message)
 
     def put_now(self, message: Outgoing) -> None:
         """Send it at once, after what was put before."""
@@ -244,6 +251,16 @@ class Outbox:
                     waiter.set_result(None)
         if not (self._waiting or self._suspects or self._unconfirmed):
             self._idle.set()
+
+
+def ends_turn() -> bool:
+    """Return True if this is a step of a task, and nothing else is to run in this turn of the event loop. False
+    where that cannot be seen: other loops than asyncio's own do not show it, and a task factory may begin tasks
+    within this step. A callback may have many messages to deal with."""
+    loop = asyncio.get_running_loop()
+    ready: deque[asyncio.Handle] | None = getattr(loop, "_ready", None)
+    alone = ready is not None and not ready and loop.get_task_factory() is None
+    return alone and asyncio.current_task(loop) is not None
 
 
 def _unwritable(error: Exception) -> Refusal:

@@ -174,7 +174,7 @@ class Calling:
         if queue not in self.presence.listening:
             session.topology.check(queue)
             self.presence.listens(queue)
-        self.requests.send(pending)
+        self.requests.send(pending, last=True)
 
     def seek(self, pending: Pending) -> None:
         """Await a call that was sent before: workers are asked for it, and it is sent again if none has it."""

@@ -80,8 +80,9 @@ class Requests:
         """The message of each kind that waits to be sent and has room left."""
         self._numbers = 0
 
-    def send(self, pending: Pending) -> None:
-        """Send the call, with others of this turn of the event loop where that is safe. Never waits."""
+    def send(self, pending: Pending, *, last: bool = False) -> None:
+        """Send the call, with others of this turn of the event loop where that is safe. Never waits. Last: whoever
+        runs now sends no other call in this step."""
         session, options, call = self.session, pending.options, pending.call
         pending.confirmed = pending.unheard = False
         pending.asked = pending.denied = 0
@@ -105,7 +106,10 @@ class Requests:
         request = RequestPacket(self, kind, pending, size, work)
         if at_most(work) <= WORK_US:
             self._open[kind] = request
-        session.outbox.put(request)
+        if last:
+            session.outbox.put_last(request)
+        else:
+            session.outbox.put(request)
 
     def resend(self, pendings: Sequence[Pending], why: str) -> None:
         """Send calls again that may have been lost; end those that may not be sent again. One that the broker has

@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.failures.failures import describe_failure
+from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.seals import key_of
@@ -100,13 +101,18 @@ class Replies:
             self.station.session.outbox.put_now(message)
 
     def reply(self, reply: Reply | End, request: RequestMessage) -> None:
-        """Send it with the other replies to that caller of this turn of the event loop."""
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self.flush)
+        """Send it with the other replies to that caller of this turn of the event loop; at once, if nothing
+        else is to run in this turn."""
+        first = not self._waiting
         self._waiting.setdefault(request.caller, []).append((reply, request))
         self._addressees[reply.id] = request.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)
+        if first:
+            if request.reply_to not in self.elsewhere and ends_turn():
+                self.flush()
+            else:
+                asyncio.get_running_loop().call_soon(self.flush)
 
     def flush(self) -> None:
         """Send the replies of this turn."""
@@ -280,7 +286,7 @@ class ReplyMessage(MessageToCaller):
             if request is None:
                 continue
             if settle is None:
-                request.settled()
+                request.settled(now=False)
             else:
                 settle(reply.id, request)
 

@@ -10,6 +10,7 @@ from aiormq.abc import DeliveredMessage
 
 from atasks import wire
 from atasks.outlast import shield
+from atasks.transport.backends.amqp.broker.acks import TOGETHER
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
 if TYPE_CHECKING:
@@ -135,12 +136,15 @@ class RequestMessage:
         if self.calls == 0 and self._generation == self.consumer.generation:
             self.consumer.unfinished -= 1
 
-    def settled(self) -> None:
-        """Count one of its calls as settled: the ending of that call is safe."""
+    def settled(self, *, now: bool = True) -> None:
+        """Count one of its calls as settled: the ending of that call is safe. Now: others need not be settled
+        first, to be acknowledged with it."""
         self.unsettled -= 1
         if self.unsettled == 0:
+            consumer = self.consumer
             # The window of a consumer that was replaced by a wider one has no room to gain.
-            self.acks.ack(self._tag, late=self._generation != self.consumer.generation)
+            late = self._generation != consumer.generation
+            self.acks.ack(self._tag, late=late, now=now or consumer.unfinished + 2 * TOGETHER > consumer.prefetch)
             self._leave()
 
     def requeue(self) -> None:

@@ -52,6 +52,9 @@ __all__ = ["Serving"]
 logger = logging.getLogger("atasks.amqp")
 
 MAX_PREFETCH: Final = 65_535
+ACKS_WAIT: Final = 0.005
+"""Seconds for which acknowledgements of answered requests wait for each other, where the window has room for more
+requests. A worker that dies meanwhile has some calls more come to others, who ask whether they are awaited."""
 DECLARED_TOGETHER: Final = SPARES // (2 + len(EXECUTORS))
 """Work queues that are declared at the same time, with those beside each: none waits for a channel that another
 one has, which may never be answered."""
@@ -143,7 +146,7 @@ class Serving:
         station.epoch += 1
         await together(self._declare_dead(link), self._listen(link))
         self.doubts.listening()
-        station.link, station.acks = link, Acks(link.work)
+        station.link, station.acks = link, Acks(link.work, ACKS_WAIT)
         served = [queue for queue in self.queues if queue not in self.unavailable]
         found: list[list[Consumer]] = await together(*(self._declare_first(link, queue) for queue in served))
         consumers = [consumer for several in found for consumer in several]
