@@ -6,14 +6,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from aiormq.channel import Channel
-from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
+from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
+from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
@@ -32,51 +35,85 @@ SETTLE_SECONDS: Final = 1.0
 """Seconds for which messages that have left may still be settled, where the move is given up."""
 REFUSED_PAUSE: Final = 0.5
 """Seconds before the next message, where the work queue took none."""
+LOCK_PAUSES: Final = (0.05, 1.0)
+"""Seconds between two tries to take the lock that another mover has: the first pause, and the longest."""
+
+_TURNS: Final[WeakKeyDictionary[Link, dict[str, asyncio.Lock]]] = WeakKeyDictionary()
+"""Link and early queue -> a lock for those who move over the same link: the broker's lock is the link's."""
 
 
-async def move_early_calls(link: Link, outbox: Outbox, topology: Topology, queue: str) -> None:
+async def move_early_calls(
+    link: Link, outbox: Outbox, topology: Topology, queue: str, stopping: Callable[[], bool] = lambda: False
+) -> None:
     """Move the calls that wait for this work queue into it, if it is there, and delete the queue that they waited
-    in.
+    in. Once `stopping()` is true, what the work queue refuses is left for its next worker.
 
     Guarantees: a call leaves that queue when it is safe in the work queue; where the connection is lost in
     between it may be in both. Whoever submits looks for the work queue after it has put a call here, and a worker
-    looks here after it has declared it, so one of the two moves the call.
+    looks here after it has declared it, so one of the two moves the call. Only one moves at a time: to delete an
+    empty queue deletes what others have got from it and not acknowledged, too.
     """
-    early, work = topology.early(queue), topology.work(queue)
+    early, work, lock = topology.early(queue), topology.work(queue), topology.early_lock(queue)
     try:
-        if await link.queue_state(early) is None or await link.queue_state(work) is None:
-            return
-        channel = await link.open_channel()
-        moved: set[asyncio.Task[bool]] = set()
-        try:
-            while True:
-                found = await guard(shielded(channel.basic_get(early)))
-                if not isinstance(found.delivery, Basic.GetOk):
+        async with _TURNS.setdefault(link, {}).setdefault(early, asyncio.Lock()):
+            for pause in pauses(*LOCK_PAUSES):
+                if await link.queue_state(early) is None or await link.queue_state(work) is None:
+                    return
+                if await link.lock(lock):
                     break
-                message = _Moved(found.body, work, _properties(found.header.properties, early))
-                outbox.put(message)
-                moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
-                if len(moved) >= AT_ONCE:
-                    done, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
-                    if not all(task.result() for task in done):  # the queue is full, or gone
-                        await asyncio.sleep(REFUSED_PAUSE)
-                        if await link.queue_state(work) is None:
-                            return
-            if moved:
-                await asyncio.wait(moved)
-            with suppress(AMQPChannelError):  # others have put a call there meanwhile, or consume the queue
-                await guard(shielded(channel.queue_delete(early, if_unused=True, if_empty=True)))
-        finally:
-            if moved:  # what is not settled yet would come back with the channel, and be in both queues
-                await asyncio.wait(moved, timeout=SETTLE_SECONDS)
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
+                if stopping():
+                    return  # who has the lock moves everything
+                await asyncio.sleep(pause)
+            try:
+                while not await _move_all(link, outbox, early, work):
+                    if stopping():
+                        return
+                    await asyncio.sleep(REFUSED_PAUSE)
+                    if await link.queue_state(work) is None:
+                        return
+            finally:
+                with suppress(*CLIENT_ERRORS):
+                    await link.delete_queue(lock)
     except ChannelNotFoundEntity:
-        return  # another worker has moved all calls meanwhile, and has deleted the queue
+        return  # somebody has deleted the queue meanwhile
     except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
         logger.warning(
             "calls that wait for queue %r could not be moved to it (%s): its next worker tries again", queue, error
         )
+
+
+async def _move_all(link: Link, outbox: Outbox, early: str, work: str) -> bool:
+    """Move what is there, and delete the queue. Returns False if there is something again: what the work queue did
+    not take, or a call that was put there meanwhile."""
+    channel = await link.open_channel()
+    moved: set[asyncio.Task[bool]] = set()
+    try:
+        taken = True
+        while taken:
+            found = await guard(shielded(channel.basic_get(early)))
+            if not isinstance(found.delivery, Basic.GetOk):
+                break
+            message = _Moved(found.body, work, _properties(found.header.properties, early))
+            outbox.put(message)
+            moved.add(asyncio.create_task(message.settle(channel, found.delivery.delivery_tag)))
+            if len(moved) >= AT_ONCE:
+                done, moved = await asyncio.wait(moved, return_when=asyncio.FIRST_COMPLETED)
+                taken = all(task.result() for task in done)
+        if moved:
+            done, _ = await asyncio.wait(moved)
+            taken = taken and all(task.result() for task in done)
+        if not taken:  # the queue is full, or gone
+            return False
+        with suppress(ChannelPreconditionFailed):  # it is not empty any more, or somebody consumes it
+            await guard(shielded(channel.queue_delete(early, if_unused=True, if_empty=True)))
+            return True
+        state = await link.queue_state(early)
+        return state is None or not state[0]
+    finally:
+        if moved:  # what is not settled yet would come back with the channel, and be in both queues
+            await asyncio.wait(moved, timeout=SETTLE_SECONDS)
+        with suppress(*CLIENT_ERRORS):
+            await guard(shielded(channel.close()))
 
 
 def _properties(known: Basic.Properties, early: str) -> Basic.Properties:

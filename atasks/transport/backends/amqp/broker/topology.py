@@ -135,6 +135,10 @@ class Topology:
         """The queue of calls that were submitted before any worker has declared their work queue."""
         return f"{self.work(queue)}.early"
 
+    def early_lock(self, queue: str) -> str:
+        """The queue that only the link has over which these calls are moved. Callers may declare it, too."""
+        return f"{self.prefix}.run.{self.namespace}.early:{queue}"
+
     def paused_arguments(self) -> dict[str, Any]:
         """Arguments of such a queue."""
         return {"x-queue-type": "classic"}

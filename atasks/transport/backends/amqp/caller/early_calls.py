@@ -111,7 +111,7 @@ class EarlyCalls:
                 self._looks[queue] = False
                 link = session.link
                 if link is not None:
-                    await move_early_calls(link, session.outbox, session.topology, queue)
+                    await move_early_calls(link, session.outbox, session.topology, queue, self._leaving.is_set)
         except AtasksError as error:
             logger.warning(
                 "calls that wait for queue %r could not be moved to it (%s): its next worker tries again",

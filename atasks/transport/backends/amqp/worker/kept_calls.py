@@ -277,7 +277,7 @@ class KeptCalls:
                 logger.warning(
                     "delayed calls cannot come to queue %r, and wait until a worker can bind it: %s", queue, error
                 )
-        await move_early_calls(link, session.outbox, session.topology, queue)
+        await move_early_calls(link, session.outbox, session.topology, queue, lambda: self._stopped)
 
     def stop(self) -> None:
         """The worker takes no more calls: those that wait for what their record says go back."""

@@ -1,0 +1,74 @@
+"""Two movers of the calls that were submitted before their work queue was there, at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+import pytest
+from aio_pika import Message
+
+import atasks
+from atasks.testing import soon, until
+from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
+from atasks.transport.backends.amqp.broker.outbox import Outbox
+from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.transport import AMQPTransport
+from tests.amqp.peer import Peer
+
+pytestmark = pytest.mark.usefixtures("amqp_leaks")
+
+
+class SlowOutbox:
+    """Keeps the first message until the test says what became of it."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.kept: list[Outgoing] = []
+
+    def put(self, message: Outgoing) -> None:
+        if self.kept:
+            self.outbox.put(message)
+        else:
+            self.kept.append(message)
+
+
+@pytest.mark.parametrize("movers", [1, 2])
+async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str, prefix: str, movers: int) -> None:
+    async with (
+        atasks.connect(amqp_url, prefix=prefix) as first,
+        atasks.connect(amqp_url, prefix=prefix) as second,
+        Peer.connect(amqp_url, prefix, "default") as peer,
+    ):
+        assert isinstance(first, AMQPTransport)
+        assert isinstance(second, AMQPTransport)
+        topology = first.session.topology
+        work = await peer.channel.declare_queue(
+            topology.work("default"), durable=True, arguments=topology.work_arguments()
+        )
+        early = await peer.channel.declare_queue(
+            topology.early("default"), durable=True, arguments=topology.early_arguments()
+        )
+        await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
+        outbox = SlowOutbox(first.session.outbox)
+        moves = [asyncio.create_task(_move(first, outbox))]
+        await until(lambda: outbox.kept)
+        if movers == 2:
+            moves.append(asyncio.create_task(_move(second, second.session.outbox)))
+            await asyncio.wait(moves[1:], timeout=1.0)
+        outbox.kept[0].refused()
+        await soon(asyncio.gather(*moves))
+        message = await work.get(fail=False)
+        assert message is not None, "it is lost, or waits for a worker that is there"
+        assert message.body == b"a call"
+        assert await work.get(fail=False) is None, "it is there once"
+        with pytest.raises(Exception, match="NOT_FOUND"):
+            await peer.channel.get_queue(early.name)
+        async with Peer.connect(amqp_url, prefix, "default") as other:
+            await other.channel.queue_delete(work.name)
+
+
+async def _move(transport: AMQPTransport, outbox: Any) -> None:
+    link = transport.session.link
+    assert link is not None
+    await move_early_calls(link, cast("Outbox", outbox), transport.session.topology, "default")
