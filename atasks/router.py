@@ -135,9 +135,9 @@ class Router(OriginalEvents):
         else:
             task, options = self._named(name)
         try:  # not by `encoded_arguments`: it would cost one more coroutine for each call
-            payload = await codec.encode((args, kwargs))
+            payload = await codec.pieces((args, kwargs))
             if type(payload) is not bytes:
-                payload = as_bytes(payload, codec)
+                payload = as_bytes(payload, codec, transport.shares)
         except Exception as error:
             from atasks.codecs.culprits import unencodable_arguments
 

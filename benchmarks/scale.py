@@ -21,6 +21,8 @@ import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -310,10 +312,17 @@ async def payloads() -> None:
 async def _payload_rows(transport: str, workers: list[psutil.Process]) -> None:
     """A line per size. What everything else on the machine used is the broker's share, if it is quiet."""
     print(f"{transport:<8}   in flight   MiB/s   socket's   CPU s per GiB: client   worker   all else")
-    for name, size in {"1 KiB": 2**10, "100 KiB": 100 * 2**10, "1 MiB": 2**20, "10 MiB": 10 * 2**20}.items():
-        wide = max(2, min(64, 8 * 2**20 // size))
+    sizes = {"1 KiB": 2**10, "100 KiB": 100 * 2**10, "1 MiB": 2**20, "10 MiB": 10 * 2**20}
+    if transport == "local":
+        sizes |= {"100 MB": 10**8}
+        if find_spec("numpy") is not None:
+            sizes |= {"an array": 10**8}
+    for name, size in sizes.items():
+        wide = 1 if size == 10**8 else max(2, min(64, 8 * 2**20 // size))
         calls = max(20, min(5000, 200 * 2**20 // size))
-        payload = random.Random(size).randbytes(size)
+        payload: Any = random.Random(size).randbytes(size)
+        if name == "an array":
+            payload = import_module("numpy").frombuffer(bytearray(payload), "u1")
         moved = 2 * calls * size / 2**30
         rows = []
         for _ in range(3):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from atasks.checks import validate_name
 from atasks.codecs import objects
+from atasks.codecs.pieces import Pieces
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 
 __all__ = ["Codec", "as_bytes", "ends_here"]
+
+_WHOLE = frozenset({"encode", "decode", "decode_arguments", "decode_result"})
+"""Methods that know of bytes alone: who overrides one of them is given bytes."""
 
 
 class Codec:
@@ -37,6 +41,8 @@ class Codec:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        if "pieces" not in cls.__dict__ and not cls.__dict__.keys().isdisjoint(_WHOLE):
+            cls.pieces = Codec.pieces  # type: ignore[method-assign]  # else what it overrides were not asked
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = namespace
@@ -71,6 +77,10 @@ class Codec:
         """
         raise NotImplementedError(f"{type(self).__name__} has no decode()")
 
+    def pieces(self, obj: Any) -> Awaitable[bytes | Pieces]:
+        """Encode for a transport that moves pieces: `encode`, unless the codec knows better."""
+        return self.encode(obj)
+
     def name_exception(self, cls: type) -> tuple[str, str] | None:
         """Module and qualified name by which the other side finds the class of an exception; None: it cannot."""
         return objects.importable_name(cls)
@@ -91,10 +101,13 @@ class Codec:
         return self.decode(content)
 
 
-def as_bytes(data: Any, codec: Codec) -> bytes:
-    """Return what `encode` returned, as bytes. Raises EncodeError if that is nothing of the kind."""
+def as_bytes(data: Any, codec: Codec, shares: bool = False) -> bytes:
+    """Return what `encode` or `pieces` returned, as bytes, or as pieces in shared memory if the transport shares
+    it: they have a length, and `decode` takes them. Raises EncodeError if that is nothing of the kind."""
     if type(data) is bytes:
         return data
+    if type(data) is Pieces:
+        return cast("bytes", data.shared()) if shares else bytes(data)
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")

@@ -11,7 +11,8 @@ from typing import Any
 
 from atasks.codecs.base import Codec
 from atasks.codecs.data import is_data
-from atasks.codecs.pickle import Pickler, is_at, main_reference, pickled
+from atasks.codecs.pickle import Pickler, in_pieces, is_at, main_reference, pickled
+from atasks.codecs.pieces import Pieces
 from atasks.modules import MAIN_NAMES
 
 __all__ = ["CloudpickleCodec", "InOnePass", "by_value", "dumps", "has_by_value_modules"]
@@ -41,14 +42,29 @@ class CloudpickleCodec(Codec):
             return pickle.dumps(obj, _PROTOCOL)
         return dumps(obj)
 
+    async def pieces(self, obj: Any) -> bytes | Pieces:
+        if is_data(obj):
+            return pickle.dumps(obj, _PROTOCOL)
+        return in_pieces(obj, _pickler(), _PROTOCOL)
+
     async def decode(self, content: bytes) -> Any:
-        return pickle.loads(content)
+        try:
+            return pickle.loads(content)
+        except TypeError:  # others need not be looked at
+            pieces: Any = content
+            if type(pieces) is not Pieces:
+                raise
+        return pieces.load()
 
 
 def dumps(obj: Any) -> bytes:
     """A pickle that refers to what can be imported elsewhere, the script that was started included, and holds the
     rest by value. Raises EncodeError for what belongs to this process, and what pickling the object raises."""
-    return pickled(obj, by_value(main_reference) if has_by_value_modules() else InOnePass, _PROTOCOL)
+    return pickled(obj, _pickler(), _PROTOCOL)
+
+
+def _pickler() -> Callable[[Any, int], pickle.Pickler]:
+    return by_value(main_reference) if has_by_value_modules() else InOnePass
 
 
 class InOnePass(Pickler):

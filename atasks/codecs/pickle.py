@@ -13,6 +13,7 @@ from typing import Any, Final
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
 from atasks.codecs.data import is_data, is_still
+from atasks.codecs.pieces import SHARED_BYTES, Pieces
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
@@ -20,6 +21,7 @@ from atasks.original import as_before
 __all__ = [
     "PickleCodec",
     "Pickler",
+    "in_pieces",
     "is_at",
     "main_reference",
     "pickled",
@@ -66,14 +68,33 @@ class PickleCodec(Codec):
             return pickle.dumps(obj, self.protocol)
         return pickled(obj, Pickler, self.protocol)
 
+    async def pieces(self, obj: Any) -> bytes | Pieces:
+        if is_data(obj):
+            return pickle.dumps(obj, self.protocol)
+        return in_pieces(obj, Pickler, self.protocol)
+
     async def decode(self, content: bytes) -> Any:
-        return pickle.loads(content)
+        try:
+            return pickle.loads(content)
+        except TypeError:  # others need not be looked at
+            pieces: Any = content
+            if type(pieces) is not Pieces:
+                raise
+        return pieces.load()
 
 
 def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes:
     """Pickle the object with such a pickler."""
     pieces: list[bytes | memoryview] = []
     return b"".join(_pieces(obj, pickler, protocol, _StillFile(pieces, obj), pieces))
+
+
+def in_pieces(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes | Pieces:
+    """Pickle the object with such a pickler. Where some of it is large, return pieces, which are to be copied
+    before other code runs: they are the memory of arrays."""
+    pieces: list[bytes | memoryview] = []
+    _pieces(obj, pickler, protocol, _StillFile(pieces, obj), pieces)
+    return Pieces(pieces) if max(map(len, pieces)) >= SHARED_BYTES else b"".join(pieces)
 
 
 def pickled_pieces(
@@ -138,6 +159,10 @@ class _StillFile(_File):
             if self._still:
                 self._pieces.append(piece.raw())
                 return
+        elif type(piece) is bytearray:  # not in one piece: that would arrive as the memory of an array does
+            whole = memoryview(bytes(piece))
+            self._pieces += whole[:1], whole[1:]
+            return
         super().write(piece)
 
 

@@ -71,6 +71,9 @@ class Transport:
     max_payload: int = DEFAULT_MAX_PAYLOAD
     """Bytes of arguments or of a result that it moves; more is a `PayloadTooLarge`."""
 
+    shares: bool = False
+    """True if it moves payloads in pieces, in shared memory."""
+
     records: Records | None = None
     """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
 

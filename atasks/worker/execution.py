@@ -130,7 +130,7 @@ async def _serve(run: HeldCall) -> Reply:
         return await raised(call, codec, worker.id, error, worker.transport.max_payload)
     finally:
         args = kwargs = None
-    return await returned(call, codec, worker.id, result)
+    return await returned(call, codec, worker.id, result, worker.transport)
 
 
 def _raised(run: HeldCall, error: BaseException) -> None:

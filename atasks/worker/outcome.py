@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
 from atasks.codecs import sizes
@@ -19,6 +19,9 @@ from atasks.current import carried
 from atasks.errors import DecodeError
 from atasks.failures.failures import encode_failure
 from atasks.wire import VERSION, Call, Reply, Status, describe
+
+if TYPE_CHECKING:
+    from atasks.transport.contract import Transport
 
 __all__ = ["Inside", "decode_arguments", "raised", "returned"]
 
@@ -59,12 +62,14 @@ async def raised(call: Call, codec: Codec, worker: str, error: BaseException, li
     return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
 
 
-async def returned(call: Call, codec: Codec, worker: str, result: Any) -> Reply:
-    """The reply of a function that returned."""
+async def returned(
+    call: Call, codec: Codec, worker: str, result: Any, transport: Transport | None = None
+) -> Reply:
+    """The reply of a function that returned; `transport`: it goes that way, and nowhere else."""
     try:
-        payload = await codec.encode(result)
+        payload = await codec.pieces(result)
         if type(payload) is not bytes:
-            payload = as_bytes(payload, codec)
+            payload = as_bytes(payload, codec, transport is not None and transport.shares)
     except BaseException as error:
         if ends_here(error):
             raise

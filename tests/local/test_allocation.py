@@ -14,10 +14,11 @@ from atasks.allocation import keep_freed_memory
 NAMESPACE = "allocation"
 PAGE = resource.getpagesize()
 SIZE = 4 * 2**20
+"""In eight pieces, none of which is large enough for shared memory."""
 
 
 @atask(namespace=NAMESPACE)
-async def same(content: bytes) -> bytes:
+async def same(content: list[bytes]) -> list[bytes]:
     """Return the content."""
     return content
 
@@ -32,10 +33,10 @@ async def new_memory(calls: int) -> float:
     """The memory that a worker is given anew for each call, in payloads."""
     async with atasks.local(workers=1, modules=[__name__], namespace=NAMESPACE):
         for _ in range(3):
-            await same(bytes(SIZE))
+            await same([bytes(SIZE // 8) for _ in range(8)])
         before = await pages()
         for _ in range(calls):
-            await same(bytes(SIZE))
+            await same([bytes(SIZE // 8) for _ in range(8)])
         return (await pages() - before) * PAGE / SIZE / calls
 
 
@@ -52,7 +53,7 @@ async def test_a_worker_serves_where_python_reaches_no_library_of_c(
     (tmp_path / "sitecustomize.py").write_text('import sys\n\nsys.modules["_ctypes"] = None\n')
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     async with atasks.local(workers=1, modules=[__name__], namespace=NAMESPACE):
-        assert await same(b"served") == b"served"
+        assert await same([b"served"]) == [b"served"]
 
 
 @pytest.mark.parametrize("error", [OSError, AttributeError])

@@ -97,6 +97,7 @@ class RecordStore(Generic[K]):
         self._spent.pop(key, None)  # a call must not be forgotten to make room for its own reply
         if not self._make_room(size):
             return False
+        reply.payload = bytes(reply.payload)  # it may have been in pieces
         stored.record.add(reply)
         stored.size += size
         self.size += size

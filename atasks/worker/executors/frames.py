@@ -37,7 +37,7 @@ class ProcessRequest(Struct, array_like=True):
     """The work queue over which the call came."""
 
 
-_encoder = msgspec.msgpack.Encoder()
+_encoder = msgspec.msgpack.Encoder(enc_hook=bytes)  # payloads in pieces are joined
 decode_request = msgspec.msgpack.Decoder(ProcessRequest).decode
 _answers: msgspec.msgpack.Decoder[Reply | Report] = msgspec.msgpack.Decoder(Reply | Report)
 decode_answer = _answers.decode

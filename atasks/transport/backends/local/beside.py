@@ -12,6 +12,8 @@ from typing import Final
 import msgspec
 from msgspec import structs
 
+from atasks.codecs.pieces import Pieces, Shared
+from atasks.transport.backends.local.lane import put_together
 from atasks.transport.backends.local.messages import (
     Begin,
     Deliver,
@@ -21,10 +23,12 @@ from atasks.transport.backends.local.messages import (
 )
 from atasks.wire import End, Item, Reply
 
-__all__ = ["BESIDE", "BESIDE_BYTES", "Arriving", "large_payloads", "put_payloads", "without_payloads"]
+__all__ = ["BESIDE", "BESIDE_BYTES", "SHARED", "Arriving", "large_payloads", "put_payloads", "with_payload"]
 
 BESIDE: Final = 2**31
 """Added to the length of a payload, which stands before it as that of a frame does."""
+SHARED: Final = BESIDE.to_bytes(4, "big")
+"""Stands before the message of a payload in shared memory, which `lane.py` brings; it describes the payload."""
 BESIDE_BYTES: Final = 256 * 2**10
 """A payload of so many bytes travels beside its message."""
 MAX_BESIDE: Final = 2**16
@@ -35,11 +39,11 @@ CLAIMED_BYTES: Final = 32 * 2**20
 """Memory that a payload may take as soon as its length is known. The system gives more only to what has come."""
 
 
-def large_payloads(message: Message) -> Sequence[bytes]:
+def large_payloads(message: Message) -> Sequence[bytes | Pieces]:
     """The payloads of a message, if each of them is to travel beside it; else none."""
     match message:
         case Request() | Deliver() | GiveBack() | Begin():
-            payloads: Sequence[bytes] = (message.call.payload,)
+            payloads: Sequence[bytes | Pieces] = (message.call.payload,)
         case Reply() | End():
             payloads = (message.payload,)
         case Item():
@@ -49,24 +53,25 @@ def large_payloads(message: Message) -> Sequence[bytes]:
     return payloads if payloads and min(map(len, payloads)) >= BESIDE_BYTES else ()
 
 
-def without_payloads(message: Message) -> Message:
-    """The message that travels beside its payloads: a copy without them."""
+def with_payload(message: Message, payload: bytes) -> Message:
+    """The message that travels beside its payloads: a copy with this in the place of one, and nothing in that of
+    others."""
     match message:
         case Request() | Deliver() | GiveBack() | Begin():
-            return structs.replace(message, call=structs.replace(message.call, payload=b""))
+            return structs.replace(message, call=structs.replace(message.call, payload=payload))
         case Reply():
-            return structs.replace(message, payload=b"")
+            return structs.replace(message, payload=payload)
         case End():
-            return structs.replace(message, reply=structs.replace(message.reply, payload=b""))
+            return structs.replace(message, reply=structs.replace(message.reply, payload=payload))
         case Item():
             return structs.replace(message, payloads=[b""] * len(message.payloads))
         case _:
             raise TypeError(f"{type(message).__name__} has no payload")
 
 
-def put_payloads(messages: list[Message], payloads: list[bytes]) -> None:
-    """Give a message its payloads, which have arrived beside it. Raises ValidationError if they are not those of
-    one message that came without."""
+def put_payloads(messages: list[Message], payloads: list[bytes], shared: list[Shared]) -> None:
+    """Give a message its payloads, which have arrived beside it, or the one in shared memory that it describes.
+    Raises ValidationError if they are not those of one message that came without."""
     message = messages[0] if len(messages) == 1 else None
     match message:
         case Item() if len(message.payloads) == len(payloads) and not any(message.payloads):
@@ -78,6 +83,9 @@ def put_payloads(messages: list[Message], payloads: list[bytes]) -> None:
             holder = message.reply
         case _:
             holder = message
+    if shared and not payloads and type(getattr(holder, "payload", None)) is bytes:
+        payloads = [put_together(holder.payload, shared)]  # type: ignore[attr-defined]  # it has one
+        holder.payload = b""  # type: ignore[attr-defined]
     if len(payloads) != 1 or getattr(holder, "payload", None) != b"":
         raise msgspec.ValidationError("payloads beside a message that is not without them")
     (holder.payload,) = payloads  # type: ignore[attr-defined]  # it has one
@@ -91,6 +99,8 @@ class Arriving:
         """Their bytes, those included that are still to come."""
         self.memory = 0
         """Bytes of memory that they take, or may take soon."""
+        self.shared: list[Shared] = []
+        """The memory of a payload that is in none of this process's own."""
         self._files: list[io.BytesIO] = []
         self._before = 0
         """Bytes of those that are whole."""
@@ -106,6 +116,11 @@ class Arriving:
         self.fill(0)
         return file.getbuffer()
 
+    def share(self, shared: list[Shared]) -> None:
+        """Count a payload in shared memory."""
+        self.shared = shared
+        self.size = sum(memory.size for memory in shared)
+
     def fill(self, filled: int) -> None:
         """Count memory: so many bytes of the payload that was begun last have come."""
         size = self.size - self._before
@@ -114,6 +129,6 @@ class Arriving:
 
     def take(self) -> list[bytes]:
         """Return the payloads, which are whole, and expect those of another message."""
-        files, self._files = self._files, []
+        files, self._files, self.shared = self._files, [], []
         self.size = self.memory = self._before = 0
         return [file.getvalue() for file in files]

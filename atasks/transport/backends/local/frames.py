@@ -52,8 +52,8 @@ _NAMING: Final = frozenset({Request, Begin, Publish, GiveBack, Serve})
 _decoder: msgspec.msgpack.Decoder[list[Message]] = msgspec.msgpack.Decoder(list[Message])
 _one: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
-encode = msgspec.msgpack.Encoder().encode
-"""A list of messages -> the body of a frame."""
+encode = msgspec.msgpack.Encoder(enc_hook=bytes).encode
+"""A list of messages -> the body of a frame. Payloads in pieces are joined."""
 
 
 def decode(body: bytes | memoryview) -> list[Message]:

@@ -13,17 +13,18 @@ from itertools import islice
 from typing import Any, Final, cast
 
 from atasks import forks
+from atasks.codecs.pieces import SHARES, Pieces
 from atasks.transport.backends.local.beside import (
     BESIDE,
+    SHARED,
     Arriving,
     large_payloads,
     put_payloads,
-    without_payloads,
+    with_payload,
 )
 from atasks.transport.backends.local.frames import UNREADABLE, Salvaged, decode, encode, salvage
-from atasks.transport.backends.local.messages import (
-    Message,
-)
+from atasks.transport.backends.local.lane import Lane, described
+from atasks.transport.backends.local.messages import Message
 
 __all__ = ["Conversation", "InnerLink", "SocketLink"]
 
@@ -76,6 +77,8 @@ class Conversation:
         self.closed = False
         self.beside = False
         """True once the other side has said that it takes payloads beside their messages."""
+        self.shares = False
+        """True once it is known that payloads go to the other side in shared memory."""
         self.schedule: Callable[[Conversation], object] = self._call_soon
         """Called when there is something to send: has `end_turn` called before the next turn ends."""
         self._messages: list[Message] = []
@@ -97,6 +100,15 @@ class Conversation:
             self.schedule(self)
             if self._single:
                 self.flush()
+
+    @property
+    def has_lane(self) -> bool:
+        """True if payloads could go to the other side in shared memory."""
+        return SHARES
+
+    def greet(self, message: Message) -> None:
+        """Send the first message."""
+        self.send(message)
 
     def speak(self) -> None:
         """Ask for the last word, and send it, although there may be nothing else to send."""
@@ -175,6 +187,8 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         """True once the other side has sent what makes no sense: nothing behind that is handed over."""
         self._descriptor = -1
         """That of the socket."""
+        self.lane: Lane | None = None
+        """Takes payloads in shared memory, if `shares`."""
 
     @property
     def unsent(self) -> int:
@@ -192,11 +206,28 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             self.flush()
         self._size = 0
         self._sent += 1
-        body = encode([without_payloads(message)])
-        pieces: list[bytes] = []
+        pieces: list[bytes | memoryview] = []
+        stead = b""
         for payload in payloads:
-            pieces += (BESIDE + len(payload)).to_bytes(4, "big"), payload
+            if not isinstance(payload, Pieces):
+                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), payload
+            elif self.shares and self.lane is not None and self.lane.send(payload):
+                pieces.append(SHARED)
+                stead = described(payload)
+            else:
+                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *payload.buffers()
+        body = encode([with_payload(message, stead)])
         self._hand_over_large(*pieces, len(body).to_bytes(4, "big") + body)
+
+    @property
+    def has_lane(self) -> bool:
+        return self.lane is not None
+
+    def greet(self, message: Message) -> None:
+        body = encode([message])
+        self.lane = Lane.offer(self._descriptor, len(body).to_bytes(4, "big") + body)
+        if self.lane is None:
+            self.send(message)
 
     def _write(self, messages: list[Message]) -> None:
         body = encode(messages)
@@ -216,7 +247,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         else:
             self._give(piece)
 
-    def _hand_over_large(self, *pieces: bytes) -> None:
+    def _hand_over_large(self, *pieces: bytes | memoryview) -> None:
         """Write them when everything before was written, without a copy."""
         self._pieces += pieces
         self._waiting += sum(map(len, pieces))
@@ -314,6 +345,9 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             stop = start + int.from_bytes(room[position:start], "big")
             if stop - start + self._payloads.size > self.max_frame:
                 size = stop - start - BESIDE
+                if size == 0 and self._begin_shared():
+                    position = start
+                    continue
                 if self._begin_payload(size):
                     position = min(start + size, end)
                     self._room[: position - start] = room[start:position]
@@ -365,6 +399,17 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._frame_room, self._room, self._filled = self._room, room, 0
         return True
 
+    def _begin_shared(self) -> bool:
+        """Take the memory of a payload that was announced. Return False if there is none."""
+        if self.lane is None or not self.shares or self._payloads.size:
+            return False
+        try:
+            shared = self.lane.take()
+        except OSError:
+            return False
+        self._payloads.share(shared)
+        return bool(shared) and self._payloads.size <= self.max_frame
+
     def _payload_updated(self, nbytes: int) -> bool:
         """So many more bytes have come of a payload. Returns True if it is whole: then frames go on."""
         assert self._frame_room is not None, "a payload arrives"
@@ -409,10 +454,11 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
 
     def _put_payloads(self, messages: list[Message]) -> None:
         """Give a message the payloads that came beside it. Raises one of `UNREADABLE`."""
+        shared, self._payloads.shared = self._payloads.shared, []
         payloads = self._payloads.take()
-        if payloads:
+        if payloads or shared:
             self._may_have(len(self._room))
-            put_payloads(messages, payloads)
+            put_payloads(messages, payloads, shared)
 
     def _refuse(self, reason: str) -> None:
         self._refused = True
@@ -435,6 +481,8 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._pieces.clear()
         self._waiting = 0
         self._payloads = Arriving()
+        if self.lane is not None:
+            self.lane.close()
         if not self.ended.done():
             self.ended.set_result(None)
         if not closed:

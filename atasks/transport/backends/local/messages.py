@@ -88,6 +88,8 @@ class Welcome(Struct, array_like=True, tag=33, gc=False):
     pid: int
     beside: bool = False
     """True if the hub takes payloads beside their messages."""
+    shares: bool = False
+    """True if payloads go both ways in shared memory: the hub has the lane that came with `Hello`."""
 
 
 class Refused(Struct, array_like=True, tag=34, gc=False):

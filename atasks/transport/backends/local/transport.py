@@ -113,6 +113,7 @@ class LocalTransport(CallTransport):
     """
 
     supports = CallTransport.supports | {"streams", "events", "reports"}
+    max_payload = 2**30
 
     def __init__(
         self,
@@ -308,7 +309,7 @@ class LocalTransport(CallTransport):
         """Say Hello, and go on with this hub. Raises ConnectFailed if that does not make us welcome."""
         assert self._link is not None, "it is attached"
         self._welcome = asyncio.get_running_loop().create_future()
-        self._link.send(Hello(PROTOCOL, self.namespace, os.getpid(), True))
+        self._link.greet(Hello(PROTOCOL, self.namespace, os.getpid(), True))
         try:
             async with asyncio.timeout(self.timeout):
                 await self._welcome
@@ -501,6 +502,8 @@ class LocalTransport(CallTransport):
         if isinstance(message, Welcome):
             if self._link is not None:
                 self._link.beside = message.beside
+                self._link.shares = message.shares and self._link.has_lane
+                self.shares = self._link.shares
             self._welcome.set_result(None)
         else:
             self._welcome.set_exception(ConnectFailed(message.reason))

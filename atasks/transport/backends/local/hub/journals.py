@@ -82,6 +82,7 @@ class HubJournals:
         journal = self._journals.get(key)
         if journal is None or not self._takes(journal, len(reply.payload) + OVERHEAD):
             return False
+        reply.payload = bytes(reply.payload)  # it may have been in pieces
         journal.entries.add(reply)
         return True
 

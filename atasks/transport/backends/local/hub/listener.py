@@ -8,6 +8,7 @@ from typing import Final
 
 from atasks.transport.backends.local.hub.hub import Hub
 from atasks.transport.backends.local.hub.socket_file import SocketFile, peer_pid, trusts
+from atasks.transport.backends.local.lane import Lane
 from atasks.transport.backends.local.link import KEPT_READ_BYTES, MAX_FRAME, InnerLink, SocketLink
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
 
@@ -78,6 +79,8 @@ class _Accepted(SocketLink):
         self._extra = 0
         """Bytes of room that it takes of what all share."""
         self.max_frame = MAX_HELLO
+        self._fresh = True
+        """True until something is read."""
         self._deaf = False
         """True while nothing is read, because too much is unread at the other side."""
 
@@ -91,6 +94,12 @@ class _Accepted(SocketLink):
             logger.warning("a connection of another user's process was refused")
             self.closed = True
             self.transport.abort()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._fresh:  # there is something to read: what came with it would be lost
+            self._fresh = False
+            self.lane = Lane.accept(self._descriptor)
+        return self._room[self._filled :]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._may_have(0)

@@ -110,7 +110,8 @@ class Reception:
             peer.namespace, peer.pid = message.namespace, peer.pid or message.pid
             peer.expect_no_hello()
             peer.link.beside = message.beside
-            peer.link.send(Welcome(os.getpid(), True))
+            peer.link.shares = peer.link.has_lane
+            peer.link.send(Welcome(os.getpid(), True, peer.link.shares))
             return True
         theirs = message.protocol if isinstance(message, Hello) else "none"
         reason = (
