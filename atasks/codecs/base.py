@@ -15,6 +15,7 @@ __all__ = ["Codec", "as_bytes", "ends_here"]
 
 _WHOLE = frozenset({"encode", "decode", "decode_arguments", "decode_result"})
 """Methods that know of bytes alone: who overrides one of them is given bytes."""
+_RELATED = _WHOLE | {"pieces"}
 
 
 class Codec:
@@ -41,8 +42,9 @@ class Codec:
         super().__init_subclass__(**kwargs)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
-        if "pieces" not in cls.__dict__ and not cls.__dict__.keys().isdisjoint(_WHOLE):
-            cls.pieces = Codec.pieces  # type: ignore[method-assign]  # else what it overrides were not asked
+        names: Any = next(each for base in cls.__mro__ if (each := base.__dict__.keys() & _RELATED))
+        if "pieces" not in names:  # else what overrides it, here or in a class to mix in, were not asked
+            cls.pieces = Codec.pieces  # type: ignore[method-assign]
 
     def __init__(self, namespace: str = "default") -> None:
         self.namespace = namespace

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import io
+import mmap
 import os
 import pickle
 import sys
 import weakref
 from collections.abc import Sequence
 from functools import cache
-from mmap import MADV_HUGEPAGE, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from mmap import MAP_PRIVATE, PROT_READ, PROT_WRITE
 from typing import Any, Final
 
 __all__ = ["SHARED_BYTES", "SHARES", "Pieces", "Shared"]
 
 SHARED_BYTES: Final = 2**20
 """A piece of so many bytes is in shared memory."""
+MAX_PIECES: Final = 64
+"""Pieces of one payload that are in shared memory: a payload with more is bytes."""
 MAX_SHARED: Final = 256
 """Pieces of shared memory that a process has a descriptor of: further payloads are bytes."""
 SHARES: Final = hasattr(os, "memfd_create")
 """True if the system has memory without a name: it goes with the last process that has it, however that ends."""
 SEALS: Final = 0 if not SHARES else fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 """They forbid to change the memory and to cut it short: who reads it would find other bytes, or die of reading."""
+ADVICE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
+"""The advice to use large pages; None: this system knows none."""
 HUGE: Final = 2 * 2**20
 """Bytes of a large page of memory."""
 NOWHERE: Final = 2 * sys.maxsize + 1
@@ -42,10 +47,10 @@ class Shared:
         """Take over a descriptor. Raises OSError if it is not of such memory."""
         self.descriptor = descriptor
         Shared.count += 1
-        state = os.fstat(descriptor)
-        if fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS != SEALS or state.st_blocks * 512 < state.st_size:
+        self.size = os.fstat(descriptor).st_size
+        sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
+        if not sealed or os.lseek(descriptor, 0, os.SEEK_HOLE) < self.size:
             raise OSError("it may change or shrink, or some of it is not there yet")
-        self.size = state.st_size
 
     def __del__(self) -> None:
         Shared.count -= 1
@@ -108,13 +113,13 @@ def _system() -> Any:
 
 def _advise(room: memoryview) -> None:
     """Ask for large pages: memory that is fresh costs a fault for each page."""
-    system = _system()
+    system = None if ADVICE is None else _system()
     if system is not None and len(room) > HUGE:
         from ctypes import addressof, c_char
 
         address = addressof(c_char.from_buffer(room))
         begin = -(-address // HUGE) * HUGE
-        system.madvise(begin, (address + len(room) - begin) // HUGE * HUGE, MADV_HUGEPAGE)
+        system.madvise(begin, (address + len(room) - begin) // HUGE * HUGE, ADVICE)
 
 
 class Pieces:
@@ -138,7 +143,8 @@ class Pieces:
 
     def shared(self) -> Pieces | bytes:
         """Return a copy whose large pieces others can have; the bytes if there can be none."""
-        if Shared.count < MAX_SHARED:
+        large = sum(not isinstance(piece, Shared) and len(piece) >= SHARED_BYTES for piece in self.pieces)
+        if large <= MAX_PIECES and Shared.count + large <= MAX_SHARED:
             try:
                 return Pieces([_shared(piece) for piece in self.pieces])
             except OSError:
@@ -169,5 +175,7 @@ class Pieces:
         return pickle.loads(b"".join(pickled), buffers=buffers)
 
 
-def _shared(piece: bytes | memoryview | Shared) -> bytes | memoryview | Shared:
-    return piece if isinstance(piece, Shared) or len(piece) < SHARED_BYTES else Shared.copy(piece)
+def _shared(piece: bytes | memoryview | Shared) -> bytes | Shared:
+    if isinstance(piece, Shared):
+        return piece
+    return bytes(piece) if len(piece) < SHARED_BYTES else Shared.copy(piece)  # its owner may write to it

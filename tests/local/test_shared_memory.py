@@ -23,13 +23,13 @@ import atasks
 from atasks import WorkerLost, atask
 from atasks.codecs import pieces
 from atasks.codecs.cloudpickle import CloudpickleCodec
-from atasks.codecs.pieces import SEALS, SHARED_BYTES, SHARES, Pieces, Shared
+from atasks.codecs.pieces import MAX_PIECES, SEALS, SHARED_BYTES, SHARES, Pieces, Shared
 from atasks.testing import until
 from atasks.transport.backends.local import lane as lanes
 from atasks.transport.backends.local.beside import SHARED
 from atasks.transport.backends.local.frames import encode
 from atasks.transport.backends.local.hub.listener import Host
-from atasks.transport.backends.local.lane import MAX_PIECES, Lane
+from atasks.transport.backends.local.lane import Lane
 from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
     PROTOCOL,

@@ -11,12 +11,10 @@ from typing import Any, Final, cast
 import msgspec
 
 from atasks import forks
-from atasks.codecs.pieces import MAX_SHARED, SHARES, Pieces, Shared
+from atasks.codecs.pieces import MAX_PIECES, MAX_SHARED, SHARES, Pieces, Shared
 
 __all__ = ["Lane", "described", "put_together"]
 
-MAX_PIECES: Final = 64
-"""Pieces of one payload that are in shared memory."""
 BUFFER: Final = 4608
 """Bytes of the buffer of a lane, so that it takes about ten messages which the other side has not read: further
 payloads go over the link, which notices when they wait."""
