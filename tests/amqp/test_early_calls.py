@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 from aio_pika import Message
+from aio_pika.abc import AbstractQueue
 
 import atasks
 from atasks.testing import soon, until
@@ -42,13 +43,7 @@ async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str,
     ):
         assert isinstance(first, AMQPTransport)
         assert isinstance(second, AMQPTransport)
-        topology = first.session.topology
-        work = await peer.channel.declare_queue(
-            topology.work("default"), durable=True, arguments=topology.work_arguments()
-        )
-        early = await peer.channel.declare_queue(
-            topology.early("default"), durable=True, arguments=topology.early_arguments()
-        )
+        work, early = await _queues(first, peer)
         await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
         outbox = SlowOutbox(first.session.outbox)
         moves = [asyncio.create_task(_move(first, outbox))]
@@ -66,6 +61,70 @@ async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str,
             await peer.channel.get_queue(early.name)
         async with Peer.connect(amqp_url, prefix, "default") as other:
             await other.channel.queue_delete(work.name)
+
+
+async def test_a_mover_that_ends_while_it_asks_for_the_lock_leaves_it_to_others(
+    amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        atasks.connect(amqp_url, prefix=prefix) as first,
+        atasks.connect(amqp_url, prefix=prefix) as second,
+        Peer.connect(amqp_url, prefix, "default") as peer,
+    ):
+        assert isinstance(first, AMQPTransport)
+        assert isinstance(second, AMQPTransport)
+        work, early = await _queues(first, peer)
+        await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
+        link = first.session.link
+        assert link is not None
+        lock = link.lock
+
+        async def give_up_and_lock(name: str) -> bool:
+            asyncio.get_running_loop().call_soon(moving.cancel)
+            return await lock(name)
+
+        monkeypatch.setattr(link, "lock", give_up_and_lock)
+        moving = asyncio.create_task(_move(first, first.session.outbox))
+        await soon(asyncio.wait((moving,)))
+        assert moving.cancelled()
+        await soon(_move(second, second.session.outbox))
+        message = await work.get(fail=False)
+        assert message is not None, "nobody can move it while the one that is connected has the lock"
+        await work.delete()
+
+
+async def test_a_mover_that_stops_waits_for_no_other_of_its_link(amqp_url: str, prefix: str) -> None:
+    async with (
+        atasks.connect(amqp_url, prefix=prefix) as transport,
+        Peer.connect(amqp_url, prefix, "default") as peer,
+    ):
+        assert isinstance(transport, AMQPTransport)
+        session = transport.session
+        work, early = await _queues(transport, peer)
+        await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
+        outbox = SlowOutbox(session.outbox)
+        moving = asyncio.create_task(_move(transport, outbox))
+        await until(lambda: outbox.kept)
+        assert session.link is not None
+        await soon(move_early_calls(session.link, session.outbox, session.topology, "default", lambda: True))
+        assert not moving.done()
+        outbox.kept[0].refused()
+        await soon(moving)
+        assert await work.get(fail=False) is not None
+        await work.delete()
+
+
+async def _queues(transport: AMQPTransport, peer: Peer) -> tuple[AbstractQueue, AbstractQueue]:
+    """Declare the work queue and the one beside it."""
+    topology = transport.session.topology
+    return (
+        await peer.channel.declare_queue(
+            topology.work("default"), durable=True, arguments=topology.work_arguments()
+        ),
+        await peer.channel.declare_queue(
+            topology.early("default"), durable=True, arguments=topology.early_arguments()
+        ),
+    )
 
 
 async def _move(transport: AMQPTransport, outbox: Any) -> None:

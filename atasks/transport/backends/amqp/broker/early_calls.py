@@ -16,6 +16,7 @@ from aiormq.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
+from atasks.outlast import outlast
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.delays import was_delayed
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
@@ -38,8 +39,8 @@ REFUSED_PAUSE: Final = 0.5
 LOCK_PAUSES: Final = (0.05, 1.0)
 """Seconds between two tries to take the lock that another mover has: the first pause, and the longest."""
 
-_TURNS: Final[WeakKeyDictionary[Link, dict[str, asyncio.Lock]]] = WeakKeyDictionary()
-"""Link and early queue -> a lock for those who move over the same link: the broker's lock is the link's."""
+_HELD: Final[WeakKeyDictionary[Link, set[str]]] = WeakKeyDictionary()
+"""Link -> the locks that a mover has, or asks for, over it: the broker gives a link the same one again."""
 
 
 async def move_early_calls(
@@ -54,32 +55,41 @@ async def move_early_calls(
     empty queue deletes what others have got from it and not acknowledged, too.
     """
     early, work, lock = topology.early(queue), topology.work(queue), topology.early_lock(queue)
+    held = _HELD.setdefault(link, set())
+    mine = False
     try:
-        async with _TURNS.setdefault(link, {}).setdefault(early, asyncio.Lock()):
-            for pause in pauses(*LOCK_PAUSES):
-                if await link.queue_state(early) is None or await link.queue_state(work) is None:
-                    return
-                if await link.lock(lock):
+        for pause in pauses(*LOCK_PAUSES):
+            if await link.queue_state(early) is None or await link.queue_state(work) is None:
+                return
+            if lock not in held:
+                held.add(lock)
+                mine = True  # until the broker has said no, whatever becomes of this
+                mine = await outlast(link.lock(lock))
+                if mine:
                     break
-                if stopping():
-                    return  # who has the lock moves everything
-                await asyncio.sleep(pause)
-            try:
-                while not await _move_all(link, outbox, early, work):
-                    if stopping():
-                        return
-                    await asyncio.sleep(REFUSED_PAUSE)
-                    if await link.queue_state(work) is None:
-                        return
-            finally:
-                with suppress(*CLIENT_ERRORS):
-                    await link.delete_queue(lock)
+                held.discard(lock)
+            if stopping():
+                return  # who has the lock moves everything
+            await asyncio.sleep(pause)
+        while not await _move_all(link, outbox, early, work):
+            if stopping():
+                return
+            await asyncio.sleep(REFUSED_PAUSE)
+            if await link.queue_state(work) is None:
+                return
     except ChannelNotFoundEntity:
         return  # somebody has deleted the queue meanwhile
     except CLIENT_ERRORS as error:  # the next worker that declares the queue looks again
         logger.warning(
             "calls that wait for queue %r could not be moved to it (%s): its next worker tries again", queue, error
         )
+    finally:
+        if mine:
+            try:
+                with suppress(*CLIENT_ERRORS):
+                    await outlast(link.delete_queue(lock))
+            finally:
+                held.discard(lock)
 
 
 async def _move_all(link: Link, outbox: Outbox, early: str, work: str) -> bool:
