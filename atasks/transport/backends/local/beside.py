@@ -69,9 +69,9 @@ def with_payload(message: Message, payload: bytes) -> Message:
             raise TypeError(f"{type(message).__name__} has no payload")
 
 
-def put_payloads(messages: list[Message], payloads: list[bytes], shared: list[Shared]) -> None:
-    """Give a message its payloads, which have arrived beside it, or the one in shared memory that it describes.
-    Raises ValidationError if they are not those of one message that came without."""
+def put_payloads(messages: list[Message], payloads: list[bytes], shared: list[Shared] | None) -> None:
+    """Give a message its payloads, which have arrived beside it, or the one in shared memory that it describes
+    (None: that was lost). Raises ValidationError if they are not those of one message that came without."""
     message = messages[0] if len(messages) == 1 else None
     match message:
         case Item() if len(message.payloads) == len(payloads) and not any(message.payloads):
@@ -83,7 +83,7 @@ def put_payloads(messages: list[Message], payloads: list[bytes], shared: list[Sh
             holder = message.reply
         case _:
             holder = message
-    if shared and not payloads and type(getattr(holder, "payload", None)) is bytes:
+    if shared != [] and not payloads and type(getattr(holder, "payload", None)) is bytes:
         payloads = [put_together(holder.payload, shared)]  # type: ignore[attr-defined]  # it has one
         holder.payload = b""  # type: ignore[attr-defined]
     if len(payloads) != 1 or getattr(holder, "payload", None) != b"":
@@ -99,8 +99,8 @@ class Arriving:
         """Their bytes, those included that are still to come."""
         self.memory = 0
         """Bytes of memory that they take, or may take soon."""
-        self.shared: list[Shared] = []
-        """The memory of a payload that is in none of this process's own."""
+        self.shared: list[Shared] | None = []
+        """The memory of a payload that is in none of this process's own; None: it was lost."""
         self._files: list[io.BytesIO] = []
         self._before = 0
         """Bytes of those that are whole."""
@@ -120,6 +120,11 @@ class Arriving:
         """Count a payload in shared memory."""
         self.shared = shared
         self.size = sum(memory.size for memory in shared)
+
+    def lose(self) -> None:
+        """Count a payload in shared memory that was lost."""
+        self.shared = None
+        self.size = 1
 
     def fill(self, filled: int) -> None:
         """Count memory: so many bytes of the payload that was begun last have come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -23,7 +24,7 @@ from atasks.transport.backends.local.beside import (
     with_payload,
 )
 from atasks.transport.backends.local.frames import UNREADABLE, Salvaged, decode, encode, salvage
-from atasks.transport.backends.local.lane import Lane, described
+from atasks.transport.backends.local.lane import Lane, borrowed, described
 from atasks.transport.backends.local.messages import Message
 
 __all__ = ["Conversation", "InnerLink", "SocketLink"]
@@ -207,16 +208,18 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._size = 0
         self._sent += 1
         pieces: list[bytes | memoryview] = []
-        stead = b""
         for payload in payloads:
             if not isinstance(payload, Pieces):
                 pieces += (BESIDE + len(payload)).to_bytes(4, "big"), payload
-            elif self.shares and self.lane is not None and self.lane.send(payload):
-                pieces.append(SHARED)
-                stead = described(payload)
+            elif self.shares and self.lane is not None:
+                body = encode([with_payload(message, described(payload))])  # what fails leaves nothing on the lane
+                if self.lane.send(payload):
+                    self._hand_over_large(SHARED, len(body).to_bytes(4, "big") + body)
+                    return
+                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *payload.buffers()
             else:
                 pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *payload.buffers()
-        body = encode([with_payload(message, stead)])
+        body = encode([with_payload(message, b"")])
         self._hand_over_large(*pieces, len(body).to_bytes(4, "big") + body)
 
     @property
@@ -288,8 +291,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
 
     def hang_up(self) -> None:
         if self.transport is not None and not self.transport.is_closing():
-            own = socket.socket(fileno=os.dup(self.transport.get_extra_info("socket").fileno()))
-            with own, suppress(OSError):  # it is over already
+            with suppress(OSError), borrowed(self._descriptor) as own:  # it is over already
                 own.shutdown(socket.SHUT_RD)
 
     def abort(self) -> None:
@@ -405,8 +407,12 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
             return False
         try:
             shared = self.lane.take()
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                return False
+            logger.error("a payload is lost, because this process may open no more files: raise its limit")
+            self._payloads.lose()
+            return True
         self._payloads.share(shared)
         return bool(shared) and self._payloads.size <= self.max_frame
 
@@ -456,7 +462,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         """Give a message the payloads that came beside it. Raises one of `UNREADABLE`."""
         shared, self._payloads.shared = self._payloads.shared, []
         payloads = self._payloads.take()
-        if payloads or shared:
+        if payloads or shared != []:
             self._may_have(len(self._room))
             put_payloads(messages, payloads, shared)
 
