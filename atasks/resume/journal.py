@@ -233,6 +233,11 @@ class Journal:
             raise asyncio.CancelledError from None
 
     @property
+    def _is_new(self) -> bool:
+        """True if it is open, and no other run has left anything in it."""
+        return self._is_open and not (self._left or self._sent or self._spent or self._size)
+
+    @property
     def _is_open(self) -> bool:
         """True if it is open over the link that there is."""
         return self._opening is None and self._generation == self._journals.generation
@@ -286,12 +291,13 @@ class Journal:
     def _let_go(self, pending: Pending, opening: asyncio.Task[None]) -> None:
         """Send a call that waited until the journal was open, if nothing is known of it, or end its await."""
         step = pending.call.id
+        if pending.future.done():
+            return  # its await was cancelled: it is not noted as sent
         if opening.cancelled():
             pending.future.cancel()
         elif (error := opening.exception()) is not None:
-            if not pending.future.done():
-                pending.future.set_exception(error)
-        elif self._left or self._sent or self._spent or not self._is_open or self._journals.late(step) is not None:
+            pending.future.set_exception(error)
+        elif not self._is_new or self._journals.late(step) is not None:
             pending.answered(NOT_SENT)
         else:
             self.names.given[step] = True

@@ -257,15 +257,13 @@ class CallTransport(Transport):
             self._set_timer(pending, seconds)
 
     def send_on_record(self, pending: Pending) -> None:
-        """Send a call that was held: see `Journals.send`."""
+        """Send a call that was held and is awaited still: see `Journals.send`."""
         call = pending.call
-        if pending.future.done():
-            return  # nobody awaits it any more
         if self._refusal is not None or call.id in self._pending or self._room() is not None:
             pending.answered(NOT_SENT)
             return
-        self._count_in(pending, None if call.timeout_ms is None else call.timeout_ms / 1000)
         try:
+            self._count_in(pending, None if call.timeout_ms is None else call.timeout_ms / 1000)
             self._post(pending)
         except Exception as error:
             pending.fail(error)

@@ -40,6 +40,13 @@ async def holds(site: Site, queue: str, messages: int | None) -> None:
         await asyncio.sleep(0.01)
 
 
+async def has_spares(transport: AMQPTransport) -> None:
+    """Return when a journal can be asked for at once."""
+    assert transport.session.link is not None
+    while not transport.session.link.has_spares(3):
+        await asyncio.sleep(0.01)
+
+
 async def empty(site: Site, queue: str) -> None:
     """Have the broker lose what is in the queue, as one does that is killed over its deletion."""
     channel = await _link(site).open_channel()

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from atasks import NotConnected, current_call, serve
+from atasks import NotConnected, UnknownRun, current_call, serve
 from atasks.testing import Site, soon, until
 from atasks.tracking.counters import ENDED, RECEIVED
 from atasks.transport.backends.amqp.journals import AMQPJournals
 from atasks.transport.backends.amqp.transport import AMQPTransport
-from atasks.transport.journals import Elsewhere, Entries
+from atasks.transport.journals import Elsewhere, Entries, journal_name
 from atasks.wire import VERSION, Reply, Status
-from tests.amqp.journals import gone, journal_queue
+from tests.amqp.journals import gone, has_spares, journal_queue
 
 
 class Openings:
@@ -51,6 +52,8 @@ class Fan:
         self.ran: list[int] = []
         self.branches: list[asyncio.Task[int]] = []
         self.id = ""
+        self.sent: set[str] = set()
+        """The calls of which the journal says that they were sent."""
 
         @site.atask(name="step")
         async def step(n: int) -> int:
@@ -61,7 +64,12 @@ class Fan:
         async def fan(count: int) -> list[Any]:
             self.id = current_call().id or ""
             self.branches = [asyncio.create_task(step(n)) for n in range(count)]
-            return await asyncio.gather(*self.branches, return_exceptions=True)
+            values = await asyncio.gather(*self.branches, return_exceptions=True)
+            journals = site.worker.transport.journals
+            assert isinstance(journals, AMQPJournals)
+            with suppress(UnknownRun):
+                self.sent = (await journals.entries(journal_name(self.id, True))).sent
+            return values
 
         self.step = step
         self.fan = fan
@@ -84,6 +92,7 @@ async def test_branches_that_are_cancelled_before_the_journal_is_open_are_not_ca
         assert len(openings.begun) == 1
         row = site.worker.transport.counters.row("step")
         assert (row[RECEIVED], row[ENDED + Status.VALUE]) == (3, 3)
+        assert len(fan.sent) == 3
         await soon(gone(site, journal_queue(site, fan.id)))
 
 
@@ -176,6 +185,7 @@ async def test_a_journal_that_is_declared_while_another_run_has_its_lock(
         await there.journals.open("before", "call")  # there are channels for declarations
         there.journals.drop("before")
         await there.journals.flushed()
+        await has_spares(there)
         await here.journals.open("name", "call")
         if end == "drop":
             await link.delete_queue(topology.kept("name"))

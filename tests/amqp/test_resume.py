@@ -18,7 +18,7 @@ from atasks import ATask, MsgpackCodec, NoWorker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
-from tests.amqp.journals import gone, holds, journal_queue, messages_in
+from tests.amqp.journals import gone, has_spares, holds, journal_queue, messages_in
 from tests.amqp.peer import Peer
 from tests.broker import Broker
 
@@ -423,6 +423,7 @@ async def test_a_journal_that_is_asked_for_and_not_opened_is_let_go(amqp_url: st
         await journals.open("before", "call")  # there are channels for declarations
         journals.drop("before")
         await journals.flushed()
+        await has_spares(transport)
         journals.hasten("name", "call")
         getattr(journals, end)("name")
         await journals.flushed()
@@ -440,6 +441,7 @@ async def test_a_journal_that_is_asked_for_over_a_link_that_is_lost_is_opened_ov
         await journals.open("before", "call")
         journals.drop("before")
         await journals.flushed()
+        await has_spares(transport)
         journals.hasten("name", "call")
         transport.session.link.lose("cut")
         assert (await soon(journals.open("name", "call"))).replies == {}

@@ -193,6 +193,8 @@ class AMQPJournals(Journals):
         declare = partial(self._declare_queue, name, link)
         if hastened is not None and hastened[0] is link:
             found = await hastened[1]
+            if found not in (None, (0, 0)) and await link.queue_state(queue) is None:
+                raise Elsewhere(owner)  # the other run dropped it, and its lock, between the two questions
         else:
             async with room:
                 found = await self._locks.try_to_take(name, link, partial(declare, lock))
@@ -224,11 +226,11 @@ class AMQPJournals(Journals):
     def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int] | None] | None:
         """Take the lock of a journal, and declare it at the same time, as `_declare_queue`: nobody else can have
         ended its call, as long as nobody else has that lock. None: it cannot be asked for at once."""
-        declared = link.declare_at_once(*self._queue(name))
-        if declared is None:
+        if not link.has_spares(3):
             return None
-        self._unwanted.pop(name, None)
         locked = link.lock_at_once(self._session.topology.lock(name))
+        declared = link.declare_at_once(*self._queue(name))
+        self._unwanted.pop(name, None)
         return shielded(_if_locked(locked, _both(declared, link.bind_at_once(*self._binding(name)))))
 
     def _queue(self, name: str) -> tuple[str, FieldTable, str, list[str]]:

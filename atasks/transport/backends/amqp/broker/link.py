@@ -131,6 +131,8 @@ class Link:
         self._work_lock = asyncio.Lock()
         self._spares: list[Channel] = []
         """Channels for declarations that nothing is declared over just now."""
+        self._are_added = False
+        """True while more of them are opened ahead of their use."""
         self._declaring = asyncio.Semaphore(SPARES)
         self._last_numbers = [0 for _ in connections]
         """The numbers of the channels that were opened last, by connection."""
@@ -288,13 +290,11 @@ class Link:
 
     def declare_at_once(
         self, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str]
-    ) -> Awaitable[tuple[int, int]] | None:
+    ) -> Awaitable[tuple[int, int]]:
         """Do as `declare_queue`, but what is asked leaves before this returns, whatever else is to be done in this
-        turn of the event loop, unless other frames wait to leave. None: no channel is at hand for that, and
-        nothing is done."""
+        turn of the event loop, if a channel is at hand for that and no other frames wait to leave."""
         frames = _declarations(name, arguments, exchange, keys)
-        begun = self._begin(frames)
-        return None if begun is None else shielded(self._declared(frames, name, begun))
+        return shielded(self._declared(frames, name, self._begin(frames)))
 
     async def _declared(self, frames: Sequence[Frame], name: str, begun: _Begun | None = None) -> tuple[int, int]:
         async with self._behind(frames, begun) as channel:
@@ -359,6 +359,24 @@ class Link:
         """Declare a durable exchange, without losing the link if it exists as another one."""
         async with self._spare() as channel:
             await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
+
+    def has_spares(self, number: int) -> bool:
+        """Return True if so many declarations can leave at once. False: they can soon, as a rule."""
+        if self._declaring.locked():
+            return False
+        self._spares = [spare for spare in self._spares if takes_frames(spare)]
+        missing = number - len(self._spares)
+        if missing > 0 and not self._are_added:
+            self._are_added = True
+            shielded(self._add_spares(missing))
+        return missing <= 0
+
+    async def _add_spares(self, number: int) -> None:
+        try:
+            for _ in range(number):
+                self._spares.append(await self.open_channel())
+        finally:
+            self._are_added = False
 
     def _begin(self, frames: Sequence[Frame]) -> _Begun | None:
         """Write frames over a channel that is at hand. None: there is none."""

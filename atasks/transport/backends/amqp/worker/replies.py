@@ -102,14 +102,15 @@ class Replies:
 
     def reply(self, reply: Reply | End, request: RequestMessage) -> None:
         """Send it with the other replies to that caller of this turn of the event loop; at once, if nothing
-        else is to run in this turn."""
+        else is to run in this turn, and nothing is to be done when a reply is safe: of a call that came twice
+        both replies are needed for that, in one message."""
         first = not self._waiting
         self._waiting.setdefault(request.caller, []).append((reply, request))
         self._addressees[reply.id] = request.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)
         if first:
-            if request.reply_to not in self.elsewhere and ends_turn():
+            if not self.afterwards and request.reply_to not in self.elsewhere and ends_turn():
                 self.flush()
             else:
                 asyncio.get_running_loop().call_soon(self.flush)
