@@ -36,6 +36,8 @@ class UnmadeRouter:
         return define(self.registry, name, self._namespace, coro, options)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_namespace":  # it is being copied, and has nothing yet
+            raise AttributeError(name)
         from atasks.router import get_router  # when it is first needed
 
         return getattr(get_router(self._namespace), name)

@@ -70,6 +70,11 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Failure)
 
 
+def _read(content: bytes) -> Failure:
+    """Return the description. Another program may have sent it in pieces."""
+    return _decoder.decode(bytes(content))
+
+
 async def encode_failure(exc: BaseException, codec: Codec, *, hop: str, limit: int | None = None) -> bytes:
     """Encode the exception of an atask, for `decode_failure` at the caller, who sees `hop` as its last note.
 
@@ -125,7 +130,7 @@ async def decode_failure(content: bytes, codec: Codec) -> BaseException:
     the current task.
     """
     try:
-        nodes = _decoder.decode(content).nodes
+        nodes = _read(content).nodes
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         return RemoteError("unknown", f"an exception whose description cannot be read here: {error}")
     with sizes.together():
@@ -174,7 +179,7 @@ def describe_failure(content: bytes) -> bytes:
 
     Needs no codec. Raises one of msgspec's errors if `content` does not come from `encode_failure`.
     """
-    node = _decoder.decode(content).nodes[-1]
+    node = _read(content).nodes[-1]
     described = Node(
         Kind.DESCRIBED, node.module, node.qualname, node.message, notes=node.notes, traceback=node.traceback
     )
@@ -184,7 +189,7 @@ def describe_failure(content: bytes) -> bytes:
 def raised_type(content: bytes) -> str:
     """The name of the class that was raised, of what `encode_failure` made. It needs no codec."""
     try:
-        root = _decoder.decode(content).nodes[-1]
+        root = _read(content).nodes[-1]
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return "an exception whose description cannot be read"
     return root.qualname if root.module == "builtins" else f"{root.module}.{root.qualname}"
@@ -194,7 +199,7 @@ def failure_text(content: bytes) -> str:
     """Return what `encode_failure` made as text for a log: the traceback, and the notes that it lacks. Needs no
     codec."""
     try:
-        nodes = _decoder.decode(content).nodes
+        nodes = _read(content).nodes
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         return "an exception whose description cannot be read"
     root = nodes[-1]

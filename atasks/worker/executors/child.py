@@ -311,7 +311,7 @@ def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
 def _is_cancellation(error: BaseException) -> bool:
     """Return True for a `CancelledError` of asyncio, if that was imported."""
     exceptions = sys.modules.get("asyncio.exceptions")
-    return exceptions is not None and isinstance(error, exceptions.CancelledError)
+    return exceptions is not None and issubclass(type(error), exceptions.CancelledError)
 
 
 def _task(reference: Reference) -> BaseTask[..., Any] | None:

@@ -17,6 +17,13 @@ from atasks.codecs import pieces
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import CloudpickleCodec
 from atasks.codecs.pieces import MAX_PIECES, MAX_SHARED, SEALS, SHARED_BYTES, SHARES, Pieces, Shared
+from atasks.failures.failures import (
+    decode_failure,
+    describe_failure,
+    encode_failure,
+    failure_text,
+    raised_type,
+)
 
 SIZE = 2 * SHARED_BYTES
 
@@ -124,6 +131,17 @@ def test_no_memory_is_made_beyond_what_there_may_be(
     assert type(found) is (Pieces if fits else bytes)
     assert len(found) == large * SHARED_BYTES
     del found
+
+
+async def test_a_failure_in_pieces_is_read() -> None:
+    content = await encode_failure(ValueError("x" * 9), CloudpickleCodec("failing"), hop="")
+    sent: Any = Pieces([content[:5], content[5:]])
+    found = await decode_failure(sent, CloudpickleCodec("failing"))
+    assert type(found) is ValueError
+    assert found.args == ("x" * 9,)
+    assert raised_type(sent) == "ValueError"
+    assert "ValueError" in failure_text(sent)
+    assert b"ValueError" in describe_failure(sent)
 
 
 @on_linux
