@@ -59,7 +59,8 @@ def seal(
 def seal_apart(
     key: Key, body: bytes, issued_ms: int, kind: Kind, destination: str, reply_to: str = "", message_id: str = ""
 ) -> tuple[bytes, bytes]:
-    """The two parts of what `seal` returns, for who copies them anyway: the body, and what precedes it."""
+    """The two parts of what `seal` returns, for who copies them anyway: what precedes the body, and
+    the body."""
     time = issued_ms.to_bytes(TIME, "big")
     head = _head(key.encrypt, key.name, time, kind, destination, reply_to, message_id)
     if key.encrypt:

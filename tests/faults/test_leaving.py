@@ -5,16 +5,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
+from aiormq.exceptions import ChannelAccessRefused
 
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport, connection
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.caller.calling import Calling
+from atasks.transport.backends.amqp.session import State
 from tests.broker import Broker
 from tests.faults.proxy import Proxy
 
@@ -106,3 +109,81 @@ async def test_leaving_while_the_broker_cannot_be_reached(
     assert "stay at the broker until they expire" in caplog.text
     left = await asyncio.to_thread(broker.clear, prefix)
     assert [name.startswith(f"{prefix}.r.") for name in left] == [True]
+
+
+@pytest.fixture
+def calm(amqp_url: str, prefix: str) -> AMQPTransport:
+    """A caller whose link is healthy."""
+    return AMQPTransport(amqp_url, prefix=prefix)
+
+
+async def test_last_words_that_the_broker_refuses_are_not_said_again(
+    calm: AMQPTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await calm.connect()
+    opened: list[Link] = []
+    open_link, leave = Link.open, Calling.leave
+
+    async def counted(*args: Any) -> Link:
+        opened.append(await open_link(*args))
+        return opened[-1]
+
+    async def refused(calling: Calling, link: Link) -> None:
+        monkeypatch.setattr(Calling, "leave", leave)
+        raise ChannelAccessRefused("not for you")
+
+    monkeypatch.setattr(Link, "open", counted)
+    monkeypatch.setattr(Calling, "leave", refused)
+    await soon(calm.disconnect())
+    assert not opened
+
+
+async def test_who_leaves_while_another_one_does_returns_when_all_is_closed(
+    calm: AMQPTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await calm.connect()
+    saying, said = asyncio.Event(), asyncio.Event()
+    leave = Calling.leave
+
+    async def slow(calling: Calling, link: Link) -> None:
+        saying.set()
+        await said.wait()
+        await leave(calling, link)
+
+    monkeypatch.setattr(Calling, "leave", slow)
+    first = asyncio.create_task(calm.disconnect())
+    await soon(saying.wait())
+    second = asyncio.create_task(calm.disconnect())
+    await asyncio.wait((second,), timeout=0.2)
+    assert not second.done()
+    said.set()
+    await soon(second)
+    assert calm.session.state is State.CLOSED
+    await soon(first)
+
+
+async def test_an_error_of_last_words_that_are_cut_short_is_looked_at(
+    calm: AMQPTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever leaves is cancelled, and so are the last words, which end with an error."""
+    await calm.connect()
+    unseen: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context["message"]))
+    saying = asyncio.Event()
+
+    async def stubborn(calling: Calling, link: Link) -> None:
+        try:
+            saying.set()
+            await asyncio.Event().wait()
+        finally:
+            raise ConnectionError("it went meanwhile")
+
+    monkeypatch.setattr(Calling, "leave", stubborn)
+    leaving = asyncio.create_task(calm.disconnect())
+    await soon(saying.wait())
+    leaving.cancel()
+    await soon(asyncio.wait((leaving,)))
+    assert leaving.cancelled()
+    del leaving  # it keeps the frames that know of the task
+    gc.collect()
+    assert not unseen

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from typing import Any, Final
 
+from aiormq.exceptions import AMQPChannelError
+
 from atasks.errors import TransportError
 from atasks.outlast import shield
 from atasks.pauses import pauses
@@ -109,15 +111,20 @@ class Connection:
 
     async def end(self, last_words: Callable[[Link], Coroutine[Any, Any, None]]) -> None:
         """Restore no link any more, and say the last words: over the link or, where it is lost, over another one,
-        on which nothing is restored. Raises one of `CLIENT_ERRORS`, or TransportError, if they cannot be said.
+        on which nothing is restored. Raises one of `CLIENT_ERRORS`, or TransportError, if they cannot be said:
+        what the broker refuses here it would refuse there.
 
         Whatever else might declare the reply queue again has ended before the words, which remove it.
         """
         await self.stop()
         link = self._session.link
         if link is not None:
-            with suppress(*CLIENT_ERRORS):
+            try:
                 await _while_there(link, last_words(link))
+            except CLIENT_ERRORS as error:
+                if isinstance(error, AMQPChannelError) and not link.lost.done():
+                    raise
+            else:
                 return
         async with asyncio.timeout(LAST_SECONDS):
             if self._last_link is not None:
@@ -186,6 +193,7 @@ class Connection:
 async def _while_there(link: Link, operation: Coroutine[Any, Any, None]) -> None:
     """Await what would never end once the link is lost. Raises ConnectionError then."""
     task = asyncio.ensure_future(operation)
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
     try:
         await asyncio.wait((task, link.lost), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

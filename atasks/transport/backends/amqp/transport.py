@@ -59,6 +59,8 @@ MAX_MESSAGE_4: Final = 16 * 2**20
 """Bytes that RabbitMQ 4 takes unless it is told otherwise. No version says what it takes before it refuses a
 message."""
 CLOSE_SECONDS: Final = 5.0
+LEAVING_ERRORS: Final = (*CLIENT_ERRORS, TransportError)
+STAYS: Final = "queues of this process stay at the broker until they expire, since they could not be removed: %s"
 WHOLE_ATTEMPTS: Final = 3
 """The number of times that a worker tries to begin with all of its queues."""
 
@@ -138,6 +140,8 @@ class AMQPTransport(CallTransport):
         self.serving: Serving | None = None
         self._will_serve = False
         self._connection = Connection(session, self._set_up, self._let_go, self._failed)
+        self._ending = asyncio.Lock()
+        """Held from the last words to the closed connection."""
         self._epoch = 0
 
     def _in_database(self, url: str | None) -> StoredRecords | None:
@@ -198,26 +202,34 @@ class AMQPTransport(CallTransport):
         self.calling.start(serves=self._will_serve)
 
     async def disconnect(self) -> None:
-        session, connection = self.session, self._connection
-        if not connection.is_open:
-            return
+        if not self._connection.is_open:
+            async with self._ending:  # somebody else may be at it
+                return
         reason = "the transport was disconnected"
+        said = False
         try:
-            try:
-                if connection.is_kept:
-                    await self._closing(reason)
-            finally:
-                self._end(State.CLOSING, reason)
-                self.calling.control.flush()
+            if self._connection.is_kept:
+                await self._closing(reason)
+            said = True
+        except LEAVING_ERRORS as error:
+            logger.info(STAYS, error)
+        finally:
+            async with self._ending:
+                if self._connection.is_open:
+                    await self._leave(reason, speaks=said)
+
+    async def _leave(self, reason: str, *, speaks: bool) -> None:
+        """End every await and close everything; where it `speaks`, after the last words."""
+        session, connection = self.session, self._connection
+        try:
+            self._end(State.CLOSING, reason)
+            self.calling.control.flush()
             # Else the event loop is ending, and nothing can be sent any more.
-            if connection.is_kept:
+            if speaks and connection.is_kept:
                 async with asyncio.timeout(CLOSE_SECONDS):
                     await connection.end(self._last_words)
-        except (*CLIENT_ERRORS, TransportError) as error:
-            logger.info(
-                "queues of this process stay at the broker until they expire, since they could not be removed: %s",
-                error,
-            )
+        except LEAVING_ERRORS as error:
+            logger.info(STAYS, error)
         finally:
             await connection.stop()
             self._events.close(reason)
