@@ -100,6 +100,8 @@ class OverdueCalls:
                     quick = max(quick, 1)
             except CLIENT_ERRORS as error:  # the link went: after the reconnect there is another round
                 logger.debug("the connection ended a round of questions to workers: %s", error)
+            except Exception:  # without more rounds no lost call would end
+                logger.exception("a round of questions to workers failed: the next one asks again")
 
     def suspect(self, pendings: Iterable[Pending]) -> None:
         """These calls may be lost: ask for them now."""
