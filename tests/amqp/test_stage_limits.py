@@ -14,8 +14,8 @@ from atasks.testing import soon
 from atasks.transport.limits.contract import Token
 from tests.amqp.conftest import Connect
 
-GRAIN = 0.002
-"""Seconds: the broker counts time in milliseconds, and the clock of this process is another one."""
+LATE = 0.05
+"""Seconds by which a busy machine notes late that a token has come, which the broker gave in time."""
 
 starts: list[float] = []
 inside = most = 0
@@ -80,7 +80,8 @@ async def test_a_rate_over_pipelines_here_and_on_the_workers_at_once(
         results = await soon(asyncio.gather(here, *handles))
         assert [sorted(result) for result in results] == [list(range(8))] * 3
         assert len(starts) == len(taken) == 24
-        assert all(later - earlier > 0.25 - GRAIN for earlier, later in zip(taken, taken[10:], strict=False))
+        gaps = [later - earlier for earlier, later in zip(taken, taken[10:], strict=False)]
+        assert min(gaps) > 0.25 - LATE
 
 
 async def test_at_once_for_calls_streams_groups_and_local_functions(connect: Connect) -> None:

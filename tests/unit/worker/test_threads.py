@@ -294,6 +294,7 @@ def test_a_thread_whose_function_returns_between_the_last_turn_and_the_end_of_th
         loop.call_soon_threadsafe = tell  # type: ignore[method-assign]
         gate.set()
         assert told.wait(PATIENCE)
+        loop.call_soon_threadsafe = call_soon  # type: ignore[method-assign]  # its own threads tell it things too
     threads[0].join(PATIENCE)
     assert not threads[0].is_alive()
 
