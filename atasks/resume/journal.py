@@ -173,7 +173,7 @@ class Journal:
     async def request(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
         """The reply to the call, whose id is that of the step: the one that is on record, or that of a worker."""
         is_own = transport is self._run.worker.transport
-        if is_own and not self._is_open:
+        if is_own and not self._is_open and options.on_no_worker != "error":
             # Not by `find`, which wakes a task for each branch: here those of a first run find their replies next.
             call.orphan = RUN
             reply = await self._in_hand(self._made(call, options, sent=False, held=self._open_soon()))

@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import Final
+from typing import Final, Protocol
 
 from atasks.options import TaskOptions
 from atasks.transport.pending import Pending
 from atasks.wire import Call, Reply, Status
 
-__all__ = ["LASTING", "Elsewhere", "Entries", "Journals", "journal_name", "lasts"]
+__all__ = ["LASTING", "Caller", "Elsewhere", "Entries", "Journals", "journal_name", "lasts"]
 
 LASTING: Final = frozenset({Status.VALUE, Status.RAISED})
 """The endings of a call that a journal keeps: a call that ended otherwise is made again."""
@@ -54,6 +54,27 @@ class Entries:
             self.spent.add(reply.id)
 
 
+class Caller(Protocol):
+    """The part of a transport that makes the calls of journals."""
+
+    async def request_on_record(
+        self,
+        call: Call,
+        options: TaskOptions,
+        address: str,
+        *,
+        sent: bool,
+        stays: Callable[[], bool],
+        held: list[Pending] | None = None,
+    ) -> Reply:
+        """See `CallTransport`."""
+        ...
+
+    def send_on_record(self, pending: Pending) -> None:
+        """See `CallTransport`."""
+        ...
+
+
 class Journals(ABC):
     """Keeps the journals of one transport. Each has a name, which is the same for every run of its call.
 
@@ -64,6 +85,9 @@ class Journals(ABC):
     generation: int = 0
     """Grows when another run may have worked at any of the journals meanwhile: open them again before the next
     step."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
 
     def hasten(self, name: str, owner: str) -> None:  # noqa: B027 - most have nothing to hasten
         """Begin now with what `open` takes time for, which is called later, if the run does not end before."""
@@ -82,7 +106,6 @@ class Journals(ABC):
     async def add(self, name: str, reply: Reply) -> None:
         """Put a step into the journal, and return when it is safe."""
 
-    @abstractmethod
     async def request(
         self,
         name: str,
@@ -99,11 +122,28 @@ class Journals(ABC):
 
         `held`: the journal is not open yet. The call is put there, and whoever holds it lets `send` see to it, or
         ends the await. `NOT_SENT` is returned if the call is to be made without this."""
+        if held is None and not sent:
+            if options.on_no_worker == "error":
+                await self._require_worker(options)
+            self._note(name, call.id)
+        address = self._address(name)
+        return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays, held=held)
 
-    @abstractmethod
     def send(self, name: str, pending: Pending) -> None:
         """Send a call that was held until its journal was open, in which there is nothing of it. Its await ends in
         `NOT_SENT` if that would take an await."""
+        self._note(name, pending.call.id)
+        self._caller.send_on_record(pending)
+
+    def _address(self, name: str) -> str:
+        """The address of the replies that a journal keeps."""
+        return name
+
+    async def _require_worker(self, options: TaskOptions) -> None:  # noqa: B027 - most transports see to it
+        """Raise NoWorker if nothing serves the queue of a call, which is not sent then."""
+
+    def _note(self, name: str, *call_ids: str) -> None:  # noqa: B027 - whoever passes a call on may note it itself
+        """Note in the journal that these calls are sent, before they are."""
 
     @abstractmethod
     def spend(self, name: str, reply: Reply) -> None:

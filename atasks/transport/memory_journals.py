@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-from atasks.options import TaskOptions
-from atasks.transport.journals import Entries, Journals
-from atasks.transport.pending import Pending
-from atasks.wire import Call, Reply
-
-if TYPE_CHECKING:
-    from atasks.transport.call_transport import CallTransport
+from atasks.transport.journals import Caller, Entries, Journals
+from atasks.wire import Reply
 
 __all__ = ["MemoryJournals"]
 
@@ -19,8 +11,8 @@ __all__ = ["MemoryJournals"]
 class MemoryJournals(Journals):
     """The journals of a transport whose callers and workers are all in this process."""
 
-    def __init__(self, transport: CallTransport) -> None:
-        self._transport = transport
+    def __init__(self, caller: Caller) -> None:
+        super().__init__(caller)
         self._journals: dict[str, Entries] = {}
 
     def __len__(self) -> int:
@@ -33,23 +25,8 @@ class MemoryJournals(Journals):
     async def add(self, name: str, reply: Reply) -> None:
         self.note(name, reply)
 
-    async def request(
-        self,
-        name: str,
-        call: Call,
-        options: TaskOptions,
-        *,
-        sent: bool,
-        stays: Callable[[], bool],
-        held: list[Pending] | None = None,
-    ) -> Reply:
-        if held is None:
-            self._journals.setdefault(name, Entries()).sent.add(call.id)
-        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays, held=held)
-
-    def send(self, name: str, pending: Pending) -> None:
-        self._journals.setdefault(name, Entries()).sent.add(pending.call.id)
-        self._transport.send_on_record(pending)
+    def _note(self, name: str, *call_ids: str) -> None:
+        self._journals.setdefault(name, Entries()).sent.update(call_ids)
 
     def spend(self, name: str, reply: Reply) -> None:
         self.note(name, reply)

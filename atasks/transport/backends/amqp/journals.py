@@ -28,13 +28,14 @@ from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
 from atasks.outlast import shield
 from atasks.pauses import pauses
+from atasks.transport import journals
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
 from atasks.transport.backends.amqp.broker.link import Link, shielded
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
-from atasks.transport.pending import NOT_SENT, PUT_OFF, Pending
-from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Call, Reply, Sent
+from atasks.transport.pending import PUT_OFF, Pending
+from atasks.wire import CONTENT_TYPE, MAX_IDS, VERSION, Reply, Sent
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.records import AMQPRecords
@@ -60,25 +61,8 @@ LONGEST_PAUSE: Final = 3600.0
 """Seconds between two uses of a journal whose call is in hand, at most."""
 
 
-class Caller(Protocol):
+class Caller(journals.Caller, Protocol):
     """The part of a transport that makes the calls of journals."""
-
-    async def request_on_record(
-        self,
-        call: Call,
-        options: TaskOptions,
-        address: str,
-        *,
-        sent: bool,
-        stays: Callable[[], bool],
-        held: list[Pending] | None = None,
-    ) -> Reply:
-        """See `CallTransport`."""
-        ...
-
-    def send_on_record(self, pending: Pending) -> None:
-        """See `CallTransport`."""
-        ...
 
     async def require_worker(self, queue: str) -> None:
         """Raise NoWorker unless something serves the queue."""
@@ -91,6 +75,8 @@ class Caller(Protocol):
 
 class AMQPJournals(Journals):
     """The journals of one transport."""
+
+    _caller: Caller
 
     def __init__(
         self,
@@ -110,7 +96,7 @@ class AMQPJournals(Journals):
         `is_over(call_id)` says whether a call that is here as a copy is known to have ended elsewhere."""
         self._session = session
         self._records = records
-        self._caller = caller
+        super().__init__(caller)
         self._after_reply = after_reply
         self._has = has
         self._is_first = is_first
@@ -317,29 +303,11 @@ class AMQPJournals(Journals):
             except UnknownRun:
                 await self._find_again(name, owner)
 
-    async def request(
-        self,
-        name: str,
-        call: Call,
-        options: TaskOptions,
-        *,
-        sent: bool,
-        stays: Callable[[], bool],
-        held: list[Pending] | None = None,
-    ) -> Reply:
-        if held is None and not sent:
-            if options.on_no_worker == "error":
-                await self._caller.require_worker(self._session.queue_of(options))
-            self._note(name, call.id)
-        address = self._session.topology.kept_steps(name)
-        return await self._caller.request_on_record(call, options, address, sent=sent, stays=stays, held=held)
+    def _address(self, name: str) -> str:
+        return self._session.topology.kept_steps(name)
 
-    def send(self, name: str, pending: Pending) -> None:
-        if pending.options.on_no_worker == "error":
-            pending.answered(NOT_SENT)
-        else:
-            self._note(name, pending.call.id)
-            self._caller.send_on_record(pending)
+    async def _require_worker(self, options: TaskOptions) -> None:
+        await self._caller.require_worker(self._session.queue_of(options))
 
     def spend(self, name: str, reply: Reply) -> None:
         properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=f"{reply.id}:spent", delivery_mode=2)

@@ -7,16 +7,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from atasks.errors import QueueFull
-from atasks.options import TaskOptions
 from atasks.transport.backends.local.messages import Answer, DropJournal, JournalFound, Note, OpenJournal, Outcome
-from atasks.transport.journals import Entries, Journals
-from atasks.transport.pending import Pending
-from atasks.wire import Call, Reply
+from atasks.transport.journals import Caller, Entries, Journals
+from atasks.wire import Reply
 
 if TYPE_CHECKING:
     from atasks.transport.backends.local.link import Conversation
     from atasks.transport.backends.local.records import LocalRecords
-    from atasks.transport.call_transport import CallTransport
 
 __all__ = ["LocalJournals"]
 
@@ -24,10 +21,8 @@ __all__ = ["LocalJournals"]
 class LocalJournals(Journals):
     """The journals of one namespace. A hub that is gone has taken them along: what was done is done again."""
 
-    def __init__(
-        self, transport: CallTransport, records: LocalRecords, link: Callable[[], Conversation | None]
-    ) -> None:
-        self._transport = transport
+    def __init__(self, caller: Caller, records: LocalRecords, link: Callable[[], Conversation | None]) -> None:
+        super().__init__(caller)
         self._records = records
         self._link = link
 
@@ -43,21 +38,6 @@ class LocalJournals(Journals):
             raise QueueFull(
                 "there is no room at the hub for the journal of this call: raise keep_bytes, or return references"
             )
-
-    async def request(
-        self,
-        name: str,
-        call: Call,
-        options: TaskOptions,
-        *,
-        sent: bool,
-        stays: Callable[[], bool],
-        held: list[Pending] | None = None,
-    ) -> Reply:
-        return await self._transport.request_on_record(call, options, name, sent=sent, stays=stays, held=held)
-
-    def send(self, name: str, pending: Pending) -> None:
-        self._transport.send_on_record(pending)
 
     def spend(self, name: str, reply: Reply) -> None:
         link = self._link()
