@@ -7,9 +7,9 @@ import functools
 import inspect
 import os.path
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from types import FunctionType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from atasks import modules
 
@@ -21,8 +21,11 @@ __all__ = [
     "is_stream",
     "passes_on",
     "place",
+    "run_at_once",
     "signature_of",
 ]
+
+T = TypeVar("T")
 
 Identity = tuple[Any, ...]
 
@@ -158,3 +161,15 @@ _ANYTHING: Final = inspect.Signature(
         inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
     ]
 )
+
+
+def run_at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that waits for nothing, without an event loop. Raises what it raises; RuntimeError if it
+    waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise RuntimeError("a coroutine waits that was taken for one that does not")

@@ -11,7 +11,7 @@ from typing import Any
 
 from atasks.codecs.base import Codec
 from atasks.codecs.data import is_data
-from atasks.codecs.pickle import Pickler, in_pieces, is_at, main_reference, pickled
+from atasks.codecs.pickle import Pickler, in_pieces, is_at, main_reference, pickled, unpickled
 from atasks.codecs.pieces import Pieces
 from atasks.modules import MAIN_NAMES
 
@@ -48,13 +48,7 @@ class CloudpickleCodec(Codec):
         return in_pieces(obj, _pickler(), _PROTOCOL)
 
     async def decode(self, content: bytes) -> Any:
-        try:
-            return pickle.loads(content)
-        except TypeError:  # others need not be looked at
-            pieces: Any = content
-            if type(pieces) is not Pieces:
-                raise
-        return pieces.load()
+        return unpickled(content)
 
 
 def dumps(obj: Any) -> bytes:

@@ -27,6 +27,7 @@ __all__ = [
     "pickled",
     "pickled_pieces",
     "resolve",
+    "unpickled",
 ]
 
 _BUILTIN: Final = frozenset(
@@ -74,13 +75,17 @@ class PickleCodec(Codec):
         return in_pieces(obj, Pickler, self.protocol)
 
     async def decode(self, content: bytes) -> Any:
-        try:
-            return pickle.loads(content)
-        except TypeError:  # others need not be looked at
-            pieces: Any = content
-            if type(pieces) is not Pieces:
-                raise
-        return pieces.load()
+        return unpickled(content)
+
+
+def unpickled(content: Any) -> Any:
+    """Return the object of a pickle, or of one in pieces."""
+    try:
+        return pickle.loads(content)
+    except TypeError:  # others need not be looked at
+        if type(content) is not Pieces:
+            raise
+    return content.load()
 
 
 def pickled(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol: int) -> bytes:

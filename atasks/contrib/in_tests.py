@@ -20,6 +20,7 @@ from atasks.contrib.faults import Fault
 from atasks.contrib.faulty_loopback import FaultyLoopback
 from atasks.contrib.recorded_calls import CallRecorder, RecordedCall, Submissions, known_namespaces, used
 from atasks.errors import WorkersFailed
+from atasks.functions import run_at_once
 from atasks.lazy import LazyConnection
 from atasks.namespaces import namespace_item, namespaces
 from atasks.router import get_router
@@ -143,13 +144,13 @@ class InLoop:
         router, registered = get_router(namespace), getattr(namespace_item(namespace), "transport", None)
         self.transport = FaultyLoopback(namespace, connection.take)
         namespaces.register(namespace, transport=registered)
-        _at_once(self.transport.connect())
+        run_at_once(self.transport.connect())
         self._blocks = router._connected.setdefault(self._loop, [])
         self._connected = router._connected
         self._block = Block(self.transport)
         self._blocks.append(self._block)
         self.worker = Worker(router, self.transport, concurrency=connection.concurrency)
-        _at_once(self.worker.start())
+        run_at_once(self.worker.start())
 
     async def leave(self) -> list[str]:
         """Disconnect, and tell what the test left behind."""
@@ -180,17 +181,6 @@ class InLoop:
 
 def _function(task: asyncio.Task[Any]) -> str:
     return getattr(task.get_coro(), "__qualname__", "?")
-
-
-def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run what waits for nothing to its end."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise AssertionError("the loopback transport waits for nothing")
 
 
 class Processes:

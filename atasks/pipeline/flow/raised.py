@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Coroutine
 from typing import Any
 
 from atasks.codecs.base import Codec
 from atasks.failures.failures import decode_failure, encode_failure
+from atasks.functions import run_at_once
 from atasks.pipeline.flow.pickling import to_bytes
 
 __all__ = ["packed", "rebuilt"]
@@ -28,21 +28,11 @@ class _Pickles(Codec):
 
 def packed(error: Exception) -> bytes:
     """The bytes of an exception that the process has raised."""
-    failure: bytes = _finish(encode_failure(error, _Pickles(), hop="in a process of the stage"))
+    failure: bytes = run_at_once(encode_failure(error, _Pickles(), hop="in a process of the stage"))
     return failure
 
 
 def rebuilt(failure: bytes) -> BaseException:
     """The exception that a child raised."""
-    error: BaseException = _finish(decode_failure(failure, _Pickles()))
+    error: BaseException = run_at_once(decode_failure(failure, _Pickles()))
     return error
-
-
-def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Run a coroutine that waits for nothing, and return its result."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        return done.value
-    coroutine.close()
-    raise RuntimeError("this coroutine should not have waited")

@@ -18,6 +18,7 @@ from atasks import current, forks, logs, modules, process_setup, wire
 from atasks.codecs.base import Codec
 from atasks.current import CurrentCall
 from atasks.errors import DecodeError, LoadError
+from atasks.functions import run_at_once
 from atasks.namespaces import namespace_item, namespaces
 from atasks.progress import PAUSE_SECONDS
 from atasks.wire import VERSION, Call, Reply, Report, Status
@@ -193,7 +194,7 @@ class _Child:
     def _run(self, coroutine: Coroutine[Any, Any, T], context: Context) -> T:
         """Run a coroutine that waits for the codec alone."""
         if self._never_waits:
-            return context.run(_finish, coroutine)
+            return context.run(run_at_once, coroutine)
         return self._in_loop().run(coroutine, context=context)
 
     def answer(self, request: ProcessRequest) -> Reply:
@@ -295,17 +296,6 @@ def _never_waits(codec: Codec) -> bool:
     """Return True if the coroutines of the codec need no event loop, because they are this package's own."""
     inner = getattr(codec, "inner", None)
     return type(codec).__module__.startswith("atasks.codecs.") and (inner is None or _never_waits(inner))
-
-
-def _finish(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never waits."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    coroutine.close()
-    raise RuntimeError("a codec waits that was taken for one that does not")
 
 
 def _is_cancellation(error: BaseException) -> bool:

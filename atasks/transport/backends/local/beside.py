@@ -132,8 +132,10 @@ class Arriving:
         overhead = OVERHEAD * len(self._files)
         self.memory = overhead + self._before + min(size, max(CLAIMED_BYTES, 16 * filled))
 
-    def take(self) -> list[bytes]:
-        """Return the payloads, which are whole, and expect those of another message."""
-        files, self._files, self.shared = self._files, [], []
+    def take(self) -> tuple[list[bytes], list[Shared] | None]:
+        """Return the payloads, which are whole, and the memory of one that is shared, and expect those of another
+        message."""
+        files, self._files = self._files, []
+        shared, self.shared = self.shared, []
         self.size = self.memory = self._before = 0
-        return [file.getvalue() for file in files]
+        return [file.getvalue() for file in files], shared

@@ -209,16 +209,13 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
         self._sent += 1
         pieces: list[bytes | memoryview] = []
         for payload in payloads:
-            if not isinstance(payload, Pieces):
-                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), payload
-            elif self.shares and self.lane is not None:
+            if isinstance(payload, Pieces) and self.shares and self.lane is not None:
                 body = encode([with_payload(message, described(payload))])  # what fails leaves nothing on the lane
                 if self.lane.send(payload):
                     self._hand_over_large(SHARED, len(body).to_bytes(4, "big") + body)
                     return
-                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *payload.buffers()
-            else:
-                pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *payload.buffers()
+            parts = payload.buffers() if isinstance(payload, Pieces) else [payload]
+            pieces += (BESIDE + len(payload)).to_bytes(4, "big"), *parts
         body = encode([with_payload(message, b"")])
         self._hand_over_large(*pieces, len(body).to_bytes(4, "big") + body)
 
@@ -460,8 +457,7 @@ class SocketLink(Conversation, asyncio.BufferedProtocol):
 
     def _put_payloads(self, messages: list[Message]) -> None:
         """Give a message the payloads that came beside it. Raises one of `UNREADABLE`."""
-        shared, self._payloads.shared = self._payloads.shared, []
-        payloads = self._payloads.take()
+        payloads, shared = self._payloads.take()
         if payloads or shared != []:
             self._may_have(len(self._room))
             put_payloads(messages, payloads, shared)
