@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import pytest
@@ -34,8 +36,11 @@ class SlowOutbox:
             self.kept.append(message)
 
 
-@pytest.mark.parametrize("movers", [1, 2])
-async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str, prefix: str, movers: int) -> None:
+@asynccontextmanager
+async def _two_movers(
+    amqp_url: str, prefix: str
+) -> AsyncIterator[tuple[AMQPTransport, AMQPTransport, Peer, AbstractQueue, AbstractQueue]]:
+    """Two transports, a peer, the work queue, and the early queue, in which a call waits."""
     async with (
         atasks.connect(amqp_url, prefix=prefix) as first,
         atasks.connect(amqp_url, prefix=prefix) as second,
@@ -45,6 +50,12 @@ async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str,
         assert isinstance(second, AMQPTransport)
         work, early = await _queues(first, peer)
         await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
+        yield first, second, peer, work, early
+
+
+@pytest.mark.parametrize("movers", [1, 2])
+async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str, prefix: str, movers: int) -> None:
+    async with _two_movers(amqp_url, prefix) as (first, second, peer, work, early):
         outbox = SlowOutbox(first.session.outbox)
         moves = [asyncio.create_task(_move(first, outbox))]
         await until(lambda: outbox.kept)
@@ -66,15 +77,7 @@ async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str,
 async def test_a_mover_that_ends_while_it_asks_for_the_lock_leaves_it_to_others(
     amqp_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with (
-        atasks.connect(amqp_url, prefix=prefix) as first,
-        atasks.connect(amqp_url, prefix=prefix) as second,
-        Peer.connect(amqp_url, prefix, "default") as peer,
-    ):
-        assert isinstance(first, AMQPTransport)
-        assert isinstance(second, AMQPTransport)
-        work, early = await _queues(first, peer)
-        await peer.channel.default_exchange.publish(Message(b"a call"), early.name)
+    async with _two_movers(amqp_url, prefix) as (first, second, _, work, _):
         link = first.session.link
         assert link is not None
         lock = link.lock
