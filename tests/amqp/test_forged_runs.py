@@ -12,6 +12,7 @@ import pytest
 
 import atasks
 from atasks import DecodeError, atask
+from atasks.namespaces import namespaces
 from atasks.options import TaskOptions
 from atasks.pipeline import Handle, bind, collect, flat_map, fork, group, map, ordered, stage
 from atasks.pipeline.stages.fork import MAX_WAYS
@@ -150,6 +151,14 @@ def test_what_cannot_be_submitted_is_refused_at_once(name: str) -> None:
     with pytest.raises(DecodeError, match="cannot run on workers"):
         read(FORGED[name], "default")
     assert time.thread_time() - before < 1
+
+
+@pytest.mark.parametrize("namespace", ["", "named-by-a-stranger"])
+def test_stages_of_another_namespace_leave_nothing_of_it(namespace: str) -> None:
+    stages = changed(lambda data: data[0]["function"].update(namespace=namespace))
+    with pytest.raises(DecodeError, match="its own namespace only"):
+        read(stages, "default")
+    assert namespace not in namespaces.names()
 
 
 async def forged(stages: Any, count: int = 1) -> Handle[Any]:

@@ -228,7 +228,6 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
         if count > MAX_STAGES:
             raise ValueError(f"{count} stages: a run may have at most {MAX_STAGES} in total")
         for spec in specs:
-            build(spec)
             for kind, name, other in _namespaces_of(spec):
                 namespace = namespace or other
                 if other != namespace:
@@ -236,6 +235,7 @@ def read(data: Any, namespace: str | None = None) -> list[StageSpec]:
                         f"{kind} {name!r} is of namespace {other!r}, and a run of {namespace!r} has those of its "
                         "own namespace only"
                     )
+            build(spec)  # which makes the namespaces that it names
     except (TypeError, ValueError, RecursionError) as error:
         raise DecodeError(f"these stages cannot run on workers: {error}") from error
     return specs
