@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import struct
+import tracemalloc
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,7 +22,7 @@ from pamqp.header import ContentHeader
 from pamqp.heartbeat import Heartbeat
 
 from atasks.transport.backends.amqp.broker import frame_reader
-from atasks.transport.backends.amqp.broker.content import header_frame, read_header
+from atasks.transport.backends.amqp.broker.content import Properties, header_frame, read_header
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
 
 DIRECT = 3
@@ -103,6 +106,54 @@ async def test_cut_anywhere_it_is_read_in_order() -> None:
         assert await site.left() == OTHERS * 2, size
 
 
+@pytest.mark.parametrize("size", [7, 8, 100, 4096, 50_000, 65_544, 131_079, 262_144, 2**20])
+async def test_a_large_body_is_whole_wherever_it_is_cut(size: int) -> None:
+    """Frames of other channels come between its own, and bytes of it that look like frames are none."""
+    body = random.Random(1).randbytes(100_000) + OTHERS * 300 + random.Random(2).randbytes(65_537)
+    pieces = [body[start : start + 65_536] for start in range(0, len(body), 65_536)]
+    frames = [frame.marshal(ContentBody(piece), DIRECT) for piece in pieces]
+    whole = message(5, "five", *pieces)
+    sent = ack(1) + whole[: -sum(map(len, frames))] + b"".join(each + HEARTBEAT for each in frames)
+    sent += whole + ack(2) + message(6, "six", b"ab") + OTHERS + whole
+    site = Site(published=2)
+    for start in range(0, len(sent), size):
+        site.reader.feed(sent[start : start + size])
+    assert site.told == [
+        (1, "confirmed"),
+        (5, "five", body),
+        (5, "five", body),
+        (2, "confirmed"),
+        (6, "six", b"ab"),
+        (5, "five", body),
+    ]
+    assert {type(each[2]) for each in site.told if len(each) == 3} == {bytes}
+    assert await site.left() == OTHERS
+
+
+async def test_a_large_body_takes_its_own_bytes_of_memory_and_little_else() -> None:
+    body = random.Random(1).randbytes(8 * 2**20)
+    sent = message(5, "five", *(body[start : start + 131_064] for start in range(0, len(body), 131_064)))
+    site = Site()
+    tracemalloc.start()
+    for start in range(0, len(sent), 2**18):
+        site.reader.feed(sent[start : start + 2**18])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert site.told == [(5, "five", body)]
+    assert peak < len(body) + 2**20
+
+
+async def test_more_of_a_large_body_than_was_announced_is_dropped() -> None:
+    body = bytes(200_000)
+    longer = message(5, "five", body, body[:100]).replace((200_100).to_bytes(8), (200_000).to_bytes(8), 1)
+    for size in (150_000, len(longer)):
+        site = Site()
+        for start in range(0, len(longer), size):
+            site.reader.feed(longer[start : start + size])
+        site.reader.feed(message(6, "six", b"ab"))
+        assert site.told == [(5, "five", body), (6, "six", b"ab")]
+
+
 async def test_a_confirm_of_many_confirms_them_in_order() -> None:
     site = Site(published=5)
     site.reader.feed(ack(2) + ack(4, multiple=True) + ack(4, multiple=True) + ack(9))
@@ -184,6 +235,9 @@ async def test_the_client_library_sees_that_the_broker_is_there(monkeypatch: pyt
         Basic.Properties(message_id="ä" * 100, reply_to="x" * 255),
         Basic.Properties(headers={"x": 1}, message_id="an-id", timestamp=datetime(2026, 1, 1, tzinfo=UTC)),
         Basic.Properties(user_id="guest", app_id="app", message_type="kind", priority=255),
+        Properties(),
+        Properties(content_type="a/b", message_id="an-id", reply_to="queue", delivery_mode=2),
+        Properties(correlation_id="c", priority=0, expiration="60000", message_id="ä" * 100),
     ],
 )
 def test_properties_are_written_and_read_as_the_client_library_does(properties: Basic.Properties) -> None:
@@ -195,6 +249,38 @@ def test_properties_are_written_and_read_as_the_client_library_does(properties: 
     assert read.properties == properties
 
 
+def test_properties_that_are_written_once_are_written_anew_where_one_changes() -> None:
+    properties = [Properties.of(name, "a/b", 2, "queue", 3, "60000") for name in ("an-id", "other-id")]
+    given: dict[str, Any] = {"content_type": "a/b", "delivery_mode": 2, "reply_to": "queue", "priority": 3}
+    given |= {"expiration": "60000", "message_id": "other-id"}
+    assert header_frame(9, properties[1], 77) == header_frame(9, Basic.Properties(**given), 77)
+    for name, value in {"content_type": "c/d", "headers": {"x": 1}, "reply_to": None, "app_id": "app"}.items():
+        setattr(properties[1], name, value)
+        given[name] = value
+        assert header_frame(9, properties[1], 77) == header_frame(9, Basic.Properties(**given), 77)
+    assert header_frame(9, properties[0], 77) == header_frame(
+        9, Properties.of("an-id", "a/b", 2, "queue", 3, "60000"), 77
+    )
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Properties.of("an-id", "a/b", 2, "queue", 3, "60000"),
+        Properties(content_type="a/b", message_id="an-id", reply_to="queue"),
+        Basic.Properties(content_type="a/b", headers={"x": 1}, message_id="an-id"),
+        Basic.Properties(message_id="an-id", timestamp=datetime(2026, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_properties_are_written_with_another_content_type(properties: Basic.Properties) -> None:
+    before = properties.content_type
+    written = header_frame(9, properties, 77, "sealed/and more")
+    assert properties.content_type == before
+    assert header_frame(9, properties, 77, "sealed/and more") == written
+    properties.content_type = "sealed/and more"
+    assert written == frame.marshal(ContentHeader(properties=properties, body_size=77), 9)
+
+
 @pytest.mark.parametrize(
     "properties",
     [
@@ -202,6 +288,8 @@ def test_properties_are_written_and_read_as_the_client_library_does(properties: 
         Basic.Properties(reply_to="\ud800"),
         Basic.Properties(priority=256),
         Basic.Properties(priority=-1),
+        Properties(message_id="x" * 256),
+        Properties(reply_to="x" * 256, message_id="an-id"),
     ],
 )
 def test_properties_that_cannot_be_written_are_an_error(properties: Basic.Properties) -> None:
@@ -215,3 +303,93 @@ def test_properties_that_end_too_early_are_none(cut: int) -> None:
     header = read_header(whole[: max(14, len(whole) - cut)])
     assert header.body_size == 77
     assert header.properties.message_id in (None, "an-id"[: 5 - cut])
+
+
+async def test_a_heartbeat_does_not_come_between_a_mended_frame_and_its_end() -> None:
+    site = Site()
+    mended = message(2, "an-id", b"body", number=1).replace(b"an-id", b"an\xff\xfe\xfd")
+    site.reader.feed(message(1, "m1", b"body") + mended)
+    site.stream.feed_eof()
+    left, names = await site.stream.read(), []
+    while left:
+        size, _, read = frame.unmarshal(left)
+        names.append(type(read).__name__)
+        left = left[size:]
+    assert sorted(names) == ["ContentBody", "ContentHeader", "Deliver", "Heartbeat"]
+    assert site.told == [(1, "m1", b"body")]
+
+
+def arrival(
+    consumer: str = "ctag",
+    tag: int = 5,
+    again: bool = False,
+    key: str = "a.queue",
+    message_id: bytes = b"an-id",
+    body: Sequence[bytes] = (b"body",),
+    **others: Any,
+) -> bytes:
+    """The frames that deliver a message with such properties."""
+    method = Basic.Deliver(consumer, tag, again, "", key)
+    name = "?" * len(message_id)
+    properties = Basic.Properties(message_id=name, **{"content_type": "a/b", "reply_to": "replies"} | others)
+    header = frame.marshal(ContentHeader(properties=properties, body_size=sum(map(len, body))), DIRECT)
+    frames = [frame.marshal(each, DIRECT) for each in (method, *map(ContentBody, body))]
+    return b"".join((frames[0], header.replace(name.encode(), message_id), *frames[1:]))
+
+
+ALIKE = [
+    arrival(),
+    arrival(tag=2**62, message_id=b"other", body=[b"another"]),
+    arrival(message_id=b"longer-id"),
+    arrival(message_id=b"\xff\xfe\xfd.."),
+    arrival(message_id=b"\xff\xfe\xfd..", expiration="1000"),
+    *(arrival(expiration=milliseconds) for milliseconds in ("1000", "2000", "100000")),
+    arrival(reply_to="another"),
+    arrival(reply_to="somewhere.else"),
+    arrival(again=True),
+    arrival(key="b.queue"),
+    arrival(consumer="bear"),
+    arrival(body=[]),
+    arrival(body=[b"in two ", b"frames"]),
+    arrival(body=[b"in two ", b"frames"], message_id=b"other"),
+    arrival(headers={"a": 1}),
+    arrival(priority=3, delivery_mode=2),
+    arrival(app_id="an-id"),
+    arrival(app_id="other"),
+    arrival(timestamp=datetime(2026, 1, 1, tzinfo=UTC)),
+    ack(1),
+]
+
+
+def read(sent: bytes, size: int) -> list[Any]:
+    """Return what is told of frames that arrive in pieces of this size."""
+    site = Site()
+
+    def consume(message: DeliveredMessage) -> None:
+        assert message.channel is site.channel
+        names = message.consumer_tag, message.exchange, message.routing_key
+        header = message.header.body_size, message.header.properties
+        site.told.append((message.delivery_tag, message.redelivered, *names, *header, message.body))
+
+    site.channel.consumers = {"ctag": consume, "bear": consume}
+    for start in range(0, len(sent), size):
+        site.reader.feed(sent[start : start + size])
+    return site.told
+
+
+async def test_what_is_like_an_earlier_message_is_read_as_alone() -> None:
+    """After whatever other message it comes, and wherever it is cut."""
+    alone = {sent: read(sent, len(sent)) for sent in ALIKE}
+    for earlier in ALIKE:
+        for sent in ALIKE:
+            told = alone[earlier] + alone[sent] + alone[earlier] + alone[sent]
+            whole = (earlier + sent) * 2
+            for size in (len(whole), len(earlier + sent), len(sent), 50):
+                assert read(whole, size) == told, (earlier, sent, size)
+
+
+@pytest.mark.parametrize("content_type", [None, "sealed"])
+def test_an_address_that_is_too_long_raises_what_the_client_library_raises(content_type: str | None) -> None:
+    properties = Properties.of("an-id", "a/b", 2, "x" * 256)
+    with pytest.raises(TypeError):
+        header_frame(1, properties, 3, content_type)

@@ -74,7 +74,7 @@ async def test_a_request_waits_to_be_acknowledged_where_the_window_has_room(
     )
     message: Any = SimpleNamespace(header=SimpleNamespace(properties=properties), delivery_tag=1)
     for patient in (True, False):
-        request = RequestMessage(consumer, message)
+        request = RequestMessage.of(consumer, message)
         request.ended()
         consumer.unfinished = unfinished
         request.settled(now=not patient)

@@ -57,7 +57,6 @@ class Queue:
 
     def come(self, coming: int) -> None:
         """Each call that has come begins."""
-        raise NotImplementedError
 
     def wait(self) -> None:
         """One more call waits for a token."""
@@ -68,7 +67,7 @@ class Queue:
     async def run(self) -> list[int]:
         """Return the windows with which all calls came to wait."""
         await self.prefetch.open()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.tokens.lasting <= CALLS:
                 await asyncio.sleep(0)
         return self.windows
@@ -131,6 +130,19 @@ async def test_a_window_grows_once_its_calls_have_shown_that_they_wait(
     while sum(wanted) < CALLS:
         wanted.append(min(2 * wanted[-1], AHEAD))
     assert windows[: len(wanted)] == wanted
+
+
+@pytest.mark.parametrize("held", [0, 1])
+async def test_a_window_is_looked_at_at_once_when_the_last_call_has_ended(held: int) -> None:
+    """Another turn of the event loop would make the next call wait, if that is alone too."""
+    queue = Queue(3)
+    queue.left = 0
+    await queue.prefetch.open()
+    queue.worker.held, queue.consumer.prefetch, queue.consumer.adopted = held, 0, 1  # a wider window is due
+    queue.prefetch.adapt_soon()
+    changes = [task for task in asyncio.all_tasks() if task.get_name() == "atasks window"]
+    assert len(changes) == 1 - held
+    await asyncio.gather(*changes)
 
 
 async def test_a_window_is_looked_at_when_no_token_may_come_in_a_moment() -> None:

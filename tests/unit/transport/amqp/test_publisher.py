@@ -1,6 +1,6 @@
 """The frames that are written without the client library."""
 
-# Private attributes: `_method` and `Publisher._frames`: its frames leave in one piece with those of the message.
+# Private attributes: `_method` and `Publisher._frames`: its frames leave with those of the message.
 # `Publisher._body_size`, `_channel` and `_seals`: all that the frames of a message depend on.
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def test_a_body_leaves_whole_behind_its_seal_in_frames_of_the_size_that_was_agre
     publisher._body_size, publisher._channel = 100, SimpleNamespace(number=3)
     publisher._seals = None if seal is None else SimpleNamespace(sealed=lambda message: (seal, message.body))
     message = Outgoing(body[:size], "queue", Basic.Properties(message_id="id"))
-    data: bytes = publisher._frames(message)
+    head, large = publisher._frames(message)
+    data = b"".join([head, *(piece for each in large for piece in each)])
     found: list[Any] = []
     while data:
         count, channel, each = frame.unmarshal(data)

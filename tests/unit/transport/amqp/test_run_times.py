@@ -79,10 +79,27 @@ def test_calls_of_which_few_are_slow_stay_slow() -> None:
         assert most(pace) >= 1_000
 
 
-def test_an_atask_that_awaited_another_call_remains_unknown() -> None:
+def test_of_an_atask_that_awaited_others_the_work_counts() -> None:
+    pace = paced(5)
+    for _ in range(100):
+        pace.observe("t", 100_000, parked=True, work_us=100)
+    assert 100 <= most(pace) < 105
+    assert pace.parking == {"t"}
+
+
+def test_an_atask_that_awaited_another_call_remains_unknown_where_its_work_was_not_measured() -> None:
     pace = paced(20, 20)
     pace.observe("t", 20, parked=True)
     for _ in range(100):
         pace.observe("t", 20, parked=False)
     assert pace.expected("t") == UNKNOWN
     assert pace.expected("another") == UNKNOWN
+
+
+def test_an_atask_is_known_again_after_some_calls_of_which_the_work_was_measured() -> None:
+    pace = paced(20, 20)
+    pace.observe("t", 20, parked=True)
+    for _ in range(PAUSE_CALLS):
+        assert pace.expected("t") == UNKNOWN
+        pace.observe("t", 100_000, parked=True, work_us=100)
+    assert most(pace) < 400

@@ -72,7 +72,8 @@ class Acks:
         """The delivery of this tag has been dealt with. Late: it makes room in no window, and may be held back.
         Now: it waits for no others."""
         (self._late if late else self._done).append(tag)
-        self._schedule(now)
+        if now or self._waiting is None or len(self._done) >= TOGETHER:
+            self._schedule(now)
 
     def requeue(self, tag: int) -> None:
         """Return the delivery of this tag to its queue."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pamqp.commands import Basic
 
-from atasks.transport.backends.amqp.broker.link import guard, shielded
+from atasks.transport.backends.amqp.broker.questions import guard, shielded
 
 if TYPE_CHECKING:
     from aiormq.channel import Channel
@@ -49,8 +49,7 @@ def level_of(ticks: int) -> int:
 
 async def declare_levels(link: Link, topology: Topology, top: int) -> None:
     """Declare the levels up to this one, and the exchanges of what is due. Raises one of `CLIENT_ERRORS`."""
-    channel = await link.open_channel()
-    try:
+    async with link.aside() as channel:
         await _declare_due(channel, topology)
         for level in range(top + 1):
             name, behind = topology.delay(level), topology.delay(level - 1) if level else topology.due
@@ -64,20 +63,15 @@ async def declare_levels(link: Link, topology: Topology, top: int) -> None:
             await guard(shielded(channel.queue_declare(name, durable=True, arguments=arguments)))
             await guard(shielded(channel.queue_bind(name, name, f"{skipped}1.#")))
             await guard(shielded(channel.exchange_bind(behind, name, f"{skipped}0.#")))
-    finally:
-        await guard(shielded(channel.close()))
 
 
 async def bind_when_due(link: Link, topology: Topology, queue: str, *, early: bool) -> None:
     """Have what is due for a work queue come to it; `early`: to the queue beside it, as long as it does not."""
-    channel = await link.open_channel()
-    try:
+    async with link.aside() as channel:
         await _declare_due(channel, topology)
         work = topology.work(queue)
         name, exchange = (topology.early(queue), topology.due_early) if early else (work, topology.due)
         await guard(shielded(channel.queue_bind(name, exchange, f"#.{_name(work)}")))
-    finally:
-        await guard(shielded(channel.close()))
 
 
 async def _declare_due(channel: Channel, topology: Topology) -> None:

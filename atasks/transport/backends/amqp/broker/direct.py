@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 from itertools import takewhile
 from struct import Struct
@@ -14,9 +15,11 @@ from aiormq.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 from pamqp.header import ContentHeader
 
-from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, METHOD_FRAME, read_header
+from atasks.transport.backends.amqp.broker.content import BODY_FRAME, HEADER_FRAME, METHOD_FRAME, read_header
+from atasks.transport.backends.amqp.broker.pattern import Pattern
+from atasks.wire import MAX_BODY
 
-__all__ = ["DELIVER", "DirectChannel"]
+__all__ = ["DELIVER", "DirectChannel", "routable"]
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -28,6 +31,14 @@ MULTIPLE: Final = 1
 CLOSE, CLOSE_OK = 20 << 16 | 40, 20 << 16 | 41
 METHOD: Final = Struct(">I").unpack_from
 TAG_AND_BIT: Final = Struct(">QB").unpack_from
+TAG: Final = 4
+"""The offset of the consumer's tag in a method that delivers."""
+SIZE, HEAD, AROUND = 3, 7, 8
+"""The offsets of the size and of the content in a frame, and the bytes around its content."""
+MAX_PATTERNS: Final = 64
+LARGE: Final = 32 * 2**10
+"""The bytes of a body that is put together at its own place, if it has more, but not more than `MAX_BODY`."""
+TO_ASCII: Final = bytes(byte if byte < 128 else 0x3F for byte in range(256))
 
 
 class DirectChannel:
@@ -43,41 +54,78 @@ class DirectChannel:
         self._channel = channel
         self._method: Basic.Deliver | Basic.Return | None = None
         """The method of the message that has begun to arrive; None: none has."""
+        self.reads_content = False
+        """True if a message has begun to arrive: the next header and bodies of the channel are its own."""
         self._header = ContentHeader()
         self._body: list[bytes] = []
         self._missing = 0
+        self._file: io.BytesIO | None = None
+        """The place of a large body: a file gives its bytes away without a copy."""
+        self._place = memoryview(b"")
+        """The memory of the file."""
+        self._frames = b"", b""
+        """The contents of the frames before the body."""
+        self._patterns: dict[tuple[int, bytes], Pattern] = {}
+        """The sizes of these frames -> the latest pattern that has them."""
         self.is_open = True
 
-    @property
-    def reads_content(self) -> bool:
-        """A message has begun to arrive: the next header and bodies of the channel are its own."""
-        return self._method is not None
-
-    def take(self, kind: int, content: bytes) -> bool:
-        """Deal with the content of a frame. False: the frame is the client library's."""
+    def take(self, kind: int, data: bytes | memoryview, start: int, end: int) -> int:
+        """Deal with a frame in the data, a method, or what `reads_content` says, and with those behind it that
+        belong to the same message, if they are there. Returns where the last one ends; 0: the frame is the client
+        library's."""
         if kind == METHOD_FRAME:
-            return self._take_method(content)
-        if self._method is None:
-            return False
+            pattern = self._patterns.get((end - start, bytes(data[end + SIZE : end + HEAD])))
+            if pattern is not None and (found := pattern.read(data, start)) is not None:
+                message, end = found
+                self._give(pattern.consumer_tag, message)
+                return end
+            return end if self._take_method(bytes(data[start + HEAD : end - 1])) else 0
+        if kind == BODY_FRAME and self._file is not None:
+            self.go_on(memoryview(data)[start + HEAD : end - 1])
+            return end
+        content = bytes(data[start + HEAD : end - 1])
         if kind == HEADER_FRAME:
-            self._header = read_header(content)
-            self._missing = self._header.body_size
+            self._header = header = read_header(content)
+            self._missing = header.body_size
+            self._frames = self._frames[0], content
+            if LARGE < header.body_size <= MAX_BODY:
+                self._file = io.BytesIO(bytes(header.body_size))
+                self._place = self._file.getbuffer()
         else:
             self._body.append(content)
             self._missing -= len(content)
         if self._missing <= 0:
             self._hand_over()
-        return True
+        return end
+
+    @property
+    def is_large(self) -> bool:
+        """True if the next frames are those of a large body: a part of one may be taken, and then `go_on`."""
+        return self._file is not None
+
+    def go_on(self, part: memoryview) -> None:
+        """Copy more of a large body to its place."""
+        if self._file is None:
+            return  # whoever sent it sends more than was announced
+        at = len(self._place) - self._missing
+        part = part[: self._missing]
+        self._place[at : at + len(part)] = part
+        self._missing -= len(part)
+        if self._missing == 0:
+            self._place.release()
+            self._body, self._file = [self._file.getvalue()], None
+            self._hand_over()
 
     def _take_method(self, content: bytes) -> bool:
         (method,) = METHOD(content)
         if method == DELIVER:
-            self._method = _deliver(content)
+            self._method, self.reads_content = _deliver(content), True
+            self._frames = content, b""
         elif method in (ACK, NACK):
             tag, bits = TAG_AND_BIT(content, 4)
             self._confirm(tag, bits, method == ACK)
         elif method == RETURN:
-            self._method = Basic.Return()
+            self._method, self.reads_content = Basic.Return(), True
             self._method.unmarshal(content[4:])
         else:
             self.is_open = self.is_open and method not in (CLOSE, CLOSE_OK)
@@ -98,27 +146,57 @@ class DirectChannel:
 
     def _hand_over(self) -> None:
         """Give the message, which is whole, to its consumer, or to whoever published it."""
-        method, self._method = self._method, None
+        method, self._method, self.reads_content = self._method, None, False
         body, self._body = self._body, []
         channel = self._channel
         assert method is not None
-        message = DeliveredMessage(method, self._header, body[0] if len(body) == 1 else b"".join(body), channel)
+        message = DeliveredMessage.__new__(DeliveredMessage)  # which is frozen: its own way costs four calls
+        message.__dict__.update(
+            delivery=method,
+            header=self._header,
+            body=body[0] if len(body) == 1 else b"".join(body),
+            channel=channel,
+        )
+        if isinstance(method, Basic.Return):
+            self._return(method, message)
+            return
+        if len(body) == 1:
+            self._learn(method)
+        self._give(method.consumer_tag or "", message)
+
+    def _learn(self, method: Basic.Deliver) -> None:
+        """Read messages that are like this one in one step from now on."""
+        names, header = self._frames
+        pattern = Pattern.of(self._channel, method, names, header, self._header.properties)
+        if pattern is None:
+            return
+        sizes = len(names) + AROUND, len(header).to_bytes(4)
+        known = self._patterns.get(sizes)
+        if known is None or not known.adopt(pattern):
+            if len(self._patterns) >= MAX_PATTERNS:
+                self._patterns.clear()
+            self._patterns[sizes] = pattern
+
+    def _give(self, consumer_tag: str, message: DeliveredMessage) -> None:
+        """Give a message to its consumer."""
+        consumer: Any = self._channel.consumers.get(consumer_tag)
+        if consumer is None:
+            return
         try:
-            if isinstance(method, Basic.Return):
-                tag = channel.message_id_delivery_tag.get(self._header.properties.message_id or "")
-                confirmation: Any = channel.confirmations.pop(tag or 0, None)
-                if confirmation is not None:
-                    confirmation.set_exception(PublishError(message, method))
-                return
-            consumer: Any = channel.consumers.get(method.consumer_tag or "")
-            if consumer is None:
-                return
             # The client library puts a coroutine function around one that is none.
             pending = getattr(consumer, "__wrapped__", consumer)(message)
-            if inspect.iscoroutine(pending):
-                channel.create_task(pending).add_done_callback(_log)
+            if pending is not None and inspect.iscoroutine(pending):
+                self._channel.create_task(pending).add_done_callback(_log)
         except Exception:
             logger.exception("a message could not be received: report the traceback")
+
+    def _return(self, method: Basic.Return, message: DeliveredMessage) -> None:
+        """Tell whoever published a message that there is no queue for it."""
+        channel = self._channel
+        tag = channel.message_id_delivery_tag.get(self._header.properties.message_id or "")
+        confirmation: Any = channel.confirmations.pop(tag or 0, None)
+        if confirmation is not None:
+            confirmation.set_exception(PublishError(message, method))
 
 
 def _log(task: Any) -> None:
@@ -128,13 +206,26 @@ def _log(task: Any) -> None:
 
 def _deliver(content: bytes) -> Basic.Deliver:
     """The method, unchecked: an exchange may have a longer name than the client library would give one."""
-    method = Basic.Deliver()
-    at = 5 + content[4]
-    method.consumer_tag = content[5:at].decode()
-    method.delivery_tag, redelivered = TAG_AND_BIT(content, at)
-    method.redelivered = bool(redelivered)
+    method = Basic.Deliver.__new__(Basic.Deliver)
+    at = 5 + content[TAG]
     start = at + 10
-    at = start + content[at + 9]
-    method.exchange = content[start:at].decode()
-    method.routing_key = content[at + 1 : at + 1 + content[at]].decode()
+    stop = start + content[start - 1]
+    method.consumer_tag = content[5:at].decode()
+    try:
+        method.exchange = content[start:stop].decode("ascii")
+        method.routing_key = content[stop + 1 : stop + 1 + content[stop]].decode("ascii")
+    except UnicodeDecodeError:
+        return _deliver(routable(content))
+    method.delivery_tag, redelivered = TAG_AND_BIT(content, at)
+    method.redelivered = redelivered != 0
     return method
+
+
+def routable(deliver: bytes) -> bytes:
+    """The method that delivers a message, with nothing but ASCII in the names by which it was routed."""
+    start = TAG + 1 + deliver[TAG] + 9  # where the exchange is: behind the consumer's tag, another tag and a bit
+    if deliver[start:].isascii():
+        return deliver
+    exchange = deliver[start + 1 : start + 1 + deliver[start]]
+    key = deliver[start + 1 + len(exchange) :]
+    return deliver[: start + 1] + exchange.translate(TO_ASCII) + key[:1] + key[1:].translate(TO_ASCII)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import socket
 import ssl
 from typing import Final
@@ -24,7 +25,7 @@ from yarl import URL
 from atasks.errors import AccessRefused, ConnectFailed, QueueMismatch, TransportError
 from atasks.transport.backends.amqp import tls
 
-__all__ = ["CLIENT_ERRORS", "NoAnswer", "is_down", "map_error", "server_name"]
+__all__ = ["CLIENT_ERRORS", "NoAnswer", "NoChannel", "differing", "is_down", "map_error", "server_name"]
 
 CLIENT_ERRORS: Final = (
     AMQPError,
@@ -35,11 +36,15 @@ CLIENT_ERRORS: Final = (
     asyncio.TimeoutError,
 )
 """Errors that the client library raises when a connection or a channel fails. A `CancelledError` while nobody
-cancelled the running task belongs to them: see `guard` in link.py."""
+cancelled the running task belongs to them: see `guard` in questions.py."""
 
 
-class NoAnswer(ConnectionError):
+class NoAnswer(ConnectionError, TimeoutError):
     """The broker has left a question without an answer for long."""
+
+
+class NoChannel(ConnectionError):
+    """A connection has as many channels as the broker lets it have."""
 
 
 def is_down(error: BaseException) -> bool:
@@ -49,6 +54,14 @@ def is_down(error: BaseException) -> bool:
     return says or isinstance(error, NoAnswer)
 
 
+def differing(error: BaseException) -> tuple[str, str] | None:
+    """Return an argument that a queue has otherwise than it was declared, and its value there, as the broker says
+    them (`none`: it has none). None: that is not the error."""
+    found = re.search(_DIFFERS, str(error))
+    return None if found is None else (found[1], found[2])
+
+
+_DIFFERS: Final = r"inequivalent arg '([\w-]+)' for queue .* but current is (?:the value )?'?(\w+)'?"
 _NOBODY_LISTENS: Final = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ETIMEDOUT)
 
 
@@ -93,6 +106,10 @@ def map_error(error: BaseException, url: str) -> TransportError:
             )
         else:
             mapped = AccessRefused(f"{where} refuses user {user!r}: check the user and the password in the URL")
+    elif isinstance(error, NoAnswer):
+        mapped = ConnectFailed(f"{where}: {text}. Look into its log: it may be starting, or a queue has no leader")
+    elif isinstance(error, NoChannel):
+        mapped = ConnectFailed(f"{where}: {text}. Raise channel_max in its configuration")
     else:
         reason = "no answer in time" if isinstance(error, TimeoutError) else _reason(error)
         mapped = ConnectFailed(f"cannot reach {where} ({reason}): {_advice(error, url)}")

@@ -4,104 +4,215 @@ cannot read, for it would give up the connection, at each worker in turn."""
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from contextlib import suppress
 from struct import Struct
-from typing import Final
+from typing import Any, Final, cast
 
 from aiormq.channel import Channel
 from pamqp.header import ContentHeader
 
-from atasks.transport.backends.amqp.broker.content import HEADER_FRAME, MAX_PROPERTIES, METHOD_FRAME
-from atasks.transport.backends.amqp.broker.direct import DELIVER, DirectChannel
+from atasks.transport.backends.amqp.broker.content import BODY_FRAME, HEADER_FRAME, MAX_PROPERTIES, METHOD_FRAME
+from atasks.transport.backends.amqp.broker.direct import DELIVER, DirectChannel, routable
 
 __all__ = ["FrameReader"]
 
+ROOM: Final = 256 * 2**10
+"""Bytes that are read at once."""
 LOOKED_AT: Final = (METHOD_FRAME, HEADER_FRAME)
 HEAD: Final = 7
-"""Bytes of a frame before its content: type, channel and size (AMQP 0-9-1, section 2.3.5). One is behind it."""
-FRAME: Final = Struct(">BHI").unpack_from
+AROUND: Final = HEAD + 1
+"""Bytes of a frame before its content: type, channel and size (AMQP 0-9-1, section 2.3.5); and with the one behind
+it."""
+HEADING: Final = Struct(">BHI")
+FRAME: Final = HEADING.unpack_from
 DELIVERS: Final = DELIVER.to_bytes(4)
 HEARTBEAT: Final = b"\x08\0\0\0\0\0\0\xce"
 ALIVE_SECONDS: Final = 1.0
-TAG: Final = 4
-"""The offset of the consumer's tag in such a frame's content."""
+CLOSES: Final = (20 << 16 | 40).to_bytes(4)
+TEXT: Final = 6
+"""The offset of the reason in a method that closes a channel: after two numbers, of the method and the reason."""
+METHOD: Final = Struct(">HH").unpack_from
+REFUSED: Final = re.compile(rb"ACCESS_REFUSED - (access to (queue|exchange) .*)")
+"""A missing permission, in the words of RabbitMQ 3."""
+NEEDED: Final = {
+    (b"queue", 50, 10): b"configure or read",  # a queue that has a dead-letter exchange is read by that
+    (b"exchange", 50, 10): b"write",
+    (b"queue", 50, 20): b"write",
+    (b"exchange", 50, 20): b"read",
+    (b"queue", 50, 30): b"read",
+    (b"queue", 50, 40): b"configure",
+    (b"queue", 50, 50): b"write",
+    (b"exchange", 50, 50): b"read",
+    (b"exchange", 40, 10): b"configure, read or write",  # one with an alternate exchange is read, and that written
+    (b"queue", 60, 20): b"read",
+    (b"exchange", 60, 40): b"write",
+    (b"queue", 60, 70): b"read",
+}
+"""The thing that was refused, class and method of what was asked (AMQP 0-9-1, section 1.8) -> the permission."""
 FLAGS: Final = 12
 """The offset of the flags of properties in a content header, after class, weight and the size of the body."""
 HEADERS_FLAG, OTHER_FLAGS = 0x20, 0x41
 """In the first byte: there are headers. In the second one: there is a timestamp, or more flags follow."""
-TO_ASCII: Final = bytes(byte if byte < 128 else 0x3F for byte in range(256))
 
 
-class FrameReader:
-    """Stands before the `feed_data` of a connection's stream, and looks at the frames that arrive.
+class FrameReader(asyncio.BufferedProtocol):
+    """Stands before the stream of a connection, in room of its own, and looks at the frames that arrive: asyncio
+    would have the system map a new place of 256 KiB for each read, and unmap it.
 
     Those of direct channels go to these. The client library gets the others, and properties that it cannot read (a
     time out of range, a text that is no UTF-8, headers that are nested too deep) as if the message had none;
     anything that is not ASCII in the keys by which a message was routed, as question marks. See
-    https://github.com/mosquito/aiormq/issues/186.
+    https://github.com/mosquito/aiormq/issues/186. And where RabbitMQ 3 closes a channel over a permission that is
+    missing, its reason names the permission, as in RabbitMQ 4.
     """
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._feed = reader.feed_data
+        self._stream: Any = asyncio.Protocol()
+        """Hears what else becomes of the connection."""
+        self._room = memoryview(bytearray(ROOM))
         self._begun = b""
         """A frame that has not arrived as a whole, and must be looked at."""
         self._skip = 0
-        """Bytes still to come of a frame that is not looked at."""
+        """Bytes still to come of a frame that is not looked at, or is one of `_large`."""
+        self._large: DirectChannel | None = None
+        """The channel of a large body of which a frame has begun to arrive."""
         self._direct: dict[int, DirectChannel] = {}
         """By number."""
         self._alive = 0.0
         """When the client library was told last that the broker is there."""
-        reader.feed_data = self.feed  # type: ignore[assignment, method-assign]
+
+    def attach(self, transport: asyncio.WriteTransport) -> None:
+        """Take what arrives by a stream's transport from now on, in the place of the protocol that it has."""
+        both = cast("asyncio.Transport", transport)
+        self._stream = both.get_protocol()
+        both.pause_reading()  # uvloop asks a protocol when it begins to read whether that has room of its own
+        both.set_protocol(self)
+        both.resume_reading()
+
+    # -- what the transport calls
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.feed(self._room[:nbytes])
+
+    def eof_received(self) -> bool:
+        return bool(self._stream.eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._room = memoryview(b"")  # what refers to the reader may be kept until it is collected
+        self._stream.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._stream.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._stream.resume_writing()
+
+    # -- frames
 
     def read(self, channel: Channel) -> None:
         """Read the messages and confirms of this channel, until it closes."""
         self._direct[channel.number] = DirectChannel(channel)
 
-    def feed(self, data: bytes) -> None:
-        """Take what has arrived, and keep back a frame that is looked at and not whole yet."""
+    def feed(self, data: bytes | memoryview) -> None:
+        """Take what has arrived, and keep back a frame that is looked at and not whole yet, but no large body.
+        Nothing refers to the data afterwards."""
         if self._begun:
             data = self._begun + data
             self._begun = b""
-        kept: list[bytes] = []  # for the client library
+        kept: list[bytes | memoryview] = []  # for the client library
         size, start, done = len(data), self._skip, 0
+        last, self._large = self._large, None
+        if last is not None:
+            last.go_on(memoryview(data)[: start - 1])
+            done = min(start, size)
         while start + HEAD <= size:
             kind, number, length = FRAME(data, start)
-            end = start + HEAD + length + 1
+            end = start + length + AROUND
             direct = self._direct.get(number)
-            is_direct = direct is not None and direct.reads_content
-            if kind in LOOKED_AT or is_direct:
-                if end > size:
+            if direct is not None and (kind == METHOD_FRAME or direct.reads_content):
+                if end > size and not (kind == BODY_FRAME and direct.is_large):
                     break
-                content = good = data[start + HEAD : end - 1]
-                if kind == HEADER_FRAME:
-                    good = content if is_direct else _readable(content)
-                elif content.startswith(DELIVERS):
-                    good = _routable(content)
-                if direct is not None and direct.take(kind, good):
-                    kept.append(data[done:start])
-                    done = end
-                    self._show_life(kept)
-                elif good is not content:
-                    kept += (data[done : start + HEAD], good)
-                    done = end - 1
-                if direct is not None and not direct.is_open:
-                    self._direct.pop(number, None)
+                if after := direct.take(kind, data, start, end):
+                    if done < start:
+                        kept.append(data[done:start])
+                    start = done = after
+                    last = direct
+                    continue
+            elif kind not in LOOKED_AT:
+                start = end
+                continue
+            elif end > size:
+                break
+            content = bytes(data[start + HEAD : end - 1])
+            good = _good(kind, content)
+            if good is not content:
+                head = HEADING.pack(kind, number, len(good))
+                kept += (data[done:start], head, good, data[end - 1 : end])  # a heartbeat may follow
+                done = end
+            if direct is not None and not direct.is_open:
+                self._direct.pop(number, None)
             start = end
-        stop = min(start, size)
-        self._begun = data[stop:]
-        self._skip = max(start - size, 0)
-        kept.append(data[done:stop])
-        if rest := b"".join(kept):
-            self._feed(rest)
+        if last is not None and time.monotonic() - self._alive > ALIVE_SECONDS:
+            self._show_life(kept)
+        if start == done == size and not kept:  # as most times
+            self._skip = 0
+            return
+        self._keep(data, start, done, kept, last)
 
-    def _show_life(self, kept: list[bytes]) -> None:
-        """Let the client library see a heartbeat now and then: it gives up a connection by which nothing comes,
-        and the broker sends none where it sends messages."""
-        now = time.monotonic()
-        if now - self._alive > ALIVE_SECONDS:
-            self._alive = now
-            kept.append(HEARTBEAT)
+    def _keep(
+        self,
+        data: bytes | memoryview,
+        start: int,
+        done: int,
+        kept: list[bytes | memoryview],
+        last: DirectChannel | None,
+    ) -> None:
+        """Give the client library what is its own, up to `start`, and keep what is behind that. `last` is the
+        channel that has taken a frame last."""
+        size = len(data)
+        if done >= size < start:
+            self._large = last
+        stop = min(start, size)
+        if stop < size:
+            self._begun = bytes(data[stop:])
+        self._skip = start - stop
+        if done < stop:
+            kept.append(data[done:stop])
+        if kept:
+            self._feed(b"".join(kept))
+
+    def _show_life(self, kept: list[bytes | memoryview]) -> None:
+        """Let the client library see a heartbeat now and then, between two frames: it gives up a connection by
+        which nothing comes, and the broker sends none where it sends messages."""
+        self._alive = time.monotonic()
+        kept.append(HEARTBEAT)
+
+
+def _good(kind: int, content: bytes) -> bytes:
+    """The content of a header, or of a method, as the client library can read it."""
+    if kind == HEADER_FRAME:
+        return _readable(content)
+    if content.startswith(CLOSES):
+        return _explained(content)
+    return routable(content) if content.startswith(DELIVERS) else content
+
+
+def _explained(close: bytes) -> bytes:
+    """The method that closes a channel, with the name of the permission that is missing, if one is."""
+    end = TEXT + 1 + close[TEXT]
+    text = close[TEXT + 1 : end]
+    refused = REFUSED.fullmatch(text)
+    permission = None if refused is None else NEEDED.get((refused[2], *METHOD(close, end)))
+    if refused is None or permission is None or len(text) + 1 + len(permission) > 255:
+        return close
+    better = b"ACCESS_REFUSED - %b %b" % (permission, refused[1])
+    return b"%b%c%b%b" % (close[:TEXT], len(better), better, close[end:])
 
 
 def _readable(header: bytes) -> bytes:
@@ -114,13 +225,3 @@ def _readable(header: bytes) -> bytes:
             ContentHeader().unmarshal(header)
             return header
     return header[:FLAGS] + bytes(2) + header[FLAGS + 2 :]
-
-
-def _routable(deliver: bytes) -> bytes:
-    """The method that delivers a message, with nothing but ASCII in the names by which it was routed."""
-    start = TAG + 1 + deliver[TAG] + 9  # where the exchange is: behind the consumer's tag, another tag and a bit
-    if deliver[start:].isascii():
-        return deliver
-    exchange = deliver[start + 1 : start + 1 + deliver[start]]
-    key = deliver[start + 1 + len(exchange) :]
-    return deliver[: start + 1] + exchange.translate(TO_ASCII) + key[:1] + key[1:].translate(TO_ASCII)

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from weakref import ref
 
 import aio_pika
 from aio_pika.abc import AbstractConnection as AioPikaConnection
-from aiormq.abc import AbstractChannel, AbstractConnection, ConsumerCallback, DeliveredMessage
+from aiormq.abc import AbstractChannel, AbstractConnection, ConsumerCallback
 from aiormq.channel import Channel
 from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from aiormq.exceptions import (
     AMQPChannelError,
     AMQPError,
+    ChannelClosed,
     ChannelInvalidStateError,
     ChannelLockedResource,
     ChannelNotFoundEntity,
@@ -26,69 +26,47 @@ from aiormq.exceptions import (
 from pamqp.base import Frame
 from pamqp.commands import Basic, Queue
 from pamqp.common import FieldTable
-from pamqp.frame import marshal
 from yarl import URL
 
 from atasks import forks
 from atasks.errors import TransportError
-from atasks.outlast import is_cancelled, outlast, shield
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoAnswer, is_down, map_error, server_name
+from atasks.outlast import apart, shield
+from atasks.transport.backends.amqp.broker.client_log import LOG_FRAMES
+from atasks.transport.backends.amqp.broker.errors import (
+    CLIENT_ERRORS,
+    NoAnswer,
+    NoChannel,
+    is_down,
+    map_error,
+    server_name,
+)
 from atasks.transport.backends.amqp.broker.frame_reader import FrameReader
-from atasks.transport.backends.amqp.broker.frames import SOCKETS, FrameWriter, takes_frames
+from atasks.transport.backends.amqp.broker.frames import SOCKETS, limit_buffer
+from atasks.transport.backends.amqp.broker.questions import (
+    close_channel,
+    close_quietly,
+    guard,
+    named,
+    refused_with_reason,
+    shielded,
+    together,
+)
+from atasks.transport.backends.amqp.broker.spares import Begun, Spares, written
 from atasks.transport.backends.amqp.broker.topology import CHANNEL_ADDRESS
 
-__all__ = ["Link", "guard", "refused_with_reason", "shielded", "together"]
-
-logger = logging.getLogger("atasks.amqp")
-
-T = TypeVar("T")
-
-_Begun = tuple[Channel, FrameWriter]
-"""A channel that is in use, and what writes over it."""
-
-SAID_HERE: Final = (
-    "Cancelling cause reader exited abnormally",
-    "Unexpected connection close from remote",
-    "error when creating transport",
-)
-"""Beginnings of messages that the client library logs with a traceback, of errors that it raises too: atasks logs
-each failure in one line."""
-
-
-LOG_FRAMES: Final = os.environ.get("ATASKS_LOG_FRAMES") == "1"
-"""True if the client library may log each frame, with the payloads of calls: it reads and writes all of them
-then."""
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    if record.levelno <= logging.DEBUG and not LOG_FRAMES:
-        return False
-    return not str(record.msg).startswith(SAID_HERE) or logger.isEnabledFor(logging.DEBUG)
-
-
-def _hide_payload(record: logging.LogRecord) -> bool:
-    """Let a line pass without the body of the message that it is about."""
-    if isinstance(record.args, tuple):
-        record.args = tuple(
-            f"of {len(item.body)} bytes" if isinstance(item, DeliveredMessage) else item for item in record.args
-        )
-    return True
-
-
-logging.getLogger("aiormq.connection").addFilter(_is_news)
-logging.getLogger("aiormq.channel").addFilter(_hide_payload)
+__all__ = ["Link"]
 
 HEARTBEAT: Final = 30
 SETTLE_SECONDS: Final = 1.0
-ANSWER_SECONDS: Final = 15.0
 CLOSE_SECONDS: Final = 5.0
+GIVEN_UP: Final = "a channel was closed by this side: a question over it was cancelled, or had no answer"
+"""The client library closes the channel of such a question, and gives neither code nor text then."""
 LOCK: Final[FieldTable] = {"x-queue-type": "classic"}
 """The arguments of the queue of a lock."""
 MAX_CHANNELS: Final = 65_535
 """The channels of a connection to a broker that names no number."""
-SPARES: Final = 8
-"""Channels for declarations. The broker answers that of something durable when it is on its disk, and writes what
-comes over several channels at once."""
+MAX_FRAME: Final = 131_072
+"""The bytes of a frame for a broker that names no number: the client library would leave no room for a body."""
 
 
 class _Sockets(TransportFactory):
@@ -101,7 +79,9 @@ class _Sockets(TransportFactory):
         secure = url.scheme == "amqps"
         reader, writer = await (TLSTransportFactory if secure else TCPTransportFactory)().create(url, **kwargs)
         forks.withhold(writer.get_extra_info("socket").fileno())
+        limit_buffer(writer.transport)
         self.reader, self.writer = FrameReader(reader), writer
+        self.reader.attach(writer.transport)
         return reader, writer
 
 
@@ -129,11 +109,7 @@ class Link:
         self._window = -1
         """The prefetch that new consumers of `work` have; -1: not known."""
         self._work_lock = asyncio.Lock()
-        self._spares: list[Channel] = []
-        """Channels for declarations that nothing is declared over just now."""
-        self._are_added = False
-        """True while more of them are opened ahead of their use."""
-        self._declaring = asyncio.Semaphore(SPARES)
+        self.spares = Spares(self.open_channel)
         self._last_numbers = [0 for _ in connections]
         """The numbers of the channels that were opened last, by connection."""
 
@@ -144,7 +120,7 @@ class Link:
         for url in urls:
             try:
                 async with asyncio.timeout(timeout):
-                    return await _named(cls._open(url, name))
+                    return await named(cls._open(url, name))
             except (AMQPError, ChannelInvalidStateError, OSError) as reason:
                 error = map_error(reason, url)
         assert error is not None, "no URL was given"
@@ -164,6 +140,9 @@ class Link:
                 attempt.kwargs["transport_factory"] = factory
                 opened.append(attempt)  # closed even if it cannot connect: its destructor would try to
             await together(*map(_connect, opened))
+            for connection in opened:
+                tune = _underlay(connection).connection_tune
+                tune.frame_max = tune.frame_max or MAX_FRAME
             if not LOG_FRAMES:
                 for connection, factory in zip(opened, sockets, strict=True):
                     SOCKETS[_underlay(connection)] = ref(factory.writer)
@@ -205,7 +184,10 @@ class Link:
 
     def _on_closed(self, closing: asyncio.Future[Any]) -> None:
         error = None if closing.cancelled() else closing.exception()
-        self.lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
+        if isinstance(error, ChannelClosed) and error.args[:1] == (None,):
+            self.lose(GIVEN_UP)
+        else:
+            self.lose(f"{type(error).__name__}: {error}" if error is not None else "the connection was closed")
 
     def _on_consumer_cancelled(self, frame: Basic.Cancel) -> None:
         self.lose(f"the broker cancelled consumer {frame.consumer_tag}")
@@ -243,7 +225,7 @@ class Link:
         if name.startswith(CHANNEL_ADDRESS):
             return None
         try:
-            async with self._spare() as channel:
+            async with self.spares.one() as channel:
                 found = await guard(shielded(channel.queue_declare(queue=name, passive=True)))
         except ChannelNotFoundEntity:
             return None
@@ -254,19 +236,32 @@ class Link:
     async def is_gone(self, name: str) -> bool:
         """Return True if there is no such queue; False too where its node of the cluster is down."""
         try:
-            async with self._spare() as channel:
+            async with self.spares.one() as channel:
                 await guard(shielded(channel.queue_declare(queue=name, passive=True)))
         except (ChannelNotFoundEntity, NoAnswer) as error:
             return not is_down(error)
         return False
 
-    async def require_write(self) -> None:
-        """Raise ChannelAccessRefused if this user may not write to the default exchange."""
-        channel = await self.open_channel()
-        async with refused_with_reason(channel):
-            await guard(channel.basic_publish(b"", routing_key=f"nowhere.{os.urandom(8).hex()}"))
-            await guard(channel.basic_qos(prefetch_count=1))  # it is answered after the message was looked at
-        await guard(channel.close())
+    async def require_write(self, *exchanges: str) -> None:
+        """Raise ChannelAccessRefused if this user may not write to one of these. While the broker blocks who
+        publishes, this waits, and nothing but what publishes does: the other connection is not blocked over it."""
+        channel = await self.open_unconfirmed()
+        try:
+            async with refused_with_reason(channel):
+                for exchange in exchanges:
+                    key = f"nowhere.{os.urandom(8).hex()}"
+                    await guard(channel.basic_publish(b"", exchange=exchange, routing_key=key))
+                await named(channel.basic_qos(prefetch_count=0))  # it is answered after these were looked at
+        finally:
+            shielded(close_quietly(channel))
+
+    async def require_lock(self, lock: str) -> None:
+        """Raise ChannelAccessRefused if this user may not take a lock, such as this one, and listen at it."""
+        async with self.spares.one() as channel:
+            listening = Basic.Consume(queue=lock, consumer_tag=lock, nowait=True)
+            giving_back = (Basic.Cancel(consumer_tag=lock, nowait=True), Queue.Delete(queue=lock, nowait=True))
+            await guard(written([_locked(lock), listening, *giving_back], channel).flushed())
+            await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered after that was looked at
 
     async def declare_queue(
         self,
@@ -274,30 +269,24 @@ class Link:
         arguments: FieldTable,
         exchange: str = "",
         keys: Sequence[str] = (),
-        *,
-        lock: str = "",
     ) -> tuple[int, int]:
         """Declare a durable queue, without losing the link if it exists with other arguments, and bind it, in one
-        round trip. Returns (messages ready, consumers): messages that a consumer has are not ready.
-
-        `lock`: the queue of a lock that is taken first. Raises ChannelLockedResource if another link has it; then
-        nothing else has been done."""
-        if lock or keys:
-            return await self._declared(_declarations(name, arguments, exchange, keys, lock), name)
-        async with self._spare() as channel:
+        round trip. Returns (messages ready, consumers): messages that a consumer has are not ready."""
+        if keys:
+            bindings = (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
+            return await self._declared([_declaration(name, arguments), *bindings], name)
+        async with self.spares.one() as channel:
             found = await guard(shielded(channel.queue_declare(name, durable=True, arguments=arguments)))
         return (found.message_count or 0, found.consumer_count or 0)
 
-    def declare_at_once(
-        self, name: str, arguments: FieldTable, exchange: str, keys: Sequence[str]
-    ) -> Awaitable[tuple[int, int]]:
+    def declare_at_once(self, name: str, arguments: FieldTable) -> Awaitable[tuple[int, int]]:
         """Do as `declare_queue`, but what is asked leaves before this returns, whatever else is to be done in this
         turn of the event loop, if a channel is at hand for that and no other frames wait to leave."""
-        frames = _declarations(name, arguments, exchange, keys)
-        return shielded(self._declared(frames, name, self._begin(frames)))
+        frames = [_declaration(name, arguments)]
+        return shielded(self._declared(frames, name, self.spares.begin(frames)))
 
-    async def _declared(self, frames: Sequence[Frame], name: str, begun: _Begun | None = None) -> tuple[int, int]:
-        async with self._behind(frames, begun) as channel:
+    async def _declared(self, frames: Sequence[Frame], name: str, begun: Begun | None = None) -> tuple[int, int]:
+        async with self.spares.behind(frames, begun) as channel:
             found = await guard(shielded(channel.queue_declare(name, passive=True)))
         return (found.message_count or 0, found.consumer_count or 0)
 
@@ -308,113 +297,71 @@ class Link:
     def lock_at_once(self, lock: str) -> Awaitable[bool]:
         """Do as `lock`. What is asked leaves before this returns, if a channel is at hand for that."""
         frames = [_locked(lock)]
-        return shielded(self._locked(frames, self._begin(frames)))
+        return shielded(self._locked(frames, self.spares.begin(frames)))
 
-    async def _locked(self, frames: Sequence[Frame], begun: _Begun | None) -> bool:
+    async def _locked(self, frames: Sequence[Frame], begun: Begun | None) -> bool:
         try:
-            await self._obeyed(frames, begun)
+            async with self.spares.behind(frames, begun) as channel:
+                await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
         except ChannelLockedResource:
             return False
         return True
 
+    def listen(self, lock: str, tag: str, receive: ConsumerCallback) -> None:
+        """Have `receive` called with what comes to the queue of this lock, which this link has. `tag`: the name of
+        the consumer. The broker's answer is not waited for: what comes meanwhile waits in the queue."""
+        if tag not in self.inbox.consumers:
+            self.inbox.consumers[tag] = receive
+            written([Basic.Consume(queue=lock, consumer_tag=tag, nowait=True)], self.inbox)
+
+    async def unlock(self, lock: str, tag: str) -> None:
+        """Listen no more at this lock, which this link has, and give it back: over one channel, since the broker
+        would tell a consumer whose queue goes first, and that costs the link."""
+        if self.inbox.consumers.pop(tag, None) is not None:
+            written([Basic.Cancel(consumer_tag=tag, nowait=True)], self.inbox)
+        await guard(shielded(self.inbox.queue_delete(lock)))
+
     async def delete_queue(self, name: str, *, if_empty: bool = False) -> None:
         """Delete a queue, if it is there. `if_empty`: and if it holds nothing and nobody consumes it."""
         with suppress(ChannelPreconditionFailed):  # it is not empty, or in use
-            async with self._spare() as channel:
+            async with self.spares.one() as channel:
                 await guard(shielded(channel.queue_delete(name, if_empty=if_empty, if_unused=if_empty)))
 
     async def bind(self, queue: str, exchange: str, key: str) -> None:
         """Have what is published by this key come to the queue. Loses the link if one of the two is not there: a
         new one declares them."""
         try:
-            async with self._spare() as channel:
+            async with self.spares.one() as channel:
                 await guard(shielded(channel.queue_bind(queue, exchange, key)))
         except ChannelNotFoundEntity as error:
             self.lose(f"{type(error).__name__}: {error}")
             raise
 
-    def bind_at_once(self, queue: str, exchange: str, key: str) -> Awaitable[None]:
-        """Do as `bind`. What is asked leaves before this returns, if a channel is at hand for that."""
-        frames = [Queue.Bind(queue=queue, exchange=exchange, routing_key=key, nowait=True)]
-        return shielded(self._bound(frames, self._begin(frames)))
-
-    async def _bound(self, frames: Sequence[Frame], begun: _Begun | None) -> None:
-        try:
-            await self._obeyed(frames, begun)
-        except ChannelNotFoundEntity as error:
-            self.lose(f"{type(error).__name__}: {error}")
-            raise
-
-    async def _obeyed(self, frames: Sequence[Frame], begun: _Begun | None) -> None:
-        """Return when the broker has done what these frames ask. Raises the reason why it has not."""
-        async with self._behind(frames, begun) as channel:
-            await guard(shielded(channel.basic_qos(prefetch_count=0)))  # it is answered, and changes nothing
-
     async def unbind(self, queue: str, exchange: str, key: str) -> None:
         """Have it come there no more."""
-        async with self._spare() as channel:
+        async with self.spares.one() as channel:
             await guard(shielded(channel.queue_unbind(queue, exchange, key)))
 
     async def declare_exchange(self, name: str, kind: str) -> None:
         """Declare a durable exchange, without losing the link if it exists as another one."""
-        async with self._spare() as channel:
+        async with self.spares.one() as channel:
             await guard(shielded(channel.exchange_declare(name, exchange_type=kind, durable=True)))
-
-    def has_spares(self, number: int) -> bool:
-        """Return True if so many declarations can leave at once. False: they can soon, as a rule."""
-        if self._declaring.locked():
-            return False
-        self._spares = [spare for spare in self._spares if takes_frames(spare)]
-        missing = number - len(self._spares)
-        if missing > 0 and not self._are_added:
-            self._are_added = True
-            shielded(self._add_spares(missing))
-        return missing <= 0
-
-    async def _add_spares(self, number: int) -> None:
-        try:
-            for _ in range(number):
-                self._spares.append(await self.open_channel())
-        finally:
-            self._are_added = False
-
-    def _begin(self, frames: Sequence[Frame]) -> _Begun | None:
-        """Write frames over a channel that is at hand. None: there is none."""
-        if self._declaring.locked() or not (self._spares and takes_frames(self._spares[-1])):
-            return None
-        channel = self._spares.pop()
-        return channel, _written(frames, channel)
-
-    @asynccontextmanager
-    async def _behind(self, frames: Sequence[Frame], begun: _Begun | None) -> AsyncIterator[Channel]:
-        """A channel over which these frames have left, none of which the broker answers. It takes what comes over
-        a channel in its order; where it refuses something, it closes the channel, and does nothing that comes
-        behind."""
-        async with self._spare(begun and begun[0]) as channel:
-            await guard((_written(frames, channel) if begun is None else begun[1]).flushed())
-            yield channel
-
-    @asynccontextmanager
-    async def _spare(self, channel: Channel | None = None) -> AsyncIterator[Channel]:
-        """A channel for a declaration, or this one: the broker closes that of one which it refuses."""
-        async with self._declaring:
-            if channel is None:
-                self._spares = [spare for spare in self._spares if not spare.is_closed]
-                channel = self._spares.pop() if self._spares else await self.open_channel()
-            try:
-                async with refused_with_reason(channel):
-                    yield channel
-            except BaseException:  # it may wait for the broker's answer still
-                shielded(_close(channel))
-                raise
-            if len(self._spares) < SPARES:
-                self._spares.append(channel)
-            else:
-                shielded(_close(channel))
 
     async def open_channel(self, confirms: bool = False) -> Channel:
         """Another channel, which may be closed without losing the link; `confirms`: of what is published there."""
         return await self._opened(1, confirms)
+
+    @asynccontextmanager
+    async def aside(self) -> AsyncIterator[Channel]:
+        """A channel for this block alone. If the block fails, its closing is not waited for: the broker may have
+        left a question open there."""
+        channel = await self.open_channel()
+        try:
+            yield channel
+        except BaseException:
+            shielded(close_quietly(channel))
+            raise
+        await close_channel(channel)
 
     async def open_unconfirmed(self) -> Channel:
         """A channel for what may get lost: it publishes without confirms, and may be closed without losing the
@@ -436,11 +383,11 @@ class Link:
             number = self._next_number(index)  # nothing comes between this and its use
             return await connection.channel(number, confirms, on_return_raises=on_return_raises)
 
-        opening = asyncio.ensure_future(guard(open_next()))
+        opening = apart(guard(open_next()), "atasks channel")  # the channel has tasks in its context
 
         def close(opened: asyncio.Future[Any]) -> None:
             if not opened.cancelled() and opened.exception() is None:
-                shielded(_close(opened.result()))
+                shielded(close_quietly(opened.result()))
 
         try:
             channel = await shielded(opening)
@@ -463,7 +410,7 @@ class Link:
             self._last_numbers[index] = number = self._last_numbers[index] % most + 1
             if number not in connection.channels:
                 return number
-        raise ConnectionError(f"all {most} channels of the connection to the broker are in use")
+        raise NoChannel(f"all {most} channels of a connection are in use")
 
     async def close(self) -> None:
         """Close both connections, within a few seconds."""
@@ -490,89 +437,8 @@ def _locked(lock: str) -> Frame:
     return Queue.Declare(queue=lock, exclusive=True, nowait=True, arguments=LOCK)
 
 
-def _declarations(
-    name: str, arguments: FieldTable, exchange: str, keys: Sequence[str], lock: str = ""
-) -> list[Frame]:
-    """The lock, a queue, and its bindings."""
-    frames: list[Frame] = [_locked(lock)] if lock else []
-    frames.append(Queue.Declare(queue=name, durable=True, nowait=True, arguments=arguments))
-    frames += (Queue.Bind(queue=name, exchange=exchange, routing_key=key, nowait=True) for key in keys)
-    return frames
-
-
-def _written(frames: Sequence[Frame], channel: Channel) -> FrameWriter:
-    writer = FrameWriter(channel)
-    writer.write([marshal(frame, channel.number) for frame in frames])
-    return writer
-
-
-@asynccontextmanager
-async def refused_with_reason(channel: Channel) -> AsyncIterator[None]:
-    """Raise the broker's reason where it has closed the channel over something whose answer nobody awaited: the
-    client library says of what is sent next only that the channel is closed."""
-    try:
-        yield
-    except ChannelInvalidStateError as error:
-        closing = channel.closing
-        await asyncio.wait((closing,), timeout=SETTLE_SECONDS)
-        reason = closing.exception() if closing.done() and not closing.cancelled() else None
-        if isinstance(reason, AMQPError):
-            raise reason from error
-        raise
-
-
-async def _close(channel: Channel) -> None:
-    with suppress(*CLIENT_ERRORS):
-        await guard(channel.close())
-
-
-def shielded(operation: Awaitable[T]) -> Awaitable[T]:
-    """An operation that goes on when its await is cancelled: a cancelled one would close its channel. Nobody need
-    come to await it."""
-    task = asyncio.ensure_future(operation)
-    outer = shield(task)
-    for future in (task, outer):
-        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to look
-    return outer
-
-
-async def together(*operations: Coroutine[Any, Any, Any]) -> list[Any]:
-    """Await several operations, which wait for the broker at the same time, and return what they do. Raises the
-    error of the one that fails first, when all of them have ended: the others are cancelled."""
-    tasks = [asyncio.ensure_future(operation) for operation in operations]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            if not task.cancelling():  # a second time would cut short how it ends
-                task.cancel()
-        await outlast(asyncio.wait(tasks))
-        raise
-
-
-async def guard(operation: Awaitable[T]) -> T:
-    """Await an operation of the client library, for a bounded time: a broker that comes up may leave a declaration
-    without an answer. Raises one of `CLIENT_ERRORS`."""
-    try:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await _named(operation)
-    except TimeoutError as error:
-        raise NoAnswer(f"the broker gave no answer within {ANSWER_SECONDS:g} s") from error
-
-
-async def _named(operation: Awaitable[T]) -> T:
-    """Await it; the library's nameless ways to say that the connection is gone, a `CancelledError` while nobody
-    cancelled the running task and an error of no class of its own, become a ConnectionError."""
-    try:
-        return await operation
-    except asyncio.CancelledError as error:
-        if is_cancelled():
-            raise
-        raise ConnectionError("the connection to the broker was lost") from error
-    except Exception as error:
-        if type(error) not in (Exception, RuntimeError):
-            raise
-        raise ConnectionError("the connection to the broker was lost") from error
+def _declaration(name: str, arguments: FieldTable) -> Frame:
+    return Queue.Declare(queue=name, durable=True, nowait=True, arguments=arguments)
 
 
 async def _close_all(connections: Sequence[AioPikaConnection]) -> None:

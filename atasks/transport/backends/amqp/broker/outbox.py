@@ -67,36 +67,36 @@ class Outbox:
         self._bytes = 0
         self._scheduled = False
         self._wanting_room: deque[asyncio.Future[None]] = deque()
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None
+        """Set when nothing waits and nothing is unconfirmed; None: nobody waits for that."""
 
     def put(self, message: Outgoing) -> None:
         """Send it at the end of this turn of the event loop, after what was put before."""
         self._bytes += message.size
         self._waiting.append(message)
-        self._idle.clear()
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
-    def put_last(self, message: Outgoing) -> None:
-        """`put` it; at once, if nothing else is to run in this turn that could put more."""
-        if not self._scheduled and ends_turn():
-            self.put_now(message)
-        else:
-            self.put(message)
+    @property
+    def sends_at_once(self) -> bool:
+        """True if nothing waits here, and nothing else is to run in this turn of the event loop that could put
+        more."""
+        free = (
+            not (self._scheduled or self._waiting or self._suspects) and len(self._unconfirmed) < MAX_UNCONFIRMED
+        )
+        return free and self._publisher is not None and self._alone is None and ends_turn()
 
     def put_now(self, message: Outgoing) -> None:
         """Send it at once, after what was put before."""
-        self._scheduled = True
-        self.put(message)
+        self._bytes += message.size
+        self._waiting.append(message)
         self._pump()
 
     def put_alone(self, message: Outgoing) -> None:
         """Send it when nothing else is under way: the broker may close the channel over it."""
         self._bytes += message.size
         self._suspects.append(message)
-        self._idle.clear()
         self._pump()
 
     def grew(self, size: int) -> None:
@@ -183,7 +183,9 @@ class Outbox:
 
     async def flushed(self) -> None:
         """Return when nothing waits and nothing is unconfirmed."""
-        await self._idle.wait()
+        if len(self):
+            idle = self._idle = self._idle or asyncio.Event()
+            await idle.wait()
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._suspects) + len(self._unconfirmed)
@@ -221,7 +223,8 @@ class Outbox:
             self._alone = leaving[0]
         for message, reason in publisher.publish(leaving):
             self._reject(message, _unwritable(reason))
-        self._settled()
+        if self._wanting_room or self._idle is not None:
+            self._settled()
 
     def _reject(self, message: Outgoing, refusal: Refusal) -> None:
         """Have it end as one that cannot be sent, in the next turn of the event loop."""
@@ -240,7 +243,7 @@ class Outbox:
         ending()
         if self._waiting or self._suspects:
             self._pump()
-        else:
+        elif self._wanting_room or self._idle is not None:
             self._settled()
 
     def _settled(self) -> None:
@@ -249,8 +252,9 @@ class Outbox:
             for waiter in waiting:  # each looks again, and those that find no room wait again
                 if not waiter.done():
                     waiter.set_result(None)
-        if not (self._waiting or self._suspects or self._unconfirmed):
+        if self._idle is not None and not len(self):
             self._idle.set()
+            self._idle = None
 
 
 def ends_turn() -> bool:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 from pamqp.commands import Basic
 
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 
 __all__ = ["Outgoing"]
+
+if TYPE_CHECKING:
+    from atasks.transport.backends.amqp.broker.bodies import Body
 
 logger = logging.getLogger("atasks.amqp")
 
@@ -24,7 +28,7 @@ class Outgoing:
 
     def __init__(
         self,
-        body: bytes,
+        body: Body,
         routing_key: str,
         properties: Basic.Properties,
         *,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from aiormq.channel import Channel
 from aiormq.exceptions import PublishError
 
+from atasks.signing import CONTENT_TYPE as SEALED
 from atasks.transport.backends.amqp.broker.content import BODY_FRAME, METHOD_FRAME, header_frame
-from atasks.transport.backends.amqp.broker.frames import FrameWriter
+from atasks.transport.backends.amqp.broker.frames import Frame, FrameWriter
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.broker.outgoing import Outgoing
@@ -58,10 +59,11 @@ class Publisher:
         they are not counted, so that each confirm is still for the message that has its number."""
         channel = self._channel
         frames: list[bytes] = []
+        in_pieces: list[Frame] = []
         failed: list[tuple[Outgoing, Exception]] = []
         for message in messages:
             try:
-                content = self._frames(message)
+                content, large = self._frames(message)
             except Exception as error:  # a text that is no UTF-8, or too long: the client library has many words
                 failed.append((message, error))
                 continue
@@ -69,33 +71,33 @@ class Publisher:
             tag = channel.delivery_tag
             message_id = message.properties.message_id
             assert message_id, "a returned message is found by its id"
-            channel.confirmations[tag] = cast("Any", _Confirmation(self, message))
+            confirmation: Any = _Confirmation(self, message)
+            channel.confirmations[tag] = confirmation
             channel.message_id_delivery_tag[message_id] = tag
             frames.append(content)
+            if large:
+                in_pieces += *[(each,) for each in frames], *large
+                frames.clear()
+        if in_pieces:
+            self._writer.write_pieces(in_pieces)
         if frames:
             self._writer.write(frames)
         return failed
 
-    def _frames(self, message: Outgoing) -> bytes:
-        """Method, header and body frames."""
+    def _frames(self, message: Outgoing) -> tuple[bytes, list[Frame]]:
+        """Method, header and body frames: in one piece, but for a body that takes several frames."""
         number, size = self._channel.number, self._body_size
-        before, body = (b"", message.body) if self._seals is None else self._seals.sealed(message)
+        seals = self._seals
+        before, body = (b"", message.body) if seals is None else seals.sealed(message)
+        pieces = (body,) if isinstance(body, bytes) else body.buffers()
         left = len(before) + len(body)
-        pieces: list[bytes | memoryview] = [
-            _method(number, message.exchange, message.routing_key, message.mandatory),
-            header_frame(number, message.properties, left),
-        ]
-        if left > size:  # the seal and the body are copied once, into the frames
-            whole = memoryview(body)
-            while left > size:
-                room = size - len(before)
-                pieces += (FRAME_HEAD(BODY_FRAME, number, size), before, whole[:room], FRAME_END)
-                before, whole = b"", whole[room:]
-                left -= size
-            pieces += (FRAME_HEAD(BODY_FRAME, number, left), before, whole, FRAME_END)
-        elif left:
-            pieces += (FRAME_HEAD(BODY_FRAME, number, left), before, body, FRAME_END)
-        return b"".join(pieces)
+        head = _method(number, message.exchange, message.routing_key, message.mandatory)
+        header = header_frame(number, message.properties, left, SEALED if before else None)
+        if left > size:
+            return head + header, _in_pieces(number, size, left, (before, *pieces))
+        if not left:
+            return head + header, []
+        return b"".join((head, header, FRAME_HEAD(BODY_FRAME, number, left), before, *pieces, FRAME_END)), []
 
     def told(self, message: Outgoing, ending: Callable[[], None]) -> None:
         """The broker has said what became of a message. Never raises: the channel's reader calls it."""
@@ -133,6 +135,26 @@ class _Confirmation:
     def set_exception(self, error: BaseException) -> None:
         ending = self._message.returned if isinstance(error, PublishError) else self._message.refused
         self._publisher.told(self._message, ending)
+
+
+def _in_pieces(channel: int, size: int, left: int, pieces: Sequence[bytes | memoryview]) -> list[Frame]:
+    """The frames of a body of `left` bytes, with up to `size` each. None of them is copied."""
+    frames: list[Frame] = []
+    frame: list[bytes | memoryview] = []
+    room = 0
+    for piece in pieces:
+        rest = memoryview(piece)
+        while rest:
+            if not room:
+                room = min(size, left)
+                left -= room
+                frame = [FRAME_HEAD(BODY_FRAME, channel, room)]
+                frames.append(frame)
+            frame.append(rest[:room])
+            room, rest = room - len(frame[-1]), rest[room:]
+            if not room:
+                frame.append(FRAME_END)
+    return frames
 
 
 @functools.lru_cache(maxsize=64)  # of few queues that have many messages; each journal has a key of its own

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final, Literal
 
 from aiormq.abc import DeliveredMessage
+from pamqp.commands import Basic
+from pamqp.common import FieldTable
 
 from atasks.errors import InvalidName
 from atasks.options import EXECUTORS, MAX_PRIORITY, Executor, validate_queue
@@ -79,6 +81,8 @@ class Topology:
         self.check("q")
         self._work = f"{prefix}.q."
         self._records = (f"{prefix}.run.", f"{prefix}.unique.", f"{prefix}.schedules.")
+        self._runs = f"{prefix}.run.{namespace}."
+        self._locks = f"{prefix}.lock.{namespace}."
         self.control = f"{prefix}.control"
         """The direct exchange between callers and workers."""
         self.watch = f"{prefix}.watch"
@@ -235,21 +239,23 @@ class Topology:
 
     def kept(self, call_id: str) -> str:
         """The queue of a record, and the routing key of how the call ended."""
-        return f"{self.prefix}.run.{self.namespace}.{base_of(call_id) or record_of(call_id)}"
+        return f"{self._runs}{base_of(call_id) or record_of(call_id)}"
 
     def kept_steps(self, call_id: str) -> str:
         """The routing key of the other replies in a record."""
         return f"{self.kept(call_id)}:steps"
 
     def lock(self, journal: str) -> str:
-        """The queue that only the run has which works at this journal."""
-        return f"{self.prefix}.lock.{self.namespace}.{journal}"
+        """The queue that only the run has which works at this journal. It is the reply address of the calls that
+        the run makes, and gets a copy of each reply that goes into the journal."""
+        return f"{self._locks}{journal}"
 
     def journal(self, reply_to: str) -> str | None:
         """The name of the journal to which this reply address belongs; None: to none."""
-        begins = f"{self.prefix}.run.{self.namespace}."
-        if reply_to.startswith(begins) and reply_to.endswith(":steps"):
-            return reply_to[len(begins) : -len(":steps")]
+        if reply_to.startswith(self._locks):
+            return reply_to[len(self._locks) :]
+        if reply_to.startswith(self._runs) and reply_to.endswith(":steps"):  # that of an older worker's run
+            return reply_to[len(self._runs) : -len(":steps")]
         return None
 
     def unique(self, call_id: str) -> str:
@@ -267,15 +273,26 @@ class Topology:
 
     def is_kept(self, reply_to: str) -> bool:
         """Return True for the reply address of a call that nobody awaits: a record, nobody, or an event's."""
-        return reply_to in (self.nobody, self.stored, self.events) or bool(self.reply_exchange(reply_to))
+        return reply_to in (self.nobody, self.events) or self.is_record(reply_to)
 
     def is_record(self, reply_to: str) -> bool:
-        """Return True for the reply address of a call that has a record, at the broker or in a database."""
-        return reply_to == self.stored or bool(self.reply_exchange(reply_to))
+        """Return True for the reply address of a call whose ending goes to a record, at the broker or in a
+        database, or into a journal."""
+        return reply_to == self.stored or reply_to.startswith((self._runs, self._locks))
 
     def reply_exchange(self, reply_to: str) -> str:
-        """The exchange for replies to this address: several may wait for those that are kept, and listen there."""
-        return self.control if reply_to.startswith(f"{self.prefix}.run.{self.namespace}.") else ""
+        """The exchange for what is sent to this address: several may wait for replies that go to a record, and
+        listen there."""
+        return self.control if reply_to.startswith(self._runs) else ""
+
+    def way(self, reply_to: str, properties: Basic.Properties) -> tuple[str, str]:
+        """The exchange and the routing key of replies to this address. Those to a lock go into its journal, and
+        name the lock in their properties: the broker gives it a copy, if it is there."""
+        if not reply_to.startswith(self._locks):
+            return self.reply_exchange(reply_to), reply_to
+        copies: FieldTable = {"CC": [reply_to]}
+        properties.headers = copies
+        return "", f"{self._runs}{reply_to[len(self._locks) :]}"
 
     def place(self, exchange: str, name: str) -> tuple[Kind, str] | None:
         """Return the kind and the destination that the seal of such a message names. For the queues beside a
@@ -307,11 +324,20 @@ class Topology:
         exchanges = (self.control, self.events, self.watch)
 
         def place(message: DeliveredMessage) -> tuple[Kind, str] | None:
-            delivery: Any = message.delivery  # whose own attributes cost a third of the message's
-            exchange = delivery.exchange
-            return self.place(exchange, delivery.routing_key or "") if exchange in exchanges else direct
+            exchange = message.exchange
+            if not exchange or exchange not in exchanges:
+                return direct
+            return self.place(exchange, message.routing_key or "")
 
         return place
+
+    def arrival_at_lock(self, message: DeliveredMessage) -> tuple[Kind, str] | None:
+        """The `place` of a message that has come into the queue of a lock, directly or as a copy of what went into
+        the journal. Its consumer has the name of the journal."""
+        delivery: Any = message.delivery
+        journal = delivery.consumer_tag or ""
+        kept = self.kept(journal)
+        return self.place("", kept if delivery.routing_key == kept else self.lock(journal))
 
     def kept_arguments(self, expires_ms: int) -> dict[str, Any]:
         """Arguments of the queue of a record: one reader at a time."""
