@@ -5,18 +5,18 @@ from __future__ import annotations
 from atasks.signing.keyring import Keyring
 from atasks.signing.keys import Key
 from atasks.signing.replays import Replays
-from atasks.signing.seal import CONTENT_TYPE, Kind, Sealed, SealError, parse, seal, seal_apart, verify
+from atasks.signing.seal import CONTENT_TYPE, Body, Kind, SealError, Unsealed, seal, seal_apart, unseal
 
 __all__ = [
     "CONTENT_TYPE",
+    "Body",
     "Key",
     "Keyring",
     "Kind",
     "Replays",
     "SealError",
-    "Sealed",
-    "parse",
+    "Unsealed",
     "seal",
     "seal_apart",
-    "verify",
+    "unseal",
 ]

@@ -44,15 +44,15 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Key], tuple[int, ...]]:
     """
     name = os.fspath(path)
     try:
-        # Without O_NONBLOCK a path that leads to a pipe would wait for its writer.
-        with open(os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open(name, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
             _check(name, status)
             content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InvalidKeys(
-            f"the keys in {name!r} cannot be read ({error.strerror}): give the path of a file"
-        ) from None
+    except InvalidKeys:
+        raise
+    except (OSError, ValueError) as error:  # the latter one for a zero byte, or a surrogate
+        reason = error.strerror if isinstance(error, OSError) else "no file can have this name"
+        raise InvalidKeys(f"the keys in {name!r} cannot be read ({reason}): give the path of a file") from None
     if len(content) > MAX_BYTES:
         raise InvalidKeys(f"{name!r} has more than {MAX_BYTES} bytes: it is no file of keys")
     try:
@@ -60,6 +60,11 @@ def read(path: str | os.PathLike[str]) -> tuple[list[Key], tuple[int, ...]]:
     except UnicodeDecodeError:
         raise InvalidKeys(f"{name!r} is not UTF-8: it is no file of keys") from None
     return parse(text, name), version(status)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open the file, also where the path leads to a pipe, which would wait for its writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def version(status: os.stat_result) -> tuple[int, ...]:
@@ -84,21 +89,21 @@ def _check(name: str, status: os.stat_result) -> None:
 
 def parse(text: str, source: str) -> list[Key]:
     """The keys of the text of a file; `source` is what errors call it. Raises InvalidKeys."""
-    keys: list[Key] = []
+    keys: dict[str, Key] = {}
     for number, line in enumerate(text.splitlines(), 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
         try:
             key = _key(words)
-            if any(key.name == other.name for other in keys):
+            if key.name in keys:
                 raise ValueError(f"key {key.name!r} is given twice: give each key a name of its own")
         except ValueError as error:
             raise InvalidKeys(f"{source}, line {number}: {error}") from None
-        keys.append(key)
+        keys[key.name] = key
     if not keys:
         raise InvalidKeys(f"{source} holds no key: make one with `atasks keys new NAME`")
-    return keys
+    return list(keys.values())
 
 
 def _key(words: list[str]) -> Key:

@@ -15,6 +15,10 @@ MAX_NAME: Final = 32
 MIN_SECRET: Final = 32
 """Bytes of a secret."""
 NAME: Final = re.compile(rf"[a-z0-9.-]{{1,{MAX_NAME}}}")
+MAGIC: Final = 0xC1
+PLAIN: Final = 1
+ENCRYPTED: Final = 2
+"""The first byte of what is sealed, and the second one: its format."""
 BLOCK: Final = 64
 """Bytes of a block of SHA-256."""
 INNER: Final = bytes(byte ^ 0x36 for byte in range(256))
@@ -41,6 +45,7 @@ class Key:
         "queues",
         "secret",
         "serve",
+        "start",
         "tasks",
     )
 
@@ -68,16 +73,18 @@ class Key:
         self.max_attempts = max_attempts
         self.is_free = not (self.tasks or self.queues) and max_attempts is None
         """True if its owner may call everything, as often as the options of a call say."""
+        self.start = bytes((MAGIC, ENCRYPTED if encrypt else PLAIN, len(name))) + name.encode()
+        """The first bytes of what it seals, up to the time."""
         block = (secret if len(secret) <= BLOCK else sha256(secret).digest()).ljust(BLOCK, b"\0")
         self._inner = sha256(block.translate(INNER))
         self._outer = sha256(block.translate(OUTER))
 
-    def mac(self, head: bytes, body: bytes | memoryview) -> bytes:
-        """The HMAC-SHA-256 of both, one behind the other. What the secret alone decides was hashed before, which
+    def mac(self, *pieces: bytes | memoryview) -> bytes:
+        """The HMAC-SHA-256 of these, one behind the other. What the secret alone decides was hashed before, which
         is half of the work for a short message; `hmac` does that too, and copies its state at twice the cost."""
         inner = self._inner.copy()
-        inner.update(head)
-        inner.update(body)
+        for piece in pieces:
+            inner.update(piece)
         outer = self._outer.copy()
         outer.update(inner.digest())
         return outer.digest()

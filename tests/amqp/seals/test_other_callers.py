@@ -241,6 +241,47 @@ async def test_nobody_else_answers_a_worker_that_awaits_a_call(
         await until(lambda: site.worker.held == 0)
 
 
+async def test_nobody_else_answers_the_steps_of_a_call_that_resumes(
+    site: Site, attacker: Attacker, keys: KeyFiles
+) -> None:
+    """Neither at its lock, nor in its journal, nor by a copy of another message for the lock."""
+
+    @site.atask(name="outer", resume=True)
+    async def outer() -> Any:
+        return await task_of(site, "forever")()
+
+    async with site.open():
+        task = asyncio.create_task(task_of(site, "outer")())
+        await until(lambda: "forever" in ran(site))
+        transport = site.worker.transport
+        assert isinstance(transport, AMQPTransport)
+        ((inner, pending),) = transport.session.pendings.items()
+        lock = pending.address
+        journal = f"{attacker.peer.prefix}.run.{site.namespace}.{transport.session.topology.journal(lock)}"
+        reply = encode([[REPLY, 1, inner, VALUE, encode("forged"), "msgpack"]])
+        before = sum(refused(transport).values())
+        for name in ("thief", "shop"):
+            for to, kind, place in (
+                (lock, "reply", lock),
+                (journal, "record", journal),
+                (lock, "record", journal),
+            ):
+                await attacker.publish(
+                    reply, to, keys.key(name), kind, destination=place, copies=[] if to == lock else [lock]
+                )
+        elsewhere = attacker.peer.replies.name
+        await attacker.publish(reply, elsewhere, keys.key("shop"), "reply", destination=lock, copies=[lock])
+        await until(lambda: sum(refused(transport).values()) >= before + 5)
+        await asyncio.sleep(0.1)
+        assert not task.done()
+        assert inner in transport.session.pendings
+        (step,) = (run.call.id for run in site.worker.runs if run.call.task == "forever")
+        assert step == inner
+        task.cancel()
+        await asyncio.wait([task])
+        await until(lambda: site.worker.held == 0)
+
+
 async def test_nobody_else_writes_into_a_record(site: Site, attacker: Attacker, keys: KeyFiles) -> None:
     """Neither its coordinator nor its submitter takes a result from anybody who has not the submitter's key."""
     gate = asyncio.Event()

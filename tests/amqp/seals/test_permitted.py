@@ -14,6 +14,7 @@ from atasks import DecodeError, InvalidKeys, schedule, schedules
 from atasks.pipeline import map
 from atasks.signing import CONTENT_TYPE, Key
 from atasks.testing import Site, soon, until
+from atasks.tracking.fleet import Fleet
 from atasks.transport.backends.amqp import AMQPTransport
 from tests.amqp.seals.attacker import (
     ASK,
@@ -123,6 +124,25 @@ async def test_what_is_buried_stays_under_its_seal(
         assert buried.headers["x-message-id"] == message.message_id
         assert (b"confidential" in buried.body) is not encrypt
     assert ran(site) == []
+
+
+async def test_a_dead_message_that_can_be_opened_goes_back_under_its_seal(
+    site: Site, attacker: Attacker, keys: KeyFiles
+) -> None:
+    """A message that the broker has moved there lies there as it came."""
+    key, queue = keys.key("shop"), attacker.peer.work_queue()
+    body = encode([[CALL, 1, "an-id", "echo", encode([[1], {}]), "msgpack", *fields()]])
+    async with site.open():
+        message = await attacker.publish(body, "nowhere", key, destination=queue)
+        message.headers["x-first-death-queue"] = queue
+        await attacker.publish_again(message, f"{attacker.peer.prefix}.dead")
+        async with Fleet(site.worker.transport).dead_letters() as dead:
+            (found,) = dead.messages
+            assert (found.sealed, found.tasks) == (True, ["echo"])
+            assert await dead.retry([found]) == {}
+        ((tag, _, call_id, status, *_),) = await attacker.answer(key)
+        assert (tag, call_id, status) == (REPLY, "an-id", VALUE)
+        assert ran(site) == [1]
 
 
 async def test_a_message_of_several_callers_is_refused(site: Site, attacker: Attacker, keys: KeyFiles) -> None:

@@ -151,7 +151,7 @@ def arguments_of(site: Site) -> dict[str, Any]:
 
 
 async def get(queue: Any) -> AbstractIncomingMessage:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (message := await queue.get(no_ack=True, fail=False)) is None:
             await asyncio.sleep(0.02)
     found: AbstractIncomingMessage = message
@@ -197,6 +197,7 @@ async def test_anybody_may_announce_a_worker_and_gains_little(
         monkeypatch.setattr(transport.calling.overdue, "suspect", suspected.append)
         key = f"up:{site.namespace}:default"
         await until(lambda: "default" in transport.calling.presence.listening)
+        await asyncio.sleep(0.4)  # the worker has announced itself
         began = time.monotonic()
         for _ in range(50):
             await attacker.say(None, [UP, 1, site.namespace, "default", "w2"], key)

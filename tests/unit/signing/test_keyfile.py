@@ -90,9 +90,31 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
         (pipe, "no regular file"),
         (binary, "not UTF-8"),
         (large, "more than"),
+        ("a\0b", "no file can have this name"),
+        ("a\ud800b", "no file can have this name"),
     ):
         with pytest.raises(InvalidKeys, match=message):
             keyfile.read(path)
+
+
+def test_a_folder_in_the_place_of_the_file_keeps_no_descriptor_open(file: Path) -> None:
+    ring = Keyring(file)
+    file.unlink()
+    file.mkdir()
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        ring.reread()
+    assert os.listdir("/proc/self/fd") == before
+    assert ring.own.name == "shop"
+
+
+def test_as_many_keys_as_a_file_holds_are_read_in_no_time(file: Path) -> None:
+    """A worker reads its file again, between two calls, when anybody names a key that it does not know."""
+    secrets = (base64.b64encode(os.urandom(32)).decode() for _ in range(18_000))
+    file.write_text("".join(f"k{number} {secret}\n" for number, secret in enumerate(secrets)))
+    started = time.process_time()
+    assert len(keyfile.read(file)[0]) == 18_000
+    assert time.process_time() - started < 3, "comparing each name with all others took 12 s"
 
 
 def _allowed(file: Path, user: int, mode: int) -> str:

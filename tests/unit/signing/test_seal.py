@@ -10,7 +10,7 @@ import random
 import pytest
 
 from atasks import wire
-from atasks.signing import CONTENT_TYPE, Key, Replays, SealError, parse, seal, verify
+from atasks.signing import CONTENT_TYPE, Key, Replays, SealError, seal, unseal
 from atasks.signing.cipher import decrypt, encrypt
 
 SECRET = bytes(range(32))
@@ -26,10 +26,10 @@ BODIES = [b"", b"\x90", b"a body", bytes(range(256)) * 40, bytes(2**20)]
 @pytest.mark.parametrize("body", BODIES, ids=[str(len(body)) for body in BODIES])
 def test_what_was_sealed_opens(key: Key, body: bytes) -> None:
     data = seal(key, body, NOW, *PLACE)
-    sealed = parse(data)
-    assert (sealed.key_id, sealed.issued_ms) == (key.name, NOW)
-    assert verify(key, sealed, *PLACE) == body
-    assert sealed.encrypted == key.encrypt
+    found, issued_ms, mac, opened = unseal({key.name: key}.get, data, *PLACE)
+    assert (found, issued_ms, opened) == (key, NOW, body)
+    assert mac in data
+    assert (body in data) != key.encrypt or len(body) < 2  # a byte may be anywhere in what is encrypted
 
 
 def test_the_bytes_of_a_seal_are_those_of_the_specification() -> None:
@@ -47,33 +47,33 @@ def test_every_bit_counts(key: Key) -> None:
             changed = bytearray(data)
             changed[position] ^= 1 << bit
             with pytest.raises(SealError):
-                verify(key, parse(bytes(changed)), *PLACE)
+                unseal(lambda _: key, bytes(changed), *PLACE)
 
 
 def test_another_place_or_another_key_does_not_open_it() -> None:
-    sealed = parse(seal(SHOP, b"a body", NOW, *PLACE))
+    sealed = seal(SHOP, b"a body", NOW, *PLACE)
     for number, other in enumerate(("reply", "atasks.q.default.other", "atasks.r.0124", "3f2a-2")):
         place = [*PLACE]
         place[number] = other
         with pytest.raises(SealError, match="wrong seal"):
-            verify(SHOP, sealed, *place)  # type: ignore[arg-type]
+            unseal(lambda _: SHOP, sealed, *place)  # type: ignore[arg-type]
     for key in (OTHER, Key("shop", OTHER.secret), Key("other", SECRET)):
         with pytest.raises(SealError, match="wrong seal"):
-            verify(key, sealed, *PLACE)
+            unseal(lambda _, key=key: key, sealed, *PLACE)  # type: ignore[misc]
 
 
 def test_fields_do_not_run_into_each_other() -> None:
-    sealed = parse(seal(SHOP, b"", NOW, "request", "queue", "ab", "c"))
+    sealed = seal(SHOP, b"", NOW, "request", "queue", "ab", "c")
     for reply_to, message_id in (("a", "bc"), ("abc", ""), ("", "abc")):
         with pytest.raises(SealError, match="wrong seal"):
-            verify(SHOP, sealed, "request", "queue", reply_to, message_id)
+            unseal(lambda _: SHOP, sealed, "request", "queue", reply_to, message_id)
 
 
 def test_the_format_is_covered() -> None:
     data = bytearray(seal(SECRETIVE, b"a body", NOW, *PLACE))
     data[1] = 1
     with pytest.raises(SealError, match="wrong seal"):
-        verify(SHOP, parse(bytes(data)), *PLACE)
+        unseal(lambda _: SHOP, bytes(data), *PLACE)
 
 
 UNSEALED = [b"", b"\x90", wire.encode([wire.Cancel(1, ["an-id"])]), b"{}", b"\x00\xc1"]
@@ -96,7 +96,7 @@ UNREADABLE = [
 def test_what_is_no_seal_is_refused(reason: str, bodies: list[bytes]) -> None:
     for body in bodies:
         with pytest.raises(SealError, match=reason):
-            parse(body)
+            unseal(lambda _: SHOP, body, *PLACE)
 
 
 def test_random_bytes_are_refused() -> None:
@@ -104,7 +104,7 @@ def test_random_bytes_are_refused() -> None:
     for _ in range(2_000):
         data = b"\xc1\x01\x04shop" * source.randrange(2) + source.randbytes(source.randrange(200))
         with pytest.raises(SealError):
-            verify(SHOP, parse(data), *PLACE)
+            unseal(lambda _: SHOP, data, *PLACE)
 
 
 def test_a_reader_that_knows_no_seals_refuses_one_in_a_line() -> None:
@@ -116,7 +116,7 @@ def test_a_reader_that_knows_no_seals_refuses_one_in_a_line() -> None:
 def test_encryption_hides_the_body_and_is_never_the_same_twice() -> None:
     first, second = (seal(SECRETIVE, b"the secret of secrets", NOW, *PLACE) for _ in range(2))
     assert b"secret" not in first
-    assert parse(first).body != parse(second).body
+    assert first[-20:] != second[-20:]
 
 
 def test_encrypted_content_is_bound() -> None:

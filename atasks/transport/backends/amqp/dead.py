@@ -18,8 +18,9 @@ from atasks.signing import SealError
 from atasks.tracking.steering import DeadMessage
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard, shielded
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.broker.topology import MAX_BYTES
 from atasks.transport.backends.amqp.worker.dead_letters import cut_from
@@ -28,7 +29,7 @@ from atasks.wire import Call
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.session import Session
 
-__all__ = ["DeadQueue", "dead_queue"]
+__all__ = ["Copy", "DeadQueue", "dead_queue"]
 
 MOST_BYTES: Final = 256 * 2**20
 """Bytes of messages that are looked at; those behind them stay unseen."""
@@ -60,12 +61,15 @@ class DeadQueue:
         self._session = session
         self._link = link
         self._acks: Acks | None = None
-        self._found: list[tuple[DeadMessage, DeliveredMessage]] = []
+        self._found: dict[int, tuple[DeadMessage, DeliveredMessage]] = {}
+        """By number."""
+        self._leaving: set[Copy] = set()
+        """Messages that are on their way."""
 
     @property
     def messages(self) -> Sequence[DeadMessage]:
         """The messages, the oldest first."""
-        return [message for message, _ in self._found]
+        return [message for message, _ in self._found.values()]
 
     async def get(self) -> None:
         """Get those that are there now."""
@@ -73,6 +77,7 @@ class DeadQueue:
         state = await self._link.queue_state(dead)
         if state is None:
             return
+        self._link.lost.add_done_callback(self._lost)
         channel = await self._link.open_channel()
         self._acks = Acks(channel)
         size = 0
@@ -80,51 +85,85 @@ class DeadQueue:
             got = await guard(shielded(channel.basic_get(dead)))
             if not isinstance(got.delivery, Basic.GetOk):
                 break
-            self._found.append((self._described(number, got), got))
+            self._found[number] = self._described(number, got), got
             size += len(got.body)
             if size > MOST_BYTES:
                 break
 
     async def close(self) -> None:
         """Leave what is left to the queue."""
-        if self._acks is not None:
-            with suppress(*CLIENT_ERRORS):
-                await self._acks.flushed()
-                await guard(shielded(self._acks.channel.close()))
+        try:
+            if self._acks is not None:
+                with suppress(*CLIENT_ERRORS):
+                    await self._acks.flushed()
+                    await close_channel(self._acks.channel)
+        finally:
+            self._link.lost.remove_done_callback(self._lost)  # else the link would keep all messages
 
-    async def retry(self, message: DeadMessage) -> str:
-        """Put a message back into the queue that it came from, and acknowledge it when that is confirmed. Returns
-        why that cannot be; empty: it is there."""
+    def _lost(self, _: object) -> None:
+        """The link is gone: nothing leaves by the next one, since the broker has everything in the queue again."""
+        for copy in list(self._leaving):
+            copy.lost()
+
+    async def retry(self, messages: Sequence[DeadMessage]) -> dict[int, str]:
+        """Put messages back into the queues that they came from, many at a time, and acknowledge each when that is
+        confirmed. Returns why that cannot be, by the numbers of those that stay."""
+        alike: dict[str, list[DeadMessage]] = {}
+        for message in messages:
+            alike.setdefault(self._id(message), []).append(message)
+        problems: dict[int, str] = {}
+        await asyncio.gather(*(self._retry_in_turn(name, several, problems) for name, several in alike.items()))
+        await self._flush()
+        return {message.number: problems[message.number] for message in messages if message.number in problems}
+
+    async def _retry_in_turn(self, name: str, messages: Sequence[DeadMessage], problems: dict[int, str]) -> None:
+        """Put back messages of one id: the broker tells of one that it returns by its id."""
+        for message in messages:
+            if problem := await self._retry(name, message):
+                problems[message.number] = problem
+            else:
+                self._drop(message)
+
+    async def _retry(self, name: str, message: DeadMessage) -> str:
         got = self._delivered(message)
         if not message.queue:
             return "nobody noted which queue it came from: drop it"
-        headers: Any = got.header.properties.headers or {}
-        if whole := cut_from(headers):
+        if whole := cut_from(got.header.properties.headers or {}):
             return f"it is the beginning of a message of {whole} bytes: drop it"
-        name = _text(headers.get("x-message-id")) or message.name or f"dead-{message.number}"
         for what, text in (("the name of its queue", message.queue), ("its id", name)):
             if (length := len(text.encode())) > MAX_BYTES:
                 return f"{what} has {length} bytes, and the broker takes {MAX_BYTES}: drop it ({text[:60]!r}...)"
+        if self._link.lost.done():
+            return "the connection was lost before it left"
         # Nobody is told of a handler's call that failed, or of a request without an address.
-        again = _Again(got, message.queue, name, self._session.topology.nobody)
-        self._session.outbox.put(again)
-        problem = await again.settled
-        if not problem:
-            await self._drop(got)
-        return problem
+        copy = Copy(got, message.queue, name, self._session.topology.nobody)
+        self._leaving.add(copy)
+        self._session.outbox.put(copy)
+        try:
+            return await copy.settled
+        finally:
+            self._leaving.discard(copy)
+
+    def _id(self, message: DeadMessage) -> str:
+        headers: Any = self._delivered(message).header.properties.headers or {}
+        return _text(headers.get("x-message-id")) or message.name or f"dead-{message.number}"
 
     async def drop(self, message: DeadMessage) -> None:
         """Forget a message for good."""
-        await self._drop(self._delivered(message))
+        self._drop(message)
+        await self._flush()
 
-    async def _drop(self, got: DeliveredMessage) -> None:
+    def _drop(self, message: DeadMessage) -> None:
         assert self._acks is not None
-        self._acks.ack(got.delivery_tag or 0)
-        await self._acks.flushed()
-        self._found = [pair for pair in self._found if pair[1] is not got]
+        self._acks.ack(self._delivered(message).delivery_tag or 0)
+        del self._found[message.number]
+
+    async def _flush(self) -> None:
+        if self._acks is not None:
+            await self._acks.flushed()
 
     def _delivered(self, message: DeadMessage) -> DeliveredMessage:
-        return next(got for known, got in self._found if known is message)
+        return self._found[message.number][1]
 
     def _described(self, number: int, got: DeliveredMessage) -> DeadMessage:
         headers: Any = got.header.properties.headers or {}
@@ -165,7 +204,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-class _Again(Outgoing):
+class Copy(Outgoing):
     """A dead message on its way back, as it is, its seal included."""
 
     __slots__ = ("settled",)
@@ -183,6 +222,9 @@ class _Again(Outgoing):
         self.settled: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Why it is not there; empty: it is."""
 
+    def prepare(self) -> bool:
+        return not self.settled.done()  # else nobody would acknowledge what it is a copy of
+
     def confirmed(self) -> None:
         self._settle("")
 
@@ -194,6 +236,11 @@ class _Again(Outgoing):
 
     def rejected(self, refusal: Refusal) -> None:
         self._settle(refusal.reason)
+
+    def stranded(self, arrived: bool) -> bool:
+        # Also one that has arrived: its queue may be full, or yet lose it, since nobody has confirmed it.
+        self._settle("it may be in both queues")
+        return False
 
     def lost(self) -> bool:
         self._settle("the connection was lost: it may be in both queues")

@@ -19,7 +19,19 @@ from pamqp.commands import Basic
 from atasks import wire
 from atasks.current import serving
 from atasks.errors import InvalidKeys
-from atasks.signing import CONTENT_TYPE, Key, Keyring, Kind, Replays, SealError, parse, seal, seal_apart, verify
+from atasks.signing import (
+    CONTENT_TYPE,
+    Body,
+    Key,
+    Keyring,
+    Kind,
+    Replays,
+    SealError,
+    Unsealed,
+    seal,
+    seal_apart,
+    unseal,
+)
 from atasks.wire import (
     RUN_PIPELINE,
     RUN_TRIES,
@@ -47,7 +59,7 @@ if TYPE_CHECKING:
     from atasks.transport.pending import Pending
     from atasks.transport.server import Server
 
-__all__ = ["UNSEALED", "Opened", "Seals", "as_it_came", "key_of", "opening"]
+__all__ = ["UNSEALED", "Opened", "Seals", "as_it_came", "content_type", "key_of", "opening"]
 
 logger = logging.getLogger("atasks.keys")
 
@@ -65,28 +77,44 @@ CANCELLED: Final = 10_000
 
 
 class Opened(DeliveredMessage):
-    """A message whose seal was right; `body` is what was sealed, `sealed` what came."""
+    """A message whose seal was right; `body` is what was sealed, `closed` the message as it came."""
 
     key: Key
     issued_ms: int
     kind: Kind
-    sealed: bytes
+    closed: DeliveredMessage
+
+    if not TYPE_CHECKING:
+        __setattr__ = object.__setattr__  # the class above is frozen, and all other ways to set these cost more
+        delivery_tag = redelivered = None  # which look at the method there
+        delivery = property(lambda self: self.closed.delivery)
 
     def __init__(
         self, message: DeliveredMessage, body: bytes | memoryview, key: Key, issued_ms: int, kind: Kind
     ) -> None:
-        # All at once: one by one they cost as much as the rest of opening a short message.
-        self.__dict__.update(
-            message.__dict__, body=body, key=key, issued_ms=issued_ms, kind=kind, sealed=message.body
-        )
+        made: Any = self
+        made.closed = message
+        made.delivery_tag = message.delivery_tag
+        made.redelivered = message.redelivered
+        made.header = message.header
+        made.channel = message.channel
+        made.body = body
+        made.key = key
+        made.issued_ms = issued_ms
+        made.kind = kind
 
 
-def as_it_came(message: DeliveredMessage) -> tuple[bytes, str | None]:
-    """The body and the content type of a message, under its seal if it has one."""
+def as_it_came(message: DeliveredMessage) -> DeliveredMessage:
+    """The message under its seal, if it has one."""
+    return message.closed if isinstance(message, Opened) else message
+
+
+def content_type(message: DeliveredMessage) -> str | None:
+    """The content type of a message, without its seal if it had one."""
     if isinstance(message, Opened):
-        return message.sealed, CONTENT_TYPE
+        return wire.CONTENT_TYPE
     properties: Basic.Properties = message.header.properties
-    return message.body, properties.content_type
+    return properties.content_type
 
 
 def key_of(message: DeliveredMessage) -> str:
@@ -172,15 +200,13 @@ class Seals:
 
     # -- what leaves
 
-    def sealed(self, message: Outgoing) -> tuple[bytes, bytes]:
-        """Return the seal and the body to be sent; the seal is empty if the message is for everybody. Marks the
-        properties accordingly."""
+    def sealed(self, message: Outgoing) -> tuple[bytes, Body]:
+        """Return the seal and the body to be sent; the seal is empty if the message is for everybody."""
         place = self._place(message.exchange, message.destination)
         if message.key == UNSEALED or place is None:
             return b"", message.body
         key = self.keys.own if message.key is None else self.keys.known(message.key) or self.keys.own
         properties = message.properties
-        properties.content_type = CONTENT_TYPE
         now = int(time.time() * 1000)
         return seal_apart(key, message.body, now, *place, properties.reply_to or "", properties.message_id or "")
 
@@ -195,15 +221,12 @@ class Seals:
     def open_record(self, destination: str, name: str, content: bytes) -> tuple[bytes, str]:
         """Return what was sealed so, and the name of its key. Raises SealError."""
         try:
-            sealed = parse(content)
-        except SealError:
+            key, _, _, body = unseal(self.keys.find, content, "record", destination, "", name)
+        except Unsealed:
             if self.accept_unsealed:
                 return content, UNSEALED
             raise
-        key = self.keys.find(sealed.key_id)
-        if key is None:
-            raise SealError("unknown key")
-        return bytes(verify(key, sealed, "record", destination, "", name)), key.name
+        return bytes(body), key.name
 
     def voice(self) -> str:
         """The name of the key with which a call that is made now is sealed. While unsealed calls are accepted,
@@ -239,21 +262,18 @@ class Seals:
             if place is None or self.accept_unsealed:
                 return message
             raise SealError("unsealed")
-        kind = place[0]
-        sealed = parse(message.body)
-        key = self.keys.find(sealed.key_id)
-        if key is None:
-            raise SealError("unknown key")
-        body = verify(key, sealed, *place, properties.reply_to or "", properties.message_id or "")
-        if kind == "control" and not _is_fresh(sealed.issued_ms, CONTROL_SECONDS):
+        kind, destination = place
+        reply_to, message_id = properties.reply_to or "", properties.message_id or ""
+        key, issued_ms, mac, body = unseal(self.keys.find, message.body, kind, destination, reply_to, message_id)
+        if kind == "control" and not _is_fresh(issued_ms, CONTROL_SECONDS):
             raise SealError("too old")
         # A redelivered message has come before: it is treated like one whose call may have begun.
         if kind == "request" and remember:
-            mac = blake2b(sealed.mac + among.encode()).digest() if among else sealed.mac
+            if among:
+                mac = blake2b(mac + among.encode()).digest()
             if self._replays.seen(mac, time.monotonic()) and not message.redelivered:
                 raise SealError("replayed")
-        properties.content_type = wire.CONTENT_TYPE
-        return Opened(message, body, key, sealed.issued_ms, kind)
+        return Opened(message, body, key, issued_ms, kind)
 
     def count(self, reason: str, times: int = 1) -> None:
         """Count what was refused; the log has a line for it at once, and then one a minute at most."""
@@ -274,17 +294,17 @@ class Seals:
         """The calls of a request that its key may make, in the name of their owner, and why it may not make the
         others, as (id, reason): calls under ids of other callers' calls are among these. Calls that were cancelled
         before they came are among neither."""
-        ids = [call.id for call in calls]
         others: set[str] = set()
+        if isinstance(message, Opened) and message.key.is_free and (ids := self._adopt(message, calls, worker)):
+            request.answer(request.reply_to, message.key.name)
+            self._remember_owner(ids, message.key.name)
+            return calls, []
+        ids = [call.id for call in calls]
         if worker.knows_any(ids):  # they come again, or somebody else wants their replies
             sealing = message.key if isinstance(message, Opened) else None
             known = filter(worker.knows, ids)
             others = {call_id for call_id in known if not self._owns(sealing, call_id, worker)}
             calls = [call for call in calls if call.id not in others]
-        elif isinstance(message, Opened) and message.key.is_free and self._adopt(message, calls):
-            request.answer(request.reply_to, message.key.name)
-            self._remember_owner(ids, message.key.name)
-            return calls, []
         request.answer(request.reply_to, UNSEALED)
         admitted, refused = self._admit(message, request, calls, queue)
         if others:
@@ -331,22 +351,23 @@ class Seals:
         self._remember_owner([call.id for call in admitted], owner.name)
         return admitted, refused
 
-    def _adopt(self, message: Opened, calls: list[Call]) -> bool:
-        """Say in each call whose it is. False: one of them needs a look of its own, so nothing was said."""
+    def _adopt(self, message: Opened, calls: list[Call], worker: Server) -> list[str]:
+        """Say in each call whose it is, and return their ids. Empty: one of them needs a look of its own, or is
+        known here, so nothing was said."""
         issued_ms, owner = message.issued_ms, message.key.name
-        if not _is_fresh(issued_ms, CONTROL_SECONDS):
-            return False
-        for call in calls:
-            if call.by or call.attempt > 1 or call.sent_ms > issued_ms:
-                break
-            call.by = owner
-        else:
-            return True
-        for before in calls:
-            if before is call:
-                break
-            before.by = ""
-        return False
+        ids: list[str] = []
+        if _is_fresh(issued_ms, CONTROL_SECONDS):
+            for call in calls:
+                if call.by or call.attempt > 1 or call.sent_ms > issued_ms:
+                    break
+                call.by = owner
+                ids.append(call.id)
+            else:
+                if not worker.knows_any(ids):
+                    return ids
+        for call in calls[: len(ids)]:
+            call.by = ""
+        return []
 
     def _remember_owner(self, ids: list[str], owner: str) -> None:
         """Remember whose the calls with these ids are. Few ask, so a call costs next to nothing."""
@@ -434,7 +455,7 @@ class Seals:
         self, message: DeliveredMessage, envelopes: list[Envelope], pendings: dict[str, Pending], news: bool
     ) -> list[Envelope]:
         """Return the envelopes of a message that answer calls which were sealed here: they come under the same
-        key. `news`: as `is_news` says."""
+        key. Not all do: `is_answer` has said no. `news`: as `is_news` says."""
         if news:
             trusted = self.serves(message)
             awaited = {
@@ -443,10 +464,6 @@ class Seals:
             return [item for item in envelopes if isinstance(item, Reply) and item.id not in awaited]
         key = key_of(message)
         fresh = not isinstance(message, Opened) or _is_fresh(message.issued_ms, CONTROL_SECONDS)
-        if key in self.keys.mine:
-            self.answered.set()
-            if fresh:
-                return envelopes
         kept: list[Envelope] = []
         for envelope in envelopes:
             if isinstance(envelope, Held):
@@ -467,6 +484,14 @@ class Seals:
             else:
                 kept.append(envelope)
         return kept
+
+    def is_answer(self, message: DeliveredMessage) -> bool:
+        """Say whether all of it is for this side: sealed with a key of this side, lately, and no news. If not,
+        `is_news` and `for_caller` look closer."""
+        if not isinstance(message, Opened) or message.kind == "record" or message.key.name not in self.keys.mine:
+            return False
+        self.answered.set()
+        return _is_fresh(message.issued_ms, CONTROL_SECONDS)
 
     def is_news(self, message: DeliveredMessage) -> bool:
         """Say whether it tells of a record, which is read then: it answers nothing by itself."""
