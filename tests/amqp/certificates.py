@@ -22,8 +22,11 @@ class Authority:
         self._key = ec.generate_private_key(ec.SECP256R1())
         self._name = _named(name)
         self.file = folder / f"{name}.pem"
-        certificate = self._builder(self._name, self._key, until=DAY).add_extension(
-            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        certificate = (
+            self._builder(self._name, self._key, until=DAY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+            .add_extension(_signs(), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
         )
         _write(self.file, certificate.sign(self._key, hashes.SHA256()))
 
@@ -55,11 +58,21 @@ class Authority:
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 3 * DAY)
             .not_valid_after(now + until)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )  # Python 3.13 and newer refuse a certificate without
         )
 
 
 def _named(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+
+def _signs() -> x509.KeyUsage:
+    """The key usage of an authority: Python 3.13 and newer ask for it."""
+    others = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement")
+    only = dict.fromkeys((*others, "encipher_only", "decipher_only"), False)
+    return x509.KeyUsage(key_cert_sign=True, crl_sign=True, **only)
 
 
 def _write(file: Path, certificate: x509.Certificate) -> None:

@@ -28,6 +28,11 @@ def journal_queue(site: Site, parent: str) -> str:
     return _session(site).topology.kept(journal_name(parent, True))
 
 
+def journal_address(site: Site, parent: str) -> str:
+    """The reply address of the calls that a call makes."""
+    return _session(site).topology.lock(journal_name(parent, True))
+
+
 async def messages_in(site: Site, queue: str) -> int | None:
     """The messages in a queue; None: it is not there."""
     state = await _link(site).queue_state(queue)
@@ -40,10 +45,19 @@ async def holds(site: Site, queue: str, messages: int | None) -> None:
         await asyncio.sleep(0.01)
 
 
+async def bodies_in(site: Site, queue: str) -> list[bytes]:
+    """The bodies of the messages in a queue, which stay there."""
+    channel, bodies = await _link(site).open_channel(), []
+    while (got := await channel.basic_get(queue)).delivery_tag is not None:
+        bodies.append(got.body)
+    await channel.close()
+    return bodies
+
+
 async def has_spares(transport: AMQPTransport) -> None:
     """Return when a journal can be asked for at once."""
     assert transport.session.link is not None
-    while not transport.session.link.has_spares(3):
+    while not transport.session.link.spares.has(2):
         await asyncio.sleep(0.01)
 
 

@@ -9,7 +9,7 @@ import re
 import shlex
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -244,17 +244,22 @@ async def test_an_account_hears_of_calls_of_others_and_reaches_no_queue_of_their
 
 @pytest.fixture
 def commands(controllable_broker: Broker) -> Iterator[dict[str, list[str]]]:
-    """The commands of docs/security.md, carried out: those that set permissions, by user."""
+    """The commands of docs/security.md, carried out: those that set permissions, by user.
+
+    Their names get an ending: another process of the tests may have the same broker do these commands just now.
+    """
+    ending = uuid.uuid4().hex[:8]
     block = re.search(r"```text\n(rabbitmqctl add_vhost.*?)```", PAGE.read_text(), re.DOTALL)
     assert block is not None
     done: list[list[str]] = []
     try:
-        for line in block[1].replace("\\\n", " ").splitlines():
+        text = re.sub(r"\b(shop|worker|ann)\b", rf"\g<1>{ending}", block[1].replace("\\\n", " "))
+        for line in text.splitlines():
             program, *words = shlex.split(line)
             assert program == "rabbitmqctl"
             controllable_broker.ctl(*words, *(["secret"] if words[0] == "add_user" else []))
             done.append(words)
-        yield {words[3]: words for words in done if words[0] == "set_permissions"}
+        yield {words[3].removesuffix(ending): words for words in done if words[0] == "set_permissions"}
     finally:
         for order, name, *_ in done:
             if order in ("add_vhost", "add_user"):
@@ -316,6 +321,98 @@ async def _watch(transport: AMQPTransport, call: Callable[[int], Awaitable[str]]
         await heard
 
 
+@pytest.fixture
+def user(controllable_broker: Broker, prefix: str) -> Iterator[tuple[str, str]]:
+    """A user who may do nothing yet, and the URL for it."""
+    name, parts = f"user-{prefix}", urlsplit(controllable_broker.url)
+    controllable_broker.ctl("add_user", name, "secret")
+    yield name, f"amqp://{name}:secret@{parts.hostname}:{parts.port}/"
+    controllable_broker.ctl("delete_user", name)
+
+
+def _permit_all_but(broker: Broker, user: str, permission: str, name: str) -> None:
+    patterns = [rf"^(?!{name}).*$" if each == permission else ".*" for each in ("configure", "write", "read")]
+    _permit(broker, user, "/", *patterns)
+
+
+async def test_an_account_that_lacks_a_permission_is_told_which(
+    controllable_broker: Broker, prefix: str, amqp_leaks: None, user: tuple[str, str]
+) -> None:
+    """At once: later the broker would close a channel over it that others need, again and again."""
+    namespace = f"accounts-{prefix}"
+    _atasks(namespace)
+    name, url = user
+    needs = [
+        *((use, "configure, write, read", "control") for use in (atasks.serve, atasks.connect)),
+        *((use, "configure, write, read", "r") for use in (atasks.serve, atasks.connect)),
+        (atasks.serve, "configure, write, read", "c"),
+        (atasks.serve, "configure, read", "lock"),
+        (atasks.serve, "configure, read", "q"),
+        (atasks.serve, "configure", "dead"),
+    ]
+    for use, permissions, kind in needs:
+        for permission in permissions.split(", "):
+            if (use, permission, kind) == (atasks.connect, "write", "control"):
+                continue  # its calls run, and the log names each message that it may not send
+            _permit_all_but(controllable_broker, name, permission, rf"{re.escape(prefix)}\.{kind}\b")
+            with pytest.raises(AccessRefused, match=rf"\b{permission}\b.* access to \w+ '{prefix}\.{kind}\b"):
+                await soon(_enter(use(url, prefix=prefix, namespace=namespace)))
+
+
+async def _enter(block: AbstractAsyncContextManager[Any]) -> None:
+    async with block:
+        pass
+
+
+async def test_a_worker_that_may_not_renew_what_runs_for_long_says_so(
+    controllable_broker: Broker,
+    prefix: str,
+    amqp_leaks: None,
+    user: tuple[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """And keeps its connection, over which others are answered."""
+    namespace = f"accounts-{prefix}"
+    secret, _, forever = _atasks(namespace)
+    name, url = user
+    _permit_all_but(controllable_broker, name, "configure", rf"{re.escape(prefix)}\.l\.")
+    async with (
+        atasks.serve(url, prefix=prefix, namespace=namespace, grace=0, consumer_timeout=1.0) as worker,
+        atasks.connect(controllable_broker.url, prefix=prefix, namespace=namespace),
+    ):
+        assert isinstance(worker.transport, AMQPTransport)
+        link = worker.transport.session.link
+        running = asyncio.create_task(forever())
+        await until(lambda: "access to queue" in caplog.text)
+        assert await soon(secret(1)) == "secret 1"
+        assert worker.transport.session.link is link
+        running.cancel()
+
+
+async def test_a_worker_that_may_tell_nothing_to_who_watches_says_so(
+    controllable_broker: Broker,
+    prefix: str,
+    amqp_leaks: None,
+    user: tuple[str, str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    namespace = f"accounts-{prefix}"
+    secret, _, _ = _atasks(namespace)
+    name, url = user
+    _permit_all_but(controllable_broker, name, "write", rf"{re.escape(prefix)}\.watch")
+    async with (
+        atasks.serve(url, prefix=prefix, namespace=namespace, grace=0),
+        atasks.connect(controllable_broker.url, prefix=prefix, namespace=namespace) as transport,
+        aclosing(Fleet(transport).watch(("ended",))) as events,
+    ):
+        assert isinstance(transport, AMQPTransport)
+        heard = asyncio.ensure_future(anext(events))
+        while "write access to exchange" not in caplog.text:  # the test's own deadline ends it
+            assert await soon(secret(1)) == "secret 1"
+        heard.cancel()
+        await asyncio.wait([heard])
+
+
 async def test_what_a_caller_needs_to_do_more(commands: dict[str, list[str]], controllable_broker: Broker) -> None:
     """Each row of the page's table: refused without these permissions, and done with them."""
     namespace = f"accounts-{uuid.uuid4().hex}"
@@ -327,7 +424,7 @@ async def test_what_a_caller_needs_to_do_more(commands: dict[str, list[str]], co
     async def unserved() -> None: ...
 
     uses: dict[tuple[str, str], Callable[[AMQPTransport], Awaitable[object]]] = {
-        (r"due|due\.early|delay\..*", r"q\..*"): lambda _: secret.options(delay=0.1).submit(1),
+        (r"due|due\.early|delay\..*", r"q\..*"): lambda _: secret.options(delay=5.0).submit(1),
         (r"unique\..*", ""): lambda _: secret.options(unique=uuid.uuid4().hex).submit(1),
         (r"q\..*\.early", ""): lambda _: unserved.submit(),
         (r"schedules\..*", ""): lambda _: atasks.schedule("hourly", secret, [1], every=3600.0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 import atasks
 from atasks.testing import Site, soon
+from atasks.transport.backends.amqp.caller.requests import RequestPacket
 from tests.amqp.peer import Peer
 
 
@@ -97,6 +99,107 @@ async def test_at_most_once_calls_share_no_message(site: Site, peer: Peer) -> No
         deliveries = [[call[10] for call in message] for message in messages]
         assert all(message == [1] for message in deliveries if 1 in message)
         assert sum(message == [1] for message in deliveries) == 10
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+@pytest.mark.parametrize(
+    ("work_us", "options", "shared"),
+    [
+        (20, {}, True),
+        (2_000, {}, False),
+        (0, {}, False),
+        (20, {"orphan": "run"}, False),
+        (20, {"max_attempts": 1}, False),
+    ],
+)
+async def test_calls_that_await_others_share_a_message_by_their_work(
+    site: Site, peer: Peer, work_us: int, options: dict[str, Any], shared: bool
+) -> None:
+    requests = await peer.declare_work_queue("default")
+
+    @site.atask(**options)
+    async def work(n: int) -> int:
+        return n
+
+    async with site.open(serve=False):
+        first = asyncio.create_task(work(0))
+        message = await soon(requests.get())
+        ((_, _, call_id, *_),) = msgspec.msgpack.decode(message.body)
+        assert message.reply_to is not None
+        reply = [2, 1, call_id, 0, pickle.dumps(0), "cloudpickle", "a-worker", 500_000, True, work_us]
+        await peer.send(reply, queue=message.reply_to)
+        assert await soon(first) == 0
+        tasks = [asyncio.create_task(work(n)) for n in range(10)]
+        sizes: list[int] = []
+        while sum(sizes) < 10:
+            sizes.append(len(msgspec.msgpack.decode((await soon(requests.get())).body)))
+        assert (max(sizes) > 1) is shared
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def test_calls_that_await_others_come_to_share_messages(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    prepare = RequestPacket.prepare
+
+    def counted(packet: RequestPacket) -> bool:
+        wanted = prepare(packet)
+        sizes.append(len(packet.pendings))
+        return wanted
+
+    monkeypatch.setattr(RequestPacket, "prepare", counted)
+
+    @site.atask
+    async def tree(depth: int) -> int:
+        if not depth:
+            return 1
+        return 1 + sum(await asyncio.gather(tree(depth - 1), tree(depth - 1)))
+
+    async with site.open():
+        for _ in range(10):
+            sizes.clear()
+            for _ in range(10):
+                assert await soon(tree(6)) == 127
+            assert sum(sizes) == 1270
+            if len(sizes) < 1000:  # on a busy machine short work takes as long as what shares none
+                break
+    assert len(sizes) < 1000
+
+
+@pytest.mark.parametrize("options", [{"orphan": "run"}, {"max_attempts": 1}])
+async def test_calls_that_must_not_come_again_share_no_message_with_calls_that_may_last(
+    site: Site, peer: Peer, options: dict[str, Any]
+) -> None:
+    requests = await peer.declare_work_queue("default")
+
+    @site.atask
+    async def parent() -> None: ...
+
+    @site.atask(**options)
+    async def audit() -> None: ...
+
+    async def served(task: Any, parked: bool) -> None:
+        call = asyncio.create_task(task())
+        message = await soon(requests.get())
+        ((_, _, call_id, *_),) = msgspec.msgpack.decode(message.body)
+        assert message.reply_to is not None
+        reply = [2, 1, call_id, 0, pickle.dumps(None), "cloudpickle", "a-worker", 20, parked, 20 * parked]
+        await peer.send(reply, queue=message.reply_to)
+        await soon(call)
+
+    async with site.open(serve=False):
+        await served(parent, parked=True)
+        await served(audit, parked=False)
+        tasks = [asyncio.create_task(task()) for _ in range(5) for task in (parent, audit)]
+        messages: list[list[str]] = []
+        while sum(map(len, messages)) < 10:
+            calls = msgspec.msgpack.decode((await soon(requests.get())).body)
+            messages.append([call[3].rpartition(".")[2] for call in calls])
+        assert max(map(len, messages)) > 1
+        assert all(len(set(names)) == 1 for names in messages), messages
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)

@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -30,9 +30,12 @@ from atasks import AccessRefused, ConnectFailed, InvalidURL, NotConnected, Queue
 from atasks.current import serving
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.frames import WRITE_BYTES, FrameWriter, takes_frames
-from atasks.transport.backends.amqp.broker.link import SPARES, Link, _underlay, shielded, together
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoChannel, map_error
+from atasks.transport.backends.amqp.broker.frames import takes_frames
+from atasks.transport.backends.amqp.broker.link import Link, _underlay
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard, shielded, together
+from atasks.transport.backends.amqp.broker.spares import SPARES
+from atasks.transport.backends.amqp.transport import SPARES_OF_WORKER
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 from tests.brokers.ports import free_ports
@@ -94,6 +97,38 @@ async def test_limits_of_the_virtual_host(
             pass
     finally:
         controllable_broker.remove_vhost(url)
+
+
+@contextlib.contextmanager
+def configured(broker: Broker, name: str, value: int) -> Iterator[None]:
+    """Connections that begin in the block meet this value in the configuration of the broker: one that no other
+    process of the tests uses."""
+    broker.start()
+    before = broker.evaluate(f"{{ok, Value}} = application:get_env(rabbit, {name}), Value.")
+    broker.evaluate(f"application:set_env(rabbit, {name}, {value}).")
+    try:
+        yield
+    finally:
+        broker.evaluate(f"application:set_env(rabbit, {name}, {before}).")
+
+
+@pytest.mark.parametrize("size", [0, 4096])
+async def test_frames_of_other_sizes(own_broker: Broker, prefix: str, size: int) -> None:
+    """0 stands for no limit, and was taken for a size: no message had room for a body."""
+
+    @atasks.atask(namespace="connecting")
+    async def mirror(content: bytes) -> bytes:
+        return content[::-1]
+
+    content = bytes(range(256)) * 5000
+    with configured(own_broker, "frame_max", size):
+        async with atasks.serve(own_broker.url, namespace="connecting", prefix=prefix):
+            assert await asyncio.wait_for(mirror(content), 30) == content[::-1]
+
+
+async def test_few_channels(own_broker: Broker) -> None:
+    with configured(own_broker, "channel_max", 1):
+        assert "Raise channel_max" in await _refused(own_broker.url, ConnectFailed)
 
 
 async def test_an_exchange_that_others_have_declared(broker: Broker, prefix: str) -> None:
@@ -351,6 +386,24 @@ async def test_declarations_do_not_wait_for_each_other(
     await transport.disconnect()
 
 
+@pytest.mark.parametrize("serves", [True, False])
+async def test_only_a_transport_that_will_serve_opens_channels_for_declarations_ahead(
+    new_transport: NewTransport, serves: bool
+) -> None:
+    transport = new_transport("connecting")
+    if serves:
+        transport.will_serve()
+    await transport.connect()
+    link = transport.session.link
+    assert link is not None
+    channels = _underlay(link._connections[1]).channels
+    if serves:  # as many as the queues of one work queue need
+        await until(lambda: len(channels) == 2 + SPARES_OF_WORKER)
+    else:
+        assert len(channels) == 2
+    await transport.disconnect()
+
+
 async def test_declarations_that_are_given_up_leave_no_channel(
     new_transport: NewTransport, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -423,7 +476,7 @@ async def test_more_channels_than_the_broker_has(amqp_url: str) -> None:
     try:
         opened = await soon(asyncio.gather(*(link.open_channel() for _ in range(2100)), return_exceptions=True))
         failed = [error for error in opened if isinstance(error, BaseException)]
-        assert {type(error) for error in failed} == {ConnectionError}
+        assert {type(error) for error in failed} == {NoChannel}
         assert 50 < len(failed) < 60
         assert not link.lost.done()
         await next(each for each in opened if isinstance(each, Channel)).close()
@@ -458,29 +511,6 @@ async def test_a_channel_that_is_asked_for_while_the_link_closes_is_none(amqp_ur
     assert isinstance(error, ConnectionError)
 
 
-class Stuck:
-    """A channel whose frames nobody takes from the queue of the client library any more."""
-
-    def __init__(self) -> None:
-        self.connection = self
-        self.number = 1
-        self.channels = {1: self}
-        self.write_queue: asyncio.Queue[object] = asyncio.Queue(10)
-        self.closing = asyncio.get_running_loop().create_future()
-
-
-async def test_what_nothing_takes_any_more_is_not_waited_for_once_its_channel_closes() -> None:
-    channel: Any = Stuck()
-    writer = FrameWriter(channel)
-    writer.write([b"frame"] * 10)
-    writer.write([b"x" * WRITE_BYTES] * 20)
-    flushed = asyncio.ensure_future(writer.flushed())
-    await asyncio.wait([flushed], timeout=0.1)
-    assert not flushed.done()
-    channel.closing.set_result(None)
-    await soon(flushed)
-
-
 async def test_what_is_asked_and_not_awaited_may_fail_without_a_word() -> None:
     async def fail() -> None:
         raise ConnectionError("the link is lost")
@@ -492,3 +522,53 @@ async def test_what_is_asked_and_not_awaited_may_fail_without_a_word() -> None:
     asked.clear()
     gc.collect()
     assert not said
+
+
+async def test_a_cancellation_while_a_channel_closes_is_neither_lost_nor_costs_the_connection(
+    amqp_url: str,
+) -> None:
+    """The client library drops it, or closes the channel a second time, which the broker takes amiss. What keeps a
+    limit went on after that, and whoever left its block waited for ever."""
+    link = await Link.open([amqp_url], "test", 10.0)
+    try:
+        for turns in range(40):
+            closing = asyncio.create_task(close_channel(await link.open_channel()))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await asyncio.sleep(turns % 2 * turns / 40_000)
+            is_cancelled = closing.cancel()
+            await asyncio.wait([closing])
+            assert closing.cancelled() == is_cancelled, turns
+        assert not link.lost.done()
+    finally:
+        await link.close()
+
+
+async def test_a_link_that_is_lost_with_a_question_that_was_given_up_says_so(amqp_url: str) -> None:
+    """The client library closes the channel of such a question, and says of that only that it was closed."""
+    link = await Link.open([amqp_url], "test", 10.0)
+    try:
+        asked = asyncio.create_task(guard(link.inbox.basic_qos(prefetch_count=0)))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        asked.cancel()
+        reason = await soon(link.lost)
+        assert reason == "a channel was closed by this side: a question over it was cancelled, or had no answer"
+    finally:
+        await link.close()
+
+
+@pytest.mark.parametrize("error", [None, ConnectionError, RuntimeError])
+async def test_a_cancellation_that_becomes_another_error_is_one_still(error: type[Exception] | None) -> None:
+    async def operation() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            if error is not None:
+                raise error from None
+
+    task = asyncio.create_task(guard(operation()))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()

@@ -12,7 +12,9 @@ from aio_pika import Message
 from aio_pika.abc import AbstractQueue
 
 import atasks
+from atasks import atask
 from atasks.testing import soon, until
+from atasks.transport.backends.amqp.broker import early_calls
 from atasks.transport.backends.amqp.broker.early_calls import move_early_calls
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
@@ -20,6 +22,21 @@ from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.amqp.peer import Peer
 
 pytestmark = pytest.mark.usefixtures("amqp_leaks")
+
+
+begun: list[int] = []
+release = asyncio.Event()
+
+
+@atask(delivery="at_most_once")
+async def once() -> int:
+    begun.append(1)
+    await release.wait()
+    return 1
+
+
+@atask
+async def idle() -> None: ...
 
 
 class SlowOutbox:
@@ -34,6 +51,9 @@ class SlowOutbox:
             self.outbox.put(message)
         else:
             self.kept.append(message)
+
+    def room(self) -> None:
+        """There is always some."""
 
 
 @asynccontextmanager
@@ -67,6 +87,7 @@ async def test_a_call_that_the_work_queue_refuses_once_gets_there(amqp_url: str,
         message = await work.get(fail=False)
         assert message is not None, "it is lost, or waits for a worker that is there"
         assert message.body == b"a call"
+        assert not message.headers, "nobody takes it for one that may be there twice"
         assert await work.get(fail=False) is None, "it is there once"
         with pytest.raises(Exception, match="NOT_FOUND"):
             await peer.channel.get_queue(early.name)
@@ -113,6 +134,50 @@ async def test_a_mover_that_stops_waits_for_no_other_of_its_link(amqp_url: str, 
         assert not moving.done()
         outbox.kept[0].refused()
         await soon(moving)
+        assert await work.get(fail=False) is not None
+        await work.delete()
+
+
+async def test_a_call_that_its_mover_left_in_both_queues_runs_once(amqp_url: str, prefix: str) -> None:
+    """A mover dies when the work queue has the call, and before the early queue hears of that."""
+    begun.clear()
+    release.clear()
+    async with atasks.connect(amqp_url, prefix=prefix) as transport:
+        assert isinstance(transport, AMQPTransport)
+        handle = await once.submit()
+        async with Peer.connect(amqp_url, prefix, "default") as mover:
+            work, early = await _queues(transport, mover)
+            message = await early.get()
+            await mover.channel.default_exchange.publish(message, work.name)
+        async with (
+            atasks.serve(amqp_url, prefix=prefix, concurrency=1),
+            atasks.serve(amqp_url, prefix=prefix, concurrency=1),
+            Peer.connect(amqp_url, prefix, "default") as peer,
+        ):
+            await until(lambda: begun)
+            with pytest.raises(Exception, match="NOT_FOUND"):
+                while True:
+                    await peer.channel.get_queue(early.name)
+                    await asyncio.sleep(0.05)
+            await soon(idle())
+            release.set()
+            assert await soon(handle) == 1
+    assert begun == [1]
+
+
+async def test_a_queue_in_the_place_of_the_lock_is_told_of(
+    amqp_url: str, prefix: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not exclusive stays until somebody deletes it, and nobody can move the calls until then."""
+    monkeypatch.setattr(early_calls, "TELL_SECONDS", 0.0)
+    async with _two_movers(amqp_url, prefix) as (first, _, peer, work, _):
+        lock = f"{prefix}.run.default.early:default"
+        await peer.channel.declare_queue(lock, durable=True)
+        moving = asyncio.create_task(_move(first, first.session.outbox))
+        await until(lambda: lock in caplog.text)
+        await peer.channel.queue_delete(lock)
+        await soon(moving)
+        assert caplog.text.count(lock) == 1
         assert await work.get(fail=False) is not None
         await work.delete()
 

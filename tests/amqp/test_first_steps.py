@@ -146,12 +146,12 @@ async def test_a_deadline_of_a_branch_counts_from_when_it_is_called(site: Site, 
 
     @site.atask(resume=True)
     async def parent() -> list[int]:
-        return await asyncio.gather(*(fan.step.options(timeout=0.5)(n) for n in range(3)))
+        return await asyncio.gather(*(fan.step.options(timeout=2.0)(n) for n in range(3)))
 
     async with site.open():
         call = asyncio.create_task(parent())
         await until(lambda: openings.begun)
-        await asyncio.sleep(0.7)
+        await asyncio.sleep(2.2)
         openings.gate.set()
         assert await soon(call) == [0, 1, 2]
 

@@ -51,7 +51,7 @@ async def test_a_program_that_ends_at_once_loses_nothing(broker: Broker, prefix:
         subprocess.run,
         [sys.executable, "program.py", broker.url, prefix],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": root, "PYTHONASYNCIODEBUG": ""},
         capture_output=True,
         text=True,
         timeout=60,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from atasks.testing import Site, soon
+from atasks.testing import Site, soon, until
 from tests.amqp.conftest import NewTransport
 from tests.brokers.base import Broker
 
@@ -50,3 +50,31 @@ async def test_long_calls_move_to_leases_and_run_once(
         assert await soon(asyncio.gather(*calls)) == list(range(5))
         assert sorted(runs) == list(range(5))
         await soon(_until_in(controllable_broker, f"{prefix}.l.", 0))
+
+
+async def test_calls_move_to_leases_if_another_one_of_their_message_goes_back(
+    new_transport: NewTransport, controllable_broker: Broker, prefix: str
+) -> None:
+    """If their worker died with the message, the one that went back would be delivered twice."""
+    site = Site(new_transport)
+    gate = asyncio.Event()
+
+    @site.atask(batch=2)
+    async def work(number: int) -> int:
+        await gate.wait()
+        return number
+
+    async with site.open(concurrency=1):
+        calls = [asyncio.create_task(work(number)) for number in range(2)]
+        await until(lambda: site.worker.unstarted == 1, "the message has come")
+        draining = asyncio.create_task(site.worker.drain(60))
+        try:
+            await soon(_until_in(controllable_broker, f"{prefix}.l.", 1))
+            await soon(_until_in(controllable_broker, f"{prefix}.q.", 1))  # the one that went back
+        finally:
+            gate.set()
+        assert await soon(calls[0]) == 0
+        await soon(draining)
+        calls[1].cancel()
+        await asyncio.wait(calls)
+    site.close()

@@ -68,16 +68,25 @@ class Calls:
         state = await self.transport.session.link.queue_state(self.queue)
         return None if state is None else state[0]
 
+    async def noted(self) -> None:
+        """Return when the journal has the reply of the first step."""
+        async with asyncio.timeout(60):
+            while await self.messages() != 2:
+                await asyncio.sleep(0.02)
+
 
 async def test_a_journal_does_not_expire_while_a_worker_has_its_call(new_transport: NewTransport) -> None:
     calls = Calls(new_transport)
     site = calls.site
     async with site.open(serve=False):
-        await site.serve(queues=["steps"])
+        steps = await site.serve(queues=["steps"])
         first = await site.serve(queues=["default"])
         running = asyncio.create_task(calls.parent())
         await until(lambda: calls.steps, "the first step")
-        await asyncio.sleep(2 * KEEP)
+        await asyncio.sleep(3 * KEEP)  # a look at it meanwhile would be a use
+        assert await calls.messages() == 2
+        await steps.drain(0)  # which remembers that call
+        await site.serve(queues=["steps"])
         await site.serve(queues=["default"])
         await first.drain(0)
         calls.go_on.set()
@@ -95,8 +104,7 @@ async def test_a_call_whose_journal_expired_while_it_waited_begins_anew(new_tran
         first = await site.serve(queues=["default"])
         running = asyncio.create_task(calls.parent())
         await until(lambda: calls.steps, "the first step")
-        await asyncio.sleep(0.3)
-        assert await calls.messages() == 2
+        await calls.noted()
         await first.drain(0)
         await asyncio.sleep(KEEP)  # a look at it would be a use
         while await calls.messages() is not None:
@@ -146,7 +154,7 @@ async def test_a_journal_that_is_lost_between_two_steps_is_declared_again(new_tr
         first = await site.serve(queues=["default"])
         running = asyncio.create_task(calls.parent())
         await until(lambda: calls.steps, "the first step")
-        await asyncio.sleep(0.3)
+        await calls.noted()
         transport = first.transport
         assert isinstance(transport, AMQPTransport)
         assert transport.session.link is not None
@@ -200,7 +208,7 @@ async def test_a_journal_whose_call_ends_while_its_node_is_down_goes_when_the_no
         transport.journals.drop("dropped")
         await transport.journals.flushed()
         node.is_down = False
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await link.queue_state(topology.kept("dropped")) is not None:  # which is a use: it stays
                 await asyncio.sleep(0.1)
             while await link.queue_state(topology.lock("dropped")) is not None:

@@ -165,5 +165,6 @@ def test_longest_names_fit() -> None:
         topology.queue_key(queue),
         topology.new_reply_queue("u" * 255),
         Topology("p" * 100, "n" * 99).kept_steps(f"{'0' * 32}.1000"),
+        Topology("p" * 100, "n" * 99).lock("0" * 32),
     ]
     assert max(len(name.encode()) for name in names) <= 255

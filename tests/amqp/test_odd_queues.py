@@ -6,18 +6,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 import pytest
 from aio_pika import Message
+from aio_pika.abc import AbstractIncomingMessage
 from msgspec import msgpack
 
 import atasks
 from atasks import Limit, atask
+from atasks.errors import QueueMismatch
 from atasks.submitted import schedules
+from atasks.submitted.submit import unique_id
 from atasks.testing import soon, until
+from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.amqp.peer import Peer
+from tests.pace import keeping_pace
 
 pytestmark = pytest.mark.usefixtures("amqp_leaks")
 
@@ -180,11 +184,11 @@ async def test_a_schedule_of_a_year_ago_is_looked_at_in_no_time(amqp_url: str, p
         await _publish(peer, f"{prefix}.schedules.default", msgpack.encode((1000, table)))
         await atasks.schedule("another", note, [2], every=0.2)
         slowest = 0.0
-        until_then = time.monotonic() + 3
-        while time.monotonic() < until_then:
-            since = time.monotonic()
-            await number(1)
-            slowest = max(slowest, time.monotonic() - since)
+        async with keeping_pace() as pace:
+            while pace.seconds < 3:
+                since = pace.seconds
+                await number(1)
+                slowest = max(slowest, pace.seconds - since)
         assert slowest < 2
         await until(lambda: len(noted) > 100)
 
@@ -213,6 +217,53 @@ async def test_what_lies_before_a_work_queue_is_moved_whatever_it_is(
                     await asyncio.sleep(0.05)
 
 
+OTHERS: dict[str, Any] = {
+    "quorum": {"durable": True, "arguments": {"x-queue-type": "quorum"}},
+    "stream": {"durable": True, "arguments": {"x-queue-type": "stream"}},
+    "exclusive": {"exclusive": True},
+    "with another length": {"durable": True, "arguments": {"x-max-length": 5}},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+async def test_a_queue_of_others_in_the_place_of_an_early_one(
+    amqp_url: str, prefix: str, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RabbitMQ closes the connection of who gets a message from a stream, or deletes a quorum queue if it is
+    empty: so such a queue would cost each worker one connection after the other."""
+    noted.clear()
+    async with Peer.connect(amqp_url, prefix, "default") as peer:
+        early = await peer.channel.declare_queue(f"{peer.work_queue()}.early", **OTHERS[name])
+        await _publish(peer, early.name, b"junk")
+        async with atasks.serve(amqp_url, prefix=prefix) as worker:
+            assert isinstance(worker.transport, AMQPTransport)
+            link = worker.transport.session.link
+            await until(lambda: "calls that wait for queue 'default' could not be moved to it" in caplog.text)
+            assert early.name in caplog.text, "a person sees which queue"
+            assert await soon(number(3)) == 3
+            assert worker.transport.session.link is link
+        await early.delete(if_unused=False, if_empty=False)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"x-expires": 60_000}, {"x-expires": 77_777}], ids=str)
+async def test_a_queue_of_another_type_in_the_place_of_a_record(
+    amqp_url: str, prefix: str, arguments: dict[str, Any]
+) -> None:
+    """An empty record of another time is deleted by the next one that submits with the `unique` key. The broker
+    would close the connection over this queue, again and again."""
+    quorum = {"x-queue-type": "quorum", **arguments}
+    async with atasks.serve(amqp_url, prefix=prefix) as worker, Peer.connect(amqp_url, prefix, "default") as peer:
+        assert isinstance(worker.transport, AMQPTransport)
+        session = worker.transport.session
+        link, name = session.link, session.topology.kept(unique_id(number.name, "a-key"))
+        queue = await peer.channel.declare_queue(name, durable=True, arguments=quorum)
+        with pytest.raises(QueueMismatch, match="delete the queue"):
+            await soon(number.options(unique="a-key", keep=60).submit(1))
+        assert session.link is link
+        await queue.delete(if_unused=False, if_empty=False)
+        assert await soon(await soon(number.options(unique="a-key", keep=60).submit(2))) == 2
+
+
 async def test_a_message_in_the_definition_of_a_limit_is_taken_away(amqp_url: str, prefix: str) -> None:
     """Unacknowledged it would have the broker close the channel, half an hour later, and so on for ever."""
     limit = Limit("bank", at_once=2)
@@ -226,6 +277,54 @@ async def test_a_message_in_the_definition_of_a_limit_is_taken_away(amqp_url: st
     async with Peer.connect(amqp_url, prefix, "default") as peer:
         queue = await peer.channel.get_queue(f"{prefix}.limit.default.bank")
         assert queue.declaration_result.message_count == 0, "they were acknowledged"
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["empty", "with a message"])
+async def test_a_stream_in_the_place_of_the_schedules_is_told_of(
+    amqp_url: str, prefix: str, written: bool
+) -> None:
+    """A stream keeps what is acknowledged, so nobody would ever have the table alone."""
+    async with Peer.connect(amqp_url, prefix, "default") as peer, atasks.connect(amqp_url, prefix=prefix):
+        name = f"{prefix}.schedules.default"
+        queue = await peer.channel.declare_queue(name, durable=True, arguments={"x-queue-type": "stream"})
+        if written:
+            await _publish(peer, name, b"junk")
+        for _ in range(2):
+            with pytest.raises(QueueMismatch, match=r"schedules\.default"):
+                await soon(atasks.schedule("a-name", number, [1], every=30))
+            with pytest.raises(QueueMismatch, match=r"schedules\.default"):
+                await soon(atasks.schedules())
+        await queue.delete(if_unused=False, if_empty=False)
+        await soon(atasks.schedule("a-name", number, [1], every=30))
+        assert [item.name for item in await soon(atasks.schedules())] == ["a-name"]
+        await soon(atasks.unschedule("a-name"))
+
+
+async def _keep(message: AbstractIncomingMessage) -> None: ...
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["gone", "there again"])
+async def test_schedules_that_are_deleted_while_their_turn_is_waited_for_are_declared_anew(
+    amqp_url: str, prefix: str, there: bool
+) -> None:
+    name = f"{prefix}.schedules.default"
+    async with Peer.connect(amqp_url, prefix, "default") as peer, atasks.connect(amqp_url, prefix=prefix):
+        await soon(atasks.schedule("first", number, [1], every=30))
+        queue = await peer.channel.get_queue(name)
+        arguments: Any = {"x-queue-type": "classic", "x-single-active-consumer": True}
+        await queue.consume(_keep)  # and nobody else has it
+        waiting = [
+            asyncio.create_task(atasks.schedule("second", number, [2], every=30)),
+            asyncio.create_task(atasks.schedules()),
+        ]
+        while (await peer.channel.declare_queue(name, passive=True)).declaration_result.consumer_count < 3:
+            await asyncio.sleep(0.05)
+        await queue.delete(if_unused=False, if_empty=False)
+        if there:
+            await peer.channel.declare_queue(name, durable=True, arguments=arguments)
+        await soon(asyncio.gather(*waiting))
+        assert [item.name for item in await soon(atasks.schedules())] == ["second"]
+        await soon(atasks.unschedule("second"))
 
 
 def test_a_schedule_says_what_is_wrong_with_it() -> None:

@@ -204,7 +204,7 @@ CASES: dict[str, tuple[Callable[[], Pipeline[..., Any, Any]], tuple[Any, ...], A
     "bound arguments": (lambda: stage(square) | scaling(bind=bind(10, plus=1)), (3,), 91),
     "by name": (lambda: stage(square) | scaling(bind=bind(10, 2), param_name="plus"), (3,), 29),
     "skipped items that take too long": (
-        lambda: flat_map(upto) | map(slow_at_three, timeout=0.2, skip_errors=True),
+        lambda: flat_map(upto) | map(slow_at_three, timeout=1.0, skip_errors=True),
         (5,),
         [0, 1, 2, 4],
     ),
@@ -266,9 +266,9 @@ FAILURES: dict[str, tuple[Callable[[], Pipeline[..., Any, Any]], type[Exception]
     "a result that cannot be encoded": (lambda: stage(square) | stage(unencodable), EncodeError, "unencodable"),
     "a branch over what has no items": (lambda: stage(square) | flat_map(as_int), TypeError, "as_int"),
     "an item that takes too long": (
-        lambda: flat_map(upto) | map(slow_at_three, timeout=0.2),
+        lambda: flat_map(upto) | map(slow_at_three, timeout=1.0),
         TimeoutError,
-        "'slow_at_three' took longer than its timeout of 0.2 s",
+        "'slow_at_three' took longer than its timeout of 1.0 s",
     ),
     "an abort among errors that are skipped": (
         lambda: flat_map(upto) | map(aborts_at_three, skip_errors=True) | collect(),

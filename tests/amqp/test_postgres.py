@@ -355,11 +355,12 @@ async def test_a_call_that_was_not_delivered_before_waits_for_no_database(
     async with atasks.serve(amqp_url, **options) as worker, atasks.connect(amqp_url, **options):
         transport: Any = worker.transport
 
-        async def has_ended(call: Call, *, patient: bool) -> bool:
+        async def has_ended(_: object, call: Call, *, patient: bool) -> bool:
             looks.append(patient)
             return False
 
-        monkeypatch.setattr(transport.serving.station.store, "has_ended", has_ended)
-        assert await soon(await double.options(delay=0.1).submit(4)) == 8
+        # That of all links: a busy machine may lose one.
+        monkeypatch.setattr(type(transport.serving.station.store), "has_ended", has_ended)
+        assert await soon(await double.options(delay=1.0).submit(4)) == 8
     assert len(looks) >= 2
     assert not any(looks)

@@ -18,7 +18,7 @@ from atasks import ATask, MsgpackCodec, NoWorker, current_call, serve, sleep
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.broker.link import Link
-from tests.amqp.journals import gone, has_spares, holds, journal_queue, messages_in
+from tests.amqp.journals import bodies_in, gone, has_spares, holds, journal_address, journal_queue, messages_in
 from tests.amqp.peer import Peer
 from tests.broker import Broker
 
@@ -100,22 +100,23 @@ async def test_a_call_that_has_ended_is_answered_when_its_message_comes_again(si
         running = asyncio.create_task(calls.parent())
         await soon(calls.made_step.wait())
         (child,), (parent,) = calls.made, calls.parents
-        queue = journal_queue(site, parent)
+        queue, address = journal_queue(site, parent), journal_address(site, parent)
         payload = msgspec.msgpack.encode([[7], {}])
         await site.serve()  # this worker does not remember that call
         await site.worker.drain(0)  # and the caller of both of them goes on there
         await until(lambda: len(calls.parents) == 2, "the call goes on at the other worker")
         again = [CALL, 1, child, "step", payload, "msgpack", None, 0, 2, 3, 0, 1]
-        answers = await peer.listen(f"{queue}:steps")
-        await peer.send(again, reply_to=f"{queue}:steps")
-        ((tag, _, call_id, status, *_),) = msgspec.msgpack.decode((await soon(answers.get())).body)
+        await soon(holds(site, queue, 2))  # the note that the call is sent, and its reply
+        await peer.send(again, reply_to=address)
+        await soon(holds(site, queue, 3))
+        ((tag, _, call_id, status, *_),) = msgspec.msgpack.decode((await bodies_in(site, queue))[-1])
         assert (tag, call_id, status) == (REPLY, child, VALUE)
         assert calls.made == [child], "the journal says that it has ended"
         calls.go_on.set()
         assert await soon(running) == 7
         site.workers.remove(site.worker)
         await soon(gone(site, queue))
-        await peer.send(again, reply_to=f"{queue}:steps")
+        await peer.send(again, reply_to=address)
         await sleep(0.3)
         assert calls.made == [child], "nobody is to have its reply"
 
@@ -224,16 +225,15 @@ async def test_a_reply_that_comes_after_the_journal_was_read_is_found(site: Site
 async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(
     controllable_broker: Broker, prefix: str
 ) -> None:
-    """Steps that ask while it is opened again share that. In the end no lock and no binding is at the broker."""
+    """Steps that ask while it is opened again share that. In the end no lock and no journal is at the broker."""
     site = Site(lambda namespace: AMQPTransport(controllable_broker.url, namespace, prefix=prefix))
     MsgpackCodec(site.namespace)
     begun, cut = asyncio.Event(), asyncio.Event()
 
     def left() -> list[str]:
-        """The locks and journals at the broker, and the keys of the bindings of journals."""
+        """The locks and journals at the broker."""
         queues = [queue.name for queue in controllable_broker.queues()]
-        keys = [key for key in controllable_broker.keys(f"{prefix}.control") if key.endswith(":steps")]
-        return [name for name in queues if name.startswith((f"{prefix}.lock.", f"{prefix}.run."))] + keys
+        return [name for name in queues if name.startswith((f"{prefix}.lock.", f"{prefix}.run."))]
 
     @site.atask(name="step")
     async def step(n: int) -> int:
@@ -252,7 +252,7 @@ async def test_a_journal_is_opened_again_over_the_next_link_and_leaves_nothing(
         running = asyncio.create_task(parent())
         await soon(begun.wait())
         found = await asyncio.to_thread(left)
-        assert len(found) == 4, found  # a lock, a journal, and two bindings
+        assert len(found) == 2, found
         assert transport.session.link is not None
         transport.session.link.lose("cut")
         await until(
@@ -333,12 +333,15 @@ async def test_a_journal_is_dropped_when_its_first_opening_was_cancelled(
     async with serve(amqp_url, prefix=prefix) as worker:
         transport: Any = worker.transport
         journals, link, topology = transport.journals, transport.session.link, transport.session.topology
-        declare, declaring = link.declare_queue, asyncio.Event()
+        declare, declaring, declared = link.declare_queue, asyncio.Event(), asyncio.Event()
 
         async def declare_later(*args: Any, **options: Any) -> Any:
             declaring.set()
             await asyncio.sleep(0.2)
-            return await declare(*args, **options)
+            try:
+                return await declare(*args, **options)
+            finally:
+                declared.set()
 
         monkeypatch.setattr(link, "declare_queue", declare_later)
         opening = asyncio.create_task(journals.open("cancelled", "call"))
@@ -346,13 +349,14 @@ async def test_a_journal_is_dropped_when_its_first_opening_was_cancelled(
         opening.cancel()
         journals.drop("cancelled")
         await asyncio.wait([opening])
-        await asyncio.sleep(0.5)
+        await soon(declared.wait())
         await journals.flushed()
-        assert await link.queue_state(topology.kept("cancelled")) is None
-        assert await link.queue_state(topology.lock("cancelled")) is None
+        for name in (topology.kept("cancelled"), topology.lock("cancelled")):
+            while await link.queue_state(name) is not None:  # the test's own deadline ends it
+                await asyncio.sleep(0.05)
 
 
-async def test_a_journal_that_is_left_without_a_link_waits_for_none_and_is_let_go_over_the_next_one(
+async def test_a_journal_that_is_dropped_without_a_link_waits_for_none_and_goes_over_the_next_one(
     controllable_broker: Broker, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect, may_connect = Link.open, asyncio.Event()
@@ -361,21 +365,21 @@ async def test_a_journal_that_is_left_without_a_link_waits_for_none_and_is_let_g
         await may_connect.wait()
         return await connect(*args)
 
-    def keys() -> list[str]:
-        return [key for key in controllable_broker.keys(f"{prefix}.control") if key.endswith(":steps")]
+    def is_there() -> bool:
+        return any(queue.name.startswith(f"{prefix}.run.") for queue in controllable_broker.queues())
 
     async with serve(controllable_broker.url, prefix=prefix) as worker:
         transport: Any = worker.transport
-        await transport.journals.open("left", "call")
-        assert len(await asyncio.to_thread(keys)) == 2  # of the journal, and of the reply queue
+        await transport.journals.open("dropped", "call")
+        assert await asyncio.to_thread(is_there)
         monkeypatch.setattr(Link, "open", connect_later)
         transport.session.link.lose("cut")
         await until(lambda: transport.session.link is None, "the link is lost")
-        transport.journals.leave("left")
-        async with asyncio.timeout(2):
+        transport.journals.drop("dropped")
+        async with asyncio.timeout(30):
             await transport.journals.flushed()
         may_connect.set()
-        while len(await asyncio.to_thread(keys)) != 1:
+        while await asyncio.to_thread(is_there):
             await asyncio.sleep(0.1)
     await asyncio.to_thread(controllable_broker.clear, prefix)
 

@@ -18,7 +18,7 @@ from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.worker.kept_calls import KeptCalls
 from atasks.wire import Call, Reply
-from tests.amqp.journals import empty, gone, holds, journal_queue, messages_in
+from tests.amqp.journals import empty, gone, holds, journal_address, journal_queue, messages_in
 from tests.amqp.peer import Peer
 
 CALL = 1
@@ -83,17 +83,21 @@ class TwoCopies:
                 await sleep(0.2)
         assert worker.holds(call_id)
 
-    def journal(self) -> str:
-        """The queue of the journal of the call that makes the call."""
+    def outer_id(self) -> str:
+        """The id of the call that makes the call."""
         (outer,) = (run.call for each in self.site.workers for run in each.runs if run.call.task == "outer")
-        return journal_queue(self.site, outer.id)
+        return outer.id
+
+    def journal(self) -> str:
+        """The queue of its journal."""
+        return journal_queue(self.site, self.outer_id())
 
     async def send_copy(self, attempt: int = 2) -> None:
         """Send a copy of the inner call to its queue."""
         (call_id,) = set(self.inner_ids)
         copy = [CALL, 1, call_id, "inner", msgspec.msgpack.encode([[], {}]), "msgpack", None, 0]
         copy += [attempt, 3, 0, 1]
-        reply_to = f"{self.journal()}:steps"
+        reply_to = journal_address(self.site, self.outer_id())
         properties = {"message_id": f"copy{next(self.numbers)}", "reply_to": reply_to}
         await self.peer.send(copy, queue=self.peer.work_queue("inner"), **properties)
 

@@ -79,12 +79,12 @@ async def _grant(peer: Peer, granted: bool = True, begun: bool = False) -> list[
 async def test_shortest_call(plain_site: Site, peer: Peer) -> None:
     async with plain_site.open():
         await peer.send(_call("my-id", "add", 1, b=2))
-        ((tag, version, call_id, status, payload, codec, worker, run_us, parked),) = await peer.answer()
+        ((tag, version, call_id, status, payload, codec, worker, run_us, parked, work_us),) = await peer.answer()
         assert (tag, version, call_id, status, codec) == (REPLY, 1, "my-id", VALUE, "msgpack")
         assert decode(payload) == 3
         assert worker == plain_site.worker.id
         assert run_us >= 0
-        assert parked is False
+        assert (parked, work_us) == (False, 0)
 
 
 async def test_call_with_every_field(plain_site: Site, peer: Peer) -> None:

@@ -16,7 +16,8 @@ from yarl import URL
 
 from atasks.errors import NotConnected
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard
 from atasks.transport.records.contract import GENERATION
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ class BrokerChecks:
             with suppress(*CLIENT_ERRORS):
                 if not channel.is_closed:
                     await guard(channel.queue_delete(name))
-                    await guard(channel.close())
+                    await close_channel(channel)
         return []
 
 

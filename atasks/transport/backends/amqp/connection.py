@@ -15,7 +15,8 @@ from atasks.errors import TransportError
 from atasks.outlast import shield
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error, server_name
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import guard
 from atasks.transport.backends.amqp.session import Session
 
 __all__ = ["BACKOFF", "Connection"]

@@ -1,9 +1,9 @@
 """Journals at the broker: a queue for each, which is read without being consumed.
 
-Replies of calls that a journal's call makes are published to the control exchange, by a key to which two queues
-are bound: that of the journal, and the reply queue of whoever runs its call. So one confirmed message is kept, and
-ends the await. The queue has, in any order, such replies, steps, and the ids of calls that were sent: those are
-published before the calls, so a later run asks the workers for a call of which it finds no reply.
+Replies to calls that a run makes are published to the queue of its journal, with a copy for the queue of the lock
+of that journal, where the run listens. So one confirmed message is kept, and ends the await. The journal has, in
+any order, such replies, steps, and the ids of calls that were sent: those are published before the calls, so a
+later run asks the workers for a call of which it finds no reply.
 
 The broker may have two copies of a call, which are given to two workers. The run of one of them works at the
 journal, for which it has a lock; that of the other waits until it can tell how the first one has ended.
@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
+from aiormq.abc import ConsumerCallback
 from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
@@ -26,12 +26,14 @@ from atasks import wire
 from atasks.errands import Errands
 from atasks.errors import AtasksError, UnknownRun
 from atasks.options import TaskOptions
-from atasks.outlast import shield
+from atasks.outlast import apart, shield
 from atasks.pauses import pauses
 from atasks.transport import journals
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
-from atasks.transport.backends.amqp.broker.link import Link, shielded
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import shielded
+from atasks.transport.backends.amqp.late_replies import LateReplies
 from atasks.transport.backends.amqp.locks import Locks
 from atasks.transport.journals import Elsewhere, Entries, Journals, lasts
 from atasks.transport.pending import PUT_OFF, Pending
@@ -47,8 +49,6 @@ T = TypeVar("T")
 
 logger = logging.getLogger("atasks.amqp")
 
-MAX_LATE: Final = 1000
-MAX_LATE_BYTES: Final = 16 * 2**20
 HERE_SECONDS: Final = 5.0
 """For so long after a reconnect a call is waited for that was in hand before."""
 HERE_PAUSE: Final = 0.05
@@ -70,6 +70,11 @@ class Caller(journals.Caller, Protocol):
 
     def suspect(self, pendings: Sequence[Pending]) -> None:
         """These calls may be lost: ask workers for them, and send again those that none has."""
+        ...
+
+    @property
+    def at_locks(self) -> ConsumerCallback:
+        """Takes messages from the queues of locks, whose consumers are named as their journals."""
         ...
 
 
@@ -112,9 +117,8 @@ class AMQPJournals(Journals):
         self._hastened: dict[str, tuple[Link, Awaitable[tuple[int, int] | None]]] = {}
         """Name of a journal that is about to be opened -> what the broker was asked for it, over that link."""
         self._down = asyncio.Semaphore(AT_ONCE_DOWN)
-        self._late: OrderedDict[str, Reply] = OrderedDict()
-        """Replies that nobody awaited when they came, while journals were open."""
-        self._late_bytes = 0
+        self._late = LateReplies()
+        """Those that came while journals were open."""
         self._notes: dict[str, _SentNote] = {}
         """Name -> the note that takes further ids."""
         self._errands = Errands("atasks journal")
@@ -141,7 +145,7 @@ class AMQPJournals(Journals):
         logger.debug("journal %s of call %s is open, with %d messages, %d read it", name, owner, ready, readers)
         self._open[name] = owner
         if self._keeper is None:
-            self._keeper = asyncio.create_task(self._keep(), name="atasks journals")
+            self._keeper = apart(self._keep(), "atasks journals")
         if readers and not ready:  # they may have all of it, or wait for something to come
             self._note(name)
         entries = await self._records.entries(name) if ready or readers else Entries()
@@ -172,20 +176,20 @@ class AMQPJournals(Journals):
         Returns (messages ready, readers). Raises Elsewhere, and one of `CLIENT_ERRORS`.
 
         `room` is held while the node is asked that has the journal."""
-        topology = self._session.topology
-        queue, lock = topology.kept(name), topology.lock(name)
+        queue = self._session.topology.kept(name)
         hastened = self._hastened.pop(name, None)
         await self._look_for(owner, link)
         declare = partial(self._declare_queue, name, link)
+        take = partial(self._take, name, link)
         if hastened is not None and hastened[0] is link:
             found = await hastened[1]
             if found not in (None, (0, 0)) and await link.queue_state(queue) is None:
                 raise Elsewhere(owner)  # the other run dropped it, and its lock, between the two questions
         else:
             async with room:
-                found = await self._locks.try_to_take(name, link, partial(declare, lock))
+                found = await self._locks.try_to_take(name, link, partial(_then, take, declare))
         if not found:
-            await self._locks.take(name, link, partial(link.lock, lock))
+            await self._locks.take(name, link, take)
             await self._look_for(owner, link)
             async with room:
                 state = await link.queue_state(queue)
@@ -203,32 +207,34 @@ class AMQPJournals(Journals):
             raise Elsewhere(owner)
         return ready, readers
 
-    async def _declare_queue(self, name: str, link: Link, lock: str = "") -> tuple[int, int]:
-        """Declare the queue of a journal, in the turn of its lock, and have its replies come here too."""
+    async def _take(self, name: str, link: Link, asked: Awaitable[bool] | None = None) -> bool:
+        """Take the lock of a journal, and have replies to the calls of its run come here. `asked`: the broker was
+        asked for it. False: another connection has it."""
+        lock = self._session.topology.lock(name)
+        if not await (asked or link.lock(lock)):
+            return False
+        link.listen(lock, name, self._caller.at_locks)
+        return True
+
+    async def _declare_queue(self, name: str, link: Link) -> tuple[int, int]:
+        """Declare the queue of a journal, in the turn of its lock."""
         self._unwanted.pop(name, None)
-        declared = link.declare_queue(*self._queue(name), lock=lock)
-        return await _both(declared, shielded(link.bind(*self._binding(name))))
+        return await link.declare_queue(*self._queue(name))
 
     def _declare_at_once(self, name: str, link: Link) -> Awaitable[tuple[int, int] | None] | None:
-        """Take the lock of a journal, and declare it at the same time, as `_declare_queue`: nobody else can have
-        ended its call, as long as nobody else has that lock. None: it cannot be asked for at once."""
-        if not link.has_spares(3):
+        """Take the lock of a journal, and declare it at the same time: nobody else can have ended its call, as
+        long as nobody else has that lock. None: it cannot be asked for at once."""
+        if not link.spares.has(2):
             return None
-        locked = link.lock_at_once(self._session.topology.lock(name))
+        asked = link.lock_at_once(self._session.topology.lock(name))
         declared = link.declare_at_once(*self._queue(name))
         self._unwanted.pop(name, None)
-        return shielded(_if_locked(locked, _both(declared, link.bind_at_once(*self._binding(name)))))
+        return shielded(_if_taken(shielded(self._take(name, link, asked)), declared))
 
-    def _queue(self, name: str) -> tuple[str, FieldTable, str, list[str]]:
-        """The queue of a journal: name, arguments, and by which keys of which exchange it is bound."""
+    def _queue(self, name: str) -> tuple[str, FieldTable]:
+        """The queue of a journal, and its arguments."""
         topology = self._session.topology
-        arguments = topology.kept_arguments(int(self._records.expires * 1000))
-        return topology.kept(name), arguments, topology.control, [topology.kept_steps(name)]
-
-    def _binding(self, name: str) -> tuple[str, str, str]:
-        """The reply queue, and by which key of which exchange the replies of a journal come to it."""
-        topology = self._session.topology
-        return self._session.reply_queue, topology.control, topology.kept_steps(name)
+        return topology.kept(name), topology.kept_arguments(int(self._records.expires * 1000))
 
     async def _look_for(self, call_id: str, link: Link) -> None:
         """Return when the call is here over this link: it comes again over another one. Raises Elsewhere;
@@ -244,12 +250,8 @@ class AMQPJournals(Journals):
     def heard(self, reply: Reply) -> None:
         """A reply has come that no await is for: an earlier run of a call may have made that call, and the run of
         it that is here asks for it later."""
-        if self._open and lasts(reply) and reply.id not in self._late:
-            self._late[reply.id] = reply
-            self._late_bytes += len(reply.payload)
-            while len(self._late) > MAX_LATE or self._late_bytes > MAX_LATE_BYTES:
-                _, dropped = self._late.popitem(last=False)
-                self._late_bytes -= len(dropped.payload)
+        if self._open and lasts(reply):
+            self._late.add(reply)
 
     def late(self, step: str) -> Reply | None:
         return self._late.get(step)
@@ -304,7 +306,7 @@ class AMQPJournals(Journals):
                 await self._find_again(name, owner)
 
     def _address(self, name: str) -> str:
-        return self._session.topology.kept_steps(name)
+        return self._session.topology.lock(name)
 
     async def _require_worker(self, options: TaskOptions) -> None:
         await self._caller.require_worker(self._session.queue_of(options))
@@ -337,14 +339,9 @@ class AMQPJournals(Journals):
         self._open.pop(name, None)
         self._hastened.pop(name, None)
         self._stop(name)
-        self._forget_late()
-        self._locks.give(name, partial(self._release, name, drop))
-
-    def _forget_late(self) -> None:
-        """Keep no late replies where no journal is open."""
         if not self._open:
             self._late.clear()
-            self._late_bytes = 0
+        self._locks.give(name, partial(self._release, name, drop))
 
     # -- life
 
@@ -357,22 +354,22 @@ class AMQPJournals(Journals):
                 pending.since = PUT_OFF
 
     def attach(self) -> None:
-        """There is another link: replies may have come to no reply queue meanwhile."""
+        """There is another link: replies may have come into journals alone meanwhile."""
         for name, owner in self._open.items():
             self._aside(name, self._catch_up(name, owner))
         self._release_rest()
 
     def _made(self, name: str) -> list[Pending]:
         """The calls of this journal that are awaited."""
-        address = self._session.topology.kept_steps(name)
+        address = self._session.topology.lock(name)
         return [pending for pending in self._session.pendings.values() if pending.address == address]
 
     async def _catch_up(self, name: str, owner: str) -> None:
         """End the awaits of calls whose replies are in the journal, and ask for the others; or end the run, if
-        another worker has its call. What calls answer comes here meanwhile, even if the journal is away."""
-        entries, session = Entries(), self._session
+        another worker has its call. While the journal is away, what calls answer comes here, from when this link
+        has the lock."""
+        entries = Entries()
         try:
-            await session.links.do(lambda link: self._locks.ask(name, partial(link.bind, *self._binding(name))))
             entries = await self.open(name, owner)
         except Elsewhere:
             self._moved(owner)
@@ -421,8 +418,8 @@ class AMQPJournals(Journals):
         note.ids += call_ids
 
     async def _release(self, name: str, drop: bool, taken: Link | None) -> bool:
-        """Delete the journal, if it is to be dropped, want its replies here no more, and give back its lock, which
-        was taken over that link, if it was. What cannot be done now is done later."""
+        """Delete the journal, if it is to be dropped, and give back its lock. What cannot be done now is done
+        later. `taken`: the link over which the lock was taken, if it was."""
         topology, link = self._session.topology, self._session.link
         try:
             if link is None or link.lost.done():
@@ -430,11 +427,8 @@ class AMQPJournals(Journals):
             if drop:
                 await link.delete_queue(topology.kept(name))
                 logger.debug("journal %s is dropped", name)
-            try:
-                await link.unbind(*self._binding(name))
-            finally:
-                if taken is link:
-                    await link.delete_queue(topology.lock(name))
+            if taken is link:
+                await link.unlock(topology.lock(name), name)
         except CLIENT_ERRORS as error:
             logger.debug("journal %s cannot be let go now: %s", name, error)
             self._unwanted[name] = drop or self._unwanted.get(name, False)
@@ -461,21 +455,19 @@ class AMQPJournals(Journals):
                     await self._records.touch(name)
 
 
-async def _both(declared: Awaitable[tuple[int, int]], bound: Awaitable[None]) -> tuple[int, int]:
-    """Return what is known of a journal once the reply queue is bound too, which the broker does meanwhile."""
+async def _if_taken(taken: Awaitable[bool], declared: Awaitable[T]) -> T | None:
+    """Return what is known of a journal; None if another connection has its lock."""
     try:
         found = await declared
     except CLIENT_ERRORS:
-        await bound  # before it is undone
+        await taken  # before it is given back
         raise
-    await bound
-    return found
+    return found if await taken else None
 
 
-async def _if_locked(locked: Awaitable[bool], declared: Awaitable[T]) -> T | None:
-    """Return what is known of a journal; None if another connection has its lock."""
-    found = await declared
-    return found if await locked else None
+async def _then(take: Callable[[], Awaitable[bool]], declare: Callable[[], Awaitable[T]]) -> T | None:
+    """Take the lock of a journal, and declare it. None if another connection has the lock."""
+    return await declare() if await take() else None
 
 
 class _SentNote(Outgoing):

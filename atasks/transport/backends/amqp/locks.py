@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from aiormq.exceptions import ChannelLockedResource
-
 from atasks.errands import Errands
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.link import Link, shielded
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import shielded
 
 __all__ = ["Locks"]
 
@@ -49,7 +48,7 @@ class Locks:
             await asyncio.sleep(pause)
 
     async def try_to_take(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
-        """Take this lock over the link by `declare()`, which may declare what it guards in the same round trip.
+        """Take this lock over the link by `declare()`, which may declare what it guards too.
         Returns what that returns, which is true; else another connection has the lock, and nothing is declared.
         Raises what that raises. If the await is cancelled, or raises, `give` it."""
         async with self._room:
@@ -94,10 +93,7 @@ class Locks:
 
     async def _try(self, name: str, link: Link, declare: Callable[[], Awaitable[T]]) -> T | None:
         self._held[name] = link  # the broker may have given it even if `declare` raises
-        try:
-            found = await declare()
-        except ChannelLockedResource:
-            found = None
+        found = await declare()
         if not found:
             del self._held[name]
         return found

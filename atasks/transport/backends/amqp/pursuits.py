@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
@@ -63,7 +64,7 @@ class Pursuits:
                 yield
                 return
             pending.since += left
-            due = loop.call_later(left, stack.enter_context, session.following(pending))
+            due = loop.call_later(left, stack.enter_context, session.following(pending), context=Context())
             try:
                 yield
             finally:

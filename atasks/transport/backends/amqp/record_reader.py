@@ -7,16 +7,18 @@ back as they were, and the next reader has its turn.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from atasks.errors import CallConnectionLost
+from atasks.outlast import Within
 from atasks.pauses import pauses
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, is_down
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.errors import is_down
+from atasks.transport.backends.amqp.broker.frames import first_of
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import close_quietly, guard, shielded
 from atasks.transport.records.contract import unknown_run
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class RecordReader:
         """The messages of a record or a journal, as they are; none if it is empty. Raises UnknownRun,
         CallConnectionLost. `may_be_empty`: its submitter may have died before it wrote anything."""
         try:
-            async with self._reading, asyncio.timeout(READ_SECONDS):
+            async with self._reading, Within(READ_SECONDS):
                 for pause in pauses(*EMPTY_PAUSES):
                     messages = await self._session.links.do(lambda link: self._read(link, call_id, may_be_empty))
                     if messages is not None:
@@ -90,7 +92,7 @@ class RecordReader:
                 if is_ours and not messages and (may_be_empty or looks >= EMPTY_LOOKS):
                     return []
                 patience = EMPTY_PAUSES[0] if may_be_empty or is_ours else LINE_SECONDS
-                await _wait(arrived, channel, None if messages else patience)
+                await first_of(asyncio.ensure_future(arrived.wait()), channel, None if messages else patience)
                 if channel.is_closed:
                     raise ConnectionError("the channel was closed over a read")
                 if not messages and not is_ours:
@@ -102,14 +104,4 @@ class RecordReader:
                 ) from error
             raise unknown_run(call_id) from None
         finally:
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
-
-
-async def _wait(arrived: asyncio.Event, channel: AbstractChannel, seconds: float | None) -> None:
-    """Return when a message has arrived, or the channel is closed, or after so many seconds; None: no limit."""
-    waiting = asyncio.ensure_future(arrived.wait())
-    try:
-        await asyncio.wait((waiting, channel.closing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        waiting.cancel()
+            await close_quietly(channel)

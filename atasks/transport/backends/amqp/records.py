@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from aiormq.abc import DeliveredMessage
@@ -30,7 +31,7 @@ from atasks.errors import (
 )
 from atasks.options import LONGEST_KEEP, TaskOptions
 from atasks.signing import SealError
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, differing
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.pursuits import Pursuits
 from atasks.transport.backends.amqp.record_message import RecordMessage
@@ -50,6 +51,8 @@ logger = logging.getLogger("atasks.amqp")
 MAX_OWNERS: Final = 10_000
 LEAST_MS: Final = 1000
 """For so long a record stays at least: its queue must not expire between its declaration and its first use."""
+MAX_TIMES: Final = 10
+"""Others that want a key may declare its record anew so often, while it is found out whether that is one."""
 HOLDER_SECONDS: Final = 3.0
 """Seconds in which a call that has the same key gets its record, if it gets one: many submit at once."""
 HOLDER_PAUSE: Final = 0.05
@@ -176,8 +179,8 @@ class AMQPRecords(Records):
             try:
                 if await self._links.do(declare):
                     break
-            except QueueMismatch:
-                if not is_unique or pause >= HOLDER_SECONDS:
+            except QueueMismatch as error:
+                if not is_unique or pause >= HOLDER_SECONDS or not await self._is_record(name, error):
                     raise
             await self._links.do(lambda link: link.delete_queue(name, if_empty=True))
             state = await self._links.do(lambda link: link.queue_state(name))
@@ -191,6 +194,22 @@ class AMQPRecords(Records):
         head = Kept(VERSION, call.id, queue, milliseconds)
         await self._publish(call.id, wire.encode([head, call]), name, exchange="")
         return True
+
+    async def _is_record(self, name: str, error: QueueMismatch) -> bool:
+        """Return True if what could not be declared is a record with another time. RabbitMQ closes the connection
+        of who deletes a queue of another type if it is empty."""
+        for _ in range(MAX_TIMES):
+            argument, value = differing(error) or ("", "")
+            if argument != "x-expires" or not value.isdigit():
+                return False
+            arguments = self._session.topology.kept_arguments(int(value))
+            try:
+                await self._links.do(partial(Link.declare_queue, name=name, arguments=arguments))
+            except QueueMismatch as other:
+                error = other
+            else:
+                return True
+        return False
 
     async def _holder(self, call_id: str, delay: float, kept: bool) -> str | None:
         """Take the `unique` key for this call. The id of the one that has it, if it is taken.

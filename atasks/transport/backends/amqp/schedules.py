@@ -24,15 +24,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 from aiormq import Channel
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 from msgspec import Meta
 from pamqp.commands import Basic
 
 from atasks.arrays import UNREADABLE
 from atasks.signing import SealError
 from atasks.tracking.queries import LookAtSchedules, encode
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import close_quietly, guard, shielded
 from atasks.transport.backends.amqp.seals import Opened
 from atasks.transport.schedules import Look, Schedules
 from atasks.wire import CONTENT_TYPE, VERSION, Query
@@ -96,10 +97,11 @@ class AMQPSchedules(Schedules):
         self._require_serve()
 
         async def look(link: Link) -> bytes:
-            if await link.queue_state(self._table) is None:
-                return b""
-            async with self._turn(link) as (_, found):
-                return found.content
+            while await link.queue_state(self._table) is not None:
+                with suppress(ChannelNotFoundEntity):  # it was deleted meanwhile
+                    async with self._turn(link) as (_, found):
+                        return found.content
+            return b""
 
         return await self._links.do(look)
 
@@ -107,17 +109,19 @@ class AMQPSchedules(Schedules):
         self._require_serve()
 
         async def change(link: Link) -> bool:
-            if await link.queue_state(self._table) is None:
-                await link.declare_queue(self._table, self._arguments())
-                await self._publish(0, b"")
-            async with self._turn(link) as (channel, found):
-                if found.content == new:  # deleted by this process, over a link that was lost
-                    return True
-                if found.content != old:
-                    return False
-                await self._publish(max(found.version, 0) % (MAX_VERSION - 1) + 1, new)
-                await channel.basic_ack(found.message.delivery_tag or 0)
-                return True
+            while True:
+                if await link.queue_state(self._table) is None:
+                    await link.declare_queue(self._table, self._arguments())
+                    await self._publish(0, b"")
+                with suppress(ChannelNotFoundEntity):  # it was deleted meanwhile
+                    async with self._turn(link) as (channel, found):
+                        if found.content == new:  # deleted by this process, over a link that was lost
+                            return True
+                        if found.content != old:
+                            return False
+                        await self._publish(max(found.version, 0) % (MAX_VERSION - 1) + 1, new)
+                        await channel.basic_ack(found.message.delivery_tag or 0)
+                        return True
 
         done = await self._links.do(change)
         if done:
@@ -143,7 +147,8 @@ class AMQPSchedules(Schedules):
     @asynccontextmanager
     async def _turn(self, link: Link) -> AsyncIterator[tuple[Channel, _Found]]:
         """Have the table for oneself. Anybody may put messages there: one of them counts, and the others are taken
-        away, a few at a time."""
+        away, a few at a time. A queue of another type, in which a message stays or comes to nobody, is refused
+        when nothing has come for a while. Raises ChannelNotFoundEntity if the queue is deleted meanwhile."""
         counts: list[_Found] = []
         arrived = asyncio.Event()
         has_turn = False
@@ -163,24 +168,28 @@ class AMQPSchedules(Schedules):
         channel = await link.open_channel()
         try:
             await guard(shielded(channel.basic_qos(prefetch_count=AT_A_TIME)))
-            await guard(shielded(channel.basic_consume(self._table, receive)))
+            channel.on_consumer_cancel_callbacks.add(lambda _: arrived.set())
+            consumed = await guard(shielded(channel.basic_consume(self._table, receive)))
             async with asyncio.timeout(TURN_SECONDS):
                 while True:
                     arrived.clear()
                     state = await guard(shielded(channel.queue_declare(self._table, passive=True)))
+                    if consumed.consumer_tag not in channel.consumers:  # the queue that is there is another one
+                        raise ChannelNotFoundEntity(f"queue {self._table!r} was deleted just now")
                     if counts and not state.message_count:
                         break
                     try:
                         async with asyncio.timeout(EMPTY_SECONDS):
                             await arrived.wait()
                     except TimeoutError:
+                        with suppress(ChannelAccessRefused):  # this one may only use the queue
+                            await link.declare_queue(self._table, self._arguments())
                         if not counts:
                             await self._publish(0, b"")
             has_turn = True
             yield channel, counts[0]
         finally:
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
+            await close_quietly(channel)
 
     def _read(self, message: DeliveredMessage) -> _Found:
         """The table in a message."""
@@ -293,8 +302,7 @@ class AMQPSchedules(Schedules):
         channel = self._channel
         self.detach()
         if channel is not None:
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
+            await close_quietly(channel)
 
     def leads(self, look: Look) -> bool:
         return self._held is not None and self._standing is look

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pamqp.commands import Basic
-
 from atasks import wire
+from atasks.transport.backends.amqp.broker.content import Properties
 from atasks.transport.backends.amqp.broker.outbox import Outbox
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.links import Links
@@ -113,7 +112,7 @@ class Session:
         reply_to: str | None = None,
     ) -> Outgoing:
         """A message for who listens by that routing key, under the seal of `key`. Nobody need be there."""
-        properties = Basic.Properties(
+        properties = Properties(
             content_type=CONTENT_TYPE, message_id=message_id or routing_key, reply_to=reply_to, delivery_mode=1
         )
         exchange = self.topology.control

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
@@ -16,9 +15,10 @@ from atasks.signing import SealError
 from atasks.tracking.steering import Purged
 from atasks.transport.backends.amqp.broker.acks import Acks
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
-from atasks.transport.backends.amqp.seals import UNSEALED, Opened
+from atasks.transport.backends.amqp.broker.questions import close_quietly, guard, shielded
+from atasks.transport.backends.amqp.seals import UNSEALED, Opened, content_type
 from atasks.transport.backends.amqp.worker.dead_letters import DeadLetter
 from atasks.transport.records.contract import base_of
 from atasks.wire import CONTENT_TYPE, Call, Reply
@@ -121,8 +121,7 @@ class Steering:
             await self._session.outbox.flushed()
             await acks.flushed()
         finally:  # messages that were neither acknowledged nor given back are in the queue again
-            with suppress(*CLIENT_ERRORS):
-                await guard(shielded(channel.close()))
+            await close_quietly(channel)
 
     async def _end(
         self, link: Link, queue: str, name: str, message: DeliveredMessage, acks: Acks, found: Purged
@@ -152,7 +151,8 @@ class Steering:
                 await self._store.finish(wire.purged(call, queue), key)
         elif reply_to not in (topology.nobody, topology.events, ""):
             replies = [wire.purged(call, queue) for call in calls]
-            answer = _Answer(replies, reply_to, topology.reply_exchange(reply_to), self._number(), key)
+            properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=self._number(), delivery_mode=2)
+            answer = _Answer(replies, *topology.way(reply_to, properties), properties, key)
             session.outbox.put(answer)
             if not await answer.told:
                 found.left += 1
@@ -173,7 +173,7 @@ class Steering:
 
 def _calls(message: DeliveredMessage, limit: int) -> list[Call]:
     """Return the calls of a message that have not ended. Raises DecodeError if there is anything else in it."""
-    if message.header.properties.content_type != CONTENT_TYPE:
+    if content_type(message) != CONTENT_TYPE:
         raise DecodeError("the content type is another one")
     calls = [item for item in wire.decode(message.body, limit) if isinstance(item, Call)]
     if not calls:
@@ -193,9 +193,10 @@ class _Answer(Outgoing):
 
     __slots__ = ("told",)
 
-    def __init__(self, replies: list[Reply], reply_to: str, exchange: str, number: str, key: str | None) -> None:
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=number, delivery_mode=2)
-        super().__init__(wire.encode(replies), reply_to, properties, exchange=exchange, key=key)
+    def __init__(
+        self, replies: list[Reply], exchange: str, routing_key: str, properties: Basic.Properties, key: str | None
+    ) -> None:
+        super().__init__(wire.encode(replies), routing_key, properties, exchange=exchange, key=key)
         self.told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True if the callers will hear of it, or are gone."""
 

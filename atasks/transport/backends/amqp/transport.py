@@ -9,10 +9,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
+from aiormq.abc import ConsumerCallback
 from aiormq.exceptions import ChannelInvalidStateError
 
 from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
-from atasks.options import Executor, TaskOptions, validate_queue, validate_seconds
+from atasks.options import EXECUTORS, Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.original import as_before
 from atasks.pauses import pauses
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
@@ -44,6 +45,7 @@ from atasks.transport.stream_receiver import StreamReceiver
 from atasks.wire import Call, Credit, Query, QueryAnswer, Reply
 
 if TYPE_CHECKING:
+    from atasks.codecs.pieces import Pieces
     from atasks.tracking.steering import DeadLetters, Purged
     from atasks.transport.backends.amqp.stored import StoredRecords
     from atasks.transport.server import Server
@@ -61,6 +63,8 @@ message."""
 CLOSE_SECONDS: Final = 5.0
 LEAVING_ERRORS: Final = (*CLIENT_ERRORS, TransportError)
 STAYS: Final = "queues of this process stay at the broker until they expire, since they could not be removed: %s"
+SPARES_OF_WORKER: Final = 2 + len(EXECUTORS) + 1
+"""Channels over which a worker declares the queues of its first work queue, and looks for the mark of a pause."""
 WHOLE_ATTEMPTS: Final = 3
 """The number of times that a worker tries to begin with all of its queues."""
 
@@ -84,6 +88,7 @@ class AMQPTransport(CallTransport):
 
     supports = CallTransport.supports | {"streams", "events", "reports"}
     redelivers: ClassVar[bool] = True
+    measures_work: ClassVar[bool] = True
 
     @as_before
     def __init__(
@@ -265,6 +270,8 @@ class AMQPTransport(CallTransport):
         self._epoch += 1
         session.max_message = MAX_MESSAGE_4 if link.server_version >= (4,) else MAX_MESSAGE_3
         self._limit(session.max_message)
+        if self._will_serve:  # while the reply queue is consumed
+            link.spares.add(SPARES_OF_WORKER)
         await self.calling.listen(link, self._epoch)
         await self._records.restore(link)
         if self.serving is not None:
@@ -342,6 +349,9 @@ class AMQPTransport(CallTransport):
 
     async def publish(self, call: Call) -> None:
         await self._events.publish(call)
+
+    def keep(self, payload: Pieces) -> bytes | Pieces:
+        return payload.still()
 
     def _room(self) -> asyncio.Future[None] | None:
         return self.session.outbox.room()
@@ -458,20 +468,24 @@ class AMQPTransport(CallTransport):
     async def _begin(self, serving: Serving, link: Link) -> None:
         """Declare and consume for the first time. If the connection is lost over it, do it over the next one, for
         `timeout` seconds: RabbitMQ 3.10 closes the connection (541) of who consumes a quorum queue that another
-        worker has just declared. A queue that fails again and again is left out."""
+        worker has just declared. A queue that fails again and again is left out, and so is one about which the
+        broker does not answer: that takes long, so a worker that has left out one more tries again in any case."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self.session.timeout
+        left_out = 0
         for attempt, pause in enumerate(pauses(*BACKOFF), 1):
             try:
                 await serving.resume(link)
                 return
             except (ConnectionError, TimeoutError, ChannelInvalidStateError) as error:
-                if loop.time() >= until:
+                before, left_out = left_out, len(serving.unavailable)
+                if loop.time() >= until and left_out <= before:
                     raise
                 logger.warning("worker %s cannot serve yet: %s", serving.worker.id, error)
                 serving.suspend()
-                if attempt < WHOLE_ATTEMPTS:
+                if attempt < WHOLE_ATTEMPTS and not isinstance(error, TimeoutError):
                     serving.unavailable.forgive()
+                    left_out = 0
                 self._connection.lose(link, f"serving failed: {error}")
             await asyncio.sleep(pause)
             link = await self._connection.link()
@@ -508,10 +522,10 @@ class AMQPTransport(CallTransport):
                     await self.serving.acknowledged()
                 await self._journals.flushed()
         except TimeoutError:
-            logger.error(
-                "%d messages could not be sent before the transport closed: they are dropped",
-                len(self.session.outbox),
-            )
+            if left := len(self.session.outbox):
+                logger.error("%d messages could not be sent before the transport closed: they are dropped", left)
+            else:
+                logger.warning("the broker had not answered everything when the transport closed")
 
     def _heard(self, reply: Reply, by_worker: bool) -> None:
         """A reply has come that no await is for."""
@@ -555,12 +569,21 @@ class AMQPTransport(CallTransport):
             self.serving.worker.moved(call_id)
 
     async def _is_over(self, call_id: str) -> bool:
-        """Look if a call has ended elsewhere that is in hand as a copy: see `KeptCalls.is_over`."""
-        return self.serving is not None and await self.serving.kept.is_over(call_id)
+        """Look if a call has ended elsewhere that is in hand as a copy: see `KeptCalls.is_over` and
+        `Attempts.is_over`."""
+        serving = self.serving
+        return serving is not None and (
+            await serving.kept.is_over(call_id) or await serving.attempts.is_over(call_id)
+        )
 
     def suspect(self, pendings: Sequence[Pending]) -> None:
         """These calls may be lost: workers are asked for them, and those that none has are sent again."""
         self.calling.suspect(pendings)
+
+    @property
+    def at_locks(self) -> ConsumerCallback:
+        """Takes messages from the queues of locks, whose consumers are named as their journals."""
+        return self.calling.at_locks
 
     def waited(self, call: Call, delivery: Delivery | None) -> float:
         if self.serving is None or not isinstance(delivery, CallDelivery):

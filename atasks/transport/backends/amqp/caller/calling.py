@@ -7,13 +7,16 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from aiormq.tools import awaitable
 from pamqp.common import FieldTable
 
 from atasks import wire
 from atasks.current import serving
 from atasks.errors import DecodeError
 from atasks.transport.backends.amqp.broker.acks import Acks
-from atasks.transport.backends.amqp.broker.link import Link, guard, refused_with_reason
+from atasks.transport.backends.amqp.broker.bodies import envelopes_of
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import answered, guard, refused_with_reason
 from atasks.transport.backends.amqp.caller.control import ControlMessages
 from atasks.transport.backends.amqp.caller.delays import DelayedCalls
 from atasks.transport.backends.amqp.caller.early_calls import EarlyCalls
@@ -29,7 +32,7 @@ from atasks.transport.whereabouts import placed
 from atasks.wire import Claim, End, Held, Item, QueryAnswer, Reply, Report, Status, Up
 
 if TYPE_CHECKING:
-    from aiormq.abc import DeliveredMessage
+    from aiormq.abc import ConsumerCallback, DeliveredMessage
 
     from atasks.transport.backends.amqp.session import Session
     from atasks.transport.pending import Pending
@@ -69,6 +72,9 @@ class Calling:
         self.delayed = self._delayed_calls.take
         self.refused = self._full_queues.refused
         self.suspect = self.overdue.suspect
+        at_locks = opening(session.seals, self._on_inbox, session.topology.arrival_at_lock, self._acknowledge)
+        self.at_locks: ConsumerCallback = awaitable(at_locks)  # which would be done for each of them else
+        """Takes messages from the queues of locks, whose consumers are named as their journals."""
         self.prober: asyncio.Task[None] | None = None
         """Asks whether workers know this side's key, once."""
         self._asking: asyncio.Task[None] | None = None
@@ -111,18 +117,21 @@ class Calling:
         self._acks = Acks(inbox, REPLIES_WAIT)
         # After a half-open drop the broker may still know the old consumer: the newer one gets everything.
         priority: FieldTable = {"x-priority": epoch}
+        # That of calls which name none is one of them before there is a call: who may not bind it hears that here.
+        queues = {session.queue, *(session.queue_of(pending.options) for pending in session.pendings.values())}
         receive = opening(session.seals, self._on_inbox, topology.arrival(name), self._acknowledge)
-        async with refused_with_reason(inbox):
+        async with answered(f"consume queue {name!r}", session.timeout / 2), refused_with_reason(inbox):
             # Only the last of them waits for the broker, which does nothing of it after what it refuses.
             await guard(
                 inbox.exchange_declare(topology.control, exchange_type="direct", durable=True, nowait=True)
             )
             arguments = topology.reply_arguments()
             await guard(inbox.queue_declare(name, durable=True, nowait=True, arguments=arguments))
+            for queue in queues:
+                await guard(inbox.queue_bind(name, topology.control, topology.up_key(queue), nowait=True))
             consumed = await guard(inbox.basic_consume(name, receive, arguments=priority))
         self._tag = consumed.consumer_tag
-        for queue in {session.queue_of(pending.options) for pending in session.pendings.values()}:
-            await self.presence.bind(queue, link)
+        self.presence.listening |= queues
 
     async def _finds_reply_queue(self, link: Link) -> bool:
         """Return True if the reply queue can still be used: it may have been deleted, or its node of the
@@ -196,7 +205,7 @@ class Calling:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
         session = self.session
         try:
-            envelopes = wire.decode(message.body, session.max_message)
+            envelopes = envelopes_of(message.body, session.max_message)
         except DecodeError as error:
             envelopes = wire.salvage(message.body, session.max_message).envelopes
             self._bad_replies += 1
@@ -205,14 +214,14 @@ class Calling:
                     "a bad message on the reply queue was dropped (%s); this process logs no further ones", error
                 )
         news = False
-        if session.seals is not None:
+        if session.seals is not None and not session.seals.is_answer(message):
             news = session.seals.is_news(message)
             envelopes = session.seals.for_caller(message, envelopes, session.pendings, news)
         for envelope in envelopes:
             if isinstance(envelope, Reply):
                 pending = self._awaited(envelope.id, news)
                 if pending is not None:
-                    self._run_times.observe(pending.call.task, envelope.run_us, envelope.parked)
+                    self._run_times.observe(pending.call.task, envelope.run_us, envelope.parked, envelope.work_us)
                     if envelope.status == Status.WORKER_LOST:
                         self.withdraw(pending)  # if it was sent again, another copy may wait in the queue still
                         pending.answered(placed(envelope, pending.last_run))

@@ -14,7 +14,8 @@ from aiormq.exceptions import ChannelNotFoundEntity
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.seals import opening
 from atasks.wire import QueryAnswer
@@ -46,7 +47,7 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
             envelopes = wire.decode(message.body, session.max_message)
         except DecodeError:
             envelopes = []
-        if session.seals is not None:
+        if session.seals is not None and not session.seals.is_answer(message):
             envelopes = session.seals.for_caller(message, envelopes, {}, session.seals.is_news(message))
         for envelope in envelopes:
             if isinstance(envelope, QueryAnswer) and envelope.token == token:
@@ -68,7 +69,7 @@ async def listening(session: Session, token: str, heard: Callable[[QueryAnswer],
             async with asyncio.timeout(5):
                 await guard(channel.basic_cancel(tag or ""))
                 await guard(channel.queue_delete(queue))
-                await guard(channel.close())
+                await close_channel(channel)
 
 
 async def _bound(link: Link, topology: Topology, queue: str, key: str) -> Channel:

@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import guard
 from atasks.transport.pending import Pending
 from atasks.transport.unserved import no_worker
 

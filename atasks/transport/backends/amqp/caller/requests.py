@@ -7,11 +7,11 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from pamqp.commands import Basic
-
 from atasks import wire
 from atasks.errors import CallConnectionLost
 from atasks.options import MAX_BATCH, MAX_TIMEOUT
+from atasks.transport.backends.amqp.broker.bodies import body_of
+from atasks.transport.backends.amqp.broker.content import Properties
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.caller.run_times import NOTHING, UNKNOWN, RunTimes, Work, at_most
@@ -26,7 +26,7 @@ __all__ = ["Fates", "RequestPacket", "Requests"]
 
 logger = logging.getLogger("atasks.amqp")
 
-NO_PROPERTIES: Final = Basic.Properties()
+NO_PROPERTIES: Final = Properties()
 WORK_US: Final = 1000.0
 """The most microseconds of work in one message, as far as can be expected."""
 MAX_BATCH_BYTES: Final = 64 * 2**10
@@ -37,8 +37,9 @@ EXPIRY_MS: Final = 2000
 WITHDRAW_SECONDS: Final = 10.0
 
 
-Kind = tuple[str, int, bool, Any, str]
-"""Work queue, priority, durable and batch: calls of one kind may share a message."""
+Kind = tuple[str, int, bool, Any, bool, str]
+"""Work queue, priority, durable, batch, once (as in `Requests.send`), and the address of who wants the reply, if
+that is not the caller: calls of one kind may share a message."""
 
 
 class Fates(Protocol):
@@ -68,8 +69,9 @@ class Fates(Protocol):
 class Requests:
     """Packs the calls of a caller into messages, and hands these to the outbox.
 
-    Only calls that are safe and cheap to hold together share a message: at-least-once ones of atasks that run
-    short, up to `WORK_US` of work, so that long calls spread over the workers one by one.
+    Only calls that are safe and cheap to hold together share a message: at-least-once ones of atasks that do
+    little work, up to `WORK_US` of it together, so that long calls spread over the workers one by one. While it
+    awaits others a call does none.
     """
 
     def __init__(self, session: Session, run_times: RunTimes, fates: Fates) -> None:
@@ -87,16 +89,27 @@ class Requests:
         pending.confirmed = pending.unheard = False
         pending.asked = pending.denied = 0
         pending.where = None
-        kind = (options.queue or session.queue, options.priority, options.durable, options.batch, pending.address)
+        # If its worker dies, it comes again with others of its message that last, although it has ended: then it
+        # would count as lost, or run again for a caller that is gone.
+        once = bool(call.orphan) or call.max_attempts == 1
+        queue = options.queue or session.queue
+        kind = (queue, options.priority, options.durable, options.batch, once, pending.address)
         if pending.kept and pending.delay:
             self.fates.delayed(pending, kind)
             return
         size = _size(call)
+        if last and not self._open and session.outbox.sends_at_once:  # there is nothing to share the message with
+            session.outbox.put_now(RequestPacket(self, kind, pending, size))
+            return
         alone = call.delivery == AT_MOST_ONCE or call.credit or pending.kept or call.attempt > 1
         if alone or call.by or pending.key is not None:
             work = UNKNOWN
+        elif options.batch != "auto":
+            work = NOTHING
+        elif (once or pending.address) and call.task in self._run_times.parking:
+            work = UNKNOWN  # it may last
         else:
-            work = self._run_times.expected(call.task) if options.batch == "auto" else NOTHING
+            work = self._run_times.expected(call.task)
         request = self._open.get(kind)
         if request is not None and request.takes(size, work):
             request.pendings.append(pending)
@@ -106,10 +119,7 @@ class Requests:
         request = RequestPacket(self, kind, pending, size, work)
         if at_most(work) <= WORK_US:
             self._open[kind] = request
-        if last:
-            session.outbox.put_last(request)
-        else:
-            session.outbox.put(request)
+        session.outbox.put(request)
 
     def resend(self, pendings: Sequence[Pending], why: str) -> None:
         """Send calls again that may have been lost; end those that may not be sent again. One that the broker has
@@ -193,7 +203,8 @@ class RequestPacket(Outgoing):
         return True
 
     def prepare(self) -> bool:
-        requests, session = self.requests, self.requests.session
+        requests = self.requests
+        session = requests.session
         requests.left(self)
         if self.kind[-1]:
             self._leave_out()
@@ -217,21 +228,16 @@ class RequestPacket(Outgoing):
             self.pendings = [pending for pending in self.pendings if not pending.future.done()]
         if not calls:
             return False
-        self.body = wire.encode(calls)
-        queue, priority, durable, _, address = self.kind
+        self.body = body_of(calls)
+        queue, priority, durable, _, _, address = self.kind
         first, message_id = calls[0], calls[0].id
         if first.attempt > 1:
             message_id = f"{first.id}:{requests.number()}"
             if first.attempt == first.max_attempts:
                 self.routing_key = session.topology.solo(queue)
-        self.properties = Basic.Properties(
-            content_type=CONTENT_TYPE,
-            message_id=message_id,
-            reply_to=address or session.reply_queue,
-            delivery_mode=2 if durable else 1,
-            priority=priority or None,
-            expiration=None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000)),
-        )
+        expiration = None if longest is None else str(min(longest + EXPIRY_MS, MAX_TIMEOUT * 1000))
+        mode, reply_to = 2 if durable else 1, address or session.reply_queue
+        self.properties = Properties.of(message_id, CONTENT_TYPE, mode, reply_to, priority or None, expiration)
         return True
 
     def _leave_out(self) -> None:
@@ -318,7 +324,7 @@ class _Withdrawal(Outgoing):
 
     def __init__(self, session: Session, pending: Pending) -> None:
         key = session.topology.queue_key(session.queue_of(pending.options))
-        properties = Basic.Properties(content_type=CONTENT_TYPE, message_id=key, delivery_mode=1)
+        properties = Properties(content_type=CONTENT_TYPE, message_id=key, delivery_mode=1)
         body = wire.encode([Cancel(VERSION, [pending.call.id])])
         control = session.topology.control
         super().__init__(body, key, properties, exchange=control, mandatory=False, key=pending.key)

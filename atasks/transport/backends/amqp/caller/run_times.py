@@ -18,7 +18,7 @@ LONGEST_PAUSE_US: Final = 5_000
 processor, or it collects garbage."""
 PAUSE_CALLS: Final = 16
 """After one that may have run into such a pause, so many calls count whatever they took."""
-_UNKNOWABLE: Final = (math.inf, math.inf, 0)
+_UNKNOWABLE: Final = (math.inf, 0.0, PAUSE_CALLS)
 
 
 def at_most(work: Work) -> float:
@@ -35,20 +35,32 @@ class RunTimes:
     One slow call counts at once, and some forty fast ones make it forgotten. But one that may have run into a
     pause does not count, if none of the `PAUSE_CALLS` before it was another such one: with dozens of calls in a
     turn of the worker's event loop pauses of its process are seen often, and would be taken for a habit of the
-    calls. An atask that ever awaited another call remains unknown: its run time says nothing about the work of its
-    next call.
+    calls. Of a call that awaited others the work counts that its worker has measured. Where it did not, its atask
+    is unknown until the work of `PAUSE_CALLS` calls was measured: run times say nothing about it.
     """
 
     def __init__(self) -> None:
         self._smoothed: dict[str, tuple[float, float, int]] = {}
-        """Mean, mean deviation, and for how many calls a slow one counts at once."""
+        """Mean, mean deviation, and for how many calls a slow one counts at once; an infinite mean: is unknown."""
+        self.parking: set[str] = set()
+        """Atasks of which calls awaited others."""
 
-    def observe(self, task: str, run_us: int, parked: bool) -> None:
-        """A call of this atask has ended."""
+    def observe(self, task: str, run_us: int, parked: bool, work_us: int = 0) -> None:
+        """A call of this atask has ended. `parked`: it awaited others, and did so much work; 0: its worker has not
+        measured that."""
         known = self._smoothed.get(task)
-        if parked or known is _UNKNOWABLE:
-            self._smoothed[task] = _UNKNOWABLE
-            return
+        if parked:
+            self.parking.add(task)
+            run_us = work_us
+            if not work_us:
+                self._smoothed[task] = _UNKNOWABLE
+                return
+        if known is not None and known[0] == math.inf:
+            left = known[2] - parked
+            if left:
+                self._smoothed[task] = (math.inf, 0.0, left)
+                return
+            known = None
         if known is None:
             self._smoothed[task] = (run_us, run_us / 2, 0)
             return
@@ -64,7 +76,7 @@ class RunTimes:
     def expected(self, task: str) -> Work:
         """The work of one call of this atask; `UNKNOWN` where that is not known."""
         known = self._smoothed.get(task)
-        if known is None or known is _UNKNOWABLE:
+        if known is None:
             return UNKNOWN
         mean, deviation, _ = known
         return mean, deviation * deviation

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -28,7 +27,9 @@ from pamqp.common import FieldTable
 
 from atasks.pauses import pauses
 from atasks.policies.limit import Rule
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.errors import differing
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard
 from atasks.transport.backends.amqp.broker.topology import Topology
 from atasks.transport.backends.amqp.limits.tokens import TOKEN
 from atasks.transport.limits.contract import differs
@@ -52,7 +53,6 @@ ARGUMENTS: Final = {
     "x-message-ttl": "period",
 }
 """The part of the rule that each argument of a definition says."""
-FOUND: Final = re.compile(r"inequivalent arg '([\w-]+)' for queue .* but current is (?:the value )?'?(\w+)'?")
 
 
 class Definition:
@@ -151,14 +151,14 @@ class Definition:
             channel = await link.open_channel()
             try:
                 await guard(channel.queue_declare(queue, durable=True, arguments=self._arguments(found)))
-                await guard(channel.close())
+                await close_channel(channel)
                 return found
             except ChannelPreconditionFailed as error:
-                match = FOUND.search(str(error))
-                field = None if match is None else ARGUMENTS.get(match[1])
-                if match is None or field is None or not (match[2].isdigit() or match[2] == "none"):
+                argument, text = differing(error) or ("", "")
+                field = ARGUMENTS.get(argument)
+                if field is None or not (text.isdigit() or text == "none"):
                     raise differs(self._name, self.rule, "another value") from None
-                value = int(match[2]) if match[2].isdigit() else 0
+                value = int(text) if text.isdigit() else 0
                 numbers: dict[str, Any] = {field: value / 1000 if field == "period" else value}
                 found = found._replace(**numbers)
         raise differs(self._name, self.rule, "another value")
@@ -181,7 +181,7 @@ class Definition:
         lasting: FieldTable = {"x-queue-type": "classic", "x-message-ttl": CHANGES_MS, "x-expires": 2 * CHANGES_MS}
         await guard(channel.queue_declare(self._changes, durable=True, arguments=lasting))
         await guard(_gather(channel, [(self._changes, None)]))
-        await guard(channel.close())
+        await close_channel(channel)
 
     async def _is_whole(self, link: Link, rule: Rule, unused: bool) -> bool:
         """Return True if the tokens of the limit are there: all of them, if nobody can hold any. A broker that
@@ -216,7 +216,7 @@ class Definition:
             ages = [(self.cooling, str(round(number * gap)) if gap else None) for number in range(rule.per_period)]
             await guard(_gather(channel, ages))
         await guard(channel.queue_declare(self._queue, durable=True, arguments=self._arguments(rule)))
-        await guard(channel.close())
+        await close_channel(channel)
 
     def _arguments(self, rule: Rule) -> dict[str, Any]:
         arguments: dict[str, Any] = {

@@ -12,7 +12,7 @@ from aiormq.channel import Channel
 from aiormq.exceptions import ChannelAccessRefused
 
 from atasks.errors import LimitError, TransportError
-from atasks.outlast import shield
+from atasks.outlast import apart, shield
 from atasks.policies.limit import Rule
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, map_error
 from atasks.transport.backends.amqp.broker.link import Link
@@ -91,7 +91,7 @@ class BrokerLimit:
         """Use it over this link from now on."""
         self.detach()
         self._entered.clear()
-        self._life = self._loop.create_task(self._live(link), name=f"atasks limit {self._name}")
+        self._life = apart(self._live(link), f"atasks limit {self._name}")
 
     def detach(self) -> None:
         """The link is gone: those who wait do so until there is another one."""

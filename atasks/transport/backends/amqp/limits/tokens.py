@@ -23,7 +23,7 @@ from pamqp.common import FieldTable
 from atasks.transport.backends.amqp.broker.acks import ACK, BASIC, END, FRAME, METHOD, REJECT, SIZE
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.frames import FrameWriter
-from atasks.transport.backends.amqp.broker.link import guard, shielded
+from atasks.transport.backends.amqp.broker.questions import close_channel, guard, shielded
 
 __all__ = ["TOKEN", "HeldToken", "TokenChannel", "TokenQueue", "is_token"]
 
@@ -115,7 +115,7 @@ class TokenChannel:
         over another one."""
         self.close()
         with contextlib.suppress(*CLIENT_ERRORS):
-            await guard(self.channel.close())
+            await close_channel(self.channel)
 
 
 class HeldToken:

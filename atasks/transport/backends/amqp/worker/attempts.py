@@ -24,7 +24,6 @@ from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Status, describe
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.amqp.worker.request_message import RequestMessage
     from atasks.transport.backends.amqp.worker.station import Station
 
 __all__ = ["Attempts"]
@@ -41,6 +40,8 @@ ASK_ROUNDS: Final = 3
 GONE_ROUNDS: Final = 2
 """Consecutive checks that must miss the reply queue before its caller counts as gone. See `CallerWatch` for why
 one is not enough."""
+AGAIN_SECONDS: Final = 2.0
+"""A first attempt that was so long on its way may have been sent again by its caller."""
 MAX_SILENT: Final = 1000
 """Callers that are remembered to be silent. To forget one costs time only."""
 
@@ -58,6 +59,9 @@ class Attempts:
     claimed once more, and the caller remembers that. A worker may die before, of a call that still ran. A
     beginning is granted to one worker: the next one has it only with a copy that says that the other one gave it
     back. While the caller is silent the copy waits aside, and the worker runs other calls.
+
+    A copy may wait here for its turn while another one ends the call. If it resumes, its caller is asked once more
+    before its first step: the call may have ended so that its journal is gone.
     """
 
     patience = 30.0
@@ -70,6 +74,8 @@ class Attempts:
         """Id of a copy -> what its caller is asked."""
         self._beginnings: dict[str, CopyClaim] = {}
         """Claims of last attempts that are about to begin."""
+        self._begun: dict[str, list[CopyClaim]] = {}
+        """Id of a call that runs here -> what its caller is asked before its first step."""
         self._runs = 0
         """Last attempts that have asked to begin."""
         self._silent: dict[str, float] = {}
@@ -144,7 +150,7 @@ class Attempts:
         request = claim.deliveries[0].request
         consumer = request.consumer
         try:
-            answer = await self._ask_caller(claim, request, wait)
+            answer = await self._ask_caller(claim, wait)
         finally:
             del self._claims[request.copy]
             wait.end()
@@ -174,19 +180,19 @@ class Attempts:
                 self._station.worker.deliver(call, each, consumer.solo, permit)
         self._station.adapt_window()
 
-    async def _ask_caller(self, claim: CopyClaim, request: RequestMessage, wait: Wait) -> ClaimAnswer:
+    async def _ask_caller(self, claim: CopyClaim, wait: Wait | None) -> ClaimAnswer:
         """Ask the caller about its copy, and return its answer; if the caller stays silent, the answer that
-        silence stands for."""
+        silence stands for. `wait`: that of the copy; None: it has begun."""
         call, reply_to, loop = claim.call, claim.reply_to, asyncio.get_running_loop()
         if len(self._silent) >= MAX_SILENT:
             self._silent.clear()
         silent = loop.time() - self._silent.setdefault(reply_to, loop.time()) > PROMPT_SECONDS
-        if silent and request.consumer.away < MAX_ASIDE:
+        if wait is not None and silent and claim.deliveries[0].request.consumer.away < MAX_ASIDE:
             self._put_aside(wait)
         missing = 0
         while True:
             self._ask(claim)
-            if not (wait.aside or await claim.answered(PROMPT_SECONDS)):
+            if wait is not None and not (wait.aside or await claim.answered(PROMPT_SECONDS)):
                 self._put_aside(wait)
             if await claim.answered(ASK_SECONDS):
                 self._silent.pop(reply_to, None)
@@ -223,12 +229,12 @@ class Attempts:
 
     def granted(self, grant: Grant) -> None:
         """A caller says whether a copy may start."""
-        claim, beginning = self._claims.get(grant.copy), self._beginnings.get(grant.copy)
-        for asked in (claim, beginning):
+        beginning = self._beginnings.get(grant.copy)
+        for asked in (self._claims.get(grant.copy), beginning, *self._begun.get(grant.id, ())):
             if asked is not None:
                 self._station.clocks.learn(asked.reply_to, grant.now_ms)
                 answer = asked.answer_of(grant)
-                if answer is not ClaimAnswer.YES or asked is claim:  # any other grant answers an earlier question
+                if answer is not ClaimAnswer.YES or asked is not beginning:  # which asked something else before
                     asked.tell(answer)
 
     async def _begin(self, call: Call, claim: CopyClaim, answer: ClaimAnswer | None) -> bool:
@@ -270,6 +276,40 @@ class Attempts:
                 for each in deliveries:
                     each.requeue()
         return False
+
+    # -- has it ended?
+
+    async def is_over(self, call_id: str) -> bool:
+        """Return True if nobody awaits a call any more that runs here, may have run elsewhere, and has made no
+        step: it waited for its turn while another copy of it ended. Its caller is asked, which reads the reply to
+        that copy before the question. False where it is silent or gone, and for calls that nobody awaits."""
+        run = self._station.worker.find(call_id)
+        delivery = None if run is None else run.deliveries[0]
+        if run is None or not isinstance(delivery, CallDelivery) or not self._may_be_over(run.call, delivery):
+            return False
+        claim = CopyClaim(run.call, [delivery], True, self._station.epoch)
+        if run.call.attempt == 1:
+            claim.copy = call_id  # as `Doubts` asks: each copy of a first attempt may begin
+        asked = self._begun.setdefault(call_id, [])  # by each that opens the journal
+        asked.append(claim)
+        try:
+            return await self._ask_caller(claim, None) is ClaimAnswer.OVER
+        finally:
+            asked.remove(claim)
+            if not asked:
+                self._begun.pop(call_id, None)
+
+    def _may_be_over(self, call: Call, delivery: CallDelivery) -> bool:
+        """Return True if the caller of a call that has begun here can be asked for it, and there is a reason to:
+        another worker may have had it. A caller sends a call again after some seconds, and does not say so."""
+        request, station = delivery.request, self._station
+        if call.delivery == AT_MOST_ONCE or station.is_kept(request.reply_to):
+            return False
+        if call.attempt > 1:
+            return bool(request.copy)
+        here = asyncio.get_running_loop().time() - request.received
+        waited = station.clocks.waited(request.reply_to, call.sent_ms) if call.sent_ms else 0.0
+        return request.came_again or waited - here > AGAIN_SECONDS
 
     # -- is it lost?
 

@@ -70,6 +70,8 @@ class CopyClaim(Waiting[ClaimAnswer]):
     ) -> None:
         super().__init__(deliveries)
         self.call = call
+        self.copy = deliveries[0].request.copy
+        """The name of the copy."""
         self.reply_to = deliveries[0].request.reply_to
         self.again = again
         """True if the broker had delivered one of the copies before."""
@@ -135,7 +137,7 @@ class Question(Outgoing):
                     VERSION,
                     call.id,
                     call.attempt,
-                    request.copy,
+                    claim.copy,
                     worker,
                     claim.begins,
                     again,

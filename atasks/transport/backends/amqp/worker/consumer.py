@@ -11,7 +11,8 @@ from aiormq.exceptions import AMQPChannelError, ConnectionInternalError
 
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import answered, guard, shielded
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.events import EventSource
@@ -72,6 +73,11 @@ class Consumer:
         self._tag = ""
         self._starting = asyncio.Lock()
 
+    @property
+    def has_room(self) -> bool:
+        """Return True if its window is that of its slots, and not full: the broker sends what there is."""
+        return self.running and self.unfinished < self.prefetch == self.full_size
+
     async def start(self, prefetch: int, waiting: int = 0) -> None:
         """Consume with this window, while so many calls of the worker wait for tokens of limits. Where the queue
         cannot be consumed the link is of no use afterwards: the broker has closed the connection, or its channel
@@ -83,7 +89,7 @@ class Consumer:
         self.prefetch = max(1, prefetch)
         self.waiting = waiting
         try:
-            async with self._starting, asyncio.timeout(self._patience):
+            async with self._starting, answered(f"consume queue {self.name!r}", self._patience):
                 self._tag = await self._link.consume_work(self.name, self._receive(self), self.prefetch)
         except BaseException as error:
             self.running = False

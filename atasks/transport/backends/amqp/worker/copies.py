@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from atasks.errands import Errands
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard, shielded
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import guard, shielded
 from atasks.transport.backends.amqp.worker.consumer import Wait
 
 if TYPE_CHECKING:

@@ -43,17 +43,16 @@ class DeadLetter(Outgoing):
 
     def __init__(self, message: DeliveredMessage, acks: Acks, queue: str, dead: str, number: str) -> None:
         """`queue` is the one that it came from, `dead` the name of the dead queue, `number` the id of the copy."""
-        known = message.header.properties
-        body, content_type = as_it_came(message)
+        known, body = message.header.properties, as_it_came(message).body
         headers: FieldTable = {"x-first-death-queue": queue, "x-first-death-reason": "rejected"}
-        if content_type == SEALED and (name := _plain(known.message_id)):
+        if known.content_type == SEALED and (name := _plain(known.message_id)):
             headers["x-message-id"] = (
                 name  # its seal is for this name: `atasks dead retry` sends it under that again
             )
         if len(body) > MAX_BODY:
             headers[BYTES] = len(body)
         properties = Basic.Properties(
-            content_type=_plain(content_type),
+            content_type=_plain(known.content_type),
             reply_to=_plain(known.reply_to),
             headers=headers,
             message_id=number,
@@ -81,7 +80,7 @@ class DeadLetter(Outgoing):
 def cut_from(headers: FieldTable) -> int:
     """Return the bytes of the body of which a dead message has the beginning; 0: it has all."""
     size = headers.get(BYTES)
-    return size if isinstance(size, int) else 0
+    return size if type(size) is int and size > 0 else 0
 
 
 def _plain(text: str | None) -> str | None:

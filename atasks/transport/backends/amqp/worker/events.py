@@ -10,8 +10,9 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.options import Executor
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import guard
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.wire import CONTENT_TYPE, Call, End, Reply, Status

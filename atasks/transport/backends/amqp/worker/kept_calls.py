@@ -245,7 +245,8 @@ class KeptCalls:
     def ended(self, call_id: str, request: RequestMessage) -> None:
         """Settle a call whose ending is safe, and free its `unique` key if it has one."""
         if base_of(call_id) is None:
-            request.settled()
+            # That of a step may wait for others: if it comes again, the journal answers it.
+            request.settled(now=self._station.session.topology.journal(request.reply_to) is None)
         else:
             self._errands.start(self._let_go(call_id, request))
 

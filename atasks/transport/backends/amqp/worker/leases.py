@@ -5,21 +5,27 @@ delivers everything on that channel again. So, at half that time, the worker mov
 received just now: it publishes the call to a lease queue of its own, consumes it from there, and acknowledges the
 older message. What a lease queue holds expires after a second unless a worker holds it, and goes back to the work
 queue: so if the worker dies, the broker delivers the call to another one, as it would have otherwise.
+
+If one call of a message has gone back to its queue, it may run elsewhere by now, and the others of the message
+move in the same way: if the worker died with that message, the broker would deliver that call once more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import Link, guard
+from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import guard
 from atasks.transport.backends.amqp.seals import Opened, opening
 from atasks.transport.backends.amqp.worker.delivery import CallDelivery
 from atasks.transport.backends.amqp.worker.request_message import RequestMessage
@@ -34,6 +40,8 @@ __all__ = ["Leases", "was_leased"]
 
 logger = logging.getLogger("atasks.amqp")
 
+PARTED_SECONDS: Final = 1.0
+"""For so long calls stay in a message of which another call has gone back: most have ended by then."""
 LOOKS: Final = 12
 """Looks at the calls in hand in the time after which a message must be acknowledged."""
 
@@ -48,15 +56,35 @@ class Leases:
         self._queues: dict[str, str] = {}
         """Work queue -> the lease queue that is consumed beside it over this link."""
         self._tags: dict[str, str] = {}
+        self._due = asyncio.Event()
+        """Set if there are calls to move before the next round is due."""
+        self._timer: asyncio.TimerHandle | None = None
+        replies.parted = self._parted
 
     async def run(self) -> None:
         """Look, round after round, until cancelled."""
         while True:
-            await asyncio.sleep(self._timeout / LOOKS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timeout / LOOKS):
+                    await self._due.wait()
+            self._due.clear()
             try:
                 await self._round()
+            except ChannelAccessRefused as error:
+                logger.warning(
+                    "calls that run for long are interrupted when the broker takes them back: %s", error
+                )
             except CLIENT_ERRORS as error:
                 logger.debug("the connection ended a round of leases: %s", error)
+
+    def _parted(self, request: RequestMessage) -> None:
+        request.parted = True
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PARTED_SECONDS, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        self._due.set()
 
     async def delete(self, link: Link) -> None:
         """Delete the lease queues: nothing is held in them any more."""
@@ -76,7 +104,9 @@ class Leases:
         now = asyncio.get_running_loop().time()
         for run in self._station.worker.runs:
             delivery = run.deliveries[-1]
-            if isinstance(delivery, CallDelivery) and now - delivery.request.received >= self._timeout / 2:
+            if not isinstance(delivery, CallDelivery) or not delivery.request.in_hand:
+                continue
+            if delivery.request.parted or now - delivery.request.received >= self._timeout / 2:
                 await self._renew(link, run, delivery)
 
     async def _renew(self, link: Link, run: HeldRun, delivery: CallDelivery) -> None:
@@ -103,7 +133,7 @@ class Leases:
         topology, worker = self._station.session.topology, self._station.worker
         name = topology.lease(queue, worker.id, self._station.epoch)
         arguments = topology.lease_arguments(queue)
-        await guard(link.work.queue_declare(name, durable=True, arguments=arguments))
+        await link.declare_queue(name, arguments)
         # Without a prefetch limit: the calls in this queue are in hand already.
         receive = opening(
             self._station.session.seals,
@@ -136,7 +166,7 @@ class Leases:
         if run is None or not known or not isinstance(older[-1], CallDelivery):  # it ended meanwhile
             acks.ack(message.delivery_tag or 0)
             return
-        request = RequestMessage(older[-1].request.consumer, message, acks)
+        request = RequestMessage.of(older[-1].request.consumer, message, acks)
         request.answer(older[-1].request.reply_to, older[-1].request.key)
         run.deliveries = [older[-1].renewed(request)]
         for each in older:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import together
+from atasks.transport.backends.amqp.broker.questions import together
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.station import Station

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from atasks.options import Executor
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.worker.consumer import Consumer
 
 if TYPE_CHECKING:
@@ -112,8 +113,13 @@ class Prefetch:
             self._changing.cancel()
 
     def adapt_soon(self) -> None:
-        """Slots have become free: look at them once this turn of the event loop has ended."""
-        if not self._looking:
+        """Slots have become free: look at them once this turn of the event loop has ended; at once, if the last
+        call in hand has ended, and nothing else is to run in this turn."""
+        if self._looking:
+            return
+        if not self._worker.held and ends_turn():
+            self.adapt()
+        else:
             self._looking = True
             asyncio.get_running_loop().call_soon(self.adapt)
 
@@ -133,6 +139,8 @@ class Prefetch:
         if self._lacking:
             self._change(self._make_room(self._lacking.pop()))
             return
+        if not [consumer for consumer in self.consumers if not consumer.has_room]:
+            return  # as most times
         room = self._room
         if room <= 0:
             if self._narrowing is None and self._widest() is not None:
@@ -167,7 +175,11 @@ class Prefetch:
 
     def _due(self, consumer: Consumer, room: int) -> int:
         """The window that this consumer is to have instead of its own; 0: it may keep its own."""
-        worker, free = self._worker, self._free(consumer, room)
+        worker = self._worker
+        as_wide = consumer.prefetch == consumer.full_size or worker.held > 0
+        if as_wide and consumer.running and consumer.unfinished < consumer.prefetch:
+            return 0
+        free = self._free(consumer, room)
         if free <= 0 or consumer.queue in self.paused:
             return 0
         if consumer.solo and consumer.claims:
@@ -187,7 +199,7 @@ class Prefetch:
                 or (not consumer.solo and 2 * free >= worker.concurrency)
             )
             return max(free, wide) if wanted else 0
-        return consumer.full_size if consumer.prefetch != consumer.full_size and not worker.held else 0
+        return 0 if as_wide else consumer.full_size
 
     def _wide(self, consumer: Consumer, free: int) -> int:
         """The window that would fill the free slots if as many of its calls wait for tokens as of the last one. It

@@ -46,7 +46,7 @@ class RefusedReplies:
     def takes(self, message: MessageToCaller) -> bool:
         """Keep this message if it must wait behind others here. Returns False if it should be sent. What goes to a
         record or a journal should in any case: those who wait get it although the queue refuses it."""
-        if message.exchange:
+        if message.is_copied:
             return False
         line = self._lines.get(message.routing_key) if self._lines else None
         return line is not None and self._keep(message, line)

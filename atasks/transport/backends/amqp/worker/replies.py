@@ -14,6 +14,7 @@ from pamqp.commands import Basic
 
 from atasks import wire
 from atasks.failures.failures import describe_failure
+from atasks.transport.backends.amqp.broker.bodies import body_of
 from atasks.transport.backends.amqp.broker.outbox import ends_turn
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
@@ -63,6 +64,8 @@ class Replies:
             station.session.topology.nobody: self._drop
         }
         """Reply address that is no queue -> what is done with replies to it, and the key of their seals."""
+        self.parted: Callable[[RequestMessage], None] = lambda request: None
+        """Called with a message of which one call has gone back, and others are in hand."""
         self.copies = Copies(station)
         """The calls that have gone back to a queue from here, and may come by it."""
         self.refused = RefusedReplies(station.session.outbox.put_now)
@@ -104,16 +107,16 @@ class Replies:
         """Send it with the other replies to that caller of this turn of the event loop; at once, if nothing
         else is to run in this turn, and nothing is to be done when a reply is safe: of a call that came twice
         both replies are needed for that, in one message."""
-        first = not self._waiting
-        self._waiting.setdefault(request.caller, []).append((reply, request))
         self._addressees[reply.id] = request.reply_to
         if len(self._addressees) > MAX_ADDRESSEES:
             self._addressees.popitem(last=False)
-        if first:
+        waiting = self._waiting
+        if not waiting:
             if not self.afterwards and request.reply_to not in self.elsewhere and ends_turn():
-                self.flush()
-            else:
-                asyncio.get_running_loop().call_soon(self.flush)
+                self.send_replies(request.reply_to, [(reply, request)], request.delivery_mode, request.key)
+                return
+            asyncio.get_running_loop().call_soon(self.flush)
+        waiting.setdefault(request.caller, []).append((reply, request))
 
     def flush(self) -> None:
         """Send the replies of this turn."""
@@ -234,6 +237,11 @@ class MessageToCaller(Outgoing):
 
     _replies: Replies
 
+    @property
+    def is_copied(self) -> bool:
+        """True if who waits for it gets it even where a record or a journal refuses it."""
+        return bool(self.exchange or self.properties.headers)
+
     def settle(self) -> None:
         """Settle the requests that the message answers: they need nothing more."""
 
@@ -257,23 +265,24 @@ class MessageToCaller(Outgoing):
 class ReplyMessage(MessageToCaller):
     """Replies to one caller."""
 
-    __slots__ = ("_answers",)
+    __slots__ = ("_answers", "_reply_to")
 
     def __init__(
         self,
         replies: Replies,
         answers: list[Answer],
-        key: str,
+        reply_to: str,
         properties: Basic.Properties,
         seal: str | None,
     ) -> None:
         """Each reply with what it settles; None: it was sent before, and settles nothing. `seal`: the key of who
         made the calls."""
-        exchange = replies.station.session.topology.reply_exchange(key)
-        body = wire.encode([reply for reply, _ in answers])
+        exchange, key = replies.station.session.topology.way(reply_to, properties)
+        body = body_of([reply for reply, _ in answers])
         super().__init__(body, key, properties, exchange=exchange, key=seal)
         self._replies = replies
         self._answers = answers
+        self._reply_to = reply_to
 
     def settle(self) -> None:
         if self._replies.afterwards:
@@ -282,7 +291,7 @@ class ReplyMessage(MessageToCaller):
         self._settle_requests()
 
     def _settle_requests(self) -> None:
-        settle = self._replies.settle if self._replies.station.is_kept(self.routing_key) else None
+        settle = self._replies.settle if self._replies.station.is_kept(self._reply_to) else None
         for reply, request in self._answers:
             if request is None:
                 continue
@@ -310,7 +319,7 @@ class ReplyMessage(MessageToCaller):
             return (self,)
         station, mode = self._replies.station, self.properties.delivery_mode or 1
         return [
-            ReplyMessage(self._replies, part, self.routing_key, station.properties(mode), self.key)
+            ReplyMessage(self._replies, part, self._reply_to, station.properties(mode), self.key)
             for part in (self._answers[:middle], self._answers[middle:])
         ]
 
@@ -334,7 +343,7 @@ class ReplyMessage(MessageToCaller):
                 self.settle()
             else:
                 mode = self.properties.delivery_mode or 1
-                self._replies.send_replies(self.routing_key, [(again, request)], mode, self.key, alone=True)
+                self._replies.send_replies(self._reply_to, [(again, request)], mode, self.key, alone=True)
 
 
 def _refused(reply: Reply | End, refusal: Refusal, size: int, worker: str) -> Reply | End | None:
@@ -445,14 +454,32 @@ class ReturnedRequest(Outgoing):
         self.call = call
         self.request = request
 
+    def prepare(self) -> bool:
+        """If the link was lost while it waited to leave, the broker delivers the original again."""
+        return self.request.in_hand
+
     def confirmed(self) -> None:
         self.request.settled()
+        if self.request.unsettled:
+            self._replies.parted(self.request)
 
     returned = confirmed
 
     def refused(self) -> None:
-        """The queue is full: the delivery goes back as it came, a little later so that this does not spin."""
-        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self.request.requeue)
+        """The queue is full: the delivery goes back as it came, a little later so that this does not spin. While
+        other calls of its message are in hand, which would begin again elsewhere, this one is sent once more. Not
+        if the link is lost by then: the broker delivers the original again."""
+        self.request.stuck += 1
+        asyncio.get_running_loop().call_later(REFUSED_PAUSE, self._go_back)
+
+    def _go_back(self) -> None:
+        request = self.request
+        if request.stuck == request.unsettled or not request.in_hand:
+            request.requeue()
+        elif request.unsettled:
+            request.stuck -= 1
+            again = ReturnedRequest(self._replies, self.call, self.routing_key, self.properties, request)
+            self._replies.station.put(again)
 
     def rejected(self, refusal: Refusal) -> None:
         """No worker can be given it: its caller is told."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from aiormq.abc import DeliveredMessage
+from msgspec import Struct
 
 from atasks import wire
 from atasks.outlast import shield
@@ -30,61 +31,66 @@ def _sealed_for(key: str, reply_to: str) -> str:
     return f"{key} {reply_to}"
 
 
-class RequestMessage:
+class RequestMessage(Struct, eq=False):
     """One message from a work queue: acknowledged when each of its calls is settled."""
 
-    __slots__ = (
-        "_generation",
-        "_gone",
-        "_tag",
-        "acks",
-        "caller",
-        "calls",
-        "came_again",
-        "consumer",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "key",
-        "message_id",
-        "priority",
-        "received",
-        "reply_to",
-        "shared",
-        "unsettled",
-    )
+    consumer: Consumer
+    acks: Acks
+    """Those of its channel: on another one the tag means another message."""
+    _tag: int
+    _generation: int
+    message_id: str
+    correlation_id: str
+    priority: int | None
+    expiration: str | None
+    delivery_mode: int
+    """2: what is sent on its account survives the broker; 1: it need not."""
+    reply_to: str
+    caller: str
+    """Whom it is answered to: answers to one caller, under seals of one key, may share a message."""
+    received: float
+    """When it came (event loop time)."""
+    came_again: bool
+    """True if the broker has given it to a worker before."""
+    key: str | None = None
+    """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
+    calls: int = 1
+    """Calls that have not ended."""
+    unsettled: int = 1
+    """Calls whose reply is not safe at the broker."""
+    stuck: int = 0
+    """Calls that are to go back to their queue, which is full."""
+    parted: bool = False
+    """True if one of its calls has gone back to a queue while others were in hand."""
+    shared: bool = False
+    """True if several calls came in the message."""
+    _gone: asyncio.Future[None] | None = None
 
-    def __init__(self, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None) -> None:
-        """`lease`: the acknowledgements of its channel, if it comes from a lease queue and takes no place in the
-        window of the consumer."""
-        self.consumer = consumer
+    @classmethod
+    def of(cls, consumer: Consumer, message: DeliveredMessage, lease: Acks | None = None) -> Self:
+        """The message as it came. `lease`: the acknowledgements of its channel, if it comes from a lease queue and
+        takes no place in the window of the consumer."""
         properties = message.header.properties  # which takes as much as the call itself: it is not kept
-        self.message_id = properties.message_id or ""
-        self.correlation_id = properties.correlation_id or ""
-        self.priority = properties.priority
-        self.expiration = properties.expiration
-        self.delivery_mode = 2 if properties.delivery_mode == 2 else 1
-        """2: what is sent on its account survives the broker; 1: it need not."""
         reply_to = properties.reply_to or ""
-        self.reply_to = "" if reply_to.startswith(CHANNEL_ADDRESS) else reply_to
-        self.key: str | None = None
-        """The name of the key that its calls came with, which answers to it are sealed with. Empty: none."""
-        self.caller = self.reply_to
-        """Whom it is answered to: answers to one caller, under seals of one key, may share a message."""
-        self.calls = 1
-        """Calls that have not ended."""
-        self.unsettled = 1
-        """Calls whose reply is not safe at the broker."""
-        self.came_again = lease is not None
-        """True if the broker has given it to a worker before."""
-        self.shared = False
-        """True if several calls came in the message."""
-        self.received = asyncio.get_running_loop().time()
-        self._gone: asyncio.Future[None] | None = None
-        self._tag = message.delivery_tag or 0
-        self.acks = lease or consumer.acks  # of its channel: on another one the tag means another message
-        self._generation = consumer.generation if lease is None else -1
-        consumer.unfinished += lease is None
+        if reply_to.startswith(CHANNEL_ADDRESS):
+            reply_to = ""
+        if lease is None:
+            consumer.unfinished += 1
+        return cls(
+            consumer,
+            lease or consumer.acks,
+            message.delivery_tag or 0,
+            consumer.generation if lease is None else -1,
+            properties.message_id or "",
+            properties.correlation_id or "",
+            properties.priority,
+            properties.expiration,
+            2 if properties.delivery_mode == 2 else 1,
+            reply_to,
+            reply_to,
+            asyncio.get_running_loop().time(),
+            lease is not None,
+        )
 
     def answer(self, reply_to: str, key: str | None) -> None:
         """Have its calls answered there, under the seal of the key of that name."""

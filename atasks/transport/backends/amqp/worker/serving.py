@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -11,17 +12,26 @@ from typing import TYPE_CHECKING, Final
 
 from aiormq.abc import ConsumerCallback, DeliveredMessage
 from aiormq.exceptions import AMQPChannelError, ChannelNotFoundEntity
-from pamqp.commands import Basic
 from pamqp.common import FieldTable
 
 from atasks import wire
 from atasks.errors import DecodeError
 from atasks.options import EXECUTORS, MAX_ATTEMPTS, Executor
 from atasks.transport.backends.amqp.broker.acks import Acks
+from atasks.transport.backends.amqp.broker.bodies import envelopes_of
 from atasks.transport.backends.amqp.broker.delays import was_delayed
-from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
-from atasks.transport.backends.amqp.broker.link import SPARES, Link, guard, refused_with_reason, together
-from atasks.transport.backends.amqp.seals import opening
+from atasks.transport.backends.amqp.broker.early_calls import may_be_moved
+from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS, NoAnswer
+from atasks.transport.backends.amqp.broker.link import Link
+from atasks.transport.backends.amqp.broker.questions import (
+    answered,
+    guard,
+    refused_with_reason,
+    shielded,
+    together,
+)
+from atasks.transport.backends.amqp.broker.spares import SPARES
+from atasks.transport.backends.amqp.seals import content_type, opening
 from atasks.transport.backends.amqp.worker.attempts import Attempts
 from atasks.transport.backends.amqp.worker.caller_watch import CallerWatch
 from atasks.transport.backends.amqp.worker.consumer import Consumer
@@ -39,7 +49,7 @@ from atasks.transport.backends.amqp.worker.station import Station
 from atasks.transport.backends.amqp.worker.stored_replies import MissingStore, Store, StoredReplies
 from atasks.transport.backends.amqp.worker.telling import Telling
 from atasks.transport.backends.amqp.worker.unavailable import UnavailableQueues
-from atasks.wire import CONTENT_TYPE, VERSION, Call, Status, Up
+from atasks.wire import AT_MOST_ONCE, CONTENT_TYPE, VERSION, Call, Status, Up
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.journals import AMQPJournals
@@ -52,6 +62,8 @@ __all__ = ["Serving"]
 logger = logging.getLogger("atasks.amqp")
 
 MAX_PREFETCH: Final = 65_535
+WRITE_SECONDS: Final = 3.0
+"""Seconds for which who begins waits to hear that it may write. A broker with an alarm takes nothing."""
 ACKS_WAIT: Final = 0.005
 """Seconds for which acknowledgements of answered requests wait for each other, where the window has room for more
 requests. A worker that dies meanwhile has some calls more come to others, who ask whether they are awaited."""
@@ -106,8 +118,8 @@ class Serving:
         """The executor of each atask whose calls may have a slot and yet no place."""
         self.serving = False
         """True once the worker has begun to serve."""
-        self.muted = False
-        """True if its user could not write to the default exchange, and has not been seen to since."""
+        self.muted = True
+        """True if its user has not been seen to be able to reply, or could not since."""
         self._told_of_priority = False
         self._callers = CallerWatch(self.station)
         self.attempts = Attempts(self.station)
@@ -127,7 +139,7 @@ class Serving:
         self.replies.settle = self.kept.ended
         self._leases = Leases(self.station, self.replies, consumer_timeout)
         self._events = EventQueues(self.station)
-        self.unavailable = UnavailableQueues(self.station, self.declare)
+        self.unavailable = UnavailableQueues(self.station, self.declare, lambda queue: queue in self.queues)
         self._background = [
             asyncio.create_task(self._callers.run(), name="atasks caller watch"),
             asyncio.create_task(self._leases.run(), name="atasks leases"),
@@ -140,11 +152,11 @@ class Serving:
     async def resume(self, link: Link) -> None:
         """Declare and consume everything over a new link."""
         station, worker = self.station, self.worker
-        if self.muted:
-            await link.require_write()
-            self.muted = False
         station.epoch += 1
-        await together(self._declare_dead(link), self._listen(link))
+        # What the broker would say late, by closing a channel over which others are answered.
+        lock = self.session.topology.lock(os.urandom(8).hex())
+        more = [self._require_write(link), link.require_lock(lock)] if self.muted else []
+        await together(self._declare_dead(link), self._listen(link), *more)
         self.doubts.listening()
         station.link, station.acks = link, Acks(link.work, ACKS_WAIT)
         served = [queue for queue in self.queues if queue not in self.unavailable]
@@ -161,10 +173,26 @@ class Serving:
         self.serving = True
         worker.streams.ask()
 
+    async def _require_write(self, link: Link) -> None:
+        """Raise ChannelAccessRefused if this user may not answer calls. While the broker takes no messages, this
+        worker serves all the same: somebody has to drain what fills it."""
+        try:
+            async with answered("publish", min(self.session.timeout / 4, WRITE_SECONDS)):
+                await shielded(self._see_write(link))
+        except NoAnswer:
+            logger.warning(
+                "the broker takes no messages for now: this worker serves all the same, and answers when it does; "
+                "has the broker an alarm of memory or disk?"
+            )
+
+    async def _see_write(self, link: Link) -> None:
+        await link.require_write("", self.session.topology.control)
+        self.muted = False
+
     async def _declare_dead(self, link: Link) -> None:
         topology = self.session.topology
         try:
-            async with asyncio.timeout(self.session.timeout / 4):
+            async with answered(f"declare queue {topology.dead!r}", self.session.timeout / 4):
                 await link.declare_queue(topology.dead, topology.dead_arguments())
         except (
             AMQPChannelError,
@@ -182,7 +210,8 @@ class Serving:
         control = station.control = topology.control_queue(self.worker.id, station.epoch)
         receive = opening(self.session.seals, self._control.receive, topology.arrival(control))
         keys = (topology.worker_key(self.worker.id), topology.all_key, *map(topology.queue_key, self.queues))
-        async with refused_with_reason(inbox):  # only the last of them waits for the broker
+        asked = answered(f"consume queue {control!r}", self.session.timeout / 2)
+        async with asked, refused_with_reason(inbox):  # only the last of them waits for the broker
             arguments: FieldTable = {"x-queue-type": "classic"}
             await guard(inbox.queue_declare(control, exclusive=True, nowait=True, arguments=arguments))
             for key in keys:
@@ -201,26 +230,41 @@ class Serving:
 
     async def serve_also(self, queues: Sequence[str]) -> None:
         """Consume these queues too, and what the worker's atasks handle of events by now; a link that comes later
-        serves them anyway."""
+        serves them anyway. If one of them cannot be declared, none is served."""
         new = [queue for queue in queues if queue not in self.queues]
         self.queues += new
         self._events.look()
-        station, topology = self.station, self.session.topology
-        link, window, control = station.link, station.window, station.control
+        station = self.station
+        link, window = station.link, station.window
         if link is None or window is None or not window.opened:
             return
-        consumers: list[Consumer] = []
-        for queue in new:
-            await guard(link.inbox.queue_bind(control, topology.control, topology.queue_key(queue)))
-            consumers += await self.declare(link, queue)
-        own = await self._events.declare_own(link)
-        if own is not None and all(consumer.name != own[0] for consumer in window.consumers):
-            name, source, size = own
-            consumers.append(self._maker(link, station.acks or Acks(link.work), source.queue, source)(name, size))
+        try:
+            consumers = await self._declare_also(link, window, new)
+        except BaseException:
+            if not link.lost.done():
+                for queue in filter(self.queues.__contains__, new):
+                    self.queues.remove(queue)
+            raise
         await self._paused.look()
         if window.opened:
             window.consumers += consumers
             await window.open()
+
+    async def _declare_also(self, link: Link, window: Prefetch, queues: Sequence[str]) -> list[Consumer]:
+        """Declare queues over a link that others are served over. Returns their consumers, not started."""
+        station, topology = self.station, self.session.topology
+        consumers: list[Consumer] = []
+        for queue in queues:
+            await guard(link.inbox.queue_bind(station.control, topology.control, topology.queue_key(queue)))
+            try:
+                consumers += await self.declare(link, queue)
+            except (ChannelNotFoundEntity, TimeoutError) as error:
+                self.unavailable.add(queue, error)
+        own = await self._events.declare_own(link)
+        if own is not None and all(consumer.name != own[0] for consumer in window.consumers):
+            name, source, size = own
+            consumers.append(self._maker(link, station.acks or Acks(link.work), source.queue, source)(name, size))
+        return consumers
 
     async def serve_no_more(self, queue: str) -> None:
         """Consume this queue no more, and give back what has not begun of it."""
@@ -268,7 +312,7 @@ class Serving:
             size = min(MAX_PREFETCH, self.worker.pools.places[executor].size)
             return [make(name, size, executor=executor)]
 
-        async with asyncio.timeout(self.session.timeout / 4):
+        async with answered(f"declare the queues of work queue {queue!r}", self.session.timeout / 4):
             _, _, *pools = await together(
                 work(), link.declare_queue(topology.solo(queue), arguments), *map(pool, EXECUTORS)
             )
@@ -406,7 +450,7 @@ class Serving:
 
     def _receive(self, consumer: Consumer, message: DeliveredMessage) -> None:
         """Only parses and hands over: the client library cancels its callbacks when the channel closes."""
-        request = RequestMessage(consumer, message)
+        request = RequestMessage.of(consumer, message)
         properties = message.header.properties
         if properties.priority and self.session.topology.max_priority is None and not self._told_of_priority:
             self._told_of_priority = True
@@ -419,7 +463,7 @@ class Serving:
             self.worker.count_bad(f"a request on queue {consumer.queue!r} has no reply address that can be read")
             self._bury(request, message)
             return
-        calls, refusals = self._read(message.body, properties)
+        calls, refusals = self._read(message)
         if refusals:
             self.worker.count_bad(refusals[0][1])
         seals = self.session.seals
@@ -436,12 +480,10 @@ class Serving:
                 self.worker.count_bad(f"a message without envelopes on queue {consumer.queue!r}")
             self._bury(request, message)
             return
-        answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
-        request.carries(calls, len(answerable))
-        for call_id, reason in answerable:
-            CallDelivery(self.replies, request).reply(
-                wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id)
-            )
+        if refusals:
+            self._refuse(request, calls, refusals)
+        else:
+            request.carries(calls, 0)
         if homeless:
             for call in calls:
                 self._missing_store.leave(call, CallDelivery(self.replies, request))
@@ -449,8 +491,10 @@ class Serving:
         oldest, newest = self.doubts.bounds()
         ahead = self.station.clocks.ahead(request.reply_to)
         withdrawn = self.worker.withdrawn
-        again = bool(message.redelivered) or was_leased(properties, self.session.topology.prefix)
-        delayed = was_delayed(properties)
+        moved = bool(properties.headers)  # as all are that the broker has moved from one queue to another
+        again = bool(message.redelivered) or (moved and was_leased(properties, self.session.topology.prefix))
+        delayed = moved and was_delayed(properties)
+        twice = delayed and may_be_moved(properties)
         request.came_again = again or delayed
         cancelled = seals if seals is not None and seals.has_cancelled else None
         for call in calls:
@@ -458,9 +502,18 @@ class Serving:
                 CallDelivery(self.replies, request).drop()
                 continue
             doubtful = not oldest <= call.sent_ms + ahead <= newest or call.id in withdrawn or delayed
-            self._take(call, request, again, doubtful, source)
+            before = again or (twice and call.delivery == AT_MOST_ONCE)
+            self._take(call, request, before, doubtful, source)
         if consumer.solo and self.station.window is not None:
             self.station.window.adapt()
+
+    def _refuse(self, request: RequestMessage, calls: list[Call], refusals: list[tuple[str | None, str]]) -> None:
+        """Answer the calls of a request that are refused, as far as their ids are known. `calls`: the others."""
+        answerable = [(call_id, reason) for call_id, reason in refusals if call_id is not None]
+        request.carries(calls, len(answerable))
+        for call_id, reason in answerable:
+            refusal = wire.ended(call_id, Status.DECODE_ERROR, reason, self.worker.id)
+            CallDelivery(self.replies, request).reply(refusal)
 
     def _bury(self, request: RequestMessage, message: DeliveredMessage) -> None:
         """Copy a message that can be neither read nor answered to the dead queue."""
@@ -505,16 +558,16 @@ class Serving:
             return False
         return consumer.executor is None and not consumer.solo and not self.worker.knows(call.id)
 
-    def _read(self, body: bytes, properties: Basic.Properties) -> tuple[list[Call], list[tuple[str | None, str]]]:
+    def _read(self, message: DeliveredMessage) -> tuple[list[Call], list[tuple[str | None, str]]]:
         """The calls of a message, and what is wrong with the rest: (call id if it can be read, why)."""
-        limit = self.session.max_message
+        body, limit = message.body, self.session.max_message
         try:
-            if properties.content_type != CONTENT_TYPE:
-                raise DecodeError(f"content type {properties.content_type!r} instead of {CONTENT_TYPE!r}")
-            envelopes = wire.decode(body, limit)
+            if (said := content_type(message)) != CONTENT_TYPE:
+                raise DecodeError(f"content type {said!r} instead of {CONTENT_TYPE!r}")
+            envelopes = envelopes_of(body, limit)
         except DecodeError as error:
             if len(body) > limit:  # the body is not read: the message id is that of its first call, as a rule
-                name = properties.message_id or ""
+                name = message.header.properties.message_id or ""
                 return [], [
                     (name if 0 < len(name) <= 64 and wire.plain(name) else None, f"request refused: {error}")
                 ]

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pamqp.commands import Basic
-
+from atasks.transport.backends.amqp.broker.content import Properties
 from atasks.transport.backends.amqp.worker.clocks import Clocks
 from atasks.wire import CONTENT_TYPE
 
@@ -71,11 +70,11 @@ class Station:
         self._numbers += 1
         return f"{self.worker.id}-{self._numbers:x}"
 
-    def properties(self, delivery_mode: int) -> Basic.Properties:
+    def properties(self, delivery_mode: int) -> Properties:
         """Those of a message to a caller."""
-        return Basic.Properties(content_type=CONTENT_TYPE, message_id=self.number(), delivery_mode=delivery_mode)
+        return Properties.of(self.number(), CONTENT_TYPE, delivery_mode)
 
-    def question(self) -> Basic.Properties:
+    def question(self) -> Properties:
         """Those of a question: the answer comes to the control queue."""
         properties = self.properties(1)
         properties.reply_to = self.control

@@ -7,13 +7,15 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from aiormq.channel import Channel
+from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.signing import CONTENT_TYPE as SEALED
 from atasks.transport.backends.amqp.broker.errors import CLIENT_ERRORS
 from atasks.transport.backends.amqp.broker.frames import takes_frames
-from atasks.transport.backends.amqp.broker.link import guard
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
+from atasks.transport.backends.amqp.broker.questions import close_channel
 from atasks.wire import CONTENT_TYPE, QueryAnswer
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class Telling:
         self._task: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._link: Link | None = None
+        self._refused: Link | None = None
+        """The link for which the log says that this user may not publish events."""
         self._closed = True
 
     def open(self) -> None:
@@ -69,9 +73,11 @@ class Telling:
                 if channel is None:
                     return
                 seals = self._station.session.seals
-                body = message.body if seals is None else b"".join(seals.sealed(message))
+                seal, body = (b"", message.body) if seals is None else seals.sealed(message)
+                if seal:
+                    message.properties.content_type = SEALED
                 await channel.basic_publish(
-                    body,
+                    seal + bytes(body),
                     exchange=message.exchange,
                     routing_key=message.routing_key,
                     properties=message.properties,
@@ -92,6 +98,10 @@ class Telling:
         if self._channel is not None and self._link is link:
             if takes_frames(self._channel):
                 return self._channel
+            reason = self._channel.closing.exception() if self._channel.closing.done() else None
+            if isinstance(reason, ChannelAccessRefused) and self._refused is not link:
+                self._refused = link
+                logger.warning("who watches is told nothing of this worker: %s", reason)
             self._channel = None
             self._closed = True  # the exchange is gone, and with it who watched
             return None
@@ -108,6 +118,6 @@ class Telling:
             await asyncio.wait([task])
         if channel is not None and not channel.is_closed:
             try:
-                await guard(channel.close())
+                await close_channel(channel)
             except CLIENT_ERRORS as error:
                 logger.debug("the channel of events could not be closed: %s", error)

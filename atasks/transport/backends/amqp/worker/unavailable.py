@@ -34,14 +34,24 @@ class UnavailableQueues:
     queue is served over the one link of the transport again.
     """
 
-    def __init__(self, station: Station, declare: Callable[[Link, str], Awaitable[list[Consumer]]]) -> None:
-        """`declare` makes the consumers of a queue, not started."""
+    def __init__(
+        self,
+        station: Station,
+        declare: Callable[[Link, str], Awaitable[list[Consumer]]],
+        wanted: Callable[[str], bool],
+    ) -> None:
+        """`declare` makes the consumers of a queue, not started. `wanted` says whether a queue is still to be
+        served."""
         self._station = station
         self._declare = declare
+        self._wanted = wanted
         self._queues: set[str] = set()
         self._added = asyncio.Event()
         self._links: list[Link] = []
         self._closing: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._queues)
 
     def __contains__(self, queue: str) -> bool:
         return queue in self._queues
@@ -66,9 +76,10 @@ class UnavailableQueues:
             waits = pauses(*PAUSE)
             while self._queues:
                 await asyncio.sleep(next(waits))
+                self._queues = set(filter(self._wanted, self._queues))
                 for queue in sorted(self._queues):
                     window = self._station.window
-                    if window is not None and window.opened:
+                    if window is not None and window.opened and self._wanted(queue):
                         await self._try(queue, window)
 
     async def _try(self, queue: str, window: Prefetch) -> None:
@@ -83,7 +94,7 @@ class UnavailableQueues:
         except (*CLIENT_ERRORS, TransportError) as error:
             logger.debug("queue %r cannot be served yet: %s", queue, error)
         else:
-            if window.add(consumers):
+            if self._wanted(queue) and window.add(consumers):
                 logger.warning("queue %r is served again", queue)
                 self._queues.discard(queue)
                 self._links.append(link)
