@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import resource
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,13 @@ async def same(content: list[bytes]) -> list[bytes]:
 async def pages() -> int:
     """The pages of memory that the system has given to the process that runs it."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+@atask(namespace=NAMESPACE)
+async def is_looked_through(module: str) -> bool:
+    """True if the collector of the process that runs it looks through that module."""
+    contents = vars(sys.modules[module])
+    return any(item is contents for item in gc.get_objects())
 
 
 async def new_memory(calls: int) -> float:
@@ -69,3 +78,10 @@ def test_memory_stays_as_it_is_with_a_library_that_cannot_be_asked(
     monkeypatch.setattr("ctypes.CDLL", refuse)
     keep_freed_memory()
     assert asked == [None]
+
+
+async def test_the_collector_of_a_worker_process_never_looks_through_what_atasks_imports() -> None:
+    async with atasks.local(workers=1, modules=[__name__], namespace=NAMESPACE):
+        for module in ("atasks.worker.worker", "atasks.router", "atasks.connection"):
+            assert await is_looked_through(module) is False
+        assert await is_looked_through(__name__) is True

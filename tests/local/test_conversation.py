@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,7 @@ import pytest
 import atasks
 from atasks import ConnectFailed, DecodeError, get_router
 from atasks.testing import until
+from atasks.transport.backends.local.conversation import FLUSH_BYTES
 from atasks.transport.backends.local.frames import decode, encode, salvage
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.link import HIGH_WATER, KEPT_READ_BYTES, SocketLink
@@ -111,6 +113,18 @@ async def conversation(path: str) -> AsyncIterator[tuple[SocketLink, SocketLink]
     finally:
         await settled(asyncio.gather(here.aclose(DEADLINE), accepted[0].aclose(DEADLINE)), "the end of both sides")
         server.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other limits")
+async def test_a_socket_takes_what_leaves_in_one_piece_before_the_other_side_reads(path: str) -> None:
+    async with conversation(path) as (here, there):
+        assert there.transport is not None
+        there.transport.pause_reading()
+        here.send(Request("q", call(payload=random.randbytes(FLUSH_BYTES))))
+        here.flush()
+        waits = here.unsent
+        there.transport.resume_reading()
+    assert not waits
 
 
 @pytest.mark.parametrize("ends", [False, True])

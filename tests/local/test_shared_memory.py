@@ -13,6 +13,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import atasks
 from atasks import WorkerLost, atask
 from atasks.codecs import pieces
 from atasks.codecs.cloudpickle import CloudpickleCodec
-from atasks.codecs.pieces import MAX_PIECES, SEALS, SHARED_BYTES, SHARES, Pieces, Shared
+from atasks.codecs.pieces import HUGE, MAX_PIECES, SEALS, SHARED_BYTES, SHARES, Pieces, Shared
 from atasks.testing import until
 from atasks.transport.backends.local import lane as lanes
 from atasks.transport.backends.local.beside import SHARED
@@ -176,10 +177,10 @@ async def test_arrays_are_copies(remote: str, tmp_path: Path) -> None:
         assert value.memory[:3] == b"xyz"
 
 
-def shared_call(*contents: bytes, name: str = "a.task") -> Call:
+def shared_call(*contents: bytes) -> Call:
     pickled = b"small"
     payload: Any = Pieces([each for content in contents for each in (pickled, Shared.copy(content))])
-    return Call(VERSION, "an-id", name, payload, "pickle")
+    return Call(VERSION, "an-id", "a.task", payload, "pickle")
 
 
 @asynccontextmanager
@@ -259,9 +260,30 @@ def memory(content: bytes, seals: int) -> int:
     return descriptor
 
 
-def hollow() -> int:
+def hollow(size: int = SIZE, flags: int = 0) -> int:
+    """Memory of which nothing is there."""
+    try:
+        descriptor = os.memfd_create("hostile", os.MFD_ALLOW_SEALING | flags)
+    except OSError:  # this system has no large pages
+        descriptor = os.memfd_create("hostile", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
+    return descriptor
+
+
+def unreadable(mode: int = os.O_WRONLY) -> int:
+    """Memory by a descriptor that is for writing alone, or for nothing."""
+    descriptor = memory(bytes(100), SEALS)
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", mode)
+    finally:
+        os.close(descriptor)
+
+
+def sparse() -> int:
+    """A TiB, of which the last page is there."""
     descriptor = os.memfd_create("hostile", os.MFD_ALLOW_SEALING)
-    os.ftruncate(descriptor, SIZE)
+    os.pwrite(descriptor, b"x", 2**40 - 1)
     fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, SEALS)
     return descriptor
 
@@ -283,6 +305,10 @@ HOSTILE: dict[str, tuple[list[Callable[[], int]], list[bytes | int]]] = {
     "may change": ([lambda: memory(bytes(100), SEALS & ~fcntl.F_SEAL_WRITE)], [100]),
     "may grow": ([lambda: memory(bytes(100), SEALS & ~fcntl.F_SEAL_GROW)], [100]),
     "not there": ([hollow], [SIZE]),
+    "a large page that is not there": ([partial(hollow, HUGE, os.MFD_HUGETLB)], [HUGE]),  # it has no hole
+    "a TiB": ([sparse], [2**40]),
+    "not for reading": ([unreadable], [100]),
+    "for nothing": ([partial(unreadable, os.O_ACCMODE)], [100]),
     "a pipe": ([pipe], [100]),
     "a directory": ([lambda: os.open("/", os.O_RDONLY)], [100]),
     "a good one and a bad one": ([lambda: memory(bytes(100), SEALS), pipe], [100, 100]),

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from atasks.transport.backends.local.link import Conversation
+from atasks.transport.backends.local.conversation import Conversation
 
 __all__ = ["Backpressure"]
 

@@ -11,7 +11,7 @@ from atasks import wire
 from atasks.errors import CallConnectionLost, NoWorker, WorkerLost
 from atasks.options import TaskOptions
 from atasks.transport.backends.local.backpressure import Backpressure
-from atasks.transport.backends.local.link import Conversation
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.lookout import Lookout
 from atasks.transport.backends.local.messages import Handed, Hold, NoneServes, Request, There, Where
 from atasks.transport.other_queues import Ask

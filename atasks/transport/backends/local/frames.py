@@ -3,7 +3,7 @@
 A frame is its length, in four bytes, and a MessagePack array of messages. `beside.py` has what may come before it.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 from typing import Final
 

@@ -12,7 +12,7 @@ from atasks.transport.journals import Caller, Entries, Journals
 from atasks.wire import Reply
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.local.link import Conversation
+    from atasks.transport.backends.local.conversation import Conversation
     from atasks.transport.backends.local.records import LocalRecords
 
 __all__ = ["LocalJournals"]

@@ -7,7 +7,7 @@ import itertools
 
 from atasks.errors import LimitError, NotConnected
 from atasks.policies.limit import Rule
-from atasks.transport.backends.local.link import Conversation
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.messages import Begun, GiveToken, TakeToken, TokenTaken
 from atasks.transport.limits.contract import Limits
 

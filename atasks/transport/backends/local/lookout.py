@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from atasks.transport.backends.local.messages import There
@@ -38,7 +39,7 @@ class Lookout:
     def start(self) -> None:
         """Calls are awaited: look now and then."""
         self.idle = False
-        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look, context=Context())
 
     def stop(self) -> None:
         """Look at nothing any more."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from atasks import wire
 from atasks.errors import DecodeError, NotConnected
 from atasks.options import TaskOptions
-from atasks.transport.backends.local.link import Conversation
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.messages import (
     Add,
     Answer,

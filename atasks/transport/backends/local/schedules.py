@@ -10,7 +10,7 @@ from atasks.transport.backends.local.messages import Answer, Outcome, ReadTable,
 from atasks.transport.schedules import Look, Schedules
 
 if TYPE_CHECKING:
-    from atasks.transport.backends.local.link import Conversation
+    from atasks.transport.backends.local.conversation import Conversation
     from atasks.transport.backends.local.records import LocalRecords
 
 __all__ = ["LocalSchedules"]

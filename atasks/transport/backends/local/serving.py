@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 
 from atasks.options import Executor
-from atasks.transport.backends.local.link import Conversation
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.messages import (
     Deliver,
     GiveBack,

@@ -26,12 +26,13 @@ from atasks.options import Executor, WorkerOptions, validate_queue, validate_sec
 from atasks.pauses import pauses
 from atasks.tracking.steering import Purged
 from atasks.transport.backends.local.calling import Calling
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.frames import Salvaged
 from atasks.transport.backends.local.hub.listener import Host
 from atasks.transport.backends.local.hub.socket_file import trusts
 from atasks.transport.backends.local.journals import LocalJournals
 from atasks.transport.backends.local.limits import LocalLimits
-from atasks.transport.backends.local.link import Conversation, SocketLink
+from atasks.transport.backends.local.link import SocketLink
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Answer,
@@ -69,6 +70,7 @@ from atasks.transport.records.store import DEFAULT_KEEP_BYTES, check_keep_bytes
 from atasks.wire import Call, Cancel, Credit, End, Reply
 
 if TYPE_CHECKING:
+    from atasks.codecs.pieces import Pieces
     from atasks.transport.server import Server
 
 __all__ = ["LocalTransport"]
@@ -114,6 +116,8 @@ class LocalTransport(CallTransport):
 
     supports = CallTransport.supports | {"streams", "events", "reports"}
     max_payload = 2**30
+    shares = False
+    """True if payloads in pieces go to the hub in shared memory."""
 
     def __init__(
         self,
@@ -185,6 +189,9 @@ class LocalTransport(CallTransport):
             raise
 
     # -- life
+
+    def keep(self, payload: Pieces) -> bytes | Pieces:
+        return payload.shared() if self.shares else bytes(payload)
 
     def will_serve(self) -> None:
         if self._hosts is None:

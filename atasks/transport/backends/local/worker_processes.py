@@ -31,8 +31,11 @@ BOOTSTRAP: Final = (
     "[signal.getsignal(number) == signal.SIG_IGN or signal.signal(number, lambda *at: None)"
     " for number in (signal.SIGINT, signal.SIGHUP)]; "
     "import json; config = json.loads(sys.argv.pop()); sys.path[:] = config.pop('path'); "
-    "sys.argv[:] = config.pop('argv'); "
-    "from atasks.local_worker import main; main(**config)"
+    "sys.argv[:] = config.pop('argv')\n"
+    "from atasks.allocation import imports_that_stay\n"
+    "with imports_that_stay():\n"
+    "    from atasks.local_worker import main\n"
+    "main(**config)"
 )
 """The program of a worker process: it finds the modules where this one does, atasks included."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from atasks.call_log import log_lost
@@ -105,14 +106,12 @@ class HubCalls(dict[str, QueuedCall]):
         self._queues.put_back(queued)
         self._queues.offer(queued.queue)
 
-    def purge(self, queue: WorkQueue) -> int:
-        """End the calls that wait in the queue, or until their callers read. Returns how many there were."""
+    def purge(self, queue: WorkQueue, peers: Sequence[Peer]) -> int:
+        """End the calls that wait in the queue, or until their callers, which are among the peers, read. Returns
+        how many there were."""
         queues = self._queues.whole(queue)
-        waiting = [
-            queued
-            for queued in self.values()
-            if queued.queue in queues and queued.worker is None and queued.delayed is None
-        ]
+        waiting = [queued for each in queues for queued in each.calls()]
+        waiting += [queued for peer in peers for queued in peer.stalled.values() if queued.queue in queues]
         for queued in waiting:
             if queued.caller is None or queued.caller.stalled.pop(queued.call.id, None) is None:
                 queued.queue.remove(queued)

@@ -7,10 +7,12 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextvars import Context
 from typing import Any, Final
 
 from atasks import wire
 from atasks.options import MAX_WINDOW
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.hub.calls import RUN, HubCalls
 from atasks.transport.backends.local.hub.events import HubEvents
 from atasks.transport.backends.local.hub.limits import HubLimits
@@ -19,7 +21,6 @@ from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
 from atasks.transport.backends.local.hub.queues import WorkQueues
 from atasks.transport.backends.local.hub.reception import Reception
 from atasks.transport.backends.local.hub.schedules import HubSchedules
-from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     Add,
     Answer,
@@ -88,6 +89,8 @@ class Hub:
         self._schedules = HubSchedules(keep_bytes)
         self._askers: OrderedDict[str, Peer] = OrderedDict()
         """Token of a question to the workers -> who asked it."""
+        self._asked: dict[Peer, set[str]] = {}
+        """Calls that processes ask for in this turn of the event loop."""
         self._limits = HubLimits()
         handlers: dict[type[Any], Callable[[Peer, Any], None]] = {
             Request: self._request,
@@ -288,7 +291,7 @@ class Hub:
         queued.kept = True
         delay = call.sent_ms / 1000 - time.time()  # the hub and the submitter share the clock of this host
         if delay > 0:
-            queued.delayed = self._loop.call_later(delay, self._due, queued)
+            queued.delayed = self._loop.call_later(delay, self._due, queued, context=Context())
             self._queues.tidy(queue)
         else:
             queue.push(queued)
@@ -330,10 +333,16 @@ class Hub:
                 worker.link.send(cancel)
 
     def _where(self, peer: Peer, message: Where) -> None:
-        now, asked = self._loop.time(), set(message.ids)
+        if not self._asked:  # all calls are looked through: once a turn, however many ask
+            self._loop.call_soon(self._tell_where)
+        self._asked.setdefault(peer, set()).update(message.ids)
+
+    def _tell_where(self) -> None:
+        now, everything = self._loop.time(), set().union(*self._asked.values())
         calls = (queued.call for queued in self._calls.values())
-        awaited = {call.parent: (call.id, call.task) for call in calls if call.parent in asked}
-        for call_id in asked:
+        awaited = {call.parent: (call.id, call.task) for call in calls if call.parent in everything}
+        asked, self._asked = self._asked, {}
+        for peer, call_id in ((peer, call_id) for peer, ids in asked.items() for call_id in ids):
             queued = self._calls.get(call_id)
             if queued is not None and queued.caller is peer:
                 worker, queue = queued.worker, queued.queue
@@ -351,7 +360,7 @@ class Hub:
             case "pause" | "resume":
                 self._queues.pause(queue, message.order == "pause")
             case "purge":
-                ended = self._calls.purge(queue)
+                ended = self._calls.purge(queue, self.peers)
         whole = self._queues.whole(queue)
         waiting = sum(each.size for each in whole)
         peer.link.send(QueueState(message.number, queue.paused, waiting, len(queue.workers), ended))
@@ -395,8 +404,8 @@ class Hub:
         peer.worker_id = message.worker
         peer.begins = message.begins
         peer.first_queue = message.queues[0] if message.queues else ""
-        names = list(message.queues)
-        if self._events.serve(peer, message.subscriptions, names):
+        names = list(dict.fromkeys(message.queues))
+        if self._events.serve(peer, message.subscriptions, set(names)):
             names.append(peer.own_queue)
         peer.queues = [
             queue
@@ -405,8 +414,8 @@ class Hub:
         ]
         for queue in peer.queues:
             queue.workers.append(peer)
-            queue.executors.update(message.executors)
-            queue.attempts.update(message.attempts)
+        assert peer.namespace is not None, "it was welcomed"
+        self._queues.learn(peer.namespace, message.executors, message.attempts)
 
     def _stop(self, peer: Peer, _: Stop) -> None:
         self._leave(peer)
@@ -471,7 +480,7 @@ class Hub:
                 del self._calls[queued.call.id]
                 return
             if message.executor is not None and queued.queue.executor is None:
-                queued.queue.executors[queued.call.task] = message.executor
+                self._queues.learn(queued.queue.namespace, {queued.call.task: message.executor}, {})
                 queued.queue = self._queues.beside(queued.queue, message.executor)
                 queued.queue.push(queued)  # they come in the order in which they were handed out
             else:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from typing import Final
 
+from atasks.transport.backends.local.conversation import InnerLink
 from atasks.transport.backends.local.hub.hub import Hub
 from atasks.transport.backends.local.hub.socket_file import SocketFile, peer_pid, trusts
 from atasks.transport.backends.local.lane import Lane
-from atasks.transport.backends.local.link import KEPT_READ_BYTES, MAX_FRAME, InnerLink, SocketLink
+from atasks.transport.backends.local.link import KEPT_READ_BYTES, MAX_FRAME, SocketLink
 from atasks.transport.records.store import DEFAULT_KEEP_BYTES
 
 __all__ = ["Host"]

@@ -9,8 +9,8 @@ from functools import partial
 from typing import Final
 
 from atasks.options import EXECUTORS, Executor
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.hub.queue import OWN, QueuedCall, WorkQueue
-from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import Hold, Slots
 from atasks.turns import Turns
 from atasks.wire import Credit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from asyncio import TimerHandle
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
@@ -15,10 +16,14 @@ from atasks.wire import Awaits, Call, Reply, Status
 if TYPE_CHECKING:
     from atasks.transport.backends.local.hub.peer import Peer
 
-__all__ = ["OWN", "QueuedCall", "WorkQueue"]
+__all__ = ["OWN", "QueuedCall", "Told", "WorkQueue"]
+
+T = TypeVar("T")
 
 OWN = "own "
 """The name of the queue of one worker begins with this."""
+MAX_TOLD: Final = 10_000
+"""Atasks of a namespace of which a hub keeps the executor, and the attempts."""
 LANES = 2 * (MAX_PRIORITY + 1)
 
 
@@ -99,6 +104,28 @@ class QueuedCall(Struct, eq=False):
         )
 
 
+class Told:
+    """All that workers of one namespace have said of their atasks, for as long as it has a queue."""
+
+    def __init__(self) -> None:
+        self.executors: dict[str, Executor] = {}
+        """The executor of each atask whose calls wait in a queue beside the one that they name."""
+        self.attempts: dict[str, int] = {}
+        """The attempts of atasks whose calls may have more than others."""
+
+    def learn(self, executors: Mapping[str, Executor], attempts: Mapping[str, int]) -> None:
+        """Take in what a worker says, of so many atasks as are kept. A worker says of the calls of others that it
+        gives back what they need."""
+        _learn(self.executors, executors)
+        _learn(self.attempts, attempts)
+
+
+def _learn(known: dict[str, T], said: Mapping[str, T]) -> None:
+    for task, value in said.items():
+        if task in known or len(known) < MAX_TOLD:
+            known[task] = value
+
+
 class WorkQueue:
     """The calls that wait in one work queue: urgent ones first, then those made by calls, then the oldest.
 
@@ -106,15 +133,14 @@ class WorkQueue:
     for each executor, so that others need not wait behind them.
     """
 
-    def __init__(self, namespace: str, name: str, executor: Executor | None = None) -> None:
+    def __init__(self, namespace: str, name: str, told: Told, executor: Executor | None = None) -> None:
         self.namespace = namespace
         self.name = name
         self.executor: Executor | None = executor
         """The executor that its calls need; None: this is the queue itself, and not one beside it."""
-        self.executors: dict[str, Executor] = {}
-        """The executor of each atask whose calls wait in a queue beside this one: workers have said so."""
-        self.attempts: dict[str, int] = {}
-        """The attempts of atasks whose calls may have more than others."""
+        self._told = told
+        self.executors = told.executors
+        self.attempts = told.attempts
         self.workers: list[Peer] = []
         self.paused = False
         """True while its calls are not handed out."""
@@ -133,8 +159,7 @@ class WorkQueue:
 
     def push(self, queued: QueuedCall, front: bool = False) -> None:
         """Let it wait here, behind its equals, or before them."""
-        priority = min(max(queued.priority, 0), MAX_PRIORITY)
-        rank = 2 * (MAX_PRIORITY - priority) + (queued.call.parent is None)
+        rank = self._rank(queued)
         if queued.alone:
             lane = self._alone
         elif queued.call.seen:
@@ -149,12 +174,21 @@ class WorkQueue:
         if queued.caller is not None:
             queued.caller.queued_bytes += queued.size
 
+    def _rank(self, queued: QueuedCall) -> int:
+        priority = min(max(queued.priority, 0), MAX_PRIORITY)
+        return 2 * (MAX_PRIORITY - priority) + (queued.call.parent is None)
+
+    def calls(self) -> list[QueuedCall]:
+        """Return the calls that wait here."""
+        lanes = (self._alone, *self._lanes, *self._refused.values())
+        return [queued for lane in lanes for queued in lane.values()] if self.size else []
+
     def remove(self, queued: QueuedCall) -> None:
         """Remove a call that waits here no longer."""
         assert queued.lane is not None, "it waits here"
         del queued.lane[queued.call.id]
-        if not queued.lane and self._refused:
-            self._refused = {key: lane for key, lane in self._refused.items() if lane}
+        if not queued.lane and not queued.alone and queued.call.seen:
+            del self._refused[self._rank(queued), *sorted(queued.call.seen)]
         queued.lane = None
         self.size -= 1
         if queued.caller is not None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
+from weakref import WeakValueDictionary
 
 from msgspec import structs
 
 from atasks.options import EXECUTORS, Executor
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.hub.queue import QueuedCall, Told, WorkQueue
 from atasks.transport.backends.local.messages import Deliver, Handed
 
 __all__ = ["WorkQueues"]
@@ -26,6 +28,8 @@ class WorkQueues:
         """By namespace, name, and what the calls run in, if they need a place in a pool."""
         self._paused: set[tuple[str, str]] = set()
         """Namespace and name of those that are paused."""
+        self._told: WeakValueDictionary[str, Told] = WeakValueDictionary()
+        """By namespace: those of which a queue is there."""
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
@@ -41,14 +45,25 @@ class WorkQueues:
         assert peer.namespace is not None, "it was welcomed"
         queue = self._queues.get((peer.namespace, name, None))
         if queue is None:
-            queue = self._queues[peer.namespace, name, None] = WorkQueue(peer.namespace, name)
+            queue = WorkQueue(peer.namespace, name, self._told_in(peer.namespace))
+            self._queues[peer.namespace, name, None] = queue
         return queue
+
+    def _told_in(self, namespace: str) -> Told:
+        told = self._told.get(namespace)
+        if told is None:
+            told = self._told[namespace] = Told()
+        return told
+
+    def learn(self, namespace: str, executors: Mapping[str, Executor], attempts: Mapping[str, int]) -> None:
+        """A worker says what its atasks need."""
+        self._told_in(namespace).learn(executors, attempts)
 
     def beside(self, queue: WorkQueue, executor: Executor) -> WorkQueue:
         """The queue beside this one of calls that need a place in such a pool. All workers of the one serve it."""
         beside = self._queues.get((queue.namespace, queue.name, executor))
         if beside is None:
-            beside = WorkQueue(queue.namespace, queue.name, executor)
+            beside = WorkQueue(queue.namespace, queue.name, self._told_in(queue.namespace), executor)
             beside.paused = queue.paused
             self._queues[queue.namespace, queue.name, executor] = beside
             beside.workers += queue.workers

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from atasks.transport.backends.local.conversation import Conversation
 from atasks.transport.backends.local.frames import Salvaged
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.link import Conversation
 from atasks.transport.backends.local.messages import (
     PROTOCOL,
     Hello,
