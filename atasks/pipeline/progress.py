@@ -124,6 +124,8 @@ def watch(engine: Engine, progress: Progress | bool) -> Watch:
     """Begin to watch: True shows bars, or lines where there is no terminal or `rich` is not installed."""
     if not isinstance(progress, bool):
         return Watch(engine, progress)
+    if sys.stderr is None:  # it was closed when the interpreter began
+        return Watch(engine, lambda state: None)
     if sys.stderr.isatty():
         try:
             return _bars(engine)

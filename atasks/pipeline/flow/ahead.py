@@ -7,11 +7,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
 from inspect import isawaitable
+from itertools import repeat
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final
 
 from atasks.pipeline.flow.channel import Channel, Inlet, Lineage, Mark, Token
-from atasks.pipeline.flow.child import Call, to_call
+from atasks.pipeline.flow.messages import to_calls
 from atasks.pipeline.flow.threads import Outcome, Thread, drop
 
 if TYPE_CHECKING:
@@ -19,15 +20,22 @@ if TYPE_CHECKING:
 
 __all__ = ["Ahead", "ProcessAhead"]
 
-MOST: Final = 64
+MOST: Final = 256
 """Calls that are sent to a process together."""
 SECONDS: Final = 0.002
 """Seconds that they are expected to take together."""
 BYTES: Final = 1 << 15
 """Bytes that they are expected to have together."""
+WAITING_SECONDS: Final = 0.01
+"""Seconds that calls are expected to take whose results wait together, where so many more may wait."""
+WAITING_BYTES: Final = 1 << 18
+"""Bytes that these results are expected to have."""
 STALLED: Final = 0.02
-"""Seconds without an answer after which those that have not begun are asked for. They come back if the process has
-been with one call for a while: else the machine is busy."""
+"""Seconds without an answer after which those that have not begun are asked for. All come back if the process has
+been with one call for a while. Else they are slower than was expected, or the machine is busy: half of them do."""
+
+_PLAIN: Final = frozenset({str, bytes, bytearray, int, float, bool, type(None), tuple, list, dict, set, frozenset})
+"""The types of most results: such a result is not to be awaited."""
 
 
 class Ahead:
@@ -106,6 +114,7 @@ class Ahead:
                 result: Any = value
             else:
                 result = call(value, lineage)
+                lineage, value = self.at  # it may have been called for others too
                 if type(result) is not known:
                     if isawaitable(result):
                         self.waits = True
@@ -213,14 +222,22 @@ class ProcessAhead(Ahead):
 
     def _called(self, value: Any, lineage: Lineage) -> Iterator[Outcome]:
         """Have the process call the function for this item and for others, and yield what became of it, one by
-        one. The token behind an outcome is in `_begun` by then."""
+        one, but for results that are put at once. The token behind an outcome is in `_begun` by then."""
         self._gave_back = False
         process = self._process()
-        calls = [to_call(value, lineage)]
         try:
-            refused = self._add(calls)  # the outcome of another item, behind the calls
-            left = len(calls)
-            sent = process.call_all(calls)
+            items = [(lineage, value), *(token for token in self._lent() if type(token[1]) is not Mark)]
+            calls, error = to_calls(items, process.wants_lineages)
+            refused: Outcome | None = None
+            if error is not None:
+                if not calls:
+                    raise error
+                refused = False, error  # it is the outcome of another item, behind the calls
+            if len(calls) < len(items):
+                self._give_back(len(items) - len(calls) - (refused is not None))
+            lineages = [lineage for lineage, _ in items[: len(calls)]] if process.wants_lineages else ()
+            sent = process.call_all(calls, lineages)
+            made = left = len(calls)
             outcomes: deque[Outcome] = deque()
             while left > 1 and process.is_slow(STALLED):
                 taken, some = process.take_back()
@@ -229,28 +246,51 @@ class ProcessAhead(Ahead):
                     self._give_back(taken + (refused is not None))
                     refused = None
                 ended = min(len(outcomes), left - taken - 1)  # the last one waits for the answer of the process
+                made -= taken
                 left -= taken + ended
                 self._begin(ended)
                 for _ in range(ended):
                     yield outcomes.popleft()
-                if taken:
-                    break
             some, last = process.answer_all()
             outcomes.extend(some)
             if last is not None and len(outcomes) < left:  # else it has died behind the last one
                 outcomes.append(last)
-            done = len(calls) - left + len(outcomes)
+            done = made - left + len(outcomes)
             if refused is not None and done == len(calls) and outcomes[-1][0]:
                 outcomes.append(refused)
             self._measure(process.seconds / done, max(sent / len(calls), process.answered / done))
             self._begin(len(outcomes) - 1)
         finally:
             self._give_back()
+        self._put_all(outcomes)
         while outcomes:
             yield outcomes.popleft()
 
+    def _put_all(self, outcomes: deque[Outcome]) -> None:
+        """Put the results but for the last one, if all of them are such that nothing is to be asked of them."""
+        begun = self._begun
+        if self._keep is not None or len(outcomes) - 1 != len(begun) or not begun:
+            return
+        if not _PLAIN.issuperset(type(result) for _, result in outcomes):
+            return
+        last, following = outcomes.pop(), begun.pop()
+        lineages = [self.at[0], *(lineage for lineage, _ in begun)]
+        self.at = following
+        self._outlet.items.extend(zip(lineages, [result for _, result in outcomes], strict=True))
+        for _ in outcomes:
+            self._outlet.places.pop()
+        self.put += len(outcomes)
+        outcomes.clear()
+        begun.clear()
+        outcomes.append(last)
+
     def _begin(self, calls: int) -> None:
         """So many more calls have begun."""
+        if calls == len(self._sent):  # and there are no marks among them
+            self._begun.extend(self._sent)
+            self._sent.clear()
+            self._settled += calls
+            return
         while calls:
             token = self._sent.popleft()
             self._settled += 1
@@ -261,29 +301,24 @@ class ProcessAhead(Ahead):
         if self._seconds != float("inf"):
             seconds, size = max(seconds, (self._seconds + seconds) / 2), max(size, (self._bytes + size) / 2)
         self._seconds, self._bytes = max(seconds, 1e-9), size
+        self._outlet.fit(min(WAITING_SECONDS / self._seconds, WAITING_BYTES / size))
 
-    def _add(self, calls: list[Call]) -> Outcome | None:
-        """Add calls that are at hand, where the results of those before them have room. Return what is raised for
-        an item behind them that cannot be sent."""
-        inlet, outlet = self._inlet, self._outlet
+    def _lent(self) -> list[Token]:
+        """Take tokens that are at hand, whose calls will be quick and small, and where the results of those before
+        them have room."""
+        outlet = self._outlet
         places, out = outlet.places, outlet.items
         free = outlet.capacity - len(out) - len(places)
-        most = min(MOST, SECONDS / self._seconds, BYTES / self._bytes, 1 + free / 2)
-        while len(calls) < most:
-            places.append(None)
-            has_room = not self._over and len(out) + len(places) <= outlet.capacity
-            token = inlet.lend() if has_room else None
-            if token is None:
-                places.pop()
-                break
-            self._sent.append(token)
-            lineage, value = token
-            if type(value) is not Mark:
-                try:
-                    calls.append(to_call(value, lineage))
-                except Exception as error:
-                    return False, error
-        return None
+        most = int(min(MOST, SECONDS / self._seconds, BYTES / self._bytes, 1 + free / 2)) - 1
+        if most < 1 or self._over:
+            return []
+        places.extend(repeat(None, most))
+        excess = len(out) + len(places) - outlet.capacity  # other workers may have been quicker
+        tokens = self._inlet.lend(most if excess <= 0 else max(0, most - int(excess)))
+        for _ in range(most - len(tokens)):
+            places.pop()
+        self._sent.extend(tokens)
+        return tokens
 
     def _give_back(self, items: int | None = None) -> None:
         """Give the last ones of so many items back, or all that have not begun."""

@@ -12,6 +12,7 @@ import asyncio
 import enum
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any, Protocol
 
 __all__ = ["END", "GAP", "PAST", "Channel", "Inlet", "Lineage", "Mark", "Token"]
@@ -51,9 +52,10 @@ class Inlet(Protocol):
         """A token that can be had at once, from any thread; None: there may be one for `take`. Whoever pulls has
         the event loop wake `putters` afterwards."""
 
-    def lend(self) -> Token | None:
-        """Like `pull`, but that the token keeps its room, and that the stream does not end, until the event loop
-        calls `settle`."""
+    def lend(self, most: int) -> list[Token]:
+        """Return so many tokens at most that can be had at once, from any thread. They keep their room, and the
+        stream does not end, until the event loop calls `settle`."""
+        ...
 
     def settle(self, begun: int, back: Sequence[Token]) -> None:
         """So many tokens that were lent are taken for good, and those of `back` are to be taken again."""
@@ -81,6 +83,8 @@ class Channel:
     def __init__(self, capacity: float) -> None:
         self.items: deque[Token] = deque()
         self.capacity = capacity
+        """Between `least` and `most`: `fit` changes it."""
+        self.least = self.most = capacity
         self.error: BaseException | None = None
         self.ended = False
         self.stopped = False
@@ -131,16 +135,19 @@ class Channel:
         except IndexError:
             return None
 
-    def lend(self) -> Token | None:
-        if not self.items:
-            return None
-        self.places.append(None)
-        self.lent.append(None)
+    def lend(self, most: int) -> list[Token]:
+        number = min(most, len(self.items))
+        self.places.extend(repeat(None, number))
+        self.lent.extend(repeat(None, number))
+        tokens: list[Token] = []
         try:
-            return self.items.popleft()
+            for _ in range(number):
+                tokens.append(self.items.popleft())  # noqa: PERF401 - those before an error count
         except IndexError:  # another thread was quicker
-            self.loop.call_soon_threadsafe(self.settle, 1, ())
-            return None
+            self.loop.call_soon_threadsafe(self.settle, number - len(tokens), ())
+        if self.putters:  # one may have begun to wait while both counted
+            self.loop.call_soon_threadsafe(self.wake_putters)
+        return tokens
 
     def settle(self, begun: int, back: Sequence[Token]) -> None:
         for _ in range(begun + len(back)):
@@ -223,6 +230,13 @@ class Channel:
         free = self.capacity - len(self.items) - len(self.places)
         for _ in range(int(min(len(self.putters), free))):
             self.wake_putter()
+
+    def fit(self, quick: float) -> None:
+        """Have room for more tokens if all that were put are taken, but for at most so many; and for no more than
+        that in any case. For any thread."""
+        if self.most > self.least:
+            quick = max(self.least, min(self.most, quick))
+            self.capacity = min(quick, self.capacity if self.items else 2 * self.capacity)
 
     # -- the end
 

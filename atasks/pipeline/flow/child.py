@@ -3,7 +3,7 @@
 The parent sends a message, its kind and its content, and waits for the answer. While a join runs, the child may
 ask for items in between. A child ends when SIGTERM tells it to, and when its parent is gone; `on_done` runs first.
 
-Calls that are quick are sent together. The child puts their results into memory that it shares with its parent,
+Calls that are quick are sent together. The child puts each result into memory that it shares with its parent,
 so that those of the calls that have ended are not lost if it dies. It answers once: `DONE` if all results are
 there, else with what became of the call behind them; what is behind that has not begun. While the child is busy,
 the parent may ask over another socket for the calls that have not begun: a thread of the child takes them back.
@@ -12,7 +12,7 @@ the parent may ask over another socket for the calls that have not begun: a thre
 from __future__ import annotations
 
 import contextlib
-import enum
+import marshal
 import mmap
 import os
 import pickle
@@ -23,160 +23,43 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import copy_context
+from itertools import repeat
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias
 
 from atasks import forks, logs
-from atasks.codecs.data import PROTOCOL, is_data
 from atasks.modules import importing
 from atasks.pipeline.flow.invocation import call_hook, iterator_of
+from atasks.pipeline.flow.messages import FIXED, STREAM, ChildLink, ChildMessage, load, message
+from atasks.quick_end import PARENT
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.arguments import WorkerInfo
     from atasks.pipeline.flow.channel import Lineage
     from atasks.pipeline.flow.invocation import Invocation
+    from atasks.pipeline.flow.threads import Outcome
 
-__all__ = [
-    "GRACE",
-    "STREAM",
-    "Call",
-    "ChildLink",
-    "ChildMessage",
-    "Incoming",
-    "SharedResults",
-    "load",
-    "main",
-    "message",
-    "to_call",
-    "together",
-]
+__all__ = ["GRACE", "TAKEN", "SharedResults", "main"]
 
 PAUSE: Final = 0.005
-"""Seconds in which a call that has others behind it has to end, when the parent asks for those."""
+"""Seconds in which a call that has others behind it has to end when the parent asks for those: else it gets all of
+them, and half of them otherwise."""
 GRACE: Final = 2.0
 """Seconds that a process has to run `on_done` and end, when it is told to or its parent is gone."""
 
 
-class ChildMessage(enum.Enum):
-    """The message types between a stage's worker and its process."""
-
-    START = enum.auto()
-    CALL = enum.auto()
-    CALLS = enum.auto()
-    BEGIN = enum.auto()
-    NEXT = enum.auto()
-    FINISH = enum.auto()
-    VALUE = enum.auto()
-    DONE = enum.auto()
-    ENDED = enum.auto()
-    FAILED = enum.auto()
-    CONFINED = enum.auto()
-    WANTED = enum.auto()
-    BROKEN = enum.auto()
-
-
-class Stream(enum.Enum):
-    """Stands for the stream that a join is called with."""
-
-    STREAM = enum.auto()
-
-
-STREAM = Stream.STREAM
-BUFFER: Final = 1 << 16
-"""Bytes that are read at once; and longer pickles are sent without a copy."""
-_HEADER: Final = struct.Struct("!Q")
 _SIZE: Final = struct.Struct("=I")
 _SECONDS: Final = struct.Struct("=d")
-_FIXED: Final = frozenset({str, bytes, int, float, bool, type(None)})
+_PICKLED: Final = 1 << 31
+"""The sizes of results that are messages have this bit. Others are marshalled, which is quicker."""
 TAKEN: Final = struct.Struct("=II")
 """The answer to a parent that takes calls back: how many it gets, and the bytes of the results so far."""
 
 
-def message(kind: ChildMessage, value: Any = None, lineage: Lineage = ()) -> list[bytes | memoryview]:
-    """The pickle of a message with a value, which mostly is an item or a result: its pieces. Raises what
-    `to_pieces` raises."""
-    content = kind._value_, value, lineage  # `value` is a function of Python
-    if is_data(value):
-        return [pickle.dumps(content, PROTOCOL)]
-    from atasks.pipeline.flow.pickling import to_pieces  # when it is first needed: it imports a lot
-
-    return to_pieces(content)
-
-
-Call: TypeAlias = "tuple[Any, Lineage] | list[bytes | memoryview]"
-"""A call that is sent together with others: an item that cannot change, with its lineage, or a message."""
-
-
-def to_call(value: Any, lineage: Lineage) -> Call:
-    """Return the call for an item. Raises what `to_pieces` raises."""
-    if type(value) in _FIXED and is_data(value):
-        return value, lineage  # one pickle has it and others: no call can change what another one gets
-    return message(ChildMessage.CALL, value, lineage)
-
-
-def together(calls: Sequence[Call]) -> list[bytes | memoryview]:
-    """Return the message of all these calls."""
-    if len(calls) > 1:
-        content = [call if isinstance(call, tuple) else b"".join(call) for call in calls]
-        return [pickle.dumps((ChildMessage.CALLS.value, content, ()), PROTOCOL)]
-    call = calls[0]
-    return message(ChildMessage.CALL, *call) if isinstance(call, tuple) else call
-
-
-class Incoming:
-    """A large message whose beginning has arrived: its content is unpickled as it comes, large values from the
-    socket into the objects themselves."""
-
-    def __init__(self, reader: Any, size: int) -> None:
-        self.broken = False
-        """True if the other side was gone before all had come."""
-        self.size = size
-        """Bytes of the message."""
-        self._reader = reader
-        self._left = size
-
-    def load(self) -> Any:
-        """Return the content. Raises what unpickling raises, and anything if it is `broken`."""
-        try:
-            return pickle.Unpickler(self).load()
-        finally:
-            while self._left and not self.broken:  # it cannot be unpickled: the next message begins behind it
-                self.read(BUFFER)
-
-    # -- what an unpickler calls
-
-    def read(self, size: int) -> bytes:
-        """Return so many bytes, or as many as there are. Raises EOFError and OSError."""
-        size = min(size, self._left)
-        self.broken = True
-        data: bytes = self._reader.read(size)
-        self._count(len(data), size)
-        return data
-
-    def readinto(self, room: memoryview) -> int:
-        """Fill the room, or as much as there are bytes for. Returns how many. Raises EOFError and OSError."""
-        size = min(len(room), self._left)
-        self.broken = True
-        count: int = self._reader.readinto(room[:size])
-        self._count(count, size)
-        return count
-
-    def readline(self) -> bytes:
-        """Refuse: pickles of this protocol have no lines."""
-        raise pickle.UnpicklingError("a line in a pickle")
-
-    def _count(self, count: int, expected: int) -> None:
-        if count < expected:
-            raise EOFError
-        self.broken = False
-        self._left -= count
-
-
-def load(received: bytes | Incoming) -> Any:
-    """Return the content of a message. Raises what unpickling raises, and anything if it is `broken`."""
-    return received.load() if isinstance(received, Incoming) else pickle.loads(received)
+_Waiting: TypeAlias = "tuple[Any, Lineage] | bytearray"
+"""A call that was sent together with others and has not begun: read, or the message as the parent made it."""
 
 
 class SharedResults:
@@ -214,17 +97,27 @@ class SharedResults:
         self._numbers[0] = self.BEGIN
         self.took(0.0)
 
-    def add(self, *answer: bytes | memoryview) -> bool:
-        """Add an answer, in pieces. False: there is no room for it."""
-        memory = self._memory
-        begin = self.end()
-        size = sum(map(len, answer))
-        end = begin + _SIZE.size + size
+    def add(self, answer: Sequence[bytes | memoryview], mark: int = 0) -> bool:
+        """Add an answer, in pieces. `mark` is added to its size. False: there is no room for it."""
+        memory, numbers = self._memory, self._numbers
+        begin = numbers[0]
+        size = len(answer[0]) if len(answer) == 1 else sum(map(len, answer))
+        end = begin + 4 + size
         if end > self.SIZE:
             return False
-        memory[begin:end] = b"".join((_SIZE.pack(size), *answer))
-        self._numbers[0] = end  # now it is there, even if the process dies
+        memory[begin:end] = b"".join((_SIZE.pack(size | mark), *answer))
+        numbers[0] = end  # now it is there, even if the process dies
         return True
+
+    def add_result(self, result: Any) -> list[bytes | memoryview] | None:
+        """Add the result of a call. There may be no room for it: then return the message that has it. Raises what
+        pickling it raises."""
+        if type(result) in FIXED:
+            if self.add((marshal.dumps(result),)):
+                return None
+            return message(ChildMessage.VALUE, result)
+        answer = message(ChildMessage.VALUE, result)
+        return None if self.add(answer, _PICKLED) else answer
 
     def end(self) -> int:
         """Return the offset of the end."""
@@ -239,12 +132,21 @@ class SharedResults:
         seconds: float = _SECONDS.unpack_from(self._memory, _SIZE.size)[0]
         return seconds
 
-    def read(self, begin: int, end: int) -> Iterator[bytes]:
-        """Yield the answers between these offsets. The first one is at `BEGIN`."""
+    def read(self, begin: int, end: int) -> Iterator[Outcome]:
+        """Yield what became of calls: the results between these offsets. The first one is at `BEGIN`."""
+        memory = self._memory
         while begin < end:
-            at = begin + _SIZE.size
-            begin = at + _SIZE.unpack_from(self._memory, begin)[0]
-            yield self._memory[at:begin]
+            size = _SIZE.unpack_from(memory, begin)[0]
+            at = begin + 4
+            if size < _PICKLED:
+                begin = at + size
+                yield True, marshal.loads(memory[at:begin])
+            else:
+                begin = at + size - _PICKLED
+                try:
+                    yield True, pickle.loads(memory[at:begin])[1]
+                except Exception as error:
+                    yield False, error
 
     def close(self) -> None:
         """Let go of the memory."""
@@ -252,51 +154,6 @@ class SharedResults:
         self._memory.close()
 
     BEGIN: Final = _SIZE.size + _SECONDS.size
-
-
-class ChildLink:
-    """One end of the way between a stage's worker and its process: pickles, each after its length in bytes.
-
-    The processes of `executor="process"` have a header like this one, and MessagePack behind it, which the process
-    of a stage need not import.
-    """
-
-    def __init__(self, channel: socket.socket) -> None:
-        self._channel = channel
-        self._reader = channel.makefile("rb", BUFFER)
-
-    def send(self, message: list[bytes | memoryview]) -> None:
-        """Send what `message` has made. Raises OSError."""
-        size = sum(map(len, message))
-        header = _HEADER.pack(size)
-        if size <= BUFFER:
-            self._channel.sendall(b"".join((header, *message)))
-        else:  # without a copy
-            self._channel.sendall(header)
-            for piece in message:
-                self._channel.sendall(piece)
-
-    def receive(self) -> bytes | Incoming:
-        """Return the next message, which `load` reads: a large one as it comes. Raises EOFError and OSError."""
-        (size,) = _HEADER.unpack(self._read(_HEADER.size))
-        return self._read(size) if size <= BUFFER else Incoming(self._reader, size)
-
-    def has_message(self, seconds: float) -> bool:
-        """Wait for so long, and return True if there is something to receive by then. Nothing was read of it."""
-        poll = select.poll()
-        poll.register(self._channel, select.POLLIN)
-        return bool(poll.poll(1000 * seconds))
-
-    def close(self) -> None:
-        """Close this end."""
-        self._reader.close()
-        self._channel.close()
-
-    def _read(self, size: int) -> bytes:
-        data: bytes = self._reader.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
 
 
 class _Terminated(BaseException):
@@ -327,9 +184,9 @@ def main(descriptors: Sequence[int], setup: str = "") -> None:
     forks.withhold(orders)
     results = SharedResults(memory)
     os.close(memory)
-    waiting: deque[bytes | tuple[Any, Lineage]] = deque()
+    waiting: deque[_Waiting] = deque()
     parent = threading.Thread(
-        target=_heed_parent, args=(descriptor, orders, waiting, results), name="atasks parent", daemon=True
+        target=_heed_parent, args=(descriptor, orders, waiting, results), name=PARENT, daemon=True
     )
     parent.start()
     if setup:
@@ -360,7 +217,8 @@ def _heed_parent(descriptor: int, orders: int, waiting: deque[Any], results: Sha
                 break
             end = results.end()
             time.sleep(PAUSE)
-            while end == results.end():  # the process has had its turn; and each call is taken once
+            most = len(waiting) if end == results.end() else len(waiting) // 2  # calls end, if slowly
+            while taken < most:  # and each is taken once
                 waiting.pop()
                 taken += 1
         except IndexError:
@@ -374,12 +232,9 @@ def _heed_parent(descriptor: int, orders: int, waiting: deque[Any], results: Sha
 
 
 class _Child:
-    def __init__(
-        self, link: ChildLink, waiting: deque[bytes | tuple[Any, Lineage]], results: SharedResults
-    ) -> None:
+    def __init__(self, link: ChildLink, waiting: deque[_Waiting], results: SharedResults) -> None:
         self._link = link
         self._waiting = waiting
-        """Calls that were sent together and have not begun: read, or a message as the parent made it."""
         self._results = results
         self._name = ""
         self._call: Callable[..., Any] | None = None
@@ -398,7 +253,7 @@ class _Child:
                     kind, value, lineage = load(received)
                 del received
                 if kind == ChildMessage.CALLS.value:
-                    answer = self._call_all(value)
+                    answer = self._call_all(value, lineage)
                 else:
                     answer = message(*self._answer(ChildMessage(kind), value, lineage))
                 del value
@@ -409,25 +264,28 @@ class _Child:
             self._link.send(answer)
             del answer
 
-    def _call_all(self, sent: list[bytes | tuple[Any, Lineage]]) -> list[bytes | memoryview]:
+    def _call_all(self, sent: list[Any], lineages: Sequence[Lineage]) -> list[bytes | memoryview]:
         """Make the calls that were sent together, until one has failed or has a result for which there is no room
         in the memory, and return the answer."""
-        waiting, results = self._waiting, self._results
-        call, *more = _read(sent)
-        waiting.extend(more)
+        waiting, results, call_one = self._waiting, self._results, self._call
+        assert call_one is not None
+        calls = iter(_read(sent, lineages))
+        call = next(calls)
+        waiting.extend(calls)
         while True:
             try:
-                if isinstance(call, bytes):
+                if type(call) is bytearray:
                     with importing():
                         _, value, lineage = pickle.loads(call)
                 else:
                     value, lineage = call
-                answer = message(ChildMessage.VALUE, self._result(value, lineage))
+                variables = self._variables = copy_context()
+                answer = results.add_result(variables.run(call_one, value, lineage))
                 del call, value
             except Exception as error:
                 waiting.clear()
                 return _failed(error)
-            if not results.add(*answer):
+            if answer is not None:
                 waiting.clear()
                 return answer
             try:
@@ -502,14 +360,16 @@ class _Child:
                     raise RuntimeError("the stream has failed")
 
 
-def _read(sent: list[bytes | tuple[Any, Lineage]]) -> list[bytes | tuple[Any, Lineage]]:
+def _read(sent: list[Any], lineages: Sequence[Lineage]) -> Iterable[_Waiting]:
     """Read calls that were sent together. One that cannot be read stays as it is until its turn, and so do those
     behind it."""
-    calls: list[bytes | tuple[Any, Lineage]] = []
+    if bytearray not in map(type, sent):
+        return zip(sent, lineages or repeat(()), strict=False)
+    calls: list[_Waiting] = []
     with importing():
-        for each in sent:
+        for each, lineage in zip(sent, lineages or repeat(()), strict=False):
             try:
-                calls.append(pickle.loads(each)[1:] if isinstance(each, bytes) else each)
+                calls.append(pickle.loads(each)[1:] if type(each) is bytearray else (each, lineage))
             except Exception:
                 return calls + sent[len(calls) :]
     return calls

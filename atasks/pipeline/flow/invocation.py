@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from atasks.pipeline.flow.channel import Lineage
 
 __all__ = [
+    "ELEMENT_INDEX",
     "WORKER_INFO",
     "Invocation",
     "Start",
@@ -24,6 +25,8 @@ __all__ = [
     "wanted_names",
 ]
 
+ELEMENT_INDEX = "element_index"
+"""The parameter that gets the lineage of the item."""
 WORKER_INFO = "worker_info"
 """The parameter that gets the `WorkerInfo`."""
 
@@ -104,7 +107,7 @@ class Invocation:
             else:
                 positional, named = (*args, *item.args), {**kwargs, **item.kwargs}
             if by_index:
-                named = {**named, "element_index": lineage}
+                named = {**named, ELEMENT_INDEX: lineage}
             return function(*positional, **named)
 
         def call_plain(item: Any, lineage: Lineage) -> Any:
@@ -119,7 +122,7 @@ class Invocation:
 
     def _keywords(self, state: Mapping[str, Any], info: WorkerInfo | None) -> tuple[dict[str, Any], bool]:
         """The keyword arguments of every call, and whether each also gets its index."""
-        by_index = "element_index" in self.names and "element_index" not in state
+        by_index = ELEMENT_INDEX in self.names and ELEMENT_INDEX not in state
         return {**self.kwargs, **_given(self.names, state, info)}, by_index
 
 

@@ -5,34 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import pickle
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atasks import forks, interpreters, logs, modules, process_setup
+from atasks import forks, logs, modules, process_setup, quick_end
 from atasks.errors import PipelineError
+from atasks.fork_server.starting import Child, start
 from atasks.pipeline.flow.ahead import Ahead, ProcessAhead
 from atasks.pipeline.flow.arguments import WorkerInfo
 from atasks.pipeline.flow.channel import Lineage
-from atasks.pipeline.flow.child import (
-    GRACE,
+from atasks.pipeline.flow.child import GRACE, TAKEN, SharedResults, main
+from atasks.pipeline.flow.invocation import ELEMENT_INDEX, WORKER_INFO, wanted_names
+from atasks.pipeline.flow.items import SyncItems
+from atasks.pipeline.flow.messages import (
     STREAM,
-    TAKEN,
-    Call,
     ChildLink,
     ChildMessage,
     Incoming,
-    SharedResults,
     load,
     message,
     together,
 )
-from atasks.pipeline.flow.invocation import WORKER_INFO, wanted_names
-from atasks.pipeline.flow.items import SyncItems
 from atasks.pipeline.flow.pickling import to_bytes
 from atasks.pipeline.flow.raised import rebuilt
 from atasks.pipeline.flow.runners import ENDED, ThreadRunner, next_or_end
@@ -47,10 +44,11 @@ DONE = object()
 """The answer if all results are in the shared memory."""
 
 _COMMAND = (
-    "import gc, sys; collects = gc.isenabled(); gc.disable(); fds, setup, end, *rest = sys.argv[1:]; "
-    "sys.argv[:], sys.path[:] = rest[: int(end)], rest[int(end) :]; "
-    "from atasks.pipeline.flow.child import main; gc.freeze(); collects and gc.enable(); "
-    "main([*map(int, fds.split())], setup)"
+    "import gc, sys; collects = gc.isenabled(); gc.disable(); fds, setup, words, *rest = sys.argv[1:]; "
+    "sys.argv[:], sys.path[:] = rest[: int(words)], rest[int(words) :]; "
+    "from atasks.pipeline.flow.child import main; from atasks.quick_end import end; "
+    "own = {*sys.modules}; gc.freeze(); collects and gc.enable(); "
+    "main([*map(int, fds.split())], setup); end(own)"
 )
 """The program of a child. What is imported stays, so the garbage collector need not look through it."""
 
@@ -71,7 +69,7 @@ class Process:
     def __init__(self, stage: FunctionStage, info: WorkerInfo) -> None:
         self._stage = stage
         self._info = info
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Child | None = None
         self._link: ChildLink | None = None
         self._orders: socket.socket | None = None
         self._results: SharedResults | None = None
@@ -83,6 +81,8 @@ class Process:
         """The offset of the first of `_results` that was not read."""
         self._stream: SyncItems | None = None
         self._lock = threading.Lock()
+        self.wants_lineages = ELEMENT_INDEX in stage.invocation.names
+        """The function asks for the lineages of its items."""
         self.ended = False
         """True once the process has died or was told to end."""
 
@@ -104,12 +104,13 @@ class Process:
             descriptors = [there.fileno(), orders.fileno(), memory]
             argv = [str(word) for word in sys.argv]
             setup = process_setup.remembered() or ""
-            given = [" ".join(map(str, descriptors)), setup, str(len(argv)), *argv, *sys.path]
-            command = [*interpreters.command(), "-c", _COMMAND, *given]
+            words = [setup, str(len(argv)), *argv, *map(str, sys.path)]
+            process = start(_modules(), _COMMAND, words, descriptors)
             with self._lock:
+                self._process = process
                 if self.ended:
+                    process.terminate()
                     raise PipelineError("the run is over")
-                self._process = subprocess.Popen(command, pass_fds=descriptors, stdin=subprocess.DEVNULL)
         stage = self._stage
         invocation, hooks = stage.invocation, (stage.on_start, stage.on_done)
         names = {*invocation.names, *(name for hook in hooks if hook is not None for name in wanted_names(hook))}
@@ -121,12 +122,12 @@ class Process:
         """Call the function for an item, or for a stream, and return its result."""
         return self._ask(ChildMessage.CALL, value, lineage)
 
-    def call_all(self, calls: list[Call]) -> int:
+    def call_all(self, calls: Sequence[Any], lineages: Sequence[Lineage]) -> int:
         """Send calls, which `answer_all` answers. Return the number of bytes."""
         assert self._results is not None
         self._results.clear()
         self._read_to = SharedResults.BEGIN
-        sent = together(calls)
+        sent = together(calls, lineages)
         self._send_message(sent)
         return sum(map(len, sent))
 
@@ -162,7 +163,7 @@ class Process:
     def _results_to(self, end: int) -> Iterator[Outcome]:
         assert self._results is not None
         begin, self._read_to = self._read_to, end
-        return (attempt(_value_of, each) for each in self._results.read(begin, end))
+        return self._results.read(begin, end)
 
     def begin(self, value: Any, lineage: Lineage) -> None:
         """Begin to iterate what the function gives for an item, or for a stream."""
@@ -208,6 +209,7 @@ class Process:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            self._process.close()
 
     # -- talking
 
@@ -287,8 +289,10 @@ class Process:
         return PipelineError(f"the process of stage {self._stage.name!r} ended during a call (exit code {code})")
 
 
-def _value_of(answer: bytes) -> Any:
-    return pickle.loads(answer)[1]
+def _modules() -> list[str]:
+    """Modules that a child imports before its first item."""
+    found = [main.__module__, quick_end.__name__, "multiprocessing"]  # for its name in logs
+    return [*found, "cloudpickle"] if "cloudpickle" in sys.modules else found
 
 
 async def _gone(process: Process, reaped: asyncio.Future[Any]) -> None:

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from itertools import islice
 from types import GeneratorType
 from typing import Any, Final
 
@@ -181,8 +182,8 @@ class _SourceInlet:
         """Pull nothing: only the event loop knows how."""
         return None
 
-    def lend(self) -> Token | None:
-        return None
+    def lend(self, most: int) -> list[Token]:
+        return []
 
     def settle(self, begun: int, back: Sequence[Token]) -> None:
         """Nothing is lent."""
@@ -233,15 +234,13 @@ class _HereInlet(_SourceInlet):
             token = self._next()
         return token
 
-    def lend(self) -> Token | None:
-        if type(self._iterable) not in _PLAIN or (self.ended and not self.items):
-            return None
+    def lend(self, most: int) -> list[Token]:
+        if type(self._iterable) not in _PLAIN:
+            return []
         with self._lock:
-            self._lent += 1
-        token = self._next()
-        if token is None:
-            self.engine.call_soon(lambda: self.settle(1, ()))
-        return token
+            tokens = self._some(most)
+            self._lent += len(tokens)
+        return tokens
 
     def settle(self, begun: int, back: Sequence[Token]) -> None:
         with self._lock:
@@ -255,23 +254,38 @@ class _HereInlet(_SourceInlet):
     def _next(self) -> Token | None:
         """The next token; None at the end, and while a window does not admit it."""
         with self._lock:
-            if self.items:
-                return self.items.popleft()
-            index = self._index
-            if self.ended or (self._windows and not all(each.admits((index,)) for each in self._windows)):
-                return None
-            try:
-                if self._iterator is None:
-                    self._iterator = iter(self._iterable)
-                item = next(self._iterator)
-            except StopIteration:
-                self.ended = True
-                return None
-            except BaseException as error:
-                self._fail(error, (index,))
-                return None
-            self._index = index + 1
-            return (index,), item
+            return self._one()
+
+    def _some(self, most: int) -> list[Token]:
+        """The next tokens, so many at most. Behind `_lock`."""
+        tokens: list[Token] = []
+        if not self.items and not self.ended and not self._windows and self._iterator is not None:
+            first = self._index
+            tokens += zip(zip(range(first, first + most), strict=True), islice(self._iterator, most), strict=False)
+            self._index += len(tokens)
+        while len(tokens) < most and (token := self._one()) is not None:
+            tokens.append(token)
+        return tokens
+
+    def _one(self) -> Token | None:
+        """Like `_next`, behind `_lock`."""
+        if self.items:
+            return self.items.popleft()
+        index = self._index
+        if self.ended or (self._windows and not all(each.admits((index,)) for each in self._windows)):
+            return None
+        try:
+            if self._iterator is None:
+                self._iterator = iter(self._iterable)
+            item = next(self._iterator)
+        except StopIteration:
+            self.ended = True
+            return None
+        except BaseException as error:
+            self._fail(error, (index,))
+            return None
+        self._index = index + 1
+        return (index,), item
 
     def _release(self) -> None:
         generator = _generator(self._iterable, self._iterator)

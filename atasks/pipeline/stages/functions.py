@@ -17,7 +17,14 @@ from atasks.pipeline.flow.invocation import Invocation, Start, name_of
 from atasks.pipeline.flow.runners import LimitedRunner, LoopRunner, ThreadRunner
 from atasks.pipeline.pipeline import Pipeline, Stage
 from atasks.pipeline.plan import Step
-from atasks.pipeline.stages.options import GroupOptions, OnError, StageOptions, read_options
+from atasks.pipeline.stages.options import (
+    QUICK_THROTTLE,
+    THROTTLE,
+    GroupOptions,
+    OnError,
+    StageOptions,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from atasks.pipeline.flow.engine import Engine
@@ -99,7 +106,10 @@ class CallingStage(Stage):
         return runner if self.notes is None else self.notes.wrap(runner)
 
     def open(self, engine: Engine, inlet: Inlet, step: Step) -> Inlet:
-        outlet = Channel(self.options.throttle or float("inf"))
+        throttle = self.options.throttle
+        outlet = Channel(THROTTLE if throttle is None else throttle or float("inf"))
+        if throttle is None and self.options.multiprocess:
+            outlet.most = QUICK_THROTTLE
         engine.add(FunctionCrew(engine, self, inlet, outlet, step.windows))
         return outlet
 

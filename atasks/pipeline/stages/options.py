@@ -19,13 +19,15 @@ OnError = Callable[[Any, Exception], Any]
 LOCAL_WORKERS: Final = 1
 REMOTE_WORKERS: Final = 64
 MAX_WORKERS: Final = 100_000
+THROTTLE: Final = 64
+QUICK_THROTTLE: Final = 1024
 
 
 class PlainOptions(TypedDict, total=False):
     """Those that leave it to the item alone what the function is called with: type checkers know that."""
 
     workers: int | None
-    throttle: int
+    throttle: int | None
     timeout: float | None
     skip_errors: bool
     multiprocess: bool
@@ -49,7 +51,7 @@ class GroupOptions(TypedDict, total=False):
     """Options of `group` besides `skip_errors`."""
 
     workers: int | None
-    throttle: int
+    throttle: int | None
     timeout: float | None
     limit: Limit | None
 
@@ -60,8 +62,9 @@ class StageOptions:
 
     workers: int | None = LOCAL_WORKERS
     """Calls in flight; None: as many as there are items."""
-    throttle: int = 64
-    """The most results that wait for the next stage; 0: no bound."""
+    throttle: int | None = None
+    """The most results that wait for the next stage; 0: no bound. None: `THROTTLE`, and in
+    processes up to `QUICK_THROTTLE` where the function is quick and the next stage takes results at once."""
     timeout: float | None = None
     """Seconds that the function may take for one item."""
     skip_errors: bool = False

@@ -85,8 +85,8 @@ class _TapInlet:
     def pull(self) -> Token | None:
         return None
 
-    def lend(self) -> Token | None:
-        return None
+    def lend(self, most: int) -> list[Token]:
+        return []
 
     def settle(self, begun: int, back: Sequence[Token]) -> None:
         pass  # nothing is lent

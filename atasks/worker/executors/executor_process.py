@@ -17,9 +17,12 @@ from atasks import forks, interpreters, logs, modules, process_setup
 from atasks.codecs.base import Codec
 from atasks.codecs.cloudpickle import dumps
 from atasks.errors import TransportError
+from atasks.fork_server.forked import Forked
+from atasks.fork_server.in_loop import ended, fork
 from atasks.outlast import shield
 from atasks.progress import Progress
 from atasks.wire import Reply, Report
+from atasks.worker.executors.child import serve
 from atasks.worker.executors.frames import HEADER, READY, ProcessRequest, decode_answer, frame
 
 if TYPE_CHECKING:
@@ -45,6 +48,8 @@ prepare(channel, pickle.load(stream))
 serve(channel, stream, pickle.load(stream), pickle.load(stream), pickle.load(stream))
 """
 
+_MODULES: Final = [serve.__module__, "multiprocessing"]
+"""Modules that it imports in any case."""
 LEAVE_PATIENCE: Final = 2.0
 """Seconds that an idle process gets to end by itself."""
 
@@ -59,6 +64,17 @@ def _pickled(around: AroundRuns | None) -> bytes:
         ) from error
 
 
+async def _start(channel: int) -> Process | Forked:
+    """A process that leads a session, so that what a function starts can be ended with it."""
+    forked = await fork(_MODULES, _PROGRAM, [], [channel], session=True)
+    if forked is not None:
+        return forked
+    command = [*interpreters.command(), "-c", _PROGRAM, str(channel)]
+    return await asyncio.create_subprocess_exec(
+        *command, stdin=DEVNULL, pass_fds=[channel], start_new_session=True
+    )
+
+
 class Lost(Exception):
     """The process has died. `str()` of it says how."""
 
@@ -66,7 +82,9 @@ class Lost(Exception):
 class ExecutorProcess:
     """A process that runs one call at a time."""
 
-    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, process: Process | Forked, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -87,20 +105,12 @@ class ExecutorProcess:
         ours, theirs = socket.socketpair()
         forks.withhold(ours.fileno())
         with theirs:
+            reader, writer = await asyncio.open_connection(sock=ours)
             try:
-                process = await asyncio.create_subprocess_exec(
-                    *interpreters.command(),
-                    "-c",
-                    _PROGRAM,
-                    str(theirs.fileno()),
-                    stdin=DEVNULL,
-                    pass_fds=[theirs.fileno()],
-                    start_new_session=True,  # so that what a function starts can be ended with it
-                )
+                process = await _start(theirs.fileno())
             except BaseException:
-                ours.close()
+                writer.transport.abort()
                 raise
-        reader, writer = await asyncio.open_connection(sock=ours)
         started = cls(process, reader, writer)
         try:
             await started._say(hello)
@@ -167,9 +177,11 @@ class ExecutorProcess:
 
     async def _watch(self) -> None:
         """Return when it has ended. Its channel may stay open, in a process that it has forked."""
-        await self._process.wait()
+        await (ended(self._process) if isinstance(self._process, Forked) else self._process.wait())
         self._kill_group()  # so that nothing of it stays behind; while some of it lives, the number is not reused
         self._writer.transport.abort()
+        if isinstance(self._process, Forked):
+            self._process.close()
 
     def _kill_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):  # there is nobody left in it; macOS: but the dead

@@ -4,7 +4,7 @@ These are not the frames of the local transport, although both are a length and 
 than a frame there, and goes alone, where a frame there has all messages of a turn.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 import struct
 from typing import Final

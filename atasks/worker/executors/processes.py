@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from atasks.outlast import apart
 from atasks.wire import AT_MOST_ONCE, Reply, Status, describe
 from atasks.worker.execution import status
 from atasks.worker.executors.executor_process import ExecutorProcess, Lost
@@ -119,7 +120,7 @@ class ProcessPool:
         waiting = sum(not waiter.done() for waiter in self._waiting)
         if len(self._starting) < waiting and self._count < self.size and not self._closed:
             self._count += 1
-            task = asyncio.get_running_loop().create_task(self._start(), name="atasks process start")
+            task = apart(self._start(), "atasks process start")
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
 

@@ -26,8 +26,8 @@ class Reference(Struct, array_like=True, frozen=True):
 
     module: str | None
     """The module to import; None: the function is in `pickled`."""
-    file: str | None
-    """The file of the module, in case its name does not lead to it."""
+    file: bytes | None
+    """The file of the module, in case its name does not lead to it: a name of a file need not be text."""
     qualname: str
     namespace: str
     name: str
@@ -70,7 +70,7 @@ def refer(task: BaseTask[..., Any]) -> Reference:
     qualname = getattr(function, "__qualname__", None)
     if qualname is not None and task.module is not None:
         file = getattr(sys.modules.get(function.__module__), "__file__", None)
-        path = os.path.abspath(file) if isinstance(file, str) else None
+        path = os.fsencode(os.path.abspath(file)) if isinstance(file, str) else None
         return Reference(task.module, path, qualname, task.namespace, task.name)
     from atasks.codecs.cloudpickle import dumps  # a prompt or a notebook: nothing can be imported from it
 
@@ -95,10 +95,10 @@ def find(reference: Reference) -> Callable[..., Any]:
     return found.local if isinstance(found, BaseTask) else found
 
 
-def _import(module: str, file: str | None) -> None:
+def _import(module: str, file: bytes | None) -> None:
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}.") or file is None:
             raise
-        modules.load(file)  # a script whose file has another name than its module, or is a link
+        modules.load(os.fsdecode(file))  # a script whose file has another name than its module, or is a link

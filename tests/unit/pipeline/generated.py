@@ -25,7 +25,6 @@ LONG = (64, 65, 200, 1024, 1025, 1030, 2000, 3000)
 LOCAL = ("coroutine", "thread", "inline")
 ATASK = ("atask",)
 PROCESSES = ("thread", "process", "process")
-ROLES = ("map", "map", "filter", "filter", "flat_map", "flat_map", "each", "after")
 
 windows = st.sampled_from((1, 2, 3, 10, 1024))
 workers = st.sampled_from((1, 1, 2, 3, 9, None))
@@ -50,7 +49,7 @@ def calls(
         draw(st.sampled_from((True, True, True, False))) if modulus else draw(st.booleans()),
         draw(st.sampled_from(hows)),
         1 if first else draw(few if hows is PROCESSES else workers),
-        draw(st.sampled_from((64, 1, 2, 0))),
+        draw(st.sampled_from((None, 64, 1, 2, 0))),
         draw(st.sampled_from((None, None, None, 0, 1, 5, 0.0, 0.1, 0.5, 1.0))) if counted else None,
     )
 

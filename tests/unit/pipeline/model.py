@@ -161,7 +161,7 @@ class Call(Spec):
     skip: bool = False
     how: str = "coroutine"
     workers: int | None = 1
-    throttle: int = 64
+    throttle: int | None = None
     most: float | None = None
     """`max_errors`, for one that skips."""
 

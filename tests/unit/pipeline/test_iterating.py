@@ -342,6 +342,14 @@ async def test_without_rich_lines_are_printed_on_a_terminal_too(
     assert capsys.readouterr().err.splitlines()[-1] == "add_one: 5"
 
 
+async def test_a_program_without_a_standard_error_shows_no_progress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    await (range(5) | map(add_one)).options(progress=True)
+    assert capsys.readouterr().out == ""
+
+
 async def test_a_progress_callable_that_raises_is_reported_and_ends_nothing() -> None:
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context))

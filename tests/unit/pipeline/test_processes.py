@@ -25,14 +25,13 @@ import psutil
 import pytest
 
 from atasks.errors import PipelineError, RemoteTraceback
+from atasks.fork_server import server as fork_server
+from atasks.fork_server import starting
 from atasks.pipeline import WorkerInfo, bind, each, filter, flat_map, group, map, ordered, stage
 from atasks.pipeline.flow.processes import Process
 from atasks.testing import until
 from tests.unit.pipeline.kinds import consume
-
-
-def identity(x: Any) -> Any:
-    return x
+from tests.unit.pipeline.noted import identity
 
 
 class Sour(Exception):
@@ -49,11 +48,16 @@ def sour_at_five(x: int) -> int:
 
 def children() -> list[int]:
     """The processes of stages that there are, those included that nobody has waited for yet."""
-    return [child.pid for child in psutil.Process().children() if is_of_a_stage(child)]
+    return [child.pid for child in psutil.Process().children(recursive=True) if is_of_a_stage(child)]
 
 
 def is_of_a_stage(child: psutil.Process) -> bool:
+    servers = fork_server.pids()
+    if child.pid in servers:
+        return False
     try:
+        if child.ppid() in servers:
+            return child.status() != psutil.STATUS_ZOMBIE  # its server waits for it right behind the program
         return any("atasks.pipeline.flow.child" in word for word in child.cmdline())
     except psutil.ZombieProcess:
         return True
@@ -426,6 +430,7 @@ async def test_a_process_that_dies_in_the_middle_of_its_answer() -> None:
 async def test_a_process_imports_little_before_its_first_item(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(starting, "ask", lambda *_, **__: None)  # which imports more, once for all processes
     (tmp_path / "imports_little.py").write_text("import sys\n\ndef loaded(_):\n    return list(sys.modules)\n")
     monkeypatch.syspath_prepend(tmp_path)
     function = importlib.import_module("imports_little").loaded

@@ -6,10 +6,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,26 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atasks.errors import PipelineError
-from atasks.pipeline import map, ordered
-from atasks.pipeline.flow import child
-from atasks.pipeline.flow.child import ChildLink, ChildMessage, SharedResults
+from atasks.pipeline import bind, map, ordered
+from atasks.pipeline.flow.channel import Channel
+from atasks.pipeline.flow.child import SharedResults
+from atasks.pipeline.flow.messages import ChildLink, ChildMessage, message
 from atasks.testing import until
+from tests.unit.pipeline.noted import Counted, Noted, Random, Unsendable, identity, kind, place, slow_from
 from tests.unit.pipeline.test_model import bounded
-from tests.unit.pipeline.test_processes import children, identity
-
-
-class Unreadable:
-    """Can be pickled, and not read again."""
-
-    def __reduce__(self) -> Any:
-        return int, ("no number",)
-
-
-class Unsendable:
-    """Cannot be pickled."""
-
-    def __reduce__(self) -> Any:
-        raise TypeError("unsendable")
+from tests.unit.pipeline.test_processes import children
 
 
 class Incomparable:
@@ -59,49 +47,6 @@ class LikeAll:
         return True
 
 
-class Noted:
-    """Notes each call in a file, and does something at some of the items."""
-
-    def __init__(self, folder: Path, **at: int) -> None:
-        self.begun = folder / "begun"
-        self.gate = folder / "gate"
-        self.died = folder / "died"
-        self.at = {number: what for what, number in at.items()}
-        self.__name__ = "noted"
-
-    def __call__(self, x: int) -> Any:
-        descriptor = os.open(self.begun, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.write(descriptor, f"{x}\n".encode())
-        os.close(descriptor)
-        return self.result(self.at.get(x), x)
-
-    def result(self, what: str | None, x: int) -> Any:
-        if what == "fails":
-            raise ValueError(x)
-        if what == "dies":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if what == "dies_behind":
-            self.die_behind()
-        while what == "waits" and not self.gate.exists():
-            time.sleep(0.01)
-        return {"unreadable": Unreadable(), "unsendable": Unsendable()}.get(what or "", x)
-
-    def die_behind(self) -> None:
-        """Have this process die when all results of calls that were sent together are there, before it says so."""
-        original = child.message
-
-        def message(kind: ChildMessage, *args: Any) -> Any:
-            if kind is ChildMessage.DONE:
-                self.died.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(kind, *args)
-
-        child.message = message
-
-    def calls(self) -> list[int]:
-        return [int(line) for line in self.begun.read_text().split()] if self.begun.exists() else []
-
-
 async def test_quick_calls_cost_no_message_each(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = 0
     send = ChildLink.send
@@ -114,6 +59,80 @@ async def test_quick_calls_cost_no_message_each(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ChildLink, "send", counted)
     assert await (range(2000) | map(identity, multiprocess=True)) == list(range(2000))
     assert messages < 1000
+
+
+@pytest.mark.parametrize("large", [str, lambda n: bytes([n]), lambda n: [str(n)]], ids=["text", "bytes", "list"])
+async def test_large_items_behind_small_ones_are_not_all_sent_at_once(
+    monkeypatch: pytest.MonkeyPatch, large: Any
+) -> None:
+    sizes = []
+    send = ChildLink.send
+
+    def counting(link: ChildLink, message: Any) -> None:
+        sizes.append(sum(len(piece) for piece in message))
+        send(link, message)
+
+    monkeypatch.setattr(ChildLink, "send", counting)
+    items = [*range(5000), *(large(n) * 2**18 for n in range(40)), *range(100)]
+    assert await (items | map(kind, multiprocess=True)) == [type(item) for item in items]
+    assert max(sizes) < 2**22
+
+
+async def test_calls_that_are_sent_together_have_their_lineages() -> None:
+    found = await (range(300) | map(place, multiprocess=True))
+    assert found == [(n, (n,)) for n in range(300)]
+
+
+async def test_more_results_may_wait_where_calls_are_quick_but_no_more_than_the_throttle_says(
+    tmp_path: Path,
+) -> None:
+    """By default up to 1 024 wait for a consumer that takes them faster than they come."""
+    counted = Counted(tmp_path)
+    run: Any = aiter(range(10**9) | map(counted, multiprocess=True))
+    taken = ahead = 0
+    while ahead <= 64 + 1:
+        await anext(run)
+        taken += 1
+        ahead = max(ahead, counted.count() - taken)
+        assert ahead <= 1024 + 1
+    await run.aclose()
+    assert taken > 1
+
+
+@pytest.mark.parametrize("throttle", [5, 64])
+async def test_a_throttle_that_is_given_is_kept(tmp_path: Path, throttle: int) -> None:
+    counted = Counted(tmp_path)
+    run: Any = aiter(range(10**9) | map(counted, multiprocess=True, throttle=throttle))
+    for taken in range(1, 2001):
+        await anext(run)
+        assert counted.count() <= taken + throttle + 1
+    await run.aclose()
+
+
+async def test_room_grows_for_quick_tokens_that_are_taken_at_once_and_goes_at_once() -> None:
+    channel = Channel(64)
+    channel.fit(10**6)
+    assert channel.capacity == 64, "the throttle was given"
+    channel.most = 1024
+    found = []
+    for _ in range(6):
+        channel.fit(10**6)
+        found.append(channel.capacity)
+    assert found == [128, 256, 512, 1024, 1024, 1024]
+    await channel.put(((0,), 0))
+    channel.fit(500)
+    assert channel.capacity == 500, "more would wait for longer than they may"
+    channel.fit(10**6)
+    assert channel.capacity == 500, "the consumer is behind"
+    channel.fit(0.1)
+    assert channel.capacity == 64
+
+
+async def test_items_that_turn_out_to_be_slow_are_spread_over_the_processes() -> None:
+    run = range(3100) | map(slow_from, bind=bind(3000), multiprocess=True, workers=4)
+    found = Counter([pid for _, pid in await run.indexed()][3000:])
+    assert found.total() == 100
+    assert max(found.values()) < 60
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -198,17 +217,17 @@ async def test_an_idle_process_gets_what_waits_behind_a_slow_item(tmp_path: Path
 
 
 async def test_a_busy_process_gets_what_waits_behind_a_slow_item(tmp_path: Path) -> None:
-    """The source has no end, so the other process always has items: those behind the slow one come before them."""
+    """The source has no end, so the other process always has items: those behind the slow one come among them."""
     noted = Noted(tmp_path, waits=200)
     run: Any = aiter(range(10**9) | map(noted, multiprocess=True, workers=2))
-    found: list[int] = []
+    wanted = {x for x in range(600) if x != 200}
     try:
-        while len(found) < 1000:
-            found.append(await anext(run))
+        async with asyncio.timeout(60):
+            while wanted:
+                wanted.discard(await anext(run))
     finally:
         noted.gate.touch()
     await run.aclose()
-    assert {x for x in range(600) if x != 200} <= {*found}
 
 
 async def test_a_process_has_not_begun_more_than_a_thread_would(tmp_path: Path) -> None:
@@ -288,49 +307,25 @@ async def test_leaving_amid_calls_that_were_sent_together_ends_the_processes(tmp
 # -- random runs, beside what plain Python says of them
 
 
-class Random:
-    """Does with an item what follows from the item alone."""
-
-    def __init__(self, folder: Path, salt: int, rare: int) -> None:
-        self.folder, self.salt, self.rare = folder, salt, rare
-        self.__name__ = "random"
-
-    def what(self, x: int) -> str | None:
-        number = (x * 7919 + self.salt * 104_729 + 13) % 1_000_003
-        return (
-            ("fails", "dies", "unreadable", "unsendable", "sleeps", "naps", "large", "larger")[number % 8]
-            if number % self.rare == 0
-            else None
-        )
-
-    def __call__(self, x: int) -> Any:
-        what = self.what(x)
-        if what in ("sleeps", "naps"):
-            time.sleep(0.05 if what == "sleeps" else 0.001)
-        if what in ("large", "larger"):
-            return bytes(10_000 if what == "large" else 100_000)
-        return Noted.__call__(Noted(self.folder, **({} if what is None else {what: x})), x)
-
-    def expected(self, items: Iterator[int]) -> list[Any]:
-        lost = ("fails", "dies", "unreadable", "unsendable")
-        sizes = {"large": 10_000, "larger": 100_000}
-        return [
-            bytes(sizes[what]) if (what := self.what(x)) in sizes else x for x in items if self.what(x) not in lost
-        ]
-
-
 @bounded(6)
 @given(
-    st.integers(0, 200),
+    st.one_of(st.integers(0, 200), st.integers(0, 3000)),
     st.integers(0, 1000),
-    st.sampled_from((29, 71)),
+    st.sampled_from((71, 499)),
     st.sampled_from((1, 1, 2, 3)),
-    st.sampled_from((64, 1, 2, 7, 0)),
+    st.sampled_from((None, None, 64, 1, 2, 7, 0)),
     st.sampled_from(("range", "thread", "generator")),
     st.booleans(),
 )
 def test_a_random_run_gives_what_plain_python_says(
-    tmp_path_factory: Any, length: int, salt: int, rare: int, workers: int, throttle: int, source: str, order: bool
+    tmp_path_factory: Any,
+    length: int,
+    salt: int,
+    rare: int,
+    workers: int,
+    throttle: int | None,
+    source: str,
+    order: bool,
 ) -> None:
     folder = tmp_path_factory.mktemp("random")
     work = Random(folder, salt, rare)
@@ -358,13 +353,14 @@ def test_what_is_shared_is_there_once_it_is_added() -> None:
     writer, reader = SharedResults(descriptor), SharedResults(descriptor)
     os.close(descriptor)
     reader.clear()
-    added = list(itertools.takewhile(writer.add, (bytes([n]) * 1000 for n in range(256))))
-    assert list(reader.read(SharedResults.BEGIN, reader.end())) == added
-    assert 60 < len(added) < 66
-    assert not writer.add(bytes(SharedResults.SIZE))
+    results: list[Any] = [[n] * 500 if n % 2 else str(n) * 500 for n in range(256)]
+    added = list(itertools.takewhile(lambda result: writer.add_result(result) is None, results))
+    assert list(reader.read(SharedResults.BEGIN, reader.end())) == [(True, each) for each in added]
+    assert 60 < len(added) < 80
+    assert writer.add_result("x" * SharedResults.SIZE) == message(ChildMessage.VALUE, "x" * SharedResults.SIZE)
     reader.clear()
-    assert writer.add(b"again")
-    assert list(reader.read(SharedResults.BEGIN, reader.end())) == [b"again"]
+    assert writer.add_result("again") is None
+    assert list(reader.read(SharedResults.BEGIN, reader.end())) == [(True, "again")]
     writer.close()
     reader.close()
 
@@ -375,7 +371,7 @@ from atasks.pipeline.flow.child import SharedResults
 results = SharedResults(int(sys.argv[1]))
 while True:
     results.clear()
-    while results.add(b"result"):
+    while results.add((b"result",)):
         results.took(1.0)
 """
 
