@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from atasks.caller.encoding import carried_context, encoded_arguments, new_call
 from atasks.caller.tries import tried
@@ -14,6 +14,7 @@ from atasks.resume.naming import again, content
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.definitions import BaseTask
     from atasks.options import TaskOptions
     from atasks.router import Router
     from atasks.transport.contract import Transport
@@ -23,14 +24,19 @@ __all__ = ["made", "may_stream"]
 
 
 async def made(
-    router: Router, run: HeldCall, name: str, args: Sequence[object], kwargs: Mapping[str, object]
+    router: Router,
+    run: HeldCall,
+    name: str,
+    task: BaseTask[..., Any] | None,
+    options: TaskOptions,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
 ) -> tuple[Reply, Call]:
     """The reply to a call that `run` makes, by an earlier run of it or by a worker now, and the call.
 
     Raises as `Router.send_request` does, and Diverged; ValueError if its key is that of another call.
     """
     transport, codec, journal = router._transport(run), router.codec, journal_of(run)
-    task, options = router._named(name)
     payload = await encoded_arguments(name, task, codec, tuple(args), kwargs)
     call = new_call(name, payload, options, transport, codec, run)
     call.id = journal.names.of(str(name), options.key, content(args, kwargs, payload))

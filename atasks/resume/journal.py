@@ -18,7 +18,7 @@ from atasks.errors import Diverged, NotSupported, PayloadTooLarge, WorkerLost
 from atasks.progress import Progress
 from atasks.resume.naming import Names, again
 from atasks.transport.journals import Elsewhere, journal_name, lasts
-from atasks.transport.pending import NOT_SENT, Pending
+from atasks.transport.pending import NOT_SENT, SPENT, Pending
 from atasks.wire import AT_MOST_ONCE, VERSION, Call, Reply, Status
 from atasks.worker.held_call import HeldCall, Reason
 
@@ -105,8 +105,8 @@ class Journal:
         """While it is being opened: many steps may wait for that, each of which may be cancelled."""
         self._generation = NEVER
         """That of the journals when it was opened."""
-        self._held: list[Pending] = []
-        """Calls of branches that wait until it is open."""
+        self._held: list[Pending] | None = None
+        """Calls of branches that wait until it is open; None: none does."""
         self._left = NOTHING
         """Steps that other runs have done, and this one has not asked for."""
         self._sent: AbstractSet[str] = NONE
@@ -179,6 +179,12 @@ class Journal:
             reply = await self._in_hand(self._made(call, options, sent=False, held=self._open_soon()))
             if reply is not NOT_SENT:
                 return reply
+        while (reply := await self._asked_or_made(transport, call, options)) is SPENT:
+            self._spent |= {call.id}
+        return reply
+
+    async def _asked_or_made(self, transport: Transport, call: Call, options: TaskOptions) -> Reply:
+        """See `request`. Returns `SPENT` if the call is to be made under another id."""
         call.id, found = await self.find(call.id, call.task)
         if found is not None:
             return found
@@ -187,7 +193,7 @@ class Journal:
             raise WorkerLost(
                 f"{call.task} was called by an earlier run: it may have run, and runs at most once", 1
             )
-        if not is_own:  # of another broker: nothing there knows of this journal
+        if transport is not self._run.worker.transport:  # of another broker: nothing there knows of this journal
             reply = await transport.request(call, options)
             if lasts(reply):
                 await self.keep(reply)
@@ -260,6 +266,8 @@ class Journal:
             task = asyncio.get_running_loop().create_task(self._open(), name="atasks journal")
             task.add_done_callback(partial(self._has_opened, ended))
             self._opening = task, ended
+        if self._held is None:
+            self._held = []
         return self._held
 
     async def _open(self) -> None:
@@ -283,8 +291,8 @@ class Journal:
             self._opening = None
             if failed:
                 self._generation = NEVER
-            held, self._held = self._held, []
-            for pending in held:
+            held, self._held = self._held, None
+            for pending in held or ():
                 self._let_go(pending, task)
         ended.set()
 

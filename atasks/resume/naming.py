@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dis
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 from hashlib import blake2b
+from types import CodeType
 from typing import Any, Final
 
-__all__ = ["Names", "again", "content"]
+__all__ = ["Names", "again", "content", "name_of"]
 
 SIZE: Final = 16
 """Bytes of an id."""
+LAMBDA: Final = "<lambda>"
+PLAIN: Final = frozenset({str, bytes, int, bool, type(None)})
+"""Types of what a local function uses that tells it from others: such things are the same in every run, as a rule.
+Others may have a state, or be a time."""
 
 
 def content(args: Sequence[Any], kwargs: Mapping[str, Any], encoded: bytes) -> bytes:
@@ -29,6 +37,55 @@ def content(args: Sequence[Any], kwargs: Mapping[str, Any], encoded: bytes) -> b
     except Exception:  # a pickle may raise anything
         return encoded
     return buffer.getvalue()
+
+
+def name_of(function: Callable[..., Any]) -> tuple[str, bytes]:
+    """The name of a function, and what tells it from others of that name.
+
+    That is what a `functools.partial` fills in, the code of a lambda, and of a lambda or a local function the
+    defaults, and what it uses of the function around it and does not set, if that is of a `PLAIN` type. Nothing,
+    for others: new code of a function is the same step.
+    """
+    parts: list[object] = []
+    while isinstance(function, partial):
+        parts += (_alone(each) for each in function.args)  # one may not be picklable
+        parts += ((key, _alone(each)) for key, each in sorted(function.keywords.items()))
+        function = function.func
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):
+        if code.co_name == LAMBDA:
+            parts.append(repr(_meaning(code)))
+        if code.co_name == LAMBDA or "<locals>" in code.co_qualname:
+            parts += (each for each in function.__defaults__ or () if type(each) in PLAIN)
+            parts += (each for each in sorted((function.__kwdefaults__ or {}).items()) if type(each[1]) in PLAIN)
+        for variable, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            with suppress(ValueError):  # it has no value yet
+                if type(cell.cell_contents) in PLAIN and variable not in _set_by(code):
+                    parts.append((variable, cell.cell_contents))
+    named = function if hasattr(function, "__qualname__") else type(function)
+    module = getattr(named, "__module__", None) or type(getattr(named, "__self__", named)).__module__
+    return f"{module}.{named.__qualname__}", content(parts, {}, b"") if parts else b""
+
+
+def _alone(value: object) -> bytes:
+    return content([value], {}, b"")
+
+
+@lru_cache
+def _set_by(code: CodeType) -> frozenset[str]:
+    """The variables around a function that it, or a function in it, sets. A run that is given the result of the
+    function does not set them: so they differ from run to run."""
+    found = {each.argval for each in dis.get_instructions(code) if each.opname in ("STORE_DEREF", "DELETE_DEREF")}
+    found.update(*(_set_by(each) for each in code.co_consts if isinstance(each, CodeType)))
+    return frozenset(found.intersection(code.co_freevars))
+
+
+def _meaning(constant: object) -> object:
+    """The code of a function, or a constant in it, without the lines where it stands."""
+    if isinstance(constant, CodeType):
+        names = constant.co_names, constant.co_freevars
+        return constant.co_code, names, [_meaning(each) for each in constant.co_consts]
+    return sorted(map(repr, constant)) if isinstance(constant, frozenset) else constant
 
 
 def again(step: str) -> str:
@@ -54,9 +111,9 @@ class Names:
 
         Raises ValueError if the key was given to a call with other arguments.
         """
-        named = blake2b(task.encode(), digest_size=SIZE)
+        named = blake2b(f"{self._journal}{task}\0".encode(), digest_size=SIZE, person=b"atasks step")
         if key is None:
-            named.update(b"\0" + arguments)
+            named.update(arguments)
         else:
             digest = blake2b(arguments).digest()
             if self._keys is None:
@@ -66,17 +123,12 @@ class Names:
                     f"key={key!r} names two calls of {task} with different arguments: within a call that resumes, "
                     "give each call a key of its own"
                 )
-            named.update(b"\0key " + key.encode())
-        name = self._journal.encode() + named.digest()
-        step = first = _step(name, 0)
+            named.update(b"key " + key.encode())
+        step = first = named.hexdigest()
         if first in self.given:
             if self._times is None:
                 self._times = {}
             number = self._times[first] = self._times.get(first, 0) + 1
-            step = _step(name, number)
+            step = blake2b(named.digest() + number.to_bytes(8, "big"), digest_size=SIZE).hexdigest()
         self.given[step] = False
         return step
-
-
-def _step(name: bytes, number: int) -> str:
-    return blake2b(name + number.to_bytes(8, "big"), digest_size=SIZE, person=b"atasks step").hexdigest()

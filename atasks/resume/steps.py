@@ -13,7 +13,7 @@ from atasks.codecs.base import ends_here
 from atasks.current import serving_here
 from atasks.parking import Parked
 from atasks.resume.journal import Journal, journal_here, journal_of
-from atasks.resume.naming import content
+from atasks.resume.naming import content, name_of
 from atasks.wire import VERSION, Call, Reply, Status
 from atasks.worker.outcome import raised, returned
 
@@ -37,7 +37,11 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
 
     For what may differ from run to run (the time, a random id) and for what is not to be done twice (a payment). A
     function of the same module and name with equal arguments is the same step; the second time that a run asks for
-    it is a step of its own. Outside of a call that resumes the function is just called.
+    it is a step of its own. What a `functools.partial` fills in counts as arguments, and so do text, bytes,
+    integers and None that a local function uses of the function around it and does not set, or has as defaults. A
+    lambda is named by its code too. The object of a method does not count: pass what differs as an argument.
+
+    Outside of a call that resumes the function is just called.
 
     Args:
         function: The function, sync or async.
@@ -75,9 +79,9 @@ async def once(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> An
         result = function(*args, **kwargs)
         return await result if inspect.isawaitable(result) else result
     router = journal.router
-    name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', repr(type(function)))}"
+    name, filled = name_of(function)
     payload = await router.encode_arguments(name, args, kwargs)
-    step = journal.names.of(f"once {name}", None, content(args, kwargs, payload))
+    step = journal.names.of(f"once {name}", None, content(args, kwargs, payload) + filled)
     async with Parked():
         step, reply = await journal.find(step, name)
     call = Call(VERSION, step, name, b"", router.codec.name)

@@ -33,6 +33,7 @@ pytest.register_assert_rewrite(
     "atasks.testing.site",
     "atasks.testing.stream_endings",
     "atasks.testing.streams",
+    "atasks.testing.submit_options",
     "atasks.testing.submitted",
     "atasks.testing.threads",
     "atasks.testing.tracking",

@@ -13,6 +13,7 @@ from atasks.testing.resume import ResumeCases
 from atasks.testing.retries import RetryCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
+from atasks.testing.submit_options import SubmitOptionCases
 from atasks.testing.submitted import SubmittedCases
 from atasks.testing.values import ValueCases
 from atasks.testing.whereabouts import WhereaboutsCases
@@ -33,6 +34,7 @@ class TransportConformance(
     MiddlewareCases,
     WhereaboutsCases,
     SubmittedCases,
+    SubmitOptionCases,
     LimitCases,
     ProgressCases,
 ):

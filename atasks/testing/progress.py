@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atasks import Retry, current_call
+from atasks import Retry, current_call, sleep
 from atasks.errors import UnknownRun
 from atasks.pipeline import flat_map, map
 from atasks.progress import Progress
@@ -314,16 +314,23 @@ class HandleProgressCases(Cases):
             assert not site.worker.looks
 
     async def test_progress_of_a_handle_inside_of_a_call(self, site: Site) -> None:
+        seen = False
+
         @site.atask
         async def below() -> int:
             current_call().report(1, 1)
-            await asyncio.sleep(0.3)
+            while not seen:
+                await sleep(0.05)  # which leaves its slot to the other one
             return 1
 
         @site.atask
         async def above() -> list[float]:
+            nonlocal seen
             handle = await below.submit()
-            got = [progress.done async for progress in handle.progress()]
+            got = []
+            async for progress in handle.progress():
+                got.append(progress.done)
+                seen = True
             await handle
             return got
 

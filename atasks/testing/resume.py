@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,6 +79,7 @@ class ResumeCases(Cases):
         async def parent() -> None:
             await steps.step(1)
             await once(int)
+            await once(random.random)
             await steps.step(2)
             run = serving.get()
             seen.append(str(run and run.progress))
@@ -85,8 +89,8 @@ class ResumeCases(Cases):
             if self._keeps_no_journals(site):
                 return
             await soon(parent())
-            name = steps.step.name
-            assert seen == ["None", f"3 of its steps found in its journal: 2 {name}, builtins.int"]
+            name, local = steps.step.name, "builtins.int, random.Random.random"
+            assert seen == ["None", f"4 of its steps found in its journal: 2 {name}, {local}"]
 
     async def test_the_tries_of_an_event_go_on_where_the_one_before_ended(self, site: Site) -> None:
         steps = Steps(site)
@@ -259,32 +263,68 @@ class ResumeCases(Cases):
             with pytest.raises(LookupError, match="7 is too much"):
                 await once(draw, 7)  # outside of a call: it is just called
 
-    async def test_a_call_without_a_result_is_made_again(self, site: Site) -> None:
-        gate = asyncio.Event()
-        made: list[int] = []
-
-        @site.atask
-        async def slow(n: int) -> int:
-            made.append(n)
-            await gate.wait()
-            return n
+    async def test_local_steps_are_told_apart_by_what_they_use_and_what_they_do(self, site: Site) -> None:
+        """Branches that took turns otherwise were given each other's results, and a lambda that of another one."""
 
         @site.atask(resume=True, retry=AGAIN)
-        async def parent() -> Any:
-            if current_call().try_ == 1:
-                first = asyncio.ensure_future(slow(5))
-                await until(lambda: made, "it runs")
-                first.cancel()
-                await asyncio.wait([first])
-                gate.set()
+        async def parent(names: list[str]) -> Any:
+            run = current_call().try_ or 1
+
+            async def branch(number: int, name: str) -> Any:
+                def local() -> str:
+                    return f"local {name}"
+
+                await asyncio.sleep(0.02 * (number if run == 1 else len(names) - number))
+                as_partial = await once(partial("{} {}".format, "partial"), name)
+                filled = await once(partial(partial("{} {}".format, "filled"), name))
+                defaults: list[Callable[[], str]] = [lambda name=name: f"default {name}"]  # type: ignore[misc]
+                return await once(local), as_partial, filled, await once(defaults[0]), await once(lambda: name)
+
+            found = await asyncio.gather(*(branch(*each) for each in enumerate(names)))
+            if run == 1:
+                await once(lambda: "of the code before")
+            last = await once(lambda: "of the code now")
             interrupted()
-            return await slow(5)
+            return found, last
 
         async with site.open():
             if self._keeps_no_journals(site):
                 return
-            assert await soon(parent()) == 5
-            assert made == [5, 5]
+            found = [(f"local {n}", f"partial {n}", f"filled {n}", f"default {n}", n) for n in "ab"]
+            assert await soon(parent(["a", "b"])) == (found, "of the code now")
+
+    async def test_a_call_without_a_result_is_made_again(self, site: Site) -> None:
+        made: list[str] = []
+
+        @site.atask
+        async def first_in_vain(ending: str) -> Any:
+            made.append(ending)
+            if len(made) % 2 == 0:
+                return ending
+            if ending == "unencodable":
+                return threading.Lock()
+            return await asyncio.Event().wait()
+
+        @site.atask(resume=True, retry=AGAIN)
+        async def parent(ending: str) -> Any:
+            first = current_call().try_ == 1
+            call = asyncio.ensure_future(
+                first_in_vain.options(timeout=0.3 if first and ending == "late" else 60)(ending)
+            )
+            if first and ending == "cancelled":
+                await until(lambda: made[-1:] == ["cancelled"], "it runs")
+                call.cancel()
+            await asyncio.wait([call])
+            interrupted()
+            return await call
+
+        async with site.open():
+            if self._keeps_no_journals(site):
+                return
+            for ending in ("cancelled", "late", "unencodable"):
+                assert await soon(parent(ending)) == ending
+                assert made[-2:] == [ending, ending]
+            assert len(made) == 6
 
     async def test_a_pause_goes_on_where_it_was(self, site: Site) -> None:
         loop = asyncio.get_running_loop()

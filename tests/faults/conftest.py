@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -68,3 +69,9 @@ def second_proxy(node: Broker) -> Iterator[Proxy]:
     proxy = Proxy(node.url)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture
+def key() -> str:
+    """The name of a test's runs on record."""
+    return uuid.uuid4().hex

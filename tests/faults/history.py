@@ -10,15 +10,16 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from atasks import ATask, AtasksError, CallConnectionLost, CallTimeout, WorkerLost, current_call
 from tests.waiting import DEADLINE
 
-__all__ = ["Await", "Delivery", "History", "Recorder", "RunRecord", "settled"]
+__all__ = ["Await", "Delivery", "History", "Recorder", "RunRecord", "begun_again", "settled"]
 
 Delivery = Literal["at_least_once", "at_most_once"]
 
@@ -297,6 +298,15 @@ class History:
     def errors(self) -> Counter[str]:
         """The number of awaits that ended in each error; "value" counts the others."""
         return Counter("value" if item.error is None else type(item.error).__name__ for item in self.awaits)
+
+
+def begun_again(runs: Iterable[RunRecord], safe: Mapping[str, float], times: int = 1) -> list[RunRecord]:
+    """Those of the runs of a step that began although its end was safe. `safe`: call id -> when the broker had
+    confirmed the reply, as its worker put it on record. An end that is not on record there may have been lost with
+    its worker. `times`: so many calls are made of this step."""
+    ends = sorted(safe.values())
+    over = ends[times - 1] if len(ends) >= times else inf
+    return [run for run in runs if run.began > min(over, safe.get(run.call_id, inf))]
 
 
 def _show(ended: Await, runs: list[RunRecord]) -> str:

@@ -8,18 +8,23 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from tests.brokers.ports import free_ports
 
-__all__ = ["Connection", "Direction", "Proxy", "Role"]
+__all__ = ["BIND", "Connection", "Direction", "Proxy", "Role"]
 
 Role = Literal["publish", "consume", "unknown"]
 Direction = Literal["to_broker", "to_client"]
 DIRECTIONS: tuple[Direction, ...] = ("to_broker", "to_client")
 T = TypeVar("T")
+FRAME_HEAD = struct.Struct(">BHI")
+CONSUME = struct.pack(">HHH", 60, 20, 0)
+"""The beginning of `Basic.Consume`, up to the name of the queue."""
+BIND = struct.pack(">HHH", 50, 20, 0)
+"""That of `Queue.Bind`."""
 
 CHUNK = 2**16
 GREETING = 4096
@@ -39,6 +44,8 @@ class Connection:
         """Bytes taken and thrown away since `mute`."""
         self._muted: set[Direction] = set()
         self._held: set[Direction] = set()
+        self.unasked: Sequence[bytes] = ()
+        """See `Proxy.leave_unasked`."""
         self._flow = asyncio.Event()
         self._flow.set()
         self._writers = {"to_broker": broker, "to_client": client}
@@ -53,12 +60,24 @@ class Connection:
                 await asyncio.sleep(pause)
             while direction in self._held:
                 await self._flow.wait()
+            if direction == "to_broker" and self.unasked:
+                data = self._without_questions(data)
             if direction in self._muted:
                 self.swallowed[direction] += len(data)
                 continue
             writer.write(data)
             await writer.drain()
             self.forwarded[direction] += len(data)
+
+    def _without_questions(self, data: bytes) -> bytes:
+        """Cut these questions out: a client writes the frame of one at once."""
+        for question in self.unasked:
+            while (found := data.find(question)) >= 0:
+                start = found - FRAME_HEAD.size
+                _, _, size = FRAME_HEAD.unpack_from(data, start)
+                self.swallowed["to_broker"] += FRAME_HEAD.size + size + 1
+                data = data[:start] + data[found + size + 1 :]
+        return data
 
     def _look(self, data: bytes) -> None:
         self._greeting += data
@@ -98,6 +117,7 @@ class Proxy:
         (self.port,) = free_ports(1)
         self._delay = 0.0
         self._held = False
+        self._unasked: list[bytes] = []
         self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.accepted = 0
@@ -162,6 +182,11 @@ class Proxy:
                 connection.mute([direction])
 
         self._call(mute())
+
+    def leave_unasked(self, *queues: str, question: bytes = CONSUME) -> None:
+        """Throw away each question to consume one of these queues, or another `question` of that kind, on all
+        connections: no answer comes. Without queues every later question is passed on."""
+        self._unasked[:] = [question + bytes([len(queue)]) + queue.encode() for queue in queues]
 
     def delay(self, seconds: float) -> None:
         """Hold every chunk back for so long."""
@@ -245,6 +270,7 @@ class Proxy:
             writer.transport.abort()  # the broker is down: so is this
             return
         connection = self._connections[number] = Connection(writer, broker_writer, number)
+        connection.unasked = self._unasked
         if self._held:
             connection.hold(DIRECTIONS)
         pumps = [

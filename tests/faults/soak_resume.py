@@ -1,10 +1,12 @@
 """The soak of calls that resume: `python -m tests.faults.soak --resume`, or `make soak ARGS=--resume`.
 
-Random trees of calls, awaited or submitted, with branches in parallel, equal calls, exceptions that are caught,
-tries of steps and of whole branches, limits, local steps and pauses, under the faults of the other soak but for
+Random trees of calls, awaited or submitted, with branches in parallel that end, fail, time out or are cancelled in
+every way of asyncio, equal calls, keys, exceptions that are caught, tries of steps and of whole branches, limits,
+pipelines, streams, threads, large results, local steps and pauses, under the faults of the other soak but for
 those that delete queues. Each tree says what its value would be without faults. No step may begin that had ended
 before, if its worker had noted that the broker has confirmed its reply. The same holds for a submitted tree; one
-that is awaited is no step: its caller may let another attempt of it begin before the reply has come all the way.
+that is awaited is no step: its caller may have sent it again, and let that copy begin before the reply has come to
+it. Such a copy makes no step.
 No journal may be left, but by workers that were killed between a reply and the end of its journal.
 """
 
@@ -16,8 +18,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import atasks
-from tests.faults.history import RunRecord
-from tests.faults.resuming import Shape, grow, is_local, times_of, value_of
+from tests.faults.growing import KINDS, Shape, grow, is_local, times_of, value_of
+from tests.faults.history import RunRecord, begun_again
 from tests.faults.soak import Soak
 
 __all__ = ["ResumeSoak"]
@@ -39,7 +41,7 @@ class ResumeSoak(Soak):
 
     @property
     def options(self) -> dict[str, Any]:
-        return {**super().options, "module": "tests.faults.resuming", "caller_patience": 20.0}
+        return {**super().options, "module": "tests.faults.growing", "caller_patience": 20.0}
 
     async def client(self) -> None:
         while not self.ending:
@@ -79,12 +81,9 @@ class ResumeSoak(Soak):
                 name: noted[name]
                 for name in ({key} if is_local(key) else {run.call_id for run in runs}) & noted.keys()
             }
-            safe, times = sorted(over.values()), times_of(key)
-            late = [run for run in runs if len(safe) >= times and run.began > safe[times - 1]]
-            late += [run for run in runs if run not in late and run.began > over.get(run.call_id, run.began)]
-            if late:
+            if late := begun_again(runs, over, times_of(key)):
                 self.suspects.add(key)
-                self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}, safe {safe}")
+                self.broken.append(f"{key} had ended, and began {len(late)} times more: {runs}, safe {over}")
         self.repeated = sum(max(0, len(runs) - times_of(key)) for key, runs in steps.items())
         self.steps = len(steps)
 
@@ -103,8 +102,6 @@ def random_shape(dice: random.Random, depth: int) -> Shape:
     """A tree of at most so many levels."""
     if depth == 0 or dice.random() < 0.2:
         return {"kind": "leaf", "value": dice.randrange(5), "pause": dice.choice([0.0, 0.0, 0.1, 0.4])}
-    kind = dice.choice(
-        ["row", "row", "fan", "same", "equal", "caught", "tried", "again", "limited", "once", "sleep"]
-    )
+    kind = dice.choice(KINDS)
     count = {"row": 3, "fan": 3, "same": 3}.get(kind, 1)
     return {"kind": kind, "below": [random_shape(dice, depth - 1) for _ in range(dice.randint(1, count))]}

@@ -32,6 +32,8 @@ __all__ = [
     "fib",
     "gated",
     "inner_time_left",
+    "opened",
+    "parent",
     "passed",
     "passed_item",
     "passed_once",
@@ -85,6 +87,21 @@ async def gated(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
         while not os.path.exists(gate):  # another process makes it
             await asyncio.sleep(0.02)
         return key, nonce, os.getpid()
+
+
+@atask
+async def parent(key: str, nonce: str, gate: str) -> tuple[str, str, int]:
+    """Do what `gated` does, parked meanwhile."""
+    with _recorder().run(key):
+        await opened(gate)
+        return key, nonce, os.getpid()
+
+
+@atask
+async def opened(gate: str) -> None:
+    """Return once the file `gate` exists."""
+    while not os.path.exists(gate):
+        await asyncio.sleep(0.02)
 
 
 @atask

@@ -10,7 +10,10 @@ import pytest
 from aiormq.channel import Channel
 
 import atasks
-from atasks.testing import until
+from atasks import atask
+from atasks.testing import soon, until
+from atasks.transport.backends.amqp.broker import questions
+from atasks.transport.backends.amqp.transport import AMQPTransport
 from tests.broker import Broker
 from tests.faults.history import History, settled
 from tests.faults.proxy import Proxy
@@ -19,6 +22,11 @@ from tests.faults.workers import Fleet
 
 LEFT_OUT = "queue 'ailing' cannot be served for now"
 SERVED_AGAIN = "queue 'ailing' is served again"
+
+
+@atask
+async def plain(value: int) -> int:
+    return value
 
 
 @pytest.mark.parametrize("part", ["", ".solo"])
@@ -144,3 +152,102 @@ async def test_a_queue_that_others_have_taken_keeps_no_worker_from_its_other_que
     history.completed()
     history.check()
     await fleet.quiet()
+
+
+@pytest.mark.parametrize("timeout", [2.0, 60.0])
+async def test_a_queue_that_is_not_answered_for_is_named_and_keeps_no_worker_from_its_others(
+    node: Broker,
+    second_proxy: Proxy,
+    prefix: str,
+    timeout: float,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """RabbitMQ 3.10 that was killed soon after a quorum queue was declared answers nobody who consumes it."""
+    monkeypatch.setattr(questions, "ANSWER_SECONDS", 1.0)
+    ailing = f"{prefix}.q.default.ailing"
+    ill = f"{prefix}.q.default.ill"
+    second_proxy.leave_unasked(ailing, ill)
+    async with (
+        atasks.connect(node.url, prefix=prefix),
+        atasks.serve(second_proxy.url(), prefix=prefix, queues=["ill", "ailing", "well"], timeout=timeout),
+    ):
+        assert await soon(plain.options(queue="well")(1)) == 1
+        second_proxy.drop()
+        assert await soon(plain.options(queue="well")(2)) == 2
+        waiting = asyncio.ensure_future(plain.options(queue="ailing")(3))
+        second_proxy.leave_unasked()
+        assert await soon(waiting) == 3
+    reasons = [text for text in caplog.messages if "cannot be" in text]
+    assert reasons
+    for text in reasons:
+        assert f"the broker does not answer who wants to consume queue '{prefix}.q.default." in text
+
+
+async def test_a_queue_that_is_served_later_and_not_answered_for_is_tried_until_it_is_given_up(
+    node: Broker,
+    second_proxy: Proxy,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(questions, "ANSWER_SECONDS", 4.0)
+    ailing, given_up = (f"{prefix}.q.default.{name}" for name in ("ailing", "a-given-up"))
+    async with (
+        atasks.connect(node.url, prefix=prefix),
+        atasks.serve(second_proxy.url(), prefix=prefix, queues=["well"]) as worker,
+    ):
+        assert await soon(plain.options(queue="well")(1)) == 1
+        second_proxy.leave_unasked(ailing, given_up)
+        with pytest.raises(atasks.ConnectFailed, match="who wants to consume queue"):
+            await worker.transport.serve_also(worker, ["a-given-up", "ailing", "later"])
+        await until(lambda: "'a-given-up' cannot be served for now" in caplog.text)
+        assert await soon(plain.options(queue="later")(2)) == 2
+        await worker.transport.serve_no_more(worker, "a-given-up")
+        waiting = asyncio.ensure_future(plain.options(queue="ailing")(3))
+        second_proxy.leave_unasked()
+        assert await soon(waiting) == 3
+        await until(lambda: "'ailing' is served again" in caplog.text)
+        assert "'a-given-up' is served again" not in caplog.text
+
+
+async def test_queues_that_are_served_later_are_given_up_together_if_one_cannot_be_declared(
+    node: Broker, prefix: str, cleanup: None
+) -> None:
+    """The next try found none of them new, and served none."""
+    wrong = f"{prefix}.q.default.wrong"
+    async with (
+        atasks.connect(node.url, prefix=prefix),
+        atasks.serve(node.url, prefix=prefix, queues=["well"]) as worker,
+    ):
+        with node.channel() as channel:
+            channel.queue_declare(wrong, durable=True, arguments={"x-max-priority": 2})
+        for _ in range(2):
+            with pytest.raises(atasks.QueueMismatch, match="wrong"):
+                await worker.transport.serve_also(worker, ["right", "wrong", "last"])
+        with node.channel() as channel:
+            channel.queue_delete(wrong)
+        await worker.transport.serve_also(worker, ["right", "wrong", "last"])
+        for queue in ("right", "wrong", "last"):
+            assert await soon(plain.options(queue=queue)(1)) == 1
+
+
+async def test_an_answer_that_a_new_link_waits_for_is_named(
+    second_proxy: Proxy, prefix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with atasks.serve(second_proxy.url(), prefix=prefix, timeout=2.0) as worker:
+        assert isinstance(worker.transport, AMQPTransport)
+        session = worker.transport.session
+        for place in ("the reply queue", "the control queue"):
+            caplog.clear()
+            names = [session.reply_queue]
+            if place == "the control queue":
+                names = [session.topology.control_queue(worker.id, number) for number in range(20)]
+            second_proxy.leave_unasked(*names)
+            second_proxy.drop()
+            await until(lambda: "who wants to consume queue" in caplog.text, place)
+            told = next(text for text in caplog.messages if "who wants to consume queue" in text)
+            assert "cannot be restored yet: the broker does not answer" in told
+            assert any(f"'{name}'" in told for name in names), told
+            second_proxy.leave_unasked()
+            await until(lambda: " is restored" in caplog.text, "the worker is back")

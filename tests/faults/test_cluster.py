@@ -16,6 +16,7 @@ from tests.broker import BrokerError
 from tests.brokers.cluster import Cluster, ClusterNode
 from tests.brokers.private_node import find_sbin
 from tests.faults.history import History, settled
+from tests.faults.proxy import Proxy
 from tests.faults.resuming import fanned, row
 from tests.faults.tasks import echo, gated, work
 from tests.faults.workers import Fleet, WorkerProcess
@@ -224,3 +225,32 @@ async def test_a_call_waits_for_the_node_of_its_journal_before_its_next_step_and
     await asyncio.to_thread(dead.start)
     await settled(task, "a call whose journal was away", 60)
     assert [len(history.runs(f"{key}-{number}")) for number in range(2)] == [1, 1]
+
+
+async def test_a_reply_that_finds_neither_journal_nor_lock_is_asked_for_when_the_node_is_back(
+    cluster: Cluster, fleet: Fleet, connected: None, proxy: Proxy, history: History, tmp_path: Path
+) -> None:
+    """Neither the journal nor the lock can take it. The call waits for no longer than for the node."""
+
+    def start(url: list[str], queue: str) -> WorkerProcess:
+        return fleet.start_one(url=url, module="tests.faults.resuming", queues=[queue])
+
+    key, gate, dead = uuid.uuid4().hex, tmp_path / "gate", cluster.nodes[2]
+    await asyncio.to_thread(start, cluster.urls(0), "other")
+    declares = await asyncio.to_thread(start, cluster.urls(0), "default")
+    assert await asyncio.to_thread(declares.stop) == 0
+    parents = await asyncio.to_thread(start, [dead.url, proxy.url()], "default")
+    task = asyncio.create_task(fanned(key, "other", [str(gate)]))
+    await until(lambda: history.runs(f"{key}-0"), "its call runs")
+    proxy.refuse()
+    await asyncio.to_thread(dead.kill)
+    await until(lambda: "is lost" in parents.output, "its worker has no connection")
+    gate.touch()
+    await until(lambda: history.runs(f"{key}-0")[0].ending == "end", "its call has ended")
+    await asyncio.sleep(1)  # the broker has nowhere to put the reply
+    proxy.resume()
+    await until(lambda: "waits for the node that has its journal" in parents.output, "the worker says so", 60)
+    assert not task.done()
+    await asyncio.to_thread(dead.start)
+    await settled(task, "a call whose step ended while nobody could hear of it", 60)
+    assert len(history.runs(f"{key}-0")) == 1

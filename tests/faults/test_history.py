@@ -11,7 +11,7 @@ import pytest
 
 from atasks import CallConnectionLost, CallTimeout, WorkerLost
 from atasks.testing import until
-from tests.faults.history import Await, Delivery, History, settled
+from tests.faults.history import Await, Delivery, History, begun_again, settled
 from tests.faults.tasks import Failed
 from tests.waiting import wait_until
 
@@ -142,6 +142,25 @@ def test_every_breach_is_named(tmp_path: Path) -> None:
         history.check()
     assert "k: has a value that no run returned" in str(caught.value)
     assert "j: ran and was never called" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("lines", "times", "late"),
+    [
+        ([], 1, 0),
+        (["start k id 1 10 1.0", "end k id 1 10 2.0", "start k id 1 11 3.0"], 1, 0),
+        (["start k id 1 10 1.0", "end k id 1 10 2.0", "safe id 2.5", "start k id 1 11 3.0"], 1, 1),
+        (["start k id 1 10 1.0", "end k id 1 10 2.0", "start k id 1 11 2.2", "safe id 2.5"], 1, 0),
+        (["start k id 1 10 1.0", "safe id 2.5", "start k jd 1 11 3.0"], 1, 1),
+        (["start k id 1 10 1.0", "safe id 2.5", "start k jd 1 11 3.0", "safe jd 4.0"], 2, 0),
+        (["start k id 1 10 1.0", "safe id 2.5", "start k id 1 11 3.0", "start k jd 1 11 3.0"], 2, 1),
+    ],
+)
+def test_a_step_that_begins_again_is_found_only_if_its_end_was_safe(
+    tmp_path: Path, lines: list[str], times: int, late: int
+) -> None:
+    history = _history(tmp_path / "runs", lines)
+    assert len(begun_again(history.runs(), history.safe(), times)) == late
 
 
 def test_a_line_that_is_being_written_is_left_for_the_next_look(tmp_path: Path) -> None:

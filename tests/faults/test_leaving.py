@@ -7,19 +7,21 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
+import atasks
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport, connection
 from atasks.transport.backends.amqp.broker.link import Link
 from atasks.transport.backends.amqp.caller.calling import Calling
 from atasks.transport.backends.amqp.session import State
 from tests.broker import Broker
-from tests.faults.proxy import Proxy
+from tests.faults.proxy import BIND, Proxy
 
 NEVER = 1e6
 """Seconds."""
@@ -115,6 +117,19 @@ async def test_leaving_while_the_broker_cannot_be_reached(
 def calm(amqp_url: str, prefix: str) -> AMQPTransport:
     """A caller whose link is healthy."""
     return AMQPTransport(amqp_url, prefix=prefix)
+
+
+async def test_leaving_while_the_broker_does_not_answer_who_binds_a_queue(
+    proxy: Proxy, prefix: str, amqp_leaks: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing else that is asked over the channel of that question is answered: the end waited for that too."""
+    proxy.leave_unasked(f"{prefix}.q.default.default", question=BIND)
+    async with atasks.serve(proxy.url(), prefix=prefix, grace=0):
+        await until(lambda: proxy.swallowed("to_broker") > 0)
+        began = time.monotonic()
+    assert time.monotonic() - began < 12
+    assert "the broker had not answered everything" in caplog.text
+    assert "0 messages" not in caplog.text
 
 
 async def test_last_words_that_the_broker_refuses_are_not_said_again(

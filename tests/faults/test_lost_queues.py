@@ -152,6 +152,34 @@ async def test_a_memory_alarm_is_a_pause(fleet: Fleet, history: History, node: B
     await fleet.quiet()
 
 
+@pytest.mark.usefixtures("connected", "alarm")
+async def test_who_starts_in_a_memory_alarm_drains_what_raised_it(
+    fleet: Fleet, history: History, node: Broker, prefix: str, tmp_path: Path
+) -> None:
+    """A worker runs what is there; its replies, and the calls of who connects, wait for the end of the alarm."""
+    gate = tmp_path / "gate"
+    gate.touch()
+    fleet.start_one().stop()  # there is a queue from now on
+    calls = history.start(
+        20, gated, str(gate), orphan="run"
+    )  # nobody could be asked whether they are awaited still
+    await until(lambda: _work(fleet, prefix) == 20, "the calls are at the broker")
+    await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.000001")
+    worker = fleet.start_one()
+    await until(lambda: history.started() == 20, "all of them have run")
+    assert "this worker serves all the same" in worker.output
+    async with atasks.connect(node.url, prefix=prefix):
+        late = history.start(5, echo)
+        done, _ = await asyncio.wait(calls + late, timeout=0.5)
+        assert not done
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "0.4")
+        await settled(asyncio.gather(*calls, *late), "calls after an alarm")
+    history.completed()
+    history.check()
+    assert len(history.runs()) == 25
+    await fleet.quiet()
+
+
 @pytest.fixture
 def short_queue(node: Broker, prefix: str) -> Iterator[None]:
     """A policy: work queues take ten calls, and refuse what comes then."""

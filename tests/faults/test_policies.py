@@ -16,8 +16,10 @@ import atasks
 from atasks import UnknownRun, atask
 from atasks.testing import soon, until
 from atasks.transport.backends.amqp import AMQPTransport
+from atasks.transport.backends.amqp.worker.replies import ReturnedRequest
 from tests.broker import Broker
 from tests.faults.history import History, settled
+from tests.faults.proxy import Proxy
 from tests.faults.tasks import counting, echo, gated, leaf, work
 from tests.faults.workers import Fleet
 
@@ -133,6 +135,93 @@ async def test_a_caller_whose_queue_refuses_everything_keeps_no_other_waiting(
         finally:
             node.ctl("clear_policy", prefix)
         assert await settled(asyncio.gather(*calls), "calls of the caller whose queue was full") == list(range(50))
+
+
+class Three:
+    """Calls of an atask of which three share a message, and wait."""
+
+    def __init__(self, prefix: str) -> None:
+        self.began: list[int] = []
+        self.gate = asyncio.Event()
+
+        @atask(namespace=prefix, batch=3)
+        async def number(n: int) -> int:
+            self.began.append(n)
+            await self.gate.wait()
+            return n
+
+        self.number = number
+
+
+def fill(node: Broker, prefix: str) -> None:
+    """Have the work queues refuse everything."""
+    text = json.dumps({"max-length": 0, "overflow": "reject-publish"})
+    node.ctl("set_policy", "--apply-to", "queues", prefix, rf"^{prefix}\.q\.", text)
+
+
+async def test_a_call_that_a_full_queue_refuses_takes_none_that_runs_with_it(
+    node: Broker, prefix: str, cleanup: None
+) -> None:
+    three = Three(prefix)
+    serve = partial(atasks.serve, node.url, namespace=prefix, prefix=prefix, concurrency=1)
+    async with atasks.connect(node.url, namespace=prefix, prefix=prefix), serve() as leaving:
+        calls = [asyncio.create_task(three.number(n)) for n in range(3)]
+        await until(lambda: leaving.unstarted == 2, "the message has come")
+        fill(node, prefix)
+        draining = asyncio.create_task(leaving.drain())
+        async with serve():
+            try:
+                await asyncio.sleep(2)
+                assert three.began == [0]
+            finally:
+                node.ctl("clear_policy", prefix)
+            await until(lambda: len(three.began) > 1, "another call of the message begins")
+            await asyncio.sleep(1)
+            three.gate.set()
+            assert await settled(asyncio.gather(*calls), "calls of one message") == [0, 1, 2]
+            await draining
+    assert sorted(three.began) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["refused", "waits to leave"])
+async def test_a_call_that_a_full_queue_refuses_does_not_go_back_over_the_next_link(
+    node: Broker, prefix: str, cleanup: None, proxy: Proxy, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    """The broker delivers its message again: there would be two of it. The link is lost before the call is to go
+    back once more, or when it waits behind others that are not confirmed."""
+    refused: list[int] = []
+    confirmed: list[int] = []
+    refuse, confirm = ReturnedRequest.refused, ReturnedRequest.confirmed
+    monkeypatch.setattr(ReturnedRequest, "refused", lambda item: (refused.append(1), refuse(item)))
+    monkeypatch.setattr(ReturnedRequest, "confirmed", lambda item: (confirmed.append(1), confirm(item)))
+    three = Three(prefix)
+    serve = partial(atasks.serve, namespace=prefix, prefix=prefix, concurrency=1)
+    async with atasks.connect(node.url, namespace=prefix, prefix=prefix), serve(proxy.url()) as leaving:
+        calls = [asyncio.create_task(three.number(n)) for n in range(3)]
+        await until(lambda: leaving.unstarted == 2, "the message has come")
+        fill(node, prefix)
+        accepted = proxy.accepted
+        draining = asyncio.create_task(leaving.drain())
+        await until(lambda: len(refused) == 2, "two calls are refused")
+        session = leaving.transport.session
+        if waits:
+            outbox = session.outbox
+            monkeypatch.setattr("atasks.transport.backends.amqp.broker.outbox.MAX_UNCONFIRMED", 0)
+            await until(lambda: len(outbox) == 2, "both wait to go back once more")
+        proxy.drop()
+        if waits:
+            await until(lambda: session.link is None, "the link is lost")
+            monkeypatch.setattr("atasks.transport.backends.amqp.broker.outbox.MAX_UNCONFIRMED", 1000)
+        await asyncio.to_thread(node.ctl, "clear_policy", prefix)
+        await until(
+            lambda: proxy.accepted > accepted and session.link is not None, "the worker is connected again"
+        )
+        await asyncio.sleep(2)
+        three.gate.set()
+        assert (len(refused), confirmed) == (2, [])
+        async with serve(node.url):
+            assert await settled(asyncio.gather(*calls), "calls of one message") == [0, 1, 2]
+            await draining
 
 
 @pytest.mark.parametrize("rules", [REFUSING, {"message-ttl": 200}, {"max-length": 2}])

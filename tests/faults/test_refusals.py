@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
+import pika
 import pytest
 from pamqp.commands import Basic
 
@@ -27,6 +28,7 @@ from atasks import (
 from atasks.current import carried
 from atasks.pipeline import map
 from atasks.testing import soon, until
+from atasks.tracking.fleet import Fleet
 from atasks.transport.backends.amqp.broker.outgoing import Outgoing
 from atasks.transport.backends.amqp.broker.refusals import Refusal
 from atasks.transport.backends.amqp.transport import AMQPTransport
@@ -39,14 +41,23 @@ LARGE = 2_000_000
 cargo: ContextVar[bytes] = ContextVar("cargo", default=b"")
 
 
-@pytest.fixture
-def limited(node: Broker) -> Iterator[Broker]:
-    """A broker that takes smaller messages than its version does by default."""
+@contextlib.contextmanager
+def _limit(node: Broker) -> Iterator[None]:
+    """Have the broker take smaller messages than its version does by default, on channels that are opened now."""
     default = node.evaluate("{ok, Size} = application:get_env(rabbit, max_message_size), Size.")
     set_limit = "application:set_env(rabbit, max_message_size, {0}), persistent_term:put(max_message_size, {0})."
     node.evaluate(set_limit.format(LIMIT))  # RabbitMQ 4 keeps it in the second place
-    yield node
-    node.evaluate(set_limit.format(default))
+    try:
+        yield
+    finally:
+        node.evaluate(set_limit.format(default))
+
+
+@pytest.fixture
+def limited(node: Broker) -> Iterator[Broker]:
+    """A broker that takes smaller messages than its version does by default."""
+    with _limit(node):
+        yield node
 
 
 @pytest.fixture
@@ -346,6 +357,49 @@ async def test_run_of_a_pipeline_over_the_limit(
                 await soon(handle)
         assert len(await soon(await soon(run.submit(10)))) == 10
     assert not _connections(caplog)
+
+
+async def test_dead_messages_beside_one_over_the_limit(
+    node: Broker, prefix: str, cleanup: None, namespace: str
+) -> None:
+    """None is put back twice. Those that the broker has not confirmed stay: it took them before the one that is
+    too large, and a queue that is full, or whose node stops, may yet be without them."""
+    home, small = f"{prefix}.home", {f"small-{n}" for n in range(200)}
+    queue = f'{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"{home}">>))'
+    async with _site(node.url, prefix, namespace):
+        with node.channel() as channel:
+            channel.queue_declare(home, durable=True)
+            for name in (*sorted(small), "large"):
+                properties = pika.BasicProperties(message_id=name, headers={"x-first-death-queue": home})
+                channel.basic_publish("", f"{prefix}.dead", bytes(LARGE if name == "large" else 10), properties)
+    with _limit(node):
+        async with atasks.connect(node.url, namespace=namespace, prefix=prefix) as transport:
+            assert isinstance(transport, AMQPTransport)
+            fleet = Fleet(transport)
+            await until_dead(fleet, 201)
+            async with fleet.dead_letters() as dead:
+                node.evaluate(f"{queue}, sys:suspend(amqqueue:get_pid(Q)).")  # nothing is confirmed meanwhile
+                try:
+                    problems = await soon(dead.retry(dead.messages))
+                finally:
+                    node.evaluate(f"{queue}, sys:resume(amqqueue:get_pid(Q)).")
+                told = {message.name: problems.pop(message.number) for message in dead.messages}
+            await until_dead(fleet, 201)
+    assert not problems
+    assert "larger than configured" in told.pop("large")
+    assert told == dict.fromkeys(small, "it may be in both queues")
+    with node.channel() as channel:
+        back: list[str] = []
+        while (found := channel.basic_get(home, auto_ack=True)[1]) is not None:
+            back.append(found.message_id)
+    assert sorted(back) == sorted(small)
+
+
+async def until_dead(fleet: Fleet, expected: int) -> None:
+    """Return when so many dead messages are ready."""
+    async with asyncio.timeout(30):
+        while await fleet.dead_count() != expected:
+            await asyncio.sleep(0.01)
 
 
 async def test_timeouts_that_no_broker_takes(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import uuid
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,22 @@ import pytest
 from atasks import WorkerLost
 from atasks.testing import soon, until
 from tests.broker import Broker
-from tests.faults.history import History
-from tests.faults.proxy import Proxy
+from tests.brokers.base import Queue
+from tests.faults.history import History, RunRecord, begun_again
+from tests.faults.proxy import Direction, Proxy
 from tests.faults.resuming import drawing, fanned, gated, given_up, guarding, late, row, step, tree
 from tests.faults.workers import Fleet, WorkerProcess
 
 MODULE = "tests.faults.resuming"
 
 
-@pytest.fixture
-def key() -> str:
-    return uuid.uuid4().hex
-
-
 def workers(fleet: Fleet, count: int = 1, *queues: str) -> list[WorkerProcess]:
     return fleet.start(count, module=MODULE, queues=list(queues) or None, caller_patience=5.0)
 
 
-def journals(node: Broker, prefix: str) -> list[str]:
+def journals(node: Broker, prefix: str) -> list[Queue]:
     """The queues of records and journals at the broker."""
-    return [queue.name for queue in node.queues() if queue.name.startswith(f"{prefix}.run.")]
+    return [queue for queue in node.queues() if queue.name.startswith(f"{prefix}.run.")]
 
 
 async def test_a_killed_worker_costs_a_call_no_step_that_had_ended(
@@ -376,6 +372,49 @@ async def test_a_call_that_is_given_up_ends_its_calls(
     await until(lambda: history.runs(f"{key}-0")[0].ending == "cancelled", "the step is cancelled")
 
 
+@pytest.mark.parametrize(("held", "times"), [("to_broker", 2), ("to_client", 1), (None, 1)])
+async def test_a_step_is_made_again_if_its_reply_was_not_confirmed_when_its_worker_was_killed_and_only_then(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+    held: Direction | None,
+    times: int,
+) -> None:
+    """The reply had not arrived at the broker; the broker had it, and its word was on the way; it had arrived."""
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    (parents,) = workers(fleet, 1, "default")
+    (children,) = fleet.start(1, module=MODULE, queues=["other"], url=proxy.url())
+    task = asyncio.create_task(gated(key, "other", str(gate), str(end)))
+    await until(lambda: history.runs(f"{key}-0"), "the step runs")
+    sent = sum(journal.messages for journal in journals(node, prefix))
+    if held is not None:
+        proxy.hold("publish", held)
+    gate.touch()
+    await until(lambda: history.runs(f"{key}-0")[0].ending == "end", "the step has ended")
+    if times == 1:
+        await until(lambda: sum(journal.messages for journal in journals(node, prefix)) > sent, "it is kept")
+    if held is None:
+        await until(lambda: history.runs(f"{key}-0")[0].call_id in history.safe(), "the worker knows")
+    else:
+        await asyncio.sleep(0.3)
+        assert not history.safe()
+    for worker in (parents, children):
+        worker.kill()
+    proxy.drop()
+    workers(fleet, 1, "default", "other")
+    end.touch()
+    made = await soon(task)
+    steps = history.runs(f"{key}-0")
+    assert [run.ending for run in steps] == ["end"] * times
+    assert made == steps[-1].pid
+    assert not begun_again(steps, history.safe())
+
+
 async def test_branches_in_trees_are_made_once_whatever_dies(
     fleet: Fleet, node: Broker, prefix: str, history: History, key: str, connected: None
 ) -> None:
@@ -383,9 +422,18 @@ async def test_branches_in_trees_are_made_once_whatever_dies(
     task = asyncio.create_task(tree(key, 3, 2, 0.2))
     for _ in range(4):
         await asyncio.sleep(0.6)
+        killed = time.monotonic()
         fleet.workers[-3].kill()
         workers(fleet, 1)
     assert await soon(task) == 64
     await until(lambda: not journals(node, prefix), "the journals are dropped")
-    ended = Counter(run.key for run in history.runs() if run.ending == "end")
-    assert set(ended.values()) == {1}, f"these had ended, and ran again: {ended.most_common(5)}"
+    safe, branches = history.safe(), defaultdict[str, list[RunRecord]](list)
+    for run in history.runs():
+        branches[run.key].append(run)
+    assert min(safe.values()) < killed, "some ends were safe before the last worker died"
+    again = {
+        name: runs
+        for name, runs in branches.items()
+        if begun_again(runs, {run.call_id: safe[run.call_id] for run in runs if run.call_id in safe})
+    }
+    assert not again, f"these had ended, and ran again: {again}"

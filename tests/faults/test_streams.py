@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import time
-import uuid
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +23,6 @@ from tests.faults.workers import Fleet, WorkerProcess
 from tests.pace import keeping_pace
 
 Item = tuple[int, int]
-
-
-@pytest.fixture
-def key() -> str:
-    """The key of the stream, on record."""
-    return uuid.uuid4().hex
 
 
 @pytest.fixture

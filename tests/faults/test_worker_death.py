@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller.overdue import OverdueCalls
 from tests.faults.history import History, settled
 from tests.faults.poison import poison
-from tests.faults.tasks import echo, gated
+from tests.faults.tasks import echo, gated, parent
 from tests.faults.workers import Fleet
 from tests.waiting import DEADLINE
 
@@ -42,6 +43,29 @@ async def test_calls_of_a_killed_worker_complete_at_another(
     await fleet.quiet()
     attempts = sorted(run.attempt for run in history.runs())
     assert attempts == [1] * 40 + [2] * 10
+
+
+@pytest.mark.parametrize("queue_type", QUEUE_TYPES)
+@pytest.mark.usefixtures("connected")
+async def test_calls_that_have_ended_do_not_run_again_with_those_that_shared_their_message(
+    fleet: Fleet, history: History, tmp_path: Path, queue_type: str
+) -> None:
+    gate, ended = tmp_path / "gate", tmp_path / "ended"
+    ended.touch()
+    victim = fleet.start_one(queue_type=queue_type)
+    parked = history.start(4, parent, str(gate), batch=8)
+    done = history.start(4, parent, str(ended), batch=8)
+    await settled(asyncio.gather(*done), "calls of the message that end")
+    await until(lambda: history.started() == 8, "all have begun")
+    victim.kill()
+    fleet.start(queue_type=queue_type)
+    await until(lambda: history.started() >= 12, "what has not ended runs again")
+    gate.touch()
+    await settled(asyncio.gather(*parked), "calls of the message that were parked")
+    history.completed()
+    history.check()
+    attempts = Counter(run.attempt for ended in history.awaits for run in history.runs(ended.key))
+    assert attempts == {1: 8, 2: 4}
 
 
 @pytest.mark.parametrize("queue_type", QUEUE_TYPES)

@@ -1,0 +1,20 @@
+"""Atasks in the version of their code that `tests.faults.rolled_after` replaces."""
+
+from __future__ import annotations
+
+from atasks import atask
+from tests.faults.resuming import begin, rolling
+
+__all__ = ["begin", "rolled", "versioned"]
+
+
+@atask(resume=True, max_attempts=20, name="rolled")
+async def rolled(key: str, gate: str) -> list[str]:
+    """The names of its steps."""
+    return await rolling("first", "second")(key, gate)
+
+
+@atask(resume="old", max_attempts=20, name="versioned")
+async def versioned(key: str, gate: str) -> list[str]:
+    """The names of its steps, too: this one has a version of its own."""
+    return await rolling("first", "second")(key, gate)

@@ -1,0 +1,120 @@
+"""Steps of calls that resume, which had not ended as a later run needs it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atasks import ATask
+from atasks.testing import soon, until
+from tests.broker import Broker
+from tests.faults.history import History
+from tests.faults.proxy import Proxy
+from tests.faults.resuming import forgiving, local
+from tests.faults.rolled_before import rolled, versioned
+from tests.faults.workers import Fleet
+
+MODULE = "tests.faults.resuming"
+
+
+def left(node: Broker, prefix: str) -> list[str]:
+    """The journals at the broker, and their locks."""
+    return [queue.name for queue in node.queues() if queue.name.startswith((f"{prefix}.run.", f"{prefix}.lock."))]
+
+
+@pytest.mark.parametrize("result", ["is not there", "is on its way", "is safe"])
+async def test_local_work_is_done_again_unless_its_result_is_safe(
+    fleet: Fleet,
+    node: Broker,
+    proxy: Proxy,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+    result: str,
+) -> None:
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    first = fleet.start_one(module=MODULE, url=proxy.url(), caller_patience=5.0)
+    task = asyncio.create_task(local(key, str(gate), str(end)))
+    await until(lambda: history.runs(f"{key}-0"), "the work is begun")
+    if result != "is not there":
+        if result == "is on its way":
+            proxy.hold("publish", "to_broker")
+        gate.touch()
+        await until(lambda: history.runs(f"{key}-0")[0].ending, "the work is done")
+        if result == "is safe":
+            await until(
+                lambda: sum(queue.messages for queue in node.queues() if ".run." in queue.name), "it is kept"
+            )
+    first.kill()
+    proxy.drop()
+    second = fleet.start_one(module=MODULE, caller_patience=5.0)
+    gate.touch()
+    end.touch()
+    assert await soon(task) == (first if result == "is safe" else second).pid
+    endings = {"is not there": [None, "end"], "is on its way": ["end", "end"], "is safe": ["end"]}
+    assert [run.ending for run in history.runs(f"{key}-0")] == endings[result]
+    await until(lambda: not left(node, prefix), "the journal is dropped")
+
+
+async def test_a_step_that_was_lost_is_made_again(
+    fleet: Fleet, node: Broker, prefix: str, history: History, tmp_path: Path, key: str, connected: None
+) -> None:
+    gate, end = tmp_path / "gate", tmp_path / "end"
+    parents, children = (
+        fleet.start_one(module=MODULE, queues=[name], caller_patience=5.0) for name in ("default", "other")
+    )
+    task = asyncio.create_task(forgiving(key, "other", str(gate), str(end)))
+    await until(lambda: history.runs(f"{key}-0"), "the step runs")
+    children.kill()
+    again = fleet.start_one(module=MODULE, queues=["other"], caller_patience=5.0)
+    await until(lambda: history.runs(f"{key}-lost"), "the step is lost")
+    parents.kill()
+    fleet.start_one(module=MODULE, queues=["default"], caller_patience=5.0)
+    gate.touch()
+    end.touch()
+    assert await soon(task) == again.pid
+    assert [run.ending for run in history.runs(f"{key}-0")] == [None, "end"]
+    await until(lambda: not left(node, prefix), "the journal is dropped")
+
+
+@pytest.mark.parametrize(
+    ("call", "times"),
+    [(rolled, {"first": 1, "second": 1, "new": 1}), (versioned, {"first": 1, "second": 2, "new": 1})],
+)
+async def test_new_code_finds_the_steps_that_it_has_in_common_with_the_old_one_unless_it_is_a_version_of_its_own(
+    fleet: Fleet,
+    node: Broker,
+    prefix: str,
+    history: History,
+    tmp_path: Path,
+    key: str,
+    connected: None,
+    call: ATask[[str, str], Any],
+    times: dict[str, int],
+) -> None:
+    gate = tmp_path / "gate"
+    before = fleet.start_one(module="tests.faults.rolled_before", caller_patience=5.0)
+    task = asyncio.create_task(call(key, str(gate)))
+    await until(lambda: history.runs(f"{key}-second"), "both steps")
+    await until(lambda: len(history.safe()) == 2, "they are safe")
+    before.kill()
+    after = fleet.start_one(module="tests.faults.rolled_after", caller_patience=5.0)
+    gate.touch()
+    assert await soon(task) == ["new", "second"]
+    assert {name: len(history.runs(f"{key}-{name}")) for name in times} == times
+    warned = (
+        "rolled, call" in after.output and "did not find tests.faults.resuming.step in its journal" in after.output
+    )
+    assert warned == (call is rolled)
+    if call is rolled:
+        await until(lambda: not left(node, prefix), "the journal is dropped")
+    else:
+        await until(
+            lambda: len([name for name in left(node, prefix) if ".run." in name]) == 1,
+            "the journal of the version before is left, and expires",
+        )
