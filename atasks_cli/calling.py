@@ -17,7 +17,7 @@ from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.fleet import Place
 from atasks_cli.messages import configure_logging
 from atasks_cli.settings import AMQP_URL, parse_options, parse_value
-from atasks_cli.shown import clean
+from atasks_cli.shown import clean, harmless
 
 __all__ = ["COMMANDS", "as_json", "find_task"]
 
@@ -121,7 +121,7 @@ def _write(result: Any) -> None:
 
 def as_json(result: Any) -> str:
     """Return a result as JSON; what JSON does not have is written as Python shows it."""
-    return msgspec.json.encode(result, enc_hook=repr).decode()
+    return harmless(msgspec.json.encode(result, enc_hook=repr))
 
 
 COMMANDS = (call_command,)

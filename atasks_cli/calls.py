@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from atasks.tracking.fleet import FleetCalls
-from atasks.tracking.queries import CallInfo, Chain, StackOf
+from atasks.tracking.queries import MAX_DEPTH, CallInfo, Chain, StackOf
 from atasks.tracking.waits import cycles
 from atasks.wire import counted
 from atasks_cli.durations import Seconds
@@ -126,7 +126,8 @@ def _draw(call: CallInfo, children: dict[str | None, list[CallInfo]], first: str
     while todo:  # deep trees must not end the recursion of Python
         call, first, rest = todo.pop()
         click.echo(f"{first}{_line(call)}")
-        below = sorted(children.get(call.id, []), key=lambda child: -child.age)
+        # Two workers may have a call, or one says so: what is below it is drawn once.
+        below = sorted(children.pop(call.id, []), key=lambda child: -child.age)
         for index, child in reversed(list(enumerate(below))):
             last = index == len(below) - 1
             todo.append((child, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  ")))
@@ -180,8 +181,9 @@ def _show(chain: Chain, indent: str) -> None:
     for frame in chain.frames:
         click.echo(f"{indent}  {clean(frame)}")
     click.echo(f"{indent}  waits for {clean(chain.waits_for)}")
-    for child in chain.children:
-        _show(child, indent + "    ")
+    if len(indent) < 4 * MAX_DEPTH:
+        for child in chain.children:
+            _show(child, indent + "    ")
 
 
 @click.command("cancel")

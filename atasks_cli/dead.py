@@ -54,12 +54,9 @@ def dead_command(
         async with place.fleet() as fleet, fleet.dead_letters() as dead:
             messages = list(dead.messages)
             chosen = messages if everything or action == "list" else _chosen(messages, which)
-            problems: dict[int, str] = {}
-            for message in chosen:
-                if action == "retry" and (problem := await dead.retry(message)):
-                    problems[message.number] = problem
-                elif action == "drop":
-                    await dead.drop(message)
+            problems = await dead.retry(chosen) if action == "retry" else {}
+            for message in chosen if action == "drop" else ():
+                await dead.drop(message)
             return chosen, problems
 
     messages, problems = run_on(act)

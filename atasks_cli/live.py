@@ -24,7 +24,7 @@ from atasks_cli.durations import Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
-from atasks_cli.shown import age, clean, in_terminal, short, show_json, show_table
+from atasks_cli.shown import age, clean, harmless, in_terminal, short, show_json, show_table
 
 __all__ = ["COMMANDS", "trace_of"]
 
@@ -82,7 +82,7 @@ def watch_command(place: Place, kinds: tuple[str, ...], sample: float, seconds: 
 
 
 def _json_line(heard: Heard) -> bytes:
-    return b'{"worker":' + encode_json(heard.worker) + b"," + encode_json(heard.event)[1:]
+    return harmless(b'{"worker":' + encode_json(heard.worker) + b"," + encode_json(heard.event)[1:]).encode()
 
 
 def _line(heard: Heard) -> bytes:

@@ -153,7 +153,8 @@ def main() -> None:
     "--processes",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Blocking functions that run at once in processes. Default: one for each processor.",
+    help="Blocking functions that run at once in processes. Default: one for each processor, at most as "
+    "--concurrency.",
 )
 @click.option(
     "--queue",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import json
 import logging
@@ -118,16 +119,17 @@ def _configure_by(path: str) -> None:
 
     try:
         with open(path, "rb") as file:
-            content = tomllib.load(file) if path.endswith(".toml") else json.load(file)
+            text = file.read().removeprefix(codecs.BOM_UTF8)  # some editors put that before the text
+        content = tomllib.loads(text.decode()) if path.endswith(".toml") else json.loads(text)
         logs.configure(content)
     except OSError as error:
         raise CommandError(Exit.USAGE, f"--log-config {path}: it cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, AttributeError, ImportError) as error:
+    except (ValueError, TypeError, AttributeError, ImportError, RecursionError) as error:
         cause = error.__cause__ or error
+        said = f"{error} ({type(cause).__name__}: {cause})" if cause is not error else f"{error}"
         raise CommandError(
             Exit.USAGE,
-            f"--log-config {path}: {error} ({type(cause).__name__}: {cause}); it has to be what "
-            "logging.config.dictConfig takes, as TOML or JSON",
+            f"--log-config {path}: {said}; it has to be what logging.config.dictConfig takes, as TOML or JSON",
         ) from error
 
 

@@ -21,12 +21,12 @@ logger = logging.getLogger("atasks.cli")
 
 
 @contextlib.asynccontextmanager
-async def keep_notes(look: Callable[[], Note], where: Path | None = None) -> AsyncIterator[None]:
+async def keep_notes(look: Callable[[], Note]) -> AsyncIterator[None]:
     """Note once a second what `look` gives, by the event loop itself, until the block is left.
 
     A folder that cannot be written to is said once, at INFO: a server without probes needs none.
     """
-    path = (where or folder()) / f"{os.getpid()}.json"
+    path = folder() / f"{os.getpid()}.json"
     with contextlib.ExitStack() as stack:
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

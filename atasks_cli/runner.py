@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import atasks
 from atasks import forks
 from atasks import modules as loader
+from atasks.allocation import imports_that_stay, keep_freed_memory
+from atasks.connection import import_ahead
 from atasks.errors import AtasksError, TransportError
 from atasks.namespaces import namespaces
 from atasks.tracking import snapshot
@@ -45,7 +46,8 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 def load_all(targets: Iterable[str], settings: Settings) -> list[ModuleType]:
     """Import every target, and see that they leave something to do in this mode. Raises a CommandError."""
     modules: list[ModuleType] = []
-    gc.freeze()  # what is imported by now stays, and need not be looked through with the objects of each call
+    with imports_that_stay():
+        import_ahead(settings.transport, serves=settings.mode != "client")
     for target in targets:
         try:
             module = loader.load(target)
@@ -242,6 +244,7 @@ async def _serve(
             say(f"serving {what}; Ctrl-C to drain")
         else:
             supervised.ready(what)
+        keep_freed_memory()  # which takes some milliseconds: calls need not wait for it to come
         lost = asyncio.create_task(worker.wait())
         stopped = asyncio.create_task(stop.wait())
         running = asyncio.create_task(run_all(aiomains))

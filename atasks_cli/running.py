@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from atasks.allocation import keep_freed_memory
 from atasks.errors import LoadError
 from atasks.process_setup import run as prepare_process
 from atasks.supervisor.tether import Tether
@@ -63,8 +62,6 @@ def run_targets(
             if tether is None:
                 return supervise(settings, supervision, command)
             supervised = Supervised(tether, supervision)
-        if settings.mode == "server":
-            keep_freed_memory()
         if process_setup is not None:
             _prepare(process_setup)
         aiomains = find(runner.load_all(targets, settings), offered, given)

@@ -6,14 +6,15 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
-from atasks.connection import TRANSPORTS, is_added
+import msgspec
+
 from atasks.errors import InvalidURL
 from atasks.options import validate_queue
-from atasks.urls import take_apart
+from atasks.schemes import TRANSPORTS, is_added
+from atasks.urls import DATABASE_URL, take_apart
 from atasks_cli.exits import CommandError, Exit
 
 __all__ = [
@@ -38,8 +39,7 @@ TRANSPORT_NAMES: Final = list(dict.fromkeys(_NAMES.values()))
 _DEFAULT_URLS: Final = {"loopback": "loopback:", "amqp": AMQP_URL, "local": "local:"}
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True):
     """The module to run, and the transport to run it over. `make` checks the settings."""
 
     mode: Mode
@@ -66,7 +66,7 @@ class Settings:
     """The treatment of unsealed messages by a server that has keys; None: it refuses them."""
     records: str | None = None
     """The URL of the database of records; None: $ATASKS_RECORDS, if it is set."""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Further options of the transport."""
     nodes: Sequence[str] = ()
     """The URLs of all nodes of the broker, where several are given; `url` is the first one."""
@@ -184,7 +184,7 @@ def check_records(url: str | None) -> str | None:
     if not url:
         return url
     try:
-        secret = take_apart(url).password is not None
+        secret = take_apart(url, DATABASE_URL).password is not None
     except InvalidURL as error:
         raise CommandError(Exit.USAGE, f"--records: {error}") from None
     if secret or "password=" in url:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 import click
 import msgspec
 
-__all__ = ["age", "clean", "escaped", "in_terminal", "short", "show_json", "show_table"]
+__all__ = ["age", "clean", "escaped", "harmless", "in_terminal", "short", "show_json", "show_table"]
 
 SHORT_ID = 12
 """Characters of an id in a terminal; any unique beginning of an id names the call."""
@@ -18,6 +19,8 @@ SPACE = 2
 """Between two columns."""
 NARROW = SHORT_ID
 """A column is made no narrower: then a row becomes lines."""
+PADDED = 100
+"""A cell in a pipe is made no wider: else one odd name would make every row as long as it is."""
 
 
 def in_terminal() -> bool:
@@ -27,7 +30,15 @@ def in_terminal() -> bool:
 
 def show_json(value: Any) -> None:
     """One JSON document, in one line."""
-    click.echo(msgspec.json.encode(value).decode())
+    click.echo(harmless(msgspec.json.encode(value)))
+
+
+def harmless(document: bytes) -> str:
+    """A JSON document in one line, with numbers in the place of letters that a terminal would obey."""
+    text = document.decode()
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
 
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -44,6 +55,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             return
         if _show_rich(columns, cleaned, widths, room):
             return
+    widths = [min(width, PADDED) for width in widths]
     for row in (columns, *cleaned):
         padded = (cell + " " * (width - _cells(cell)) for cell, width in zip(row, widths, strict=True))
         click.echo("  ".join(padded).rstrip())

@@ -27,8 +27,9 @@ class Supervised:
         self.tether = tether
         self._supervision = supervision
         # Lines leave when they are written: nothing is lost if the process is killed, and none of them are mixed.
+        # With $PYTHONUNBUFFERED each word that is printed would leave by itself.
         for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # the real ones can do that
+            stream.reconfigure(line_buffering=True, write_through=False)  # type: ignore[union-attr]  # the real ones can do that
 
     def failed(self, error: CommandError) -> None:
         """Tell the supervisor why this process ends before it serves."""

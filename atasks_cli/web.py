@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import os
+from typing import Any, Final
 
 import click
 
@@ -13,6 +14,8 @@ from atasks_cli.settings import check_records
 
 __all__ = ["COMMANDS"]
 
+TOKEN: Final = "ATASKS_WEB_TOKEN"
+
 
 @click.command("web")
 @fleet_command
@@ -20,7 +23,7 @@ __all__ = ["COMMANDS"]
 @click.option("--port", type=click.IntRange(0, 65535), default=8765, show_default=True, help="Its port; 0: any.")
 @click.option("--allow-changes", is_flag=True, help="Show buttons that change something: cancel, pause, retry.")
 @click.option("--records", metavar="URL", help="The database of records. Default: $ATASKS_RECORDS, if it is set.")
-@click.option("--token", envvar="ATASKS_WEB_TOKEN", help="Ask for this secret. Default: $ATASKS_WEB_TOKEN.")
+@click.option("--token", envvar=TOKEN, help="Ask for this secret. Default: $ATASKS_WEB_TOKEN.")
 def web_command(
     place: Place, host: str, port: int, allow_changes: bool, records: str | None, token: str | None
 ) -> int:
@@ -29,6 +32,7 @@ def web_command(
         import uvicorn
 
         from atasks.web import app
+        from atasks.web.server import is_token
     except ImportError:
         raise CommandError(
             Exit.USAGE, "atasks web needs starlette and uvicorn: pip install starlette uvicorn"
@@ -36,6 +40,13 @@ def web_command(
     if host not in ("127.0.0.1", "localhost", "::1") and token is None:
         raise CommandError(
             Exit.USAGE, f"--host {host} lets others look: add --token SECRET, or leave it at 127.0.0.1"
+        )
+    said = os.environ.get(TOKEN) if token is None else token  # click takes an empty variable for none
+    if said is not None and not is_token(said):
+        raise CommandError(
+            Exit.USAGE,
+            f"the token (--token, or ${TOKEN}) is {'no printable ASCII' if said else 'empty'}: give a secret, as "
+            "that of openssl rand -hex 16, or leave it out",
         )
     given = {"prefix": place.prefix, "keys": place.keys, "records": check_records(records)}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -13,7 +13,7 @@ from atasks.wire import counted
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
-from atasks_cli.shown import age, show_json, show_table
+from atasks_cli.shown import age, clean, show_json, show_table
 
 __all__ = ["COMMANDS", "clock_offset"]
 
@@ -110,7 +110,7 @@ def _show(info: WorkerInfo, paused: list[str], offset: float) -> None:
         or "nothing",
     }
     for name, value in lines.items():
-        click.echo(f"{name + ':':12}{value}")
+        click.echo(f"{name + ':':12}{clean(value)}")
     rows = [
         (
             task.task,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from msgspec import Struct
 
-from atasks.checks import validate_queue
+from atasks.checks import is_queue, validate_queue
 from atasks.errors import NotConnected
 from atasks.tracking import queries
 from atasks.tracking.queries import (
@@ -49,6 +49,8 @@ LEASE_SECONDS: Final = 10.0
 WAIT_SECONDS: Final = 1.0
 """Seconds to wait for answers: nobody knows how many workers there are, and one may be busy."""
 IDS_AT_ONCE: Final = 1000
+MAX_QUEUES: Final = 1000
+"""Queues whose state is looked at for one question."""
 
 
 class FleetCalls(Struct):
@@ -134,9 +136,10 @@ class Fleet:
                 queued = [call for call in queued if call.id not in held]
         return FleetCalls(sorted(calls, key=lambda call: -call.age), queued, total - len(calls), workers)
 
-    async def stack(self, call_id: str) -> StackOf | None:
-        """Return the place in the code that a call is at; None: no worker that has answered holds it."""
-        found = await self._ask(Stack(call_id), StackOf, enough=1)
+    async def stack(self, call_id: str, wait: float | None = None) -> StackOf | None:
+        """Return the place in the code that a call is at; None: no worker that has answered holds it. `wait`:
+        seconds for this question, instead of those for every question."""
+        found = await self._ask(Stack(call_id), StackOf, enough=1, wait=wait)
         return next(iter(found.values()), None)
 
     async def cancel(self, ids: Sequence[str]) -> list[str]:
@@ -150,8 +153,8 @@ class Fleet:
 
     async def queue_states(self, queues: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Work queue -> how many calls are ready in it, and its consumers; without those that are not there. Empty
-        over a transport that cannot tell."""
-        return await self._transport.queue_states(queues)
+        over a transport that cannot tell. Of `MAX_QUEUES` queues at most."""
+        return await self._transport.queue_states(_names(queues))
 
     async def pause(self, queue: str) -> list[str]:
         """Have workers take no new calls of the queue, those that come later too, until it is resumed. Returns the
@@ -174,8 +177,8 @@ class Fleet:
         return sorted(info.id for info in infos if queue in info.queues and info.id in looked)
 
     async def paused(self, queues: Sequence[str]) -> list[str]:
-        """Return those of the queues that are paused."""
-        return await self._transport.paused_queues(queues)
+        """Return those of the queues that are paused, of `MAX_QUEUES` at most."""
+        return await self._transport.paused_queues(_names(queues))
 
     async def purge(self, queue: str) -> Purged:
         """End the calls that wait in the queue now: their awaits end in `CallCancelled`, and so do the records of
@@ -268,7 +271,14 @@ class Fleet:
                     self._transport.ask(Query(VERSION, query.token, queries.encode(over)), None)
 
     async def _ask(
-        self, question: Question, kind: type[A], *, worker: str = "", queue: str = "", enough: int | None = None
+        self,
+        question: Question,
+        kind: type[A],
+        *,
+        worker: str = "",
+        queue: str = "",
+        enough: int | None = None,
+        wait: float | None = None,
     ) -> dict[str, A]:
         """Worker -> its answer, `enough` of them if that is given. Raises NotConnected, NotSupported."""
         query = Query(VERSION, uuid.uuid4().hex, queries.encode(question), worker, queue)
@@ -287,13 +297,19 @@ class Fleet:
 
         self._transport.ask(query, heard)
         try:
-            async with asyncio.timeout(self._wait):
+            async with asyncio.timeout(self._wait if wait is None else wait):
                 await over.wait()
         except TimeoutError:
             pass
         finally:
             self._transport.unask(query)
         return found
+
+
+def _names(queues: Sequence[str]) -> list[str]:
+    """Those of the names that a queue can have, `MAX_QUEUES` of them: workers have said them, or who speaks for
+    some, and each costs a question."""
+    return [queue for queue in queues if is_queue(queue)][:MAX_QUEUES]
 
 
 def _queued(calls: Sequence[CallInfo]) -> list[CallInfo]:

@@ -4,8 +4,9 @@ Readers ignore fields and kinds that they do not know, so workers and those who 
 No answer has arguments or results of calls in it.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
+import sys
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -16,6 +17,7 @@ from atasks.tracking.snapshots import TaskCounts
 __all__ = [
     "KINDS",
     "MAX_CALLS",
+    "MAX_DEPTH",
     "MAX_NAMES",
     "Answer",
     "Awaited",
@@ -68,10 +70,18 @@ MAX_AWAITED: Final = 100
 """Calls that one call awaits, in an answer."""
 MAX_NAMES: Final = 100
 """Atasks that one question names."""
+MAX_DEPTH: Final = 100
+"""Tasks below each other that are shown of one call; a worker tells of no more."""
+
+MAX_TIME: Final = 1e11
+"""Seconds: three thousand years."""
 
 Ids = Annotated[list[str], Meta(max_length=1000)]
 Seconds = Annotated[float, Meta(ge=0)]
 """No NaN either, which no time is later than."""
+Time = Annotated[float, Meta(ge=-MAX_TIME, le=MAX_TIME)]
+"""Seconds, or a wall clock, in an answer: anybody may have sent it, and calendars end."""
+Finite = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 State = Literal["waiting", "running", "parked"]
 
 
@@ -148,7 +158,7 @@ class Pong(Struct, tag="pong"):
     pid: int
     queues: list[str]
     version: str = ""
-    now: float = 0.0
+    now: Time = 0.0
     """Wall clock, in seconds."""
     draining: bool = False
 
@@ -166,15 +176,15 @@ class WorkerInfo(Struct, tag="worker"):
     python: str
     codec: str
     transport: str
-    now: float
+    now: Time
     """The worker's wall clock, in seconds."""
-    uptime: float
+    uptime: Time
     draining: bool
     concurrency: int
     running: int
     parked: int
     waiting: int
-    loop_lag: float
+    loop_lag: Time
     bad: int
     tasks: list[TaskCounts] = []
     """Counts of the atasks that it got calls of; of the busiest ones if there are more than `MAX_CALLS`."""
@@ -190,7 +200,7 @@ class Awaited(Struct):
     id: str
     task: str
     queue: str
-    age: float
+    age: Time
     """Seconds since it was made."""
 
 
@@ -212,13 +222,13 @@ class CallInfo(Struct):
     state: State
     """`waiting`: not started; `parked`: it awaits other calls."""
     queue: str
-    age: float
+    age: Time
     """Seconds since it was made, by the clocks of its caller and of its worker."""
-    ran: float | None = None
+    ran: Time | None = None
     """Seconds since it began; None: it has not."""
     attempt: int = 1
     max_attempts: int = 3
-    left: float | None = None
+    left: Time | None = None
     """Seconds until its deadline; None: it has none."""
     parent: str | None = None
     """The call that awaits it; None: a program does, or nobody."""
@@ -256,7 +266,7 @@ class Chain(Struct):
     frames: list[str]
     """`file:line in function`, the outermost first."""
     waits_for: str
-    children: list[Chain] = []
+    children: "list[Chain]" = []
     """Tasks of the same call that it waits for, or that it has started."""
 
 
@@ -278,7 +288,7 @@ class Event(Struct, omit_defaults=True, gc=False):
     """Something that has happened to a call, or to a worker."""
 
     kind: str
-    at: float
+    at: Time
     """Wall clock of the worker, in seconds."""
     id: str
     """The id of the call; empty: the event is the worker's."""
@@ -289,7 +299,7 @@ class Event(Struct, omit_defaults=True, gc=False):
     attempt: int = 1
     status: str = ""
     """The ending of the call, or the state of the worker."""
-    ran: float | None = None
+    ran: Time | None = None
     """Seconds of its run, if it has ended."""
     error: str = ""
     """The type of the exception that it raised."""
@@ -297,8 +307,8 @@ class Event(Struct, omit_defaults=True, gc=False):
     """The end of its traceback."""
     progress: str = ""
     """A report of the call in words; in the next fields, what it said."""
-    done: int | float = 0
-    total: int | float | None = None
+    done: int | Finite = 0
+    total: int | Finite | None = None
     note: str = ""
     try_: int = 1
     """The try that the call is."""

@@ -1,15 +1,16 @@
 """The counters at one moment, as plain objects: for metrics, probes, and answers to questions."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 import math
 import os
 import time
 import weakref
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final, Protocol
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from atasks.tracking.counters import (
     BAD,
@@ -59,6 +60,8 @@ __all__ = [
 
 BOUNDS: Final = tuple(2**k / 1e6 for k in range(BUCKETS - 1))
 """The upper bounds of the buckets of a histogram, in seconds; the last bucket has none."""
+MAX_SUM: Final = 1e15
+"""Seconds that the calls of an atask may have taken together, as another process says."""
 WORKER_LOST: Final = ENDINGS[Status.WORKER_LOST]
 """The ending of calls that are declared lost."""
 
@@ -66,9 +69,9 @@ WORKER_LOST: Final = ENDINGS[Status.WORKER_LOST]
 class Histogram(Struct, frozen=True):
     """Times, counted in buckets that grow by a factor of two."""
 
-    sum: float = 0.0
+    sum: Annotated[float, Meta(ge=0, le=MAX_SUM)] = 0.0
     """The sum of all times, in seconds."""
-    buckets: list[int] = []
+    buckets: list[Annotated[int, Meta(ge=0)]] = []
     """The number of times between one of `BOUNDS` and the next."""
 
     @property
@@ -90,10 +93,11 @@ class Histogram(Struct, frozen=True):
                 return min(bound, self.sum / longer)
         return None
 
-    def __add__(self, other: Histogram) -> Histogram:
+    def __add__(self, other: "Histogram") -> "Histogram":
         if not self.buckets or not other.buckets:
             return self if self.buckets else other
-        buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
+        both = zip_longest(self.buckets, other.buckets, fillvalue=0)  # another version may have more of them
+        buckets = [mine + theirs for mine, theirs in both]
         return Histogram(self.sum + other.sum, buckets)
 
 
@@ -124,7 +128,7 @@ class TaskCounts(Struct):
             return self.ended
         return {**self.ended, WORKER_LOST: self.ended.get(WORKER_LOST, 0) + self.lost}
 
-    def __add__(self, other: TaskCounts) -> TaskCounts:
+    def __add__(self, other: "TaskCounts") -> "TaskCounts":
         ended = {
             name: self.ended.get(name, 0) + other.ended.get(name, 0) for name in {**self.ended, **other.ended}
         }
@@ -278,7 +282,7 @@ def total(items: Iterable[TaskCounts]) -> dict[str, TaskCounts]:
     return sums
 
 
-def _task(name: str, row: Row) -> TaskCounts:
+def _task(name: str, row: "Row") -> TaskCounts:
     return TaskCounts(
         name,
         row[RECEIVED],
@@ -292,7 +296,7 @@ def _task(name: str, row: Row) -> TaskCounts:
     )
 
 
-def _lag(row: Row) -> float:
+def _lag(row: "Row") -> float:
     asked = row[LAG_ASKED]
     waits = time.monotonic() - asked / 1e6 if asked else 0.0
     return max(row[LAG_US] / 1e6, waits, 0.0)

@@ -57,8 +57,10 @@ class DeadLetters(Protocol):
         """The messages, the oldest first."""
         ...
 
-    async def retry(self, message: DeadMessage) -> str:
-        """Put a message back into the queue that it came from. Returns why that cannot be; empty: it is there."""
+    async def retry(self, messages: Sequence[DeadMessage]) -> dict[int, str]:
+        """Put messages back into the queues that they came from, many at a time. A message leaves the dead queue
+        when its copy is safe, so one is in both queues if this process is killed between the two, and none is
+        lost. Returns why that cannot be, by the numbers of those that stay."""
         ...
 
     async def drop(self, message: DeadMessage) -> None:

@@ -36,6 +36,8 @@ def app(
     it a `token`, or mount it behind the login of the application. Changes are refused unless `allow_changes`, and
     need the token of the page itself besides. It connects when the first browser looks, and again after a loss.
     `local_only`: refuse requests for other host names than those of this machine.
+
+    Raises ValueError for a token that is empty, or no printable ASCII.
     """
     feed = FleetFeed(url, namespace, **options)
     where = title or f"{shown(url)}, namespace {namespace}"

@@ -8,17 +8,17 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from atasks.checks import validate_queue
+from atasks.checks import is_queue, validate_queue
 from atasks.connection import connect
 from atasks.errors import AtasksError, InvalidName, NotConnected, NotSupported, NoWorker, UnknownRun
 from atasks.submitted.description import describe_run, row_of, stages_done
 from atasks.submitted.handle import Handle, run_again
 from atasks.tracking.fleet import Fleet
-from atasks.tracking.queries import CallInfo, Chain, Event, WorkerInfo
+from atasks.tracking.queries import MAX_DEPTH, CallInfo, Chain, Event, WorkerInfo
 from atasks.tracking.snapshots import total
 from atasks.transport.call_transport import CallTransport
 from atasks.transport.records.contract import Records
-from atasks.web.picture import Picture
+from atasks.web.picture import QUEUES, Picture
 from atasks.wire import counted
 
 __all__ = ["FleetFeed"]
@@ -33,6 +33,8 @@ RUNS: Final = 100
 """Submitted calls and runs that are listed, the latest ones."""
 FOLLOWED: Final = 20
 """Runs of pipelines of which is told how many of their stages are on record: reading a record keeps it alive."""
+STACK_WAIT: Final = 5.0
+"""Seconds for a worker to tell where a call is: a person has asked, of one call, and a busy worker is late."""
 NO_RECORDS: Final = "nothing is kept here of submitted calls: connect to RabbitMQ or a hub"
 PAUSE: Final = 2.0
 """Seconds before another attempt to connect."""
@@ -110,21 +112,25 @@ class FleetFeed:
 
     async def _look(self, fleet: Fleet, picture: Picture) -> None:
         """Bring workers, calls and figures up to date."""
+        version = picture.version
         workers, found = await asyncio.gather(fleet.workers(), fleet.calls())
         asked = picture.now()
         picture.count(total(task for worker in workers for task in worker.tasks))
         for worker in workers:
             picture.take(_row(worker))
-        picture.inspected(_call(call) for call in [*found.calls, *found.queued])
+        picture.inspected((_call(call) for call in [*found.calls, *found.queued]), version)
         for queue in [*(name for worker in workers for name in worker.queues), *picture.named]:
-            self._queues.setdefault(queue)
+            if is_queue(queue) and len(self._queues) < QUEUES:
+                self._queues.setdefault(queue)
         names = list(self._queues)
         states, paused = await fleet.queue_states(names), await fleet.paused(names)
-        unmade = Counter(call.queue for call in found.queued if call.queue not in states)  # by no worker so far
+        unmade = Counter(
+            call.queue for call in found.queued if call.queue not in states and is_queue(call.queue)
+        )  # by no worker so far
         picture.queues = [
             {"queue": queue, "ready": ready, "consumers": consumers, "paused": queue in paused}
             for queue, (ready, consumers) in [*states.items(), *((name, (n, 0)) for name, n in unmade.items())]
-        ]
+        ][: 2 * QUEUES]
         picture.dead = await fleet.dead_count()
         if not found.left_out:
             held: dict[str, list[str]] = {worker.id: [] for worker in workers}
@@ -158,7 +164,7 @@ class FleetFeed:
         return " ".join([await _steer(fleet, action, queue) for queue in queues])
 
     async def stack(self, call_id: str) -> dict[str, Any]:
-        found = await self._connected().stack(call_id)
+        found = await self._connected().stack(call_id, STACK_WAIT)
         return {
             "stack": "" if found is None else "\n".join(line for chain in found.chains for line in _lines(chain))
         }
@@ -237,7 +243,7 @@ async def _retry(fleet: Fleet, names: Sequence[str]) -> str:
     """Put dead messages back into their queues."""
     async with fleet.dead_letters() as dead:
         chosen = [message for message in dead.messages if names == ["all"] or message.name in names]
-        problems = [problem for message in chosen if (problem := await dead.retry(message))]
+        problems = list((await dead.retry(chosen)).values())
     said = f"Back in their queues: {counted(len(chosen) - len(problems), 'message')}."
     return f"{said} {counted(len(problems), 'other')} could not be put back: {problems[0]}." if problems else said
 
@@ -302,6 +308,6 @@ def _call(call: CallInfo) -> dict[str, Any]:
 def _lines(chain: Chain, depth: int = 0) -> list[str]:
     lines = ["  " * depth + line for line in [chain.name, *(f"  {frame}" for frame in chain.frames)]]
     lines.append("  " * depth + f"  waits for {chain.waits_for}")
-    for child in chain.children:
+    for child in chain.children if depth < MAX_DEPTH else ():
         lines += _lines(child, depth + 1)
     return lines

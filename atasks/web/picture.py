@@ -6,11 +6,12 @@ Every collection is bounded, and the picture says what it left out. `Picture.tak
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from atasks.tracking import TaskCounts
 from atasks.wire import counted
@@ -39,6 +40,12 @@ SILENT: Final = 15.0
 """Seconds without a sign after which a worker is shown as silent."""
 FORGOTTEN: Final = 120.0
 """Seconds without a sign after which a worker is no longer shown."""
+COUNTED: Final = 2000
+"""Atasks whose counts are kept; those that began most often, where there are more."""
+TEXT: Final = 300
+"""Characters that are kept of a name or a text; of an id all 64, of a traceback `TRACEBACK`."""
+TRACEBACK: Final = 4096
+MAX_ID: Final = 64
 REMOVED: Final = 20_000
 """Removals remembered, so that `changes` can name them."""
 WELL: Final = frozenset({"value", "cancelled", "withdrawn", "given_back", "kept"})
@@ -97,6 +104,7 @@ class Picture:
     def take(self, event: Mapping[str, Any]) -> None:
         """Add one event: its `kind`, `time`, `worker`, `id`, `task`, `root`, `parent`, `attempt`, `queue`, and the
         fields of its kind. A kind that is not known, and a field that is missing, change nothing."""
+        event = _cut(event)
         kind = event.get("kind")
         now = float(event.get("time") or self._clock())
         worker = str(event.get("worker") or "")
@@ -106,7 +114,7 @@ class Picture:
             self._workers[worker].update({key: event[key] for key in event if key not in ("kind", "time")})
             return
         identity = event.get("id")
-        if not isinstance(identity, str) or not identity:
+        if not _is_id(identity):
             return
         self.version += 1
         if event.get("queue") and len(self.named) < QUEUES:
@@ -130,15 +138,24 @@ class Picture:
             case "ended" | "lost" | "refused":
                 self._end(identity, event, str(event.get("status") or kind), now)
 
-    def inspected(self, calls: Iterable[Mapping[str, Any]]) -> None:
+    def inspected(self, calls: Iterable[Mapping[str, Any]], since: int) -> None:
         """Add calls that were there before the viewer came, as workers describe them; known ones are brought up
-        to date, so that a call whose events were lost is shown as it is."""
+        to date, so that a call whose events were lost is shown as it is.
+
+        `since`: the `version` at which the workers were asked. Of a call that has changed or ended after it, the
+        events know more than this.
+        """
+        newer = {known for known, version in self._changed.items() if version > since}
+        for version, known in reversed(self._removed):
+            if version <= since:
+                break
+            newer.add(known)
         for call in calls:
             identity = call.get("id")
-            if isinstance(identity, str) and identity:
+            if _is_id(identity) and identity not in newer:
                 self.version += 1
                 now = self._clock()
-                row = self._live(identity, call, str(call.get("state") or "running"), now)
+                row = self._live(identity, _cut(call), str(call.get("state") or "running"), now)
                 if row is not None:
                     row["queued"] = not call.get("worker")
                     row["since"] = min(row["since"], now - float(call.get("age") or 0.0))
@@ -180,12 +197,13 @@ class Picture:
 
     def _forget(self, identity: str) -> Row | None:
         row = self._calls.pop(identity, None)
-        if row is not None:
-            self.version += 1
-            self._changed.pop(identity, None)
-            if len(self._removed) == REMOVED:
-                self._cut = self._removed[0][0]
-            self._removed.append((self.version, identity))
+        self.version += 1
+        self._changed.pop(identity, None)
+        if len(self._removed) == REMOVED:
+            self._cut = self._removed[0][0]
+        self._removed.append(
+            (self.version, identity)
+        )  # one that was never shown too: `inspected` may bring it yet
         return row
 
     def _end(self, identity: str, event: Mapping[str, Any], status: str, now: float) -> None:
@@ -216,8 +234,9 @@ class Picture:
     def count(self, tasks: Mapping[str, TaskCounts]) -> None:
         """Take the counters of all workers, by atask, as they are now."""
         now = self._clock()
-        self._tasks = dict(tasks)
-        self._counts.append((now, {name: sum(task.endings.values()) for name, task in tasks.items()}))
+        kept = heapq.nlargest(COUNTED, tasks.items(), key=lambda item: item[1].started)
+        self._tasks = {name[:TEXT]: task for name, task in kept}
+        self._counts.append((now, {name: sum(task.endings.values()) for name, task in self._tasks.items()}))
         while now - self._counts[0][0] > RATE_SECONDS and len(self._counts) > 2:
             self._counts.popleft()
 
@@ -328,6 +347,22 @@ class Picture:
             text = f"{counted(len(slow) - 5, 'more call')} running longer than usual"
             wrong.append({"what": "slow", "text": text})
         return wrong
+
+
+def _is_id(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and 0 < len(value) <= MAX_ID
+
+
+def _cut(event: Mapping[str, Any]) -> Row:
+    """The event, with the beginnings of its texts and lists: who sent it may have sent megabytes, and each browser
+    gets all of the picture."""
+    return {key: _beginning(value, TRACEBACK if key == "traceback" else TEXT) for key, value in event.items()}
+
+
+def _beginning(value: Any, size: int) -> Any:
+    if isinstance(value, str):
+        return value[-size:] if size == TRACEBACK else value[:size]
+    return [_beginning(item, size) for item in value[:QUEUES]] if isinstance(value, list) else value
 
 
 def _usual(task: TaskCounts) -> float | None:

@@ -21,7 +21,7 @@ from atasks.errors import AtasksError
 from atasks.web.feed import ACTIONS, Feed
 from atasks.web.picture import Picture
 
-__all__ = ["make_app"]
+__all__ = ["is_token", "make_app"]
 
 PERIOD: Final = 0.5
 """Seconds between two messages to a browser."""
@@ -55,7 +55,11 @@ def make_app(
     change something is refused. With `token`, a browser must bring it once (`/?token=...`), and a program with
     each request (`Authorization: Bearer ...`). `local_only` refuses requests for other host names than this
     machine's own, so that a page of another site cannot reach it by a name that resolves to this machine.
+
+    Raises ValueError for a token that is empty, or that no header can carry.
     """
+    if token is not None and not is_token(token):
+        raise ValueError("a token is printable ASCII, and not empty: an empty one would let everybody look")
     page = _Page(feed, title, allow_changes, token, local_only)
     routes = [
         Route("/", page.index),
@@ -67,6 +71,11 @@ def make_app(
         Route("/api/act", page.act, methods=["POST"]),
     ]
     return Starlette(routes=routes, lifespan=page.lifespan)
+
+
+def is_token(text: str) -> bool:
+    """Return True if a header can carry it, and nobody brings it by chance."""
+    return bool(text) and text.isascii() and text.isprintable()
 
 
 class _Page:
@@ -216,7 +225,11 @@ async def _answer(function: Callable[..., Awaitable[object]], *args: object) -> 
     try:
         return JSONResponse(await function(*args), headers=HEADERS)
     except AtasksError as error:
-        return JSONResponse({"error": " ".join(str(error).split())}, status_code=409, headers=HEADERS)
+        return JSONResponse({"error": _line(error)}, status_code=409, headers=HEADERS)
+
+
+def _line(error: AtasksError) -> str:
+    return " ".join(str(error).split()).encode("utf-8", "replace").decode()  # it may name what was asked for
 
 
 def _read(name: str) -> str:

@@ -18,7 +18,7 @@ import atasks
 LEFT_OUT = ("ATASKS_URL", "PYTHONASYNCIODEBUG", "PYTHONSTARTUP")
 """Variables that commands do not inherit. With asyncio's debug mode, stderr tells of a busy machine."""
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a command that does not do what a test waits for has failed it."""
 
 

@@ -173,6 +173,18 @@ def test_url_of_the_environment(shell: Shell) -> None:
     assert shell.run("run", "show.py", env=bad).out == "loopback:\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "token"),
+    [(["--token", ""], None), (["--host", "0.0.0.0", "--token", ""], "x"), ([], ""), ([], "é")],
+)
+def test_a_page_without_a_secret_in_its_token(shell: Shell, arguments: list[str], token: str | None) -> None:
+    """The shell puts nothing in the place of a variable that is not set: everybody would look."""
+    env = {} if token is None else {"ATASKS_WEB_TOKEN": token}
+    done = shell.run("web", *arguments, "--port", "0", env=env)
+    assert done.code == 2
+    assert done.line().startswith("the token (--token, or $ATASKS_WEB_TOKEN) is ")
+
+
 def test_file_without_run(shell: Shell) -> None:
     shell.write("tasks.py", MAIN)
     done = shell.run("tasks.py")

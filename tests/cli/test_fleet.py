@@ -348,3 +348,13 @@ def test_letters_that_are_two_columns_wide_keep_the_columns(
     shown.show_table(("ATASK", "STATE"), [("漢字", "running"), ("abcde\u0301", "parked")])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert lines == ["ATASK  STATE", "漢字   running", "abcde\u0301  parked"]
+
+
+def test_an_odd_name_makes_its_own_row_long_and_no_other_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Anybody who publishes may choose a name: ten thousand rows of its width are 80 MB."""
+    shown.show_table(("NAME", "SIZE"), [("x" * 5000, "1"), ("short", "2")])
+    head, long, short = capsys.readouterr().out.splitlines()
+    assert long == f"{'x' * 5000}  1"
+    assert head.split() == ["NAME", "SIZE"]
+    assert short.split() == ["short", "2"]
+    assert len(head) < len(short) + 10 < 130

@@ -92,6 +92,25 @@ def test_a_file_says_all(shell: Shell, name: str) -> None:
     assert "mine worker 1 sold tea\n" in err
 
 
+@pytest.mark.parametrize("name", ["log.json", "log.toml"])
+def test_a_file_that_an_editor_marked_as_unicode_is_read(shell: Shell, name: str) -> None:
+    write(shell)
+    content = "version = 1\r\n" if name.endswith("toml") else '{"version": 1}\r\n'
+    (shell.directory / name).write_bytes(b"\xef\xbb\xbf" + content.encode())
+    done = shell.run("run", "shop.py", "--log-config", name)
+    assert "log-config" not in done.err
+
+
+def test_a_file_of_brackets_is_one_line(shell: Shell) -> None:
+    write(shell)
+    shell.write("log.json", "[" * 100_000)
+    shell.write("log.toml", "a = " + "[" * 100_000)
+    for name in ("log.json", "log.toml"):
+        done = shell.run("run", "shop.py", "--log-config", name)
+        assert done.code == 2
+        assert done.line().startswith(f"--log-config {name}: ")
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"version": 7}', '{"version": 1, "root": {"handlers": ["x"]}}'])
 def test_a_file_that_makes_no_sense_is_one_line(shell: Shell, content: str) -> None:
     write(shell)

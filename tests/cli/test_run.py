@@ -438,3 +438,18 @@ def test_garbage_is_not_collected_where_python_begins_so(shell: Shell) -> None:
     shell.write("sitecustomize.py", "import gc\n\ngc.disable()\n")
     done = shell.run("run", "tasks.py", "--url", "loopback:", env={"PYTHONPATH": str(shell.directory)})
     assert done.out == "False\n"
+
+
+def test_the_collector_never_looks_through_what_the_command_imports(shell: Shell) -> None:
+    shell.write(
+        "tasks.py",
+        """
+        import gc, sys
+
+        async def aiomain():
+            for name in ("worker.worker", "transport.loopback", "router"):
+                contents = vars(sys.modules[f"atasks.{name}"])
+                print(any(item is contents for item in gc.get_objects()))
+        """,
+    )
+    assert shell.run("run", "tasks.py").out == "False\nFalse\nFalse\n"

@@ -156,6 +156,7 @@ def test_records_at_the_broker(amqp_url: str, prefix: str, runs: Runs, monkeypat
         (["--records", "postgresql://u:s3cr3t@h/d"], "list of processes"),
         (["--records", "postgresql://h/d?password=s3cr3t"], "list of processes"),
         (["--records", "mysql://h/d"], "names no database"),
+        (["--records", "postgresql://[h/d"], "give one like postgresql://"),
         (["--url", "loopback:"], "seen by its own process"),
         (["erase", "a"], "erase"),
     ],

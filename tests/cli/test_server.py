@@ -92,7 +92,7 @@ def test_threads_do_not_keep_a_server_past_its_grace(
     server.signal(SIGTERM)
     server.wait_for(said)
     assert server.finish().code == 0
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 50, "it waited for the thread"
     client.signal(SIGTERM)
     client.finish()
 
@@ -251,7 +251,7 @@ def test_connection_that_is_lost_for_good(shell: Shell) -> None:
         "losing.py",
         """
         import asyncio, atasks
-        from atasks.connection import TRANSPORTS
+        from atasks.schemes import TRANSPORTS
 
         class Losing(atasks.Transport):
             async def connect(self):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from signal import SIGINT, SIGTERM, Signals
 
 import pytest
 
 from tests.cli.command import Command
 from tests.cli.shell import Shell
+from tests.waiting import wait_until
 
 WAITING = """
     import asyncio
@@ -152,3 +154,43 @@ def test_interrupt_while_the_command_begins_shows_no_traceback(shell: Shell) -> 
     finally:
         command.close()
     assert (done.code, done.out, done.err) == (130, "", "")
+
+
+CLOSED = """
+    import os
+    import sys
+
+    os.closerange(0, 3)
+    os.execv(sys.executable, [sys.executable, "-m", "atasks", *sys.argv[1:]])
+"""
+
+WITHOUT_STREAMS = """
+    import pathlib
+    from atasks import atask
+
+    @atask
+    async def add(a, b):
+        print("nobody reads this")
+        return a + b
+
+    async def aiomain(mode):
+        print("a file name \\udcff")
+        pathlib.Path("found").write_text(str(await add(1, 2)))
+"""
+
+
+@pytest.mark.parametrize("mode", ["loopback", "server"])
+def test_standard_streams_may_be_closed(shell: Shell, mode: str) -> None:
+    """A daemon has none, nor has what a shell runs with `<&- >&- 2>&-`."""
+    shell.write("app.py", WITHOUT_STREAMS)
+    found = shell.directory / "found"
+    options = ["--workers", "1", "--url", f"unix:{shell.directory}/s"] if mode == "server" else []
+    closed = ("-c", textwrap.dedent(CLOSED))
+    command = Command("run", "app.py", "--mode", mode, *options, cwd=shell.directory, program=closed)
+    try:
+        wait_until(lambda: found.exists() and found.read_text() == "3")
+        if mode == "server":
+            command.signal(SIGTERM)
+        assert command.finish().code == 0
+    finally:
+        command.close()

@@ -203,6 +203,29 @@ def test_lines_of_workers_name_them(app: App) -> None:
     assert supervisor.out == ["on stdout\n", "on stdout\n"]
 
 
+def test_lines_of_workers_are_not_mixed(app: App) -> None:
+    """Commands of these tests run with $PYTHONUNBUFFERED, as many containers do."""
+    app.shell.write(
+        "writing.py",
+        """
+        import asyncio, os, pathlib, sys, tasks
+
+        async def aiomain():
+            pathlib.Path(f"{os.getpid()}.here").touch()
+            while len(list(pathlib.Path().glob("*.here"))) < 2:
+                await asyncio.sleep(0.01)
+            sys.stdout.write("one ")
+            await asyncio.sleep(0.3)
+            print("line")
+        """,
+    )
+    supervisor = app.supervise("--workers", "2", target="writing.py")
+    for _ in range(2):
+        supervisor.wait_for("line")
+    app.end(supervisor)
+    assert supervisor.out == ["one line\n", "one line\n"]
+
+
 def test_uvloop_in_every_worker(app: App) -> None:
     app.shell.write(
         "loop.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +15,7 @@ import atasks
 from atasks import atask
 from atasks.pipeline import collect, map
 from tests.broker import Broker
+from tests.brokers.ports import free_ports
 from tests.cli.app import App
 from tests.cli.command import Command, Done
 from tests.cli.conftest import open_app
@@ -81,18 +81,12 @@ EDGES = """() => [...new Set([...document.querySelectorAll("#list .call .end > :
 """The right edges of the ages in the list."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
-
-
 class Site:
     """A worker, clients, and the page, in processes of their own."""
 
     def __init__(self, app: App) -> None:
         self.app = app
-        self.port = free_port()
+        self.port = free_ports(1)[0]
         app.shell.write("tasks.py", TASKS.replace("NAMESPACE", app.namespace))
         app.shell.write("client.py", CLIENT)
         self.worker = app.serve()
@@ -171,8 +165,11 @@ async def test_stack_of_a_call_and_its_end(page: Page, site: Site) -> None:
     rows = page.get_by_role("treeitem")
     await expect(rows).to_have_count(5)
     await rows.nth(2).locator(".link").click()
-    await page.get_by_role("button", name="Stack").click()
-    await expect(page.locator("#dialog pre").last).to_contain_text("tasks.py")
+    frames = page.locator("#dialog pre").last
+    async with asyncio.timeout(60):
+        while "tasks.py" not in await frames.inner_text():  # a busy worker may answer too late
+            await page.get_by_role("button", name="Stack").click()
+            await expect(frames).not_to_have_text("asking its worker", timeout=20_000)
     await page.keyboard.press("Escape")
 
     await rows.nth(0).locator(".link").click()
@@ -187,6 +184,24 @@ async def test_stack_of_a_call_and_its_end(page: Page, site: Site) -> None:
     assert (await ended(client)).out == "cancelled\n"
     await page.get_by_role("button", name="Close").click()
     await expect(page.get_by_text("No call is live now.")).to_be_visible()
+
+
+async def test_a_slow_click_counts(page: Page, site: Site) -> None:
+    """The list is drawn each second: not while something in it is pressed."""
+    await go(page, site, "calls")
+    client = await site.call("root")
+    await expect(page.get_by_role("treeitem")).to_have_count(5)
+    await page.get_by_role("treeitem").nth(2).locator(".link").hover()
+    await page.mouse.down()
+    age = page.get_by_role("treeitem").nth(0).locator(".end > :last-child")
+    before = await age.inner_text()
+    await asyncio.sleep(2.5)
+    assert await age.inner_text() == before
+    await page.mouse.up()
+    await expect(page.get_by_role("button", name="Stack")).to_be_visible()
+    await expect(age).not_to_have_text(before)
+    await page.keyboard.press("Escape")
+    await end(client)
 
 
 async def test_failure_has_its_traceback_and_runs_nothing(page: Page, site: Site) -> None:
@@ -334,7 +349,7 @@ async def test_submitted_runs(app: App, browser_path: str, prefix: str, postgres
             raise LookupError("<b>no such order</b>")
         return card
 
-    port = free_port()
+    port = free_ports(1)[0]
     where = ("--url", url, "--namespace", app.namespace, "--port", str(port), "--allow-changes")
     env = {"ATASKS_RECORDS": postgres_url}
     async with (
@@ -381,7 +396,7 @@ async def test_submitted_runs(app: App, browser_path: str, prefix: str, postgres
 
 
 async def test_thousands_of_calls_and_small_screens(browser_path: str) -> None:
-    port = free_port()
+    port = free_ports(1)[0]
     server = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.web.crowd", str(port))
     try:
         async with open_page(browser_path, viewport={"width": 390, "height": 800}) as (_, page):

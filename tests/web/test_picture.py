@@ -98,6 +98,26 @@ def test_nothing_grows_without_bound(clock: Clock, monkeypatch: pytest.MonkeyPat
     assert (whole["calls"], len(whole["failures"]), len(whole["tasks"])) == ([], 10, 5)
 
 
+def test_megabytes_of_a_worker_do_not_go_to_each_browser(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice a second: whoever sends one message would have a thousand of them sent."""
+    monkeypatch.setattr(picture, "COUNTED", 7)
+    shown, long = Picture(clock), "x" * 2**20
+    texts = dict.fromkeys(
+        ("task", "root", "parent", "queue", "worker", "note", "type", "status", "traceback"), long
+    )
+    shown.take(event("started", 1, **texts))
+    shown.inspected([event("started", 2, **texts, awaits=long)], shown.version)
+    shown.take(event("ended", 3, **texts))
+    shown.take({"kind": "worker", "worker": "ann", "host": long, "queues": [long] * 1000})
+    shown.take(event("started", 4, id=long))
+    shown.inspected([event("started", 5, id=long)], shown.version)
+    shown.count({f"{number}{long}": TaskCounts("", started=number) for number in range(50)})
+    whole = shown.snapshot()
+    assert len(json.dumps(whole)) < 100_000
+    assert {call["id"] for call in whole["calls"]} == {"call1", "call2"}
+    assert sorted(task["started"] for task in whole["tasks"]) == list(range(43, 50))
+
+
 def test_figures_come_from_the_counters(clock: Clock) -> None:
     shown = Picture(clock)
     run = Histogram(8.0, [0] * 10 + [90] + [0] * 9 + [10] + [0] * 7)
@@ -156,6 +176,25 @@ def test_calls_that_a_worker_no_longer_holds_are_forgotten(clock: Clock) -> None
     shown.take(event("started", 1, time=990.0))
     shown.take(event("started", 2, time=999.5))
     shown.take(event("started", 3, time=990.0, worker="bob"))
-    shown.inspected([{"id": "call4", "task": "app.mail", "worker": "ann", "state": "parked", "age": 30.0}])
+    shown.inspected(
+        [{"id": "call4", "task": "app.mail", "worker": "ann", "state": "parked", "age": 30.0}], shown.version
+    )
     shown.only("ann", ["call4"], asked=999.0)
     assert {call["id"] for call in shown.snapshot()["calls"]} == {"call2", "call3", "call4"}
+
+
+def test_an_answer_that_events_have_overtaken_brings_no_call_back(clock: Clock) -> None:
+    """Workers are asked for a second: what has happened meanwhile counts."""
+    shown = Picture(clock)
+    for number in (1, 2, 3):
+        shown.take(event("started", number))
+    asked = shown.version
+    shown.take(event("ended", 1, status="value"))
+    shown.take(event("parked", 2))
+    shown.take(event("ended", 5, status="value"))
+    told = [
+        {"id": f"call{number}", "task": "app.add", "worker": "ann", "state": "running"} for number in range(1, 6)
+    ]
+    shown.inspected(told, asked)
+    states = {row["id"]: row["state"] for row in shown.snapshot()["calls"]}
+    assert states == {"call2": "parked", "call3": "running", "call4": "running"}

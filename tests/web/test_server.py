@@ -153,6 +153,13 @@ async def test_with_a_token_nobody_looks_without_it(fleet: Fleet) -> None:
         assert (unknown.status_code, unknown.json()) == (409, {"error": "no run unknown: nothing was found"})
 
 
+@pytest.mark.parametrize("token", ["", "se\ncret", "gehe\u00efm", "\udcff"], ids=ascii)
+async def test_no_page_has_a_token_that_everybody_or_nobody_brings(fleet: Fleet, token: str) -> None:
+    """A request without a cookie brought the empty one."""
+    with pytest.raises(ValueError, match="a token is printable ASCII, and not empty"):
+        make_app(fleet, title="", token=token)
+
+
 async def test_another_site_cannot_reach_it_by_a_name_of_its_own(fleet: Fleet) -> None:
     async with Browser(fleet, local_only=True) as browser:
         assert (await browser.get("/api/picture", headers={"Host": "evil.example:8000"})).status_code == 403

@@ -74,7 +74,8 @@ function listen() {
   };
 }
 
-let drawing = false;
+const PRESS_MS = 5000;
+let drawing = false, pressed = -PRESS_MS;
 function schedule() {
   if (drawing) return;
   drawing = true;
@@ -84,6 +85,7 @@ function schedule() {
 // -- the frame around the views
 
 function draw() {
+  if (performance.now() - pressed < PRESS_MS) return;  // a click counts only where what was pressed is still there
   const bad = away || !state || !state.connected;
   const status = $("state");
   const words = away ? "the page's server is away; trying again" : !state ? "connecting" : state.connected ? "watching" : "not connected";
@@ -97,7 +99,7 @@ function draw() {
   if (state.gaps) parts.push(`${counted(state.gaps, "event")} lost on the way`);
   if (state.unshown) parts.push(`${counted(state.unshown, "call")} beyond the first ${calls.size} not shown`);
   if (state.note) parts.push(state.note);
-  $("watch").textContent = parts.join(" · ");
+  $("watch").textContent = plain(parts.join(" · "));
   const active = document.activeElement;
   if (view === "calls" && $("list")) { drawList(); return; }
   const drawnFrom = view + JSON.stringify(DATA[view] ? DATA[view]() : Math.random());
@@ -145,7 +147,7 @@ function go(key, id) {
 function follow() {
   const [key, id] = location.hash.slice(1).split("/");
   view = VIEWS.some(([name]) => name === key) ? key : "now";
-  chosen = id ? decodeURIComponent(id) : chosen;
+  try { chosen = id ? decodeURIComponent(id) : chosen; } catch { /* a link that was cut */ }
   $("view").setAttribute("aria-labelledby", `tab-${view}`);
   $("view").replaceChildren();
   $("view").classList.toggle("filled", view === "calls");
@@ -483,11 +485,13 @@ function showCall(id) {
   const buttons = [];
   if (call) {
     buttons.push(button("Show in tree", () => { $("dialog").close(); filter = ""; go("calls", id); }));
-    buttons.push(button("Stack", async () => {
+    buttons.push(button("Stack", async ({ currentTarget: asking }) => {
+      asking.disabled = true; // one question at a time: a second click would hide the answer to the first
       frames.hidden = false;
       frames.textContent = "asking its worker";
-      const answer = await (await fetch(`api/stack/${encodeURIComponent(id)}`)).json().catch(() => ({ error: "the server gave no answer" }));
-      frames.textContent = plain(answer.error || answer.stack || "It does not run any more.");
+      const answer = await fetch(`api/stack/${encodeURIComponent(id)}`).then((response) => response.json()).catch(() => ({ error: "the server gave no answer" }));
+      asking.disabled = false;
+      frames.textContent = plain(answer.error || answer.stack || "No worker that has answered runs it: it has ended, or its worker is busy. Ask again.");
     }));
     if (MAY_CHANGE) buttons.push(button("Cancel call", () => ask("cancel", [id]), "button danger"));
   }
@@ -533,6 +537,8 @@ document.addEventListener("keydown", (event) => {
     setTimeout(() => $("search")?.focus(), 60);
   }
 });
+addEventListener("pointerdown", () => { pressed = performance.now(); }, true);
+for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => setTimeout(() => { pressed = -PRESS_MS; schedule(); }), true);
 addEventListener("hashchange", follow);
 addEventListener("resize", schedule);
 setInterval(schedule, 1000);
