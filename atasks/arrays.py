@@ -46,7 +46,7 @@ def read_each(
     return found
 
 
-def elements(array: Raw) -> list[Raw]:
+def elements(array: Raw | memoryview) -> list[Raw]:
     """Return the elements of an array, none if they are too many or cannot be told apart."""
     if length(memoryview(array)) > MAX_FIELDS:
         return []

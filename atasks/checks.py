@@ -6,6 +6,7 @@ from typing import Any, Final
 
 __all__ = [
     "MAX_TIMEOUT",
+    "is_queue",
     "validate_count",
     "validate_integer",
     "validate_name",
@@ -86,6 +87,11 @@ def validate_name(value: Any, what: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{what} {value!r} has characters that no message can carry (surrogates)") from None
     return value
+
+
+def is_queue(name: str) -> bool:
+    """Return True if a queue, a namespace or a prefix can have this name."""
+    return 0 < len(name) <= 100 and _NAME_CHARACTERS.issuperset(name)
 
 
 def validate_queue(value: Any, what: str = "queue") -> str:

@@ -3,54 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import logging
 import warnings
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncContextDecorator, AsyncExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 from atasks.blocks import Block, settle
-from atasks.commands import worker_command
-from atasks.errors import InvalidURL, closest
-from atasks.namespaces import namespaces
-from atasks.options import (
-    AMQPOptions,
-    ConnectOptions,
-    PrivateOptions,
-    TransportOptions,
-    WorkerOptions,
-)
+from atasks.options import ConnectOptions, PrivateOptions, TransportOptions
 from atasks.outlast import begin, outlast
 from atasks.router import get_router
-from atasks.transport.contract import Transport, get_transport
+from atasks.schemes import TRANSPORTS, Where, transport_class, transport_of
+from atasks.transport.contract import Transport
 from atasks.urls import shown
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from atasks.worker.worker import Worker
 
-__all__ = ["connect", "serve"]
-
-logger = logging.getLogger("atasks")
+__all__ = ["connect", "import_ahead", "serve"]
 
 T = TypeVar("T")
-
-TRANSPORTS: Final = {
-    "loopback": "atasks.transport.loopback:LoopbackTransport",
-    "amqp": "atasks.transport.backends.amqp:AMQPTransport",
-    "amqps": "atasks.transport.backends.amqp:AMQPTransport",
-    "unix": "atasks.transport.backends.local:LocalTransport",
-    "local": "atasks.transport.backends.local:LocalTransport",
-}
-"""URL scheme -> the transport's class."""
-ENTRY_POINTS: Final = "atasks.transports"
-"""The group of entry points by which packages add schemes: `mine = "package.module:Class"`."""
-Where = str | Sequence[str] | Transport
-
-_SERVE_OPTIONS: Final = ("queues", "lifespan")
 
 Lifespan = AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
 
@@ -182,7 +154,7 @@ def connect(
     """
 
     async def enter(stack: AsyncExitStack) -> Transport:
-        transport = _make(url, namespace, options)
+        transport = transport_of(url, namespace, options)
         await use(stack, transport)
         if getattr(transport, "_is_here", False):  # nobody else could serve it
             from atasks.worker.worker import Worker  # which other callers need not wait for
@@ -268,7 +240,7 @@ def serve(
     async def enter(stack: AsyncExitStack) -> Worker:
         from atasks.worker.worker import Worker
 
-        transport = _make(url, namespace, options)
+        transport = transport_of(url, namespace, options)
         transport.will_serve()
         await use(stack, transport)
         state = None
@@ -364,130 +336,10 @@ async def use(stack: AsyncExitStack, transport: Transport) -> None:
     stack.push_async_callback(leave)
 
 
-def _added(scheme: str) -> EntryPoint | None:
-    """The entry point by which an installed package adds this scheme. Raises InvalidURL if several do."""
-    from importlib.metadata import entry_points  # which other programs need not wait for
-
-    found = {each.value: each for each in entry_points(group=ENTRY_POINTS, name=scheme)}
-    if len(found) > 1:
-        raise InvalidURL(
-            f"several packages add the scheme {scheme}: ({', '.join(sorted(found))}): keep one of them"
-        )
-    return next(iter(found.values()), None)
-
-
-def is_added(scheme: str) -> bool:
-    """Return True if an installed package adds this scheme. Raises InvalidURL if several do."""
-    return _added(scheme) is not None
-
-
-def _class(scheme: str) -> type[Transport]:
-    """The class of a scheme's transport. Raises InvalidURL where a package adds something else under it."""
-    if scheme in TRANSPORTS:
-        module, _, name = TRANSPORTS[scheme].partition(":")
-        cls: type[Transport] = getattr(importlib.import_module(module), name)
-        return cls
-    added = _added(scheme)
-    assert added is not None, "`_scheme` has found it"
-    try:
-        loaded = added.load()
-    except (ImportError, AttributeError) as error:
-        raise InvalidURL(f"the transport of {scheme}: URLs, {added.value}, cannot be imported: {error}") from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Transport)):
-        raise InvalidURL(f"the scheme {scheme}: leads to {added.value}, which is no subclass of atasks.Transport")
-    return loaded
-
-
-def _scheme(url: str | Sequence[str]) -> str:
-    if isinstance(url, (list, tuple)):
-        schemes = [_scheme(item) for item in url]
-        if len({TRANSPORTS.get(scheme, scheme) for scheme in schemes}) != 1:
-            raise InvalidURL(f"several URLs are nodes of one broker, not {schemes}: give one scheme for all")
-        return schemes[0]
-    if not isinstance(url, str):
-        instance = "" if not isinstance(url, type) else f": make one, as in {url.__name__}()"
-        raise TypeError(f"a URL is a string, not {type(url).__name__}{instance}")
-    scheme = url.partition(":")[0].lower()
-    if ":" in url and (scheme in TRANSPORTS or _added(scheme) is not None):
-        return scheme
-    near = closest(scheme, TRANSPORTS, limit=1)
-    hint = (
-        f"did you mean {near[0]}:?" if near else f"known schemes: {', '.join(f'{name}:' for name in TRANSPORTS)}"
-    )
-    raise InvalidURL(f"{shown(url)!r} names no transport; {hint}")
-
-
-OPTIONS: Final = {
-    "loopback": frozenset({"keep_runs", "keep_bytes"}),
-    "amqp": frozenset(AMQPOptions.__annotations__),
-    "amqps": frozenset(AMQPOptions.__annotations__),
-    "unix": frozenset({*PrivateOptions.__annotations__, "workers"}),
-    "local": frozenset({*PrivateOptions.__annotations__, "workers"}),
-}
-"""URL scheme -> the options that its transport takes."""
-NOT_AMQP: Final = frozenset({"hub", "workers", "modules", *WorkerOptions.__annotations__})
-"""Options that ask for worker processes. A connection to a broker has none: ignoring them would mislead."""
-_ignored: set[tuple[str, str]] = set()
-"""Scheme and option of what was logged."""
-
-
-def _is_meant(name: str, scheme: str) -> bool:
-    """Tell whether the transport takes this option; False: it has no meaning there, which is logged once.
-
-    Raises TypeError for an option that no transport takes, and for one that this transport cannot honour.
-    """
-    if scheme not in OPTIONS:  # that of a package: its transport knows
-        return name not in WorkerOptions.__annotations__
-    if name in OPTIONS[scheme]:
-        return True
-    known = [*_SERVE_OPTIONS, *ConnectOptions.__annotations__]
-    if name not in known:
-        near = closest(name, known, limit=1)
-        hint = f"did you mean {near[0]}?" if near else f"{scheme}: takes {', '.join(sorted(OPTIONS[scheme]))}"
-        raise TypeError(f"unknown option {name!r}; {hint}")
-    if scheme.startswith("amqp") and name in NOT_AMQP:
-        raise TypeError(
-            f"{name}= is for worker processes of this program (local:), and over {scheme}: workers are programs "
-            f"of their own: leave it out, and start them with {worker_command()}"
-        )
-    if name in _SERVE_OPTIONS:
-        raise TypeError(f"{name}= is for atasks.serve(), and this is a connection without a worker: leave it out")
-    if scheme == "loopback" and name in WorkerOptions.__annotations__:
-        return False  # its worker takes it
-    if (scheme, name) not in _ignored:
-        _ignored.add((scheme, name))
-        logger.debug("the transport of %s: URLs ignores the option %s: it has no meaning there", scheme, name)
-    return False
-
-
-def check_options(url: str | Sequence[str], given: Mapping[str, Any]) -> None:
-    """Raise what `connect` would raise for this URL and these options before it connects."""
-    _make(url, "default", given)
-
-
-def _make(url: Where, namespace: str, given: Mapping[str, Any]) -> Transport:
-    """A transport for the URL, without becoming the one that is registered in the namespace."""
-    if isinstance(url, Transport):
-        return _given(url, namespace, given)
-    scheme = _scheme(url)
-    options = {name: value for name, value in given.items() if _is_meant(name, scheme)}
-    cls = _class(scheme)
-    registered = get_transport(namespace)
-    try:
-        return cls.from_url(url, namespace, options)
-    finally:
-        namespaces.register(namespace, transport=registered)
-
-
-def _given(transport: Transport, namespace: str, given: Mapping[str, Any]) -> Transport:
-    """The transport of a program, from now on that of a block alone. Raises TypeError and ValueError."""
-    name = type(transport).__name__
-    if wrong := [option for option in given if option not in WorkerOptions.__annotations__]:
-        raise TypeError(f"{wrong[0]}= is for the transport: give it to {name}(), which is made already")
-    if transport.namespace != namespace:
-        raise ValueError(
-            f"this {name} is of the namespace {transport.namespace!r}: say namespace={transport.namespace!r}"
-        )
-    if get_transport(namespace) is transport:  # constructing it has registered it for awaits anywhere
-        namespaces.register(namespace, transport=None)
-    return transport
+def import_ahead(transport: str, *, serves: bool) -> None:
+    """Import now what `connect` would import for a URL of this scheme, or with `serves` what `serve` would. Does
+    nothing about a transport that a package adds."""
+    if transport in TRANSPORTS:
+        transport_class(transport)
+    if serves:
+        import atasks.worker.worker  # noqa: F401

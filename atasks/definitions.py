@@ -86,7 +86,7 @@ class InvokedName(FilledName):
 
 
 class WatchedName(FilledName):
-    """The name of an atask whose caller wants to know how far the call is: its options are `WatchedOptions`."""
+    """The name of an atask whose caller wants to know how far the call is: its options have a viewer."""
 
     __slots__ = ()
 

@@ -10,11 +10,12 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar, Unpack
 
 from atasks.caller.background import Background, enter_background, run_in
-from atasks.connection import check_options, connect
+from atasks.connection import connect
 from atasks.namespaces import namespaces
 from atasks.options import ConnectOptions, validate_queue
 from atasks.outlast import shield
 from atasks.router import get_router
+from atasks.schemes import check_options
 from atasks.transport.bridge import Bridge
 from atasks.transport.contract import Transport
 

@@ -16,12 +16,15 @@ import atasks
 from atasks import forks, logs, process_setup
 from atasks import modules as loader
 from atasks.allocation import keep_freed_memory
+from atasks.connection import import_ahead
 from atasks.errors import AtasksError, TransportError
 from atasks.supervisor.tether import Tether
 from atasks.wire import counted
 from atasks.worker.leaving import EXIT_SECONDS, leave_within
 
 __all__ = ["main"]
+
+import_ahead("unix", serves=True)  # while nothing looks for garbage: see `BOOTSTRAP`
 
 ORPHAN_SECONDS: Final = 10.0
 """Seconds that this process has to end by itself when the program that started it is gone."""

@@ -13,7 +13,7 @@ from atasks.current import new_call_id, serving_here
 from atasks.definitions import InvokedName
 from atasks.errors import CallTimeout
 from atasks.namespaces import namespace_item, namespaces
-from atasks.options import WatchedOptions, validate_name, validate_queue
+from atasks.options import validate_name, validate_queue
 from atasks.router import Router, get_router
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ def _fill(
     if tries > 1:
         call.key, call.try_ = key, tries
     call.headers = _checked(invocation.headers) or None
-    call.reports = isinstance(options, WatchedOptions)
+    call.reports = options.viewer is not None
     if deadline is not None:
         left = round((deadline - asyncio.get_running_loop().time()) * 1000)
         if left <= 0:

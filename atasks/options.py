@@ -1,6 +1,6 @@
 """The options of an atask: what they are, what values they take, and their defaults."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,6 @@ __all__ = [
     "TaskOptions",
     "TransportOptions",
     "ViewOptions",
-    "WatchedOptions",
     "WorkerOptions",
     "validate_count",
     "validate_name",
@@ -157,8 +156,8 @@ class TaskOptions:
     priority: int = 0
     """0..3, on queues that workers declare with `max_priority`."""
     batch: Literal["auto", False] | int = "auto"
-    """Which calls may share a message: "auto" (calls of short atasks that are made together), False (none), or
-    a number (up to so many share one, however long they run)."""
+    """Which calls may share a message: "auto" (calls of atasks that do little work and are made together), False
+    (none), or a number (up to so many share one, however long they run)."""
     durable: bool = True
     """True if the request survives a restart of the broker."""
     executor: Executor | None = None
@@ -191,8 +190,10 @@ class TaskOptions:
     """Submitted calls: the key of which there is one call of this atask at a time."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Options that a Router subclass declares."""
+    viewer: Callable[[Any], object] | None = None
+    """Called with each `Progress` of this one call that arrives; None: its caller does not watch it."""
 
-    def with_changes(self, changes: Mapping[str, Any], extra_names: tuple[str, ...] = ()) -> TaskOptions:
+    def with_changes(self, changes: Mapping[str, Any], extra_names: tuple[str, ...] = ()) -> "TaskOptions":
         """These options with changes: TypeError for an unknown name, ValueError or TypeError for a bad value."""
         known: dict[str, Any] = {}
         extra = dict(self.extra)
@@ -214,20 +215,7 @@ class TaskOptions:
         return self.delay is not None or self.at is not None or self.unique is not None
 
 
-@dataclass(frozen=True, slots=True)
-class WatchedOptions(TaskOptions):
-    """The options of one call whose caller wants to know how far it is."""
-
-    viewer: Callable[[Any], object] = print
-    """Called with each `Progress` of the call that arrives."""
-
-    @classmethod
-    def of(cls, options: TaskOptions, viewer: Callable[[Any], object]) -> WatchedOptions:
-        """These options, with a viewer."""
-        return cls(**{item.name: getattr(options, item.name) for item in fields(TaskOptions)}, viewer=viewer)
-
-
-_NAMES: Final = tuple(item.name for item in fields(TaskOptions) if item.name != "extra")
+_NAMES: Final = tuple(item.name for item in fields(TaskOptions) if item.name not in ("extra", "viewer"))
 _CHOICES: Final = {
     "delivery": ("at_least_once", "at_most_once"),
     "on_no_worker": ("wait", "error"),

@@ -1,12 +1,15 @@
-"""Cancellation: whose it is, and beginning and ending things in spite of that of anyio, which repeats itself."""
+"""Cancellation: whose it is, and beginning and ending things in spite of that of anyio, which repeats itself; and
+tasks that outlive what begins them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import Context
+from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["begin", "is_cancelled", "outlast", "shield"]
+__all__ = ["Within", "apart", "begin", "ends_at", "is_cancelled", "outlast", "shield"]
 
 T = TypeVar("T")
 
@@ -39,6 +42,41 @@ def shield(awaitable: Awaitable[T]) -> asyncio.Future[T]:
     inner.add_done_callback(pass_on)
     outer.add_done_callback(lambda _: inner.remove_done_callback(pass_on))  # what is shielded may live for long
     return outer
+
+
+def apart(coroutine: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+    """A task of that name that may outlive the call which begins it. Its context is empty, because that of a call
+    keeps the payload, and of a call nothing but carried variables travels.
+
+    It is made without the task factory of the event loop, which may know of no `context`, or begin it at once:
+    then the chain of calls would become one of stack frames, and a call would end before its `task` is known."""
+    return asyncio.Task(coroutine, loop=asyncio.get_running_loop(), name=name, context=Context())
+
+
+def ends_at(scope: asyncio.Timeout, when: float | None) -> None:
+    """Have the block of an `asyncio.timeout(None)` end at this time of the event loop; None: never.
+
+    asyncio keeps a timer with its context until its time has come, also if it is cancelled, and the context of a
+    call keeps the payload: this timer has an empty one."""
+    Context().run(scope.reschedule, when)
+
+
+class Within:
+    """`asyncio.timeout`, for so many seconds, whose timer keeps no call. Raises TimeoutError if the block takes
+    longer. No generator: where a loop ends inside the block, there would be another one to close."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._scope = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        await self._scope.__aenter__()
+        ends_at(self._scope, asyncio.get_running_loop().time() + self._seconds)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._scope.__aexit__(kind, error, traceback)
 
 
 async def outlast(coroutine: Coroutine[Any, Any, T]) -> T:

@@ -1,6 +1,6 @@
 """`Progress`: what a call reports of itself; and the latest of it, for those who want to know."""
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING, Final, NamedTuple

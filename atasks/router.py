@@ -137,7 +137,7 @@ class Router(OriginalEvents):
         try:  # not by `encoded_arguments`: it would cost one more coroutine for each call
             payload = await codec.pieces((args, kwargs))
             if type(payload) is not bytes:
-                payload = as_bytes(payload, codec, transport.shares)
+                payload = as_bytes(payload, codec, transport.keep)
         except Exception as error:
             from atasks.codecs.culprits import unencodable_arguments
 
@@ -173,8 +173,9 @@ class Router(OriginalEvents):
         """The result of a call that another one makes which resumes."""
         from atasks.resume.calls import made
 
-        reply, call = await made(self, run, name, args, kwargs)
-        return await self.outcome(reply, call, self._named(name)[0])
+        task, options = self._named(name)
+        reply, call = await made(self, run, name, task, options, args, kwargs)
+        return await self.outcome(reply, call, task)
 
     async def may_stream(self, run: HeldCall, name: str, options: TaskOptions, payload: bytes) -> None:
         """Called before a call that resumes reads a stream. Raises Diverged if that cannot be done again."""

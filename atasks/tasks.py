@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import (
+    TYPE_CHECKING,
     Any,
     ParamSpec,
     Protocol,
@@ -18,8 +19,10 @@ from atasks import definitions
 from atasks.definitions import _CONTEXT_MANAGER, _METHOD, ATask, BaseTask, StreamTask, _importable_module
 from atasks.functions import innermost, is_context_manager
 from atasks.options import DecorationOptions
-from atasks.timing import timing_of
 from atasks.unmade_router import router_to_define
+
+if TYPE_CHECKING:
+    from atasks.timing import Timing
 
 _restore = definitions._restore  # its name in pickles of every version
 
@@ -129,7 +132,7 @@ def atask(
     """
     if function is None:
         return functools.partial(atask, name=name, namespace=namespace, **options)
-    timing = timing_of(options)
+    timing = _timing_of(options)
     static = isinstance(function, staticmethod)
     if static:
         function = function.__func__
@@ -169,6 +172,18 @@ def atask_broadcast(coro: Any = None, name: str | None = None, namespace: str = 
     from atasks.router import get_router  # the router imports this module
 
     return get_router(namespace).register_broadcast_task(name or _original_name(coro), coro, options)
+
+
+def _timing_of(given: dict[str, Any]) -> Timing | None:
+    """Take the options of a schedule out of those of an atask; None: there are none."""
+    named = {name: given.pop(name) for name in ("every", "tz", "catch_up", "overlap") if name in given}
+    if "every" not in named:
+        if named:
+            raise TypeError(f"{min(named)}= says something of a schedule: give every= too")
+        return None
+    from atasks.timing import Timing  # for schedules only
+
+    return Timing(**named)
 
 
 def _original_name(coro: Any) -> str:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from typing import Any, Final, Literal
+from itertools import count, dropwhile
+from typing import Final, Literal
 
 from atasks.errors import NotSupported
 
-__all__ = ["Timing", "timing_of"]
+__all__ = ["Timing"]
 
 SHORTEST: Final = 0.1
 LONGEST: Final = 10 * 365 * 24 * 3600.0
@@ -24,10 +25,10 @@ class Timing:
 
     `every`: seconds, from 0.1 on, or a cron expression of five fields. Ticks of a period are multiples of it since
     1970, so that all workers agree on them. `tz`: the time zone of a cron expression. A time of day that clocks
-    skip is made up for right after it, and one that comes twice is one tick; expressions with `*` in the hours go
-    on through both. `catch_up`: whether each tick that was missed is made later, the last 100 of them; else one is
-    only made that is late by less than a minute. `overlap`: "skip" a tick while the call of the one before waits
-    or runs, or "allow" both.
+    skip is made up for right after it, and one that comes twice is one tick; expressions whose minutes or hours
+    begin with `*` go on through both. `catch_up`: whether each tick that was missed is made later, the last 100 of
+    them; else one is only made that is late by less than a minute. `overlap`: "skip" a tick while the call of the
+    one before waits or runs, or "allow" both.
 
     Raises TypeError or ValueError for what makes no sense, and NotSupported for a cron expression where cronsim is
     not installed.
@@ -62,14 +63,11 @@ class Timing:
     def ticks(self, moment: float) -> Iterator[float]:
         """The ticks later than this, in their order."""
         if isinstance(self.every, str):
-            for tick in self._cron(moment):
-                if tick.timestamp() > moment:
-                    yield tick.timestamp()
-            return
-        number = math.floor(moment / self.every + 1e-6) + 1
-        while True:
-            yield round(number * self.every, 6)
-            number += 1
+            found = (tick.timestamp() for tick in self._cron(moment))
+        else:
+            first = math.floor(moment / self.every) - 1  # the quotient is rounded, and may be one off
+            found = (round(number * self.every, 6) for number in count(first))
+        return dropwhile(lambda tick: tick <= moment, found)
 
     def _zone(self) -> tzinfo:
         from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # which programs without schedules need not wait for
@@ -98,13 +96,3 @@ class Timing:
                 f"every={self.every!r} is no cron expression ({error}): five fields, as in '*/5 * * * *'"
             ) from None
         return found
-
-
-def timing_of(given: dict[str, Any]) -> Timing | None:
-    """Take the options of a schedule out of those of an atask; None: there are none."""
-    named = {name: given.pop(name) for name in ("every", "tz", "catch_up", "overlap") if name in given}
-    if "every" not in named:
-        if named:
-            raise TypeError(f"{min(named)}= says something of a schedule: give every= too")
-        return None
-    return Timing(**named)

@@ -9,16 +9,18 @@ from urllib.parse import SplitResult, urlsplit
 
 from atasks.errors import InvalidURL
 
-__all__ = ["option", "shown", "take_apart"]
+__all__ = ["DATABASE_URL", "option", "shown", "take_apart"]
 
 MAX_SHOWN: Final = 100
 """Characters of a URL or of a value that an error quotes."""
+BROKER_URL: Final = "amqp://user:password@host:5672/vhost"
+DATABASE_URL: Final = "postgresql://user:password@host:5432/database"
 
 
-def take_apart(url: object) -> SplitResult:
+def take_apart(url: object, example: str = BROKER_URL) -> SplitResult:
     """The parts of a URL. Raises TypeError for what is no string, InvalidURL for what is no URL.
 
-    Neither error repeats a password.
+    Neither error repeats a password; InvalidURL shows the example.
     """
     if not isinstance(url, str):
         raise TypeError(f"a URL is a string, not {type(url).__name__}")
@@ -27,7 +29,7 @@ def take_apart(url: object) -> SplitResult:
         parts = urlsplit(url)
         _ = parts.port  # the property raises for a port that is no number
     except ValueError:  # its words may quote what stands where the host should, which may be a password
-        raise InvalidURL(f"{shown(url)!r} is no URL: give one like amqp://user:password@host:5672/vhost") from None
+        raise InvalidURL(f"{shown(url)!r} is no URL: give one like {example}") from None
     return parts
 
 

@@ -5,7 +5,7 @@ version. Fields may be appended in a later minor revision (readers ignore what t
 needs a new version, which readers of this one refuse by name.
 """
 
-from __future__ import annotations
+# Without `from __future__ import annotations`: msgspec, or typing, would compile each annotation at the import.
 
 from typing import Annotated, Final
 
@@ -19,6 +19,8 @@ __all__ = [
     "AT_LEAST_ONCE",
     "AT_MOST_ONCE",
     "CONTENT_TYPE",
+    "FEW",
+    "MAX_BODY",
     "STREAM_BYTES",
     "VERSION",
     "Ask",
@@ -169,6 +171,8 @@ class Reply(Struct, array_like=True, tag=2, gc=False):
     """Microseconds from start to end of the run."""
     parked: bool = False
     """True if the run awaited another call."""
+    work_us: Count = 0
+    """Microseconds of work of a run that awaited another call: see `HeldCall.worked`. 0: it is not known."""
 
 
 class Ending(Struct, array_like=True, gc=False):
@@ -385,13 +389,6 @@ Envelope = (
 )
 
 
-class Decoded(Struct, gc=False):
-    """The contents of a message body: the good envelopes, and the flaws of the others."""
-
-    envelopes: list[Envelope]
-    bad: list[Bad]
-
-
 class Bad(Struct, gc=False):
     """An envelope that cannot be read: why, and its call id where that much can be read."""
 
@@ -400,7 +397,14 @@ class Bad(Struct, gc=False):
     tag: int | None
 
 
-_encoder = msgspec.msgpack.Encoder()
+class Decoded(Struct, gc=False):
+    """The contents of a message body: the good envelopes, and the flaws of the others."""
+
+    envelopes: list[Envelope]
+    bad: list[Bad]
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=bytes)  # payloads in pieces are joined
 _decoder: msgspec.msgpack.Decoder[list[Envelope]] = msgspec.msgpack.Decoder(list[Envelope])
 _ending: msgspec.msgpack.Decoder[Ending] = msgspec.msgpack.Decoder(Ending)
 _one: msgspec.msgpack.Decoder[Envelope] = msgspec.msgpack.Decoder(Envelope)

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["DEADLINE", "wait_until"]
 
-DEADLINE = 30.0
+DEADLINE = 60.0
 """Seconds after which what a test waits for does not come any more."""
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from atasks.errors import CallTimeout
+from atasks.outlast import ends_at
 
 __all__ = ["Budget"]
 
@@ -28,10 +29,11 @@ class Budget:
         """Await it until the deadline. Raises CallTimeout."""
         if self.deadline is None:
             return await awaitable
-        scope = asyncio.timeout_at(self.deadline)
+        scope = asyncio.timeout(None)
         try:
             async with scope:
                 self._scope = scope
+                self._arm()
                 return await awaitable
         except TimeoutError:
             if not scope.expired():
@@ -55,4 +57,4 @@ class Budget:
 
     def _arm(self) -> None:
         if self._scope is not None and not self._scope.expired():
-            self._scope.reschedule(None if self._inside else self.deadline)
+            ends_at(self._scope, None if self._inside else self.deadline)

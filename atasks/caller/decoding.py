@@ -6,7 +6,7 @@ import time
 from typing import Any, Final
 
 from atasks import wire
-from atasks.codecs.base import Codec
+from atasks.codecs.base import Codec, taken
 from atasks.codecs.checked import undecodable
 from atasks.definitions import BaseTask
 from atasks.errors import (
@@ -34,9 +34,10 @@ async def value_of(reply: Reply, call: Call, task: BaseTask[..., Any] | None, co
     if reply.codec != codec.name:
         check_codec(reply, call, codec)
     try:
+        payload = taken(reply.payload, codec)
         if task is None:
-            return await codec.decode(reply.payload)
-        return await codec.decode_result(reply.payload, task.local)
+            return await codec.decode(payload)
+        return await codec.decode_result(payload, task.local)
     except BaseException as error:
         flaw = undecodable(f"the result of {call.task}", codec, error, type(error).__name__)
         if flaw is None:

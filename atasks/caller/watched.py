@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from atasks.definitions import WatchedName
-from atasks.options import WatchedOptions
 from atasks.progress import Latest
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class WatchedCall(Generic[R]):
         (args, kwargs), self._arguments = self._arguments, None
         task, options = self._router._named(self._name)
         name = WatchedName(self._name)
-        name.task, name.options, name.fill = task, WatchedOptions.of(options, self._latest.put), _ask_for_reports
+        name.task, name.options, name.fill = task, replace(options, viewer=self._latest.put), _ask_for_reports
         made = self._router.send_request(name, *args, **kwargs)
         self.task = asyncio.get_running_loop().create_task(made, name=f"atasks watch {self._name}")
         self.task.add_done_callback(lambda _: self._latest.end())

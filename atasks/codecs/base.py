@@ -11,7 +11,7 @@ from atasks.codecs.pieces import Pieces
 from atasks.errors import EncodeError
 from atasks.namespaces import namespaces
 
-__all__ = ["Codec", "as_bytes", "ends_here"]
+__all__ = ["Codec", "as_bytes", "ends_here", "taken"]
 
 _WHOLE = frozenset({"encode", "decode", "decode_arguments", "decode_result"})
 """Methods that know of bytes alone: who overrides one of them is given bytes."""
@@ -103,16 +103,23 @@ class Codec:
         return self.decode(content)
 
 
-def as_bytes(data: Any, codec: Codec, shares: bool = False) -> bytes:
-    """Return what `encode` or `pieces` returned, as bytes, or as pieces in shared memory if the transport shares
-    it: they have a length, and `decode` takes them. Raises EncodeError if that is nothing of the kind."""
+def as_bytes(data: Any, codec: Codec, keep: Callable[[Pieces], bytes | Pieces] = bytes) -> bytes:
+    """Return what `encode` or `pieces` returned, as bytes, or as pieces if `keep` makes pieces of them: they have
+    a length, and `decode` takes them. Raises EncodeError if that is nothing of the kind."""
     if type(data) is bytes:
         return data
     if type(data) is Pieces:
-        return cast("bytes", data.shared()) if shares else bytes(data)
+        return cast("bytes", keep(data))
     if isinstance(data, (bytes, bytearray, memoryview)):
         return bytes(data)
     raise EncodeError(f"{type(codec).__name__}.encode returned {type(data).__name__} instead of bytes")
+
+
+def taken(payload: bytes, codec: Codec) -> bytes:
+    """Return a payload as this codec decodes it: bytes, or pieces or a view where the codec knows of pieces."""
+    if type(payload) is bytes or type(codec).pieces is not Codec.pieces:
+        return payload
+    return bytes(payload)
 
 
 def ends_here(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Final
 from atasks.codecs import bound
 from atasks.codecs.base import Codec
 from atasks.codecs.data import is_data, is_still
-from atasks.codecs.pieces import SHARED_BYTES, Pieces
+from atasks.codecs.pieces import PIECE_BYTES, Pieces
 from atasks.errors import DecodeError, EncodeError
 from atasks.modules import MAIN_NAMES, follow, main_name
 from atasks.original import as_before
@@ -99,7 +99,7 @@ def in_pieces(obj: Any, pickler: Callable[[Any, int], pickle.Pickler], protocol:
     before other code runs: they are the memory of arrays."""
     pieces: list[bytes | memoryview] = []
     _pieces(obj, pickler, protocol, _StillFile(pieces, obj), pieces)
-    return Pieces(pieces) if max(map(len, pieces)) >= SHARED_BYTES else b"".join(pieces)
+    return Pieces(pieces) if max(map(len, pieces)) >= PIECE_BYTES else b"".join(pieces)
 
 
 def pickled_pieces(

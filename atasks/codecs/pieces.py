@@ -1,4 +1,4 @@
-"""Pickles in pieces, for a transport within one host: the large ones are in memory that processes share."""
+"""Pickles in pieces: what is large is not copied, or, within one host, in memory that processes share."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from typing import Any, Final
 __all__ = ["SHARED_BYTES", "SHARES", "Pieces", "Shared"]
 
 SHARED_BYTES: Final = 2**20
-"""A piece of so many bytes is in shared memory."""
+"""A piece of so many bytes is in shared memory, within one host."""
+PIECE_BYTES: Final = 64 * 2**10
+"""A pickle with a piece of so many bytes is in pieces: pickle gives those away without a copy."""
 MAX_PIECES: Final = 64
 """Pieces of one payload that are in shared memory: a payload with more is bytes."""
 MAX_SHARED: Final = 256
@@ -28,6 +30,8 @@ SEALS: Final = 0 if not SHARES else fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fc
 """They forbid to change the memory and to cut it short: who reads it would find other bytes, or die of reading."""
 ADVICE: Final[int | None] = getattr(mmap, "MADV_HUGEPAGE", None)
 """The advice to use large pages; None: this system knows none."""
+BLOCK: Final = 512
+"""Bytes in which the system counts what a file takes."""
 HUGE: Final = 2 * 2**20
 """Bytes of a large page of memory."""
 NOWHERE: Final = 2 * sys.maxsize + 1
@@ -47,10 +51,14 @@ class Shared:
         """Take over a descriptor. Raises OSError if it is not of such memory."""
         self.descriptor = descriptor
         Shared.count += 1
-        self.size = os.fstat(descriptor).st_size
+        found = os.fstat(descriptor)
+        self.size = found.st_size
         sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-        if not sealed or os.lseek(descriptor, 0, os.SEEK_HOLE) < self.size:
-            raise OSError("it may change or shrink, or some of it is not there yet")
+        readable = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE in (os.O_RDONLY, os.O_RDWR)
+        # Of large pages the system names no holes.
+        there = min(os.lseek(descriptor, 0, os.SEEK_HOLE), found.st_blocks * BLOCK)
+        if not (sealed and readable) or there < self.size:
+            raise OSError("it may change or shrink, or may not be read, or some of it is not there yet")
 
     def __del__(self) -> None:
         Shared.count -= 1
@@ -141,10 +149,14 @@ class Pieces:
         """The pieces as bytes, large ones without a copy."""
         return [piece.map() if isinstance(piece, Shared) else piece for piece in self.pieces]
 
+    def still(self) -> Pieces:
+        """Return pieces to which nobody can write: bytes themselves, and copies of others."""
+        return Pieces([piece if _is_bytes(piece) else bytes(piece) for piece in self.buffers()])
+
     def shared(self) -> Pieces | bytes:
         """Return a copy whose large pieces others can have; the bytes if there can be none."""
         large = sum(not isinstance(piece, Shared) and len(piece) >= SHARED_BYTES for piece in self.pieces)
-        if large <= MAX_PIECES and Shared.count + large <= MAX_SHARED:
+        if 0 < large <= MAX_PIECES and Shared.count + large <= MAX_SHARED:
             try:
                 return Pieces([_shared(piece) for piece in self.pieces])
             except OSError:
@@ -173,6 +185,10 @@ class Pieces:
             else:  # a text
                 pickled.append(piece.read())
         return pickle.loads(b"".join(pickled), buffers=buffers)
+
+
+def _is_bytes(piece: bytes | memoryview) -> bool:
+    return type(piece.obj if isinstance(piece, memoryview) else piece) is bytes
 
 
 def _shared(piece: bytes | memoryview | Shared) -> bytes | Shared:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Final
 
 import msgspec
@@ -39,15 +40,14 @@ _EACH: Final = 72
 
 _SUSPECTS: Final = bytes([*range(0x80, 0xA4), *range(0xDC, 0xE0)])
 """First bytes of arrays, maps and texts of up to three bytes; other bytes may look like them."""
-_OTHERS: Final = re.compile(
+_OTHERS: Final = (
     rb"(?:[\x00-\x7f\xc0\xc2\xc3\xe0-\xff]|[\xcc\xd0].|[\xcd\xd1\xd4].{2}|\xd5.{3}|[\xca\xce\xd2].{4}|\xd6.{5}"
     rb"|[\xcb\xcf\xd3].{8}|\xd7.{9}|\xd8.{17}|"
     + b"|".join(b"\\x%02x.{%d}" % (0xA0 + length, length) for length in range(4, 32))
-    + rb")++",
-    re.DOTALL,
+    + rb")++"
 )
-_ARRAYS: Final = re.compile(rb"(?:[\x80-\x9f]|[\xdc\xde].{2}|[\xdd\xdf].{4}){1,65536}+", re.DOTALL)
-_TEXTS: Final = re.compile(rb"(?:\xa0|\xa1.|\xa2.{2}|\xa3.{3}){1,65536}+", re.DOTALL)
+_ARRAYS: Final = rb"(?:[\x80-\x9f]|[\xdc\xde].{2}|[\xdd\xdf].{4}){1,65536}+"
+_TEXTS: Final = rb"(?:\xa0|\xa1.|\xa2.{2}|\xa3.{3}){1,65536}+"
 MAX_GUESSED: Final = 10_000
 """Arrays, maps and short texts that a part of a message may seem to have, before they are counted."""
 MAX_STEPS: Final = 100_000
@@ -156,10 +156,11 @@ def _count(content: bytes, most: int) -> int:
 
     What is no MessagePack is left to the decoder.
     """
+    sizes = _sizes()
     at, end, count = 0, len(content), 0
     for _ in range(MAX_STEPS):
         start = at
-        for pattern, size in _SIZES:
+        for pattern, size in sizes:
             found = pattern.match(content, at)
             if found is not None:
                 length = found.end() - at
@@ -173,4 +174,8 @@ def _count(content: bytes, most: int) -> int:
     return most + 1
 
 
-_SIZES: Final = ((_OTHERS, 0.0), (_ARRAYS, 1.0), (_TEXTS, 0.5))
+@cache
+def _sizes() -> list[tuple[re.Pattern[bytes], float]]:
+    """The patterns of what follows each other, with the objects for each byte. Few programs need them: to compile
+    them takes longer than to import this module."""
+    return [(re.compile(kind, re.DOTALL), size) for kind, size in ((_OTHERS, 0.0), (_ARRAYS, 1.0), (_TEXTS, 0.5))]

@@ -73,7 +73,7 @@ class ZstdCodec(Codec):
         if content.startswith(MAGIC):  # it would be taken for compressed
             smaller = self._compress(content)
             missing = len(content) // MAX_RATIO + 1 - len(smaller)
-            return smaller + _PADDING.pack(_SKIPPED, missing) + bytes(missing) if missing > 0 else smaller
+            return smaller + _padding(missing) if missing > 0 else smaller
         return content
 
     async def decode(self, content: bytes) -> Any:
@@ -109,9 +109,24 @@ class ZstdCodec(Codec):
                     f"a compressed payload of {len(content)} bytes claims to hold {size} bytes: at most "
                     f"{MAX_RATIO} times its size are taken"
                 )
-            return self._zstd.decompress(content, size)
+            return self._decompressed(content, size)
         except self._zstd.ZstdError as error:
             raise DecodeError(f"a payload cannot be decompressed ({error})") from None
+
+    def _decompressed(self, content: bytes, size: int) -> bytes:
+        decompress = self._zstd.ZstdDecompressor().decompress
+        try:
+            return decompress(content, size, allow_extra_data=False)
+        except self._zstd.ZstdError:
+            at = content.rfind(_SKIPPED.to_bytes(4, "little"))
+            if at < 0 or content[at:] != _padding(len(content) - at - _PADDING.size):
+                raise
+            return decompress(content[:at], size, allow_extra_data=False)
+
+
+def _padding(count: int) -> bytes:
+    """A frame that readers skip, of so many bytes behind its head."""
+    return _PADDING.pack(_SKIPPED, count) + bytes(count) if count >= 0 else b""
 
 
 def _most(compressed: bytes) -> int:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from atasks.codecs.checked import over_limit
 from atasks.errors import NotSupported, PayloadTooLarge
-from atasks.options import TaskOptions, WatchedOptions
+from atasks.options import TaskOptions
 from atasks.policies.limit import Rule
 from atasks.transport.contract import Transport
 from atasks.transport.limits.contract import Limits, Token
@@ -65,17 +66,13 @@ class Bridge(Transport):
         assert transport is not None, "`forward` has connected it"
         return transport
 
-    async def real(self) -> Transport:
-        """Return the transport, connected. Only attributes that do not change may be read here. Raises what
-        connecting raises."""
-        return await self.forward(self._real)
-
     async def request(self, call: Call, options: TaskOptions) -> Reply:
         """Have a worker answer the call. Raises what the transport raises, and PayloadTooLarge."""
 
-        if isinstance(options, WatchedOptions):
-            here, viewer = asyncio.get_running_loop(), options.viewer
-            options = WatchedOptions.of(options, lambda heard: here.call_soon_threadsafe(viewer, heard))
+        viewer = options.viewer
+        if viewer is not None:
+            here = asyncio.get_running_loop()
+            options = replace(options, viewer=lambda heard: here.call_soon_threadsafe(viewer, heard))
 
         async def request() -> Reply:
             transport = await self._real()

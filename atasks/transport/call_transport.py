@@ -9,6 +9,7 @@ import weakref
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from contextvars import Context
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from atasks import wire
@@ -28,7 +29,7 @@ from atasks.tracking.counters import (
     replied,
 )
 from atasks.transport.contract import Transport
-from atasks.transport.pending import NOT_SENT, Pending
+from atasks.transport.pending import NOT_SENT, SPENT, Pending
 from atasks.transport.whereabouts import placed, timed_out
 from atasks.wire import Call, Credit, End, Item, Query, QueryAnswer, Reply, Report, Status
 
@@ -66,6 +67,9 @@ class CallTransport(Transport):
         self._asked: dict[str, Callable[[QueryAnswer], object]] = {}
         """Token of a question -> who wants the answers."""
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._no_context = Context()
+        """For timers: they keep their context until their time has come, also if they are cancelled, and that of a
+        call which makes calls has its payload."""
         self._over: asyncio.Future[None] | None = None
         """Done when it is disconnected; None: it never was connected."""
         self._refusal: str | None = f"{type(self).__name__} is not connected: await its connect() first"
@@ -192,7 +196,8 @@ class CallTransport(Transport):
         stays: Callable[[], bool],
         held: list[Pending] | None = None,
     ) -> Reply:
-        """Have a worker answer a call whose reply is kept at this address too: see `Journals.request`."""
+        """Have a worker answer a call whose reply is kept at this address too: see `Journals.request`. Returns
+        `SPENT` if an equal call was awaited here, and ended for its caller alone."""
         # This is `request` once more, and so is `open_stream` in part: what they share would be a function call,
         # or two, for each plain call. Change them together.
         if self._refusal is not None:
@@ -217,8 +222,10 @@ class CallTransport(Transport):
         except BaseException as error:
             if self._pending.get(call.id) is pending:
                 self.counters.row(call.task)[ENDED + failed(error)] += 1
-                if isinstance(error, asyncio.CancelledError) and not stays():
-                    self._withdraw(pending)
+                if isinstance(error, asyncio.CancelledError):
+                    pending.goes_on = stays()
+                    if not pending.goes_on:
+                        self._withdraw(pending)
             raise
         finally:
             pending.future.cancel()  # nothing happens, unless this await was cancelled before the call was sent
@@ -228,16 +235,17 @@ class CallTransport(Transport):
                 del self._pending[call.id]
 
     async def _begin_on_record(self, pending: Pending) -> Reply | None:
-        """Count a call in, and return when it may be handed over. Returns the reply to an equal one."""
+        """Count a call in, and return when it may be handed over. Returns that of an equal one: see `_shared`."""
         call, loop = pending.call, asyncio.get_running_loop()
         until = None if call.timeout_ms is None else loop.time() + call.timeout_ms / 1000
         while (other := self._pending.get(call.id)) is not None:  # two calls of one idempotency key make this step
             await asyncio.wait([other.future], timeout=None if until is None else until - loop.time())
             if not other.future.done():
                 raise timed_out(call, other.where, loop.time())
-            if (shared := _shared(other.future)) is not None:
-                return shared
-            await asyncio.sleep(0)  # its await has ended otherwise, and lets go of it now
+            if until is not None:
+                call.timeout_ms = max(int((until - loop.time()) * 1000), 0)
+            if not other.goes_on:
+                return _shared(other.future)
         if self._refusal is not None:
             raise CallConnectionLost(f"{self._refusal}: the outcome of {call.task} cannot be known")
         self._count_in(pending, None if until is None else max(until - loop.time(), 0.0))
@@ -409,11 +417,13 @@ class CallTransport(Transport):
         assert self._loop is not None, "it is connected"
         pending.deadline = until = self._loop.time() + seconds
         lead = min(LOCATE_SECONDS, seconds * LOCATE_SHARE)
-        pending.timer = self._loop.call_at(until - lead, self._nearly_expired, pending, until)
+        pending.timer = self._loop.call_at(
+            until - lead, self._nearly_expired, pending, until, context=self._no_context
+        )
 
     def _nearly_expired(self, pending: Pending, until: float) -> None:
         if self._loop is not None and not pending.future.done():
-            pending.timer = self._loop.call_at(until, self._expire, pending)
+            pending.timer = self._loop.call_at(until, self._expire, pending, context=self._no_context)
             self._locate(pending)
 
     def _locate(self, pending: Pending) -> None:
@@ -430,12 +440,12 @@ class CallTransport(Transport):
             self._withdraw(pending)
 
 
-def _shared(future: asyncio.Future[Reply]) -> Reply | None:
-    """Return the reply that counts for whoever else awaits the same call; None: this one ended for its caller."""
+def _shared(future: asyncio.Future[Reply]) -> Reply:
+    """Return the reply that counts for whoever else awaits the same call; `SPENT`: it ended for its caller."""
     if future.cancelled() or future.exception() is not None:
-        return None
+        return SPENT
     reply = future.result()
-    return None if reply.status in ENDED_BY_CALLER else reply
+    return SPENT if reply.status in ENDED_BY_CALLER else reply
 
 
 _open: weakref.WeakSet[CallTransport] = weakref.WeakSet()

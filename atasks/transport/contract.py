@@ -27,12 +27,14 @@ from atasks.errors import (
 )
 from atasks.namespaces import namespaces
 from atasks.options import Executor, TaskOptions, validate_queue
+from atasks.outlast import ends_at
 from atasks.tracking.counters import ENDED, RECEIVED, callers, failed, replied
 from atasks.transport.minimal import respond
 from atasks.transport.whereabouts import timed_out
 from atasks.wire import Call, Reply
 
 if TYPE_CHECKING:
+    from atasks.codecs.pieces import Pieces
     from atasks.tracking.steering import DeadLetters, Purged
     from atasks.tracking.watching import Watching
     from atasks.transport.delivery import Delivery
@@ -68,11 +70,11 @@ class Transport:
     redelivers: ClassVar[bool] = False
     """True if one call may be delivered more than once, so that workers must remember those they finished."""
 
+    measures_work: ClassVar[bool] = False
+    """True if replies are to say how much work a run did that awaited other calls: `Reply.work_us`."""
+
     max_payload: int = DEFAULT_MAX_PAYLOAD
     """Bytes of arguments or of a result that it moves; more is a `PayloadTooLarge`."""
-
-    shares: bool = False
-    """True if it moves payloads in pieces, in shared memory."""
 
     records: Records | None = None
     """Keeps what becomes of the runs of pipelines; None: it cannot do that."""
@@ -95,6 +97,10 @@ class Transport:
         self.counters = callers.new(self, self.namespace)
         """The counters of the calls that are made over the transport."""
         namespaces.register(namespace, transport=self)
+
+    def keep(self, payload: Pieces) -> bytes | Pieces:
+        """Return a payload in pieces as it waits to be sent: whoever has the memory of a piece may write to it."""
+        return bytes(payload)
 
     @property
     def is_connected(self) -> bool:
@@ -227,11 +233,12 @@ class Transport:
                 "use on_no_worker='wait' with a timeout, or another transport"
             )
         timeout = None if call.timeout_ms is None else call.timeout_ms / 1000
-        scope = asyncio.timeout(timeout)
+        scope = asyncio.timeout(None)
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task is not None else 0
         try:
             async with scope:
+                ends_at(scope, None if timeout is None else asyncio.get_running_loop().time() + timeout)
                 content = await self.send_request(call.task, wire.encode([call]))
         except CallError:
             raise

@@ -168,7 +168,9 @@ class LoopbackTransport(CallTransport):
     def _post(self, pending: Pending) -> None:
         if pending.delay:
             loop = asyncio.get_running_loop()
-            self._delayed[pending.call.id] = loop.call_later(pending.delay, self._due, pending)
+            self._delayed[pending.call.id] = loop.call_later(
+                pending.delay, self._due, pending, context=self._no_context
+            )
             pending.handed_over()
         elif self._worker is not None:
             self._worker.deliver(pending.call, LoopbackDelivery(self, pending))
@@ -196,12 +198,12 @@ class LoopbackTransport(CallTransport):
         if pending.kept:
             pending.handed_over()
         if self._look is None:
-            self._look = loop.call_later(WARN_SECONDS, self._warn)
+            self._look = loop.call_later(WARN_SECONDS, self._warn, context=self._no_context)
 
     def _warn(self) -> None:
         loop, self._look = asyncio.get_running_loop(), None
         if self._waiting:
-            self._look = loop.call_later(WARN_SECONDS, self._warn)
+            self._look = loop.call_later(WARN_SECONDS, self._warn, context=self._no_context)
             queues: dict[str, list[Pending]] = {}
             for pending in self._waiting.values():
                 queues.setdefault(pending.options.queue or "default", []).append(pending)

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from atasks import wire
 from atasks.errors import CallConnectionLost, StreamLost, WorkerLost
-from atasks.options import TaskOptions, WatchedOptions
+from atasks.options import TaskOptions
 from atasks.progress import Progress
 from atasks.transport.whereabouts import Whereabouts, lost_at
 from atasks.wire import Call, Reply, Report, Status
@@ -18,13 +18,17 @@ from atasks.wire import Call, Reply, Report, Status
 if TYPE_CHECKING:
     from atasks.transport.stream_receiver import StreamReceiver
 
-__all__ = ["NOT_SENT", "PUT_OFF", "Pending"]
+__all__ = ["NOT_SENT", "PUT_OFF", "SPENT", "Pending"]
 
 PUT_OFF: Final = math.inf
 """The time of sending of a call that is not sent, and not asked for, until its journal was looked at."""
 
 NOT_SENT: Final = wire.ended("", Status.CANCELLED, "not sent")
 """The answer to a call that was held until its journal is open, and is to be made in the ordinary way then."""
+
+SPENT: Final = wire.ended("", Status.CANCELLED, "another call of this id has ended")
+"""The answer to a call whose equal has ended for its caller alone: whoever makes it again gives it another id,
+because a reply to the first one may be on its way."""
 
 
 class Pending(Struct, eq=False):
@@ -59,6 +63,8 @@ class Pending(Struct, eq=False):
     """The beginning of the last attempt: the worker, and which of its beginnings that is (0: it did not say)."""
     kept: bool = False
     """True if nobody awaits the call here: the await ends when the request is safe."""
+    goes_on: bool = False
+    """True if its await was cancelled, and the next run of the call that made it is to have its reply."""
     address: str = ""
     """The address of its replies, if they go into a record or a journal."""
     delay: float = 0.0
@@ -76,10 +82,10 @@ class Pending(Struct, eq=False):
 
     def reported(self, report: Report) -> None:
         """The call says how far it is: tell who watches it. Dropped if nobody does, and if it makes no sense."""
-        options = self.options
-        if isinstance(options, WatchedOptions) and not self.future.done() and _is_finite(report):
+        viewer = self.options.viewer
+        if viewer is not None and not self.future.done() and _is_finite(report):
             progress = Progress(report.done, report.total, report.note, report.attempt, self.call.try_)
-            options.viewer(progress)
+            viewer(progress)
 
     def handed_over(self) -> None:
         """The request of a kept call is safe: its await has ended."""

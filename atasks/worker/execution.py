@@ -55,6 +55,9 @@ async def execute(run: HeldCall) -> None:
                 reply.run_us = int((time.perf_counter() - run.started) * 1e6)
                 if run.ever_parked:
                     reply.parked = True
+                    # Of tokens and places there are fewer than slots, as a rule.
+                    if run.worker.transport.measures_work and run.tokens is None and run.place is None:
+                        reply.work_us = int(run.worked() * 1e6) + 1
     except asyncio.CancelledError:
         reply = cancelled_reply(run)
     except BaseException as error:

@@ -56,6 +56,10 @@ SAME_DEADLINE: Final = 0.05
 """Seconds between two ends of one deadline at most: a nested call takes its own over in whole milliseconds."""
 
 
+LONGEST_WAIT: Final = 0.005
+"""Seconds for which a run that goes on may wait until its turn of the event loop has come."""
+
+
 class HeldCall(Struct, eq=False):
     """A call that a worker holds: not started, running, or parked."""
 
@@ -82,6 +86,12 @@ class HeldCall(Struct, eq=False):
     """Slots that it holds: one, or all of the worker's if it runs alone."""
     ever_parked: bool = False
     """True once the run has awaited another call."""
+    work: float = 0.0
+    """Seconds of work until it parked last, and of its steps since."""
+    resumed: float = 0.0
+    """When it took a slot again, by `time.perf_counter()`; 0: it has not parked yet."""
+    waits_turn: bool = False
+    """True if then a task of its own was told: it goes on when its turn of the event loop has come."""
     ended: bool = False
     alone: bool = False
     """True for a last attempt: no other call should run beside it."""
@@ -194,6 +204,19 @@ class HeldCall(Struct, eq=False):
             self.reporter = Reporter(self)
             self.reporter.changed()
 
+    def worked(self) -> float:
+        """Return the seconds for which it has had a slot, and those of its steps while it was parked. Where it had
+        a slot while it waited its turn among others it has a part of the time; of more than `LONGEST_WAIT` each
+        time that is work of its own."""
+        since = self.resumed or self.started
+        crowd, now = self.worker.slots.crowd(since)
+        if not self.slots:
+            return self.work
+        had = now - since
+        if self.waits_turn or asyncio.current_task(self.loop) is not self.task:
+            had = max(had / crowd, had - LONGEST_WAIT)
+        return self.work + had
+
     def park(self, bounded: bool = True) -> None:
         """A remote await begins: give the slot up. If bounded, raises TooManyParked at the worker's bound."""
         if self.awaits == 0:
@@ -204,6 +227,8 @@ class HeldCall(Struct, eq=False):
                     "calls, its limit; add workers, raise max_parked, or start fewer calls at once"
                 )
             worker.cells[PARKED] += 1
+            if worker.transport.measures_work:
+                self.work = self.worked()
             self.ever_parked = True
             self.awaits = 1
             if worker.watching is not None:
@@ -229,6 +254,8 @@ class HeldCall(Struct, eq=False):
                 self._took_slot()
             else:
                 await self._resume(give_up)
+        elif self.worker.transport.measures_work:
+            self.worker.slots.goes_on(self)
 
     async def _resume(self, give_up: Callable[[], None] | None) -> None:
         """Take a slot, unless meanwhile it ends, or parks again, or resumes otherwise. If it is cancelled it waits
@@ -249,6 +276,9 @@ class HeldCall(Struct, eq=False):
             self.worker.slots.give()
         else:
             self.slots = 1
+            if self.worker.transport.measures_work:
+                self.waits_turn = asyncio.current_task(self.loop) is not self.task
+                self.resumed = self.worker.slots.crowd()[1]
             if self.worker.watching is not None:
                 self.worker.watching.held("resumed", self)
 

@@ -71,7 +71,7 @@ def _leave(seconds: float, code: int) -> None:
         if not thread.daemon and thread is not threading.main_thread() and (place := place_of(thread)):
             logger.warning("thread %r runs still, at %s: this process ends without it", thread.name, place)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, RuntimeError, ValueError):  # broken or closed
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):  # None, broken or closed
             stream.flush()
     os._exit(code)
 

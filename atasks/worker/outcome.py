@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from atasks import wire
 from atasks.codecs import sizes
-from atasks.codecs.base import Codec, as_bytes, ends_here
+from atasks.codecs.base import Codec, as_bytes, ends_here, taken
 from atasks.codecs.checked import undecodable
-from atasks.codecs.culprits import brief, unencodable
 from atasks.current import carried
 from atasks.errors import DecodeError
-from atasks.failures.failures import encode_failure
 from atasks.wire import VERSION, Call, Reply, Status, describe
 
 if TYPE_CHECKING:
@@ -46,9 +44,11 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
                     variable = carried.get(name)
                     if variable is not None:
                         variable.set(await codec.decode(value))
-        args, kwargs = await codec.decode_arguments(call.payload, function)
+        args, kwargs = await codec.decode_arguments(taken(call.payload, codec), function)
         return args, kwargs
     except BaseException as error:
+        from atasks.codecs.culprits import brief  # for an error only, as below
+
         flaw = undecodable(f"the arguments of {call.task}", codec, error, brief(error))
         if flaw is None:
             raise
@@ -57,6 +57,8 @@ async def decode_arguments(call: Call, codec: Codec, function: Callable[..., Any
 
 async def raised(call: Call, codec: Codec, worker: str, error: BaseException, limit: int) -> Reply:
     """The reply of a function that raised: with the exception, or what of it has at most `limit` bytes."""
+    from atasks.failures.failures import encode_failure
+
     hop = f"atasks: {describe(call)}, host {socket.gethostname()}, pid {os.getpid()}"
     payload = await encode_failure(error, codec, hop=hop, limit=limit)
     return Reply(VERSION, call.id, Status.RAISED, payload, codec.name, worker)
@@ -69,10 +71,12 @@ async def returned(
     try:
         payload = await codec.pieces(result)
         if type(payload) is not bytes:
-            payload = as_bytes(payload, codec, transport is not None and transport.shares)
+            payload = as_bytes(payload, codec, bytes if transport is None else transport.keep)
     except BaseException as error:
         if ends_here(error):
             raise
+        from atasks.codecs.culprits import unencodable
+
         refusal = await unencodable(f"the result of {call.task}", result, codec, error)
         return wire.ended(call.id, Status.ENCODE_ERROR, str(refusal), worker)
     return Reply(VERSION, call.id, VALUE, payload, codec.name, worker)

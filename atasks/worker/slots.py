@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from atasks.worker.held_call import HeldCall
 
 __all__ = ["Slots"]
 
@@ -21,6 +26,38 @@ class Slots:
         self.free = size
         self._on_free = on_free
         self._resuming: deque[asyncio.Future[None]] = deque()
+        self._crowd = 0
+        self._crowded_at = 0.0
+        self._going_on: HeldCall | None = None
+        """A parked call of which a step runs, if no other call has done anything since."""
+        self._began = 0.0
+        """When that step began, by `time.perf_counter()`."""
+        self._looks = False
+        """True if it is looked for the end of the step in the next turn of the event loop."""
+
+    def crowd(self, since: float = 0.0) -> tuple[int, float]:
+        """Return how many calls had slots at once, as far as that was asked since then or is so now, and the time:
+        both by `time.perf_counter()`."""
+        now, taken = time.perf_counter(), self.size - self.free
+        if taken >= self._crowd or self._crowded_at < since:
+            self._crowd, self._crowded_at = taken, now
+        if self._going_on is not None:
+            self._going_on.work += now - self._began
+            self._going_on = None
+        return self._crowd, now
+
+    def goes_on(self, call: HeldCall) -> None:
+        """A parked call goes on, and remains parked: one of the calls that it awaits at once has ended. What it
+        does until another call does something, or this turn of the event loop ends, is work."""
+        self._began = self.crowd()[1]
+        self._going_on = call
+        if not self._looks:
+            self._looks = True
+            asyncio.get_running_loop().call_soon(self._look)
+
+    def _look(self) -> None:
+        self._looks = False
+        self.crowd()
 
     def take(self, count: int = 1) -> int:
         """Take up to `count` free slots for a new call, at least one; returns how many."""

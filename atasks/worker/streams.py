@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextvars import Context
 from typing import TYPE_CHECKING, Final
 
 from atasks.wire import Credit, End, Reply
@@ -36,13 +37,14 @@ class StreamSenders:
         self._ended: OrderedDict[str, StreamSender] = OrderedDict()
         self._ended_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
+        self._no_context = Context()
 
     def open(self, run: HeldCall, codec: str) -> StreamSender:
         """The sender of a run that begins."""
         sender = run.sender = StreamSender(run, codec)
         self._live[run.call.id] = sender
         if self._timer is None:
-            self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+            self._timer = self._loop.call_later(QUIET_SECONDS, self._look, context=self._no_context)
         return sender
 
     def close(self, sender: StreamSender, reply: Reply | None) -> End | None:
@@ -92,7 +94,7 @@ class StreamSenders:
             sender.ask()
 
     def _look(self) -> None:
-        self._timer = self._loop.call_later(QUIET_SECONDS, self._look)
+        self._timer = self._loop.call_later(QUIET_SECONDS, self._look, context=self._no_context)
         for sender in list(self._live.values()):
             if sender.quiet:
                 sender.ask()

@@ -17,6 +17,7 @@ from atasks import forks
 from atasks.call_log import logger as calls
 from atasks.errors import TransportError, WorkerLost
 from atasks.options import MAX_ATTEMPTS, MAX_TIMEOUT, validate_count
+from atasks.outlast import apart
 from atasks.supervisor import running_calls
 from atasks.tracking.counters import (
     BAD,
@@ -104,7 +105,8 @@ class Worker:
         self.transport = transport
         self.loop = asyncio.get_running_loop()
         self.no_context = Context()
-        """For timers of this event loop: else each would have a copy of the context that it is made in."""
+        """For timers of this event loop: else each would have a copy of the context that it is made in, and so
+        keep a call until its time has come, also if it is cancelled."""
         self.concurrency = concurrency
         self.max_parked = max_parked
         self.state = state
@@ -297,12 +299,12 @@ class Worker:
             self.watching.held("received", run)
         self._held[call_id] = run
         if task is None:
-            run.task = self._task(self._pass_on(run), "atasks pass on")
+            run.task = apart(self._pass_on(run), "atasks pass on")
         elif alone:
             run.alone = True
             run.permit = permit
             run.patient_until = max(self.loop.time(), self._turns.latest) + ALONE_PATIENCE
-            self.loop.call_at(run.patient_until, self._fill)
+            self.loop.call_at(run.patient_until, self._fill, context=self.no_context)
             self._backlog.add(run)
             self._fill()
         elif (
@@ -491,7 +493,7 @@ class Worker:
             if deadline <= self.loop.time():
                 self._refuse(run, status(run, Status.TIMED_OUT, "the deadline passed before it could start"))
                 return
-            run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT)
+            run.timer = self.loop.call_at(deadline, run.cancel, Reason.TIMED_OUT, context=self.no_context)
         if run.alone:
             self._alone = run
             self._turns.begin_alone()
@@ -518,17 +520,9 @@ class Worker:
         watchdog = self._watchdog
         if watchdog.asleep:
             watchdog.wake()
-        # As `_task`, without a call.
+        # As `apart`, without a call.
         call.task = task.name  # of equal texts one is kept, however many calls wait
         run.task = asyncio.Task(execute(run), loop=self.loop, name=task._run_name, context=Context())
-
-    def _task(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """A task for a call. Its context is empty: nothing but carried variables travels, loopback included.
-
-        It is made without the task factory of the event loop, which may know of no `context`, or begin it at once:
-        then the chain of calls would become one of stack frames, and a call would end before its `task` is known.
-        """
-        return asyncio.Task(coroutine, loop=self.loop, name=name, context=Context())
 
     def forked(self) -> None:
         """In a child that a call has forked, the end of the call is that of the child: the call goes on in its
@@ -539,12 +533,12 @@ class Worker:
     def ended(self, run: HeldCall, reply: Reply | None) -> None:
         """A run that was started has ended, with this reply if there is anybody to reply to."""
         self.cells[BUSY] -= 1
+        self._end(run, reply)
         if run.started:
             row = run.row
             took = int((time.perf_counter() - run.started) * 1e6) if reply is None else reply.run_us
             row[RUN_US] += took
             row[RUN + (took.bit_length() if took < LONGEST else LAST_BUCKET)] += 1
-        self._end(run, reply)
 
     async def _pass_on(self, run: HeldCall) -> None:
         """The atask of this call is not known here: takes no slot."""
@@ -564,30 +558,36 @@ class Worker:
         if run.timer is not None:
             run.timer.cancel()
         del self._held[run.call.id]  # as `_forget`, without a call
-        if self._empty is not None and not self._held:
-            self._empty.set()
-        if self._notes is not None and run.record is not None:
-            self._notes.leave(run.record)
         if run.reporter is not None:
             run.reporter.finish()
         run.ended = True
         run.task = None  # the context of the task refers to the run: break the reference cycle
-        if reply is None:
-            self._count_unanswered(run)
-        else:
-            run.row[ENDED + reply.status] += 1
-            if reply.status or calls.isEnabledFor(logging.DEBUG):
-                log_ending(run, reply)
         last = reply if run.sender is None else self.streams.close(run.sender, reply)
-        if self.watching is not None:
-            tell_ending(self.watching, run, reply)
-        if last is not None:
-            if self._finished is not None:
-                self._finished.add(run.call.id, last, run.call.by)
-            for delivery in run.deliveries:
-                delivery.reply(last)
-        else:
-            settle_unanswered(run)
+        try:
+            if last is not None:  # its caller waits for it, and nobody for what follows
+                for delivery in run.deliveries:
+                    delivery.reply(last)
+                if self._finished is not None:
+                    self._finished.add(run.call.id, last, run.call.by)
+        finally:
+            if self._empty is not None and not self._held:
+                self._empty.set()
+            if self._notes is not None and run.record is not None:
+                self._notes.leave(run.record)
+            if reply is None:
+                self._count_unanswered(run)
+            else:
+                run.row[ENDED + reply.status] += 1
+                if reply.status or calls.isEnabledFor(logging.DEBUG):
+                    log_ending(run, reply)
+            if self.watching is not None:
+                tell_ending(self.watching, run, reply)
+            if last is None:
+                settle_unanswered(run)
+            self._free(run)
+
+    def _free(self, run: HeldCall) -> None:
+        """Let others have the place and the slots of a call that has ended."""
         if run.place is not None:
             run.place.give()
         if self._alone is not None or self._turns.timer is not None:

@@ -188,7 +188,7 @@ async def test_an_option_that_no_transport_takes(namespace: str, url: str) -> No
 async def test_options_of_a_broker_have_no_meaning_in_loopback(
     add: ATask[..., int], namespace: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atasks.connection._ignored", set())
+    monkeypatch.setattr("atasks.schemes._ignored", set())
     caplog.set_level("DEBUG", "atasks")
     for _ in range(2):
         for enter in (atasks.connect, atasks.serve):

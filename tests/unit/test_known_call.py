@@ -153,10 +153,10 @@ async def test_exceptions_of_streams_and_of_submitted_calls_have_the_id_too(name
 
     async with connect("loopback:", namespace=namespace):
         with pytest.raises(CallTimeout) as caught:
-            async for _ in items.options(timeout=0.2)():
+            async for _ in items.options(timeout=0.5)():
                 pass
         assert caught.value.call_id == ids["items"]
-        handle = await wait.options(timeout=0.2).submit("submitted")
+        handle = await wait.options(timeout=0.5).submit("submitted")
         with pytest.raises(CallTimeout) as caught:
             await soon(handle)
         assert caught.value.call_id == ids["submitted"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import pickle
@@ -138,6 +139,7 @@ def test_defaults() -> None:
     assert options.pop("executor") is None
     assert options.pop("limit") is None
     assert options.pop("resume") is False
+    assert options.pop("viewer") is None
     assert options == DEFAULTS
 
 
@@ -313,3 +315,19 @@ def test_what_can_make_no_calls_cannot_resume(namespace: str) -> None:
         atask(blocks, namespace=namespace, executor="thread", resume="v2").options(resume=False)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="resume is a non-empty string"):
         atask(blocks, namespace=namespace, resume=3)  # type: ignore[call-overload]
+
+
+def test_the_options_of_a_call_that_is_watched_are_copied_and_compared_with_their_viewer() -> None:
+    options = dataclasses.replace(TaskOptions(priority=1), viewer=print)
+    copies = [
+        copy.copy(options),
+        copy.deepcopy(options),
+        pickle.loads(pickle.dumps(options)),
+        dataclasses.replace(options, timeout=None),
+        options.with_changes({"priority": 1}),
+    ]
+    assert [copied.viewer for copied in copies] == [print] * len(copies)
+    assert copies == [options] * len(copies)
+    assert options != TaskOptions(priority=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        options.viewer = None  # type: ignore[misc]

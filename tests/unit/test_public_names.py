@@ -86,6 +86,23 @@ def test_the_process_of_a_stage_imports_neither_an_event_loop_nor_the_rest_of_th
     assert output.strip() == "[]"
 
 
+def test_the_process_of_a_blocking_function_imports_neither_an_event_loop_nor_what_only_errors_need(
+    script: Callable[..., str],
+) -> None:
+    output = script(
+        """
+        import sys
+        import atasks.worker.executors.child
+        from atasks import atask
+        atask(lambda: None, name="nothing")
+        heavy = {"asyncio", "cloudpickle", "multiprocessing"}
+        heavy |= {f"atasks.{name}" for name in ("codecs.culprits", "failures.failures", "router", "timing")}
+        print(sorted(heavy & set(sys.modules)))
+        """
+    )
+    assert output.strip() == "[]"
+
+
 def test_an_atask_and_a_connection_import_no_part_of_the_standard_library_that_only_others_need(
     script: Callable[..., str],
 ) -> None:
@@ -252,3 +269,24 @@ def test_a_worker_over_rabbitmq_imports_nothing_of_other_transports(script: Call
         """
     )
     assert output.splitlines() == ["True", "[]"]
+
+
+def test_a_worker_compiles_hardly_an_annotation_when_it_begins(script: Callable[..., str]) -> None:
+    output = script(
+        """
+        import sys
+        compiled = []
+        def hear(event, args):
+            if event == "compile" and args[1] == "<string>":
+                frame = sys._getframe(1)
+                while frame.f_globals["__name__"].partition(".")[0] in ("typing", "msgspec"):
+                    frame = frame.f_back
+                if frame is not sys._getframe(1):
+                    compiled.append(frame.f_globals["__name__"])
+        sys.addaudithook(hear)
+        import atasks.worker.worker
+        from atasks.transport.backends import amqp, local
+        print(len([name for name in compiled if name.startswith("atasks")]))
+        """
+    )
+    assert int(output) < 20  # there were hundreds

@@ -179,8 +179,8 @@ class Answering(LoopbackTransport):
         return Reply(VERSION, call.id, reply.status, reply.payload, reply.codec, "worker")
 
 
-def without_value(status: int, message: str = "why", attempts: int = 0) -> Reply:
-    return wire.ended("", status, message, attempts=attempts)
+def without_value(status: int, attempts: int = 0) -> Reply:
+    return wire.ended("", status, "why", attempts=attempts)
 
 
 @pytest.mark.parametrize(

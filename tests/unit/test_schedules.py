@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -57,6 +58,7 @@ def test_an_hour_that_is_skipped() -> None:
         "2026-03-29T03:00:00+02:00",
         "2026-03-29T03:30:00+02:00",
     ]
+    assert ticks(Timing("*/20 2 * * *", tz="Europe/Berlin"), begin, 1) == ["2026-03-30T02:00:00+02:00"]
 
 
 def test_an_hour_that_comes_twice() -> None:
@@ -72,6 +74,7 @@ def test_an_hour_that_comes_twice() -> None:
         "2026-10-25T02:30:00+01:00",
         "2026-10-25T03:00:00+01:00",
     ]
+    assert ticks(Timing("*/20 2 * * *", tz="Europe/Berlin"), begin, 6)[-1] == "2026-10-25T02:40:00+01:00"
     # looked for from inside of the second of both
     assert ticks(Timing("30 2 * * *", tz="Europe/Berlin"), moment("2026-10-25T02:10", fold=1), 1) == [
         "2026-10-26T02:30:00+01:00"
@@ -86,6 +89,17 @@ def test_ticks_of_a_period_are_the_same_for_all(every: float) -> None:
     assert [round(after - before, 5) for before, after in pairwise(first)] == [every] * 4
     assert timing.after(first[0] - every / 3) == first[0]
     assert timing.after(first[2]) == first[3]
+
+
+@pytest.mark.parametrize("every", [0.1, 0.3, 7.3, 3600.5, 86_400])
+def test_a_tick_comes_once_however_near_one_looks(every: float) -> None:
+    """`1796046320.1 / 0.1` is a little less than the number of this tick, and was taken for the one before."""
+    timing = Timing(every)
+    begin = int(1_796_046_000 / every)
+    for number in range(begin, begin + 1000):
+        tick = round(number * every, 6)
+        assert timing.after(tick) == round((number + 1) * every, 6)
+        assert timing.after(math.nextafter(tick, 0.0)) == tick
 
 
 @pytest.mark.parametrize("every", ["* * * * * *", "* * * *", "@daily", "0 25 * * *", "0 0 30 2 *", ""])

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 import atasks
-from atasks import connection
+from atasks import schemes
 from atasks.definitions import ATask
 from atasks.tasks import atask
 from atasks.transport.loopback import LoopbackTransport
@@ -196,7 +196,7 @@ class SlowToServe(LoopbackTransport):
 async def test_calls_that_came_before_a_start_was_cancelled_are_drained(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connection.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
+    monkeypatch.setitem(schemes.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
     SlowToServe.go_on = asyncio.Event()
     running, finish = asyncio.Event(), asyncio.Event()
 
@@ -227,7 +227,7 @@ async def test_calls_that_came_before_a_start_was_cancelled_are_drained(
 async def test_a_start_that_has_no_calls_is_cancelled_at_once(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(connection.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
+    monkeypatch.setitem(schemes.TRANSPORTS, "loopback", f"{__name__}:SlowToServe")
     SlowToServe.go_on = asyncio.Event()
     serving = asyncio.create_task(atasks.serve("loopback:", namespace=namespace).__aenter__())
     while not atasks.get_router(namespace)._connected:

@@ -11,9 +11,9 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from atasks import Codec
-from atasks.connection import check_options
 from atasks.errors import AtasksError, closest
 from atasks.options import validate_count, validate_queue
+from atasks.schemes import check_options
 
 __all__ = ["CODECS", "Namespace", "Problem", "read"]
 

@@ -37,6 +37,11 @@ class Pools:
             pool = self._pools[name, key] = TokenPool(rule)
         return pool
 
+    @property
+    def names(self) -> set[str]:
+        """Those of the limits that tokens are kept of."""
+        return {name for name, _ in self._pools}
+
     def _tidy(self, name: str, *, is_keyed: bool) -> None:
         for found, pool in list(self._pools.items()):
             if pool.idle:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
+from contextvars import Context
 
 from atasks.policies.limit import Rule
 
@@ -19,10 +20,12 @@ class TokenPool:
         self.rule = rule
         self._loop = asyncio.get_running_loop()
         self._free = rule.at_once or math.inf
-        now = self._loop.time()
-        gap = rule.period / rule.per_period if rule.per_period else 0.0
-        self._ready = deque(now + number * gap for number in range(rule.per_period))
-        """When the tokens of the rate that are here may be taken again, the next one first."""
+        self._since = self._loop.time()
+        self._gap = rule.period / rule.per_period if rule.per_period else 0.0
+        self._fresh = rule.per_period
+        """The number of tokens of the rate that nobody has taken yet: one may be taken after each gap."""
+        self._ready: deque[float] = deque()
+        """When the others that are here may be taken again, the next one first."""
         self._waiting: OrderedDict[Hashable, OrderedDict[Grant, None]] = OrderedDict()
         """The wishes of each process that has any; the process whose turn is next comes first."""
         self._timer: asyncio.TimerHandle | None = None
@@ -31,8 +34,10 @@ class TokenPool:
     @property
     def idle(self) -> bool:
         """Nothing would be different if the pool were made anew."""
-        ready = not self._ready or self._ready[-1] <= self._loop.time()
-        return not self._waiting and not self._held and ready
+        now = self._loop.time()
+        ready = not self._ready or self._ready[-1] <= now
+        fresh = not self._fresh or self._since + (self.rule.per_period - 1) * self._gap <= now
+        return not self._waiting and not self._held and ready and fresh
 
     def ask(self, granted: Callable[[], None], process: Hashable = None) -> Grant:
         """Wait for a token of this process; `granted` is called, now or later, when it is there."""
@@ -43,14 +48,8 @@ class TokenPool:
 
     def _hand_out(self) -> None:
         while self._waiting and self._free:
-            if self.rule.per_period:
-                if not self._ready:
-                    return
-                wait = self._ready[0] - self._loop.time()
-                if wait > 0:
-                    self._look_in(wait)
-                    return
-                self._ready.popleft()
+            if self.rule.per_period and not self._take():
+                return
             self._free -= 1
             self._held += 1
             process, wishes = self._waiting.popitem(last=False)
@@ -60,9 +59,24 @@ class TokenPool:
             grant.is_held = True
             grant.granted()
 
+    def _take(self) -> bool:
+        """Take a token of the rate; False: there is none now, and this looks again when there is one."""
+        again = self._ready[0] if self._ready else math.inf
+        fresh = self._since + (self.rule.per_period - self._fresh) * self._gap if self._fresh else math.inf
+        wait = min(again, fresh) - self._loop.time()
+        if wait > 0:
+            if wait < math.inf:
+                self._look_in(wait)
+            return False
+        if again <= fresh:
+            self._ready.popleft()
+        else:
+            self._fresh -= 1
+        return True
+
     def _look_in(self, seconds: float) -> None:
         if self._timer is None:
-            self._timer = self._loop.call_later(seconds, self._look)
+            self._timer = self._loop.call_later(seconds, self._look, context=Context())
 
     def _look(self) -> None:
         self._timer = None
@@ -106,8 +120,8 @@ class Grant:
         self.is_over = False
 
     def begin(self) -> None:
-        """Begin the work that the token was taken for."""
-        if not (self.has_begun or self.is_over):
+        """Begin the work that the token was taken for. Nothing happens while it is a wish: none was taken."""
+        if self.is_held and not (self.has_begun or self.is_over):
             self.has_begun = True
             self._pool._begun()
 

@@ -14,6 +14,7 @@ from atasks.checks import validate_number
 from atasks.current import new_call_id
 from atasks.errors import NotSupported, QueueFull, UnknownRun
 from atasks.options import LONGEST_KEEP, TaskOptions
+from atasks.outlast import Within
 from atasks.wire import Call, Kept, Reply
 
 __all__ = [
@@ -201,7 +202,7 @@ class Records(ABC):
         with self.pursue(record):
             while not wanted(record):
                 try:
-                    async with asyncio.timeout(min(self.patience, record.expires / 3)):
+                    async with Within(min(self.patience, record.expires / 3)):
                         await news.wait()
                 except TimeoutError:
                     await self.touch(record.id)

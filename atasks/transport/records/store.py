@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from contextvars import Context
 from typing import Final, Generic, TypeVar
 
 from atasks import wire
@@ -49,6 +50,8 @@ class RecordStore(Generic[K]):
         self._holders: dict[Hashable, K] = {}
         """Value given as `base` -> the key of the record that has it."""
         self._loop = asyncio.get_running_loop()
+        self._no_context = Context()
+        """For timers, which would keep the call that makes a record for as long as the record."""
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -63,7 +66,7 @@ class RecordStore(Generic[K]):
             return False
         stored = self._stored[key] = _Stored(record, size, self._loop.time() + record.expires, base)
         if record.expires:
-            stored.timer = self._loop.call_later(record.expires, self._expire, key, stored)
+            stored.timer = self._loop.call_at(stored.until, self._expire, key, stored, context=self._no_context)
         if base is not None:
             self._holders[base] = key
         self.size += size
@@ -177,7 +180,7 @@ class RecordStore(Generic[K]):
         if self._in_hand(stored.record.call.id):
             self._use(key)
         if self._loop.time() < stored.until:  # it was used meanwhile
-            stored.timer = self._loop.call_at(stored.until, self._expire, key, stored)
+            stored.timer = self._loop.call_at(stored.until, self._expire, key, stored, context=self._no_context)
         else:
             self.forget(key)
             self._forgotten(key, stored.record)

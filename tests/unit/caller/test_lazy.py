@@ -201,10 +201,10 @@ async def test_events_limits_and_schedules(add: Add, lazy: LazyConnection) -> No
         heard.set()
 
     await soon(paid(7))
-    assert await asyncio.to_thread(heard.wait, 10)
+    assert await asyncio.to_thread(heard.wait, 60)
     limit = Limit("lazy", at_once=1, namespace=lazy.namespace)
     for _ in range(3):  # each gives its token back
-        async with asyncio.timeout(10), limit:
+        async with asyncio.timeout(60), limit:
             pass
     await atasks.schedule("hourly", add, (1, 2), every=3600.0)
     assert [found.name for found in await atasks.schedules(namespace=lazy.namespace)] == ["hourly"]

@@ -204,7 +204,7 @@ async def test_a_forked_process_has_no_part_in_it(namespace: str, add: ATask[[in
             try:
                 thread = threading.Thread(target=lambda: os.write(write, told(add).encode()))
                 thread.start()
-                thread.join(10)
+                thread.join(60)
             finally:
                 os._exit(0)
         os.close(write)

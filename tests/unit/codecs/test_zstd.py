@@ -91,6 +91,24 @@ async def test_a_small_payload_that_would_fill_the_memory_is_refused(namespace: 
         await codec.decode(unknown)
 
 
+@pytest.mark.parametrize(
+    "more", [zstandard.compress(b"y" * 999), b"x", b"\x50\x2a\x4d\x18", b"\x50\x2a\x4d\x18\xff\xff\xff\xffx"]
+)
+async def test_what_is_behind_the_frame_is_not_dropped_without_a_word(namespace: str, more: bytes) -> None:
+    """Several frames are one content to other programs."""
+    with pytest.raises(DecodeError, match="cannot be decompressed"):
+        await ZstdCodec(Raw(namespace)).decode(zstandard.compress(b"x" * 999) + more)
+
+
+async def test_frames_that_were_padded_are_taken(namespace: str) -> None:
+    codec = ZstdCodec(Raw(namespace))
+    content = MAGIC + bytes(10**7)
+    padded = await codec.encode(content)
+    assert len(padded) > 10_000
+    assert padded.endswith(bytes(5_000))
+    assert await codec.decode(padded) == content
+
+
 def test_without_the_package_the_error_says_what_to_install(
     namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

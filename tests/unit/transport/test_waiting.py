@@ -52,7 +52,7 @@ async def test_a_timeout_says_what_the_call_waited_for(url: str, namespace: str)
             await stack.enter_async_context(atasks.connect(url, namespace=namespace, hub=False))
         loop = asyncio.get_running_loop()
         sent = loop.time()
-        running = asyncio.create_task(_timeout(wait.options(timeout=0.6)()))
+        running = asyncio.create_task(_timeout(wait.options(timeout=1.5)()))
         await until(lambda: serving.held)
         begun = loop.time()
         error = await _timeout(wait.options(timeout=0.3)())
@@ -61,9 +61,9 @@ async def test_a_timeout_says_what_the_call_waited_for(url: str, namespace: str)
         error = await running
         assert (error.waited_for, error.worker) == ("run", serving.id)
         assert error.ran is not None
-        assert sent + 0.6 - begun - 0.05 < error.ran < loop.time() - sent, "less what it took to begin"
+        assert sent + 1.5 - begun - 0.05 < error.ran < loop.time() - sent, "less what it took to begin"
         assert (
-            str(error) == f"wait did not finish within 0.6 s: it ran at worker {serving.id} for {error.ran:.1f} s"
+            str(error) == f"wait did not finish within 1.5 s: it ran at worker {serving.id} for {error.ran:.1f} s"
         )
         if url.startswith("unix:"):
             error = await _timeout(wait.options(timeout=0.2, queue="nobody")())

@@ -7,7 +7,7 @@ from typing import cast
 import pytest
 
 from atasks.transport.backends.local.hub.peer import Peer
-from atasks.transport.backends.local.hub.queue import QueuedCall, WorkQueue
+from atasks.transport.backends.local.hub.queue import QueuedCall, Told, WorkQueue
 from atasks.wire import Call
 
 
@@ -30,7 +30,7 @@ def new() -> Peer:
 
 @pytest.fixture
 def queue(old: Peer, new: Peer) -> WorkQueue:
-    queue = WorkQueue("namespace", "default")
+    queue = WorkQueue("namespace", "default", Told())
     queue.workers += [old, new]
     return queue
 

@@ -131,5 +131,5 @@ class Gate:
         self.task = pass_gate
 
     async def until_inside(self, count: int) -> None:
-        async with asyncio.timeout(10), self.arrived:
+        async with asyncio.timeout(60), self.arrived:
             await self.arrived.wait_for(lambda: len(self.inside) >= count)

@@ -64,7 +64,7 @@ async def test_each_run_has_one_line_by_how_it_ended(site: Site, lines: list[log
             with pytest.raises(KeyError):
                 await soon(changed("raise"))
         with pytest.raises(CallTimeout):
-            await soon(run.options(timeout=0.2)("wait"))
+            await soon(run.options(timeout=0.5)("wait"))
         began.clear()
         task = asyncio.create_task(run("wait"))
         await soon(began.wait())

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import time
 import tracemalloc
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pytest
@@ -17,6 +20,8 @@ import atasks
 from atasks.current import current_call
 from atasks.definitions import ATask
 from atasks.tasks import atask
+from atasks.transport.loopback import LoopbackTransport
+from atasks.worker import held_call
 from atasks.worker.held_call import HeldCall
 from atasks.worker.worker import Worker
 
@@ -369,3 +374,120 @@ async def test_what_has_ended_is_gone_without_the_garbage_collector(namespace: s
             assert left() == []
         finally:
             gc.enable()
+
+
+async def test_the_work_of_a_run_is_what_it_does_with_a_slot(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoopbackTransport, "measures_work", True)
+
+    moments: list[float] = []
+
+    @atask(namespace=namespace)
+    async def inner() -> None:
+        await asyncio.sleep(0.2)
+
+    @atask(namespace=namespace)
+    async def outer(seconds: float) -> float:
+        moments.append(time.perf_counter())
+        await asyncio.sleep(seconds)
+        moments.append(time.perf_counter())
+        await inner()
+        moments.append(time.perf_counter())
+        time.sleep(seconds)  # noqa: ASYNC251  # work
+        moments.append(time.perf_counter())
+        return this_run().worked()
+
+    async with worker_for(namespace):
+        for seconds in (0.0, 0.1):
+            moments.clear()
+            worked = await outer(seconds)
+            before, waited, after = (later - earlier for earlier, later in pairwise(moments))
+            assert before + after - 0.01 < worked < before + after + waited / 2
+
+
+async def test_of_the_time_in_which_runs_wait_their_turn_each_has_a_part(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoopbackTransport, "measures_work", True)
+    monkeypatch.setattr(held_call, "LONGEST_WAIT", 60.0)  # of a busy machine; longer ones count in full
+
+    @atask(namespace=namespace)
+    async def inner() -> None:
+        pass
+
+    @atask(namespace=namespace)
+    async def outer() -> float:
+        time.sleep(0.002)  # noqa: ASYNC251  # work
+        await asyncio.gather(inner(), inner())  # which tasks of their own await
+        time.sleep(0.002)  # noqa: ASYNC251
+        return this_run().worked()
+
+    async with worker_for(namespace, concurrency=50):
+        began = time.perf_counter()
+        work = await asyncio.gather(*(outer() for _ in range(50)))
+        took = time.perf_counter() - began
+    assert took / 3 < sum(work) < 2 * took
+    assert median(work) < took / 4  # a busy machine may take the processor from some of them
+
+
+async def test_what_a_run_does_between_two_of_its_awaits_is_work(
+    namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoopbackTransport, "measures_work", True)
+
+    @atask(namespace=namespace)
+    async def inner(n: int) -> None:
+        await asyncio.sleep(0.03 * n)
+
+    @atask(namespace=namespace)
+    async def outer(apart: bool) -> tuple[float, float, float]:
+        """Return the seconds that count as its work, those of what it did, and all that it took."""
+        began, did = time.perf_counter(), 0.0
+
+        async def one(n: int) -> None:
+            nonlocal did
+            await inner(n if apart else 0)
+            since = time.perf_counter()
+            time.sleep(0.005)  # noqa: ASYNC251  # work
+            did += time.perf_counter() - since
+
+        await asyncio.gather(*(one(n) for n in range(10)))
+        return this_run().worked(), did, time.perf_counter() - began
+
+    async with worker_for(namespace, concurrency=50):
+        worked, did, _ = await outer(False)
+        assert worked >= did - 0.001
+        worked, did, took = await outer(True)
+        assert did - 0.001 <= worked < (did + took) / 2
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+async def test_sleeping_runs_have_no_part_of_the_work_of_another(
+    namespace: str, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    monkeypatch.setattr(LoopbackTransport, "measures_work", True)
+
+    @atask(namespace=namespace)
+    async def inner() -> None:
+        pass
+
+    @atask(namespace=namespace)
+    async def asleep() -> None:
+        await asyncio.sleep(1)
+
+    @atask(namespace=namespace)
+    async def outer() -> float:
+        if resumed:
+            await asyncio.gather(inner(), inner())
+        time.sleep(0.1)  # noqa: ASYNC251  # work
+        if resumed:
+            await asyncio.sleep(0)  # others have a turn
+        await asyncio.gather(inner(), inner())  # which tasks of their own await
+        return this_run().worked()
+
+    async with worker_for(namespace, concurrency=100):
+        sleepers = [asyncio.create_task(asleep()) for _ in range(90)]
+        await asyncio.sleep(0.1)
+        assert await outer() >= 0.095
+        await asyncio.gather(*sleepers)

@@ -35,7 +35,8 @@ async def test_a_call_that_blocks_the_loop_is_named(namespace: str, caplog: pyte
     async with atasks.connect(namespace=namespace):
         await innocent()
         await asyncio.gather(innocent(), greedy())
-    (record,) = [record for record in caplog.records if record.name == "atasks.worker"]
+    said = [record for record in caplog.records if record.name == "atasks.worker"]
+    (record,) = [record for record in said if "greedy" in record.getMessage()]  # a busy machine blocks others too
     assert record.levelno == logging.WARNING
     message = record.getMessage()
     assert message.startswith("atask greedy blocked the event loop for ")
@@ -108,7 +109,7 @@ def test_a_loop_that_is_closed_ends_the_thread(monkeypatch: pytest.MonkeyPatch) 
     cells[BUSY] = 1
     loop.close()
     watchdog.wake()
-    watchdog._thread.join(10)
+    watchdog._thread.join(60)
     assert not watchdog._thread.is_alive()
     watchdog.stop()
 
@@ -122,13 +123,13 @@ async def test_stopping_just_before_the_thread_waits(monkeypatch: pytest.MonkeyP
 
     class Late(Watchdog):
         def _watch(self) -> None:
-            prepared.wait(10)
+            prepared.wait(60)
             super()._watch()
 
     class Slow(threading.Event):
         def clear(self) -> None:
             arrived.set()
-            go_on.wait(10)
+            go_on.wait(60)
             super().clear()
 
     watchdog = Late(asyncio.get_running_loop(), Counters("worker", "namespace").own)

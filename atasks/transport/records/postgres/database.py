@@ -21,7 +21,7 @@ from atasks.transport.records.postgres import statements
 from atasks.transport.records.postgres.lane import BACKOFF, Lane, Order, logger
 from atasks.transport.records.postgres.rows import Ended, Found, Held, Look, New, Next, Noted, Wanted
 from atasks.transport.records.postgres.schema import migrate
-from atasks.urls import shown, take_apart
+from atasks.urls import DATABASE_URL, shown, take_apart
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -277,9 +277,9 @@ class Database:
 
 def checked_url(url: object) -> str:
     """The URL, if it is one of a PostgreSQL database. Raises TypeError, InvalidURL; neither repeats a password."""
-    parts = take_apart(url)
+    parts = take_apart(url, DATABASE_URL)
     assert isinstance(url, str), "it was taken apart"
-    example = "give one like postgresql://user:password@host:5432/database"
+    example = f"give one like {DATABASE_URL}"
     if parts.scheme not in ("postgresql", "postgres"):
         raise InvalidURL(f"records={shown(url)!r} names no database that keeps records: {example}")
     if parts.netloc.count("@") > 1:
