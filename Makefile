@@ -28,9 +28,9 @@ test: ## Run the tests, with a real RabbitMQ, but for those of make test-faults;
 	@scripts/postgres.sh
 	@scripts/browser.sh
 	$(if $(ARGS),,@echo "All tests take about 10 to 17 minutes on two cores; ARGS=tests/unit runs some of them.")
-	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 4 --dist worksteal --ignore tests/faults)
+	$(VENV)/bin/python -m pytest $(or $(ARGS),--numprocesses 6 --dist worksteal --ignore tests/faults)
 
-test-lowest: ## Run the fast tests with the lowest versions of the dependencies that are allowed
+test-lowest: ## Run the tests that touch dependencies, with the lowest versions of these that are allowed
 	@scripts/broker.sh
 	@scripts/postgres.sh
 	@scripts/test-lowest.sh $(ARGS)

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Run the fast tests with the lowest versions of the dependencies that pyproject.toml allows, in an environment of
-# their own. A bound that is too low is found here, and not by whoever has an old version installed.
+# Run the tests that touch dependencies, with the lowest versions that pyproject.toml allows, in an environment of
+# their own. A bound that is too low is found here, and not by whoever has an old version installed. Arguments go to
+# pytest in the place of these tests; with --version nothing but the environment is made.
 set -eu
 cd "$(dirname "$0")/.."
 venv=.cache/lowest
@@ -15,8 +16,14 @@ if ! [ -e "$stamp" ] || ! cmp -s pyproject.toml "$stamp"; then
     "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --constraint "$venv/lowest.txt" --editable ".[test]"
     cp pyproject.toml "$stamp"
 fi
-# Kinds of queues at the broker are the broker's business, and are the same with every client library; so are the two
-# contracts of which the local transport and the loopback have the rest.
-[ $# != 0 ] || set -- --numprocesses 4 --dist worksteal tests/unit tests/conformance \
-    -k "not Quorum and not Encrypted and not Postgres and not Memory and not LocalHub"
+# Of each dependency the tests that get furthest into it: those of payloads and envelopes, of the AMQP transport, of the
+# command and of what it reloads. What stands between these is this package's own, and `make test` has run it.
+[ $# != 0 ] || set -- --numprocesses 4 --dist worksteal \
+    tests/unit/codecs tests/unit/failures tests/unit/signing tests/unit/transport tests/unit/worker \
+    tests/unit/test_connection.py tests/unit/test_connection_urls.py tests/unit/test_public_names.py \
+    tests/unit/test_wire.py tests/unit/pipeline/test_iterating.py tests/unit/pipeline/test_processes.py \
+    tests/conformance/test_transports.py::TestAMQP \
+    tests/amqp/test_acks.py tests/amqp/test_connecting.py tests/amqp/test_tls.py tests/amqp/test_topology.py \
+    tests/amqp/test_unreadable_properties.py tests/amqp/test_wire.py \
+    tests/cli/test_completion.py tests/cli/test_errors.py tests/cli/test_reload.py tests/cli/test_runs.py
 exec "$venv/bin/python" -m pytest "$@"

@@ -24,6 +24,7 @@ import psutil
 import pytest
 
 from atasks.current import carried
+from atasks.fork_server import server as fork_server
 from tests.broker import Broker, BrokerError, choose
 from tests.brokers.postgres import Postgres
 from tests.brokers.postgres import choose as choose_postgres
@@ -34,8 +35,8 @@ from tests.brokers.shared_node import SharedNode
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-GRACE = 1.0
-"""Seconds in which what a test has told to end may do so."""
+GRACE = 20.0
+"""Seconds in which what a test has told to end may do so: on a busy machine a process takes some."""
 
 
 def pytest_collection_finish() -> None:
@@ -150,12 +151,16 @@ def amqp_leaks(broker: Broker, amqp_url: str, prefix: str) -> Iterator[None]:
 
 
 def child_ids() -> set[int]:
-    """The ids of this process's children, those that have ended and were not waited for included."""
-    tasks = Path("/proc/self/task")
+    """The ids of this process's children, and of those that its fork server has forked, those that have ended and
+    were not waited for included."""
+    parents = [Path("/proc/self/task"), *(Path(f"/proc/{pid}/task") for pid in fork_server.pids())]
     try:
-        return {int(pid) for task in tasks.iterdir() for pid in (task / "children").read_text().split()}
+        tasks = [task for parent in parents if parent.exists() for task in parent.iterdir()]
+        return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
     except OSError:  # another system; or a thread that has ended just now
-        return {process.pid for process in psutil.Process().children()}  # 4 ms: it looks at all processes
+        found = psutil.Process().children()  # 4 ms: it looks at all processes
+        servers = [each for each in found if each.pid in fork_server.pids()]
+        return {process.pid for process in [*found, *(child for each in servers for child in each.children())]}
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +178,7 @@ def no_leaks() -> Iterator[None]:
     ours = {
         *processes,
         *own_processes,
+        *fork_server.pids(),
         resource_tracker._resource_tracker._pid,
         forkserver._forkserver._forkserver_pid,
     }

@@ -14,8 +14,8 @@ from tests.brokers.base import BrokerError
 
 __all__ = ["accepts", "free_ports", "speaks_amqp", "wait_for"]
 
-START_TIMEOUT = 60.0
-"""Seconds. A node is ready after about four; a loaded machine may take several times as long."""
+START_TIMEOUT = 180.0
+"""Seconds. A node is ready after about four; a loaded machine may take many times as long."""
 
 
 def free_ports(count: int) -> list[int]:

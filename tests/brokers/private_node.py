@@ -21,6 +21,8 @@ __all__ = ["PrivateNode", "find_sbin", "guard", "kill", "own_processes", "start_
 
 SBIN_VARIABLE = "ATASKS_TEST_RABBITMQ_SBIN"
 STOP_TIMEOUT = 60.0
+CTL_TIMEOUT = 200.0
+"""Seconds: it starts a virtual machine of Erlang, which takes a busy machine for longer than a minute."""
 
 own_processes: set[int] = set()
 """Ids of the processes that brokers of this process have running: no test has leaked these."""
@@ -89,7 +91,7 @@ class PrivateNode(Broker):
     def ctl(self, *arguments: str) -> str:
         command = [str(self.sbin / "rabbitmqctl"), "--node", self.name, *arguments]
         done = subprocess.run(
-            command, env=self._environment, capture_output=True, text=True, timeout=60, check=False
+            command, env=self._environment, capture_output=True, text=True, timeout=CTL_TIMEOUT, check=False
         )
         if done.returncode:
             raise BrokerError(f"rabbitmqctl {arguments[0]} failed: {(done.stderr or done.stdout).strip()}")

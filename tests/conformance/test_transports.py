@@ -13,6 +13,7 @@ from atasks.testing.retries import RetryCases
 from atasks.testing.schedules import ScheduleCases
 from atasks.testing.stream_endings import StreamEndingCases
 from atasks.testing.streams import StreamCases
+from atasks.testing.submit_options import SubmitOptionCases
 from atasks.testing.submitted import SubmittedCases
 from atasks.testing.threads import HandleInThreadCases
 from tests.conformance.transports import (
@@ -65,6 +66,7 @@ class TestAMQPQuorum(
     RetryCases,
     ResumeCases,
     SubmittedCases,
+    SubmitOptionCases,
     WaitingEventCases,
     ScheduleCases,
     LimitCases,
@@ -79,10 +81,17 @@ class TestAMQPSealed(
 
 
 class TestAMQPEncrypted(
-    OverAMQPEncrypted, NestingCases, ResumeCases, EndingCases, StreamCases, StreamEndingCases, SubmittedCases
+    OverAMQPEncrypted,
+    NestingCases,
+    ResumeCases,
+    EndingCases,
+    StreamCases,
+    StreamEndingCases,
+    SubmittedCases,
+    SubmitOptionCases,
 ):
     pass
 
 
-class TestAMQPWithPostgres(OverAMQPWithPostgres, SubmittedCases):
+class TestAMQPWithPostgres(OverAMQPWithPostgres, SubmittedCases, SubmitOptionCases):
     pass

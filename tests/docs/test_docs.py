@@ -255,7 +255,10 @@ def test_functions_and_options_of_pipelines_are_described() -> None:
 
 def test_table_of_options() -> None:
     rows = table(BY_NAME["README.md"].section("## Options"))
-    defaults = {field.name: field.default for field in dataclasses.fields(TaskOptions) if field.name != "extra"}
+    internal = ("extra", "viewer")
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(TaskOptions) if field.name not in internal
+    }
     assert {row[0]: ast.literal_eval(row[1]) for row in rows if row[0] not in ("name", "namespace")} == defaults
 
 
@@ -271,6 +274,19 @@ def test_every_option_of_the_command_is_described() -> None:
     described = {row[0].split()[0] for row in rows}
     options = [parameter for parameter in run_command.params if isinstance(parameter, click.Option)]
     assert described == {name for option in options for name in option.opts if "-h" not in option.opts}
+
+
+def test_options_that_are_mentioned_exist() -> None:
+    """Options of our commands and programs, but for those of `others`, which are of other programs."""
+    others = {"--strict", "--time", "--wait"}
+    folders = ("atasks_cli", "atasks/contrib", "benchmarks", "scenarios", "tests/faults", "tests/fuzz")
+    sources = [file for folder in folders for file in Path(ROOT, folder).rglob("*.py")]
+    known = {option for file in sources for option in re.findall(r'"(--[a-z][a-z-]+)', file.read_text())}
+    mentioned = {
+        (page.name, option) for page in PAGES for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.text)
+    }
+    assert len(mentioned) > 100
+    assert sorted(each for each in mentioned if each[1] not in known | others) == []
 
 
 def test_every_exit_code_is_described() -> None:

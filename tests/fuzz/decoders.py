@@ -19,7 +19,7 @@ from atasks.arrays import UNREADABLE
 from atasks.failures.failures import decode_failure, encode_failure
 from atasks.pipeline import collect, fork, map
 from atasks.pipeline.submitted import blueprint, journal
-from atasks.signing import Key, SealError, parse, seal, verify
+from atasks.signing import Key, SealError, seal, unseal
 from atasks.submitted import schedules
 from atasks.tracking import queries
 from atasks.transport.backends.local import frames
@@ -89,8 +89,7 @@ def _described(question: object) -> None:
 
 
 def _seal(body: bytes) -> None:
-    sealed = parse(body)
-    verify(KEY, sealed, "request", "a-queue", "a-reply-queue", "an-id")
+    unseal({KEY.name: KEY}.get, body, "request", "a-queue", "a-reply-queue", "an-id")
 
 
 def _table(body: bytes) -> None:
