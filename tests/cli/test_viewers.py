@@ -110,8 +110,11 @@ async def test_viewers_that_are_killed_or_stopped_leave_nothing(two: FleetOfTwo,
             for number, command in enumerate(viewers.commands):
                 command.signal(SIGSTOP if number % 2 else SIGKILL)
             await call(WARM_CALLS)  # nobody waits for those who are stopped
+            async with asyncio.timeout(PATIENCE):  # the broker hears of the killed ones from their sockets
+                while len(await asyncio.to_thread(left.queues)) > viewers.watching // 2:
+                    await asyncio.sleep(0.2)
             assert len(await asyncio.to_thread(left.queues)) == viewers.watching // 2, (
-                "those of the killed ones are gone"
+                "those of the stopped ones stay"
             )
             async with asyncio.timeout(PATIENCE):  # once their leases are over, nothing is sent to who is stopped
                 waiting: dict[str, int] = {}

@@ -391,5 +391,7 @@ async def test_what_is_like_an_earlier_message_is_read_as_alone() -> None:
 @pytest.mark.parametrize("content_type", [None, "sealed"])
 def test_an_address_that_is_too_long_raises_what_the_client_library_raises(content_type: str | None) -> None:
     properties = Properties.of("an-id", "a/b", 2, "x" * 256)
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, struct.error)) as raised:  # as the version of the client library has it
+        frame.marshal(ContentHeader(properties=properties, body_size=3), 1)
+    with pytest.raises(raised.type):
         header_frame(1, properties, 3, content_type)
