@@ -85,7 +85,9 @@ class Opened(DeliveredMessage):
     closed: DeliveredMessage
 
     if not TYPE_CHECKING:
-        __setattr__ = object.__setattr__  # the class above is frozen, and all other ways to set these cost more
+        # The class above is frozen, and all other ways to set these cost more. Python takes the short way to set
+        # an attribute only if the one to delete it is usual too.
+        __setattr__, __delattr__ = object.__setattr__, object.__delattr__
         delivery_tag = redelivered = None  # which look at the method there
         delivery = property(lambda self: self.closed.delivery)
 
