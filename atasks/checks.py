@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Final
 
 __all__ = [
     "MAX_TIMEOUT",
+    "from_environment",
     "is_queue",
     "validate_count",
     "validate_integer",
@@ -19,6 +21,17 @@ __all__ = [
 
 MAX_TIMEOUT: Final = 10 * 365 * 24 * 3600
 """Seconds: RabbitMQ takes no message that is to expire later."""
+
+
+def from_environment(variable: str, error: type[Exception], words: str, option: str) -> str | None:
+    """The value of a variable, or None. Raises this error for one that is set and empty: something was to give a
+    value and did not, and the program would go on without it, unprotected or to another place."""
+    value = os.environ.get(variable)
+    if value == "":
+        raise error(
+            f"${variable} is set and empty: {words} there, or unset it ({option}='' has none whatever it says)"
+        )
+    return value
 
 
 def validate_number(name: str, value: Any) -> None:

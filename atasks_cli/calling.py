@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from typing import Any
 
 import click
@@ -11,8 +12,10 @@ import msgspec
 
 import atasks
 from atasks import modules as loader
+from atasks.checks import MAX_TIMEOUT
 from atasks.definitions import ATask, BaseTask, StreamTask
 from atasks.errors import AtasksError, CallError, TransportError, closest
+from atasks_cli.durations import Finite
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.fleet import Place
 from atasks_cli.messages import configure_logging
@@ -31,7 +34,7 @@ __all__ = ["COMMANDS", "as_json", "find_task"]
 @click.option(
     "--keys", metavar="FILE", type=click.Path(), help="A file of keys for sealed messages. Default: $ATASKS_KEYS."
 )
-@click.option("--timeout", metavar="S", type=click.FloatRange(min=0.001), help="Seconds that the call may take.")
+@click.option("--timeout", metavar="S", type=Finite(0.001, MAX_TIMEOUT), help="Seconds that the call may take.")
 @click.option("--progress", is_flag=True, help="Write what the call reports of itself to the standard error.")
 @click.option("--json", is_flag=True, expose_value=False, help="Write JSON, as it does without this.")
 @click.option("-v", "verbosity", count=True, help="Log what happens.")
@@ -97,22 +100,30 @@ async def _call(
         called: Any = make(*args, **kwargs)
     except TypeError as error:
         raise CommandError(Exit.USAGE, str(error)) from error
-    async with place.transport():
-        try:
-            if isinstance(called, atasks.RemoteStream):
-                async for item in called:
-                    _write(item)
-            elif isinstance(called, atasks.WatchedCall):
-                async with called:
-                    async for report in called.progress():
-                        click.echo(clean(str(report)), err=True)
-                    _write(await called)
-            else:
+    try:
+        async with place.transport():
+            await _await(called)
+    finally:
+        if isinstance(called, Coroutine):
+            called.close()  # Python warns of one that was not awaited, as where there is no way to a worker
+
+
+async def _await(called: Any) -> None:
+    try:
+        if isinstance(called, atasks.RemoteStream):
+            async for item in called:
+                _write(item)
+        elif isinstance(called, atasks.WatchedCall):
+            async with called:
+                async for report in called.progress():
+                    click.echo(clean(str(report)), err=True)
                 _write(await called)
-        except AtasksError:
-            raise
-        except Exception as error:  # the atask's own
-            raise CommandError(Exit.FAILED, f"{type(error).__name__}: {error}") from error
+        else:
+            _write(await called)
+    except AtasksError:
+        raise
+    except Exception as error:  # the atask's own
+        raise CommandError(Exit.FAILED, f"{type(error).__name__}: {error}") from error
 
 
 def _write(result: Any) -> None:

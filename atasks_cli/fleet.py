@@ -12,11 +12,13 @@ from typing import Any, TypeVar
 import click
 
 import atasks
+from atasks.checks import MAX_TIMEOUT
 from atasks.errors import AtasksError
 from atasks.options import validate_queue
 from atasks.tracking.fleet import Fleet
 from atasks.tracking.queries import CallInfo
 from atasks.transport.call_transport import CallTransport
+from atasks_cli.durations import Finite
 from atasks_cli.exits import CommandError, Exit, explain
 from atasks_cli.messages import configure_logging
 from atasks_cli.settings import AMQP_URL
@@ -39,6 +41,14 @@ class Place:
     expect: int | None
     """The number of workers; None: nobody knows."""
     as_json: bool
+
+    def __post_init__(self) -> None:
+        try:
+            validate_queue(self.namespace, "--namespace ")
+            if self.prefix is not None:
+                validate_queue(self.prefix, "--prefix ")
+        except ValueError as error:
+            raise CommandError(Exit.USAGE, str(error).replace(" =", " ")) from None
 
     @asynccontextmanager
     async def transport(self, **more: Any) -> AsyncIterator[CallTransport]:
@@ -78,10 +88,6 @@ def fleet_command(function: F) -> F:
         **options: Any,
     ) -> Any:
         configure_logging(verbosity)
-        try:
-            validate_queue(namespace, "--namespace ")
-        except ValueError as error:
-            raise CommandError(Exit.USAGE, str(error).replace(" =", " ")) from None
         place = Place(
             url or os.environ.get("ATASKS_URL") or AMQP_URL, namespace, prefix, keys, timeout, expect, as_json
         )
@@ -104,7 +110,7 @@ def fleet_command(function: F) -> F:
         click.option(
             "--timeout",
             metavar="S",
-            type=click.FloatRange(min=0.01),
+            type=Finite(0.01, MAX_TIMEOUT),
             default=1.0,
             show_default=True,
             help="Seconds to wait for answers.",
@@ -139,6 +145,8 @@ def run_on(work: Callable[[], Awaitable[T]]) -> T:
 
 def one_of(calls: list[CallInfo], beginning: str) -> CallInfo:
     """The call whose id begins so. Raises a CommandError if there is none, or more than one."""
+    if not beginning:
+        raise CommandError(Exit.USAGE, "an ID is empty: give that of a call, or its beginning")
     found = [call for call in calls if call.id.startswith(beginning)]
     if len(found) == 1:
         return found[0]

@@ -9,8 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
-from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import click
 import msgspec
@@ -20,7 +19,7 @@ from atasks.tracking.fleet import Heard
 from atasks.tracking.queries import KINDS, WorkerInfo
 from atasks.tracking.snapshots import total
 from atasks.wire import counted
-from atasks_cli.durations import Seconds
+from atasks_cli.durations import Finite, Seconds
 from atasks_cli.exits import CommandError, Exit
 from atasks_cli.fleet import Place, fleet_command, run_on
 from atasks_cli.messages import say
@@ -59,7 +58,7 @@ def _give_way() -> None:
 @click.command("watch")
 @fleet_command
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, help="Only this kind; may be repeated.")
-@click.option("--sample", metavar="PART", type=click.FloatRange(0, 1), default=1.0, help="This part of the trees.")
+@click.option("--sample", metavar="PART", type=Finite(0, 1), default=1.0, help="This part of the trees.")
 @click.option("--for", "seconds", metavar="AGE", type=Seconds(), help="End after this time: 10s, 5m.")
 def watch_command(place: Place, kinds: tuple[str, ...], sample: float, seconds: float | None) -> int:
     """Write what happens, as it happens: a line for each event, until Ctrl-C. With --json, a JSON document each.
@@ -96,13 +95,13 @@ def _line(heard: Heard) -> bytes:
 @click.command("timeline")
 @fleet_command
 @click.option(
-    "-o", "output", metavar="FILE", required=True, type=click.Path(dir_okay=False), help="Where to write."
+    "-o", "output", metavar="FILE", required=True, type=click.File("w", lazy=False), help="Where to write."
 )
 @click.option(
     "--for", "seconds", metavar="AGE", type=Seconds(), help="Watch for this time. Default: until Ctrl-C."
 )
-@click.option("--sample", metavar="PART", type=click.FloatRange(0, 1), default=1.0, help="This part of the trees.")
-def timeline_command(place: Place, output: str, seconds: float | None, sample: float) -> int:
+@click.option("--sample", metavar="PART", type=Finite(0, 1), default=1.0, help="This part of the trees.")
+def timeline_command(place: Place, output: IO[str], seconds: float | None, sample: float) -> int:
     """Watch what runs where, and write it as a trace: browsers' trace viewers (ui.perfetto.dev) open it."""
     found: list[Heard] = []
     missed = 0
@@ -116,12 +115,13 @@ def timeline_command(place: Place, output: str, seconds: float | None, sample: f
     with contextlib.suppress(KeyboardInterrupt):
         run_on(lambda: _follow(place, SPANS, sample, seconds, take))
     try:
-        Path(output).write_text(json.dumps(trace_of(found)))
+        output.write(json.dumps(trace_of(found)))
+        output.flush()
     except OSError as error:
-        raise CommandError(Exit.FAILED, f"{output} cannot be written: {error.strerror}") from error
-    say(f"{output} has {counted(len(found), 'event')}{f'; {missed} more were missed' if missed else ''}")
+        raise CommandError(Exit.FAILED, f"{output.name} cannot be written: {error.strerror}") from error
+    say(f"{output.name} has {counted(len(found), 'event')}{f'; {missed} more were missed' if missed else ''}")
     if place.as_json:
-        show_json({"file": output, "events": len(found), "missed": missed})
+        show_json({"file": output.name, "events": len(found), "missed": missed})
     return Exit.OK
 
 

@@ -12,6 +12,7 @@ import click
 import atasks
 from atasks.supervisor.tether import Tether
 from atasks_cli.destination import TransportName
+from atasks_cli.durations import Finite
 from atasks_cli.exits import MEANINGS, CommandError, Exit
 from atasks_cli.messages import configure_logging, discard_output, output_is_unread, say, show_traceback
 from atasks_cli.running import run_targets
@@ -176,7 +177,7 @@ def main() -> None:
 @click.option(
     "--grace",
     metavar="S",
-    type=click.FloatRange(min=0),
+    type=Finite(min=0),
     help="Seconds for running calls to finish when a server drains. Default: 30.",
 )
 @click.option(

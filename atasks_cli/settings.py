@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Literal
@@ -118,8 +117,6 @@ class Settings(msgspec.Struct, frozen=True):
         given = [option for option, size in sizes.items() if size is not None]
         if mode == "client" and given and not private:
             raise CommandError(Exit.USAGE, f"{given[0]} is for workers, and --mode client runs none: leave it out")
-        if grace is not None and not math.isfinite(grace):
-            raise CommandError(Exit.USAGE, f"--grace {grace}: give a number of seconds")
         try:
             validate_queue(namespace, "--namespace ")
             for queue in queues:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -24,7 +24,8 @@ class Retry:
 
     `RetryAfter` is always worth another try. A cancelled await is not tried again, nor is a call whose arguments
     cannot be sent. The deadline of the call is one for all tries: where the next one would begin after it, the
-    exception is raised at once.
+    exception is raised at once. A group of exceptions, as a task group raises, is worth another try if each one in
+    it is; a function as `on` gets the group.
 
     Args:
         on: The class of an exception, or several, or a function of the exception that says whether another try is
@@ -100,15 +101,19 @@ class Retry:
         as `on` raises."""
         if not isinstance(error, Exception):
             return False
-        if isinstance(error, RetryAfter):
-            return True
         on: Any = self.on
         if callable(on) and not isinstance(on, type):
-            return bool(on(error))
-        return any(
-            _is_named(error, kind) if isinstance(kind, str) else isinstance(error, kind)
-            for kind in (on if isinstance(on, tuple) else (on,))
-        )
+            return isinstance(error, RetryAfter) or bool(on(error))
+        kinds = on if isinstance(on, tuple) else (on,)
+        rest: list[Exception] = [error]
+        while rest:
+            part = rest.pop()
+            if isinstance(part, RetryAfter) or any(_is_of(part, kind) for kind in kinds):
+                continue
+            if not isinstance(part, ExceptionGroup):
+                return False
+            rest += part.exceptions
+        return True
 
     def is_last(self, number: int, error: BaseException) -> bool:
         """Return True if no try follows the one of this number, which ended with this error; a function given as
@@ -124,9 +129,10 @@ class Retry:
 
     def pause(self, error: Exception, tries: int) -> float:
         """Return the seconds between this error and the next try; `tries` were made so far. What an error that
-        came in a message wants counts if it is a time."""
-        if isinstance(error, RetryAfter) and 0 <= error.seconds < math.inf:
-            return min(error.seconds, MAX_TIMEOUT)
+        came in a message wants counts if it is a time; of a group, the longest one."""
+        wanted = [part.seconds for part in _parts(error) if isinstance(part, RetryAfter)]
+        if wanted := [seconds for seconds in wanted if 0 <= seconds < math.inf]:
+            return min(max(wanted), MAX_TIMEOUT)
         import random  # slow to import, and only calls that are tried again need it
 
         return min(self.wait * 2.0 ** (tries - 1) + random.uniform(0.0, self.jitter), self.wait_max)
@@ -154,6 +160,21 @@ def _name(kind: type) -> str:
     """Return the name by which workers know the class."""
     module = kind.__module__
     return f"{(module in MAIN_NAMES and main_name()) or module}.{kind.__qualname__}"
+
+
+def _parts(error: Exception) -> Iterator[Exception]:
+    """Yield the exceptions in a group, or this one."""
+    rest = [error]
+    while rest:
+        part = rest.pop()
+        if isinstance(part, ExceptionGroup):
+            rest += part.exceptions
+        else:
+            yield part
+
+
+def _is_of(error: Exception, kind: type[Exception] | str) -> bool:
+    return _is_named(error, kind) if isinstance(kind, str) else isinstance(error, kind)
 
 
 def _is_named(error: Exception, name: str) -> bool:

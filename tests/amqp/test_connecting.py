@@ -572,3 +572,13 @@ async def test_a_cancellation_that_becomes_another_error_is_one_still(error: typ
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
+
+
+def test_a_variable_of_records_that_is_set_and_empty_is_an_error(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something was to name the database and did not: workers with it would leave these calls to nobody."""
+    monkeypatch.setenv("ATASKS_RECORDS", "")
+    with pytest.raises(InvalidURL, match=r"\$ATASKS_RECORDS is set and empty.*records=''"):
+        AMQPTransport(prefix=prefix)
+    assert AMQPTransport(prefix=prefix, records="").seals is None

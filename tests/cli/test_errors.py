@@ -112,6 +112,39 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
     assert (done.code, done.line()) == (2, "aiomain() of generator is a generator: it may not yield")
 
 
+# --- commands that look at a fleet, and calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["ping", "--timeout", "nan"], ["--timeout", "nan"]),
+        (["ping", "--timeout", "inf"], ["--timeout", "inf"]),
+        (["call", "tasks:add", "--timeout", "nan"], ["--timeout", "nan"]),
+        (["call", "tasks:add", "--timeout", "1e12"], ["--timeout", "range"]),
+        (["watch", "--sample", "nan"], ["--sample", "nan"]),
+        (["ps", "--prefix", "a b"], ["--prefix 'a b'", "letters, digits"]),
+        (["call", "tasks:add", "1", "2", "--prefix", ""], ["--prefix ''", "not empty"]),
+        (["timeline", "-o", "missing/trace.json"], ["missing/trace.json", "No such file"]),
+    ],
+)
+def test_a_wrong_option_is_one_line_before_anything_is_asked(
+    shell: Shell, arguments: list[str], words: list[str]
+) -> None:
+    shell.write("tasks.py", TASKS)
+    done = shell.run(*arguments, env={"ATASKS_URL": "amqp://127.0.0.1:1/"})
+    assert done.code == 2
+    for word in words:
+        assert word in done.line()
+
+
+def test_a_call_without_a_way_to_a_worker_is_one_line(shell: Shell, closed_port: int) -> None:
+    shell.write("tasks.py", TASKS)
+    done = shell.run("call", "tasks:add", "1", "2", "--url", f"amqp://127.0.0.1:{closed_port}/")
+    assert done.code == 4
+    assert done.line().startswith("cannot reach RabbitMQ")
+
+
 # --- the command line
 
 
@@ -123,7 +156,7 @@ def test_aiomain_that_is_no_function(shell: Shell) -> None:
         (["--concurrency", "many"], ["--concurrency", "'many'"]),
         (["--transport", "redis"], ["--transport", "'redis'", "loopback", "amqp"]),
         (["--grace", "-1"], ["--grace", "-1"]),
-        (["--grace", "nan", "--mode", "server"], ["--grace nan", "seconds"]),
+        (["--grace", "nan", "--mode", "server"], ["--grace", "nan"]),
         (["--wrkers", "2"], ["--wrkers", "--help"]),
         (["--namespace", "a b", "--mode", "server"], ["--namespace 'a b'", "letters, digits"]),
         (["--queue", "", "--mode", "server"], ["--queue ''", "letters, digits"]),

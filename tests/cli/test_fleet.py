@@ -112,6 +112,17 @@ def test_calls_that_wait_for_each_other_are_named(two: FleetOfTwo) -> None:
     assert client.finish().code == 0
 
 
+def test_an_empty_id_names_no_call(two: FleetOfTwo) -> None:
+    """Every id begins with nothing, as a variable of a shell has it that is not set."""
+    client = two.call("leaf", str(gate := two.shell.directory / "gate-of-one"))
+    wait_until(lambda: len(two.json("ps")["calls"]) == 1)
+    for command in ("cancel", "stack", "tree"):
+        assert two.run(command, "", code=2).line().startswith("an ID is empty")
+    gate.touch()
+    assert client.finish().out == "leaf\n"
+    gate.unlink()
+
+
 def test_a_cancelled_call_ends_at_its_caller(two: FleetOfTwo) -> None:
     client, _ = two.tree()
     (top,) = (call for call in two.json("ps")["calls"] if call["task"] == "shop.top")

@@ -94,6 +94,48 @@ def test_what_is_worth_another_try() -> None:
     assert Retry(on=lambda error: isinstance(error, KeyError)).wants(KeyError())
 
 
+def test_a_group_is_worth_what_each_of_its_exceptions_is() -> None:
+    """A task group in an atask raises one for a single failure too."""
+    retry = Retry(on=(ConnectionError, f"{__name__}.Busy"), wait=3.0, jitter=0.0)
+    lost, busy, wrong = ConnectionResetError(), Busy(), ValueError()
+    assert retry.wants(ExceptionGroup("one", [lost]))
+    assert retry.wants(ExceptionGroup("two", [busy, ExceptionGroup("inner", [lost, RetryAfter(1)])]))
+    assert not retry.wants(ExceptionGroup("mixed", [lost, ExceptionGroup("inner", [busy, wrong])]))
+    assert not retry.wants(BaseExceptionGroup("ends the program", [lost, KeyboardInterrupt()]))
+    assert Retry(on=ExceptionGroup).wants(ExceptionGroup("itself", [wrong]))
+    seen: list[Exception] = []
+    assert not Retry(on=seen.append).wants(group := ExceptionGroup("whole", [lost]))
+    assert seen == [group]
+    asks = ExceptionGroup("asks", [RetryAfter(20), ExceptionGroup("more", [RetryAfter(40), lost])])
+    assert retry.pause(asks, 1) == 40.0
+    assert retry.pause(ExceptionGroup("asks for nothing", [lost]), 1) == 3.0
+    deep: Exception = lost
+    for _ in range(10_000):
+        deep = ExceptionGroup("deep", [deep])
+    assert retry.wants(deep)
+    assert retry.pause(deep, 1) == 3.0
+
+
+async def test_what_a_task_group_raises_is_tried_again() -> None:
+    tries: list[int] = []
+
+    @atask(retry=Retry(on=ConnectionError, wait=0.0, jitter=0.0))
+    async def grouped() -> int:
+        tries.append(current_call().try_)
+
+        async def fail() -> None:
+            if len(tries) < 3:
+                raise ConnectionError("not yet")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fail())
+        return len(tries)
+
+    async with atasks.connect("loopback:"):
+        assert await soon(grouped()) == 3
+    assert tries == [1, 2, 3]
+
+
 def test_as_plain_data() -> None:
     retry = Retry(on=(Busy, OSError), attempts=7, until=None)
     data = retry.described()

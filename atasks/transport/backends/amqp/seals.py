@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from pamqp.commands import Basic
 
 from atasks import wire
+from atasks.checks import from_environment
 from atasks.current import serving
 from atasks.errors import InvalidKeys
 from atasks.signing import (
@@ -184,12 +185,7 @@ class Seals:
         if unsealed not in ("refuse", "accept"):
             raise ValueError(f"unsealed={unsealed!r}: 'refuse' or 'accept'")
         if path is None:
-            path = os.environ.get("ATASKS_KEYS")
-            if path == "":  # who meant to seal would be open to all
-                raise InvalidKeys(
-                    "$ATASKS_KEYS is set and empty: name the file of keys there, or unset it for messages without "
-                    "seals (keys='' has none whatever it says)"
-                )
+            path = from_environment("ATASKS_KEYS", InvalidKeys, "name the file of keys", "keys")
         return cls(Keyring(path), topology, accept_unsealed=unsealed == "accept") if path else None
 
     def require_serve(self) -> None:

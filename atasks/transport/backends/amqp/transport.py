@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from aiormq.abc import ConsumerCallback
 from aiormq.exceptions import ChannelInvalidStateError
 
+from atasks.checks import from_environment
 from atasks.errors import InvalidURL, NotConnected, NotSupported, TransportError
 from atasks.options import EXECUTORS, Executor, TaskOptions, validate_queue, validate_seconds
 from atasks.original import as_before
@@ -151,7 +152,8 @@ class AMQPTransport(CallTransport):
 
     def _in_database(self, url: str | None) -> StoredRecords | None:
         """The records in the database of that URL, or in that of $ATASKS_RECORDS; None: there is none."""
-        url = os.environ.get("ATASKS_RECORDS") if url is None else url
+        if url is None:
+            url = from_environment("ATASKS_RECORDS", InvalidURL, "give the URL of a database", "records")
         if not url:
             return None
         try:
