@@ -24,6 +24,8 @@ def take_apart(url: object, example: str = BROKER_URL) -> SplitResult:
     """
     if not isinstance(url, str):
         raise TypeError(f"a URL is a string, not {type(url).__name__}")
+    if "#" in url:  # what is behind it would be left out, and it may stand in a password
+        raise InvalidURL(f"{shown(url)!r} is no URL of a transport: write # as %23")
     try:
         url.encode()
         parts = urlsplit(url)
@@ -35,12 +37,14 @@ def take_apart(url: object, example: str = BROKER_URL) -> SplitResult:
 
 def shown(url: str) -> str:
     """The URL without user, password and query, shortened: this much may stand in an error or in a log."""
-    address = url.partition("?")[0].partition("#")[0]
+    address = re.split("[?#]", url, maxsplit=1)[0]
     scheme, colon, rest = address.partition("://")
     if not (colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme)):
         scheme, colon, rest = "", "", address
     _, at, host = rest.rpartition("@")
-    if at:
+    if "@" in url[len(address) :]:
+        rest = "…"  # the sign at which it was cut stands in a password
+    elif at:
         rest = f"…@{host}"
     elif colon and not rest.startswith("/") and not _is_host(rest.partition("/")[0]):
         rest = "…"  # a user and a password whose host is missing

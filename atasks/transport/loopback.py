@@ -89,7 +89,7 @@ class LoopbackTransport(CallTransport):
             return cls(namespace=namespace, **options)
         for each in [url] if isinstance(url, str) else url:
             parts = take_apart(each)
-            place = parts.netloc or parts.path.strip("/") or parts.query or parts.fragment
+            place = parts.netloc or parts.path.strip("/") or parts.query
             if place or parts.scheme != "loopback":
                 raise InvalidURL(
                     f"{shown(each)!r}: calls run in this process, so its URL has neither host, path nor options: "

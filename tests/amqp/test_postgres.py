@@ -277,6 +277,12 @@ async def test_forged_rows_are_not_believed(
         "mysql://user:s3cr3t@host/db",
         "user:s3cr3t@host",
         "postgresql://user:s3cr3t@ho st/\0",
+        "postgresql://user:s3cr3t#@host/",
+        " postgresql://user:s3cr3t#@host/",
+        "mysql:///user:s3cr3t?@host/",
+        "postgresql://user:s3cr3t%ff@host/",
+        f"postgresql://user:s3cr3t@host,{'h' * 64}/",
+        "postgresql://user:s3cr3t@a..b/",
     ],
 )
 def test_no_error_over_a_url_has_its_password(amqp_url: str, prefix: str, url: str) -> None:

@@ -31,22 +31,23 @@ def parse(url: str | Sequence[str]) -> tuple[str | None, dict[str, Any]]:
             raise InvalidURL("several URLs are for nodes of one broker, and a hub is one process: give one URL")
         (url,) = url
     parts = take_apart(url)
-    options: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in URL_OPTIONS:
-            raise InvalidURL(f"unknown option {name!r} in the URL: known are {', '.join(URL_OPTIONS)}")
-        options[name] = option(name, text, URL_OPTIONS[name])
     if parts.netloc:
         path = "/run/app.sock" if "@" in parts.netloc or ":" in parts.netloc else f"/{parts.netloc}{parts.path}"
         raise InvalidURL(
             f"{shown(url)!r} names a host: a URL of a socket has three slashes: {parts.scheme}://{path}"
         )
-    path = unquote(parts.path)
-    # A path may have both signs in the name of a file; in the place of its first folder they are a mistake.
-    if re.match("/+[^/@]*:[^/@]*@|(?!/)[^@]*:[^@]*@", path):
+    path, whole = unquote(parts.path), unquote(url.partition(":")[2])
+    # A path may have both signs in the name of a file; in the place of its first folder they are a mistake. The
+    # password may have a question mark.
+    if re.match("/+[^/@]*:[^/@]*@|(?!/)[^@]*:[^@]*@", whole):
         right = "unix:///run/app.sock" if parts.scheme == "unix" else "local:"
-        whole = shown(f"{parts.scheme}:{path}")
-        raise InvalidURL(f"{whole!r} names a user and a password: a socket asks for neither, as in {right}")
+        said = shown(f"{parts.scheme}:{whole}")
+        raise InvalidURL(f"{said!r} names a user and a password: a socket asks for neither, as in {right}")
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in URL_OPTIONS:
+            raise InvalidURL(f"unknown option {name!r} in the URL: known are {', '.join(URL_OPTIONS)}")
+        options[name] = option(name, text, URL_OPTIONS[name])
     if parts.scheme == "local":
         if path:
             raise InvalidURL(f"local: is a private socket, without a path: did you mean unix://{path}?")

@@ -285,7 +285,9 @@ def checked_url(url: object) -> str:
     if parts.netloc.count("@") > 1:
         raise InvalidURL(f"records={shown(url)!r} has an @ in its user or password: write it as %40")
     try:
-        conninfo_to_dict(url)
-    except psycopg.Error:  # its words may quote what is secret
+        for host in str(conninfo_to_dict(url).get("host", "")).split(","):
+            if not host.startswith("/"):  # which is the folder of a socket
+                host.encode("idna")  # as the name lookup does first
+    except (psycopg.Error, ValueError):  # their words may quote what is secret; a UnicodeError is a ValueError
         raise InvalidURL(f"records={shown(url)!r} cannot be read as the URL of a database: {example}") from None
     return url
