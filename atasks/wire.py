@@ -144,8 +144,8 @@ class Call(Struct, array_like=True, tag=1, gc=False):
     sig: bytes | None = None
     """Reserved for a signature; ignored in version 1."""
     ran: bool = False
-    """True if a worker may have run this stream before, at this attempt, and its consumer may have items: that
-    worker gave it back, or may have been sent it in vain."""
+    """True if a worker may have run this call before, at this attempt: that worker gave it back, or may have been
+    sent it in vain. Of a stream: and its consumer may have items."""
     by: Annotated[str, Meta(max_length=32)] = ""
     """The name of the key whose owner made the call, if a worker passes it on; empty: the sender's own."""
     key: Key | None = None

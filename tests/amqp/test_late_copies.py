@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -15,9 +16,10 @@ from atasks import MsgpackCodec, Worker, current_call, wire
 from atasks.testing import Site, soon, until
 from atasks.transport.backends.amqp import AMQPTransport
 from atasks.transport.backends.amqp.caller.calling import Calling
-from atasks.transport.backends.amqp.worker.attempts import Attempts
+from atasks.transport.backends.amqp.worker import attempts
 from tests.amqp.journals import gone, journal_queue
 from tests.amqp.peer import Peer
+from tests.faults.proxy import Proxy
 
 CALL, REPLY, CLAIM, GRANT = 1, 2, 11, 12
 RUN = 1
@@ -71,8 +73,11 @@ class Orders:
         await self.steps.drain(0)
         self.steps = await self.site.serve(queues=["steps"])
 
-    async def send_copy(self, call_id: str, reply_to: str, attempt: int = 2, orphan: int = 0) -> None:
-        sent_ms = int((time.time() - 60) * 1000)
+    async def send_copy(
+        self, call_id: str, reply_to: str, attempt: int = 2, orphan: int = 0, ago: float = 60.0
+    ) -> None:
+        """Send a copy of a call that was sent so many seconds ago."""
+        sent_ms = int((time.time() - ago) * 1000)
         call = [CALL, 1, call_id, "order", msgspec.msgpack.encode([[], {}]), "msgpack", None, sent_ms]
         message_id = call_id if attempt == 1 else f"{call_id}:copy"
         queue = self.peer.work_queue("copies")
@@ -118,6 +123,23 @@ def orders(site: Site, peer: Peer) -> Orders:
     return Orders(site, peer)
 
 
+@pytest.fixture
+def proxy(amqp_url: str) -> Iterator[Proxy]:
+    """A proxy between the caller and the broker."""
+    proxy = Proxy(amqp_url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def cut_off(proxy: Proxy, amqp_url: str, prefix: str, amqp_leaks: None) -> Iterator[Site]:
+    """A site whose caller, and nobody else, may be cut off from the broker."""
+    urls = iter([proxy.url()])
+    site = Site(lambda namespace: AMQPTransport(next(urls, amqp_url), namespace, prefix=prefix))
+    yield site
+    site.close()
+
+
 @pytest.mark.parametrize("attempt", [1, 2], ids=["sent again", "another attempt"])
 @pytest.mark.parametrize("reads", [True, False], ids=["reply read", "reply not read"])
 async def test_a_copy_that_begins_when_the_call_has_ended_makes_no_step(
@@ -152,6 +174,68 @@ async def test_a_copy_that_begins_when_the_call_has_ended_makes_no_step(
         await soon(gone(orders.site, journal_queue(orders.site, call_id)))
 
 
+async def test_a_call_of_which_its_caller_did_not_hear_that_it_was_sent_makes_no_step_twice(
+    cut_off: Site, proxy: Proxy, amqp_url: str, prefix: str
+) -> None:
+    """The caller lost its connection before the broker could confirm the call, and sent it again at once: both
+    messages are of the first attempt, and of now."""
+    site = cut_off
+    async with Peer.connect(amqp_url, prefix, site.namespace) as peer:
+        orders = Orders(site, peer)
+        async with site.open(serve=False):
+            orders.steps = await site.serve(queues=["steps"])
+            first = await site.serve(queues=["orders"])
+            await asyncio.sleep(0.3)  # calls that were sent before the worker listened are asked for in any case
+            proxy.mute("to_client")
+            running = asyncio.create_task(orders.order())
+            await soon(orders.halfway.wait())
+            draining = asyncio.create_task(first.drain(60))
+            second = await site.serve(queues=["orders", "busy"], concurrency=1)
+            await peer.send(
+                [CALL, 1, "other", "busy", msgspec.msgpack.encode([[], {}]), "msgpack"],
+                queue=peer.work_queue("busy"),
+            )
+            await soon(orders.is_busy.wait())
+            proxy.drop()
+            (call_id,) = orders.begun
+            await until(lambda: second.holds(call_id), "it is sent again")
+            orders.go_on.set()
+            assert await soon(running) == 1
+            await soon(draining)
+            await orders.forget_steps()
+            await soon(gone(site, journal_queue(site, call_id)))
+            orders.rest.set()
+            await until(lambda: not second.held, "the second message is settled")
+            assert orders.charged == [1]
+
+
+async def test_a_call_that_waited_at_its_worker_while_it_ended_elsewhere_makes_no_step(
+    orders: Orders, inbox: Inbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that came at once may be the first message of one that was sent again."""
+    monkeypatch.setattr(attempts, "AGAIN_SECONDS", 0.2)
+    async with orders.site.open(serve=False):
+        inbox.caller = orders.caller
+        second = await orders.serve()
+        await orders.site.serve(queues=["orders"])
+        running = asyncio.create_task(orders.order())
+        await soon(orders.halfway.wait())
+        other = asyncio.create_task(orders.busy())
+        await soon(orders.is_busy.wait())
+        (call_id,) = orders.begun
+        await orders.send_copy(call_id, orders.caller.session.reply_queue, attempt=1, ago=0)
+        await until(lambda: second.holds(call_id), "its caller lets the copy start")
+        await asyncio.sleep(0.3)
+        orders.go_on.set()
+        assert await soon(running) == 1
+        await orders.forget_steps()
+        await soon(gone(orders.site, journal_queue(orders.site, call_id)))
+        orders.rest.set()
+        await soon(other)
+        await until(lambda: not second.held, "the copy ends")
+        assert orders.charged == [1]
+
+
 async def test_a_copy_whose_call_is_awaited_goes_on(orders: Orders, inbox: Inbox) -> None:
     orders.go_on.set()
     async with orders.site.open(serve=False):
@@ -181,7 +265,7 @@ async def test_nobody_is_asked_for_a_first_attempt(orders: Orders, inbox: Inbox)
 async def test_a_copy_makes_its_steps_unless_its_caller_says_that_it_is_over(
     orders: Orders, peer: Peer, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    monkeypatch.setattr(Attempts, "patience", 1.5)
+    monkeypatch.setattr(attempts.Attempts, "patience", 1.5)
     orders.go_on.set()
     async with orders.site.open(serve=False):
         second = await orders.serve()

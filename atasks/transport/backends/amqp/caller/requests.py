@@ -141,7 +141,7 @@ class Requests:
                 if pending.copies is not None:
                     pending.copies.pop(call.attempt, None)
                     pending.begun = None
-                call.ran |= pending.receiver is not None and pending.receiver.begun
+                _may_have_run(pending)
                 seals = self.session.seals
                 if seals is not None and not seals.keys.own.serve:
                     # Workers take no word on attempts from callers: the ones that are left are counted anew.
@@ -290,6 +290,8 @@ class RequestPacket(Outgoing):
         """Return True if the packet may be sent again. Calls that have arrived are not sent twice, and workers are
         asked for those that may run once only."""
         if not arrived and self.pendings[0].call.delivery != AT_MOST_ONCE:
+            for pending in self.pendings:
+                _may_have_run(pending)
             return True
         self.confirmed()
         if not arrived:
@@ -305,9 +307,16 @@ class RequestPacket(Outgoing):
         if self.pendings[0].call.delivery != AT_MOST_ONCE:
             for pending in self.pendings:
                 logger.debug("%s is sent again: it was not confirmed", describe(pending.call))
+                _may_have_run(pending)
             return True
         self.requests.session.outbox.put(_Withdrawal(self.requests.session, self.pendings[0]))
         return False
+
+
+def _may_have_run(pending: Pending) -> None:
+    """Have the next message of the call say that there was one before. That of a stream says so where its consumer
+    has heard of a run, which may have given it items."""
+    pending.call.ran |= pending.receiver is None or pending.receiver.begun
 
 
 def _size(call: Call) -> int:

@@ -25,6 +25,7 @@ from atasks.wire import AT_MOST_ONCE, VERSION, Ask, Call, End, Grant, Reply, Sta
 
 if TYPE_CHECKING:
     from atasks.transport.backends.amqp.worker.station import Station
+    from atasks.transport.server import HeldRun
 
 __all__ = ["Attempts"]
 
@@ -41,7 +42,7 @@ GONE_ROUNDS: Final = 2
 """Consecutive checks that must miss the reply queue before its caller counts as gone. See `CallerWatch` for why
 one is not enough."""
 AGAIN_SECONDS: Final = 2.0
-"""A first attempt that was so long on its way may have been sent again by its caller."""
+"""A first attempt that began so long after it was sent may have been sent again by its caller."""
 MAX_SILENT: Final = 1000
 """Callers that are remembered to be silent. To forget one costs time only."""
 
@@ -285,7 +286,7 @@ class Attempts:
         that copy before the question. False where it is silent or gone, and for calls that nobody awaits."""
         run = self._station.worker.find(call_id)
         delivery = None if run is None else run.deliveries[0]
-        if run is None or not isinstance(delivery, CallDelivery) or not self._may_be_over(run.call, delivery):
+        if run is None or not isinstance(delivery, CallDelivery) or not self._may_be_over(run, delivery):
             return False
         claim = CopyClaim(run.call, [delivery], True, self._station.epoch)
         if run.call.attempt == 1:
@@ -299,17 +300,18 @@ class Attempts:
             if not asked:
                 self._begun.pop(call_id, None)
 
-    def _may_be_over(self, call: Call, delivery: CallDelivery) -> bool:
+    def _may_be_over(self, run: HeldRun, delivery: CallDelivery) -> bool:
         """Return True if the caller of a call that has begun here can be asked for it, and there is a reason to:
-        another worker may have had it. A caller sends a call again after some seconds, and does not say so."""
-        request, station = delivery.request, self._station
+        another worker may have had it. A caller sends a call again after some seconds, or when it has lost its
+        connection. The second message says so; while the first one waits for a slot the other may be run."""
+        request, station, call = delivery.request, self._station, run.call
         if call.delivery == AT_MOST_ONCE or station.is_kept(request.reply_to):
             return False
         if call.attempt > 1:
             return bool(request.copy)
         here = asyncio.get_running_loop().time() - request.received
         waited = station.clocks.waited(request.reply_to, call.sent_ms) if call.sent_ms else 0.0
-        return request.came_again or waited - here > AGAIN_SECONDS
+        return request.came_again or call.ran or max(waited, here) - (run.ran or 0.0) > AGAIN_SECONDS
 
     # -- is it lost?
 
