@@ -195,6 +195,40 @@ async def test_a_copy_of_a_step_is_looked_for_again_if_the_link_was_lost_over_th
         assert await soon(running) == 3
 
 
+async def test_a_copy_of_a_step_is_looked_for_again_if_its_worker_stood_still_over_the_look(
+    site: Site, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer was right when it came."""
+    copies, has_ended, answers = TwoCopies(site, peer, resume=False), KeptCalls._has_ended, list[Any]()
+    standing = asyncio.Event()
+
+    async def look(self: KeptCalls, call: Call, *args: Any, **options: Any) -> Any:
+        answers.append(await has_ended(self, call, *args, **options))
+        if standing.is_set():
+            standing.clear()
+            copies.halfway[0].set()
+            await soon(copies.inner_ended.wait())
+            await sleep(1.2)
+            return answers[0]
+        return answers[-1]
+
+    async with site.open(serve=False):
+        _, running = await copies.begin()
+        second = await site.serve(queues=["inner", "busy"], concurrency=1)
+        other = asyncio.create_task(copies.busy())
+        await soon(copies.is_busy.wait())
+        await copies.send_copy_to(second)
+        monkeypatch.setattr(KeptCalls, "_has_ended", look)
+        standing.set()
+        copies.rest.set()
+        await soon(other)
+        await until(lambda: not second.held or len(copies.inner_ids) > 1, "the copy is dropped, or begins")
+        assert answers[0] is False
+        assert len(copies.inner_ids) == 1
+        copies.end.set()
+        assert await soon(running) == 3
+
+
 async def test_a_copy_of_a_submitted_call_is_looked_for_again_if_the_link_was_lost_over_the_first_look(
     site: Site, peer: Peer, looks: Looks
 ) -> None:

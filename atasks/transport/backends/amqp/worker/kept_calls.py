@@ -36,6 +36,9 @@ LONGEST_PAUSE: Final = 60.0
 UNKNOWN_PAUSE: Final = 1.0
 FRESH_SECONDS: Final = 0.1
 """For so long a call is believed not to have ended."""
+STOOD_STILL_SECONDS: Final = 1.0
+"""If a look took longer, this process may have stood still since it was answered: the broker may have given the
+call to others meanwhile."""
 EMPTIED: Final = "emptied"
 JOURNAL_PAUSE: Final = 10.0
 """Seconds between two looks whether the call that makes a call in hand is still there."""
@@ -232,8 +235,9 @@ class KeptCalls:
         of = None if run is None else run.deliveries[-1]
         if run is None or not isinstance(of, CallDelivery):
             return True
-        if loop.time() - looked > FRESH_SECONDS:
-            looked = loop.time()
+        trusted = FRESH_SECONDS
+        while loop.time() - looked > trusted:
+            looked, trusted = loop.time(), max(2 * trusted, STOOD_STILL_SECONDS)  # a slow broker has its time
             if await self._is_known_to_have_ended(run.call, of, again):
                 self._station.worker.moved(run.call.id)
                 return False
